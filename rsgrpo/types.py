@@ -1,0 +1,357 @@
+"""The records that cross package borders.
+
+Every record is frozen, keyword-only and slotted: a stage reads one and returns a new one. Arrays are
+numpy (they travel through Ray without a copy) and follow two conventions everywhere:
+
+* entry ``t`` of an array over a response describes the response's token ``t``, the end-of-sequence
+  token included; the shift between a position and the token it predicts lives in ``logprobs.py`` only;
+* spans are half-open, ``[start, stop)``.
+
+    Sample -> RolloutGroup -> ScoredGroup -> CreditedGroup -> TrainingGroup -> UpdateResult
+     data       rollout        rewards       advantages       recipe            policy worker
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+
+SECTION_TAGS = ("observe", "evidence", "think", "answer")
+"""The four sections of an EVisRAG response, in the order in which they must stand."""
+
+IMAGE_MARKER = "<image>"
+"""Where a data set's ready prompt wants an image."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRef:
+    """Where one page image lies; decoded by ``rsgrpo.images.read_image``, never shipped as pixels.
+
+    Attributes:
+        path: the path as the data set writes it, such as ``imgs/15.png``; what people see in messages.
+        file: absolute path of the image file; empty if the image lies in a parquet table.
+        parquet_file: absolute path of the table ``images.parquet``; empty if the image is a file.
+        parquet_row: the image's row in that table.
+    """
+
+    path: str
+    file: str = ""
+    parquet_file: str = ""
+    parquet_row: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One question over several page images, with its gold.
+
+    Attributes:
+        sample_id: unique in its data set; groups go by it.
+        question: the bare question; empty if the data set only carries a ready ``prompt``.
+        prompt: ready instruction text with one ``<image>`` marker an image; empty if the prompt
+            template is to be rendered from ``question``.
+        images: the pages, best retrieved first.
+        answers: accepted answers; for an unanswerable question whatever the data set writes.
+        gold_response: a complete tagged gold response; empty where there is none (test sets).
+        is_sufficient: whether the pages contain the answer.
+        positive_images: 0-based indexes of the gold pages, where known.
+        metadata: further columns of the data set, as text.
+    """
+
+    sample_id: str
+    question: str = ""
+    prompt: str = ""
+    images: tuple[ImageRef, ...] = ()
+    answers: tuple[str, ...] = ()
+    gold_response: str = ""
+    is_sufficient: bool = True
+    positive_images: tuple[int, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatPrompt:
+    """A sample's prompt, chat template applied, ready for the processor and for the engine.
+
+    Attributes:
+        sample_id: the sample it belongs to.
+        text: the whole prompt text with ``<|vision_start|><|image_pad|><|vision_end|>`` once an image
+            (one placeholder token, not yet expanded) up to and including the assistant header.
+        images: the pages, in the order of their placeholders.
+    """
+
+    sample_id: str
+    text: str
+    images: tuple[ImageRef, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptedSample:
+    """A question with its prompt: what the rollout pool is asked to answer."""
+
+    sample: Sample
+    prompt: ChatPrompt
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Rollout:
+    """One sampled response.
+
+    Attributes:
+        sample_id: the question it answers.
+        rollout_index: 0 … n-1 inside its group.
+        token_ids: [R] int32, sampled ids, end-of-sequence included if it was sampled.
+        logprobs: [R] float32, natural log, the engine's own at the sampling temperature.
+        text: the ids' bytes as text; special tokens add nothing.
+        token_char_starts: [R] int32, where in ``text`` each token's first character stands; a token
+            that holds no first character of its own (a special token at the end, the tail of a
+            multi-byte character) carries the start of the character that follows it, or ``len(text)``.
+        finish_reason: ``stop`` (end of sequence sampled) or ``length`` (cut at the limit).
+        policy_version: version stamp of the weights that sampled it.
+    """
+
+    sample_id: str
+    rollout_index: int
+    token_ids: IntArray
+    logprobs: FloatArray
+    text: str
+    token_char_starts: IntArray
+    finish_reason: str
+    policy_version: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RolloutGroup:
+    """The n rollouts of one sample, with the prompt ids that the engine really used.
+
+    Attributes:
+        sample: the question.
+        prompt: the prompt as sent.
+        prompt_token_ids: [P] int32, image placeholders expanded to one id an image token.
+        rollouts: the siblings, by ``rollout_index``.
+    """
+
+    sample: Sample
+    prompt: ChatPrompt
+    prompt_token_ids: IntArray
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenSpan:
+    """Half-open range ``[start, stop)`` of response tokens."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScopedReward:
+    """What one reward says of one rollout, and which tokens it speaks to.
+
+    Attributes:
+        name: the reward's name in the config.
+        image_index: 0-based image for a reward given image by image, else -1. Siblings are compared
+            by ``(name, image_index)``; the token count N_k of the loss goes by ``name`` alone.
+        value: the value before the weight; None where the reward does not apply to this rollout.
+        spans: the tokens of its scope; empty if the scope is absent and ``on_missing`` is ``skip``.
+        scope_found: whether the scope stood in the response (``whole`` widens, this still says False).
+
+    Example:
+        ``ScopedReward(name="accuracy", value=1.0, spans=(TokenSpan(start=40, stop=62),), scope_found=True)``
+    """
+
+    name: str
+    value: float | None
+    spans: tuple[TokenSpan, ...]
+    scope_found: bool
+    image_index: int = -1
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What siblings are compared by."""
+        return (self.name, self.image_index)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ScoredRollout:
+    """A rollout with everything its rewards said."""
+
+    rollout: Rollout
+    rewards: tuple[ScopedReward, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the response in tokens."""
+        return len(self.rollout.token_ids)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ScoredGroup:
+    """A group after scoring; every sibling carries the same reward keys in the same order."""
+
+    group: RolloutGroup
+    rollouts: tuple[ScoredRollout, ...]
+
+    @property
+    def sample_id(self) -> str:
+        """The question's id."""
+        return self.group.sample.sample_id
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CreditedRollout:
+    """A rollout with the two advantage streams that the loss needs, and what they came from.
+
+    Attributes:
+        scored: the rollout and its rewards.
+        advantages: A_ik, one number for each entry of ``scored.rewards`` (0.0 where it gives none).
+        positive: [R] float32, P_t of rs_grpo: the sum of w_k M A+ / (W N_k) over rewards.
+        negative: [R] float32, Q_t: likewise of A-.
+    """
+
+    scored: ScoredRollout
+    advantages: tuple[float, ...]
+    positive: FloatArray
+    negative: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CreditedGroup:
+    """A group with credit for every token."""
+
+    scored: ScoredGroup
+    rollouts: tuple[CreditedRollout, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrainingResponse:
+    """One response as the trainer sees it: ids, and per-token weights of the loss.
+
+    For policy optimisation ``positive`` and ``negative`` are P and Q. For supervised training
+    ``positive`` is the token's weight in the negative log-likelihood (1/N for a token mean over the
+    optimizer step's N tokens, 0 where masked) and ``negative`` is zero.
+
+    Attributes:
+        response_index: which sibling this is.
+        token_ids: [R] int32.
+        positive: [R] float32, at least 0.
+        negative: [R] float32, at least 0.
+        rollout_logprobs: [R] float32, the engine's; None in supervised training.
+    """
+
+    response_index: int
+    token_ids: IntArray
+    positive: FloatArray
+    negative: FloatArray
+    rollout_logprobs: FloatArray | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrainingGroup:
+    """One prompt with its images, once, and the responses that share it.
+
+    Attributes:
+        sample_id: the question's id.
+        prompt: text and images.
+        prompt_token_ids: [P] int32 as the engine used them, checked against the trainer's own
+            processing; None in supervised training.
+        responses: at least one.
+    """
+
+    sample_id: str
+    prompt: ChatPrompt
+    prompt_token_ids: IntArray | None
+    responses: tuple[TrainingResponse, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ResponseStats:
+    """What the trainer saw of one response's tokens during an update.
+
+    Attributes:
+        sample_id: the question's id.
+        response_index: which sibling.
+        logprobs: [R] float32, under the weights before this update.
+        entropy: [R] float32, nats, of the whole next-token distribution.
+    """
+
+    sample_id: str
+    response_index: int
+    logprobs: FloatArray
+    entropy: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateMetrics:
+    """Numbers of one optimizer step, over all ranks.
+
+    Attributes:
+        loss: value of the objective that was differentiated.
+        grad_norm: before clipping.
+        learning_rate: that the step used.
+        num_response_tokens: trained response tokens.
+        num_forward_tokens: tokens that went through the language model (padding excluded).
+        num_images: images through the vision tower.
+        num_micro_batches: over all ranks.
+        clip_fraction: share of credited tokens where clipping was active.
+        kl_old: mean of logprob_old - logprob_new over response tokens (0 on-policy).
+        importance_weight_mean: mean truncated importance weight engine -> trainer.
+        is_skipped: whether the step was not taken (non-finite gradient).
+        forward_backward_seconds: slowest rank.
+        optimizer_seconds: slowest rank.
+        process_seconds: decoding and processing images and prompts, slowest rank.
+    """
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    num_response_tokens: int
+    num_forward_tokens: int
+    num_images: int
+    num_micro_batches: int
+    clip_fraction: float
+    kl_old: float
+    importance_weight_mean: float
+    is_skipped: bool
+    forward_backward_seconds: float
+    optimizer_seconds: float
+    process_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class UpdateResult:
+    """What an update returns: numbers, and per-token statistics for telemetry."""
+
+    metrics: UpdateMetrics
+    responses: tuple[ResponseStats, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class WeightBucket:
+    """A flattened piece of the weights on its way to the engines.
+
+    Attributes:
+        names: parameter names, as ``from_pretrained`` writes them into a checkpoint.
+        shapes: their shapes.
+        dtype: ``float32`` or ``bfloat16``.
+        data: the tensors' raw bytes, one after the other, uint8.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
+    data: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightVersion:
+    """Stamp of one set of weights: a number that counts updates, and a checksum over all buckets."""
+
+    version: int
+    checksum: str

@@ -1,0 +1,24 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PARITY_FOLDER = Path(__file__).parent / "data" / "parity"
+
+
+@pytest.fixture(scope="session")
+def parity() -> Callable[[str], list[dict[str, Any]]]:
+    """Vectors computed by the original scorers: ``parity("evisrag_rewards")`` is the list in that file."""
+
+    def load(name: str) -> list[dict[str, Any]]:
+        vectors: list[dict[str, Any]] = json.loads((PARITY_FOLDER / f"{name}.json").read_text())
+        assert vectors, f"{name}.json holds no vectors"
+        return vectors
+
+    return load
