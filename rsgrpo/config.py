@@ -11,10 +11,15 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rsgrpo.errors import RsgrpoError
+
 _TAGS = tuple(f"<{slash}{name}>" for name in ("observe", "evidence", "think", "answer") for slash in ("", "/"))
 
 
-class ConfigError(ValueError):
+class ConfigError(RsgrpoError, ValueError):
     """A setting is wrong; the message names the key, what was got, and the way out."""
 
 
@@ -118,7 +123,8 @@ class DataConfig:
         _at_least("data.min_pixels", self.min_pixels, 1)
         if self.max_pixels < self.min_pixels:
             raise ConfigError(
-                f"data.max_pixels={self.max_pixels} is less than data.min_pixels={self.min_pixels}; raise the one or lower the other"
+                f"data.max_pixels={self.max_pixels} is less than data.min_pixels={self.min_pixels}; "
+                "raise the one or lower the other"
             )
         paths = (self.sft_path, self.rl_path, self.test_path)
         if any(paths) and not self.test_path:
@@ -290,6 +296,8 @@ class RlConfig:
     prompts_per_step: int = 32
     samples_per_prompt: int = 8
     """n, the group's size."""
+    shuffle: bool = True
+    """Draw the questions in a new random order every epoch; false keeps the file's (easy to hard)."""
     updates_per_batch: int = 1
     """Optimizer steps on each rollout batch."""
     max_logprob_gap: float = 0.5
@@ -307,7 +315,8 @@ class RlConfig:
         _at_least("rl.max_steps", self.max_steps, 0)
         if self.prompts_per_step % self.updates_per_batch:
             raise ConfigError(
-                f"rl.prompts_per_step={self.prompts_per_step} must be a multiple of rl.updates_per_batch={self.updates_per_batch}"
+                f"rl.prompts_per_step={self.prompts_per_step} must be a multiple of "
+                f"rl.updates_per_batch={self.updates_per_batch}"
             )
 
 
@@ -379,7 +388,8 @@ class ScopeConfig:
         if sum(forms) != 1:
             raise ConfigError(
                 "a scope needs exactly one of {start, stop}, {section} or {evidence_line: true}; "
-                f"got start={self.start!r} stop={self.stop!r} section={self.section!r} evidence_line={self.evidence_line}"
+                f"got start={self.start!r} stop={self.stop!r} section={self.section!r} "
+                f"evidence_line={self.evidence_line}"
             )
         if self.section:
             _one_of("scope.section", self.section, ("observe", "evidence", "think", "answer"))
@@ -504,3 +514,42 @@ class Config:
                 )
         if not any(reward.weight > 0 for reward in self.rewards.values()):
             raise ConfigError("no reward has a weight above 0; set at least one under rewards.*")
+
+
+def register_schema() -> None:
+    """Make the schema known to hydra under the name that ``configs/config.yaml`` starts from."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def load_config(composed: DictConfig) -> Config:
+    """Turn hydra's composition into checked settings.
+
+    Args:
+        composed: what hydra composed over the schema.
+
+    Returns:
+        The settings; every ``__post_init__`` check has passed.
+
+    Raises:
+        ConfigError: a value of the wrong type, a key that the schema lacks, or a failed cross-check.
+    """
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, ConfigError):
+            raise cause from None
+        raise ConfigError(f"the settings do not fit rsgrpo/config.py: {error}") from error
+    except (AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"a key on the command line is not in rsgrpo/config.py ({error}); `train.py --cfg job` lists the keys"
+        ) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def resolved_yaml(config: Config) -> str:
+    """The settings as YAML, every default written out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))

@@ -1,0 +1,29 @@
+"""Train and evaluate: ``uv run train.py [recipe=NAME] [stage=sft|rl|eval|all] [key=value …]``.
+
+``uv run train.py --cfg job`` prints the composed settings; rsgrpo/config.py says what each means.
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from rsgrpo.config import load_config, register_schema
+from rsgrpo.errors import RsgrpoError
+
+
+@hydra.main(version_base=None, config_path="configs", config_name="config")
+def main(composed: DictConfig) -> None:
+    """Check the composed settings, then run the pipeline that they describe."""
+    try:
+        config = load_config(composed)
+        from recipes.pipeline import run  # after the check: the engines' imports take seconds
+
+        run(config)
+    except RsgrpoError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    register_schema()
+    main()
