@@ -1,0 +1,47 @@
+"""The main job: data and model, supervised stage, reinforcement stage, evaluations, report.
+
+    prepare ─► evaluate before_sft ─► SFT ─► evaluate after_sft ─► RS-GRPO ─► evaluate after_rl ─► report
+
+Every stage leaves what the next one needs in the run folder, so that ``resume=auto`` goes on from the
+newest checkpoint whichever stage it belongs to.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from recipes.job import Job
+from recipes.preparation import prepare
+from recipes.stages import run_evaluation, run_rl, run_sft
+from rsgrpo.cluster import open_cluster
+from rsgrpo.config import Config
+from rsgrpo.report import build_report
+from rsgrpo.run_folder import open_run_folder
+
+
+def run(config: Config) -> Path:
+    """Run the stages that ``config.stage`` names.
+
+    Args:
+        config: checked settings.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        RsgrpoError: something that a user can act on; nothing that was finished is lost.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(open_run_folder(config))
+        prepared = prepare(config, folder)
+        cluster = stack.enter_context(open_cluster(config.cluster))
+        job = stack.enter_context(Job(config, folder, prepared, cluster))
+        if config.stage in ("sft", "all"):
+            run_sft(job)
+        if config.stage in ("rl", "all"):
+            run_rl(job)
+        if config.stage == "eval":
+            run_evaluation(job, "checkpoint")
+        job.write_summary()
+    return build_report(folder.root)

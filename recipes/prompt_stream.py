@@ -1,0 +1,73 @@
+"""The order in which training sees its questions: a pure function of seed, epoch and position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+import numpy as np
+
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.types import PromptedSample
+
+
+class PromptStream:
+    """Endless stream over a data set, shuffled anew every epoch, resumable by one number.
+
+    Args:
+        prompted: the questions, with unique ids.
+        seed: the run's seed.
+        shuffle: new random order every epoch; False keeps the file's order.
+        position: how many questions were passed before; a checkpoint stores it.
+
+    Example:
+        With three questions a, b, c and ``shuffle=False``, ``take(2)`` gives a, b and the next
+        ``take(2)`` gives c, a.
+    """
+
+    def __init__(self, prompted: Sequence[PromptedSample], *, seed: int, shuffle: bool, position: int = 0) -> None:
+        self._prompted = prompted
+        self._seed = seed
+        self._shuffle = shuffle
+        self._order_epoch = -1
+        self._order = np.arange(len(prompted))
+        self.position = position
+
+    @property
+    def epoch(self) -> int:
+        """Whole passes over the data so far."""
+        return self.position // len(self._prompted)
+
+    def _at(self, position: int) -> PromptedSample:
+        epoch, index = divmod(position, len(self._prompted))
+        if self._shuffle and self._order_epoch != epoch:
+            self._order = np.random.default_rng((self._seed, epoch)).permutation(len(self._prompted))
+            self._order_epoch = epoch
+        return self._prompted[int(self._order[index])]
+
+    def take(self, count: int, *, without: Set[str] = frozenset()) -> list[PromptedSample]:
+        """The next ``count`` questions, no id twice.
+
+        Args:
+            count: how many.
+            without: sample ids to pass over, such as groups carried over into the same step.
+
+        Raises:
+            RsgrpoError: the data set has fewer than ``count`` questions beside those.
+        """
+        taken: list[PromptedSample] = []
+        ids = set(without)
+        num_passed = 0
+        while len(taken) < count:
+            # Two epochs meet inside a step: a question may come up twice, once is enough.
+            if num_passed > 2 * len(self._prompted):
+                raise RsgrpoError(
+                    f"a step needs {count} different questions, the data set has {len(self._prompted)}; "
+                    "lower the questions a step (rl.prompts_per_step, sft.samples_per_step) or add data"
+                )
+            candidate = self._at(self.position)
+            self.position += 1
+            num_passed += 1
+            if candidate.sample.sample_id not in ids:
+                ids.add(candidate.sample.sample_id)
+                taken.append(candidate)
+        return taken

@@ -1,0 +1,91 @@
+"""Ray: start or join a cluster, and say what the workers may use."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from rsgrpo.config import ClusterConfig
+from rsgrpo.errors import RsgrpoError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class ClusterError(RsgrpoError):
+    """Ray could not be started or joined."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """What the cluster offers.
+
+    Attributes:
+        device: ``cpu`` or ``gpu``.
+        num_threads: threads that one worker may use on a CPU.
+    """
+
+    device: str
+    num_threads: int
+
+
+def _join(config: ClusterConfig) -> None:
+    # Generic top-level names (recipes, rewards, rollout) could be shadowed by another package's in
+    # site-packages: workers get this repository first on their path.
+    environment = {"env_vars": {"PYTHONPATH": str(REPOSITORY)}}
+    if config.address:
+        try:
+            ray.init(address=config.address, runtime_env=environment, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError) as error:
+            raise ClusterError(
+                f"no Ray cluster answers at cluster.address={config.address!r}: {error}; start one with "
+                "`ray start --head`, or leave cluster.address empty to start one on this machine"
+            ) from error
+        return
+    # An address left in the environment would silently join some other cluster.
+    os.environ.pop("RAY_ADDRESS", None)
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env=environment,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"Ray could not start on this machine: {error}; look for a running `ray` process or a full /tmp"
+        ) from error
+
+
+@contextmanager
+def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
+    """Join or start Ray for the length of the block.
+
+    Args:
+        config: address, device and size.
+
+    Yields:
+        What the workers may use.
+
+    Raises:
+        ClusterError: Ray cannot be reached or started, or it lacks the GPUs that the config asks for.
+    """
+    _join(config)
+    try:
+        num_gpus = int(ray.cluster_resources().get("GPU", 0))
+        device = config.device if config.device != "auto" else ("gpu" if num_gpus else "cpu")
+        needed_gpus = config.num_nodes * config.gpus_per_node
+        if device == "gpu" and num_gpus < needed_gpus:
+            raise ClusterError(
+                f"cluster.num_nodes={config.num_nodes} × cluster.gpus_per_node={config.gpus_per_node} asks for "
+                f"{needed_gpus} GPUs, Ray has {num_gpus}; lower them, or join the missing nodes with `ray start`"
+            )
+        yield Cluster(device=device, num_threads=len(os.sched_getaffinity(0)))
+    finally:
+        ray.shutdown()

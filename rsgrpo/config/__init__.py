@@ -1,0 +1,171 @@
+"""Every setting, as typed dataclasses: the field is the documentation, YAML holds only values.
+
+Hydra composes ``configs/``, OmegaConf checks names and types against these classes, and
+``load_config`` turns the result into objects, which runs the cross-checks. Nothing here imports torch,
+so ``train.py --cfg job`` answers at once. Code never writes to a config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rsgrpo.config.checks import ConfigError, at_least, one_of
+from rsgrpo.config.inputs import DataConfig, ModelConfig, PromptConfig, QuickstartConfig
+from rsgrpo.config.rollout import EvalConfig, RewardConfig, RolloutConfig, SamplingConfig, ScopeConfig
+from rsgrpo.config.training import (
+    CreditConfig,
+    FilterConfig,
+    LossConfig,
+    OptimizerConfig,
+    RlConfig,
+    SftConfig,
+    TrainerConfig,
+)
+
+__all__ = [
+    "ClusterConfig",
+    "Config",
+    "ConfigError",
+    "CreditConfig",
+    "DataConfig",
+    "EvalConfig",
+    "FilterConfig",
+    "LoggingConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PromptConfig",
+    "QuickstartConfig",
+    "RewardConfig",
+    "RlConfig",
+    "RolloutConfig",
+    "SamplingConfig",
+    "ScopeConfig",
+    "SftConfig",
+    "TrainerConfig",
+    "load_config",
+    "register_schema",
+    "resolved_yaml",
+]
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    """Ray."""
+
+    address: str = ""
+    """Address of a running cluster; empty: start one on this machine."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``gpu``."""
+    num_nodes: int = 1
+    gpus_per_node: int = 8
+
+    def __post_init__(self) -> None:
+        one_of("cluster.device", self.device, ("auto", "cpu", "gpu"))
+        at_least("cluster.num_nodes", self.num_nodes, 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class LoggingConfig:
+    """Where numbers go, beside ``metrics.jsonl``."""
+
+    wandb_mode: str = "offline"
+    """``offline``, ``online`` or ``disabled``."""
+    wandb_project: str = "rsgrpo"
+    tensorboard: bool = True
+    progress: bool = True
+    """Live progress display (a plain line a step where the output is no terminal)."""
+
+    def __post_init__(self) -> None:
+        one_of("logging.wandb_mode", self.wandb_mode, ("offline", "online", "disabled"))
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """One run."""
+
+    name: str = "run"
+    stage: str = "all"
+    """``sft``, ``rl``, ``eval`` or ``all``."""
+    run_dir: str = "runs/${name}"
+    """Everything that the run writes."""
+    resume: str = "never"
+    """``auto``: go on from the newest checkpoint in ``run_dir`` if there is one. ``never``: refuse a
+    run folder that already holds a run."""
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quickstart: QuickstartConfig = field(default_factory=QuickstartConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: dict[str, RewardConfig] = field(default_factory=dict)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        one_of("stage", self.stage, ("sft", "rl", "eval", "all"))
+        one_of("resume", self.resume, ("auto", "never"))
+        if self.stage in ("rl", "all"):
+            self._check_rl()
+
+    def _check_rl(self) -> None:
+        sampling = self.rollout.sampling
+        for key, value, neutral in (
+            ("temperature", sampling.temperature, 1.0),
+            ("top_p", sampling.top_p, 1.0),
+            ("top_k", sampling.top_k, -1),
+            ("repetition_penalty", sampling.repetition_penalty, 1.0),
+        ):
+            if value != neutral:
+                raise ConfigError(
+                    f"rollout.sampling.{key}={value} would make the engine's log-probabilities mean something "
+                    f"else than the policy's; training needs {key}={neutral} (evaluation.sampling is free)"
+                )
+        if not any(reward.weight > 0 for reward in self.rewards.values()):
+            raise ConfigError("no reward has a weight above 0; set at least one under rewards.*")
+
+
+def register_schema() -> None:
+    """Make the schema known to hydra under the name that ``configs/config.yaml`` starts from."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def load_config(composed: DictConfig) -> Config:
+    """Turn hydra's composition into checked settings.
+
+    Args:
+        composed: what hydra composed over the schema.
+
+    Returns:
+        The settings; every ``__post_init__`` check has passed.
+
+    Raises:
+        ConfigError: a value of the wrong type, a key that the schema lacks, or a failed cross-check.
+    """
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, ConfigError):
+            raise cause from None
+        raise ConfigError(f"the settings do not fit rsgrpo/config.py: {error}") from error
+    except (AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"a key on the command line is not in rsgrpo/config.py ({error}); `train.py --cfg job` lists the keys"
+        ) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def resolved_yaml(config: Config) -> str:
+    """The settings as YAML, every default written out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))

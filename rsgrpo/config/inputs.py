@@ -1,0 +1,115 @@
+"""What goes in: the model, the data, the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rsgrpo.config.checks import ConfigError, at_least, one_of
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The policy."""
+
+    path: str = ""
+    """Qwen2.5-VL directory or hub id; empty: build the quickstart's small one into the run folder."""
+    revision: str = ""
+    """Hub revision; empty: the newest."""
+    dtype: str = "bfloat16"
+    """Compute precision, ``float32`` or ``bfloat16`` (master weights are float32 either way)."""
+    freeze_vision: bool = True
+    """Keep the vision tower as it is (the projector, ``visual.merger``, goes with it)."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass."""
+    attention: str = "auto"
+    """``auto``, ``sdpa`` or ``flash``: what computes attention in the trainer."""
+
+    def __post_init__(self) -> None:
+        one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
+        one_of("model.attention", self.attention, ("auto", "sdpa", "flash"))
+
+
+@dataclass(kw_only=True, slots=True)
+class QuickstartConfig:
+    """The handwriting task that the quickstart writes, and the small model that it builds."""
+
+    num_sft_samples: int = 4096
+    num_rl_samples: int = 4096
+    num_test_samples: int = 512
+    unanswerable_frac: float = 0.2
+    """Share of questions whose pages do not hold the answer."""
+    page_pixels: int = 56
+    """Width and height of a page; a multiple of 28."""
+    text_hidden: int = 128
+    text_layers: int = 4
+    text_heads: int = 4
+    vision_hidden: int = 96
+    vision_layers: int = 2
+    vision_heads: int = 4
+    vocabulary_tokens: int = 512
+    """Size of the byte-level BPE vocabulary, special tokens included."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_sft_samples", "num_rl_samples", "num_test_samples"):
+            at_least(f"quickstart.{name}", getattr(self, name), 1)
+        if not 0.0 <= self.unanswerable_frac < 1.0:
+            raise ConfigError(f"quickstart.unanswerable_frac={self.unanswerable_frac} must lie in [0, 1)")
+        if self.page_pixels % 28 or self.page_pixels < 28:
+            raise ConfigError(f"quickstart.page_pixels={self.page_pixels} must be a positive multiple of 28")
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """EVisRAG-Train / -Test files (JSONL or JSON beside image files or ``images.parquet``)."""
+
+    sft_path: str = ""
+    """Tagged trajectories; a file, or a folder. All three empty: the quickstart's own data."""
+    rl_path: str = ""
+    """Questions with gold for reinforcement learning."""
+    test_path: str = ""
+    """Held-out questions."""
+    image_root: str = ""
+    """Folder that image paths are relative to; empty: the folder of the data file."""
+    id_column: str = "qid"
+    question_column: str = "query"
+    prompt_column: str = "prompt"
+    answer_column: str = "answer"
+    image_column: str = "image"
+    max_images: int = 5
+    """Images a question may have; further ones are cut in evaluation data, an error in training data."""
+    min_pixels: int = 3136
+    """Smaller pages are scaled up to this area before the processor sees them."""
+    max_pixels: int = 1568000
+    """Larger pages are scaled down to this area."""
+    max_prompt_tokens: int = 15000
+    """A longer prompt is rejected or skipped, never cut."""
+    on_bad_sample: str = "reject"
+    """``reject``: stop and name the sample. ``skip``: leave it out and say how many were left out."""
+
+    def __post_init__(self) -> None:
+        one_of("data.on_bad_sample", self.on_bad_sample, ("reject", "skip"))
+        at_least("data.max_images", self.max_images, 1)
+        at_least("data.min_pixels", self.min_pixels, 1)
+        if self.max_pixels < self.min_pixels:
+            raise ConfigError(
+                f"data.max_pixels={self.max_pixels} is less than data.min_pixels={self.min_pixels}; "
+                "raise the one or lower the other"
+            )
+        paths = (self.sft_path, self.rl_path, self.test_path)
+        if any(paths) and not self.test_path:
+            raise ConfigError("data.test_path is empty although other data.*_path are set; name the held-out questions")
+
+
+@dataclass(kw_only=True, slots=True)
+class PromptConfig:
+    """How a question becomes a prompt."""
+
+    path: str = "configs/prompt/evidence.jinja"
+    """Jinja template with the variables ``question`` and ``num_images``."""
+    image_order: str = "text_first"
+    """``text_first``, ``images_first``, or ``markers`` (where the data set's ready prompt says)."""
+    system: str = "You are a helpful assistant."
+    """System turn; the default is the Qwen chat template's own."""
+
+    def __post_init__(self) -> None:
+        one_of("prompt.image_order", self.image_order, ("text_first", "images_first", "markers"))

@@ -1,0 +1,143 @@
+"""The one folder that holds everything a run writes, and the rules for going on in it.
+
+    config.yaml          settings, every default written out
+    metrics.jsonl        one line a step
+    rollouts.jsonl       groups kept in full for the report
+    summary.json         what the run reached (README, "summary.json")
+    report.html          the same for people
+    data/ base_model/    the quickstart's own data and small model
+    checkpoints/         sft-000100/, rl-000020/ …: enough to go on to the bit
+    models/              sft/, rl/: Hugging Face folders for `from_pretrained` and `vllm serve`
+    evaluations/         before_sft/, after_sft/, after_rl/: predictions and metrics
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from rsgrpo.config import Config, resolved_yaml
+from rsgrpo.errors import RsgrpoError
+
+_FIXED_BY_A_RUN = ("seed", "model", "quickstart", "data", "prompt", "sft", "rl", "rewards", "rollout.sampling")
+_MIN_FREE_BYTES = 1 << 30  # the quickstart writes about 200 MB; below this a run cannot end well
+
+
+class RunFolderError(RsgrpoError):
+    """The run folder cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFolder:
+    """Paths inside one run's folder."""
+
+    root: Path
+
+    @property
+    def config_file(self) -> Path:
+        """Resolved settings."""
+        return self.root / "config.yaml"
+
+    @property
+    def rollouts_file(self) -> Path:
+        """Groups kept for the report."""
+        return self.root / "rollouts.jsonl"
+
+    @property
+    def summary_file(self) -> Path:
+        """What the run reached."""
+        return self.root / "summary.json"
+
+    @property
+    def data(self) -> Path:
+        """The quickstart's data."""
+        return self.root / "data"
+
+    @property
+    def base_model(self) -> Path:
+        """The quickstart's small model, as it is before training."""
+        return self.root / "base_model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints to go on from."""
+        return self.root / "checkpoints"
+
+    def model(self, stage: str) -> Path:
+        """The model that a stage ended with."""
+        return self.root / "models" / stage
+
+    def evaluation(self, point: str) -> Path:
+        """Predictions and metrics of one evaluation, such as ``after_rl``."""
+        return self.root / "evaluations" / point
+
+
+def _differing_keys(old: Config, new: Config) -> list[str]:
+    left = OmegaConf.structured(old)
+    right = OmegaConf.structured(new)
+    return [key for key in _FIXED_BY_A_RUN if OmegaConf.select(left, key) != OmegaConf.select(right, key)]
+
+
+def _check_same_settings(folder: RunFolder, config: Config) -> None:
+    composed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder.config_file))
+    old = OmegaConf.to_object(composed)
+    assert isinstance(old, Config)
+    differing = _differing_keys(old, config)
+    if differing:
+        raise RunFolderError(
+            f"{folder.root} was begun with other settings under {', '.join(differing)}; "
+            f"start with those of {folder.config_file}, or choose another run_dir"
+        )
+
+
+@contextmanager
+def open_run_folder(config: Config) -> Iterator[RunFolder]:
+    """Create or re-open the run folder and hold it for this process.
+
+    Args:
+        config: the run's settings.
+
+    Yields:
+        The folder; nobody else can run in it until the block ends.
+
+    Raises:
+        RunFolderError: it already holds a run and ``resume`` is ``never``; it holds a run with other
+            settings; another process is running in it; there is no space or no permission.
+    """
+    folder = RunFolder(root=Path(config.run_dir).absolute())
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder.root / ".lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise RunFolderError(f"cannot write the run folder {folder.root}: {error}; choose another run_dir") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(
+                f"another process is running in {folder.root}; wait for it, or choose another run_dir"
+            ) from None
+        free_bytes = shutil.disk_usage(folder.root).free
+        if free_bytes < _MIN_FREE_BYTES:
+            raise RunFolderError(
+                f"only {free_bytes >> 20} MiB are free at {folder.root}; a run needs at least "
+                f"{_MIN_FREE_BYTES >> 20} MiB: free some, or choose another run_dir"
+            )
+        if folder.config_file.exists():
+            if config.resume == "never":
+                raise RunFolderError(
+                    f"{folder.root} already holds a run; add resume=auto to go on with it, "
+                    "choose another run_dir, or remove the folder"
+                )
+            _check_same_settings(folder, config)
+        folder.config_file.write_text(resolved_yaml(config))
+        yield folder
+    finally:
+        os.close(lock)
