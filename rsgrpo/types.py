@@ -243,6 +243,8 @@ class TrainingResponse:
         positive: [R] float32, at least 0.
         negative: [R] float32, at least 0.
         rollout_logprobs: [R] float32, the engine's; None in supervised training.
+        old_logprobs: [R] float32, pi_old's where the batch is used for several updates (what
+            ``Policy.score`` gave before the first); None: the update's own forward pass.
     """
 
     response_index: int
@@ -250,6 +252,7 @@ class TrainingResponse:
     positive: FloatArray
     negative: FloatArray
     rollout_logprobs: FloatArray | None = None
+    old_logprobs: FloatArray | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -1,0 +1,236 @@
+"""How a step's responses are cut into micro-batches and laid out in packed rows.
+
+A group's prompt stands once in a row, followed by those of its responses that the micro-batch holds:
+
+    row:      [prompt of a | response a0 | response a1 | prompt of b | response b0 | ...]
+
+A response attends to its prompt and to itself (``attention.py``), and its positions go on where the
+prompt's stopped. With ``share_prefix=False`` every response brings its own copy of the prompt, through
+the same code. Everything here is deterministic and free of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsgrpo.errors import RsgrpoError
+
+IndexArray = NDArray[np.int64]
+
+
+class TokenBudgetError(RsgrpoError, ValueError):
+    """A prompt with one response does not fit into a micro-batch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupSize:
+    """What planning needs to know of a group.
+
+    Attributes:
+        sample_id: for messages.
+        num_prompt_tokens: with every image placeholder expanded.
+        response_lengths: tokens of each response.
+    """
+
+    sample_id: str
+    num_prompt_tokens: int
+    response_lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """A prompt with some of its responses, side by side in one row.
+
+    Attributes:
+        group: index of the group among those that were planned.
+        responses: indexes of the responses within the group.
+        num_prompt_tokens: length of the prompt.
+        response_lengths: lengths of these responses.
+    """
+
+    group: int
+    responses: tuple[int, ...]
+    num_prompt_tokens: int
+    response_lengths: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Packed tokens that the piece takes."""
+        return self.num_prompt_tokens + sum(self.response_lengths)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedRow:
+    """Where everything stands in one packed row.
+
+    Attributes:
+        pieces: in the order in which they stand.
+        prompt_starts: first token of each piece's prompt.
+        response_starts: first token of every response, piece by piece.
+        response_pieces: which piece each response belongs to.
+        response_lengths: of every response.
+        num_tokens: length of the row.
+    """
+
+    pieces: tuple[Piece, ...]
+    prompt_starts: tuple[int, ...]
+    response_starts: tuple[int, ...]
+    response_pieces: tuple[int, ...]
+    response_lengths: tuple[int, ...]
+    num_tokens: int
+
+
+def split_group(size: GroupSize, index: int, *, budget: int, share_prefix: bool) -> list[Piece]:
+    """Cut a group into pieces of at most ``budget`` tokens.
+
+    Args:
+        size: the group's lengths.
+        index: the group's index, which its pieces carry.
+        budget: most packed tokens of a piece (``trainer.micro_batch_tokens``).
+        share_prefix: one prompt for several responses; else every response is a piece of its own.
+
+    Returns:
+        Pieces that hold every response once. The longest responses come first, so that those of
+        one piece are of similar length.
+
+    Raises:
+        TokenBudgetError: the prompt and its longest response alone are above the budget.
+
+    Example:
+        Prompt 10, responses (5, 9, 7), budget 26: pieces with responses (1, 2) = 26 tokens and (0,) = 15.
+    """
+    longest = max(size.response_lengths)
+    if size.num_prompt_tokens + longest > budget:
+        raise TokenBudgetError(
+            f"sample {size.sample_id!r}: prompt of {size.num_prompt_tokens} tokens and response of {longest} make "
+            f"{size.num_prompt_tokens + longest}, above trainer.micro_batch_tokens={budget}; set "
+            f"trainer.micro_batch_tokens to at least {size.num_prompt_tokens + longest}, or lower "
+            "data.max_pixels, data.max_prompt_tokens or rollout.sampling.max_response_tokens"
+        )
+    order = sorted(range(len(size.response_lengths)), key=lambda i: (-size.response_lengths[i], i))
+    rows: list[list[int]] = []
+    used = budget
+    for response in order:
+        length = size.response_lengths[response]
+        if not share_prefix or used + length > budget:
+            rows.append([])
+            used = size.num_prompt_tokens
+        rows[-1].append(response)
+        used += length
+    return [
+        Piece(
+            group=index,
+            responses=tuple(row),
+            num_prompt_tokens=size.num_prompt_tokens,
+            response_lengths=tuple(size.response_lengths[i] for i in row),
+        )
+        for row in rows
+    ]
+
+
+def plan_micro_batches(sizes: Sequence[GroupSize], *, budget: int, share_prefix: bool) -> tuple[tuple[Piece, ...], ...]:
+    """Cut one rank's groups into micro-batches of at most ``budget`` packed tokens.
+
+    First fit over pieces from the longest to the shortest: few micro-batches, none above the budget,
+    the same plan for the same sizes every time.
+
+    Args:
+        sizes: the rank's groups.
+        budget: most packed tokens of a micro-batch.
+        share_prefix: whether a prompt stands once for several responses.
+
+    Returns:
+        Micro-batches; together they hold every response of every group once.
+
+    Raises:
+        TokenBudgetError: see :func:`split_group`.
+    """
+    pieces = [
+        piece
+        for index, size in enumerate(sizes)
+        for piece in split_group(size, index, budget=budget, share_prefix=share_prefix)
+    ]
+    pieces.sort(key=lambda piece: (-piece.num_tokens, piece.group, piece.responses))
+    batches: list[list[Piece]] = []
+    free: list[int] = []
+    for piece in pieces:
+        slot = next((i for i, room in enumerate(free) if room >= piece.num_tokens), -1)
+        if slot < 0:
+            batches.append([])
+            free.append(budget)
+        batches[slot].append(piece)
+        free[slot] -= piece.num_tokens
+    return tuple(tuple(batch) for batch in batches)
+
+
+def balance(costs: Sequence[int], num_ranks: int) -> tuple[tuple[int, ...], ...]:
+    """Share items out so that ranks get about the same cost: longest first, to the least loaded rank.
+
+    Args:
+        costs: of each item, such as packed tokens.
+        num_ranks: how many shares.
+
+    Returns:
+        Item indexes of each rank, in ascending order; a rank may get none.
+
+    Example:
+        ``balance([5, 4, 3, 2], 2)`` is ``((0, 3), (1, 2))``.
+    """
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        rank = loads.index(min(loads))
+        shares[rank].append(item)
+        loads[rank] += costs[item]
+    return tuple(tuple(sorted(share)) for share in shares)
+
+
+def lay_out(pieces: Sequence[Piece]) -> PackedRow:
+    """Put pieces one after the other into a row.
+
+    Example:
+        One piece, prompt 3 and responses (2, 4): prompt at 0, responses at 3 and 5, 9 tokens.
+    """
+    prompt_starts: list[int] = []
+    response_starts: list[int] = []
+    response_pieces: list[int] = []
+    position = 0
+    for index, piece in enumerate(pieces):
+        prompt_starts.append(position)
+        position += piece.num_prompt_tokens
+        for length in piece.response_lengths:
+            response_starts.append(position)
+            response_pieces.append(index)
+            position += length
+    return PackedRow(
+        pieces=tuple(pieces),
+        prompt_starts=tuple(prompt_starts),
+        response_starts=tuple(response_starts),
+        response_pieces=tuple(response_pieces),
+        response_lengths=tuple(length for piece in pieces for length in piece.response_lengths),
+        num_tokens=position,
+    )
+
+
+def predictor_index(row: PackedRow) -> IndexArray:
+    """Which position of the row predicts each response token.
+
+    Token 0 of a response is predicted at the last position of its prompt (all siblings share it),
+    token t at the response's own position t - 1.
+
+    Returns:
+        [sum of response lengths] int64, response by response.
+
+    Example:
+        Prompt 3, responses (2, 4): ``[2, 3,  2, 5, 6, 7]``.
+    """
+    parts: list[IndexArray] = []
+    for start, piece, length in zip(row.response_starts, row.response_pieces, row.response_lengths, strict=True):
+        index = np.arange(start - 1, start - 1 + length, dtype=np.int64)
+        index[0] = row.prompt_starts[piece] + row.pieces[piece].num_prompt_tokens - 1
+        parts.append(index)
+    return np.concatenate(parts)

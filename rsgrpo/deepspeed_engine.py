@@ -1,0 +1,241 @@
+"""The one door to DeepSpeed: ZeRO stages, accumulation, clipping, checkpoints, gathering parameters.
+
+Imported inside a training worker only. The loss that comes in is already divided by the whole step's
+token counts, so DeepSpeed's own averages (over accumulation steps and over ranks) are undone here:
+gradients are sums over micro-batches and ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import deepspeed
+import torch
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from torch import Tensor, nn
+
+from rsgrpo.config import Config, OptimizerConfig
+from rsgrpo.policy_model import MicroBatch, PolicyModel
+
+_TAG = "policy"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepOutcome:
+    """What an optimizer step did.
+
+    Attributes:
+        grad_norm: before clipping; infinite where the step was skipped.
+        learning_rate: that the step used.
+        is_skipped: whether the gradient was not finite and the weights stayed as they were.
+        num_skipped_in_row: skipped steps in a row, this one included.
+    """
+
+    grad_norm: float
+    learning_rate: float
+    is_skipped: bool
+    num_skipped_in_row: int
+
+
+def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
+    """The rate of a step: linear warm-up, then constant or half a cosine down to zero.
+
+    Args:
+        config: rate, schedule and warm-up.
+        step: 0-based.
+        num_steps: of the stage.
+
+    Example:
+        Rate 1, warm-up 2, cosine, 6 steps: ``0.5, 1, 1, 0.854, 0.5, 0.146``.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _settings(config: Config, device: str) -> dict:
+    trainer = config.trainer
+    zero = {
+        "stage": trainer.zero_stage,
+        # Overlap uses side streams: nothing to gain on a CPU, where it costs a copy of the buckets.
+        "overlap_comm": device == "gpu",
+        "contiguous_gradients": True,
+    }
+    if trainer.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device == "gpu"}
+    if trainer.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": device == "gpu"}
+    is_bfloat16 = config.model.dtype == "bfloat16"
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.rl.optimizer.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": is_bfloat16},
+        # Sums over micro-batches in bfloat16 would lose the small ones.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+class DeepSpeedEngine:
+    """A model, its optimizer and its schedule on one rank.
+
+    Args:
+        model: the wrapped model, on the CPU.
+        config: ZeRO stage, precision, offloading.
+        device: ``cpu`` or ``gpu``.
+    """
+
+    def __init__(self, model: PolicyModel, config: Config, *, device: str) -> None:
+        self._config = config
+        self._zero_stage = config.trainer.zero_stage
+        self._optimizer_config = config.rl.optimizer
+        self._num_steps = 1
+        self.stage_step = 0
+        self.num_skipped_in_row = 0
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=config.rl.optimizer.learning_rate, foreach=True)
+        self._engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=_settings(config, device), dist_init_required=False
+        )
+        self.world_size = torch.distributed.get_world_size()
+
+    def begin_stage(self, optimizer: OptimizerConfig, num_steps: int) -> None:
+        """Forget the optimizer's moments and start a schedule.
+
+        Args:
+            optimizer: rate, schedule, betas, decay, clipping.
+            num_steps: optimizer steps of the stage.
+        """
+        self._optimizer_config = optimizer
+        self._num_steps = num_steps
+        self.stage_step = 0
+        self.num_skipped_in_row = 0
+        for state in self._torch_optimizer().state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+        self._apply_settings()
+
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        return self._engine.optimizer.optimizer
+
+    def _apply_settings(self) -> None:
+        settings = self._optimizer_config
+        self._engine.optimizer.clip_grad = settings.max_grad_norm
+        for group in self._torch_optimizer().param_groups:
+            group["lr"] = learning_rate(settings, self.stage_step, self._num_steps)
+            group["betas"] = (settings.beta1, settings.beta2)
+            group["weight_decay"] = settings.weight_decay
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropy of a row, with a graph."""
+        self._engine.train()
+        return self._engine(batch)
+
+    @torch.no_grad()
+    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropy of a row, without a graph."""
+        self._engine.eval()
+        return self._engine(batch)
+
+    def accumulate(
+        self, batches: Sequence[Callable[[], MicroBatch]], loss_of: Callable[[int, MicroBatch, Tensor, Tensor], Tensor]
+    ) -> None:
+        """Forward and backward over micro-batches; gradients add up.
+
+        Args:
+            batches: make the rows, one after the other.
+            loss_of: index, row, log-probabilities and entropy -> the row's share of the step's loss.
+        """
+        for index, make in enumerate(batches):
+            self._engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
+            batch = make()
+            loss = loss_of(index, batch, *self.forward(batch))
+            # DeepSpeed averages gradients over ranks.
+            self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self) -> StepOutcome:
+        """Clip and update, or skip where the gradient is not finite."""
+        self._apply_settings()
+        rate = self._torch_optimizer().param_groups[0]["lr"]
+        self._engine.step()
+        is_skipped = bool(self._engine.optimizer.overflow)
+        norm = self._engine.get_global_grad_norm()
+        self.stage_step += 1
+        self.num_skipped_in_row = self.num_skipped_in_row + 1 if is_skipped else 0
+        return StepOutcome(
+            grad_norm=math.inf if is_skipped or norm is None else float(norm),
+            learning_rate=float(rate),
+            is_skipped=is_skipped,
+            num_skipped_in_row=self.num_skipped_in_row,
+        )
+
+    def gathered_parameters(self, *, trainable_only: bool, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+        """All parameters, whole, in lists of at most ``max_bytes`` (one larger parameter makes a list).
+
+        Every rank must go through all lists. Names are the model's own; a tied head is left out.
+
+        Args:
+            trainable_only: leave frozen parameters out.
+            max_bytes: bound of a list.
+        """
+        named = [
+            (name, parameter)
+            for name, parameter in self._engine.module.model.named_parameters()
+            if parameter.requires_grad or not trainable_only
+        ]
+        for chunk in _by_bytes(named, max_bytes):
+            with self._whole([parameter for _, parameter in chunk]):
+                yield [(name, parameter.detach()) for name, parameter in chunk]
+
+    def _whole(self, parameters: list[nn.Parameter]):
+        partitioned = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
+        return deepspeed.zero.GatheredParameters(partitioned, enabled=self._zero_stage == 3)
+
+    def save(self, folder: Path) -> None:
+        """Write weights, moments and counters; every rank writes its share into the same folder."""
+        client_state = {
+            "stage_step": self.stage_step,
+            "num_steps": self._num_steps,
+            "num_skipped_in_row": self.num_skipped_in_row,
+            "torch_rng": torch.get_rng_state(),
+            "optimizer_config": self._optimizer_config,
+        }
+        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=client_state, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote with as many ranks and the same ZeRO stage."""
+        path, client_state = self._engine.load_checkpoint(str(folder), tag=_TAG, load_lr_scheduler_states=False)
+        if path is None:
+            raise FileNotFoundError(f"{folder} holds no policy checkpoint")
+        self.stage_step = client_state["stage_step"]
+        self._num_steps = client_state["num_steps"]
+        self.num_skipped_in_row = client_state["num_skipped_in_row"]
+        self._optimizer_config = client_state["optimizer_config"]
+        torch.set_rng_state(client_state["torch_rng"])
+
+
+def _by_bytes(named: list[tuple[str, nn.Parameter]], max_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    chunk: list[tuple[str, nn.Parameter]] = []
+    used = 0
+    for name, parameter in named:
+        size = (parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()) * parameter.element_size()
+        if chunk and used + size > max_bytes:
+            yield chunk
+            chunk, used = [], 0
+        chunk.append((name, parameter))
+        used += size
+    if chunk:
+        yield chunk

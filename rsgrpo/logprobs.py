@@ -1,0 +1,104 @@
+"""Log-probabilities and entropy of response tokens, without ever holding all logits.
+
+The shift between a position and the token that it predicts is made once, by
+``batching.predictor_index``: row ``t`` here is the hidden state that predicts target ``t``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_CHUNK_LOGITS = 2**25  # logits held at a time: 128 MiB in float32, whatever the vocabulary
+
+
+def _chunk_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities [T], entropy [T] and probabilities [T, V] of one chunk, float32."""
+    logits = torch.nn.functional.linear(hidden, weight).float()
+    log_normaliser = torch.logsumexp(logits, dim=-1)
+    logprobs = logits.gather(-1, targets[:, None])[:, 0] - log_normaliser
+    probabilities = torch.exp(logits - log_normaliser[:, None])
+    # H = -sum p (z - lse) = lse - sum p z
+    entropy = log_normaliser - torch.einsum("tv,tv->t", probabilities, logits)
+    return logprobs, entropy, probabilities
+
+
+class _ResponseLogprobs(torch.autograd.Function):
+    """Chunked forward; the backward pass computes each chunk's logits once more."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.chunk_tokens = chunk_tokens
+        logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
+        entropy = torch.empty_like(logprobs)
+        for start in range(0, len(hidden), chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            logprobs[part], entropy[part], _ = _chunk_logprobs(hidden[part], weight, targets[part])
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets = ctx.saved_tensors
+        upstream = grads[0]
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(hidden), ctx.chunk_tokens):
+            part = slice(start, start + ctx.chunk_tokens)
+            _, _, grad_logits = _chunk_logprobs(hidden[part], weight, targets[part])
+            # d logprob / d logits = onehot(target) - p
+            grad_logits.mul_(-upstream[part, None])
+            grad_logits.scatter_add_(-1, targets[part, None], upstream[part, None])
+            grad_logits = grad_logits.to(hidden.dtype)
+            torch.mm(grad_logits, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ hidden[part]
+        return grad_hidden, grad_weight.to(weight.dtype) if grad_weight is not None else None, None, None
+
+
+class LogprobHead(nn.Linear):
+    """The language-model head, with a second way to call it that returns log-probabilities of targets.
+
+    It takes the place of ``model.lm_head`` and keeps its parameter, so checkpoints and tied embeddings
+    are as before, and ZeRO 3 gathers the weight for the length of the call.
+
+    Args:
+        head: the head that it replaces.
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__(head.in_features, head.out_features, bias=False, device="meta")
+        self.weight = head.weight
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Any:
+        """Logits as usual, or log-probabilities and entropy where targets are given."""
+        if targets is None:
+            return super().forward(hidden)
+        return response_logprobs(hidden, self.weight, targets)
+
+
+def response_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_tokens: int = 0
+) -> tuple[Tensor, Tensor]:
+    """``log softmax(hidden @ weight.T)[target]`` and the distribution's entropy, at temperature 1.
+
+    Args:
+        hidden: [T, H], row t predicts target t.
+        weight: [V, H] of the language-model head.
+        targets: [T] int64 token ids.
+        chunk_tokens: rows computed at a time; 0: as many as keep the logits below 128 MiB.
+
+    Returns:
+        Log-probabilities [T] float32 in nats, differentiable, and entropy [T] float32 in nats, for
+        telemetry only (no gradient).
+
+    Example:
+        Zero hidden states over a vocabulary of 4: every log-probability is ``-log 4 = -1.386``,
+        every entropy ``1.386``.
+    """
+    chunk = chunk_tokens or max(1, _CHUNK_LOGITS // len(weight))
+    logprobs, entropy = _ResponseLogprobs.apply(hidden, weight, targets, chunk)  # type: ignore[no-untyped-call]
+    return logprobs, entropy

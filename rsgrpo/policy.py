@@ -1,0 +1,391 @@
+"""The policy as the recipes see it: typed calls, each of them done by all ranks together."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rsgrpo.batching import balance
+from rsgrpo.checkpoint import CheckpointError, write_folder
+from rsgrpo.config import Config, LossConfig, OptimizerConfig
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.policy_worker import GatheredWeights, PolicyWorker, RankUpdate, WorkerSpec
+from rsgrpo.types import ResponseStats, TrainingGroup, UpdateMetrics, UpdateResult, WeightVersion
+from rsgrpo.weights import format_checksum
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+_LOG_LINES = 20
+_META = "policy.json"
+
+Objective = Literal["policy", "nll"]
+
+
+class PolicyWorkerDiedError(RsgrpoError):
+    """A training rank's process is gone; the message names the rank and shows its last log lines."""
+
+
+class TooManySkippedStepsError(RsgrpoError):
+    """Gradients were not finite for ``trainer.max_skipped_steps`` steps in a row."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightUpdate:
+    """Weights for the engines.
+
+    Attributes:
+        version: how many updates were taken, and the checksum over the buckets (see ``weights.py``).
+        buckets: references to WeightBucket records in Ray's object store, in checksum order.
+        is_complete: whether all parameters are in it, or only those that training changes.
+    """
+
+    version: WeightVersion
+    buckets: tuple[ray.ObjectRef, ...]
+    is_complete: bool
+
+
+def _cost(group: TrainingGroup) -> int:
+    """Packed tokens of a group, or a guess where the engine has not told the prompt's length.
+
+    The guess (four characters a token, 256 tokens an image) only balances ranks; it depends on nothing
+    but the group, so that a resumed run shares work out as the uninterrupted one.
+    """
+    if group.prompt_token_ids is not None:
+        prompt = len(group.prompt_token_ids)
+    else:
+        prompt = len(group.prompt.text) // 4 + 256 * len(group.prompt.images)
+    return prompt + sum(len(response.token_ids) for response in group.responses)
+
+
+def _environment(device: str, num_threads: int) -> dict[str, dict[str, str]]:
+    variables = {
+        "OMP_NUM_THREADS": str(num_threads),
+        "PYTHONPATH": str(_REPOSITORY),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if device == "cpu":
+        variables["DS_ACCELERATOR"] = "cpu"
+    return {"env_vars": variables}
+
+
+class Policy:
+    """The ranks that hold and train the weights. Make one with :meth:`start`.
+
+    Args:
+        config: the run's settings.
+        workers: one actor a rank.
+        loading: what says that each has loaded.
+        placement: the placement group on GPUs.
+    """
+
+    def __init__(self, config: Config, workers: list[Any], loading: list[ray.ObjectRef], placement: Any) -> None:
+        self._config = config
+        self._workers = workers
+        self._loading = loading
+        self._placement = placement
+        self._log_paths: list[str] = []
+        self._version = 0
+        self._has_sent_all = False
+
+    @classmethod
+    def start(cls, config: Config, model_folder: Path, *, device: str, num_threads: int) -> Policy:
+        """Start the ranks and return at once; they load the model in the background.
+
+        Args:
+            config: the run's settings.
+            model_folder: a Qwen2.5-VL folder that every node can read.
+            device: ``cpu`` or ``gpu``.
+            num_threads: CPU threads of each rank.
+
+        Returns:
+            The policy; every method waits for the ranks where it must.
+        """
+        num_ranks = config.trainer.num_ranks
+        placement: Any = None
+        strategies: list[Any] = ["DEFAULT"] * num_ranks
+        if device == "gpu":
+            placement = placement_group([{"GPU": 1, "CPU": 1}] * num_ranks, strategy="PACK")
+            strategies = [
+                PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank)
+                for rank in range(num_ranks)
+            ]
+        workers = [
+            ray.remote(PolicyWorker)
+            .options(
+                num_cpus=1 if device == "gpu" else 0,
+                num_gpus=1 if device == "gpu" else 0,
+                scheduling_strategy=strategies[rank],
+                runtime_env=_environment(device, num_threads),
+            )
+            .remote(
+                WorkerSpec(
+                    config=config,
+                    model_folder=model_folder,
+                    rank=rank,
+                    world_size=num_ranks,
+                    device=device,
+                    num_threads=num_threads,
+                )
+            )
+            for rank in range(num_ranks)
+        ]
+        address = workers[0].address.remote()
+        return cls(config, workers, [worker.load.remote(address) for worker in workers], placement)
+
+    @property
+    def version(self) -> int:
+        """How many optimizer steps were taken, over both stages."""
+        return self._version
+
+    def wait_ready(self) -> None:
+        """Wait until every rank has loaded the model.
+
+        Raises:
+            RsgrpoError: the model folder cannot be used, or a rank died.
+        """
+        if self._loading:
+            self._log_paths = cast(list[str], self._collect([worker.log_path.remote() for worker in self._workers]))
+            self._collect(self._loading, in_step=True)
+            self._loading = []
+
+    def begin_stage(self, optimizer: OptimizerConfig, num_steps: int) -> None:
+        """Start a stage: fresh moments, a new schedule.
+
+        Args:
+            optimizer: of the stage.
+            num_steps: optimizer steps of the stage (a cosine ends there).
+        """
+        self.wait_ready()
+        self._collect([worker.begin_stage.remote(optimizer, num_steps) for worker in self._workers])
+
+    def update(
+        self, groups: Sequence[TrainingGroup], objective: Objective, loss: LossConfig | None = None
+    ) -> UpdateResult:
+        """One optimizer step.
+
+        Args:
+            groups: the whole step's responses; their streams carry the division by the token counts.
+            objective: ``policy`` for the clipped two-stream loss, ``nll`` for weighted likelihood.
+            loss: clipping and importance correction; needed for ``policy``.
+
+        Returns:
+            Numbers of the step, and log-probabilities and entropy of every response token under the
+            weights before it, in the order of ``groups``.
+
+        Raises:
+            RsgrpoError: a prompt or response does not fit, a rank died, or gradients stay non-finite.
+        """
+        if objective == "policy" and loss is None:
+            raise ValueError("objective='policy' needs loss=LossConfig(...)")
+        num_micro_batches, planned = self._prepare(groups)
+        ranks = cast(
+            list[RankUpdate],
+            self._collect([w.update.remote(num_micro_batches, objective, loss) for w in self._workers], in_step=True),
+        )
+        if not ranks[0].is_skipped:
+            self._version += 1
+        elif ranks[0].num_skipped_in_row >= self._config.trainer.max_skipped_steps:
+            raise TooManySkippedStepsError(
+                f"the gradient was not finite for {ranks[0].num_skipped_in_row} steps in a row "
+                f"(trainer.max_skipped_steps={self._config.trainer.max_skipped_steps}); the weights are those before "
+                "them: lower the learning rate, or use model.dtype=float32, and go on with resume=auto"
+            )
+        stats = [one for rank in ranks for one in rank.responses]
+        return UpdateResult(metrics=_metrics(ranks, planned), responses=_in_order(groups, stats))
+
+    def score(self, groups: Sequence[TrainingGroup]) -> tuple[ResponseStats, ...]:
+        """Log-probabilities and entropy of responses under the present weights, without an update.
+
+        Args:
+            groups: prompts and responses; their streams are not read.
+
+        Returns:
+            One record a response, in the order of ``groups``.
+        """
+        num_micro_batches, _ = self._prepare(groups)
+        ranks = self._collect([worker.score.remote(num_micro_batches) for worker in self._workers], in_step=True)
+        return _in_order(groups, [one for rank in ranks for one in rank])
+
+    def _prepare(self, groups: Sequence[TrainingGroup]) -> tuple[int, int]:
+        """Hand the groups out; returns micro-batches of the fullest rank, and of all ranks together."""
+        if not groups:
+            raise ValueError("there are no groups to train on or to score")
+        self.wait_ready()
+        shares = balance([_cost(group) for group in groups], len(self._workers))
+        counts = self._collect(
+            [
+                worker.prepare.remote([groups[index] for index in share])
+                for worker, share in zip(self._workers, shares, strict=True)
+            ]
+        )
+        return max(counts), sum(counts)
+
+    def weights(self, max_bucket_bytes: int = 2**29, *, trainable_only: bool | None = None) -> WeightUpdate:
+        """The present weights, in the object store.
+
+        Args:
+            max_bucket_bytes: bound of a bucket; one larger parameter makes a bucket of its own.
+            trainable_only: leave out what training does not change; None: only after the first call.
+
+        Returns:
+            Version and buckets.
+        """
+        self.wait_ready()
+        leaves_frozen_out = self._has_sent_all if trainable_only is None else trainable_only
+        gathered = cast(
+            list[GatheredWeights],
+            self._collect(
+                [worker.gather_weights.remote(max_bucket_bytes, leaves_frozen_out) for worker in self._workers],
+                in_step=True,
+            ),
+        )
+        self._has_sent_all = self._has_sent_all or not leaves_frozen_out
+        return WeightUpdate(
+            version=WeightVersion(version=self._version, checksum=format_checksum(gathered[0].checksum)),
+            buckets=gathered[0].buckets,
+            is_complete=not leaves_frozen_out,
+        )
+
+    def export_model(self, folder: Path) -> None:
+        """Write a model folder that ``from_pretrained`` and ``vllm serve`` load, tokenizer and processor included.
+
+        Args:
+            folder: appears complete or not at all.
+        """
+        self.wait_ready()
+        write_folder(folder, lambda partial: self._each("export", partial))
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Write weights, moments, schedule and counters, enough to go on to the bit.
+
+        Args:
+            folder: appears complete or not at all; every node must reach it.
+        """
+        self.wait_ready()
+
+        def write(partial: Path) -> None:
+            self._each("save", partial)
+            meta = {
+                "version": self._version,
+                "num_ranks": self._config.trainer.num_ranks,
+                "zero_stage": self._config.trainer.zero_stage,
+            }
+            (partial / _META).write_text(json.dumps(meta))
+
+        write_folder(folder, write)
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Go on from what :meth:`save_checkpoint` wrote; :meth:`begin_stage` is not to be called again.
+
+        Args:
+            folder: as given to :meth:`save_checkpoint`.
+
+        Raises:
+            CheckpointError: it was written with another number of ranks or ZeRO stage.
+        """
+        self.wait_ready()
+        try:
+            meta = json.loads((folder / _META).read_text())
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder} holds no policy checkpoint ({_META} is missing)") from error
+        for key, present in (
+            ("num_ranks", self._config.trainer.num_ranks),
+            ("zero_stage", self._config.trainer.zero_stage),
+        ):
+            if meta[key] != present:
+                raise CheckpointError(
+                    f"{folder} was written with trainer.{key}={meta[key]}, now it is {present}; go on with "
+                    f"trainer.{key}={meta[key]}, or start a new run from the exported model"
+                )
+        self._each("restore", folder)
+        self._version = meta["version"]
+        self._has_sent_all = False
+
+    def _each(self, method: Literal["export", "save", "restore"], folder: Path) -> None:
+        calls = {
+            "export": [worker.export for worker in self._workers],
+            "save": [worker.save for worker in self._workers],
+            "restore": [worker.restore for worker in self._workers],
+        }
+        self._collect([call.remote(folder) for call in calls[method]], in_step=True)
+
+    def close(self) -> None:
+        """End the ranks."""
+        for worker in self._workers:
+            ray.kill(worker)
+        self._workers = []
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+            self._placement = None
+
+    def _collect(self, references: list[ray.ObjectRef], *, in_step: bool = False) -> list[Any]:
+        """Results of all ranks, or the first failure.
+
+        Args:
+            references: one a rank.
+            in_step: the ranks wait for each other; after a failure they would wait for ever, so they end.
+        """
+        waiting = list(references)
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1)
+            rank = references.index(done[0])
+            try:
+                ray.get(done[0])
+            except ray.exceptions.RayActorError as error:
+                message = f"training rank {rank} of {len(references)} died: {error}\n{self._log_tail(rank)}"
+                self.close()
+                raise PolicyWorkerDiedError(message) from error
+            except ray.exceptions.RayTaskError as error:
+                if in_step:
+                    self.close()
+                # The cause is the worker's own exception: an RsgrpoError reads as if raised here.
+                if isinstance(error.cause, (RsgrpoError, OSError)):
+                    raise error.cause from error
+                raise
+        return cast(list[Any], ray.get(references))
+
+    def _log_tail(self, rank: int) -> str:
+        if rank >= len(self._log_paths) or not Path(self._log_paths[rank]).is_file():
+            return "its log is on another node or was not written; see Ray's session folder"
+        with Path(self._log_paths[rank]).open(errors="replace") as lines:
+            tail = "".join(deque(lines, maxlen=_LOG_LINES))
+        return f"last lines of {self._log_paths[rank]}:\n{tail}"
+
+
+def _in_order(groups: Sequence[TrainingGroup], stats: Sequence[ResponseStats]) -> tuple[ResponseStats, ...]:
+    """Statistics in the order in which the responses were given."""
+    found: dict[tuple[str, int], ResponseStats] = {(one.sample_id, one.response_index): one for one in stats}
+    keys = [(group.sample_id, response.response_index) for group in groups for response in group.responses]
+    if len(found) != len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"sample {twice[0]!r} response {twice[1]} stands twice in one step; give every response once")
+    return tuple(found[key] for key in keys)
+
+
+def _metrics(ranks: Sequence[RankUpdate], num_micro_batches: int) -> UpdateMetrics:
+    totals = [rank.totals for rank in ranks]
+    num_tokens = sum(one.num_response_tokens for one in totals)
+    num_credited = sum(one.num_credited for one in totals)
+    return UpdateMetrics(
+        loss=sum(one.loss for one in totals),
+        grad_norm=ranks[0].grad_norm,
+        learning_rate=ranks[0].learning_rate,
+        num_response_tokens=num_tokens,
+        num_forward_tokens=sum(one.num_forward_tokens for one in totals),
+        num_images=sum(one.num_images for one in totals),
+        num_micro_batches=num_micro_batches,
+        clip_fraction=sum(one.num_clipped for one in totals) / max(1, num_credited),
+        kl_old=sum(one.kl_old_sum for one in totals) / max(1, num_tokens),
+        importance_weight_mean=sum(one.importance_weight_sum for one in totals) / max(1, num_tokens),
+        is_skipped=ranks[0].is_skipped,
+        forward_backward_seconds=max(rank.forward_backward_seconds for rank in ranks),
+        optimizer_seconds=max(rank.optimizer_seconds for rank in ranks),
+        process_seconds=max(rank.process_seconds for rank in ranks),
+    )

@@ -1,0 +1,278 @@
+"""The model under training: loading, packed micro-batches, and the forward pass to response log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from rsgrpo.attention import (
+    ATTENTION_NAME,
+    AttentionPlan,
+    choose_door,
+    padded_plan,
+    register_packed_attention,
+    varlen_plan,
+)
+from rsgrpo.batching import PackedRow, Piece, lay_out, predictor_index
+from rsgrpo.config import ModelConfig
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.logprobs import LogprobHead
+from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
+from rsgrpo.vlm import EncodedPrompt, ProcessedImage
+
+
+class ModelFolderError(RsgrpoError, ValueError):
+    """The model folder is not one that can be trained."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MicroBatch:
+    """One packed row on the device; R counts its response tokens, response by response.
+
+    Attributes:
+        row: where everything stands.
+        token_ids: [T] int64.
+        positions: [3, 1, T] int64, rotary positions.
+        plan: who attends to whom.
+        image_positions: [I] int64, row positions of image tokens.
+        image_features: [I] int64, which feature row each of them shows.
+        pixel_values: [patches, 1176], every page once; None without images.
+        image_grid_thw: [pages, 3] int64; None without images.
+        predictors: [R] int64, the position that predicts each response token.
+        targets: [R] int64, the response tokens.
+        positive: [R] float32, stream P or the token's weight.
+        negative: [R] float32, stream Q.
+        rollout_logprobs: [R] float32, the engine's; None if it gave none.
+        old_logprobs: [R] float32, pi_old; None if it is the forward pass itself.
+    """
+
+    row: PackedRow
+    token_ids: Tensor
+    positions: Tensor
+    plan: AttentionPlan
+    image_positions: Tensor
+    image_features: Tensor
+    pixel_values: Tensor | None
+    image_grid_thw: Tensor | None
+    predictors: Tensor
+    targets: Tensor
+    positive: Tensor
+    negative: Tensor
+    rollout_logprobs: Tensor | None
+    old_logprobs: Tensor | None
+
+
+def load_processor(folder: Path) -> Qwen2_5_VLProcessor:
+    """Tokenizer and image processor of a model folder."""
+    return Qwen2_5_VLProcessor.from_pretrained(folder)
+
+
+def load_model(folder: Path, config: ModelConfig) -> Qwen2_5_VLForConditionalGeneration:
+    """Load a Qwen2.5-VL for training, on the CPU, with packed attention and the log-probability head.
+
+    Args:
+        folder: config, weights, tokenizer and processor.
+        config: precision, frozen parts, recomputation.
+
+    Raises:
+        ModelFolderError: the folder does not hold a Qwen2.5-VL.
+    """
+    try:
+        found = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(f"model.path={str(folder)!r} cannot be read as a model folder: {error}") from error
+    if not isinstance(found, Qwen2_5_VLConfig):
+        raise ModelFolderError(
+            f"model.path={str(folder)!r} holds a {found.model_type!r} model; this library trains Qwen2.5-VL "
+            "('qwen2_5_vl')"
+        )
+    register_packed_attention()
+    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    # The vision tower keeps torch's attention: its windows are whole sequences of their own.
+    model.model.language_model.config._attn_implementation = ATTENTION_NAME
+    model.lm_head = LogprobHead(model.lm_head)
+    if config.freeze_vision:
+        model.model.visual.requires_grad_(False)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    return model
+
+
+class PolicyModel(nn.Module):
+    """Wraps the model so that one call is one packed row: log-probabilities and entropy of response tokens.
+
+    Args:
+        model: as :func:`load_model` returns it.
+        always_run_vision: run the vision tower on a blank patch where a row has no image, because
+            ranks that gather or reduce its parameters together must all run it.
+    """
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, *, always_run_vision: bool) -> None:
+        super().__init__()
+        self.model = model
+        self._always_run_vision = always_run_vision
+        self._is_vision_frozen = not any(parameter.requires_grad for parameter in model.model.visual.parameters())
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropy of the row's response tokens.
+
+        Args:
+            batch: the row.
+
+        Returns:
+            Two [R] float32 tensors in nats; the entropy carries no gradient.
+        """
+        language = self.model.model.language_model
+        embeddings = language.embed_tokens(batch.token_ids)
+        features = self._image_features(batch)
+        if features is not None:
+            features = features.to(embeddings.dtype)
+            if len(batch.image_positions):
+                embeddings = embeddings.index_put((batch.image_positions,), features[batch.image_features])
+            else:
+                embeddings = embeddings + 0.0 * features.sum()
+        hidden = language(
+            inputs_embeds=embeddings[None],
+            position_ids=batch.positions,
+            # A ready mapping keeps transformers from building a [T, T] mask; the plan stands in for it.
+            attention_mask={"full_attention": None, "sliding_attention": None},
+            use_cache=False,
+            attention_plan=batch.plan,
+        ).last_hidden_state[0]
+        logprobs, entropy = self.model.lm_head(hidden.index_select(0, batch.predictors), batch.targets)
+        return logprobs, entropy
+
+    def _image_features(self, batch: MicroBatch) -> Tensor | None:
+        visual = self.model.model.visual
+        pixels, grid = batch.pixel_values, batch.image_grid_thw
+        if pixels is None or grid is None:
+            if not self._always_run_vision:
+                return None
+            merge = visual.spatial_merge_size
+            grid = torch.tensor([[1, merge, merge]], device=batch.token_ids.device)
+            patch = visual.patch_embed
+            width = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
+            pixels = torch.zeros(merge * merge, width, device=batch.token_ids.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_vision_frozen):
+            features: Tensor = visual(pixels.to(visual.dtype), grid_thw=grid).pooler_output
+        return features
+
+
+class RowBuilder:
+    """Makes micro-batches out of planned pieces.
+
+    Args:
+        image_token_id: the placeholder's id.
+        config: ``model.attention``.
+        device: where the model is.
+        dtype: compute precision.
+    """
+
+    def __init__(self, *, image_token_id: int, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        self._image_token_id = image_token_id
+        self._device = device
+        self._dtype = dtype
+        self.door = choose_door(config.attention, device=device, dtype=dtype)
+
+    def build(
+        self, pieces: Sequence[Piece], groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt]
+    ) -> MicroBatch:
+        """Pack pieces into one row.
+
+        Args:
+            pieces: of one micro-batch.
+            groups: the rank's groups, by piece.group.
+            prompts: their encoded prompts.
+        """
+        row = lay_out(pieces)
+        responses = [groups[piece.group].responses[i] for piece in pieces for i in piece.responses]
+        token_ids: list[NDArray[np.int64]] = []
+        positions: list[NDArray[np.int64]] = []
+        for piece in pieces:
+            prompt = prompts[piece.group]
+            token_ids.append(prompt.token_ids)
+            positions.append(prompt.positions)
+            start = int(prompt.positions.max()) + 1
+            for index, length in zip(piece.responses, piece.response_lengths, strict=True):
+                token_ids.append(groups[piece.group].responses[index].token_ids.astype(np.int64))
+                positions.append(np.broadcast_to(np.arange(start, start + length), (3, length)))
+        pages, where, which = self._pages(row, [prompts[piece.group] for piece in pieces])
+        return MicroBatch(
+            row=row,
+            token_ids=self._tensor(np.concatenate(token_ids)),
+            positions=self._tensor(np.concatenate(positions, axis=1)[:, None]),
+            plan=self._plan(row),
+            image_positions=self._tensor(where),
+            image_features=self._tensor(which),
+            pixel_values=torch.cat([page.pixel_values for page in pages]).to(self._device) if pages else None,
+            image_grid_thw=torch.tensor([page.grid for page in pages], device=self._device) if pages else None,
+            predictors=self._tensor(predictor_index(row)),
+            targets=self._tensor(np.concatenate([one.token_ids for one in responses]).astype(np.int64)),
+            positive=self._tensor(np.concatenate([one.positive for one in responses]).astype(np.float32)),
+            negative=self._tensor(np.concatenate([one.negative for one in responses]).astype(np.float32)),
+            rollout_logprobs=self._stream(responses, [one.rollout_logprobs for one in responses], "rollout_logprobs"),
+            old_logprobs=self._stream(responses, [one.old_logprobs for one in responses], "old_logprobs"),
+        )
+
+    def blank(self) -> MicroBatch:
+        """A row of one prompt token and one response token without credit, for a rank that has run out of rows."""
+        zero = np.zeros(1, dtype=np.float32)
+        response = TrainingResponse(
+            response_index=0, token_ids=np.zeros(1, dtype=np.int32), positive=zero, negative=zero
+        )
+        prompt = EncodedPrompt(
+            sample_id="", token_ids=np.zeros(1, dtype=np.int64), positions=np.zeros((3, 1), dtype=np.int64), images=()
+        )
+        group = TrainingGroup(
+            sample_id="", prompt=ChatPrompt(sample_id="", text=""), prompt_token_ids=None, responses=(response,)
+        )
+        return self.build(
+            [Piece(group=0, responses=(0,), num_prompt_tokens=1, response_lengths=(1,))], [group], [prompt]
+        )
+
+    def _tensor(self, array: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+    def _plan(self, row: PackedRow) -> AttentionPlan:
+        if self.door == "varlen":
+            return varlen_plan(row, device=self._device)
+        return padded_plan(row, device=self._device, dtype=self._dtype)
+
+    def _stream(
+        self, responses: Sequence[TrainingResponse], streams: Sequence[NDArray[np.float32] | None], name: str
+    ) -> Tensor | None:
+        given = [stream for stream in streams if stream is not None]
+        if not given:
+            return None
+        if len(given) != len(streams):
+            missing = next(one.response_index for one, s in zip(responses, streams, strict=True) if s is None)
+            raise ValueError(f"response {missing} has no {name} but others of its micro-batch have; give all or none")
+        return self._tensor(np.concatenate(given).astype(np.float32))
+
+    def _pages(
+        self, row: PackedRow, prompts: Sequence[EncodedPrompt]
+    ) -> tuple[list[ProcessedImage], NDArray[np.int64], NDArray[np.int64]]:
+        """Every page once, the row positions of image tokens, and the feature row that each shows."""
+        pages: list[ProcessedImage] = []
+        first_feature: dict[ImageRef, int] = {}
+        num_features = 0
+        where: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
+        which: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
+        for start, prompt in zip(row.prompt_starts, prompts, strict=True):
+            where.append(start + np.flatnonzero(prompt.token_ids == self._image_token_id))
+            for page in prompt.images:
+                if page.ref not in first_feature:
+                    first_feature[page.ref] = num_features
+                    num_features += page.num_tokens
+                    pages.append(page)
+                which.append(np.arange(first_feature[page.ref], first_feature[page.ref] + page.num_tokens))
+        return pages, np.concatenate(where), np.concatenate(which)

@@ -1,0 +1,409 @@
+"""One rank of the policy: the Ray actor that holds a share of the weights and trains them.
+
+A step comes in two calls. ``prepare`` encodes prompts and plans micro-batches: whatever is wrong with
+the data is found there, before any rank waits for another in a collective. ``update`` or ``score``
+then runs the same number of micro-batches on every rank.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from rsgrpo.batching import GroupSize, Piece, plan_micro_batches
+from rsgrpo.config import Config, LossConfig, OptimizerConfig
+from rsgrpo.losses import importance_weights, nll_loss, two_stream_loss
+from rsgrpo.policy_model import MicroBatch, PolicyModel, RowBuilder, load_model, load_processor
+from rsgrpo.types import ResponseStats, TrainingGroup
+from rsgrpo.vlm import EncodedPrompt, PromptEncoder, check_prompt_ids
+from rsgrpo.weights import bucket_checksum, flatten_bucket
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerSpec:
+    """What a rank needs to start.
+
+    Attributes:
+        config: the run's settings.
+        model_folder: where to load the model from.
+        rank: of this worker.
+        world_size: number of ranks.
+        device: ``cpu`` or ``gpu``.
+        num_threads: CPU threads that this rank may use.
+    """
+
+    config: Config
+    model_folder: Path
+    rank: int
+    world_size: int
+    device: str
+    num_threads: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankTotals:
+    """Sums over one rank's rows of an update.
+
+    Attributes:
+        loss: this rank's share of the objective.
+        num_response_tokens: trained tokens.
+        num_forward_tokens: tokens of all rows.
+        num_images: pages through the vision tower.
+        num_clipped: credited tokens where clipping was active.
+        num_credited: tokens with credit.
+        kl_old_sum: sum of old minus new log-probabilities.
+        importance_weight_sum: over response tokens.
+    """
+
+    loss: float = 0.0
+    num_response_tokens: int = 0
+    num_forward_tokens: int = 0
+    num_images: int = 0
+    num_clipped: int = 0
+    num_credited: int = 0
+    kl_old_sum: float = 0.0
+    importance_weight_sum: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RankUpdate:
+    """What one rank reports of an update.
+
+    Attributes:
+        totals: sums over its rows.
+        responses: statistics of its responses.
+        grad_norm: over all ranks, before clipping.
+        learning_rate: that the step used.
+        is_skipped: whether the step was skipped.
+        num_skipped_in_row: skipped steps in a row.
+        forward_backward_seconds: of this rank.
+        optimizer_seconds: of this rank.
+        process_seconds: encoding and planning, of this rank.
+    """
+
+    totals: RankTotals
+    responses: tuple[ResponseStats, ...]
+    grad_norm: float
+    learning_rate: float
+    is_skipped: bool
+    num_skipped_in_row: int
+    forward_backward_seconds: float
+    optimizer_seconds: float
+    process_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatheredWeights:
+    """Weight buckets in the object store, and the checksum over them.
+
+    Attributes:
+        buckets: references to WeightBucket records.
+        checksum: CRC-32 over the buckets in order.
+    """
+
+    buckets: tuple[Any, ...]
+    checksum: int
+
+
+class PolicyWorker:
+    """A rank: everything it does, it does in step with the other ranks.
+
+    Args:
+        spec: settings and place.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._config = spec.config
+        self._plan: tuple[tuple[Piece, ...], ...] = ()
+        self._groups: Sequence[TrainingGroup] = ()
+        self._prompts: list[EncodedPrompt] = []
+        self._process_seconds = 0.0
+
+    def address(self) -> tuple[str, int]:
+        """This node's address and a free port, for the ranks to meet at."""
+        host = ray.util.get_node_ip_address() if self._spec.world_size > 1 else "127.0.0.1"
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return host, int(probe.getsockname()[1])
+
+    def log_path(self) -> str:
+        """The file that Ray writes this process's standard error to."""
+        return str(Path("/proc/self/fd/2").readlink())
+
+    def load(self, address: tuple[str, int]) -> None:
+        """Meet the other ranks and load the model.
+
+        Args:
+            address: where rank 0 runs, and a free port there.
+        """
+        host, port = address
+        spec, config = self._spec, self._config
+        on_gpu = spec.device == "gpu"
+        torch.set_num_threads(spec.num_threads)
+        torch.manual_seed(config.seed)
+        os.environ |= {
+            "MASTER_ADDR": host,
+            "MASTER_PORT": str(port),
+            "RANK": str(spec.rank),
+            "WORLD_SIZE": str(spec.world_size),
+            # Ray shows each worker its own GPU only.
+            "LOCAL_RANK": "0",
+        }
+        torch.distributed.init_process_group("nccl" if on_gpu else "gloo", rank=spec.rank, world_size=spec.world_size)
+        from rsgrpo.deepspeed_engine import DeepSpeedEngine
+
+        self._processor = load_processor(spec.model_folder)
+        self._encoder = PromptEncoder(
+            self._processor,
+            min_pixels=config.data.min_pixels,
+            max_pixels=config.data.max_pixels,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+        )
+        # Ranks that gather parameters (ZeRO 3) or reduce the tower's gradients must all run the tower.
+        needs_vision = spec.world_size > 1 and (config.trainer.zero_stage == 3 or not config.model.freeze_vision)
+        self._model = load_model(spec.model_folder, config.model)
+        self._rows = RowBuilder(
+            image_token_id=self._encoder.image_token_id,
+            config=config.model,
+            device=torch.device("cuda", 0) if on_gpu else torch.device("cpu"),
+            dtype=self._model.dtype,
+        )
+        self._engine = DeepSpeedEngine(
+            PolicyModel(self._model, always_run_vision=needs_vision), config, device=spec.device
+        )
+
+    def begin_stage(self, optimizer: OptimizerConfig, num_steps: int) -> None:
+        """Fresh moments and schedule."""
+        self._engine.begin_stage(optimizer, num_steps)
+
+    def prepare(self, groups: Sequence[TrainingGroup]) -> int:
+        """Encode this rank's groups and plan its micro-batches.
+
+        Args:
+            groups: this rank's share; may be empty.
+
+        Returns:
+            Number of micro-batches.
+
+        Raises:
+            PromptError: a prompt is too long or does not match the engine's.
+            TokenBudgetError: a prompt with one response does not fit a micro-batch.
+        """
+        start = time.perf_counter()
+        self._groups = groups
+        self._prompts = self._encoder.encode([group.prompt for group in groups])
+        for group, encoded in zip(groups, self._prompts, strict=True):
+            if group.prompt_token_ids is not None:
+                check_prompt_ids(encoded, group.prompt_token_ids)
+        sizes = [
+            GroupSize(
+                sample_id=group.sample_id,
+                num_prompt_tokens=len(encoded.token_ids),
+                response_lengths=tuple(len(one.token_ids) for one in group.responses),
+            )
+            for group, encoded in zip(groups, self._prompts, strict=True)
+        ]
+        trainer = self._config.trainer
+        self._plan = plan_micro_batches(sizes, budget=trainer.micro_batch_tokens, share_prefix=trainer.share_prefix)
+        self._process_seconds = time.perf_counter() - start
+        return len(self._plan)
+
+    def _row_makers(self, num_micro_batches: int) -> list[Callable[[], MicroBatch]]:
+        """Makers of this rank's rows, blank ones at the end so that all ranks run as many."""
+        own = [partial(self._rows.build, pieces, self._groups, self._prompts) for pieces in self._plan]
+        return [*own, *[self._rows.blank] * (num_micro_batches - len(own))]
+
+    def update(self, num_micro_batches: int, objective: str, loss: LossConfig | None) -> RankUpdate:
+        """Forward, backward and one optimizer step over what was prepared.
+
+        Args:
+            num_micro_batches: the most that any rank planned.
+            objective: ``policy`` or ``nll``.
+            loss: clipping and importance correction; for ``policy`` only.
+        """
+        totals: list[RankTotals] = []
+        stats: list[ResponseStats] = []
+
+        def loss_of(index: int, batch: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Tensor:
+            value, row_totals = row_loss(batch, logprobs, objective, loss)
+            if index < len(self._plan):
+                totals.append(row_totals)
+                stats.extend(self._stats(self._plan[index], logprobs, entropy))
+            return value
+
+        start = time.perf_counter()
+        self._engine.accumulate(self._row_makers(num_micro_batches), loss_of)
+        middle = time.perf_counter()
+        outcome = self._engine.step()
+        return RankUpdate(
+            totals=_sum_totals(totals),
+            responses=tuple(stats),
+            grad_norm=outcome.grad_norm,
+            learning_rate=outcome.learning_rate,
+            is_skipped=outcome.is_skipped,
+            num_skipped_in_row=outcome.num_skipped_in_row,
+            forward_backward_seconds=middle - start,
+            optimizer_seconds=time.perf_counter() - middle,
+            process_seconds=self._process_seconds,
+        )
+
+    def score(self, num_micro_batches: int) -> tuple[ResponseStats, ...]:
+        """Log-probabilities and entropy of what was prepared, without gradients.
+
+        Args:
+            num_micro_batches: the most that any rank planned.
+        """
+        stats: list[ResponseStats] = []
+        for index, make in enumerate(self._row_makers(num_micro_batches)):
+            logprobs, entropy = self._engine.score(make())
+            if index < len(self._plan):
+                stats.extend(self._stats(self._plan[index], logprobs, entropy))
+        return tuple(stats)
+
+    def _stats(self, pieces: Sequence[Piece], logprobs: Tensor, entropy: Tensor) -> list[ResponseStats]:
+        lengths = [length for piece in pieces for length in piece.response_lengths]
+        ends = np.cumsum(lengths)[:-1]
+        owners = [(self._groups[piece.group], i) for piece in pieces for i in piece.responses]
+        return [
+            ResponseStats(
+                sample_id=group.sample_id,
+                response_index=group.responses[i].response_index,
+                logprobs=own_logprobs.copy(),
+                entropy=own_entropy.copy(),
+            )
+            for (group, i), own_logprobs, own_entropy in zip(
+                owners,
+                np.split(logprobs.detach().float().cpu().numpy(), ends),
+                np.split(entropy.detach().float().cpu().numpy(), ends),
+                strict=True,
+            )
+        ]
+
+    def gather_weights(self, max_bucket_bytes: int, trainable_only: bool) -> GatheredWeights:
+        """Put the weights into the object store, bucket by bucket (rank 0; the others help gather).
+
+        Args:
+            max_bucket_bytes: bound of a bucket.
+            trainable_only: leave frozen parameters out.
+        """
+        buckets: list[Any] = []
+        checksum = 0
+        for named in self._engine.gathered_parameters(trainable_only=trainable_only, max_bytes=max_bucket_bytes):
+            if self._spec.rank:
+                continue
+            bucket = flatten_bucket(named)
+            checksum = bucket_checksum(bucket, checksum)
+            buckets.append(ray.put(bucket))
+        return GatheredWeights(buckets=tuple(buckets), checksum=checksum)
+
+    def export(self, folder: Path) -> None:
+        """Write a model folder that ``from_pretrained`` and vLLM load (rank 0; the others help gather).
+
+        Args:
+            folder: empty.
+        """
+        state: dict[str, Tensor] = {}
+        for named in self._engine.gathered_parameters(trainable_only=False, max_bytes=2**29):
+            if not self._spec.rank:
+                state |= {name: tensor.cpu().clone() for name, tensor in named}
+        if self._spec.rank:
+            return
+        if self._model.config.tie_word_embeddings:
+            state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
+        self._model.save_pretrained(folder, state_dict=state)
+        self._processor.save_pretrained(folder)
+        for name in ("chat_template.json", "chat_template.jinja"):
+            if (self._spec.model_folder / name).exists() and not (folder / name).exists():
+                shutil.copy(self._spec.model_folder / name, folder / name)
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's share of a checkpoint into ``folder``."""
+        self._engine.save(folder)
+
+    def restore(self, folder: Path) -> None:
+        """Read this rank's share of a checkpoint."""
+        self._engine.load(folder)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConfig | None) -> tuple[Tensor, RankTotals]:
+    """A row's share of the step's objective; rows and ranks add up because the streams carry 1/N.
+
+    Args:
+        batch: the row.
+        logprobs: [R], of the row's response tokens.
+        objective: ``policy`` (rs_grpo's clipped two-stream loss) or ``nll`` (weights in ``positive``).
+        loss: for ``policy``.
+
+    Returns:
+        The differentiable scalar, and sums for the metrics.
+    """
+    num_images = 0 if batch.image_grid_thw is None else len(batch.image_grid_thw)
+    if objective == "nll":
+        value = nll_loss(logprobs, batch.positive)
+        return value, RankTotals(
+            loss=float(value.detach()),
+            num_response_tokens=len(logprobs),
+            num_forward_tokens=batch.row.num_tokens,
+            num_images=num_images,
+            num_credited=int((batch.positive > 0).sum()),
+            importance_weight_sum=float(len(logprobs)),
+        )
+    assert loss is not None
+    detached = logprobs.detach()
+    uses_engine = loss.old_logprobs == "engine" and batch.rollout_logprobs is not None
+    old = batch.rollout_logprobs if uses_engine else batch.old_logprobs
+    old = detached if old is None else old
+    weights: Tensor | None = None
+    if loss.importance_cap > 0 and batch.rollout_logprobs is not None and not uses_engine:
+        weights = importance_weights(old, batch.rollout_logprobs, loss.importance_cap)
+    result = two_stream_loss(
+        logprobs,
+        old,
+        batch.positive,
+        batch.negative,
+        clip_low=loss.clip_low,
+        clip_high=loss.clip_high,
+        dual_clip=loss.dual_clip,
+        importance_weights=weights,
+    )
+    return result.loss, RankTotals(
+        loss=float(result.loss.detach()),
+        num_response_tokens=len(logprobs),
+        num_forward_tokens=batch.row.num_tokens,
+        num_images=num_images,
+        num_clipped=int(result.num_clipped),
+        num_credited=int(((batch.positive > 0) | (batch.negative > 0)).sum()),
+        kl_old_sum=float((old - detached).sum()),
+        importance_weight_sum=float(len(logprobs) if weights is None else weights.sum()),
+    )
+
+
+def _sum_totals(totals: Sequence[RankTotals]) -> RankTotals:
+    return RankTotals(
+        loss=sum(one.loss for one in totals),
+        num_response_tokens=sum(one.num_response_tokens for one in totals),
+        num_forward_tokens=sum(one.num_forward_tokens for one in totals),
+        num_images=sum(one.num_images for one in totals),
+        num_clipped=sum(one.num_clipped for one in totals),
+        num_credited=sum(one.num_credited for one in totals),
+        kl_old_sum=sum(one.kl_old_sum for one in totals),
+        importance_weight_sum=sum(one.importance_weight_sum for one in totals),
+    )

@@ -1,0 +1,242 @@
+"""From a chat prompt with page images to what Qwen2.5-VL reads: ids, pixels, 3-D positions.
+
+The pages come from ``images.load_page``, which the rollout engines use as well, so that both sides see
+the same pixels; the ids are checked against those that the engine reports.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import Qwen2_5_VLProcessor
+
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.images import load_page
+from rsgrpo.types import ChatPrompt, ImageRef, IntArray
+
+_IMAGES_A_CALL = 64  # pages handed to the processor at once: bounds its working memory
+
+
+class PromptError(RsgrpoError, ValueError):
+    """A prompt cannot be encoded, or not as the engine did."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ProcessedImage:
+    """A page after the processor.
+
+    Attributes:
+        ref: which page.
+        pixel_values: [patches, 1176] float32 (3 channels · 2 frames · 14 · 14).
+        grid: (frames, rows, columns) in patches.
+        num_tokens: positions that it takes in the prompt.
+    """
+
+    ref: ImageRef
+    pixel_values: Tensor
+    grid: tuple[int, int, int]
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EncodedPrompt:
+    """A prompt ready for the model.
+
+    Attributes:
+        sample_id: the question.
+        token_ids: [P] int64, one image placeholder an image token.
+        positions: [3, P] int64, rotary positions (frame, row, column).
+        images: the pages, in order.
+    """
+
+    sample_id: str
+    token_ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    images: tuple[ProcessedImage, ...]
+
+
+def rope_positions(
+    token_ids: NDArray[np.int64],
+    grids: Sequence[tuple[int, int, int]],
+    *,
+    image_token_id: int,
+    merge_size: int,
+) -> NDArray[np.int64]:
+    """3-D rotary positions of a prompt (Qwen2-VL, arXiv 2409.12191 §2.1).
+
+    Text counts up by one on all three axes. An image of ``t × h × w`` merged patches that starts at
+    position s has positions ``(s + frame, s + row, s + column)``, and what follows it goes on at
+    ``s + max(h, w)``.
+
+    Args:
+        token_ids: [P], with every image's placeholders in one run.
+        grids: (frames, rows, columns) of each image, in patches before merging.
+        image_token_id: the placeholder's id.
+        merge_size: patches merged into one token, per side.
+
+    Returns:
+        [3, P] int64.
+
+    Raises:
+        PromptError: the placeholders do not fit the grids.
+
+    Example:
+        Ids ``[7, I, I, I, I, 8]`` with one grid (1, 4, 4) and merge 2 give
+        ``[[0,1,1,1,1,3], [0,1,1,2,2,3], [0,1,2,1,2,3]]``.
+    """
+    positions = np.empty((3, len(token_ids)), dtype=np.int64)
+    is_image = token_ids == image_token_id
+    expected = sum(frames * rows * columns // merge_size**2 for frames, rows, columns in grids)
+    if int(is_image.sum()) != expected:
+        raise PromptError(f"{int(is_image.sum())} image placeholders, but {len(grids)} images with {expected} tokens")
+    cursor, position = 0, 0
+    for frames, patch_rows, patch_columns in grids:
+        rows, columns = patch_rows // merge_size, patch_columns // merge_size
+        start = cursor + int(np.argmax(is_image[cursor:]))
+        positions[:, cursor:start] = np.arange(position, position + start - cursor)
+        position += start - cursor
+        stop = start + frames * rows * columns
+        positions[:, start:stop] = position + np.indices((frames, rows, columns)).reshape(3, -1)
+        position += max(rows, columns)
+        cursor = stop
+    positions[:, cursor:] = np.arange(position, position + len(token_ids) - cursor)
+    return positions
+
+
+def check_prompt_ids(encoded: EncodedPrompt, engine_ids: IntArray) -> None:
+    """The trainer must train on the very prompt that the engine sampled from.
+
+    Raises:
+        PromptError: the ids differ; the message names the sample, both lengths and the first difference.
+    """
+    if np.array_equal(encoded.token_ids, engine_ids):
+        return
+    common = min(len(encoded.token_ids), len(engine_ids))
+    differs = np.flatnonzero(encoded.token_ids[:common] != engine_ids[:common])
+    first = int(differs[0]) if len(differs) else common
+    raise PromptError(
+        f"sample {encoded.sample_id!r}: the trainer's prompt has {len(encoded.token_ids)} tokens, the engine's "
+        f"{len(engine_ids)}, and they differ first at token {first}; both must use the tokenizer, the processor and "
+        "the image sizes of the same model folder"
+    )
+
+
+class PromptEncoder:
+    """Turns prompts into model inputs and remembers processed pages.
+
+    Args:
+        processor: of the model that is trained.
+        min_pixels: smaller pages are scaled up (``data.min_pixels``).
+        max_pixels: larger pages are scaled down (``data.max_pixels``).
+        max_prompt_tokens: a longer prompt is an error, never cut.
+        cache_bytes: how much memory processed pages may keep.
+    """
+
+    def __init__(
+        self,
+        processor: Qwen2_5_VLProcessor,
+        *,
+        min_pixels: int,
+        max_pixels: int,
+        max_prompt_tokens: int,
+        cache_bytes: int = 2**30,
+    ) -> None:
+        self._processor = processor
+        self._min_pixels = min_pixels
+        self._max_pixels = max_pixels
+        self._max_prompt_tokens = max_prompt_tokens
+        self._cache_bytes = cache_bytes
+        self._cached_bytes = 0
+        self._cache: OrderedDict[ImageRef, ProcessedImage] = OrderedDict()
+        self.image_token_id = int(processor.image_token_id)
+        self._merge_size = int(processor.image_processor.merge_size)
+
+    def encode(self, prompts: Sequence[ChatPrompt]) -> list[EncodedPrompt]:
+        """Encode prompts; a page that several of them show is processed once.
+
+        Args:
+            prompts: chat template applied, one placeholder an image.
+
+        Returns:
+            One encoded prompt each, in order.
+
+        Raises:
+            PromptError: markers and images do not match, or the prompt is longer than the limit.
+        """
+        pages = self._pages([ref for prompt in prompts for ref in prompt.images])
+        return [self._encode_one(prompt, pages) for prompt in prompts]
+
+    def _encode_one(self, prompt: ChatPrompt, pages: dict[ImageRef, ProcessedImage]) -> EncodedPrompt:
+        images = tuple(pages[ref] for ref in prompt.images)
+        marker = self._processor.image_token
+        parts = prompt.text.split(marker)
+        if len(parts) != len(images) + 1:
+            raise PromptError(
+                f"sample {prompt.sample_id!r}: the prompt has {len(parts) - 1} {marker} placeholders for "
+                f"{len(images)} images; it needs one placeholder an image"
+            )
+        text = "".join(part + marker * image.num_tokens for part, image in zip(parts[:-1], images, strict=True))
+        ids = self._processor.tokenizer(text + parts[-1], add_special_tokens=False)["input_ids"]
+        if len(ids) > self._max_prompt_tokens:
+            raise PromptError(
+                f"sample {prompt.sample_id!r}: its prompt has {len(ids)} tokens "
+                f"({sum(image.num_tokens for image in images)} of them for {len(images)} images), the limit is "
+                f"data.max_prompt_tokens={self._max_prompt_tokens}; raise it, lower data.max_pixels, or leave the "
+                "sample out with data.on_bad_sample=skip"
+            )
+        token_ids = np.asarray(ids, dtype=np.int64)
+        try:
+            positions = rope_positions(
+                token_ids,
+                [image.grid for image in images],
+                image_token_id=self.image_token_id,
+                merge_size=self._merge_size,
+            )
+        except PromptError as error:
+            raise PromptError(f"sample {prompt.sample_id!r}: {error}") from None
+        return EncodedPrompt(sample_id=prompt.sample_id, token_ids=token_ids, positions=positions, images=images)
+
+    def _pages(self, refs: Sequence[ImageRef]) -> dict[ImageRef, ProcessedImage]:
+        """Every page processed, from the cache where it is there."""
+        found: dict[ImageRef, ProcessedImage] = {}
+        missing: list[ImageRef] = []
+        for ref in dict.fromkeys(refs):
+            if ref in self._cache:
+                self._cache.move_to_end(ref)
+                found[ref] = self._cache[ref]
+            else:
+                missing.append(ref)
+        for start in range(0, len(missing), _IMAGES_A_CALL):
+            for page in self._process(missing[start : start + _IMAGES_A_CALL]):
+                found[page.ref] = page
+                self._remember(page)
+        return found
+
+    def _process(self, refs: Sequence[ImageRef]) -> list[ProcessedImage]:
+        pages = [load_page(ref, self._min_pixels, self._max_pixels) for ref in refs]
+        features = self._processor.image_processor(images=pages, return_tensors="pt")
+        grids = [(int(t), int(h), int(w)) for t, h, w in features["image_grid_thw"].tolist()]
+        patches = features["pixel_values"].split([t * h * w for t, h, w in grids])
+        return [
+            # A view would keep the whole call's pixels alive for as long as one page is cached.
+            ProcessedImage(
+                ref=ref,
+                pixel_values=pixels.to(torch.float32).clone(),
+                grid=grid,
+                num_tokens=len(pixels) // self._merge_size**2,
+            )
+            for ref, pixels, grid in zip(refs, patches, grids, strict=True)
+        ]
+
+    def _remember(self, page: ProcessedImage) -> None:
+        self._cache[page.ref] = page
+        self._cached_bytes += page.pixel_values.nbytes
+        while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
+            _, oldest = self._cache.popitem(last=False)
+            self._cached_bytes -= oldest.pixel_values.nbytes

@@ -1,0 +1,66 @@
+"""Weights on their way from the trainer to the engines: flat buckets, and a checksum over them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from rsgrpo.types import WeightBucket
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def flatten_bucket(named: Iterable[tuple[str, Tensor]]) -> WeightBucket:
+    """Copy tensors of one dtype into one flat record.
+
+    Args:
+        named: names and tensors, on any device.
+
+    Example:
+        ``[("a", zeros(2, 3))]`` in float32 gives 24 bytes and shapes ``((2, 3),)``.
+    """
+    pairs = list(named)
+    flat = torch.cat([tensor.detach().reshape(-1) for _, tensor in pairs]).cpu()
+    return WeightBucket(
+        names=tuple(name for name, _ in pairs),
+        shapes=tuple(tuple(tensor.shape) for _, tensor in pairs),
+        dtype=_NAMES[flat.dtype],
+        data=flat.view(torch.uint8).numpy(),
+    )
+
+
+def bucket_tensors(bucket: WeightBucket) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a bucket, as views of its bytes: copy before writing to them.
+
+    Args:
+        bucket: as :func:`flatten_bucket` made it.
+    """
+    # Arrays out of Ray's object store are read-only; torch wants to own what it views.
+    data = bucket.data if bucket.data.flags.writeable else bucket.data.copy()
+    flat = torch.from_numpy(data).view(_DTYPES[bucket.dtype])
+    start = 0
+    for name, shape in zip(bucket.names, bucket.shapes, strict=True):
+        size = 1
+        for extent in shape:
+            size *= extent
+        yield name, flat[start : start + size].view(shape)
+        start += size
+
+
+def bucket_checksum(bucket: WeightBucket, previous: int = 0) -> int:
+    """CRC-32 of a bucket's names and bytes, going on from that of the buckets before it.
+
+    Args:
+        bucket: the bucket.
+        previous: checksum so far; 0 at the first.
+    """
+    return zlib.crc32(bucket.data, zlib.crc32(",".join(bucket.names).encode(), previous))
+
+
+def format_checksum(checksum: int) -> str:
+    """As ``WeightVersion.checksum`` writes it: eight hexadecimal digits."""
+    return f"{checksum:08x}"
