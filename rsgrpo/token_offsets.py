@@ -121,10 +121,7 @@ class TokenTable:
         if data.isascii():
             return data.decode("ascii"), byte_starts
         text = data.decode("utf-8", errors="replace")
-        if "\ufffd" in text:
-            is_first_byte = _first_bytes_of_invalid(data)
-        else:
-            is_first_byte = (np.frombuffer(data, dtype=np.uint8) & 0xC0) != 0x80
+        is_first_byte = _first_bytes_of_invalid(data) if "\ufffd" in text else _first_bytes(data)
         num_begun = np.zeros(len(data) + 1, dtype=np.int32)
         np.cumsum(is_first_byte, out=num_begun[1:])
         return text, num_begun[byte_starts]
@@ -135,10 +132,17 @@ class TokenTable:
         if wrong is None and self._unknown and not self._unknown.isdisjoint(id_list):
             wrong = next(token_id for token_id in id_list if token_id in self._unknown)
         if wrong is not None:
+            num_tokens = len(self._bytes) - len(self._unknown)
             raise TokenizerError(
-                f"token id {wrong} is not in the tokenizer ({len(self._bytes) - len(self._unknown)} tokens); ban the ids "
-                "that pad the model's embedding in sampling, or give the model its own tokenizer"
+                f"token id {wrong} is not in the tokenizer, which has {num_tokens} tokens; ban the ids that pad "
+                "the model's embedding in sampling, or give the model its own tokenizer"
             )
+
+
+def _first_bytes(data: bytes) -> NDArray[np.bool_]:
+    """Mark the bytes that begin a character of UTF-8: all but the continuation bytes 10xxxxxx."""
+    marks: NDArray[np.bool_] = (np.frombuffer(data, dtype=np.uint8) & 0xC0) != 0x80
+    return marks
 
 
 def _first_bytes_of_invalid(data: bytes) -> NDArray[np.bool_]:
@@ -147,7 +151,7 @@ def _first_bytes_of_invalid(data: bytes) -> NDArray[np.bool_]:
     Slow but exact: decode strictly up to each error, which Python reports with the very piece that
     one U+FFFD replaces.
     """
-    is_first_byte = (np.frombuffer(data, dtype=np.uint8) & 0xC0) != 0x80
+    is_first_byte = _first_bytes(data)
     position = 0
     view = memoryview(data)
     while position < len(data):

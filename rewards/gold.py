@@ -1,0 +1,47 @@
+"""Gold responses, parsed once, and what rewards may need of them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from rsgrpo.sections import ParsedResponse, parse_response
+from rsgrpo.text import REFUSALS
+from rsgrpo.types import Sample
+
+# The siblings of a group and the rewards on them ask for the same gold; a step has a few hundred.
+_CACHED_GOLDS = 4096
+
+
+@lru_cache(maxsize=_CACHED_GOLDS)
+def parsed_gold(gold_response: str) -> ParsedResponse:
+    """A gold response, taken apart."""
+    return parse_response(gold_response)
+
+
+def gold_answers(sample: Sample) -> tuple[str, ...]:
+    """Answers that count as right.
+
+    Where there is a gold response, the content of its answer section. Otherwise ``Sample.answers``,
+    or, for a question that the pages do not answer, the three refusals of the EVisRAG evaluation.
+    """
+    if sample.gold_response:
+        answer = parsed_gold(sample.gold_response).content("answer")
+        return () if answer is None else (answer,)
+    return sample.answers if sample.is_sufficient else REFUSALS
+
+
+def gold_problem(sample: Sample, sections: tuple[str, ...]) -> str:
+    """What a sample's gold lacks of ``sections``; empty if nothing."""
+    if not sections:
+        return ""
+    if not sample.gold_response:
+        if set(sections) - {"answer"}:
+            return "it has no gold response"
+        return "" if gold_answers(sample) else "it has neither a gold response nor answers"
+    gold = parsed_gold(sample.gold_response)
+    for name in sections:
+        if gold.content(name) is None:
+            return f"its gold response has no <{name}>…</{name}>"
+    if "evidence" in sections and not gold.evidence_lines:
+        return "the evidence section of its gold response has no line that starts with [1]:"
+    return ""

@@ -1,0 +1,127 @@
+"""Load reward functions that the settings name, and check that they can be called as configured."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from rewards.base import DeclaredReward, RewardCallable, RewardError
+from rsgrpo.config import RewardConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedReward:
+    """A reward that is ready to be called.
+
+    Attributes:
+        name: its key under ``rewards`` in the settings.
+        config: scope, weight, keyword arguments, timeout.
+        function: called as ``function(call, **config.kwargs)``.
+        is_async: whether calling it gives an awaitable.
+        is_batch: whether it takes the list of all calls.
+        gold_sections: what it needs of a gold response.
+    """
+
+    name: str
+    config: RewardConfig
+    function: RewardCallable
+    is_async: bool
+    is_batch: bool
+    gold_sections: tuple[str, ...]
+
+
+def load_rewards(configs: Mapping[str, RewardConfig], base_folder: Path) -> tuple[LoadedReward, ...]:
+    """Load every configured reward.
+
+    Args:
+        configs: by name.
+        base_folder: what ``path/to/file.py:function`` is relative to.
+
+    Returns:
+        The rewards, in the order of ``configs``.
+
+    Raises:
+        RewardError: a module, file or function that does not exist, or keyword arguments that do not
+            fit the function.
+    """
+    return tuple(_load(name, config, base_folder) for name, config in configs.items())
+
+
+def _load(name: str, config: RewardConfig, base_folder: Path) -> LoadedReward:
+    source, _, function_name = config.function.partition(":")
+    is_file = source.endswith(".py")
+    module = _module_from_file(name, base_folder / source) if is_file else _module_by_name(name, source)
+    declared = vars(module).get(function_name)
+    if not callable(declared):
+        public = sorted(key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_")
+        raise RewardError(
+            f"rewards.{name}.function={config.function!r}: {source} has no function {function_name!r}; "
+            f"it has {', '.join(public) or 'none'}"
+        )
+    reward = declared if isinstance(declared, DeclaredReward) else DeclaredReward(function=declared)
+    _check_signature(name, config, reward.function)
+    return LoadedReward(
+        name=name,
+        config=config,
+        function=reward.function,
+        is_async=_is_async(reward.function),
+        is_batch=reward.is_batch,
+        gold_sections=reward.gold_sections,
+    )
+
+
+def _is_async(function: RewardCallable) -> bool:
+    """Whether calling gives an awaitable, for functions and for objects with an async ``__call__``."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _check_signature(name: str, config: RewardConfig, function: RewardCallable) -> None:
+    signature = inspect.signature(function)
+    try:
+        signature.bind(None, **config.kwargs)
+    except TypeError as error:
+        raise RewardError(
+            f"rewards.{name}.kwargs={config.kwargs} do not fit {config.function}{signature}: {error}; "
+            "the first argument is the call, the others come from kwargs"
+        ) from error
+
+
+def _module_by_name(name: str, module_name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ImportError as error:
+        raise RewardError(
+            f"rewards.{name}.function: cannot import {module_name} ({error}); name a module on the Python path, "
+            "or a file as path/to/file.py:function"
+        ) from error
+
+
+def _module_from_file(name: str, file: Path) -> ModuleType:
+    if not file.is_file():
+        raise RewardError(f"rewards.{name}.function: there is no file {file}; paths are relative to the run's start")
+    # One module object a file, under a name that nothing else can have: two files may share a stem.
+    module_name = f"_rewards_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    if spec is None or spec.loader is None:
+        raise RewardError(f"rewards.{name}.function: {file} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    is_loaded = False
+    try:
+        spec.loader.exec_module(module)
+        is_loaded = True
+    except (ImportError, SyntaxError) as error:
+        raise RewardError(f"rewards.{name}.function: cannot load {file}: {error}") from error
+    finally:
+        if not is_loaded:
+            del sys.modules[module_name]
+    return module

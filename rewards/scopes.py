@@ -1,0 +1,161 @@
+"""From a scope in the settings to the response tokens that a reward may touch.
+
+A scope is first a range of characters, then a range of tokens: a token belongs to the range that holds
+its first character, so two ranges that meet share no token and lose none. The end-of-sequence token has
+no character; it belongs to every scope that runs to the end of the response.
+
+Absent scopes. Where a scope's tag does not stand in the response, ``on_missing: skip`` gives no tokens.
+``on_missing: whole`` is the rule of the public code, and what ``compat: reference`` is to be used with: an
+absent start tag widens the scope to the beginning, an absent stop tag to the end, each on its own side.
+An absent section or evidence line widens to the whole response. In both modes tags in reversed order
+leave no tokens, and ``found`` says whether the scope really stood there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rsgrpo.config import ScopeConfig
+from rsgrpo.sections import ParsedResponse
+from rsgrpo.types import IntArray, TokenSpan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScopeRequest:
+    """A scope as one reward uses it; ``on_missing`` is ``skip`` or ``whole``."""
+
+    scope: ScopeConfig
+    on_missing: str = "skip"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocatedScope:
+    """Where a scope stands.
+
+    Attributes:
+        spans: its tokens; empty where there are none.
+        found: whether all of its tags stood in the response, in order.
+        image_index: 0-based image of an evidence line, else -1.
+    """
+
+    spans: tuple[TokenSpan, ...]
+    found: bool
+    image_index: int = -1
+
+
+# start and stop characters, found, image index
+_Range = tuple[int, int, bool, int]
+
+
+def locate_scope(
+    scope: ScopeConfig, parsed: ParsedResponse, token_char_starts: IntArray, on_missing: str = "skip"
+) -> LocatedScope:
+    """The tokens of one scope that is not ``evidence_line``.
+
+    Args:
+        scope: ``{start, stop}`` or ``{section}``.
+        parsed: the response.
+        token_char_starts: [R] int32, see ``Rollout``.
+        on_missing: ``skip`` or ``whole``.
+
+    Returns:
+        Its tokens.
+
+    Example:
+        In ``"<think>t</think>"`` with tokens that start at 0, 6, 7, 8, 14, 16 (the last one the end of
+        sequence), the scope ``{start: <think>, stop: </think>}`` is tokens [0, 3).
+    """
+    if scope.evidence_line:
+        raise ValueError("an evidence_line scope has one span an image; use locate_scopes")
+    request = ScopeRequest(scope=scope, on_missing=on_missing)
+    return locate_scopes([request], parsed, token_char_starts, num_images=0)[0][0]
+
+
+def locate_scopes(
+    requests: Sequence[ScopeRequest], parsed: ParsedResponse, token_char_starts: IntArray, num_images: int
+) -> list[tuple[LocatedScope, ...]]:
+    """The tokens of all scopes of one response, with a single search over its offsets.
+
+    Args:
+        requests: scopes.
+        parsed: the response.
+        token_char_starts: [R] int32, see ``Rollout``.
+        num_images: how many entries an ``evidence_line`` scope gives.
+
+    Returns:
+        For each request one entry, for an ``evidence_line`` scope one entry an image, in order.
+    """
+    ranges: list[_Range] = []
+    counts: list[int] = []
+    for request in requests:
+        is_whole = request.on_missing == "whole"
+        if request.scope.evidence_line:
+            ranges.extend(_line_ranges(parsed, num_images, is_whole))
+            counts.append(num_images)
+        elif request.scope.section:
+            ranges.append(_section_range(parsed, request.scope.section, is_whole))
+            counts.append(1)
+        else:
+            ranges.append(_tag_range(parsed, request.scope, is_whole))
+            counts.append(1)
+    edges = np.array([edge for item in ranges for edge in item[:2]], dtype=token_char_starts.dtype)
+    tokens: list[int] = np.searchsorted(token_char_starts, edges).tolist()
+    located = [
+        LocatedScope(
+            spans=(TokenSpan(start=start, stop=stop),) if start < stop else (), found=item[2], image_index=item[3]
+        )
+        for item, start, stop in zip(ranges, tokens[::2], tokens[1::2], strict=True)
+    ]
+    result = []
+    first = 0
+    for count in counts:
+        result.append(tuple(located[first : first + count]))
+        first += count
+    return result
+
+
+def _end(parsed: ParsedResponse) -> int:
+    """A character offset behind every token's, so that the end-of-sequence token lies in front of it."""
+    return len(parsed.text) + 1
+
+
+def _absent(parsed: ParsedResponse, is_whole: bool, image_index: int = -1) -> _Range:
+    return 0, _end(parsed) if is_whole else 0, False, image_index
+
+
+def _closing_edge(parsed: ParsedResponse, stop: int) -> int:
+    """A section that ends with the text runs to the end of the response."""
+    return _end(parsed) if stop == len(parsed.text) else stop
+
+
+def _tag_range(parsed: ParsedResponse, scope: ScopeConfig, is_whole: bool) -> _Range:
+    start = 0 if scope.start == "begin" else parsed.tag_start(scope.start)
+    stop = _end(parsed) if scope.stop == "end" else parsed.tag_start(scope.stop)
+    found = start >= 0 and stop >= 0
+    if not found and not is_whole:
+        return 0, 0, False, -1
+    start = max(start, 0)
+    stop = stop if stop >= 0 else _end(parsed)
+    return start, stop, found and start <= stop, -1
+
+
+def _section_range(parsed: ParsedResponse, name: str, is_whole: bool) -> _Range:
+    section = parsed.section(name)
+    if section is None:
+        return _absent(parsed, is_whole)
+    return section.start, _closing_edge(parsed, section.stop), True, -1
+
+
+def _line_ranges(parsed: ParsedResponse, num_images: int, is_whole: bool) -> list[_Range]:
+    lines = parsed.first_lines()
+    ranges: list[_Range] = []
+    for image_index in range(num_images):
+        line = lines.get(image_index)
+        if line is None:
+            ranges.append(_absent(parsed, is_whole, image_index))
+        else:
+            ranges.append((line.start, _closing_edge(parsed, line.stop), True, image_index))
+    return ranges
