@@ -304,7 +304,7 @@ class PolicyWorker:
         for named in self._engine.gathered_parameters(trainable_only=trainable_only, max_bytes=max_bucket_bytes):
             if self._spec.rank:
                 continue
-            bucket = flatten_bucket(named)
+            bucket = flatten_bucket([(checkpoint_name(name), tensor) for name, tensor in named])
             checksum = bucket_checksum(bucket, checksum)
             buckets.append(ray.put(bucket))
         return GatheredWeights(buckets=tuple(buckets), checksum=checksum)
@@ -341,6 +341,20 @@ class PolicyWorker:
         """Leave the process group."""
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def checkpoint_name(name: str) -> str:
+    """A parameter's name in a checkpoint, from its name in the loaded model.
+
+    ``save_pretrained`` writes the names that Qwen published, and vLLM's loaders read those.
+
+    Example:
+        ``model.language_model.norm.weight`` -> ``model.norm.weight``, ``model.visual.…`` -> ``visual.…``.
+    """
+    for loaded, written in (("model.language_model.", "model."), ("model.visual.", "visual.")):
+        if name.startswith(loaded):
+            return written + name.removeprefix(loaded)
+    return name
 
 
 def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConfig | None) -> tuple[Tensor, RankTotals]:
