@@ -269,14 +269,14 @@ def _padded_attention(query: Tensor, key: Tensor, value: Tensor, plan: PaddedPla
     together = torch.cat([query.flatten(1), key.flatten(1), value.flatten(1)], dim=-1)
     slots: Tensor = _Pad.apply(together, plan)  # type: ignore[no-untyped-call]
     sizes = [n for b in plan.blocks for n in (b.num_prompts * b.prompt_width, b.num_responses * b.response_width)]
-    parts = slots.view(len(slots), -1, head_dim).split(sizes)
+    parts = torch.split(slots.view(len(slots), -1, head_dim), sizes)
     heads = [num_heads, num_key_heads, num_key_heads]
     outputs: list[Tensor] = []
     for block, prompts, responses in zip(plan.blocks, parts[::2], parts[1::2], strict=True):
         prompts = prompts.view(block.num_prompts, block.prompt_width, -1, head_dim)
         responses = responses.view(block.num_responses, block.response_width, -1, head_dim)
-        prompt_query, prompt_key, prompt_value = prompts.split(heads, dim=2)
-        query_, key_, value_ = responses.split(heads, dim=2)
+        prompt_query, prompt_key, prompt_value = torch.split(prompts, heads, dim=2)
+        query_, key_, value_ = torch.split(responses, heads, dim=2)
         outputs.append(_attend(prompt_query, prompt_key, prompt_value, None, scaling).flatten(0, 1))
         owner = block.prompt_of_response
         key_ = torch.cat([prompt_key.index_select(0, owner), key_], dim=1)
@@ -291,7 +291,7 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPla
     """[T, heads, D] -> [T, query heads, D]; causal from the end, so a response's queries see its whole prompt."""
     from torch.nn.attention.varlen import varlen_attn
 
-    out: Tensor = varlen_attn(
+    out = varlen_attn(
         query.contiguous(),
         key.index_select(0, plan.key_index),
         value.index_select(0, plan.key_index),
@@ -303,6 +303,7 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPla
         window_size=(-1, 0),
         enable_gqa=True,
     )
+    assert isinstance(out, Tensor)
     return out
 
 

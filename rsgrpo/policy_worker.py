@@ -24,11 +24,11 @@ from torch import Tensor
 
 from rsgrpo.batching import GroupSize, Piece, plan_micro_batches
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
-from rsgrpo.losses import importance_weights, nll_loss, two_stream_loss
+from rsgrpo.objective import RankTotals, row_loss, sum_totals
 from rsgrpo.policy_model import MicroBatch, PolicyModel, RowBuilder, load_model, load_processor
 from rsgrpo.types import ResponseStats, TrainingGroup
 from rsgrpo.vlm import EncodedPrompt, PromptEncoder, check_prompt_ids
-from rsgrpo.weights import bucket_checksum, flatten_bucket
+from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,31 +50,6 @@ class WorkerSpec:
     world_size: int
     device: str
     num_threads: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RankTotals:
-    """Sums over one rank's rows of an update.
-
-    Attributes:
-        loss: this rank's share of the objective.
-        num_response_tokens: trained tokens.
-        num_forward_tokens: tokens of all rows.
-        num_images: pages through the vision tower.
-        num_clipped: credited tokens where clipping was active.
-        num_credited: tokens with credit.
-        kl_old_sum: sum of old minus new log-probabilities.
-        importance_weight_sum: over response tokens.
-    """
-
-    loss: float = 0.0
-    num_response_tokens: int = 0
-    num_forward_tokens: int = 0
-    num_images: int = 0
-    num_clipped: int = 0
-    num_credited: int = 0
-    kl_old_sum: float = 0.0
-    importance_weight_sum: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -144,16 +119,14 @@ class PolicyWorker:
         return str(Path("/proc/self/fd/2").readlink())
 
     def load(self, address: tuple[str, int]) -> None:
-        """Meet the other ranks and load the model.
+        """Meet the other ranks, then load the model.
 
         Args:
             address: where rank 0 runs, and a free port there.
         """
+        spec = self._spec
         host, port = address
-        spec, config = self._spec, self._config
-        on_gpu = spec.device == "gpu"
         torch.set_num_threads(spec.num_threads)
-        torch.manual_seed(config.seed)
         os.environ |= {
             "MASTER_ADDR": host,
             "MASTER_PORT": str(port),
@@ -162,9 +135,15 @@ class PolicyWorker:
             # Ray shows each worker its own GPU only.
             "LOCAL_RANK": "0",
         }
-        torch.distributed.init_process_group("nccl" if on_gpu else "gloo", rank=spec.rank, world_size=spec.world_size)
+        backend = "nccl" if spec.device == "gpu" else "gloo"
+        torch.distributed.init_process_group(backend, rank=spec.rank, world_size=spec.world_size)
+        self._build()
+
+    def _build(self) -> None:
         from rsgrpo.deepspeed_engine import DeepSpeedEngine
 
+        spec, config = self._spec, self._config
+        torch.manual_seed(config.seed)
         self._processor = load_processor(spec.model_folder)
         self._encoder = PromptEncoder(
             self._processor,
@@ -178,7 +157,7 @@ class PolicyWorker:
         self._rows = RowBuilder(
             image_token_id=self._encoder.image_token_id,
             config=config.model,
-            device=torch.device("cuda", 0) if on_gpu else torch.device("cpu"),
+            device=torch.device("cuda", 0) if spec.device == "gpu" else torch.device("cpu"),
             dtype=self._model.dtype,
         )
         self._engine = DeepSpeedEngine(
@@ -249,7 +228,7 @@ class PolicyWorker:
         middle = time.perf_counter()
         outcome = self._engine.step()
         return RankUpdate(
-            totals=_sum_totals(totals),
+            totals=sum_totals(totals),
             responses=tuple(stats),
             grad_norm=outcome.grad_norm,
             learning_rate=outcome.learning_rate,
@@ -341,83 +320,3 @@ class PolicyWorker:
         """Leave the process group."""
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-
-def checkpoint_name(name: str) -> str:
-    """A parameter's name in a checkpoint, from its name in the loaded model.
-
-    ``save_pretrained`` writes the names that Qwen published, and vLLM's loaders read those.
-
-    Example:
-        ``model.language_model.norm.weight`` -> ``model.norm.weight``, ``model.visual.…`` -> ``visual.…``.
-    """
-    for loaded, written in (("model.language_model.", "model."), ("model.visual.", "visual.")):
-        if name.startswith(loaded):
-            return written + name.removeprefix(loaded)
-    return name
-
-
-def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConfig | None) -> tuple[Tensor, RankTotals]:
-    """A row's share of the step's objective; rows and ranks add up because the streams carry 1/N.
-
-    Args:
-        batch: the row.
-        logprobs: [R], of the row's response tokens.
-        objective: ``policy`` (rs_grpo's clipped two-stream loss) or ``nll`` (weights in ``positive``).
-        loss: for ``policy``.
-
-    Returns:
-        The differentiable scalar, and sums for the metrics.
-    """
-    num_images = 0 if batch.image_grid_thw is None else len(batch.image_grid_thw)
-    if objective == "nll":
-        value = nll_loss(logprobs, batch.positive)
-        return value, RankTotals(
-            loss=float(value.detach()),
-            num_response_tokens=len(logprobs),
-            num_forward_tokens=batch.row.num_tokens,
-            num_images=num_images,
-            num_credited=int((batch.positive > 0).sum()),
-            importance_weight_sum=float(len(logprobs)),
-        )
-    assert loss is not None
-    detached = logprobs.detach()
-    uses_engine = loss.old_logprobs == "engine" and batch.rollout_logprobs is not None
-    old = batch.rollout_logprobs if uses_engine else batch.old_logprobs
-    old = detached if old is None else old
-    weights: Tensor | None = None
-    if loss.importance_cap > 0 and batch.rollout_logprobs is not None and not uses_engine:
-        weights = importance_weights(old, batch.rollout_logprobs, loss.importance_cap)
-    result = two_stream_loss(
-        logprobs,
-        old,
-        batch.positive,
-        batch.negative,
-        clip_low=loss.clip_low,
-        clip_high=loss.clip_high,
-        dual_clip=loss.dual_clip,
-        importance_weights=weights,
-    )
-    return result.loss, RankTotals(
-        loss=float(result.loss.detach()),
-        num_response_tokens=len(logprobs),
-        num_forward_tokens=batch.row.num_tokens,
-        num_images=num_images,
-        num_clipped=int(result.num_clipped),
-        num_credited=int(((batch.positive > 0) | (batch.negative > 0)).sum()),
-        kl_old_sum=float((old - detached).sum()),
-        importance_weight_sum=float(len(logprobs) if weights is None else weights.sum()),
-    )
-
-
-def _sum_totals(totals: Sequence[RankTotals]) -> RankTotals:
-    return RankTotals(
-        loss=sum(one.loss for one in totals),
-        num_response_tokens=sum(one.num_response_tokens for one in totals),
-        num_forward_tokens=sum(one.num_forward_tokens for one in totals),
-        num_images=sum(one.num_images for one in totals),
-        num_clipped=sum(one.num_clipped for one in totals),
-        num_credited=sum(one.num_credited for one in totals),
-        kl_old_sum=sum(one.kl_old_sum for one in totals),
-        importance_weight_sum=sum(one.importance_weight_sum for one in totals),
-    )

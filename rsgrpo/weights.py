@@ -33,6 +33,20 @@ def flatten_bucket(named: Iterable[tuple[str, Tensor]]) -> WeightBucket:
     )
 
 
+def checkpoint_name(name: str) -> str:
+    """A parameter's name in a checkpoint, from its name in the loaded model.
+
+    ``save_pretrained`` writes the names that Qwen published, and vLLM's loaders read those.
+
+    Example:
+        ``model.language_model.norm.weight`` -> ``model.norm.weight``, ``model.visual.…`` -> ``visual.…``.
+    """
+    for loaded, written in (("model.language_model.", "model."), ("model.visual.", "visual.")):
+        if name.startswith(loaded):
+            return written + name.removeprefix(loaded)
+    return name
+
+
 def bucket_tensors(bucket: WeightBucket) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a bucket, as views of its bytes: copy before writing to them.
 
@@ -58,7 +72,7 @@ def bucket_checksum(bucket: WeightBucket, previous: int = 0) -> int:
         bucket: the bucket.
         previous: checksum so far; 0 at the first.
     """
-    return zlib.crc32(bucket.data, zlib.crc32(",".join(bucket.names).encode(), previous))
+    return zlib.crc32(bucket.data.data, zlib.crc32(",".join(bucket.names).encode(), previous))
 
 
 def format_checksum(checksum: int) -> str:

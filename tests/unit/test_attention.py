@@ -1,0 +1,125 @@
+"""Attention over packed rows against plain causal attention of every response on its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rsgrpo import attention
+from rsgrpo.attention import AttentionUnavailableError, choose_door, packed_attention, padded_plan, varlen_plan
+from rsgrpo.batching import PackedRow, Piece, lay_out
+
+HEADS, KEY_HEADS, WIDTH, SCALING = 4, 2, 3, 0.7
+CPU = torch.device("cpu")
+
+ROWS = st.lists(
+    st.tuples(st.integers(1, 6), st.lists(st.integers(1, 5), min_size=1, max_size=4)), min_size=1, max_size=4
+)
+
+
+def _row(shapes: list[tuple[int, list[int]]]) -> PackedRow:
+    return lay_out(
+        [
+            Piece(
+                group=i,
+                responses=tuple(range(len(lengths))),
+                num_prompt_tokens=prompt,
+                response_lengths=tuple(lengths),
+            )
+            for i, (prompt, lengths) in enumerate(shapes)
+        ]
+    )
+
+
+def _inputs(row: PackedRow, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(1, heads, row.num_tokens, WIDTH, dtype=torch.float64, generator=generator).requires_grad_()
+        for heads in (HEADS, KEY_HEADS, KEY_HEADS)
+    ]
+
+
+def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """[heads, L, D] plain causal attention whose last query sees all keys."""
+    key, value = (x.repeat_interleave(HEADS // KEY_HEADS, dim=0) for x in (key, value))
+    scores = query @ key.transpose(1, 2) * SCALING
+    seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril(scores.shape[2] - scores.shape[1])
+    return torch.softmax(scores.masked_fill(~seen, -torch.inf), dim=-1) @ value
+
+
+def _reference(row: PackedRow, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Every response as a sequence of its own: prompt + response."""
+    out = torch.zeros(row.num_tokens, HEADS, WIDTH, dtype=query.dtype)
+    for index, (start, length) in enumerate(zip(row.response_starts, row.response_lengths, strict=True)):
+        piece = row.response_pieces[index]
+        first = row.prompt_starts[piece]
+        num_prompt = row.pieces[piece].num_prompt_tokens
+        where = torch.tensor([*range(first, first + num_prompt), *range(start, start + length)])
+        alone = _causal(query[0][:, where], key[0][:, where], value[0][:, where]).transpose(0, 1)
+        out = out.index_put((where,), alone)
+    return out[None]
+
+
+def _run(row: PackedRow, inputs: list[torch.Tensor]) -> torch.Tensor:
+    plan = padded_plan(row, device=CPU, dtype=torch.float64)
+    out, weights = packed_attention(torch.nn.Identity(), *inputs, None, scaling=SCALING, attention_plan=plan)
+    assert weights is None
+    return out
+
+
+@pytest.mark.parametrize("stored_scores", [2**28, 0], ids=["products", "fused"])
+@settings(max_examples=30, deadline=None)
+@given(shapes=ROWS, upstream_seed=st.integers(0, 100))
+def test_values_and_gradients_equal_responses_on_their_own(stored_scores, shapes, upstream_seed):
+    row = _row(shapes)
+    inputs = _inputs(row)
+    upstream = torch.randn(
+        1, row.num_tokens, HEADS, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(upstream_seed)
+    )
+    expected = _reference(row, *inputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_MAX_STORED_SCORES", stored_scores)
+        got = _run(row, inputs)
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+        grads = torch.autograd.grad(got, inputs, upstream)
+    for grad, want in zip(grads, torch.autograd.grad(expected, inputs, upstream), strict=True):
+        torch.testing.assert_close(grad, want, atol=1e-11, rtol=0)
+
+
+def test_pieces_of_unlike_length_go_to_blocks_of_their_own():
+    # Padding three prompts of 10 to 3000 would cost 3 · 9e6 scores for 9e6 real ones.
+    row = _row([(10, [4]), (3000, [4]), (10, [4, 4]), (10, [4])])
+    plan = padded_plan(row, device=CPU, dtype=torch.float32)
+    assert [(b.num_prompts, b.prompt_width, b.num_responses) for b in plan.blocks] == [(3, 10, 4), (1, 3000, 1)]
+    # every row position stands in one slot, and that slot holds it
+    assert torch.equal(plan.pad_index[plan.unpad_index], torch.arange(row.num_tokens))
+    assert int(plan.is_real.sum()) == row.num_tokens
+
+
+@settings(max_examples=30, deadline=None)
+@given(shapes=ROWS)
+def test_varlen_plan_describes_the_same_attention(shapes):
+    row = _row(shapes)
+    query, key, value = _inputs(row)
+    plan = varlen_plan(row, device=CPU)
+    queries, keys = plan.query_offsets.tolist(), plan.key_offsets.tolist()
+    assert plan.max_queries == max(np.diff(queries)) and plan.max_keys == max(np.diff(keys))
+    parts = []
+    for i in range(len(queries) - 1):
+        index = plan.key_index[keys[i] : keys[i + 1]]
+        # FlashAttention's causal mask lines the last query up with the last key, as _causal does.
+        parts.append(_causal(query[0, :, queries[i] : queries[i + 1]], key[0][:, index], value[0][:, index]))
+    got = torch.cat(parts, dim=1).transpose(0, 1)[None]
+    torch.testing.assert_close(got, _reference(row, query, key, value), atol=1e-12, rtol=0)
+
+
+def test_flash_is_refused_on_a_cpu_and_auto_falls_back():
+    assert choose_door("auto", device=CPU, dtype=torch.bfloat16) == "padded"
+    assert choose_door("sdpa", device=CPU, dtype=torch.float32) == "padded"
+    with pytest.raises(
+        AttentionUnavailableError, match=r"model\.attention=flash.*device is cpu.*model\.attention=auto"
+    ):
+        choose_door("flash", device=CPU, dtype=torch.bfloat16)

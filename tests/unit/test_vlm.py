@@ -1,0 +1,110 @@
+"""Prompts to model inputs, against the processor and the model of transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rsgrpo import vlm
+from rsgrpo.policy_model import load_processor
+from rsgrpo.types import ChatPrompt, ImageRef
+from rsgrpo.vlm import PromptEncoder, PromptError, check_prompt_ids, rope_positions
+from tests.tiny_model import build_tiny_model, make_group, write_pages
+
+SIZES = [(56, 56), (84, 56), (112, 140)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
+    return write_pages(tmp_path_factory.mktemp("pages"), SIZES)
+
+
+def _encoder(folder: Path, *, limit: int = 1000, cache_bytes: int = 2**20) -> PromptEncoder:
+    return PromptEncoder(
+        load_processor(folder), min_pixels=1, max_pixels=10**7, max_prompt_tokens=limit, cache_bytes=cache_bytes
+    )
+
+
+def _prompt(pages: list[ImageRef], question: str = "What?") -> ChatPrompt:
+    return make_group("q1", pages, [1], question=question).prompt
+
+
+def test_rope_positions_of_one_image():
+    # text at 0; a 2 × 2 image starts at 1: rows 1, 1, 2, 2, columns 1, 2, 1, 2; text goes on at 1 + max(2, 2) = 3
+    ids = np.array([7, 9, 9, 9, 9, 8])
+    got = rope_positions(ids, [(1, 4, 4)], image_token_id=9, merge_size=2)
+    assert got.tolist() == [[0, 1, 1, 1, 1, 3], [0, 1, 1, 2, 2, 3], [0, 1, 2, 1, 2, 3]]
+
+
+def test_encoding_equals_the_processor_and_get_rope_index(folder, pages):
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    processor = load_processor(folder)
+    encoded = _encoder(folder).encode([_prompt(pages)])[0]
+    images = [Image.open(page.file).convert("RGB") for page in pages]
+    expected = processor(text=[_prompt(pages).text], images=images, return_tensors="pt")
+    assert encoded.token_ids.tolist() == expected["input_ids"][0].tolist()
+    torch.testing.assert_close(torch.cat([page.pixel_values for page in encoded.images]), expected["pixel_values"])
+    assert [list(page.grid) for page in encoded.images] == expected["image_grid_thw"].tolist()
+    # image tokens = t·h·w / 4
+    assert [page.num_tokens for page in encoded.images] == [4, 6, 20]
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    positions, _ = model.model.get_rope_index(
+        expected["input_ids"], expected["mm_token_type_ids"], image_grid_thw=expected["image_grid_thw"]
+    )
+    assert encoded.positions.tolist() == positions[:, 0].tolist()
+
+
+def test_a_page_is_decoded_once_a_step_and_once_more_after_it_left_the_cache(folder, pages, monkeypatch):
+    decoded: list[str] = []
+    original = vlm.load_page
+
+    def counting(ref: ImageRef, min_pixels: int, max_pixels: int) -> Image.Image:
+        decoded.append(ref.path)
+        return original(ref, min_pixels, max_pixels)
+
+    monkeypatch.setattr(vlm, "load_page", counting)
+    encoder = _encoder(folder)
+    encoder.encode([_prompt(pages[:2]), _prompt([pages[1], pages[0]])])
+    encoder.encode([_prompt(pages[:2])])
+    assert decoded == ["imgs/0.png", "imgs/1.png"]
+    # 112 × 140 = 80 patches · 1176 · 4 bytes: alone above this bound, so the others have to go
+    small = _encoder(folder, cache_bytes=100_000)
+    small.encode([_prompt(pages)])
+    decoded.clear()
+    small.encode([_prompt(pages)])
+    assert decoded == ["imgs/0.png", "imgs/1.png"]
+
+
+def test_long_prompts_are_refused_and_named_never_cut(folder, pages):
+    num_tokens = len(_encoder(folder).encode([_prompt(pages)])[0].token_ids)
+    assert len(_encoder(folder, limit=num_tokens).encode([_prompt(pages)])[0].token_ids) == num_tokens
+    with pytest.raises(PromptError, match=rf"'q1'.*{num_tokens} tokens \(30 of them for 3 images\).*max_prompt_tokens"):
+        _encoder(folder, limit=num_tokens - 1).encode([_prompt(pages)])
+
+
+def test_markers_that_do_not_match_the_images_are_named(folder, pages):
+    prompt = ChatPrompt(sample_id="q1", text=_prompt(pages[:1]).text, images=tuple(pages[:2]))
+    with pytest.raises(PromptError, match=r"'q1'.*1 <\|image_pad\|> placeholders for 2 images"):
+        _encoder(folder).encode([prompt])
+
+
+def test_differing_engine_ids_are_refused_with_both_counts(folder, pages):
+    encoded = _encoder(folder).encode([_prompt(pages[:1])])[0]
+    ids = encoded.token_ids.astype(np.int32)
+    check_prompt_ids(encoded, ids)
+    changed = ids.copy()
+    changed[5] += 1
+    with pytest.raises(PromptError, match=r"'q1'.*differ first at token 5"):
+        check_prompt_ids(encoded, changed)
+    with pytest.raises(PromptError, match=rf"has {len(ids)} tokens, the engine's {len(ids) - 2}"):
+        check_prompt_ids(encoded, ids[:-2])

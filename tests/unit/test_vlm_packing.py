@@ -1,0 +1,154 @@
+"""Packed rows against transformers' own forward pass, and against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from rsgrpo.batching import GroupSize, plan_micro_batches
+from rsgrpo.config import ModelConfig
+from rsgrpo.policy_model import ModelFolderError, PolicyModel, RowBuilder, load_model, load_processor
+from rsgrpo.types import TrainingGroup
+from rsgrpo.vlm import PromptEncoder
+from tests.tiny_model import build_tiny_model, make_group, write_pages
+
+Logprobs = dict[tuple[int, int], torch.Tensor]
+
+
+class Packed:
+    """A model with what it takes to run groups through it."""
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        self.folder = folder
+        self.model = load_model(folder, config)
+        self.policy = PolicyModel(self.model, always_run_vision=False)
+        self.processor = load_processor(folder)
+        self.encoder = PromptEncoder(self.processor, min_pixels=1, max_pixels=10**7, max_prompt_tokens=1000)
+        self.rows = RowBuilder(
+            image_token_id=self.encoder.image_token_id, config=config, device=torch.device("cpu"), dtype=torch.float32
+        )
+
+    def run(self, groups: list[TrainingGroup], *, share_prefix: bool, budget: int) -> tuple[Logprobs, torch.Tensor]:
+        """Log-probabilities by (group, response), and the gradient of the credit-weighted sum."""
+        prompts = self.encoder.encode([group.prompt for group in groups])
+        sizes = [
+            GroupSize(
+                sample_id=group.sample_id,
+                num_prompt_tokens=len(prompt.token_ids),
+                response_lengths=tuple(len(one.token_ids) for one in group.responses),
+            )
+            for group, prompt in zip(groups, prompts, strict=True)
+        ]
+        self.model.zero_grad()
+        found: Logprobs = {}
+        for pieces in plan_micro_batches(sizes, budget=budget, share_prefix=share_prefix):
+            batch = self.rows.build(pieces, groups, prompts)
+            logprobs, _ = self.policy(batch)
+            (logprobs * (batch.positive - batch.negative)).sum().backward()
+            parts = logprobs.detach().split([n for piece in pieces for n in piece.response_lengths])
+            found |= dict(zip([(p.group, r) for p in pieces for r in p.responses], parts, strict=True))
+        return found, torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+
+    def alone(self, groups: list[TrainingGroup]) -> tuple[Logprobs, torch.Tensor]:
+        """The same through transformers' own forward pass, one response at a time."""
+        plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.folder, attn_implementation="eager")
+        plain.model.visual.requires_grad_(self.model.model.visual.patch_embed.proj.weight.requires_grad)
+        found: Logprobs = {}
+        for index, group in enumerate(groups):
+            images = [Image.open(page.file).convert("RGB") for page in group.prompt.images] or None
+            prompt = self.processor(text=[group.prompt.text], images=images, return_tensors="pt")
+            num_prompt = prompt["input_ids"].shape[1]
+            for place, one in enumerate(group.responses):
+                response = torch.from_numpy(one.token_ids.astype(np.int64))
+                ids = torch.cat([prompt["input_ids"][0], response])[None]
+                extra = {}
+                if images:
+                    extra = {
+                        "pixel_values": prompt["pixel_values"],
+                        "image_grid_thw": prompt["image_grid_thw"],
+                        "mm_token_type_ids": (ids == self.encoder.image_token_id).int(),
+                    }
+                logits = plain(input_ids=ids, **extra).logits[0, num_prompt - 1 : -1]
+                logprobs = torch.log_softmax(logits, -1).gather(-1, response[:, None])[:, 0]
+                (logprobs * torch.from_numpy(one.positive - one.negative)).sum().backward()
+                found[index, place] = logprobs.detach()
+        return found, torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None])
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
+    pages = write_pages(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140), (56, 56)])
+    return [
+        make_group("a", pages[:2], [5, 9, 7], seed=1),
+        # shares a page with the first
+        make_group("b", pages[1:], [3, 12], seed=2, question="How many of them are there?"),
+        make_group("c", [], [6, 1, 4], seed=3),
+    ]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[{"freeze_vision": False}, {"freeze_vision": True, "gradient_checkpointing": True}, {"tie": True}],
+    ids=["all trained", "frozen tower, recomputed", "tied head"],
+)
+def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Packed:
+    options = dict(request.param)
+    folder = build_tiny_model(tmp_path_factory.mktemp("model"), tie=options.pop("tie", False))
+    settings = {"dtype": "float32", "freeze_vision": False, "gradient_checkpointing": False} | options
+    return Packed(folder, ModelConfig(**settings))
+
+
+def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("share_prefix", [True, False])
+@pytest.mark.parametrize("budget", [4000, 120], ids=["one row", "many rows"])
+def test_packed_equals_one_by_one_forward_of_transformers(packed, groups, share_prefix, budget):
+    logprobs, gradient = packed.run(groups, share_prefix=share_prefix, budget=budget)
+    expected, expected_gradient = packed.alone(groups)
+    assert logprobs.keys() == expected.keys()
+    for key, want in expected.items():
+        torch.testing.assert_close(logprobs[key], want, atol=1e-5, rtol=0)
+    assert _relative(gradient, expected_gradient) < 1e-5
+
+
+def test_a_sibling_changes_nothing_for_its_siblings(packed, groups):
+    alone, _ = packed.run(groups[:1], share_prefix=True, budget=4000)
+    longer = make_group("a", list(groups[0].prompt.images), [5, 9, 7], seed=1)
+    other = make_group("a", list(groups[0].prompt.images), [5, 30, 7], seed=1)
+    mixed = type(longer)(
+        sample_id="a",
+        prompt=longer.prompt,
+        prompt_token_ids=None,
+        responses=(longer.responses[0], other.responses[1], longer.responses[2]),
+    )
+    got, _ = packed.run([mixed], share_prefix=True, budget=4000)
+    torch.testing.assert_close(got[0, 0], alone[0, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(got[0, 2], alone[0, 2], atol=1e-5, rtol=0)
+
+
+def test_blank_row_has_a_finite_zero_gradient_with_and_without_the_tower(packed):
+    for runs_tower in (True, False):
+        policy = PolicyModel(packed.model, always_run_vision=runs_tower)
+        packed.model.zero_grad()
+        batch = packed.rows.blank()
+        logprobs, _ = policy(batch)
+        (logprobs * batch.positive).sum().backward()
+        grads = [p.grad for p in packed.model.parameters() if p.grad is not None]
+        assert all(float(grad.abs().max()) == 0.0 for grad in grads)
+        visual = [p for p in packed.model.model.visual.parameters() if p.requires_grad]
+        assert all((p.grad is not None) == runs_tower for p in visual)
+
+
+def test_a_folder_that_is_no_qwen_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ModelFolderError, match="holds a 'gpt2' model"):
+        load_model(tmp_path, ModelConfig())
+    with pytest.raises(ModelFolderError, match="cannot be read as a model folder"):
+        load_model(tmp_path / "nothing", ModelConfig())
