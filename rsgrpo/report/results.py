@@ -1,0 +1,117 @@
+"""Headline numbers: cards, test results by point, facts about the run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rsgrpo.metrics import MetricRow
+from rsgrpo.progress import readable_seconds
+from rsgrpo.summary import RunSummary
+
+_POINTS = {"before_sft": "Before SFT", "after_sft": "After SFT", "after_rl": "After RL", "checkpoint": "Checkpoint"}
+_BARS = (
+    ("accuracy", "Accuracy"),
+    ("f1", "F1"),
+    ("em", "Exact match"),
+    ("evidence_f1", "Evidence F1"),
+    ("answerable_accuracy", "Accuracy, answerable"),
+    ("unanswerable_accuracy", "Accuracy, unanswerable"),
+    ("well_formed_frac", "Well-formed"),
+)
+_CARDS = (("accuracy", "Test accuracy"), ("evidence_f1", "Evidence F1"), ("well_formed_frac", "Well-formed"))
+
+
+def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -> list[dict[str, Any]]:
+    """Test results in the order of the run.
+
+    Args:
+        summary: of the run; None while it is under way: then the recorded metrics are used.
+        rows: of ``metrics.jsonl``.
+
+    Returns:
+        One object a point, with ``label`` and ``bars``: name and value of each known score.
+    """
+    metrics: dict[str, Mapping[str, float]] = {}
+    for row in rows:
+        if row.stage in _POINTS:
+            metrics[row.stage] = {name.removeprefix("eval/"): value for name, value in row.values.items()}
+    if summary is not None:
+        metrics |= {point: dataclasses.asdict(one) for point, one in summary.evaluations.items()}
+    order = [point for point in _POINTS if point in metrics] + [point for point in metrics if point not in _POINTS]
+    return [
+        {
+            "point": point,
+            "label": _POINTS.get(point, point.replace("_", " ")),
+            "bars": [
+                {"key": key, "name": name, "value": round(metrics[point][key], 6)}
+                for key, name in _BARS
+                if key in metrics[point] and metrics[point][key] == metrics[point][key]  # not NaN
+            ],
+            "questions": int(metrics[point].get("num_responses", 0)),
+        }
+        for point in order
+    ]
+
+
+def collect_cards(
+    summary: RunSummary | None, evaluations: Sequence[Mapping[str, Any]], rows: Sequence[MetricRow]
+) -> list[dict[str, str]]:
+    """The few numbers at the top: ``label``, ``value``, ``note`` and ``trend`` (up, down or empty)."""
+    cards = []
+    for key, label in _CARDS:
+        values = [(one["label"], bar["value"]) for one in evaluations for bar in one["bars"] if bar["key"] == key]
+        if values:
+            cards.append(_score_card(label, values))
+    rl = summary.rl if summary is not None else None
+    if summary is not None and summary.stage_seconds:
+        stages = ", ".join(f"{name} {readable_seconds(spent)}" for name, spent in summary.stage_seconds.items())
+        cards.append(_card("Wall-clock time", readable_seconds(sum(summary.stage_seconds.values())), stages))
+    if rl is not None and rl.logprob_gap_mean is not None:
+        largest = "" if rl.logprob_gap_max is None else f"largest {rl.logprob_gap_max:.1e}, "
+        cards.append(_card("Engine − trainer gap", f"{rl.logprob_gap_mean:.1e}", f"{largest}nats per token"))
+    if rl is not None and rl.sampled_tokens_per_second is not None:
+        trained = "" if rl.trained_tokens_per_second is None else f", trained {rl.trained_tokens_per_second:,.0f}"
+        cards.append(_card("Tokens per second", f"{rl.sampled_tokens_per_second:,.0f}", f"sampled{trained}"))
+    if rl is not None and rl.credit_time_frac is not None:
+        cards.append(_card("Credit overhead", f"{rl.credit_time_frac:.2%}", "scopes, rewards and credit, of a step"))
+    steps: dict[str, int] = {}
+    for row in rows:
+        if row.stage in ("sft", "rl"):
+            steps[row.stage] = max(row.step, steps.get(row.stage, 0))
+    if steps:
+        cards.append(_card("Steps", " + ".join(map(str, steps.values())), " + ".join(name.upper() for name in steps)))
+    return cards
+
+
+def collect_facts(summary: RunSummary | None, config: Mapping[str, Any]) -> list[list[str]]:
+    """What the run was, as pairs of name and text."""
+    if summary is None:
+        return [[name, str(config[name])] for name in ("stage", "seed") if name in config]
+    facts = [
+        ["recipe", summary.recipe],
+        ["stage", summary.stage],
+        ["seed", str(summary.seed)],
+        ["device", f"{summary.device}, {summary.num_cores} cores" if summary.device else ""],
+        ["prompt", summary.prompt_fingerprint],
+        ["skipped samples", str(summary.skipped_samples)],
+    ]
+    if summary.rl is not None:
+        facts.append(["groups", f"{summary.rl.sampled_groups} sampled, {summary.rl.filtered_groups} filtered out"])
+    facts += [[name.replace("_", " "), text[:12]] for name, text in summary.versions.items()]
+    return [fact for fact in facts if fact[1]]
+
+
+def _score_card(label: str, values: Sequence[tuple[str, float]]) -> dict[str, str]:
+    (first_label, first), (last_label, last) = values[0], values[-1]
+    if len(values) == 1:
+        return _card(label, f"{last:.1%}", last_label.lower())
+    _, before = values[-2]
+    change = (last - before) * 100
+    note = f"{last_label.lower()} · {change:+.1f} points · {first:.1%} {first_label.lower()}"
+    return {**_card(label, f"{last:.1%}", note), "trend": "up" if change > 0 else "down" if change < 0 else ""}
+
+
+def _card(label: str, value: str, note: str) -> dict[str, str]:
+    return {"label": label, "value": value, "note": note, "trend": ""}
