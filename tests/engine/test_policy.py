@@ -1,0 +1,257 @@
+"""The policy as recipes use it: Ray actors, DeepSpeed, real checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from rsgrpo.batching import TokenBudgetError
+from rsgrpo.checkpoint import CheckpointError
+from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from rsgrpo.policy import Policy, PolicyWorkerDiedError, TooManySkippedStepsError
+from rsgrpo.policy_model import load_processor
+from rsgrpo.types import TrainingGroup, UpdateResult
+from rsgrpo.vlm import PromptError
+from rsgrpo.weights import bucket_checksum, bucket_tensors, format_checksum
+from tests.tiny_model import build_tiny_model, make_group, write_pages
+
+pytestmark = pytest.mark.engine
+
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=2)
+LOSS = LossConfig()
+
+
+def _config(**trainer: object) -> Config:
+    return Config(
+        stage="sft",
+        model=ModelConfig(dtype="float32", freeze_vision=True, gradient_checkpointing=False),
+        data=DataConfig(min_pixels=1, max_pixels=10**7),
+        trainer=TrainerConfig(micro_batch_tokens=200, **trainer),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("model"), tie=True)
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
+    pages = write_pages(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140)])
+    return [
+        make_group("a", pages[:2], [5, 9, 7], seed=1, scale=0.02),
+        make_group("b", pages[1:], [3, 12], seed=2, scale=0.02),
+        make_group("c", [], [6, 1, 4], seed=3, scale=0.02),
+    ]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pair(cluster: None, folder: Path) -> Iterator[tuple[Policy, Policy]]:
+    """Two policies that started alike, both in the background at once."""
+    started = tuple(Policy.start(_config(), folder, device="cpu", num_threads=1) for _ in range(2))
+    yield started
+    for policy in started:
+        policy.close()
+
+
+@pytest.fixture
+def policy(pair: tuple[Policy, Policy]) -> Policy:
+    return pair[0]
+
+
+def _same(one: UpdateResult, other: UpdateResult) -> bool:
+    same_metrics = all(
+        getattr(one.metrics, field.name) == getattr(other.metrics, field.name)
+        for field in dataclasses.fields(one.metrics)
+        if not field.name.endswith("_seconds")
+    )
+    return same_metrics and all(
+        np.array_equal(a.logprobs, b.logprobs) and np.array_equal(a.entropy, b.entropy)
+        for a, b in zip(one.responses, other.responses, strict=True)
+    )
+
+
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(pair, groups, tmp_path):
+    first, second = pair
+    first.begin_stage(OPTIMIZER, 8)
+    for step in range(3):
+        first.update(groups[step % 2 :], "policy", LOSS)
+    first.save_checkpoint(tmp_path / "policy")
+    expected = [first.update(groups, "policy", LOSS) for _ in range(3)]
+    # The other one has a past of its own, which loading has to wipe out.
+    second.begin_stage(OptimizerConfig(learning_rate=0.1), 3)
+    second.update(groups[:1], "nll")
+    second.load_checkpoint(tmp_path / "policy")
+    assert second.version == 3
+    resumed = [second.update(groups, "policy", LOSS) for _ in range(3)]
+    assert all(_same(a, b) for a, b in zip(expected, resumed, strict=True))
+    assert first.version == second.version == 6
+    # Cosine over 8 steps after 2 of warm-up: step 3 (0-based) is at 1/6 of the way, cos(pi/6) = 0.8660
+    assert expected[0].metrics.learning_rate == pytest.approx(1e-3 * 0.5 * (1 + 0.8660254), rel=1e-6)
+    assert first.weights(trainable_only=False).version.checksum == second.weights(trainable_only=False).version.checksum
+
+
+def test_checkpoint_of_another_shape_is_refused(policy, tmp_path):
+    policy.save_checkpoint(tmp_path / "policy")
+    meta = tmp_path / "policy" / "policy.json"
+    meta.write_text(meta.read_text().replace('"zero_stage": 2', '"zero_stage": 3'))
+    with pytest.raises(CheckpointError, match=r"written with trainer\.zero_stage=3, now it is 2"):
+        policy.load_checkpoint(tmp_path / "policy")
+    with pytest.raises(CheckpointError, match="holds no policy checkpoint"):
+        policy.load_checkpoint(tmp_path / "nothing")
+
+
+def test_metrics_and_statistics_of_an_update(policy, groups):
+    policy.begin_stage(OPTIMIZER, 8)
+    scored = policy.score(groups)
+    result = policy.update(groups, "policy", LOSS)
+    metrics = result.metrics
+    # 5+9+7 + 3+12 + 6+1+4 response tokens, in the order given
+    assert metrics.num_response_tokens == 47
+    keys = [(one.sample_id, one.response_index) for one in result.responses]
+    assert keys == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("c", 0), ("c", 1), ("c", 2)]
+    assert [len(one.logprobs) for one in result.responses] == [5, 9, 7, 3, 12, 6, 1, 4]
+    for one, before in zip(result.responses, scored, strict=True):
+        np.testing.assert_allclose(one.logprobs, before.logprobs, atol=1e-6)
+        assert (one.logprobs < 0).all()
+        # at most log of the vocabulary of 263
+        assert (one.entropy > 0).all() and (one.entropy <= np.log(263) + 1e-5).all()
+    # on policy the ratio is 1: no clipping, no divergence, loss = Σ weight · (Q - P)
+    assert (metrics.clip_fraction, metrics.kl_old, metrics.is_skipped) == (0.0, 0.0, False)
+    flat = [one for group in groups for one in group.responses]
+    weights = [
+        np.minimum(np.exp(stats.logprobs - one.rollout_logprobs), 2.0)
+        for stats, one in zip(result.responses, flat, strict=True)
+    ]
+    expected = sum(float((w * (one.negative - one.positive)).sum()) for w, one in zip(weights, flat, strict=True))
+    assert metrics.loss == pytest.approx(expected, rel=1e-4)
+    assert metrics.importance_weight_mean == pytest.approx(np.concatenate(weights).mean(), rel=1e-5)
+    # the update went somewhere
+    moved = policy.score(groups)
+    assert any(np.abs(a.logprobs - b.logprobs).max() > 1e-4 for a, b in zip(scored, moved, strict=True))
+
+
+def test_given_old_logprobs_make_the_ratio(policy, groups):
+    policy.begin_stage(OPTIMIZER, 8)
+    scored = {(one.sample_id, one.response_index): one for one in policy.score(groups)}
+    with_old = [
+        dataclasses.replace(
+            group,
+            responses=tuple(
+                dataclasses.replace(one, old_logprobs=scored[group.sample_id, one.response_index].logprobs + 0.25)
+                for one in group.responses
+            ),
+        )
+        for group in groups
+    ]
+    result = policy.update(with_old, "policy", LossConfig(importance_cap=0.0))
+    # log old - log new = 0.25 everywhere: ratio e^-0.25 = 0.7788, below 1 - 0.2, so the clip acts where A < 0
+    assert result.metrics.kl_old == pytest.approx(0.25, abs=1e-4)
+    flat = [one for group in groups for one in group.responses]
+    num_negative = sum(int((one.negative > 0).sum()) for one in flat)
+    assert result.metrics.clip_fraction == pytest.approx(num_negative / 47)
+    expected = sum(float((0.8 * one.negative - 0.7788008 * one.positive).sum()) for one in flat)
+    assert result.metrics.loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_exported_model_gives_the_same_logprobs_and_sent_weights_are_its_tensors(policy, groups, tmp_path):
+    policy.export_model(tmp_path / "model")
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "model", attn_implementation="eager")
+    processor = load_processor(tmp_path / "model")
+    group = groups[0]
+    prompt = processor(
+        text=[group.prompt.text],
+        images=[Image.open(p.file).convert("RGB") for p in group.prompt.images],
+        return_tensors="pt",
+    )
+    response = torch.from_numpy(group.responses[1].token_ids.astype(np.int64))
+    ids = torch.cat([prompt["input_ids"][0], response])[None]
+    with torch.no_grad():
+        logits = model(
+            input_ids=ids,
+            pixel_values=prompt["pixel_values"],
+            image_grid_thw=prompt["image_grid_thw"],
+            mm_token_type_ids=(ids == processor.image_token_id).int(),
+        ).logits[0, -len(response) - 1 : -1]
+    expected = torch.log_softmax(logits, -1).gather(-1, response[:, None])[:, 0].numpy()
+    np.testing.assert_allclose(policy.score(groups)[1].logprobs, expected, atol=1e-5)
+
+    written = load_file(tmp_path / "model" / "model.safetensors")
+    update = policy.weights(max_bucket_bytes=20_000, trainable_only=False)
+    assert update.is_complete and len(update.buckets) > 3
+    checksum, sent = 0, {}
+    for reference in update.buckets:
+        bucket = ray.get(reference)
+        checksum = bucket_checksum(bucket, checksum)
+        sent |= dict(bucket_tensors(bucket))
+    assert update.version.checksum == format_checksum(checksum)
+    assert update.version.version == policy.version
+    assert sent.keys() == written.keys()  # the tied head is in neither
+    assert all(torch.equal(sent[name], written[name]) for name in written)
+    later = policy.weights()
+    assert not later.is_complete
+    names = [name for reference in later.buckets for name in ray.get(reference).names]
+    assert names == [name for name in sent if not name.startswith("visual.")]
+
+
+def test_bad_input_is_named_and_the_policy_goes_on(policy, groups):
+    policy.begin_stage(OPTIMIZER, 8)
+    wrong = dataclasses.replace(groups[0], prompt_token_ids=np.arange(5, dtype=np.int32))
+    with pytest.raises(PromptError, match=r"'a'.*the engine's 5"):
+        policy.update([wrong], "policy", LOSS)
+    long = make_group("long", [], [170], seed=0)
+    with pytest.raises(TokenBudgetError, match=r"'long'.*micro_batch_tokens=200"):
+        policy.update([groups[0], long], "policy", LOSS)
+    with pytest.raises(ValueError, match="'a' response 0 stands twice"):
+        policy.score([groups[0], groups[0]])
+    with pytest.raises(ValueError, match="no groups"):
+        policy.update([], "nll")
+    with pytest.raises(ValueError, match="needs loss"):
+        policy.update(groups, "policy")
+    assert policy.update(groups, "policy", LOSS).metrics.num_response_tokens == 47
+
+
+def test_too_many_skipped_steps_stop_the_run(policy, groups):
+    policy.begin_stage(OPTIMIZER, 8)
+    bad = [
+        dataclasses.replace(
+            group,
+            responses=tuple(
+                dataclasses.replace(one, positive=np.full_like(one.positive, np.nan)) for one in group.responses
+            ),
+        )
+        for group in groups
+    ]
+    version = policy.version
+    for _ in range(2):
+        assert policy.update(bad, "nll").metrics.is_skipped
+    with pytest.raises(TooManySkippedStepsError, match="3 steps in a row"):
+        policy.update(bad, "nll")
+    assert policy.version == version
+    assert not policy.update(groups, "policy", LOSS).metrics.is_skipped
+
+
+def test_a_dead_rank_is_named_with_its_last_words(pair, groups):
+    _, doomed = pair
+    pid = int(Path(doomed._log_paths[0]).stem.rsplit("-", 1)[1])
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(PolicyWorkerDiedError, match="training rank 0 of 1 died"):
+        doomed.score(groups)

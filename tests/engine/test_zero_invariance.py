@@ -1,0 +1,276 @@
+"""How a step is cut (rows, ranks, ZeRO stage) changes neither gradient nor update.
+
+The oracle is a plain one: transformers' own forward pass, one response at a time, autograd, and
+torch's AdamW, in this process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from rsgrpo.policy_model import load_processor
+from rsgrpo.policy_worker import WorkerSpec
+from rsgrpo.types import TrainingGroup
+from rsgrpo.weights import checkpoint_name
+from tests.engine.reloading_worker import ReloadingWorker, share
+from tests.tiny_model import build_tiny_model, make_group, write_pages
+
+pytestmark = pytest.mark.engine
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.95, max_grad_norm=0.5)
+LOSS = LossConfig(importance_cap=2.0)
+
+
+def _config(*, frozen: bool = False, recomputed: bool = False, dtype: str = "float32", **trainer: object) -> Config:
+    return Config(
+        stage="sft",
+        model=ModelConfig(dtype=dtype, freeze_vision=frozen, gradient_checkpointing=recomputed),
+        data=DataConfig(min_pixels=1, max_pixels=10**7),
+        trainer=TrainerConfig(**trainer),  # type: ignore[arg-type]
+    )
+
+
+@dataclass
+class Oracle:
+    loss: float
+    gradient: dict[str, np.ndarray]
+    stepped: dict[str, np.ndarray]
+
+
+def _logprobs(model: Qwen2_5_VLForConditionalGeneration, processor, group: TrainingGroup) -> list[torch.Tensor]:
+    images = [Image.open(page.file).convert("RGB") for page in group.prompt.images] or None
+    prompt = processor(text=[group.prompt.text], images=images, return_tensors="pt")
+    found = []
+    for one in group.responses:
+        response = torch.from_numpy(one.token_ids.astype(np.int64))
+        ids = torch.cat([prompt["input_ids"][0], response])[None]
+        extra = {}
+        if images:
+            extra = {
+                "pixel_values": prompt["pixel_values"],
+                "image_grid_thw": prompt["image_grid_thw"],
+                "mm_token_type_ids": (ids == processor.image_token_id).int(),
+            }
+        logits = model(input_ids=ids, **extra).logits[0, prompt["input_ids"].shape[1] - 1 : -1]
+        found.append(torch.log_softmax(logits, -1).gather(-1, response[:, None])[:, 0])
+    return found
+
+
+def _oracle(folder: Path, groups: list[TrainingGroup]) -> Oracle:
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
+    processor = load_processor(folder)
+    total = torch.zeros(())
+    for group in groups:
+        for one, logprobs in zip(group.responses, _logprobs(model, processor, group), strict=True):
+            credit = torch.from_numpy(one.positive - one.negative)
+            # On policy rho = 1: nothing is clipped, and d loss = -(P - Q) · weight · d logprob.
+            weight = torch.exp(logprobs.detach() - torch.from_numpy(one.rollout_logprobs)).clamp(max=2.0)
+            total = total - (credit * weight * torch.exp(logprobs - logprobs.detach())).sum()
+    total.backward()
+    gradient = {checkpoint_name(name): p.grad.numpy().copy() for name, p in model.named_parameters()}
+    torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.max_grad_norm)
+    torch.optim.AdamW(
+        model.parameters(), lr=1e-3, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), weight_decay=OPTIMIZER.weight_decay
+    ).step()
+    stepped = {checkpoint_name(name): p.detach().numpy() for name, p in model.named_parameters()}
+    return Oracle(loss=float(total.detach()), gradient=gradient, stepped=stepped)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
+    pages = write_pages(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140), (56, 56)])
+    return [
+        make_group("a", pages[:2], [5, 9, 7], seed=1, scale=0.02),
+        make_group("b", pages[1:], [3, 12], seed=2, scale=0.02, question="How many of them are there?"),
+        # without an image: its rank still has to run the vision tower in step with the others
+        make_group("c", [], [6, 1, 4], seed=3, scale=0.02),
+    ]
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> Iterator[dict[int, list[ray.actor.ActorHandle]]]:
+    """Worlds of one and of two ranks."""
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=2)
+    environment = {
+        "env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+    }
+    worlds = {
+        size: [
+            ray.remote(ReloadingWorker)
+            .options(num_cpus=0, runtime_env=environment)
+            .remote(
+                WorkerSpec(
+                    config=_config(), model_folder=folder, rank=rank, world_size=size, device="cpu", num_threads=1
+                )
+            )
+            for rank in range(size)
+        ]
+        for size in (1, 2)
+    }
+    addresses = {size: workers[0].address.remote() for size, workers in worlds.items()}
+    ray.get([worker.load.remote(addresses[size]) for size, workers in worlds.items() for worker in workers])
+    yield worlds
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def oracle(folder: Path, groups: list[TrainingGroup]) -> Oracle:
+    return _oracle(folder, groups)
+
+
+def _flat(named: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([named[name].ravel().astype(np.float64) for name in sorted(named)])
+
+
+def _each(calls: list[ray.ObjectRef]) -> list:
+    return ray.get(calls, timeout=60)
+
+
+CASES = [
+    pytest.param(
+        num_ranks, zero_stage, budget, share_prefix, id=f"{num_ranks}-ranks-zero{zero_stage}-{budget}-{share_prefix}"
+    )
+    for num_ranks, zero_stage, (budget, share_prefix) in itertools.product(
+        (1, 2), (1, 2, 3), ((4000, True), (110, True), (220, False))
+    )
+]
+
+
+@pytest.mark.parametrize(("num_ranks", "zero_stage", "budget", "share_prefix"), CASES)
+def test_gradient_and_update_equal_the_plain_ones(ranks, oracle, groups, num_ranks, zero_stage, budget, share_prefix):
+    workers = ranks[num_ranks]
+    config = _config(num_ranks=num_ranks, zero_stage=zero_stage, micro_batch_tokens=budget, share_prefix=share_prefix)
+    _each([worker.rebuild.remote(config, OPTIMIZER) for worker in workers])
+    # Any order of groups, as well: reversed where the rows are small.
+    ordered = groups if budget == 4000 else groups[::-1]
+    counts = _each([w.prepare.remote(part) for w, part in zip(workers, share(ordered, num_ranks), strict=True)])
+    shown = _each([worker.gradient.remote(max(counts), "policy", LOSS) for worker in workers])
+    assert sum(loss for loss, _ in shown) == pytest.approx(oracle.loss, rel=1e-5)
+    expected = _flat(oracle.gradient)
+    for _, gradient in shown:
+        assert gradient.keys() == oracle.gradient.keys()
+        assert np.linalg.norm(_flat(gradient) - expected) < 1e-5 * np.linalg.norm(expected)
+    norms = _each([worker.step.remote() for worker in workers])
+    assert norms == pytest.approx([np.linalg.norm(expected)] * num_ranks, rel=1e-5)
+    for weights in _each([worker.weights.remote() for worker in workers]):
+        # Adam divides by the gradient's own size, so a gradient of nearly 0 moves its weight by rounding;
+        # where it is above 1e-5 of the largest the update of 1e-3 must agree to a thousandth.
+        clear = np.abs(expected) > 1e-5 * np.abs(expected).max()
+        gap = np.abs(_flat(weights) - _flat(oracle.stepped))[clear]
+        assert clear.mean() > 0.5
+        assert gap.max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "trainer"),
+    [
+        (1, {"zero_stage": 2, "offload_optimizer": True}),
+        (2, {"zero_stage": 2}),
+        (2, {"zero_stage": 3}),
+        (2, {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}),
+    ],
+    ids=["offload", "zero2", "zero3", "zero3-offload"],
+)
+def test_frozen_tower_recomputation_and_a_rank_without_work(ranks, folder, groups, num_ranks, trainer):
+    workers = ranks[num_ranks]
+    config = _config(frozen=True, recomputed=True, num_ranks=num_ranks, micro_batch_tokens=110, **trainer)
+    _each([worker.rebuild.remote(config, OPTIMIZER) for worker in workers])
+    shares = [groups, []][:num_ranks]
+    counts = _each([worker.prepare.remote(part) for worker, part in zip(workers, shares, strict=True)])
+    assert counts[0] > 1 and counts[1:] == [0] * (num_ranks - 1)
+    gradients = [g for _, g in _each([worker.gradient.remote(counts[0], "policy", LOSS) for worker in workers])]
+    expected = {n: g for n, g in _oracle(folder, groups).gradient.items() if not n.startswith("visual.")}
+    for gradient in gradients:
+        assert gradient.keys() == expected.keys()
+        assert np.linalg.norm(_flat(gradient) - _flat(expected)) < 1e-5 * np.linalg.norm(_flat(expected))
+    norms = _each([worker.step.remote() for worker in workers])
+    assert norms == pytest.approx([np.linalg.norm(_flat(expected))] * num_ranks, rel=1e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_bfloat16_follows_the_float32_gradient_and_steps_in_float32(ranks, oracle, groups, zero_stage):
+    workers = ranks[2]
+    config = _config(dtype="bfloat16", num_ranks=2, zero_stage=zero_stage, micro_batch_tokens=110)
+    _each([worker.rebuild.remote(config, OPTIMIZER) for worker in workers])
+    before = _each([worker.weights.remote() for worker in workers])[0]
+    counts = _each([w.prepare.remote(part) for w, part in zip(workers, share(groups, 2), strict=True)])
+    gradients = [g for _, g in _each([worker.gradient.remote(max(counts), "policy", LOSS) for worker in workers])]
+    expected = _flat(oracle.gradient)
+    cosine = _flat(gradients[0]) @ expected / np.linalg.norm(_flat(gradients[0])) / np.linalg.norm(expected)
+    assert cosine > 0.99  # bfloat16 keeps 8 bits
+    _each([worker.step.remote() for worker in workers])
+    after = _each([worker.weights.remote() for worker in workers])[0]
+    # Adam's first step moves weights by up to 1e-3, less than bfloat16 resolves at 0.5 (2e-3): masters do.
+    moved = np.abs(_flat(after) - _flat(before))
+    assert np.median(moved) == pytest.approx(1e-3, rel=0.2)
+
+
+def test_likelihood_objective_equals_the_loss_of_transformers(ranks, folder, groups):
+    # transformers: mean over labelled tokens; ours: weights 1/N with N = 5 response tokens
+    one = groups[0].responses[0]
+    group = dataclasses.replace(
+        groups[0],
+        responses=(dataclasses.replace(one, positive=np.full(5, 0.2, np.float32), negative=np.zeros(5, np.float32)),),
+    )
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
+    processor = load_processor(folder)
+    images = [Image.open(page.file).convert("RGB") for page in group.prompt.images]
+    prompt = processor(text=[group.prompt.text], images=images, return_tensors="pt")
+    ids = torch.cat([prompt["input_ids"][0], torch.from_numpy(one.token_ids.astype(np.int64))])[None]
+    labels = ids.clone()
+    labels[:, : prompt["input_ids"].shape[1]] = -100
+    expected = model(
+        input_ids=ids,
+        labels=labels,
+        pixel_values=prompt["pixel_values"],
+        image_grid_thw=prompt["image_grid_thw"],
+        mm_token_type_ids=(ids == processor.image_token_id).int(),
+    ).loss
+    expected.backward()
+    worker = ranks[1][0]
+    _each([worker.rebuild.remote(_config(zero_stage=2), OPTIMIZER)])
+    _each([worker.prepare.remote([group])])
+    loss, gradient = _each([worker.gradient.remote(1, "nll", None)])[0]
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    wanted = _flat({checkpoint_name(n): p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None})
+    assert np.linalg.norm(_flat(gradient) - wanted) < 1e-5 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_a_gradient_that_is_not_finite_changes_nothing(ranks, groups, zero_stage):
+    worker = ranks[1][0]
+    _each([worker.rebuild.remote(_config(zero_stage=zero_stage), OPTIMIZER)])
+    before = _each([worker.weights.remote()])[0]
+    poisoned = dataclasses.replace(
+        groups[0],
+        responses=tuple(
+            dataclasses.replace(one, positive=np.full_like(one.positive, np.inf)) for one in groups[0].responses
+        ),
+    )
+    for expected_in_row in (1, 2):
+        _each([worker.prepare.remote([poisoned])])
+        update = _each([worker.update.remote(1, "nll", None)])[0]
+        assert update.is_skipped and update.num_skipped_in_row == expected_in_row
+    after = _each([worker.weights.remote()])[0]
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    _each([worker.prepare.remote([groups[0]])])
+    update = _each([worker.update.remote(1, "nll", None)])[0]
+    assert not update.is_skipped and update.num_skipped_in_row == 0 and np.isfinite(update.grad_norm)
