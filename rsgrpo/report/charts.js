@@ -1,12 +1,11 @@
 // Charts as inline SVG. Colours are CSS variables, so that a change of theme needs no redraw.
-const WIDTH = 560;
 const MARGIN = { left: 48, right: 12, top: 10, bottom: 26 };
 const color = (index) => `var(--c${index % 8})`;
 
 function ticks(low, high, count = 4) {
   const rough = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.7);
   const found = [];
   for (let value = Math.ceil(low / step - 1e-9) * step; value <= high + step * 1e-9; value += step) found.push(Math.abs(value) < step * 1e-9 ? 0 : value);
   return found;
@@ -23,19 +22,19 @@ function smoothed(values, weight) {
   });
 }
 
-function frame(height, yTicks, y, xTicks, x) {
-  const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", tabindex: "0" });
+function frame(width, height, yTicks, y, xTicks, x) {
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: "0" });
   for (const value of yTicks) {
-    picture.append(svg("line", { class: "gridline", x1: MARGIN.left, x2: WIDTH - MARGIN.right, y1: y(value), y2: y(value) }));
+    picture.append(svg("line", { class: "gridline", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(value), y2: y(value) }));
     picture.append(svg("text", { x: MARGIN.left - 7, y: y(value) + 4, "text-anchor": "end" }, number(value)));
   }
   const bottom = height - MARGIN.bottom;
-  picture.append(svg("line", { class: "axis", x1: MARGIN.left, x2: WIDTH - MARGIN.right, y1: bottom, y2: bottom }));
+  picture.append(svg("line", { class: "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: bottom, y2: bottom }));
   for (const value of xTicks) picture.append(svg("text", { x: x(value), y: bottom + 17, "text-anchor": "middle" }, number(value)));
   return picture;
 }
 
-function readOut(picture, steps, x, height, rowsAt) {
+function readOut(picture, steps, x, width, height, rowsAt) {
   // Pointer or arrow keys choose a step; rowsAt(index) lists [name, value, colour] to print.
   const line = svg("line", { class: "cursor", y1: MARGIN.top, y2: height - MARGIN.bottom, visibility: "hidden" });
   picture.append(line);
@@ -51,7 +50,7 @@ function readOut(picture, steps, x, height, rowsAt) {
   const hide = () => { line.setAttribute("visibility", "hidden"); tip.hide(); };
   picture.addEventListener("pointermove", (event) => {
     const box = picture.getBoundingClientRect();
-    const at = ((event.clientX - box.left) / box.width) * WIDTH;
+    const at = ((event.clientX - box.left) / box.width) * width;
     let best = 0;
     steps.forEach((step, index) => { if (Math.abs(x(step) - at) < Math.abs(x(steps[best]) - at)) best = index; });
     show(best, event.clientX, event.clientY);
@@ -64,11 +63,11 @@ function readOut(picture, steps, x, height, rowsAt) {
     event.preventDefault();
     event.stopPropagation();
     const box = picture.getBoundingClientRect();
-    show(current + move, box.left + (x(steps[Math.max(0, Math.min(steps.length - 1, current + move))]) / WIDTH) * box.width, box.top + 20);
+    show(current + move, box.left + (x(steps[Math.max(0, Math.min(steps.length - 1, current + move))]) / width) * box.width, box.top + 20);
   });
 }
 
-function lineChart(chart, smoothing, height = 210) {
+function lineChart(chart, smoothing, width = 400, height = 200) {
   const hiddenNames = new Set();
   const panel = el("div", { class: "panel" });
   const draw = () => {
@@ -87,7 +86,7 @@ function lineChart(chart, smoothing, height = 210) {
     const steps = [...new Set(shown.flatMap((one) => one.steps))].sort((a, b) => a - b);
     const first = steps[0] ?? 0;
     const last = steps[steps.length - 1] ?? 1;
-    const x = (step) => MARGIN.left + ((step - first) / (last - first || 1)) * (WIDTH - MARGIN.left - MARGIN.right);
+    const x = (step) => MARGIN.left + ((step - first) / (last - first || 1)) * (width - MARGIN.left - MARGIN.right);
     const place = (value) => MARGIN.top + (1 - (value - low) / (high - low)) * (height - MARGIN.top - MARGIN.bottom);
     const y = (value) => place(scale(value));
     const decades = [];
@@ -95,7 +94,7 @@ function lineChart(chart, smoothing, height = 210) {
       for (let power = Math.ceil(low); power <= high; power += Math.max(1, Math.round((high - low) / 4))) decades.push(10 ** power);
       if (decades.length < 2) decades.splice(0, decades.length, 10 ** (low + pad), 10 ** (high - pad));
     }
-    const picture = frame(height, chart.isLog ? decades : ticks(low, high), y, ticks(first, last, 6).filter(Number.isInteger), x);
+    const picture = frame(width, height, chart.isLog ? decades : ticks(low, high), y, ticks(first, last, 6).filter(Number.isInteger), x);
     picture.setAttribute("aria-label", `${chart.title}: ${shown.map((one) => `${one.name} ends at ${number(one.values[one.values.length - 1])}`).join(", ")}`);
     for (const one of shown) {
       const path = (values) => values.map((value, index) => `${index ? "L" : "M"}${x(one.steps[index]).toFixed(1)} ${y(value).toFixed(1)}`).join("");
@@ -105,7 +104,7 @@ function lineChart(chart, smoothing, height = 210) {
       picture.append(svg("path", { d: path(smoothed(one.values, smoothing)), "stroke-width": 2, ...stroke }));
     }
     const lookups = shown.map((one) => new Map(one.steps.map((step, index) => [step, one.values[index]])));
-    if (steps.length) readOut(picture, steps, x, height, (index) => shown.map((one, which) => [one.name, lookups[which].get(steps[index]), one.hue]));
+    if (steps.length) readOut(picture, steps, x, width, height, (index) => shown.map((one, which) => [one.name, lookups[which].get(steps[index]), one.hue]));
     const legend = el("div", { class: "legend" });
     if (all.length > 1) {
       for (const one of all) {
@@ -119,16 +118,16 @@ function lineChart(chart, smoothing, height = 210) {
   return panel;
 }
 
-function stackedChart(times, height = 230) {
+function stackedChart(times, width = 1240, height = 240) {
   const { steps, phases } = times;
   const totals = steps.map((_, index) => phases.reduce((sum, phase) => sum + phase.values[index], 0));
   const high = Math.max(...totals, 1e-9) * 1.05;
   const first = steps[0];
   const last = steps[steps.length - 1];
-  const slot = (WIDTH - MARGIN.left - MARGIN.right) / steps.length;
-  const x = (step) => MARGIN.left + slot / 2 + ((step - first) / (last - first || 1)) * (WIDTH - MARGIN.left - MARGIN.right - slot);
+  const slot = (width - MARGIN.left - MARGIN.right) / steps.length;
+  const x = (step) => MARGIN.left + slot / 2 + ((step - first) / (last - first || 1)) * (width - MARGIN.left - MARGIN.right - slot);
   const y = (value) => MARGIN.top + (1 - value / high) * (height - MARGIN.top - MARGIN.bottom);
-  const picture = frame(height, ticks(0, high), y, ticks(first, last, 6).filter(Number.isInteger), x);
+  const picture = frame(width, height, ticks(0, high), y, ticks(first, last, 6).filter(Number.isInteger), x);
   const bar = Math.max(0.8, slot * 0.82);
   const below = steps.map(() => 0);
   phases.forEach((phase, which) => {
@@ -138,14 +137,14 @@ function stackedChart(times, height = 230) {
       below[index] += value;
     });
   });
-  readOut(picture, steps, x, height, (index) => [...phases.map((phase, which) => [phase.name, phase.values[index], color(which)]), ["total", totals[index], "transparent"]]);
+  readOut(picture, steps, x, width, height, (index) => [...phases.map((phase, which) => [phase.name, phase.values[index], color(which)]), ["total", totals[index], "transparent"]]);
   const grand = totals.reduce((sum, value) => sum + value, 0) || 1;
   const legend = el("div", { class: "legend" }, ...phases.map((phase, which) => {
     const share = (phase.values.reduce((sum, value) => sum + value, 0) / grand) * 100;
     return el("span", {}, swatch(color(which)), `${phase.name} ${share < 1 ? share.toFixed(1) : Math.round(share)} %`);
   }));
   picture.setAttribute("aria-label", "Seconds of each step by phase");
-  return el("div", { class: "panel" }, el("div", { class: "chart-head" }, el("h3", {}, "Time per step"), el("span", { class: "note" }, "seconds, by phase")), legend, picture);
+  return el("div", { class: "panel whole-row" }, el("div", { class: "chart-head" }, el("h3", {}, "Time per step"), el("span", { class: "note" }, "seconds, by phase")), legend, picture);
 }
 
 function resultBars(evaluations) {

@@ -24,9 +24,9 @@
     byId("smoothing-value").textContent = smoothing.toFixed(2);
     const parts = [];
     for (const [section, title] of Object.entries(titles)) {
-      const charts = data.charts.filter((chart) => chart.section === section).map((chart) => lineChart(chart, smoothing));
+      const charts = data.charts.filter((chart) => chart.section === section).map((chart) => lineChart(chart, smoothing, ...(section === "rewards" ? [600, 270] : [])));
       if (section === "policy" && data.times.steps) charts.push(stackedChart(data.times));
-      if (charts.length) parts.push(el("p", { class: "group-title" }, title), el("div", { class: "grid" }, ...charts));
+      if (charts.length) parts.push(el("p", { class: "group-title" }, title), el("div", { class: section === "rewards" ? "grid wide" : "grid" }, ...charts));
     }
     byId("charts").replaceChildren(...parts);
     if (byId("all").open) drawAll();
@@ -36,7 +36,7 @@
     const wanted = byId("filter").value.trim().toLowerCase();
     const smoothing = Number(byId("smoothing").value);
     const found = all.filter((chart) => `${chart.note} ${chart.title}`.toLowerCase().includes(wanted));
-    byId("all-charts").replaceChildren(...found.map((chart) => lineChart(chart, smoothing, 180)));
+    byId("all-charts").replaceChildren(...found.map((chart) => lineChart(chart, smoothing, 300, 160)));
   };
   if (data.charts.length || data.times.steps) {
     reveal("curves", "Training");
@@ -48,6 +48,7 @@
   }
   if (data.rollouts.groups.length) {
     reveal("rollouts", "Rollouts");
+    if (!data.rollouts.rewards.length) byId("rollouts").querySelector("h2").textContent = "Responses";
     rolloutBrowser(data.rollouts, byId("browser"));
   }
   byId("nothing").hidden = shown.length > 0;

@@ -66,7 +66,7 @@ def collect_cards(
             cards.append(_score_card(label, values))
     rl = summary.rl if summary is not None else None
     if summary is not None and summary.stage_seconds:
-        stages = ", ".join(f"{name} {readable_seconds(spent)}" for name, spent in summary.stage_seconds.items())
+        stages = _stage_times(summary.stage_seconds)
         cards.append(_card("Wall-clock time", readable_seconds(sum(summary.stage_seconds.values())), stages))
     if rl is not None and rl.logprob_gap_mean is not None:
         largest = "" if rl.logprob_gap_max is None else f"largest {rl.logprob_gap_max:.1e}, "
@@ -103,14 +103,27 @@ def collect_facts(summary: RunSummary | None, config: Mapping[str, Any]) -> list
     return [fact for fact in facts if fact[1]]
 
 
+def _stage_times(stage_seconds: Mapping[str, float]) -> str:
+    """The training stages by name, everything else together."""
+    training = {name.upper(): spent for name, spent in stage_seconds.items() if name in ("sft", "rl")}
+    other = sum(stage_seconds.values()) - sum(training.values())
+    return " · ".join(f"{name} {readable_seconds(spent)}" for name, spent in (training | {"other": other}).items())
+
+
 def _score_card(label: str, values: Sequence[tuple[str, float]]) -> dict[str, str]:
-    (first_label, first), (last_label, last) = values[0], values[-1]
+    point, last = values[-1]
+    card = _card(f"{label} · {point}", f"{last:.1%}", "held-out questions")
     if len(values) == 1:
-        return _card(label, f"{last:.1%}", last_label.lower())
-    _, before = values[-2]
-    change = (last - before) * 100
-    note = f"{last_label.lower()} · {change:+.1f} points · {first:.1%} {first_label.lower()}"
-    return {**_card(label, f"{last:.1%}", note), "trend": "up" if change > 0 else "down" if change < 0 else ""}
+        return card
+    change = (last - values[-2][1]) * 100
+    earlier = " · ".join(f"{name} {value:.1%}" for name, value in reversed(values[:-1]))
+    return {**card, "note": f"{change:+.1f} points · {earlier}", "trend": _trend(change)}
+
+
+def _trend(change: float) -> str:
+    if abs(change) < 0.05:  # prints as 0.0 points
+        return ""
+    return "up" if change > 0 else "down"
 
 
 def _card(label: str, value: str, note: str) -> dict[str, str]:

@@ -20,7 +20,8 @@ function rolloutBrowser(data, host) {
     const hasCredit = group.rollouts.some((one) => one.positive.length);
     toolbar.replaceChildren(chooser(groups, state.place, go), legendRow(hasCredit), ...(hasCredit ? [toggleRow()] : []));
     const show = hasCredit ? state.view : "section";
-    const siblings = el("div", {}, ...group.rollouts.map((one) => siblingPanel(group, one, show)));
+    const isShort = group.rollouts.length > 1 && group.rollouts.every((one) => one.text.length < 700);
+    const siblings = el("div", { class: isShort ? "siblings short" : "siblings" }, ...group.rollouts.map((one) => siblingPanel(group, one, show)));
     body.replaceChildren(el("div", { class: "group" }, sidePanel(group), siblings), rewardTable(group));
     if (omitted) body.append(el("p", { class: "key" }, `${omitted} more recorded groups are in rollouts.jsonl.`));
   };
@@ -124,7 +125,7 @@ function rolloutBrowser(data, host) {
     const lines = [el("div", { class: "head mono" }, `${shown === "end" && token === rollout.starts.length - 1 ? "end of sequence" : JSON.stringify(shown)} · token ${token}`)];
     if (!rollout.positive.length) return lines;
     const [up, down] = [rollout.positive[token], rollout.negative[token]];
-    lines.push(el("div", {}, `P ${number(up)}  Q ${number(down)}`));
+    lines.push(el("div", {}, `raised by P = ${number(up)}, lowered by Q = ${number(down)}`));
     const touching = rollout.rewards.filter((reward) => reward.spans.some(([start, stop]) => token >= start && token < stop));
     if (!touching.length) return [...lines, el("div", {}, "in no reward's scope")];
     const rows = touching.map((reward) => el("tr", {}, el("td", {}, rewardLabel(reward)), el("td", {}, number(reward.value)), el("td", {}, signed(reward.advantage)), el("td", {}, `×${number(weights.get(reward.name) ?? 1)}`)));
