@@ -132,7 +132,7 @@ def readable_seconds(seconds: float) -> str:
         >>> readable_seconds(4.2), readable_seconds(75.0), readable_seconds(7384.0)
         ('4.2 s', '1 min 15 s', '2 h 03 min')
     """
-    if seconds < 60:
+    if seconds < 59.95:  # what would print as 60.0 s is a minute
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:
@@ -167,8 +167,8 @@ def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) ->
 
 def _short(value: float) -> str:
     size = abs(value)
-    if size >= 1000 or (value == int(value) and size < 1000 and size >= 1):
-        return f"{value:.0f}"
-    if size and size < 1e-3:
+    if size and (size < 1e-3 or size >= 1e7):
         return f"{value:.2e}"
+    if size >= 1000 or (size >= 1 and value.is_integer()):
+        return f"{value:.0f}"
     return f"{value:.3g}" if size >= 1 else f"{value:.3f}"
