@@ -6,8 +6,9 @@ A reward is a plain function::
         return 1.0 if word in call.text else 0.0
 
 It returns a number, or None where it has nothing to say about this response. A reward whose scope is
-``evidence_line`` returns one such value an image. ``async def`` works as well. ``batch_reward`` marks a
-function that takes the list of all calls and returns the list of their values.
+``evidence_line`` returns one such value an image. ``async def`` works as well: the calls of a step run
+at once in one event loop, a new one each step, so open clients inside the function. ``batch_reward`` marks
+a function that takes the list of all calls and returns the list of their values.
 """
 
 from __future__ import annotations

@@ -42,6 +42,13 @@ def gold_problem(sample: Sample, sections: tuple[str, ...]) -> str:
     for name in sections:
         if gold.content(name) is None:
             return f"its gold response has no <{name}>…</{name}>"
-    if "evidence" in sections and not gold.evidence_lines:
+    return _evidence_problem(sample, gold) if "evidence" in sections else ""
+
+
+def _evidence_problem(sample: Sample, gold: ParsedResponse) -> str:
+    if not gold.evidence_lines:
         return "the evidence section of its gold response has no line that starts with [1]:"
+    last = max(line.image_index for line in gold.evidence_lines) + 1
+    if sample.images and last > len(sample.images):
+        return f"its gold response has evidence [{last}]: but the sample has {len(sample.images)} images"
     return ""

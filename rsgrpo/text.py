@@ -35,7 +35,7 @@ def normalize_answer(text: str) -> str:
 def normalize_keeping_numbers(text: str) -> str:
     """N(s), except that decimal points between digits and the sign of a number stay.
 
-    A hyphen is a sign if it stands in front of a digit, and behind a space, an opening bracket or nothing.
+    A hyphen is a sign if it stands in front of a digit, behind nothing or a space (and an opening bracket).
 
     Example:
         ``normalize_keeping_numbers("About -3.50, or 1,200.") == "about -3.50 or 1200"``
@@ -92,8 +92,12 @@ def _mark_if_of_a_number(match: re.Match[str]) -> str:
     character, position, text = match.group(), match.start(), match.string
     if not text[position + 1 : position + 2].isdecimal():
         return character
-    before = text[position - 1 : position] if position else ""
-    is_kept = before.isdecimal() if character == "." else not before or before.isspace() or before == "("
+    if character == ".":
+        is_kept = text[max(position - 1, 0) : position].isdecimal()
+    else:
+        # A word may not end in front of the mark: "3(-3" is one word to N(s).
+        start = position - 1 if text[max(position - 1, 0) : position] == "(" else position
+        is_kept = start == 0 or text[start - 1].isspace()
     return _MARKS[character] if is_kept else character
 
 

@@ -157,10 +157,9 @@ def _first_bytes_of_invalid(data: bytes) -> NDArray[np.bool_]:
         try:
             codecs.utf_8_decode(view[position:], "strict", True)
         except UnicodeDecodeError as error:
-            start, stop = position + error.start, position + error.end
-            is_first_byte[start] = True
-            is_first_byte[start + 1 : stop] = False
-            position = stop
+            # The piece's other bytes are continuation bytes, unmarked already.
+            is_first_byte[position + error.start] = True
+            position += error.end
         else:
             break
     return is_first_byte

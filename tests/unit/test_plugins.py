@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from rsgrpo.config import RewardConfig, ScopeConfig
 WHOLE = ScopeConfig(start="begin", stop="end")
 
 
-def load(function: str, folder: Path = Path(), **kwargs: object) -> LoadedReward:
+def load(function: str, folder: Path = Path(), **kwargs: Any) -> LoadedReward:
     configs = {"mine": RewardConfig(function=function, scope=WHOLE, kwargs=dict(kwargs))}
     return load_rewards(configs, folder)[0]
 
@@ -30,7 +31,7 @@ def load(function: str, folder: Path = Path(), **kwargs: object) -> LoadedReward
         ("rewards.reference:overlong", {}, ()),
     ],
 )
-def test_our_own_rewards_load(function: str, kwargs: dict[str, object], gold_sections: tuple[str, ...]) -> None:
+def test_our_own_rewards_load(function: str, kwargs: dict[str, Any], gold_sections: tuple[str, ...]) -> None:
     reward = load(function, **kwargs)
     assert reward.name == "mine"
     assert reward.gold_sections == gold_sections
@@ -88,7 +89,7 @@ def test_declarations_add_up() -> None:
     ],
 )
 def test_what_cannot_be_called_is_refused_at_load_time(
-    tmp_path: Path, function: str, kwargs: dict[str, object], message: str
+    tmp_path: Path, function: str, kwargs: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "broken.py").write_text("def f(:\n")
     (tmp_path / "wants.py").write_text("import no_such_package\n")
