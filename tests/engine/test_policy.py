@@ -109,6 +109,21 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(pair, groups, t
     assert first.weights(trainable_only=False).version.checksum == second.weights(trainable_only=False).version.checksum
 
 
+def test_a_stage_begins_without_the_last_ones_moments(policy, groups, tmp_path):
+    policy.begin_stage(OPTIMIZER, 8)
+    policy.save_checkpoint(tmp_path / "policy")
+    policy.update(groups, "policy", LOSS)
+    expected = policy.weights(trainable_only=False).version.checksum
+    policy.load_checkpoint(tmp_path / "policy")
+    # at this rate the weights stay to the bit, the moments do not
+    policy.begin_stage(OptimizerConfig(learning_rate=1e-30), 8)
+    for _ in range(2):
+        policy.update(groups[1:], "nll")
+    policy.begin_stage(OPTIMIZER, 8)
+    policy.update(groups, "policy", LOSS)
+    assert policy.weights(trainable_only=False).version.checksum == expected
+
+
 def test_checkpoint_of_another_shape_is_refused(policy, tmp_path):
     policy.save_checkpoint(tmp_path / "policy")
     meta = tmp_path / "policy" / "policy.json"
