@@ -5,12 +5,13 @@ Two doors behind one function, chosen by the plan that the row comes with:
 * :class:`PaddedPlan` (any device): prompts and responses of similar length are padded to rectangles;
   prompt queries are causal over the prompt, response queries see the prompt and their own past. A
   sibling is never seen, and no [T, T] mask is built.
-* :class:`VarlenPlan` (CUDA): FlashAttention over ragged sequences; keys and values of a prompt are
+* :class:`~rsgrpo.varlen.VarlenPlan` (CUDA): FlashAttention over ragged sequences; keys and values of a prompt are
   repeated for each of its responses, queries are not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from rsgrpo.batching import PackedRow, Piece, lay_out
+from rsgrpo.batching import IndexArray, PackedRow, Piece, lay_out
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.varlen import VISION_ATTENTION_NAME, VarlenPlan, varlen_attention, varlen_plan, window_attention
 
 ATTENTION_NAME = "rsgrpo_packed"
 
 # Padding may cost this factor over the real attention work, and always this many scores: below that
 # a further block costs more in kernel launches than it saves.
-_PADDING_FACTOR = 1.3
-_FREE_SCORES = 1_000_000
+_PADDING_FACTOR = 1.2
+_FREE_SCORES = 200_000
 # On a CPU, plain matrix products with a stored score matrix have a backward pass that is twice as fast as
 # the fused kernel's; the bound keeps the stored scores of one layer below 1 GiB.
 _MAX_STORED_SCORES = 2**28
@@ -38,24 +40,35 @@ class AttentionUnavailableError(RsgrpoError):
 
 
 @dataclass(frozen=True, slots=True)
+class _Rectangle:
+    """Responses of similar length.
+
+    Attributes:
+        num_responses: N.
+        width: R, the longest of them.
+        owner: [N] int64, which of the block's prompts each belongs to.
+        mask: [N or 1, 1, R, P + R] additive, 0 where a response's query may look.
+    """
+
+    num_responses: int
+    width: int
+    owner: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class _Block:
-    """One rectangle of prompts and one of their responses.
+    """Prompts of similar length, and their responses.
 
     Attributes:
         num_prompts: G.
-        prompt_width: P, the longest prompt.
-        num_responses: N.
-        response_width: R, the longest response.
-        prompt_of_response: [N] int64, which of the G prompts each response belongs to.
-        mask: [N, 1, R, P + R] additive, 0 where a response's query may look.
+        width: P, the longest prompt.
+        rectangles: all responses to these prompts.
     """
 
     num_prompts: int
-    prompt_width: int
-    num_responses: int
-    response_width: int
-    prompt_of_response: Tensor
-    mask: Tensor
+    width: int
+    rectangles: tuple[_Rectangle, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +76,7 @@ class PaddedPlan:
     """Index tensors of the padded door, made once a micro-batch and used by every layer.
 
     Attributes:
-        blocks: the rectangles, whose slots follow each other: prompts, then responses, block by block.
+        blocks: their slots follow each other: prompts, then rectangles of responses, block by block.
         pad_index: [S] int64, the row position that each slot holds; 0 in padding.
         is_real: [S, 1] whether the slot is no padding, 1.0 or 0.0.
         unpad_index: [T] int64, the slot that holds each row position.
@@ -73,25 +86,6 @@ class PaddedPlan:
     pad_index: Tensor
     is_real: Tensor
     unpad_index: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class VarlenPlan:
-    """Index tensors of the FlashAttention door.
-
-    Attributes:
-        key_index: [K] int64, row position of every key: for a response, its prompt and then itself.
-        query_offsets: [sequences + 1] int32, where each sequence's queries start in the row.
-        key_offsets: [sequences + 1] int32, where each sequence's keys start in ``key_index``.
-        max_queries: longest sequence of queries.
-        max_keys: longest sequence of keys.
-    """
-
-    key_index: Tensor
-    query_offsets: Tensor
-    key_offsets: Tensor
-    max_queries: int
-    max_keys: int
 
 
 AttentionPlan = PaddedPlan | VarlenPlan
@@ -124,41 +118,36 @@ class _Unpad(torch.autograd.Function):
         return grads[0].index_select(0, plan.pad_index).mul_(plan.is_real.to(grads[0].dtype)), None
 
 
-def _scores(num_prompts: int, prompt_width: int, num_responses: int, response_width: int) -> int:
-    """Query-key pairs of a rectangle, padding included."""
-    return num_prompts * prompt_width**2 + num_responses * response_width * (prompt_width + response_width)
+def _similar(costs: Sequence[tuple[int, int]]) -> list[int]:
+    """Where to cut a descending list of lengths so that padding to each part's first one costs little.
+
+    Args:
+        costs: (rows, columns) of each item's scores; rows descend, an item is padded to the part's first.
+
+    Returns:
+        Sizes of the parts.
+    """
+    parts: list[int] = []
+    real, rows, columns = 0, 0, 0
+    for own_rows, own_columns in costs:
+        padded = (parts[-1] + 1 if parts else 1) * rows * columns
+        if not parts or padded > _PADDING_FACTOR * (real + own_rows * own_columns) + _FREE_SCORES:
+            parts.append(0)
+            real, rows, columns = 0, own_rows, own_columns
+        parts[-1] += 1
+        real += own_rows * own_columns
+    return parts
 
 
-def _group_blocks(row: PackedRow) -> list[list[int]]:
-    """Pieces of similar length together, so that padding costs little."""
-    pieces = row.pieces
-    order = sorted(range(len(pieces)), key=lambda i: (pieces[i].num_prompt_tokens, max(pieces[i].response_lengths), i))
-    blocks: list[list[int]] = []
-    real, response_width, num_responses = 0, 0, 0
-    for index in order:
-        piece = pieces[index]
-        own = sum(_scores(0, piece.num_prompt_tokens, 1, length) for length in piece.response_lengths)
-        own += piece.num_prompt_tokens**2
-        width = max(response_width, *piece.response_lengths)
-        responses = num_responses + len(piece.responses)
-        padded = _scores(len(blocks[-1]) + 1 if blocks else 1, piece.num_prompt_tokens, responses, width)
-        if not blocks or padded > _PADDING_FACTOR * (real + own) + _FREE_SCORES:
-            blocks.append([])
-            real, width, responses = 0, max(piece.response_lengths), len(piece.responses)
-        blocks[-1].append(index)
-        real, response_width, num_responses = real + own, width, responses
-    return blocks
-
-
-def _block_mask(
-    prompt_lengths: np.ndarray[Any, Any], prompt_width: int, response_width: int, dtype: torch.dtype
-) -> Tensor:
+def _mask(prompt_lengths: IndexArray, prompt_width: int, width: int, dtype: torch.dtype) -> Tensor:
     """[N, 1, R, P + R] additive mask: the prompt's real tokens, and the response's own past."""
+    if (prompt_lengths == prompt_lengths[0]).all():
+        prompt_lengths = prompt_lengths[:1]
     hidden = torch.finfo(dtype).min
-    mask = torch.zeros(len(prompt_lengths), 1, response_width, prompt_width + response_width, dtype=dtype)
+    mask = torch.zeros(len(prompt_lengths), 1, width, prompt_width + width, dtype=dtype)
     beyond = torch.arange(prompt_width)[None] >= torch.from_numpy(prompt_lengths)[:, None]  # [N, P]
     mask[..., :prompt_width].masked_fill_(beyond[:, None, None], hidden)
-    mask[..., prompt_width:] = torch.full((response_width, response_width), hidden, dtype=dtype).triu(1)
+    mask[..., prompt_width:] = torch.full((width, width), hidden, dtype=dtype).triu(1)
     return mask
 
 
@@ -170,76 +159,52 @@ def padded_plan(row: PackedRow, *, device: torch.device, dtype: torch.dtype) -> 
         device: where the model is.
         dtype: of queries and keys; the mask's type.
     """
-    responses_of: list[list[int]] = [[] for _ in row.pieces]
-    for response, piece in enumerate(row.response_pieces):
-        responses_of[piece].append(response)
+    prompt_lengths = np.array([piece.num_prompt_tokens for piece in row.pieces], dtype=np.int64)
+    by_prompt = sorted(range(len(row.pieces)), key=lambda i: (-prompt_lengths[i], i))
     blocks: list[_Block] = []
-    segments: list[tuple[int, int, int]] = []  # first slot, first row position, length
-    slot = 0
-    for members in _group_blocks(row):
-        prompt_lengths = np.array([row.pieces[i].num_prompt_tokens for i in members])
-        responses = [(local, r) for local, i in enumerate(members) for r in responses_of[i]]
-        owner = np.array([local for local, _ in responses])
-        prompt_width = int(prompt_lengths.max())
-        response_width = max(row.response_lengths[r] for _, r in responses)
-        for local, i in enumerate(members):
-            segments.append((slot + local * prompt_width, row.prompt_starts[i], int(prompt_lengths[local])))
-        slot += len(members) * prompt_width
-        for place, (_, r) in enumerate(responses):
-            segments.append((slot + place * response_width, row.response_starts[r], row.response_lengths[r]))
-        slot += len(responses) * response_width
-        blocks.append(
-            _Block(
-                num_prompts=len(members),
-                prompt_width=prompt_width,
-                num_responses=len(responses),
-                response_width=response_width,
-                prompt_of_response=torch.from_numpy(owner).to(device),
-                mask=_block_mask(prompt_lengths[owner], prompt_width, response_width, dtype).to(device),
-            )
+    slots: list[IndexArray] = []  # the row position that each slot holds, -1 in padding
+    for size in _similar([(int(prompt_lengths[i]), int(prompt_lengths[i])) for i in by_prompt]):
+        members, by_prompt = by_prompt[:size], by_prompt[size:]
+        width = int(prompt_lengths[members[0]])
+        slots.append(_slots([row.prompt_starts[i] for i in members], [int(prompt_lengths[i]) for i in members]))
+        rectangles: list[_Rectangle] = []
+        places = {piece: place for place, piece in enumerate(members)}
+        ordered = sorted(
+            (r for r, piece in enumerate(row.response_pieces) if piece in places),
+            key=lambda r: (-row.response_lengths[r], r),
         )
-    pad_index = np.zeros(slot, dtype=np.int64)
-    is_real = np.zeros(slot, dtype=np.float32)
-    unpad_index = np.zeros(row.num_tokens, dtype=np.int64)
-    for first_slot, first, length in segments:
-        pad_index[first_slot : first_slot + length] = np.arange(first, first + length)
-        is_real[first_slot : first_slot + length] = 1.0
-        unpad_index[first : first + length] = np.arange(first_slot, first_slot + length)
+        lengths = [row.response_lengths[r] for r in ordered]
+        for count in _similar([(length, width + length) for length in lengths]):
+            chosen, ordered = ordered[:count], ordered[count:]
+            owner = np.array([places[row.response_pieces[r]] for r in chosen], dtype=np.int64)
+            slots.append(_slots([row.response_starts[r] for r in chosen], [row.response_lengths[r] for r in chosen]))
+            longest = row.response_lengths[chosen[0]]
+            rectangles.append(
+                _Rectangle(
+                    num_responses=count,
+                    width=longest,
+                    owner=torch.from_numpy(owner).to(device),
+                    mask=_mask(prompt_lengths[members][owner], width, longest, dtype).to(device),
+                )
+            )
+        blocks.append(_Block(num_prompts=size, width=width, rectangles=tuple(rectangles)))
+    held = np.concatenate(slots)
+    is_real = held >= 0
+    unpad_index = np.empty(row.num_tokens, dtype=np.int64)
+    unpad_index[held[is_real]] = np.flatnonzero(is_real)
     return PaddedPlan(
         blocks=tuple(blocks),
-        pad_index=torch.from_numpy(pad_index).to(device),
-        is_real=torch.from_numpy(is_real)[:, None].to(device),
+        pad_index=torch.from_numpy(np.where(is_real, held, 0)).to(device),
+        is_real=torch.from_numpy(is_real.astype(np.float32))[:, None].to(device),
         unpad_index=torch.from_numpy(unpad_index).to(device),
     )
 
 
-def varlen_plan(row: PackedRow, *, device: torch.device) -> VarlenPlan:
-    """Index tensors for a row, for FlashAttention over ragged sequences.
-
-    Args:
-        row: where everything stands.
-        device: where the model is.
-    """
-    keys: list[np.ndarray[Any, Any]] = []
-    query_lengths: list[int] = []
-    response = 0
-    for start, piece in zip(row.prompt_starts, row.pieces, strict=True):
-        prompt = np.arange(start, start + piece.num_prompt_tokens)
-        keys.append(prompt)
-        query_lengths.append(len(prompt))
-        for length in piece.response_lengths:
-            first = row.response_starts[response]
-            keys.append(np.concatenate([prompt, np.arange(first, first + length)]))
-            query_lengths.append(length)
-            response += 1
-    key_lengths = [len(part) for part in keys]
-    return VarlenPlan(
-        key_index=torch.from_numpy(np.concatenate(keys)).to(device),
-        query_offsets=torch.tensor([0, *np.cumsum(query_lengths)], dtype=torch.int32, device=device),
-        key_offsets=torch.tensor([0, *np.cumsum(key_lengths)], dtype=torch.int32, device=device),
-        max_queries=max(query_lengths),
-        max_keys=max(key_lengths),
-    )
+def _slots(starts: Sequence[int], lengths: Sequence[int]) -> IndexArray:
+    """Row positions of segments padded to the first one's length, -1 in padding, flat."""
+    offsets = np.arange(lengths[0])
+    held = np.where(offsets < np.array(lengths)[:, None], np.array(starts)[:, None] + offsets, -1)
+    return held.ravel()
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
@@ -268,43 +233,27 @@ def _padded_attention(query: Tensor, key: Tensor, value: Tensor, plan: PaddedPla
     num_heads, num_key_heads, head_dim = query.shape[1], key.shape[1], query.shape[2]
     together = torch.cat([query.flatten(1), key.flatten(1), value.flatten(1)], dim=-1)
     slots: Tensor = _Pad.apply(together, plan)  # type: ignore[no-untyped-call]
-    sizes = [n for b in plan.blocks for n in (b.num_prompts * b.prompt_width, b.num_responses * b.response_width)]
-    parts = torch.split(slots.view(len(slots), -1, head_dim), sizes)
+    sizes = [
+        size
+        for block in plan.blocks
+        for size in (block.num_prompts * block.width, *(r.num_responses * r.width for r in block.rectangles))
+    ]
+    parts = iter(torch.split(slots.view(len(slots), -1, head_dim), sizes))
     heads = [num_heads, num_key_heads, num_key_heads]
     outputs: list[Tensor] = []
-    for block, prompts, responses in zip(plan.blocks, parts[::2], parts[1::2], strict=True):
-        prompts = prompts.view(block.num_prompts, block.prompt_width, -1, head_dim)
-        responses = responses.view(block.num_responses, block.response_width, -1, head_dim)
+    for block in plan.blocks:
+        prompts = next(parts).view(block.num_prompts, block.width, -1, head_dim)
         prompt_query, prompt_key, prompt_value = torch.split(prompts, heads, dim=2)
-        query_, key_, value_ = torch.split(responses, heads, dim=2)
         outputs.append(_attend(prompt_query, prompt_key, prompt_value, None, scaling).flatten(0, 1))
-        owner = block.prompt_of_response
-        key_ = torch.cat([prompt_key.index_select(0, owner), key_], dim=1)
-        value_ = torch.cat([prompt_value.index_select(0, owner), value_], dim=1)
-        outputs.append(_attend(query_, key_, value_, block.mask, scaling).flatten(0, 1))
+        for rectangle in block.rectangles:
+            responses = next(parts).view(rectangle.num_responses, rectangle.width, -1, head_dim)
+            own_query, own_key, own_value = torch.split(responses, heads, dim=2)
+            keys = torch.cat([prompt_key.index_select(0, rectangle.owner), own_key], dim=1)
+            values = torch.cat([prompt_value.index_select(0, rectangle.owner), own_value], dim=1)
+            outputs.append(_attend(own_query, keys, values, rectangle.mask, scaling).flatten(0, 1))
     padded = torch.cat([out.flatten(1) for out in outputs])
     result: Tensor = _Unpad.apply(padded, plan)  # type: ignore[no-untyped-call]
     return result.view(-1, num_heads, head_dim)
-
-
-def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scaling: float) -> Tensor:
-    """[T, heads, D] -> [T, query heads, D]; causal from the end, so a response's queries see its whole prompt."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    out = varlen_attn(
-        query.contiguous(),
-        key.index_select(0, plan.key_index),
-        value.index_select(0, plan.key_index),
-        plan.query_offsets,
-        plan.key_offsets,
-        plan.max_queries,
-        plan.max_keys,
-        scale=scaling,
-        window_size=(-1, 0),
-        enable_gqa=True,
-    )
-    assert isinstance(out, Tensor)
-    return out
 
 
 def packed_attention(
@@ -334,15 +283,16 @@ def packed_attention(
     """
     rows = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
     if isinstance(attention_plan, VarlenPlan):
-        return _varlen_attention(*rows, attention_plan, scaling)[None], None
+        return varlen_attention(*rows, attention_plan, scaling)[None], None
     return _padded_attention(*rows, attention_plan, scaling)[None], None
 
 
 def register_packed_attention() -> None:
-    """Make :func:`packed_attention` known to transformers under ``ATTENTION_NAME``."""
+    """Make our attention functions known to transformers under their names."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
+    AttentionInterface.register(VISION_ATTENTION_NAME, window_attention)
 
 
 def _varlen_problem(device: torch.device, dtype: torch.dtype) -> str:
@@ -362,7 +312,7 @@ def _varlen_problem(device: torch.device, dtype: torch.dtype) -> str:
     )
     expected = _padded_attention(query, key, value, padded_plan(row, device=device, dtype=dtype), 0.125)
     try:
-        got = _varlen_attention(query, key, value, varlen_plan(row, device=device), 0.125)
+        got = varlen_attention(query, key, value, varlen_plan(row, device=device), 0.125)
     except (ImportError, NotImplementedError, RuntimeError, TypeError) as error:
         return f"torch's varlen_attn does not run: {error}"
     gap = float((got.float() - expected.float()).abs().max())

@@ -18,13 +18,13 @@ from rsgrpo.attention import (
     choose_door,
     padded_plan,
     register_packed_attention,
-    varlen_plan,
 )
 from rsgrpo.batching import PackedRow, Piece, lay_out, predictor_index
 from rsgrpo.config import ModelConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.logprobs import LogprobHead
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
+from rsgrpo.varlen import VISION_ATTENTION_NAME, varlen_plan
 from rsgrpo.vlm import EncodedPrompt, ProcessedImage
 
 
@@ -105,6 +105,15 @@ def load_model(folder: Path, config: ModelConfig) -> Qwen2_5_VLForConditionalGen
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     return model
+
+
+def use_window_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
+    """Let the vision tower compute all windows of a layer in one call (where the row's door is ``varlen``).
+
+    Args:
+        model: as :func:`load_model` returns it; its tower calls torch's attention once a window.
+    """
+    model.model.visual.config._attn_implementation = VISION_ATTENTION_NAME
 
 
 class PolicyModel(nn.Module):

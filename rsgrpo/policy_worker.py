@@ -25,7 +25,14 @@ from torch import Tensor
 from rsgrpo.batching import GroupSize, Piece, plan_micro_batches
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
 from rsgrpo.objective import RankTotals, row_loss, sum_totals
-from rsgrpo.policy_model import MicroBatch, PolicyModel, RowBuilder, load_model, load_processor
+from rsgrpo.policy_model import (
+    MicroBatch,
+    PolicyModel,
+    RowBuilder,
+    load_model,
+    load_processor,
+    use_window_attention,
+)
 from rsgrpo.types import ResponseStats, TrainingGroup
 from rsgrpo.vlm import EncodedPrompt, PromptEncoder, check_prompt_ids
 from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket
@@ -160,6 +167,8 @@ class PolicyWorker:
             device=torch.device("cuda", 0) if spec.device == "gpu" else torch.device("cpu"),
             dtype=self._model.dtype,
         )
+        if self._rows.door == "varlen":
+            use_window_attention(self._model)
         self._engine = DeepSpeedEngine(
             PolicyModel(self._model, always_run_vision=needs_vision), config, device=spec.device
         )

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsgrpo import attention
-from rsgrpo.attention import AttentionUnavailableError, choose_door, packed_attention, padded_plan, varlen_plan
+from rsgrpo.attention import AttentionUnavailableError, choose_door, packed_attention, padded_plan
 from rsgrpo.batching import PackedRow, Piece, lay_out
+from rsgrpo.varlen import varlen_plan
 
 HEADS, KEY_HEADS, WIDTH, SCALING = 4, 2, 3, 0.7
 CPU = torch.device("cpu")
@@ -89,14 +90,35 @@ def test_values_and_gradients_equal_responses_on_their_own(stored_scores, shapes
         torch.testing.assert_close(grad, want, atol=1e-11, rtol=0)
 
 
-def test_pieces_of_unlike_length_go_to_blocks_of_their_own():
-    # Padding three prompts of 10 to 3000 would cost 3 · 9e6 scores for 9e6 real ones.
-    row = _row([(10, [4]), (3000, [4]), (10, [4, 4]), (10, [4])])
+def test_unlike_lengths_are_not_padded_to_each_other():
+    # Padding three prompts of 10 to 3000 would cost 3 · 9e6 scores for 9e6 real ones, and a response of 4
+    # beside one of 2000 would cost 2000 · 5000 instead of 4 · 3004.
+    row = _row([(10, [4]), (3000, [4, 2000]), (10, [4, 4]), (10, [4])])
     plan = padded_plan(row, device=CPU, dtype=torch.float32)
-    assert [(b.num_prompts, b.prompt_width, b.num_responses) for b in plan.blocks] == [(3, 10, 4), (1, 3000, 1)]
+    shapes = [(b.num_prompts, b.width, [(r.num_responses, r.width) for r in b.rectangles]) for b in plan.blocks]
+    assert shapes == [(1, 3000, [(1, 2000), (1, 4)]), (3, 10, [(4, 4)])]
     # every row position stands in one slot, and that slot holds it
     assert torch.equal(plan.pad_index[plan.unpad_index], torch.arange(row.num_tokens))
-    assert int(plan.is_real.sum()) == row.num_tokens
+    assert int(plan.is_real.sum()) == row.num_tokens == len(plan.unpad_index.unique())
+
+
+@pytest.mark.parametrize("free_scores", [0, 30])
+@settings(max_examples=30, deadline=None)
+@given(shapes=ROWS)
+def test_many_small_blocks_give_the_same(free_scores, shapes):
+    row = _row(shapes)
+    inputs = _inputs(row)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_FREE_SCORES", free_scores)
+        got = _run(row, inputs)
+    expected = _reference(row, *inputs)
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+    for grad, want in zip(
+        torch.autograd.grad(got.square().sum(), inputs),
+        torch.autograd.grad(expected.square().sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(grad, want, atol=1e-11, rtol=0)
 
 
 @settings(max_examples=30, deadline=None)

@@ -14,6 +14,7 @@ from rsgrpo.batching import GroupSize, plan_micro_batches
 from rsgrpo.config import ModelConfig
 from rsgrpo.policy_model import ModelFolderError, PolicyModel, RowBuilder, load_model, load_processor
 from rsgrpo.types import TrainingGroup
+from rsgrpo.varlen import VISION_ATTENTION_NAME
 from rsgrpo.vlm import PromptEncoder
 from tests.tiny_model import build_tiny_model, make_group, write_pages
 
@@ -144,6 +145,35 @@ def test_blank_row_has_a_finite_zero_gradient_with_and_without_the_tower(packed)
         assert all(float(grad.abs().max()) == 0.0 for grad in grads)
         visual = [p for p in packed.model.model.visual.parameters() if p.requires_grad]
         assert all((p.grad is not None) == runs_tower for p in visual)
+
+
+def test_window_attention_of_the_tower_equals_torch_attention(packed, groups, monkeypatch):
+    # The kernel is CUDA only: in its place stands its definition, so that what we hand to it is checked.
+    calls: list[list[int]] = []
+
+    def by_definition(query, key, value, offsets_q, offsets_k, max_q, max_k, *, scale):
+        assert torch.equal(offsets_q, offsets_k)
+        lengths = offsets_q.diff().tolist()
+        calls.append(lengths)
+        assert max_q == max_k == max(lengths)
+        parts = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+        return torch.cat(
+            [
+                torch.einsum("hqk,khd->qhd", torch.softmax(torch.einsum("qhd,khd->hqk", q, k) * scale, -1), v)
+                for q, k, v in parts
+            ]
+        )
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_definition)
+    prompts = packed.encoder.encode([groups[0].prompt])
+    pixels = torch.cat([page.pixel_values for page in prompts[0].images])
+    grid = torch.tensor([page.grid for page in prompts[0].images])
+    visual = packed.model.model.visual
+    expected = visual(pixels, grid_thw=grid).pooler_output
+    monkeypatch.setattr(visual.config, "_attn_implementation", VISION_ATTENTION_NAME)
+    torch.testing.assert_close(visual(pixels, grid_thw=grid).pooler_output, expected, atol=1e-5, rtol=0)
+    # Pages of 4 × 4 and 4 × 6 patches, windows of 4 × 4: 16 | 16 + 8 in the first layer, whole pages in the second.
+    assert calls == [[16, 16, 8], [16, 24]]
 
 
 def test_a_folder_that_is_no_qwen_is_named(tmp_path):
