@@ -1,0 +1,230 @@
+"""Page images: read from a file or from ``images.parquet``, brought to size, or refused by name.
+
+Trainer and engines both get their pages from ``load_page``, so that both see the same pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, UnidentifiedImageError
+
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.types import ImageRef
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MAX_ASPECT_RATIO = 200
+"""Qwen2.5-VL's processor refuses longer strips; the EVisRAG resize rule would blow them up first (1×5000 to 7×36203)."""
+
+_OPEN_TABLES = 8  # memory-mapped: an open table costs address space, hardly any memory
+_JPEG_END = b"\xff\xd9"
+_JPEG_TAIL_BYTES = 64  # some writers leave a few bytes behind the end marker
+
+
+class ImageError(RsgrpoError, ValueError):
+    """A page cannot be read; the message names the image and the way out."""
+
+
+def resized_size(width: int, height: int, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:
+    """Size of a page after the EVisRAG resize rule: first down to ``max_pixels``, then up to ``min_pixels``.
+
+    Both sides are scaled by ``sqrt(bound / area)`` and truncated, each time on the size before.
+
+    Args:
+        width: of the page, in pixels.
+        height: of the page, in pixels.
+        min_pixels: smallest area; None: no bound.
+        max_pixels: largest area; None: no bound.
+
+    Returns:
+        Width and height.
+
+    Example:
+        ``resized_size(2000, 1000, 262144, 1568000)`` is ``(1770, 885)``; 100×100 becomes 512×512.
+    """
+    if max_pixels is not None and width * height > max_pixels:
+        factor = math.sqrt(max_pixels / (width * height))
+        width, height = int(width * factor), int(height * factor)
+    if min_pixels is not None and 0 < width * height < min_pixels:
+        factor = math.sqrt(min_pixels / (width * height))
+        width, height = int(width * factor), int(height * factor)
+    return width, height
+
+
+def resize_page(image: Image.Image, min_pixels: int | None, max_pixels: int | None) -> Image.Image:
+    """Apply ``resized_size``, then convert to RGB (in this order, as the EVisRAG code does)."""
+    size = resized_size(image.width, image.height, min_pixels, max_pixels)
+    if size != image.size:
+        image = image.resize(size)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def load_page(ref: ImageRef, min_pixels: int | None, max_pixels: int | None) -> Image.Image:
+    """Read a page and bring it to size.
+
+    Args:
+        ref: where it lies.
+        min_pixels: smaller pages are scaled up to this area; None: no bound.
+        max_pixels: larger pages are scaled down to this area; None: no bound.
+
+    Returns:
+        An RGB image, fully decoded.
+
+    Raises:
+        ImageError: the page is missing, truncated, no image, a strip longer than ``MAX_ASPECT_RATIO``
+            to 1, or so small a ``max_pixels`` that nothing is left of it.
+    """
+    with _open_page(ref) as image:
+        _check_shape(ref, image)
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise _broken(ref, error) from error
+        width, height = resized_size(image.width, image.height, min_pixels, max_pixels)
+        if not width * height:
+            raise ImageError(
+                f"image {ref.path!r} ({image.width}×{image.height}) has no pixels left at max_pixels={max_pixels}; "
+                "raise data.max_pixels"
+            )
+        return resize_page(image, min_pixels, max_pixels).copy()
+
+
+def check_page(ref: ImageRef) -> None:
+    """Find out whether a page can be read, without decoding its pixels where the format allows it.
+
+    PNG files are verified by their checksums and JPEG files by their end marker; others are decoded.
+
+    Args:
+        ref: where the page lies.
+
+    Raises:
+        ImageError: as ``load_page``.
+    """
+    data = _page_bytes(ref)
+    with _open_bytes(ref, data) as image:
+        _check_shape(ref, image)
+        is_whole_jpeg = image.format == "JPEG" and _JPEG_END in data[-_JPEG_TAIL_BYTES:]
+        try:
+            if image.format == "PNG":
+                image.verify()
+            elif not is_whole_jpeg:
+                image.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise _broken(ref, error) from error
+
+
+def table_rows(parquet_file: Path) -> dict[str, int]:
+    """Row of every image of an ``images.parquet``, by the path that the data set uses.
+
+    Args:
+        parquet_file: table with the columns ``image`` (struct with ``bytes``) and ``path``.
+
+    Raises:
+        ImageError: the table cannot be read, lacks a column, or names one path twice.
+    """
+    paths = list(_open_table(str(parquet_file))["path"])
+    rows = {path: row for row, path in enumerate(paths)}
+    if len(rows) != len(paths):
+        twice = next(path for row, path in enumerate(paths) if rows[path] != row)
+        raise ImageError(f"{parquet_file} holds the image {twice!r} twice; every path must stand there once")
+    return rows
+
+
+def _open_page(ref: ImageRef) -> Image.Image:
+    return _open_bytes(ref, _page_bytes(ref))
+
+
+def _open_bytes(ref: ImageRef, data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"image {ref.path!r} ({_place(ref)}, {len(data)} bytes) is not an image file; "
+            "replace it, or set data.on_bad_sample=skip"
+        ) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _broken(ref, error) from error
+
+
+def _page_bytes(ref: ImageRef) -> bytes:
+    if ref.parquet_file:
+        return _table_bytes(ref)
+    try:
+        return Path(ref.file).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(
+            f"image {ref.path!r} does not exist at {ref.file}; unpack images.parquet there or leave it beside the data "
+            "file, or set data.image_root to the folder that image paths start from"
+        ) from error
+    except OSError as error:
+        raise ImageError(f"image {ref.path!r} cannot be read from {ref.file}: {error}; make it readable") from error
+
+
+def _table_bytes(ref: ImageRef) -> bytes:
+    table = _open_table(ref.parquet_file)
+    if not 0 <= ref.parquet_row < len(table):
+        raise ImageError(
+            f"image {ref.path!r} should be row {ref.parquet_row} of {ref.parquet_file}, which has {len(table)} rows; "
+            "the table was changed after the data set was read: start again"
+        )
+    value = table[ref.parquet_row]["image"]
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes) or not data:
+        raise ImageError(
+            f"image {ref.path!r} (row {ref.parquet_row} of {ref.parquet_file}) holds no bytes; write the table with "
+            "the image files' content in image.bytes"
+        )
+    return data
+
+
+@lru_cache(maxsize=_OPEN_TABLES)
+def _open_table(parquet_file: str) -> Dataset:
+    """The table, memory-mapped by ``datasets`` (which keeps an Arrow copy in its cache): any row is cheap."""
+    import datasets  # here, because it takes a second and data sets of files never need it
+
+    progress_was_shown = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        table = datasets.load_dataset("parquet", data_files=parquet_file, split="train")
+    except FileNotFoundError as error:
+        raise ImageError(f"{parquet_file} does not exist; put images.parquet back beside the data file") from error
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise ImageError(f"{parquet_file} cannot be read as a parquet table: {error}; download it again") from error
+    finally:
+        if progress_was_shown:
+            datasets.enable_progress_bars()
+    missing = [name for name in ("image", "path") if name not in table.column_names]
+    if missing:
+        raise ImageError(
+            f"{parquet_file} has the columns {', '.join(table.column_names)}, but not {', '.join(missing)}; "
+            "images.parquet needs image (struct with bytes) and path"
+        )
+    if isinstance(table.features["image"], datasets.Image):
+        table = table.cast_column("image", datasets.Image(decode=False))
+    return table
+
+
+def _check_shape(ref: ImageRef, image: Image.Image) -> None:
+    width, height = image.size
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ImageError(
+            f"image {ref.path!r} is {width}×{height}, a strip longer than {MAX_ASPECT_RATIO} to 1, which Qwen2.5-VL "
+            "does not read; cut it into pages, or set data.on_bad_sample=skip"
+        )
+
+
+def _broken(ref: ImageRef, error: Exception) -> ImageError:
+    return ImageError(
+        f"image {ref.path!r} ({_place(ref)}) is truncated or damaged: {error}; "
+        "replace it, or set data.on_bad_sample=skip"
+    )
+
+
+def _place(ref: ImageRef) -> str:
+    return f"row {ref.parquet_row} of {ref.parquet_file}" if ref.parquet_file else ref.file
