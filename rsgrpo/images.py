@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MAX_ASPECT_RATIO = 200
-"""Qwen2.5-VL's processor refuses longer strips; the EVisRAG resize rule would blow them up first (1×5000 to 7×36203)."""
+"""Qwen2.5-VL's processor refuses longer strips; the EVisRAG resize rule would blow them up first (1×5000: 7×36203)."""
 
 _OPEN_TABLES = 8  # memory-mapped: an open table costs address space, hardly any memory
 _JPEG_END = b"\xff\xd9"

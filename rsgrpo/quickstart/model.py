@@ -1,0 +1,204 @@
+"""The quickstart's own Qwen2.5-VL: the real architecture, tokenizer rules and processor, only small.
+
+The tokenizer is a byte-level BPE with Qwen2's pre-tokenisation and special tokens, learned from the
+quickstart's texts, so tags merge with their neighbours as they do in the full model: ``>`` with a line
+break or a word behind it, ``</`` apart from the name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as RawTokenizer
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from rsgrpo.config import QuickstartConfig
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+"""Qwen2.5's special tokens in the order of their ids; like there they stand behind the vocabulary."""
+
+CHAT_TEMPLATE = """\
+{%- if messages[0].role != "system" %}{{ "<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n" }}{% endif %}
+{%- for message in messages %}
+  {{- "<|im_start|>" + message.role + "\\n" }}
+  {%- if message.content is string %}{{ message.content }}{% else %}
+    {%- for part in message.content %}
+      {%- if part.type == "image" %}{{ "<|vision_start|><|image_pad|><|vision_end|>" }}
+      {%- elif part.type == "video" %}{{ "<|vision_start|><|video_pad|><|vision_end|>" }}
+      {%- else %}{{ part.text }}{% endif %}
+    {%- endfor %}
+  {%- endif %}
+  {{- "<|im_end|>\\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ "<|im_start|>assistant\\n" }}{% endif %}"""
+"""Gives the same text as Qwen2.5-VL's own template for system, user and assistant turns."""
+
+_BYTE_TOKENS = 256
+_PATCH_PIXELS = 14
+_MERGE = 2
+_MIN_PIXELS = (_PATCH_PIXELS * _MERGE) ** 2
+_MAX_PIXELS = 16 * _MIN_PIXELS
+_MAX_POSITIONS = 4096
+_WINDOW_PIXELS = 112
+_CHAT_WORDS = "system\nYou are a helpful assistant.\nuser\nassistant\n"
+
+
+def build_tokenizer(corpus: Iterable[str], vocabulary_tokens: int) -> Qwen2Tokenizer:
+    """Learn a byte-level BPE with Qwen2's rules.
+
+    Args:
+        corpus: texts to learn merges from.
+        vocabulary_tokens: size of the whole vocabulary, special tokens included.
+
+    Returns:
+        A tokenizer with Qwen's special tokens and chat template.
+
+    Raises:
+        ValueError: ``vocabulary_tokens`` leaves no room for 256 bytes and the special tokens.
+    """
+    if vocabulary_tokens < _BYTE_TOKENS + len(SPECIAL_TOKENS):
+        raise ValueError(
+            f"quickstart.vocabulary_tokens={vocabulary_tokens} is too small; it must be at least "
+            f"{_BYTE_TOKENS + len(SPECIAL_TOKENS)}"
+        )
+    rules = Qwen2Tokenizer().backend_tokenizer
+    raw = RawTokenizer(models.BPE())
+    raw.normalizer = rules.normalizer
+    raw.pre_tokenizer = rules.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_tokens - len(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    raw.train_from_iterator([_CHAT_WORDS, *corpus], trainer)
+    learned = json.loads(raw.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]])
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
+    """The processor for small pages: same patches, merging and normalisation as the full model's."""
+    size = {"shortest_edge": _MIN_PIXELS, "longest_edge": _MAX_PIXELS}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size, patch_size=_PATCH_PIXELS, merge_size=_MERGE),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=size, patch_size=_PATCH_PIXELS, merge_size=_MERGE),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def model_config(config: QuickstartConfig, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+    """Settings of the small model; its ids are the tokenizer's.
+
+    Args:
+        config: sizes.
+        tokenizer: from ``build_tokenizer``.
+
+    Returns:
+        A Qwen2.5-VL config; the embedding has ``vocabulary_tokens`` rows, maybe more than the tokenizer.
+    """
+    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}
+    half_head = config.text_hidden // config.text_heads // 2
+    frame_dims = half_head // 4  # the full model splits its 64 rotary pairs 16 : 24 : 24
+    row_dims = (half_head - frame_dims) // 2
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": config.vocabulary_tokens,
+            "hidden_size": config.text_hidden,
+            "intermediate_size": 3 * config.text_hidden,
+            "num_hidden_layers": config.text_layers,
+            "num_attention_heads": config.text_heads,
+            "num_key_value_heads": max(1, config.text_heads // 2),
+            "max_position_embeddings": _MAX_POSITIONS,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [half_head - 2 * row_dims, row_dims, row_dims],
+            },
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": config.vision_layers,
+            "hidden_size": config.vision_hidden,
+            "intermediate_size": 3 * config.vision_hidden,
+            "num_heads": config.vision_heads,
+            "patch_size": _PATCH_PIXELS,
+            "spatial_merge_size": _MERGE,
+            "temporal_patch_size": 2,
+            "window_size": _WINDOW_PIXELS,
+            "fullatt_block_indexes": [config.vision_layers - 1],
+            "out_hidden_size": config.text_hidden,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+
+
+def build_quickstart_model(config: QuickstartConfig, folder: Path, seed: int, corpus: Iterable[str]) -> Path:
+    """Write the small model's folder: config, random weights, tokenizer, processor.
+
+    The folder appears all at once; a complete one is left as it is.
+
+    Args:
+        config: sizes.
+        folder: what to write.
+        seed: of the weights.
+        corpus: texts that the tokenizer learns from.
+
+    Returns:
+        ``folder``; ``from_pretrained``, the trainer and the engines load it like any Qwen2.5-VL.
+    """
+    if (folder / "config.json").exists():
+        return folder
+    tokenizer = build_tokenizer(corpus, config.vocabulary_tokens)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(model_config(config, tokenizer))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial)
+    build_processor(tokenizer).save_pretrained(partial)
+    os.replace(partial, folder)
+    return folder
