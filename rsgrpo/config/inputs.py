@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from rsgrpo.config.checks import ConfigError, at_least, one_of
 
+_SCANS_PER_DIGIT = 174  # scikit-learn's digits: 174 scans of the 8, more of the others
+
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
@@ -36,6 +38,12 @@ class QuickstartConfig:
     num_sft_samples: int = 4096
     num_rl_samples: int = 4096
     num_test_samples: int = 512
+    sft_scans_per_digit: int = 60
+    """Handwritten scans of each digit that supervised training sees, out of 174 or more."""
+    rl_scans_per_digit: int = 70
+    """Scans of each digit for reinforcement learning."""
+    test_scans_per_digit: int = 40
+    """Scans of each digit for the test, and all that are left over."""
     unanswerable_frac: float = 0.2
     """Share of questions whose pages do not hold the answer."""
     page_pixels: int = 56
@@ -52,6 +60,14 @@ class QuickstartConfig:
     def __post_init__(self) -> None:
         for name in ("num_sft_samples", "num_rl_samples", "num_test_samples"):
             at_least(f"quickstart.{name}", getattr(self, name), 1)
+        for name in ("sft_scans_per_digit", "rl_scans_per_digit", "test_scans_per_digit"):
+            at_least(f"quickstart.{name}", getattr(self, name), 1)
+        if self.sft_scans_per_digit + self.rl_scans_per_digit + self.test_scans_per_digit > _SCANS_PER_DIGIT:
+            raise ConfigError(
+                f"quickstart.sft_scans_per_digit={self.sft_scans_per_digit}, rl_scans_per_digit="
+                f"{self.rl_scans_per_digit} and test_scans_per_digit={self.test_scans_per_digit} are more than the "
+                f"{_SCANS_PER_DIGIT} scans that there are of the rarest digit; lower one of them"
+            )
         if not 0.0 <= self.unanswerable_frac < 1.0:
             raise ConfigError(f"quickstart.unanswerable_frac={self.unanswerable_frac} must lie in [0, 1)")
         if self.page_pixels % 28 or self.page_pixels < 28:
@@ -75,6 +91,8 @@ class DataConfig:
     prompt_column: str = "prompt"
     answer_column: str = "answer"
     image_column: str = "image"
+    gold_column: str = "gold_response"
+    """Tagged gold response beside plain answers, for the evidence score of a test set; may be absent."""
     max_images: int = 5
     """Images a question may have; further ones are cut in evaluation data, an error in training data."""
     min_pixels: int = 3136

@@ -7,6 +7,7 @@ come with scikit-learn (UCI "Optical Recognition of Handwritten Digits", test pa
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -108,7 +109,7 @@ def split_scans(sizes: tuple[int, ...], seed: int) -> tuple[tuple[tuple[int, ...
         if sum(sizes) > len(scans):
             raise ValueError(f"the splits want {sum(sizes)} scans of the digit {digit}, there are {len(scans)}")
         bounds = [*np.cumsum((0, *sizes[:-1])), len(scans)]
-        for split, (start, stop) in zip(splits, zip(bounds, bounds[1:], strict=False), strict=True):
+        for split, (start, stop) in zip(splits, itertools.pairwise(bounds), strict=True):
             split.append(tuple(int(scan) for scan in scans[start:stop]))
     return tuple(tuple(split) for split in splits)
 

@@ -8,7 +8,6 @@ break or a word behind it, ``</`` apart from the name.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -200,5 +199,5 @@ def build_quickstart_model(config: QuickstartConfig, folder: Path, seed: int, co
     partial.mkdir(parents=True)
     model.save_pretrained(partial)
     build_processor(tokenizer).save_pretrained(partial)
-    os.replace(partial, folder)
+    partial.replace(folder)
     return folder
