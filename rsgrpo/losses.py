@@ -1,0 +1,115 @@
+"""The objective on flat vectors of response tokens: two credit streams, clipped; and supervised likelihood.
+
+Every function takes ragged tokens laid end to end, [T], and returns a *sum*: the division by token counts
+is already inside the streams, so that micro-batches and ranks simply add up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MAX_LOG_RATIO = 20.0  # exp(20) is still a finite float32; beyond it a stale token would turn into inf and NaN
+
+
+@dataclass(frozen=True, slots=True)
+class TwoStreamLoss:
+    """Result of :func:`two_stream_loss`.
+
+    Attributes:
+        loss: scalar, differentiable.
+        clipped: [T] bool, credited tokens where clipping was active.
+    """
+
+    loss: Tensor
+    clipped: Tensor
+
+    @property
+    def num_clipped(self) -> int:
+        """How many tokens were clipped."""
+        return int(self.clipped.sum())
+
+
+def two_stream_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float,
+    importance_weights: Tensor | None = None,
+) -> TwoStreamLoss:
+    """Clipped policy objective of all rewards at once (rs_grpo, "Loss").
+
+    ``loss = sum_t -P_t min(rho_t, rhobar_t) + Q_t min(max(rho_t, rhobar_t), c)`` with
+    ``rho = exp(logprobs - old_logprobs)`` and ``rhobar = clip(rho, 1 - clip_low, 1 + clip_high)``. PPO's
+    per-reward loss is positively homogeneous in the advantage for each sign, so this equals the weighted sum
+    over rewards exactly, however many there are.
+
+    Args:
+        logprobs: [T] float, of the sampled tokens under the policy in training, nats.
+        old_logprobs: [T] float, under the policy of the batch; equal to ``logprobs`` on-policy. Detached here.
+        positive: [T] float, P, at least 0.
+        negative: [T] float, Q, at least 0.
+        clip_low: the ratio is clipped below at ``1 - clip_low`` where credit is negative.
+        clip_high: and above at ``1 + clip_high`` where it is positive.
+        dual_clip: c, the most that negative credit weighs.
+        importance_weights: [T] float, detached factors engine -> trainer; None: 1.
+
+    Returns:
+        The sum, and where it was clipped.
+
+    Example:
+        On-policy (ratio 1) with P = [0.5, 0] and Q = [0, 0.25]: loss = -0.5 + 0.25 = -0.25, and the
+        gradient by ``logprobs`` is [-0.5, 0.25].
+    """
+    log_ratio = (logprobs - old_logprobs.detach()).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    ratio = log_ratio.exp()
+    clipped_ratio = log_ratio.clamp(math.log(1.0 - clip_low), math.log(1.0 + clip_high)).exp()
+    reward_side = torch.minimum(ratio, clipped_ratio)
+    penalty_side = torch.maximum(ratio, clipped_ratio).clamp(max=dual_clip)
+    per_token = negative * penalty_side - positive * reward_side
+    if importance_weights is not None:
+        per_token = per_token * importance_weights.detach()
+    with torch.no_grad():
+        clipped = ((positive > 0) & (ratio > clipped_ratio)) | (
+            (negative > 0) & ((ratio < clipped_ratio) | (ratio > dual_clip))
+        )
+    return TwoStreamLoss(loss=per_token.sum(), clipped=clipped)
+
+
+def importance_weights(trainer_logprobs: Tensor, engine_logprobs: Tensor, cap: float) -> Tensor:
+    """Truncated importance weights that correct for sampling with the engine's probabilities.
+
+    Args:
+        trainer_logprobs: [T] float, of the batch's policy as the trainer computes it.
+        engine_logprobs: [T] float, as the engine sampled.
+        cap: largest weight.
+
+    Returns:
+        [T] float, ``min(exp(trainer - engine), cap)``, detached.
+
+    Example:
+        Equal log-probabilities weigh 1; a token that the trainer finds e times likelier weighs
+        ``min(2.718, cap)``.
+    """
+    difference = (trainer_logprobs - engine_logprobs).detach().clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    return difference.exp().clamp(max=cap)
+
+
+def nll_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
+    """Weighted negative log-likelihood, ``-sum_t w_t logprob_t``.
+
+    Args:
+        logprobs: [T] float.
+        weights: [T] float; 1/N each for a token mean over N tokens.
+
+    Example:
+        Log-probabilities [-1, -3] with weights [0.5, 0.5] give 2.
+    """
+    return -(weights * logprobs).sum()
