@@ -1,0 +1,1 @@
+"""Sampling: what an engine is, the vLLM one, and the pool of workers."""

@@ -1,0 +1,41 @@
+"""What the recipes need of whatever answers questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from rsgrpo.config import SamplingConfig
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.policy import WeightUpdate
+from rsgrpo.types import PromptedSample, RolloutGroup
+
+
+class RolloutError(RsgrpoError):
+    """Responses could not be sampled; the message names the worker or the sample and the way out."""
+
+
+class RolloutEngine(Protocol):
+    """Samples responses under the newest weights that it was given."""
+
+    @property
+    def policy_version(self) -> int:
+        """Version of those weights."""
+
+    def generate(
+        self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
+    ) -> list[RolloutGroup]:
+        """Answer questions.
+
+        Args:
+            prompted: the questions.
+            num_samples: n, responses a question.
+            sampling: how to draw them.
+            seed: with each sample's id it fixes every response, whichever worker draws it.
+
+        Returns:
+            One group a question, in the order given.
+        """
+
+    def update_weights(self, update: WeightUpdate) -> None:
+        """Take new weights, check them against their checksum, and forget everything cached."""

@@ -1,0 +1,219 @@
+"""The pool of rollout workers: work shared out evenly, a dead worker replaced, its requests run again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rollout.engine import RolloutError
+from rsgrpo.cluster import REPOSITORY
+from rsgrpo.config import Config, SamplingConfig
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.policy import WeightUpdate
+from rsgrpo.types import PromptedSample, RolloutGroup
+
+
+def _environment(config: Config, device: str, num_threads: int) -> dict[str, dict[str, str]]:
+    variables = {
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": str(num_threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        # Weight updates send a function to the engine's workers; they are our own processes.
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+    }
+    if device == "cpu":
+        variables |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.rollout.kv_cache_gib))),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinned threads would fight the trainer's for their cores
+        }
+    return {"env_vars": variables}
+
+
+class RolloutPool:
+    """Engines behind one call. Make one with :meth:`start`.
+
+    Args:
+        config: the run's settings.
+        model_folder: what new workers load.
+        device: ``cpu`` or ``gpu``.
+        num_threads: CPU threads of a worker.
+    """
+
+    def __init__(self, config: Config, model_folder: Path, *, device: str, num_threads: int) -> None:
+        self._config = config
+        self._model_folder = model_folder
+        self._device = device
+        self._num_threads = config.rollout.num_threads or num_threads
+        self._num_restarts = 0
+        self._newest: WeightUpdate | None = None
+        self._complete: WeightUpdate | None = None
+        self._is_ready = False
+        self._placement: Any = None
+        if device == "gpu":
+            bundle = {"GPU": config.rollout.tensor_parallel_size, "CPU": 1}
+            self._placement = placement_group([bundle] * config.rollout.num_workers, strategy="PACK")
+        self._workers = [self._new_worker(index) for index in range(config.rollout.num_workers)]
+
+    @classmethod
+    def start(cls, config: Config, model_folder: Path, *, device: str, num_threads: int) -> RolloutPool:
+        """Start the workers and return at once; they load in the background.
+
+        Args:
+            config: the run's settings.
+            model_folder: a Qwen2.5-VL folder that every node can read.
+            device: ``cpu`` or ``gpu``.
+            num_threads: CPU threads of a worker, unless ``rollout.num_threads`` says otherwise.
+        """
+        return cls(config, model_folder, device=device, num_threads=num_threads)
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights that the workers hold."""
+        return 0 if self._newest is None else self._newest.version.version
+
+    @property
+    def num_restarts(self) -> int:
+        """Workers replaced so far."""
+        return self._num_restarts
+
+    def _new_worker(self, index: int) -> Any:
+        # Here, so that importing the pool imports no vLLM: that takes many seconds.
+        from rollout.vllm_engine import EngineSpec
+        from rollout.worker import RolloutWorker
+
+        strategy: Any = "DEFAULT"
+        if self._placement is not None:
+            strategy = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=index)
+        gpus = self._config.rollout.tensor_parallel_size if self._device == "gpu" else 0
+        return (
+            ray.remote(RolloutWorker)
+            .options(
+                num_cpus=1 if self._device == "gpu" else 0,
+                num_gpus=gpus,
+                scheduling_strategy=strategy,
+                runtime_env=_environment(self._config, self._device, self._num_threads),
+            )
+            .remote(EngineSpec(config=self._config, model_folder=self._model_folder, device=self._device))
+        )
+
+    def wait_ready(self) -> None:
+        """Wait until every worker's engine answers.
+
+        Raises:
+            RolloutError: one failed to load, or took longer than ``rollout.start_timeout_seconds``.
+        """
+        if not self._is_ready:
+            for index in range(len(self._workers)):
+                self._wait_for(index)
+            self._is_ready = True
+
+    def _wait_for(self, index: int) -> None:
+        timeout = self._config.rollout.start_timeout_seconds
+        try:
+            ray.get(self._workers[index].ready.remote(), timeout=timeout)
+        except ray.exceptions.GetTimeoutError as error:
+            raise RolloutError(
+                f"rollout worker {index} did not load its engine within rollout.start_timeout_seconds={timeout:g}; "
+                "raise it, or look at the worker's log in Ray's session folder"
+            ) from error
+        except ray.exceptions.RayError as error:
+            raise RolloutError(f"rollout worker {index} could not load its engine: {error}") from error
+
+    def generate(
+        self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
+    ) -> list[RolloutGroup]:
+        """See :class:`rollout.engine.RolloutEngine`. Worker w answers questions w, w + workers, …
+
+        Raises:
+            RolloutError: workers died more than ``rollout.max_restarts`` times, or took too long.
+        """
+        self.wait_ready()
+        groups: dict[int, RolloutGroup] = {}
+        num_workers = len(self._workers)
+        shares = {worker: list(range(worker, len(prompted), num_workers)) for worker in range(num_workers)}
+        shares = {worker: share for worker, share in shares.items() if share}
+        while shares:
+            calls = {
+                worker: self._workers[worker].generate.remote(
+                    [prompted[index] for index in share], num_samples, sampling, seed
+                )
+                for worker, share in shares.items()
+            }
+            dead: dict[int, list[int]] = {}
+            for worker, call in calls.items():
+                answered = self._result(worker, call)
+                if answered is None:
+                    dead[worker] = shares[worker]
+                else:
+                    groups.update(zip(shares[worker], answered, strict=True))
+            for worker in dead:
+                self._replace(worker)
+            shares = dead
+        return [groups[index] for index in range(len(prompted))]
+
+    def _result(self, worker: int, call: ray.ObjectRef) -> Any:
+        """A call's value, or None if the worker died under it."""
+        timeout = self._config.rollout.generate_timeout_seconds
+        try:
+            return ray.get(call, timeout=timeout)
+        except ray.exceptions.RayActorError:
+            return None
+        except ray.exceptions.GetTimeoutError as error:
+            raise RolloutError(
+                f"rollout worker {worker} did not answer within rollout.generate_timeout_seconds={timeout:g}; "
+                "raise it, or lower rl.prompts_per_step"
+            ) from error
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RsgrpoError):
+                raise error.cause from error
+            raise
+
+    def _replace(self, worker: int) -> None:
+        """A new worker with the newest weights in place of a dead one."""
+        self._num_restarts += 1
+        if self._num_restarts > self._config.rollout.max_restarts:
+            raise RolloutError(
+                f"rollout worker {worker} died, and {self._config.rollout.max_restarts} workers were replaced before "
+                "(rollout.max_restarts); look for its cause in Ray's session folder (often memory: lower "
+                "rollout.max_num_sequences or rollout.kv_cache_gib), then go on with resume=auto"
+            )
+        self._workers[worker] = self._new_worker(worker)
+        self._wait_for(worker)
+        for update in dict.fromkeys((self._complete, self._newest)):
+            if update is not None:
+                ray.get(self._workers[worker].update_weights.remote(list(update.buckets), update.version))
+
+    def update_weights(self, update: WeightUpdate) -> None:
+        """See :class:`rollout.engine.RolloutEngine`; a worker that died meanwhile is replaced."""
+        self.wait_ready()
+        self._newest = update
+        if update.is_complete:
+            self._complete = update
+        calls = [worker.update_weights.remote(list(update.buckets), update.version) for worker in self._workers]
+        for index, call in enumerate(calls):
+            try:
+                ray.get(call)
+            except ray.exceptions.RayActorError:
+                self._replace(index)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, RsgrpoError):
+                    raise error.cause from error
+                raise
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            ray.kill(worker)
+        self._workers = []
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+            self._placement = None

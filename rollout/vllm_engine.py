@@ -1,0 +1,183 @@
+"""The one door to vLLM: an engine inside this process, its weights replaced in place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from vllm import LLM, SamplingParams
+from vllm.inputs import TokensPrompt
+
+from rollout.engine import RolloutError
+from rsgrpo.banned_tokens import BAN_BIAS, banned_token_ids
+from rsgrpo.config import Config, SamplingConfig
+from rsgrpo.images import load_page
+from rsgrpo.token_offsets import TokenTable
+from rsgrpo.types import PromptedSample, Rollout, RolloutGroup, WeightBucket, WeightVersion
+from rsgrpo.weights import bucket_checksum, bucket_tensors, format_checksum
+
+_MAX_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSpec:
+    """What an engine is built from.
+
+    Attributes:
+        config: the run's settings.
+        model_folder: Qwen2.5-VL folder with tokenizer and processor.
+        device: ``cpu`` or ``gpu``.
+    """
+
+    config: Config
+    model_folder: Path
+    device: str
+
+
+def _load_buckets(worker: Any, buckets: Sequence[WeightBucket]) -> None:
+    """Runs inside each engine worker: load named tensors in the checkpoint's layout, repacking as at start."""
+    tensors = (pair for bucket in buckets for pair in bucket_tensors(bucket))
+    worker.model_runner.reload_weights(weights_iterator=tensors)
+
+
+def request_seed(seed: int, sample_id: str) -> int:
+    """A request's seed: the same in every process, whichever worker draws it.
+
+    Example:
+        ``request_seed(0, "q7")`` is the same number on every machine.
+    """
+    digest = hashlib.blake2b(f"{seed}/{sample_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % _MAX_SEED
+
+
+class VllmEngine:
+    """vLLM with real weights, greedy or sampled, log-probabilities at the sampling temperature.
+
+    Args:
+        spec: settings, model folder, device.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        settings = spec.config.rollout
+        self._data = spec.config.data
+        on_gpu: dict[str, Any] = {}
+        if spec.device == "gpu":
+            on_gpu = {"gpu_memory_utilization": settings.gpu_memory_frac}
+        self._llm = LLM(
+            model=str(spec.model_folder),
+            dtype=spec.config.model.dtype,
+            seed=0,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            max_model_len=settings.max_model_tokens,
+            max_num_seqs=settings.max_num_sequences,
+            max_num_batched_tokens=settings.max_batched_tokens,
+            enforce_eager=settings.enforce_eager,
+            enable_prefix_caching=True,
+            limit_mm_per_prompt={"image": self._data.max_images, "video": 0},
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",  # a model's own sampling defaults would change what log-probabilities mean
+            disable_log_stats=True,
+            **on_gpu,
+        )
+        self._tokenizer = self._llm.get_tokenizer()
+        self._max_model_tokens = settings.max_model_tokens
+        self._table = TokenTable.from_tokenizer(self._tokenizer)
+        vocabulary_size = self._llm.model_config.get_vocab_size()
+        self._bias = dict.fromkeys(banned_token_ids(self._tokenizer, vocabulary_size), BAN_BIAS)
+        self.policy_version = 0
+
+    def generate(
+        self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
+    ) -> list[RolloutGroup]:
+        """See :class:`rollout.engine.RolloutEngine`."""
+        prompts = [self._prompt(one) for one in prompted]
+        parameters = [self._parameters(one.sample.sample_id, num_samples, sampling, seed) for one in prompted]
+        outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+        return [self._group(one, output) for one, output in zip(prompted, outputs, strict=True)]
+
+    def _prompt(self, prompted: PromptedSample) -> TokensPrompt:
+        prompt = prompted.prompt
+        ids = self._tokenizer.encode(prompt.text, add_special_tokens=False)
+        if not prompt.images:
+            return TokensPrompt(prompt_token_ids=ids)
+        pages = [load_page(image, self._data.min_pixels, self._data.max_pixels) for image in prompt.images]
+        return TokensPrompt(prompt_token_ids=ids, multi_modal_data={"image": pages})
+
+    def _parameters(self, sample_id: str, num_samples: int, sampling: SamplingConfig, seed: int) -> SamplingParams:
+        return SamplingParams(
+            n=num_samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            repetition_penalty=sampling.repetition_penalty,
+            max_tokens=sampling.max_response_tokens,
+            seed=request_seed(seed, sample_id) if sampling.temperature > 0 else None,
+            logprobs=0,  # the sampled token's alone
+            logit_bias=self._bias,
+            detokenize=False,  # texts come from the ids' own bytes, with offsets
+        )
+
+    def _group(self, prompted: PromptedSample, output: Any) -> RolloutGroup:
+        num_prompt_tokens = len(output.prompt_token_ids)
+        if num_prompt_tokens >= self._max_model_tokens:
+            raise RolloutError(
+                f"the prompt of sample {prompted.sample.sample_id!r} has {num_prompt_tokens} tokens, "
+                f"rollout.max_model_tokens={self._max_model_tokens} leaves no room for a response; raise it"
+            )
+        return RolloutGroup(
+            sample=prompted.sample,
+            prompt=prompted.prompt,
+            prompt_token_ids=np.asarray(output.prompt_token_ids, dtype=np.int32),
+            rollouts=tuple(
+                self._rollout(prompted.sample.sample_id, one)
+                for one in sorted(output.outputs, key=lambda completion: completion.index)
+            ),
+        )
+
+    def _rollout(self, sample_id: str, completion: Any) -> Rollout:
+        ids = np.asarray(completion.token_ids, dtype=np.int32)
+        logprobs = np.fromiter(
+            (entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)),
+            dtype=np.float32,
+            count=len(ids),
+        )
+        text, starts = self._table.decode(ids)
+        return Rollout(
+            sample_id=sample_id,
+            rollout_index=completion.index,
+            token_ids=ids,
+            logprobs=logprobs,
+            text=text,
+            token_char_starts=starts,
+            finish_reason=completion.finish_reason,
+            policy_version=self.policy_version,
+        )
+
+    def update_weights(self, buckets: Sequence[WeightBucket], version: WeightVersion) -> None:
+        """Replace weights in place.
+
+        Args:
+            buckets: all of them, or those that training changes, in checksum order.
+            version: stamp and checksum.
+
+        Raises:
+            RolloutError: what arrived is not what was sent.
+        """
+        checksum = 0
+        for bucket in buckets:
+            checksum = bucket_checksum(bucket, checksum)
+        if format_checksum(checksum) != version.checksum:
+            raise RolloutError(
+                f"the weights of version {version.version} arrived with checksum {format_checksum(checksum)}, sent was "
+                f"{version.checksum}; the transfer is broken: look for memory faults or a full object store"
+            )
+        self._llm.collective_rpc(_load_buckets, args=(tuple(buckets),))
+        # Features of the old vision tower and keys of the old layers must not meet the new weights.
+        self._llm.reset_prefix_cache()
+        self._llm.llm_engine.reset_mm_cache()
+        self._llm.llm_engine.reset_encoder_cache()
+        self.policy_version = version.version
