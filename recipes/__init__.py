@@ -1,0 +1,1 @@
+"""The algorithms and the main job: one file for each, read from the top."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ def _write_lines(path: Path, rows: Sequence[dict[str, object]]) -> None:
     with partial.open("w") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _score(group: RolloutGroup) -> ResponseScore:
@@ -57,9 +56,7 @@ def evaluate(
     groups: list[RolloutGroup] = []
     for start in range(0, len(questions), _CHUNK_QUESTIONS):
         chunk = questions[start : start + _CHUNK_QUESTIONS]
-        groups.extend(
-            engine.generate(chunk, num_samples=1, sampling=config.evaluation.sampling, seed=config.seed)
-        )
+        groups.extend(engine.generate(chunk, num_samples=1, sampling=config.evaluation.sampling, seed=config.seed))
         advance(len(chunk))
     scores = [_score(group) for group in groups]
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,5 +78,5 @@ def evaluate(
     metrics = aggregate(scores)
     partial = folder / "metrics.json.partial"
     partial.write_text(json.dumps(dataclasses.asdict(metrics), indent=2))
-    os.replace(partial, folder / "metrics.json")
+    partial.replace(folder / "metrics.json")
     return metrics, groups

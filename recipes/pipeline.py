@@ -16,6 +16,7 @@ from recipes.preparation import prepare
 from recipes.stages import run_evaluation, run_rl, run_sft
 from rsgrpo.cluster import open_cluster
 from rsgrpo.config import Config
+from rsgrpo.progress import Progress
 from rsgrpo.report import build_report
 from rsgrpo.run_folder import open_run_folder
 
@@ -34,14 +35,17 @@ def run(config: Config) -> Path:
     """
     with ExitStack() as stack:
         folder = stack.enter_context(open_run_folder(config))
-        prepared = prepare(config, folder)
+        progress = Progress(config.logging.progress)
+        prepared = prepare(config, folder, progress)
         cluster = stack.enter_context(open_cluster(config.cluster))
-        job = stack.enter_context(Job(config, folder, prepared, cluster))
+        job = stack.enter_context(Job(config, folder, prepared, cluster, progress))
         if config.stage in ("sft", "all"):
             run_sft(job)
         if config.stage in ("rl", "all"):
             run_rl(job)
         if config.stage == "eval":
-            run_evaluation(job, "checkpoint")
+            run_evaluation(job)
         job.write_summary()
-    return build_report(folder.root)
+        report = build_report(folder.root)
+        progress.line(f"report: {report}", indent=0)
+    return report

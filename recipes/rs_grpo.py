@@ -37,6 +37,7 @@ from rsgrpo.telemetry import check_logprob_gap, step_telemetry
 from rsgrpo.types import (
     CreditedGroup,
     PromptedSample,
+    ResponseStats,
     ScoredGroup,
     TrainingGroup,
     TrainingResponse,
@@ -66,12 +67,19 @@ class StepReport:
 
     step: int
     metrics: Mapping[str, float]
-    phase_seconds: Mapping[str, float]
     credited: Sequence[CreditedGroup]
 
 
-def training_groups(credited: Sequence[CreditedGroup]) -> list[TrainingGroup]:
-    """What the policy workers need of credited groups: ids, the two streams, the engine's log-probabilities."""
+OldLogprobs = Mapping[tuple[str, int], ResponseStats]
+
+
+def training_groups(credited: Sequence[CreditedGroup], old: OldLogprobs) -> list[TrainingGroup]:
+    """What the policy workers need of credited groups.
+
+    Args:
+        credited: ids, the two streams, the engine's log-probabilities.
+        old: pi_old by (sample id, response index); empty where it is the update's own forward pass.
+    """
     return [
         TrainingGroup(
             sample_id=group.scored.sample_id,
@@ -84,6 +92,9 @@ def training_groups(credited: Sequence[CreditedGroup]) -> list[TrainingGroup]:
                     positive=one.positive,
                     negative=one.negative,
                     rollout_logprobs=one.scored.rollout.logprobs,
+                    old_logprobs=old[key].logprobs
+                    if (key := (group.scored.sample_id, one.scored.rollout.rollout_index)) in old
+                    else None,
                 )
                 for one in group.rollouts
             ),
@@ -124,9 +135,8 @@ class RsGrpo:
         self.engine = engine
         self.scorer = scorer
         self.state = state
-        self.stream = PromptStream(
-            questions, seed=config.seed, shuffle=config.rl.shuffle, position=state.position
-        )
+        self.stream = PromptStream(questions, seed=config.seed, shuffle=config.rl.shuffle, position=state.position)
+        self._old: OldLogprobs = {}
         self.weights = {name: reward.weight for name, reward in config.rewards.items()}
 
     def train_step(self) -> StepReport:
@@ -134,21 +144,39 @@ class RsGrpo:
         clock = Stopwatch()
         kept, metrics = self.collect(clock)
         credited: list[CreditedGroup] = []
-        for part in self._updates(kept):
+        seen: list[ResponseStats] = []
+        for groups in self._updates(kept, clock):
             with clock.phase("credit"):
-                part_credited = credit_groups(part, self.weights, self.config.rl.credit)
+                part = credit_groups(groups, self.weights, self.config.rl.credit)
             with clock.phase("update"):
-                result = self.policy.update(training_groups(part_credited), "policy", self.config.rl.loss)
+                result = self.policy.update(training_groups(part, self._old), "policy", self.config.rl.loss)
+            metrics |= {f"policy/{key}": float(value) for key, value in dataclasses.asdict(result.metrics).items()}
+            credited.extend(part)
+            seen.extend(result.responses)
+        if credited:
+            with clock.phase("weights"):
+                self.engine.update_weights(self.policy.weights())
             with clock.phase("telemetry"):
-                metrics |= step_telemetry(part_credited, result.responses, self.weights)
-                metrics |= {f"policy/{key}": float(value) for key, value in dataclasses.asdict(result.metrics).items()}
-                check_logprob_gap(metrics["engine/logprob_gap_mean"], self.config.rl.max_logprob_gap)
-            credited.extend(part_credited)
-        with clock.phase("weights"):
-            self.engine.update_weights(self.policy.weights())
+                metrics |= step_telemetry(credited, list(self._old.values()) or seen, self.weights)
+            check_logprob_gap(metrics["engine/logprob_gap_mean"], self.config.rl.max_logprob_gap)
         self.state.step += 1
         self.state.position = self.stream.position
-        return StepReport(step=self.state.step, metrics=metrics, phase_seconds=clock.seconds, credited=credited)
+        metrics |= {f"time/{phase}": seconds for phase, seconds in clock.seconds.items()}
+        metrics["time/step"] = clock.total_seconds
+        return StepReport(step=self.state.step, metrics=metrics, credited=credited)
+
+    def _updates(self, kept: Sequence[ScoredGroup], clock: Stopwatch) -> list[Sequence[ScoredGroup]]:
+        """The batch, cut into its optimizer steps; pi_old is computed once where there are several."""
+        settings = self.config.rl
+        self._old = {}
+        is_stale = settings.updates_per_batch > 1 and settings.loss.old_logprobs == "auto"
+        if kept and (is_stale or settings.loss.old_logprobs == "recompute"):
+            with clock.phase("old_logprobs"):
+                unweighted = credit_groups(kept, self.weights, settings.credit)
+                scored = self.policy.score(training_groups(unweighted, {}))
+            self._old = {(one.sample_id, one.response_index): one for one in scored}
+        size = max(1, math.ceil(len(kept) / settings.updates_per_batch))
+        return [kept[start : start + size] for start in range(0, len(kept), size)]
 
     def collect(self, clock: Stopwatch) -> tuple[list[ScoredGroup], dict[str, float]]:
         """Sample and score until a step's worth of groups has signal, or the refills are used up.
@@ -159,7 +187,7 @@ class RsGrpo:
         settings = self.config.rl
         wanted = settings.prompts_per_step
         kept, self.state.carried = list(self.state.carried), []
-        num_carried, num_sampled, num_kept = len(kept), 0, 0
+        num_carried, num_sampled, num_kept, num_tokens = len(kept), 0, 0, 0
         for round_index in range(1 + settings.filter.max_refills):
             if len(kept) >= wanted:
                 break
@@ -175,6 +203,7 @@ class RsGrpo:
             with clock.phase("score"):
                 scored = self.scorer.score(groups)
                 selection = select_groups(scored, settings.filter, self.weights)
+            num_tokens += sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
             num_sampled += len(scored)
             num_kept += len(selection.kept)
             kept.extend(selection.kept)
@@ -183,6 +212,7 @@ class RsGrpo:
         if settings.filter.carry_over:
             self.state.carried = kept[wanted:]
         metrics = {
+            "engine/sampled_tokens": float(num_tokens),
             "selection/sampled_groups": float(num_sampled),
             "selection/kept_frac": num_kept / num_sampled if num_sampled else 1.0,
             "selection/carried_groups": float(num_carried),

@@ -89,9 +89,7 @@ class SupervisedTraining:
         num_held_out = min(config.sft.validation_samples, len(questions) // 10)
         num_trained = len(questions) - num_held_out
         self.validation = questions[num_trained:]
-        self.stream = PromptStream(
-            questions[:num_trained], seed=config.seed, shuffle=True, position=state.position
-        )
+        self.stream = PromptStream(questions[:num_trained], seed=config.seed, shuffle=True, position=state.position)
         by_epochs = max(1, config.sft.num_epochs * num_trained // config.sft.samples_per_step)
         self.num_steps = min(by_epochs, config.sft.max_steps) if config.sft.max_steps else by_epochs
 

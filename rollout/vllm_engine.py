@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 
@@ -64,6 +65,7 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec) -> None:
         settings = spec.config.rollout
         self._data = spec.config.data
+        self._has_request_seeds = spec.device == "gpu"
         on_gpu: dict[str, Any] = {}
         if spec.device == "gpu":
             on_gpu = {"gpu_memory_utilization": settings.gpu_memory_frac}
@@ -94,6 +96,10 @@ class VllmEngine:
         self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
     ) -> list[RolloutGroup]:
         """See :class:`rollout.engine.RolloutEngine`."""
+        if not self._has_request_seeds:
+            # vLLM cannot rewind a CPU generator after a cut prefill, so one seed serves the whole call: the
+            # engine lives in this process and schedules by nothing but the requests.
+            torch.manual_seed(request_seed(seed, "/".join(one.sample.sample_id for one in prompted)))
         prompts = [self._prompt(one) for one in prompted]
         parameters = [self._parameters(one.sample.sample_id, num_samples, sampling, seed) for one in prompted]
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
@@ -115,7 +121,7 @@ class VllmEngine:
             top_k=sampling.top_k,
             repetition_penalty=sampling.repetition_penalty,
             max_tokens=sampling.max_response_tokens,
-            seed=request_seed(seed, sample_id) if sampling.temperature > 0 else None,
+            seed=request_seed(seed, sample_id) if self._has_request_seeds and sampling.temperature > 0 else None,
             logprobs=0,  # the sampled token's alone
             logit_bias=self._bias,
             detokenize=False,  # texts come from the ids' own bytes, with offsets

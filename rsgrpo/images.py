@@ -95,6 +95,21 @@ def load_page(ref: ImageRef, min_pixels: int | None, max_pixels: int | None) -> 
         return resize_page(image, min_pixels, max_pixels).copy()
 
 
+def page_size(ref: ImageRef, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:
+    """Width and height that ``load_page`` would give, from the file's header alone.
+
+    Args:
+        ref: where the page lies.
+        min_pixels: as for ``load_page``.
+        max_pixels: likewise.
+
+    Raises:
+        ImageError: the page is missing or no image.
+    """
+    with _open_page(ref) as image:
+        return resized_size(image.width, image.height, min_pixels, max_pixels)
+
+
 def check_page(ref: ImageRef) -> None:
     """Find out whether a page can be read, without decoding its pixels where the format allows it.
 

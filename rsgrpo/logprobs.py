@@ -6,18 +6,25 @@ The shift between a position and the token that it predicts is made once, by
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rsgrpo.banned_tokens import BAN_BIAS
+
 # Logits held at a time: 512 MiB in float32, some 880 rows of Qwen's vocabulary, enough to keep a GPU busy.
 _CHUNK_LOGITS = 2**27
 
 
-def _chunk_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _chunk_logprobs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities [T], entropy [T] and probabilities [T, V] of one chunk, float32."""
     logits = torch.nn.functional.linear(hidden, weight).float()
+    if bias is not None:
+        logits += bias
     log_normaliser = torch.logsumexp(logits, dim=-1)
     logprobs = logits.gather(-1, targets[:, None])[:, 0] - log_normaliser
     probabilities = torch.exp(logits - log_normaliser[:, None])
@@ -30,26 +37,28 @@ class _ResponseLogprobs(torch.autograd.Function):
     """Chunked forward; the backward pass computes each chunk's logits once more."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(hidden, weight, targets)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.chunk_tokens = chunk_tokens
         logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
         entropy = torch.empty_like(logprobs)
         for start in range(0, len(hidden), chunk_tokens):
             part = slice(start, start + chunk_tokens)
-            logprobs[part], entropy[part], _ = _chunk_logprobs(hidden[part], weight, targets[part])
+            logprobs[part], entropy[part], _ = _chunk_logprobs(hidden[part], weight, bias, targets[part])
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets = ctx.saved_tensors
+        hidden, weight, bias, targets = ctx.saved_tensors
         upstream = grads[0]
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden), ctx.chunk_tokens):
             part = slice(start, start + ctx.chunk_tokens)
-            _, _, grad_logits = _chunk_logprobs(hidden[part], weight, targets[part])
+            _, _, grad_logits = _chunk_logprobs(hidden[part], weight, bias, targets[part])
             # d logprob / d logits = onehot(target) - p
             grad_logits.mul_(-upstream[part, None])
             grad_logits.scatter_add_(-1, targets[part, None], upstream[part, None])
@@ -57,7 +66,7 @@ class _ResponseLogprobs(torch.autograd.Function):
             torch.mm(grad_logits, weight, out=grad_hidden[part])
             if grad_weight is not None:
                 grad_weight += grad_logits.T @ hidden[part]
-        return grad_hidden, grad_weight.to(weight.dtype) if grad_weight is not None else None, None, None
+        return grad_hidden, grad_weight.to(weight.dtype) if grad_weight is not None else None, None, None, None
 
 
 class LogprobHead(nn.Linear):
@@ -68,28 +77,37 @@ class LogprobHead(nn.Linear):
 
     Args:
         head: the head that it replaces.
+        banned_ids: tokens that no response contains; see ``banned_tokens.py``.
     """
 
-    def __init__(self, head: nn.Linear) -> None:
+    banned_bias: Tensor | None
+
+    def __init__(self, head: nn.Linear, banned_ids: Sequence[int] = ()) -> None:
         super().__init__(head.in_features, head.out_features, bias=False, device="meta")
         self.weight = head.weight
+        bias = None
+        if banned_ids:
+            bias = torch.zeros(head.out_features)
+            bias[list(banned_ids)] = BAN_BIAS
+        self.register_buffer("banned_bias", bias, persistent=False)
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Any:
         """Logits as usual, or log-probabilities and entropy where targets are given."""
         if targets is None:
             return super().forward(hidden)
-        return response_logprobs(hidden, self.weight, targets)
+        return response_logprobs(hidden, self.weight, targets, bias=self.banned_bias)
 
 
 def response_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_tokens: int = 0
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, chunk_tokens: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """``log softmax(hidden @ weight.T)[target]`` and the distribution's entropy, at temperature 1.
+    """``log softmax(hidden @ weight.T + bias)[target]`` and the distribution's entropy, at temperature 1.
 
     Args:
         hidden: [T, H], row t predicts target t.
         weight: [V, H] of the language-model head.
         targets: [T] int64 token ids.
+        bias: [V] float32, constant; None: 0.
         chunk_tokens: rows computed at a time; 0: as many as keep the logits below 512 MiB.
 
     Returns:
@@ -101,5 +119,5 @@ def response_logprobs(
         every entropy ``1.386``.
     """
     chunk = chunk_tokens or max(1, _CHUNK_LOGITS // len(weight))
-    logprobs, entropy = _ResponseLogprobs.apply(hidden, weight, targets, chunk)  # type: ignore[no-untyped-call]
+    logprobs, entropy = _ResponseLogprobs.apply(hidden, weight, bias, targets, chunk)  # type: ignore[no-untyped-call]
     return logprobs, entropy

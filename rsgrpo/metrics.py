@@ -225,18 +225,23 @@ class _Wandb:
         self, step: int, credited: Sequence[CreditedGroup], read_image: Callable[[ImageRef], object] | None
     ) -> None:
         rewards = list(dict.fromkeys(r.name for g in credited for one in g.rollouts for r in one.scored.rewards))
-        columns = ["step", "sample", "question", "pages", "answers", "rollout", "response", "finish_reason", *rewards]
+        # A column a page: wandb keeps an image in a cell of its own, not a list of them.
+        num_pages = max(len(group.scored.group.sample.images) for group in credited)
+        page_columns = [f"page_{number + 1}" for number in range(num_pages)]
+        columns = ["step", "sample", "question", *page_columns]
+        columns += ["answers", "rollout", "response", "finish_reason", *rewards]
         table = self._module.Table(columns=columns)
         for group in credited:
             sample = group.scored.group.sample
             pages = [self._page(image, read_image) for image in sample.images]
+            pages += [None] * (num_pages - len(pages))
             for one in group.rollouts:
                 rollout = one.scored.rollout
                 table.add_data(
                     step,
                     sample.sample_id,
                     sample.question or sample.prompt,
-                    pages,
+                    *pages,
                     json.dumps(list(sample.answers), ensure_ascii=False),
                     rollout.rollout_index,
                     rollout.text,
@@ -245,7 +250,7 @@ class _Wandb:
                 )
         self._run.log({"rl/step": step, "rollouts/groups": table})
 
-    def _page(self, image: ImageRef, read_image: Callable[[ImageRef], object] | None) -> object:
+    def _page(self, image: ImageRef, read_image: Callable[[ImageRef], object] | None) -> object | None:
         return image.path if read_image is None else self._module.Image(read_image(image), caption=image.path)
 
 

@@ -74,12 +74,13 @@ def load_processor(folder: Path) -> Qwen2_5_VLProcessor:
     return Qwen2_5_VLProcessor.from_pretrained(folder)
 
 
-def load_model(folder: Path, config: ModelConfig) -> Qwen2_5_VLForConditionalGeneration:
+def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()) -> Qwen2_5_VLForConditionalGeneration:
     """Load a Qwen2.5-VL for training, on the CPU, with packed attention and the log-probability head.
 
     Args:
         folder: config, weights, tokenizer and processor.
         config: precision, frozen parts, recomputation.
+        banned_ids: tokens outside the distribution; see ``banned_tokens.py``.
 
     Raises:
         ModelFolderError: the folder does not hold a Qwen2.5-VL.
@@ -98,7 +99,7 @@ def load_model(folder: Path, config: ModelConfig) -> Qwen2_5_VLForConditionalGen
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     # The vision tower keeps torch's attention: its windows are whole sequences of their own.
     model.model.language_model.config._attn_implementation = ATTENTION_NAME
-    model.lm_head = LogprobHead(model.lm_head)
+    model.lm_head = LogprobHead(model.lm_head, banned_ids)
     if config.freeze_vision:
         model.model.visual.requires_grad_(False)
     if config.gradient_checkpointing:

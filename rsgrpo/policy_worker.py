@@ -21,7 +21,9 @@ import numpy as np
 import ray
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
+from rsgrpo.banned_tokens import banned_token_ids
 from rsgrpo.batching import GroupSize, Piece, plan_micro_batches
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
 from rsgrpo.objective import RankTotals, row_loss, sum_totals
@@ -160,7 +162,9 @@ class PolicyWorker:
         )
         # Ranks that gather parameters (ZeRO 3) or reduce the tower's gradients must all run the tower.
         needs_vision = spec.world_size > 1 and (config.trainer.zero_stage == 3 or not config.model.freeze_vision)
-        self._model = load_model(spec.model_folder, config.model)
+        vocabulary_size = AutoConfig.from_pretrained(spec.model_folder).get_text_config().vocab_size
+        banned_ids = banned_token_ids(self._processor.tokenizer, vocabulary_size)
+        self._model = load_model(spec.model_folder, config.model, banned_ids)
         self._rows = RowBuilder(
             image_token_id=self._encoder.image_token_id,
             config=config.model,

@@ -17,6 +17,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from rsgrpo.banned_tokens import BAN_BIAS, banned_token_ids
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
 
 SPECIAL_TOKENS = (
@@ -136,3 +137,9 @@ def make_group(
         prompt_token_ids=None,
         responses=tuple(responses),
     )
+
+
+def without_banned(logits: torch.Tensor, processor: Qwen2_5_VLProcessor) -> torch.Tensor:
+    """Logits as engine and trainer take them: tokens that no response may contain are out of the distribution."""
+    banned = banned_token_ids(processor.tokenizer, logits.shape[-1])
+    return logits.index_add(-1, torch.tensor(banned), torch.full((len(logits), len(banned)), BAN_BIAS))

@@ -25,7 +25,7 @@ from rsgrpo.policy_worker import WorkerSpec
 from rsgrpo.types import TrainingGroup
 from rsgrpo.weights import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker, share
-from tests.tiny_model import build_tiny_model, make_group, write_pages
+from tests.tiny_model import build_tiny_model, make_group, without_banned, write_pages
 
 pytestmark = pytest.mark.engine
 
@@ -65,7 +65,7 @@ def _logprobs(model: Qwen2_5_VLForConditionalGeneration, processor, group: Train
                 "mm_token_type_ids": (ids == processor.image_token_id).int(),
             }
         logits = model(input_ids=ids, **extra).logits[0, prompt["input_ids"].shape[1] - 1 : -1]
-        found.append(torch.log_softmax(logits, -1).gather(-1, response[:, None])[:, 0])
+        found.append(torch.log_softmax(without_banned(logits, processor), -1).gather(-1, response[:, None])[:, 0])
     return found
 
 

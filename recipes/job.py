@@ -1,0 +1,176 @@
+"""One run's workers, logs and bookkeeping, shared by its stages."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from recipes.evaluate import evaluate
+from recipes.preparation import Prepared
+from rollout.pool import RolloutPool
+from rsgrpo.checkpoint import latest_checkpoint, remove_old_checkpoints, write_folder
+from rsgrpo.cluster import REPOSITORY, Cluster
+from rsgrpo.config import Config
+from rsgrpo.evisrag_metrics import EvaluationMetrics
+from rsgrpo.images import load_page
+from rsgrpo.metrics import METRICS_FILE, RunLogger, read_metrics
+from rsgrpo.policy import Policy
+from rsgrpo.progress import Progress
+from rsgrpo.recorder import record_evaluation, truncate_after
+from rsgrpo.run_folder import RunFolder
+from rsgrpo.summary import RunSummary, collect_versions, summarise_rl, summarise_sft, write_summary
+from rsgrpo.types import ImageRef, RolloutGroup
+
+_RECORDED_ANSWERS = 24  # answers of an evaluation that the report shows
+_CHECKPOINTS_KEPT = 2
+_STATE_FILE = "driver.pkl"
+
+
+class Job:
+    """Starts the workers in the background; leaving the block ends them.
+
+    Args:
+        config: the run's settings.
+        folder: the run folder.
+        prepared: data, rewards, base model.
+        cluster: what Ray offers.
+        progress: shows what is being done.
+    """
+
+    def __init__(
+        self, config: Config, folder: RunFolder, prepared: Prepared, cluster: Cluster, progress: Progress
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.prepared = prepared
+        self.progress = progress
+        self._cluster = cluster
+        self._stack = ExitStack()
+        self._stage_seconds: dict[str, float] = {}
+
+    def __enter__(self) -> Job:
+        data = self.config.data
+
+        def read_image(ref: ImageRef) -> object:
+            return load_page(ref, data.min_pixels, data.max_pixels)
+
+        self.logger = self._stack.enter_context(RunLogger(self.folder.root, self.config, read_image))
+        device, num_threads = self._cluster.device, self._cluster.num_threads
+        self.engine = RolloutPool.start(self.config, self.start_model, device=device, num_threads=num_threads)
+        self._stack.callback(self.engine.close)
+        if self.config.stage != "eval":
+            self.policy = Policy.start(self.config, self.start_model, device=device, num_threads=num_threads)
+            self._stack.callback(self.policy.close)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def start_model(self) -> Path:
+        """What the workers load: the newest finished stage's model, else the base model."""
+        if self.config.stage == "eval" and self.config.evaluation.checkpoint:
+            return Path(self.config.evaluation.checkpoint).absolute()
+        finished = [self.folder.model(stage) for stage in ("rl", "sft") if self.folder.model(stage).exists()]
+        return finished[0] if finished else self.prepared.base_model
+
+    def save(self, stage: str, step: int, state: object) -> None:
+        """Write a checkpoint of policy and driver; older ones go once it is complete."""
+
+        def write(partial: Path) -> None:
+            self.policy.save_checkpoint(partial / "policy")
+            (partial / _STATE_FILE).write_bytes(pickle.dumps(state))
+
+        write_folder(self.folder.checkpoints / f"{stage}-{step:06d}", write)
+        remove_old_checkpoints(self.folder.checkpoints, stage, keep=_CHECKPOINTS_KEPT)
+
+    def restore(self, stage: str) -> Any:
+        """Driver state of a stage's newest checkpoint, the policy set to it; None if there is none.
+
+        Whatever was logged after it is forgotten, so that a resumed run reads as an uninterrupted one.
+        """
+        newest = latest_checkpoint(self.folder.checkpoints, stage)
+        step = int(newest.name.rsplit("-", 1)[1]) if newest is not None else -1
+        self.logger.truncate_after(stage, step)
+        truncate_after(self.folder.rollouts_file, stage, step)
+        if newest is None:
+            return None
+        self.policy.load_checkpoint(newest / "policy")
+        self.progress.line(f"going on from {newest.name}")
+        return pickle.loads((newest / _STATE_FILE).read_bytes())
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count a stage's wall-clock time; a resumed stage adds to what it took before."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._stage_seconds[stage] = self._stage_seconds.get(stage, 0.0) + time.perf_counter() - begin
+
+    def evaluate(self, point: str) -> None:
+        """Score the test questions, unless this point was scored before."""
+        folder = self.folder.evaluation(point)
+        if (folder / "metrics.json").exists():
+            return
+        count = self.config.evaluation.max_samples or len(self.prepared.test)
+        questions = self.prepared.test[:count]
+        with (
+            self.timed(f"evaluate_{point}"),
+            self.progress.phase(f"Evaluating {point}", total=len(questions)) as phase,
+        ):
+            metrics, groups = evaluate(
+                self.engine, questions, self.config, folder, lambda done: phase.advance(count=done)
+            )
+            self.progress.line(
+                f"{point}: accuracy {metrics.accuracy:.1%}  F1 {metrics.f1:.3f}  evidence F1 {metrics.evidence_f1:.3f}"
+                f"  well formed {metrics.well_formed_frac:.1%}"
+            )
+        self._record(point, metrics, groups)
+
+    def _record(self, point: str, metrics: EvaluationMetrics, groups: list[RolloutGroup]) -> None:
+        shown = groups[:_RECORDED_ANSWERS]
+        truncate_after(self.folder.rollouts_file, point, -1)
+        self.logger.truncate_after(point, -1)
+        record_evaluation(
+            self.folder.rollouts_file, point, [one.sample for one in shown], [one.rollouts[0] for one in shown]
+        )
+        self.logger.log(point, 0, {f"eval/{name}": float(value) for name, value in _fields(metrics).items()})
+
+    def write_summary(self) -> None:
+        """Write ``summary.json`` from what the run folder holds."""
+        rows = read_metrics(self.folder.root / METRICS_FILE)
+        evaluations = {
+            path.parent.name: EvaluationMetrics(**json.loads(path.read_text()))
+            for path in sorted(self.folder.root.glob("evaluations/*/metrics.json"))
+        }
+        write_summary(
+            self.folder.summary_file,
+            RunSummary(
+                name=self.config.name,
+                stage=self.config.stage,
+                recipe=self.config.name,
+                seed=self.config.seed,
+                device=self._cluster.device,
+                num_cores=self._cluster.num_threads,
+                versions=collect_versions(REPOSITORY),
+                prompt_fingerprint=self.prepared.prompt_fingerprint,
+                skipped_samples=self.prepared.num_skipped,
+                stage_seconds=self._stage_seconds,
+                evaluations=evaluations,
+                sft=summarise_sft(rows),
+                rl=summarise_rl(rows),
+            ),
+        )
+
+
+def _fields(metrics: EvaluationMetrics) -> dict[str, float]:
+    return {name: getattr(metrics, name) for name in metrics.__dataclass_fields__}

@@ -1,0 +1,206 @@
+"""Everything that can be checked before a worker starts: rewards, data, model folder, prompts and their lengths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoProcessor, PreTrainedTokenizerBase, Qwen2_5_VLProcessor
+
+from rewards.plugins import load_rewards
+from rewards.scorer import Scorer
+from rsgrpo.cluster import REPOSITORY
+from rsgrpo.config import Config
+from rsgrpo.data import LoadedData, load_samples
+from rsgrpo.data_files import DataError
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.images import page_size
+from rsgrpo.progress import Progress
+from rsgrpo.prompts import PUBLISHED_TEMPLATES, PromptBuilder, template_fingerprint
+from rsgrpo.quickstart.dataset import build_quickstart_data, corpus
+from rsgrpo.quickstart.model import build_quickstart_model
+from rsgrpo.run_folder import RunFolder
+from rsgrpo.sections import parse_response
+from rsgrpo.types import PromptedSample, Sample
+
+_MODEL_TYPE = "qwen2_5_vl"
+
+
+class ModelError(RsgrpoError, ValueError):
+    """``model.path`` is not a Qwen2.5-VL that can be loaded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What the stages work on.
+
+    Attributes:
+        base_model: the model that the run starts from.
+        tokenizer: its tokenizer.
+        scorer: the rewards.
+        sft: questions with tagged trajectories; empty if the stage does not run.
+        rl: questions with gold; likewise.
+        test: held-out questions.
+        prompt_fingerprint: which prompt template is used, by name where it is a published one.
+        num_skipped: questions left out because something is wrong with them.
+    """
+
+    base_model: Path
+    tokenizer: PreTrainedTokenizerBase
+    scorer: Scorer
+    sft: tuple[PromptedSample, ...]
+    rl: tuple[PromptedSample, ...]
+    test: tuple[PromptedSample, ...]
+    prompt_fingerprint: str
+    num_skipped: int
+
+
+def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
+    """Build or read everything, and refuse what cannot work.
+
+    Args:
+        config: checked settings.
+        folder: gets the quickstart's data and model.
+        progress: shows what is being done.
+
+    Returns:
+        Data, prompts, rewards and the base model's folder.
+
+    Raises:
+        RsgrpoError: a reward cannot be loaded, data are bad, the model is no Qwen2.5-VL, a prompt is too long.
+    """
+    scorer = Scorer(load_rewards(config.rewards, REPOSITORY))
+    with progress.phase("Reading data and model"):
+        loaded = _load_data(config, folder, scorer)
+        base_model = _base_model(config, folder)
+        processor = AutoProcessor.from_pretrained(base_model)
+        builder = PromptBuilder(config.prompt, processor)
+        lengths = _PromptLengths(config, processor)
+        num_skipped = sum(sum(one.skipped.values()) for one in loaded.values())
+        prompted: dict[str, tuple[PromptedSample, ...]] = {}
+        for name, data in loaded.items():
+            prompted[name], num_long = lengths.checked(name, [builder.prompted(sample) for sample in data.samples])
+            num_skipped += num_long
+        for name, questions in prompted.items():
+            progress.line(f"{name}: {len(questions)} questions")
+        if num_skipped:
+            progress.line(f"left out {num_skipped} bad questions (data.on_bad_sample=skip)")
+        fingerprint = _fingerprint(config.prompt.path)
+        progress.line(f"prompt: {fingerprint}")
+    return Prepared(
+        base_model=base_model,
+        tokenizer=processor.tokenizer,
+        scorer=scorer,
+        sft=prompted.get("sft", ()),
+        rl=prompted.get("rl", ()),
+        test=prompted["test"],
+        prompt_fingerprint=fingerprint,
+        num_skipped=num_skipped,
+    )
+
+
+def _fingerprint(path: str) -> str:
+    """Length and hash of the prompt template, and its name where it is a published one."""
+    num_characters, digest = template_fingerprint(path)
+    name = PUBLISHED_TEMPLATES.get((num_characters, digest), Path(path).name)
+    return f"{name} ({num_characters} characters, {digest})"
+
+
+def _trajectory_problem(sample: Sample) -> str:
+    """Why a sample cannot be imitated; empty if it can."""
+    problems = parse_response(sample.gold_response).problems
+    if not problems:
+        return ""
+    return f"its gold response is not well formed ({problems[0].code}: {problems[0].detail})"
+
+
+def _load_data(config: Config, folder: RunFolder, scorer: Scorer) -> Mapping[str, LoadedData]:
+    data = config.data
+    paths = {"sft": data.sft_path, "rl": data.rl_path, "test": data.test_path}
+    if not any(paths.values()):
+        built = build_quickstart_data(config.quickstart, folder.data, config.seed)
+        paths = {"sft": built.sft_path, "rl": built.rl_path, "test": built.test_path}
+    wanted = {"all": ("sft", "rl", "test"), "sft": ("sft", "test"), "rl": ("rl", "test"), "eval": ("test",)}
+    loaded: dict[str, LoadedData] = {}
+    for name in wanted[config.stage]:
+        if not paths[name]:
+            raise DataError(f"stage={config.stage} needs data.{name}_path; set it, or choose another stage")
+        find_problem = _trajectory_problem if name == "sft" else None
+        loaded[name] = load_samples(paths[name], data, is_training=name != "test", find_problem=find_problem)
+    if "rl" in loaded:
+        scorer.check_samples(loaded["rl"].samples)
+    return loaded
+
+
+def _base_model(config: Config, folder: RunFolder) -> Path:
+    if not config.model.path:
+        texts = corpus(config.quickstart, config.seed)
+        return build_quickstart_model(config.quickstart, folder.base_model, config.seed, texts)
+    path = Path(config.model.path)
+    if not path.is_dir():
+        path = _download(config)
+    try:
+        model_type = json.loads((path / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path={config.model.path!r} has no readable config.json: {error}") from error
+    if model_type != _MODEL_TYPE:
+        raise ModelError(
+            f"model.path={config.model.path!r} is a {model_type!r} model; rsgrpo trains Qwen2.5-VL ({_MODEL_TYPE!r})"
+        )
+    return path.absolute()
+
+
+def _download(config: Config) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(config.model.path, revision=config.model.revision or None))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"model.path={config.model.path!r} is neither a folder nor a model that the hub gives: {error}; "
+            "give the path of a Qwen2.5-VL folder, or check the name and the network"
+        ) from error
+
+
+class _PromptLengths:
+    """Counts prompt tokens from page sizes alone: no pixel is decoded for it."""
+
+    def __init__(self, config: Config, processor: Qwen2_5_VLProcessor) -> None:
+        self._data = config.data
+        longest = min(
+            config.data.max_prompt_tokens,
+            config.rollout.max_model_tokens - config.rollout.sampling.max_response_tokens,
+        )
+        self._limit = longest
+        self._tokenizer = processor.tokenizer
+        self._images = processor.image_processor
+        self._tokens_of_size: dict[tuple[int, int], int] = {}
+
+    def _image_tokens(self, size: tuple[int, int]) -> int:
+        if size not in self._tokens_of_size:
+            patches = self._images.get_number_of_image_patches(size[1], size[0], {})
+            self._tokens_of_size[size] = patches // self._images.merge_size**2
+        return self._tokens_of_size[size]
+
+    def _count(self, prompted: PromptedSample) -> int:
+        text = len(self._tokenizer.encode(prompted.prompt.text, add_special_tokens=False))
+        sizes = [page_size(image, self._data.min_pixels, self._data.max_pixels) for image in prompted.prompt.images]
+        # Each page's one placeholder in the text gives way to its image tokens.
+        return text + sum(self._image_tokens(size) - 1 for size in sizes)
+
+    def checked(self, name: str, questions: Sequence[PromptedSample]) -> tuple[tuple[PromptedSample, ...], int]:
+        """Questions that fit, and how many were left out."""
+        counts = [self._count(one) for one in questions]
+        fitting = tuple(one for one, count in zip(questions, counts, strict=True) if count <= self._limit)
+        num_long = len(questions) - len(fitting)
+        if num_long and (self._data.on_bad_sample == "reject" or not fitting):
+            worst = max(range(len(counts)), key=counts.__getitem__)
+            raise DataError(
+                f"{num_long} of {len(questions)} {name} prompts are longer than {self._limit} tokens (the longest, of "
+                f"sample {questions[worst].sample.sample_id!r}, has {counts[worst]}); raise data.max_prompt_tokens and "
+                "rollout.max_model_tokens, lower data.max_pixels, or set data.on_bad_sample=skip"
+            )
+        return fitting, num_long

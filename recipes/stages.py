@@ -1,0 +1,129 @@
+"""The two training stages: their loops, checkpoints and log lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from recipes.job import Job
+from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport
+from recipes.sft import SftState, SupervisedTraining
+from rsgrpo.progress import step_line
+from rsgrpo.recorder import record_groups
+
+_SHOWN_REWARDS = ("accuracy", "evidence", "format")
+_SHOWN_METRICS = {
+    "total": "reward/total",
+    "entropy": "policy/entropy",
+    "tokens": "response/mean_tokens",
+    "gap": "engine/logprob_gap_max",
+    "s": "time/step",
+}
+
+
+def run_sft(job: Job) -> None:
+    """Supervised fine-tuning, its model and the evaluations around it; what is done already is not done again."""
+    if job.config.evaluation.before_sft and not job.folder.model("sft").exists():
+        job.evaluate("before_sft")
+    if not job.folder.model("sft").exists():
+        with job.timed("sft"):
+            _train_sft(job)
+    job.evaluate("after_sft")
+
+
+def _train_sft(job: Job) -> None:
+    settings = job.config.sft
+    state = job.restore("sft")
+    training = SupervisedTraining(
+        config=job.config,
+        policy=job.policy,
+        tokenizer=job.prepared.tokenizer,
+        questions=job.prepared.sft,
+        state=state or SftState(),
+    )
+    if state is None:
+        job.policy.begin_stage(settings.optimizer, training.num_steps)
+    with job.progress.phase("Supervised fine-tuning", total=training.num_steps) as phase:
+        phase.advance(count=training.state.step)
+        while training.state.step < training.num_steps:
+            begin = time.perf_counter()
+            metrics = training.train_step()
+            step = training.state.step
+            values = {f"policy/{name}": float(value) for name, value in dataclasses.asdict(metrics).items()}
+            values["time/step"] = time.perf_counter() - begin
+            if step % settings.validate_every_steps == 0 or step == training.num_steps:
+                values["policy/validation_loss"] = training.validation_loss()
+            job.logger.log("sft", step, values)
+            phase.advance(_sft_line(step, training.num_steps, values))
+            if step % settings.save_every_steps == 0:
+                job.save("sft", step, training.state)
+    job.engine.update_weights(job.policy.weights())
+    job.policy.export_model(job.folder.model("sft"))
+
+
+def _sft_line(step: int, num_steps: int, values: dict[str, float]) -> str:
+    shown = {
+        "loss": values["policy/loss"],
+        "grad norm": values["policy/grad_norm"],
+        "lr": values["policy/learning_rate"],
+    }
+    if "policy/validation_loss" in values:
+        shown["validation loss"] = values["policy/validation_loss"]
+    return step_line("sft", step, num_steps, shown | {"s": values["time/step"]})
+
+
+def run_rl(job: Job) -> None:
+    """Reward-Scoped GRPO, its model and the evaluations around it; what is done already is not done again."""
+    if not job.folder.model("rl").exists():
+        if not job.folder.model("sft").exists():
+            job.evaluate("before_rl")
+        with job.timed("rl"):
+            _train_rl(job)
+    job.evaluate("after_rl")
+
+
+def _train_rl(job: Job) -> None:
+    settings = job.config.rl
+    state = job.restore("rl")
+    training = RsGrpo(
+        config=job.config,
+        policy=job.policy,
+        engine=job.engine,
+        scorer=job.prepared.scorer,
+        questions=job.prepared.rl,
+        state=state or RsGrpoState(),
+    )
+    by_epochs = max(1, settings.num_epochs * len(job.prepared.rl) // settings.prompts_per_step)
+    num_steps = min(by_epochs, settings.max_steps) if settings.max_steps else by_epochs
+    if state is None:
+        job.policy.begin_stage(settings.optimizer, num_steps * settings.updates_per_batch)
+    else:
+        job.engine.update_weights(job.policy.weights())
+    with job.progress.phase("Reward-Scoped GRPO", total=num_steps) as phase:
+        phase.advance(count=training.state.step)
+        while training.state.step < num_steps:
+            report = training.train_step()
+            job.logger.log("rl", report.step, report.metrics)
+            phase.advance(_rl_line(report, num_steps))
+            if report.step % settings.save_every_steps == 0 or report.step in (1, num_steps):
+                record_groups(
+                    job.folder.rollouts_file, "rl", report.step, report.credited, num_kept=settings.rollouts_in_report
+                )
+                job.logger.log_rollouts(report.step, report.credited[: settings.rollouts_in_report])
+            if report.step % settings.save_every_steps == 0:
+                job.save("rl", report.step, training.state)
+    job.policy.export_model(job.folder.model("rl"))
+
+
+def _rl_line(report: StepReport, num_steps: int) -> str:
+    metrics = report.metrics
+    shown = {name: metrics[f"reward/{name}/mean"] for name in _SHOWN_REWARDS if f"reward/{name}/mean" in metrics}
+    for name, key in _SHOWN_METRICS.items():
+        if key in metrics:
+            shown[name] = metrics[key]
+    return step_line("rl", report.step, num_steps, shown)
+
+
+def run_evaluation(job: Job) -> None:
+    """Score one checkpoint."""
+    job.evaluate("checkpoint")
