@@ -37,8 +37,7 @@ REFUSAL = "insufficient to answer"
 
 _MAX_INK = 16.0  # the scans' grey levels run from 0 to 16
 _INK = (25, 25, 40)
-_WHITE = 255
-_TINT = 0.0  # share of the frame's colour in the paper's
+_PAPER = (255, 255, 255)
 _FRAME_FRAC = 0.11  # of the page's side: enough pixels for a colour, most of the page for the digit
 _PAGE_COUNTS = (2, 3, 4)
 
@@ -129,10 +128,8 @@ def draw_page(card: Card, page_pixels: int) -> Image.Image:
     side = page_pixels - 2 * frame
     ink = np.clip(_scans()[0][card.scan] / _MAX_INK, 0.0, 1.0)
     scan = Image.fromarray((255 * ink).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-    colour = COLOURS[card.colour]
-    paper = tuple(round(_WHITE + _TINT * (channel - _WHITE)) for channel in colour)
-    page = Image.new("RGB", (page_pixels, page_pixels), colour)
-    page.paste(Image.new("RGB", (side, side), paper), (frame, frame))
+    page = Image.new("RGB", (page_pixels, page_pixels), COLOURS[card.colour])
+    page.paste(Image.new("RGB", (side, side), _PAPER), (frame, frame))
     page.paste(Image.new("RGB", (side, side), _INK), (frame, frame), mask=scan)
     return page
 
