@@ -43,6 +43,12 @@ def _load_buckets(worker: Any, buckets: Sequence[WeightBucket]) -> None:
     """Runs inside each engine worker: load named tensors in the checkpoint's layout, repacking as at start."""
     tensors = (pair for bucket in buckets for pair in bucket_tensors(bucket))
     worker.model_runner.reload_weights(weights_iterator=tensors)
+    language = worker.model_runner.get_model().language_model
+    if language.config.tie_word_embeddings:
+        # Reloading goes by the checkpoint's names, where a tied head has none: the head would keep the old
+        # embedding, which it has packed for its own matrix product.
+        language.lm_head = language.lm_head.tie_weights(language.model.embed_tokens)
+        language.lm_head.quant_method.process_weights_after_loading(language.lm_head)
 
 
 def request_seed(seed: int, sample_id: str) -> int:
