@@ -39,7 +39,7 @@ _MAX_INK = 16.0  # the scans' grey levels run from 0 to 16
 _INK = (25, 25, 40)
 _PAPER = (255, 255, 255)
 _FRAME_FRAC = 0.11  # of the page's side: enough pixels for a colour, most of the page for the digit
-_PAGE_COUNTS = (2, 3, 4)
+_PAGE_COUNTS = {2: 0.5, 3: 0.3, 4: 0.2}  # more pages, longer responses: the short ones keep the run short
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +149,7 @@ def make_question(
     Returns:
         The question with its gold.
     """
-    num_pages = int(rng.choice(_PAGE_COUNTS))
+    num_pages = int(rng.choice(list(_PAGE_COUNTS), p=list(_PAGE_COUNTS.values())))
     colours = [str(colour) for colour in rng.permutation(list(COLOURS))]
     digits = [int(digit) for digit in rng.permutation(10)]  # all different: "which card" has one answer
     if kind != "which":
@@ -202,7 +202,9 @@ def _question(
     evidence = "\n".join(
         f"[{page + 1}]: {_transcript(card) if page in pages else IRRELEVANT}" for page, card in enumerate(cards)
     )
-    contents = (", ".join(_transcript(card) for card in cards), f"\n{evidence}\n", reason, answer or REFUSAL)
+    # A blank behind the tag: words and digits are then the same tokens here as everywhere else.
+    transcript = ", ".join(_transcript(card) for card in cards)
+    contents = (f" {transcript}", f"\n{evidence}\n", f" {reason}", f" {answer or REFUSAL}")
     response = "\n".join(f"<{tag}>{content}</{tag}>" for tag, content in zip(SECTION_TAGS, contents, strict=True))
     return CardQuestion(
         kind=kind,

@@ -154,12 +154,12 @@ def test_paths_of_pages_do_not_give_the_answer_away(tmp_path: Path):
 
 def test_tokens_merge_with_their_neighbours_as_in_the_full_tokenizer():
     tokenizer = build_tokenizer(corpus(SMALL, 0), 512)
-    ids = tokenizer.encode("<evidence>\n[1]: red 12\n</evidence>\n<answer>insufficient")
+    ids = tokenizer.encode("<evidence>\n[1]: red 12\n</evidence>\n<answer> insufficient")
     pieces = [tokenizer.decode([one]) for one in ids]
-    # Qwen2's rules: ">" takes the line break or the word behind it, "</" stands alone, digits come one by one.
+    # Qwen2's rules: "<" takes the name, ">" the line break behind it, "</" stands alone, digits come one by one.
     assert pieces[:3] == ["<evidence", ">\n", "["]
     assert pieces[5:10] == [" red", " ", "1", "2", "\n"]
-    assert pieces[10:] == ["</", "evidence", ">\n", "<answer", ">insufficient"]
+    assert pieces[10:] == ["</", "evidence", ">\n", "<answer", ">", " insufficient"]
     assert tokenizer.decode(tokenizer.encode("Ärger 😀 \t x")) == "Ärger 😀 \t x"  # bytes: nothing is unknown
 
 
