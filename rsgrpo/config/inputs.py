@@ -46,13 +46,13 @@ class QuickstartConfig:
     """Scans of each digit for the test, and all that are left over."""
     unanswerable_frac: float = 0.2
     """Share of questions whose pages do not hold the answer."""
-    page_pixels: int = 56
+    page_pixels: int = 28
     """Width and height of a page; a multiple of 28."""
     text_hidden: int = 128
-    text_layers: int = 4
+    text_layers: int = 3
     text_heads: int = 4
     vision_hidden: int = 96
-    vision_layers: int = 2
+    vision_layers: int = 1
     vision_heads: int = 4
     vocabulary_tokens: int = 512
     """Size of the byte-level BPE vocabulary, special tokens included."""

@@ -204,6 +204,7 @@ def build_quickstart_model(config: QuickstartConfig, folder: Path, seed: int, co
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(model_config(config, tokenizer))
+        _scale_to_width(model)
         _scale_by_width(model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -214,3 +215,16 @@ def build_quickstart_model(config: QuickstartConfig, folder: Path, seed: int, co
     build_processor(tokenizer).save_pretrained(partial)
     partial.replace(folder)
     return folder
+
+
+def _scale_to_width(model: Qwen2_5_VLForConditionalGeneration) -> None:
+    """Draw every matrix anew with standard deviation 1/sqrt(inputs).
+
+    The full model's 0.02 suits widths of some thousand; at this width pages and attention start so faint
+    that the pages stay unread for twice as many steps. Embeddings keep 0.02.
+    """
+    embedding = model.get_input_embeddings().weight
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2 and parameter is not embedding:
+                parameter.normal_(0.0, parameter[0].numel() ** -0.5)
