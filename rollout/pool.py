@@ -22,6 +22,8 @@ def _environment(config: Config, device: str, num_threads: int) -> dict[str, dic
     variables = {
         "PYTHONPATH": str(REPOSITORY),
         "OMP_NUM_THREADS": str(num_threads),
+        # Trainer and engine take turns on the same cores: a waiting thread must not spin on one.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",

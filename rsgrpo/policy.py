@@ -67,6 +67,8 @@ def _cost(group: TrainingGroup) -> int:
 def _environment(device: str, num_threads: int) -> dict[str, dict[str, str]]:
     variables = {
         "OMP_NUM_THREADS": str(num_threads),
+        # Trainer and engine take turns on the same cores: a waiting thread must not spin on one.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONPATH": str(_REPOSITORY),
         "TOKENIZERS_PARALLELISM": "false",
     }
