@@ -150,19 +150,6 @@ def template_fingerprint(path: str) -> tuple[int, str]:
     return len(text), hashlib.sha256(text.encode()).hexdigest()[:_SHA_DIGITS]
 
 
-def describe_template(path: str) -> str:
-    """One line for people: the template's path, fingerprint, and the published prompt that it is, if any.
-
-    Example:
-        ``describe_template("mine.jinja")`` is ``"mine.jinja (1955 characters, sha256 7fbff7c28244…): the
-        published prompt 'EVisRAG evidence'"`` for a verbatim copy of that prompt.
-    """
-    fingerprint = template_fingerprint(path)
-    name = PUBLISHED_TEMPLATES.get(fingerprint)
-    known = f"the published prompt {name!r}" if name else "none of the published prompts"
-    return f"{path} ({fingerprint[0]} characters, sha256 {fingerprint[1]}…): {known}"
-
-
 def _load_template(path: str) -> Template:
     """Read a template; a relative path is looked for here, then beside the package's ``configs``."""
     candidates = (Path(path), Path(__file__).parent.parent / path)

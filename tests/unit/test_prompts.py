@@ -8,14 +8,8 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment
 
-from rsgrpo import prompts
 from rsgrpo.config import PromptConfig
-from rsgrpo.prompts import (
-    PromptBuilder,
-    PromptTemplateError,
-    describe_template,
-    template_fingerprint,
-)
+from rsgrpo.prompts import PUBLISHED_TEMPLATES, PromptBuilder, PromptTemplateError, template_fingerprint
 from rsgrpo.quickstart.model import CHAT_TEMPLATE
 from rsgrpo.types import ImageRef, Sample
 
@@ -109,21 +103,18 @@ def test_bad_templates_are_refused(tmp_path: Path):
         PromptBuilder(PromptConfig(path=str(tmp_path / "gone.jinja")), Chat())
 
 
-def test_a_fingerprint_is_of_the_template_rendered_with_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_fingerprint_is_of_the_template_rendered_with_query(tmp_path: Path):
     file = tmp_path / "t.jinja"
     file.write_text("Observe.\nQuestion: \n{{ question }}\n")
     rendered = "Observe.\nQuestion: \n{query}\n"  # the last line break counts
     expected = (len(rendered), hashlib.sha256(rendered.encode()).hexdigest()[:12])
     assert template_fingerprint(str(file)) == expected
-    assert "none of the published prompts" in describe_template(str(file))
-    monkeypatch.setattr(prompts, "PUBLISHED_TEMPLATES", {expected: "some prompt"})
-    assert describe_template(str(file)).endswith("the published prompt 'some prompt'")
 
 
 def test_published_prompts_are_known_by_length_and_hash():
-    assert prompts.PUBLISHED_TEMPLATES[(1955, "7fbff7c28244")] == "EVisRAG evidence"
-    assert len(prompts.PUBLISHED_TEMPLATES) == 7
-    assert all(len(sha) == 12 for _, sha in prompts.PUBLISHED_TEMPLATES)
+    assert PUBLISHED_TEMPLATES[(1955, "7fbff7c28244")] == "EVisRAG evidence"
+    assert len(PUBLISHED_TEMPLATES) == 7
+    assert all(len(sha) == 12 for _, sha in PUBLISHED_TEMPLATES)
 
 
 def test_our_templates_render_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
