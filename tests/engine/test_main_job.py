@@ -1,0 +1,94 @@
+"""The main job as a user starts it: all stages on real engines, killed in the middle, resumed to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rsgrpo.summary import read_summary
+
+pytestmark = pytest.mark.engine
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TIMEOUT_SECONDS = 600
+SMALL = (
+    "quickstart.num_sft_samples=96",
+    "quickstart.num_rl_samples=32",
+    "quickstart.num_test_samples=12",
+    "sft.max_steps=4",
+    "sft.samples_per_step=8",
+    "sft.save_every_steps=2",
+    "rl.max_steps=4",
+    "rl.prompts_per_step=4",
+    "rl.samples_per_prompt=3",
+    "rl.save_every_steps=2",
+    "rl.updates_per_batch=2",
+    "rollout.num_workers=2",
+    "rollout.sampling.max_response_tokens=24",
+    "evaluation.sampling.max_response_tokens=24",
+    "logging.wandb_mode=disabled",
+)
+
+
+def _start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "train.py", f"run_dir={folder}", *SMALL, *overrides],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def _metrics(folder: Path) -> list[dict[str, object]]:
+    """All rows without what depends on the clock."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in row.items() if "seconds" not in key and not key.startswith("time/")}
+        for row in rows
+    ]
+
+
+def test_whole_job_then_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    _finish(_start(whole))
+    summary = read_summary(whole / "summary.json")
+    assert set(summary.evaluations) == {"before_sft", "after_sft", "after_rl"}
+    assert summary.rl is not None
+    assert summary.rl.num_steps == 4
+    assert summary.rl.logprob_gap_max is not None
+    assert summary.rl.logprob_gap_max < 1e-4
+    assert "</html>" in (whole / "report.html").read_text()
+    assert (whole / "models" / "rl" / "model.safetensors").exists()
+
+    process = _start(killed)
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not (killed / "checkpoints" / "rl-000002").exists():
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    refused = _start(killed)
+    output, _ = refused.communicate(timeout=TIMEOUT_SECONDS)
+    assert refused.returncode == 1
+    assert "already holds a run; add resume=auto" in output
+
+    assert "going on from rl-00000" in _finish(_start(killed, "resume=auto"))
+    weights = [folder / "models" / "rl" / "model.safetensors" for folder in (whole, killed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert _metrics(whole) == _metrics(killed)
