@@ -3,6 +3,7 @@
 ``uv run train.py --cfg job`` prints the composed settings; rsgrpo/config.py says what each means.
 """
 
+import errno
 import sys
 
 import hydra
@@ -22,6 +23,12 @@ def main(composed: DictConfig) -> None:
         run(config)
     except RsgrpoError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command with resume=auto goes on from the newest checkpoint")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(f"error: no space left on the disk ({error}); free some, then go on with resume=auto")
 
 
 if __name__ == "__main__":

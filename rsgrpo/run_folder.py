@@ -1,14 +1,14 @@
 """The one folder that holds everything a run writes, and the rules for going on in it.
 
-    config.yaml          settings, every default written out
-    metrics.jsonl        one line a step
-    rollouts.jsonl       groups kept in full for the report
-    summary.json         what the run reached (README, "summary.json")
-    report.html          the same for people
-    data/ base_model/    the quickstart's own data and small model
-    checkpoints/         sft-000100/, rl-000020/ …: enough to go on to the bit
-    models/              sft/, rl/: Hugging Face folders for `from_pretrained` and `vllm serve`
-    evaluations/         before_sft/, after_sft/, after_rl/: predictions and metrics
+config.yaml          settings, every default written out
+metrics.jsonl        one line a step
+rollouts.jsonl       groups kept in full for the report
+summary.json         what the run reached (README, "summary.json")
+report.html          the same for people
+data/ base_model/    the quickstart's own data and small model
+checkpoints/         sft-000100/, rl-000020/ …: enough to go on to the bit
+models/              sft/, rl/: Hugging Face folders for `from_pretrained` and `vllm serve`
+evaluations/         before_sft/, after_sft/, after_rl/: predictions and metrics
 """
 
 from __future__ import annotations
