@@ -18,7 +18,7 @@ from rsgrpo.cluster import open_cluster
 from rsgrpo.config import Config
 from rsgrpo.progress import Progress
 from rsgrpo.report import build_report
-from rsgrpo.run_folder import open_run_folder
+from rsgrpo.run_folder import begin_run, open_run_folder
 
 
 def run(config: Config) -> Path:
@@ -37,6 +37,7 @@ def run(config: Config) -> Path:
         folder = stack.enter_context(open_run_folder(config))
         progress = Progress(config.logging.progress)
         prepared = prepare(config, folder, progress)
+        begin_run(folder, config)
         cluster = stack.enter_context(open_cluster(config.cluster))
         job = stack.enter_context(Job(config, folder, prepared, cluster, progress))
         if config.stage in ("sft", "all"):

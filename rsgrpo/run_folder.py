@@ -97,6 +97,16 @@ def _check_same_settings(folder: RunFolder, config: Config) -> None:
         )
 
 
+def begin_run(folder: RunFolder, config: Config) -> None:
+    """Note the settings: from here on the folder holds a run, to be resumed and not begun anew.
+
+    Args:
+        folder: opened, everything prepared in it.
+        config: the run's settings.
+    """
+    folder.config_file.write_text(resolved_yaml(config))
+
+
 @contextmanager
 def open_run_folder(config: Config) -> Iterator[RunFolder]:
     """Create or re-open the run folder and hold it for this process.
@@ -137,7 +147,10 @@ def open_run_folder(config: Config) -> Iterator[RunFolder]:
                     "choose another run_dir, or remove the folder"
                 )
             _check_same_settings(folder, config)
-        folder.config_file.write_text(resolved_yaml(config))
+        else:
+            # What a preparation that failed has left may belong to other settings.
+            for leftover in (folder.data, folder.base_model):
+                shutil.rmtree(leftover, ignore_errors=True)
         yield folder
     finally:
         os.close(lock)
