@@ -13,20 +13,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rsgrpo.config import CreditConfig
-from rsgrpo.types import CreditedGroup, CreditedRollout, ScopedReward, ScoredGroup, ScoredRollout, TokenSpan
+from rsgrpo.types import CreditedGroup, CreditedRollout, ScoredGroup, ScoredRollout, TokenSpan
 
 FLAT_SPREAD = 1.0e-6
 """Values of a group that lie closer together than this, relative to their size, are equal: the difference is
-rounding, which must never become a gradient."""
+rounding, which must never become a gradient. Sizes below 1 count as 1, or the rounding left over around zero
+(0.1 + 0.2 - 0.3 = 6e-17) would pass for a difference."""
 
 Partition = Sequence[Sequence[tuple[str, int]]]
 """Micro-batches as the public implementation cuts them: (sample id, rollout index)."""
+
+_Matrix = NDArray[np.float64]
 
 
 def is_flat(values: NDArray[np.float64]) -> bool:
@@ -37,83 +40,64 @@ def is_flat(values: NDArray[np.float64]) -> bool:
     """
     if len(values) < 2:
         return True
-    return bool(np.ptp(values) <= FLAT_SPREAD * max(1.0, float(np.abs(values).max())))
+    low, high = float(values.min()), float(values.max())
+    return high - low < FLAT_SPREAD * max(1.0, abs(low), abs(high))
 
 
-def normalise(values: NDArray[np.float64], config: CreditConfig, batch_std: float = 1.0) -> NDArray[np.float64]:
-    """Advantages of one group for one reward.
+def normalise(values: _Matrix, config: CreditConfig, batch_std: _Matrix | float = 1.0) -> _Matrix:
+    """Advantages of one group.
 
     Args:
-        values: [n] rewards of the siblings.
-        config: baseline, scale and epsilon.
-        batch_std: unbiased std of the reward over the step, for ``scale: batch_std``.
+        values: [n] one reward of the n siblings, or [n, K] K rewards; NaN where a reward does not apply.
+        config: baseline, scale and epsilon; ``compat: reference`` overrules them all but epsilon.
+        batch_std: [K], unbiased std of each reward over the step, for ``scale: batch_std``.
 
     Returns:
-        [n]; exactly 0 where the group is flat.
+        The shape of ``values``; exactly 0 where the group is flat and where a reward does not apply.
 
     Example:
         ``[1, 0]`` with mean 0.5 and unbiased std 0.7071 gives ``[0.7071, -0.7071]``.
     """
     if config.compat == "reference":
         return _reference_advantages(values, config.epsilon)
-    if is_flat(values):
-        return np.zeros_like(values)
-    centred: NDArray[np.float64] = values - values.mean()
+    applies = ~np.isnan(values)
+    count = applies.sum(axis=0)
+    low = np.where(applies, values, np.inf).min(axis=0)
+    high = np.where(applies, values, -np.inf).max(axis=0)
+    # The same test as is_flat; a reward that applies to no sibling has high - low = -inf.
+    has_spread = high - low >= FLAT_SPREAD * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
+    varies = (count > 1) & has_spread
+    mean = np.where(applies, values, 0.0).sum(axis=0) / np.maximum(count, 1)
+    centred: _Matrix = np.where(applies & varies, values - mean, 0.0)
+    others = np.maximum(count - 1, 1)
+    if config.scale == "none":
+        scale: _Matrix | float = 1.0
+    elif config.scale == "batch_std":
+        scale = batch_std + config.epsilon
+    else:
+        scale = np.sqrt((centred**2).sum(axis=0) / others) + config.epsilon
     if config.baseline == "leave_one_out":
         # r_i - mean of the others = (r_i - mean) n / (n - 1)
-        centred = centred * len(values) / (len(values) - 1)
-    if config.scale == "none":
-        return centred
-    scale = float(values.std(ddof=1)) if config.scale == "group_std" else batch_std
-    return np.divide(centred, scale + config.epsilon)
+        centred = centred * (count / others)
+    # Where nothing varies the scale may be 0 (epsilon = 0); the advantage is 0 all the same.
+    return np.divide(centred, scale, out=np.zeros_like(centred), where=centred != 0.0)
 
 
-def _reference_advantages(values: NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:
-    """The public code's arithmetic: float32 throughout, and no test for a flat group (its defect D5)."""
-    single = values.astype(np.float32)
-    if len(single) < 2:
-        return np.zeros_like(values)
-    centred = single - single.mean(dtype=np.float32)
-    scaled = centred / (single.std(ddof=1, dtype=np.float32) + np.float32(epsilon))
-    return np.asarray(scaled, dtype=np.float64)
+def _reference_advantages(values: _Matrix, epsilon: float) -> _Matrix:
+    """The public code's arithmetic: float32, and no test for a flat group (its defect D5).
 
-
-@dataclass(slots=True)
-class _Column:
-    """One reward key over the whole step: values of every group, and the advantages they turn into."""
-
-    values: list[NDArray[np.float64]] = field(default_factory=list)
-    places: list[list[tuple[int, int]]] = field(default_factory=list)
-
-
-def _columns(groups: Sequence[ScoredGroup]) -> dict[tuple[str, int], _Column]:
-    """Values by reward key, one array a group; None is left out."""
-    columns: dict[tuple[str, int], _Column] = defaultdict(_Column)
-    for group_index, group in enumerate(groups):
-        by_key: dict[tuple[str, int], list[tuple[int, float]]] = defaultdict(list)
-        for rollout_index, rollout in enumerate(group.rollouts):
-            for reward in rollout.rewards:
-                if reward.value is not None:
-                    by_key[reward.key].append((rollout_index, reward.value))
-        for key, found in by_key.items():
-            columns[key].values.append(np.array([value for _, value in found], dtype=np.float64))
-            columns[key].places.append([(group_index, rollout_index) for rollout_index, _ in found])
-    return columns
-
-
-Advantages = dict[tuple[int, int, tuple[str, int]], float]
-
-
-def _advantages(groups: Sequence[ScoredGroup], config: CreditConfig) -> Advantages:
-    """A by (group, rollout, reward key) over the step."""
-    result: Advantages = {}
-    for key, column in _columns(groups).items():
-        pooled = np.concatenate(column.values)
-        batch_std = float(pooled.std(ddof=1)) if len(pooled) > 1 else 1.0
-        for values, places in zip(column.values, column.places, strict=True):
-            for place, advantage in zip(places, normalise(values, config, batch_std), strict=True):
-                result[(*place, key)] = float(advantage)
-    return result
+    Its mean adds one value after the other, as here; numpy's own sum adds in pairs, which is exact for eight
+    equal values and would hide the defect. Its std takes that float32 mean and adds squares in double.
+    """
+    applies = ~np.isnan(values)
+    count = applies.sum(axis=0)
+    single = np.where(applies, values, 0.0).astype(np.float32)
+    mean = np.add.accumulate(single, axis=0)[-1] / np.maximum(count, 1).astype(np.float32)
+    squares = np.where(applies, single.astype(np.float64) - mean.astype(np.float64), 0.0) ** 2
+    std = np.sqrt(squares.sum(axis=0) / np.maximum(count - 1, 1)).astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = (single - mean) / (std + np.float32(epsilon))
+    return np.where(applies & (count > 1) & (single != mean), scaled, np.float32(0.0)).astype(np.float64)
 
 
 def merged(spans: Iterable[TokenSpan]) -> list[TokenSpan]:
@@ -122,10 +106,11 @@ def merged(spans: Iterable[TokenSpan]) -> list[TokenSpan]:
     Example:
         ``[2, 5)`` and ``[4, 6)`` become ``[2, 6)``.
     """
+    found = [span for span in spans if span.stop > span.start]
+    if len(found) < 2:
+        return found
     joined: list[TokenSpan] = []
-    for span in sorted(spans, key=lambda one: one.start):
-        if span.stop <= span.start:
-            continue
+    for span in sorted(found, key=lambda one: one.start):
         if joined and span.start <= joined[-1].stop:
             joined[-1] = TokenSpan(start=joined[-1].start, stop=max(joined[-1].stop, span.stop))
         else:
@@ -133,23 +118,56 @@ def merged(spans: Iterable[TokenSpan]) -> list[TokenSpan]:
     return joined
 
 
-def scope_token_counts(groups: Sequence[ScoredGroup]) -> dict[str, int]:
-    """N_k: tokens in the scope of each reward over the step, whether or not they earn anything.
+def _num_tokens(spans: Iterable[TokenSpan]) -> int:
+    return sum(span.stop - span.start for span in spans)
 
-    The images of a per-image reward count together.
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One group as a table: a row a sibling, a column a reward key.
+
+    Attributes:
+        names: [K], the reward's name of each column.
+        keys: [K], name and image of each column.
+        values: [n, K], NaN where a reward does not apply.
+        spans: n × K, the tokens that the cell speaks to.
+        num_tokens: [n, K], how many these are.
     """
-    counts: dict[str, int] = defaultdict(int)
-    for group in groups:
-        for rollout in group.rollouts:
-            spans: dict[str, list[TokenSpan]] = defaultdict(list)
-            for reward in rollout.rewards:
-                spans[reward.name].extend(reward.spans)
-            for name, found in spans.items():
-                counts[name] += sum(span.stop - span.start for span in merged(found))
-    return counts
+
+    names: list[str]
+    keys: list[tuple[str, int]]
+    values: _Matrix
+    spans: list[list[list[TokenSpan]]]
+    num_tokens: NDArray[np.int64]
 
 
-def _check_spans(group: ScoredGroup, rollout: ScoredRollout, reward: ScopedReward) -> None:
+def _table(group: ScoredGroup) -> _Table:
+    keys = [reward.key for reward in group.rollouts[0].rewards] if group.rollouts else []
+    spans = [[_checked_spans(group, rollout, index) for index in range(len(keys))] for rollout in group.rollouts]
+    for rollout in group.rollouts:
+        found = [reward.key for reward in rollout.rewards]
+        if found != keys or len(set(found)) != len(found):
+            raise ValueError(
+                f"sample {group.sample_id!r} rollout {rollout.rollout.rollout_index} has the rewards {found}, its "
+                f"first sibling {keys}; siblings must carry the same rewards, each once, in the same order"
+            )
+    shape = (len(group.rollouts), len(keys))
+    values = [[np.nan if one.value is None else one.value for one in rollout.rewards] for rollout in group.rollouts]
+    counts = [[_num_tokens(cell) for cell in row] for row in spans]
+    return _Table(
+        names=[name for name, _ in keys],
+        keys=keys,
+        values=np.array(values, dtype=np.float64).reshape(shape),
+        spans=spans,
+        num_tokens=np.array(counts, dtype=np.int64).reshape(shape),
+    )
+
+
+def _checked_spans(group: ScoredGroup, rollout: ScoredRollout, index: int) -> list[TokenSpan]:
+    """Merged spans of a rollout's reward; none where it lacks that reward (refused in :func:`_table`)."""
+    if index >= len(rollout.rewards):
+        return []
+    reward = rollout.rewards[index]
     for span in reward.spans:
         if not 0 <= span.start <= span.stop <= rollout.num_tokens:
             raise ValueError(
@@ -157,50 +175,119 @@ def _check_spans(group: ScoredGroup, rollout: ScoredRollout, reward: ScopedRewar
                 f"rollout {rollout.rollout.rollout_index}, whose response has {rollout.num_tokens} tokens; "
                 "spans must lie inside the response"
             )
+    return merged(reward.spans)
 
 
-def _normalisers(
-    groups: Sequence[ScoredGroup],
-    weights: Mapping[str, float],
-    config: CreditConfig,
-    advantages: Advantages,
-    micro_batches: Partition | None,
-) -> Mapping[tuple[str, int], float]:
-    """1/W of each rollout: one number for the whole step, or the public code's 1/K_m of its micro-batch."""
-    members = [(group.sample_id, one.rollout.rollout_index) for group in groups for one in group.rollouts]
-    if config.compat != "reference":
+def _advantages(tables: Sequence[_Table], config: CreditConfig) -> list[_Matrix]:
+    """A of every group, [n, K]; 0 where a sibling lacks the scope."""
+    pooled: dict[tuple[str, int], list[_Matrix]] = defaultdict(list)
+    if config.scale == "batch_std":
+        for table in tables:
+            for column, key in enumerate(table.keys):
+                values = table.values[:, column]
+                pooled[key].append(values[~np.isnan(values)])
+    stds: dict[tuple[str, int], float] = {}
+    for key, parts in pooled.items():
+        values = np.concatenate(parts)
+        stds[key] = float(values.std(ddof=1)) if len(values) > 1 else 1.0
+    return [
+        np.where(
+            table.num_tokens > 0,
+            normalise(table.values, config, np.array([stds.get(key, 1.0) for key in table.keys])),
+            0.0,
+        )
+        for table in tables
+    ]
+
+
+def scope_token_counts(groups: Sequence[ScoredGroup]) -> dict[str, int]:
+    """N_k: tokens in the scope of each reward over the step, whether or not they earn anything.
+
+    The images of a per-image reward count together, a token that two of them share once.
+
+    Example:
+        Siblings with spans [2, 4) and [2, 5) of reward "answer" give ``{"answer": 5}``.
+    """
+    return _token_counts([_table(group) for group in groups])
+
+
+def _token_counts(tables: Sequence[_Table]) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for table in tables:
+        columns: dict[str, list[int]] = defaultdict(list)
+        for column, name in enumerate(table.names):
+            columns[name].append(column)
+        sums = table.num_tokens.sum(axis=0).tolist()
+        for name, found in columns.items():
+            if len(found) == 1:
+                counts[name] += sums[found[0]]
+            else:
+                counts[name] += sum(
+                    _num_tokens(merged(span for column in found for span in row[column])) for row in table.spans
+                )
+    return counts
+
+
+def _step_normaliser(
+    tables: Sequence[_Table], advantages: Sequence[_Matrix], weights: Mapping[str, float], config: CreditConfig
+) -> float:
+    """1/W; 0 where nothing has signal."""
+    if config.normaliser == "all":
+        total = sum(weights.values())
+    else:
         signal = {
-            key[0]
-            for (group, index, key), value in advantages.items()
-            if value and _is_credited(groups, group, index, key)
+            name
+            for table, matrix in zip(tables, advantages, strict=True)
+            for name, has_signal in zip(table.names, (matrix != 0.0).any(axis=0).tolist(), strict=True)
+            if has_signal
         }
-        active = [weight for name, weight in weights.items() if config.normaliser == "all" or name in signal]
-        total = sum(active)
-        return dict.fromkeys(members, 1.0 / total if total else 0.0)
-    result: dict[tuple[str, int], float] = {}
+        total = sum(weight for name, weight in weights.items() if name in signal)
+    return 1.0 / total if total else 0.0
+
+
+def _reference_normalisers(
+    groups: Sequence[ScoredGroup],
+    tables: Sequence[_Table],
+    advantages: Sequence[_Matrix],
+    micro_batches: Partition | None,
+) -> dict[tuple[int, int], float]:
+    """1/K_m by (group, row): K_m counts the rewards whose loss is not zero in the rollout's micro-batch.
+
+    With ratio 1 a reward's loss is minus its advantages, summed over tokens: that sum decides, so that a reward
+    whose pushes cancel is not counted although it has a gradient, as in the public code (its defect D2). Where
+    it divides 0 by 0 (K_m = 0, defect D3) the credit here is 0.
+    """
     place = {
-        (group.sample_id, one.rollout.rollout_index): (group_index, index)
-        for group_index, group in enumerate(groups)
-        for index, one in enumerate(group.rollouts)
+        (group.sample_id, one.rollout.rollout_index): (index, row)
+        for index, group in enumerate(groups)
+        for row, one in enumerate(group.rollouts)
     }
-    for batch in micro_batches if micro_batches is not None else [members]:
-        inside = {place[member] for member in batch}
-        sums: dict[str, float] = defaultdict(float)
-        for (group_index, index, key), value in advantages.items():
-            if (group_index, index) in inside:
-                spans = _reward(groups[group_index].rollouts[index], key).spans
-                sums[key[0]] += value * sum(span.stop - span.start for span in merged(spans))
-        num_active = sum(1 for value in sums.values() if value != 0.0)
-        result |= dict.fromkeys(batch, 1.0 / num_active if num_active else 0.0)
+    batches: Partition = [list(place)] if micro_batches is None else micro_batches
+    named = [member for batch in batches for member in batch]
+    if sorted(named) != sorted(place) or len(place) != sum(len(group.rollouts) for group in groups):
+        raise ValueError(
+            f"micro_batches names {len(named)} rollouts, the step has {sum(len(one.rollouts) for one in groups)}: "
+            "every (sample id, rollout index) of the step must be unique and stand in exactly one micro-batch"
+        )
+    result: dict[tuple[int, int], float] = {}
+    for batch in batches:
+        losses: dict[str, float] = defaultdict(float)
+        for index, row in (place[member] for member in batch):
+            table = tables[index]
+            for name, loss in zip(table.names, advantages[index][row] * table.num_tokens[row], strict=True):
+                losses[name] += float(loss)
+        num_active = sum(loss != 0.0 for loss in losses.values())
+        result |= {place[member]: 1.0 / num_active if num_active else 0.0 for member in batch}
     return result
 
 
-def _reward(rollout: ScoredRollout, key: tuple[str, int]) -> ScopedReward:
-    return next(reward for reward in rollout.rewards if reward.key == key)
-
-
-def _is_credited(groups: Sequence[ScoredGroup], group: int, index: int, key: tuple[str, int]) -> bool:
-    return any(span.stop > span.start for span in _reward(groups[group].rollouts[index], key).spans)
+def _check_weights(tables: Sequence[_Table], weights: Mapping[str, float]) -> None:
+    unknown = {name for table in tables for name in table.names} - weights.keys()
+    if unknown:
+        raise ValueError(f"no weight is given for the rewards {', '.join(sorted(unknown))}; set rewards.<name>.weight")
+    wrong = [f"{name}={weight}" for name, weight in weights.items() if not 0.0 <= weight < np.inf]
+    if wrong:
+        raise ValueError(f"weights must be finite and at least 0, got {', '.join(wrong)}; turn a reward's sign instead")
 
 
 def credit_groups(
@@ -213,53 +300,61 @@ def credit_groups(
 
     Args:
         groups: everything that the optimizer step trains on: N_k and W are counted over it.
-        weights: w_k by reward name; they act after the normalisation.
-        config: baseline, scale and normaliser.
-        micro_batches: only for ``compat: reference``, whose 1/K depends on how a step is cut.
+        weights: w_k by reward name, at least 0; they act after the normalisation.
+        config: baseline, scale and normaliser. ``compat: reference`` takes the public code's float32
+            arithmetic, ignores weights (they cancel in its z-scores) and divides by its K_m.
+        micro_batches: only for ``compat: reference``, whose K_m depends on how a step is cut; None: the
+            whole step is one micro-batch.
 
     Returns:
         The groups, every rollout with its advantages (in the order of its rewards) and its two streams,
         float32, aligned with ``rollout.token_ids``, 0 outside every scope.
 
     Raises:
-        ValueError: a reward without a weight, or a span beyond its response.
+        ValueError: a reward without a weight, siblings with different rewards, a span beyond its response,
+            or micro-batches that are no partition of the step.
 
     Example:
         Two siblings of 4 tokens, reward "answer" 1 and 0 on tokens [2, 4), weight 3, no other reward:
         N = 4, W = 3, so the first has P = [0, 0, 0.1768, 0.1768] (0.7071 / 4) and Q = 0, the second the
         same the other way round.
     """
-    advantages = _advantages(groups, config)
-    counts = scope_token_counts(groups)
-    unknown = counts.keys() - weights.keys()
-    if unknown:
-        raise ValueError(f"no weight is given for the rewards {', '.join(sorted(unknown))}")
-    # The public weights cancel in its z-scores, so that its rewards count alike.
-    effective = dict.fromkeys(weights, 1.0) if config.compat == "reference" else weights
-    normalisers = _normalisers(groups, effective, config, advantages, micro_batches)
+    tables = [_table(group) for group in groups]
+    _check_weights(tables, weights)
+    advantages = _advantages(tables, config)
+    counts = _token_counts(tables)
+    by_place: Mapping[tuple[int, int], float] = {}
+    if config.compat == "reference":
+        step_normaliser, factors = 1.0, {name: 1.0 / max(1, count) for name, count in counts.items()}
+        by_place = _reference_normalisers(groups, tables, advantages, micro_batches)
+    else:
+        step_normaliser = _step_normaliser(tables, advantages, weights, config)
+        factors = {name: weights[name] / max(1, count) for name, count in counts.items()}
     credited: list[CreditedGroup] = []
-    for group_index, group in enumerate(groups):
+    for index, (group, table, matrix) in enumerate(zip(groups, tables, advantages, strict=True)):
+        amounts = (matrix * np.array([factors[name] for name in table.names]) * step_normaliser).tolist()
+        values = matrix.tolist()
         rollouts: list[CreditedRollout] = []
-        for index, rollout in enumerate(group.rollouts):
-            streams = np.zeros((2, rollout.num_tokens), dtype=np.float64)
-            values: list[float] = []
-            normaliser = normalisers[(group.sample_id, rollout.rollout.rollout_index)]
-            for reward in rollout.rewards:
-                _check_spans(group, rollout, reward)
-                advantage = advantages.get((group_index, index, reward.key), 0.0)
-                values.append(advantage)
-                if advantage:
-                    amount = normaliser * effective[reward.name] * abs(advantage) / max(1, counts[reward.name])
-                    row = streams[0 if advantage > 0 else 1]
-                    for span in merged(reward.spans):
-                        row[span.start : span.stop] += amount
+        for row, rollout in enumerate(group.rollouts):
+            positive, negative = _streams(
+                amounts[row], table.spans[row], rollout.num_tokens, by_place.get((index, row), 1.0)
+            )
             rollouts.append(
-                CreditedRollout(
-                    scored=rollout,
-                    advantages=tuple(values),
-                    positive=streams[0].astype(np.float32),
-                    negative=streams[1].astype(np.float32),
-                )
+                CreditedRollout(scored=rollout, advantages=tuple(values[row]), positive=positive, negative=negative)
             )
         credited.append(CreditedGroup(scored=group, rollouts=tuple(rollouts)))
     return credited
+
+
+def _streams(
+    amounts: Sequence[float], spans: Sequence[Sequence[TokenSpan]], num_tokens: int, factor: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """P and Q of one response; summed in double, because rewards of very different N_k meet in a token."""
+    streams = np.zeros((2, num_tokens), dtype=np.float64)
+    for amount, cell in zip(amounts, spans, strict=True):
+        if amount:
+            stream = streams[0] if amount > 0 else streams[1]
+            for span in cell:
+                stream[span.start : span.stop] += abs(amount) * factor
+    single = streams.astype(np.float32)
+    return single[0], single[1]
