@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 _MAX_LOG_RATIO = 20.0  # exp(20) is still a finite float32; beyond it a stale token would turn into inf and NaN
+
+KlEstimator = Literal["k1", "k2", "k3"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +67,20 @@ def two_stream_loss(
     Returns:
         The sum, and where it was clipped.
 
+    Raises:
+        ValueError: vectors of different length, which would otherwise broadcast into a wrong sum.
+
     Example:
         On-policy (ratio 1) with P = [0.5, 0] and Q = [0, 0.25]: loss = -0.5 + 0.25 = -0.25, and the
         gradient by ``logprobs`` is [-0.5, 0.25].
     """
+    _check_lengths(
+        logprobs=logprobs,
+        old_logprobs=old_logprobs,
+        positive=positive,
+        negative=negative,
+        importance_weights=importance_weights,
+    )
     log_ratio = (logprobs - old_logprobs.detach()).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     clipped_ratio = log_ratio.clamp(math.log(1.0 - clip_low), math.log(1.0 + clip_high)).exp()
@@ -98,6 +111,7 @@ def importance_weights(trainer_logprobs: Tensor, engine_logprobs: Tensor, cap: f
         Equal log-probabilities weigh 1; a token that the trainer finds e times likelier weighs
         ``min(2.718, cap)``.
     """
+    _check_lengths(trainer_logprobs=trainer_logprobs, engine_logprobs=engine_logprobs)
     difference = (trainer_logprobs - engine_logprobs).detach().clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
     return difference.exp().clamp(max=cap)
 
@@ -112,4 +126,45 @@ def nll_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
     Example:
         Log-probabilities [-1, -3] with weights [0.5, 0.5] give 2.
     """
+    _check_lengths(logprobs=logprobs, weights=weights)
     return -(weights * logprobs).sum()
+
+
+def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: KlEstimator) -> Tensor:
+    """Estimate KL(policy, reference) at each token that the policy sampled (J. Schulman, "Approximating KL").
+
+    With ``d = logprobs - reference_logprobs``: ``k1 = d`` is unbiased but may be negative, ``k2 = d^2 / 2`` is
+    biased and never negative, ``k3 = exp(-d) - 1 + d`` is unbiased and never negative. As a loss only k2 has
+    the gradient of the KL on average; that of k1 averages to 0, that of k3 pulls towards KL(reference, policy).
+
+    Args:
+        logprobs: [T] float, of the sampled tokens, nats; carries the gradient.
+        reference_logprobs: [T] float, under the frozen model. Detached here.
+        estimator: ``k1``, ``k2`` or ``k3``.
+
+    Returns:
+        [T] float; weigh it by the coefficient and 1/N and add its sum to the loss.
+
+    Raises:
+        ValueError: an unknown estimator, or vectors of different length.
+
+    Example:
+        Probabilities 0.5 and 0.25 (d = 0.6931) give k1 = 0.6931, k2 = 0.2402, k3 = 0.5 - 1 + 0.6931 = 0.1931.
+    """
+    _check_lengths(logprobs=logprobs, reference_logprobs=reference_logprobs)
+    difference = logprobs - reference_logprobs.detach()
+    match estimator:
+        case "k1":
+            return difference
+        case "k2":
+            return 0.5 * difference.square()
+        case "k3":
+            return torch.expm1(-difference.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)) + difference
+        case _:
+            raise ValueError(f"the KL estimator {estimator!r} is not known; choose k1, k2 or k3")
+
+
+def _check_lengths(**vectors: Tensor | None) -> None:
+    shapes = {name: tuple(vector.shape) for name, vector in vectors.items() if vector is not None}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"the vectors of a loss must have one entry a token, got the shapes {shapes}")
