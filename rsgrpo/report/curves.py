@@ -47,12 +47,12 @@ class _Spec:
 
 _SPECS = (
     _Spec("rewards", "Rewards", "mean over the step's responses, before weights", "rl",
-          r"reward/(?!.*(?:_std|_min|_max|_frac|_total|_sum)$)(.+?)(?:_mean)?"),
+          r"reward/(?!total$)(?!.*[_/](?:std|min|max|frac|total|sum)$)(.+?)(?:[_/]mean)?"),
     _Spec("rewards", "Weighted sum of rewards", "mean over the step's responses", "rl", r"reward/(.*(?:total|sum).*)"),
     _Spec("rewards", "Scope found", "share of responses in which the reward's scope stands", "rl",
           r"scope/(.+?)[_/]found(?:_frac)?"),
     _Spec("rewards", "Groups without variance", "share of groups in which a reward says nothing", "rl",
-          r"scope/(.+?)[_/](?:no_variance|constant|without_variance)(?:_frac)?"),
+          r"scope/(.+?)[_/](?:flat_groups|no_variance|constant|without_variance)(?:_frac)?"),
     _Spec("policy", "Entropy", "nats per token, whole next-token distribution", "rl",
           r"policy/(entropy(?:_mean)?)"),
     _Spec("policy", "Gradient norm", "before clipping", "rl", r"policy/(grad_norm)"),
