@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rsgrpo.advantages import is_flat, merged
+from rsgrpo.config import LossConfig
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.types import CreditedGroup, CreditedRollout, ResponseStats
+from rsgrpo.types import CreditedGroup, CreditedRollout, ResponseStats, ScopedReward
 
 
 class StaleWeightsError(RsgrpoError):
@@ -20,11 +21,13 @@ class StaleWeightsError(RsgrpoError):
 
 @dataclass(slots=True)
 class _Scope:
-    """Sums over one reward's scope."""
+    """Sums over one reward's scope; a per-image reward has one entry an image."""
 
     num_rollouts: int = 0
+    num_entries: int = 0
     num_found: int = 0
     num_tokens: int = 0
+    num_credited: int = 0
     num_clipped: float = 0.0
     entropy_sum: float = 0.0
     values: list[float] = field(default_factory=list)
@@ -32,89 +35,175 @@ class _Scope:
     num_flat_groups: int = 0
 
 
-def _mean(values: NDArray[np.float32]) -> float:
-    return float(values.mean(dtype=np.float64)) if len(values) else 0.0
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """A rollout, and what the trainer saw of its tokens.
+
+    Attributes:
+        credited: the rollout.
+        stats: under the batch's policy.
+        entropy_before: [R + 1] float64, sum of the entropies of the tokens in front of each position.
+        clipped_before: [2, R + 1] int64, likewise how many tokens are clipped for positive credit and for
+            negative; None if clipping is not asked for.
+    """
+
+    credited: CreditedRollout
+    stats: ResponseStats
+    entropy_before: NDArray[np.float64]
+    clipped_before: NDArray[np.int64] | None
+
+
+def _mean(values: NDArray[np.float32] | Sequence[float]) -> float:
+    return float(np.mean(values, dtype=np.float64)) if len(values) else 0.0
+
+
+def _joined(arrays: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.concatenate([np.zeros(0, np.float32), *arrays])
 
 
 def step_telemetry(
-    credited: Sequence[CreditedGroup], responses: Sequence[ResponseStats], weights: Mapping[str, float]
+    credited: Sequence[CreditedGroup],
+    responses: Sequence[ResponseStats],
+    weights: Mapping[str, float],
+    *,
+    updated: Sequence[ResponseStats] = (),
+    loss: LossConfig | None = None,
 ) -> dict[str, float]:
     """Numbers of one step.
 
     Args:
-        credited: what was trained on.
-        responses: what the trainer saw of it, in any order.
+        credited: what was trained on; may be empty.
+        responses: what the trainer saw of it under the batch's policy, in any order.
         weights: by reward name.
+        updated: what the trainer saw during the updates, where a batch is used for several; empty: the
+            same as ``responses``.
+        loss: the clip bounds, for ``scope/<name>/clip_frac``; None leaves that metric out.
 
     Returns:
-        Metric name to value. ``engine/logprob_gap_*`` is |engine - trainer| in nats over all response
-        tokens, ``engine/kl`` the k3 estimate of KL(engine, trainer).
+        Metric name to value, never NaN. ``scope/<name>/found_frac`` is the share of responses with the scope
+        (of images with a line, for a per-image reward), ``flat_groups_frac`` that of groups in which all
+        values are equal, ``clip_frac`` that of the tokens credited by the reward on which clipping was
+        active; ``scope/sign_conflict_frac`` the share of credited tokens that one reward pulls up and
+        another down; ``engine/logprob_gap_*`` is |engine - trainer| in nats over the response tokens of the
+        newest weights, ``engine/kl`` the k3 estimate of KL(engine, trainer) there.
+
+    Raises:
+        ValueError: a trained response is missing from ``responses``, or its lengths differ.
+
+    Example:
+        Engine log-probabilities 0 and 0, trainer 0 and -0.4: ``engine/logprob_gap_mean`` = 0.2 and
+        ``engine/kl`` = (exp(-0.4) - 1 + 0.4) / 2 = 0.0352.
     """
-    stats = {(one.sample_id, one.response_index): one for one in responses}
-    scopes = _scope_sums(credited, stats)
-    pairs = [
-        (one, stats[(group.scored.sample_id, one.scored.rollout.rollout_index)])
-        for group in credited
-        for one in group.rollouts
-    ]
+    seen = _seen(credited, responses, updated, loss)
     metrics: dict[str, float] = {}
+    scopes = _scope_sums(credited, seen)
     for name, scope in scopes.items():
         metrics |= {
-            f"reward/{name}/mean": float(np.mean(scope.values)) if scope.values else 0.0,
+            f"reward/{name}/mean": _mean(scope.values),
             f"reward/{name}/std": float(np.std(scope.values)) if scope.values else 0.0,
-            f"scope/{name}/found_frac": scope.num_found / max(1, scope.num_rollouts),
+            f"scope/{name}/found_frac": scope.num_found / max(1, scope.num_entries),
             f"scope/{name}/mean_tokens": scope.num_tokens / max(1, scope.num_rollouts),
             f"scope/{name}/flat_groups_frac": scope.num_flat_groups / max(1, scope.num_groups),
             f"scope/{name}/entropy": scope.entropy_sum / max(1, scope.num_tokens),
         }
-    metrics["reward/total"] = sum(weights[name] * metrics[f"reward/{name}/mean"] for name in scopes)
+        if loss is not None:
+            metrics[f"scope/{name}/clip_frac"] = scope.num_clipped / max(1, scope.num_credited)
+    metrics["reward/total"] = float(sum(weights[name] * metrics[f"reward/{name}/mean"] for name in scopes))
     metrics["scope/sign_conflict_frac"] = _sign_conflicts(credited)
-    lengths = [one.scored.num_tokens for one, _ in pairs]
+    lengths = [one.credited.scored.num_tokens for one in seen]
     metrics |= {
-        "response/mean_tokens": float(np.mean(lengths)) if lengths else 0.0,
+        "response/mean_tokens": _mean(lengths),
         "response/max_tokens": float(max(lengths, default=0)),
-        "response/truncated_frac": float(np.mean([one.scored.rollout.finish_reason == "length" for one, _ in pairs])),
+        "response/truncated_frac": _mean(
+            [float(one.credited.scored.rollout.finish_reason == "length") for one in seen]
+        ),
     }
-    return metrics | _policy_and_engine(pairs)
+    return metrics | _policy_and_engine(seen)
 
 
-def _policy_and_engine(pairs: Sequence[tuple[CreditedRollout, ResponseStats]]) -> dict[str, float]:
-    newest = max((one.scored.rollout.policy_version for one, _ in pairs), default=0)
+def _seen(
+    credited: Sequence[CreditedGroup],
+    responses: Sequence[ResponseStats],
+    updated: Sequence[ResponseStats],
+    loss: LossConfig | None,
+) -> list[_Seen]:
+    """Each rollout beside its statistics."""
+    by_place = {(one.sample_id, one.response_index): one for one in responses}
+    updated_by_place = {(one.sample_id, one.response_index): one for one in updated}
+    seen: list[_Seen] = []
+    for group in credited:
+        for one in group.rollouts:
+            place = (group.scored.sample_id, one.scored.rollout.rollout_index)
+            stats = by_place.get(place)
+            if stats is None or len(stats.logprobs) != one.scored.num_tokens:
+                found = "nothing" if stats is None else f"{len(stats.logprobs)} tokens"
+                raise ValueError(
+                    f"the trainer reported {found} for sample {place[0]!r} rollout {place[1]}, which has "
+                    f"{one.scored.num_tokens} tokens; pass the statistics of every response that was trained on"
+                )
+            clipped: NDArray[np.int64] | None = None
+            if loss is not None:
+                old = one.scored.rollout.logprobs if loss.old_logprobs == "engine" else stats.logprobs
+                clipped = _clipped_before(updated_by_place.get(place, stats).logprobs - old, loss)
+            entropy_before = np.concatenate(([0.0], np.cumsum(stats.entropy, dtype=np.float64)))
+            seen.append(_Seen(credited=one, stats=stats, entropy_before=entropy_before, clipped_before=clipped))
+    return seen
+
+
+def _clipped_before(log_ratio: NDArray[np.float32], loss: LossConfig) -> NDArray[np.int64]:
+    """Where ``two_stream_loss`` has no gradient: above for positive credit, below and far above for negative."""
+    up = log_ratio > np.log1p(loss.clip_high)
+    down = (log_ratio < np.log1p(-loss.clip_low)) | (log_ratio > np.log(loss.dual_clip))
+    return np.concatenate((np.zeros((2, 1), np.int64), np.cumsum((up, down), axis=1)), axis=1)
+
+
+def _policy_and_engine(seen: Sequence[_Seen]) -> dict[str, float]:
+    newest = max((one.credited.scored.rollout.policy_version for one in seen), default=0)
     # Groups carried over were sampled by older weights: their gap is honest staleness, not disagreement.
-    fresh = [(one, seen) for one, seen in pairs if one.scored.rollout.policy_version == newest]
-    gap = np.concatenate([one.scored.rollout.logprobs - seen.logprobs for one, seen in fresh])
+    fresh = [one for one in seen if one.credited.scored.rollout.policy_version == newest]
+    gap = _joined(one.credited.scored.rollout.logprobs - one.stats.logprobs for one in fresh)
     difference = -gap.astype(np.float64)
     return {
-        "policy/entropy": _mean(np.concatenate([seen.entropy for _, seen in pairs])),
+        "policy/entropy": _mean(_joined(one.stats.entropy for one in seen)),
         "engine/logprob_gap_mean": _mean(np.abs(gap)),
         "engine/logprob_gap_max": float(np.abs(gap).max()) if len(gap) else 0.0,
         "engine/kl": float(np.mean(np.expm1(difference) - difference)) if len(gap) else 0.0,
-        "engine/stale_frac": 1.0 - len(fresh) / max(1, len(pairs)),
+        "engine/stale_frac": 1.0 - len(fresh) / len(seen) if seen else 0.0,
     }
 
 
-def _scope_sums(credited: Sequence[CreditedGroup], stats: Mapping[tuple[str, int], ResponseStats]) -> dict[str, _Scope]:
+def _scope_sums(credited: Sequence[CreditedGroup], seen: Sequence[_Seen]) -> dict[str, _Scope]:
     scopes: dict[str, _Scope] = defaultdict(_Scope)
+    for one in seen:
+        scored = one.credited.scored
+        for name in {reward.name for reward in scored.rewards}:
+            scopes[name].num_rollouts += 1
+        for reward, advantage in zip(scored.rewards, one.credited.advantages, strict=True):
+            _add_entry(scopes[reward.name], reward, advantage, one)
     for group in credited:
         values: dict[tuple[str, int], list[float]] = defaultdict(list)
-        for one in group.rollouts:
-            entropy = stats[(group.scored.sample_id, one.scored.rollout.rollout_index)].entropy
-            entropy_before = np.concatenate(([0.0], np.cumsum(entropy, dtype=np.float64)))
-            for reward in one.scored.rewards:
-                scope = scopes[reward.name]
-                if reward.image_index <= 0:
-                    scope.num_rollouts += 1
-                    scope.num_found += reward.scope_found
-                for span in merged(reward.spans):
-                    scope.num_tokens += span.stop - span.start
-                    scope.entropy_sum += float(entropy_before[span.stop] - entropy_before[span.start])
+        for rollout in group.scored.rollouts:
+            for reward in rollout.rewards:
                 if reward.value is not None:
-                    scope.values.append(reward.value)
                     values[reward.key].append(reward.value)
         for (name, _), found in values.items():
             scopes[name].num_groups += 1
             scopes[name].num_flat_groups += is_flat(np.array(found))
     return scopes
+
+
+def _add_entry(scope: _Scope, reward: ScopedReward, advantage: float, one: _Seen) -> None:
+    scope.num_entries += 1
+    scope.num_found += reward.scope_found
+    if reward.value is not None:
+        scope.values.append(reward.value)
+    for span in merged(reward.spans):
+        scope.num_tokens += span.stop - span.start
+        scope.entropy_sum += float(one.entropy_before[span.stop] - one.entropy_before[span.start])
+        if advantage and one.clipped_before is not None:
+            clipped_before = one.clipped_before[0 if advantage > 0 else 1]
+            scope.num_credited += span.stop - span.start
+            scope.num_clipped += int(clipped_before[span.stop] - clipped_before[span.start])
 
 
 def _sign_conflicts(credited: Sequence[CreditedGroup]) -> float:
@@ -137,6 +226,9 @@ def check_logprob_gap(mean_gap: float, limit: float) -> None:
 
     Raises:
         StaleWeightsError: the gap is larger, or not a number.
+
+    Example:
+        ``check_logprob_gap(1e-6, 0.5)`` passes, ``check_logprob_gap(0.7, 0.5)`` raises.
     """
     if not mean_gap <= limit:
         raise StaleWeightsError(
