@@ -4,6 +4,7 @@
 """
 
 import errno
+import os
 import sys
 
 import hydra
@@ -16,6 +17,9 @@ from rsgrpo.errors import RsgrpoError
 @hydra.main(version_base=None, config_path="configs", config_name="config")
 def main(composed: DictConfig) -> None:
     """Check the composed settings, then run the pipeline that they describe."""
+    # Under `uv run`, Ray would ship this folder to its workers and have uv build them an environment each;
+    # ours use the one that this process runs in. Ray reads the setting when it is imported.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         config = load_config(composed)
         from recipes.pipeline import run  # after the check: the engines' imports take seconds

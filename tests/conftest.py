@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# As train.py does, before anything imports Ray: workers run in this environment, not in one that uv builds.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 PARITY_FOLDER = Path(__file__).parent / "data" / "parity"
 
