@@ -45,7 +45,7 @@ def evaluate(
     Args:
         engine: loaded with the weights to judge.
         questions: the test set.
-        config: ``evaluation`` says how to sample.
+        config: ``eval`` says how to sample.
         folder: gets ``predictions.jsonl`` (``qid``, ``imgs``, ``pred``: what the public evaluation script
             reads, plus our scores) and ``metrics.json``.
         advance: called with the number of questions answered since the last call.
@@ -56,7 +56,7 @@ def evaluate(
     groups: list[RolloutGroup] = []
     for start in range(0, len(questions), _CHUNK_QUESTIONS):
         chunk = questions[start : start + _CHUNK_QUESTIONS]
-        groups.extend(engine.generate(chunk, num_samples=1, sampling=config.evaluation.sampling, seed=config.seed))
+        groups.extend(engine.generate(chunk, num_samples=1, sampling=config.eval.sampling, seed=config.seed))
         advance(len(chunk))
     scores = [_score(group) for group in groups]
     folder.mkdir(parents=True, exist_ok=True)

@@ -77,8 +77,8 @@ class Job:
     @property
     def start_model(self) -> Path:
         """What the workers load: the newest finished stage's model, else the base model."""
-        if self.config.stage == "eval" and self.config.evaluation.checkpoint:
-            return Path(self.config.evaluation.checkpoint).absolute()
+        if self.config.stage == "eval" and self.config.eval.checkpoint:
+            return Path(self.config.eval.checkpoint).absolute()
         finished = [self.folder.model(stage) for stage in ("rl", "sft") if self.folder.model(stage).exists()]
         return finished[0] if finished else self.prepared.base_model
 
@@ -121,7 +121,7 @@ class Job:
         folder = self.folder.evaluation(point)
         if (folder / "metrics.json").exists():
             return
-        count = self.config.evaluation.max_samples or len(self.prepared.test)
+        count = self.config.eval.max_samples or len(self.prepared.test)
         questions = self.prepared.test[:count]
         with (
             self.timed(f"evaluate_{point}"),

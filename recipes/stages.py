@@ -23,7 +23,7 @@ _SHOWN_METRICS = {
 
 def run_sft(job: Job) -> None:
     """Supervised fine-tuning, its model and the evaluations around it; what is done already is not done again."""
-    if job.config.evaluation.before_sft and not job.folder.model("sft").exists():
+    if job.config.eval.before_sft and not job.folder.model("sft").exists():
         job.evaluate("before_sft")
     if not job.folder.model("sft").exists():
         with job.timed("sft"):

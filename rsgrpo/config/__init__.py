@@ -105,7 +105,7 @@ class Config:
     rl: RlConfig = field(default_factory=RlConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: dict[str, RewardConfig] = field(default_factory=dict)
-    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
@@ -126,7 +126,7 @@ class Config:
             if value != neutral:
                 raise ConfigError(
                     f"rollout.sampling.{key}={value} would make the engine's log-probabilities mean something "
-                    f"else than the policy's; training needs {key}={neutral} (evaluation.sampling is free)"
+                    f"else than the policy's; training needs {key}={neutral} (eval.sampling is free)"
                 )
         if not any(reward.weight > 0 for reward in self.rewards.values()):
             raise ConfigError("no reward has a weight above 0; set at least one under rewards.*")

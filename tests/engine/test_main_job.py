@@ -32,7 +32,7 @@ SMALL = (
     "rl.updates_per_batch=2",
     "rollout.num_workers=2",
     "rollout.sampling.max_response_tokens=24",
-    "evaluation.sampling.max_response_tokens=24",
+    "eval.sampling.max_response_tokens=24",
     "logging.wandb_mode=disabled",
 )
 
