@@ -47,6 +47,38 @@ class ImageRef:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Box:
+    """A rectangle on one image, as shares of its width and height: ``0 <= left < right <= 1``.
+
+    Attributes:
+        left: x of the left edge.
+        top: y of the upper edge.
+        right: x of the right edge.
+        bottom: y of the lower edge.
+        image_index: 0-based image that it lies on; -1 where the data set does not say.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    image_index: int = -1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """One turn of a conversation.
+
+    Attributes:
+        role: ``system``, ``user`` or ``assistant``.
+        text: what is said, with one ``<image>`` marker where an image stands.
+    """
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """One question over several page images, with its gold.
 
@@ -60,6 +92,11 @@ class Sample:
         gold_response: a complete tagged gold response; empty where there is none (test sets).
         is_sufficient: whether the pages contain the answer.
         positive_images: 0-based indexes of the gold pages, where known.
+        turns: a whole conversation, where the data set holds one; every assistant turn is gold, and the
+            markers of all turns together match ``images`` in order.
+        choices: the options of a multiple-choice question, without their letters.
+        boxes: gold rectangles of a grounding question.
+        task: the benchmark or subset that it belongs to, such as ``milebench/ALFRED``; may be empty.
         metadata: further columns of the data set, as text.
     """
 
@@ -71,6 +108,10 @@ class Sample:
     gold_response: str = ""
     is_sufficient: bool = True
     positive_images: tuple[int, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    choices: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    task: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
