@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +22,7 @@ from rsgrpo.policy import Policy
 from rsgrpo.progress import Progress
 from rsgrpo.recorder import record_evaluation, truncate_after
 from rsgrpo.run_folder import RunFolder
+from rsgrpo.stopwatch import StageClock
 from rsgrpo.summary import RunSummary, collect_versions, summarise_rl, summarise_sft, write_summary
 from rsgrpo.types import ImageRef, RolloutGroup
 
@@ -52,7 +51,7 @@ class Job:
         self.progress = progress
         self._cluster = cluster
         self._stack = ExitStack()
-        self._stage_seconds: dict[str, float] = {}
+        self.clock = StageClock(folder.stage_seconds_file)
 
     def __enter__(self) -> Job:
         data = self.config.data
@@ -90,6 +89,7 @@ class Job:
             (partial / _STATE_FILE).write_bytes(pickle.dumps(state))
 
         write_folder(self.folder.checkpoints / f"{stage}-{step:06d}", write)
+        self.clock.keep()
         remove_old_checkpoints(self.folder.checkpoints, stage, keep=_CHECKPOINTS_KEPT)
 
     def restore(self, stage: str) -> Any:
@@ -107,15 +107,6 @@ class Job:
         self.progress.line(f"going on from {newest.name}")
         return pickle.loads((newest / _STATE_FILE).read_bytes())
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Count a stage's wall-clock time; a resumed stage adds to what it took before."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._stage_seconds[stage] = self._stage_seconds.get(stage, 0.0) + time.perf_counter() - begin
-
     def evaluate(self, point: str) -> None:
         """Score the test questions, unless this point was scored before."""
         folder = self.folder.evaluation(point)
@@ -124,7 +115,7 @@ class Job:
         count = self.config.eval.max_samples or len(self.prepared.test)
         questions = self.prepared.test[:count]
         with (
-            self.timed(f"evaluate_{point}"),
+            self.clock.stage(f"evaluate_{point}"),
             self.progress.phase(f"Evaluating {point}", total=len(questions)) as phase,
         ):
             metrics, groups = evaluate(
@@ -164,7 +155,7 @@ class Job:
                 versions=collect_versions(REPOSITORY),
                 prompt_fingerprint=self.prepared.prompt_fingerprint,
                 skipped_samples=self.prepared.num_skipped,
-                stage_seconds=self._stage_seconds,
+                stage_seconds=self.clock.seconds,
                 evaluations=evaluations,
                 sft=summarise_sft(rows),
                 rl=summarise_rl(rows),

@@ -26,7 +26,7 @@ def run_sft(job: Job) -> None:
     if job.config.eval.before_sft and not job.folder.model("sft").exists():
         job.evaluate("before_sft")
     if not job.folder.model("sft").exists():
-        with job.timed("sft"):
+        with job.clock.stage("sft"):
             _train_sft(job)
     job.evaluate("after_sft")
 
@@ -77,7 +77,7 @@ def run_rl(job: Job) -> None:
     if not job.folder.model("rl").exists():
         if not job.folder.model("sft").exists():
             job.evaluate("before_rl")
-        with job.timed("rl"):
+        with job.clock.stage("rl"):
             _train_rl(job)
     job.evaluate("after_rl")
 

@@ -3,6 +3,7 @@
 config.yaml          settings, every default written out
 metrics.jsonl        one line a step
 rollouts.jsonl       groups kept in full for the report
+stage_seconds.json   wall-clock time by stage, over all its processes
 summary.json         what the run reached (README, "summary.json")
 report.html          the same for people
 data/ base_model/    the quickstart's own data and small model
@@ -54,6 +55,11 @@ class RunFolder:
     def summary_file(self) -> Path:
         """What the run reached."""
         return self.root / "summary.json"
+
+    @property
+    def stage_seconds_file(self) -> Path:
+        """Wall-clock time by stage."""
+        return self.root / "stage_seconds.json"
 
     @property
     def data(self) -> Path:

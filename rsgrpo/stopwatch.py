@@ -1,10 +1,12 @@
-"""Seconds spent in each named phase of a step."""
+"""Seconds spent in each named phase of a step, and in each stage of a run that may be interrupted."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class Stopwatch:
@@ -35,3 +37,45 @@ class Stopwatch:
     def total_seconds(self) -> float:
         """Since the stopwatch was made."""
         return time.perf_counter() - self._begin
+
+
+class StageClock:
+    """Wall-clock seconds by stage, kept in a file, so that a resumed run counts what went before.
+
+    Args:
+        file: a JSON object of seconds by stage; need not exist.
+
+    Example:
+        >>> clock = StageClock(Path("run/stage_seconds.json"))
+        >>> with clock.stage("rl"):
+        ...     clock.keep()  # with every checkpoint: a process that is killed loses what came after it
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._before: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+        self._begin: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the block's time under ``name``, on top of what earlier processes spent on it."""
+        self._begin[name] = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._before = self.seconds
+            del self._begin[name]
+            self.keep()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By stage, the open ones up to now."""
+        now = time.perf_counter()
+        running = {name: self._before.get(name, 0.0) + now - begin for name, begin in self._begin.items()}
+        return self._before | running
+
+    def keep(self) -> None:
+        """Write the file; it appears complete or not at all."""
+        partial = self._file.with_suffix(".partial")
+        partial.write_text(json.dumps(self.seconds))
+        partial.replace(self._file)

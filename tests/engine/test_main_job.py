@@ -92,3 +92,5 @@ def test_whole_job_then_killed_and_resumed_equals_uninterrupted(tmp_path: Path) 
     weights = [folder / "models" / "rl" / "model.safetensors" for folder in (whole, killed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert _metrics(whole) == _metrics(killed)
+    # The killed process's time up to its checkpoint counts too.
+    assert read_summary(killed / "summary.json").stage_seconds.keys() == summary.stage_seconds.keys()
