@@ -33,6 +33,19 @@ def _score(group: RolloutGroup) -> ResponseScore:
     )
 
 
+def validate(engine: RolloutEngine, questions: Sequence[PromptedSample], config: Config) -> EvaluationMetrics:
+    """Score greedy answers to held-out questions in the middle of training; nothing is written.
+
+    Args:
+        engine: with the weights to judge.
+        questions: that training does not see.
+        config: ``eval`` says how to sample.
+    """
+    return aggregate(
+        [_score(one) for one in engine.generate(questions, num_samples=1, sampling=config.eval.sampling, seed=0)]
+    )
+
+
 def evaluate(
     engine: RolloutEngine,
     questions: Sequence[PromptedSample],

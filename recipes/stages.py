@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 
+from recipes.evaluate import validate
 from recipes.job import Job
 from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport
 from recipes.sft import SftState, SupervisedTraining
@@ -84,16 +85,18 @@ def run_rl(job: Job) -> None:
 
 def _train_rl(job: Job) -> None:
     settings = job.config.rl
+    num_trained = len(job.prepared.rl) - min(settings.validation_samples, len(job.prepared.rl) // 2)
+    questions, validation = job.prepared.rl[:num_trained], job.prepared.rl[num_trained:]
     state = job.restore("rl")
     training = RsGrpo(
         config=job.config,
         policy=job.policy,
         engine=job.engine,
         scorer=job.prepared.scorer,
-        questions=job.prepared.rl,
+        questions=questions,
         state=state or RsGrpoState(),
     )
-    by_epochs = max(1, settings.num_epochs * len(job.prepared.rl) // settings.prompts_per_step)
+    by_epochs = max(1, settings.num_epochs * len(questions) // settings.prompts_per_step)
     num_steps = min(by_epochs, settings.max_steps) if settings.max_steps else by_epochs
     if state is None:
         job.policy.begin_stage(settings.optimizer, num_steps * settings.updates_per_batch)
@@ -103,6 +106,11 @@ def _train_rl(job: Job) -> None:
         phase.advance(count=training.state.step)
         while training.state.step < num_steps:
             report = training.train_step()
+            if validation and (report.step % settings.validate_every_steps == 0 or report.step == num_steps):
+                measured = dataclasses.asdict(validate(job.engine, validation, job.config))
+                report = dataclasses.replace(
+                    report, metrics={**report.metrics, **{f"eval/{name}": value for name, value in measured.items()}}
+                )
             job.logger.log("rl", report.step, report.metrics)
             phase.advance(_rl_line(report, num_steps))
             if report.step % settings.save_every_steps == 0 or report.step in (1, num_steps):

@@ -163,6 +163,9 @@ class RlConfig:
     """Optimizer steps on each rollout batch."""
     max_logprob_gap: float = 0.5
     """Mean |engine - trainer| log-probability gap in nats beyond which the weights count as stale."""
+    validation_samples: int = 0
+    """Held out of the questions and answered now and then for the curves ``eval/*``; 0: none."""
+    validate_every_steps: int = 20
     save_every_steps: int = 10
     rollouts_in_report: int = 4
     """Groups kept in full, with credit, for the report each time a checkpoint is written."""
@@ -172,6 +175,8 @@ class RlConfig:
         at_least("rl.samples_per_prompt", self.samples_per_prompt, 2)
         at_least("rl.updates_per_batch", self.updates_per_batch, 1)
         at_least("rl.save_every_steps", self.save_every_steps, 1)
+        at_least("rl.validation_samples", self.validation_samples, 0)
+        at_least("rl.validate_every_steps", self.validate_every_steps, 1)
         at_least("rl.num_epochs", self.num_epochs, 1)
         at_least("rl.max_steps", self.max_steps, 0)
         if self.prompts_per_step % self.updates_per_batch:

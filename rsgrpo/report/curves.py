@@ -49,6 +49,8 @@ _SPECS = (
     _Spec("rewards", "Rewards", "mean over the step's responses, before weights", "rl",
           r"reward/(?!total$)(?!.*[_/](?:std|min|max|frac|total|sum)$)(.+?)(?:[_/]mean)?"),
     _Spec("rewards", "Weighted sum of rewards", "mean over the step's responses", "rl", r"reward/(.*(?:total|sum).*)"),
+    _Spec("rewards", "Held-out questions", "greedy answers to questions that training does not see", "rl",
+          r"eval/(accuracy|evidence_f1|well_formed_frac|abstention_answerable_frac)"),
     _Spec("rewards", "Scope found", "share of responses in which the reward's scope stands", "rl",
           r"scope/(.+?)[_/]found(?:_frac)?"),
     _Spec("rewards", "Groups without variance", "share of groups in which a reward says nothing", "rl",
