@@ -38,9 +38,10 @@ class QuickstartConfig:
     num_sft_samples: int = 4096
     num_rl_samples: int = 4096
     num_test_samples: int = 512
-    sft_scans_per_digit: int = 60
-    """Handwritten scans of each digit that supervised training sees, out of 174 or more."""
-    rl_scans_per_digit: int = 70
+    sft_scans_per_digit: int = 10
+    """Handwritten scans of each digit that supervised training sees, out of 174 or more. Few, so that it
+    learns the questions soon and leaves reading other hands to reinforcement learning."""
+    rl_scans_per_digit: int = 120
     """Scans of each digit for reinforcement learning."""
     test_scans_per_digit: int = 40
     """Scans of each digit for the test, and all that are left over."""

@@ -1,0 +1,258 @@
+"""Algorithms side by side on the quickstart task: same start, same seeds, same budget.
+
+    uv run python benchmarks/algorithm_study.py --folder runs/study --seeds 0 1 2 3 4 --arms rs_grpo grpo
+
+For each seed one supervised model is trained; every arm starts reinforcement learning from it, on the same
+questions, with the same number of steps, groups and samples, and is scored on the same held-out test
+questions. ``--parallel 2`` gives each of two runs at a time half of the cores. What is finished is not run
+again, so an interrupted study goes on with the same command. Writes ``study.json``, ``study.png`` and
+``study.html`` into the folder and prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONFIDENCE = 0.95
+
+ARMS: dict[str, tuple[str, ...]] = {
+    "rs_grpo": (),
+    "grpo": ("algorithm=grpo",),
+    "dr_grpo": ("algorithm=dr_grpo",),
+    "rloo": ("algorithm=rloo",),
+    "no_evidence_reward": ("rewards.evidence.weight=0",),
+    "per_image_evidence": (
+        "+rewards.lines={function: 'rewards.evidence:evidence_per_image', scope: {evidence_line: true}, weight: 3}",
+        "rewards.evidence.weight=0",
+    ),
+}
+"""What each arm changes of the quickstart recipe."""
+
+SHOWN = ("accuracy", "answerable_accuracy", "unanswerable_accuracy", "evidence_f1", "well_formed_frac")
+CURVES = ("accuracy", "evidence_f1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmResult:
+    """One arm over its seeds.
+
+    Attributes:
+        arm: its name.
+        seeds: that were run.
+        before: test metrics of the model that reinforcement learning started from, by name, one a seed.
+        after: the same after it.
+        steps: at which held-out questions were answered.
+        curves: metrics of these answers, by name, [seeds][steps].
+        rl_seconds: wall-clock time of the stage, one a seed.
+    """
+
+    arm: str
+    seeds: list[int]
+    before: dict[str, list[float]]
+    after: dict[str, list[float]]
+    steps: list[int]
+    curves: dict[str, list[list[float]]]
+    rl_seconds: list[float]
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and half width of the confidence interval of the mean (Student's t).
+
+    Example:
+        ``[1, 2, 3]`` has mean 2 and standard error 0.577, times t(0.975, 2) = 4.303: ±2.484.
+    """
+    if len(values) < 2:
+        return float(values.mean()), float("nan")
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(error * stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1))
+
+
+def _train(folder: Path, cores: list[int], overrides: list[str]) -> None:
+    if (folder / "summary.json").exists():
+        return
+    command = [
+        sys.executable,
+        "train.py",
+        f"run_dir={folder}",
+        "resume=auto",
+        "logging.wandb_mode=disabled",
+        f"rollout.num_threads={len(cores)}",
+        *overrides,
+    ]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".log").open("w") as log:
+        done = subprocess.run(
+            ["taskset", "-c", ",".join(map(str, cores)), *command],
+            cwd=REPOSITORY,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode:
+        sys.exit(f"{folder.name} failed; see {folder.with_suffix('.log')}")
+
+
+def _run_seed(root: Path, seed: int, arms: list[str], cores: list[int], options: argparse.Namespace) -> None:
+    start = root / f"sft-{seed}"
+    _train(start, cores, [f"seed={seed}", "stage=sft", "eval.before_sft=false", *options.overrides])
+    for arm in arms:
+        _train(
+            root / f"{arm}-{seed}",
+            cores,
+            [
+                f"seed={seed}",
+                "stage=rl",
+                f"model.path={start / 'models' / 'sft'}",
+                f"rl.max_steps={options.steps}",
+                f"rl.validation_samples={options.validation_samples}",
+                f"rl.validate_every_steps={options.validate_every_steps}",
+                *ARMS[arm],
+                *options.overrides,
+            ],
+        )
+
+
+def collect(root: Path, arm: str, seeds: list[int]) -> ArmResult:
+    """Read one arm's finished runs."""
+    before: dict[str, list[float]] = {name: [] for name in SHOWN}
+    after: dict[str, list[float]] = {name: [] for name in SHOWN}
+    curves: dict[str, list[list[float]]] = {name: [] for name in CURVES}
+    steps: list[int] = []
+    rl_seconds = []
+    for seed in seeds:
+        summary = json.loads((root / f"{arm}-{seed}" / "summary.json").read_text())
+        started = json.loads((root / f"sft-{seed}" / "summary.json").read_text())["evaluations"]["after_sft"]
+        for name in SHOWN:
+            before[name].append(started[name])
+            after[name].append(summary["evaluations"]["after_rl"][name])
+        rows = [json.loads(line) for line in (root / f"{arm}-{seed}" / "metrics.jsonl").read_text().splitlines()]
+        measured = [row for row in rows if row["stage"] == "rl" and "eval/accuracy" in row]
+        steps = [row["step"] for row in measured]
+        for name in CURVES:
+            curves[name].append([row[f"eval/{name}"] for row in measured])
+        rl_seconds.append(summary["stage_seconds"]["rl"])
+    return ArmResult(
+        arm=arm, seeds=seeds, before=before, after=after, steps=steps, curves=curves, rl_seconds=rl_seconds
+    )
+
+
+def table(results: list[ArmResult]) -> str:
+    """Markdown: mean and confidence interval of each arm, and its paired difference to the first."""
+    first = results[0]
+    lines = [
+        f"| arm ({len(first.seeds)} seeds) | accuracy before, % | accuracy after, % | gain | evidence F1 after "
+        f"| against {first.arm}, points | paired t-test p | RL seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        before, after = (100 * np.array(one["accuracy"]) for one in (result.before, result.after))
+        mean, half = interval(after)
+        gain, gain_half = interval(after - before)
+        evidence, evidence_half = interval(np.array(result.after["evidence_f1"]))
+        against, p_value = "", ""
+        if result is not first and len(after) > 1:
+            difference = after - 100 * np.array(first.after["accuracy"])
+            centre, width = interval(difference)
+            against = f"{centre:+.1f} ± {width:.1f}"
+            p_value = f"{stats.ttest_1samp(difference, 0.0).pvalue:.3f}"
+        lines.append(
+            f"| {result.arm} | {before.mean():.1f} | {mean:.1f} ± {half:.1f} | {gain:+.1f} ± {gain_half:.1f} "
+            f"| {evidence:.3f} ± {evidence_half:.3f} | {against} | {p_value} | {np.mean(result.rl_seconds):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(results: list[ArmResult], file: Path) -> None:
+    """Mean held-out curves with the confidence interval of the mean as a band."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(CURVES), figsize=(6 * len(CURVES), 4), layout="constrained")
+    for axis, name in zip(axes, CURVES, strict=True):
+        for result in results:
+            values = np.array(result.curves[name])
+            begin = np.array(result.before[name])[:, None]
+            points = [interval(column) for column in np.concatenate([begin, values], axis=1).T]
+            steps = [0, *result.steps]
+            means, widths = (np.array([point[part] for point in points]) for part in (0, 1))
+            (line,) = axis.plot(steps, means, label=result.arm, marker="o", markersize=3)
+            axis.fill_between(steps, means - widths, means + widths, color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.set_xlabel("RL step")
+        axis.set_title(f"held-out {name.replace('_', ' ')} (step 0: test set)")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(file, dpi=130)
+    pyplot.close(figure)
+
+
+def _page(markdown: str, image: Path, num_steps: int) -> str:
+    rows = [line.strip("|").split("|") for line in markdown.splitlines() if not line.startswith("|---")]
+    cells = "".join(
+        "<tr>" + "".join(f"<{kind}>{cell.strip()}</{kind}>" for cell in row) + "</tr>"
+        for row, kind in zip(rows, ["th"] + ["td"] * (len(rows) - 1), strict=True)
+    )
+    data = base64.b64encode(image.read_bytes()).decode()
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Algorithm study</title>"
+        "<style>body{font:15px/1.5 system-ui;max-width:75rem;margin:2rem auto;padding:0 1rem}"
+        "table{border-collapse:collapse}td,th{padding:.3rem .7rem;border-bottom:1px solid #ccc;text-align:left}"
+        "img{max-width:100%}</style><h1>Algorithm study</h1>"
+        f"<p>{num_steps} steps of reinforcement learning from the same supervised model a seed. Bands and ± are "
+        f"{CONFIDENCE:.0%} confidence intervals of the mean over seeds.</p>"
+        f"<table>{cells}</table><img alt='learning curves' src='data:image/png;base64,{data}'></html>"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/study"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["rs_grpo", "grpo"])
+    parser.add_argument("--steps", type=int, default=60, help="of reinforcement learning")
+    parser.add_argument("--validation-samples", type=int, default=256)
+    parser.add_argument("--validate-every-steps", type=int, default=10)
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time, each on its share of the cores")
+    parser.add_argument("--overrides", nargs="*", default=[], help="further settings, for every arm")
+    options = parser.parse_args()
+    root = options.folder.resolve()
+    cores = sorted(os.sched_getaffinity(0))
+    shares = [cores[index :: options.parallel] for index in range(options.parallel)]
+    # One queue a share of the cores: a seed's runs follow each other, because all start from its supervised model.
+    with concurrent.futures.ThreadPoolExecutor(options.parallel) as pool:
+        jobs = [
+            pool.submit(
+                lambda seeds, share: [_run_seed(root, seed, options.arms, share, options) for seed in seeds],
+                options.seeds[index :: options.parallel],
+                share,
+            )
+            for index, share in enumerate(shares)
+        ]
+        for job in jobs:
+            job.result()
+    results = [collect(root, arm, options.seeds) for arm in options.arms]
+    markdown = table(results)
+    (root / "study.json").write_text(
+        json.dumps({"steps": options.steps, "arms": [asdict(one) for one in results]}, indent=2)
+    )
+    plot(results, root / "study.png")
+    (root / "study.html").write_text(_page(markdown, root / "study.png", options.steps))
+    print(markdown)
+
+
+if __name__ == "__main__":
+    main()
