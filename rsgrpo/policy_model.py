@@ -51,6 +51,7 @@ class MicroBatch:
         negative: [R] float32, stream Q.
         rollout_logprobs: [R] float32, the engine's; None if it gave none.
         old_logprobs: [R] float32, pi_old; None if it is the forward pass itself.
+        reference_logprobs: [R] float32, of the model that the KL term holds on to; None without one.
     """
 
     row: PackedRow
@@ -67,6 +68,7 @@ class MicroBatch:
     negative: Tensor
     rollout_logprobs: Tensor | None
     old_logprobs: Tensor | None
+    reference_logprobs: Tensor | None = None
 
 
 def load_processor(folder: Path) -> Qwen2_5_VLProcessor:
