@@ -1,6 +1,6 @@
 """Train and evaluate: ``uv run train.py [recipe=NAME] [stage=sft|rl|eval|all] [key=value …]``.
 
-``uv run train.py --cfg job`` prints the composed settings; rsgrpo/config.py says what each means.
+``uv run train.py --cfg job`` prints the composed settings; rsgrpo/config/ says what each means.
 """
 
 import errno

@@ -7,7 +7,8 @@ so ``train.py --cfg job`` answers at once. Code never writes to a config.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -133,10 +134,17 @@ class Config:
 
 
 def register_schema() -> None:
-    """Make the schema known to hydra under the name that ``configs/config.yaml`` starts from."""
+    """Make the schema known to hydra under the name that ``configs/config.yaml`` starts from.
+
+    Rewards are checked by :func:`load_config`: hydra cannot add an entry (``+rewards.mine={…}``) to a
+    dictionary whose values are typed.
+    """
     from hydra.core.config_store import ConfigStore
 
-    ConfigStore.instance().store(name="schema", node=Config)
+    rewards = ("rewards", dict[str, Any], field(default_factory=dict))
+    schema = OmegaConf.structured(make_dataclass("Schema", [rewards], bases=(Config,), kw_only=True, slots=True))
+    OmegaConf.set_struct(schema.rewards, False)
+    ConfigStore.instance().store(name="schema", node=schema)
 
 
 def load_config(composed: DictConfig) -> Config:
@@ -152,15 +160,14 @@ def load_config(composed: DictConfig) -> Config:
         ConfigError: a value of the wrong type, a key that the schema lacks, or a failed cross-check.
     """
     try:
-        config = OmegaConf.to_object(composed)
+        plain = OmegaConf.to_container(composed, resolve=False)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
     except OmegaConfBaseException as error:
         cause = error.__cause__ or error.__context__
         if isinstance(cause, ConfigError):
             raise cause from None
-        raise ConfigError(f"the settings do not fit rsgrpo/config.py: {error}") from error
-    except (AttributeError, TypeError) as error:
         raise ConfigError(
-            f"a key on the command line is not in rsgrpo/config.py ({error}); `train.py --cfg job` lists the keys"
+            f"the settings do not fit rsgrpo/config/ (`train.py --cfg job` lists the keys): {error}"
         ) from error
     assert isinstance(config, Config)
     return config

@@ -1,0 +1,74 @@
+"""What hydra composes becomes checked settings; what does not fit is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
+
+from rsgrpo.config import Config, ConfigError, load_config, register_schema
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RECIPES = sorted(path.stem for path in (CONFIGS / "recipe").glob("*.yaml"))
+REWARD = "rewards.short={function: 'my_rewards.py:short_thinking', scope: {section: think}, weight: 0.5}"
+
+
+def composed(*overrides: str) -> Config:
+    GlobalHydra.instance().clear()
+    register_schema()
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return load_config(compose("config", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_composes(recipe: str) -> None:
+    assert composed(f"recipe={recipe}").name == recipe
+
+
+def test_published_hyper_parameters() -> None:
+    # benchmarks of the public recipe: 32 questions × 8 rollouts, lr 1e-6, clip 0.2/0.28, dual clip 3, SFT batch 64
+    config = composed("recipe=evisrag_7b")
+    rl, sft = config.rl, config.sft
+    assert (rl.prompts_per_step, rl.samples_per_prompt) == (32, 8)
+    assert (rl.optimizer.learning_rate, rl.optimizer.weight_decay) == (1e-6, 0.01)
+    assert (rl.loss.clip_low, rl.loss.clip_high, rl.loss.dual_clip) == (0.2, 0.28, 3.0)
+    assert (sft.optimizer.learning_rate, sft.optimizer.warmup_steps, sft.samples_per_step) == (5e-7, 200, 64)
+
+
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_a_reward_is_added_on_the_command_line(plus: str) -> None:
+    config = composed(plus + REWARD)
+    added = config.rewards["short"]
+    assert (added.function, added.scope.section, added.weight) == ("my_rewards.py:short_thinking", "think", 0.5)
+    assert config.rewards["accuracy"].weight == 3.0
+
+
+def test_a_rewards_unwritten_settings_need_no_plus() -> None:
+    assert composed("rewards.accuracy.on_missing=whole").rewards["accuracy"].on_missing == "whole"
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("+foo=1", "foo"),
+        ("+rl.foo=1", "rl.foo"),
+        ("rl.samples_per_prompt=1", "rl.samples_per_prompt=1"),
+        ("rollout.sampling.top_p=0.9", "rollout.sampling.top_p=0.9"),
+        ("rewards.accuracy.wieght=2", "rewards.accuracy.wieght"),
+        ("rewards.accuracy.weight=much", "rewards.accuracy.weight"),
+        ("rewards.acuracy.weight=2", "rewards.acuracy.function"),
+        ("rewards.accuracy.scope={section: thought}", "thought"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(override: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
+        composed(override)
+
+
+@pytest.mark.parametrize("override", ["rl.foo=1", "foo=1", "recipe=nosuch", "rl.max_steps=many"])
+def test_hydra_refuses_what_the_schema_lacks(override: str) -> None:
+    with pytest.raises(ConfigCompositionException):
+        composed(override)
