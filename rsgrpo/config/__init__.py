@@ -141,8 +141,9 @@ def register_schema() -> None:
     """
     from hydra.core.config_store import ConfigStore
 
-    rewards = ("rewards", dict[str, Any], field(default_factory=dict))
-    schema = OmegaConf.structured(make_dataclass("Schema", [rewards], bases=(Config,), kw_only=True, slots=True))
+    untyped: Any = field(default_factory=dict)
+    members = [("rewards", dict[str, Any], untyped)]
+    schema = OmegaConf.structured(make_dataclass("Schema", members, bases=(Config,), kw_only=True, slots=True))
     OmegaConf.set_struct(schema.rewards, False)
     ConfigStore.instance().store(name="schema", node=schema)
 
