@@ -74,7 +74,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
     scorer = Scorer(load_rewards(config.rewards, REPOSITORY))
     with progress.phase("Reading data and model"):
         loaded = _load_data(config, folder, scorer)
-        base_model = _base_model(config, folder)
+        base_model = find_base_model(config, folder)
         processor = AutoProcessor.from_pretrained(base_model)
         builder = PromptBuilder(config.prompt, processor)
         lengths = _PromptLengths(config, processor)
@@ -134,7 +134,16 @@ def _load_data(config: Config, folder: RunFolder, scorer: Scorer) -> Mapping[str
     return loaded
 
 
-def _base_model(config: Config, folder: RunFolder) -> Path:
+def find_base_model(config: Config, folder: RunFolder) -> Path:
+    """The folder of the model that the run starts from, built or fetched from the hub if need be.
+
+    Args:
+        config: ``model.path`` is a folder, a hub id, or empty: the quickstart's small model.
+        folder: gets the quickstart's model.
+
+    Raises:
+        ModelError: it is no Qwen2.5-VL, or the hub does not give it.
+    """
     if not config.model.path:
         texts = corpus(config.quickstart, config.seed)
         return build_quickstart_model(config.quickstart, folder.base_model, config.seed, texts)
