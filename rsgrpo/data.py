@@ -20,16 +20,15 @@ from typing import Any
 from PIL import Image
 
 from rsgrpo.config import DataConfig
-from rsgrpo.data_files import IMAGE_TABLE, DataError, Row, data_files, read_rows
-from rsgrpo.images import ImageError, check_page, table_rows
-from rsgrpo.sections import parse_response
-from rsgrpo.text import is_refusal
+from rsgrpo.data_files import IMAGE_TABLE, DataError, data_files, read_rows
+from rsgrpo.images import ImageError, check_page
+from rsgrpo.readers.evisrag import evisrag_sample
+from rsgrpo.readers.findings import BadRecordError
+from rsgrpo.readers.media import MediaFinder
 from rsgrpo.types import IMAGE_MARKER, ImageRef, Sample
 
 _SHOWN_PROBLEMS = 5  # enough to see a pattern; the message also gives the counts
 _CHECK_THREADS = 8  # reading pages waits for the disk
-_SUFFICIENT_COLUMN = "is_sufficient"
-_POSITIVE_COLUMN = "posImgs"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,15 +49,6 @@ class _Problem:
     place: str
     reason: str
     detail: str
-
-
-class _BadItemError(Exception):
-    """One item cannot be used; caught where problems are counted."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
 
 
 def load_samples(
@@ -93,17 +83,20 @@ def load_samples(
     problems: list[_Problem] = []
     samples: list[Sample] = []
     places: list[str] = []
-    pages = _Pages(files[0].parent, data.image_root)
+    root = Path(data.image_root) if data.image_root else files[0].parent
+    pages = MediaFinder((root, files[0].parent), must_exist=False)  # they are opened below, which says more
     seen: set[str] = set()
     for row in (row for file in files for row in read_rows(file)):
         try:
-            sample = _sample(row, data, pages, is_training=is_training)
+            if row.columns is None:
+                raise BadRecordError("not JSON", row.detail)
+            sample = evisrag_sample(row.columns, row.default_id, data, pages, is_training=is_training)
             if sample.sample_id in seen:
-                raise _BadItemError("id twice", f"the id {sample.sample_id!r} stands further up already")
+                raise BadRecordError("id twice", f"the id {sample.sample_id!r} stands further up already")
             detail = find_problem(sample) if find_problem else ""
             if detail:
-                raise _BadItemError("gold", detail)
-        except _BadItemError as error:
+                raise BadRecordError("gold", detail)
+        except BadRecordError as error:
             problems.append(_Problem(place=row.place, reason=error.reason, detail=error.detail))
             continue
         seen.add(sample.sample_id)
@@ -225,122 +218,6 @@ def _report(path: str, problems: list[_Problem], num_good: int) -> str:
         + (f"\n  … and {more} more" if more > 0 else "")
         + "\nrepair them, or set data.on_bad_sample=skip to go on without them"
     )
-
-
-def _sample(row: Row, data: DataConfig, pages: _Pages, *, is_training: bool) -> Sample:
-    if row.columns is None:
-        raise _BadItemError("not JSON", row.detail)
-    columns = dict(row.columns)
-    sample_id = columns.pop(data.id_column, row.default_id)
-    if isinstance(sample_id, bool) or not isinstance(sample_id, (str, int)):
-        raise _BadItemError("wrong type", f"{data.id_column} must be text or a whole number, got {sample_id!r}")
-    question = _text(columns, data.question_column)
-    prompt = _text(columns, data.prompt_column)
-    if not question and not prompt:
-        raise _BadItemError(
-            "missing column",
-            f"it has neither {data.question_column!r} nor {data.prompt_column!r} (it has {', '.join(row.columns)}); "
-            "set data.question_column or data.prompt_column",
-        )
-    paths = _texts(columns, data.image_column, "data.image_column")
-    if not paths:
-        raise _BadItemError("image", "it has no images")
-    num_markers = prompt.count(IMAGE_MARKER)
-    if prompt and num_markers != len(paths):
-        raise _BadItemError(
-            "markers",
-            f"its prompt has {num_markers} {IMAGE_MARKER} markers, but it lists {len(paths)} images; each needs one",
-        )
-    if len(paths) > data.max_images:
-        if is_training:
-            raise _BadItemError(
-                "too many images", f"it has {len(paths)} images, more than data.max_images={data.max_images}"
-            )
-        paths = paths[: data.max_images]
-        pieces = prompt.split(IMAGE_MARKER)
-        prompt = IMAGE_MARKER.join(pieces[: data.max_images + 1]) + "".join(pieces[data.max_images + 1 :])
-    answers, gold = _answers(columns, data)
-    positive = columns.pop(_POSITIVE_COLUMN, None) or ()
-    return Sample(
-        sample_id=str(sample_id),
-        question=question,
-        prompt=prompt,
-        images=tuple(pages.find(path) for path in paths),
-        answers=answers,
-        gold_response=gold,
-        is_sufficient=_is_sufficient(columns, answers if gold else ()),
-        positive_images=tuple(index for index, path in enumerate(paths) if path in positive),
-        metadata={
-            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            for name, value in columns.items()
-        },
-    )
-
-
-def _answers(columns: dict[str, Any], data: DataConfig) -> tuple[tuple[str, ...], str]:
-    """Accepted answers and the tagged gold response; a tagged ``answer`` is both."""
-    gold = _text(columns, data.gold_column)
-    if isinstance(columns.get(data.answer_column), str):
-        text = _text(columns, data.answer_column)
-        answer = parse_response(text).content("answer")
-        if not gold and (answer is not None or "<evidence>" in text):
-            return (() if answer is None else (answer.strip(),)), text
-        return (text,), gold
-    return tuple(_texts(columns, data.answer_column, "data.answer_column")), gold
-
-
-def _is_sufficient(columns: dict[str, Any], gold_answers: tuple[str, ...]) -> bool:
-    """What the data set says; a training set does not say it, but its gold refuses."""
-    value = columns.pop(_SUFFICIENT_COLUMN, None)
-    if value is None:
-        return not any(is_refusal(answer) for answer in gold_answers)
-    if not isinstance(value, bool):
-        raise _BadItemError("wrong type", f"{_SUFFICIENT_COLUMN} must be true or false, got {value!r}")
-    return value
-
-
-def _text(columns: dict[str, Any], name: str) -> str:
-    value = columns.pop(name, None)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _BadItemError("wrong type", f"{name} must be text, got {type(value).__name__} {value!r:.80}")
-    return value
-
-
-def _texts(columns: dict[str, Any], name: str, key: str) -> list[str]:
-    if name not in columns:
-        raise _BadItemError("missing column", f"it has no {name!r} (it has {', '.join(columns)}); set {key}")
-    value = columns.pop(name)
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
-        raise _BadItemError("wrong type", f"{name} must be a list of texts, got {type(value).__name__} {value!r:.80}")
-    return values
-
-
-class _Pages:
-    """Finds page images: files first, then the rows of ``images.parquet`` beside the data."""
-
-    def __init__(self, data_folder: Path, image_root: str) -> None:
-        self._root = Path(image_root).absolute() if image_root else data_folder.absolute()
-        tables = (self._root / IMAGE_TABLE, data_folder.absolute() / IMAGE_TABLE)
-        self._table = next((table for table in tables if table.is_file()), None)
-        self._rows: dict[str, int] | None = None
-        self._found: dict[str, ImageRef] = {}
-
-    def find(self, path: str) -> ImageRef:
-        if path not in self._found:
-            self._found[path] = self._look_up(path)
-        return self._found[path]
-
-    def _look_up(self, path: str) -> ImageRef:
-        file = self._root / path
-        if self._table is not None and not file.is_file():
-            if self._rows is None:
-                self._rows = table_rows(self._table)
-            if path in self._rows:
-                return ImageRef(path=path, parquet_file=str(self._table), parquet_row=self._rows[path])
-        return ImageRef(path=path, file=str(file))
 
 
 def _broken_pages(samples: list[Sample]) -> dict[ImageRef, str]:

@@ -1,0 +1,133 @@
+"""EVisRAG-Train and -Test records as samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rsgrpo.config import DataConfig
+from rsgrpo.readers.fields import id_field
+from rsgrpo.readers.findings import BadRecordError, Remark
+from rsgrpo.readers.media import MediaFinder
+from rsgrpo.readers.options import Convert, ReaderOptions
+from rsgrpo.sections import parse_response
+from rsgrpo.text import is_refusal
+from rsgrpo.types import IMAGE_MARKER, Sample
+
+_SUFFICIENT_COLUMN = "is_sufficient"
+_POSITIVE_COLUMN = "posImgs"
+
+
+def evisrag(file: Path, options: ReaderOptions) -> Convert:
+    """EVisRAG: see ``rsgrpo.data``; too many images are cut where the record has plain answers, as in evaluation."""
+    root = Path(options.media_root) if options.media_root else file.parent
+    media = MediaFinder((root, file.parent), must_exist=options.check_media)
+
+    def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
+        default_id = f"{file.stem}-{index + 1 if file.suffix == '.jsonl' else index}"
+        return evisrag_sample(record, default_id, options.columns, media, is_training=False)
+
+    return convert
+
+
+def evisrag_sample(
+    record: dict[str, Any], default_id: str, data: DataConfig, media: MediaFinder, *, is_training: bool
+) -> Sample:
+    """One record of EVisRAG-Train or -Test.
+
+    Args:
+        record: its columns.
+        default_id: if it has no id of its own.
+        data: column names and limits.
+        media: finds its pages.
+        is_training: too many images are a defect then; else the lowest ranked are left out.
+
+    Raises:
+        BadRecordError: a column is missing or of the wrong type, or markers and images do not match.
+    """
+    columns = dict(record)
+    sample_id = id_field(columns, data.id_column, default_id)
+    columns.pop(data.id_column, None)
+    question = _text(columns, data.question_column)
+    prompt = _text(columns, data.prompt_column)
+    if not question and not prompt:
+        raise BadRecordError(
+            "missing column",
+            f"it has neither {data.question_column!r} nor {data.prompt_column!r} (it has {', '.join(record)}); "
+            "set data.question_column or data.prompt_column",
+        )
+    paths = _texts(columns, data.image_column, "data.image_column")
+    if not paths:
+        raise BadRecordError("image", "it has no images")
+    num_markers = prompt.count(IMAGE_MARKER)
+    if prompt and num_markers != len(paths):
+        raise BadRecordError(
+            "markers",
+            f"its prompt has {num_markers} {IMAGE_MARKER} markers, but it lists {len(paths)} images; each needs one",
+        )
+    if len(paths) > data.max_images:
+        if is_training:
+            raise BadRecordError(
+                "too many images", f"it has {len(paths)} images, more than data.max_images={data.max_images}"
+            )
+        paths = paths[: data.max_images]
+        pieces = prompt.split(IMAGE_MARKER)
+        prompt = IMAGE_MARKER.join(pieces[: data.max_images + 1]) + "".join(pieces[data.max_images + 1 :])
+    answers, gold = _answers(columns, data)
+    positive = columns.pop(_POSITIVE_COLUMN, None) or ()
+    return Sample(
+        sample_id=sample_id,
+        question=question,
+        prompt=prompt,
+        images=tuple(media.find(path) for path in paths),
+        answers=answers,
+        gold_response=gold,
+        is_sufficient=_is_sufficient(columns, answers if gold else ()),
+        positive_images=tuple(index for index, path in enumerate(paths) if path in positive),
+        metadata={
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            for name, value in columns.items()
+        },
+    )
+
+
+def _answers(columns: dict[str, Any], data: DataConfig) -> tuple[tuple[str, ...], str]:
+    """Accepted answers and the tagged gold response; a tagged ``answer`` is both."""
+    gold = _text(columns, data.gold_column)
+    if isinstance(columns.get(data.answer_column), str):
+        text = _text(columns, data.answer_column)
+        answer = parse_response(text).content("answer")
+        if not gold and (answer is not None or "<evidence>" in text):
+            return (() if answer is None else (answer.strip(),)), text
+        return (text,), gold
+    return tuple(_texts(columns, data.answer_column, "data.answer_column")), gold
+
+
+def _is_sufficient(columns: dict[str, Any], gold_answers: tuple[str, ...]) -> bool:
+    """What the data set says; a training set does not say it, but its gold refuses."""
+    value = columns.pop(_SUFFICIENT_COLUMN, None)
+    if value is None:
+        return not any(is_refusal(answer) for answer in gold_answers)
+    if not isinstance(value, bool):
+        raise BadRecordError("wrong type", f"{_SUFFICIENT_COLUMN} must be true or false, got {value!r}")
+    return value
+
+
+def _text(columns: dict[str, Any], name: str) -> str:
+    value = columns.pop(name, None)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadRecordError("wrong type", f"{name} must be text, got {type(value).__name__} {value!r:.80}")
+    return value
+
+
+def _texts(columns: dict[str, Any], name: str, key: str) -> list[str]:
+    if name not in columns:
+        raise BadRecordError("missing column", f"it has no {name!r} (it has {', '.join(columns)}); set {key}")
+    value = columns.pop(name)
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
+        raise BadRecordError("wrong type", f"{name} must be a list of texts, got {type(value).__name__} {value!r:.80}")
+    return values

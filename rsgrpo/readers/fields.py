@@ -1,0 +1,48 @@
+"""Typed access to the fields of a record: what is missing or mistyped is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rsgrpo.readers.findings import BadRecordError
+
+
+def text_field(record: Mapping[str, Any], name: str) -> str:
+    """A text that must be there."""
+    value = _present(record, name)
+    if not isinstance(value, str):
+        raise BadRecordError("wrong type", f"{name} must be text, got {type(value).__name__} {value!r:.80}")
+    return value
+
+
+def texts_field(record: Mapping[str, Any], name: str) -> list[str]:
+    """A text or a list of texts that must be there, as a list."""
+    value = _present(record, name)
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise BadRecordError("wrong type", f"{name} must be a list of texts, got {type(value).__name__} {value!r:.80}")
+    return value
+
+
+def whole_field(record: Mapping[str, Any], name: str) -> int:
+    """A whole number that must be there."""
+    value = _present(record, name)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadRecordError("wrong type", f"{name} must be a whole number, got {type(value).__name__} {value!r:.80}")
+    return value
+
+
+def id_field(record: Mapping[str, Any], name: str, default: str) -> str:
+    """Text or a whole number, as text; ``default`` where there is none."""
+    value = record.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise BadRecordError("wrong type", f"{name} must be text or a whole number, got {value!r:.80}")
+    return str(value)
+
+
+def _present(record: Mapping[str, Any], name: str) -> Any:
+    if name not in record:
+        raise BadRecordError("missing field", f"it has no {name!r} (it has {', '.join(map(str, record)) or 'nothing'})")
+    return record[name]

@@ -1,0 +1,94 @@
+"""What a reader found wrong or odd: by reason, counted, the first few shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_SHOWN = 5  # enough to see a pattern; the count says the rest
+
+Remark = Callable[[str, str], None]
+"""Called with reason and detail for an oddity of a record that is kept nevertheless."""
+
+
+class BadRecordError(Exception):
+    """One record cannot be used; caught where records are counted.
+
+    Args:
+        reason: a few words that records with the same defect share, such as ``markers``.
+        detail: what is wrong with this one: got and expected.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """All records of one kind of defect.
+
+    Attributes:
+        reason: the kind.
+        count: how many.
+        examples: place and detail of the first few.
+    """
+
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadReport:
+    """What was read, left out and kept with a remark.
+
+    Attributes:
+        num_records: records looked at.
+        num_samples: of them, those that gave a sample.
+        skipped: why records were left out, most frequent first.
+        remarks: oddities of records that were kept, most frequent first.
+    """
+
+    num_records: int
+    num_samples: int
+    skipped: tuple[Finding, ...]
+    remarks: tuple[Finding, ...]
+
+    @property
+    def num_skipped(self) -> int:
+        """Records, or rests of files, that were left out."""
+        return sum(finding.count for finding in self.skipped)
+
+    def counts(self) -> dict[str, int]:
+        """Number of skipped records by reason."""
+        return {finding.reason: finding.count for finding in self.skipped}
+
+    def text(self) -> str:
+        """A few lines for people: counts, then examples."""
+        lines = [f"{self.num_samples} of {self.num_records} records can be used"]
+        for title, findings in (("left out", self.skipped), ("kept, but", self.remarks)):
+            for finding in findings:
+                lines.append(f"  {title} {finding.count} × {finding.reason}")
+                lines += [f"    {example}" for example in finding.examples]
+                if finding.count > len(finding.examples):
+                    lines.append(f"    … and {finding.count - len(finding.examples)} more")
+        return "\n".join(lines)
+
+
+class Tally:
+    """Counts findings as they come."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, tuple[str, ...]]] = {}
+
+    def add(self, reason: str, example: str) -> None:
+        """Count one."""
+        count, examples = self._found.get(reason, (0, ()))
+        self._found[reason] = (count + 1, examples if count >= _SHOWN else (*examples, example))
+
+    def findings(self) -> tuple[Finding, ...]:
+        """All so far, most frequent first."""
+        ordered = sorted(self._found.items(), key=lambda item: -item[1][0])
+        return tuple(Finding(reason=reason, count=count, examples=examples) for reason, (count, examples) in ordered)

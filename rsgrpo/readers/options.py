@@ -1,0 +1,42 @@
+"""What all formats can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rsgrpo.config import DataConfig
+from rsgrpo.config.checks import at_least, one_of
+from rsgrpo.readers.findings import Remark
+from rsgrpo.types import Sample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReaderOptions:
+    """How to read.
+
+    Attributes:
+        media_root: folder that image paths are relative to; empty: where the format keeps them.
+        check_media: refuse records whose images lie nowhere.
+        on_bad_record: ``error``: stop and name them. ``skip``: leave them out, counted by reason.
+        combined_images: MileBench: use the variant whose pages are combined to at most so many canvases; 0: none.
+        max_frames: images that a video (a folder of frames) gives at most.
+        columns: EVisRAG: names of its columns, and how many images a question may have.
+    """
+
+    media_root: str = ""
+    check_media: bool = True
+    on_bad_record: str = "error"
+    combined_images: int = 0
+    max_frames: int = 32
+    columns: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        one_of("on_bad_record", self.on_bad_record, ("error", "skip"))
+        at_least("combined_images", self.combined_images, 0)
+        at_least("max_frames", self.max_frames, 1)
+
+
+Convert = Callable[[int, dict[str, Any], Remark], Sample]
+"""Makes a sample of record number i; raises BadRecordError, or remarks on an oddity and goes on."""

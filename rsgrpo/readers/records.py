@@ -1,0 +1,165 @@
+"""Raw records of a data file, one after the other in constant memory, each with the byte where it ends.
+
+A JSON list goes through ``ijson`` (its C backend where there is one). The file is handed over in pieces that
+end in a ``}`` which a comma or bracket follows: only there can a record end, so that the parser itself tells
+at which byte each one does, and reading can go on from any of these bytes later.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import ijson
+
+from rsgrpo.data_files import DataError
+from rsgrpo.readers.findings import BadRecordError
+
+_CHUNK_BYTES = 1 << 18  # large enough to read fast, small beside the records that a reader's user holds
+_RECORD_END = re.compile(rb"\}(?=\s*[,\]])")
+_BEFORE_NEXT = re.compile(rb"\s*,?")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_OPENINGS = {"item": b"[", "data.item": b'{"data":['}
+"""What must stand in front of a record for the parser to be in a list of them, by ijson's name of the list."""
+
+RawRecord = tuple[int, object]
+"""First byte behind the record, and its value; a BadRecordError where there is none."""
+
+
+def raw_records(file: Path, *, prefix: str, offset: int = 0) -> Iterator[RawRecord]:
+    """The records of a data file.
+
+    Args:
+        file: a JSON list, or an object with a list (``prefix``); ``.jsonl``: one record a line; ``.parquet``.
+        prefix: ``item`` for a list, ``data.item`` for the list under ``data`` of an object.
+        offset: where to go on: an end that was given before; 0: the start. Row number for parquet.
+
+    Yields:
+        End and value of each record. Where the file breaks off or is not JSON, a last
+        :class:`BadRecordError` says so; a broken line of JSONL is one record.
+
+    Raises:
+        DataError: the file as a whole is not what its name says.
+
+    Example:
+        ``[{"a": 1}, {"a": 2}]`` gives ``(9, {"a": 1})`` and ``(19, {"a": 2})``.
+    """
+    if file.suffix == ".jsonl":
+        return _lines(file, offset)
+    if file.suffix == ".parquet":
+        return _table_rows(file, offset)
+    return _list_items(file, prefix, offset)
+
+
+def _lines(file: Path, offset: int) -> Iterator[RawRecord]:
+    with file.open("rb") as lines:
+        lines.seek(offset)
+        for line in lines:
+            start, offset = offset, offset + len(line)
+            if not line.strip():
+                continue
+            try:
+                value: object = json.loads(line)
+            except ValueError as error:
+                # A half-written last line is a cut file, not a bad record in the middle of a good one.
+                reason = "not JSON" if line.endswith(b"\n") else "truncated JSON"
+                value = BadRecordError(reason, f"the line (bytes {start} to {offset}) is not JSON: {error}")
+            yield offset, value
+
+
+def _table_rows(file: Path, offset: int) -> Iterator[RawRecord]:
+    import pyarrow.parquet as pq
+
+    row = 0
+    with pq.ParquetFile(file) as table:
+        for batch in table.iter_batches(batch_size=1024):
+            if row + batch.num_rows > offset:
+                for index, value in enumerate(batch.to_pylist(), start=row):
+                    if index >= offset:
+                        yield index + 1, value
+            row += batch.num_rows
+
+
+def _list_items(file: Path, prefix: str, offset: int) -> Iterator[RawRecord]:
+    items: list[Any] = ijson.sendable_list()
+    parser = ijson.items_coro(items, prefix, use_float=True)
+    end = offset
+    is_through = False
+    try:
+        for position, piece in _pieces(file, prefix, offset):
+            parser.send(piece)
+            if items:
+                # Only the last of several can end here: the others are no objects, of which nobody asks the place.
+                for value in items[:-1]:
+                    yield end, value
+                end = position
+                yield end, items[-1]
+                del items[:]
+        is_through = True
+        parser.close()
+    except (ijson.JSONError, UnicodeDecodeError, OverflowError) as error:
+        size = file.stat().st_size
+        detail = f"{error}".strip().splitlines()[0] if f"{error}".strip() else type(error).__name__
+        if is_through:  # the parser calls every error incomplete
+            yield (
+                end,
+                BadRecordError(
+                    "truncated JSON",
+                    f"{file} breaks off at byte {size} inside a record; the last whole record ends at byte {end} "
+                    f"(go on from there once the file is complete): {detail}",
+                ),
+            )
+        else:
+            yield (
+                end,
+                BadRecordError(
+                    "not JSON", f"{file} is not JSON behind byte {end}, so that the rest of it cannot be read: {detail}"
+                ),
+            )
+
+
+def _pieces(file: Path, prefix: str, offset: int) -> Generator[tuple[int, bytes], None, None]:
+    """Pieces of the file from ``offset`` on, with the byte behind each."""
+    with file.open("rb") as stream:
+        if offset:
+            yield offset, _OPENINGS[prefix]
+            stream.seek(offset)
+            block = stream.read(_CHUNK_BYTES)
+            skipped = _BEFORE_NEXT.match(block)
+            assert skipped is not None
+        else:
+            block = stream.read(_CHUNK_BYTES)
+            skipped = re.compile(b"(?:" + _BYTE_ORDER_MARK + rb")?\s*").match(block)
+            assert skipped is not None
+            _check_opening(file, block[skipped.end() :], prefix)
+        position = offset + skipped.end()
+        block = block[skipped.end() :]
+        while True:
+            sent = 0
+            for found in _RECORD_END.finditer(block):
+                piece = block[sent : found.end()]
+                sent = found.end()
+                yield position + sent, piece
+            # What follows a brace decides whether a record may end there: it waits for the next chunk.
+            last = block.rfind(b"}", sent)
+            chunk = stream.read(_CHUNK_BYTES)
+            stop = len(block) if last < 0 or not chunk else last
+            if stop > sent:
+                yield position + stop, block[sent:stop]
+            position += stop
+            if not chunk:
+                return
+            block = block[stop:] + chunk
+
+
+def _check_opening(file: Path, head: bytes, prefix: str) -> None:
+    opening = _OPENINGS[prefix][:1]
+    if head and head[:1] != opening:
+        kind = "list" if opening == b"[" else "object"
+        raise DataError(
+            f"{file} starts with {head[:20]!r}; expected a JSON {kind} ({opening.decode()}). A file of one object a "
+            "line must be named .jsonl"
+        )
