@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rsgrpo.config.checks import ConfigError, at_least, one_of
 from rsgrpo.config.inputs import DataConfig, ModelConfig, PromptConfig, QuickstartConfig
-from rsgrpo.config.rollout import EvalConfig, RewardConfig, RolloutConfig, SamplingConfig, ScopeConfig
+from rsgrpo.config.rollout import EndpointConfig, EvalConfig, RewardConfig, RolloutConfig, SamplingConfig, ScopeConfig
 from rsgrpo.config.training import (
     CreditConfig,
     FilterConfig,
@@ -32,6 +32,7 @@ __all__ = [
     "ConfigError",
     "CreditConfig",
     "DataConfig",
+    "EndpointConfig",
     "EvalConfig",
     "FilterConfig",
     "LoggingConfig",
@@ -115,6 +116,8 @@ class Config:
         one_of("resume", self.resume, ("auto", "never"))
         if self.stage in ("rl", "all"):
             self._check_rl()
+        if self.eval.tasks and self.stage != "eval":
+            raise ConfigError(f"eval.tasks is answered by stage=eval, got stage={self.stage}; set stage=eval")
 
     def _check_rl(self) -> None:
         sampling = self.rollout.sampling

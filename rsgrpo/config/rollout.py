@@ -112,13 +112,94 @@ class RewardConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class EndpointConfig:
+    """A server with OpenAI's chat interface, such as `vllm serve`."""
+
+    url: str = ""
+    """Base address, such as ``http://localhost:8000/v1``; empty: answer with ``eval.checkpoint`` on our own engines."""
+    model: str = ""
+    """The name under which the server knows the model."""
+    concurrency: int = 8
+    """Requests on their way at a time."""
+    timeout_seconds: float = 300.0
+    """For one attempt, from sending to the last byte."""
+    retries: int = 5
+    """Further attempts after a time-out, a broken connection, 408, 429, 5xx or a reply that cannot be read."""
+    backoff_seconds: float = 1.0
+    """Wait before the first retry; it doubles each time, up to a minute. A ``Retry-After`` of the server counts more."""
+    give_up_after: int = 32
+    """Questions that fail one after the other before the run stops: the server is gone."""
+    api_key_variable: str = ""
+    """Environment variable that holds the key; empty: none is sent. The key itself is never written anywhere."""
+
+    def __post_init__(self) -> None:
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"eval.endpoint.url={self.url!r} must start with http:// or https://")
+        if bool(self.url) != bool(self.model):
+            raise ConfigError(
+                f"eval.endpoint.url={self.url!r} and eval.endpoint.model={self.model!r} belong together; set both"
+            )
+        at_least("eval.endpoint.concurrency", self.concurrency, 1)
+        more_than("eval.endpoint.timeout_seconds", self.timeout_seconds, 0.0)
+        at_least("eval.endpoint.retries", self.retries, 0)
+        at_least("eval.endpoint.backoff_seconds", self.backoff_seconds, 0.0)
+        at_least("eval.endpoint.give_up_after", self.give_up_after, 1)
+
+
+@dataclass(kw_only=True, slots=True)
 class EvalConfig:
-    """Evaluation of a checkpoint on the test questions."""
+    """Evaluation of a checkpoint, on the test questions or on published benchmarks."""
 
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0, max_response_tokens=2048))
     max_samples: int = 0
-    """0: all."""
+    """Questions of the test set, or of every task; 0: all."""
     before_sft: bool = True
     """Also score the model that the run starts from."""
     checkpoint: str = ""
     """``stage=eval``: model folder to score; empty: the run's newest, else ``model.path``."""
+    tasks: list[str] = field(default_factory=list)
+    """``stage=eval``: benchmarks to answer instead of the test questions, such as ``evisrag/chartqa``,
+    ``milebench/ALFRED``, ``vhs/single`` or ``mig_bench``; README, "Benchmarks", lists them."""
+    data_root: str = ""
+    """Folder that holds the benchmarks as they are downloaded."""
+    image_root: str = ""
+    """Visual Haystacks: folder of COCO's photographs; empty: ``coco`` in ``data_root``."""
+    prompt_style: str = "official"
+    """``official``: each benchmark's own words, order and response limit. ``evidence``: ``prompt.path`` with the
+    benchmark's question in it, and ``eval.sampling`` as it is; the answer section is scored, the whole text kept."""
+    haystack_sizes: list[int] = field(default_factory=list)
+    """Visual Haystacks: how many images a question has; empty: every size that ``data_root`` holds."""
+    haystack_set: str = "VHs_large"
+    """Visual Haystacks: ``VHs_large`` or ``VHs_small``."""
+    max_canvases: int = 0
+    """MileBench: show the images on so many combined canvases at most (the paper's variant is 1); 0: one by one."""
+    max_context_tokens: int = 0
+    """MileBench: cut contexts from the left to so many tokens, images included, as the original does; 0: never."""
+    image_tokens: int = 256
+    """MileBench: what an image is taken to cost in that count."""
+    box_coordinates: str = "relative"
+    """MIG-Bench: ``relative`` (the model answers in 0-1000) or ``pixels`` (of the resized image, as Qwen2.5-VL does)."""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+
+    def __post_init__(self) -> None:
+        one_of("eval.prompt_style", self.prompt_style, ("official", "evidence"))
+        one_of("eval.haystack_set", self.haystack_set, ("VHs_large", "VHs_small"))
+        one_of("eval.box_coordinates", self.box_coordinates, ("relative", "pixels"))
+        for name in ("max_samples", "max_canvases", "max_context_tokens"):
+            at_least(f"eval.{name}", getattr(self, name), 0)
+        at_least("eval.image_tokens", self.image_tokens, 1)
+        repeated = sorted({name for name in self.tasks if self.tasks.count(name) > 1})
+        if repeated:
+            raise ConfigError(f"eval.tasks names {', '.join(repeated)} more than once; name every task once")
+        if self.tasks and not self.data_root:
+            raise ConfigError("eval.tasks needs eval.data_root, the folder that holds the benchmarks")
+        if self.endpoint.url and not self.tasks:
+            raise ConfigError("eval.endpoint answers benchmarks; name some in eval.tasks")
+        if self.endpoint.url and self.max_context_tokens:
+            raise ConfigError(
+                "eval.max_context_tokens counts the model's own tokens, which an endpoint does not tell; leave it at 0"
+            )
+        if self.max_canvases > 1:
+            raise ConfigError(
+                f"eval.max_canvases={self.max_canvases}: MileBench's prompt for combined images shows exactly one; set 1"
+            )

@@ -1,0 +1,1 @@
+"""How each benchmark words its questions: the originals' prompt rules, and the chat turns they become."""
