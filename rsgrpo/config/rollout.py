@@ -126,7 +126,7 @@ class EndpointConfig:
     retries: int = 5
     """Further attempts after a time-out, a broken connection, 408, 429, 5xx or a reply that cannot be read."""
     backoff_seconds: float = 1.0
-    """Wait before the first retry; it doubles each time, up to a minute. A ``Retry-After`` of the server counts more."""
+    """Wait before the first retry; it doubles each time, up to a minute. A server's ``Retry-After`` counts more."""
     give_up_after: int = 32
     """Questions that fail one after the other before the run stops: the server is gone."""
     api_key_variable: str = ""
@@ -178,7 +178,7 @@ class EvalConfig:
     image_tokens: int = 256
     """MileBench: what an image is taken to cost in that count."""
     box_coordinates: str = "relative"
-    """MIG-Bench: ``relative`` (the model answers in 0-1000) or ``pixels`` (of the resized image, as Qwen2.5-VL does)."""
+    """MIG-Bench: ``relative`` (the model answers in 0-1000) or ``pixels`` (of the resized image, as in Qwen2.5-VL)."""
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
     def __post_init__(self) -> None:
@@ -201,5 +201,5 @@ class EvalConfig:
             )
         if self.max_canvases > 1:
             raise ConfigError(
-                f"eval.max_canvases={self.max_canvases}: MileBench's prompt for combined images shows exactly one; set 1"
+                f"eval.max_canvases={self.max_canvases}: MileBench's prompt for combined images shows one; set 1"
             )

@@ -81,9 +81,7 @@ def combine_grid(sample_id: str, num_images: int, max_canvases: int) -> tuple[Ca
     return tuple(canvases)
 
 
-def combine_images(
-    sample_id: str, images: Sequence[ImageRef], max_canvases: int, folder: Path
-) -> tuple[ImageRef, ...]:
+def combine_images(sample_id: str, images: Sequence[ImageRef], max_canvases: int, folder: Path) -> tuple[ImageRef, ...]:
     """Draw the canvases of one sample; those that exist already are left as they are.
 
     Args:

@@ -95,9 +95,7 @@ def milebench_prompt(
     return PlacedImages(prompt=f"{instruction}\n{kept.prompt}", kept_images=kept.kept_images)
 
 
-def _keep_tail(
-    fragments: Sequence[str], num_images: int, instruction: str, limit: ContextLimit | None
-) -> PlacedImages:
+def _keep_tail(fragments: Sequence[str], num_images: int, instruction: str, limit: ContextLimit | None) -> PlacedImages:
     room = float("inf") if limit is None else limit.max_tokens - len(limit.encode(instruction))
     kept: list[str] = []
     first_image = num_images

@@ -116,8 +116,8 @@ def chat_prompt(prompt: TaskPrompt, chat: ChatTemplater) -> PromptedSample:
     images = prompt.images
     if text.count(IMAGE_PLACEHOLDER) != len(images):
         raise TaskPromptError(
-            f"question {prompt.prompt_id!r}: the chat template gives {text.count(IMAGE_PLACEHOLDER)} image placeholders "
-            f"for {len(images)} images; use a model folder with Qwen2.5-VL's chat template"
+            f"question {prompt.prompt_id!r}: the chat template gives {text.count(IMAGE_PLACEHOLDER)} image "
+            f"placeholders for {len(images)} images; use a model folder with Qwen2.5-VL's chat template"
         )
     return PromptedSample(
         sample=Sample(sample_id=prompt.prompt_id, images=images),
@@ -131,7 +131,7 @@ def _check_text(prompt_id: str, text: str) -> None:
         rest = rest.replace(token, "")
     if _CONTROL in rest:
         raise TaskPromptError(
-            f"question {prompt_id!r}: its text holds {_CONTROL!r}, which starts a control token; take it out of the data"
+            f"question {prompt_id!r}: its text holds {_CONTROL!r}, which starts a control token; take it out"
         )
 
 

@@ -1,0 +1,236 @@
+"""The endpoint client against a real HTTP server that refuses, stalls, breaks off and talks nonsense."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from rollout.answering import Answer
+from rollout.endpoint import EndpointAnswerer, EndpointError
+from rsgrpo.config import DataConfig, EndpointConfig, SamplingConfig
+from rsgrpo.task_prompts.turns import TaskPrompt, user_prompt
+from tests.tiny_model import write_pages
+
+Reply = tuple[int, str, dict[str, str]]
+GREEDY = SamplingConfig(temperature=0.0, max_response_tokens=16)
+
+
+class FakeServer:
+    """Speaks chat completions; ``reply`` decides by question and attempt (counted from 1)."""
+
+    def __init__(self) -> None:
+        self.reply: Callable[[str, int], Reply] = lambda question, _: ok(f"re: {question}")
+        self.attempts: Counter[str] = Counter()
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.in_flight = self.most_in_flight = 0
+        self._lock = threading.Lock()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                status, text, headers = server.take(self.path, body, dict(self.headers))
+                data = text.encode()
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Quiet(ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                pass  # clients that time out hang up
+
+        self._http = Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def take(self, path: str, body: dict[str, Any], headers: dict[str, str]) -> Reply:
+        assert path == "/v1/chat/completions"
+        content = body["messages"][-1]["content"]
+        question = content if isinstance(content, str) else content[-1]["text"]
+        with self._lock:
+            self.bodies.append(body)
+            self.headers.append(headers)
+            self.attempts[question] += 1
+            attempt = self.attempts[question]
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            return self.reply(question, attempt)
+        finally:
+            with self._lock:
+                self.in_flight -= 1
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+def ok(text: object, finish_reason: str = "stop") -> Reply:
+    message = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}]}
+    return 200, json.dumps(message), {}
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    server = FakeServer()
+    yield server
+    server.close()
+
+
+def _answer(server: FakeServer, prompts: list[TaskPrompt], **settings: Any) -> dict[str, Answer]:
+    settings = {"timeout_seconds": 5.0, "retries": 3, "backoff_seconds": 0.01, "concurrency": 3, **settings}
+    answers: list[Answer] = []
+    endpoint = EndpointConfig(url=server.url, model="m", **settings)
+    EndpointAnswerer(endpoint, DataConfig(), seed=7).answer(prompts, GREEDY, answers.extend)
+    assert len({one.prompt_id for one in answers}) == len(answers)
+    return {one.prompt_id: one for one in answers}
+
+
+def _prompts(*questions: str) -> list[TaskPrompt]:
+    return [user_prompt(question, (question,)) for question in questions]
+
+
+def test_every_question_is_answered_by_so_many_requests_at_a_time(server: FakeServer) -> None:
+    def slowly(question: str, _: int) -> Reply:
+        time.sleep(0.05)
+        return ok(f"re: {question}", "length" if question == "q0" else "stop")
+
+    server.reply = slowly
+    answers = _answer(server, _prompts(*(f"q{index}" for index in range(9))))
+    assert {one.prompt_id: one.text for one in answers.values()} == {f"q{i}": f"re: q{i}" for i in range(9)}
+    assert answers["q0"].finish_reason == "length"
+    assert not any(one.failure for one in answers.values())
+    assert server.most_in_flight == 3
+
+
+def test_a_request_carries_settings_key_and_images(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "secret")
+    (page,) = write_pages(tmp_path, [(60, 40)])
+    prompt = user_prompt("a", ("Look: ", page, "What?"), system="Help.")
+    assert _answer(server, [prompt], api_key_variable="SOME_KEY")["a"].text == "re: What?"
+    (body,), (headers,) = server.bodies, server.headers
+    assert {key: body[key] for key in body if key != "messages"} == {
+        "model": "m",
+        "temperature": 0.0,
+        "max_tokens": 16,
+        "seed": 7,
+    }
+    assert {name.lower(): value for name, value in headers.items()}["authorization"] == "Bearer secret"
+    system, user = body["messages"]
+    assert system == {"role": "system", "content": "Help."}
+    kind, data = user["content"][1]["image_url"]["url"].split(",", 1)
+    assert kind == "data:image/png;base64"
+    # 60 × 40 = 2400 pixels, below data.min_pixels = 3136: scaled by sqrt(3136 / 2400) = 1.1431.
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (68, 45)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        (429, '{"error": "slow down"}', {"retry-after": "0.02"}),
+        (500, "oops", {}),
+        (503, "", {}),
+        (200, '{"choices": [{"message": {"content": "cut he', {}),
+        (200, "[]", {}),
+        (200, '{"choices": []}', {}),
+        (200, '{"choices": [{"message": {"content": null}}]}', {}),
+    ],
+    ids=["429", "500", "503", "half-json", "list", "no-choice", "null"],
+)
+def test_what_may_pass_is_tried_again(server: FakeServer, first: Reply) -> None:
+    server.reply = lambda question, attempt: first if attempt <= 2 else ok("at last")
+    assert _answer(server, _prompts("q"))["q"] == Answer(prompt_id="q", text="at last", finish_reason="stop")
+    assert server.attempts["q"] == 3
+
+
+def test_a_server_is_waited_for_as_long_as_it_asks(server: FakeServer) -> None:
+    server.reply = lambda question, attempt: (429, "", {"retry-after": "0.3"}) if attempt == 1 else ok("yes")
+    begin = time.perf_counter()
+    assert _answer(server, _prompts("q"))["q"].text == "yes"
+    assert time.perf_counter() - begin >= 0.3
+
+
+def test_what_never_passes_is_a_failure_by_name_and_costs_the_others_nothing(server: FakeServer) -> None:
+    def reply(question: str, _: int) -> Reply:
+        if question == "stalls":
+            time.sleep(0.5)
+        replies = {"busy": (429, "wait", {}), "long": (400, "prompt is too long", {}), "odd": (200, "<html>", {})}
+        return replies.get(question, ok("fine"))
+
+    server.reply = reply
+    answers = _answer(server, _prompts("busy", "long", "odd", "stalls", "good"), timeout_seconds=0.15, retries=1)
+    assert answers["good"].text == "fine"
+    failures = {name: one.failure for name, one in answers.items() if one.failure}
+    assert failures.keys() == {"busy", "long", "odd", "stalls"}
+    assert failures["busy"] == "status 429: wait (2 attempts)"
+    assert failures["long"] == "status 400: prompt is too long"
+    assert server.attempts["long"] == 1  # the same prompt would be refused again
+    assert "no chat completion" in failures["odd"]
+    assert "eval.endpoint.timeout_seconds=0.15" in failures["stalls"]
+    assert server.attempts["stalls"] == 2
+    assert not any(answers[name].text for name in failures)
+
+
+def test_a_wrong_key_or_model_stops_at_once(server: FakeServer) -> None:
+    for status, hint in ((401, "api_key_variable"), (403, "model"), (404, "ends in /v1")):
+        server.reply = lambda question, attempt, status=status: (status, "no", {})  # type: ignore[misc]
+        server.attempts.clear()
+        with pytest.raises(EndpointError, match=hint):
+            _answer(server, _prompts(*(f"q{index}" for index in range(20))))
+        assert sum(server.attempts.values()) <= 6  # those on their way, and hardly one more
+
+
+def test_a_dead_server_is_given_up(server: FakeServer) -> None:
+    server.close()
+    answers: list[Answer] = []
+    endpoint = EndpointConfig(url=server.url, model="m", retries=1, backoff_seconds=0.0, concurrency=2, give_up_after=4)
+    with pytest.raises(EndpointError, match=r"4 questions in a row failed.*resume=auto"):
+        EndpointAnswerer(endpoint, DataConfig(), 0).answer(
+            _prompts(*(f"q{index}" for index in range(50))), GREEDY, answers.extend
+        )
+    assert 4 <= len(answers) <= 6
+    assert all("ConnectError" in one.failure for one in answers)
+
+
+def test_a_missing_key_is_found_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    endpoint = EndpointConfig(url="http://localhost:1/v1", model="m", api_key_variable="NO_SUCH_KEY")
+    with pytest.raises(EndpointError, match="NO_SUCH_KEY"):
+        EndpointAnswerer(endpoint, DataConfig(), 0)
+
+
+def test_an_interrupt_keeps_what_is_done(server: FakeServer) -> None:
+    answers: list[Answer] = []
+
+    def keep(more: list[Answer]) -> None:
+        answers.extend(more)
+        if len(answers) == 3:
+            raise KeyboardInterrupt
+
+    endpoint = EndpointConfig(url=server.url, model="m", concurrency=1)
+    with pytest.raises(KeyboardInterrupt):
+        EndpointAnswerer(endpoint, DataConfig(), 0).answer(_prompts("a", "b", "c", "d"), GREEDY, keep)  # type: ignore[arg-type]
+    assert [one.prompt_id for one in answers] == ["a", "b", "c"]
+    assert server.attempts["d"] == 0
