@@ -49,6 +49,9 @@ def _join(config: ClusterConfig) -> None:
         return
     # An address left in the environment would silently join some other cluster.
     os.environ.pop("RAY_ADDRESS", None)
+    # Ray would start its workers 15 steps of niceness below this process: whatever else runs here would slow
+    # training, which is what people started. `nice uv run train.py` still lowers all of it.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         ray.init(
             address="local",
