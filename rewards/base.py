@@ -62,7 +62,7 @@ class DeclaredReward:
     Attributes:
         function: takes a ``RewardCall`` (a list of them if ``is_batch``) and keyword arguments.
         is_batch: whether it judges all calls at once.
-        gold_sections: sections that the gold response must hold.
+        gold_sections: sections that the gold response, and fields that the sample, must hold.
     """
 
     function: RewardCallable
@@ -89,7 +89,8 @@ def needs_gold(*sections: str) -> Callable[[RewardCallable | DeclaredReward], De
     """Declare sections that the gold response must hold, so that samples are checked before training.
 
     ``answer`` is also satisfied by ``Sample.answers`` where there is no gold response at all;
-    ``evidence`` needs at least one ``[i]:`` line in it.
+    ``evidence`` needs at least one ``[i]:`` line in it. ``boxes``, ``choices`` and ``positive_images`` name
+    fields of the sample that must not be empty.
     """
 
     def declare(function: RewardCallable | DeclaredReward) -> DeclaredReward:

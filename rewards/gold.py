@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from rsgrpo.sections import ParsedResponse, parse_response
 from rsgrpo.text import REFUSALS
-from rsgrpo.types import Sample
+from rsgrpo.types import SECTION_TAGS, Sample
 
 # The siblings of a group and the rewards on them ask for the same gold; a step has a few hundred.
 _CACHED_GOLDS = 4096
@@ -30,8 +30,16 @@ def gold_answers(sample: Sample) -> tuple[str, ...]:
     return sample.answers if sample.is_sufficient else REFUSALS
 
 
-def gold_problem(sample: Sample, sections: tuple[str, ...]) -> str:
-    """What a sample's gold lacks of ``sections``; empty if nothing."""
+def gold_problem(sample: Sample, needed: tuple[str, ...]) -> str:
+    """What a sample's gold lacks of ``needed``, sections or fields of the sample; empty if nothing."""
+    for name, (values, what) in {
+        "boxes": (sample.boxes, "no gold boxes"),
+        "choices": (sample.choices, "no options to choose from"),
+        "positive_images": (sample.positive_images, "nothing that says which images matter"),
+    }.items():
+        if name in needed and not values:
+            return f"it has {what}"
+    sections = tuple(name for name in needed if name in SECTION_TAGS)
     if not sections:
         return ""
     if not sample.gold_response:

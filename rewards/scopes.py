@@ -2,12 +2,13 @@
 
 A scope is first a range of characters, then a range of tokens: a token belongs to the range that holds
 its first character, so two ranges that meet share no token and lose none. The end-of-sequence token has
-no character; it belongs to every scope that runs to the end of the response.
+no character; it belongs to every scope that runs to the end of the response. ``{pattern: box}`` is the one
+scope of several ranges: the tokens of every written box (``rewards.boxes``), from bracket to bracket.
 
 Absent scopes. Where a scope's tag does not stand in the response, ``on_missing: skip`` gives no tokens.
 ``on_missing: whole`` is the rule of the public code, and what ``compat: reference`` is to be used with: an
 absent start tag widens the scope to the beginning, an absent stop tag to the end, each on its own side.
-An absent section or evidence line widens to the whole response. In both modes tags in reversed order
+An absent section, box or evidence line widens to the whole response. In both modes tags in reversed order
 leave no tokens, and ``found`` says whether the scope really stood there.
 """
 
@@ -15,9 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
+from rewards.boxes import response_boxes
 from rsgrpo.config import ScopeConfig
 from rsgrpo.sections import ParsedResponse
 from rsgrpo.types import IntArray, TokenSpan
@@ -46,8 +49,8 @@ class LocatedScope:
     image_index: int = -1
 
 
-# start and stop characters, found, image index
-_Range = tuple[int, int, bool, int]
+# pairs of start and stop characters, found, image index
+_Range = tuple[tuple[tuple[int, int], ...], bool, int]
 
 
 def locate_scope(
@@ -56,7 +59,7 @@ def locate_scope(
     """The tokens of one scope that is not ``evidence_line``.
 
     Args:
-        scope: ``{start, stop}`` or ``{section}``.
+        scope: ``{start, stop}``, ``{section}`` or ``{pattern}``.
         parsed: the response.
         token_char_starts: [R] int32, see ``Rollout``.
         on_missing: ``skip`` or ``whole``.
@@ -95,19 +98,25 @@ def locate_scopes(
         if request.scope.evidence_line:
             ranges.extend(_line_ranges(parsed, num_images, is_whole))
             counts.append(num_images)
+        elif request.scope.pattern:
+            ranges.append(_pattern_range(parsed, request.scope, is_whole))
+            counts.append(1)
         elif request.scope.section:
             ranges.append(_section_range(parsed, request.scope.section, is_whole))
             counts.append(1)
         else:
             ranges.append(_tag_range(parsed, request.scope, is_whole))
             counts.append(1)
-    edges = np.array([edge for item in ranges for edge in item[:2]], dtype=token_char_starts.dtype)
+    edges = np.array([edge for item in ranges for pair in item[0] for edge in pair], dtype=token_char_starts.dtype)
     tokens: list[int] = np.searchsorted(token_char_starts, edges).tolist()
+    spans = zip(tokens[::2], tokens[1::2], strict=True)
     located = [
         LocatedScope(
-            spans=(TokenSpan(start=start, stop=stop),) if start < stop else (), found=item[2], image_index=item[3]
+            spans=tuple(TokenSpan(start=start, stop=stop) for start, stop in islice(spans, len(pairs)) if start < stop),
+            found=found,
+            image_index=image_index,
         )
-        for item, start, stop in zip(ranges, tokens[::2], tokens[1::2], strict=True)
+        for pairs, found, image_index in ranges
     ]
     result = []
     first = 0
@@ -123,7 +132,7 @@ def _end(parsed: ParsedResponse) -> int:
 
 
 def _absent(parsed: ParsedResponse, is_whole: bool, image_index: int = -1) -> _Range:
-    return 0, _end(parsed) if is_whole else 0, False, image_index
+    return ((0, _end(parsed)),) if is_whole else (), False, image_index
 
 
 def _closing_edge(parsed: ParsedResponse, stop: int) -> int:
@@ -136,17 +145,23 @@ def _tag_range(parsed: ParsedResponse, scope: ScopeConfig, is_whole: bool) -> _R
     stop = _end(parsed) if scope.stop == "end" else parsed.tag_start(scope.stop)
     found = start >= 0 and stop >= 0
     if not found and not is_whole:
-        return 0, 0, False, -1
+        return (), False, -1
     start = max(start, 0)
     stop = stop if stop >= 0 else _end(parsed)
-    return start, stop, found and start <= stop, -1
+    return ((start, stop),), found and start <= stop, -1
 
 
 def _section_range(parsed: ParsedResponse, name: str, is_whole: bool) -> _Range:
     section = parsed.section(name)
     if section is None:
         return _absent(parsed, is_whole)
-    return section.start, _closing_edge(parsed, section.stop), True, -1
+    return ((section.start, _closing_edge(parsed, section.stop)),), True, -1
+
+
+def _pattern_range(parsed: ParsedResponse, scope: ScopeConfig, is_whole: bool) -> _Range:
+    """Every box; the end of sequence is never part of one."""
+    boxes = response_boxes(parsed, scope.section)
+    return (tuple((box.start, box.stop) for box in boxes), True, -1) if boxes else _absent(parsed, is_whole)
 
 
 def _line_ranges(parsed: ParsedResponse, num_images: int, is_whole: bool) -> list[_Range]:
@@ -157,5 +172,5 @@ def _line_ranges(parsed: ParsedResponse, num_images: int, is_whole: bool) -> lis
         if line is None:
             ranges.append(_absent(parsed, is_whole, image_index))
         else:
-            ranges.append((line.start, _closing_edge(parsed, line.stop), True, image_index))
+            ranges.append((((line.start, _closing_edge(parsed, line.stop)),), True, image_index))
     return ranges

@@ -70,15 +70,19 @@ class ScopeConfig:
     """A section by name: ``think`` is ``<think>`` up to and with ``</think>``."""
     evidence_line: bool = False
     """Each image's own ``[i]:`` line; the reward then returns one value an image."""
+    pattern: str = ""
+    """``box``: every box such as ``(x1,y1),(x2,y2)``, bracket to bracket; with ``section``: in that one only."""
 
     def __post_init__(self) -> None:
-        forms = [bool(self.start or self.stop), bool(self.section), self.evidence_line]
+        forms = [bool(self.start or self.stop), bool(self.section or self.pattern), self.evidence_line]
         if sum(forms) != 1:
             raise ConfigError(
-                "a scope needs exactly one of {start, stop}, {section} or {evidence_line: true}; "
+                "a scope needs exactly one of {start, stop}, {section}, {pattern} or {evidence_line: true}; "
                 f"got start={self.start!r} stop={self.stop!r} section={self.section!r} "
-                f"evidence_line={self.evidence_line}"
+                f"pattern={self.pattern!r} evidence_line={self.evidence_line}"
             )
+        if self.pattern:
+            one_of("scope.pattern", self.pattern, ("box",))
         if self.section:
             one_of("scope.section", self.section, ("observe", "evidence", "think", "answer"))
         if self.start or self.stop:

@@ -1,0 +1,98 @@
+"""Boxes written in a response: where they stand, and what rectangles they are."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from rsgrpo.sections import ParsedResponse
+from rsgrpo.types import Box
+
+CONVENTIONS = ("permille", "fraction", "pixels")
+"""What a written number counts: thousandths of the page's side (Qwen2-VL, MGrounding-630k), shares of it
+(MIG-Bench's gold), or pixels of the page as the model sees it (Qwen2.5-VL)."""
+
+# Bounded counts: nothing can be matched in two ways, so a hostile response costs linear time.
+_NUMBER = r"(-?[0-9]{1,6}(?:\.[0-9]{1,6})?)"
+_COMMA = r"[ ]{0,2},[ ]{0,2}"
+_CORNERS = rf"\({_NUMBER}{_COMMA}{_NUMBER}\){_COMMA}\({_NUMBER}{_COMMA}{_NUMBER}\)"
+_LIST = rf"\[{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}\]"
+_BOX = re.compile(f"{_CORNERS}|{_LIST}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenBox:
+    """Four numbers as they stand in a response.
+
+    Attributes:
+        start: offset of the opening bracket.
+        stop: offset behind the closing bracket.
+        numbers: x and y of the first corner, x and y of the second.
+    """
+
+    start: int
+    stop: int
+    numbers: tuple[float, float, float, float]
+
+
+def find_boxes(text: str, start: int = 0, stop: int | None = None) -> tuple[WrittenBox, ...]:
+    """All boxes in a piece of text, in order, without overlap.
+
+    Args:
+        text: the response. ``(x1,y1),(x2,y2)`` and ``[x1,y1,x2,y2]`` are boxes, with integers or decimals
+            and up to two blanks around a comma. The special tokens around a box leave no text.
+        start: where to begin.
+        stop: where to end; None: the end of the text.
+
+    Returns:
+        The boxes; numbers may be anything, ``rectangle`` judges them.
+
+    Example:
+        ``find_boxes("at (100,20),(300,400)")`` is one box from offset 3 to 21.
+    """
+    return tuple(
+        WrittenBox(start=match.start(), stop=match.end(), numbers=_four_numbers(match))
+        for match in _BOX.finditer(text, start, len(text) if stop is None else stop)
+    )
+
+
+def response_boxes(parsed: ParsedResponse, section: str = "") -> tuple[WrittenBox, ...]:
+    """The boxes of a response, or of one of its sections only.
+
+    Args:
+        parsed: the response.
+        section: ``observe``, ``evidence``, ``think`` or ``answer``; empty: the whole response.
+
+    Returns:
+        Boxes in order; none where the section's opening tag is absent.
+    """
+    if not section:
+        return find_boxes(parsed.text)
+    place = parsed.section(section)
+    return () if place is None else find_boxes(parsed.text, place.content_start, place.content_stop)
+
+
+def rectangle(written: WrittenBox, width: float, height: float) -> Box | None:
+    """A written box as shares of the page.
+
+    Args:
+        written: the numbers.
+        width: what the page's whole width counts: 1000, 1, or its pixels.
+        height: likewise.
+
+    Returns:
+        The rectangle; None if it is malformed: corners swapped or equal in a coordinate, or outside of the page.
+
+    Example:
+        ``(100,20),(300,400)`` at 1000 by 1000 is ``Box(left=0.1, top=0.02, right=0.3, bottom=0.4)``;
+        ``(300,400),(100,20)`` is None.
+    """
+    left, top, right, bottom = written.numbers
+    if not (0.0 <= left < right <= width and 0.0 <= top < bottom <= height):
+        return None
+    return Box(left=left / width, top=top / height, right=right / width, bottom=bottom / height)
+
+
+def _four_numbers(match: re.Match[str]) -> tuple[float, float, float, float]:
+    left, top, right, bottom = (float(number) for number in match.groups() if number is not None)
+    return left, top, right, bottom
