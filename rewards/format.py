@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rewards.base import RewardCall
+from rsgrpo.sections import TAGS
 
 
 def format(call: RewardCall) -> float:
@@ -12,3 +15,24 @@ def format(call: RewardCall) -> float:
     front of the first and behind the last tag; ``rewards.reference`` has that one.)
     """
     return float(call.parsed.is_well_formed)
+
+
+def sections(call: RewardCall, names: Sequence[str]) -> float:
+    """1.0 if the named sections, and no others, stand once each, closed, in the order given, else 0.0.
+
+    For prompts that ask for some of the four only. Only whitespace may stand around and between them.
+
+    Example:
+        ``names=["evidence", "answer"]``: ``<evidence>e</evidence> <answer>a</answer>`` gives 1.0, and 0.0 with a
+        think section in it.
+    """
+    wanted = [tag for name in names for tag in (f"<{name}>", f"</{name}>")]
+    if any(call.text.count(tag) != (tag in wanted) for tag in TAGS):
+        return 0.0
+    edge = 0
+    for tag in wanted:
+        start = call.text.find(tag, edge)
+        if start < 0 or (tag[1] != "/" and call.text[edge:start].strip()):
+            return 0.0
+        edge = start + len(tag)
+    return float(not call.text[edge:].strip())

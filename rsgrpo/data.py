@@ -3,7 +3,8 @@
 Two layouts share one reader. *Train*: JSONL or JSON with ``prompt`` (ready text, one ``<image>`` an image),
 ``answer`` (a complete tagged gold response) and ``image`` (paths). *Test*: a folder with ``top3_test.jsonl``
 whose lines hold ``qid``, ``query``, ``answer`` (accepted answers), ``image``, ``posImgs`` and
-``is_sufficient``. Pages are files, or rows of an ``images.parquet`` beside the data file.
+``is_sufficient``. Either may hold ``choices`` and ``boxes`` (``rsgrpo.gold_columns``). Pages are files, or
+rows of an ``images.parquet`` beside the data file.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from PIL import Image
 
 from rsgrpo.config import DataConfig
 from rsgrpo.data_files import IMAGE_TABLE, DataError, data_files, read_rows
+from rsgrpo.gold_columns import gold_columns
 from rsgrpo.images import ImageError, check_page
 from rsgrpo.readers.evisrag import evisrag_sample
 from rsgrpo.readers.findings import BadRecordError
@@ -171,6 +173,7 @@ def write_evisrag(
     with file.open("w", encoding="utf-8") as lines:
         for sample in samples:
             columns = _train_columns(sample) if layout == "train" else _test_columns(sample)
+            columns |= gold_columns(sample.choices, sample.boxes, [ref.path for ref in sample.images])
             lines.write(json.dumps({**columns, **sample.metadata}, ensure_ascii=False) + "\n")
 
 

@@ -120,11 +120,13 @@ class PromptBuilder:
 
     def _render(self, sample: Sample) -> str:
         try:
-            return self._template.render(question=sample.question, num_images=len(sample.images))
+            return self._template.render(
+                question=sample.question, num_images=len(sample.images), choices=sample.choices
+            )
         except TemplateError as error:
             raise PromptTemplateError(
                 f"prompt.path={self._prompt.path!r} fails on sample {sample.sample_id!r}: {error}; "
-                "templates have the variables question and num_images"
+                "templates have the variables question and num_images (and choices)"
             ) from error
 
 
@@ -144,7 +146,7 @@ def template_fingerprint(path: str) -> tuple[int, str]:
         A file ``{{ question }}`` gives ``(7, "…")``: the seven characters of ``{query}``.
     """
     try:
-        text = _load_template(path).render(question="{query}", num_images=1)
+        text = _load_template(path).render(question="{query}", num_images=1, choices=())
     except TemplateError as error:
         raise PromptTemplateError(f"prompt.path={path!r} cannot be rendered: {error}") from error
     return len(text), hashlib.sha256(text.encode()).hexdigest()[:_SHA_DIGITS]

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from rsgrpo.jsonl import append_rows, keep_rows, read_rows
-from rsgrpo.types import CreditedGroup, CreditedRollout, FloatArray, ImageRef, Rollout, Sample, ScopedReward, TokenSpan
+from rsgrpo.types import (
+    Box,
+    CreditedGroup,
+    CreditedRollout,
+    FloatArray,
+    ImageRef,
+    Rollout,
+    Sample,
+    ScopedReward,
+    TokenSpan,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +60,7 @@ class RecordedRollout:
         rewards: what was said of it.
         positive: [R] P_t, six significant digits; empty in an evaluation.
         negative: [R] Q_t, likewise.
+        token_ids: [R] as sampled; empty in records of earlier versions.
     """
 
     rollout_index: int
@@ -60,6 +71,7 @@ class RecordedRollout:
     rewards: tuple[RecordedReward, ...] = ()
     positive: tuple[float, ...] = ()
     negative: tuple[float, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +89,10 @@ class RecordedGroup:
         is_sufficient: whether the pages hold the answer.
         rollouts: the siblings.
         scope_tokens: N_k of the step by reward name (all groups of the step, not only the kept ones).
+        positive_images: gold pages, where known.
+        choices: options of a multiple-choice question.
+        boxes: gold rectangles.
+        metadata: further columns of the data set.
     """
 
     stage: str
@@ -89,6 +105,10 @@ class RecordedGroup:
     is_sufficient: bool
     rollouts: tuple[RecordedRollout, ...]
     scope_tokens: Mapping[str, int] = field(default_factory=dict)
+    positive_images: tuple[int, ...] = ()
+    choices: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def record_groups(path: Path, stage: str, step: int, credited: Sequence[CreditedGroup], *, num_kept: int = 0) -> None:
@@ -213,6 +233,7 @@ def _rollout_row(rollout: Rollout) -> dict[str, Any]:
         "finish_reason": rollout.finish_reason,
         "policy_version": rollout.policy_version,
         "token_char_starts": rollout.token_char_starts.tolist(),
+        "token_ids": rollout.token_ids.tolist(),
     }
 
 
@@ -235,6 +256,10 @@ def _sample_row(stage: str, step: int, sample: Sample) -> dict[str, Any]:
         "answers": list(sample.answers),
         "gold_response": sample.gold_response,
         "is_sufficient": sample.is_sufficient,
+        "positive_images": list(sample.positive_images),
+        "choices": list(sample.choices),
+        "boxes": [dataclasses.asdict(box) for box in sample.boxes],
+        "metadata": dict(sample.metadata),
     }
 
 
@@ -251,7 +276,7 @@ def _read_reward(row: Mapping[str, Any]) -> RecordedReward:
 
 
 def _read_rollout(row: Mapping[str, Any]) -> RecordedRollout:
-    arrays = {name: tuple(row.get(name, ())) for name in ("token_char_starts", "positive", "negative")}
+    arrays = {name: tuple(row.get(name, ())) for name in ("token_char_starts", "positive", "negative", "token_ids")}
     return RecordedRollout(**{**row, **arrays, "rewards": tuple(_read_reward(reward) for reward in row["rewards"])})
 
 
@@ -261,6 +286,9 @@ def _read_group(row: Mapping[str, Any]) -> RecordedGroup:
             **row,
             "images": tuple(ImageRef(**image) for image in row["images"]),
             "answers": tuple(row["answers"]),
+            "positive_images": tuple(row.get("positive_images", ())),
+            "choices": tuple(row.get("choices", ())),
+            "boxes": tuple(Box(**box) for box in row.get("boxes", ())),
             "rollouts": tuple(_read_rollout(rollout) for rollout in row["rollouts"]),
         }
     )

@@ -124,7 +124,7 @@ class PromptConfig:
     """How a question becomes a prompt."""
 
     path: str = "configs/prompt/evidence.jinja"
-    """Jinja template with the variables ``question`` and ``num_images``."""
+    """Jinja template with the variables ``question``, ``num_images`` and ``choices``."""
     image_order: str = "text_first"
     """``text_first``, ``images_first``, or ``markers`` (where the data set's ready prompt says)."""
     system: str = "You are a helpful assistant."

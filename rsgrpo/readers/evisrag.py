@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rsgrpo.config import DataConfig
+from rsgrpo.gold_columns import GoldColumnError, take_boxes, take_choices
 from rsgrpo.readers.fields import id_field
 from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.media import MediaFinder
@@ -76,6 +77,10 @@ def evisrag_sample(
         prompt = IMAGE_MARKER.join(pieces[: data.max_images + 1]) + "".join(pieces[data.max_images + 1 :])
     answers, gold = _answers(columns, data)
     positive = columns.pop(_POSITIVE_COLUMN, None) or ()
+    try:
+        choices, boxes = take_choices(columns), take_boxes(columns, paths)
+    except GoldColumnError as error:
+        raise BadRecordError("gold", str(error)) from error
     return Sample(
         sample_id=sample_id,
         question=question,
@@ -85,6 +90,8 @@ def evisrag_sample(
         gold_response=gold,
         is_sufficient=_is_sufficient(columns, answers if gold else ()),
         positive_images=tuple(index for index, path in enumerate(paths) if path in positive),
+        choices=choices,
+        boxes=boxes,
         metadata={
             name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
             for name, value in columns.items()

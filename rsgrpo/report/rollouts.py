@@ -83,6 +83,8 @@ def _reward_settings(name: str, settings: Any) -> dict[str, Any]:
 def _scope_text(scope: Any) -> str:
     if not isinstance(scope, Mapping):
         return ""
+    if scope.get("pattern"):
+        return f"every {scope['pattern']}" + (f" in section {scope['section']}" if scope.get("section") else "")
     if scope.get("section"):
         return f"section {scope['section']}"
     if scope.get("evidence_line"):
