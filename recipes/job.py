@@ -64,7 +64,8 @@ class Job:
         self.engine = RolloutPool.start(self.config, self.start_model, device=device, num_threads=num_threads)
         self._stack.callback(self.engine.close)
         if self.config.stage != "eval":
-            self.policy = Policy.start(self.config, self.start_model, device=device, num_threads=num_threads)
+            rank_threads = self.config.trainer.num_threads or num_threads
+            self.policy = Policy.start(self.config, self.start_model, device=device, num_threads=rank_threads)
             self._stack.callback(self.policy.close)
         return self
 

@@ -16,6 +16,10 @@ What differs from the public implementation (``rl.credit.compat: reference`` giv
 5. Token counts and the active weights are summed over the whole optimizer step, so that gradients do
    not depend on micro-batches, packing or ranks.
 6. Groups are kept if any reward varies in them, not by the mean of the sum.
+7. With ``rl.max_staleness_steps: 1`` the next batch is sampled while the policy is updated on the present
+   one. Its weights are then one step old, so pi_old is what the engine said when it sampled, which the
+   clipped ratio corrects for; groups that are older than the bound are dropped, and a batch that holds one
+   stops the run.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from recipes.prompt_stream import PromptStream
@@ -33,7 +38,7 @@ from rsgrpo.config import Config
 from rsgrpo.policy import Policy
 from rsgrpo.selection import select_groups
 from rsgrpo.stopwatch import Stopwatch
-from rsgrpo.telemetry import check_logprob_gap, step_telemetry
+from rsgrpo.telemetry import StaleWeightsError, check_logprob_gap, step_telemetry
 from rsgrpo.types import (
     CreditedGroup,
     PromptedSample,
@@ -44,6 +49,21 @@ from rsgrpo.types import (
 )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Batch:
+    """One step's groups, sampled, scored and selected.
+
+    Attributes:
+        groups: what to train on; may be fewer than the step wants.
+        metrics: ``engine/*`` and ``selection/*`` of the sampling.
+        seconds: by phase.
+    """
+
+    groups: tuple[ScoredGroup, ...]
+    metrics: Mapping[str, float]
+    seconds: Mapping[str, float]
+
+
 @dataclass(kw_only=True, slots=True)
 class RsGrpoState:
     """What a checkpoint of the driver holds, beside the policy's own.
@@ -51,14 +71,16 @@ class RsGrpoState:
     Attributes:
         step: rollout batches trained on so far.
         position: of the prompt stream.
-        carried: groups with signal that did not fit into the last step.
+        carried: groups with signal that did not fit into the last batch.
         keep_rate: running share of sampled groups that had signal; sizes the next request.
+        ahead: asynchronous mode: the next step's batch, sampled during the last update.
     """
 
     step: int = 0
     position: int = 0
     carried: list[ScoredGroup] = field(default_factory=list)
     keep_rate: float = 1.0
+    ahead: Batch | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +130,35 @@ def _request_size(missing: int, keep_rate: float, *, most: int) -> int:
     return min(most, max(1, math.ceil(missing / max(keep_rate, 0.1))))
 
 
+def sampled_version(group: ScoredGroup) -> int:
+    """The version of the weights that sampled a group: its oldest rollout's stamp."""
+    return min(rollout.policy_version for rollout in group.group.rollouts)
+
+
+def check_staleness(groups: Sequence[ScoredGroup], *, trained_version: int, max_age: int) -> None:
+    """Refuse groups that were sampled under weights too old, or newer than the policy's.
+
+    Args:
+        groups: with version stamps from the engine.
+        trained_version: the policy's version when it trains on them.
+        max_age: how many updates older their weights may be.
+
+    Raises:
+        StaleWeightsError: names the first such group.
+
+    Example:
+        Version 7 with ``max_age=1`` accepts groups of versions 6 and 7.
+    """
+    for group in groups:
+        age = trained_version - sampled_version(group)
+        if not 0 <= age <= max_age:
+            raise StaleWeightsError(
+                f"sample {group.sample_id!r} was sampled under weights of version {sampled_version(group)}, the policy "
+                f"trains on it at version {trained_version}; at most {max_age} updates may lie between them "
+                "(rl.max_staleness_steps, rl.filter.carry_over): the engines missed a weight update"
+            )
+
+
 class RsGrpo:
     """The algorithm: :meth:`train_step` is one step of it.
 
@@ -138,39 +189,62 @@ class RsGrpo:
         self.stream = PromptStream(questions, seed=config.seed, shuffle=config.rl.shuffle, position=state.position)
         self._old: OldLogprobs = {}
         self.weights = {name: reward.weight for name, reward in config.rewards.items()}
+        self.loss = config.rl.loss
+        self._sampler: ThreadPoolExecutor | None = None
+        if config.rl.max_staleness_steps:
+            self._sampler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sample-ahead")
+            if self.loss.old_logprobs == "auto":
+                self.loss = dataclasses.replace(self.loss, old_logprobs="engine")
 
-    def train_step(self) -> StepReport:
-        """Sample, score, credit, update, and give the engines the new weights."""
+    def train_step(self, *, is_last: bool = False) -> StepReport:
+        """Sample, score, credit, update, and give the engines the new weights.
+
+        Args:
+            is_last: no step follows, so that nothing is to be sampled ahead.
+        """
         clock = Stopwatch()
-        kept, metrics = self.collect(clock)
+        batch = self.state.ahead or self.collect(self.state.step, trained_version=self.policy.version)
+        check_staleness(batch.groups, trained_version=self.policy.version, max_age=self._max_age(is_carried=True))
+        ahead = None if is_last else self._sample_ahead()
+        credited, metrics = self._train(batch, clock)
+        self.state.ahead = None
+        if ahead is not None:
+            with clock.phase("wait_for_samples"):
+                self.state.ahead = ahead.result()
+        if credited:
+            with clock.phase("weights"):
+                self.engine.update_weights(self.policy.weights())
+        self.state.step += 1
+        self.state.position = self.stream.position
+        seconds = {**batch.seconds, **clock.seconds, "step": clock.total_seconds}
+        metrics = {**batch.metrics, **metrics, **{f"time/{phase}": value for phase, value in seconds.items()}}
+        return StepReport(step=self.state.step, metrics=metrics, credited=credited)
+
+    def _train(self, batch: Batch, clock: Stopwatch) -> tuple[list[CreditedGroup], dict[str, float]]:
+        """Credit and update; a batch without groups changes nothing."""
+        metrics: dict[str, float] = {}
         credited: list[CreditedGroup] = []
         seen: list[ResponseStats] = []
-        for groups in self._updates(kept, clock):
+        for groups in self._updates(batch.groups, clock):
             with clock.phase("credit"):
                 part = credit_groups(groups, self.weights, self.config.rl.credit)
             with clock.phase("update"):
-                result = self.policy.update(training_groups(part, self._old), "policy", self.config.rl.loss)
+                result = self.policy.update(training_groups(part, self._old), "policy", self.loss)
             metrics |= {f"policy/{key}": float(value) for key, value in dataclasses.asdict(result.metrics).items()}
             credited.extend(part)
             seen.extend(result.responses)
         if credited:
-            with clock.phase("weights"):
-                self.engine.update_weights(self.policy.weights())
             with clock.phase("telemetry"):
                 metrics |= step_telemetry(credited, list(self._old.values()) or seen, self.weights)
             check_logprob_gap(metrics["engine/logprob_gap_mean"], self.config.rl.max_logprob_gap)
-        self.state.step += 1
-        self.state.position = self.stream.position
-        metrics |= {f"time/{phase}": seconds for phase, seconds in clock.seconds.items()}
-        metrics["time/step"] = clock.total_seconds
-        return StepReport(step=self.state.step, metrics=metrics, credited=credited)
+        return credited, metrics
 
     def _updates(self, kept: Sequence[ScoredGroup], clock: Stopwatch) -> list[Sequence[ScoredGroup]]:
         """The batch, cut into its optimizer steps; pi_old is computed once where there are several."""
         settings = self.config.rl
         self._old = {}
-        is_stale = settings.updates_per_batch > 1 and settings.loss.old_logprobs == "auto"
-        if kept and (is_stale or settings.loss.old_logprobs == "recompute"):
+        is_reused = settings.updates_per_batch > 1 and self.loss.old_logprobs == "auto"
+        if kept and (is_reused or self.loss.old_logprobs == "recompute"):
             with clock.phase("old_logprobs"):
                 unweighted = credit_groups(kept, self.weights, settings.credit)
                 scored = self.policy.score(training_groups(unweighted, {}))
@@ -178,16 +252,36 @@ class RsGrpo:
         size = max(1, math.ceil(len(kept) / settings.updates_per_batch))
         return [kept[start : start + size] for start in range(0, len(kept), size)]
 
-    def collect(self, clock: Stopwatch) -> tuple[list[ScoredGroup], dict[str, float]]:
+    def _max_age(self, *, is_carried: bool) -> int:
+        """How many updates older than the policy the weights that sampled a group may be when it is trained on."""
+        settings = self.config.rl
+        num_steps = settings.max_staleness_steps + (is_carried and settings.filter.carry_over)
+        return num_steps * settings.updates_per_batch
+
+    def _sample_ahead(self) -> Future[Batch] | None:
+        """Asynchronous mode: start sampling the next step's batch beside this step's updates."""
+        if self._sampler is None:
+            return None
+        after_this_step = self.policy.version + self.config.rl.updates_per_batch
+        return self._sampler.submit(self.collect, self.state.step + 1, trained_version=after_this_step)
+
+    def collect(self, step: int, *, trained_version: int) -> Batch:
         """Sample and score until a step's worth of groups has signal, or the refills are used up.
 
         Surplus groups wait in ``state.carried`` for the next step. With too few groups the step is
         trained on what there is, and ``selection/filled_frac`` says so.
+
+        Args:
+            step: 0-based step that trains on the batch.
+            trained_version: the policy's version then, or a later one if an update is skipped.
         """
         settings = self.config.rl
+        clock = Stopwatch()
         wanted = settings.prompts_per_step
-        kept, self.state.carried = list(self.state.carried), []
-        num_carried, num_sampled, num_kept, num_tokens = len(kept), 0, 0, 0
+        oldest = trained_version - self._max_age(is_carried=True)
+        kept = [group for group in self.state.carried if sampled_version(group) >= oldest]
+        num_carried, num_dropped = len(kept), len(self.state.carried) - len(kept)
+        num_sampled, num_kept, num_tokens = 0, 0, 0
         for round_index in range(1 + settings.filter.max_refills):
             if len(kept) >= wanted:
                 break
@@ -198,24 +292,26 @@ class RsGrpo:
                     prompted,
                     num_samples=settings.samples_per_prompt,
                     sampling=self.config.rollout.sampling,
-                    seed=self.config.seed * 1_000_003 + self.state.step * 101 + round_index,
+                    seed=self.config.seed * 1_000_003 + step * 101 + round_index,
                 )
             with clock.phase("score"):
                 scored = self.scorer.score(groups)
                 selection = select_groups(scored, settings.filter, self.weights)
+            check_staleness(scored, trained_version=trained_version, max_age=self._max_age(is_carried=False))
             num_tokens += sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
             num_sampled += len(scored)
             num_kept += len(selection.kept)
             kept.extend(selection.kept)
         if num_sampled:
             self.state.keep_rate = 0.8 * self.state.keep_rate + 0.2 * num_kept / num_sampled
-        if settings.filter.carry_over:
-            self.state.carried = kept[wanted:]
+        self.state.carried = kept[wanted:] if settings.filter.carry_over else []
         metrics = {
             "engine/sampled_tokens": float(num_tokens),
+            "engine/staleness_updates": float(max((trained_version - sampled_version(g) for g in kept), default=0)),
             "selection/sampled_groups": float(num_sampled),
             "selection/kept_frac": num_kept / num_sampled if num_sampled else 1.0,
             "selection/carried_groups": float(num_carried),
+            "selection/dropped_stale_groups": float(num_dropped),
             "selection/filled_frac": min(len(kept), wanted) / wanted,
         }
-        return kept[:wanted], metrics
+        return Batch(groups=tuple(kept[:wanted]), metrics=metrics, seconds=clock.seconds)

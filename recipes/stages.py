@@ -105,7 +105,7 @@ def _train_rl(job: Job) -> None:
     with job.progress.phase("Reward-Scoped GRPO", total=num_steps) as phase:
         phase.advance(count=training.state.step)
         while training.state.step < num_steps:
-            report = training.train_step()
+            report = training.train_step(is_last=training.state.step + 1 == num_steps)
             if validation and (report.step % settings.validate_every_steps == 0 or report.step == num_steps):
                 measured = dataclasses.asdict(validate(job.engine, validation, job.config))
                 report = dataclasses.replace(

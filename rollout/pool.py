@@ -59,6 +59,7 @@ class RolloutPool:
         self._newest: WeightUpdate | None = None
         self._complete: WeightUpdate | None = None
         self._is_ready = False
+        self._is_closed = False
         self._placement: Any = None
         if device == "gpu":
             bundle = {"GPU": config.rollout.tensor_parallel_size, "CPU": 1}
@@ -181,6 +182,8 @@ class RolloutPool:
 
     def _replace(self, worker: int) -> None:
         """A new worker with the newest weights in place of a dead one."""
+        if self._is_closed:
+            raise RolloutError("the rollout workers were ended while they sampled")
         self._num_restarts += 1
         if self._num_restarts > self._config.rollout.max_restarts:
             raise RolloutError(
@@ -212,7 +215,8 @@ class RolloutPool:
                 raise
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers; a call that another thread still waits for raises."""
+        self._is_closed = True
         for worker in self._workers:
             ray.kill(worker)
         self._workers = []

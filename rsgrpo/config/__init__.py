@@ -62,11 +62,16 @@ class ClusterConfig:
     """Address of a running cluster; empty: start one on this machine."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``gpu``."""
+    topology: str = "disaggregated"
+    """``disaggregated``: trainer and engines have GPUs of their own. ``colocated``: they share GPUs and take
+    turns (the engines sleep while the trainer works, the trainer's memory goes to the host while they
+    sample); GPUs only."""
     num_nodes: int = 1
     gpus_per_node: int = 8
 
     def __post_init__(self) -> None:
         one_of("cluster.device", self.device, ("auto", "cpu", "gpu"))
+        one_of("cluster.topology", self.topology, ("disaggregated", "colocated"))
         at_least("cluster.num_nodes", self.num_nodes, 1)
 
 
@@ -118,6 +123,22 @@ class Config:
             self._check_rl()
         if self.eval.tasks and self.stage != "eval":
             raise ConfigError(f"eval.tasks is answered by stage=eval, got stage={self.stage}; set stage=eval")
+        if self.cluster.topology == "colocated":
+            self._check_colocated()
+
+    def _check_colocated(self) -> None:
+        if self.rl.max_staleness_steps:
+            raise ConfigError(
+                "rl.max_staleness_steps=1 samples while the trainer works, cluster.topology=colocated lets them take "
+                "turns on the same GPUs; choose one of the two"
+            )
+        num_engine_gpus = self.rollout.num_workers * self.rollout.tensor_parallel_size
+        if self.stage != "eval" and self.trainer.num_ranks != num_engine_gpus:
+            raise ConfigError(
+                f"cluster.topology=colocated shares each GPU between one rank and one engine's part: trainer.num_ranks="
+                f"{self.trainer.num_ranks} must equal rollout.num_workers={self.rollout.num_workers} × "
+                f"rollout.tensor_parallel_size={self.rollout.tensor_parallel_size} = {num_engine_gpus}"
+            )
 
     def _check_rl(self) -> None:
         sampling = self.rollout.sampling

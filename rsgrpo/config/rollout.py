@@ -7,6 +7,8 @@ from typing import Any
 
 from rsgrpo.config.checks import TAGS, ConfigError, at_least, more_than, one_of
 
+WEIGHT_TRANSFERS = ("object_store", "cuda_ipc", "nccl")
+
 
 @dataclass(kw_only=True, slots=True)
 class SamplingConfig:
@@ -47,10 +49,18 @@ class RolloutConfig:
     generate_timeout_seconds: float = 3600.0
     max_restarts: int = 2
     """How often a dead worker is replaced before the run stops."""
+    weight_transfer: str = "auto"
+    """How new weights reach the engines: ``object_store`` (Ray's shared memory), ``cuda_ipc`` (trainer and
+    engine on the same GPUs), ``nccl`` (broadcast between GPUs). ``auto``: the object store on a CPU, else
+    ``cuda_ipc`` where ``cluster.topology`` is colocated and ``nccl`` where it is not."""
+    weight_bucket_mib: int = 512
+    """Weights travel in flat buckets of at most this size (one larger parameter makes its own)."""
 
     def __post_init__(self) -> None:
         at_least("rollout.num_workers", self.num_workers, 1)
         at_least("rollout.tensor_parallel_size", self.tensor_parallel_size, 1)
+        at_least("rollout.weight_bucket_mib", self.weight_bucket_mib, 1)
+        one_of("rollout.weight_transfer", self.weight_transfer, ("auto", *WEIGHT_TRANSFERS))
         if self.max_model_tokens <= self.sampling.max_response_tokens:
             raise ConfigError(
                 f"rollout.max_model_tokens={self.max_model_tokens} leaves no room for a prompt beside "

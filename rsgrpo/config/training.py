@@ -32,6 +32,8 @@ class TrainerConfig:
     """The ranks that hold and update the policy."""
 
     num_ranks: int = 1
+    num_threads: int = 0
+    """CPU only: threads a rank; 0: all cores."""
     zero_stage: int = 2
     """DeepSpeed ZeRO stage: 1, 2 or 3."""
     offload_optimizer: bool = False
@@ -161,6 +163,10 @@ class RlConfig:
     """Draw the questions in a new random order every epoch; false keeps the file's (easy to hard)."""
     updates_per_batch: int = 1
     """Optimizer steps on each rollout batch."""
+    max_staleness_steps: int = 0
+    """0, synchronous: every batch is sampled under the weights that it trains. 1, asynchronous: the next
+    batch is sampled while the trainer updates on the present one, so its weights are one step older; pi_old
+    is then the engine's log-probabilities (``rl.loss.old_logprobs=auto``)."""
     max_logprob_gap: float = 0.5
     """Mean |engine - trainer| log-probability gap in nats beyond which the weights count as stale."""
     validation_samples: int = 0
@@ -174,6 +180,11 @@ class RlConfig:
         at_least("rl.prompts_per_step", self.prompts_per_step, 1)
         at_least("rl.samples_per_prompt", self.samples_per_prompt, 2)
         at_least("rl.updates_per_batch", self.updates_per_batch, 1)
+        if self.max_staleness_steps not in (0, 1):
+            raise ConfigError(
+                f"rl.max_staleness_steps={self.max_staleness_steps} is not known; choose 0 (synchronous) or 1 "
+                "(the next batch is sampled during the update)"
+            )
         at_least("rl.save_every_steps", self.save_every_steps, 1)
         at_least("rl.validation_samples", self.validation_samples, 0)
         at_least("rl.validate_every_steps", self.validate_every_steps, 1)
