@@ -16,13 +16,13 @@ from rsgrpo.attention import (
     ATTENTION_NAME,
     AttentionPlan,
     choose_door,
-    padded_plan,
     register_packed_attention,
 )
 from rsgrpo.batching import PackedRow, Piece, lay_out, predictor_index
 from rsgrpo.config import ModelConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.logprobs import LogprobHead
+from rsgrpo.tiled_plan import tiled_plan
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
 from rsgrpo.varlen import VISION_ATTENTION_NAME, varlen_plan
 from rsgrpo.vlm import EncodedPrompt, ProcessedImage
@@ -257,7 +257,7 @@ class RowBuilder:
     def _plan(self, row: PackedRow) -> AttentionPlan:
         if self.door == "varlen":
             return varlen_plan(row, device=self._device)
-        return padded_plan(row, device=self._device, dtype=self._dtype)
+        return tiled_plan(row, device=self._device)
 
     def _stream(
         self, responses: Sequence[TrainingResponse], streams: Sequence[NDArray[np.float32] | None], name: str

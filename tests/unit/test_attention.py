@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsgrpo import attention
-from rsgrpo.attention import AttentionUnavailableError, choose_door, packed_attention, padded_plan
+from rsgrpo import tiled
+from rsgrpo import tiled_plan as plans
+from rsgrpo.attention import AttentionUnavailableError, choose_door, packed_attention
 from rsgrpo.batching import PackedRow, Piece, lay_out
+from rsgrpo.tiled_plan import tiled_plan
 from rsgrpo.varlen import varlen_plan
 
 HEADS, KEY_HEADS, WIDTH, SCALING = 4, 2, 3, 0.7
@@ -65,16 +67,16 @@ def _reference(row: PackedRow, query: torch.Tensor, key: torch.Tensor, value: to
 
 
 def _run(row: PackedRow, inputs: list[torch.Tensor]) -> torch.Tensor:
-    plan = padded_plan(row, device=CPU, dtype=torch.float64)
+    plan = tiled_plan(row, device=CPU)
     out, weights = packed_attention(torch.nn.Identity(), *inputs, None, scaling=SCALING, attention_plan=plan)
     assert weights is None
     return out
 
 
-@pytest.mark.parametrize("stored_scores", [2**28, 0], ids=["products", "fused"])
+@pytest.mark.parametrize("tile_scores", [2**19, 200, 1], ids=["one tile", "some segments a tile", "stretches"])
 @settings(max_examples=30, deadline=None)
 @given(shapes=ROWS, upstream_seed=st.integers(0, 100))
-def test_values_and_gradients_equal_responses_on_their_own(stored_scores, shapes, upstream_seed):
+def test_values_and_gradients_equal_responses_on_their_own(tile_scores, shapes, upstream_seed):
     row = _row(shapes)
     inputs = _inputs(row)
     upstream = torch.randn(
@@ -82,7 +84,8 @@ def test_values_and_gradients_equal_responses_on_their_own(stored_scores, shapes
     )
     expected = _reference(row, *inputs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_MAX_STORED_SCORES", stored_scores)
+        patch.setattr(tiled, "_TILE_SCORES", tile_scores)
+        patch.setattr(tiled, "_MIN_QUERIES", 2)
         got = _run(row, inputs)
         torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
         grads = torch.autograd.grad(got, inputs, upstream)
@@ -94,8 +97,8 @@ def test_unlike_lengths_are_not_padded_to_each_other():
     # Padding three prompts of 10 to 3000 would cost 3 · 9e6 scores for 9e6 real ones, and a response of 4
     # beside one of 2000 would cost 2000 · 5000 instead of 4 · 3004.
     row = _row([(10, [4]), (3000, [4, 2000]), (10, [4, 4]), (10, [4])])
-    plan = padded_plan(row, device=CPU, dtype=torch.float32)
-    shapes = [(b.num_prompts, b.width, [(r.num_responses, r.width) for r in b.rectangles]) for b in plan.blocks]
+    plan = tiled_plan(row, device=CPU)
+    shapes = [(b.prompts.count, b.prompts.width, [(r.count, r.width) for r in b.responses]) for b in plan.blocks]
     assert shapes == [(1, 3000, [(1, 2000), (1, 4)]), (3, 10, [(4, 4)])]
     # every row position stands in one slot, and that slot holds it
     assert torch.equal(plan.pad_index[plan.unpad_index], torch.arange(row.num_tokens))
@@ -109,7 +112,7 @@ def test_many_small_blocks_give_the_same(free_scores, shapes):
     row = _row(shapes)
     inputs = _inputs(row)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_FREE_SCORES", free_scores)
+        patch.setattr(plans, "_FREE_SCORES", free_scores)
         got = _run(row, inputs)
     expected = _reference(row, *inputs)
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
@@ -139,8 +142,8 @@ def test_varlen_plan_describes_the_same_attention(shapes):
 
 
 def test_flash_is_refused_on_a_cpu_and_auto_falls_back():
-    assert choose_door("auto", device=CPU, dtype=torch.bfloat16) == "padded"
-    assert choose_door("sdpa", device=CPU, dtype=torch.float32) == "padded"
+    assert choose_door("auto", device=CPU, dtype=torch.bfloat16) == "tiled"
+    assert choose_door("sdpa", device=CPU, dtype=torch.float32) == "tiled"
     with pytest.raises(
         AttentionUnavailableError, match=r"model\.attention=flash.*device is cpu.*model\.attention=auto"
     ):
