@@ -159,18 +159,15 @@ def _forward_tile(query: Tensor, sets: Sequence[_Keys]) -> tuple[Tensor, Tensor]
     return out.div_(total), total.log_().add_(top)
 
 
-def _backward_tile(
-    query: Tensor, upstream: Tensor, normaliser: Tensor, offset: Tensor, sets: Sequence[tuple[_Keys, _Heads]]
-) -> Tensor:
+def _backward_tile(cuts: Sequence[Tensor], sets: Sequence[tuple[_Keys, _Heads]]) -> Tensor:
     """Gradient [B, M, D] of a tile's queries; those of its keys are added up where they belong.
 
     Args:
-        query: [B, M, D].
-        upstream: [B, M, D], of the output.
-        normaliser: [B, M, 1], log-sum-exp of the scores.
-        offset: [B, M, 1], upstream · output.
+        cuts: queries [B, M, D], upstream gradients [B, M, D], log-sum-exp of the scores [B, M, 1], and
+            upstream · output [B, M, 1].
         sets: keys, and where their gradients go.
     """
+    query, upstream, normaliser, offset = cuts
     grad_query = torch.zeros_like(query)
     for keys, grads in sets:
         shares = torch.bmm(query, keys.key.transpose(1, 2)).sub_(normaliser)
@@ -220,9 +217,9 @@ class _TiledAttention(torch.autograd.Function):
                 grad_own = own.zeros() if rectangle.prompts else grad_prompts
                 given = [rectangle.rows(x).transpose(1, 2).to(dtype) for x in (grads[0], normaliser, offset)]
                 for tile in _tiles(rectangle, num_heads):
-                    query, *of_tile = (tile.cut(x, own.key.shape[1]) for x in (own.query, *given))
+                    cuts = [tile.cut(x, own.key.shape[1]) for x in (own.query, *given)]
                     sets = zip(_key_sets(own, prompts, rectangle, tile), (grad_own, grad_prompts), strict=False)
-                    tile.put(grad_own.query, _backward_tile(query, *of_tile, list(sets)))
+                    tile.put(grad_own.query, _backward_tile(cuts, list(sets)))
                 grad_own.write(grad_slots, rectangle, ctx.scaling)
         return grad_slots, None, None, None
 
