@@ -296,7 +296,7 @@ class RsGrpo:
                 )
             with clock.phase("score"):
                 scored = self.scorer.score(groups)
-                selection = select_groups(scored, settings.filter, self.weights)
+                selection = select_groups(scored, settings.filter, self.weights, settings.credit.scoping)
             check_staleness(scored, trained_version=trained_version, max_age=self._max_age(is_carried=False))
             num_tokens += sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
             num_sampled += len(scored)

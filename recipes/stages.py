@@ -74,7 +74,7 @@ def _sft_line(step: int, num_steps: int, values: dict[str, float]) -> str:
 
 
 def run_rl(job: Job) -> None:
-    """Reward-Scoped GRPO, its model and the evaluations around it; what is done already is not done again."""
+    """Reinforcement learning, its model and the evaluations around it; what is done already is not done again."""
     if not job.folder.model("rl").exists():
         if not job.folder.model("sft").exists():
             job.evaluate("before_rl")
@@ -102,7 +102,7 @@ def _train_rl(job: Job) -> None:
         job.policy.begin_stage(settings.optimizer, num_steps * settings.updates_per_batch)
     else:
         job.engine.update_weights(job.policy.weights())
-    with job.progress.phase("Reward-Scoped GRPO", total=num_steps) as phase:
+    with job.progress.phase(f"Reinforcement learning ({settings.algorithm})", total=num_steps) as phase:
         phase.advance(count=training.state.step)
         while training.state.step < num_steps:
             report = training.train_step(is_last=training.state.step + 1 == num_steps)

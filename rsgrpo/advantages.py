@@ -5,21 +5,23 @@ For reward k and sibling i of a group, ``A_ik = (r_ik - mean r_k) / (std r_k + e
 
     P_it = (1/W) sum_k w_k M_kit max(A_ik, 0) / N_k        Q_it = (1/W) sum_k w_k M_kit max(-A_ik, 0) / N_k
 
-M_kit says whether token t is in the scope of reward k, N_k counts those tokens over the whole optimizer step,
-and W sums the weights of the rewards that have signal in it.
+M_kit says whether token t is in the scope of reward k, N_k counts those tokens over the whole optimizer step
+(``aggregation.py`` has the other denominators), and W sums the weights of the rewards that have signal in it.
+With ``scoping: whole`` there is one reward, the weighted sum, on the whole response: GRPO and its relatives.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rsgrpo.aggregation import token_weights
 from rsgrpo.config import CreditConfig
-from rsgrpo.types import CreditedGroup, CreditedRollout, ScoredGroup, ScoredRollout, TokenSpan
+from rsgrpo.credit_table import TOTAL, CreditTable, Matrix, credit_table, whole_view
+from rsgrpo.types import CreditedGroup, CreditedRollout, ScoredGroup, TokenSpan
 
 FLAT_SPREAD = 1.0e-6
 """Values of a group that lie closer together than this, relative to their size, are equal: the difference is
@@ -28,8 +30,6 @@ rounding, which must never become a gradient. Sizes below 1 count as 1, or the r
 
 Partition = Sequence[Sequence[tuple[str, int]]]
 """Micro-batches as the public implementation cuts them: (sample id, rollout index)."""
-
-_Matrix = NDArray[np.float64]
 
 
 def is_flat(values: NDArray[np.float64]) -> bool:
@@ -44,16 +44,21 @@ def is_flat(values: NDArray[np.float64]) -> bool:
     return high - low < FLAT_SPREAD * max(1.0, abs(low), abs(high))
 
 
-def normalise(values: _Matrix, config: CreditConfig, batch_std: _Matrix | float = 1.0) -> _Matrix:
+def normalise(
+    values: Matrix, config: CreditConfig, batch_std: Matrix | float = 1.0, batch_mean: Matrix | float = 0.0
+) -> Matrix:
     """Advantages of one group.
 
     Args:
         values: [n] one reward of the n siblings, or [n, K] K rewards; NaN where a reward does not apply.
         config: baseline, scale and epsilon; ``compat: reference`` overrules them all but epsilon.
         batch_std: [K], unbiased std of each reward over the step, for ``scale: batch_std``.
+        batch_mean: [K], mean of each reward over the step, for ``baseline: batch_mean``; NaN where the reward
+            is flat over the whole step.
 
     Returns:
-        The shape of ``values``; exactly 0 where the group is flat and where a reward does not apply.
+        The shape of ``values``; exactly 0 where what is compared (the group; the step for ``batch_mean``) is
+        flat and where a reward does not apply.
 
     Example:
         ``[1, 0]`` with mean 0.5 and unbiased std 0.7071 gives ``[0.7071, -0.7071]``.
@@ -62,16 +67,20 @@ def normalise(values: _Matrix, config: CreditConfig, batch_std: _Matrix | float 
         return _reference_advantages(values, config.epsilon)
     applies = ~np.isnan(values)
     count = applies.sum(axis=0)
-    low = np.where(applies, values, np.inf).min(axis=0)
-    high = np.where(applies, values, -np.inf).max(axis=0)
-    # The same test as is_flat; a reward that applies to no sibling has high - low = -inf.
-    has_spread = high - low >= FLAT_SPREAD * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
-    varies = (count > 1) & has_spread
-    mean = np.where(applies, values, 0.0).sum(axis=0) / np.maximum(count, 1)
-    centred: _Matrix = np.where(applies & varies, values - mean, 0.0)
     others = np.maximum(count - 1, 1)
+    if config.baseline == "batch_mean":
+        varies = applies & ~np.isnan(batch_mean)
+        baseline = np.broadcast_to(batch_mean, count.shape)
+    else:
+        low = np.where(applies, values, np.inf).min(axis=0)
+        high = np.where(applies, values, -np.inf).max(axis=0)
+        # The same test as is_flat; a reward that applies to no sibling has high - low = -inf.
+        has_spread = high - low >= FLAT_SPREAD * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
+        varies = applies & (count > 1) & has_spread
+        baseline = np.where(applies, values, 0.0).sum(axis=0) / np.maximum(count, 1)
+    centred: Matrix = np.where(varies, values - baseline, 0.0)
     if config.scale == "none":
-        scale: _Matrix | float = 1.0
+        scale: Matrix | float = 1.0
     elif config.scale == "batch_std":
         scale = batch_std + config.epsilon
     else:
@@ -83,7 +92,7 @@ def normalise(values: _Matrix, config: CreditConfig, batch_std: _Matrix | float 
     return np.divide(centred, scale, out=np.zeros_like(centred), where=centred != 0.0)
 
 
-def _reference_advantages(values: _Matrix, epsilon: float) -> _Matrix:
+def _reference_advantages(values: Matrix, epsilon: float) -> Matrix:
     """The public code's arithmetic: float32, and no test for a flat group (its defect D5).
 
     Its mean adds one value after the other, as here; numpy's own sum adds in pairs, which is exact for eight
@@ -100,136 +109,37 @@ def _reference_advantages(values: _Matrix, epsilon: float) -> _Matrix:
     return np.where(applies & (count > 1) & (single != mean), scaled, np.float32(0.0)).astype(np.float64)
 
 
-def merged(spans: Iterable[TokenSpan]) -> list[TokenSpan]:
-    """Non-empty spans in order, overlapping ones joined, so that no token counts twice.
-
-    Example:
-        ``[2, 5)`` and ``[4, 6)`` become ``[2, 6)``.
-    """
-    found = [span for span in spans if span.stop > span.start]
-    if len(found) < 2:
-        return found
-    joined: list[TokenSpan] = []
-    for span in sorted(found, key=lambda one: one.start):
-        if joined and span.start <= joined[-1].stop:
-            joined[-1] = TokenSpan(start=joined[-1].start, stop=max(joined[-1].stop, span.stop))
-        else:
-            joined.append(span)
-    return joined
-
-
-def _num_tokens(spans: Iterable[TokenSpan]) -> int:
-    return sum(span.stop - span.start for span in spans)
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """One group as a table: a row a sibling, a column a reward key.
-
-    Attributes:
-        names: [K], the reward's name of each column.
-        keys: [K], name and image of each column.
-        values: [n, K], NaN where a reward does not apply.
-        spans: n × K, the tokens that the cell speaks to.
-        num_tokens: [n, K], how many these are.
-    """
-
-    names: list[str]
-    keys: list[tuple[str, int]]
-    values: _Matrix
-    spans: list[list[list[TokenSpan]]]
-    num_tokens: NDArray[np.int64]
-
-
-def _table(group: ScoredGroup) -> _Table:
-    keys = [reward.key for reward in group.rollouts[0].rewards] if group.rollouts else []
-    spans = [[_checked_spans(group, rollout, index) for index in range(len(keys))] for rollout in group.rollouts]
-    for rollout in group.rollouts:
-        found = [reward.key for reward in rollout.rewards]
-        if found != keys or len(set(found)) != len(found):
-            raise ValueError(
-                f"sample {group.sample_id!r} rollout {rollout.rollout.rollout_index} has the rewards {found}, its "
-                f"first sibling {keys}; siblings must carry the same rewards, each once, in the same order"
-            )
-    shape = (len(group.rollouts), len(keys))
-    values = [[np.nan if one.value is None else one.value for one in rollout.rewards] for rollout in group.rollouts]
-    counts = [[_num_tokens(cell) for cell in row] for row in spans]
-    return _Table(
-        names=[name for name, _ in keys],
-        keys=keys,
-        values=np.array(values, dtype=np.float64).reshape(shape),
-        spans=spans,
-        num_tokens=np.array(counts, dtype=np.int64).reshape(shape),
-    )
-
-
-def _checked_spans(group: ScoredGroup, rollout: ScoredRollout, index: int) -> list[TokenSpan]:
-    """Merged spans of a rollout's reward; none where it lacks that reward (refused in :func:`_table`)."""
-    if index >= len(rollout.rewards):
-        return []
-    reward = rollout.rewards[index]
-    for span in reward.spans:
-        if not 0 <= span.start <= span.stop <= rollout.num_tokens:
-            raise ValueError(
-                f"reward {reward.name!r} has the span [{span.start}, {span.stop}) in sample {group.sample_id!r} "
-                f"rollout {rollout.rollout.rollout_index}, whose response has {rollout.num_tokens} tokens; "
-                "spans must lie inside the response"
-            )
-    return merged(reward.spans)
-
-
-def _advantages(tables: Sequence[_Table], config: CreditConfig) -> list[_Matrix]:
+def _advantages(tables: Sequence[CreditTable], config: CreditConfig) -> list[Matrix]:
     """A of every group, [n, K]; 0 where a sibling lacks the scope."""
-    pooled: dict[tuple[str, int], list[_Matrix]] = defaultdict(list)
-    if config.scale == "batch_std":
+    pooled: dict[tuple[str, int], list[Matrix]] = defaultdict(list)
+    if config.scale == "batch_std" or config.baseline == "batch_mean":
         for table in tables:
             for column, key in enumerate(table.keys):
                 values = table.values[:, column]
                 pooled[key].append(values[~np.isnan(values)])
     stds: dict[tuple[str, int], float] = {}
+    means: dict[tuple[str, int], float] = {}
     for key, parts in pooled.items():
         values = np.concatenate(parts)
         stds[key] = float(values.std(ddof=1)) if len(values) > 1 else 1.0
+        means[key] = float("nan") if is_flat(values) else float(values.mean())
     return [
         np.where(
             table.num_tokens > 0,
-            normalise(table.values, config, np.array([stds.get(key, 1.0) for key in table.keys])),
+            normalise(
+                table.values,
+                config,
+                np.array([stds.get(key, 1.0) for key in table.keys]),
+                np.array([means.get(key, 0.0) for key in table.keys]),
+            ),
             0.0,
         )
         for table in tables
     ]
 
 
-def scope_token_counts(groups: Sequence[ScoredGroup]) -> dict[str, int]:
-    """N_k: tokens in the scope of each reward over the step, whether or not they earn anything.
-
-    The images of a per-image reward count together, a token that two of them share once.
-
-    Example:
-        Siblings with spans [2, 4) and [2, 5) of reward "answer" give ``{"answer": 5}``.
-    """
-    return _token_counts([_table(group) for group in groups])
-
-
-def _token_counts(tables: Sequence[_Table]) -> dict[str, int]:
-    counts: dict[str, int] = defaultdict(int)
-    for table in tables:
-        columns: dict[str, list[int]] = defaultdict(list)
-        for column, name in enumerate(table.names):
-            columns[name].append(column)
-        sums = table.num_tokens.sum(axis=0).tolist()
-        for name, found in columns.items():
-            if len(found) == 1:
-                counts[name] += sums[found[0]]
-            else:
-                counts[name] += sum(
-                    _num_tokens(merged(span for column in found for span in row[column])) for row in table.spans
-                )
-    return counts
-
-
 def _step_normaliser(
-    tables: Sequence[_Table], advantages: Sequence[_Matrix], weights: Mapping[str, float], config: CreditConfig
+    tables: Sequence[CreditTable], advantages: Sequence[Matrix], weights: Mapping[str, float], config: CreditConfig
 ) -> float:
     """1/W; 0 where nothing has signal."""
     if config.normaliser == "all":
@@ -247,8 +157,8 @@ def _step_normaliser(
 
 def _reference_normalisers(
     groups: Sequence[ScoredGroup],
-    tables: Sequence[_Table],
-    advantages: Sequence[_Matrix],
+    tables: Sequence[CreditTable],
+    advantages: Sequence[Matrix],
     micro_batches: Partition | None,
 ) -> dict[tuple[int, int], float]:
     """1/K_m by (group, row): K_m counts the rewards whose loss is not zero in the rollout's micro-batch.
@@ -281,7 +191,7 @@ def _reference_normalisers(
     return result
 
 
-def _check_weights(tables: Sequence[_Table], weights: Mapping[str, float]) -> None:
+def _check_weights(tables: Sequence[CreditTable], weights: Mapping[str, float]) -> None:
     unknown = {name for table in tables for name in table.names} - weights.keys()
     if unknown:
         raise ValueError(f"no weight is given for the rewards {', '.join(sorted(unknown))}; set rewards.<name>.weight")
@@ -301,14 +211,15 @@ def credit_groups(
     Args:
         groups: everything that the optimizer step trains on: N_k and W are counted over it.
         weights: w_k by reward name, at least 0; they act after the normalisation.
-        config: baseline, scale and normaliser. ``compat: reference`` takes the public code's float32
-            arithmetic, ignores weights (they cancel in its z-scores) and divides by its K_m.
+        config: scoping, baseline, scale, normaliser and aggregation. ``compat: reference`` takes the public
+            code's float32 arithmetic, ignores weights (they cancel in its z-scores) and divides by its K_m.
         micro_batches: only for ``compat: reference``, whose K_m depends on how a step is cut; None: the
             whole step is one micro-batch.
 
     Returns:
         The groups, every rollout with its advantages (in the order of its rewards) and its two streams,
-        float32, aligned with ``rollout.token_ids``, 0 outside every scope.
+        float32, aligned with ``rollout.token_ids``, 0 outside every scope. With ``scoping: whole`` every
+        reward with a weight carries the advantage of the weighted sum.
 
     Raises:
         ValueError: a reward without a weight, siblings with different rewards, a span beyond its response,
@@ -319,20 +230,50 @@ def credit_groups(
         N = 4, W = 3, so the first has P = [0, 0, 0.1768, 0.1768] (0.7071 / 4) and Q = 0, the second the
         same the other way round.
     """
-    tables = [_table(group) for group in groups]
+    tables = [credit_table(group) for group in groups]
     _check_weights(tables, weights)
+    if config.scoping == "whole":
+        views = [whole_view(group, weights) for group in groups]
+        whole = _credit(views, [credit_table(view) for view in views], {TOTAL: 1.0}, config, None)
+        return [_of_every_reward(group, view, weights) for group, view in zip(groups, whole, strict=True)]
+    return _credit(groups, tables, weights, config, micro_batches)
+
+
+def _of_every_reward(group: ScoredGroup, view: CreditedGroup, weights: Mapping[str, float]) -> CreditedGroup:
+    """Credit of the weighted sum, under the rewards that it was made of."""
+    return CreditedGroup(
+        scored=group,
+        rollouts=tuple(
+            CreditedRollout(
+                scored=scored,
+                advantages=tuple(one.advantages[0] if weights[reward.name] else 0.0 for reward in scored.rewards),
+                positive=one.positive,
+                negative=one.negative,
+            )
+            for scored, one in zip(group.rollouts, view.rollouts, strict=True)
+        ),
+    )
+
+
+def _credit(
+    groups: Sequence[ScoredGroup],
+    tables: Sequence[CreditTable],
+    weights: Mapping[str, float],
+    config: CreditConfig,
+    micro_batches: Partition | None,
+) -> list[CreditedGroup]:
     advantages = _advantages(tables, config)
-    counts = _token_counts(tables)
     by_place: Mapping[tuple[int, int], float] = {}
     if config.compat == "reference":
-        step_normaliser, factors = 1.0, {name: 1.0 / max(1, count) for name, count in counts.items()}
+        step_normaliser, weights = 1.0, dict.fromkeys(weights, 1.0)
         by_place = _reference_normalisers(groups, tables, advantages, micro_batches)
     else:
         step_normaliser = _step_normaliser(tables, advantages, weights, config)
-        factors = {name: weights[name] / max(1, count) for name, count in counts.items()}
     credited: list[CreditedGroup] = []
-    for index, (group, table, matrix) in enumerate(zip(groups, tables, advantages, strict=True)):
-        amounts = (matrix * np.array([factors[name] for name in table.names]) * step_normaliser).tolist()
+    shares = token_weights(tables, config)
+    for index, (group, table, matrix, share) in enumerate(zip(groups, tables, advantages, shares, strict=True)):
+        by_reward = np.array([weights[name] for name in table.names])
+        amounts = (matrix * share * by_reward * step_normaliser).tolist()
         values = matrix.tolist()
         rollouts: list[CreditedRollout] = []
         for row, rollout in enumerate(group.rollouts):

@@ -7,6 +7,7 @@ is already inside the streams, so that micro-batches and ranks simply add up.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor
 _MAX_LOG_RATIO = 20.0  # exp(20) is still a finite float32; beyond it a stale token would turn into inf and NaN
 
 KlEstimator = Literal["k1", "k2", "k3"]
+Clipping = Literal["ppo", "cispo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +48,32 @@ def two_stream_loss(
     clip_high: float,
     dual_clip: float,
     importance_weights: Tensor | None = None,
+    clipping: Clipping = "ppo",
+    response_lengths: Sequence[int] | None = None,
 ) -> TwoStreamLoss:
     """Clipped policy objective of all rewards at once (rs_grpo, "Loss").
 
-    ``loss = sum_t -P_t min(rho_t, rhobar_t) + Q_t min(max(rho_t, rhobar_t), c)`` with
-    ``rho = exp(logprobs - old_logprobs)`` and ``rhobar = clip(rho, 1 - clip_low, 1 + clip_high)``. PPO's
-    per-reward loss is positively homogeneous in the advantage for each sign, so this equals the weighted sum
-    over rewards exactly, however many there are.
+    With ``rho = exp(logprobs - old_logprobs)`` and ``rhobar = clip(rho, 1 - clip_low, 1 + clip_high)``:
+
+        ppo      sum_t -P_t min(rho_t, rhobar_t) + Q_t min(max(rho_t, rhobar_t), c)
+        cispo    sum_t (Q_t - P_t) detach(rhobar_t) logprobs_t               (arXiv 2506.13585 eq. 4)
+
+    Both per-reward losses are positively homogeneous in the advantage for each sign, so this equals the
+    weighted sum over rewards exactly, however many there are.
 
     Args:
         logprobs: [T] float, of the sampled tokens under the policy in training, nats.
         old_logprobs: [T] float, under the policy of the batch; equal to ``logprobs`` on-policy. Detached here.
         positive: [T] float, P, at least 0.
         negative: [T] float, Q, at least 0.
-        clip_low: the ratio is clipped below at ``1 - clip_low`` where credit is negative.
-        clip_high: and above at ``1 + clip_high`` where it is positive.
-        dual_clip: c, the most that negative credit weighs.
+        clip_low: the ratio is clipped below at ``1 - clip_low`` where credit is negative; 1: not at all.
+        clip_high: and above at ``1 + clip_high`` where it is positive (``cispo``: both for either sign).
+        dual_clip: c, the most that negative credit weighs; 0: no limit.
         importance_weights: [T] float, detached factors engine -> trainer; None: 1.
+        clipping: ``ppo`` or ``cispo``.
+        response_lengths: tokens of each response, in order: rho is then the geometric mean over the response
+            with the gradient of the token's own log-probability (GSPO-token, arXiv 2507.18071 §4.3, which is
+            GSPO where P and Q are the same all over a response); None: a ratio for each token.
 
     Returns:
         The sum, and where it was clipped.
@@ -72,7 +83,7 @@ def two_stream_loss(
 
     Example:
         On-policy (ratio 1) with P = [0.5, 0] and Q = [0, 0.25]: loss = -0.5 + 0.25 = -0.25, and the
-        gradient by ``logprobs`` is [-0.5, 0.25].
+        gradient by ``logprobs`` is [-0.5, 0.25]. The gradient is the same for ``cispo``.
     """
     _check_lengths(
         logprobs=logprobs,
@@ -81,19 +92,37 @@ def two_stream_loss(
         negative=negative,
         importance_weights=importance_weights,
     )
-    log_ratio = (logprobs - old_logprobs.detach()).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    log_ratio = logprobs - old_logprobs.detach()
+    if response_lengths is not None:
+        log_ratio = _sequence_mean(log_ratio.detach(), response_lengths) + (logprobs - logprobs.detach())
+    log_ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
     ratio = log_ratio.exp()
-    clipped_ratio = log_ratio.clamp(math.log(1.0 - clip_low), math.log(1.0 + clip_high)).exp()
-    reward_side = torch.minimum(ratio, clipped_ratio)
-    penalty_side = torch.maximum(ratio, clipped_ratio).clamp(max=dual_clip)
-    per_token = negative * penalty_side - positive * reward_side
+    low = math.log(1.0 - clip_low) if clip_low < 1.0 else -math.inf
+    clipped_ratio = log_ratio.clamp(low, math.log(1.0 + clip_high)).exp()
+    limit = dual_clip or math.inf
+    if clipping == "cispo":
+        per_token = (negative - positive) * clipped_ratio.detach() * logprobs
+    else:
+        per_token = negative * torch.maximum(ratio, clipped_ratio).clamp(max=limit) - positive * torch.minimum(
+            ratio, clipped_ratio
+        )
     if importance_weights is not None:
         per_token = per_token * importance_weights.detach()
     with torch.no_grad():
-        clipped = ((positive > 0) & (ratio > clipped_ratio)) | (
-            (negative > 0) & ((ratio < clipped_ratio) | (ratio > dual_clip))
-        )
+        if clipping == "cispo":
+            clipped = ((positive > 0) | (negative > 0)) & (ratio != clipped_ratio)
+        else:
+            clipped = ((positive > 0) & (ratio > clipped_ratio)) | (
+                (negative > 0) & ((ratio < clipped_ratio) | (ratio > limit))
+            )
     return TwoStreamLoss(loss=per_token.sum(), clipped=clipped)
+
+
+def _sequence_mean(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Every token's response's mean, [T]; each response by itself, so that its row does not matter."""
+    if sum(lengths) != len(values):
+        raise ValueError(f"responses of {sum(lengths)} tokens in total were given for {len(values)} log-probabilities")
+    return torch.cat([part.mean().expand(len(part)) for part in values.split(list(lengths))])
 
 
 def importance_weights(trainer_logprobs: Tensor, engine_logprobs: Tensor, cap: float) -> Tensor:

@@ -77,6 +77,8 @@ def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConf
         clip_high=loss.clip_high,
         dual_clip=loss.dual_clip,
         importance_weights=weights,
+        clipping="cispo" if loss.clipping == "cispo" else "ppo",
+        response_lengths=batch.row.response_lengths if loss.ratio == "sequence" else None,
     )
     return result.loss, RankTotals(
         loss=float(result.loss.detach()),

@@ -10,6 +10,7 @@ import numpy as np
 
 from rsgrpo.advantages import is_flat
 from rsgrpo.config import FilterConfig
+from rsgrpo.credit_table import TOTAL, weighted_total, whole_view
 from rsgrpo.types import ScoredGroup
 
 
@@ -83,20 +84,24 @@ def has_signal(group: ScoredGroup, weights: Mapping[str, float]) -> bool:
     return False
 
 
+def _has_credit(group: ScoredGroup, weights: Mapping[str, float], scoping: str) -> bool:
+    if scoping == "whole":
+        return has_signal(whole_view(group, weights), {TOTAL: 1.0})
+    return has_signal(group, weights)
+
+
 def mean_total(group: ScoredGroup, weights: Mapping[str, float]) -> float:
     """Mean over siblings of the weighted sum of rewards: what the public filter looks at.
 
     Example:
         Accuracy 1 and 0 with weight 3, format 1 and 1 with weight 1: (4 + 1) / 2 = 2.5.
     """
-    totals = [
-        sum(weights[reward.name] * reward.value for reward in rollout.rewards if reward.value is not None)
-        for rollout in group.rollouts
-    ]
-    return float(np.mean(totals))
+    return float(np.mean([weighted_total(rollout, weights) or 0.0 for rollout in group.rollouts]))
 
 
-def select_groups(groups: Sequence[ScoredGroup], config: FilterConfig, weights: Mapping[str, float]) -> Selection:
+def select_groups(
+    groups: Sequence[ScoredGroup], config: FilterConfig, weights: Mapping[str, float], scoping: str = "scoped"
+) -> Selection:
     """Keep the groups that the settings ask for.
 
     Args:
@@ -104,6 +109,8 @@ def select_groups(groups: Sequence[ScoredGroup], config: FilterConfig, weights: 
         config: ``signal`` keeps groups in which any reward varies; ``mean_range`` is the public rule
             ``low < mean weighted sum < high``; ``none`` keeps all.
         weights: by reward name.
+        scoping: ``rl.credit.scoping``; where credit is given for the weighted sum (``whole``), ``signal`` asks
+            whether that varies.
 
     Returns:
         Kept groups and reasons for the others; an empty ``kept`` is no error.
@@ -115,7 +122,7 @@ def select_groups(groups: Sequence[ScoredGroup], config: FilterConfig, weights: 
     kept: list[ScoredGroup] = []
     dropped: Counter[str] = Counter()
     for group in groups:
-        if config.mode == "signal" and not has_signal(group, weights):
+        if config.mode == "signal" and not _has_credit(group, weights, scoping):
             dropped["no_signal"] += 1
         elif config.mode == "mean_range" and not config.low < mean_total(group, weights) < config.high:
             dropped["mean_out_of_range"] += 1

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from rsgrpo.advantages import is_flat, merged
+from rsgrpo.advantages import is_flat
 from rsgrpo.config import LossConfig
+from rsgrpo.credit_table import merged
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.types import CreditedGroup, CreditedRollout, ResponseStats, ScopedReward
 
@@ -151,10 +152,15 @@ def _seen(
 
 
 def _clipped_before(log_ratio: NDArray[np.float32], loss: LossConfig) -> NDArray[np.int64]:
-    """Where ``two_stream_loss`` has no gradient: above for positive credit, below and far above for negative."""
-    up = log_ratio > np.log1p(loss.clip_high)
-    down = (log_ratio < np.log1p(-loss.clip_low)) | (log_ratio > np.log(loss.dual_clip))
-    return np.concatenate((np.zeros((2, 1), np.int64), np.cumsum((up, down), axis=1)), axis=1)
+    """Where ``two_stream_loss`` clips: above for positive credit, below and far above for negative; ``cispo``: both."""
+    if loss.ratio == "sequence":
+        log_ratio = np.full_like(log_ratio, log_ratio.mean())
+    above = log_ratio > np.log1p(loss.clip_high)
+    below = log_ratio < (np.log1p(-loss.clip_low) if loss.clip_low < 1.0 else -np.inf)
+    far_above = log_ratio > (np.log(loss.dual_clip) if loss.dual_clip else np.inf)
+    both = (above | below, above | below)
+    clipped = both if loss.clipping == "cispo" else (above, below | far_above)
+    return np.concatenate((np.zeros((2, 1), np.int64), np.cumsum(clipped, axis=1)), axis=1)
 
 
 def _policy_and_engine(seen: Sequence[_Seen]) -> dict[str, float]:

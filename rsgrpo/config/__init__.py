@@ -19,6 +19,7 @@ from rsgrpo.config.rollout import EndpointConfig, EvalConfig, RewardConfig, Roll
 from rsgrpo.config.training import (
     CreditConfig,
     FilterConfig,
+    KlConfig,
     LossConfig,
     OptimizerConfig,
     RlConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "EndpointConfig",
     "EvalConfig",
     "FilterConfig",
+    "KlConfig",
     "LoggingConfig",
     "LossConfig",
     "ModelConfig",

@@ -107,41 +107,115 @@ class CreditConfig:
 
     compat: str = "none"
     """``reference`` reproduces the public implementation's formula, defects included."""
+    scoping: str = "scoped"
+    """``scoped``: each reward is compared among siblings by itself and speaks to the tokens of its scope.
+    ``whole``: the weighted sum of the rewards is one number, which speaks to the whole response (GRPO)."""
     baseline: str = "group_mean"
-    """``group_mean`` or ``leave_one_out`` (RLOO)."""
+    """``group_mean``, ``leave_one_out`` (RLOO), or ``batch_mean`` (REINFORCE++)."""
     scale: str = "group_std"
     """``group_std`` (unbiased), ``batch_std``, or ``none`` (Dr. GRPO)."""
     normaliser: str = "active"
     """W sums the weights of the rewards with signal in the step (``active``) or of ``all``."""
+    aggregation: str = "scope_tokens"
+    """How the tokens of a reward's scope add up over the optimizer step. ``scope_tokens``: their mean.
+    ``token_mean``: their sum over the number of all response tokens. ``sequence_mean``: first the mean in each
+    response, then that over the responses with such a scope (GRPO). ``constant``: their sum in each response
+    over ``constant_tokens``, then the mean over the responses (Dr. GRPO)."""
+    constant_tokens: int = 0
+    """Denominator of ``aggregation: constant``, such as ``${rollout.sampling.max_response_tokens}``."""
     epsilon: float = 1.0e-6
 
     def __post_init__(self) -> None:
         one_of("rl.credit.compat", self.compat, ("none", "reference"))
-        one_of("rl.credit.baseline", self.baseline, ("group_mean", "leave_one_out"))
+        one_of("rl.credit.scoping", self.scoping, ("scoped", "whole"))
+        one_of("rl.credit.baseline", self.baseline, ("group_mean", "leave_one_out", "batch_mean"))
         one_of("rl.credit.scale", self.scale, ("group_std", "batch_std", "none"))
         one_of("rl.credit.normaliser", self.normaliser, ("active", "all"))
+        one_of(
+            "rl.credit.aggregation",
+            self.aggregation,
+            ("scope_tokens", "token_mean", "sequence_mean", "constant"),
+        )
         at_least("rl.credit.epsilon", self.epsilon, 0.0)
+        if self.aggregation == "constant":
+            at_least("rl.credit.constant_tokens", self.constant_tokens, 1)
+        if self.baseline == "batch_mean" and self.scale == "group_std":
+            raise ConfigError(
+                "rl.credit.baseline=batch_mean compares over the batch, rl.credit.scale=group_std within a group; "
+                "set rl.credit.scale to batch_std or none"
+            )
+        if self.compat == "reference":
+            self._check_reference()
+
+    def _check_reference(self) -> None:
+        for key, value, needed in (
+            ("scoping", self.scoping, "scoped"),
+            ("baseline", self.baseline, "group_mean"),
+            ("scale", self.scale, "group_std"),
+            ("aggregation", self.aggregation, "scope_tokens"),
+        ):
+            if value != needed:
+                raise ConfigError(
+                    f"rl.credit.compat=reference is the public formula, which has rl.credit.{key}={needed}, not "
+                    f"{value}; leave rl.credit.{key} alone or set rl.credit.compat=none"
+                )
+
+
+@dataclass(kw_only=True, slots=True)
+class KlConfig:
+    """The term that holds the policy near the model that the stage began with; off by default."""
+
+    coefficient: float = 0.0
+    """Its weight in the loss, beta; 0: no term, and no pass through the reference model. Tokens are averaged
+    over whole responses as ``rl.credit.aggregation`` says (``scope_tokens`` as ``token_mean``)."""
+    estimator: str = "k3"
+    """``k1``, ``k2`` or ``k3`` (GRPO); losses.kl_estimate says what each one's gradient means."""
+    target: float = 0.0
+    """Nats a token that the coefficient steers towards, from ``coefficient`` on; 0: it stays as it is."""
+
+    def __post_init__(self) -> None:
+        at_least("rl.loss.kl.coefficient", self.coefficient, 0.0)
+        one_of("rl.loss.kl.estimator", self.estimator, ("k1", "k2", "k3"))
+        at_least("rl.loss.kl.target", self.target, 0.0)
+        if self.target and not self.coefficient:
+            raise ConfigError(
+                f"rl.loss.kl.target={self.target} steers rl.loss.kl.coefficient, which is 0 and could never grow; "
+                "set rl.loss.kl.coefficient to where it should begin, such as 0.05"
+            )
 
 
 @dataclass(kw_only=True, slots=True)
 class LossConfig:
     """The clipped objective (rs_grpo, "Loss" and "Old log-probabilities")."""
 
+    ratio: str = "token"
+    """``token``: each token's own ratio new/old. ``sequence``: the geometric mean over its response, with the
+    gradient of the token's own log-probability (GSPO-token; GSPO where credit is the same all over a response)."""
+    clipping: str = "ppo"
+    """``ppo``: tokens beyond the bounds lose their gradient. ``cispo``: the ratio is only a weight, cut at the
+    bounds, of each token's likelihood gradient."""
     clip_low: float = 0.2
+    """The ratio is clipped at 1 - clip_low; 1: no lower bound."""
     clip_high: float = 0.28
+    """The ratio is clipped at 1 + clip_high."""
     dual_clip: float = 3.0
+    """``ppo``: the most that negative credit weighs, above 1 + clip_high; 0: no limit."""
     old_logprobs: str = "auto"
     """pi_old: ``auto`` (the forward pass itself where there is one update a batch, else recomputed
     once), ``recompute``, or ``engine`` (the engine's own log-probabilities)."""
     importance_cap: float = 2.0
     """Cap of the importance weight trainer/engine; 0: no correction."""
+    kl: KlConfig = field(default_factory=KlConfig)
 
     def __post_init__(self) -> None:
+        one_of("rl.loss.ratio", self.ratio, ("token", "sequence"))
+        one_of("rl.loss.clipping", self.clipping, ("ppo", "cispo"))
         one_of("rl.loss.old_logprobs", self.old_logprobs, ("auto", "recompute", "engine"))
-        if not 0.0 < self.clip_low < 1.0:
-            raise ConfigError(f"rl.loss.clip_low={self.clip_low} must lie in (0, 1)")
+        if not 0.0 < self.clip_low <= 1.0:
+            raise ConfigError(f"rl.loss.clip_low={self.clip_low} must lie in (0, 1]")
         more_than("rl.loss.clip_high", self.clip_high, 0.0)
-        more_than("rl.loss.dual_clip", self.dual_clip, 1.0 + self.clip_high)
+        if self.dual_clip != 0.0:
+            more_than("rl.loss.dual_clip", self.dual_clip, 1.0 + self.clip_high)
         at_least("rl.loss.importance_cap", self.importance_cap, 0.0)
 
 
@@ -149,6 +223,8 @@ class LossConfig:
 class RlConfig:
     """Reinforcement stage."""
 
+    algorithm: str = "rs_grpo"
+    """What progress and report call it; ``algorithm=NAME`` sets it beside the values that make it up."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     credit: CreditConfig = field(default_factory=CreditConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -178,7 +254,7 @@ class RlConfig:
 
     def __post_init__(self) -> None:
         at_least("rl.prompts_per_step", self.prompts_per_step, 1)
-        at_least("rl.samples_per_prompt", self.samples_per_prompt, 2)
+        at_least("rl.samples_per_prompt", self.samples_per_prompt, 1)
         at_least("rl.updates_per_batch", self.updates_per_batch, 1)
         if self.max_staleness_steps not in (0, 1):
             raise ConfigError(
@@ -194,4 +270,23 @@ class RlConfig:
             raise ConfigError(
                 f"rl.prompts_per_step={self.prompts_per_step} must be a multiple of "
                 f"rl.updates_per_batch={self.updates_per_batch}"
+            )
+        self._check_algorithm()
+
+    def _check_algorithm(self) -> None:
+        over_batch = self.credit.baseline == "batch_mean"
+        if self.samples_per_prompt < 2 and not over_batch:
+            raise ConfigError(
+                f"rl.samples_per_prompt={self.samples_per_prompt} leaves a response nothing to be compared with; "
+                "set it to at least 2, or rl.credit.baseline=batch_mean with rl.filter.mode=none"
+            )
+        if over_batch and self.filter.mode == "signal":
+            raise ConfigError(
+                "rl.filter.mode=signal drops groups whose siblings are alike, but with rl.credit.baseline=batch_mean "
+                "they have credit too; set rl.filter.mode=none"
+            )
+        if self.credit.compat == "reference" and (self.loss.ratio, self.loss.clipping) != ("token", "ppo"):
+            raise ConfigError(
+                "rl.credit.compat=reference is the public formula, which has rl.loss.ratio=token and "
+                f"rl.loss.clipping=ppo, not {self.loss.ratio} and {self.loss.clipping}"
             )

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, MissingConfigException
 
 from rsgrpo.config import Config, ConfigError, load_config, register_schema
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = sorted(path.stem for path in (CONFIGS / "recipe").glob("*.yaml"))
+ALGORITHMS = sorted(path.stem for path in (CONFIGS / "algorithm").glob("*.yaml"))
 REWARD = "rewards.short={function: 'my_rewards.py:short_thinking', scope: {section: think}, weight: 0.5}"
 
 
@@ -25,7 +26,33 @@ def composed(*overrides: str) -> Config:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_composes(recipe: str) -> None:
-    assert composed(f"recipe={recipe}").name == recipe
+    config = composed(f"recipe={recipe}")
+    assert config.name == recipe
+    assert config.rl.algorithm == "rs_grpo"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_composes_with_every_recipe(recipe: str, algorithm: str) -> None:
+    for overrides in ((f"recipe={recipe}", f"algorithm={algorithm}"), (f"algorithm={algorithm}", f"recipe={recipe}")):
+        config = composed(*overrides)
+        assert (config.name, config.rl.algorithm) == (recipe, algorithm)
+
+
+def test_an_algorithm_overrules_the_recipe_and_the_command_line_overrules_both() -> None:
+    # evisrag_7b clips at 0.28 with a dual clip of 3, GRPO at 0.2 without one; refills are the recipe's own matter
+    config = composed("recipe=evisrag_7b", "algorithm=grpo")
+    assert (config.rl.loss.clip_high, config.rl.loss.dual_clip, config.rl.credit.scoping) == (0.2, 0.0, "whole")
+    assert composed("recipe=quickstart", "algorithm=grpo").rl.filter.max_refills == 0
+    assert composed("recipe=evisrag_7b").rl.loss.clip_high == 0.28
+    chosen = composed("rl.loss.clip_high=0.4", "rl.credit.aggregation=token_mean", "algorithm=grpo")
+    assert (chosen.rl.loss.clip_high, chosen.rl.credit.aggregation) == (0.4, "token_mean")
+
+
+def test_an_unknown_algorithm_is_refused_with_the_choices() -> None:
+    with pytest.raises(MissingConfigException) as error:
+        composed("algorithm=gpro")
+    assert all(name in str(error.value) for name in ("algorithm/gpro", *ALGORITHMS))
 
 
 def test_published_hyper_parameters() -> None:

@@ -358,10 +358,14 @@ def test_law_6_reference_mode_has_the_public_gradient(data: st.DataObject, step:
     rows = {member: row for row, member in enumerate(step.members)}
     cut = [[rows[member] for member in members] for members in batches]
     public = gradient(reference_loss(logprobs, batch, cut, **CLIP), logprobs)
+    # A value next to its group's mean keeps few bits of the float32 difference: the rest is one rounding of values
+    # the size of the largest.
+    finite = public[public.isfinite()].abs()
+    rounding = 1e-12 + 2.0**-23 * float(finite.max() if len(finite) else 0.0)
     for member, row in rows.items():
         expected = public[row, : len(ours[member])].numpy()
         if np.isfinite(expected).all():
-            np.testing.assert_allclose(ours[member], expected, rtol=2e-6, atol=1e-12)
+            np.testing.assert_allclose(ours[member], expected, rtol=2e-6, atol=rounding)
         else:
             np.testing.assert_array_equal(ours[member], 0.0)  # K_m = 0: the public gradient is NaN, ours nothing
 

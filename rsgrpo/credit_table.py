@@ -1,0 +1,157 @@
+"""A scored group as a table: a row a sibling, a column a reward; and as one reward on the whole response."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsgrpo.types import ScopedReward, ScoredGroup, ScoredRollout, TokenSpan
+
+TOTAL = "total"
+"""Name of the one reward that :func:`whole_view` leaves."""
+
+Matrix = NDArray[np.float64]
+
+
+def merged(spans: Iterable[TokenSpan]) -> list[TokenSpan]:
+    """Non-empty spans in order, overlapping ones joined, so that no token counts twice.
+
+    Example:
+        ``[2, 5)`` and ``[4, 6)`` become ``[2, 6)``.
+    """
+    found = [span for span in spans if span.stop > span.start]
+    if len(found) < 2:
+        return found
+    joined: list[TokenSpan] = []
+    for span in sorted(found, key=lambda one: one.start):
+        if joined and span.start <= joined[-1].stop:
+            joined[-1] = TokenSpan(start=joined[-1].start, stop=max(joined[-1].stop, span.stop))
+        else:
+            joined.append(span)
+    return joined
+
+
+def _num_tokens(spans: Iterable[TokenSpan]) -> int:
+    return sum(span.stop - span.start for span in spans)
+
+
+@dataclass(frozen=True, slots=True)
+class CreditTable:
+    """One group as a table: a row a sibling, a column a reward key.
+
+    Attributes:
+        names: [K], the reward's name of each column.
+        keys: [K], name and image of each column.
+        values: [n, K], NaN where a reward does not apply.
+        spans: n × K, the tokens that the cell speaks to.
+        num_tokens: [n, K], how many these are.
+        response_tokens: [n], how many each response has.
+    """
+
+    names: list[str]
+    keys: list[tuple[str, int]]
+    values: Matrix
+    spans: list[list[list[TokenSpan]]]
+    num_tokens: NDArray[np.int64]
+    response_tokens: NDArray[np.int64]
+
+    def tokens_by_name(self) -> dict[str, NDArray[np.int64]]:
+        """[n] by reward: tokens in its scope; the images of a per-image reward together, shared tokens once."""
+        columns: dict[str, list[int]] = defaultdict(list)
+        for column, name in enumerate(self.names):
+            columns[name].append(column)
+        return {
+            name: self.num_tokens[:, found[0]]
+            if len(found) == 1
+            else np.array(
+                [_num_tokens(merged(span for column in found for span in row[column])) for row in self.spans],
+                dtype=np.int64,
+            )
+            for name, found in columns.items()
+        }
+
+
+def credit_table(group: ScoredGroup) -> CreditTable:
+    """Lay a group out as a table.
+
+    Raises:
+        ValueError: siblings with different rewards, or a span beyond its response.
+    """
+    keys = [reward.key for reward in group.rollouts[0].rewards] if group.rollouts else []
+    spans = [[_checked_spans(group, rollout, index) for index in range(len(keys))] for rollout in group.rollouts]
+    for rollout in group.rollouts:
+        found = [reward.key for reward in rollout.rewards]
+        if found != keys or len(set(found)) != len(found):
+            raise ValueError(
+                f"sample {group.sample_id!r} rollout {rollout.rollout.rollout_index} has the rewards {found}, its "
+                f"first sibling {keys}; siblings must carry the same rewards, each once, in the same order"
+            )
+    shape = (len(group.rollouts), len(keys))
+    values = [[np.nan if one.value is None else one.value for one in rollout.rewards] for rollout in group.rollouts]
+    counts = [[_num_tokens(cell) for cell in row] for row in spans]
+    return CreditTable(
+        names=[name for name, _ in keys],
+        keys=keys,
+        values=np.array(values, dtype=np.float64).reshape(shape),
+        spans=spans,
+        num_tokens=np.array(counts, dtype=np.int64).reshape(shape),
+        response_tokens=np.array([one.num_tokens for one in group.rollouts], dtype=np.int64),
+    )
+
+
+def _checked_spans(group: ScoredGroup, rollout: ScoredRollout, index: int) -> list[TokenSpan]:
+    """Merged spans of a rollout's reward; none where it lacks that reward (refused in :func:`credit_table`)."""
+    if index >= len(rollout.rewards):
+        return []
+    reward = rollout.rewards[index]
+    for span in reward.spans:
+        if not 0 <= span.start <= span.stop <= rollout.num_tokens:
+            raise ValueError(
+                f"reward {reward.name!r} has the span [{span.start}, {span.stop}) in sample {group.sample_id!r} "
+                f"rollout {rollout.rollout.rollout_index}, whose response has {rollout.num_tokens} tokens; "
+                "spans must lie inside the response"
+            )
+    return merged(reward.spans)
+
+
+def weighted_total(rollout: ScoredRollout, weights: Mapping[str, float]) -> float | None:
+    """The weighted sum of a response's rewards; None if none of them applies.
+
+    Example:
+        Accuracy 0.5 with weight 3, format 1 with weight 1, one that does not apply: 2.5.
+    """
+    parts = [weights[reward.name] * reward.value for reward in rollout.rewards if reward.value is not None]
+    return sum(parts) if parts else None
+
+
+def whole_view(group: ScoredGroup, weights: Mapping[str, float]) -> ScoredGroup:
+    """The group with one reward, :data:`TOTAL`: the weighted sum, on the whole response.
+
+    Args:
+        group: with any rewards.
+        weights: by reward name, for all of them.
+
+    Example:
+        Accuracy 1 on [2, 4) with weight 3 and format 1 with weight 1 become total 4 on [0, R).
+    """
+    return ScoredGroup(
+        group=group.group,
+        rollouts=tuple(
+            ScoredRollout(
+                rollout=one.rollout,
+                rewards=(
+                    ScopedReward(
+                        name=TOTAL,
+                        value=weighted_total(one, weights),
+                        spans=(TokenSpan(start=0, stop=one.num_tokens),),
+                        scope_found=True,
+                    ),
+                ),
+            )
+            for one in group.rollouts
+        ),
+    )
