@@ -122,7 +122,7 @@ def _sequence_mean(values: Tensor, lengths: Sequence[int]) -> Tensor:
     """Every token's response's mean, [T]; each response by itself, so that its row does not matter."""
     if sum(lengths) != len(values):
         raise ValueError(f"responses of {sum(lengths)} tokens in total were given for {len(values)} log-probabilities")
-    return torch.cat([part.mean().expand(len(part)) for part in values.split(list(lengths))])
+    return torch.cat([part.mean().expand(len(part)) for part in torch.split_with_sizes(values, list(lengths))])
 
 
 def importance_weights(trainer_logprobs: Tensor, engine_logprobs: Tensor, cap: float) -> Tensor:
