@@ -43,7 +43,7 @@ class Prediction:
     """One line of a prediction file, before it has met its sample.
 
     Attributes:
-        sample_id: the id as text.
+        sample_id: the id as text; :func:`place_id` where the file has none but keeps the data's order.
         text: what the model said.
         needle_position: where the needle stood among the images (positional Visual Haystacks); else -1.
         retrieved: 0/1 for each shown image, by what the model's retriever kept; empty where unknown.
@@ -260,6 +260,11 @@ class Pairing:
     gaps: Gaps
 
 
+def place_id(task: str, index: int) -> str:
+    """What stands for the id of a task's ``index``-th sample in files that carry no ids."""
+    return f"@{task}#{index}"
+
+
 def pair_predictions(samples: Iterable[Sample], file: PredictionFile) -> Pairing:
     """Give every prediction its sample, by id.
 
@@ -277,14 +282,19 @@ def pair_predictions(samples: Iterable[Sample], file: PredictionFile) -> Pairing
         Samples a, b and predictions for a, a, c give two pairs of a, ``missing`` b, ``unknown_ids`` c.
     """
     by_id: dict[str, Sample] = {}
+    by_place: dict[str, Sample] = {}
+    task_sizes: dict[str, int] = {}
     for sample in samples:
         if sample.sample_id in by_id:
             raise BenchmarkError(f"two samples have the id '{sample.sample_id}'; make the data set's ids unique")
         by_id[sample.sample_id] = sample
+        task = sample.task.rpartition("/")[2]
+        by_place[place_id(task, task_sizes.get(task, 0))] = sample
+        task_sizes[task] = task_sizes.get(task, 0) + 1
     answered: list[Answered] = []
     unknown: list[str] = []
     for one in file.predictions:
-        found = by_id.get(one.sample_id)
+        found = by_id.get(one.sample_id) or by_place.get(one.sample_id)
         if found is None:
             unknown.append(one.sample_id)
             continue
