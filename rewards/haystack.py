@@ -1,8 +1,9 @@
 """Haystacks: find the page that matters among many, and answer yes or no.
 
-What a policy might try: both words (neither counts); "no relevant information" for every page, or for none
-(``needle_found`` is 0 either way; ``needle_lines`` compares siblings page by page, where a constant earns no
-credit). A line on the needle page is only known to be there, not to be true: gold has no text for it.
+What a policy might try: both words (neither counts); the marker as an answer, for the "no" in it (not counted);
+"no relevant information" for every page, or for none (``needle_found`` is 0 either way; ``needle_lines`` compares
+siblings page by page, where a constant earns no credit). A line on the needle page is only known to be there, not
+to be true: gold has no text for it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def yes_no(call: RewardCall) -> float | None:
     answer = call.parsed.content("answer")
     if answer is None:
         return 0.0
-    return float(set(_words(answer)) & _YES_NO == gold)
+    # The "no" of "no relevant information" answers nothing.
+    words = " ".join(_words(answer)).replace(IRRELEVANT, "").split()
+    return float(set(words) & _YES_NO == gold)
 
 
 @needs_gold("positive_images")

@@ -48,6 +48,8 @@ def lines(*texts: str | None) -> str:
         ("yes/no", "yes", 0.0),
         ("yes-no", "no", 0.0),
         ("a dog", "yes", 0.0),
+        (NONE, "no", 0.0),
+        (f"No, {NONE}", "no", 1.0),
         ("yes", "Yes", 1.0),
         ("yes", "a dog", None),
     ],

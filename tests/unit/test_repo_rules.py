@@ -32,6 +32,7 @@ def test_packages_with_common_names_are_ours(package: str) -> None:
         ("rsgrpo.advantages", ("torch", "ray", "vllm", "deepspeed")),
         ("rsgrpo.losses", ("ray", "vllm", "deepspeed")),
         ("rewards.scorer", ("torch", "ray", "vllm", "deepspeed")),
+        ("rewards.lab.__main__", ("torch", "ray", "vllm", "deepspeed", "transformers")),
         ("rsgrpo.report", ("torch", "ray", "vllm", "deepspeed")),
     ],
 )

@@ -1,0 +1,103 @@
+"""``python -m rewards.lab replay|lint``: try rewards on a CPU, without a model.
+
+    replay RUN_DIR [--config FILE] [rewards.accuracy.weight=1 '+rewards.mine={…}' ~rewards.format …]
+    lint module:function [file.py:function …] [key=value …]
+    lint --config FILE
+
+Exit status: 0; of ``lint`` 1 if a trick earns as much as an honest response; 2 for a mistake in the call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rewards.lab.cases import CASES
+from rewards.lab.lint import Lint, lint
+from rewards.lab.replay import replay
+from rewards.lab.settings import changed_settings, parsed_value, run_settings, yaml_rewards
+from rewards.lab.tables import lint_table, replay_table
+from rewards.plugins import load_rewards
+from rsgrpo.config import RewardConfig, ScopeConfig
+from rsgrpo.errors import RsgrpoError
+
+_DEFAULT_SHOWN = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: of the command line; None: those of this process.
+
+    Returns:
+        The exit status.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return _replay(options) if options.command == "replay" else _lint(options)
+    except RsgrpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rewards.lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    again = commands.add_parser("replay", help="score a run's saved responses with other rewards")
+    again.add_argument("run_folder", type=Path)
+    again.add_argument("overrides", nargs="*", help="rewards.NAME.key=value, +rewards.NAME={…}, ~rewards.NAME")
+    again.add_argument("--config", type=Path, help="YAML whose rewards take the place of the run's")
+    again.add_argument("--stage", default="rl")
+    again.add_argument("--show", type=int, default=_DEFAULT_SHOWN, help="groups shown one by one")
+    again.add_argument("--json", type=Path, help="write everything there")
+    tricks = commands.add_parser("lint", help="play known tricks on rewards")
+    tricks.add_argument(
+        "rewards", nargs="*", help="module:function or file.py:function, and key=value for its arguments"
+    )
+    tricks.add_argument("--config", type=Path, help="YAML with rewards: judge their weighted sum")
+    tricks.add_argument("--kind", default="", choices=("", *CASES), help="of question; default: what fits the reward")
+    tricks.add_argument("--json", type=Path, help="write everything there")
+    return parser
+
+
+def _replay(options: argparse.Namespace) -> int:
+    before = run_settings(options.run_folder)
+    after = changed_settings(options.run_folder, options.config, options.overrides)
+    result = replay(options.run_folder, before, after, stage=options.stage)
+    print(replay_table(result, options.show))
+    if options.json:
+        _write(options.json, dataclasses.asdict(result))
+    return 0
+
+
+def _lint(options: argparse.Namespace) -> int:
+    results: list[Lint] = []
+    kwargs = {key: parsed_value(value) for key, _, value in (one.partition("=") for one in options.rewards) if value}
+    functions = [one for one in options.rewards if "=" not in one]
+    if not functions and options.config is None:
+        raise RsgrpoError("lint needs a reward, such as rewards.accuracy:accuracy, or --config FILE")
+    if options.config is not None:
+        loaded = load_rewards(yaml_rewards(options.config), Path.cwd())
+        results.append(lint(str(options.config), loaded, options.kind))
+    for function in functions:
+        config = RewardConfig(function=function, scope=ScopeConfig(start="begin", stop="end"), kwargs=kwargs)
+        results.append(lint(function, load_rewards({function: config}, Path.cwd()), options.kind))
+    print(lint_table(results))
+    if options.json:
+        _write(options.json, [dataclasses.asdict(result) for result in results])
+    return int(any(result.paying for result in results))
+
+
+def _write(file: Path, document: object) -> None:
+    file.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""What do known tricks earn, compared with an honest response?"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+import numpy as np
+
+from rewards.base import RewardCall, RewardError
+from rewards.gold import gold_problem
+from rewards.lab.cases import CASES, TRICKS, Case
+from rewards.plugins import LoadedReward
+from rewards.running import run_async, run_plain
+from rsgrpo.sections import parse_response
+
+_KIND_OF_FIELD = {"boxes": "grounding", "choices": "choice", "positive_images": "haystack"}
+_TOKEN = re.compile(r"\w+|[^\w\s]")  # there is no tokenizer here: a word or a sign counts as one token
+_TIE = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrickResult:
+    """What one trick earns.
+
+    Attributes:
+        trick: a key of ``TRICKS``.
+        score: mean over the questions; None where the reward does not apply to such a response.
+        is_untouched: whether the trick leaves what the reward judges as it is, and earns the same: then it is no
+            trick on this reward.
+        pays: whether it earns as much as honesty, or more.
+    """
+
+    trick: str
+    score: float | None
+    is_untouched: bool
+    pays: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lint:
+    """All tricks against one reward, or against a weighted sum of rewards.
+
+    Attributes:
+        name: of the reward.
+        kind: of the questions, a key of ``CASES``.
+        honest: mean of the honest responses.
+        tricks: the tricks that change the response to at least one question.
+    """
+
+    name: str
+    kind: str
+    honest: float
+    tricks: tuple[TrickResult, ...]
+
+    @property
+    def paying(self) -> tuple[TrickResult, ...]:
+        """Tricks that pay."""
+        return tuple(result for result in self.tricks if result.pays)
+
+
+def lint(name: str, rewards: Sequence[LoadedReward], kind: str = "") -> Lint:
+    """Play all tricks on the weighted sum of rewards.
+
+    Args:
+        name: of the whole.
+        rewards: one, or several that are trained with together.
+        kind: of the questions, a key of ``CASES``; empty: what the rewards declare that they need, else the first
+            kind on which an honest response earns more than an empty one, else ``pages``.
+
+    Returns:
+        What each trick earns.
+
+    Raises:
+        RewardError: a reward fails, returns what is no reward, or cannot judge such questions.
+    """
+    kind = kind or _kind(rewards)
+    cases = CASES[kind]
+    for reward in rewards:
+        problem = next((found for case in cases if (found := gold_problem(case.sample, reward.gold_sections))), "")
+        if problem:
+            raise RewardError(f"reward {reward.name!r} cannot judge questions of the kind {kind!r}: {problem}")
+    honest = _scores(rewards, cases, [case.text for case in cases])
+    if all(score is None for score in honest):
+        raise RewardError(f"{name} does not apply to an honest response of the kind {kind!r}; choose another kind")
+    judged = _judged_sections(rewards, cases, honest)
+    baseline = _mean(honest) or 0.0
+    results = []
+    for trick, write in TRICKS.items():
+        texts = [write(case) for case in cases]
+        if all(text == case.text for text, case in zip(texts, cases, strict=True)):
+            continue
+        score = _mean(_scores(rewards, cases, texts))
+        is_same = judged and all(
+            _contents(text, judged) == _contents(case.text, judged) for text, case in zip(texts, cases, strict=True)
+        )
+        is_untouched = bool(is_same) and score is not None and abs(score - baseline) <= _TIE
+        pays = score is not None and score >= baseline - _TIE and not is_untouched
+        results.append(TrickResult(trick=trick, score=score, is_untouched=is_untouched, pays=pays))
+    return Lint(name=name, kind=kind, honest=baseline, tricks=tuple(results))
+
+
+def _judged_sections(
+    rewards: Sequence[LoadedReward], cases: Sequence[Case], honest: Sequence[float | None]
+) -> tuple[str, ...]:
+    """Sections without whose content some honest response earns something else."""
+    return tuple(
+        name
+        for name in cases[0].sections
+        if _scores(rewards, cases, [case.with_sections(**{name: ""}) for case in cases]) != honest
+    )
+
+
+def _contents(text: str, sections: Sequence[str]) -> list[str | None]:
+    parsed = parse_response(text)
+    return [parsed.content(name) for name in sections]
+
+
+def _kind(rewards: Sequence[LoadedReward]) -> str:
+    declared = {section for reward in rewards for section in reward.gold_sections}
+    for field, kind in _KIND_OF_FIELD.items():
+        if field in declared:
+            return kind
+    for kind, cases in CASES.items():
+        if any(gold_problem(case.sample, reward.gold_sections) for reward in rewards for case in cases):
+            continue
+        honest = _mean(_scores(rewards, cases, [case.text for case in cases]))
+        empty = _mean(_scores(rewards, cases, [""] * len(cases))) or 0.0
+        if honest is not None and honest > empty:
+            return kind
+    return next(iter(CASES))
+
+
+def _scores(rewards: Sequence[LoadedReward], cases: Sequence[Case], texts: Sequence[str]) -> list[float | None]:
+    """Weighted sum of the rewards that apply, for each text; None where none does."""
+    calls = [_call(case, text) for case, text in zip(cases, texts, strict=True)]
+    totals: list[float | None] = [None] * len(calls)
+    for reward in rewards:
+        values = run_async([reward], calls)[0] if reward.is_async else run_plain(reward, calls)
+        for index, value in enumerate(values):
+            number = _number(reward, value)
+            if number is not None:
+                totals[index] = (totals[index] or 0.0) + reward.config.weight * number
+    return totals
+
+
+def _call(case: Case, text: str) -> RewardCall:
+    num_tokens = len(_TOKEN.findall(text)) + 1  # and the end of sequence
+    is_cut = text != case.text and case.text.startswith(text)
+    return RewardCall(
+        sample=case.sample,
+        text=text,
+        parsed=parse_response(text),
+        token_ids=np.zeros(num_tokens, dtype=np.int32),
+        finish_reason="length" if is_cut and text else "stop",
+        num_tokens=num_tokens,
+        rollout_index=0,
+    )
+
+
+def _number(reward: LoadedReward, value: object) -> float | None:
+    """A reward's value; of one value an image, the mean."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return _mean([_number(reward, one) for one in value])
+    if value is None:
+        return None
+    if isinstance(value, Real) and math.isfinite(value):
+        return float(value)
+    raise RewardError(
+        f"reward {reward.name!r} ({reward.config.function}) returned {value!r}; it must return a finite number, None, "
+        "or a list of these, one an image"
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    given = [value for value in values if value is not None]
+    return sum(given) / len(given) if given else None

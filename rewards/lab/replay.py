@@ -1,0 +1,321 @@
+"""Score a run's saved responses again, with other rewards, and say whose credit changes.
+
+What a run folder holds is what can be replayed: ``rl.rollouts_in_report`` groups of each kept step (0: all of
+them), and none that ``rl.filter`` dropped. Advantages depend on a group alone (except with ``rl.credit.scale:
+batch_std``), so they are those that training would have seen.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rewards.plugins import load_rewards
+from rewards.scorer import Scorer
+from rsgrpo.advantages import credit_groups
+from rsgrpo.config import Config
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.recorder import RecordedGroup, RecordedRollout, read_groups
+from rsgrpo.run_folder import RunFolder
+from rsgrpo.types import ChatPrompt, CreditedGroup, CreditedRollout, Rollout, RolloutGroup, Sample
+
+_ROUNDING = 2e-5  # records hold six significant digits, and advantages divide by a group's spread
+
+
+class ReplayError(RsgrpoError):
+    """A run folder holds nothing that can be replayed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValueChange:
+    """One reward of one response, before and after.
+
+    Attributes:
+        name: of the reward.
+        image_index: 0-based image, or -1.
+        before: recorded value; None where the reward did not apply, or is new.
+        after: value now; None where it does not apply, or is gone.
+        advantage_before: recorded A_ik.
+        advantage_after: A_ik now.
+    """
+
+    name: str
+    image_index: int
+    before: float | None
+    after: float | None
+    advantage_before: float
+    advantage_after: float
+
+    @property
+    def is_flip(self) -> bool:
+        """Whether the advantage changed its sign."""
+        return _sign(self.advantage_before) * _sign(self.advantage_after) < 0
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the value or the advantage did."""
+        if (self.before is None) != (self.after is None):
+            return True
+        is_other = self.before is not None and self.after is not None and _differs(self.before, self.after)
+        return is_other or _differs(self.advantage_before, self.advantage_after)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutChange:
+    """One response.
+
+    Attributes:
+        rollout_index: which sibling.
+        total_before: sum of w_k A_ik over the sum of w_k, with the run's weights.
+        total_after: likewise, now.
+        values: every reward's, those of the run first.
+    """
+
+    rollout_index: int
+    total_before: float
+    total_after: float
+    values: tuple[ValueChange, ...]
+
+    @property
+    def is_flip(self) -> bool:
+        """Whether the response as a whole was pushed one way and is now pushed the other."""
+        return _sign(self.total_before) * _sign(self.total_after) < 0
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether anything did."""
+        return _differs(self.total_before, self.total_after) or any(value.is_changed for value in self.values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupChange:
+    """One question.
+
+    Attributes:
+        step: that sampled it.
+        sample_id: the question's id.
+        had_signal: whether any token had credit.
+        has_signal: whether any has now.
+        rollouts: all siblings.
+    """
+
+    step: int
+    sample_id: str
+    had_signal: bool
+    has_signal: bool
+    rollouts: tuple[RolloutChange, ...]
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether anything did."""
+        return self.had_signal != self.has_signal or any(one.is_changed for one in self.rollouts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardChange:
+    """One reward over all responses.
+
+    Attributes:
+        name: of the reward.
+        mean_before: of the recorded values; None: it is new.
+        mean_after: None: it is gone.
+        num_changed: responses (and images) whose value or advantage changed.
+        num_flips: advantages that changed their sign.
+        num_gained: groups in which siblings differ now and did not before.
+        num_lost: the other way round.
+    """
+
+    name: str
+    mean_before: float | None
+    mean_after: float | None
+    num_changed: int
+    num_flips: int
+    num_gained: int
+    num_lost: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replay:
+    """What changed.
+
+    Attributes:
+        groups: every group that was replayed, in the order of the file.
+        rewards: by reward, those of the run first.
+    """
+
+    groups: tuple[GroupChange, ...]
+    rewards: tuple[RewardChange, ...]
+
+
+def replay(run_folder: Path, before: Config, after: Config, *, stage: str = "rl") -> Replay:
+    """Score the saved responses of a run with other settings.
+
+    Args:
+        run_folder: holds ``rollouts.jsonl``.
+        before: the run's settings; their weights belong to the recorded advantages.
+        after: what to score with: ``rewards`` and ``rl.credit``. Plugin files are relative to the current folder.
+        stage: of the records.
+
+    Returns:
+        The comparison. With equal settings and unchanged reward functions nothing changes.
+
+    Raises:
+        ReplayError: nothing was recorded for the stage.
+        RewardError: a reward cannot be loaded, fails, or needs gold that a recorded sample lacks.
+
+    Example:
+        A group with accuracy 1 and 0, scored with a reward that says 0 and 1: both advantages flip.
+    """
+    file = RunFolder(root=run_folder).rollouts_file
+    recorded = [group for group in read_groups(file) if group.stage == stage]
+    if not recorded:
+        raise ReplayError(f"{file} holds no groups of stage {stage!r}; give the folder of a run that has trained")
+    weights_before, weights_after = _weights(before), _weights(after)
+    scorer = Scorer(load_rewards(after.rewards, Path.cwd()))
+    groups = []
+    for _, step in itertools.groupby(recorded, key=lambda group: group.step):
+        members = list(step)
+        sampled = [_sampled(group) for group in members]
+        scorer.check_samples([group.sample for group in sampled])
+        credited = credit_groups(scorer.score(sampled), weights_after, after.rl.credit)
+        groups += [
+            _group_change(old, new, weights_before, weights_after) for old, new in zip(members, credited, strict=True)
+        ]
+    return Replay(groups=tuple(groups), rewards=_reward_changes(groups))
+
+
+def _weights(config: Config) -> dict[str, float]:
+    return {name: reward.weight for name, reward in config.rewards.items()}
+
+
+def _sampled(group: RecordedGroup) -> RolloutGroup:
+    """The group as the rollout pool gave it, as far as rewards can see."""
+    sample = Sample(
+        sample_id=group.sample_id,
+        question=group.question,
+        images=group.images,
+        answers=group.answers,
+        gold_response=group.gold_response,
+        is_sufficient=group.is_sufficient,
+        positive_images=group.positive_images,
+        choices=group.choices,
+        boxes=group.boxes,
+        metadata=group.metadata,
+    )
+    return RolloutGroup(
+        sample=sample,
+        prompt=ChatPrompt(sample_id=group.sample_id, text=group.question, images=group.images),
+        prompt_token_ids=np.zeros(0, dtype=np.int32),
+        rollouts=tuple(_rollout(group.sample_id, one) for one in group.rollouts),
+    )
+
+
+def _rollout(sample_id: str, recorded: RecordedRollout) -> Rollout:
+    num_tokens = len(recorded.token_char_starts)
+    # Records of earlier versions lack the ids; -1 is no token's.
+    token_ids = recorded.token_ids or (-1,) * num_tokens
+    return Rollout(
+        sample_id=sample_id,
+        rollout_index=recorded.rollout_index,
+        token_ids=np.array(token_ids, dtype=np.int32),
+        logprobs=np.zeros(num_tokens, dtype=np.float32),
+        text=recorded.text,
+        token_char_starts=np.array(recorded.token_char_starts, dtype=np.int32),
+        finish_reason=recorded.finish_reason,
+        policy_version=recorded.policy_version,
+    )
+
+
+def _group_change(
+    old: RecordedGroup, new: CreditedGroup, weights_before: Mapping[str, float], weights_after: Mapping[str, float]
+) -> GroupChange:
+    rollouts = tuple(
+        _rollout_change(one, other, weights_before, weights_after)
+        for one, other in zip(old.rollouts, new.rollouts, strict=True)
+    )
+    return GroupChange(
+        step=old.step,
+        sample_id=old.sample_id,
+        had_signal=any(any(one.positive) or any(one.negative) for one in old.rollouts),
+        has_signal=any(bool(one.positive.any() or one.negative.any()) for one in new.rollouts),
+        rollouts=rollouts,
+    )
+
+
+def _rollout_change(
+    old: RecordedRollout, new: CreditedRollout, weights_before: Mapping[str, float], weights_after: Mapping[str, float]
+) -> RolloutChange:
+    before = {(one.name, one.image_index): (one.value, one.advantage) for one in old.rewards}
+    pairs = zip(new.scored.rewards, new.advantages, strict=True)
+    after = {reward.key: (reward.value, advantage) for reward, advantage in pairs}
+    values = []
+    for name, image_index in dict.fromkeys((*before, *after)):
+        value_before, advantage_before = before.get((name, image_index), (None, 0.0))
+        value_after, advantage_after = after.get((name, image_index), (None, 0.0))
+        values.append(
+            ValueChange(
+                name=name,
+                image_index=image_index,
+                before=value_before,
+                after=value_after,
+                advantage_before=advantage_before,
+                advantage_after=advantage_after,
+            )
+        )
+    return RolloutChange(
+        rollout_index=old.rollout_index,
+        total_before=_total(weights_before, [(one.name, one.advantage_before) for one in values]),
+        total_after=_total(weights_after, [(one.name, one.advantage_after) for one in values]),
+        values=tuple(values),
+    )
+
+
+def _total(weights: Mapping[str, float], advantages: Sequence[tuple[str, float]]) -> float:
+    total = sum(weights.get(name, 0.0) * advantage for name, advantage in advantages)
+    return total / (sum(weights.values()) or 1.0)
+
+
+def _reward_changes(groups: Sequence[GroupChange]) -> tuple[RewardChange, ...]:
+    values: dict[str, list[ValueChange]] = defaultdict(list)
+    gained: dict[str, int] = defaultdict(int)
+    lost: dict[str, int] = defaultdict(int)
+    for group in groups:
+        of_group: dict[str, list[ValueChange]] = defaultdict(list)
+        for rollout in group.rollouts:
+            for value in rollout.values:
+                of_group[value.name].append(value)
+        for name, found in of_group.items():
+            had, has = any(one.advantage_before for one in found), any(one.advantage_after for one in found)
+            gained[name] += has and not had
+            lost[name] += had and not has
+            values[name] += found
+    return tuple(
+        RewardChange(
+            name=name,
+            mean_before=_mean([one.before for one in found]),
+            mean_after=_mean([one.after for one in found]),
+            num_changed=sum(one.is_changed for one in found),
+            num_flips=sum(one.is_flip for one in found),
+            num_gained=gained[name],
+            num_lost=lost[name],
+        )
+        for name, found in values.items()
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    given = [value for value in values if value is not None]
+    return sum(given) / len(given) if given else None
+
+
+def _differs(left: float, right: float) -> bool:
+    return abs(left - right) > _ROUNDING * max(1.0, abs(left), abs(right))
+
+
+def _sign(value: float) -> int:
+    return 0 if abs(value) <= _ROUNDING else (1 if value > 0 else -1)

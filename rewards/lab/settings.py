@@ -1,0 +1,127 @@
+"""A run's settings, and the same with other rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from rsgrpo.config import Config, ConfigError, RewardConfig, load_config
+from rsgrpo.run_folder import RunFolder
+
+_REPLAYED = ("rewards.", "rl.credit.")
+
+
+def run_settings(run_folder: Path) -> Config:
+    """The settings that a run wrote.
+
+    Raises:
+        ConfigError: the folder holds none, or they do not fit this version.
+    """
+    return load_config(_read(RunFolder(root=run_folder).config_file))
+
+
+def changed_settings(run_folder: Path, file: Path | None, overrides: Sequence[str]) -> Config:
+    """A run's settings with other rewards or credit.
+
+    Args:
+        run_folder: of the run.
+        file: YAML whose ``rewards`` take the place of the run's, and whose ``rl.credit`` is laid over them; a
+            recipe will do. None: the run's own.
+        overrides: as on the command line of ``train.py``: ``rewards.accuracy.weight=1`` sets a value,
+            ``+rewards.mine={…}`` adds a reward, ``~rewards.format`` takes one out.
+
+    Returns:
+        Checked settings.
+
+    Raises:
+        ConfigError: a file that cannot be read, an override of something else, or of a reward that is not there.
+    """
+    composed = _read(RunFolder(root=run_folder).config_file)
+    if file is not None:
+        other = _read(file)
+        rewards = OmegaConf.select(other, "rewards")
+        if not rewards:
+            raise ConfigError(
+                f"{file} has no rewards; name a file that sets them, such as configs/recipe/quickstart.yaml"
+            )
+        composed.rewards = rewards
+        credit = OmegaConf.select(other, "rl.credit")
+        if credit is not None:
+            composed = _merged(composed, {"rl": {"credit": credit}})
+    for override in overrides:
+        composed = _overridden(composed, override)
+    return load_config(composed)
+
+
+def yaml_rewards(file: Path) -> dict[str, RewardConfig]:
+    """The rewards that a YAML file sets, such as a recipe.
+
+    Raises:
+        ConfigError: it cannot be read, sets none, or they do not fit the schema.
+    """
+    config = load_config(OmegaConf.create({"rewards": _rewards(file)}))
+    return config.rewards
+
+
+def parsed_value(text: str) -> Any:
+    """A value as YAML has it: ``3`` is a number, ``[a, b]`` a list.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
+    except YAMLError as error:
+        raise ConfigError(f"the value {text!r} cannot be read: {error}") from error
+
+
+def _overridden(composed: DictConfig, override: str) -> DictConfig:
+    key, _, text = override.partition("=")
+    name = key.lstrip("+~")
+    if not name.startswith(_REPLAYED):
+        raise ConfigError(f"{override!r} changes nothing that can be replayed; only rewards.* and rl.credit.* can")
+    reward = name.split(".")[1]
+    is_known = reward in composed.rewards if name.startswith("rewards.") else True
+    if key.startswith("~"):
+        if name != f"rewards.{reward}" or not is_known:
+            raise ConfigError(f"{override!r}: the run has no such reward; it has {', '.join(composed.rewards)}")
+        del composed.rewards[reward]
+        return composed
+    if "=" not in override:
+        raise ConfigError(f"{override!r} has no value; write {key}=VALUE")
+    if not is_known and not key.startswith("+"):
+        raise ConfigError(
+            f"{override!r}: the run has no reward {reward!r} (it has {', '.join(composed.rewards)}); "
+            "write +rewards.NAME={…} to add one"
+        )
+    # Not merged: a new scope takes the old one's place.
+    OmegaConf.update(composed, name, parsed_value(text), merge=False, force_add=True)
+    return composed
+
+
+def _rewards(file: Path) -> DictConfig:
+    rewards = OmegaConf.select(_read(file), "rewards")
+    if not isinstance(rewards, DictConfig) or not rewards:
+        raise ConfigError(f"{file} has no rewards; name a file that sets them, such as configs/recipe/quickstart.yaml")
+    return rewards
+
+
+def _merged(composed: DictConfig, other: dict[str, Any]) -> DictConfig:
+    merged = OmegaConf.merge(composed, other)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _read(file: Path) -> DictConfig:
+    try:
+        settings = OmegaConf.load(file)
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{file} cannot be read: {error}; name a run folder, or a YAML file") from error
+    if not isinstance(settings, DictConfig):
+        raise ConfigError(f"{file} holds no settings")
+    return settings
