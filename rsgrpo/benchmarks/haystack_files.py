@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rsgrpo.benchmarks.base import Answered, BenchmarkError, Prediction, PredictionFile
 from rsgrpo.benchmarks.prediction_files import read_json, write_json
+from rsgrpo.task_prompts.haystack import needle_positions
 
 
 def write_folder(answered: Sequence[Answered], folder: Path, *, is_positional: bool) -> Path:
@@ -101,7 +102,7 @@ def _predictions_of(record: object, sample_id: str) -> list[Prediction]:
         if not isinstance(positions, list) or len(positions) != len(texts):
             # The original does not say where the needle stood; it steps as needle_positions() does.
             num_images = len(record.get("pos_image", ())) + len(record.get("neg_image", ()))
-            positions = list(range(0, num_images, max(num_images // 10, 1)))[: len(texts)]
+            positions = list(needle_positions(num_images))[: len(texts)]
         return [
             Prediction(sample_id=sample_id, text=text, needle_position=position)
             for text, position in zip(texts, positions, strict=False)

@@ -7,7 +7,6 @@ once, and a missing one scores 0 (official: left out).
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,44 +31,9 @@ from rsgrpo.benchmarks.haystack_files import read_folder, write_folder
 from rsgrpo.benchmarks.haystack_text import holds_token, is_compliant, strict_answer
 from rsgrpo.benchmarks.prediction_files import read_prediction_rows
 from rsgrpo.sections import parse_response
-from rsgrpo.types import ImageRef, Sample
-
-PROMPT_PREFIX = "You are given a set of images. Please answer the following question in Yes or No: "
-"""What the original puts in front of every question."""
+from rsgrpo.types import Sample
 
 METRICS = ("accuracy", "compliance")
-_NUM_POSITIONS = 10
-
-
-def needle_positions(num_images: int) -> range:
-    """Where the positional experiment puts the needle: 0, step, 2 step, … with step = N // 10, at least 1.
-
-    Example:
-        ``list(needle_positions(25))`` is 0, 2, …, 24: thirteen positions.
-    """
-    return range(0, num_images, max(num_images // _NUM_POSITIONS, 1))
-
-
-def images_with_needle_at(sample: Sample, position: int) -> tuple[ImageRef, ...]:
-    """A sample's images with its needles, together, in front of the ``position``-th distractor."""
-    needles, distractors = _split(sample)
-    return (*distractors[:position], *needles, *distractors[position:])
-
-
-def shuffled_images(sample: Sample, generator: random.Random) -> tuple[ImageRef, ...]:
-    """A sample's images in random order, drawn as the original draws it (needles first, then shuffled)."""
-    needles, distractors = _split(sample)
-    images = [*needles, *distractors]
-    generator.shuffle(images)
-    return tuple(images)
-
-
-def _split(sample: Sample) -> tuple[tuple[ImageRef, ...], tuple[ImageRef, ...]]:
-    chosen = set(sample.positive_images)
-    return (
-        tuple(image for index, image in enumerate(sample.images) if index in chosen),
-        tuple(image for index, image in enumerate(sample.images) if index not in chosen),
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

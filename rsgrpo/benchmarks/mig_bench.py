@@ -54,9 +54,6 @@ TASKS = (
 
 THRESHOLDS = (0.7, 0.5, 0.3)
 METRICS = ("accuracy@0.7", "accuracy@0.5", "accuracy@0.3", "iou")
-PROMPT_SUFFIX = "Format:<|box_start|>(x1,y1),(x2,y2)<|box_start|>. Don't generate addtional words."
-"""What the original appends to every question for Qwen2-VL, spelling and doubled start token included."""
-
 BAD_GOLD = "gold_box_inverted_or_out_of_range"
 SEVERAL_BOXES = "several_boxes"
 

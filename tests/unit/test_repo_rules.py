@@ -34,6 +34,7 @@ def test_packages_with_common_names_are_ours(package: str) -> None:
         ("rewards.scorer", ("torch", "ray", "vllm", "deepspeed")),
         ("rewards.lab.__main__", ("torch", "ray", "vllm", "deepspeed", "transformers")),
         ("rsgrpo.report", ("torch", "ray", "vllm", "deepspeed")),
+        ("rsgrpo.rescore.__main__", ("torch", "transformers", "ray", "vllm", "deepspeed", "scipy", "matplotlib")),
     ],
 )
 def test_light_modules_import_nothing_heavy(module: str, heavy: tuple[str, ...]) -> None:

@@ -1,0 +1,1 @@
+"""Score saved predictions without a model, and compare two runs sample by sample."""

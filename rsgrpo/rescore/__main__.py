@@ -1,0 +1,124 @@
+"""``python -m rsgrpo.rescore``: score saved predictions, print tables, write JSON, CSV and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rsgrpo.benchmarks import find_benchmarks
+from rsgrpo.benchmarks.base import MODES, Benchmark, BenchmarkError
+from rsgrpo.benchmarks.milebench import GROUPS as MILEBENCH_GROUPS
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.rescore.comparison import compare
+from rsgrpo.rescore.files import write_files
+from rsgrpo.rescore.locate import data_place, predictions_place
+from rsgrpo.rescore.scoring import Rescored, read_data, rescore
+from rsgrpo.rescore.tables import anomalies_table, comparison_table, printed_table, scores_table
+
+_PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for two runs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rescore; 0 on success, 1 where something outside the code is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rsgrpo.rescore",
+        description="Score saved predictions without a model, by the original's rules and by strict ones.",
+    )
+    parser.add_argument("--benchmark", required=True, help="a task such as evisrag/chartqa, or a family: milebench")
+    parser.add_argument("--data", type=Path, required=True, help="the data set's file or folder, or the family's")
+    parser.add_argument("--predictions", type=Path, required=True, help="a file or folder, ours or the original's")
+    parser.add_argument("--compare", type=Path, help="another run's predictions, to compare sample by sample")
+    parser.add_argument("--out", type=Path, required=True, help="folder for scores.json, *.csv and scores.png")
+    options = parser.parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
+    try:
+        _rescore_all(options, console)
+    except (RsgrpoError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _rescore_all(options: argparse.Namespace, console: Console) -> None:
+    benchmarks = find_benchmarks(options.benchmark)
+    done: list[tuple[Benchmark, list[Rescored]]] = []
+    for benchmark in benchmarks:
+        data_path = data_place(benchmark, options.data)
+        places = [predictions_place(benchmark, place) for place in (options.predictions, options.compare) if place]
+        found = [place for place in places if place]
+        if data_path is None or len(found) < len(places):
+            lacking = "data" if data_path is None else "predictions (exactly one file)"
+            console.print(f"{benchmark.name}: no {lacking}, left out")
+            continue
+        folder = options.out if len(benchmarks) == 1 else options.out / benchmark.name.rpartition("/")[2]
+        done.append((benchmark, _rescore_one(benchmark, data_path, found, folder, console)))
+    if not done:
+        raise BenchmarkError(
+            f"neither data nor predictions of {options.benchmark} lie in {options.data} and {options.predictions}"
+        )
+    if len(done) > 1:
+        console.print(_family_table(options.benchmark, done))
+
+
+def _rescore_one(
+    benchmark: Benchmark, data_path: Path, predictions: Sequence[Path], folder: Path, console: Console
+) -> list[Rescored]:
+    data = read_data(benchmark, data_path)
+    names = _run_names(predictions)
+    runs = [rescore(benchmark, data, place, name) for place, name in zip(predictions, names, strict=True)]
+    console.print(scores_table(runs))
+    console.print(printed_table(runs))
+    console.print(anomalies_table(runs, data))
+    for run in runs:
+        for problem in run.gaps.problems:
+            console.print(f"{run.run}: {problem}", markup=False, soft_wrap=True)
+    comparisons = {}
+    if len(runs) == 2:
+        comparisons = {mode: compare(runs[0].results[mode], runs[1].results[mode]) for mode in MODES}
+        console.print(comparison_table(comparisons, *names))
+    for path in write_files(folder, runs, data, comparisons):
+        console.print(f"written: {path}", markup=False, soft_wrap=True)
+    return runs
+
+
+def _run_names(predictions: Sequence[Path]) -> list[str]:
+    """What tells the runs apart: file names, else the first folders that differ."""
+    stems = [place.stem for place in predictions]
+    if len(set(stems)) == len(stems):
+        return stems
+    for depth in range(2, max(len(place.parts) for place in predictions) + 1):
+        parts = [place.parts[-depth] if depth <= len(place.parts) else "" for place in predictions]
+        if len(set(parts)) == len(parts):
+            return [f"{part}/{stem}" for part, stem in zip(parts, stems, strict=True)]
+    return [f"{stem} ({number})" for number, stem in enumerate(stems, start=1)]
+
+
+def _family_table(name: str, done: Sequence[tuple[Benchmark, list[Rescored]]]) -> Table:
+    table = Table(title=f"{name}: headlines, in per cent", title_justify="left")
+    table.add_column("benchmark")
+    table.add_column("metric")
+    titles = [f"{run.run if len(done[0][1]) > 1 else ''} {mode}".strip() for run in done[0][1] for mode in MODES]
+    for title in titles:
+        table.add_column(title, justify="right")
+    values: dict[str, list[float]] = {}
+    for benchmark, runs in done:
+        values[benchmark.name] = [100 * run.results[mode].main.value for run in runs for mode in MODES]
+        main_metric = runs[0].results["official"].main_metric
+        table.add_row(benchmark.name, main_metric, *(f"{value:.2f}" for value in values[benchmark.name]))
+    table.add_section()
+    parts = {group: {f"milebench/{set_name}" for set_name in names} for group, names in MILEBENCH_GROUPS.items()}
+    for title, names in {**parts, "all": set(values)}.items():
+        rows = [row for benchmark_name, row in values.items() if benchmark_name in names]
+        if rows:
+            means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
+            table.add_row(f"mean of {title} ({len(rows)})", "", *(f"{mean:.2f}" for mean in means))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
