@@ -24,19 +24,17 @@ def scores_table(runs: Sequence[Rescored]) -> Table:
             strict = run.results["strict"].metrics[name]
             is_main = name == official.main_metric
             title = f"[bold]{name}[/bold]" if is_main else name
-            table.add_row(run.run, title, _cell(official.metrics[name]), _cell(strict), str(strict.count))
+            table.add_row(
+                run.run, title, _cell(official.metrics[name]), _cell(strict), _counts(official.metrics[name], strict)
+            )
         for group in official.groups if len(official.groups) <= _MAX_GROUPS else ():
             twin = next(
                 (one for one in run.results["strict"].groups if (one.kind, one.name) == (group.kind, group.name)), group
             )
             metric = official.main_metric.removeprefix("macro ")
-            table.add_row(
-                run.run,
-                f"  {metric}, {group.kind} {group.name}",
-                _cell(group.metrics[metric]),
-                _cell(twin.metrics[metric]),
-                str(group.metrics[metric].count),
-            )
+            one, other = group.metrics[metric], twin.metrics[metric]
+            title = f"  {metric}, {group.kind} {group.name}"
+            table.add_row(run.run, title, _cell(one), _cell(other), _counts(one, other))
     return table
 
 
@@ -74,17 +72,18 @@ def comparison_table(comparisons: Mapping[Mode, Comparison], first: str, second:
     """Paired tests of all metrics."""
     one = next(iter(comparisons.values()))
     table = Table(
-        title=f"{second} minus {first}, over {len(one.pairs)} samples that both answered "
-        f"({one.num_only_first} only in {first}, {one.num_only_second} only in {second})",
+        title=f"{second} minus {first}, sample by sample ({one.num_only_first} only in {first}, "
+        f"{one.num_only_second} only in {second})",
         title_justify="left",
     )
-    for column in ("mode", "metric", first, second, "difference", "better", "worse", "test", "p"):
+    for column in ("mode", "metric", "pairs", first, second, "difference", "better", "worse", "test", "p"):
         table.add_column(column, justify="left" if column in ("mode", "metric", "test") else "right")
     for mode, comparison in comparisons.items():
         for test in comparison.tests:
             table.add_row(
                 mode,
                 test.metric,
+                str(test.difference.count),
                 f"{100 * test.mean_first:.2f}",
                 f"{100 * test.mean_second:.2f}",
                 _cell(test.difference, sign="+"),
@@ -98,3 +97,7 @@ def comparison_table(comparisons: Mapping[Mode, Comparison], first: str, second:
 
 def _cell(metric: MetricSummary, sign: str = "") -> str:
     return f"{100 * metric.value:{sign}.2f} \\[{100 * metric.low:{sign}.2f}, {100 * metric.high:{sign}.2f}]"
+
+
+def _counts(official: MetricSummary, strict: MetricSummary) -> str:
+    return str(strict.count) if official.count == strict.count else f"{official.count} / {strict.count}"
