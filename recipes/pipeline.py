@@ -12,6 +12,7 @@ import gc
 from contextlib import ExitStack
 from pathlib import Path
 
+from recipes.benchmark_tasks import run_benchmarks
 from recipes.job import Job
 from recipes.preparation import prepare
 from recipes.stages import run_evaluation, run_rl, run_sft
@@ -34,6 +35,8 @@ def run(config: Config) -> Path:
     Raises:
         RsgrpoError: something that a user can act on; nothing that was finished is lost.
     """
+    if config.eval.tasks:
+        return run_benchmarks(config)
     with ExitStack() as stack:
         folder = stack.enter_context(open_run_folder(config))
         progress = Progress(config.logging.progress)

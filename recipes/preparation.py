@@ -77,7 +77,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         base_model = find_base_model(config, folder)
         processor = AutoProcessor.from_pretrained(base_model)
         builder = PromptBuilder(config.prompt, processor)
-        lengths = _PromptLengths(config, processor)
+        lengths = PromptLengths(config, processor, config.rollout.sampling.max_response_tokens)
         num_skipped = sum(sum(one.skipped.values()) for one in loaded.values())
         prompted: dict[str, tuple[PromptedSample, ...]] = {}
         for name, data in loaded.items():
@@ -87,7 +87,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
             progress.line(f"{name}: {len(questions)} questions")
         if num_skipped:
             progress.line(f"left out {num_skipped} bad questions (data.on_bad_sample=skip)")
-        fingerprint = _fingerprint(config.prompt.path)
+        fingerprint = describe_template(config.prompt.path)
         progress.line(f"prompt: {fingerprint}")
     return Prepared(
         base_model=base_model,
@@ -101,7 +101,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
     )
 
 
-def _fingerprint(path: str) -> str:
+def describe_template(path: str) -> str:
     """Length and hash of the prompt template, and its name where it is a published one."""
     num_characters, digest = template_fingerprint(path)
     name = PUBLISHED_TEMPLATES.get((num_characters, digest), Path(path).name)
@@ -174,16 +174,18 @@ def _download(config: Config) -> Path:
         ) from error
 
 
-class _PromptLengths:
-    """Counts prompt tokens from page sizes alone: no pixel is decoded for it."""
+class PromptLengths:
+    """Counts prompt tokens from page sizes alone: no pixel is decoded for it.
 
-    def __init__(self, config: Config, processor: Qwen2_5_VLProcessor) -> None:
+    Args:
+        config: ``data`` and ``rollout`` limit a prompt.
+        processor: the model's.
+        max_response_tokens: that must fit beside it.
+    """
+
+    def __init__(self, config: Config, processor: Qwen2_5_VLProcessor, max_response_tokens: int) -> None:
         self._data = config.data
-        longest = min(
-            config.data.max_prompt_tokens,
-            config.rollout.max_model_tokens - config.rollout.sampling.max_response_tokens,
-        )
-        self._limit = longest
+        self._limit = min(config.data.max_prompt_tokens, config.rollout.max_model_tokens - max_response_tokens)
         self._tokenizer = processor.tokenizer
         self._images = processor.image_processor
         self._tokens_of_size: dict[tuple[int, int], int] = {}

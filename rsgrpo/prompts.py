@@ -44,8 +44,8 @@ class ChatTemplater(Protocol):
         """Render turns as text."""
 
 
-class PromptBuilder:
-    """Builds chat prompts.
+class QuestionWriter:
+    """Words the user's turn.
 
     The text is the template, rendered with the bare question; a data set that only carries ready prompts
     gives its own text instead. ``prompt.image_order`` says where the pages go:
@@ -53,6 +53,44 @@ class PromptBuilder:
     * ``text_first``: behind the text, as EVisRAG evaluates; ``images_first``: in front of it;
     * ``markers``: where the ready prompt's ``<image>`` markers stand, text verbatim; a sample without a
       ready prompt is built ``text_first``.
+
+    Args:
+        prompt: template and image order.
+
+    Raises:
+        PromptTemplateError: the template is missing, is no Jinja, or does not use ``question``.
+    """
+
+    def __init__(self, prompt: PromptConfig) -> None:
+        self._prompt = prompt
+        self._template = _load_template(prompt.path)
+
+    def parts(self, sample: Sample) -> tuple[str | None, ...]:
+        """Text, and None for each image, in the order in which they are read.
+
+        Raises:
+            PromptTemplateError: the template fails on this question.
+        """
+        if self._prompt.image_order == "markers" and sample.prompt:
+            return split_markers(sample.prompt)
+        text = self._render(sample) if sample.question else sample.prompt.replace(IMAGE_MARKER, "").strip()
+        images = (None,) * len(sample.images)
+        return (*images, text) if self._prompt.image_order == "images_first" else (text, *images)
+
+    def _render(self, sample: Sample) -> str:
+        try:
+            return self._template.render(
+                question=sample.question, num_images=len(sample.images), choices=sample.choices
+            )
+        except TemplateError as error:
+            raise PromptTemplateError(
+                f"prompt.path={self._prompt.path!r} fails on sample {sample.sample_id!r}: {error}; "
+                "templates have the variables question and num_images (and choices)"
+            ) from error
+
+
+class PromptBuilder:
+    """Builds chat prompts: the user's turn of :class:`QuestionWriter` within the model's chat template.
 
     The system turn is always written out, also an empty one: chat templates add their own otherwise.
 
@@ -67,7 +105,7 @@ class PromptBuilder:
     def __init__(self, prompt: PromptConfig, chat: ChatTemplater) -> None:
         self._prompt = prompt
         self._chat = chat
-        self._template = _load_template(prompt.path)
+        self._writer = QuestionWriter(prompt)
 
     def build(self, sample: Sample) -> ChatPrompt:
         """Build one prompt.
@@ -87,7 +125,7 @@ class PromptBuilder:
             ``user\\n`` + 2 × ``<|vision_start|><|image_pad|><|vision_end|>`` + the question +
             ``<|im_end|>\\n<|im_start|>assistant\\n``.
         """
-        parts = self._parts(sample)
+        parts = self._writer.parts(sample)
         for part in parts:
             if part is not None and _CONTROL in part:
                 raise PromptTemplateError(
@@ -110,24 +148,6 @@ class PromptBuilder:
     def prompted(self, sample: Sample) -> PromptedSample:
         """The sample together with its prompt."""
         return PromptedSample(sample=sample, prompt=self.build(sample))
-
-    def _parts(self, sample: Sample) -> tuple[str | None, ...]:
-        if self._prompt.image_order == "markers" and sample.prompt:
-            return split_markers(sample.prompt)
-        text = self._render(sample) if sample.question else sample.prompt.replace(IMAGE_MARKER, "").strip()
-        images = (None,) * len(sample.images)
-        return (*images, text) if self._prompt.image_order == "images_first" else (text, *images)
-
-    def _render(self, sample: Sample) -> str:
-        try:
-            return self._template.render(
-                question=sample.question, num_images=len(sample.images), choices=sample.choices
-            )
-        except TemplateError as error:
-            raise PromptTemplateError(
-                f"prompt.path={self._prompt.path!r} fails on sample {sample.sample_id!r}: {error}; "
-                "templates have the variables question and num_images (and choices)"
-            ) from error
 
 
 def template_fingerprint(path: str) -> tuple[int, str]:

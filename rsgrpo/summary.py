@@ -75,6 +75,35 @@ class RlSummary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkSummary:
+    """Headline of one benchmark task (``stage=eval eval.tasks=[…]``).
+
+    Attributes:
+        metric: the name of the number that follows.
+        official: by the original's rules, defects included.
+        official_low: lower end of its 95 % bootstrap interval.
+        official_high: upper end.
+        strict: with the defects mended.
+        strict_low: as above.
+        strict_high: as above.
+        num_questions: asked or to be asked.
+        num_answered: with a response.
+        anomalies: what was odd, by kind.
+    """
+
+    metric: str
+    official: float
+    official_low: float
+    official_high: float
+    strict: float
+    strict_low: float
+    strict_high: float
+    num_questions: int
+    num_answered: int
+    anomalies: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunSummary:
     """The whole run.
 
@@ -90,6 +119,7 @@ class RunSummary:
         skipped_samples: left out because they were bad (``data.on_bad_sample=skip``).
         stage_seconds: wall-clock time by stage.
         evaluations: test metrics by point: ``before_sft``, ``after_sft``, ``after_rl``, ``checkpoint``.
+        benchmarks: headlines of ``eval.tasks``, by task.
         sft: None if the stage did not run.
         rl: likewise.
         schema_version: of this file's form.
@@ -106,6 +136,7 @@ class RunSummary:
     skipped_samples: int = 0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     evaluations: dict[str, EvaluationMetrics] = field(default_factory=dict)
+    benchmarks: dict[str, BenchmarkSummary] = field(default_factory=dict)
     sft: SftSummary | None = None
     rl: RlSummary | None = None
     schema_version: int = SCHEMA_VERSION

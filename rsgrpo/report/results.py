@@ -39,6 +39,8 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
             metrics[row.stage] = {name.removeprefix("eval/"): value for name, value in row.values.items()}
     if summary is not None:
         metrics |= {point: dataclasses.asdict(one) for point, one in summary.evaluations.items()}
+    if summary is not None and summary.benchmarks:
+        return _benchmark_evaluations(summary)
     order = [point for point in _POINTS if point in metrics] + [point for point in metrics if point not in _POINTS]
     return [
         {
@@ -52,6 +54,21 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
             "questions": int(metrics[point].get("num_responses", 0)),
         }
         for point in order
+    ]
+
+
+def _benchmark_evaluations(summary: RunSummary) -> list[dict[str, Any]]:
+    return [
+        {
+            "point": task,
+            "label": f"{task} · {one.metric}",
+            "bars": [
+                {"key": "official", "name": "Official", "value": round(one.official, 6)},
+                {"key": "strict", "name": "Strict", "value": round(one.strict, 6)},
+            ],
+            "questions": one.num_answered,
+        }
+        for task, one in summary.benchmarks.items()
     ]
 
 

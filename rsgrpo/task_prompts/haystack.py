@@ -21,7 +21,7 @@ def haystack_text(question: str) -> str:
     return _INSTRUCTION + question
 
 
-def shuffled_haystack(needles: Sequence[T], others: Sequence[T], seed: int) -> tuple[T, ...]:
+def shuffled_haystack(needles: Sequence[T], others: Sequence[T], seed: int | str) -> tuple[T, ...]:
     """Needles and distractors in random order; the original leaves its generator unseeded.
 
     Args:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,74 +16,10 @@ from rollout.answering import Answer
 from rollout.endpoint import EndpointAnswerer, EndpointError
 from rsgrpo.config import DataConfig, EndpointConfig, SamplingConfig
 from rsgrpo.task_prompts.turns import TaskPrompt, user_prompt
+from tests.fake_server import FakeServer, Reply, ok
 from tests.tiny_model import write_pages
 
-Reply = tuple[int, str, dict[str, str]]
 GREEDY = SamplingConfig(temperature=0.0, max_response_tokens=16)
-
-
-class FakeServer:
-    """Speaks chat completions; ``reply`` decides by question and attempt (counted from 1)."""
-
-    def __init__(self) -> None:
-        self.reply: Callable[[str, int], Reply] = lambda question, _: ok(f"re: {question}")
-        self.attempts: Counter[str] = Counter()
-        self.bodies: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.in_flight = self.most_in_flight = 0
-        self._lock = threading.Lock()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                status, text, headers = server.take(self.path, body, dict(self.headers))
-                data = text.encode()
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        class Quiet(ThreadingHTTPServer):
-            def handle_error(self, *_: object) -> None:
-                pass  # clients that time out hang up
-
-        self._http = Quiet(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-        threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def take(self, path: str, body: dict[str, Any], headers: dict[str, str]) -> Reply:
-        assert path == "/v1/chat/completions"
-        content = body["messages"][-1]["content"]
-        question = content if isinstance(content, str) else content[-1]["text"]
-        with self._lock:
-            self.bodies.append(body)
-            self.headers.append(headers)
-            self.attempts[question] += 1
-            attempt = self.attempts[question]
-            self.in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        try:
-            return self.reply(question, attempt)
-        finally:
-            with self._lock:
-                self.in_flight -= 1
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-
-def ok(text: object, finish_reason: str = "stop") -> Reply:
-    message = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}]}
-    return 200, json.dumps(message), {}
 
 
 @pytest.fixture
@@ -129,7 +61,7 @@ def test_a_request_carries_settings_key_and_images(
     monkeypatch.setenv("SOME_KEY", "secret")
     (page,) = write_pages(tmp_path, [(60, 40)])
     prompt = user_prompt("a", ("Look: ", page, "What?"), system="Help.")
-    assert _answer(server, [prompt], api_key_variable="SOME_KEY")["a"].text == "re: What?"
+    assert _answer(server, [prompt], api_key_variable="SOME_KEY")["a"].text == "re: Look: What?"
     (body,), (headers,) = server.bodies, server.headers
     assert {key: body[key] for key in body if key != "messages"} == {
         "model": "m",

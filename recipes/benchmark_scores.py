@@ -1,0 +1,207 @@
+"""Score what a benchmark run answered, in both modes, and say it: files, table, summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes.benchmark_questions import Question, TaskQuestions
+from rollout.answering import Answer
+from rsgrpo.benchmarks.base import MODES, Answered, BenchmarkResult, Gaps, Mode
+from rsgrpo.config import Config
+from rsgrpo.images import page_size
+from rsgrpo.jsonl import append_rows
+from rsgrpo.sections import parse_response
+from rsgrpo.summary import BenchmarkSummary
+from rsgrpo.task_prompts.grounding import target_image, thousandths_from_pixels
+
+REQUEST_FAILED = "request_failed"
+"""Anomaly: the server gave no response to this question, however often it was asked."""
+NOT_ASKED = "prompt_too_long"
+"""Anomaly: the prompt does not fit into the model (``data.on_bad_sample=skip``)."""
+BAD_RECORD = "bad_record"
+"""Anomaly: a record of the benchmark that could not be read (``data.on_bad_sample=skip``)."""
+NO_ANSWER_SECTION = "no_answer_section"
+"""Anomaly: an evidence-style response without an answer section; the whole of it was scored."""
+CUT_RESPONSE = "response_cut"
+"""Anomaly: a response that the token limit cut off."""
+UNKNOWN_TARGET = "unknown_target_image"
+"""Anomaly: pixel boxes on an image that the question does not name; scored as they stand."""
+
+_PATCH = 28  # Qwen2.5-VL's processor brings sides to multiples of it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskScores:
+    """One task's outcome.
+
+    Attributes:
+        task: what was asked.
+        results: by mode.
+        anomalies: what the run itself saw, by kind; the results hold the scorer's.
+    """
+
+    task: TaskQuestions
+    results: Mapping[Mode, BenchmarkResult]
+    anomalies: Mapping[str, int]
+
+
+def score_task(
+    config: Config, task: TaskQuestions, answers: Mapping[str, Answer], num_too_long: int, folder: Path
+) -> TaskScores:
+    """Score one task and write predictions, scores and items.
+
+    Args:
+        config: prompt style, coordinates.
+        task: what was asked.
+        answers: by prompt id; failed ones count as missing predictions.
+        num_too_long: prompts that did not fit and were not asked.
+        folder: of the task.
+
+    Returns:
+        Both modes' results, and what was odd.
+    """
+    answered: list[Answered] = []
+    anomalies: Counter[str] = Counter({BAD_RECORD: sum(task.skipped.values()), NOT_ASKED: num_too_long})
+    answered_ids = set()
+    for question in task.questions:
+        answer = answers.get(question.prompt.prompt_id)
+        if answer is None or answer.failure:
+            anomalies[REQUEST_FAILED] += answer is not None
+            continue
+        text, found = _scored_text(config, question, answer)
+        anomalies.update(found)
+        answered_ids.add(question.sample.sample_id)
+        answered.append(Answered(sample=question.sample, text=text, needle_position=question.needle_position))
+    samples = {question.sample.sample_id: question.sample for question in task.questions}
+    gaps = Gaps(missing=tuple(sample for sample_id, sample in samples.items() if sample_id not in answered_ids))
+    task.benchmark.write_predictions(answered, folder / "predictions", model=config.name)
+    results = {mode: task.benchmark.score(answered, mode, gaps) for mode in MODES}
+    seen = {kind: count for kind, count in sorted(anomalies.items()) if count}
+    scores = TaskScores(task=task, results=results, anomalies=seen)
+    _write_scores(folder, scores)
+    return scores
+
+
+def _scored_text(config: Config, question: Question, answer: Answer) -> tuple[str, list[str]]:
+    """What the scorer reads, and what was odd about it."""
+    anomalies = [CUT_RESPONSE] if answer.finish_reason == "length" else []
+    text = answer.text
+    family = question.sample.task.split("/")[0]
+    # EVisRAG's scorer looks for the answer section by itself.
+    if config.eval.prompt_style == "evidence" and family != "evisrag":
+        section = parse_response(text).content("answer")
+        if section is None:
+            anomalies.append(NO_ANSWER_SECTION)
+        else:
+            text = section.strip()
+    if family == "mig_bench" and config.eval.box_coordinates == "pixels":
+        index = _target_image(question)
+        if index < 0:
+            return text, [*anomalies, UNKNOWN_TARGET]
+        text = thousandths_from_pixels(text, *_resized(config, question, index))
+    return text, anomalies
+
+
+def _target_image(question: Question) -> int:
+    sample = question.sample
+    if sample.boxes and sample.boxes[0].image_index >= 0:
+        return sample.boxes[0].image_index
+    if sample.task.endswith("/region"):
+        return 0  # the other images are crops of the first
+    return target_image(sample.question, len(sample.images))
+
+
+def _resized(config: Config, question: Question, index: int) -> tuple[int, int]:
+    """Width and height that the model's processor gives an image."""
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    low, high = config.data.min_pixels, config.data.max_pixels
+    width, height = page_size(question.sample.images[index], low, high)
+    resized_height, resized_width = smart_resize(height, width, factor=_PATCH, min_pixels=low, max_pixels=high)
+    return resized_width, resized_height
+
+
+def write_json(file: Path, value: object) -> None:
+    """Write a JSON file that appears complete or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def _write_scores(folder: Path, scores: TaskScores) -> None:
+    summaries: dict[str, object] = {"anomalies": scores.anomalies}
+    for mode, result in scores.results.items():
+        fields = dataclasses.asdict(result)
+        del fields["items"]  # one a line in their own file
+        summaries[mode] = fields
+    write_json(folder / "scores.json", summaries)
+    file = folder / "items.jsonl"
+    file.unlink(missing_ok=True)
+    for mode, result in scores.results.items():
+        append_rows(file, ({"mode": mode, **dataclasses.asdict(item)} for item in result.items))
+
+
+def table_lines(scores: Sequence[TaskScores]) -> list[str]:
+    """The results as lines of at most 118 columns, one a task.
+
+    Args:
+        scores: of every task.
+
+    Returns:
+        A heading, a line a task with both modes' headline and its 95 % interval in percent, and a line a task
+        with anomalies.
+    """
+    lines = [f"{'task':<30}{'answered':>12}  {'metric':<12}{'official':>22}{'strict':>22}"]
+    for one in scores:
+        official, strict = (one.results[mode] for mode in MODES)
+        both = "".join(
+            f"{f'{100 * main.value:.2f} [{100 * main.low:.1f}, {100 * main.high:.1f}]':>22}"
+            for main in (official.main, strict.main)
+        )
+        total = len(one.task.questions)
+        lines.append(f"{one.task.name:<30}{f'{_num_answered(one)}/{total}':>12}  {official.main_metric:<12}{both}")
+    for one in scores:
+        found = _anomalies(one)
+        if found:
+            listed = ", ".join(f"{count} × {kind}" for kind, count in found.items())
+            lines.append(f"{one.task.name}: {listed}")
+    return lines
+
+
+def _anomalies(scores: TaskScores) -> dict[str, int]:
+    """What run and scorer saw, by kind; where both modes count a thing, as the mode that found more of it does."""
+    found: Counter[str] = Counter()
+    for result in scores.results.values():
+        found |= Counter(result.anomalies)
+    return dict(sorted((found | Counter(scores.anomalies)).items()))
+
+
+def _num_answered(scores: TaskScores) -> int:
+    not_answered = scores.anomalies.get(REQUEST_FAILED, 0) + scores.anomalies.get(NOT_ASKED, 0)
+    return len(scores.task.questions) - not_answered
+
+
+def summarise_benchmarks(scores: Sequence[TaskScores]) -> dict[str, BenchmarkSummary]:
+    """The headlines for ``summary.json``, by task."""
+    benchmarks = {}
+    for one in scores:
+        official, strict = (one.results[mode] for mode in MODES)
+        benchmarks[one.task.name] = BenchmarkSummary(
+            metric=official.main_metric,
+            official=official.main.value,
+            official_low=official.main.low,
+            official_high=official.main.high,
+            strict=strict.main.value,
+            strict_low=strict.main.low,
+            strict_high=strict.main.high,
+            num_questions=len(one.task.questions),
+            num_answered=_num_answered(one),
+            anomalies=_anomalies(one),
+        )
+    return benchmarks
