@@ -106,6 +106,10 @@ class DeepSpeedEngine:
         self.num_skipped_in_row = 0
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=config.rl.optimizer.learning_rate, foreach=True)
+        if device == "cpu":
+            # Else DeepSpeed compiles an extension for shared-memory inference, which training never calls: a
+            # minute at the first start, and a lock that hangs every later start if that one was killed.
+            deepspeed.ops.__compatible_ops__ = {}
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=_settings(config, device), dist_init_required=False
         )

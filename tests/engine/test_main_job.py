@@ -41,6 +41,7 @@ def _start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "train.py", f"run_dir={folder}", *SMALL, *overrides],
         cwd=REPOSITORY,
+        env={**os.environ, "TORCH_EXTENSIONS_DIR": str(folder.parent / "extensions")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -74,6 +75,7 @@ def test_whole_job_then_killed_and_resumed_equals_uninterrupted(tmp_path: Path) 
     assert summary.rl.logprob_gap_max < 1e-4
     assert "</html>" in (whole / "report.html").read_text()
     assert (whole / "models" / "rl" / "model.safetensors").exists()
+    assert not (tmp_path / "extensions").exists()  # nothing was compiled: no compiler is needed, no lock can stay
 
     process = _start(killed)
     deadline = time.monotonic() + TIMEOUT_SECONDS
