@@ -12,7 +12,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase, Qwen2_5_VLProce
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.cluster import REPOSITORY
-from rsgrpo.config import Config
+from rsgrpo.config import Config, ConfigError
 from rsgrpo.data import LoadedData, load_samples
 from rsgrpo.data_files import DataError
 from rsgrpo.errors import RsgrpoError
@@ -71,7 +71,12 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
     Raises:
         RsgrpoError: a reward cannot be loaded, data are bad, the model is no Qwen2.5-VL, a prompt is too long.
     """
-    scorer = Scorer(load_rewards(config.rewards, REPOSITORY))
+    if config.stage in ("rl", "all") and config.rl.loss.kl.coefficient:
+        raise ConfigError(
+            f"rl.loss.kl.coefficient={config.rl.loss.kl.coefficient} asks for a KL term, but the trainer does not hold "
+            "a reference model yet; set rl.loss.kl.coefficient=0"
+        )
+    scorer = Scorer(load_rewards(config.scored_rewards, REPOSITORY))
     with progress.phase("Reading data and model"):
         loaded = _load_data(config, folder, scorer)
         base_model = find_base_model(config, folder)

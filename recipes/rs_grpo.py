@@ -34,7 +34,9 @@ from recipes.prompt_stream import PromptStream
 from rewards.scorer import Scorer
 from rollout.engine import RolloutEngine
 from rsgrpo.advantages import credit_groups
+from rsgrpo.aggregation import response_weights
 from rsgrpo.config import Config
+from rsgrpo.losses import adapted_kl_coefficient
 from rsgrpo.policy import Policy
 from rsgrpo.selection import select_groups
 from rsgrpo.stopwatch import Stopwatch
@@ -74,6 +76,7 @@ class RsGrpoState:
         carried: groups with signal that did not fit into the last batch.
         keep_rate: running share of sampled groups that had signal; sizes the next request.
         ahead: asynchronous mode: the next step's batch, sampled during the last update.
+        kl_coefficient: of the KL term, where ``rl.loss.kl.target`` steers it; 0: nothing was measured yet.
     """
 
     step: int = 0
@@ -81,6 +84,7 @@ class RsGrpoState:
     carried: list[ScoredGroup] = field(default_factory=list)
     keep_rate: float = 1.0
     ahead: Batch | None = None
+    kl_coefficient: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,12 +99,15 @@ class StepReport:
 OldLogprobs = Mapping[tuple[str, int], ResponseStats]
 
 
-def training_groups(credited: Sequence[CreditedGroup], old: OldLogprobs) -> list[TrainingGroup]:
+def training_groups(
+    credited: Sequence[CreditedGroup], old: OldLogprobs, kl_weights: Mapping[tuple[str, int], float] | None = None
+) -> list[TrainingGroup]:
     """What the policy workers need of credited groups.
 
     Args:
         credited: ids, the two streams, the engine's log-probabilities.
         old: pi_old by (sample id, response index); empty where it is the update's own forward pass.
+        kl_weights: what a token weighs in the KL term, by the same key; None: there is no such term.
     """
     return [
         TrainingGroup(
@@ -117,6 +124,7 @@ def training_groups(credited: Sequence[CreditedGroup], old: OldLogprobs) -> list
                     old_logprobs=old[key].logprobs
                     if (key := (group.scored.sample_id, one.scored.rollout.rollout_index)) in old
                     else None,
+                    kl_weight=0.0 if kl_weights is None else kl_weights[key],
                 )
                 for one in group.rollouts
             ),
@@ -229,8 +237,15 @@ class RsGrpo:
             with clock.phase("credit"):
                 part = credit_groups(groups, self.weights, self.config.rl.credit)
             with clock.phase("update"):
-                result = self.policy.update(training_groups(part, self._old), "policy", self.loss)
+                result = self.policy.update(
+                    training_groups(part, self._old, self._kl_weights(groups)), "policy", self.loss
+                )
             metrics |= {f"policy/{key}": float(value) for key, value in dataclasses.asdict(result.metrics).items()}
+            if self.loss.kl.coefficient:
+                metrics["policy/kl_coefficient"] = self._kl_coefficient()
+                self.state.kl_coefficient = adapted_kl_coefficient(
+                    self._kl_coefficient(), result.metrics.kl_reference, self.loss.kl.target
+                )
             credited.extend(part)
             seen.extend(result.responses)
         if credited:
@@ -238,6 +253,20 @@ class RsGrpo:
                 metrics |= step_telemetry(credited, list(self._old.values()) or seen, self.weights)
             check_logprob_gap(metrics["engine/logprob_gap_mean"], self.config.rl.max_logprob_gap)
         return credited, metrics
+
+    def _kl_coefficient(self) -> float:
+        """Where the controller stands; the settings' own where it did not begin, or does not steer."""
+        if self.loss.kl.target and self.state.kl_coefficient:
+            return self.state.kl_coefficient
+        return self.loss.kl.coefficient
+
+    def _kl_weights(self, groups: Sequence[ScoredGroup]) -> dict[tuple[str, int], float] | None:
+        """What a token of each response weighs in the KL term; None without one: no pass through the reference."""
+        if not self.loss.kl.coefficient:
+            return None
+        coefficient = self._kl_coefficient()
+        shares = response_weights(groups, self.config.rl.credit)
+        return {place: coefficient * share for place, share in shares.items()}
 
     def _updates(self, kept: Sequence[ScoredGroup], clock: Stopwatch) -> list[Sequence[ScoredGroup]]:
         """The batch, cut into its optimizer steps; pi_old is computed once where there are several."""

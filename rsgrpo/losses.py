@@ -9,15 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 _MAX_LOG_RATIO = 20.0  # exp(20) is still a finite float32; beyond it a stale token would turn into inf and NaN
-
-KlEstimator = Literal["k1", "k2", "k3"]
-Clipping = Literal["ppo", "cispo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +44,7 @@ def two_stream_loss(
     clip_high: float,
     dual_clip: float,
     importance_weights: Tensor | None = None,
-    clipping: Clipping = "ppo",
+    clipping: str = "ppo",
     response_lengths: Sequence[int] | None = None,
 ) -> TwoStreamLoss:
     """Clipped policy objective of all rewards at once (rs_grpo, "Loss").
@@ -79,7 +75,8 @@ def two_stream_loss(
         The sum, and where it was clipped.
 
     Raises:
-        ValueError: vectors of different length, which would otherwise broadcast into a wrong sum.
+        ValueError: vectors of different length, which would otherwise broadcast into a wrong sum, or an unknown
+            ``clipping``.
 
     Example:
         On-policy (ratio 1) with P = [0.5, 0] and Q = [0, 0.25]: loss = -0.5 + 0.25 = -0.25, and the
@@ -100,21 +97,20 @@ def two_stream_loss(
     low = math.log(1.0 - clip_low) if clip_low < 1.0 else -math.inf
     clipped_ratio = log_ratio.clamp(low, math.log(1.0 + clip_high)).exp()
     limit = dual_clip or math.inf
-    if clipping == "cispo":
-        per_token = (negative - positive) * clipped_ratio.detach() * logprobs
-    else:
-        per_token = negative * torch.maximum(ratio, clipped_ratio).clamp(max=limit) - positive * torch.minimum(
-            ratio, clipped_ratio
-        )
-    if importance_weights is not None:
-        per_token = per_token * importance_weights.detach()
-    with torch.no_grad():
-        if clipping == "cispo":
-            clipped = ((positive > 0) | (negative > 0)) & (ratio != clipped_ratio)
-        else:
+    match clipping:
+        case "ppo":
+            penalty_side = torch.maximum(ratio, clipped_ratio).clamp(max=limit)
+            per_token = negative * penalty_side - positive * torch.minimum(ratio, clipped_ratio)
             clipped = ((positive > 0) & (ratio > clipped_ratio)) | (
                 (negative > 0) & ((ratio < clipped_ratio) | (ratio > limit))
             )
+        case "cispo":
+            per_token = (negative - positive) * clipped_ratio.detach() * logprobs
+            clipped = ((positive > 0) | (negative > 0)) & (ratio != clipped_ratio)
+        case _:
+            raise ValueError(f"the clipping {clipping!r} is not known; choose ppo or cispo")
+    if importance_weights is not None:
+        per_token = per_token * importance_weights.detach()
     return TwoStreamLoss(loss=per_token.sum(), clipped=clipped)
 
 
@@ -159,7 +155,7 @@ def nll_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
     return -(weights * logprobs).sum()
 
 
-def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: KlEstimator) -> Tensor:
+def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: str) -> Tensor:
     """Estimate KL(policy, reference) at each token that the policy sampled (J. Schulman, "Approximating KL").
 
     With ``d = logprobs - reference_logprobs``: ``k1 = d`` is unbiased but may be negative, ``k2 = d^2 / 2`` is
@@ -191,6 +187,26 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: KlEstim
             return torch.expm1(-difference.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)) + difference
         case _:
             raise ValueError(f"the KL estimator {estimator!r} is not known; choose k1, k2 or k3")
+
+
+def adapted_kl_coefficient(coefficient: float, measured: float, target: float) -> float:
+    """The KL coefficient of the next step, a proportional controller in log space (arXiv 1909.08593 §2.2).
+
+    ``beta' = beta (1 + 0.1 clip((KL - target) / target, -0.2, 0.2))``, with the KL of a token where the paper
+    has that of a response.
+
+    Args:
+        coefficient: beta of the step that was measured.
+        measured: its mean KL(policy, reference), nats a token.
+        target: where to steer it, above 0; 0: the coefficient stays.
+
+    Example:
+        0.05 at twice its target becomes 0.05 · 1.02 = 0.051; at no KL at all 0.05 · 0.98 = 0.049.
+    """
+    if not target or not math.isfinite(measured):
+        return coefficient
+    error = (measured - target) / target
+    return coefficient * (1.0 + 0.1 * min(max(error, -0.2), 0.2))
 
 
 def _check_lengths(**vectors: Tensor | None) -> None:

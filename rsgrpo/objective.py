@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rsgrpo.config import LossConfig
-from rsgrpo.losses import importance_weights, nll_loss, two_stream_loss
+from rsgrpo.config import KlConfig, LossConfig
+from rsgrpo.losses import importance_weights, kl_estimate, nll_loss, two_stream_loss
 from rsgrpo.policy_model import MicroBatch
 
 
@@ -25,6 +25,7 @@ class RankTotals:
         num_credited: tokens with credit.
         kl_old_sum: sum of old minus new log-probabilities.
         importance_weight_sum: over response tokens.
+        kl_reference_sum: k3 estimates of KL(policy, reference), over response tokens with a KL term.
     """
 
     loss: float = 0.0
@@ -35,6 +36,7 @@ class RankTotals:
     num_credited: int = 0
     kl_old_sum: float = 0.0
     importance_weight_sum: float = 0.0
+    kl_reference_sum: float = 0.0
 
 
 def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConfig | None) -> tuple[Tensor, RankTotals]:
@@ -48,6 +50,9 @@ def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConf
 
     Returns:
         The differentiable scalar, and sums for the metrics.
+
+    Raises:
+        ValueError: the row has a KL term but nobody scored it under the reference model.
     """
     num_images = 0 if batch.image_grid_thw is None else len(batch.image_grid_thw)
     if objective == "nll":
@@ -77,11 +82,13 @@ def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConf
         clip_high=loss.clip_high,
         dual_clip=loss.dual_clip,
         importance_weights=weights,
-        clipping="cispo" if loss.clipping == "cispo" else "ppo",
+        clipping=loss.clipping,
         response_lengths=batch.row.response_lengths if loss.ratio == "sequence" else None,
     )
-    return result.loss, RankTotals(
-        loss=float(result.loss.detach()),
+    kl_term, kl_sum = _kl_term(batch, logprobs, loss.kl)
+    value = result.loss if kl_term is None else result.loss + kl_term
+    return value, RankTotals(
+        loss=float(value.detach()),
         num_response_tokens=len(logprobs),
         num_forward_tokens=batch.row.num_tokens,
         num_images=num_images,
@@ -89,7 +96,22 @@ def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConf
         num_credited=int(((batch.positive > 0) | (batch.negative > 0)).sum()),
         kl_old_sum=float((old - detached).sum()),
         importance_weight_sum=float(len(logprobs) if weights is None else weights.sum()),
+        kl_reference_sum=kl_sum,
     )
+
+
+def _kl_term(batch: MicroBatch, logprobs: Tensor, config: KlConfig) -> tuple[Tensor | None, float]:
+    """The weighted KL estimates of a row, and the sum of their k3 values; None and 0 where it has no KL term."""
+    if batch.kl_weights is None:
+        return None, 0.0
+    reference = batch.reference_logprobs
+    if reference is None:
+        raise ValueError(
+            "a row has weights of the KL term but no reference_logprobs; the worker must score it under the "
+            "reference model first, or set rl.loss.kl.coefficient=0"
+        )
+    term = (batch.kl_weights * kl_estimate(logprobs, reference, config.estimator)).sum()
+    return term, float(kl_estimate(logprobs.detach(), reference, "k3").sum())
 
 
 def sum_totals(totals: Sequence[RankTotals]) -> RankTotals:
@@ -103,4 +125,5 @@ def sum_totals(totals: Sequence[RankTotals]) -> RankTotals:
         num_credited=sum(one.num_credited for one in totals),
         kl_old_sum=sum(one.kl_old_sum for one in totals),
         importance_weight_sum=sum(one.importance_weight_sum for one in totals),
+        kl_reference_sum=sum(one.kl_reference_sum for one in totals),
     )

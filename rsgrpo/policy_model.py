@@ -52,6 +52,7 @@ class MicroBatch:
         rollout_logprobs: [R] float32, the engine's; None if it gave none.
         old_logprobs: [R] float32, pi_old; None if it is the forward pass itself.
         reference_logprobs: [R] float32, of the model that the KL term holds on to; None without one.
+        kl_weights: [R] float32, what each token weighs in the KL term; None without one.
     """
 
     row: PackedRow
@@ -69,6 +70,7 @@ class MicroBatch:
     rollout_logprobs: Tensor | None
     old_logprobs: Tensor | None
     reference_logprobs: Tensor | None = None
+    kl_weights: Tensor | None = None
 
 
 def load_processor(folder: Path) -> Qwen2_5_VLProcessor:
@@ -233,6 +235,11 @@ class RowBuilder:
             negative=self._tensor(np.concatenate([one.negative for one in responses]).astype(np.float32)),
             rollout_logprobs=self._stream(responses, [one.rollout_logprobs for one in responses], "rollout_logprobs"),
             old_logprobs=self._stream(responses, [one.old_logprobs for one in responses], "old_logprobs"),
+            kl_weights=self._tensor(
+                np.concatenate([np.full(len(one.token_ids), one.kl_weight, dtype=np.float32) for one in responses])
+            )
+            if any(one.kl_weight for one in responses)
+            else None,
         )
 
     def blank(self) -> MicroBatch:

@@ -251,7 +251,8 @@ class CreditedRollout:
 
     Attributes:
         scored: the rollout and its rewards.
-        advantages: A_ik, one number for each entry of ``scored.rewards`` (0.0 where it gives none).
+        advantages: A_ik, one number for each entry of ``scored.rewards`` (0.0 where it gives none); with
+            ``scoping: whole`` every reward with a weight carries that of the weighted sum.
         positive: [R] float32, P_t of rs_grpo: the sum of w_k M A+ / (W N_k) over rewards.
         negative: [R] float32, Q_t: likewise of A-.
     """
@@ -286,6 +287,7 @@ class TrainingResponse:
         rollout_logprobs: [R] float32, the engine's; None in supervised training.
         old_logprobs: [R] float32, pi_old's where the batch is used for several updates (what
             ``Policy.score`` gave before the first); None: the update's own forward pass.
+        kl_weight: what each token weighs in the KL term, coefficient and denominator together; 0: no term.
     """
 
     response_index: int
@@ -294,6 +296,7 @@ class TrainingResponse:
     negative: FloatArray
     rollout_logprobs: FloatArray | None = None
     old_logprobs: FloatArray | None = None
+    kl_weight: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -350,6 +353,7 @@ class UpdateMetrics:
         forward_backward_seconds: slowest rank.
         optimizer_seconds: slowest rank.
         process_seconds: decoding and processing images and prompts, slowest rank.
+        kl_reference: mean k3 estimate of KL(policy, reference) over response tokens, nats; 0 without a KL term.
     """
 
     loss: float
@@ -366,6 +370,7 @@ class UpdateMetrics:
     forward_backward_seconds: float
     optimizer_seconds: float
     process_seconds: float
+    kl_reference: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -176,7 +176,7 @@ def replay(run_folder: Path, before: Config, after: Config, *, stage: str = "rl"
     if not recorded:
         raise ReplayError(f"{file} holds no groups of stage {stage!r}; give the folder of a run that has trained")
     weights_before, weights_after = _weights(before), _weights(after)
-    scorer = Scorer(load_rewards(after.rewards, Path.cwd()))
+    scorer = Scorer(load_rewards(after.scored_rewards, Path.cwd()))
     groups = []
     for _, step in itertools.groupby(recorded, key=lambda group: group.step):
         members = list(step)

@@ -7,7 +7,7 @@ so ``train.py --cfg job`` answers at once. Code never writes to a config.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -141,6 +141,13 @@ class Config:
                 f"{self.trainer.num_ranks} must equal rollout.num_workers={self.rollout.num_workers} × "
                 f"rollout.tensor_parallel_size={self.rollout.tensor_parallel_size} = {num_engine_gpus}"
             )
+
+    @property
+    def scored_rewards(self) -> dict[str, RewardConfig]:
+        """The rewards as they are scored: the public code (``rl.credit.compat: reference``) widens absent scopes."""
+        if self.rl.credit.compat != "reference":
+            return self.rewards
+        return {name: replace(reward, on_missing="whole") for name, reward in self.rewards.items()}
 
     def _check_rl(self) -> None:
         sampling = self.rollout.sampling

@@ -106,7 +106,8 @@ class CreditConfig:
     """From rewards to token credit (rs_grpo, "Credit")."""
 
     compat: str = "none"
-    """``reference`` reproduces the public implementation's formula, defects included."""
+    """``reference`` reproduces the public implementation's formula, defects included; absent scopes of all rewards
+    then widen (``on_missing: whole``)."""
     scoping: str = "scoped"
     """``scoped``: each reward is compared among siblings by itself and speaks to the tokens of its scope.
     ``whole``: the weighted sum of the rewards is one number, which speaks to the whole response (GRPO)."""

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rsgrpo.losses import importance_weights, kl_estimate, nll_loss, two_stream_loss
+from rsgrpo.losses import adapted_kl_coefficient, importance_weights, kl_estimate, nll_loss, two_stream_loss
 from rsgrpo.reference import (
     ReferenceBatch,
     reference_advantages,
@@ -137,6 +137,16 @@ def test_a_vanishing_policy_does_not_overflow_the_kl() -> None:
     value = kl_estimate(logprobs, torch.tensor([0.0]), "k3")
     assert torch.isfinite(value).all()
     assert torch.isfinite(torch.autograd.grad(value.sum(), logprobs)[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("measured", "factor"),
+    # 1 + 0.1 clip(measured / target - 1, -0.2, 0.2) at a target of 0.1
+    [(0.1, 1.0), (0.11, 1.01), (0.095, 0.995), (0.2, 1.02), (9.0, 1.02), (0.0, 0.98), (math.inf, 1.0), (math.nan, 1.0)],
+)
+def test_the_kl_controller_moves_by_at_most_a_fiftieth(measured: float, factor: float) -> None:
+    assert adapted_kl_coefficient(0.05, measured, 0.1) == pytest.approx(0.05 * factor)
+    assert adapted_kl_coefficient(0.05, measured, 0.0) == 0.05
 
 
 @pytest.mark.parametrize(

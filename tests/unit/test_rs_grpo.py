@@ -17,7 +17,9 @@ from rollout.engine import RolloutError
 from rsgrpo.config import (
     Config,
     ConfigError,
+    CreditConfig,
     FilterConfig,
+    KlConfig,
     LossConfig,
     RewardConfig,
     RlConfig,
@@ -93,6 +95,7 @@ class FakePolicy:
     version: int = 0
     updates: list[tuple[int, tuple[TrainingGroup, ...], LossConfig]] = field(default_factory=list)
     has_updated: threading.Event | None = None
+    kl_reference: float = 0.0
 
     def update(self, groups: Sequence[TrainingGroup], objective: str, loss: LossConfig) -> UpdateResult:
         self.updates.append((self.version, tuple(groups), loss))
@@ -100,7 +103,7 @@ class FakePolicy:
         if self.has_updated is not None:
             self.has_updated.set()
         stats = self.score(groups)
-        return UpdateResult(metrics=_metrics(), responses=stats)
+        return UpdateResult(metrics=_metrics(self.kl_reference), responses=stats)
 
     def score(self, groups: Sequence[TrainingGroup]) -> tuple[ResponseStats, ...]:
         return tuple(
@@ -138,7 +141,7 @@ class FakeScorer:
         ]
 
 
-def _metrics() -> UpdateMetrics:
+def _metrics(kl_reference: float) -> UpdateMetrics:
     return UpdateMetrics(
         loss=0.0,
         grad_norm=1.0,
@@ -154,6 +157,7 @@ def _metrics() -> UpdateMetrics:
         forward_backward_seconds=0.0,
         optimizer_seconds=0.0,
         process_seconds=0.0,
+        kl_reference=kl_reference,
     )
 
 
@@ -223,6 +227,48 @@ def test_pi_old_may_be_recomputed_from_the_trainer_although_samples_are_old() ->
             # What FakePolicy.score says: 0.01 above the engine.
             assert response.old_logprobs is not None
             np.testing.assert_allclose(response.old_logprobs - response.rollout_logprobs, 0.01, atol=1e-6)
+
+
+def _kl_sums(policy: FakePolicy) -> list[float]:
+    """Coefficient of each update's KL term, which is what the weights of a token mean add up to."""
+    return [
+        sum(one.kl_weight * len(one.token_ids) for group in groups for one in group.responses)
+        for _, groups, _ in policy.updates
+    ]
+
+
+def test_without_a_kl_term_no_response_weighs_in_it() -> None:
+    policy = FakePolicy(kl_reference=1.0)
+    report = _training(_config(), FakeEngine(), policy).train_step(is_last=True)
+    assert _kl_sums(policy) == [0.0]
+    assert "policy/kl_coefficient" not in report.metrics
+
+
+@pytest.mark.parametrize("aggregation", ["scope_tokens", "token_mean", "sequence_mean"])
+def test_a_fixed_kl_coefficient_weighs_every_step_alike(aggregation: str) -> None:
+    # the weights of a mean add up to 1, times 0.05; per response in sequence_mean: 0.05 / 12 / |o|
+    policy = FakePolicy(kl_reference=9.0)
+    config = _config(loss=LossConfig(kl=KlConfig(coefficient=0.05)), credit=CreditConfig(aggregation=aggregation))
+    training = _training(config, FakeEngine(), policy)
+    reports = [training.train_step(), training.train_step(is_last=True)]
+    assert _kl_sums(policy) == pytest.approx([0.05, 0.05])
+    assert [report.metrics["policy/kl_coefficient"] for report in reports] == [0.05, 0.05]
+    if aggregation == "sequence_mean":
+        for response in (one for _, groups, _ in policy.updates for group in groups for one in group.responses):
+            assert response.kl_weight == pytest.approx(0.05 / 12 / len(response.token_ids))
+
+
+def test_a_kl_target_steers_the_coefficient_update_by_update() -> None:
+    # measured 0.3 is three times the target: the error is cut at 0.2, so each update multiplies by 1 + 0.1 · 0.2
+    policy = FakePolicy(kl_reference=0.3)
+    config = _config(loss=LossConfig(kl=KlConfig(coefficient=0.05, target=0.1)), updates_per_batch=2)
+    engine = FakeEngine()
+    training = _training(config, engine, policy)
+    training.train_step()
+    restored = pickle.loads(pickle.dumps(training.state))  # a checkpoint remembers where the controller stands
+    report = _training(config, engine, policy, restored).train_step(is_last=True)
+    assert _kl_sums(policy) == pytest.approx([0.05, 0.05 * 1.02, 0.05 * 1.02**2, 0.05 * 1.02**3])
+    assert report.metrics["policy/kl_coefficient"] == pytest.approx(0.05 * 1.02**3)
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
