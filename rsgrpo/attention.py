@@ -5,6 +5,9 @@ Doors behind one function, chosen by the plan that the row comes with:
 * :class:`~rsgrpo.tiled_plan.TiledPlan` (any device): a tile of scores at a time, through cache or fast memory.
 * :class:`~rsgrpo.varlen.VarlenPlan` (CUDA): FlashAttention over ragged sequences; keys and values of a prompt are
   repeated for each of its responses, queries are not.
+* :class:`~rsgrpo.flex.FlexPlan` (CUDA; on a CPU forward only): a compiled kernel with a block mask.
+
+The vision tower goes through the same doors, window by window (``windows.py``).
 """
 
 from __future__ import annotations
@@ -14,15 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rsgrpo.batching import Piece, lay_out
+from rsgrpo.batching import PackedRow, Piece, lay_out
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.flex import FlexPlan, flex_plan, flex_row_attention
 from rsgrpo.tiled import tiled_attention
 from rsgrpo.tiled_plan import TiledPlan, tiled_plan
-from rsgrpo.varlen import VISION_ATTENTION_NAME, VarlenPlan, varlen_attention, varlen_plan, window_attention
+from rsgrpo.varlen import VarlenPlan, varlen_attention, varlen_plan
+from rsgrpo.windows import VISION_ATTENTION_NAMES, grouped_window_attention, window_attention
 
 ATTENTION_NAME = "rsgrpo_packed"
 
-AttentionPlan = TiledPlan | VarlenPlan
+AttentionPlan = TiledPlan | VarlenPlan | FlexPlan
 
 
 class AttentionUnavailableError(RsgrpoError):
@@ -57,6 +62,8 @@ def packed_attention(
     rows = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
     if isinstance(attention_plan, VarlenPlan):
         return varlen_attention(*rows, attention_plan, scaling)[None], None
+    if isinstance(attention_plan, FlexPlan):
+        return flex_row_attention(*rows, attention_plan, scaling)[None], None
     return tiled_attention(*rows, attention_plan, scaling)[None], None
 
 
@@ -65,50 +72,92 @@ def register_packed_attention() -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
-    AttentionInterface.register(VISION_ATTENTION_NAME, window_attention)
+    AttentionInterface.register(VISION_ATTENTION_NAMES["varlen"], window_attention)
+    AttentionInterface.register(VISION_ATTENTION_NAMES["tiled"], grouped_window_attention)
 
 
-def _varlen_problem(device: torch.device, dtype: torch.dtype) -> str:
-    """Why the FlashAttention door cannot be used here; empty if it can.
+# Kernels fail in their own ways where the machine or the build does not have them.
+_KERNEL_ERRORS = (ImportError, NotImplementedError, RuntimeError, TypeError)
 
-    The door is tried on a small row against the tiled one: a build without the kernel, or one that
-    aligns causal queries to the start of the keys instead of their end, must not train silently wrong.
+
+def make_plan(door: str, row: PackedRow, *, device: torch.device) -> AttentionPlan:
+    """The plan that leads a row through a door.
+
+    Args:
+        door: from :func:`choose_door`.
+        row: where everything stands.
+        device: where the model is.
+    """
+    if door == "varlen":
+        return varlen_plan(row, device=device)
+    if door == "flex":
+        return flex_plan(row, device=device)
+    return tiled_plan(row, device=device)
+
+
+def _trial(door: str, row: PackedRow, *, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Output and gradients of a door on given random inputs, float32."""
+    generator = torch.Generator(device).manual_seed(0)
+    inputs = [
+        torch.randn(1, heads, row.num_tokens, 64, device=device, dtype=dtype, generator=generator).requires_grad_()
+        for heads in (4, 2, 2)
+    ]
+    plan = make_plan(door, row, device=device)
+    query, key, value = inputs
+    out, _ = packed_attention(nn.Identity(), query, key, value, None, scaling=0.125, attention_plan=plan)
+    return [part.detach().float() for part in (out, *torch.autograd.grad(out.float().sin().sum(), inputs))]
+
+
+def door_problem(door: str, *, device: torch.device, dtype: torch.dtype) -> str:
+    """Why a fast door cannot be used here; empty if it can.
+
+    The door is tried on a small row against the tiled one, output and gradients: a build without the kernel, or
+    one that aligns causal queries to the start of the keys instead of their end, must not train silently wrong.
+
+    Args:
+        door: ``varlen`` or ``flex``.
+        device: where the model is.
+        dtype: compute precision.
     """
     if device.type != "cuda":
         return f"the device is {device.type}"
-    if dtype != torch.bfloat16:
+    if door == "varlen" and dtype != torch.bfloat16:
         return f"the precision is {dtype}, not bfloat16"
     row = lay_out([Piece(group=0, responses=(0, 1), num_prompt_tokens=5, response_lengths=(4, 3))])
-    generator = torch.Generator(device).manual_seed(0)
-    query, key, value = (
-        torch.randn(row.num_tokens, heads, 64, device=device, dtype=dtype, generator=generator) for heads in (4, 2, 2)
-    )
-    expected = tiled_attention(query, key, value, tiled_plan(row, device=device), 0.125)
+    expected = _trial("tiled", row, device=device, dtype=dtype)
     try:
-        got = varlen_attention(query, key, value, varlen_plan(row, device=device), 0.125)
-    except (ImportError, NotImplementedError, RuntimeError, TypeError) as error:
-        return f"torch's varlen_attn does not run: {error}"
-    gap = float((got.float() - expected.float()).abs().max())
-    return "" if gap < 0.05 else f"torch's varlen_attn is off by {gap:.3f} on a shared prefix"
+        got = _trial(door, row, device=device, dtype=dtype)
+    except _KERNEL_ERRORS as error:
+        return f"its kernel does not run: {error}"
+    gap = max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True))
+    return "" if gap < 0.05 else f"its kernel is off by {gap:.3f} on a shared prefix"
+
+
+_DOORS = {"sdpa": "tiled", "flash": "varlen", "flex": "flex"}
 
 
 def choose_door(setting: str, *, device: torch.device, dtype: torch.dtype) -> str:
     """Which door ``model.attention`` means here.
 
     Args:
-        setting: ``auto``, ``sdpa`` or ``flash``.
+        setting: ``auto`` (the first that works of flash, flex, sdpa), or one of them.
         device: where the model is.
         dtype: compute precision.
 
     Returns:
-        ``tiled`` or ``varlen``.
+        ``tiled``, ``varlen`` or ``flex``.
 
     Raises:
-        AttentionUnavailableError: ``flash`` without a GPU, in float32, or with a torch that lacks it.
+        AttentionUnavailableError: ``flash`` or ``flex`` without a GPU or its kernel, or ``flash`` in float32.
     """
     if setting == "sdpa":
         return "tiled"
-    problem = _varlen_problem(device, dtype)
-    if problem and setting == "flash":
-        raise AttentionUnavailableError(f"model.attention=flash cannot be used: {problem}; set model.attention=auto")
-    return "tiled" if problem else "varlen"
+    for name in ("flash", "flex") if setting == "auto" else (setting,):
+        problem = door_problem(_DOORS[name], device=device, dtype=dtype)
+        if not problem:
+            return _DOORS[name]
+        if setting != "auto":
+            raise AttentionUnavailableError(
+                f"model.attention={setting} cannot be used: {problem}; set model.attention=auto"
+            )
+    return "tiled"

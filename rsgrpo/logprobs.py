@@ -14,57 +14,60 @@ from torch import Tensor, nn
 
 from rsgrpo.banned_tokens import BAN_BIAS
 
-# Logits held at a time: 512 MiB in float32, some 880 rows of Qwen's vocabulary, enough to keep a GPU busy.
-_CHUNK_LOGITS = 2**27
+# Logits held at a time, in float32: 256 MiB on a GPU, some 440 rows of Qwen's vocabulary, enough to keep it busy;
+# 64 MiB on a CPU, which gains nothing from more.
+_CHUNK_LOGITS = {"cuda": 2**26, "cpu": 2**24}
 
 
-def _chunk_logprobs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities [T], entropy [T] and probabilities [T, V] of one chunk, float32."""
+def _chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[T, V] float32 of one chunk, in memory of its own."""
     logits = torch.nn.functional.linear(hidden, weight).float()
     if bias is not None:
         logits += bias
-    log_normaliser = torch.logsumexp(logits, dim=-1)
-    logprobs = logits.gather(-1, targets[:, None])[:, 0] - log_normaliser
-    probabilities = torch.exp(logits - log_normaliser[:, None])
-    # H = -sum p (z - lse) = lse - sum p z
-    entropy = log_normaliser - torch.einsum("tv,tv->t", probabilities, logits)
-    return logprobs, entropy, probabilities
+    return logits
 
 
 class _ResponseLogprobs(torch.autograd.Function):
-    """Chunked forward; the backward pass computes each chunk's logits once more."""
+    """Chunked forward; the backward pass computes each chunk's logits once more, but not their normaliser."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_tokens: int
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.chunk_tokens = chunk_tokens
         logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
-        entropy = torch.empty_like(logprobs)
+        entropy, normaliser = torch.empty_like(logprobs), torch.empty_like(logprobs)
         for start in range(0, len(hidden), chunk_tokens):
             part = slice(start, start + chunk_tokens)
-            logprobs[part], entropy[part], _ = _chunk_logprobs(hidden[part], weight, bias, targets[part])
+            logits = _chunk_logits(hidden[part], weight, bias)
+            normaliser[part] = torch.logsumexp(logits, dim=-1)
+            logits.sub_(normaliser[part, None])
+            logprobs[part] = logits.gather(-1, targets[part, None])[:, 0]
+            # H = -sum p log p
+            entropy[part] = -torch.einsum("tv,tv->t", torch.exp(logits), logits)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.chunk_tokens = chunk_tokens
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets = ctx.saved_tensors
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         upstream = grads[0]
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden), ctx.chunk_tokens):
             part = slice(start, start + ctx.chunk_tokens)
-            _, _, grad_logits = _chunk_logprobs(hidden[part], weight, bias, targets[part])
+            logits = _chunk_logits(hidden[part], weight, bias)
             # d logprob / d logits = onehot(target) - p
-            grad_logits.mul_(-upstream[part, None])
+            grad_logits = logits.sub_(normaliser[part, None]).exp_().mul_(-upstream[part, None])
             grad_logits.scatter_add_(-1, targets[part, None], upstream[part, None])
             grad_logits = grad_logits.to(hidden.dtype)
             torch.mm(grad_logits, weight, out=grad_hidden[part])
-            if grad_weight is not None:
+            if grad_weight is None:
+                continue
+            if grad_weight.dtype == hidden.dtype:
+                grad_weight.addmm_(grad_logits.T, hidden[part])
+            else:
                 grad_weight += grad_logits.T @ hidden[part]
         return grad_hidden, grad_weight.to(weight.dtype) if grad_weight is not None else None, None, None, None
 
@@ -108,7 +111,7 @@ def response_logprobs(
         weight: [V, H] of the language-model head.
         targets: [T] int64 token ids.
         bias: [V] float32, constant; None: 0.
-        chunk_tokens: rows computed at a time; 0: as many as keep the logits below 512 MiB.
+        chunk_tokens: rows computed at a time; 0: as many as keep the logits below 256 MiB (GPU) or 64 MiB (CPU).
 
     Returns:
         Log-probabilities [T] float32 in nats, differentiable, and entropy [T] float32 in nats, for
@@ -118,6 +121,6 @@ def response_logprobs(
         Zero hidden states over a vocabulary of 4: every log-probability is ``-log 4 = -1.386``,
         every entropy ``1.386``.
     """
-    chunk = chunk_tokens or max(1, _CHUNK_LOGITS // len(weight))
+    chunk = chunk_tokens or max(1, _CHUNK_LOGITS["cpu" if hidden.device.type == "cpu" else "cuda"] // len(weight))
     logprobs, entropy = _ResponseLogprobs.apply(hidden, weight, bias, targets, chunk)  # type: ignore[no-untyped-call]
     return logprobs, entropy

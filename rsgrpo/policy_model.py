@@ -16,16 +16,16 @@ from rsgrpo.attention import (
     ATTENTION_NAME,
     AttentionPlan,
     choose_door,
+    make_plan,
     register_packed_attention,
 )
 from rsgrpo.batching import PackedRow, Piece, lay_out, predictor_index
 from rsgrpo.config import ModelConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.logprobs import LogprobHead
-from rsgrpo.tiled_plan import tiled_plan
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
-from rsgrpo.varlen import VISION_ATTENTION_NAME, varlen_plan
 from rsgrpo.vlm import EncodedPrompt, ProcessedImage
+from rsgrpo.windows import VISION_ATTENTION_NAMES
 
 
 class ModelFolderError(RsgrpoError, ValueError):
@@ -101,7 +101,6 @@ def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()
     register_packed_attention()
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
-    # The vision tower keeps torch's attention: its windows are whole sequences of their own.
     model.model.language_model.config._attn_implementation = ATTENTION_NAME
     model.lm_head = LogprobHead(model.lm_head, banned_ids)
     if config.freeze_vision:
@@ -112,13 +111,14 @@ def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()
     return model
 
 
-def use_window_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Let the vision tower compute all windows of a layer in one call (where the row's door is ``varlen``).
+def use_window_attention(model: Qwen2_5_VLForConditionalGeneration, door: str) -> None:
+    """Let the vision tower compute the windows of a layer in few calls.
 
     Args:
         model: as :func:`load_model` returns it; its tower calls torch's attention once a window.
+        door: of the language model's rows.
     """
-    model.model.visual.config._attn_implementation = VISION_ATTENTION_NAME
+    model.model.visual.config._attn_implementation = VISION_ATTENTION_NAMES[door]
 
 
 class PolicyModel(nn.Module):
@@ -224,7 +224,7 @@ class RowBuilder:
             row=row,
             token_ids=self._tensor(np.concatenate(token_ids)),
             positions=self._tensor(np.concatenate(positions, axis=1)[:, None]),
-            plan=self._plan(row),
+            plan=make_plan(self.door, row, device=self._device),
             image_positions=self._tensor(where),
             image_features=self._tensor(which),
             pixel_values=torch.cat([page.pixel_values for page in pages]).to(self._device) if pages else None,
@@ -260,11 +260,6 @@ class RowBuilder:
 
     def _tensor(self, array: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
-
-    def _plan(self, row: PackedRow) -> AttentionPlan:
-        if self.door == "varlen":
-            return varlen_plan(row, device=self._device)
-        return tiled_plan(row, device=self._device)
 
     def _stream(
         self, responses: Sequence[TrainingResponse], streams: Sequence[NDArray[np.float32] | None], name: str

@@ -171,8 +171,7 @@ class PolicyWorker:
             device=torch.device("cuda", 0) if spec.device == "gpu" else torch.device("cpu"),
             dtype=self._model.dtype,
         )
-        if self._rows.door == "varlen":
-            use_window_attention(self._model)
+        use_window_attention(self._model, self._rows.door)
         self._engine = DeepSpeedEngine(
             PolicyModel(self._model, always_run_vision=needs_vision), config, device=spec.device
         )

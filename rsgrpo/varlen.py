@@ -1,18 +1,17 @@
-"""FlashAttention over ragged sequences, with torch's own ``varlen_attn`` (CUDA, bfloat16)."""
+"""FlashAttention over ragged sequences (CUDA, bfloat16): flash-attn's kernel if installed, else torch's own."""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rsgrpo.batching import PackedRow
-
-# transformers hands window boundaries only to functions that have "flash" in their name.
-VISION_ATTENTION_NAME = "rsgrpo_flash_windows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,49 @@ def varlen_plan(row: PackedRow, *, device: torch.device) -> VarlenPlan:
     )
 
 
+@functools.cache
+def has_flash_attn() -> bool:
+    """Whether the package flash-attn is installed."""
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def flash_sequences(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: tuple[Tensor, Tensor],
+    longest: tuple[int, int],
+    scaling: float,
+    *,
+    is_causal: bool,
+) -> Tensor:
+    """FlashAttention over sequences that stand side by side.
+
+    Args:
+        query: [queries, heads, D].
+        key: [keys, key heads, D].
+        value: [keys, key heads, D].
+        offsets: [sequences + 1] int32 each, where every sequence's queries and keys start.
+        longest: sequence of queries, and of keys.
+        scaling: factor of the scores.
+        is_causal: a sequence's last query sees all of its keys, the one before all but the last, and so on.
+
+    Returns:
+        [queries, heads, D].
+    """
+    if has_flash_attn():
+        from flash_attn import flash_attn_varlen_func
+
+        out = flash_attn_varlen_func(query, key, value, *offsets, *longest, softmax_scale=scaling, causal=is_causal)
+    else:
+        from torch.nn.attention.varlen import varlen_attn
+
+        options: dict[str, Any] = {"window_size": (-1, 0), "enable_gqa": True} if is_causal else {}
+        out = varlen_attn(query, key, value, *offsets, *longest, scale=scaling, **options)
+    assert isinstance(out, Tensor)
+    return out
+
+
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scaling: float) -> Tensor:
     """Attention over a packed row; causal from the end, so that a response's queries see its whole prompt.
 
@@ -76,54 +118,12 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan
     Returns:
         [T, query heads, D].
     """
-    from torch.nn.attention.varlen import varlen_attn
-
-    out = varlen_attn(
+    return flash_sequences(
         query.contiguous(),
         key.index_select(0, plan.key_index),
         value.index_select(0, plan.key_index),
-        plan.query_offsets,
-        plan.key_offsets,
-        plan.max_queries,
-        plan.max_keys,
-        scale=scaling,
-        window_size=(-1, 0),
-        enable_gqa=True,
+        (plan.query_offsets, plan.key_offsets),
+        (plan.max_queries, plan.max_keys),
+        scaling,
+        is_causal=True,
     )
-    assert isinstance(out, Tensor)
-    return out
-
-
-def window_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    cu_seq_lens_q: Tensor,
-    max_length_q: int,
-    **_unused: Any,
-) -> tuple[Tensor, None]:
-    """The vision tower's attention inside windows (or whole pages), as transformers calls it.
-
-    Args:
-        module: the layer; not used.
-        query: [1, heads, patches, D].
-        key: [1, heads, patches, D].
-        value: [1, heads, patches, D].
-        attention_mask: None.
-        scaling: factor of the scores.
-        cu_seq_lens_q: [windows + 1] int32, where each window starts.
-        max_length_q: patches of the longest window.
-
-    Returns:
-        [1, patches, heads, D], and None for the weights.
-    """
-    from torch.nn.attention.varlen import varlen_attn
-
-    query, key, value = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
-    out = varlen_attn(query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling)
-    assert isinstance(out, Tensor)
-    return out[None], None

@@ -24,11 +24,13 @@ class ModelConfig:
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass."""
     attention: str = "auto"
-    """``auto``, ``sdpa`` or ``flash``: what computes attention in the trainer."""
+    """What computes attention in the trainer: ``flash`` (GPU, bfloat16: flash-attn if installed, else torch's own),
+    ``flex`` (GPU: torch's compiled flex_attention), ``sdpa`` (any device: in tiles), or ``auto``: the first of these
+    that works."""
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
-        one_of("model.attention", self.attention, ("auto", "sdpa", "flash"))
+        one_of("model.attention", self.attention, ("auto", "sdpa", "flash", "flex"))
 
 
 @dataclass(kw_only=True, slots=True)

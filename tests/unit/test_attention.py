@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsgrpo import tiled
+from rsgrpo import attention, tiled
 from rsgrpo import tiled_plan as plans
 from rsgrpo.attention import AttentionUnavailableError, choose_door, packed_attention
 from rsgrpo.batching import PackedRow, Piece, lay_out
+from rsgrpo.flex import flex_plan, padded_length
 from rsgrpo.tiled_plan import tiled_plan
 from rsgrpo.varlen import varlen_plan
 
@@ -141,6 +142,85 @@ def test_varlen_plan_describes_the_same_attention(shapes):
     torch.testing.assert_close(got, _reference(row, query, key, value), atol=1e-12, rtol=0)
 
 
+@settings(max_examples=3, deadline=None)
+@given(shapes=ROWS)
+def test_flex_sees_the_same(shapes):
+    # torch has no backward pass of flex_attention on a CPU: gradients are tried where the door is chosen, on a GPU
+    row = _row([(140, [3, 2]), *shapes])  # more than one block of 128
+    inputs = _inputs(row)
+    with torch.no_grad():
+        plan = flex_plan(row, device=CPU)
+        got, _ = packed_attention(torch.nn.Identity(), *inputs, None, scaling=SCALING, attention_plan=plan)
+    torch.testing.assert_close(got, _reference(row, *inputs), atol=1e-12, rtol=0)
+
+
+def _seen(row: PackedRow, num_padded: int) -> torch.Tensor:
+    """[padded, padded] bool: which key a query sees, segment by segment; padding sees its own past."""
+    seen = torch.zeros(num_padded, num_padded, dtype=torch.bool)
+    for start, piece in zip(row.prompt_starts, row.pieces, strict=True):
+        seen[start : start + piece.num_prompt_tokens, start : start + piece.num_prompt_tokens] = True
+    for start, length, piece in zip(row.response_starts, row.response_lengths, row.response_pieces, strict=True):
+        first = row.prompt_starts[piece]
+        seen[start : start + length, first : first + row.pieces[piece].num_prompt_tokens] = True
+        seen[start : start + length, start : start + length] = True
+    seen[row.num_tokens :, row.num_tokens :] = True
+    return seen.tril()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    shapes=st.lists(
+        st.tuples(st.integers(1, 400), st.lists(st.integers(1, 300), min_size=1, max_size=4)), min_size=1, max_size=3
+    )
+)
+def test_flex_blocks_are_those_that_are_seen(shapes):
+    row = _row(shapes)
+    mask = flex_plan(row, device=CPU).block_mask
+    num_blocks = padded_length(row.num_tokens) // 128
+    pairs = _seen(row, num_blocks * 128).view(num_blocks, 128, num_blocks, 128).sum((1, 3))  # of 16,384 each
+    for counts, indexes, chosen in (
+        (mask.kv_num_blocks, mask.kv_indices, (pairs > 0) & (pairs < 128 * 128)),
+        (mask.full_kv_num_blocks, mask.full_kv_indices, pairs == 128 * 128),
+    ):
+        lists = [indexes[0, 0, i, : counts[0, 0, i]].tolist() for i in range(num_blocks)]
+        assert lists == [one.nonzero()[:, 0].tolist() for one in chosen]
+
+
+@given(st.integers(1, 200_000))
+def test_padded_rows_are_little_longer_and_of_few_lengths(num_tokens):
+    padded = padded_length(num_tokens)
+    assert padded % 128 == 0 and padded >= num_tokens
+    # a step is an eighth of the power of two below, at least a block
+    assert padded - num_tokens < max(128, num_tokens / 8 + 1)
+    assert padded_length(padded) == padded
+
+
+def test_bfloat16_rows_are_summed_in_float32():
+    row = _row([(40, [30, 20]), (33, [7])])
+    inputs = [x.detach().to(torch.bfloat16).requires_grad_() for x in _inputs(row)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    got, expected = _run(row, inputs), _run(row, exact)
+    assert got.dtype == torch.bfloat16
+    # one rounding to 8 bits at the end, not one a score: half a unit of 2^-8 of the largest entry
+    bound = float(expected.detach().abs().max()) * 2**-8
+    assert float((got.double() - expected).detach().abs().max()) <= bound
+    for grad, want in zip(
+        torch.autograd.grad(got.sum(), inputs), torch.autograd.grad(expected.sum(), exact), strict=True
+    ):
+        assert grad.dtype == torch.bfloat16
+        assert float((grad.double() - want).norm() / want.norm()) < 0.02
+
+
+@pytest.mark.parametrize("working", [("varlen", "flex"), ("flex",), ()])
+def test_auto_takes_the_first_door_that_works(monkeypatch, working):
+    monkeypatch.setattr(attention, "door_problem", lambda door, **_: "" if door in working else "no kernel")
+    assert choose_door("auto", device=CPU, dtype=torch.bfloat16) == (*working, "tiled")[0]
+    assert choose_door("sdpa", device=CPU, dtype=torch.bfloat16) == "tiled"
+    if "varlen" not in working:
+        with pytest.raises(AttentionUnavailableError, match=r"model\.attention=flash cannot be used: no kernel"):
+            choose_door("flash", device=CPU, dtype=torch.bfloat16)
+
+
 def test_flash_is_refused_on_a_cpu_and_auto_falls_back():
     assert choose_door("auto", device=CPU, dtype=torch.bfloat16) == "tiled"
     assert choose_door("sdpa", device=CPU, dtype=torch.float32) == "tiled"
@@ -148,3 +228,5 @@ def test_flash_is_refused_on_a_cpu_and_auto_falls_back():
         AttentionUnavailableError, match=r"model\.attention=flash.*device is cpu.*model\.attention=auto"
     ):
         choose_door("flash", device=CPU, dtype=torch.bfloat16)
+    with pytest.raises(AttentionUnavailableError, match=r"model\.attention=flex.*device is cpu"):
+        choose_door("flex", device=CPU, dtype=torch.float32)

@@ -14,8 +14,8 @@ from rsgrpo.batching import GroupSize, plan_micro_batches
 from rsgrpo.config import ModelConfig
 from rsgrpo.policy_model import ModelFolderError, PolicyModel, RowBuilder, load_model, load_processor
 from rsgrpo.types import TrainingGroup
-from rsgrpo.varlen import VISION_ATTENTION_NAME
 from rsgrpo.vlm import PromptEncoder
+from rsgrpo.windows import VISION_ATTENTION_NAMES
 from tests.tiny_model import build_tiny_model, make_group, write_pages
 
 Logprobs = dict[tuple[int, int], torch.Tensor]
@@ -170,7 +170,7 @@ def test_window_attention_of_the_tower_equals_torch_attention(packed, groups, mo
     grid = torch.tensor([page.grid for page in prompts[0].images])
     visual = packed.model.model.visual
     expected = visual(pixels, grid_thw=grid).pooler_output
-    monkeypatch.setattr(visual.config, "_attn_implementation", VISION_ATTENTION_NAME)
+    monkeypatch.setattr(visual.config, "_attn_implementation", VISION_ATTENTION_NAMES["varlen"])
     torch.testing.assert_close(visual(pixels, grid_thw=grid).pooler_output, expected, atol=1e-5, rtol=0)
     # Pages of 4 × 4 and 4 × 6 patches, windows of 4 × 4: 16 | 16 + 8 in the first layer, whole pages in the second.
     assert calls == [[16, 16, 8], [16, 24]]
