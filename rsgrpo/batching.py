@@ -21,6 +21,10 @@ from rsgrpo.errors import RsgrpoError
 
 IndexArray = NDArray[np.int64]
 
+# Attention work that costs as much as a token's way through the matrices of a layer: parameters of a layer over
+# 2 · hidden size, which is 18,800 for Qwen2.5-VL-3B and 32,500 for 7B. It only balances ranks.
+_PAIRS_A_TOKEN = 20_000
+
 
 class TokenBudgetError(RsgrpoError, ValueError):
     """A prompt with one response does not fit into a micro-batch."""
@@ -62,6 +66,11 @@ class Piece:
         """Packed tokens that the piece takes."""
         return self.num_prompt_tokens + sum(self.response_lengths)
 
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of a query and a key that it sees: the piece's attention work."""
+        return attention_pairs(self.num_prompt_tokens, self.response_lengths)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedRow:
@@ -84,7 +93,39 @@ class PackedRow:
     num_tokens: int
 
 
-def split_group(size: GroupSize, index: int, *, budget: int, share_prefix: bool) -> list[Piece]:
+def attention_pairs(num_prompt_tokens: int, response_lengths: Sequence[int]) -> int:
+    """Pairs of a query and a key that it sees, of a prompt that stands once before its responses.
+
+    The prompt is causal over itself, a response sees the prompt and is causal over itself:
+    ``P (P + 1) / 2 + sum (R P + R (R + 1) / 2)``.
+
+    Example:
+        Prompt 3, responses (2, 4): 6 + (6 + 3) + (12 + 10) = 37.
+    """
+    prompt = num_prompt_tokens
+    return prompt * (prompt + 1) // 2 + sum(r * prompt + r * (r + 1) // 2 for r in response_lengths)
+
+
+def _check_fits(size: GroupSize, *, budget: int, max_pairs: int) -> None:
+    """Refuse a group whose prompt does not fit with its longest response."""
+    longest = max(size.response_lengths)
+    what = f"sample {size.sample_id!r}: prompt of {size.num_prompt_tokens} tokens and response of {longest} make"
+    lower = "lower data.max_pixels, data.max_prompt_tokens or rollout.sampling.max_response_tokens"
+    need = size.num_prompt_tokens + longest
+    if need > budget:
+        raise TokenBudgetError(
+            f"{what} {need}, above trainer.micro_batch_tokens={budget}; set trainer.micro_batch_tokens to at least "
+            f"{need}, or {lower}"
+        )
+    pairs = attention_pairs(size.num_prompt_tokens, [longest])
+    if max_pairs and pairs > max_pairs:
+        raise TokenBudgetError(
+            f"{what} {pairs} pairs of query and key, above trainer.micro_batch_pairs={max_pairs}; set "
+            f"trainer.micro_batch_pairs to at least {pairs}, or to 0 for no cap, or {lower}"
+        )
+
+
+def split_group(size: GroupSize, index: int, *, budget: int, share_prefix: bool, max_pairs: int = 0) -> list[Piece]:
     """Cut a group into pieces of at most ``budget`` tokens.
 
     Args:
@@ -92,35 +133,31 @@ def split_group(size: GroupSize, index: int, *, budget: int, share_prefix: bool)
         index: the group's index, which its pieces carry.
         budget: most packed tokens of a piece (``trainer.micro_batch_tokens``).
         share_prefix: one prompt for several responses; else every response is a piece of its own.
+        max_pairs: most :func:`attention_pairs` of a piece (``trainer.micro_batch_pairs``); 0: no cap.
 
     Returns:
         Pieces that hold every response once. The longest responses come first, so that those of
         one piece are of similar length.
 
     Raises:
-        TokenBudgetError: the prompt and its longest response alone are above the budget.
+        TokenBudgetError: the prompt and its longest response alone are above the budget or the cap.
 
     Example:
         Prompt 10, responses (5, 9, 7), budget 26: pieces with responses (1, 2) = 26 tokens and (0,) = 15.
     """
-    longest = max(size.response_lengths)
-    if size.num_prompt_tokens + longest > budget:
-        raise TokenBudgetError(
-            f"sample {size.sample_id!r}: prompt of {size.num_prompt_tokens} tokens and response of {longest} make "
-            f"{size.num_prompt_tokens + longest}, above trainer.micro_batch_tokens={budget}; set "
-            f"trainer.micro_batch_tokens to at least {size.num_prompt_tokens + longest}, or lower "
-            "data.max_pixels, data.max_prompt_tokens or rollout.sampling.max_response_tokens"
-        )
+    _check_fits(size, budget=budget, max_pairs=max_pairs)
     order = sorted(range(len(size.response_lengths)), key=lambda i: (-size.response_lengths[i], i))
     rows: list[list[int]] = []
-    used = budget
+    lengths: list[int] = []
     for response in order:
-        length = size.response_lengths[response]
-        if not share_prefix or used + length > budget:
+        lengths.append(size.response_lengths[response])
+        fits = size.num_prompt_tokens + sum(lengths) <= budget and (
+            not max_pairs or attention_pairs(size.num_prompt_tokens, lengths) <= max_pairs
+        )
+        if not rows or not share_prefix or not fits:
             rows.append([])
-            used = size.num_prompt_tokens
+            lengths = lengths[-1:]
         rows[-1].append(response)
-        used += length
     return [
         Piece(
             group=index,
@@ -132,16 +169,20 @@ def split_group(size: GroupSize, index: int, *, budget: int, share_prefix: bool)
     ]
 
 
-def plan_micro_batches(sizes: Sequence[GroupSize], *, budget: int, share_prefix: bool) -> tuple[tuple[Piece, ...], ...]:
+def plan_micro_batches(
+    sizes: Sequence[GroupSize], *, budget: int, share_prefix: bool, max_pairs: int = 0
+) -> tuple[tuple[Piece, ...], ...]:
     """Cut one rank's groups into micro-batches of at most ``budget`` packed tokens.
 
     First fit over pieces from the longest to the shortest: few micro-batches, none above the budget,
-    the same plan for the same sizes every time.
+    the same plan for the same sizes every time. The fullest come first, on every rank: ranks that wait for each
+    other at every layer (ZeRO 3) then wait little.
 
     Args:
         sizes: the rank's groups.
         budget: most packed tokens of a micro-batch.
         share_prefix: whether a prompt stands once for several responses.
+        max_pairs: most pairs of a query and a key that it sees in a micro-batch; 0: no cap.
 
     Returns:
         Micro-batches; together they hold every response of every group once.
@@ -152,19 +193,30 @@ def plan_micro_batches(sizes: Sequence[GroupSize], *, budget: int, share_prefix:
     pieces = [
         piece
         for index, size in enumerate(sizes)
-        for piece in split_group(size, index, budget=budget, share_prefix=share_prefix)
+        for piece in split_group(size, index, budget=budget, share_prefix=share_prefix, max_pairs=max_pairs)
     ]
     pieces.sort(key=lambda piece: (-piece.num_tokens, piece.group, piece.responses))
     batches: list[list[Piece]] = []
-    free: list[int] = []
+    free: list[tuple[int, int]] = []  # tokens and pairs
     for piece in pieces:
-        slot = next((i for i, room in enumerate(free) if room >= piece.num_tokens), -1)
+        pairs = piece.num_pairs if max_pairs else 0
+        slot = next((i for i, room in enumerate(free) if room[0] >= piece.num_tokens and room[1] >= pairs), -1)
         if slot < 0:
             batches.append([])
-            free.append(budget)
+            free.append((budget, max_pairs))
         batches[slot].append(piece)
-        free[slot] -= piece.num_tokens
+        free[slot] = (free[slot][0] - piece.num_tokens, free[slot][1] - pairs)
     return tuple(tuple(batch) for batch in batches)
+
+
+def step_cost(num_prompt_tokens: int, response_lengths: Sequence[int]) -> int:
+    """What a group costs, in tokens: those it has, and its attention in their measure.
+
+    Example:
+        A prompt of 10,000 with 8 responses of 500: 14,000 tokens and 91 million pairs: 18,550.
+    """
+    tokens = num_prompt_tokens + sum(response_lengths)
+    return tokens + attention_pairs(num_prompt_tokens, response_lengths) // _PAIRS_A_TOKEN
 
 
 def balance(costs: Sequence[int], num_ranks: int) -> tuple[tuple[int, ...], ...]:

@@ -13,7 +13,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rsgrpo.batching import balance
+from rsgrpo.batching import balance, step_cost
 from rsgrpo.checkpoint import CheckpointError, write_folder
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
 from rsgrpo.errors import RsgrpoError
@@ -52,7 +52,7 @@ class WeightUpdate:
 
 
 def _cost(group: TrainingGroup) -> int:
-    """Packed tokens of a group, or a guess where the engine has not told the prompt's length.
+    """What a group costs to compute, in tokens, or a guess where the engine has not told the prompt's length.
 
     The guess (four characters a token, 256 tokens an image) only balances ranks; it depends on nothing
     but the group, so that a resumed run shares work out as the uninterrupted one.
@@ -61,7 +61,7 @@ def _cost(group: TrainingGroup) -> int:
         prompt = len(group.prompt_token_ids)
     else:
         prompt = len(group.prompt.text) // 4 + 256 * len(group.prompt.images)
-    return prompt + sum(len(response.token_ids) for response in group.responses)
+    return step_cost(prompt, [len(response.token_ids) for response in group.responses])
 
 
 def _environment(device: str, num_threads: int) -> dict[str, dict[str, str]]:

@@ -208,7 +208,12 @@ class PolicyWorker:
             for group, encoded in zip(groups, self._prompts, strict=True)
         ]
         trainer = self._config.trainer
-        self._plan = plan_micro_batches(sizes, budget=trainer.micro_batch_tokens, share_prefix=trainer.share_prefix)
+        self._plan = plan_micro_batches(
+            sizes,
+            budget=trainer.micro_batch_tokens,
+            share_prefix=trainer.share_prefix,
+            max_pairs=trainer.micro_batch_pairs,
+        )
         self._process_seconds = time.perf_counter() - start
         return len(self._plan)
 

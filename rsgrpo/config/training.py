@@ -41,7 +41,10 @@ class TrainerConfig:
     offload_parameters: bool = False
     """Keep parameters in host memory (ZeRO 3)."""
     micro_batch_tokens: int = 16384
-    """Hard cap of tokens in one forward pass; one group that alone is longer is an error."""
+    """Hard cap of tokens in one forward pass; a prompt with one response that is longer is an error."""
+    micro_batch_pairs: int = 0
+    """Hard cap of attention work in one forward pass: pairs of a query and a key that it sees, such as 1.3e8 for
+    16,384 tokens of one sequence; 0: none. It bounds the time of a micro-batch where prompts are long."""
     share_prefix: bool = True
     """Compute a group's prompt once for its n responses (same gradient, less work)."""
     max_skipped_steps: int = 3
@@ -50,6 +53,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         at_least("trainer.num_ranks", self.num_ranks, 1)
         at_least("trainer.micro_batch_tokens", self.micro_batch_tokens, 1)
+        at_least("trainer.micro_batch_pairs", self.micro_batch_pairs, 0)
         if self.zero_stage not in (1, 2, 3):
             raise ConfigError(f"trainer.zero_stage={self.zero_stage} is not known; choose 1, 2 or 3")
         if self.offload_parameters and self.zero_stage != 3:

@@ -10,11 +10,13 @@ from rsgrpo.batching import (
     GroupSize,
     Piece,
     TokenBudgetError,
+    attention_pairs,
     balance,
     lay_out,
     plan_micro_batches,
     predictor_index,
     split_group,
+    step_cost,
 )
 
 
@@ -64,6 +66,39 @@ def test_small_groups_share_a_micro_batch():
 def test_error_names_sample_and_needed_budget():
     with pytest.raises(TokenBudgetError, match=r"'q1'.*prompt of 10 tokens and response of 9 make 19.*at least 19"):
         plan_micro_batches([_size(10, 5, 9)], budget=18, share_prefix=True)
+
+
+def test_pairs_of_a_shared_prompt():
+    # prompt 3: 1 + 2 + 3 = 6; response 2: 4 + 5 = 9; response 4: 4 + 5 + 6 + 7 = 22
+    assert attention_pairs(3, (2, 4)) == 37
+    # 14,000 tokens; 10,000 · 10,001 / 2 + 8 (500 · 10,000 + 500 · 501 / 2) = 91,007,000 pairs, 20,000 a token
+    assert step_cost(10_000, (500,) * 8) == 14_000 + 4_550
+
+
+@given(SIZES, st.integers(70, 400), st.integers(1600, 9000), st.booleans())
+def test_plan_keeps_the_cap_of_attention_work_as_well(sizes, budget, max_pairs, share_prefix):
+    # the largest single piece: prompt 40, response 30: 820 + 1,200 + 465 pairs
+    max_pairs = max(max_pairs, 2485)
+    plan = plan_micro_batches(sizes, budget=budget, share_prefix=share_prefix, max_pairs=max_pairs)
+    seen = sorted((piece.group, r) for batch in plan for piece in batch for r in piece.responses)
+    assert seen == [(g, r) for g, size in enumerate(sizes) for r in range(len(size.response_lengths))]
+    assert all(sum(piece.num_tokens for piece in batch) <= budget for batch in plan)
+    assert all(sum(piece.num_pairs for piece in batch) <= max_pairs for batch in plan)
+
+
+def test_long_prompts_are_split_by_attention_and_short_ones_by_tokens():
+    # prompt 100: 5,050 pairs, and 1,055 for every response of 10; prompt 10: 55, and 155: all 8 fit into 5,500
+    plan = plan_micro_batches(
+        [_size(100, 10, 10), _size(10, *[10] * 8)], budget=1000, share_prefix=True, max_pairs=6200
+    )
+    assert [[(p.group, len(p.responses)) for p in batch] for batch in plan] == [[(0, 1)], [(0, 1)], [(1, 8)]]
+
+
+def test_error_names_sample_and_needed_cap_of_attention_work():
+    # 10 · 11 / 2 + 9 · 10 + 9 · 10 / 2 = 190
+    with pytest.raises(TokenBudgetError, match=r"'q1'.*make 190 pairs.*micro_batch_pairs=189.*at least 190.*0 for no"):
+        plan_micro_batches([_size(10, 5, 9)], budget=100, share_prefix=True, max_pairs=189)
+    assert len(plan_micro_batches([_size(10, 9)], budget=100, share_prefix=True, max_pairs=190)) == 1
 
 
 @given(st.lists(st.integers(0, 50), max_size=20), st.integers(1, 5))
