@@ -1,0 +1,23 @@
+"""The script of GPU checks runs anywhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_gpu_checks_run_on_a_cpu():
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "gpu_checks.py"), "--shape", "tiny", "--no-engine"]
+    command += ["--prompt-tokens", "96", "--response-tokens", "8", "--num-responses", "2", "--repeats", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    checks = {one["check"]: one["result"] for one in result["checks"]}
+    for dtype in ("float32", "bfloat16"):
+        assert checks[f"gradient shared = unshared, torch.{dtype}, door tiled"] == "ok"
+    # 96 + 2 · 8 tokens stand in one row; without sharing there are two
+    assert [(row["path"], row["rows"]) for row in result["rows"]] == [("shared", 1), ("unshared", 2)]
