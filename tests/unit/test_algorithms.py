@@ -22,7 +22,16 @@ from torch import Tensor
 
 from rsgrpo.advantages import credit_groups
 from rsgrpo.aggregation import response_weights
-from rsgrpo.config import Config, ConfigError, CreditConfig, KlConfig, LossConfig, load_config, register_schema
+from rsgrpo.config import (
+    Config,
+    ConfigError,
+    CreditConfig,
+    FilterConfig,
+    KlConfig,
+    LossConfig,
+    load_config,
+    register_schema,
+)
 from rsgrpo.objective import row_loss
 from rsgrpo.selection import select_groups
 from rsgrpo.types import CreditedGroup, ScoredGroup
@@ -248,7 +257,7 @@ def test_every_algorithm_has_an_oracle() -> None:
     public = algorithm("reference")
     assert public.rl.credit == CreditConfig(compat="reference")
     assert public.rl.loss == LossConfig(importance_cap=0.0)
-    assert (public.rl.filter.mode, public.rl.filter.low, public.rl.filter.high) == ("mean_range", 0.01, 6.9)
+    assert public.rl.filter == FilterConfig(mode="mean_range", low=0.01, high=6.9, max_refills=19, carry_over=False)
     assert {reward.on_missing for reward in public.scored_rewards.values()} == {"whole"}
     assert {reward.on_missing for reward in algorithm("grpo").scored_rewards.values()} == {"skip"}
 

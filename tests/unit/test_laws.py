@@ -6,6 +6,7 @@ oracle is the public formula on dense tensors.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections import defaultdict
@@ -249,17 +250,27 @@ def test_law_3_a_reward_split_over_sections_is_the_reward_on_the_whole(data: st.
         np.testing.assert_allclose(one.negative, other.negative, rtol=1e-6)
 
 
+COMPARISONS = [
+    {"baseline": baseline, "scale": scale}
+    for baseline in ("group_mean", "leave_one_out", "batch_mean")
+    for scale in ("group_std", "batch_std", "none")
+    if (baseline, scale) != ("batch_mean", "group_std")  # refused: one looks at the batch, the other at the group
+]
 CONFIGS = st.builds(
-    CreditConfig,
-    baseline=st.sampled_from(("group_mean", "leave_one_out")),
-    scale=st.sampled_from(("group_std", "none")),
+    lambda comparison, **others: CreditConfig(**comparison, **others),
+    st.sampled_from(COMPARISONS),
     normaliser=st.sampled_from(("active", "all")),
+    aggregation=st.sampled_from(("scope_tokens", "token_mean", "sequence_mean", "constant")),
+    constant_tokens=st.just(7),
 )
 
 
 @LAWS
-@given(data=st.data(), step=steps(), config=CONFIGS)
-def test_law_4_permuting_a_group_permutes_its_credit(data: st.DataObject, step: Step, config: CreditConfig):
+@given(data=st.data(), step=steps(), config=CONFIGS, scoping=st.sampled_from(("scoped", "whole")))
+def test_law_4_permuting_a_group_permutes_its_credit(
+    data: st.DataObject, step: Step, config: CreditConfig, scoping: str
+):
+    config = dataclasses.replace(config, scoping=scoping)
     shuffled = [
         ScoredGroup(group=group.group, rollouts=tuple(data.draw(st.permutations(group.rollouts))))
         for group in step.groups
@@ -295,11 +306,12 @@ def test_law_4_adding_a_constant_to_a_reward_changes_nothing(step: Step, shift: 
     value=st.floats(-1e6, 1e6) | st.sampled_from((0.1, 0.3, 2.1, 3 * 4 / 5, 3 * 2 / 5, 1 / 3)),
     size=st.integers(2, 16),
     noise=st.sampled_from((0.0, 1e-16, -3e-16)),
-    config=st.builds(CreditConfig, scale=st.sampled_from(("group_std", "batch_std", "none")), epsilon=st.just(0.0)),
+    config=CONFIGS,
 )
 def test_law_4_a_constant_reward_gives_exactly_nothing(value: float, size: int, noise: float, config: CreditConfig):
     # also if rounding makes one of the equal values differ in its last place, and with an epsilon of 0
     values = [value] * (size - 1) + [value * (1 + noise)]
+    config = dataclasses.replace(config, epsilon=0.0)
     (group,) = credit_groups([simple_group("g", "a", values, [3] * size)], {"a": 1.0}, config)
     for one in group.rollouts:
         assert one.advantages == (0.0,)
@@ -391,7 +403,9 @@ def test_law_6_widening_is_the_public_fallback(order: list[str], count: int, sta
 @LAWS
 @given(step=steps(), seed=SEEDS)
 def test_nothing_is_ever_nan(step: Step, seed: int):
-    for config in (CreditConfig(), CreditConfig(scale="batch_std", epsilon=0.0), CreditConfig(compat="reference")):
+    comparisons = [CreditConfig(**comparison, epsilon=0.0) for comparison in COMPARISONS]
+    whole = [dataclasses.replace(config, scoping="whole") for config in comparisons]
+    for config in (*comparisons, *whole, CreditConfig(compat="reference")):
         positive, negative = flat_streams(credit_groups(step.groups, step.weights, config))
         for stream in (positive, negative):
             assert torch.isfinite(stream).all()
