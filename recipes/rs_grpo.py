@@ -125,6 +125,7 @@ def training_groups(
                     if (key := (group.scored.sample_id, one.scored.rollout.rollout_index)) in old
                     else None,
                     kl_weight=0.0 if kl_weights is None else kl_weights[key],
+                    temperature=one.scored.rollout.temperature,
                 )
                 for one in group.rollouts
             ),

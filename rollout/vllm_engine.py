@@ -109,7 +109,7 @@ class VllmEngine:
         prompts = [self._prompt(one) for one in prompted]
         parameters = [self._parameters(one.sample.sample_id, num_samples, sampling, seed) for one in prompted]
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
-        return [self._group(one, output) for one, output in zip(prompted, outputs, strict=True)]
+        return [self._group(one, output, sampling) for one, output in zip(prompted, outputs, strict=True)]
 
     def _prompt(self, prompted: PromptedSample) -> TokensPrompt:
         prompt = prompted.prompt
@@ -133,7 +133,7 @@ class VllmEngine:
             detokenize=False,  # texts come from the ids' own bytes, with offsets
         )
 
-    def _group(self, prompted: PromptedSample, output: Any) -> RolloutGroup:
+    def _group(self, prompted: PromptedSample, output: Any, sampling: SamplingConfig) -> RolloutGroup:
         num_prompt_tokens = len(output.prompt_token_ids)
         if num_prompt_tokens >= self._max_model_tokens:
             raise RolloutError(
@@ -145,12 +145,12 @@ class VllmEngine:
             prompt=prompted.prompt,
             prompt_token_ids=np.asarray(output.prompt_token_ids, dtype=np.int32),
             rollouts=tuple(
-                self._rollout(prompted.sample.sample_id, one)
+                self._rollout(prompted.sample.sample_id, one, sampling)
                 for one in sorted(output.outputs, key=lambda completion: completion.index)
             ),
         )
 
-    def _rollout(self, sample_id: str, completion: Any) -> Rollout:
+    def _rollout(self, sample_id: str, completion: Any, sampling: SamplingConfig) -> Rollout:
         ids = np.asarray(completion.token_ids, dtype=np.int32)
         logprobs = np.fromiter(
             (entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)),
@@ -167,6 +167,7 @@ class VllmEngine:
             token_char_starts=starts,
             finish_reason=completion.finish_reason,
             policy_version=self.policy_version,
+            temperature=sampling.temperature,
         )
 
     def update_weights(self, buckets: Sequence[WeightBucket], version: WeightVersion) -> None:

@@ -51,6 +51,7 @@ class MicroBatch:
         negative: [R] float32, stream Q.
         rollout_logprobs: [R] float32, the engine's; None if it gave none.
         old_logprobs: [R] float32, pi_old; None if it is the forward pass itself.
+        temperatures: [R] float32, at which the response tokens were sampled; None where all are 1.
         reference_logprobs: [R] float32, of the model that the KL term holds on to; None without one.
         kl_weights: [R] float32, what each token weighs in the KL term; None without one.
     """
@@ -69,6 +70,7 @@ class MicroBatch:
     negative: Tensor
     rollout_logprobs: Tensor | None
     old_logprobs: Tensor | None
+    temperatures: Tensor | None = None
     reference_logprobs: Tensor | None = None
     kl_weights: Tensor | None = None
 
@@ -162,7 +164,11 @@ class PolicyModel(nn.Module):
             use_cache=False,
             attention_plan=batch.plan,
         ).last_hidden_state[0]
-        logprobs, entropy = self.model.lm_head(hidden.index_select(0, batch.predictors), batch.targets)
+        states = hidden.index_select(0, batch.predictors)
+        if batch.temperatures is not None:
+            # The head has no bias that could tell: logits over T are those of the states over T.
+            states = states / batch.temperatures[:, None].to(states.dtype)
+        logprobs, entropy = self.model.lm_head(states, batch.targets)
         return logprobs, entropy
 
     def _image_features(self, batch: MicroBatch) -> Tensor | None:
@@ -235,6 +241,11 @@ class RowBuilder:
             negative=self._tensor(np.concatenate([one.negative for one in responses]).astype(np.float32)),
             rollout_logprobs=self._stream(responses, [one.rollout_logprobs for one in responses], "rollout_logprobs"),
             old_logprobs=self._stream(responses, [one.old_logprobs for one in responses], "old_logprobs"),
+            temperatures=self._tensor(
+                np.concatenate([np.full(len(one.token_ids), one.temperature, dtype=np.float32) for one in responses])
+            )
+            if any(one.temperature != 1.0 for one in responses)
+            else None,
             kl_weights=self._tensor(
                 np.concatenate([np.full(len(one.token_ids), one.kl_weight, dtype=np.float32) for one in responses])
             )

@@ -154,6 +154,7 @@ class Rollout:
             multi-byte character) carries the start of the character that follows it, or ``len(text)``.
         finish_reason: ``stop`` (end of sequence sampled) or ``length`` (cut at the limit).
         policy_version: version stamp of the weights that sampled it.
+        temperature: at which it was sampled; 0: greedily.
     """
 
     sample_id: str
@@ -164,6 +165,7 @@ class Rollout:
     token_char_starts: IntArray
     finish_reason: str
     policy_version: int
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -288,6 +290,7 @@ class TrainingResponse:
         old_logprobs: [R] float32, pi_old's where the batch is used for several updates (what
             ``Policy.score`` gave before the first); None: the update's own forward pass.
         kl_weight: what each token weighs in the KL term, coefficient and denominator together; 0: no term.
+        temperature: at which it was sampled; all of its log-probabilities are those of logits / temperature.
     """
 
     response_index: int
@@ -297,6 +300,7 @@ class TrainingResponse:
     rollout_logprobs: FloatArray | None = None
     old_logprobs: FloatArray | None = None
     kl_weight: float = 0.0
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

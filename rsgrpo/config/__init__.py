@@ -152,7 +152,6 @@ class Config:
     def _check_rl(self) -> None:
         sampling = self.rollout.sampling
         for key, value, neutral in (
-            ("temperature", sampling.temperature, 1.0),
             ("top_p", sampling.top_p, 1.0),
             ("top_k", sampling.top_k, -1),
             ("repetition_penalty", sampling.repetition_penalty, 1.0),
@@ -162,6 +161,11 @@ class Config:
                     f"rollout.sampling.{key}={value} would make the engine's log-probabilities mean something "
                     f"else than the policy's; training needs {key}={neutral} (eval.sampling is free)"
                 )
+        if sampling.temperature <= 0:
+            raise ConfigError(
+                "rollout.sampling.temperature=0 would draw the same response n times, so that nothing can be compared; "
+                "training needs a temperature above 0"
+            )
         if not any(reward.weight > 0 for reward in self.rewards.values()):
             raise ConfigError("no reward has a weight above 0; set at least one under rewards.*")
 
@@ -201,16 +205,10 @@ def load_config(composed: DictConfig) -> Config:
         if isinstance(cause, ConfigError):
             raise cause from None
         raise ConfigError(
-            f"the settings do not fit rsgrpo/config/ (`train.py --cfg job` lists the keys): {_first_lines(error)}"
+            f"the settings do not fit rsgrpo/config/ (`train.py --cfg job` lists the keys): {error}"
         ) from error
     assert isinstance(config, Config)
     return config
-
-
-def _first_lines(error: OmegaConfBaseException) -> str:
-    """The message and the key, without the class names that follow them."""
-    lines = str(error).splitlines()
-    return " ".join(line.strip() for line in lines if not line.strip().startswith(("reference_type", "object_type")))
 
 
 def resolved_yaml(config: Config) -> str:

@@ -15,6 +15,7 @@ class SamplingConfig:
     """How responses are drawn. Training refuses what would change the meaning of log-probabilities."""
 
     temperature: float = 1.0
+    """Logits are divided by it. In training the policy's log-probabilities are taken at the same temperature."""
     top_p: float = 1.0
     top_k: int = -1
     """-1: off."""

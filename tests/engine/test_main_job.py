@@ -32,6 +32,7 @@ SMALL = (
     "rl.updates_per_batch=2",
     "rollout.num_workers=2",
     "rollout.sampling.max_response_tokens=24",
+    "rollout.sampling.temperature=1.2",  # engine and trainer must agree at any
     "eval.sampling.max_response_tokens=24",
     "logging.wandb_mode=disabled",
 )

@@ -84,6 +84,7 @@ def test_a_rewards_unwritten_settings_need_no_plus() -> None:
         ("+rl.foo=1", "rl.foo"),
         ("rl.samples_per_prompt=1", "rl.samples_per_prompt=1"),
         ("rollout.sampling.top_p=0.9", "rollout.sampling.top_p=0.9"),
+        ("rollout.sampling.temperature=0", "rollout.sampling.temperature=0"),
         ("rewards.accuracy.wieght=2", "rewards.accuracy.wieght"),
         ("rewards.accuracy.weight=much", "rewards.accuracy.weight"),
         ("rewards.acuracy.weight=2", "rewards.acuracy.function"),
