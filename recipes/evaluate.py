@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from rewards.scorer import Scorer
 from rollout.engine import RolloutEngine
 from rsgrpo.config import Config
 from rsgrpo.evisrag_metrics import EvaluationMetrics, ResponseScore, aggregate, score_response
-from rsgrpo.types import PromptedSample, RolloutGroup
+from rsgrpo.types import PromptedSample, RolloutGroup, ScoredGroup
 
 _CHUNK_QUESTIONS = 256  # between two signs of progress
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What answers to held-out questions are worth.
+
+    Attributes:
+        metrics: EVisRAG's, over all questions.
+        rewards: mean of each of the run's rewards that can judge all of the questions, over the answers to which it
+            applies.
+    """
+
+    metrics: EvaluationMetrics
+    rewards: Mapping[str, float]
+
+    def numbers(self) -> dict[str, float]:
+        """All of it by name, a reward as ``reward/<name>``."""
+        rewards = {f"reward/{name}": value for name, value in self.rewards.items()}
+        return {name: float(value) for name, value in dataclasses.asdict(self.metrics).items()} | rewards
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, object]]) -> None:
@@ -33,38 +56,62 @@ def _score(group: RolloutGroup) -> ResponseScore:
     )
 
 
-def validate(engine: RolloutEngine, questions: Sequence[PromptedSample], config: Config) -> EvaluationMetrics:
+def _judge(groups: Sequence[RolloutGroup], scorer: Scorer) -> list[ScoredGroup]:
+    return scorer.limited_to([group.sample for group in groups]).score(groups)
+
+
+def _reward_values(judged: ScoredGroup) -> dict[str, float]:
+    """Each reward's value for the first answer; of one value an image, the mean."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for reward in judged.rollouts[0].rewards:
+        if reward.value is not None:
+            values[reward.name].append(reward.value)
+    return {name: math.fsum(found) / len(found) for name, found in values.items()}
+
+
+def _evaluation(scores: Sequence[ResponseScore], rewards: Sequence[Mapping[str, float]]) -> Evaluation:
+    columns: dict[str, list[float]] = defaultdict(list)
+    for one in rewards:
+        for name, value in one.items():
+            columns[name].append(value)
+    means = {name: math.fsum(values) / len(values) for name, values in columns.items()}
+    return Evaluation(metrics=aggregate(scores), rewards=means)
+
+
+def validate(engine: RolloutEngine, questions: Sequence[PromptedSample], config: Config, scorer: Scorer) -> Evaluation:
     """Score greedy answers to held-out questions in the middle of training; nothing is written.
 
     Args:
         engine: with the weights to judge.
         questions: that training does not see.
         config: ``eval`` says how to sample.
+        scorer: the run's rewards.
     """
-    return aggregate(
-        [_score(one) for one in engine.generate(questions, num_samples=1, sampling=config.eval.sampling, seed=0)]
-    )
+    groups = engine.generate(questions, num_samples=1, sampling=config.eval.sampling, seed=0)
+    return _evaluation([_score(one) for one in groups], [_reward_values(one) for one in _judge(groups, scorer)])
 
 
 def evaluate(
     engine: RolloutEngine,
     questions: Sequence[PromptedSample],
     config: Config,
+    scorer: Scorer,
     folder: Path,
     advance: Callable[[int], None],
-) -> tuple[EvaluationMetrics, list[RolloutGroup]]:
+) -> tuple[Evaluation, list[RolloutGroup]]:
     """Greedy answers to ``questions``, their scores, and predictions in the originals' format.
 
     Args:
         engine: loaded with the weights to judge.
         questions: the test set.
         config: ``eval`` says how to sample.
+        scorer: the run's rewards.
         folder: gets ``predictions.jsonl`` (``qid``, ``imgs``, ``pred``: what the public evaluation script
-            reads, plus our scores) and ``metrics.json``.
+            reads, plus our scores), ``rewards.json`` and ``metrics.json``.
         advance: called with the number of questions answered since the last call.
 
     Returns:
-        The metrics over all questions, and the answered groups.
+        The means over all questions, and the answered groups.
     """
     groups: list[RolloutGroup] = []
     for start in range(0, len(questions), _CHUNK_QUESTIONS):
@@ -72,6 +119,7 @@ def evaluate(
         groups.extend(engine.generate(chunk, num_samples=1, sampling=config.eval.sampling, seed=config.seed))
         advance(len(chunk))
     scores = [_score(group) for group in groups]
+    rewards = [_reward_values(judged) for judged in _judge(groups, scorer)]
     folder.mkdir(parents=True, exist_ok=True)
     _write_lines(
         folder / "predictions.jsonl",
@@ -84,12 +132,15 @@ def evaluate(
                 "answer": list(group.sample.answers),
                 "is_sufficient": group.sample.is_sufficient,
                 **dataclasses.asdict(score),
+                "rewards": values,
             }
-            for group, score in zip(groups, scores, strict=True)
+            for group, score, values in zip(groups, scores, rewards, strict=True)
         ],
     )
-    metrics = aggregate(scores)
-    partial = folder / "metrics.json.partial"
-    partial.write_text(json.dumps(dataclasses.asdict(metrics), indent=2))
-    partial.replace(folder / "metrics.json")
-    return metrics, groups
+    found = _evaluation(scores, rewards)
+    # metrics.json comes last: it says that this point is done.
+    for name, document in (("rewards.json", dict(found.rewards)), ("metrics.json", dataclasses.asdict(found.metrics))):
+        partial = folder / f"{name}.partial"
+        partial.write_text(json.dumps(document, indent=2))
+        partial.replace(folder / name)
+    return found, groups

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from recipes.evaluate import evaluate
+from recipes.evaluate import Evaluation, evaluate
 from recipes.preparation import Prepared
 from rollout.pool import RolloutPool
 from rsgrpo.checkpoint import latest_checkpoint, remove_old_checkpoints, write_folder
@@ -119,23 +119,25 @@ class Job:
             self.clock.stage(f"evaluate_{point}"),
             self.progress.phase(f"Evaluating {point}", total=len(questions)) as phase,
         ):
-            metrics, groups = evaluate(
-                self.engine, questions, self.config, folder, lambda done: phase.advance(count=done)
+            found, groups = evaluate(
+                self.engine,
+                questions,
+                self.config,
+                self.prepared.scorer,
+                folder,
+                lambda done: phase.advance(count=done),
             )
-            self.progress.line(
-                f"{point}: accuracy {metrics.accuracy:.1%}  F1 {metrics.f1:.3f}  evidence F1 {metrics.evidence_f1:.3f}"
-                f"  well formed {metrics.well_formed_frac:.1%}"
-            )
-        self._record(point, metrics, groups)
+            self.progress.line(_evaluation_line(point, found))
+        self._record(point, found, groups)
 
-    def _record(self, point: str, metrics: EvaluationMetrics, groups: list[RolloutGroup]) -> None:
+    def _record(self, point: str, found: Evaluation, groups: list[RolloutGroup]) -> None:
         shown = groups[:_RECORDED_ANSWERS]
         truncate_after(self.folder.rollouts_file, point, -1)
         self.logger.truncate_after(point, -1)
         record_evaluation(
             self.folder.rollouts_file, point, [one.sample for one in shown], [one.rollouts[0] for one in shown]
         )
-        self.logger.log(point, 0, {f"eval/{name}": float(value) for name, value in _fields(metrics).items()})
+        self.logger.log(point, 0, {f"eval/{name}": value for name, value in found.numbers().items()})
 
     def write_summary(self) -> None:
         """Write ``summary.json`` from what the run folder holds."""
@@ -158,11 +160,22 @@ class Job:
                 skipped_samples=self.prepared.num_skipped,
                 stage_seconds=self.clock.seconds,
                 evaluations=evaluations,
+                evaluation_rewards={
+                    path.parent.name: json.loads(path.read_text())
+                    for path in sorted(self.folder.root.glob("evaluations/*/rewards.json"))
+                },
                 sft=summarise_sft(rows),
                 rl=summarise_rl(rows),
             ),
         )
 
 
-def _fields(metrics: EvaluationMetrics) -> dict[str, float]:
-    return {name: getattr(metrics, name) for name in metrics.__dataclass_fields__}
+def _evaluation_line(point: str, found: Evaluation) -> str:
+    """The headline numbers; evidence only where there is gold for it."""
+    metrics = found.metrics
+    parts = [f"accuracy {metrics.accuracy:.1%}", f"F1 {metrics.f1:.3f}"]
+    if metrics.num_with_gold_evidence:
+        parts.append(f"evidence F1 {metrics.evidence_f1:.3f}")
+    parts.append(f"well formed {metrics.well_formed_frac:.1%}")
+    rewards = "  ".join(f"{name} {value:.3f}" for name, value in found.rewards.items())
+    return f"{point}: {'  '.join(parts)}" + (f"  rewards: {rewards}" if rewards else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 
 from recipes.evaluate import validate
 from recipes.job import Job
@@ -12,7 +13,7 @@ from recipes.sft import SftState, SupervisedTraining
 from rsgrpo.progress import step_line
 from rsgrpo.recorder import record_groups
 
-_SHOWN_REWARDS = ("accuracy", "evidence", "format")
+_NUM_SHOWN_REWARDS = 3  # on the line of a step: those that weigh most
 _SHOWN_METRICS = {
     "total": "reward/total",
     "entropy": "policy/entropy",
@@ -107,12 +108,12 @@ def _train_rl(job: Job) -> None:
         while training.state.step < num_steps:
             report = training.train_step(is_last=training.state.step + 1 == num_steps)
             if validation and (report.step % settings.validate_every_steps == 0 or report.step == num_steps):
-                measured = dataclasses.asdict(validate(job.engine, validation, job.config))
+                measured = validate(job.engine, validation, job.config, job.prepared.scorer).numbers()
                 report = dataclasses.replace(
                     report, metrics={**report.metrics, **{f"eval/{name}": value for name, value in measured.items()}}
                 )
             job.logger.log("rl", report.step, report.metrics)
-            phase.advance(_rl_line(report, num_steps))
+            phase.advance(_rl_line(report, num_steps, training.weights))
             if report.step % settings.save_every_steps == 0 or report.step in (1, num_steps):
                 record_groups(
                     job.folder.rollouts_file, "rl", report.step, report.credited, num_kept=settings.rollouts_in_report
@@ -123,9 +124,10 @@ def _train_rl(job: Job) -> None:
     job.policy.export_model(job.folder.model("rl"))
 
 
-def _rl_line(report: StepReport, num_steps: int) -> str:
+def _rl_line(report: StepReport, num_steps: int, weights: Mapping[str, float]) -> str:
     metrics = report.metrics
-    shown = {name: metrics[f"reward/{name}/mean"] for name in _SHOWN_REWARDS if f"reward/{name}/mean" in metrics}
+    heaviest = sorted(weights, key=lambda name: -weights[name])[:_NUM_SHOWN_REWARDS]
+    shown = {name: metrics[f"reward/{name}/mean"] for name in heaviest if f"reward/{name}/mean" in metrics}
     for name, key in _SHOWN_METRICS.items():
         if key in metrics:
             shown[name] = metrics[key]

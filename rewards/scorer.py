@@ -59,6 +59,12 @@ class Scorer:
                     f"or remove rewards.{reward.name}"
                 )
 
+    def limited_to(self, samples: Sequence[Sample]) -> Scorer:
+        """The rewards that can judge all of these samples; test questions may lack gold that training has."""
+        return Scorer(
+            [reward for reward in self.rewards if not any(_sample_problem(reward, sample) for sample in samples)]
+        )
+
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """Judge all rollouts of a step.
 

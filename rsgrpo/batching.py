@@ -206,6 +206,7 @@ def plan_micro_batches(
             free.append((budget, max_pairs))
         batches[slot].append(piece)
         free[slot] = (free[slot][0] - piece.num_tokens, free[slot][1] - pairs)
+    batches.sort(key=lambda batch: -sum(piece.num_tokens for piece in batch))
     return tuple(tuple(batch) for batch in batches)
 
 

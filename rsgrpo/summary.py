@@ -119,6 +119,7 @@ class RunSummary:
         skipped_samples: left out because they were bad (``data.on_bad_sample=skip``).
         stage_seconds: wall-clock time by stage.
         evaluations: test metrics by point: ``before_sft``, ``after_sft``, ``after_rl``, ``checkpoint``.
+        evaluation_rewards: mean of each reward over the test answers, by point.
         benchmarks: headlines of ``eval.tasks``, by task.
         sft: None if the stage did not run.
         rl: likewise.
@@ -136,6 +137,7 @@ class RunSummary:
     skipped_samples: int = 0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     evaluations: dict[str, EvaluationMetrics] = field(default_factory=dict)
+    evaluation_rewards: dict[str, dict[str, float]] = field(default_factory=dict)
     benchmarks: dict[str, BenchmarkSummary] = field(default_factory=dict)
     sft: SftSummary | None = None
     rl: RlSummary | None = None

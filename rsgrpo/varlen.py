@@ -1,9 +1,8 @@
-"""FlashAttention over ragged sequences (CUDA, bfloat16): flash-attn's kernel if installed, else torch's own."""
+"""FlashAttention over ragged sequences (CUDA, bfloat16): flash-attn's kernel if it loads, else torch's own."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +62,13 @@ def varlen_plan(row: PackedRow, *, device: torch.device) -> VarlenPlan:
 
 
 @functools.cache
-def has_flash_attn() -> bool:
-    """Whether the package flash-attn is installed."""
-    return importlib.util.find_spec("flash_attn") is not None
+def _flash_attn_kernel() -> Any:
+    """The kernel of the package flash-attn; None where it is not installed, or was built for another torch."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+    return flash_attn_varlen_func
 
 
 def flash_sequences(
@@ -92,10 +95,9 @@ def flash_sequences(
     Returns:
         [queries, heads, D].
     """
-    if has_flash_attn():
-        from flash_attn import flash_attn_varlen_func
-
-        out = flash_attn_varlen_func(query, key, value, *offsets, *longest, softmax_scale=scaling, causal=is_causal)
+    kernel = _flash_attn_kernel()
+    if kernel is not None:
+        out = kernel(query, key, value, *offsets, *longest, softmax_scale=scaling, causal=is_causal)
     else:
         from torch.nn.attention.varlen import varlen_attn
 

@@ -22,9 +22,11 @@ from rsgrpo.config import Config
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.recorder import RecordedGroup, RecordedRollout, read_groups
 from rsgrpo.run_folder import RunFolder
-from rsgrpo.types import ChatPrompt, CreditedGroup, CreditedRollout, Rollout, RolloutGroup, Sample
+from rsgrpo.types import ChatPrompt, CreditedGroup, CreditedRollout, Rollout, RolloutGroup, Sample, TokenSpan
 
 _ROUNDING = 2e-5  # records hold six significant digits, and advantages divide by a group's spread
+
+_NO_REWARD: tuple[float | None, float, tuple[TokenSpan, ...]] = (None, 0.0, ())
 
 
 class ReplayError(RsgrpoError):
@@ -42,6 +44,9 @@ class ValueChange:
         after: value now; None where it does not apply, or is gone.
         advantage_before: recorded A_ik.
         advantage_after: A_ik now.
+        tokens_before: tokens in the recorded scope.
+        tokens_after: tokens in the scope now.
+        is_moved: whether both have a scope, and it holds other tokens now.
     """
 
     name: str
@@ -50,6 +55,9 @@ class ValueChange:
     after: float | None
     advantage_before: float
     advantage_after: float
+    tokens_before: int = 0
+    tokens_after: int = 0
+    is_moved: bool = False
 
     @property
     def is_flip(self) -> bool:
@@ -58,8 +66,8 @@ class ValueChange:
 
     @property
     def is_changed(self) -> bool:
-        """Whether the value or the advantage did."""
-        if (self.before is None) != (self.after is None):
+        """Whether the value, the advantage or the scope did."""
+        if self.is_moved or (self.before is None) != (self.after is None):
             return True
         is_other = self.before is not None and self.after is not None and _differs(self.before, self.after)
         return is_other or _differs(self.advantage_before, self.advantage_after)
@@ -124,7 +132,8 @@ class RewardChange:
         name: of the reward.
         mean_before: of the recorded values; None: it is new.
         mean_after: None: it is gone.
-        num_changed: responses (and images) whose value or advantage changed.
+        num_changed: responses (and images) whose value, advantage or scope changed.
+        num_moved: of these, how many have a scope that holds other tokens now.
         num_flips: advantages that changed their sign.
         num_gained: groups in which siblings differ now and did not before.
         num_lost: the other way round.
@@ -134,6 +143,7 @@ class RewardChange:
     mean_before: float | None
     mean_after: float | None
     num_changed: int
+    num_moved: int
     num_flips: int
     num_gained: int
     num_lost: int
@@ -172,21 +182,26 @@ def replay(run_folder: Path, before: Config, after: Config, *, stage: str = "rl"
         A group with accuracy 1 and 0, scored with a reward that says 0 and 1: both advantages flip.
     """
     file = RunFolder(root=run_folder).rollouts_file
-    recorded = [group for group in read_groups(file) if group.stage == stage]
+    groups = list(read_groups(file))
+    recorded = [group for group in groups if group.stage == stage]
     if not recorded:
-        raise ReplayError(f"{file} holds no groups of stage {stage!r}; give the folder of a run that has trained")
+        stages = sorted({group.stage for group in groups})
+        raise ReplayError(
+            f"{file} holds no groups of stage {stage!r}, only of {', '.join(stages) or 'none'}; give the folder of a "
+            "run that has trained with rewards"
+        )
     weights_before, weights_after = _weights(before), _weights(after)
     scorer = Scorer(load_rewards(after.scored_rewards, Path.cwd()))
-    groups = []
+    changes = []
     for _, step in itertools.groupby(recorded, key=lambda group: group.step):
         members = list(step)
         sampled = [_sampled(group) for group in members]
         scorer.check_samples([group.sample for group in sampled])
         credited = credit_groups(scorer.score(sampled), weights_after, after.rl.credit)
-        groups += [
+        changes += [
             _group_change(old, new, weights_before, weights_after) for old, new in zip(members, credited, strict=True)
         ]
-    return Replay(groups=tuple(groups), rewards=_reward_changes(groups))
+    return Replay(groups=tuple(changes), rewards=_reward_changes(changes))
 
 
 def _weights(config: Config) -> dict[str, float]:
@@ -250,13 +265,14 @@ def _group_change(
 def _rollout_change(
     old: RecordedRollout, new: CreditedRollout, weights_before: Mapping[str, float], weights_after: Mapping[str, float]
 ) -> RolloutChange:
-    before = {(one.name, one.image_index): (one.value, one.advantage) for one in old.rewards}
+    before = {(one.name, one.image_index): (one.value, one.advantage, one.spans) for one in old.rewards}
     pairs = zip(new.scored.rewards, new.advantages, strict=True)
-    after = {reward.key: (reward.value, advantage) for reward, advantage in pairs}
+    after = {reward.key: (reward.value, advantage, reward.spans) for reward, advantage in pairs}
     values = []
-    for name, image_index in dict.fromkeys((*before, *after)):
-        value_before, advantage_before = before.get((name, image_index), (None, 0.0))
-        value_after, advantage_after = after.get((name, image_index), (None, 0.0))
+    for key in dict.fromkeys((*before, *after)):
+        name, image_index = key
+        value_before, advantage_before, spans_before = before.get(key, _NO_REWARD)
+        value_after, advantage_after, spans_after = after.get(key, _NO_REWARD)
         values.append(
             ValueChange(
                 name=name,
@@ -265,6 +281,9 @@ def _rollout_change(
                 after=value_after,
                 advantage_before=advantage_before,
                 advantage_after=advantage_after,
+                tokens_before=sum(span.stop - span.start for span in spans_before),
+                tokens_after=sum(span.stop - span.start for span in spans_after),
+                is_moved=key in before and key in after and spans_before != spans_after,
             )
         )
     return RolloutChange(
@@ -300,6 +319,7 @@ def _reward_changes(groups: Sequence[GroupChange]) -> tuple[RewardChange, ...]:
             mean_before=_mean([one.before for one in found]),
             mean_after=_mean([one.after for one in found]),
             num_changed=sum(one.is_changed for one in found),
+            num_moved=sum(one.is_moved for one in found),
             num_flips=sum(one.is_flip for one in found),
             num_gained=gained[name],
             num_lost=lost[name],

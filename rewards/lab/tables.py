@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rewards.lab.lint import Lint
-from rewards.lab.replay import GroupChange, Replay, RolloutChange
+from rewards.lab.replay import GroupChange, Replay, RolloutChange, ValueChange
 
 
 def replay_table(result: Replay, num_shown: int) -> str:
@@ -15,9 +15,11 @@ def replay_table(result: Replay, num_shown: int) -> str:
         result: of ``replay``.
         num_shown: groups shown one by one.
     """
-    rows = [["reward", "mean before", "mean after", "changed", "sign flips", "groups gain", "lose signal"]]
+    rows = [
+        ["reward", "mean before", "mean after", "changed", "other tokens", "sign flips", "groups gain", "lose signal"]
+    ]
     for reward in result.rewards:
-        counts = (reward.num_changed, reward.num_flips, reward.num_gained, reward.num_lost)
+        counts = (reward.num_changed, reward.num_moved, reward.num_flips, reward.num_gained, reward.num_lost)
         rows.append([reward.name, _value(reward.mean_before), _value(reward.mean_after), *map(str, counts)])
     rollouts = [rollout for group in result.groups for rollout in group.rollouts]
     changed = [group for group in result.groups if group.is_changed]
@@ -30,6 +32,8 @@ def replay_table(result: Replay, num_shown: int) -> str:
         f"{len(rollouts)} responses change; {sum(one.is_flip for one in rollouts)} responses are pushed the other way; "
         f"{gained} groups gain signal, {lost} lose it",
     ]
+    if changed and num_shown:
+        lines.append("a response's total is its weighted mean advantage, sum of w A over sum of w")
     changed.sort(key=_size, reverse=True)
     for group in changed[:num_shown]:
         lines += ["", *_group_lines(group)]
@@ -64,16 +68,29 @@ def _group_lines(group: GroupChange) -> list[str]:
 
 
 def _rollout_line(rollout: RolloutChange) -> str:
-    values = ", ".join(
-        f"{value.name}{f'[{value.image_index + 1}]' if value.image_index >= 0 else ''} "
-        f"{_value(value.before)} -> {_value(value.after)}"
-        for value in rollout.values
-        if value.before != value.after and value.is_changed
+    total = (
+        f"  response {rollout.rollout_index}: total {_signed(rollout.total_before)} -> {_signed(rollout.total_after)}"
     )
-    flip = "  FLIP" if rollout.is_flip else ""
-    return (
-        f"  response {rollout.rollout_index}: {rollout.total_before:+.2f} -> {rollout.total_after:+.2f}{flip}  {values}"
-    )
+    values = ", ".join(_value_text(value) for value in rollout.values if value.is_changed)
+    return total + ("  FLIP" if rollout.is_flip else "") + (f"  {values}" if values else "")
+
+
+def _value_text(value: ValueChange) -> str:
+    """Such as ``accuracy 1.000 -> 0.000 (A +0.71 -> -0.71, 40 -> 6 tokens)``; what stayed as it was is left out."""
+    name = value.name if value.image_index < 0 else f"{value.name}[{value.image_index + 1}]"
+    parts = [name] if value.before == value.after else [f"{name} {_value(value.before)} -> {_value(value.after)}"]
+    inside = []
+    before, after = _signed(value.advantage_before), _signed(value.advantage_after)
+    if before != after:
+        inside.append(f"A {before} -> {after}")
+    if value.is_moved:
+        inside.append(f"{value.tokens_before} -> {value.tokens_after} tokens")
+    return " ".join(parts + ([f"({', '.join(inside)})"] if inside else []))
+
+
+def _signed(value: float) -> str:
+    """Two digits and a sign; no minus before a zero."""
+    return f"{round(value, 2) + 0.0:+.2f}"
 
 
 def _value(value: float | None) -> str:

@@ -205,10 +205,16 @@ def load_config(composed: DictConfig) -> Config:
         if isinstance(cause, ConfigError):
             raise cause from None
         raise ConfigError(
-            f"the settings do not fit rsgrpo/config/ (`train.py --cfg job` lists the keys): {error}"
+            f"the settings do not fit rsgrpo/config/ (`train.py --cfg job` lists the keys): {_first_lines(error)}"
         ) from error
     assert isinstance(config, Config)
     return config
+
+
+def _first_lines(error: OmegaConfBaseException) -> str:
+    """The message and the key, without the class names that follow them."""
+    lines = str(error).splitlines()
+    return " ".join(line.strip() for line in lines if not line.strip().startswith(("reference_type", "object_type")))
 
 
 def resolved_yaml(config: Config) -> str:

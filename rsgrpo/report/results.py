@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rsgrpo.metrics import MetricRow
@@ -20,6 +20,7 @@ _BARS = (
     ("unanswerable_accuracy", "Accuracy, unanswerable"),
     ("well_formed_frac", "Well-formed"),
 )
+_REWARD = "reward/"
 _CARDS = (("accuracy", "Test accuracy"), ("evidence_f1", "Evidence F1"), ("well_formed_frac", "Well-formed"))
 
 
@@ -38,7 +39,9 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
         if row.stage in _POINTS:
             metrics[row.stage] = {name.removeprefix("eval/"): value for name, value in row.values.items()}
     if summary is not None:
-        metrics |= {point: dataclasses.asdict(one) for point, one in summary.evaluations.items()}
+        for point, one in summary.evaluations.items():
+            rewards = {f"{_REWARD}{name}": value for name, value in summary.evaluation_rewards.get(point, {}).items()}
+            metrics[point] = dataclasses.asdict(one) | rewards
     if summary is not None and summary.benchmarks:
         return _benchmark_evaluations(summary)
     order = [point for point in _POINTS if point in metrics] + [point for point in metrics if point not in _POINTS]
@@ -48,13 +51,23 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
             "label": _POINTS.get(point, point.replace("_", " ")),
             "bars": [
                 {"key": key, "name": name, "value": round(metrics[point][key], 6)}
-                for key, name in _BARS
+                for key, name in _shown_bars(metrics.values())
                 if key in metrics[point] and metrics[point][key] == metrics[point][key]  # not NaN
             ],
             "questions": int(metrics[point].get("num_responses", 0)),
         }
         for point in order
     ]
+
+
+def _shown_bars(points: Collection[Mapping[str, float]]) -> list[tuple[str, str]]:
+    """EVisRAG's scores; where no response ever had its sections, the run's own rewards, and what else is not 0."""
+    if any(one.get("well_formed_frac") for one in points):
+        return list(_BARS)
+    rewards = dict.fromkeys(key for one in points for key in one if key.startswith(_REWARD))
+    shares = [key for key in rewards if all(0.0 <= one.get(key, 0.0) <= 1.0 for one in points)]
+    scores = [(key, name) for key, name in _BARS if any(one.get(key) for one in points)]
+    return [(key, f"Reward {key.removeprefix(_REWARD)}") for key in shares] + scores
 
 
 def _benchmark_evaluations(summary: RunSummary) -> list[dict[str, Any]]:
@@ -77,7 +90,8 @@ def collect_cards(
 ) -> list[dict[str, str]]:
     """The few numbers at the top: ``label``, ``value``, ``note`` and ``trend`` (up, down or empty)."""
     cards = []
-    for key, label in _CARDS:
+    rewards = {bar["key"]: bar["name"] for one in evaluations for bar in one["bars"] if bar["key"].startswith(_REWARD)}
+    for key, label in (*list(rewards.items())[: len(_CARDS)], *_CARDS):
         values = [(one["label"], bar["value"]) for one in evaluations for bar in one["bars"] if bar["key"] == key]
         if values:
             cards.append(_score_card(label, values))

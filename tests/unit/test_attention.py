@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsgrpo import attention, tiled
+from rsgrpo import attention, tiled, varlen
 from rsgrpo import tiled_plan as plans
 from rsgrpo.attention import AttentionUnavailableError, choose_door, packed_attention
 from rsgrpo.batching import PackedRow, Piece, lay_out
@@ -139,6 +142,40 @@ def test_varlen_plan_describes_the_same_attention(shapes):
         # FlashAttention's causal mask lines the last query up with the last key, as _causal does.
         parts.append(_causal(query[0, :, queries[i] : queries[i + 1]], key[0][:, index], value[0][:, index]))
     got = torch.cat(parts, dim=1).transpose(0, 1)[None]
+    torch.testing.assert_close(got, _reference(row, query, key, value), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_flash_doors_hand_their_kernel_the_same_attention(monkeypatch, is_installed):
+    # The kernels are CUDA only: in their place stands their definition, so that what we hand to them is checked.
+    row = _row([(5, [4, 3]), (2, [6])])
+    query, key, value = _inputs(row)
+
+    def by_definition(query, key, value, offsets_q, offsets_k, max_q, max_k, **options):
+        if is_installed:
+            assert options == {"softmax_scale": SCALING, "causal": True}
+        else:
+            assert options == {"scale": SCALING, "window_size": (-1, 0), "enable_gqa": True}
+        assert (max_q, max_k) == (int(offsets_q.diff().max()), int(offsets_k.diff().max()))
+        parts = zip(
+            query.split(offsets_q.diff().tolist()),
+            key.split(offsets_k.diff().tolist()),
+            value.split(offsets_k.diff().tolist()),
+            strict=True,
+        )
+        return torch.cat([_causal(*(x.transpose(0, 1) for x in part)).transpose(0, 1) for part in parts])
+
+    if is_installed:
+        package = types.SimpleNamespace(flash_attn_varlen_func=by_definition)
+    else:
+        package = types.SimpleNamespace()  # a build that does not load: nothing to import from it
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_definition)
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    varlen._flash_attn_kernel.cache_clear()
+    got, _ = packed_attention(
+        torch.nn.Identity(), query, key, value, None, scaling=SCALING, attention_plan=varlen_plan(row, device=CPU)
+    )
+    varlen._flash_attn_kernel.cache_clear()
     torch.testing.assert_close(got, _reference(row, query, key, value), atol=1e-12, rtol=0)
 
 

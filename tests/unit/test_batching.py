@@ -40,7 +40,8 @@ def test_plan_holds_every_response_once_and_keeps_the_budget(sizes, budget, shar
     plan = plan_micro_batches(sizes, budget=budget, share_prefix=share_prefix)
     seen = sorted((piece.group, r) for batch in plan for piece in batch for r in piece.responses)
     assert seen == [(g, r) for g, size in enumerate(sizes) for r in range(len(size.response_lengths))]
-    assert all(sum(piece.num_tokens for piece in batch) <= budget for batch in plan)
+    fill = [sum(piece.num_tokens for piece in batch) for batch in plan]
+    assert max(fill) <= budget and fill == sorted(fill, reverse=True)
     assert all(
         piece.response_lengths == tuple(sizes[piece.group].response_lengths[r] for r in piece.responses)
         for batch in plan

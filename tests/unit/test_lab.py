@@ -123,6 +123,7 @@ def test_only_weights_change_totals_but_no_values(run: Path, capsys: pytest.Capt
     printed = capsys.readouterr().out
     assert "2 of 4 groups and 4 of 8 responses change; 0 responses are pushed the other way" in printed
     document = json.loads((run / "out.json").read_text())
+    assert "  response 0: total +0.57 -> +0.35\n" in printed
     assert [reward["num_changed"] for reward in document["rewards"]] == [0, 0, 0]
     # (3 + 1) / 5 of .7071, then 1 / 2 of it
     assert document["groups"][0]["rollouts"][0]["total_after"] == pytest.approx(0.70711 / 2, abs=1e-4)
@@ -135,7 +136,11 @@ def test_a_new_reward_and_a_new_scope(run: Path) -> None:
     ]
     result = replay(run, run_settings(run), changed_settings(run, None, overrides))
     by_name = {reward.name: reward for reward in result.rewards}
-    assert by_name["accuracy"].num_changed == 0
+    # the same values, on the answer section's tokens instead of all from <think> on
+    assert (by_name["accuracy"].num_changed, by_name["accuracy"].num_moved, by_name["format"].num_moved) == (8, 8, 0)
+    moved = result.groups[0].rollouts[0].values[0]
+    assert (moved.name, moved.before, moved.after) == ("accuracy", 1.0, 1.0)
+    assert moved.tokens_before > moved.tokens_after > 0
     assert (by_name["token"].mean_before, by_name["token"].mean_after) == (None, 0.0)  # the ids are recorded: 0, 1, …
 
 
@@ -166,7 +171,7 @@ def test_bad_overrides_are_refused(run: Path, override: str, message: str) -> No
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(tmp_path / "nowhere")]) == 2
     assert "name a run folder" in capsys.readouterr().err
-    with pytest.raises(ReplayError, match="no groups of stage 'after_rl'"):
+    with pytest.raises(ReplayError, match="no groups of stage 'after_rl', only of rl"):
         replay(run, run_settings(run), run_settings(run), stage="after_rl")
 
 

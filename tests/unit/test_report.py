@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -23,6 +24,7 @@ from rsgrpo.report import build_report
 from rsgrpo.report.build import ReportError, embedded_json
 from rsgrpo.report.curves import collect_charts, collect_times
 from rsgrpo.report.pictures import embed_pictures
+from rsgrpo.summary import read_summary, write_summary
 from rsgrpo.types import ImageRef, Sample
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -88,6 +90,23 @@ def test_missing_stages_are_left_out(tmp_path: Path, stages: tuple[str, ...], fi
     document = _page(make_run(tmp_path / "run", num_steps=10, stages=stages, finished=finished)).document
     assert ("rl" in stages) == bool(document["times"])
     assert [one["point"] for one in document["evaluations"]] == ["before_sft"] + [f"after_{name}" for name in stages]
+
+
+def test_a_run_without_sections_shows_its_rewards(tmp_path: Path) -> None:
+    file = make_run(tmp_path / "run", num_steps=10, stages=("rl",)) / "summary.json"
+    summary = read_summary(file)
+    evaluations = {
+        point: dataclasses.replace(one, well_formed_frac=0.0, accuracy=0.0, em=0.0, f1=0.0, evidence_f1=0.0)
+        for point, one in summary.evaluations.items()
+    }
+    # overlong lies in [-1, 0] and fits no percent axis
+    rewards = {point: {"iou": 0.4, "overlong": -0.1} for point in evaluations}
+    write_summary(file, dataclasses.replace(summary, evaluations=evaluations, evaluation_rewards=rewards))
+    document = _page(tmp_path / "run").document
+    names = [bar["name"] for bar in document["evaluations"][-1]["bars"]]
+    assert names == ["Reward iou", "Accuracy, answerable", "Accuracy, unanswerable"]
+    assert document["cards"][0]["label"] == "Reward iou · After RL" and document["cards"][0]["value"] == "40.0%"
+    assert not any("Well-formed" in card["label"] for card in document["cards"])
 
 
 def test_an_empty_folder_gives_a_page_and_none_an_error(tmp_path: Path) -> None:
