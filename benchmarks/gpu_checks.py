@@ -46,6 +46,7 @@ from rsgrpo.vlm import PromptEncoder
 _SETTINGS = {"tiled": "sdpa", "varlen": "flash", "flex": "flex"}  # door -> model.attention
 _MAX_GAPS = {torch.float32: 1e-5, torch.bfloat16: 0.1}
 _LOSS = LossConfig(importance_cap=0.0)
+_START = time.perf_counter()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +125,11 @@ class BareStep:
         )
         with torch.no_grad():
             return self.policy(self.rows.build([piece], groups, prompts))[0].float().cpu().numpy()
+
+
+def note(text: str) -> None:
+    """A line of progress, with the time since the start."""
+    print(f"{time.perf_counter() - _START:7.1f} s  {text}", file=sys.stderr, flush=True)
 
 
 def gap(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
@@ -307,6 +313,7 @@ def run_door(
     device: torch.device,
 ) -> tuple[list[Check], list[dict[str, Any]]]:
     """Checks of a door and, in bfloat16, its times."""
+    note(f"door {door}, {dtype}")
     precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
     step = BareStep(folder, ModelConfig(dtype=precision, attention=_SETTINGS[door]), device)
     first = options.prompt_tokens[0]
@@ -338,7 +345,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        folder = build_model(SHAPES[options.shape], place / "model", dtype=torch.float32)
+        note("writing the model")
+        with device:
+            folder = build_model(SHAPES[options.shape], place / "model", dtype=torch.bfloat16)
         groups = {prompt: group_of(options, prompt, place) for prompt in options.prompt_tokens}
         for dtype in (torch.float32, torch.bfloat16):
             checks += [*check_doors(device, dtype), check_logprob_memory(options, device, dtype)]

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from rsgrpo.tiled_plan import Rectangle, TiledPlan
 
-# Scores of a tile, 4 MiB in float32, and the fewest query positions of a tile: below, products get slow.
+# Scores of a tile, 4 MiB in float32, and the fewest query positions of a tile: below, products get slow. A GPU
+# wants few large products: 128 MiB.
 _TILE_SCORES = 2**20
+_TILE_SCORES_GPU = 2**25
 _MIN_QUERIES = 32
 
 
@@ -45,11 +47,12 @@ class _Tile:
         part.copy_(values.view(part.shape))
 
 
-def _tiles(rectangle: Rectangle, num_heads: int) -> Iterator[_Tile]:
+def _tiles(rectangle: Rectangle, num_heads: int, device: torch.device) -> Iterator[_Tile]:
     """Several whole segments a tile, or stretches of one, so that a tile's scores stay small."""
+    tile_scores = _TILE_SCORES if device.type == "cpu" else _TILE_SCORES_GPU
     scores_a_query = num_heads * (rectangle.num_prompt_keys + rectangle.width)
-    segments = max(1, _TILE_SCORES // (scores_a_query * rectangle.width))
-    length = rectangle.width if segments > 1 else max(_MIN_QUERIES, _TILE_SCORES // scores_a_query)
+    segments = max(1, tile_scores // (scores_a_query * rectangle.width))
+    length = rectangle.width if segments > 1 else max(_MIN_QUERIES, tile_scores // scores_a_query)
     for first in range(0, rectangle.count, segments):
         for start in range(0, rectangle.width, length):
             yield _Tile(first, min(first + segments, rectangle.count), start, min(start + length, rectangle.width))
@@ -193,7 +196,7 @@ class _TiledAttention(torch.autograd.Function):
             for rectangle in (block.prompts, *block.responses):
                 own = _Heads.of(slots, rectangle, num_heads, scaling) if rectangle.prompts else prompts
                 out_heads, normaliser_heads = (rectangle.rows(x).transpose(1, 2) for x in (out, normaliser))
-                for tile in _tiles(rectangle, num_heads):
+                for tile in _tiles(rectangle, num_heads, slots.device):
                     query = tile.cut(own.query, own.key.shape[1])
                     values, normalisers = _forward_tile(query, _key_sets(own, prompts, rectangle, tile))
                     tile.put(out_heads, values)
@@ -216,7 +219,7 @@ class _TiledAttention(torch.autograd.Function):
                 own = _Heads.of(slots, rectangle, num_heads, ctx.scaling) if rectangle.prompts else prompts
                 grad_own = own.zeros() if rectangle.prompts else grad_prompts
                 given = [rectangle.rows(x).transpose(1, 2).to(dtype) for x in (grads[0], normaliser, offset)]
-                for tile in _tiles(rectangle, num_heads):
+                for tile in _tiles(rectangle, num_heads, slots.device):
                     cuts = [tile.cut(x, own.key.shape[1]) for x in (own.query, *given)]
                     sets = zip(_key_sets(own, prompts, rectangle, tile), (grad_own, grad_prompts), strict=False)
                     tile.put(grad_own.query, _backward_tile(cuts, list(sets)))
