@@ -333,6 +333,7 @@ def measure(options: argparse.Namespace, place: Path) -> None:
         model=shape_text(model_shape),
         relative_gradient_gap=gaps,
         single_seconds={name: [round(one.seconds, 3) for one in own] for name, own in timings.items()},
+        single_cpu_seconds={name: [round(one.cpu_seconds, 3) for one in own] for name, own in timings.items()},
         peak_memory_gib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         trl=peer.versions if peer else None,
     )
