@@ -14,7 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rsgrpo.config.checks import ConfigError, at_least, one_of
-from rsgrpo.config.inputs import DataConfig, ModelConfig, PromptConfig, QuickstartConfig
+from rsgrpo.config.inputs import (
+    DATA_FORMATS,
+    DataConfig,
+    DistractorConfig,
+    ModelConfig,
+    PromptConfig,
+    QuickstartConfig,
+    SourceConfig,
+)
 from rsgrpo.config.rollout import EndpointConfig, EvalConfig, RewardConfig, RolloutConfig, SamplingConfig, ScopeConfig
 from rsgrpo.config.training import (
     CreditConfig,
@@ -24,15 +32,18 @@ from rsgrpo.config.training import (
     OptimizerConfig,
     RlConfig,
     SftConfig,
+    SftPhaseConfig,
     TrainerConfig,
 )
 
 __all__ = [
+    "DATA_FORMATS",
     "ClusterConfig",
     "Config",
     "ConfigError",
     "CreditConfig",
     "DataConfig",
+    "DistractorConfig",
     "EndpointConfig",
     "EvalConfig",
     "FilterConfig",
@@ -49,6 +60,8 @@ __all__ = [
     "SamplingConfig",
     "ScopeConfig",
     "SftConfig",
+    "SftPhaseConfig",
+    "SourceConfig",
     "TrainerConfig",
     "load_config",
     "register_schema",

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from rsgrpo.config.checks import ConfigError, at_least, one_of
+from rsgrpo.config.checks import ConfigError, at_least, more_than, one_of
+
+DATA_FORMATS = (
+    "evisrag",
+    "llava",
+    "sharegpt",
+    "mirage",
+    "mgrounding",
+    "milebench",
+    "vhs",
+    "mig_bench",
+)
+"""What ``rsgrpo.readers`` reads."""
 
 _SCANS_PER_DIGIT = 174  # scikit-learn's digits: 174 scans of the 8, more of the others
 
@@ -78,11 +90,66 @@ class QuickstartConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class DistractorConfig:
+    """Irrelevant images that are mixed into a conversation, as MIRAGE trains; drawn anew every epoch."""
+
+    min_images: int = 0
+    """Fewest distractors of a conversation."""
+    max_images: int = 0
+    """Most; their number is drawn evenly, they come from other records of the source. 0: no distractors."""
+    relevance_target: bool = False
+    """Begin the first answer with a line ``Relevant images: 2, 5.``, so that the model learns to retrieve."""
+    relevance_noise: float = 0.0
+    """Share of images whose relevance label is turned over."""
+
+    def __post_init__(self) -> None:
+        at_least("distractors.min_images", self.min_images, 0)
+        at_least("distractors.max_images", self.max_images, self.min_images)
+        if not 0.0 <= self.relevance_noise <= 1.0:
+            raise ConfigError(f"distractors.relevance_noise={self.relevance_noise} must lie in [0, 1]")
+        if self.relevance_noise and not self.relevance_target:
+            raise ConfigError(
+                f"distractors.relevance_noise={self.relevance_noise} changes labels that nothing reads; set "
+                "distractors.relevance_target=true as well, or leave the noise out"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceConfig:
+    """One data set of a mixture for supervised training."""
+
+    format: str = "llava"
+    """How it is written; README, "Data formats"."""
+    path: str = ""
+    """File, folder, hub data set, names in braces, or a LLaVA manifest (YAML)."""
+    media_root: str = ""
+    """Folder that image paths are relative to; empty: where the format keeps them."""
+    weight: float = 1.0
+    """How often an epoch shows each record: 2 shows all twice, 0.5 half of them, drawn anew."""
+    sampling: str = "all"
+    """Which records of each file: ``all``, ``first:N``, ``end:N``, ``random:N``; N may be ``10%``."""
+    distractors: DistractorConfig = field(default_factory=DistractorConfig)
+
+    def __post_init__(self) -> None:
+        one_of("data.mixture.format", self.format, DATA_FORMATS)
+        more_than("data.mixture.weight", self.weight, 0.0)
+        if not self.path:
+            raise ConfigError(f"a source of format {self.format!r} in data.mixture has no path; name its file")
+
+
+@dataclass(kw_only=True, slots=True)
 class DataConfig:
-    """EVisRAG-Train / -Test files (JSONL or JSON beside image files or ``images.parquet``)."""
+    """EVisRAG-Train / -Test files (JSONL or JSON beside image files or ``images.parquet``), or any format."""
 
     sft_path: str = ""
     """Tagged trajectories; a file, or a folder. All three empty: the quickstart's own data."""
+    format: str = "evisrag"
+    """Format of ``sft_path``. ``evisrag`` needs tagged responses and is held in memory; any other one is read
+    from its files record by record while it trains, and every answer of a conversation is a target."""
+    mixture: list[SourceConfig] = field(default_factory=list)
+    """Data sets of the supervised stage in place of ``sft_path``."""
+    check_media: bool = True
+    """Look for every image of a mixture before training starts; false: an image is missed when it is needed."""
     rl_path: str = ""
     """Questions with gold for reinforcement learning."""
     test_path: str = ""
@@ -116,7 +183,11 @@ class DataConfig:
                 f"data.max_pixels={self.max_pixels} is less than data.min_pixels={self.min_pixels}; "
                 "raise the one or lower the other"
             )
-        paths = (self.sft_path, self.rl_path, self.test_path)
+        one_of("data.format", self.format, DATA_FORMATS)
+        if self.mixture and self.sft_path:
+            raise ConfigError("data.sft_path and data.mixture are both set; give the supervised stage one of them")
+        is_mixture = bool(self.mixture) or self.format != "evisrag"
+        paths = (self.rl_path,) if is_mixture else (self.sft_path, self.rl_path, self.test_path)
         if any(paths) and not self.test_path:
             raise ConfigError("data.test_path is empty although other data.*_path are set; name the held-out questions")
 

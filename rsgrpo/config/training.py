@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rsgrpo.config.checks import ConfigError, at_least, more_than, one_of
+from rsgrpo.config.inputs import SourceConfig
+
+
+def _check_share(key: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError(f"{key}={value} must lie in [0, 1]")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,17 +67,43 @@ class TrainerConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class SftPhaseConfig:
+    """One of several supervised phases that follow each other, each with data and a schedule of its own."""
+
+    name: str = ""
+    mixture: list[SourceConfig] = field(default_factory=list)
+    """Its data sets; empty: those of ``data``."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    warmup_frac: float = 0.0
+    """Share of the phase's steps for the warm-up, where ``optimizer.warmup_steps`` is 0."""
+    num_epochs: int = 1
+    max_steps: int = 0
+    """Stop the phase after this many optimizer steps; 0: when its epochs are through."""
+    samples_per_step: int = 64
+
+    def __post_init__(self) -> None:
+        at_least("sft.phases.num_epochs", self.num_epochs, 1)
+        at_least("sft.phases.samples_per_step", self.samples_per_step, 1)
+        at_least("sft.phases.max_steps", self.max_steps, 0)
+        _check_share("sft.phases.warmup_frac", self.warmup_frac)
+
+
+@dataclass(kw_only=True, slots=True)
 class SftConfig:
     """Supervised stage."""
 
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=5.0e-7, schedule="cosine", warmup_steps=200)
     )
+    warmup_frac: float = 0.0
+    """Share of the steps for the warm-up, where ``optimizer.warmup_steps`` is 0."""
     num_epochs: int = 1
     max_steps: int = 0
     """Stop after this many optimizer steps; 0: when the epochs are through."""
     samples_per_step: int = 64
     """Samples in one optimizer step, over all ranks."""
+    phases: list[SftPhaseConfig] = field(default_factory=list)
+    """Phases that follow each other in one run, instead of the optimizer, epochs and steps above."""
     validation_samples: int = 128
     """Held out of the supervised data for the validation loss; 0: none."""
     validate_every_steps: int = 100
@@ -83,6 +115,10 @@ class SftConfig:
         at_least("sft.save_every_steps", self.save_every_steps, 1)
         at_least("sft.validate_every_steps", self.validate_every_steps, 1)
         at_least("sft.max_steps", self.max_steps, 0)
+        _check_share("sft.warmup_frac", self.warmup_frac)
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) != len(names) or "" in names:
+            raise ConfigError(f"every one of sft.phases needs a name of its own, got {names}")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -27,6 +27,11 @@ class MediaFinder:
         self._rows: dict[str, int] | None = None
         self._must_exist = must_exist
 
+    def place(self, path: str) -> str:
+        """Where a path would lie below the first folder."""
+        plain = path[2:] if path.startswith("./") else path
+        return plain if plain.startswith("/") else self._prefixes[0] + plain
+
     def find(self, path: str) -> ImageRef:
         """Reference to an image.
 
@@ -36,15 +41,14 @@ class MediaFinder:
         Raises:
             BadRecordError: there is no such image, and it must exist.
         """
-        plain = path[2:] if path.startswith("./") else path
-        first = plain if plain.startswith("/") else self._prefixes[0] + plain
+        first = self.place(path)
         if not self._must_exist and self._table is None and len(self._prefixes) == 1:
             return ImageRef(path=path, file=first)
         if os.path.exists(first):  # noqa: PTH110 - a Path object for each of ten million images costs more than the look
             return ImageRef(path=path, file=first)
         for prefix in self._prefixes[1:]:
-            if Path(prefix + plain).exists():
-                return ImageRef(path=path, file=prefix + plain)
+            if Path(prefix + path).exists():
+                return ImageRef(path=path, file=os.path.normpath(prefix + path))
         if self._table is not None:
             if self._rows is None:
                 self._rows = table_rows(self._table)

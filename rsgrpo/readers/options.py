@@ -20,6 +20,8 @@ class ReaderOptions:
         media_root: folder that image paths are relative to; empty: where the format keeps them.
         check_media: refuse records whose images lie nowhere.
         on_bad_record: ``error``: stop and name them. ``skip``: leave them out, counted by reason.
+        sampling: which records of each file: ``all``, ``first:N``, ``end:N`` or ``random:N``; N may be ``10%``.
+        seed: of ``random``.
         combined_images: MileBench: use the variant whose pages are combined to at most so many canvases; 0: none.
         max_frames: images that a video (a folder of frames) gives at most.
         columns: EVisRAG: names of its columns, and how many images a question may have.
@@ -28,6 +30,8 @@ class ReaderOptions:
     media_root: str = ""
     check_media: bool = True
     on_bad_record: str = "error"
+    sampling: str = "all"
+    seed: int = 0
     combined_images: int = 0
     max_frames: int = 32
     columns: DataConfig = field(default_factory=DataConfig)

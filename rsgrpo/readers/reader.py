@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsgrpo.config.checks import one_of
-from rsgrpo.data_files import DataError, data_files
+from rsgrpo.data_files import DataError
 from rsgrpo.readers.benchmarks import mig_bench, milebench, visual_haystacks
+from rsgrpo.readers.conversations import llava, mgrounding, mirage, sharegpt
 from rsgrpo.readers.evisrag import evisrag
 from rsgrpo.readers.findings import BadRecordError, ReadReport, Tally
 from rsgrpo.readers.options import Convert, ReaderOptions
 from rsgrpo.readers.records import raw_records
 from rsgrpo.readers.seen import SeenIds
+from rsgrpo.readers.sources import SourceFile, source_files, wanted_records
 from rsgrpo.types import Sample
 
 
@@ -35,6 +37,10 @@ class Format:
 
 FORMATS: Mapping[str, Format] = {
     "evisrag": Format(open=evisrag),
+    "llava": Format(open=llava, has_unique_ids=False),
+    "sharegpt": Format(open=sharegpt, has_unique_ids=False),
+    "mirage": Format(open=mirage, has_unique_ids=False),
+    "mgrounding": Format(open=mgrounding, has_unique_ids=False),
     "milebench": Format(open=milebench, prefix="data.item"),
     "vhs": Format(open=visual_haystacks),
     "mig_bench": Format(open=mig_bench),
@@ -62,19 +68,25 @@ class Reader:
 
     Args:
         format: a key of ``FORMATS``.
-        files: the data set's files.
+        sources: the data set's files, and what is wanted of each.
         options: what to check and what to do about defects.
         state: where to go on; ids and counts start afresh there.
+
+    Attributes:
+        last_start: first byte of the record of the sample that was given last (its end is ``state.byte_offset``).
     """
 
-    def __init__(self, format: str, files: list[Path], options: ReaderOptions, state: ReaderState) -> None:
-        self.files = tuple(files)
+    def __init__(
+        self, format: str, sources: tuple[SourceFile, ...], options: ReaderOptions, state: ReaderState
+    ) -> None:
+        self._sources = sources
         self._name = format
         self._format = FORMATS[format]
         self._options = options
         self._file_index = state.file_index
         self._byte_offset = state.byte_offset
         self._record_index = state.record_index
+        self.last_start = state.byte_offset
         self._num_records = 0
         self._num_samples = 0
         self._skipped = Tally()
@@ -102,18 +114,27 @@ class Reader:
             DataError: a file is not what its name says, or (``on_bad_record=error``) a record cannot be used.
         """
         seen = SeenIds()
-        while self._file_index < len(self.files):
-            yield from self._read_file(self.files[self._file_index], seen)
+        while self._file_index < len(self._sources):
+            yield from self._read_file(self._sources[self._file_index], seen)
             self._file_index += 1
             self._byte_offset = self._record_index = 0
 
-    def _read_file(self, file: Path, seen: SeenIds) -> Iterator[Sample]:
+    def _read_file(self, source: SourceFile, seen: SeenIds) -> Iterator[Sample]:
+        file = source.file
         convert = self._format.open(file, self._options)
+        wanted = wanted_records(source, self._format.prefix, (self._options.seed, self._file_index))
 
         def remark(reason: str, detail: str) -> None:
             self._remarks.add(reason, f"{file.name} record {self._record_index}: {detail}")
 
         for end, value in raw_records(file, prefix=self._format.prefix, offset=self._byte_offset):
+            if wanted is not None:
+                if self._record_index >= len(wanted):
+                    return
+                if not wanted[self._record_index]:
+                    self._byte_offset = end
+                    self._record_index += 1
+                    continue
             self._num_records += 1
             sample: Sample | None = None
             try:
@@ -126,8 +147,8 @@ class Reader:
                     sample = self._renamed(sample, remark)
             except BadRecordError as error:
                 sample = None
-                self._refuse(file, end, error)
-            self._byte_offset = end
+                self._refuse(file, error)
+            self.last_start, self._byte_offset = self._byte_offset, end
             self._record_index += 1
             if sample is not None:
                 self._num_samples += 1
@@ -140,7 +161,7 @@ class Reader:
         remark("id twice", detail)
         return replace(sample, sample_id=f"{sample.sample_id}#{self._record_index}")
 
-    def _refuse(self, file: Path, end: int, error: BadRecordError) -> None:
+    def _refuse(self, file: Path, error: BadRecordError) -> None:
         place = f"{file.name} record {self._record_index} (from byte {self._byte_offset})"
         self._skipped.add(error.reason, f"{place}: {error.detail}")
         if self._options.on_bad_record == "error":
@@ -161,7 +182,8 @@ def open_reader(
 
     Args:
         format: ``evisrag``, ``milebench``, ``vhs``, ``mig_bench``, …: a key of ``FORMATS``.
-        path: a JSON list, JSONL or parquet file, a folder of them, or a data set on the hub.
+        path: a JSON list, JSONL or parquet file, a folder of them, a data set on the hub, names in braces
+            (``part_{1,2}.json``), or a LLaVA manifest (YAML).
         options: what to check and what to do about defects; None: the defaults.
         state: where an earlier reader stood; None: the start.
 
@@ -178,7 +200,8 @@ def open_reader(
         1000 of 1000 records can be used
     """
     one_of("data.format", format, tuple(FORMATS))
-    return Reader(format, data_files(str(path)), options or ReaderOptions(), state or ReaderState())
+    wanted = options or ReaderOptions()
+    return Reader(format, source_files(str(path), wanted.sampling), wanted, state or ReaderState())
 
 
 def read_samples(

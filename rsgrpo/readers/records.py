@@ -22,7 +22,7 @@ _CHUNK_BYTES = 1 << 18  # large enough to read fast, small beside the records th
 _RECORD_END = re.compile(rb"\}(?=\s*[,\]])")
 _BEFORE_NEXT = re.compile(rb"\s*,?")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_OPENINGS = {"item": b"[", "data.item": b'{"data":['}
+OPENINGS = {"item": b"[", "data.item": b'{"data":['}
 """What must stand in front of a record for the parser to be in a list of them, by ijson's name of the list."""
 
 RawRecord = tuple[int, object]
@@ -125,7 +125,7 @@ def _pieces(file: Path, prefix: str, offset: int) -> Generator[tuple[int, bytes]
     """Pieces of the file from ``offset`` on, with the byte behind each."""
     with file.open("rb") as stream:
         if offset:
-            yield offset, _OPENINGS[prefix]
+            yield offset, OPENINGS[prefix]
             stream.seek(offset)
             block = stream.read(_CHUNK_BYTES)
             skipped = _BEFORE_NEXT.match(block)
@@ -156,7 +156,7 @@ def _pieces(file: Path, prefix: str, offset: int) -> Generator[tuple[int, bytes]
 
 
 def _check_opening(file: Path, head: bytes, prefix: str) -> None:
-    opening = _OPENINGS[prefix][:1]
+    opening = OPENINGS[prefix][:1]
     if head and head[:1] != opening:
         kind = "list" if opening == b"[" else "object"
         raise DataError(

@@ -1,0 +1,243 @@
+"""Conversations with images: LLaVA / MAmmoTH-VL, LLaMA-Factory ShareGPT, MIRAGE and MGrounding-630k."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rsgrpo.coordinates import PER_MILLE
+from rsgrpo.readers.fields import id_field, texts_field
+from rsgrpo.readers.findings import BadRecordError, Remark
+from rsgrpo.readers.media import MediaFinder
+from rsgrpo.readers.options import Convert, ReaderOptions
+from rsgrpo.types import IMAGE_MARKER, Box, ImageRef, Sample, Turn
+
+VIDEO_MARKER = "<video>"
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+_FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_BOX = re.compile(r"<\|box_start\|>(.*?)<\|box_end\|>", re.DOTALL)
+_CORNERS = re.compile(r"\((-?\d+),\s*(-?\d+)\),\s*\((-?\d+),\s*(-?\d+)\)")
+
+
+def llava(file: Path, options: ReaderOptions) -> Convert:
+    """LLaVA / MAmmoTH-VL: ``{"id", "image": str | list, "video": str, "conversations": [{"from", "value"}]}``.
+
+    As LLaVA-NeXT does, a turn's only marker moves to its front, and a first turn that is not the user's goes.
+    A video is read where it was taken apart: from a folder of frames under its path or its path without suffix.
+    """
+    media = _media(file, options)
+
+    def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
+        turns = _turns(record, remark)
+        if record.get("video") is not None:
+            images, turns = _frames(record, turns, media, options)
+        else:
+            images = _images(record, "image", media)
+        turns = [
+            Turn(role=turn.role, text=f"{IMAGE_MARKER}\n{turn.text.replace(IMAGE_MARKER, '').strip()}")
+            if turn.text.count(IMAGE_MARKER) == 1 and not turn.text.startswith(IMAGE_MARKER)
+            else turn
+            for turn in turns
+        ]
+        return _sample(index, record, turns, images)
+
+    return convert
+
+
+def sharegpt(file: Path, options: ReaderOptions) -> Convert:
+    """LLaMA-Factory: ``{"conversations" | "messages": […], "images": […], "system": str}``."""
+    media = _media(file, options)
+
+    def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
+        turns = _turns(record, remark)
+        system = record.get("system")
+        if isinstance(system, str) and system and turns[0].role != "system":
+            turns = [Turn(role="system", text=system), *turns]
+        return _sample(index, record, turns, _images(record, "images", media))
+
+    return convert
+
+
+def mirage(file: Path, options: ReaderOptions) -> Convert:
+    """MIRAGE: as LLaVA, and ``relevant_images``: 1 or 0 for each image.
+
+    Markers that stand in the first question give way to one for each image in front of it. ``positive_images``
+    holds the relevant ones; without labels all are.
+    """
+    media = _media(file, options)
+
+    def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
+        images = _images(record, "image", media)
+        relevant = record.get("relevant_images", [1] * len(images))
+        if not isinstance(relevant, list) or len(relevant) != len(images) or any(one not in (0, 1) for one in relevant):
+            raise BadRecordError(
+                "relevance", f"relevant_images must be 0 or 1 for each of {len(images)} images, got {relevant!r:.80}"
+            )
+        turns = images_in_front(_turns(record, remark), len(images))
+        positive = tuple(number for number, label in enumerate(relevant) if label)
+        return _sample(index, record, turns, images, positive_images=positive)
+
+    return convert
+
+
+def mgrounding(file: Path, options: ReaderOptions) -> Convert:
+    """MGrounding-630k: ``{"id", "images", "conversations", "type"}`` with Qwen box tokens, whole numbers 0 to 1000.
+
+    Text stays as it is; ``boxes`` holds those of the answers as shares of width and height, in order.
+    """
+    roots = (Path(options.media_root),) if options.media_root else (file.parent, file.parent.parent)
+    media = MediaFinder(roots, must_exist=options.check_media)
+
+    def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
+        turns = _turns(record, remark)
+        boxes = tuple(box for turn in turns for box in _boxes(turn.text) if turn.role == "assistant")
+        return _sample(index, record, turns, _images(record, "images", media), boxes=boxes)
+
+    return convert
+
+
+def images_in_front(turns: Sequence[Turn], num_images: int) -> list[Turn]:
+    """The conversation with the markers of its first question replaced by one an image in front of it.
+
+    Args:
+        turns: the conversation.
+        num_images: how many.
+
+    Example:
+        The question ``What is <image> here?`` and 2 images give ``<image><image>\\nWhat is  here?``.
+    """
+    first = next(index for index, turn in enumerate(turns) if turn.role == "user")
+    text = turns[first].text.replace(IMAGE_MARKER, "").strip()
+    if num_images:
+        text = f"{IMAGE_MARKER * num_images}\n{text}"
+    return [*turns[:first], Turn(role="user", text=text), *turns[first + 1 :]]
+
+
+def _media(file: Path, options: ReaderOptions) -> MediaFinder:
+    root = Path(options.media_root) if options.media_root else file.parent
+    return MediaFinder((root,), must_exist=options.check_media)
+
+
+def _turns(record: dict[str, Any], remark: Remark) -> list[Turn]:
+    """The conversation: a system turn if there is one, then question and answer in turns."""
+    key, role_key, text_key = ("messages", "role", "content") if "messages" in record else _FROM_VALUE
+    given = record.get(key)
+    if not isinstance(given, list) or not given:
+        raise BadRecordError("wrong type", f"{key} must be a list of turns, got {type(given).__name__} {given!r:.80}")
+    turns = []
+    for turn in given:
+        if not isinstance(turn, dict) or not isinstance(turn.get(text_key), str):
+            raise BadRecordError("wrong type", f"a turn must hold the text {text_key!r}, got {turn!r:.80}")
+        role = turn.get(role_key)
+        if not isinstance(role, str) or role not in _ROLES:
+            raise BadRecordError("role", f"{role_key}={role!r:.40} is not known; expected one of {', '.join(_ROLES)}")
+        turns.append(Turn(role=_ROLES[role], text=turn[text_key]))
+    start = 1 if turns[0].role == "system" else 0
+    if len(turns) > start and turns[start].role == "assistant":
+        remark("first turn is an answer", "it is left out, as LLaVA does")
+        del turns[start]
+    expected = ["user", "assistant"] * ((len(turns) - start + 1) // 2)
+    if len(turns) == start or [turn.role for turn in turns[start:]] != expected:
+        raise BadRecordError(
+            "turns", f"question and answer must take turns, got {', '.join(turn.role for turn in turns)[:80]}"
+        )
+    return turns
+
+
+_FROM_VALUE = ("conversations", "from", "value")
+
+
+def _images(record: dict[str, Any], key: str, media: MediaFinder) -> tuple[ImageRef, ...]:
+    if record.get(key) is None:
+        return ()
+    return tuple([media.find(path) for path in texts_field(record, key)])
+
+
+def _frames(
+    record: dict[str, Any], turns: list[Turn], media: MediaFinder, options: ReaderOptions
+) -> tuple[tuple[ImageRef, ...], list[Turn]]:
+    """A video's frames, and the conversation with an image marker for each in place of the video's."""
+    paths = texts_field(record, "video")
+    folders = [folder for path in paths[:1] for folder in (path, path.rpartition(".")[0]) if folder]
+    found = [folder for folder in folders if Path(media.place(folder)).is_dir()]
+    if len(paths) != 1 or not found:
+        raise BadRecordError(
+            "video", f"{paths!r:.80} is not a folder of frames; take one video apart into {folders[-1:]} to train on it"
+        )
+    names = sorted(
+        file.name for file in Path(media.place(found[0])).iterdir() if file.suffix.lower() in _FRAME_SUFFIXES
+    )
+    if not names:
+        raise BadRecordError("video", f"the folder {found[0]!r} holds no frames ({', '.join(_FRAME_SUFFIXES)})")
+    count = min(len(names), options.max_frames)
+    # Evenly spread, first and last included.
+    picked = [names[round(step * (len(names) - 1) / max(1, count - 1))] for step in range(count)]
+    markers = sum(turn.text.count(VIDEO_MARKER) + turn.text.count(IMAGE_MARKER) for turn in turns)
+    if markers != 1:
+        raise BadRecordError("markers", f"one video needs one {VIDEO_MARKER} or {IMAGE_MARKER} marker, got {markers}")
+    shown = [
+        Turn(
+            role=turn.role,
+            text=turn.text.replace(VIDEO_MARKER, IMAGE_MARKER).replace(IMAGE_MARKER, IMAGE_MARKER * count),
+        )
+        for turn in turns
+    ]
+    return tuple(media.find(f"{found[0]}/{name}") for name in picked), shown
+
+
+def _boxes(text: str) -> list[Box]:
+    """The boxes of a text in Qwen's notation."""
+    if "<|box_start|>" not in text:
+        return []
+    contents = _BOX.findall(text)
+    corners = [_CORNERS.findall(content) for content in contents]
+    if len(contents) != text.count("<|box_start|>") or not all(corners):
+        raise BadRecordError("box malformed", f"expected <|box_start|>(x1,y1),(x2,y2)<|box_end|> in {text!r:.120}")
+    boxes = []
+    for left, top, right, bottom in (tuple(map(int, box)) for found in corners for box in found):
+        shown = f"({left},{top}),({right},{bottom})"
+        if min(left, top, right, bottom) < 0 or max(left, top, right, bottom) > PER_MILLE:
+            raise BadRecordError("box out of range", f"{shown} reaches beyond 0 to {PER_MILLE}")
+        if right <= left or bottom <= top:
+            raise BadRecordError("box inverted", f"{shown} has no area")
+        boxes.append(
+            Box(left=left / PER_MILLE, top=top / PER_MILLE, right=right / PER_MILLE, bottom=bottom / PER_MILLE)
+        )
+    return boxes
+
+
+def _sample(
+    index: int,
+    record: dict[str, Any],
+    turns: list[Turn],
+    images: tuple[ImageRef, ...],
+    *,
+    positive_images: tuple[int, ...] = (),
+    boxes: tuple[Box, ...] = (),
+) -> Sample:
+    num_markers = sum([turn.text.count(IMAGE_MARKER) for turn in turns if turn.role != "assistant"])
+    if num_markers != len(images):
+        raise BadRecordError(
+            "markers", f"its questions have {num_markers} {IMAGE_MARKER} markers, but it lists {len(images)} images"
+        )
+    if any([IMAGE_MARKER in turn.text for turn in turns if turn.role == "assistant"]):
+        raise BadRecordError("markers", f"an answer holds {IMAGE_MARKER}; only questions show images")
+    if not all([turn.text.strip() for turn in turns if turn.role == "assistant"]):
+        raise BadRecordError("empty answer", "an answer is empty; there is nothing to learn from it")
+    kind = record.get("type")
+    return Sample(
+        sample_id=id_field(record, "id", str(index)),
+        images=images,
+        turns=tuple(turns),
+        positive_images=positive_images,
+        boxes=boxes,
+        task=kind if isinstance(kind, str) else "",
+    )
