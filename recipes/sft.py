@@ -1,75 +1,102 @@
-"""Supervised fine-tuning on tagged trajectories: loss on the response only, a token mean over the step.
+"""Supervised fine-tuning: loss on the answers only, a token mean over the optimizer step.
 
-The trainer is the one of reinforcement learning: a trajectory is a group of one response whose
-``positive`` stream holds 1/N, N the response tokens of the whole optimizer step.
+The trainer is the one of reinforcement learning: a conversation is a group of one response whose ``positive``
+stream holds 1/N at the targets, N the targets of the whole optimizer step, and 0 at what stands between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from recipes.prompt_stream import PromptStream
-from rsgrpo.config import Config
+from recipes.sft_data import ConversationSource
+from rsgrpo.config import Config, OptimizerConfig, SftPhaseConfig
+from rsgrpo.conversation_prompts import Conversation, TextEncoder, response_tokens
 from rsgrpo.policy import Policy
-from rsgrpo.types import PromptedSample, TrainingGroup, TrainingResponse, UpdateMetrics
+from rsgrpo.types import ImageRef, TrainingGroup, TrainingResponse, UpdateMetrics
 
 
 @dataclass(kw_only=True, slots=True)
 class SftState:
-    """What a checkpoint of the driver holds: steps taken and the position in the data."""
+    """What a checkpoint of the driver holds: the phase, steps taken in all and in it, its position in the data."""
 
     step: int = 0
+    phase: int = 0
+    phase_step: int = 0
     position: int = 0
+    num_skipped: int = 0
 
 
-def trajectories(prompted: Sequence[PromptedSample], tokenizer: PreTrainedTokenizerBase) -> list[TrainingGroup]:
-    """Gold responses as training groups, the end-of-turn token included.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SftPhase:
+    """A phase with its data."""
+
+    settings: SftPhaseConfig
+    source: ConversationSource
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the phase."""
+        settings = self.settings
+        by_epochs = max(1, settings.num_epochs * len(self.source) // settings.samples_per_step)
+        return min(by_epochs, settings.max_steps) if settings.max_steps else by_epochs
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """The phase's optimizer, a warm-up that is a share of its steps counted out."""
+        optimizer = self.settings.optimizer
+        if optimizer.warmup_steps or not self.settings.warmup_frac:
+            return optimizer
+        return dataclasses.replace(optimizer, warmup_steps=math.ceil(self.settings.warmup_frac * self.num_steps))
+
+
+def training_groups(
+    conversations: Sequence[Conversation], tokenizer: TextEncoder, image_tokens: Callable[[ImageRef], int]
+) -> list[TrainingGroup]:
+    """Conversations as training groups.
 
     Args:
-        prompted: questions with their gold responses.
+        conversations: of one optimizer step.
         tokenizer: the policy's.
+        image_tokens: how many positions an image takes.
 
     Returns:
-        One group of one response a question; every response token weighs 1/N, N counted over all.
+        One group of one response each; every target weighs 1/N, N counted over all of them.
     """
-    ids = [
-        np.asarray(
-            [*tokenizer.encode(one.sample.gold_response, add_special_tokens=False), tokenizer.eos_token_id],
-            dtype=np.int32,
-        )
-        for one in prompted
-    ]
-    num_tokens = sum(len(response) for response in ids)
+    encoded = [response_tokens(one, tokenizer, image_tokens) for one in conversations]
+    num_targets = sum(int(is_target.sum()) for _, is_target in encoded)
     return [
         TrainingGroup(
-            sample_id=one.sample.sample_id,
+            sample_id=one.sample_id,
             prompt=one.prompt,
             prompt_token_ids=None,
             responses=(
                 TrainingResponse(
                     response_index=0,
-                    token_ids=response,
-                    positive=np.full(len(response), 1.0 / num_tokens, dtype=np.float32),
-                    negative=np.zeros(len(response), dtype=np.float32),
+                    token_ids=ids,
+                    positive=(is_target / num_targets).astype(np.float32),
+                    negative=np.zeros(len(ids), dtype=np.float32),
+                    images=tuple(image for part in one.parts for image in part.images),
                 ),
             ),
         )
-        for one, response in zip(prompted, ids, strict=True)
+        for one, (ids, is_target) in zip(conversations, encoded, strict=True)
     ]
 
 
 class SupervisedTraining:
-    """The supervised stage, one optimizer step at a time.
+    """One phase of the supervised stage, one optimizer step at a time.
 
     Args:
         config: the run's settings.
+        phase: what it trains on, and how.
         policy: the ranks that hold the weights.
         tokenizer: the policy's.
-        questions: questions with gold; the last ``sft.validation_samples`` are held out.
+        image_tokens: how many positions an image takes.
         state: where to go on.
     """
 
@@ -77,34 +104,38 @@ class SupervisedTraining:
         self,
         *,
         config: Config,
+        phase: SftPhase,
         policy: Policy,
-        tokenizer: PreTrainedTokenizerBase,
-        questions: Sequence[PromptedSample],
+        tokenizer: TextEncoder,
+        image_tokens: Callable[[ImageRef], int],
         state: SftState,
     ) -> None:
         self.config = config
+        self.phase = phase
         self.policy = policy
         self.tokenizer = tokenizer
+        self.image_tokens = image_tokens
         self.state = state
-        num_held_out = min(config.sft.validation_samples, len(questions) // 10)
-        num_trained = len(questions) - num_held_out
-        self.validation = questions[num_trained:]
-        self.stream = PromptStream(questions[:num_trained], seed=config.seed, shuffle=True, position=state.position)
-        by_epochs = max(1, config.sft.num_epochs * num_trained // config.sft.samples_per_step)
-        self.num_steps = min(by_epochs, config.sft.max_steps) if config.sft.max_steps else by_epochs
 
     def train_step(self) -> UpdateMetrics:
-        """One optimizer step on the next questions."""
-        prompted = self.stream.take(self.config.sft.samples_per_step)
-        result = self.policy.update(trajectories(prompted, self.tokenizer), "nll")
+        """One optimizer step on the next conversations."""
+        taken = self.phase.source.take(self.state.position, self.phase.settings.samples_per_step)
+        result = self.policy.update(training_groups(taken.conversations, self.tokenizer, self.image_tokens), "nll")
         self.state.step += 1
-        self.state.position = self.stream.position
+        self.state.phase_step += 1
+        self.state.position = taken.position
+        self.state.num_skipped += taken.num_skipped
         return result.metrics
 
     def validation_loss(self) -> float:
-        """Mean negative log-likelihood of a held-out response token, in nats; NaN if none is held out."""
-        if not self.validation:
+        """Mean negative log-likelihood of a held-out target token, in nats; NaN if none is held out."""
+        held_out = self.phase.source.held_out()
+        if not held_out:
             return float("nan")
-        scored = self.policy.score(trajectories(self.validation, self.tokenizer))
-        total = sum(float(-one.logprobs.sum(dtype=np.float64)) for one in scored)
-        return total / sum(len(one.logprobs) for one in scored)
+        groups = training_groups(held_out, self.tokenizer, self.image_tokens)
+        scored = self.policy.score(groups)
+        # The weights of all targets together are 1: their sum is the mean.
+        return -sum(
+            float(np.dot(one.logprobs.astype(np.float64), group.responses[0].positive.astype(np.float64)))
+            for one, group in zip(scored, groups, strict=True)
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from rsgrpo.config import ModelConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.logprobs import LogprobHead
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
-from rsgrpo.vlm import EncodedPrompt, ProcessedImage
+from rsgrpo.vlm import EncodedPrompt, ProcessedImage, rope_positions
 from rsgrpo.windows import VISION_ATTENTION_NAMES
 
 
@@ -187,6 +188,11 @@ class PolicyModel(nn.Module):
         return features
 
 
+def shown_in(prompt: EncodedPrompt, response: int) -> tuple[ProcessedImage, ...]:
+    """The pages that a response of the prompt's group shows by itself."""
+    return prompt.response_images[response] if prompt.response_images else ()
+
+
 class RowBuilder:
     """Makes micro-batches out of planned pieces.
 
@@ -222,10 +228,11 @@ class RowBuilder:
             token_ids.append(prompt.token_ids)
             positions.append(prompt.positions)
             start = int(prompt.positions.max()) + 1
-            for index, length in zip(piece.responses, piece.response_lengths, strict=True):
-                token_ids.append(groups[piece.group].responses[index].token_ids.astype(np.int64))
-                positions.append(np.broadcast_to(np.arange(start, start + length), (3, length)))
-        pages, where, which = self._pages(row, [prompts[piece.group] for piece in pieces])
+            for index in piece.responses:
+                ids = groups[piece.group].responses[index].token_ids.astype(np.int64)
+                token_ids.append(ids)
+                positions.append(start + self._response_positions(ids, shown_in(prompt, index)))
+        pages, where, which = self._pages(row, [prompts[piece.group] for piece in pieces], responses)
         return MicroBatch(
             row=row,
             token_ids=self._tensor(np.concatenate(token_ids)),
@@ -251,6 +258,18 @@ class RowBuilder:
             )
             if any(one.kl_weight for one in responses)
             else None,
+        )
+
+    def _response_positions(self, ids: NDArray[np.int64], images: Sequence[ProcessedImage]) -> NDArray[np.int64]:
+        """Rotary positions of a response from 0 on, images of later questions included."""
+        if not images:
+            return np.broadcast_to(np.arange(len(ids)), (3, len(ids)))
+        first = images[0]
+        return rope_positions(
+            ids,
+            [image.grid for image in images],
+            image_token_id=self._image_token_id,
+            merge_size=math.isqrt(math.prod(first.grid) // first.num_tokens),
         )
 
     def blank(self) -> MicroBatch:
@@ -284,7 +303,7 @@ class RowBuilder:
         return self._tensor(np.concatenate(given).astype(np.float32))
 
     def _pages(
-        self, row: PackedRow, prompts: Sequence[EncodedPrompt]
+        self, row: PackedRow, prompts: Sequence[EncodedPrompt], responses: Sequence[TrainingResponse]
     ) -> tuple[list[ProcessedImage], NDArray[np.int64], NDArray[np.int64]]:
         """Every page once, the row positions of image tokens, and the feature row that each shows."""
         pages: list[ProcessedImage] = []
@@ -292,9 +311,20 @@ class RowBuilder:
         num_features = 0
         where: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
         which: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
-        for start, prompt in zip(row.prompt_starts, prompts, strict=True):
-            where.append(start + np.flatnonzero(prompt.token_ids == self._image_token_id))
-            for page in prompt.images:
+        # What is shown where: the prompts' pages, then those of responses with questions of their own.
+        shown = [
+            (start, prompt.token_ids, prompt.images) for start, prompt in zip(row.prompt_starts, prompts, strict=True)
+        ]
+        numbers = [index for piece in row.pieces for index in piece.responses]
+        for start, piece, index, response in zip(
+            row.response_starts, row.response_pieces, numbers, responses, strict=True
+        ):
+            images = shown_in(prompts[piece], index)
+            if images:
+                shown.append((start, response.token_ids.astype(np.int64), images))
+        for start, token_ids, images in shown:
+            where.append(start + np.flatnonzero(token_ids == self._image_token_id))
+            for page in images:
                 if page.ref not in first_feature:
                     first_feature[page.ref] = num_features
                     num_features += page.num_tokens

@@ -199,6 +199,10 @@ class PolicyWorker:
         for group, encoded in zip(groups, self._prompts, strict=True):
             if group.prompt_token_ids is not None:
                 check_prompt_ids(encoded, group.prompt_token_ids)
+        self._prompts = [
+            self._encoder.with_response_images(encoded, group.responses)
+            for group, encoded in zip(groups, self._prompts, strict=True)
+        ]
         sizes = [
             GroupSize(
                 sample_id=group.sample_id,

@@ -287,6 +287,8 @@ class TrainingResponse:
         positive: [R] float32, at least 0.
         negative: [R] float32, at least 0.
         rollout_logprobs: [R] float32, the engine's; None in supervised training.
+        images: pages that the response itself shows (later questions of a conversation), each with a run of
+            image placeholders in ``token_ids``.
         old_logprobs: [R] float32, pi_old's where the batch is used for several updates (what
             ``Policy.score`` gave before the first); None: the update's own forward pass.
         kl_weight: what each token weighs in the KL term, coefficient and denominator together; 0: no term.
@@ -301,6 +303,7 @@ class TrainingResponse:
     old_logprobs: FloatArray | None = None
     kl_weight: float = 0.0
     temperature: float = 1.0
+    images: tuple[ImageRef, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from transformers import Qwen2_5_VLProcessor
 
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.images import load_page
-from rsgrpo.types import ChatPrompt, ImageRef, IntArray
+from rsgrpo.types import ChatPrompt, ImageRef, IntArray, TrainingResponse
 
 _IMAGES_A_CALL = 64  # pages handed to the processor at once: bounds its working memory
 
@@ -53,12 +53,14 @@ class EncodedPrompt:
         token_ids: [P] int64, one image placeholder an image token.
         positions: [3, P] int64, rotary positions (frame, row, column).
         images: the pages, in order.
+        response_images: the pages that each response of the group shows; empty where none shows any.
     """
 
     sample_id: str
     token_ids: NDArray[np.int64]
     positions: NDArray[np.int64]
     images: tuple[ProcessedImage, ...]
+    response_images: tuple[tuple[ProcessedImage, ...], ...] = ()
 
 
 def rope_positions(
@@ -171,6 +173,31 @@ class PromptEncoder:
         """
         pages = self._pages([ref for prompt in prompts for ref in prompt.images])
         return [self._encode_one(prompt, pages) for prompt in prompts]
+
+    def with_response_images(self, encoded: EncodedPrompt, responses: Sequence[TrainingResponse]) -> EncodedPrompt:
+        """The prompt together with the pages that its responses show.
+
+        Args:
+            encoded: the prompt.
+            responses: of its group.
+
+        Raises:
+            PromptError: a response's image placeholders do not fit its pages.
+        """
+        if not any(response.images for response in responses):
+            return encoded
+        pages = self._pages([ref for response in responses for ref in response.images])
+        for response in responses:
+            expected = sum(pages[ref].num_tokens for ref in response.images)
+            found = int((response.token_ids == self.image_token_id).sum())
+            if found != expected:
+                raise PromptError(
+                    f"sample {encoded.sample_id!r}: response {response.response_index} has {found} image placeholders "
+                    f"for {len(response.images)} images with {expected} tokens; driver and trainer must use the same "
+                    "processor and image sizes"
+                )
+        shown = tuple(tuple(pages[ref] for ref in response.images) for response in responses)
+        return replace(encoded, response_images=shown)
 
     def _encode_one(self, prompt: ChatPrompt, pages: dict[ImageRef, ProcessedImage]) -> EncodedPrompt:
         images = tuple(pages[ref] for ref in prompt.images)

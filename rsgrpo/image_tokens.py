@@ -1,0 +1,45 @@
+"""How many positions a page takes in a prompt, from its size alone: no pixel is decoded for it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rsgrpo.images import page_size
+from rsgrpo.types import ImageRef
+
+
+class PatchCounter(Protocol):
+    """What is needed of Qwen2.5-VL's image processor."""
+
+    merge_size: int
+
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, object]) -> int:
+        """Patches of an image of that size."""
+
+
+class ImageTokens:
+    """Counts image tokens.
+
+    Args:
+        image_processor: the model's.
+        min_pixels: smaller pages are scaled up (``data.min_pixels``).
+        max_pixels: larger pages are scaled down (``data.max_pixels``).
+    """
+
+    def __init__(self, image_processor: PatchCounter, *, min_pixels: int, max_pixels: int) -> None:
+        self._images = image_processor
+        self._min_pixels = min_pixels
+        self._max_pixels = max_pixels
+        self._of_size: dict[tuple[int, int], int] = {}
+
+    def count(self, ref: ImageRef) -> int:
+        """Image tokens of a page.
+
+        Raises:
+            ImageError: the page is missing or no image.
+        """
+        size = page_size(ref, self._min_pixels, self._max_pixels)
+        if size not in self._of_size:
+            patches = self._images.get_number_of_image_patches(size[1], size[0], {})
+            self._of_size[size] = patches // self._images.merge_size**2
+        return self._of_size[size]
