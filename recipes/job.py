@@ -61,8 +61,9 @@ class Job:
 
         self.logger = self._stack.enter_context(RunLogger(self.folder.root, self.config, read_image))
         device, num_threads = self._cluster.device, self._cluster.num_threads
-        self.engine = RolloutPool.start(self.config, self.start_model, device=device, num_threads=num_threads)
-        self._stack.callback(self.engine.close)
+        if self.prepared.test or self.config.stage != "sft":
+            self.engine = RolloutPool.start(self.config, self.start_model, device=device, num_threads=num_threads)
+            self._stack.callback(self.engine.close)
         if self.config.stage != "eval":
             rank_threads = self.config.trainer.num_threads or num_threads
             self.policy = Policy.start(self.config, self.start_model, device=device, num_threads=rank_threads)
@@ -109,7 +110,9 @@ class Job:
         return pickle.loads((newest / _STATE_FILE).read_bytes())
 
     def evaluate(self, point: str) -> None:
-        """Score the test questions, unless this point was scored before."""
+        """Score the test questions, unless there are none or this point was scored before."""
+        if not self.prepared.test:
+            return
         folder = self.folder.evaluation(point)
         if (folder / "metrics.json").exists():
             return

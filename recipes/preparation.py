@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoProcessor, PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 
+from recipes.sft import SftPhase
+from recipes.sft_preparation import supervised_phases, uses_mixture
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.cluster import REPOSITORY
 from rsgrpo.config import Config, ConfigError
+from rsgrpo.conversation_prompts import ConversationBuilder
 from rsgrpo.data import LoadedData, load_samples
 from rsgrpo.data_files import DataError
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.image_tokens import ImageTokens
 from rsgrpo.images import page_size
 from rsgrpo.progress import Progress
 from rsgrpo.prompts import PUBLISHED_TEMPLATES, PromptBuilder, template_fingerprint
@@ -23,7 +27,7 @@ from rsgrpo.quickstart.dataset import build_quickstart_data, corpus
 from rsgrpo.quickstart.model import build_quickstart_model
 from rsgrpo.run_folder import RunFolder
 from rsgrpo.sections import parse_response
-from rsgrpo.types import PromptedSample, Sample
+from rsgrpo.types import ImageRef, PromptedSample, Sample
 
 _MODEL_TYPE = "qwen2_5_vl"
 
@@ -40,9 +44,10 @@ class Prepared:
         base_model: the model that the run starts from.
         tokenizer: its tokenizer.
         scorer: the rewards.
-        sft: questions with tagged trajectories; empty if the stage does not run.
+        sft: the phases of supervised training with their data; empty if the stage does not run.
+        image_tokens: how many positions an image takes in a prompt.
         rl: questions with gold; likewise.
-        test: held-out questions.
+        test: held-out questions; none are needed where only conversations are trained on.
         prompt_fingerprint: which prompt template is used, by name where it is a published one.
         num_skipped: questions left out because something is wrong with them.
     """
@@ -50,7 +55,8 @@ class Prepared:
     base_model: Path
     tokenizer: PreTrainedTokenizerBase
     scorer: Scorer
-    sft: tuple[PromptedSample, ...]
+    image_tokens: Callable[[ImageRef], int]
+    sft: tuple[SftPhase, ...]
     rl: tuple[PromptedSample, ...]
     test: tuple[PromptedSample, ...]
     prompt_fingerprint: str
@@ -88,6 +94,16 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         for name, data in loaded.items():
             prompted[name], num_long = lengths.checked(name, [builder.prompted(sample) for sample in data.samples])
             num_skipped += num_long
+        image_tokens = ImageTokens(
+            processor.image_processor, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels
+        ).count
+        phases: tuple[SftPhase, ...] = ()
+        if config.stage in ("sft", "all"):
+            conversations = ConversationBuilder(config.prompt, processor)
+            report = folder.root / "data_report.json"
+            phases = supervised_phases(
+                config, prompted.get("sft", ()), conversations, processor.tokenizer, image_tokens, progress, report
+            )
         for name, questions in prompted.items():
             progress.line(f"{name}: {len(questions)} questions")
         if num_skipped:
@@ -98,9 +114,10 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         base_model=base_model,
         tokenizer=processor.tokenizer,
         scorer=scorer,
-        sft=prompted.get("sft", ()),
+        image_tokens=image_tokens,
+        sft=phases,
         rl=prompted.get("rl", ()),
-        test=prompted["test"],
+        test=prompted.get("test", ()),
         prompt_fingerprint=fingerprint,
         num_skipped=num_skipped,
     )
@@ -124,12 +141,15 @@ def _trajectory_problem(sample: Sample) -> str:
 def _load_data(config: Config, folder: RunFolder, scorer: Scorer) -> Mapping[str, LoadedData]:
     data = config.data
     paths = {"sft": data.sft_path, "rl": data.rl_path, "test": data.test_path}
-    if not any(paths.values()):
+    if not any(paths.values()) and not uses_mixture(config):
         built = build_quickstart_data(config.quickstart, folder.data, config.seed)
         paths = {"sft": built.sft_path, "rl": built.rl_path, "test": built.test_path}
     wanted = {"all": ("sft", "rl", "test"), "sft": ("sft", "test"), "rl": ("rl", "test"), "eval": ("test",)}
     loaded: dict[str, LoadedData] = {}
     for name in wanted[config.stage]:
+        is_streamed = name == "sft" and uses_mixture(config)
+        if is_streamed or (name == "test" and config.stage == "sft" and uses_mixture(config) and not paths[name]):
+            continue
         if not paths[name]:
             raise DataError(f"stage={config.stage} needs data.{name}_path; set it, or choose another stage")
         find_problem = _trajectory_problem if name == "sft" else None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recipes.sft_data import ConversationSource
-from rsgrpo.config import Config, OptimizerConfig, SftPhaseConfig
+from rsgrpo.config import OptimizerConfig, SftPhaseConfig
 from rsgrpo.conversation_prompts import Conversation, TextEncoder, response_tokens
 from rsgrpo.policy import Policy
 from rsgrpo.types import ImageRef, TrainingGroup, TrainingResponse, UpdateMetrics
@@ -92,7 +92,6 @@ class SupervisedTraining:
     """One phase of the supervised stage, one optimizer step at a time.
 
     Args:
-        config: the run's settings.
         phase: what it trains on, and how.
         policy: the ranks that hold the weights.
         tokenizer: the policy's.
@@ -103,14 +102,12 @@ class SupervisedTraining:
     def __init__(
         self,
         *,
-        config: Config,
         phase: SftPhase,
         policy: Policy,
         tokenizer: TextEncoder,
         image_tokens: Callable[[ImageRef], int],
         state: SftState,
     ) -> None:
-        self.config = config
         self.phase = phase
         self.policy = policy
         self.tokenizer = tokenizer

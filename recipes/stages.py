@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from recipes.evaluate import validate
 from recipes.job import Job
 from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport
-from recipes.sft import SftState, SupervisedTraining
+from recipes.sft import SftPhase, SftState, SupervisedTraining
 from rsgrpo.progress import step_line
 from rsgrpo.recorder import record_groups
 
@@ -34,33 +34,47 @@ def run_sft(job: Job) -> None:
 
 
 def _train_sft(job: Job) -> None:
+    state: SftState = job.restore("sft") or SftState()
+    phases = job.prepared.sft
+    num_steps = sum(phase.num_steps for phase in phases)
+    with job.progress.phase("Supervised fine-tuning", total=num_steps) as shown:
+        shown.advance(count=state.step)
+        for index, phase in enumerate(phases):
+            if index < state.phase:
+                continue
+            if index > state.phase:
+                state.phase, state.phase_step, state.position = index, 0, 0
+            if not state.phase_step:
+                job.policy.begin_stage(phase.optimizer, phase.num_steps)
+            _train_sft_phase(job, phase, state, lambda line: shown.advance(line), num_steps)
+    if job.prepared.test:
+        job.engine.update_weights(job.policy.weights())
+    job.policy.export_model(job.folder.model("sft"))
+
+
+def _train_sft_phase(
+    job: Job, phase: SftPhase, state: SftState, advance: Callable[[str], None], num_steps: int
+) -> None:
     settings = job.config.sft
-    state = job.restore("sft")
     training = SupervisedTraining(
-        config=job.config,
+        phase=phase,
         policy=job.policy,
         tokenizer=job.prepared.tokenizer,
-        questions=job.prepared.sft,
-        state=state or SftState(),
+        image_tokens=job.prepared.image_tokens,
+        state=state,
     )
-    if state is None:
-        job.policy.begin_stage(settings.optimizer, training.num_steps)
-    with job.progress.phase("Supervised fine-tuning", total=training.num_steps) as phase:
-        phase.advance(count=training.state.step)
-        while training.state.step < training.num_steps:
-            begin = time.perf_counter()
-            metrics = training.train_step()
-            step = training.state.step
-            values = {f"policy/{name}": float(value) for name, value in dataclasses.asdict(metrics).items()}
-            values["time/step"] = time.perf_counter() - begin
-            if step % settings.validate_every_steps == 0 or step == training.num_steps:
-                values["policy/validation_loss"] = training.validation_loss()
-            job.logger.log("sft", step, values)
-            phase.advance(_sft_line(step, training.num_steps, values))
-            if step % settings.save_every_steps == 0:
-                job.save("sft", step, training.state)
-    job.engine.update_weights(job.policy.weights())
-    job.policy.export_model(job.folder.model("sft"))
+    while state.phase_step < phase.num_steps:
+        begin = time.perf_counter()
+        metrics = training.train_step()
+        values = {f"policy/{name}": float(value) for name, value in dataclasses.asdict(metrics).items()}
+        values["data/num_skipped"] = float(state.num_skipped)
+        values["time/step"] = time.perf_counter() - begin
+        if state.step % settings.validate_every_steps == 0 or state.phase_step == phase.num_steps:
+            values["policy/validation_loss"] = training.validation_loss()
+        job.logger.log("sft", state.step, values)
+        advance(_sft_line(state.step, num_steps, values))
+        if state.step % settings.save_every_steps == 0:
+            job.save("sft", state.step, state)
 
 
 def _sft_line(step: int, num_steps: int, values: dict[str, float]) -> str:

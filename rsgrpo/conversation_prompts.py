@@ -114,9 +114,9 @@ class ConversationBuilder:
         prompt = ChatPrompt(sample_id=sample.sample_id, text=heads[0], images=sample.images[: shown[0]])
         parts = [ResponsePart(text=answers[0] + TURN_END, is_target=True)]
         first = shown[0]
-        for head, answer, count in zip(heads[1:], answers[1:], shown[1:], strict=True):
+        for head, text, count in zip(heads[1:], answers[1:], shown[1:], strict=True):
             parts.append(ResponsePart(text=head, is_target=False, images=sample.images[first : first + count]))
-            parts.append(ResponsePart(text=answer + TURN_END, is_target=True))
+            parts.append(ResponsePart(text=text + TURN_END, is_target=True))
             first += count
         return Conversation(sample_id=sample.sample_id, prompt=prompt, parts=tuple(parts))
 

@@ -88,7 +88,7 @@ class IndexedSamples:
                 self._converts[file_index] = self._format.open(file, replace(self._options, check_media=False))
             # Whether it exists was seen before; a MediaFinder with several folders looks again by itself.
             return self._converts[file_index](self._numbers[index], record, lambda reason, detail: None)
-        except (BadRecordError, ValueError) as error:
+        except (BadRecordError, ValueError, LookupError) as error:
             raise DataError(
                 f"{file} was changed after it was read first: record {self._numbers[index]} (bytes "
                 f"{self._starts[index]} to {self._stops[index]}) is none any more ({error}); start again"

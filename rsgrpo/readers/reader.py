@@ -85,7 +85,7 @@ class Reader:
         self._options = options
         self._file_index = state.file_index
         self._byte_offset = state.byte_offset
-        self._record_index = state.record_index
+        self._record_index = self._state_index = state.record_index
         self.last_start = state.byte_offset
         self._num_records = 0
         self._num_samples = 0
@@ -95,7 +95,7 @@ class Reader:
     @property
     def state(self) -> ReaderState:
         """Where a new reader must start to give the sample after the last one given."""
-        return ReaderState(file_index=self._file_index, byte_offset=self._byte_offset, record_index=self._record_index)
+        return ReaderState(file_index=self._file_index, byte_offset=self._byte_offset, record_index=self._state_index)
 
     @property
     def report(self) -> ReadReport:
@@ -117,7 +117,7 @@ class Reader:
         while self._file_index < len(self._sources):
             yield from self._read_file(self._sources[self._file_index], seen)
             self._file_index += 1
-            self._byte_offset = self._record_index = 0
+            self._byte_offset = self._record_index = self._state_index = 0
 
     def _read_file(self, source: SourceFile, seen: SeenIds) -> Iterator[Sample]:
         file = source.file
@@ -132,8 +132,7 @@ class Reader:
                 if self._record_index >= len(wanted):
                     return
                 if not wanted[self._record_index]:
-                    self._byte_offset = end
-                    self._record_index += 1
+                    self._pass(end)
                     continue
             self._num_records += 1
             sample: Sample | None = None
@@ -148,11 +147,17 @@ class Reader:
             except BadRecordError as error:
                 sample = None
                 self._refuse(file, error)
-            self.last_start, self._byte_offset = self._byte_offset, end
-            self._record_index += 1
+            self._pass(end)
             if sample is not None:
                 self._num_samples += 1
                 yield sample
+
+    def _pass(self, end: int) -> None:
+        """Step behind a record; one whose end is not known is read again by a reader that goes on."""
+        self._record_index += 1
+        if end != self._byte_offset:
+            self.last_start, self._byte_offset = self._byte_offset, end
+            self._state_index = self._record_index
 
     def _renamed(self, sample: Sample, remark: Callable[[str, str], None]) -> Sample:
         detail = f"the id {sample.sample_id!r} stands further up already"

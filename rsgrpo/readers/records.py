@@ -38,7 +38,8 @@ def raw_records(file: Path, *, prefix: str, offset: int = 0) -> Iterator[RawReco
         offset: where to go on: an end that was given before; 0: the start. Row number for parquet.
 
     Yields:
-        End and value of each record. Where the file breaks off or is not JSON, a last
+        End and value of each record; one of a list that is no object comes with the end of the last that is.
+        Where the file breaks off or is not JSON, a last
         :class:`BadRecordError` says so; a broken line of JSONL is one record.
 
     Raises:
@@ -92,11 +93,10 @@ def _list_items(file: Path, prefix: str, offset: int) -> Iterator[RawRecord]:
         for position, piece in _pieces(file, prefix, offset):
             parser.send(piece)
             if items:
-                # Only the last of several can end here: the others are no objects, of which nobody asks the place.
-                for value in items[:-1]:
+                # An object ends where the piece does; where anything else among the records ends is not known.
+                for value in items:
+                    end = position if isinstance(value, dict) else end
                     yield end, value
-                end = position
-                yield end, items[-1]
                 del items[:]
         is_through = True
         parser.close()

@@ -229,5 +229,16 @@ def test_a_truncated_file_gives_what_is_whole_and_is_counted(tmp_path: Path):
 
 
 def test_an_unknown_format_names_the_known_ones(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"data.format='voc' is not known; choose one of evisrag, milebench"):
+    with pytest.raises(ValueError, match=r"data.format='voc' is not known; choose one of evisrag, llava"):
         open_reader("voc", tmp_path)
+
+
+def test_going_on_behind_records_that_are_no_objects_keeps_the_numbers(tmp_path: Path):
+    nested = haystack(pos_image=["p.jpg"])
+    file = write(tmp_path / "v.json", [3, nested, "x", 4, nested, "y"])
+    reader = open_reader("vhs", file, options=SKIP)
+    first = next(iter(reader))
+    assert (first.sample_id, reader.state.record_index) == ("001", 2)
+    rest = open_reader("vhs", file, options=SKIP, state=reader.state)
+    assert [one.sample_id for one in rest] == ["004"]
+    assert rest.report.counts() == {"wrong type": 3}

@@ -1,0 +1,92 @@
+"""The phases of supervised training with their data, read through once before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from recipes.sft import SftPhase
+from recipes.sft_data import ConversationSource, MixtureSource, TrajectorySource
+from rsgrpo.config import Config, SftPhaseConfig, SourceConfig
+from rsgrpo.conversation_prompts import ConversationBuilder
+from rsgrpo.data_files import DataError
+from rsgrpo.mixture import Mixture
+from rsgrpo.progress import Progress
+from rsgrpo.types import ImageRef, PromptedSample
+
+
+def uses_mixture(config: Config) -> bool:
+    """Whether the supervised stage reads conversations from their files instead of trajectories into memory."""
+    return bool(config.data.mixture or config.data.format != "evisrag" or any(one.mixture for one in config.sft.phases))
+
+
+def supervised_phases(
+    config: Config,
+    trajectories: Sequence[PromptedSample],
+    builder: ConversationBuilder,
+    tokenizer: PreTrainedTokenizerBase,
+    image_tokens: Callable[[ImageRef], int],
+    progress: Progress,
+    report_file: Path,
+) -> tuple[SftPhase, ...]:
+    """The phases that ``sft`` describes; one where it names none.
+
+    Args:
+        config: ``data`` and ``sft``.
+        trajectories: tagged ones, where there is no mixture.
+        builder: writes conversations.
+        tokenizer: the policy's.
+        image_tokens: how many positions an image takes.
+        progress: shows what was read and left out.
+        report_file: gets the same as JSON.
+
+    Raises:
+        DataError: a data set is not there, is empty, or has bad records (``data.on_bad_sample=reject``).
+    """
+    sft = config.sft
+    wanted = sft.phases or [
+        SftPhaseConfig(
+            name="sft",
+            optimizer=sft.optimizer,
+            warmup_frac=sft.warmup_frac,
+            num_epochs=sft.num_epochs,
+            max_steps=sft.max_steps,
+            samples_per_step=sft.samples_per_step,
+        )
+    ]
+    phases = []
+    report: list[dict[str, object]] = []
+    for settings in wanted:
+        source: ConversationSource
+        if not uses_mixture(config):
+            source = TrajectorySource(trajectories, seed=config.seed, num_held_out=sft.validation_samples)
+        else:
+            sources = settings.mixture or _default_sources(config)
+            mixture = Mixture(
+                sources,
+                seed=config.seed,
+                num_held_out=sft.validation_samples,
+                on_bad_record="skip" if config.data.on_bad_sample == "skip" else "error",
+                check_media=config.data.check_media,
+            )
+            for one, found in zip(sources, mixture.reports, strict=True):
+                progress.line(f"{settings.name}: {one.path} ({one.format}, weight {one.weight:g}): {found.text()}")
+                report.append({"phase": settings.name, "path": one.path, **dataclasses.asdict(found)})
+            source = MixtureSource(mixture, builder, config, tokenizer, image_tokens)
+        phases.append(SftPhase(settings=settings, source=source))
+    if report:
+        report_file.write_text(json.dumps(report, indent=2, ensure_ascii=False))
+    return tuple(phases)
+
+
+def _default_sources(config: Config) -> list[SourceConfig]:
+    data = config.data
+    if data.mixture:
+        return data.mixture
+    if not data.sft_path:
+        raise DataError("a phase of sft.phases has no mixture, and neither data.mixture nor data.sft_path is set")
+    return [SourceConfig(format=data.format, path=data.sft_path, media_root=data.image_root)]
