@@ -74,7 +74,9 @@ def supervised_phases(
                 check_media=config.data.check_media,
             )
             for one, found in zip(sources, mixture.reports, strict=True):
-                progress.line(f"{settings.name}: {one.path} ({one.format}, weight {one.weight:g}): {found.text()}")
+                progress.line(f"{settings.name}: {one.format}, weight {one.weight:g}, from {one.path}")
+                for line in found.text().splitlines():
+                    progress.line(f"  {line}")
                 report.append({"phase": settings.name, "path": one.path, **dataclasses.asdict(found)})
             source = MixtureSource(mixture, builder, config, tokenizer, image_tokens)
         phases.append(SftPhase(settings=settings, source=source))

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 from rsgrpo.config import Config, ConfigError, RewardConfig, load_config
 from rsgrpo.run_folder import RunFolder
