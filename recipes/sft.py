@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,18 +17,23 @@ from recipes.sft_data import ConversationSource
 from rsgrpo.config import OptimizerConfig, SftPhaseConfig
 from rsgrpo.conversation_prompts import Conversation, TextEncoder, response_tokens
 from rsgrpo.policy import Policy
+from rsgrpo.readers.findings import Tally
 from rsgrpo.types import ImageRef, TrainingGroup, TrainingResponse, UpdateMetrics
 
 
 @dataclass(kw_only=True, slots=True)
 class SftState:
-    """What a checkpoint of the driver holds: the phase, steps taken in all and in it, its position in the data."""
+    """What a checkpoint of the driver holds: the phase, steps taken in all and in it, its position in the data.
+
+    Attributes:
+        skipped: conversations that were passed over in training, by reason.
+    """
 
     step: int = 0
     phase: int = 0
     phase_step: int = 0
     position: int = 0
-    num_skipped: int = 0
+    skipped: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +126,8 @@ class SupervisedTraining:
         self.state.step += 1
         self.state.phase_step += 1
         self.state.position = taken.position
-        self.state.num_skipped += taken.num_skipped
+        for reason, detail in taken.skipped:
+            self.state.skipped.add(reason, detail)
         return result.metrics
 
     def validation_loss(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,12 +25,12 @@ class Taken:
     Attributes:
         conversations: as many as were asked for, no id twice.
         position: where the next step goes on.
-        num_skipped: conversations that were passed over because something is wrong with them.
+        skipped: kind and detail of what is wrong with each conversation that was passed over.
     """
 
     conversations: list[Conversation]
     position: int
-    num_skipped: int
+    skipped: tuple[tuple[str, str], ...]
 
 
 class ConversationSource(Protocol):
@@ -66,7 +67,7 @@ class TrajectorySource:
         """The next conversations, in a new random order every epoch."""
         self._stream.position = position
         taken = self._stream.take(count)
-        return Taken(conversations=[_trajectory(one) for one in taken], position=self._stream.position, num_skipped=0)
+        return Taken(conversations=[_trajectory(one) for one in taken], position=self._stream.position, skipped=())
 
     def held_out(self) -> list[Conversation]:
         """The last trajectories."""
@@ -85,6 +86,7 @@ class MixtureSource:
         mixture: the data.
         builder: writes conversations.
         config: limits, and what to do about defects.
+        max_tokens: of a conversation; 0: what fits into a forward pass.
         tokenizer: the policy's.
         image_tokens: how many positions an image takes.
     """
@@ -94,6 +96,8 @@ class MixtureSource:
         mixture: Mixture,
         builder: ConversationBuilder,
         config: Config,
+        *,
+        max_tokens: int,
         tokenizer: TextEncoder,
         image_tokens: Callable[[ImageRef], int],
     ) -> None:
@@ -101,7 +105,7 @@ class MixtureSource:
         self._builder = builder
         self._skips = config.data.on_bad_sample == "skip"
         self._max_prompt_tokens = config.data.max_prompt_tokens
-        self._max_tokens = config.trainer.micro_batch_tokens
+        self._max_tokens = min(max_tokens or config.trainer.micro_batch_tokens, config.trainer.micro_batch_tokens)
         self._tokenizer = tokenizer
         self._image_tokens = image_tokens
         self._epoch = -1
@@ -118,27 +122,33 @@ class MixtureSource:
         """
         conversations: list[Conversation] = []
         ids: set[str] = set()
-        num_skipped = num_passed = 0
+        skipped: list[tuple[str, str]] = []
         while len(conversations) < count:
-            if num_passed > 2 * len(self):
-                raise DataError(
-                    f"a step needs {count} different conversations, of {len(self)} in the mixture {num_skipped} in a "
-                    "row cannot be used; lower samples_per_step or add data"
-                )
-            conversation = self._checked(self._key(position), position)
-            position += 1
-            num_passed += 1
-            if conversation is None:
-                num_skipped += 1
-            elif conversation.sample_id not in ids:
+            try:
+                conversation = self._checked(self._key(position), position)
+            except _UnusableError as error:
+                skipped.append((error.reason, error.detail))
+                if len(skipped) >= len(self):
+                    raise DataError(
+                        f"none of {len(skipped)} conversations in a row can be used, the last one because: "
+                        f"{error.detail}"
+                    ) from error
+            else:
+                if conversation.sample_id in ids:  # a source of weight 2 may show a record twice in a step
+                    conversation = conversation.renamed(f"{conversation.sample_id}@{position}")
                 ids.add(conversation.sample_id)
                 conversations.append(conversation)
-        return Taken(conversations=conversations, position=position, num_skipped=num_skipped)
+            position += 1
+        return Taken(conversations=conversations, position=position, skipped=tuple(skipped))
 
     def held_out(self) -> list[Conversation]:
         """The mixture's held-out conversations that fit."""
-        found = [self._checked(int(key), 0) for key in self._mixture.held_out]
-        return [one for one in found if one is not None]
+        found: list[Conversation] = []
+        for key in self._mixture.held_out:
+            # One that cannot be used is no part of the validation loss, in any step.
+            with suppress(_UnusableError):
+                found.append(self._checked(int(key), 0))
+        return found
 
     def _key(self, position: int) -> int:
         epoch, index = divmod(position, len(self))
@@ -146,18 +156,25 @@ class MixtureSource:
             self._epoch, self._order = epoch, self._mixture.order(epoch)
         return int(self._order[index])
 
-    def _checked(self, key: int, draw: int) -> Conversation | None:
-        """The conversation; None if it cannot be used and may be left out."""
+    def _checked(self, key: int, draw: int) -> Conversation:
+        """The conversation, unless something is wrong with it that may be passed over."""
         try:
             conversation = self._builder.build(self._mixture.sample(key, draw))
             for image in conversation.images:
                 check_page(image)
             self._check_length(conversation)
-        except (ImageError, PromptTemplateError, _TooLongError) as error:
-            if self._skips:
-                return None
-            raise RsgrpoError(f"{error}\n(or set data.on_bad_sample=skip to pass over such conversations)") from error
+        except ImageError as error:
+            raise self._unusable("image", error) from error
+        except PromptTemplateError as error:
+            raise self._unusable("text", error) from error
+        except _TooLongError as error:
+            raise self._unusable("too long", error) from error
         return conversation
+
+    def _unusable(self, reason: str, error: Exception) -> Exception:
+        if self._skips:
+            return _UnusableError(reason, f"{error}")
+        return RsgrpoError(f"{error}\n(or set data.on_bad_sample=skip to pass over such conversations)")
 
     def _check_length(self, conversation: Conversation) -> None:
         # Every image's one placeholder in the text gives way to its image tokens.
@@ -166,7 +183,7 @@ class MixtureSource:
         if prompt > self._max_prompt_tokens or total > self._max_tokens:
             raise _TooLongError(
                 f"sample {conversation.sample_id!r} has {total} tokens, {prompt} of them before its first answer; the "
-                f"limits are trainer.micro_batch_tokens={self._max_tokens} and "
+                f"limits are {self._max_tokens} (sft.max_tokens, trainer.micro_batch_tokens) and "
                 f"data.max_prompt_tokens={self._max_prompt_tokens}: raise them, or lower data.max_pixels"
             )
 
@@ -177,3 +194,10 @@ class MixtureSource:
 
 class _TooLongError(Exception):
     pass
+
+
+class _UnusableError(Exception):
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail

@@ -56,6 +56,7 @@ def supervised_phases(
             num_epochs=sft.num_epochs,
             max_steps=sft.max_steps,
             samples_per_step=sft.samples_per_step,
+            max_tokens=sft.max_tokens,
         )
     ]
     phases = []
@@ -78,7 +79,14 @@ def supervised_phases(
                 for line in found.text().splitlines():
                     progress.line(f"  {line}")
                 report.append({"phase": settings.name, "path": one.path, **dataclasses.asdict(found)})
-            source = MixtureSource(mixture, builder, config, tokenizer, image_tokens)
+            source = MixtureSource(
+                mixture,
+                builder,
+                config,
+                max_tokens=settings.max_tokens,
+                tokenizer=tokenizer,
+                image_tokens=image_tokens,
+            )
         phases.append(SftPhase(settings=settings, source=source))
     if report:
         report_file.write_text(json.dumps(report, indent=2, ensure_ascii=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping
 
@@ -47,9 +48,23 @@ def _train_sft(job: Job) -> None:
             if not state.phase_step:
                 job.policy.begin_stage(phase.optimizer, phase.num_steps)
             _train_sft_phase(job, phase, state, lambda line: shown.advance(line), num_steps)
+        _show_skipped(job, state)
     if job.prepared.test:
         job.engine.update_weights(job.policy.weights())
     job.policy.export_model(job.folder.model("sft"))
+
+
+def _show_skipped(job: Job, state: SftState) -> None:
+    """Say which conversations training passed over, and why."""
+    findings = state.skipped.findings()
+    for finding in findings:
+        title, *examples = finding.lines()
+        job.progress.line(f"passed over {title}")
+        for example in examples:
+            job.progress.line(example)
+    if findings:
+        content = json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2, ensure_ascii=False)
+        (job.folder.root / "skipped_conversations.json").write_text(content)
 
 
 def _train_sft_phase(
@@ -67,7 +82,7 @@ def _train_sft_phase(
         begin = time.perf_counter()
         metrics = training.train_step()
         values = {f"policy/{name}": float(value) for name, value in dataclasses.asdict(metrics).items()}
-        values["data/num_skipped"] = float(state.num_skipped)
+        values["data/num_skipped"] = float(sum(finding.count for finding in state.skipped.findings()))
         values["time/step"] = time.perf_counter() - begin
         if state.step % settings.validate_every_steps == 0 or state.phase_step == phase.num_steps:
             values["policy/validation_loss"] = training.validation_loss()

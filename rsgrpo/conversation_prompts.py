@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -68,6 +68,10 @@ class Conversation:
     def images(self) -> tuple[ImageRef, ...]:
         """All images, in order."""
         return (*self.prompt.images, *(image for part in self.parts for image in part.images))
+
+    def renamed(self, sample_id: str) -> Conversation:
+        """The same conversation under another id."""
+        return replace(self, sample_id=sample_id, prompt=replace(self.prompt, sample_id=sample_id))
 
 
 class ConversationBuilder:

@@ -21,6 +21,7 @@ from rsgrpo.config import Config, OptimizerConfig
 from rsgrpo.policy_model import MicroBatch, PolicyModel
 
 _TAG = "policy"
+_VISION_GROUP = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +89,19 @@ def _settings(config: Config, device: str) -> dict:
     }
 
 
+def _parameter_groups(model: PolicyModel, config: Config) -> list[dict]:
+    """All trainable parameters; those of the vision tower apart where any stage gives them a rate of their own."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    optimizers = (config.rl.optimizer, config.sft.optimizer, *(phase.optimizer for phase in config.sft.phases))
+    if not any(optimizer.vision_learning_rate for optimizer in optimizers):
+        return [{"params": [parameter for _, parameter in named]}]
+    in_tower = [".visual." in name for name, _ in named]
+    return [
+        {"params": [parameter for (_, parameter), inside in zip(named, in_tower, strict=True) if inside == wanted]}
+        for wanted in (False, True)
+    ]
+
+
 class DeepSpeedEngine:
     """A model, its optimizer and its schedule on one rank.
 
@@ -104,8 +118,9 @@ class DeepSpeedEngine:
         self._num_steps = 1
         self.stage_step = 0
         self.num_skipped_in_row = 0
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=config.rl.optimizer.learning_rate, foreach=True)
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model, config), lr=config.rl.optimizer.learning_rate, foreach=True
+        )
         if device == "cpu":
             # Else DeepSpeed compiles an extension for shared-memory inference, which training never calls: a
             # minute at the first start, and a lock that hangs every later start if that one was killed.
@@ -138,8 +153,10 @@ class DeepSpeedEngine:
     def _apply_settings(self) -> None:
         settings = self._optimizer_config
         self._engine.optimizer.clip_grad = settings.max_grad_norm
-        for group in self._torch_optimizer().param_groups:
-            group["lr"] = learning_rate(settings, self.stage_step, self._num_steps)
+        rate = learning_rate(settings, self.stage_step, self._num_steps)
+        share = settings.vision_learning_rate / settings.learning_rate if settings.vision_learning_rate else 1.0
+        for index, group in enumerate(self._torch_optimizer().param_groups):
+            group["lr"] = rate * share if index == _VISION_GROUP else rate
             group["betas"] = (settings.beta1, settings.beta2)
             group["weight_decay"] = settings.weight_decay
 

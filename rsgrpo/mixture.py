@@ -116,7 +116,7 @@ class Mixture:
         sample = data.sample(index)
         sample = replace(sample, sample_id=f"{source}.{data.number(index)}/{sample.sample_id}")
         distractors = self._sources[source].distractors
-        if not distractors.max_images:
+        if not sample.images or not (distractors.max_images or distractors.relevance != "unused"):
             return sample
         rng = np.random.default_rng((self._seed, _DISTRACTORS, key, draw))
         return with_distractors(sample, self._draw_images(data, sample, distractors, rng), distractors, rng)
@@ -141,20 +141,28 @@ class Mixture:
 def with_distractors(
     sample: Sample, images: Sequence[ImageRef], settings: DistractorConfig, rng: np.random.Generator
 ) -> Sample:
-    """Mix irrelevant images into a conversation.
+    """Mix irrelevant images into a conversation, as MIRAGE's training does.
+
+    The conversation's own images keep their order among each other. In ``noise_chance`` of the conversations
+    round(u · i) of the i irrelevant images are labelled relevant, u drawn evenly from 0 to ``noise_max_frac``.
 
     Args:
         sample: a conversation whose images all stand in its first question; its ``positive_images`` are the
             relevant ones, all if it names none.
         images: what to mix in.
-        settings: whether the first answer is to name the relevant images, and how many labels are wrong.
-        rng: draws order and noise.
+        settings: what the labels do, and how many are wrong.
+        rng: draws places and noise.
 
     Returns:
-        The conversation with all images in front of the first question in a random order.
+        The conversation with the images that it shows in front of its first question; ``positive_images`` are
+        those labelled relevant.
 
     Raises:
         DataError: images stand in later questions too.
+
+    Example:
+        A question on one image and 4 others, ``relevance: named``: five markers, and an answer such as
+        ``Relevant images: 3.\\nThe cup is red.``
     """
     questions = [turn for turn in sample.turns if turn.role == "user"]
     if not questions or any(IMAGE_MARKER in turn.text for turn in questions[1:]):
@@ -162,15 +170,23 @@ def with_distractors(
             f"sample {sample.sample_id!r} shows images in later questions, among which no distractors can be mixed; "
             "take distractors out of this source of data.mixture"
         )
-    relevant = set(sample.positive_images or range(len(sample.images)))
+    num_own = len(sample.images)
     pool = [*sample.images, *images]
-    places = rng.permutation(len(pool)).tolist()
-    is_positive = np.array([place in relevant for place in places], dtype=bool)
-    is_positive ^= rng.random(len(pool)) < settings.relevance_noise
-    positive = tuple(np.flatnonzero(is_positive).tolist())
-    turns = images_in_front(sample.turns, len(pool))
-    if settings.relevance_target:
+    is_relevant = np.zeros(len(pool), dtype=bool)
+    is_relevant[list(sample.positive_images) or slice(num_own)] = True
+    if rng.random() < settings.noise_chance:
+        irrelevant = np.flatnonzero(~is_relevant)
+        num_wrong = round(rng.uniform(0.0, settings.noise_max_frac) * len(irrelevant))
+        is_relevant[rng.permutation(irrelevant)[:num_wrong]] = True
+    places = rng.permutation(len(pool))
+    places[places < num_own] = np.arange(num_own)
+    if settings.relevance == "filter":
+        places = places[is_relevant[places]]
+    positive = tuple(np.flatnonzero(is_relevant[places]).tolist())
+    turns = images_in_front(sample.turns, len(places))
+    if settings.relevance == "named":
         first = next(index for index, turn in enumerate(turns) if turn.role == "assistant")
         named = ", ".join(str(number + 1) for number in positive) or "none"
         turns[first] = Turn(role="assistant", text=f"Relevant images: {named}.\n{turns[first].text}")
-    return replace(sample, images=tuple(pool[place] for place in places), positive_images=positive, turns=tuple(turns))
+    shown = tuple(pool[place] for place in places.tolist())
+    return replace(sample, images=shown, positive_images=positive, turns=tuple(turns))

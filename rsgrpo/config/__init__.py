@@ -136,10 +136,19 @@ class Config:
         one_of("resume", self.resume, ("auto", "never"))
         if self.stage in ("rl", "all"):
             self._check_rl()
+        self._check_vision_rates()
         if self.eval.tasks and self.stage != "eval":
             raise ConfigError(f"eval.tasks is answered by stage=eval, got stage={self.stage}; set stage=eval")
         if self.cluster.topology == "colocated":
             self._check_colocated()
+
+    def _check_vision_rates(self) -> None:
+        optimizers = (self.rl.optimizer, self.sft.optimizer, *(phase.optimizer for phase in self.sft.phases))
+        if self.model.freeze_vision and any(one.vision_learning_rate for one in optimizers):
+            raise ConfigError(
+                "optimizer.vision_learning_rate is the rate of a vision tower that model.freeze_vision=true keeps "
+                "as it is; set model.freeze_vision=false, or leave the rate out"
+            )
 
     def _check_colocated(self) -> None:
         if self.rl.max_staleness_steps:

@@ -25,6 +25,12 @@ def at_least(key: str, value: float, minimum: float) -> None:
         raise ConfigError(f"{key}={value} is too small; it must be at least {minimum}")
 
 
+def check_share(key: str, value: float) -> None:
+    """Refuse a value outside 0 to 1, or NaN."""
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError(f"{key}={value} must lie in [0, 1]")
+
+
 def more_than(key: str, value: float, bound: float) -> None:
     """Refuse a value not above ``bound``, or NaN."""
     if math.isnan(value) or value <= bound:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rsgrpo.config.checks import ConfigError, at_least, more_than, one_of
+from rsgrpo.config.checks import ConfigError, at_least, check_share, more_than, one_of
 
 DATA_FORMATS = (
     "evisrag",
@@ -97,20 +97,25 @@ class DistractorConfig:
     """Fewest distractors of a conversation."""
     max_images: int = 0
     """Most; their number is drawn evenly, they come from other records of the source. 0: no distractors."""
-    relevance_target: bool = False
-    """Begin the first answer with a line ``Relevant images: 2, 5.``, so that the model learns to retrieve."""
-    relevance_noise: float = 0.0
-    """Share of images whose relevance label is turned over."""
+    relevance: str = "unused"
+    """What the images' relevance labels do. ``unused``: nothing. ``named``: the first answer begins with a line
+    ``Relevant images: 2, 5.``, so that the model learns to retrieve. ``filter``: only images that are labelled
+    relevant are shown, as behind a retriever."""
+    noise_chance: float = 0.0
+    """Share of conversations in which irrelevant images are labelled relevant: a retriever's mistakes."""
+    noise_max_frac: float = 0.15
+    """Of the irrelevant images of such a conversation between none and this share are, drawn evenly."""
 
     def __post_init__(self) -> None:
         at_least("distractors.min_images", self.min_images, 0)
         at_least("distractors.max_images", self.max_images, self.min_images)
-        if not 0.0 <= self.relevance_noise <= 1.0:
-            raise ConfigError(f"distractors.relevance_noise={self.relevance_noise} must lie in [0, 1]")
-        if self.relevance_noise and not self.relevance_target:
+        one_of("distractors.relevance", self.relevance, ("unused", "named", "filter"))
+        check_share("distractors.noise_chance", self.noise_chance)
+        check_share("distractors.noise_max_frac", self.noise_max_frac)
+        if self.noise_chance and self.relevance == "unused":
             raise ConfigError(
-                f"distractors.relevance_noise={self.relevance_noise} changes labels that nothing reads; set "
-                "distractors.relevance_target=true as well, or leave the noise out"
+                f"distractors.noise_chance={self.noise_chance} changes labels that nothing reads; set "
+                "distractors.relevance to named or filter, or leave the noise out"
             )
 
 

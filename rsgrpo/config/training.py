@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rsgrpo.config.checks import ConfigError, at_least, more_than, one_of
+from rsgrpo.config.checks import ConfigError, at_least, check_share, more_than, one_of
 from rsgrpo.config.inputs import SourceConfig
-
-
-def _check_share(key: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise ConfigError(f"{key}={value} must lie in [0, 1]")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -18,6 +13,8 @@ class OptimizerConfig:
     """AdamW and its schedule."""
 
     learning_rate: float = 1.0e-6
+    vision_learning_rate: float = 0.0
+    """Rate of the vision tower and the projector, on the same schedule; 0: ``learning_rate``."""
     schedule: str = "constant"
     """``constant`` or ``cosine`` (to zero), after a linear warm-up."""
     warmup_steps: int = 0
@@ -28,6 +25,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         more_than("optimizer.learning_rate", self.learning_rate, 0.0)
+        at_least("optimizer.vision_learning_rate", self.vision_learning_rate, 0.0)
         one_of("optimizer.schedule", self.schedule, ("constant", "cosine"))
         at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         more_than("optimizer.max_grad_norm", self.max_grad_norm, 0.0)
@@ -80,12 +78,15 @@ class SftPhaseConfig:
     max_steps: int = 0
     """Stop the phase after this many optimizer steps; 0: when its epochs are through."""
     samples_per_step: int = 64
+    max_tokens: int = 0
+    """As ``sft.max_tokens``."""
 
     def __post_init__(self) -> None:
         at_least("sft.phases.num_epochs", self.num_epochs, 1)
         at_least("sft.phases.samples_per_step", self.samples_per_step, 1)
         at_least("sft.phases.max_steps", self.max_steps, 0)
-        _check_share("sft.phases.warmup_frac", self.warmup_frac)
+        at_least("sft.phases.max_tokens", self.max_tokens, 0)
+        check_share("sft.phases.warmup_frac", self.warmup_frac)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -102,6 +103,9 @@ class SftConfig:
     """Stop after this many optimizer steps; 0: when the epochs are through."""
     samples_per_step: int = 64
     """Samples in one optimizer step, over all ranks."""
+    max_tokens: int = 0
+    """A longer conversation of a mixture, images included, is rejected or skipped (``data.on_bad_sample``), never
+    cut; 0: ``trainer.micro_batch_tokens``."""
     phases: list[SftPhaseConfig] = field(default_factory=list)
     """Phases that follow each other in one run, instead of the optimizer, epochs and steps above."""
     validation_samples: int = 128
@@ -115,7 +119,8 @@ class SftConfig:
         at_least("sft.save_every_steps", self.save_every_steps, 1)
         at_least("sft.validate_every_steps", self.validate_every_steps, 1)
         at_least("sft.max_steps", self.max_steps, 0)
-        _check_share("sft.warmup_frac", self.warmup_frac)
+        at_least("sft.max_tokens", self.max_tokens, 0)
+        check_share("sft.warmup_frac", self.warmup_frac)
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names) or "" in names:
             raise ConfigError(f"every one of sft.phases needs a name of its own, got {names}")

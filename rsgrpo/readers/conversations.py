@@ -70,7 +70,7 @@ def mirage(file: Path, options: ReaderOptions) -> Convert:
     """MIRAGE: as LLaVA, and ``relevant_images``: 1 or 0 for each image.
 
     Markers that stand in the first question give way to one for each image in front of it. ``positive_images``
-    holds the relevant ones; without labels all are.
+    holds the relevant ones, at least one; without labels all are.
     """
     media = _media(file, options)
 
@@ -81,6 +81,8 @@ def mirage(file: Path, options: ReaderOptions) -> Convert:
             raise BadRecordError(
                 "relevance", f"relevant_images must be 0 or 1 for each of {len(images)} images, got {relevant!r:.80}"
             )
+        if images and not any(relevant):
+            raise BadRecordError("relevance", f"relevant_images calls none of its {len(images)} images relevant")
         turns = images_in_front(_turns(record, remark), len(images))
         positive = tuple(number for number, label in enumerate(relevant) if label)
         return _sample(index, record, turns, images, positive_images=positive)

@@ -39,6 +39,12 @@ class Finding:
     count: int
     examples: tuple[str, ...]
 
+    def lines(self) -> list[str]:
+        """For people: count and reason, then the examples."""
+        more = self.count - len(self.examples)
+        shown = [*self.examples, *([f"… and {more} more"] if more else [])]
+        return [f"{self.count} × {self.reason}", *(f"  {example}" for example in shown)]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadReport:
@@ -70,10 +76,8 @@ class ReadReport:
         lines = [f"{self.num_samples} of {self.num_records} records can be used"]
         for title, findings in (("left out", self.skipped), ("kept, but", self.remarks)):
             for finding in findings:
-                lines.append(f"  {title} {finding.count} × {finding.reason}")
-                lines += [f"    {example}" for example in finding.examples]
-                if finding.count > len(finding.examples):
-                    lines.append(f"    … and {finding.count - len(finding.examples)} more")
+                first, *examples = finding.lines()
+                lines += [f"  {title} {first}", *(f"  {example}" for example in examples)]
         return "\n".join(lines)
 
 

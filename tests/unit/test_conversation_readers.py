@@ -121,10 +121,11 @@ def test_mirage_puts_one_marker_an_image_in_front_and_keeps_the_labels(tmp_path:
         said("Q", "A", image="a.jpg"),
         said("Q", "A", image=["a.jpg", "b.jpg"], relevant_images=[1]),
         said("Q", "A", image=["a.jpg"], relevant_images=[2]),
+        said("Q", "A", image=["a.jpg", "b.jpg"], relevant_images=[0, 0]),
     )
     assert turns(samples[0])[0] == (Q, "<image><image>\nIs  it?")
     assert [one.positive_images for one in samples] == [(1,), (0,)]
-    assert skipped == {"relevance": 2}
+    assert skipped == {"relevance": 3}
 
 
 def grounded(answer: str) -> dict[str, Any]:

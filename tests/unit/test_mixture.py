@@ -90,38 +90,61 @@ def shown(*relevant: int, num_images: int = 2) -> Sample:
 
 
 def test_distractors_are_mixed_in_and_the_relevant_images_are_named():
-    settings = DistractorConfig(max_images=3, relevance_target=True)
+    settings = DistractorConfig(max_images=3, relevance="named")
     others = [ImageRef(path=f"other{n}.jpg") for n in range(3)]
     seen = set()
-    for seed in range(20):
+    for seed in range(40):
         found = with_distractors(shown(1), others, settings, np.random.default_rng(seed))
         paths = [image.path for image in found.images]
         assert sorted(paths) == ["0.jpg", "1.jpg", "other0.jpg", "other1.jpg", "other2.jpg"]
+        # what a question calls the first stays before what it calls the second
+        assert paths.index("0.jpg") < paths.index("1.jpg")
         # only image 1 of the sample is relevant; people count from 1
         place = paths.index("1.jpg")
         assert found.positive_images == (place,)
         assert found.turns[0].text == "<image>" * 5 + "\nQ"
         assert found.turns[1].text == f"Relevant images: {place + 1}.\nA"
         seen.add(place)
-    assert seen == set(range(5))
+    assert seen == {1, 2, 3, 4}
 
 
 def test_all_images_are_relevant_where_none_is_named():
     found = with_distractors(shown(), [ImageRef(path="o")], DistractorConfig(max_images=1), np.random.default_rng(0))
-    assert sorted(found.images[n].path for n in found.positive_images) == ["0.jpg", "1.jpg"]
+    assert [found.images[n].path for n in found.positive_images] == ["0.jpg", "1.jpg"]
     assert found.turns[1].text == "A"
 
 
-def test_noise_turns_labels_over_as_often_as_it_says():
-    settings = DistractorConfig(max_images=8, relevance_target=True, relevance_noise=0.25)
-    others = [ImageRef(path=f"other{n}") for n in range(8)]
+def test_a_filter_shows_only_what_is_labelled_relevant():
+    others = [ImageRef(path=f"other{n}.jpg") for n in range(4)]
+    settings = DistractorConfig(max_images=4, relevance="filter")
+    found = with_distractors(shown(1), others, settings, np.random.default_rng(0))
+    assert [image.path for image in found.images] == ["1.jpg"]
+    assert (found.positive_images, found.turns[0].text, found.turns[1].text) == ((0,), "<image>\nQ", "A")
+
+
+def test_noise_lets_irrelevant_images_through_as_often_as_it_says():
+    settings = DistractorConfig(max_images=20, relevance="filter", noise_chance=0.25, noise_max_frac=0.5)
+    others = [ImageRef(path=f"other{n}") for n in range(20)]
     rng = np.random.default_rng(0)
-    flips = 0
-    for _ in range(500):
+    numbers = []
+    for _ in range(2000):
         found = with_distractors(shown(0, 1), others, settings, rng)
-        flips += sum(("other" in one.path) == (n in found.positive_images) for n, one in enumerate(found.images))
-    # 5000 labels, a quarter turned over: 1250 with a standard deviation of 31
-    assert abs(flips - 1250) < 150
+        assert {"0.jpg", "1.jpg"} <= {image.path for image in found.images}
+        numbers.append(len(found.images) - 2)
+    # round(u · 20) with u even in [0, 0.5] is 0 in 5 % of the draws and 10 in 5 %, its mean 5; a quarter draws:
+    # 2000 · 0.25 · 0.95 = 475 conversations with any (deviation 19), 2000 · 0.25 · 5 = 2500 images (deviation 128)
+    assert abs(sum(number > 0 for number in numbers) - 475) < 80
+    assert abs(sum(numbers) - 2500) < 500
+    assert max(numbers) == 10
+
+
+def test_labels_of_the_data_count_without_distractors_too(tmp_path: Path):
+    file = tmp_path / "m.json"
+    turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+    labelled = {"conversations": turns, "image": ["a.jpg", "b.jpg"], "relevant_images": [0, 1]}
+    file.write_text(json.dumps([labelled, {"conversations": turns}]))
+    mixture = mix(SourceConfig(format="mirage", path=str(file), distractors=DistractorConfig(relevance="filter")))
+    assert [[image.path for image in mixture.sample(key).images] for key in (0, 1)] == [["b.jpg"], []]
 
 
 def test_distractors_come_from_other_records_and_differ_from_draw_to_draw(tmp_path: Path):
@@ -149,8 +172,10 @@ def test_distractors_need_their_images_in_the_first_question():
     "make",
     [
         lambda: DistractorConfig(min_images=3, max_images=2),
-        lambda: DistractorConfig(max_images=2, relevance_noise=0.1),
-        lambda: DistractorConfig(relevance_noise=1.1, relevance_target=True),
+        lambda: DistractorConfig(max_images=2, noise_chance=0.1),
+        lambda: DistractorConfig(noise_chance=1.1, relevance="named"),
+        lambda: DistractorConfig(noise_max_frac=-0.1),
+        lambda: DistractorConfig(relevance="both"),
         lambda: SourceConfig(path="a", weight=0.0),
         lambda: SourceConfig(path="a", format="voc"),
         lambda: SourceConfig(format="llava"),
