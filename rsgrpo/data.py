@@ -121,11 +121,12 @@ def load_samples(
     return LoadedData(samples=tuple(kept), skipped=dict(Counter(problem.reason for problem in problems)))
 
 
-def split_markers(prompt: str) -> tuple[str | None, ...]:
+def split_markers(prompt: str, marker: str = IMAGE_MARKER) -> tuple[str | None, ...]:
     """Take a ready prompt apart at its ``<image>`` markers.
 
     Args:
         prompt: ready text.
+        marker: what stands for an image.
 
     Returns:
         Non-empty text pieces as they stand, and None for each image, in order.
@@ -134,7 +135,7 @@ def split_markers(prompt: str) -> tuple[str | None, ...]:
         ``split_markers("<image><image>\\nQ?") == (None, None, "\\nQ?")``
     """
     parts: list[str | None] = []
-    for index, text in enumerate(prompt.split(IMAGE_MARKER)):
+    for index, text in enumerate(prompt.split(marker)):
         if index:
             parts.append(None)
         if text:

@@ -121,7 +121,7 @@ def official_iou(gold: Sequence[float], predicted: Sequence[float] | Sequence[Se
         box: Sequence[float] = first
     else:
         box = [value for value in predicted if not isinstance(value, Sequence)]
-    if len(box) < 4:
+    if min(len(gold), len(box)) < 4:
         return 0.0
     left, top = max(gold[0], box[0]), max(gold[1], box[1])
     right, bottom = min(gold[2], box[2]), min(gold[3], box[3])

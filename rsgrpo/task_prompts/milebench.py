@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -89,7 +90,9 @@ def milebench_prompt(
         mark = f"<Image {number}> " if is_combined else IMAGE_HERE
         text = text.replace(f"{{image#{number}}}", mark).replace(f"{{table#{number}}}", mark)
     if is_combined:
-        kept = _keep_tail([text], 0, instruction, limit)
+        # The canvas costs nothing, and a mark that the data set itself writes parts the text as ever.
+        free = None if limit is None else dataclasses.replace(limit, image_tokens=0)
+        kept = _keep_tail(text.split(IMAGE_HERE), 0, instruction, free)
         return PlacedImages(prompt=f"{IMAGE_HERE}\n{instruction}\n{kept.prompt}", kept_images=(0,))
     kept = _keep_tail(text.split(IMAGE_HERE), num_images, instruction, limit)
     return PlacedImages(prompt=f"{instruction}\n{kept.prompt}", kept_images=kept.kept_images)

@@ -55,6 +55,11 @@ def test_iou_equals_the_original(parity: Parity) -> None:
             assert official_iou(*arguments) == pytest.approx(vector["expected"], abs=1e-9), vector["id"]
 
 
+def test_a_box_or_gold_of_fewer_numbers_overlaps_nothing() -> None:
+    assert official_iou([0.1, 0.2], [0.1, 0.2, 0.3, 0.4]) == 0.0
+    assert official_iou([0.1, 0.2, 0.3, 0.4], [0.1, 0.2]) == 0.0
+
+
 def test_whole_runs_equal_the_original(parity: Parity) -> None:
     for vector in vectors(parity, "evaluate"):
         inputs, expected = vector["inputs"], vector["expected"]

@@ -16,6 +16,7 @@ from rsgrpo.task_prompts.combine import combine_grid, combine_images
 from rsgrpo.task_prompts.grounding import grounding_text, target_image, thousandths_from_pixels
 from rsgrpo.task_prompts.haystack import haystack_at, haystack_text, needle_positions, shuffled_haystack
 from rsgrpo.task_prompts.milebench import ContextLimit, milebench_prompt
+from rsgrpo.task_prompts.reference import reference_messages
 from rsgrpo.task_prompts.turns import TaskPromptError, chat_prompt, openai_messages, user_prompt
 from rsgrpo.types import ImageRef
 from tests.tiny_model import write_pages
@@ -66,6 +67,41 @@ def test_milebench_prompts_equal_the_originals(parity: Parity) -> None:
         shown = combined if num_canvases else [instance["images_path"][index] for index in built.kept_images]
         assert built.prompt == vector["expected"]["prompt"], vector["id"]
         assert shown == [Path(path).name for path in vector["expected"]["images"]], vector["id"]
+
+
+def test_reference_messages_equal_the_originals(parity: Parity) -> None:
+    chosen = [one for one in parity("evisrag_dataset") if one["inputs"]["op"] == "messages"]
+    assert len(chosen) == 30
+    for vector in chosen:
+        inputs = vector["inputs"]
+        built = reference_messages(
+            inputs["example"],
+            format_prompt=inputs["format_prompt"] or "",
+            image_key=inputs["image_key"],
+            video_key=inputs["video_key"],
+        )
+        assert built == vector["expected"], vector["id"]
+
+
+def test_a_video_column_stands_behind_an_image_column() -> None:
+    row = {"prompt": "<image>a<video>b", "video": ["v.mp4"], "pictures": ["a.png"]}
+    (turn,) = reference_messages(row)
+    assert turn["content"] == [{"type": "text", "text": "<image>a"}, {"type": "video"}, {"type": "text", "text": "b"}]
+    (turn,) = reference_messages(row, image_key="pictures")
+    assert turn["content"] == [{"type": "image"}, {"type": "text", "text": "a<video>b"}]
+
+
+def test_a_mark_that_the_data_set_writes_parts_combined_text_too() -> None:
+    # Room for 5 characters behind "Do.": the fragment behind the mark fits, the one in front of it does not.
+    built = milebench_prompt(
+        dataset="X",
+        instruction="Do.",
+        context="a long text<ImageHere>{image#1}?",
+        num_images=1,
+        limit=_limit(16, 1000),
+        is_combined=True,
+    )
+    assert built.prompt == "<ImageHere>\nDo.\n<Image 1> ?"
 
 
 @given(
