@@ -33,6 +33,7 @@ _EVISRAG_PENALTY = 1.05
 _POSITIONAL = "vhs/positional"
 _HAYSTACK_FILE = re.compile(r"visual_haystack_(\d+|oracle)")
 _ORACLE_IMAGES = 1
+_COMBINED = re.compile(r"_combined_(\d+)$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,14 +227,24 @@ def _ask_evisrag(sample: Sample, wording: _Wording, task: str) -> Iterator[Quest
 
 
 def _find_milebench(benchmark: Benchmark, config: Config) -> list[_DataSet]:
-    name = benchmark.sets[0]
-    file = Path(name) / f"{name}.json"
+    name, variant = benchmark.sets[0], benchmark.name.rpartition("/")[2]
+    file = Path(name) / f"{variant if variant.endswith('-adv') else name}.json"
+    if _num_canvases(benchmark.name, config) > 1:
+        raise BenchmarkError(
+            f"{benchmark.name}: MileBench's prompt for combined images shows one; name {name}_combined_1"
+        )
     path = _existing(benchmark.name, [_root(config) / "MileBench" / file, _root(config) / file])
     return [_DataSet(name=benchmark.name, benchmark=benchmark, format="milebench", path=path)]
 
 
+def _num_canvases(task: str, config: Config) -> int:
+    """How many canvases the images are combined to, by the task's name or the settings; 0: they stay single."""
+    variant = _COMBINED.search(task)
+    return int(variant[1]) if variant else config.eval.max_canvases
+
+
 def _ask_milebench(sample: Sample, wording: _Wording, task: str) -> Iterator[Question]:
-    canvases = wording.config.eval.max_canvases
+    canvases = _num_canvases(task, wording.config)
     images = sample.images
     if canvases:
         images = combine_images(

@@ -27,6 +27,8 @@ SECTION_TAGS = ("observe", "evidence", "think", "answer")
 
 IMAGE_MARKER = "<image>"
 """Where a data set's ready prompt wants an image."""
+NUMERIC_ID = "id_is_number"
+"""Key of ``Sample.metadata``, there where the data set writes the id as a number; its own scripts compare types."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ docstring lists what it changes. Nothing is dropped without a count in ``Benchma
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,11 +98,14 @@ class Gaps:
     Attributes:
         missing: samples that no prediction names.
         unknown_ids: ids that no sample has, once a prediction.
+        doubled_ids: ids with more than one prediction (for the same position), once a surplus one; which of them
+            counts is the benchmark's to say, and so is their count.
         problems: see :class:`PredictionFile`.
     """
 
     missing: tuple[Sample, ...] = ()
     unknown_ids: tuple[str, ...] = ()
+    doubled_ids: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
     @property
@@ -307,11 +311,15 @@ def pair_predictions(samples: Iterable[Sample], file: PredictionFile) -> Pairing
                 relevant=one.relevant,
             )
         )
-    seen = {one.sample.sample_id for one in answered}
-    missing = tuple(sample for sample_id, sample in by_id.items() if sample_id not in seen)
-    return Pairing(
-        answered=tuple(answered), gaps=Gaps(missing=missing, unknown_ids=tuple(unknown), problems=file.problems)
+    seen = Counter((one.sample.sample_id, one.needle_position) for one in answered)
+    seen_ids = {sample_id for sample_id, _ in seen}
+    gaps = Gaps(
+        missing=tuple(sample for sample_id, sample in by_id.items() if sample_id not in seen_ids),
+        unknown_ids=tuple(unknown),
+        doubled_ids=tuple(sample_id for (sample_id, _), count in seen.items() for _ in range(count - 1)),
+        problems=file.problems,
     )
+    return Pairing(answered=tuple(answered), gaps=gaps)
 
 
 def last_of_each(answered: Sequence[Answered]) -> tuple[list[Answered], int]:

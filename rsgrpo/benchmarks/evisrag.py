@@ -26,7 +26,7 @@ from rsgrpo.benchmarks.base import (
 )
 from rsgrpo.benchmarks.prediction_files import read_prediction_rows, write_lines
 from rsgrpo.evisrag_metrics import official_answer, score_answer, strict_score_answer
-from rsgrpo.types import Sample
+from rsgrpo.types import NUMERIC_ID, Sample
 
 SETS = ("ChartQA", "InfoVQA", "DocVQA", "SlideVQA", "ViDoSeek")
 METRICS = ("em", "accuracy", "f1")
@@ -74,7 +74,7 @@ class EVisRagBenchmark:
             path,
             (
                 {
-                    "qid": one.sample.sample_id,
+                    "qid": int(one.sample.sample_id) if NUMERIC_ID in one.sample.metadata else one.sample.sample_id,
                     "imgs": [image.file or image.path for image in one.sample.images],
                     "pred": one.text,
                 }

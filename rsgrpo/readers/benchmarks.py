@@ -10,7 +10,7 @@ from typing import Any
 import ijson
 
 from rsgrpo.data_files import DataError
-from rsgrpo.readers.fields import id_field, text_field, texts_field, whole_field
+from rsgrpo.readers.fields import id_field, text_field, text_or_number_field, texts_field, whole_field
 from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.media import MediaFinder
 from rsgrpo.readers.options import Convert, ReaderOptions
@@ -46,7 +46,7 @@ def milebench(file: Path, options: ReaderOptions) -> Convert:
             raise BadRecordError(
                 "unknown id", f"task_instruction_id={instruction}, but meta_data has {len(instructions)} instructions"
             )
-        question, answer = text_field(instance, "context"), text_field(record, "response")
+        question, answer = text_field(instance, "context"), text_or_number_field(record, "response")
         choices = tuple(texts_field(instance, "choice_list")) if "choice_list" in instance else ()
         if question_type == "multi-choice" and answer not in choices:
             remark("gold is no option", f"the response {answer!r:.60} is none of the {len(choices)} options")

@@ -14,7 +14,7 @@ from rsgrpo.readers.media import MediaFinder
 from rsgrpo.readers.options import Convert, ReaderOptions
 from rsgrpo.sections import parse_response
 from rsgrpo.text import is_refusal
-from rsgrpo.types import IMAGE_MARKER, Sample
+from rsgrpo.types import IMAGE_MARKER, NUMERIC_ID, Sample
 
 _SUFFICIENT_COLUMN = "is_sufficient"
 _POSITIVE_COLUMN = "posImgs"
@@ -49,7 +49,7 @@ def evisrag_sample(
     """
     columns = dict(record)
     sample_id = id_field(columns, data.id_column, default_id)
-    columns.pop(data.id_column, None)
+    is_numeric = isinstance(columns.pop(data.id_column, None), int)
     question = _text(columns, data.question_column)
     prompt = _text(columns, data.prompt_column)
     if not question and not prompt:
@@ -95,7 +95,8 @@ def evisrag_sample(
         metadata={
             name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
             for name, value in columns.items()
-        },
+        }
+        | ({NUMERIC_ID: "true"} if is_numeric else {}),
     )
 
 

@@ -16,6 +16,14 @@ def text_field(record: Mapping[str, Any], name: str) -> str:
     return value
 
 
+def text_or_number_field(record: Mapping[str, Any], name: str) -> str:
+    """A text that must be there, or a number, which becomes text as Python writes it."""
+    value = _present(record, name)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    return text_field(record, name)
+
+
 def texts_field(record: Mapping[str, Any], name: str) -> list[str]:
     """A text or a list of texts that must be there, as a list."""
     value = _present(record, name)

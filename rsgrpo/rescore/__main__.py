@@ -20,6 +20,7 @@ from rsgrpo.rescore.locate import data_place, predictions_place
 from rsgrpo.rescore.scoring import Rescored, read_data, rescore
 from rsgrpo.rescore.tables import anomalies_table, comparison_table, printed_table, scores_table
 
+_NAMED_IDS = 10
 _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for two runs
 
 
@@ -75,8 +76,8 @@ def _rescore_one(
     console.print(printed_table(runs))
     console.print(anomalies_table(runs, data))
     for run in runs:
-        for problem in run.gaps.problems:
-            console.print(f"{run.run}: {problem}", markup=False, soft_wrap=True)
+        for line in (*_named_ids(run), *run.gaps.problems):
+            console.print(f"{run.run}: {line}", markup=False, soft_wrap=True)
     comparisons = {}
     if len(runs) == 2:
         comparisons = {mode: compare(runs[0].results[mode], runs[1].results[mode]) for mode in MODES}
@@ -84,6 +85,21 @@ def _rescore_one(
     for path in write_files(folder, runs, data, comparisons):
         console.print(f"written: {path}", markup=False, soft_wrap=True)
     return runs
+
+
+def _named_ids(run: Rescored) -> list[str]:
+    """The first ids of each kind of gap; ``scores.json`` has all."""
+    gaps = run.gaps
+    lines = []
+    for title, ids in (
+        ("no prediction for", [sample.sample_id for sample in gaps.missing]),
+        ("unknown ids", gaps.unknown_ids),
+        ("more than one prediction for", tuple(dict.fromkeys(gaps.doubled_ids))),
+    ):
+        if ids:
+            more = f" and {len(ids) - _NAMED_IDS} more (scores.json)" if len(ids) > _NAMED_IDS else ""
+            lines.append(f"{title} {', '.join(ids[:_NAMED_IDS])}{more}")
+    return lines
 
 
 def _run_names(predictions: Sequence[Path]) -> list[str]:

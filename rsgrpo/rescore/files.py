@@ -58,6 +58,7 @@ def _content(runs: Sequence[Rescored], data: DataSet, comparisons: Mapping[Mode,
                 "run": run.run,
                 "missing": [sample.sample_id for sample in run.gaps.missing],
                 "unknown_ids": list(run.gaps.unknown_ids),
+                "doubled_ids": list(run.gaps.doubled_ids),
                 "problems": list(run.gaps.problems),
                 "modes": {mode: _result_content(result) for mode, result in run.results.items()},
             }

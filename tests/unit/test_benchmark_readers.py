@@ -72,6 +72,12 @@ def test_milebench(tmp_path: Path, meta_first: bool):
     assert (report.num_records, report.num_samples, report.skipped, report.remarks) == (1, 1, (), ())
 
 
+def test_milebench_gold_may_be_a_number(tmp_path: Path):
+    file = mile_file(tmp_path, mile(response=8432), question_type="open-ended")
+    ((sample,), _) = read_samples("milebench", file, options=ReaderOptions(check_media=False))
+    assert sample.answers == ("8432",)
+
+
 def test_milebench_combined_shows_the_canvases_and_counts_the_originals(tmp_path: Path):
     file = mile_file(tmp_path, mile())
     options = ReaderOptions(combined_images=1, check_media=False)

@@ -103,6 +103,24 @@ def test_combined_images_are_drawn_once(data_root: Path) -> None:
         _config(data_root, "milebench/ActionSequence", max_canvases=2)
 
 
+def test_a_combined_variant_is_named_as_a_task(data_root: Path) -> None:
+    assert _texts(data_root, "milebench/ActionSequence_combined_1") == _texts(
+        data_root, "milebench/ActionSequence", max_canvases=1
+    )
+    with pytest.raises(BenchmarkError, match="name ActionSequence_combined_1"):
+        _texts(data_root, "milebench/ActionSequence_combined_4")
+
+
+def test_an_adversarial_variant_is_read_from_its_own_file(data_root: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"ActionSequence-adv\.json"):
+        _texts(data_root, "milebench/ActionSequence-adv")
+    folder = data_root / "MileBench" / "ActionSequence"
+    plain = (folder / "ActionSequence.json").read_text()
+    (folder / "ActionSequence-adv.json").write_text(plain.replace("What happens next?", "What now?"))
+    texts = _texts(data_root, "milebench/ActionSequence-adv")
+    assert all("What now?" in text for text in texts.values())
+
+
 def test_positional_haystacks_ask_once_a_position(data_root: Path) -> None:
     config = _config(data_root, "vhs/positional", haystack_sizes=[3])
     (unit,) = load_tasks(config, None, data_root)

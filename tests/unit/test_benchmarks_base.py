@@ -22,6 +22,7 @@ from rsgrpo.benchmarks.base import (
     last_of_each,
     pair_predictions,
 )
+from rsgrpo.readers import ReaderOptions, read_samples
 from rsgrpo.types import Sample
 
 
@@ -140,3 +141,14 @@ def test_evisrag_predictions_survive_writing_and_reading(tmp_path: Path) -> None
     assert [(one.sample_id, one.text) for one in benchmark.read_predictions(path).predictions] == [
         ("q1", "é\n<answer>x</answer>")
     ]
+
+
+def test_a_numeric_id_is_written_back_as_a_number(tmp_path: Path) -> None:
+    (tmp_path / "top3_test.jsonl").write_text(
+        "".join(json.dumps({"qid": qid, "query": "?", "answer": ["x"], "image": ["a.png"]}) + "\n" for qid in (7, "8"))
+    )
+    samples, _ = read_samples("evisrag", tmp_path / "top3_test.jsonl", options=ReaderOptions(check_media=False))
+    benchmark = find_benchmark("evisrag/chartqa")
+    path = benchmark.write_predictions([Answered(sample=sample, text="x") for sample in samples], tmp_path)
+    assert [json.loads(line)["qid"] for line in path.read_text().splitlines()] == [7, "8"]
+    assert not pair_predictions(samples, benchmark.read_predictions(path)).gaps.missing

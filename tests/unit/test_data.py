@@ -68,7 +68,10 @@ def test_train_layout(folder: Path):
     assert (first.question, first.gold_response, first.answers) == ("", GOLD, ("Team A",))
     assert first.is_sufficient
     assert first.images == tuple(ImageRef(path=f"imgs/{n}.png", file=str(folder / f"imgs/{n}.png")) for n in (1, 2))
-    assert (second.sample_id, dict(second.metadata)) == ("7", {"source": "chart", "level": "[1, 2]"})
+    assert (second.sample_id, dict(second.metadata)) == (
+        "7",
+        {"source": "chart", "level": "[1, 2]", "id_is_number": "true"},
+    )
 
 
 def test_gold_that_refuses_makes_a_question_unanswerable(folder: Path):

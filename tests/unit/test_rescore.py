@@ -65,6 +65,24 @@ def test_one_set_is_scored_printed_and_written(tmp_path: Path, capsys: pytest.Ca
     assert "missing_prediction" in printed and "global_f1" in printed
 
 
+def test_ids_without_with_too_many_and_with_unknown_predictions_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = evisrag_data(tmp_path, num=12)
+    rows = [{"qid": name, "pred": "<answer>Paris</answer>"} for name in ("q0", "zz", "q0", "q0")]
+    arguments = ["--benchmark", "evisrag/chartqa", "--data", str(data), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--predictions", str(lines(tmp_path / "run.jsonl", rows))]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    # Ten of the eleven missing ids are named.
+    assert (
+        f"run: no prediction for {', '.join(f'q{index}' for index in range(1, 11))} and 1 more (scores.json)" in printed
+    )
+    assert "run: unknown ids zz" in printed
+    assert "run: more than one prediction for q0" in printed
+    content = json.loads((tmp_path / "out" / "scores.json").read_text())["runs"][0]
+    assert (len(content["missing"]), content["doubled_ids"]) == (11, ["q0", "q0"])
+
+
 def test_two_runs_are_compared_sample_by_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = evisrag_data(tmp_path, num=12)
     for name, right in (("first", range(2)), ("second", range(1, 10))):
