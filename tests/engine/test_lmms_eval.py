@@ -18,6 +18,8 @@ from tests.fake_server import FakeServer, ok
 
 lmms_eval = pytest.importorskip("lmms_eval", reason="lmms-eval is not installed (group dev)")
 
+pytestmark = pytest.mark.engine  # imports all of lmms-eval and Ray: a quarter of a minute
+
 TAGGED = "<observe>o</observe><evidence>[1]: e</evidence><think>A. is wrong, so is A.</think><answer>{}</answer>"
 
 
