@@ -6,9 +6,14 @@ import re
 from functools import lru_cache
 
 # Where NLTK 3.9.1's word tokenizer would cut; agrees with it on all published vectors.
-_CUTS = r"\s()\[\]{}<>;@#$%&?!*\"“”„«»`"
-_BEFORE = rf"(?:(?<![\s\S])|(?<=[{_CUTS}‘:,])|(?<=--)|(?<=\.\.))"
-_AFTER = rf"(?=\Z|[{_CUTS}]|[:,](?:\D|\Z)|--|\.\.|\.[\])}}>\"'»”’]*(?:\s|\Z)|'(?:[\ss]|\Z))"
+_CUTS = r"\s()\[\]{}<>;@#$%&?!*\"“”„«»‘’`"
+# Colons, commas and dashes are cut off in pairs from the left: in front of a word, an odd or an even number counts.
+_BEFORE = (
+    rf"(?:(?<![\s\S])|(?<=[{_CUTS}])|(?<=(?<![:,])[:,])|(?<=(?<![:,])[:,]{{3}})"
+    r"|(?<=(?<!-)--)|(?<=(?<!-)----)|(?<=\.\.)|(?<=''))"
+)
+_GAP = rf"(?:\Z|[{_CUTS}]|[:,](?:\D|\Z)|--|\.\.|''|\.[\])}}>\"'»”’]*(?:\s|\Z))"
+_AFTER = rf"(?=(?:'(?:[smd]|ll|re|ve)?|n't)?{_GAP}|'(?![mtsdn])\w\b)"
 _LEADING = re.compile(r"\W*(yes|no)\b(?!\s*(?:\w|['/-]))")
 _ANY = re.compile(r"\b(?:yes|no)\b")
 

@@ -61,6 +61,19 @@ def test_single_replies_score_as_in_the_original(parity: Parity) -> None:
         assert found == (vector["expected"]["correct"], vector["expected"]["compliant"]), vector["id"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["‘Yes’", "’yes’", "''yes''", "yes's", "yes're.", "yesn't", "yes'", "yes'x", ":yes", ":,:yes", "--yes", "----yes"],
+)
+def test_a_word_is_cut_off_where_nltk_cuts(text: str) -> None:
+    assert holds_token(text, "yes")
+
+
+@pytest.mark.parametrize("text", ["'yes", "yes't", "yes'stop", ",:yes", "-yes", "---yes", "yes:3", "yes.no", "yesn'ts"])
+def test_a_word_is_not_cut_off_where_nltk_does_not(text: str) -> None:
+    assert not holds_token(text, "yes")
+
+
 def test_bootstraps_equal_the_original(parity: Parity) -> None:
     for vector in vectors(parity, "bootstrap"):
         records = [[reply_of(row, row["response"])] for row in vector["inputs"]["rows"]]
