@@ -41,12 +41,10 @@ def llava(file: Path, options: ReaderOptions) -> Convert:
             images, turns = _frames(record, turns, media, options)
         else:
             images = _images(record, "image", media)
-        turns = [
-            Turn(role=turn.role, text=f"{IMAGE_MARKER}\n{turn.text.replace(IMAGE_MARKER, '').strip()}")
-            if turn.text.count(IMAGE_MARKER) == 1 and not turn.text.startswith(IMAGE_MARKER)
-            else turn
-            for turn in turns
-        ]
+        for number, turn in enumerate(turns):
+            text = turn.text
+            if not text.startswith(IMAGE_MARKER) and text.count(IMAGE_MARKER) == 1:
+                turns[number] = Turn(role=turn.role, text=f"{IMAGE_MARKER}\n{text.replace(IMAGE_MARKER, '').strip()}")
         return _sample(index, record, turns, images)
 
     return convert
@@ -135,22 +133,22 @@ def _turns(record: dict[str, Any], remark: Remark) -> list[Turn]:
     if not isinstance(given, list) or not given:
         raise BadRecordError("wrong type", f"{key} must be a list of turns, got {type(given).__name__} {given!r:.80}")
     turns = []
+    roles = []
     for turn in given:
         if not isinstance(turn, dict) or not isinstance(turn.get(text_key), str):
             raise BadRecordError("wrong type", f"a turn must hold the text {text_key!r}, got {turn!r:.80}")
         role = turn.get(role_key)
         if not isinstance(role, str) or role not in _ROLES:
             raise BadRecordError("role", f"{role_key}={role!r:.40} is not known; expected one of {', '.join(_ROLES)}")
-        turns.append(Turn(role=_ROLES[role], text=turn[text_key]))
-    start = 1 if turns[0].role == "system" else 0
-    if len(turns) > start and turns[start].role == "assistant":
+        role = _ROLES[role]
+        roles.append(role)
+        turns.append(Turn(role=role, text=turn[text_key]))
+    start = 1 if roles[0] == "system" else 0
+    if roles[start : start + 1] == ["assistant"]:
         remark("first turn is an answer", "it is left out, as LLaVA does")
-        del turns[start]
-    expected = ["user", "assistant"] * ((len(turns) - start + 1) // 2)
-    if len(turns) == start or [turn.role for turn in turns[start:]] != expected:
-        raise BadRecordError(
-            "turns", f"question and answer must take turns, got {', '.join(turn.role for turn in turns)[:80]}"
-        )
+        del turns[start], roles[start]
+    if len(roles) == start or roles[start:] != ["user", "assistant"] * ((len(roles) - start + 1) // 2):
+        raise BadRecordError("turns", f"question and answer must take turns, got {', '.join(roles)[:80]}")
     return turns
 
 
@@ -225,15 +223,19 @@ def _sample(
     positive_images: tuple[int, ...] = (),
     boxes: tuple[Box, ...] = (),
 ) -> Sample:
-    num_markers = sum([turn.text.count(IMAGE_MARKER) for turn in turns if turn.role != "assistant"])
+    num_markers = 0
+    for turn in turns:
+        text = turn.text
+        if turn.role != "assistant":
+            num_markers += text.count(IMAGE_MARKER)
+        elif not text or text.isspace():
+            raise BadRecordError("empty answer", "an answer is empty; there is nothing to learn from it")
+        elif IMAGE_MARKER in text:
+            raise BadRecordError("markers", f"an answer holds {IMAGE_MARKER}; only questions show images")
     if num_markers != len(images):
         raise BadRecordError(
             "markers", f"its questions have {num_markers} {IMAGE_MARKER} markers, but it lists {len(images)} images"
         )
-    if any([IMAGE_MARKER in turn.text for turn in turns if turn.role == "assistant"]):
-        raise BadRecordError("markers", f"an answer holds {IMAGE_MARKER}; only questions show images")
-    if not all([turn.text.strip() for turn in turns if turn.role == "assistant"]):
-        raise BadRecordError("empty answer", "an answer is empty; there is nothing to learn from it")
     kind = record.get("type")
     return Sample(
         sample_id=id_field(record, "id", str(index)),

@@ -2,7 +2,10 @@
 
 A JSON list goes through ``ijson`` (its C backend where there is one). The file is handed over in pieces that
 end in a ``}`` which a comma or bracket follows: only there can a record end, so that the parser itself tells
-at which byte each one does, and reading can go on from any of these bytes later.
+at which byte each one does, and reading can go on from any of these bytes later. Most such braces end something
+within a record, and each piece has its price. So what stands between the first two records, up to the second
+one's first key, is taken for what stands between all of them: pieces end there only, as long as the parser says
+that each of them brings exactly one record with its last byte.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import json
 import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ijson
 
@@ -21,7 +24,12 @@ from rsgrpo.readers.findings import BadRecordError
 _CHUNK_BYTES = 1 << 18  # large enough to read fast, small beside the records that a reader's user holds
 _RECORD_END = re.compile(rb"\}(?=\s*[,\]])")
 _BEFORE_NEXT = re.compile(rb"\s*,?")
+_BETWEEN = re.compile(rb"\s*,?\s*")
+_FIRST_KEY = re.compile(rb'\{\s*"[^"\\]*"')
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BEFORE_FIRST = {"item": re.compile(b"(?:" + _BYTE_ORDER_MARK + rb")?\s*\[\s*"), "data.item": re.compile(rb"(?!)")}
+"""What stands in front of a file's first record; for a list within an object only the parser can tell."""
+_LONGEST_ALIKE = 1 << 24  # a separator that does not come again must not draw the file into memory
 OPENINGS = {"item": b"[", "data.item": b'{"data":['}
 """What must stand in front of a record for the parser to be in a list of them, by ijson's name of the list."""
 
@@ -85,6 +93,82 @@ def _table_rows(file: Path, offset: int) -> Iterator[RawRecord]:
 
 
 def _list_items(file: Path, prefix: str, offset: int) -> Iterator[RawRecord]:
+    end = yield from _alike_items(file, prefix, offset)
+    yield from _any_items(file, prefix, end)
+
+
+class _AlikePieces:
+    """A file as ijson reads it: each read gives a record without its last brace, or that brace.
+
+    Args:
+        stream: the file.
+        start: first byte of a record.
+        separator: what parts records, from the brace that ends one on.
+        opening: stands for what comes in front of the record.
+
+    Attributes:
+        end: behind the brace that the last read gave; -1 if it gave none.
+    """
+
+    def __init__(self, stream: BinaryIO, start: int, separator: bytes, opening: bytes) -> None:
+        self.end = -1
+        self._pieces = self._cut(stream, start, separator, opening)
+
+    def read(self, size: int) -> bytes:
+        """The next piece, whatever its size; empty behind the last separator."""
+        return next(self._pieces, b"") if size else b""
+
+    def _cut(self, stream: BinaryIO, start: int, separator: bytes, opening: bytes) -> Iterator[bytes]:
+        yield opening
+        stream.seek(start)
+        block, position = b"", start
+        while chunk := stream.read(_CHUNK_BYTES):
+            block += chunk
+            sent = 0
+            while (found := block.find(separator, sent)) >= 0:
+                yield block[sent:found]
+                sent = found + 1
+                self.end = position + sent
+                yield b"}"
+                self.end = -1
+            block, position = block[sent:], position + sent
+            if len(block) > _LONGEST_ALIKE:
+                return
+
+
+def _alike_items(file: Path, prefix: str, offset: int) -> Generator[RawRecord, None, int]:
+    """Records that are parted as the first two are, up to the first that is not; returns where the last one ends."""
+    end = offset
+    with file.open("rb") as stream:
+        start, separator = _first_separator(stream, prefix, offset)
+        if not separator:
+            return end
+        pieces = _AlikePieces(stream, start, separator, OPENINGS[prefix])
+        try:
+            for value in ijson.items(pieces, prefix, use_float=True):
+                if pieces.end < 0:
+                    break
+                end = pieces.end
+                yield end, value
+        except (ijson.JSONError, UnicodeDecodeError, OverflowError):
+            return end  # the last record has no separator behind it; a real error shows again where it is told
+    return end
+
+
+def _first_separator(stream: BinaryIO, prefix: str, offset: int) -> tuple[int, bytes]:
+    """Where the first record behind an offset starts, and what parts it from the next, its first key included."""
+    stream.seek(offset)
+    head = stream.read(_CHUNK_BYTES)
+    before = _BETWEEN if offset else _BEFORE_FIRST[prefix]
+    opening = before.match(head)
+    key = _FIRST_KEY.match(head, opening.end()) if opening else None
+    if opening is None or key is None:
+        return offset, b""
+    parted = re.compile(rb"\}\s*,\s*" + re.escape(key[0])).search(head, key.end())
+    return offset + opening.end(), parted[0] if parted else b""
+
+
+def _any_items(file: Path, prefix: str, offset: int) -> Iterator[RawRecord]:
     items: list[Any] = ijson.sendable_list()
     parser = ijson.items_coro(items, prefix, use_float=True)
     end = offset

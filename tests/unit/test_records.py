@@ -17,9 +17,16 @@ from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.readers.records import raw_records
 
 TEXTS = st.text(alphabet='ab}{],[" \\é\n', max_size=12)
-RECORDS = st.lists(
-    st.dictionaries(TEXTS, st.one_of(TEXTS, st.integers(-9, 9), st.lists(st.dictionaries(TEXTS, TEXTS), max_size=3))),
-    max_size=8,
+FIELDS = st.dictionaries(
+    TEXTS, st.one_of(TEXTS, st.integers(-9, 9), st.lists(st.dictionaries(TEXTS, TEXTS), max_size=3))
+)
+# Many that begin alike, as a data set's do, what they hold too; and now and then one that does not.
+ALIKE = st.fixed_dictionaries({"id": st.one_of(TEXTS, st.lists(st.fixed_dictionaries({"id": TEXTS}), max_size=3))})
+RECORDS = st.one_of(
+    st.lists(FIELDS, max_size=8),
+    st.lists(
+        st.one_of(ALIKE, ALIKE, ALIKE, st.builds(lambda one, more: one | more, ALIKE, FIELDS), FIELDS), max_size=8
+    ),
 )
 
 
@@ -69,6 +76,34 @@ def test_records_that_are_no_objects_keep_their_neighbours_whole(tmp_path: Path)
     # what is no object has no end of its own: whoever goes on there reads it again
     assert [end for end, _ in found] == [0, 0, 17, 17, 33, 33]
     assert [value for _, value in read(file, offset=17)] == [None, {"a": 2}, [1]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # what parts the first two is found within the third as well, and does not part it from the fourth
+        '[{"id": 0}, {"id": 1}, {"id": [{"id": 2}, {"id": 3}]},{"id": 4}, {"id": 5}]',
+        # a record that is none, one that begins otherwise, one that ends a list of such as it is itself
+        '[{"id": 0}, {"id": 1}, 7, {"id": 2}, {"id": 3}]',
+        '[{"id": 0}, {"id": 1}, {"x": 2}, {"id": 3}, {"id": 4}]',
+        '[{"id": 0}, {"id": 1}, {"id": {"a": [{"id": 2}]}}, {"id": 3}]',
+        '[{"id": "}, {\\"id\\": 1"}, {"id": 1}, {"id": 2}]',
+    ],
+)
+@pytest.mark.parametrize("chunk", [7, 1 << 18])
+def test_records_parted_otherwise_than_the_first_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, chunk: int
+):
+    monkeypatch.setattr(records, "_CHUNK_BYTES", chunk)
+    file = tmp_path / "d.json"
+    file.write_text(text)
+    found = read(file)
+    assert [value for _, value in found] == json.loads(text)
+    ends = [end for end, value in found if isinstance(value, dict)]
+    assert all(text[end - 1] == "}" for end in ends)
+    for start, end, value in zip([0, *ends], ends, [one for _, one in found if isinstance(one, dict)], strict=False):
+        assert json.loads(text[start:end].lstrip("[, 7")) == value
+        assert [one for _, one in read(file, offset=end)] == json.loads("[" + text[end:].lstrip(", "))
 
 
 @pytest.mark.parametrize("cut", range(1, 20))
