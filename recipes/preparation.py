@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from transformers import AutoProcessor, PreTrainedTokenizerBase, Qwen2_5_VLProcessor
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 
+from recipes.model_folder import ModelError, check_model_type, check_weights, load_processor
+from recipes.rehearsal import rehearse
 from recipes.sft import SftPhase
 from recipes.sft_preparation import supervised_phases, uses_mixture
 from rewards.plugins import load_rewards
@@ -18,7 +20,6 @@ from rsgrpo.config import Config, ConfigError
 from rsgrpo.conversation_prompts import ConversationBuilder
 from rsgrpo.data import LoadedData, load_samples
 from rsgrpo.data_files import DataError
-from rsgrpo.errors import RsgrpoError
 from rsgrpo.image_tokens import ImageTokens
 from rsgrpo.images import page_size
 from rsgrpo.progress import Progress
@@ -28,12 +29,6 @@ from rsgrpo.quickstart.model import build_quickstart_model
 from rsgrpo.run_folder import RunFolder
 from rsgrpo.sections import parse_response
 from rsgrpo.types import ImageRef, PromptedSample, Sample
-
-_MODEL_TYPE = "qwen2_5_vl"
-
-
-class ModelError(RsgrpoError, ValueError):
-    """``model.path`` is not a Qwen2.5-VL that can be loaded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +70,8 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         Data, prompts, rewards and the base model's folder.
 
     Raises:
-        RsgrpoError: a reward cannot be loaded, data are bad, the model is no Qwen2.5-VL, a prompt is too long.
+        RsgrpoError: a reward cannot be loaded or fails on a gold response, data are bad, the model is no Qwen2.5-VL,
+            a prompt is too long.
     """
     if config.stage in ("rl", "all") and config.rl.loss.kl.coefficient:
         raise ConfigError(
@@ -86,7 +82,8 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
     with progress.phase("Reading data and model"):
         loaded = _load_data(config, folder, scorer)
         base_model = find_base_model(config, folder)
-        processor = AutoProcessor.from_pretrained(base_model)
+        processor = load_processor(base_model, f"model.path={config.model.path!r}")
+        _check_start_model(config, base_model)
         builder = PromptBuilder(config.prompt, processor)
         lengths = PromptLengths(config, processor, config.rollout.sampling.max_response_tokens)
         num_skipped = sum(sum(one.skipped.values()) for one in loaded.values())
@@ -108,6 +105,8 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
             progress.line(f"{name}: {len(questions)} questions")
         if num_skipped:
             progress.line(f"left out {num_skipped} bad questions (data.on_bad_sample=skip)")
+        if "rl" in prompted:
+            rehearse(scorer, prompted["rl"][0], processor.tokenizer)
         fingerprint = describe_template(config.prompt.path)
         progress.line(f"prompt: {fingerprint}")
     return Prepared(
@@ -130,12 +129,25 @@ def describe_template(path: str) -> str:
     return f"{name} ({num_characters} characters, {digest})"
 
 
-def _trajectory_problem(sample: Sample) -> str:
+def _check_start_model(config: Config, base_model: Path) -> None:
+    """Refuse weights that workers could not load."""
+    checkpoint = config.eval.checkpoint if config.stage == "eval" else ""
+    if not checkpoint:
+        check_weights(base_model, f"model.path={config.model.path!r}")
+        return
+    setting = f"eval.checkpoint={checkpoint!r}"
+    check_model_type(Path(checkpoint), setting)
+    check_weights(Path(checkpoint), setting)
+
+
+def _trajectory_problem(sample: Sample, wanted: Sequence[str]) -> str:
     """Why a sample cannot be imitated; empty if it can."""
-    problems = parse_response(sample.gold_response).problems
-    if not problems:
-        return ""
-    return f"its gold response is not well formed ({problems[0].code}: {problems[0].detail})"
+    if not sample.gold_response.strip():
+        return "it has no gold response to imitate"
+    parsed = parse_response(sample.gold_response)
+    problems = [f"missing: it has no <{name}>" for name in wanted if parsed.section(name) is None]
+    problems += [f"{one.code}: {one.detail}" for one in parsed.problems if one.code != "missing"]
+    return f"its gold response is not well formed ({problems[0]})" if problems else ""
 
 
 def _load_data(config: Config, folder: RunFolder, scorer: Scorer) -> Mapping[str, LoadedData]:
@@ -152,7 +164,7 @@ def _load_data(config: Config, folder: RunFolder, scorer: Scorer) -> Mapping[str
             continue
         if not paths[name]:
             raise DataError(f"stage={config.stage} needs data.{name}_path; set it, or choose another stage")
-        find_problem = _trajectory_problem if name == "sft" else None
+        find_problem = partial(_trajectory_problem, wanted=data.sft_sections) if name == "sft" else None
         loaded[name] = load_samples(paths[name], data, is_training=name != "test", find_problem=find_problem)
     if "rl" in loaded:
         scorer.check_samples(loaded["rl"].samples)
@@ -175,14 +187,7 @@ def find_base_model(config: Config, folder: RunFolder) -> Path:
     path = Path(config.model.path)
     if not path.is_dir():
         path = _download(config)
-    try:
-        model_type = json.loads((path / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.path={config.model.path!r} has no readable config.json: {error}") from error
-    if model_type != _MODEL_TYPE:
-        raise ModelError(
-            f"model.path={config.model.path!r} is a {model_type!r} model; rsgrpo trains Qwen2.5-VL ({_MODEL_TYPE!r})"
-        )
+    check_model_type(path, f"model.path={config.model.path!r}")
     return path.absolute()
 
 

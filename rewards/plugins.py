@@ -7,12 +7,14 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from rewards.base import DeclaredReward, RewardCallable, RewardError
+from rewards.capture import Capture
 from rsgrpo.config import RewardConfig
 
 
@@ -60,7 +62,7 @@ def _load(name: str, config: RewardConfig, base_folder: Path) -> LoadedReward:
     module = _module_from_file(name, base_folder / source) if is_file else _module_by_name(name, source)
     declared = vars(module).get(function_name)
     if not callable(declared):
-        public = sorted(key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_")
+        public = sorted(key for key, value in vars(module).items() if _is_own(module, value) and key[0] != "_")
         raise RewardError(
             f"rewards.{name}.function={config.function!r}: {source} has no function {function_name!r}; "
             f"it has {', '.join(public) or 'none'}"
@@ -75,6 +77,12 @@ def _load(name: str, config: RewardConfig, base_folder: Path) -> LoadedReward:
         is_batch=reward.is_batch,
         gold_sections=reward.gold_sections,
     )
+
+
+def _is_own(module: ModuleType, value: object) -> bool:
+    """Whether a module's value may be a reward of its own, not an import."""
+    function = value.function if isinstance(value, DeclaredReward) else value
+    return inspect.isfunction(function) and function.__module__ == module.__name__
 
 
 def _is_async(function: RewardCallable) -> bool:
@@ -115,13 +123,21 @@ def _module_from_file(name: str, file: Path) -> ModuleType:
         raise RewardError(f"rewards.{name}.function: {file} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    is_loaded = False
-    try:
+    capture = Capture()
+    with capture:
         spec.loader.exec_module(module)
-        is_loaded = True
-    except (ImportError, SyntaxError) as error:
-        raise RewardError(f"rewards.{name}.function: cannot load {file}: {error}") from error
-    finally:
-        if not is_loaded:
-            del sys.modules[module_name]
-    return module
+    if capture.error is None:
+        return module
+    del sys.modules[module_name]
+    if not isinstance(capture.error, Exception):
+        raise capture.error  # Ctrl-C
+    raise RewardError(
+        f"rewards.{name}.function: cannot load {file}: {type(capture.error).__name__}: {capture.error}"
+        f"{_line_in(file, capture.error)}"
+    ) from capture.error
+
+
+def _line_in(file: Path, error: Exception) -> str:
+    """Where in the file an exception left it; empty where its own message says so."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f" (line {lines[-1]})" if lines else ""

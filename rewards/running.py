@@ -12,10 +12,11 @@ import threading
 import time
 import traceback
 from collections.abc import Coroutine, Sequence
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from rewards.base import RewardCall, RewardError
+from rewards.capture import Capture
 from rewards.plugins import LoadedReward
 
 # Calls in flight in the event loop at a time; more would only queue at the judge behind them.
@@ -106,26 +107,10 @@ def _standing_in(frame: FrameType | None) -> str:
     return f" and stands in {last.filename}:{last.lineno} ({last.name})"
 
 
-class _Capture:
-    """Holds what a block of foreign code raised, so that another thread can report it."""
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-
-    def __enter__(self) -> _Capture:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        self.error = error
-        return True
-
-
 def _watched(reward: LoadedReward, arguments: Sequence[Any]) -> list[Any]:
     """Call ``reward`` on each argument in a thread of its own, and watch that it gets on."""
     values: list[Any] = []
-    capture = _Capture()
+    capture = Capture()
     is_done = threading.Event()
     # Start of the call in progress; the number of values says which call that is.
     started = [time.monotonic()]
@@ -163,7 +148,7 @@ class _Loop:
 
     def run(self) -> list[Any]:
         """All values, in the order of the jobs."""
-        capture = _Capture()
+        capture = Capture()
 
         def work() -> None:
             with capture:
@@ -217,7 +202,7 @@ class _Loop:
 
     async def _one(self, index: int, slots: asyncio.Semaphore) -> None:
         reward, argument = self.jobs[index]
-        capture = _Capture()
+        capture = Capture()
         async with slots:
             with capture:
                 async with asyncio.timeout(reward.config.timeout_seconds) as limit:

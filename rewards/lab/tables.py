@@ -78,7 +78,8 @@ def _rollout_line(rollout: RolloutChange) -> str:
 def _value_text(value: ValueChange) -> str:
     """Such as ``accuracy 1.000 -> 0.000 (A +0.71 -> -0.71, 40 -> 6 tokens)``; what stayed as it was is left out."""
     name = value.name if value.image_index < 0 else f"{value.name}[{value.image_index + 1}]"
-    parts = [name] if value.before == value.after else [f"{name} {_value(value.before)} -> {_value(value.after)}"]
+    before, after = _value(value.before), _value(value.after)
+    parts = [name] if before == after else [f"{name} {before} -> {after}"]
     inside = []
     before, after = _signed(value.advantage_before), _signed(value.advantage_after)
     if before != after:

@@ -134,6 +134,7 @@ class Config:
     def __post_init__(self) -> None:
         one_of("stage", self.stage, ("sft", "rl", "eval", "all"))
         one_of("resume", self.resume, ("auto", "never"))
+        at_least("seed", self.seed, 0)
         if self.stage in ("rl", "all"):
             self._check_rl()
         self._check_vision_rates()

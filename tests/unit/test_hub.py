@@ -29,7 +29,8 @@ print(sample.question, load_page(sample.images[0], 784, 12544).size)
 FIND_MODEL = """
 import sys
 from pathlib import Path
-from recipes.preparation import ModelError, find_base_model
+from recipes.model_folder import ModelError
+from recipes.preparation import find_base_model
 from rsgrpo.config import Config, ModelConfig
 from rsgrpo.run_folder import RunFolder
 for name in sys.argv[1:]:

@@ -1,0 +1,91 @@
+"""A model folder, looked at before workers load it: files, their headers, the processor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoProcessor, Qwen2_5_VLProcessor
+
+from rsgrpo.errors import RsgrpoError
+
+_MODEL_TYPE = "qwen2_5_vl"
+_INDEX = "model.safetensors.index.json"
+
+
+class ModelError(RsgrpoError, ValueError):
+    """A model cannot be used; the message names the setting, the folder and the way out."""
+
+
+def check_model_type(folder: Path, setting: str) -> None:
+    """Refuse what is no Qwen2.5-VL.
+
+    Args:
+        folder: of the model.
+        setting: the key and value that name it, for the message.
+
+    Raises:
+        ModelError: no readable ``config.json``, or another model's.
+    """
+    try:
+        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{setting} has no readable config.json: {error}; name the folder of a Qwen2.5-VL") from error
+    if model_type != _MODEL_TYPE:
+        raise ModelError(f"{setting} is a {model_type!r} model; rsgrpo trains Qwen2.5-VL ({_MODEL_TYPE!r})")
+
+
+def check_weights(folder: Path, setting: str) -> None:
+    """Refuse a folder whose weights are missing or cut off, by their headers alone.
+
+    Args:
+        folder: of the model.
+        setting: the key and value that name it, for the message.
+
+    Raises:
+        ModelError: names the file.
+    """
+    index = folder / _INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{setting}: {index} is damaged ({error}); fetch the model again") from error
+    else:
+        names = sorted(file.name for file in folder.glob("*.safetensors"))
+    if not names and not list(folder.glob("pytorch_model*.bin")):
+        raise ModelError(f"{setting} holds no weights (*.safetensors); fetch the model again, or name another folder")
+    for name in names:
+        try:
+            with safe_open(folder / name, framework="np"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ModelError(
+                f"{setting}: the weights {folder / name} cannot be read ({error}); fetch the model again"
+            ) from error
+
+
+def load_processor(folder: Path, setting: str) -> Qwen2_5_VLProcessor:
+    """The model's tokenizer and image processor.
+
+    Args:
+        folder: of the model.
+        setting: the key and value that name it, for the message.
+
+    Raises:
+        ModelError: files of either are missing.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{setting} has no complete processor: {str(error).splitlines()[0]}; copy preprocessor_config.json, "
+            "the tokenizer's files and chat_template.jinja from the model that it was trained from"
+        ) from error
+    if not isinstance(processor, Qwen2_5_VLProcessor):
+        raise ModelError(
+            f"{setting} has a {type(processor).__name__} where a Qwen2_5_VLProcessor is needed; copy "
+            "preprocessor_config.json and the tokenizer's files from the model that it was trained from"
+        )
+    return processor

@@ -1,0 +1,137 @@
+"""What cannot work is refused before a worker starts, by name and with the way out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from recipes.model_folder import ModelError, check_model_type, check_weights, load_processor
+from recipes.preparation import prepare
+from rewards.base import RewardError
+from rsgrpo.config import Config, load_config, register_schema
+from rsgrpo.data_files import DataError
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.generated.tasks import write_task
+from rsgrpo.progress import Progress
+from rsgrpo.run_folder import RunFolder
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grounding data set, and a small model beside it."""
+    folder = tmp_path_factory.mktemp("task")
+    write_task("grounding", folder, num_train=3, num_test=1, num_pages=2, page_pixels=56, seed=0)
+    prepared = prepare(_config(folder, "model.path="), RunFolder(root=folder / "run"), Progress(False))
+    shutil.copytree(prepared.base_model, folder / "model")
+    return folder
+
+
+def _config(task: Path, *overrides: str) -> Config:
+    GlobalHydra.instance().clear()
+    register_schema()
+    paths = [f"data.rl_path={task}/train.jsonl", f"data.test_path={task}/test.jsonl", f"model.path={task}/model"]
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return load_config(compose("config", overrides=["recipe=rl_grounding", *paths, *overrides]))
+
+
+def _refusal(task: Path, *overrides: str) -> str:
+    with pytest.raises(RsgrpoError) as caught:
+        prepare(_config(task, *overrides), RunFolder(root=task / "run"), Progress(False))
+    return str(caught.value)
+
+
+def test_generated_data_and_a_small_model_pass(task: Path) -> None:
+    prepared = prepare(_config(task), RunFolder(root=task / "run"), Progress(False))
+    assert (len(prepared.rl), len(prepared.test), prepared.num_skipped) == (3, 1, 0)
+
+
+def test_a_reward_that_cannot_work_is_found_on_a_gold_response(task: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("import math\n\ndef raises(call):\n    return 1 / 0\n\ndef nan(call):\n    return math.nan\n")
+    mine = f"rewards.mine={{function: '{plugin}:raises', scope: {{start: begin, stop: end}}}}"
+    assert "reward 'mine'" in (message := _refusal(task, mine)) and "ZeroDivisionError" in message
+    assert "returned nan (float) for sample 'grounding-train-00000'" in _refusal(task, mine.replace("raises", "nan"))
+    assert "convention='permile' is not known" in _refusal(task, "rewards.iou.kwargs={convention: permile}")
+
+
+def test_a_plugin_that_fails_at_import_names_its_line(task: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("# a comment\nTABLE = {}['key']\n")
+    message = _refusal(task, f"rewards.iou.function={tmp_path}/bad.py:iou")
+    assert message.endswith("bad.py: KeyError: 'key' (line 2)")
+
+
+def test_a_misspelt_reward_lists_the_rewards_of_its_module_alone(task: Path) -> None:
+    message = _refusal(task, "rewards.iou.function=rewards.grounding:iuo")
+    assert message.endswith("it has best_matching, box_count, box_iou, iou")
+
+
+def test_boxes_that_are_missing_are_named(task: Path) -> None:
+    rows = [json.loads(line) for line in (task / "train.jsonl").read_text().splitlines()]
+    del rows[1]["boxes"]
+    (task / "no_box.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(RewardError, match=r"cannot judge 1 of 3 samples \('grounding-train-00001': it has no gold"):
+        prepare(_config(task, f"data.rl_path={task}/no_box.jsonl"), RunFolder(root=task / "run"), Progress(False))
+
+
+def test_trajectories_need_the_sections_that_the_settings_name(task: Path) -> None:
+    config = _config(task, "stage=all", f"data.sft_path={task}/train.jsonl")
+    with pytest.raises(DataError, match=r"not well formed \(missing: it has no <observe>"):
+        prepare(config, RunFolder(root=task / "run"), Progress(False))
+    untagged = dataclasses.replace(config, data=dataclasses.replace(config.data, sft_sections=[]))
+    assert len(prepare(untagged, RunFolder(root=task / "run"), Progress(False)).sft) == 1  # one phase
+    # a tag that is opened must still be closed
+    row = json.loads((task / "train.jsonl").read_text().splitlines()[0]) | {"gold_response": "<think>it is here"}
+    (task / "open.jsonl").write_text(json.dumps(row) + "\n")
+    half = dataclasses.replace(untagged.data, sft_path=str(task / "open.jsonl"))
+    with pytest.raises(DataError, match="unclosed: <think>"):
+        prepare(dataclasses.replace(untagged, data=half), RunFolder(root=task / "run"), Progress(False))
+
+
+def test_model_folders_are_looked_at_file_by_file(task: Path, tmp_path: Path) -> None:
+    check_weights(task / "model", "model.path")
+    model = shutil.copytree(task / "model", tmp_path / "model")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"model\.safetensors cannot be read .*fetch the model again"):
+        check_weights(model, "model.path='m'")
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"model\.path='m' holds no weights"):
+        check_weights(model, "model.path='m'")
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "model-1-of-2.safetensors"}}))
+    with pytest.raises(ModelError, match=r"model-1-of-2\.safetensors"):
+        check_weights(model, "model.path='m'")
+    (model / "preprocessor_config.json").unlink(missing_ok=True)
+    (model / "processor_config.json").unlink(missing_ok=True)
+    with pytest.raises(ModelError, match="has no complete processor"):
+        load_processor(model, "model.path='m'")
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ModelError, match="is a 'llama' model"):
+        check_model_type(model, "model.path='m'")
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(task: Path) -> None:
+    assert "eval.checkpoint='/nowhere' has no readable config.json" in _refusal(
+        task, "stage=eval", "eval.checkpoint=/nowhere"
+    )
+
+
+def test_a_negative_seed_is_refused(task: Path) -> None:
+    with pytest.raises(RsgrpoError, match="seed=-1 is too small"):
+        _config(task, "seed=-1")
+
+
+@pytest.mark.parametrize("recipe", sorted(file.stem for file in (CONFIGS / "recipe").glob("*.yaml")))
+def test_laptop_settings_go_with_every_recipe(recipe: str) -> None:
+    GlobalHydra.instance().clear()
+    register_schema()
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        config = load_config(compose("config", overrides=[f"recipe={recipe}", "+machine=laptop"]))
+    assert (config.model.path, config.trainer.num_ranks, config.rollout.num_workers) == ("", 1, 1)
