@@ -35,6 +35,7 @@ def run_sft(job: Job) -> None:
 
 
 def _train_sft(job: Job) -> None:
+    job.policy.begin_from(job.start_model, needs_reference=False)
     state: SftState = job.restore("sft") or SftState()
     phases = job.prepared.sft
     num_steps = sum(phase.num_steps for phase in phases)
@@ -117,6 +118,7 @@ def _train_rl(job: Job) -> None:
     settings = job.config.rl
     num_trained = len(job.prepared.rl) - min(settings.validation_samples, len(job.prepared.rl) // 2)
     questions, validation = job.prepared.rl[:num_trained], job.prepared.rl[num_trained:]
+    job.policy.begin_from(job.start_model, needs_reference=settings.loss.kl.coefficient > 0)
     state = job.restore("rl")
     training = RsGrpo(
         config=job.config,

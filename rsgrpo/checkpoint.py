@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,6 +18,7 @@ from rsgrpo.errors import RsgrpoError
 _PARTIAL = ".partial-"  # a folder of this prefix was being written when its process died
 
 _FULL_DISK_BYTES = 2**20
+_META = "policy.json"
 
 
 class CheckpointError(RsgrpoError):
@@ -116,3 +119,53 @@ def remove_old_checkpoints(root: Path, stage: str, *, keep: int) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
     for partial in root.glob(f"{_PARTIAL}*"):
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyMeta:
+    """What a policy's checkpoint says of itself.
+
+    Attributes:
+        version: optimizer steps taken.
+        shape: settings that its files depend on, by their full names.
+        origin: checksum of frozen weights that it rests on but does not hold; empty: none.
+    """
+
+    version: int
+    shape: Mapping[str, int | bool]
+    origin: str
+
+
+def write_policy_meta(folder: Path, meta: PolicyMeta) -> None:
+    """Write it beside the ranks' files."""
+    (folder / _META).write_text(json.dumps(asdict(meta)))
+
+
+def read_policy_meta(folder: Path, *, shape: Mapping[str, int | bool], origin: str) -> PolicyMeta:
+    """What a checkpoint says of itself, checked against the present policy.
+
+    Args:
+        folder: of the policy's checkpoint.
+        shape: the present settings.
+        origin: checksum of the present frozen weights.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it does not fit the present policy.
+    """
+    try:
+        meta = PolicyMeta(**json.loads((folder / _META).read_text()))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} holds no policy checkpoint ({_META} is missing)") from error
+    for key, present in shape.items():
+        if meta.shape[key] != present:
+            raise CheckpointError(
+                f"{folder} was written with {key}={meta.shape[key]}, now it is {present}; go on with "
+                f"{key}={meta.shape[key]}, or start a new run from the exported model"
+            )
+    if meta.origin and origin and meta.origin != origin:
+        raise CheckpointError(
+            f"{folder} belongs to a stage that started from a model with checksum {meta.origin}, the present one has "
+            f"{origin}: adapters and the KL term's reference need the very same model; put it back in its place, or "
+            "start a new run from the exported model"
+        )
+    return meta

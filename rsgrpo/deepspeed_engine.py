@@ -18,6 +18,7 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 
 from rsgrpo.config import Config, OptimizerConfig
+from rsgrpo.lora import ExportedParameter, exported_parameters, of_trained_layers
 from rsgrpo.policy_model import MicroBatch, PolicyModel
 
 _TAG = "policy"
@@ -147,6 +148,10 @@ class DeepSpeedEngine:
                     value.zero_()
         self._apply_settings()
 
+    def close(self) -> None:
+        """Let go of the model, so that another can take its place."""
+        self._engine.destroy()
+
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         return self._engine.optimizer.optimizer
 
@@ -206,20 +211,19 @@ class DeepSpeedEngine:
     def gathered_parameters(self, *, trainable_only: bool, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
         """All parameters, whole, in lists of at most ``max_bytes`` (one larger parameter makes a list).
 
-        Every rank must go through all lists. Names are the model's own; a tied head is left out.
+        Every rank must go through all lists. Names are those of a model without adapters, which are merged in;
+        a tied head is left out.
 
         Args:
-            trainable_only: leave frozen parameters out.
+            trainable_only: leave out layers that training does not change.
             max_bytes: bound of a list.
         """
-        named = [
-            (name, parameter)
-            for name, parameter in self._engine.module.model.named_parameters()
-            if parameter.requires_grad or not trainable_only
-        ]
-        for chunk in _by_bytes(named, max_bytes):
-            with self._whole([parameter for _, parameter in chunk]):
-                yield [(name, parameter.detach()) for name, parameter in chunk]
+        exported = exported_parameters(self._engine.module.model)
+        if trainable_only:
+            exported = of_trained_layers(exported)
+        for chunk in _by_bytes(exported, max_bytes):
+            with self._whole([parameter for one in chunk for parameter in one.parameters]):
+                yield [(one.name, one.tensor()) for one in chunk]
 
     def _whole(self, parameters: list[nn.Parameter]):
         partitioned = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
@@ -234,11 +238,25 @@ class DeepSpeedEngine:
             "torch_rng": torch.get_rng_state(),
             "optimizer_config": self._optimizer_config,
         }
-        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=client_state, save_latest=False)
+        if torch.cuda.is_available():
+            client_state["cuda_rng"] = torch.cuda.get_rng_state()
+        self._engine.save_checkpoint(
+            str(folder),
+            tag=_TAG,
+            client_state=client_state,
+            save_latest=False,
+            # Beside adapters the weights are those of the model folder that the stage began with.
+            exclude_frozen_parameters=bool(self._config.model.lora.rank),
+        )
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote with as many ranks and the same ZeRO stage."""
-        path, client_state = self._engine.load_checkpoint(str(folder), tag=_TAG, load_lr_scheduler_states=False)
+        path, client_state = self._engine.load_checkpoint(
+            str(folder),
+            tag=_TAG,
+            load_lr_scheduler_states=False,
+            load_module_strict=not self._config.model.lora.rank,
+        )
         if path is None:
             raise FileNotFoundError(f"{folder} holds no policy checkpoint")
         self.stage_step = client_state["stage_step"]
@@ -246,17 +264,46 @@ class DeepSpeedEngine:
         self.num_skipped_in_row = client_state["num_skipped_in_row"]
         self._optimizer_config = client_state["optimizer_config"]
         torch.set_rng_state(client_state["torch_rng"])
+        if "cuda_rng" in client_state:
+            torch.cuda.set_rng_state(client_state["cuda_rng"])
 
 
-def _by_bytes(named: list[tuple[str, nn.Parameter]], max_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    chunk: list[tuple[str, nn.Parameter]] = []
+def _by_bytes(exported: list[ExportedParameter], max_bytes: int) -> Iterator[list[ExportedParameter]]:
+    chunk: list[ExportedParameter] = []
     used = 0
-    for name, parameter in named:
-        size = (parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()) * parameter.element_size()
+    for one in exported:
+        base = one.base
+        size = (base.ds_numel if hasattr(base, "ds_numel") else base.numel()) * base.element_size()
         if chunk and used + size > max_bytes:
             yield chunk
             chunk, used = [], 0
-        chunk.append((name, parameter))
+        chunk.append(one)
         used += size
     if chunk:
         yield chunk
+
+
+class FrozenEngine:
+    """A model that never changes, on one rank: split over the ranks as the policy is under ZeRO 3, else whole.
+
+    Args:
+        model: the wrapped model, on the CPU.
+        config: ZeRO stage, precision, offloading of parameters.
+        device: where the policy is.
+    """
+
+    def __init__(self, model: PolicyModel, config: Config, *, device: torch.device) -> None:
+        model.requires_grad_(False).eval()
+        self._model: nn.Module = model
+        if config.trainer.zero_stage == 3:
+            settings = _settings(config, "gpu" if device.type == "cuda" else "cpu")
+            settings["zero_optimization"].pop("offload_optimizer", None)
+            self._model, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
+            self._model.eval()
+        else:
+            model.to(device)
+
+    @torch.no_grad()
+    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropy of a row."""
+        return self._model(batch)

@@ -121,7 +121,7 @@ def check_page(ref: ImageRef) -> None:
     Raises:
         ImageError: as ``load_page``.
     """
-    data = _page_bytes(ref)
+    data = page_bytes(ref)
     with _open_bytes(ref, data) as image:
         _check_shape(ref, image)
         is_whole_jpeg = image.format == "JPEG" and _JPEG_END in data[-_JPEG_TAIL_BYTES:]
@@ -152,7 +152,7 @@ def table_rows(parquet_file: Path) -> dict[str, int]:
 
 
 def _open_page(ref: ImageRef) -> Image.Image:
-    return _open_bytes(ref, _page_bytes(ref))
+    return _open_bytes(ref, page_bytes(ref))
 
 
 def _open_bytes(ref: ImageRef, data: bytes) -> Image.Image:
@@ -167,7 +167,15 @@ def _open_bytes(ref: ImageRef, data: bytes) -> Image.Image:
         raise _broken(ref, error) from error
 
 
-def _page_bytes(ref: ImageRef) -> bytes:
+def page_bytes(ref: ImageRef) -> bytes:
+    """A page's image file, as it lies on the disk or in its table.
+
+    Args:
+        ref: where it lies.
+
+    Raises:
+        ImageError: it is missing or cannot be read.
+    """
     if ref.parquet_file:
         return _table_bytes(ref)
     try:

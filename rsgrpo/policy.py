@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +13,18 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rsgrpo.batching import balance, step_cost
-from rsgrpo.checkpoint import CheckpointError, write_folder
+from rsgrpo.checkpoint import CheckpointError, PolicyMeta, read_policy_meta, write_folder, write_policy_meta
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.policy_worker import GatheredWeights, PolicyWorker, RankUpdate, WorkerSpec
-from rsgrpo.types import ResponseStats, TrainingGroup, UpdateMetrics, UpdateResult, WeightVersion
+from rsgrpo.faults import FaultyBatch, write_faulty_batch
+from rsgrpo.policy_results import RankUpdate, in_order, update_metrics
+from rsgrpo.policy_setup import WorkerSpec, features_folder
+from rsgrpo.policy_worker import GatheredWeights, PolicyWorker
+from rsgrpo.types import ResponseStats, TrainingGroup, UpdateResult, WeightVersion
 from rsgrpo.weights import format_checksum
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _LOG_LINES = 20
-_META = "policy.json"
 
 Objective = Literal["policy", "nll"]
 
@@ -95,6 +96,7 @@ class Policy:
         self._log_paths: list[str] = []
         self._version = 0
         self._has_sent_all = False
+        self._origin = ""
 
     @classmethod
     def start(cls, config: Config, model_folder: Path, *, device: str, num_threads: int) -> Policy:
@@ -134,6 +136,7 @@ class Policy:
                     world_size=num_ranks,
                     device=device,
                     num_threads=num_threads,
+                    features_folder=features_folder(config),
                 )
             )
             for rank in range(num_ranks)
@@ -154,8 +157,22 @@ class Policy:
         """
         if self._loading:
             self._log_paths = cast(list[str], self._collect([worker.log_path.remote() for worker in self._workers]))
-            self._collect(self._loading, in_step=True)
+            self._origin = self._collect(self._loading, in_step=True)[0]
             self._loading = []
+
+    def begin_from(self, folder: Path, *, needs_reference: bool) -> None:
+        """Say which model a stage starts from, before it begins or goes on from a checkpoint.
+
+        Adapters begin at zero on that model. The KL term holds on to it: each rank keeps a frozen copy, or with
+        adapters computes with its own weights, adapters off. The weights of a policy without adapters stay.
+
+        Args:
+            folder: what the ranks were started with, or what :meth:`export_model` wrote at the last stage's end.
+            needs_reference: whether updates of the objective ``policy`` need the reference's log-probabilities.
+        """
+        self.wait_ready()
+        calls = [worker.begin_from.remote(folder, needs_reference) for worker in self._workers]
+        self._origin = self._collect(calls, in_step=True)[0]
 
     def begin_stage(self, optimizer: OptimizerConfig, num_steps: int) -> None:
         """Start a stage: fresh moments, a new schedule.
@@ -194,13 +211,26 @@ class Policy:
         if not ranks[0].is_skipped:
             self._version += 1
         elif ranks[0].num_skipped_in_row >= self._config.trainer.max_skipped_steps:
+            kept = self._keep_fault(
+                FaultyBatch(groups=tuple(groups), objective=objective, loss=loss, version=self._version)
+            )
             raise TooManySkippedStepsError(
                 f"the gradient was not finite for {ranks[0].num_skipped_in_row} steps in a row "
                 f"(trainer.max_skipped_steps={self._config.trainer.max_skipped_steps}); the weights are those before "
-                "them: lower the learning rate, or use model.dtype=float32, and go on with resume=auto"
+                f"them, {kept}: lower the learning rate, or use model.dtype=float32, and go on with resume=auto"
             )
         stats = [one for rank in ranks for one in rank.responses]
-        return UpdateResult(metrics=_metrics(ranks, planned), responses=_in_order(groups, stats))
+        return UpdateResult(metrics=update_metrics(ranks, planned), responses=in_order(groups, stats))
+
+    def _keep_fault(self, batch: FaultyBatch) -> str:
+        """Write a batch, and the model that it fails on, into the run folder; says where, or why not."""
+        folder = Path(self._config.run_dir).absolute() / "faults" / f"{batch.version:06d}"
+        try:
+            write_faulty_batch(folder, batch)
+            self.export_model(folder / "model")
+        except CheckpointError as error:
+            return f"the batch could not be kept ({error})"
+        return f"{folder} holds the last batch and the model that it fails on"
 
     def score(self, groups: Sequence[TrainingGroup]) -> tuple[ResponseStats, ...]:
         """Log-probabilities and entropy of responses under the present weights, without an update.
@@ -213,7 +243,7 @@ class Policy:
         """
         num_micro_batches, _ = self._prepare(groups)
         ranks = self._collect([worker.score.remote(num_micro_batches) for worker in self._workers], in_step=True)
-        return _in_order(groups, [one for rank in ranks for one in rank])
+        return in_order(groups, [one for rank in ranks for one in rank])
 
     def _prepare(self, groups: Sequence[TrainingGroup]) -> tuple[int, int]:
         """Hand the groups out; returns micro-batches of the fullest rank, and of all ranks together."""
@@ -274,12 +304,7 @@ class Policy:
 
         def write(partial: Path) -> None:
             self._each("save", partial)
-            meta = {
-                "version": self._version,
-                "num_ranks": self._config.trainer.num_ranks,
-                "zero_stage": self._config.trainer.zero_stage,
-            }
-            (partial / _META).write_text(json.dumps(meta))
+            write_policy_meta(partial, PolicyMeta(version=self._version, shape=self._shape(), origin=self._origin))
 
         write_folder(folder, write)
 
@@ -290,25 +315,23 @@ class Policy:
             folder: as given to :meth:`save_checkpoint`.
 
         Raises:
-            CheckpointError: it was written with another number of ranks or ZeRO stage.
+            CheckpointError: it was written with other ranks, ZeRO stage or adapters, or rests on another model.
         """
         self.wait_ready()
-        try:
-            meta = json.loads((folder / _META).read_text())
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{folder} holds no policy checkpoint ({_META} is missing)") from error
-        for key, present in (
-            ("num_ranks", self._config.trainer.num_ranks),
-            ("zero_stage", self._config.trainer.zero_stage),
-        ):
-            if meta[key] != present:
-                raise CheckpointError(
-                    f"{folder} was written with trainer.{key}={meta[key]}, now it is {present}; go on with "
-                    f"trainer.{key}={meta[key]}, or start a new run from the exported model"
-                )
+        meta = read_policy_meta(folder, shape=self._shape(), origin=self._origin)
         self._each("restore", folder)
-        self._version = meta["version"]
+        self._version = meta.version
         self._has_sent_all = False
+
+    def _shape(self) -> dict[str, int | bool]:
+        """Settings that a checkpoint's files depend on."""
+        config = self._config
+        return {
+            "trainer.num_ranks": config.trainer.num_ranks,
+            "trainer.zero_stage": config.trainer.zero_stage,
+            "model.lora.rank": config.model.lora.rank,
+            "model.vision_cache": bool(config.model.vision_cache.folder),
+        }
 
     def _each(self, method: Literal["export", "save", "restore"], folder: Path) -> None:
         calls = {
@@ -341,7 +364,11 @@ class Policy:
             try:
                 ray.get(done[0])
             except ray.exceptions.RayActorError as error:
-                message = f"training rank {rank} of {len(references)} died: {error}\n{self._log_tail(rank)}"
+                message = (
+                    f"training rank {rank} of {len(references)} died: {error}\n{self._log_tail(rank)}\ncheckpoints are "
+                    "untouched: go on with resume=auto; if the log does not say why, the system may have ended the "
+                    "process for want of memory: lower trainer.micro_batch_tokens"
+                )
                 self.close()
                 raise PolicyWorkerDiedError(message) from error
             except ray.exceptions.RayTaskError as error:
@@ -359,36 +386,3 @@ class Policy:
         with Path(self._log_paths[rank]).open(errors="replace") as lines:
             tail = "".join(deque(lines, maxlen=_LOG_LINES))
         return f"last lines of {self._log_paths[rank]}:\n{tail}"
-
-
-def _in_order(groups: Sequence[TrainingGroup], stats: Sequence[ResponseStats]) -> tuple[ResponseStats, ...]:
-    """Statistics in the order in which the responses were given."""
-    found: dict[tuple[str, int], ResponseStats] = {(one.sample_id, one.response_index): one for one in stats}
-    keys = [(group.sample_id, response.response_index) for group in groups for response in group.responses]
-    if len(found) != len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"sample {twice[0]!r} response {twice[1]} stands twice in one step; give every response once")
-    return tuple(found[key] for key in keys)
-
-
-def _metrics(ranks: Sequence[RankUpdate], num_micro_batches: int) -> UpdateMetrics:
-    totals = [rank.totals for rank in ranks]
-    num_tokens = sum(one.num_response_tokens for one in totals)
-    num_credited = sum(one.num_credited for one in totals)
-    return UpdateMetrics(
-        loss=sum(one.loss for one in totals),
-        grad_norm=ranks[0].grad_norm,
-        learning_rate=ranks[0].learning_rate,
-        num_response_tokens=num_tokens,
-        num_forward_tokens=sum(one.num_forward_tokens for one in totals),
-        num_images=sum(one.num_images for one in totals),
-        num_micro_batches=num_micro_batches,
-        clip_fraction=sum(one.num_clipped for one in totals) / max(1, num_credited),
-        kl_old=sum(one.kl_old_sum for one in totals) / max(1, num_tokens),
-        importance_weight_mean=sum(one.importance_weight_sum for one in totals) / max(1, num_tokens),
-        kl_reference=sum(one.kl_reference_sum for one in totals) / max(1, num_tokens),
-        is_skipped=ranks[0].is_skipped,
-        forward_backward_seconds=max(rank.forward_backward_seconds for rank in ranks),
-        optimizer_seconds=max(rank.optimizer_seconds for rank in ranks),
-        process_seconds=max(rank.process_seconds for rank in ranks),
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import (
+    AutoConfig,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
 
 from rsgrpo.attention import (
     ATTENTION_NAME,
@@ -24,6 +30,7 @@ from rsgrpo.batching import PackedRow, Piece, lay_out, predictor_index
 from rsgrpo.config import ModelConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.logprobs import LogprobHead
+from rsgrpo.lora import add_adapters
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
 from rsgrpo.vlm import EncodedPrompt, ProcessedImage, rope_positions
 from rsgrpo.windows import VISION_ATTENTION_NAMES
@@ -53,6 +60,7 @@ class MicroBatch:
         rollout_logprobs: [R] float32, the engine's; None if it gave none.
         old_logprobs: [R] float32, pi_old; None if it is the forward pass itself.
         temperatures: [R] float32, at which the response tokens were sampled; None where all are 1.
+        page_features: [features, H], what the frozen vision tower makes of the pages; None: run it on the pixels.
         reference_logprobs: [R] float32, of the model that the KL term holds on to; None without one.
         kl_weights: [R] float32, what each token weighs in the KL term; None without one.
     """
@@ -72,6 +80,7 @@ class MicroBatch:
     rollout_logprobs: Tensor | None
     old_logprobs: Tensor | None
     temperatures: Tensor | None = None
+    page_features: Tensor | None = None
     reference_logprobs: Tensor | None = None
     kl_weights: Tensor | None = None
 
@@ -105,9 +114,11 @@ def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     model.model.language_model.config._attn_implementation = ATTENTION_NAME
-    model.lm_head = LogprobHead(model.lm_head, banned_ids)
-    if config.freeze_vision:
+    if config.lora.rank:
+        add_adapters(model, config.lora)
+    elif config.freeze_vision:
         model.model.visual.requires_grad_(False)
+    model.lm_head = LogprobHead(model.lm_head, banned_ids)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
@@ -124,6 +135,17 @@ def use_window_attention(model: Qwen2_5_VLForConditionalGeneration, door: str) -
     model.model.visual.config._attn_implementation = VISION_ATTENTION_NAMES[door]
 
 
+def take_vision_tower(model: Qwen2_5_VLForConditionalGeneration) -> PreTrainedModel:
+    """Take the frozen tower out of a model whose pages' features are stored: it needs no place in DeepSpeed then.
+
+    Args:
+        model: as :func:`load_model` returns it; every row must come with ``page_features`` from now on.
+    """
+    visual: PreTrainedModel = model.model.visual
+    model.model.visual = None
+    return visual
+
+
 class PolicyModel(nn.Module):
     """Wraps the model so that one call is one packed row: log-probabilities and entropy of response tokens.
 
@@ -137,7 +159,8 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.model = model
         self._always_run_vision = always_run_vision
-        self._is_vision_frozen = not any(parameter.requires_grad for parameter in model.model.visual.parameters())
+        visual = model.model.visual
+        self._is_vision_frozen = visual is None or not any(one.requires_grad for one in visual.parameters())
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropy of the row's response tokens.
@@ -150,7 +173,7 @@ class PolicyModel(nn.Module):
         """
         language = self.model.model.language_model
         embeddings = language.embed_tokens(batch.token_ids)
-        features = self._image_features(batch)
+        features = self._image_features(batch) if batch.page_features is None else batch.page_features
         if features is not None:
             features = features.to(embeddings.dtype)
             if len(batch.image_positions):
@@ -174,6 +197,9 @@ class PolicyModel(nn.Module):
 
     def _image_features(self, batch: MicroBatch) -> Tensor | None:
         visual = self.model.model.visual
+        if visual is None:
+            assert batch.image_grid_thw is None, "a row with pages came without their features"
+            return None
         pixels, grid = batch.pixel_values, batch.image_grid_thw
         if pixels is None or grid is None:
             if not self._always_run_vision:
@@ -201,12 +227,22 @@ class RowBuilder:
         config: ``model.attention``.
         device: where the model is.
         dtype: compute precision.
+        page_features: a page's features on the device; None: rows carry pixels.
     """
 
-    def __init__(self, *, image_token_id: int, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        *,
+        image_token_id: int,
+        config: ModelConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        page_features: Callable[[ProcessedImage], Tensor] | None = None,
+    ) -> None:
         self._image_token_id = image_token_id
         self._device = device
         self._dtype = dtype
+        self._page_features = page_features
         self.door = choose_door(config.attention, device=device, dtype=dtype)
 
     def build(
@@ -233,6 +269,7 @@ class RowBuilder:
                 token_ids.append(ids)
                 positions.append(start + self._response_positions(ids, shown_in(prompt, index)))
         pages, where, which = self._pages(row, [prompts[piece.group] for piece in pieces], responses)
+        pixels, features = self._shown(pages)
         return MicroBatch(
             row=row,
             token_ids=self._tensor(np.concatenate(token_ids)),
@@ -240,7 +277,7 @@ class RowBuilder:
             plan=make_plan(self.door, row, device=self._device),
             image_positions=self._tensor(where),
             image_features=self._tensor(which),
-            pixel_values=torch.cat([page.pixel_values for page in pages]).to(self._device) if pages else None,
+            pixel_values=pixels,
             image_grid_thw=torch.tensor([page.grid for page in pages], device=self._device) if pages else None,
             predictors=self._tensor(predictor_index(row)),
             targets=self._tensor(np.concatenate([one.token_ids for one in responses]).astype(np.int64)),
@@ -258,6 +295,7 @@ class RowBuilder:
             )
             if any(one.kl_weight for one in responses)
             else None,
+            page_features=features,
         )
 
     def _response_positions(self, ids: NDArray[np.int64], images: Sequence[ProcessedImage]) -> NDArray[np.int64]:
@@ -271,6 +309,16 @@ class RowBuilder:
             image_token_id=self._image_token_id,
             merge_size=math.isqrt(math.prod(first.grid) // first.num_tokens),
         )
+
+    def _shown(self, pages: Sequence[ProcessedImage]) -> tuple[Tensor | None, Tensor | None]:
+        """Pixels of all pages, or their features where those are stored."""
+        if not pages:
+            return None, None
+        if self._page_features is not None:
+            return None, torch.cat([self._page_features(page) for page in pages])
+        pixels = [page.pixel_values for page in pages if page.pixel_values is not None]
+        assert len(pixels) == len(pages), "a page came without pixels although its features are not stored"
+        return torch.cat(pixels).to(self._device), None
 
     def blank(self) -> MicroBatch:
         """A row of one prompt token and one response token without credit, for a rank that has run out of rows."""

@@ -7,11 +7,14 @@ then runs the same number of micro-batches on every rank.
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,71 +24,19 @@ import numpy as np
 import ray
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
-from rsgrpo.banned_tokens import banned_token_ids
-from rsgrpo.batching import GroupSize, Piece, plan_micro_batches
-from rsgrpo.config import Config, LossConfig, OptimizerConfig
+from rsgrpo.batching import GroupSize, PackedRow, Piece, lay_out, plan_micro_batches
+from rsgrpo.config import LossConfig, OptimizerConfig
+from rsgrpo.faults import is_memory_error, memory_error
+from rsgrpo.lora import adapters_off
 from rsgrpo.objective import RankTotals, row_loss, sum_totals
-from rsgrpo.policy_model import (
-    MicroBatch,
-    PolicyModel,
-    RowBuilder,
-    load_model,
-    load_processor,
-    use_window_attention,
-)
+from rsgrpo.policy_model import MicroBatch, RowBuilder, load_processor, take_vision_tower
+from rsgrpo.policy_results import RankUpdate
+from rsgrpo.policy_setup import WorkerSpec, frozen_checksum, load_policy_model, open_page_features, wrap_model
 from rsgrpo.types import ResponseStats, TrainingGroup
-from rsgrpo.vlm import EncodedPrompt, PromptEncoder, check_prompt_ids
+from rsgrpo.vision_cache import PageFeatures
+from rsgrpo.vlm import EncodedPrompt, ProcessedImage, PromptEncoder, check_prompt_ids
 from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerSpec:
-    """What a rank needs to start.
-
-    Attributes:
-        config: the run's settings.
-        model_folder: where to load the model from.
-        rank: of this worker.
-        world_size: number of ranks.
-        device: ``cpu`` or ``gpu``.
-        num_threads: CPU threads that this rank may use.
-    """
-
-    config: Config
-    model_folder: Path
-    rank: int
-    world_size: int
-    device: str
-    num_threads: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class RankUpdate:
-    """What one rank reports of an update.
-
-    Attributes:
-        totals: sums over its rows.
-        responses: statistics of its responses.
-        grad_norm: over all ranks, before clipping.
-        learning_rate: that the step used.
-        is_skipped: whether the step was skipped.
-        num_skipped_in_row: skipped steps in a row.
-        forward_backward_seconds: of this rank.
-        optimizer_seconds: of this rank.
-        process_seconds: encoding and planning, of this rank.
-    """
-
-    totals: RankTotals
-    responses: tuple[ResponseStats, ...]
-    grad_norm: float
-    learning_rate: float
-    is_skipped: bool
-    num_skipped_in_row: int
-    forward_backward_seconds: float
-    optimizer_seconds: float
-    process_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +66,8 @@ class PolicyWorker:
         self._groups: Sequence[TrainingGroup] = ()
         self._prompts: list[EncodedPrompt] = []
         self._process_seconds = 0.0
+        self._num_hits_before = 0
+        self._row: PackedRow | None = None
 
     def address(self) -> tuple[str, int]:
         """This node's address and a free port, for the ranks to meet at."""
@@ -127,11 +80,14 @@ class PolicyWorker:
         """The file that Ray writes this process's standard error to."""
         return str(Path("/proc/self/fd/2").readlink())
 
-    def load(self, address: tuple[str, int]) -> None:
+    def load(self, address: tuple[str, int]) -> str:
         """Meet the other ranks, then load the model.
 
         Args:
             address: where rank 0 runs, and a free port there.
+
+        Returns:
+            As :meth:`begin_from`.
         """
         spec = self._spec
         host, port = address
@@ -147,34 +103,75 @@ class PolicyWorker:
         backend = "nccl" if spec.device == "gpu" else "gloo"
         torch.distributed.init_process_group(backend, rank=spec.rank, world_size=spec.world_size)
         self._build()
+        return self._origin
 
     def _build(self) -> None:
-        from rsgrpo.deepspeed_engine import DeepSpeedEngine
+        from rsgrpo.deepspeed_engine import DeepSpeedEngine, FrozenEngine
 
         spec, config = self._spec, self._config
         torch.manual_seed(config.seed)
         self._processor = load_processor(spec.model_folder)
+        self._model = load_policy_model(spec.model_folder, spec, self._processor)
+        self._origin = frozen_checksum(self._model, spec) if config.model.lora.rank else ""
+        self._features: PageFeatures | None = None
+        if spec.features_folder is not None:
+            tower = take_vision_tower(self._model)
+            folder, device = spec.features_folder, spec.torch_device
+            self._features = open_page_features(tower, config, folder, self._processor, device)
         self._encoder = PromptEncoder(
             self._processor,
             min_pixels=config.data.min_pixels,
             max_pixels=config.data.max_pixels,
             max_prompt_tokens=config.data.max_prompt_tokens,
+            stored_grid=self._features.grid if self._features else None,
         )
-        # Ranks that gather parameters (ZeRO 3) or reduce the tower's gradients must all run the tower.
-        needs_vision = spec.world_size > 1 and (config.trainer.zero_stage == 3 or not config.model.freeze_vision)
-        vocabulary_size = AutoConfig.from_pretrained(spec.model_folder).get_text_config().vocab_size
-        banned_ids = banned_token_ids(self._processor.tokenizer, vocabulary_size)
-        self._model = load_model(spec.model_folder, config.model, banned_ids)
         self._rows = RowBuilder(
             image_token_id=self._encoder.image_token_id,
             config=config.model,
-            device=torch.device("cuda", 0) if spec.device == "gpu" else torch.device("cpu"),
+            device=spec.torch_device,
             dtype=self._model.dtype,
+            page_features=self._page_features if self._features else None,
         )
-        use_window_attention(self._model, self._rows.door)
-        self._engine = DeepSpeedEngine(
-            PolicyModel(self._model, always_run_vision=needs_vision), config, device=spec.device
-        )
+        self._engine = DeepSpeedEngine(wrap_model(self._model, spec), config, device=spec.device)
+        self._has_reference = False
+        self._reference: FrozenEngine | None = None
+
+    def _page_features(self, page: ProcessedImage) -> Tensor:
+        assert self._features is not None
+        return self._features.features(page.ref, page.grid, partial(self._encoder.pixels, page))
+
+    def begin_from(self, folder: Path, needs_reference: bool) -> str:
+        """Make a model the one that the stage starts from.
+
+        Adapters begin at zero on it, and the KL term holds on to it: with adapters those are the policy's own
+        weights without them, else a frozen copy.
+
+        Args:
+            folder: of the model; the weights of a policy without adapters stay as they are.
+            needs_reference: whether the objective has a KL term.
+
+        Returns:
+            Checksum of what a checkpoint of the stage rests on beside its own files (rank 0); empty: nothing.
+        """
+        from rsgrpo.deepspeed_engine import FrozenEngine
+
+        has_adapters = self._config.model.lora.rank > 0
+        if has_adapters and folder != self._spec.model_folder:
+            self._spec = dataclasses.replace(self._spec, model_folder=folder)
+            self._engine.close()
+            del self._engine, self._model
+            gc.collect()
+            self._build()
+        self._has_reference, self._reference = needs_reference, None
+        if not needs_reference or has_adapters:
+            return self._origin
+        model = load_policy_model(folder, self._spec, self._processor)
+        checksum = frozen_checksum(model, self._spec)
+        if self._features is not None:
+            take_vision_tower(model)  # it is frozen: the policy's features are the reference's
+        device = self._spec.torch_device
+        self._reference = FrozenEngine(wrap_model(model, self._spec), self._config, device=device)
+        return checksum
 
     def begin_stage(self, optimizer: OptimizerConfig, num_steps: int) -> None:
         """Fresh moments and schedule."""
@@ -194,6 +191,7 @@ class PolicyWorker:
             TokenBudgetError: a prompt with one response does not fit a micro-batch.
         """
         start = time.perf_counter()
+        self._num_hits_before = self._num_hits()
         self._groups = groups
         self._prompts = self._encoder.encode([group.prompt for group in groups])
         for group, encoded in zip(groups, self._prompts, strict=True):
@@ -221,10 +219,36 @@ class PolicyWorker:
         self._process_seconds = time.perf_counter() - start
         return len(self._plan)
 
-    def _row_makers(self, num_micro_batches: int) -> list[Callable[[], MicroBatch]]:
+    def _num_hits(self) -> int:
+        return self._features.counts.num_hits if self._features else 0
+
+    def _row_makers(self, num_micro_batches: int, *, with_reference: bool = False) -> list[Callable[[], MicroBatch]]:
         """Makers of this rank's rows, blank ones at the end so that all ranks run as many."""
-        own = [partial(self._rows.build, pieces, self._groups, self._prompts) for pieces in self._plan]
-        return [*own, *[self._rows.blank] * (num_micro_batches - len(own))]
+        makers = [partial(self._make_row, pieces, with_reference) for pieces in self._plan]
+        return [*makers, *[partial(self._make_row, None, with_reference)] * (num_micro_batches - len(makers))]
+
+    def _make_row(self, pieces: Sequence[Piece] | None, with_reference: bool) -> MicroBatch:
+        self._row = None if pieces is None else lay_out(pieces)
+        batch = self._rows.blank() if pieces is None else self._rows.build(pieces, self._groups, self._prompts)
+        if not with_reference:
+            return batch
+        if self._reference is not None:
+            logprobs, _ = self._reference.score(batch)
+        else:
+            with adapters_off(self._model):
+                logprobs, _ = self._engine.score(batch)
+        return dataclasses.replace(batch, reference_logprobs=logprobs)
+
+    @contextmanager
+    def _naming_memory(self) -> Iterator[None]:
+        """Say what a row needed where memory does not suffice for it."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_memory_error(error):
+                raise
+            budget = self._config.trainer.micro_batch_tokens
+            raise memory_error(error, self._row, budget=budget, device=self._spec.torch_device) from error
 
     def update(self, num_micro_batches: int, objective: str, loss: LossConfig | None) -> RankUpdate:
         """Forward, backward and one optimizer step over what was prepared.
@@ -244,10 +268,13 @@ class PolicyWorker:
                 stats.extend(self._stats(self._plan[index], logprobs, entropy))
             return value
 
+        makers = self._row_makers(num_micro_batches, with_reference=self._has_reference and objective == "policy")
         start = time.perf_counter()
-        self._engine.accumulate(self._row_makers(num_micro_batches), loss_of)
-        middle = time.perf_counter()
-        outcome = self._engine.step()
+        with self._naming_memory():
+            self._engine.accumulate(makers, loss_of)
+            middle = time.perf_counter()
+            self._row = None
+            outcome = self._engine.step()
         return RankUpdate(
             totals=sum_totals(totals),
             responses=tuple(stats),
@@ -258,6 +285,7 @@ class PolicyWorker:
             forward_backward_seconds=middle - start,
             optimizer_seconds=time.perf_counter() - middle,
             process_seconds=self._process_seconds,
+            num_cached_images=self._num_hits() - self._num_hits_before,
         )
 
     def score(self, num_micro_batches: int) -> tuple[ResponseStats, ...]:
@@ -268,7 +296,8 @@ class PolicyWorker:
         """
         stats: list[ResponseStats] = []
         for index, make in enumerate(self._row_makers(num_micro_batches)):
-            logprobs, entropy = self._engine.score(make())
+            with self._naming_memory():
+                logprobs, entropy = self._engine.score(make())
             if index < len(self._plan):
                 stats.extend(self._stats(self._plan[index], logprobs, entropy))
         return tuple(stats)
@@ -292,6 +321,12 @@ class PolicyWorker:
             )
         ]
 
+    def _tensors(self, *, trainable_only: bool, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+        """The engine's parameters, and those of a tower that stands outside it."""
+        yield from self._engine.gathered_parameters(trainable_only=trainable_only, max_bytes=max_bytes)
+        if self._features is not None and not trainable_only:
+            yield from self._features.parameters(max_bytes)
+
     def gather_weights(self, max_bucket_bytes: int, trainable_only: bool) -> GatheredWeights:
         """Put the weights into the object store, bucket by bucket (rank 0; the others help gather).
 
@@ -301,7 +336,7 @@ class PolicyWorker:
         """
         buckets: list[Any] = []
         checksum = 0
-        for named in self._engine.gathered_parameters(trainable_only=trainable_only, max_bytes=max_bucket_bytes):
+        for named in self._tensors(trainable_only=trainable_only, max_bytes=max_bucket_bytes):
             if self._spec.rank:
                 continue
             bucket = flatten_bucket([(checkpoint_name(name), tensor) for name, tensor in named])
@@ -316,7 +351,7 @@ class PolicyWorker:
             folder: empty.
         """
         state: dict[str, Tensor] = {}
-        for named in self._engine.gathered_parameters(trainable_only=False, max_bytes=2**29):
+        for named in self._tensors(trainable_only=False, max_bytes=2**29):
             if not self._spec.rank:
                 state |= {name: tensor.cpu().clone() for name, tensor in named}
         if self._spec.rank:

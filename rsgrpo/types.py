@@ -363,6 +363,7 @@ class UpdateMetrics:
         optimizer_seconds: slowest rank.
         process_seconds: decoding and processing images and prompts, slowest rank.
         kl_reference: mean k3 estimate of KL(policy, reference) over response tokens, nats; 0 without a KL term.
+        num_cached_images: of ``num_images``, those whose features were read instead of computed.
     """
 
     loss: float
@@ -380,6 +381,7 @@ class UpdateMetrics:
     optimizer_seconds: float
     process_seconds: float
     kl_reference: float = 0.0
+    num_cached_images: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

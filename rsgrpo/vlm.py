@@ -7,7 +7,7 @@ the same pixels; the ids are checked against those that the engine reports.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,13 +33,14 @@ class ProcessedImage:
 
     Attributes:
         ref: which page.
-        pixel_values: [patches, 1176] float32 (3 channels · 2 frames · 14 · 14).
+        pixel_values: [patches, 1176] float32 (3 channels · 2 frames · 14 · 14); None where the page's features
+            are stored, so that nobody needs them.
         grid: (frames, rows, columns) in patches.
         num_tokens: positions that it takes in the prompt.
     """
 
     ref: ImageRef
-    pixel_values: Tensor
+    pixel_values: Tensor | None
     grid: tuple[int, int, int]
     num_tokens: int
 
@@ -138,6 +139,7 @@ class PromptEncoder:
         max_pixels: larger pages are scaled down (``data.max_pixels``).
         max_prompt_tokens: a longer prompt is an error, never cut.
         cache_bytes: how much memory processed pages may keep.
+        stored_grid: the grid of a page whose features are stored, None for others; None: no page is.
     """
 
     def __init__(
@@ -148,12 +150,14 @@ class PromptEncoder:
         max_pixels: int,
         max_prompt_tokens: int,
         cache_bytes: int = 2**30,
+        stored_grid: Callable[[ImageRef], tuple[int, int, int] | None] | None = None,
     ) -> None:
         self._processor = processor
         self._min_pixels = min_pixels
         self._max_pixels = max_pixels
         self._max_prompt_tokens = max_prompt_tokens
         self._cache_bytes = cache_bytes
+        self._stored_grid = stored_grid
         self._cached_bytes = 0
         self._cache: OrderedDict[ImageRef, ProcessedImage] = OrderedDict()
         self.image_token_id = int(processor.image_token_id)
@@ -171,7 +175,7 @@ class PromptEncoder:
         Raises:
             PromptError: markers and images do not match, or the prompt is longer than the limit.
         """
-        pages = self._pages([ref for prompt in prompts for ref in prompt.images])
+        pages = self.pages([ref for prompt in prompts for ref in prompt.images])
         return [self._encode_one(prompt, pages) for prompt in prompts]
 
     def with_response_images(self, encoded: EncodedPrompt, responses: Sequence[TrainingResponse]) -> EncodedPrompt:
@@ -186,7 +190,7 @@ class PromptEncoder:
         """
         if not any(response.images for response in responses):
             return encoded
-        pages = self._pages([ref for response in responses for ref in response.images])
+        pages = self.pages([ref for response in responses for ref in response.images])
         for response in responses:
             expected = sum(pages[ref].num_tokens for ref in response.images)
             found = int((response.token_ids == self.image_token_id).sum())
@@ -229,14 +233,21 @@ class PromptEncoder:
             raise PromptError(f"sample {prompt.sample_id!r}: {error}") from None
         return EncodedPrompt(sample_id=prompt.sample_id, token_ids=token_ids, positions=positions, images=images)
 
-    def _pages(self, refs: Sequence[ImageRef]) -> dict[ImageRef, ProcessedImage]:
-        """Every page processed, from the cache where it is there."""
+    def pages(self, refs: Sequence[ImageRef]) -> dict[ImageRef, ProcessedImage]:
+        """Every page processed, from the cache where it is there.
+
+        Args:
+            refs: a page may stand there more than once.
+        """
         found: dict[ImageRef, ProcessedImage] = {}
         missing: list[ImageRef] = []
         for ref in dict.fromkeys(refs):
             if ref in self._cache:
                 self._cache.move_to_end(ref)
                 found[ref] = self._cache[ref]
+            elif self._stored_grid is not None and (grid := self._stored_grid(ref)) is not None:
+                num_tokens = grid[0] * grid[1] * grid[2] // self._merge_size**2
+                found[ref] = ProcessedImage(ref=ref, pixel_values=None, grid=grid, num_tokens=num_tokens)
             else:
                 missing.append(ref)
         for start in range(0, len(missing), _IMAGES_A_CALL):
@@ -244,6 +255,18 @@ class PromptEncoder:
                 found[page.ref] = page
                 self._remember(page)
         return found
+
+    def pixels(self, page: ProcessedImage) -> Tensor:
+        """A page's pixels [patches, 1176] float32, read again where the page came without.
+
+        Args:
+            page: as it stands in an encoded prompt.
+        """
+        if page.pixel_values is not None:
+            return page.pixel_values
+        again = self._process([page.ref])[0].pixel_values
+        assert again is not None
+        return again
 
     def _process(self, refs: Sequence[ImageRef]) -> list[ProcessedImage]:
         pages = [load_page(ref, self._min_pixels, self._max_pixels) for ref in refs]
@@ -263,7 +286,11 @@ class PromptEncoder:
 
     def _remember(self, page: ProcessedImage) -> None:
         self._cache[page.ref] = page
-        self._cached_bytes += page.pixel_values.nbytes
+        self._cached_bytes += _num_bytes(page)
         while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
             _, oldest = self._cache.popitem(last=False)
-            self._cached_bytes -= oldest.pixel_values.nbytes
+            self._cached_bytes -= _num_bytes(oldest)
+
+
+def _num_bytes(page: ProcessedImage) -> int:
+    return 0 if page.pixel_values is None else page.pixel_values.nbytes

@@ -12,6 +12,14 @@ from rsgrpo.types import WeightBucket
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# Layers that vLLM keeps as one.
+_FUSED = {
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+}
 
 
 def flatten_bucket(named: Iterable[tuple[str, Tensor]]) -> WeightBucket:
@@ -45,6 +53,36 @@ def checkpoint_name(name: str) -> str:
         if name.startswith(loaded):
             return written + name.removeprefix(loaded)
     return name
+
+
+def engine_layer(name: str) -> str:
+    """The engine's layer that a parameter belongs to.
+
+    vLLM replaces a layer as a whole: what is not sent of it would be left uninitialised, so an update carries
+    all parameters of every layer that holds a trained one.
+
+    Args:
+        name: of a parameter, in the loaded model or in a checkpoint.
+
+    Example:
+        ``layers.0.self_attn.q_proj.bias`` and ``layers.0.self_attn.v_proj.weight`` both belong to
+        ``layers.0.self_attn.qkv_proj``.
+    """
+    parent, _, leaf = name.rpartition(".")[0].rpartition(".")
+    return f"{parent}.{_FUSED.get(leaf, leaf)}"
+
+
+def tensors_checksum(named: Iterable[tuple[str, Tensor]]) -> str:
+    """CRC-32 over names, precisions and bytes of whole tensors: whether two models are the same to the bit.
+
+    Args:
+        named: in a fixed order.
+    """
+    checksum = 0
+    for name, tensor in named:
+        checksum = zlib.crc32(f"{name}/{tensor.dtype}".encode(), checksum)
+        checksum = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, checksum)
+    return format_checksum(checksum)
 
 
 def bucket_tensors(bucket: WeightBucket) -> Iterator[tuple[str, Tensor]]:

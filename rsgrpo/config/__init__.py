@@ -18,10 +18,12 @@ from rsgrpo.config.inputs import (
     DATA_FORMATS,
     DataConfig,
     DistractorConfig,
+    LoraConfig,
     ModelConfig,
     PromptConfig,
     QuickstartConfig,
     SourceConfig,
+    VisionCacheConfig,
 )
 from rsgrpo.config.rollout import EndpointConfig, EvalConfig, RewardConfig, RolloutConfig, SamplingConfig, ScopeConfig
 from rsgrpo.config.training import (
@@ -49,6 +51,7 @@ __all__ = [
     "FilterConfig",
     "KlConfig",
     "LoggingConfig",
+    "LoraConfig",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -63,6 +66,7 @@ __all__ = [
     "SftPhaseConfig",
     "SourceConfig",
     "TrainerConfig",
+    "VisionCacheConfig",
     "load_config",
     "register_schema",
     "resolved_yaml",

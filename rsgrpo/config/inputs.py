@@ -22,6 +22,45 @@ _SCANS_PER_DIGIT = 174  # scikit-learn's digits: 174 scans of the 8, more of the
 
 
 @dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters: only they train; engines and exports get the merged weights."""
+
+    rank: int = 0
+    """r; 0: no adapters, every weight trains that is not frozen."""
+    alpha: float = 32.0
+    """A layer's weight is ``W + alpha / r * B A``."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs left out while training; above 0 the policy is not the one that sampled."""
+    target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    """Names of the linear layers of the language model that get an adapter."""
+    include_vision: bool = False
+    """Adapters in the linear layers of the vision tower's blocks as well (needs ``model.freeze_vision=false``)."""
+
+    def __post_init__(self) -> None:
+        at_least("model.lora.rank", self.rank, 0)
+        more_than("model.lora.alpha", self.alpha, 0.0)
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"model.lora.dropout={self.dropout} must lie in [0, 1)")
+        if self.rank and not self.target_modules:
+            raise ConfigError("model.lora.target_modules is empty; name layers such as [q_proj, v_proj], or set rank=0")
+
+
+@dataclass(kw_only=True, slots=True)
+class VisionCacheConfig:
+    """Features of a frozen vision tower, kept on disk: they are constants of the run."""
+
+    folder: str = ""
+    """Where; a relative path lies in ``run_dir``; empty: compute them anew each time. Runs and ranks may share it."""
+    max_gib: float = 64.0
+    """Most that the folder holds, GiB; what was used longest ago goes first (a page of a 7B model: 14 MB)."""
+
+    def __post_init__(self) -> None:
+        more_than("model.vision_cache.max_gib", self.max_gib, 0.0)
+
+
+@dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """The policy."""
 
@@ -39,10 +78,24 @@ class ModelConfig:
     """What computes attention in the trainer: ``flash`` (GPU, bfloat16: flash-attn if installed, else torch's own),
     ``flex`` (GPU: torch's compiled flex_attention), ``sdpa`` (any device: in tiles), or ``auto``: the first of these
     that works."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    vision_cache: VisionCacheConfig = field(default_factory=VisionCacheConfig)
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
         one_of("model.attention", self.attention, ("auto", "sdpa", "flash", "flex"))
+        if self.lora.rank and self.freeze_vision == self.lora.include_vision:
+            raise ConfigError(
+                f"model.lora.rank={self.lora.rank} trains adapters only, and model.lora.include_vision="
+                f"{str(self.lora.include_vision).lower()} does not go with model.freeze_vision="
+                f"{str(self.freeze_vision).lower()}; set model.freeze_vision={str(not self.freeze_vision).lower()}, "
+                f"or model.lora.include_vision={str(not self.lora.include_vision).lower()}"
+            )
+        if self.vision_cache.folder and not self.freeze_vision:
+            raise ConfigError(
+                f"model.vision_cache.folder={self.vision_cache.folder!r} keeps features of a tower that training "
+                "changes (model.freeze_vision=false); set model.freeze_vision=true, or leave the folder empty"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import resource
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
+from rsgrpo.lora import adapter_layers, adapter_parameters
 from rsgrpo.objective import row_loss
 from rsgrpo.policy_worker import PolicyWorker
-from rsgrpo.types import TrainingGroup
 from rsgrpo.weights import checkpoint_name
 
 
 class ReloadingWorker(PolicyWorker):
     """For tests: shows gradients and weights."""
 
-    def rebuild(self, config: Config, optimizer: OptimizerConfig) -> None:
+    def rebuild(self, config: Config, optimizer: OptimizerConfig, features_folder: Path | None = None) -> None:
         """Load the model again under other settings."""
-        self._spec = dataclasses.replace(self._spec, config=config)
+        self._spec = dataclasses.replace(self._spec, config=config, features_folder=features_folder)
         self._config = config
         self._build()
         self._engine.begin_stage(optimizer, 10)
@@ -40,6 +42,47 @@ class ReloadingWorker(PolicyWorker):
         self._engine.accumulate(self._row_makers(num_micro_batches), loss_of)
         return sum(values), self._read(safe_get_full_grad)
 
+    def move_adapters(self) -> None:
+        """Give every adapter values of some size, as training would."""
+        import deepspeed
+
+        generator = torch.Generator().manual_seed(0)
+        for layer in adapter_layers(self._model).values():
+            for parameter in adapter_parameters(layer):
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+                    if parameter.numel():  # under ZeRO 3 a rank that does not modify sees it, too
+                        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 0.2, generator=generator))
+
+    def sent(self) -> dict[str, np.ndarray]:
+        """Every parameter as engines and exports get it."""
+        chunks = list(self._tensors(trainable_only=False, max_bytes=2**14))
+        return {checkpoint_name(name): tensor.numpy().copy() for chunk in chunks for name, tensor in chunk}
+
+    def sent_names(self) -> list[str]:
+        """Names of what changes with an update."""
+        chunks = self._tensors(trainable_only=True, max_bytes=2**14)
+        return [checkpoint_name(name) for chunk in chunks for name, _ in chunk]
+
+    def reference(self, num_micro_batches: int) -> list[np.ndarray]:
+        """What the KL term is measured against, row by row."""
+        makers = self._row_makers(num_micro_batches, with_reference=True)
+        return [make().reference_logprobs.numpy().copy() for make in makers]
+
+    def scored(self, num_micro_batches: int) -> list[np.ndarray]:
+        """The policy's own log-probabilities, row by row, as the update computes them."""
+        rows = [make() for make in self._row_makers(num_micro_batches)]
+        return [self._engine.forward(row)[0].detach().numpy().copy() for row in rows]
+
+    def update_with_bytes_left(self, num_bytes: int) -> None:
+        """An update of what was prepared in a process that may not grow by more."""
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + num_bytes, limits[1]))
+        try:
+            self.update(1, "nll", None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+
     def step(self) -> float:
         """Apply what was accumulated; the norm before clipping."""
         return self._engine.step().grad_norm
@@ -57,8 +100,3 @@ class ReloadingWorker(PolicyWorker):
                 value = getter(parameter)
                 found[checkpoint_name(name)] = value.float().numpy().copy()
         return found
-
-
-def share(groups: Sequence[TrainingGroup], ranks: int) -> list[list[TrainingGroup]]:
-    """Uneven on purpose: all but one group to the first rank."""
-    return [list(groups)] if ranks == 1 else [list(groups[:-1]), list(groups[-1:])]

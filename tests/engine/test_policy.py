@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,22 +19,26 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rsgrpo.batching import TokenBudgetError
 from rsgrpo.checkpoint import CheckpointError
-from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from rsgrpo.config import Config, DataConfig, KlConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from rsgrpo.faults import read_faulty_batch
 from rsgrpo.policy import Policy, PolicyWorkerDiedError, TooManySkippedStepsError
 from rsgrpo.policy_model import load_processor
 from rsgrpo.types import TrainingGroup, UpdateResult
 from rsgrpo.vlm import PromptError
 from rsgrpo.weights import bucket_checksum, bucket_tensors, format_checksum
+from tests.engine.fake_rank import WAITING_SECONDS, FakeRank
 from tests.tiny_model import build_tiny_model, make_group, without_banned, write_pages
 
 pytestmark = pytest.mark.engine
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=2)
 LOSS = LossConfig()
 
 
-def _config(**trainer: object) -> Config:
+def _config(run_dir: Path, **trainer: object) -> Config:
     return Config(
+        run_dir=str(run_dir),
         stage="sft",
         model=ModelConfig(dtype="float32", freeze_vision=True, gradient_checkpointing=False),
         data=DataConfig(min_pixels=1, max_pixels=10**7),
@@ -64,9 +69,14 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pair(cluster: None, folder: Path) -> Iterator[tuple[Policy, Policy]]:
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def pair(cluster: None, folder: Path, run_dir: Path) -> Iterator[tuple[Policy, Policy]]:
     """Two policies that started alike, both in the background at once."""
-    started = tuple(Policy.start(_config(), folder, device="cpu", num_threads=1) for _ in range(2))
+    started = tuple(Policy.start(_config(run_dir), folder, device="cpu", num_threads=1) for _ in range(2))
     yield started
     for policy in started:
         policy.close()
@@ -127,7 +137,7 @@ def test_a_stage_begins_without_the_last_ones_moments(policy, groups, tmp_path):
 def test_checkpoint_of_another_shape_is_refused(policy, tmp_path):
     policy.save_checkpoint(tmp_path / "policy")
     meta = tmp_path / "policy" / "policy.json"
-    meta.write_text(meta.read_text().replace('"zero_stage": 2', '"zero_stage": 3'))
+    meta.write_text(meta.read_text().replace('"trainer.zero_stage": 2', '"trainer.zero_stage": 3'))
     with pytest.raises(CheckpointError, match=r"written with trainer\.zero_stage=3, now it is 2"):
         policy.load_checkpoint(tmp_path / "policy")
     with pytest.raises(CheckpointError, match="holds no policy checkpoint"):
@@ -244,7 +254,7 @@ def test_bad_input_is_named_and_the_policy_goes_on(policy, groups):
     assert policy.update(groups, "policy", LOSS).metrics.num_response_tokens == 47
 
 
-def test_too_many_skipped_steps_stop_the_run(policy, groups):
+def test_too_many_skipped_steps_stop_the_run_and_leave_what_reproduces_them(policy, groups, run_dir):
     policy.begin_stage(OPTIMIZER, 8)
     bad = [
         dataclasses.replace(
@@ -258,15 +268,76 @@ def test_too_many_skipped_steps_stop_the_run(policy, groups):
     version = policy.version
     for _ in range(2):
         assert policy.update(bad, "nll").metrics.is_skipped
-    with pytest.raises(TooManySkippedStepsError, match="3 steps in a row"):
+    folder = run_dir / "faults" / f"{version:06d}"
+    with pytest.raises(TooManySkippedStepsError, match=f"(?s)3 steps in a row.*{folder} holds the last batch"):
         policy.update(bad, "nll")
     assert policy.version == version
+    # the model that it fails on, and the very call
+    sent = {
+        name: tensor
+        for reference in policy.weights(trainable_only=False).buckets
+        for name, tensor in bucket_tensors(ray.get(reference))
+    }
+    written = load_file(folder / "model" / "model.safetensors")
+    assert all(torch.equal(sent[name], written[name]) for name in written)
+    kept = read_faulty_batch(folder)
+    assert (kept.objective, kept.loss, kept.version) == ("nll", None, version)
+    policy.begin_stage(OPTIMIZER, 8)
+    assert policy.update(kept.groups, "nll").metrics.is_skipped
     assert not policy.update(groups, "policy", LOSS).metrics.is_skipped
 
 
-def test_a_dead_rank_is_named_with_its_last_words(pair, groups):
-    _, doomed = pair
+def test_a_dead_rank_is_named_with_its_last_words_and_its_checkpoint_lives(pair, groups, tmp_path):
+    survivor, doomed = pair
     pid = int(Path(doomed._log_paths[0]).stem.rsplit("-", 1)[1])
+    doomed.begin_stage(OPTIMIZER, 8)
+    doomed.update(groups, "policy", LOSS)
+    doomed.save_checkpoint(tmp_path / "policy")
+    expected = doomed.update(groups, "policy", LOSS)
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(PolicyWorkerDiedError, match=r"(?s)training rank 0 of 1 died.*last lines of .*\.err"):
-        doomed.score(groups)
+    with pytest.raises(
+        PolicyWorkerDiedError, match=r"(?s)training rank 0 of 1 died.*last lines of .*\.err.*resume=auto"
+    ):
+        doomed.save_checkpoint(tmp_path / "policy")
+    survivor.load_checkpoint(tmp_path / "policy")
+    assert _same(survivor.update(groups, "policy", LOSS), expected)
+
+
+def test_a_rank_that_dies_while_another_waits_for_it_is_named_at_once(cluster, groups, run_dir):
+    workers = [
+        ray.remote(FakeRank).options(num_cpus=0, runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}}).remote(dies)
+        for dies in (False, True)
+    ]
+    policy = Policy(_config(run_dir, num_ranks=2), workers, loading=[], placement=None)
+    start = time.monotonic()
+    with pytest.raises(PolicyWorkerDiedError, match="training rank 1 of 2 died"):
+        policy.update(groups, "nll")
+    assert time.monotonic() - start < WAITING_SECONDS / 2
+
+
+def test_kl_term_holds_on_to_the_model_that_the_stage_began_with(policy, groups, tmp_path):
+    policy.export_model(tmp_path / "model")
+    policy.begin_from(tmp_path / "model", needs_reference=True)
+    policy.begin_stage(OPTIMIZER, 8)
+    loss = LossConfig(kl=KlConfig(coefficient=0.5))
+    held = [
+        dataclasses.replace(group, responses=tuple(dataclasses.replace(one, kl_weight=0.01) for one in group.responses))
+        for group in groups
+    ]
+    distances = [policy.update(held, "policy", loss).metrics.kl_reference for _ in range(3)]
+    # k3 of no difference is 0; each step of Adam then moves every weight by up to 1e-3
+    assert distances[0] < 1e-9
+    assert 1e-7 < distances[1] < distances[2]
+    policy.begin_from(tmp_path / "model", needs_reference=False)
+    assert policy.update(groups, "policy", LOSS).metrics.kl_reference == 0.0
+
+
+def test_a_checkpoint_of_a_stage_that_started_elsewhere_is_refused(policy, folder, tmp_path):
+    other = build_tiny_model(tmp_path / "other", tie=True, seed=1)
+    policy.begin_from(folder, needs_reference=True)
+    policy.save_checkpoint(tmp_path / "policy")
+    policy.begin_from(other, needs_reference=True)
+    with pytest.raises(CheckpointError, match=r"started from a model with checksum \w{8}, the present one has \w{8}"):
+        policy.load_checkpoint(tmp_path / "policy")
+    policy.begin_from(folder, needs_reference=False)
+    policy.load_checkpoint(tmp_path / "policy")

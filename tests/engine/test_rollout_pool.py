@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from rollout.engine import RolloutError
 from rollout.pool import RolloutPool
 from rsgrpo.banned_tokens import banned_token_ids
-from rsgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
+from rsgrpo.config import Config, DataConfig, LoraConfig, ModelConfig, RolloutConfig, SamplingConfig
 from rsgrpo.images import load_page
+from rsgrpo.lora import adapter_layers, adapter_parameters, exported_parameters, of_trained_layers
 from rsgrpo.policy import WeightUpdate
-from rsgrpo.policy_model import load_processor
+from rsgrpo.policy_model import load_model, load_processor
 from rsgrpo.types import PromptedSample, RolloutGroup, Sample, WeightVersion
 from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
 from tests.tiny_model import build_tiny_model, make_group, without_banned, write_pages
@@ -102,15 +103,14 @@ def _largest_gap(
     return max(gaps)
 
 
-def _update(model: Qwen2_5_VLForConditionalGeneration, version: int, only: str = "") -> WeightUpdate:
-    named = [(checkpoint_name(name), value) for name, value in model.named_parameters() if only in name]
-    bucket = flatten_bucket(named)
+def _update(parameters: Iterable[tuple[str, torch.Tensor]], version: int, *, is_complete: bool = True) -> WeightUpdate:
+    bucket = flatten_bucket([(checkpoint_name(name), value) for name, value in parameters])
     stamp = WeightVersion(version=version, checksum=format_checksum(bucket_checksum(bucket)))
-    return WeightUpdate(version=stamp, buckets=(ray.put(bucket),), is_complete=not only)
+    return WeightUpdate(version=stamp, buckets=(ray.put(bucket),), is_complete=is_complete)
 
 
 def test_engine_agrees_with_transformers_before_and_after_updates(
-    pool: RolloutPool, folder: Path, questions: list[PromptedSample]
+    pool: RolloutPool, folder: Path, questions: list[PromptedSample], tmp_path: Path
 ) -> None:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
     processor = load_processor(folder)
@@ -121,7 +121,7 @@ def test_engine_agrees_with_transformers_before_and_after_updates(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    pool.update_weights(_update(model, 7))
+    pool.update_weights(_update(model.named_parameters(), 7))
     second = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
     assert {rollout.policy_version for group in second for rollout in group.rollouts} == {7}
     assert _largest_gap(second, model, processor) < MAX_GAP_NATS
@@ -131,9 +131,25 @@ def test_engine_agrees_with_transformers_before_and_after_updates(
         for name, parameter in model.named_parameters():
             if "language_model" in name:
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    pool.update_weights(_update(model, 8, only="language_model"))
+    language = [(name, parameter) for name, parameter in model.named_parameters() if "language_model" in name]
+    pool.update_weights(_update(language, 8, is_complete=False))
     third = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
     assert _largest_gap(third, model, processor) < MAX_GAP_NATS
+
+    # Merged adapters: the engine keeps q, k and v in one layer, of which q alone has an adapter.
+    model.save_pretrained(tmp_path)
+    lora = LoraConfig(rank=4, target_modules=["q_proj", "up_proj"])
+    adapted = load_model(tmp_path, ModelConfig(dtype="float32", lora=lora))
+    with torch.no_grad():
+        for layer in adapter_layers(adapted).values():
+            for parameter in adapter_parameters(layer):
+                parameter.normal_(0.0, 0.2)
+    merged = [(one.name, one.tensor()) for one in of_trained_layers(exported_parameters(adapted))]
+    pool.update_weights(_update(merged, 9, is_complete=False))
+    fourth = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
+    assert _largest_gap(fourth, model, processor) > 10 * MAX_GAP_NATS
+    model.load_state_dict(dict(merged), strict=False)
+    assert _largest_gap(fourth, model, processor) < MAX_GAP_NATS
 
 
 def test_responses_hold_no_banned_token_and_their_text_is_their_bytes(
@@ -151,7 +167,7 @@ def test_responses_hold_no_banned_token_and_their_text_is_their_bytes(
 
 def test_broken_weights_are_refused(pool: RolloutPool, folder: Path) -> None:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
-    update = _update(model, 9)
+    update = _update(model.named_parameters(), 9)
     broken = WeightUpdate(
         version=WeightVersion(version=9, checksum="00000000"), buckets=update.buckets, is_complete=True
     )

@@ -2,83 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from rsgrpo.batching import GroupSize, plan_micro_batches
 from rsgrpo.config import ModelConfig
-from rsgrpo.policy_model import ModelFolderError, PolicyModel, RowBuilder, load_model, load_processor
+from rsgrpo.policy_model import ModelFolderError, PolicyModel, load_model
 from rsgrpo.types import TrainingGroup
-from rsgrpo.vlm import PromptEncoder
 from rsgrpo.windows import VISION_ATTENTION_NAMES
+from tests.packed import Packed
 from tests.tiny_model import build_tiny_model, make_group, write_pages
-
-Logprobs = dict[tuple[int, int], torch.Tensor]
-
-
-class Packed:
-    """A model with what it takes to run groups through it."""
-
-    def __init__(self, folder: Path, config: ModelConfig) -> None:
-        self.folder = folder
-        self.model = load_model(folder, config)
-        self.policy = PolicyModel(self.model, always_run_vision=False)
-        self.processor = load_processor(folder)
-        self.encoder = PromptEncoder(self.processor, min_pixels=1, max_pixels=10**7, max_prompt_tokens=1000)
-        self.rows = RowBuilder(
-            image_token_id=self.encoder.image_token_id, config=config, device=torch.device("cpu"), dtype=torch.float32
-        )
-
-    def run(self, groups: list[TrainingGroup], *, share_prefix: bool, budget: int) -> tuple[Logprobs, torch.Tensor]:
-        """Log-probabilities by (group, response), and the gradient of the credit-weighted sum."""
-        prompts = self.encoder.encode([group.prompt for group in groups])
-        sizes = [
-            GroupSize(
-                sample_id=group.sample_id,
-                num_prompt_tokens=len(prompt.token_ids),
-                response_lengths=tuple(len(one.token_ids) for one in group.responses),
-            )
-            for group, prompt in zip(groups, prompts, strict=True)
-        ]
-        self.model.zero_grad()
-        found: Logprobs = {}
-        for pieces in plan_micro_batches(sizes, budget=budget, share_prefix=share_prefix):
-            batch = self.rows.build(pieces, groups, prompts)
-            logprobs, _ = self.policy(batch)
-            (logprobs * (batch.positive - batch.negative)).sum().backward()
-            parts = logprobs.detach().split([n for piece in pieces for n in piece.response_lengths])
-            found |= dict(zip([(p.group, r) for p in pieces for r in p.responses], parts, strict=True))
-        return found, torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
-
-    def alone(self, groups: list[TrainingGroup]) -> tuple[Logprobs, torch.Tensor]:
-        """The same through transformers' own forward pass, one response at a time."""
-        plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.folder, attn_implementation="eager")
-        plain.model.visual.requires_grad_(self.model.model.visual.patch_embed.proj.weight.requires_grad)
-        found: Logprobs = {}
-        for index, group in enumerate(groups):
-            images = [Image.open(page.file).convert("RGB") for page in group.prompt.images] or None
-            prompt = self.processor(text=[group.prompt.text], images=images, return_tensors="pt")
-            num_prompt = prompt["input_ids"].shape[1]
-            for place, one in enumerate(group.responses):
-                response = torch.from_numpy(one.token_ids.astype(np.int64))
-                ids = torch.cat([prompt["input_ids"][0], response])[None]
-                extra = {}
-                if images:
-                    extra = {
-                        "pixel_values": prompt["pixel_values"],
-                        "image_grid_thw": prompt["image_grid_thw"],
-                        "mm_token_type_ids": (ids == self.encoder.image_token_id).int(),
-                    }
-                logits = plain(input_ids=ids, **extra).logits[0, num_prompt - 1 : -1]
-                logprobs = torch.log_softmax(logits, -1).gather(-1, response[:, None])[:, 0]
-                (logprobs * torch.from_numpy(one.positive - one.negative)).sum().backward()
-                found[index, place] = logprobs.detach()
-        return found, torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None])
 
 
 @pytest.fixture(scope="module")

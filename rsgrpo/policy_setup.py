@@ -1,0 +1,120 @@
+"""What a rank of the policy is built from: the model in the folder, its wrapper, and the frozen tower's features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PreTrainedModel, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from rsgrpo.attention import choose_door
+from rsgrpo.banned_tokens import banned_token_ids
+from rsgrpo.config import Config
+from rsgrpo.lora import exported_parameters
+from rsgrpo.policy_model import PolicyModel, load_model, use_window_attention
+from rsgrpo.vision_cache import FeatureStore, PageFeatures
+from rsgrpo.weights import tensors_checksum
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerSpec:
+    """What a rank needs to start.
+
+    Attributes:
+        config: the run's settings.
+        model_folder: where to load the model from.
+        rank: of this worker.
+        world_size: number of ranks.
+        device: ``cpu`` or ``gpu``.
+        num_threads: CPU threads that this rank may use.
+        features_folder: where features of pages are kept; None: nowhere.
+    """
+
+    config: Config
+    model_folder: Path
+    rank: int
+    world_size: int
+    device: str
+    num_threads: int
+    features_folder: Path | None = None
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where this rank computes: Ray shows each worker its own GPU only."""
+        return torch.device("cuda", 0) if self.device == "gpu" else torch.device("cpu")
+
+
+def load_policy_model(
+    folder: Path, spec: WorkerSpec, processor: Qwen2_5_VLProcessor
+) -> Qwen2_5_VLForConditionalGeneration:
+    """A model for training or for reference, adapters included, on the CPU.
+
+    Args:
+        folder: of the model.
+        spec: precision, frozen parts, adapters, device.
+        processor: says which tokens no response may contain.
+
+    Raises:
+        ModelFolderError: the folder does not hold a Qwen2.5-VL.
+    """
+    settings = spec.config.model
+    vocabulary_size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+    model = load_model(folder, settings, banned_token_ids(processor.tokenizer, vocabulary_size))
+    use_window_attention(model, choose_door(settings.attention, device=spec.torch_device, dtype=model.dtype))
+    return model
+
+
+def frozen_checksum(model: Qwen2_5_VLForConditionalGeneration, spec: WorkerSpec) -> str:
+    """Checksum of a loaded model without its adapters; empty on ranks other than the first, which read the same files.
+
+    Args:
+        model: whole, before DeepSpeed splits it.
+        spec: which rank this is.
+    """
+    return "" if spec.rank else tensors_checksum((one.name, one.base) for one in exported_parameters(model))
+
+
+def wrap_model(model: Qwen2_5_VLForConditionalGeneration, spec: WorkerSpec) -> PolicyModel:
+    """The model as DeepSpeed sees it.
+
+    Args:
+        model: policy or reference.
+        spec: ZeRO stage, ranks, frozen parts.
+    """
+    # Ranks that gather parameters (ZeRO 3) or reduce the tower's gradients must all run the tower.
+    is_shared = spec.config.trainer.zero_stage == 3 or not spec.config.model.freeze_vision
+    return PolicyModel(model, always_run_vision=spec.world_size > 1 and is_shared)
+
+
+def features_folder(config: Config) -> Path | None:
+    """Where features of pages are kept, as an absolute path; None: nowhere. To be asked in the driver.
+
+    Args:
+        config: ``run_dir`` and ``model.vision_cache.folder``.
+    """
+    folder = config.model.vision_cache.folder
+    return Path(config.run_dir).absolute() / folder if folder else None
+
+
+def open_page_features(
+    tower: PreTrainedModel, config: Config, folder: Path, processor: Qwen2_5_VLProcessor, device: torch.device
+) -> PageFeatures:
+    """A frozen tower with its store; trainer and engine share entries because they build it alike.
+
+    Args:
+        tower: outside the model.
+        config: bound of the store, sizes of pages.
+        folder: of the store.
+        processor: part of what features depend on.
+        device: where the tower shall run.
+
+    Raises:
+        VisionCacheError: the folder cannot be written.
+    """
+    return PageFeatures(
+        tower,
+        FeatureStore(folder, int(config.model.vision_cache.max_gib * 2**30)),
+        processing=f"{config.data.min_pixels}/{config.data.max_pixels}/{processor.image_processor.to_json_string()}",
+        device=device,
+    )

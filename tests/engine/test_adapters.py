@@ -1,0 +1,221 @@
+"""Adapters, reference and stored features under DeepSpeed: the same numbers, however the work is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rsgrpo.config import (
+    Config,
+    DataConfig,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainerConfig,
+    VisionCacheConfig,
+)
+from rsgrpo.faults import TrainerMemoryError
+from rsgrpo.lora import adapter_layers, adapter_parameters, exported_parameters
+from rsgrpo.types import TrainingGroup
+from rsgrpo.weights import checkpoint_name
+from tests.engine.reloading_worker import ReloadingWorker as Rank
+from tests.engine.worlds import Worlds, started_worlds
+from tests.packed import Packed
+from tests.tiny_model import build_tiny_model, make_group, write_pages
+
+pytestmark = pytest.mark.engine
+
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
+PLAIN_LOSS = LossConfig(importance_cap=0.0)  # d loss = -(P - Q) d logprob
+RANKS_AND_STAGES = [(1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
+
+
+def _config(*, rank: int = 0, cached: bool = False, **trainer: object) -> Config:
+    return Config(
+        stage="sft",
+        model=ModelConfig(
+            dtype="float32",
+            freeze_vision=True,
+            gradient_checkpointing=rank > 0,
+            lora=LoraConfig(rank=rank, alpha=8.0, target_modules=["q_proj", "up_proj"]),
+            vision_cache=VisionCacheConfig(folder="features" if cached else ""),
+        ),
+        data=DataConfig(min_pixels=1, max_pixels=10**7),
+        trainer=TrainerConfig(**({"micro_batch_tokens": 110} | trainer)),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("model"), tie=True)
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
+    pages = write_pages(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140)])
+    return [
+        make_group("a", pages[:2], [5, 9, 7], seed=1, scale=0.02),
+        make_group("b", pages[1:], [3, 12], seed=2, scale=0.02),
+        make_group("c", [], [6, 1, 4], seed=3, scale=0.02),
+    ]
+
+
+@pytest.fixture(scope="module")
+def worlds(folder: Path) -> Iterator[Worlds]:
+    with started_worlds(_config(), folder) as started:
+        yield started
+
+
+def _flat(named: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([named[name].ravel() for name in sorted(named)])
+
+
+@pytest.mark.parametrize(("num_ranks", "zero_stage"), RANKS_AND_STAGES)
+def test_adapters_gradient_and_sent_weights_equal_those_of_one_process(worlds, folder, groups, num_ranks, zero_stage):
+    world = worlds[num_ranks]
+    config = _config(rank=4, num_ranks=num_ranks, zero_stage=zero_stage)
+    world.each(Rank.rebuild, config, OPTIMIZER)
+    world.each(Rank.move_adapters)
+    plain = Packed(folder, config.model, with_banned=False)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in adapter_layers(plain.model).values():
+            for parameter in adapter_parameters(layer):
+                parameter.normal_(0.0, 0.2, generator=generator)
+    plain.run(groups, share_prefix=False, budget=220)
+    expected = {
+        checkpoint_name(name): -parameter.grad.numpy()
+        for name, parameter in plain.model.named_parameters()
+        if parameter.grad is not None
+    }
+    count = world.prepare(groups)
+    for _, gradient in world.each(Rank.gradient, count, "policy", PLAIN_LOSS):
+        assert gradient.keys() == expected.keys()
+        assert np.linalg.norm(_flat(gradient) - _flat(expected)) < 1e-5 * np.linalg.norm(_flat(expected))
+    merged = {checkpoint_name(one.name): one.tensor().detach().numpy() for one in exported_parameters(plain.model)}
+    for sent in world.each(Rank.sent):
+        assert list(sent) == list(merged)
+        assert all(np.array_equal(sent[name], merged[name]) for name in merged)
+
+
+def test_an_update_carries_every_part_of_each_layer_that_the_engine_replaces_as_one(worlds):
+    world = worlds[1]
+    world.each(Rank.rebuild, _config(rank=4), OPTIMIZER)
+    names = world.each(Rank.sent_names)[0]
+    layer = "model.layers.0."
+    # q_proj lies in one layer with k_proj and v_proj there, biases included; up_proj with gate_proj
+    attention = [f"{layer}self_attn.{part}_proj.{kind}" for part in "qkv" for kind in ("weight", "bias")]
+    assert [name for name in names if name.startswith(layer)] == [
+        *attention,
+        f"{layer}mlp.gate_proj.weight",
+        f"{layer}mlp.up_proj.weight",
+    ]
+    assert not any("visual" in name or "norm" in name or "embed" in name for name in names)
+
+
+@pytest.mark.parametrize("rank", [0, 4], ids=["frozen copy", "adapters off"])
+@pytest.mark.parametrize(("num_ranks", "zero_stage"), [(1, 2), (2, 3)])
+def test_reference_is_the_policy_at_first_and_never_moves_and_comes_back(
+    worlds, folder, groups, tmp_path, rank, num_ranks, zero_stage
+):
+    world = worlds[num_ranks]
+    config = _config(rank=rank, num_ranks=num_ranks, zero_stage=zero_stage)
+
+    def fresh() -> int:
+        world.each(Rank.rebuild, config, OPTIMIZER)
+        world.each(Rank.begin_from, folder, True)
+        return world.prepare(groups)
+
+    def references() -> list[np.ndarray]:
+        return [row for rows in world.each(Rank.reference, count) for row in rows]
+
+    def policies() -> list[np.ndarray]:
+        return [row for rows in world.each(Rank.scored, count) for row in rows]
+
+    def update() -> list[np.ndarray]:
+        for one in world.each(Rank.update, count, "policy", PLAIN_LOSS):
+            assert not one.is_skipped
+        return policies()
+
+    count = fresh()
+    begin = references()
+    # k1 = logprob - reference = 0 before the first update
+    for one, other in zip(begin, policies(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    update()
+    world.each(Rank.save, tmp_path)
+    expected = update()
+    assert any(np.abs(one - other).max() > 1e-2 for one, other in zip(begin, expected, strict=True))
+    assert all(np.array_equal(one, other) for one, other in zip(begin, references(), strict=True))
+    # A new process on the checkpoint: the reference is the model at the beginning, the policy goes on to the bit.
+    count = fresh()
+    world.each(Rank.restore, tmp_path)
+    assert all(np.array_equal(one, other) for one, other in zip(begin, references(), strict=True))
+    assert all(np.array_equal(one, other) for one, other in zip(expected, update(), strict=True))
+
+
+def test_a_stage_that_starts_from_a_trained_model_has_new_adapters_on_its_weights(worlds, folder, groups, tmp_path):
+    world = worlds[1]
+    world.each(Rank.rebuild, _config(rank=4), OPTIMIZER)
+    count = world.prepare(groups)
+    first_origin = world.each(Rank.begin_from, folder, False)[0]
+    world.each(Rank.update, count, "nll", None)
+    trained = world.each(Rank.scored, count)[0]
+    world.each(Rank.export, tmp_path / "model")
+    second_origin = world.each(Rank.begin_from, tmp_path / "model", True)[0]
+    assert first_origin and second_origin and first_origin != second_origin
+    count = world.prepare(groups)
+    reference, policy = world.each(Rank.reference, count)[0], world.each(Rank.scored, count)[0]
+    for one, two, three in zip(trained, policy, reference, strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-5)
+        assert np.array_equal(two, three)
+    assert world.each(Rank.begin_from, tmp_path / "model", False)[0] == second_origin
+
+
+@pytest.mark.parametrize(("num_ranks", "zero_stage"), [(2, 2), (2, 3)])
+def test_stored_features_give_the_same_gradient_and_weights(worlds, groups, tmp_path, num_ranks, zero_stage):
+    world = worlds[num_ranks]
+    seen = []
+    for cached in (False, True, True):
+        config = _config(cached=cached, num_ranks=num_ranks, zero_stage=zero_stage)
+        folder = tmp_path / "features" if cached else None
+        world.each(Rank.rebuild, config, OPTIMIZER, folder)
+        count = world.prepare(groups)
+        _, gradient = world.each(Rank.gradient, count, "policy", PLAIN_LOSS)[0]
+        seen.append((gradient, world.each(Rank.sent)[0]))
+    (plain, plain_sent), (missed, missed_sent), (hit, _) = seen
+    assert len(list((tmp_path / "features").glob("*.safetensors"))) == 3
+    assert all(np.array_equal(missed[name], hit[name]) for name in missed)
+    # The tower runs page by page instead of row by row, which may round otherwise.
+    assert plain.keys() == hit.keys()
+    assert np.linalg.norm(_flat(plain) - _flat(hit)) < 1e-6 * np.linalg.norm(_flat(plain))
+    assert plain_sent.keys() == missed_sent.keys()
+    assert all(np.array_equal(plain_sent[name], missed_sent[name]) for name in plain_sent)
+
+
+def test_cached_pages_are_counted(worlds, groups, tmp_path):
+    world = worlds[1]
+    world.each(Rank.rebuild, _config(cached=True, micro_batch_tokens=4000), OPTIMIZER, tmp_path)
+    counts = []
+    for _ in range(2):
+        world.each(Rank.prepare, groups)
+        update = world.each(Rank.update, 1, "nll", None)[0]
+        counts.append((update.totals.num_images, update.num_cached_images))
+    assert counts == [(3, 0), (3, 3)]  # one row shows each of the three pages once
+
+
+def test_a_row_that_memory_does_not_hold_is_named_with_its_need(worlds):
+    world = worlds[1]
+    world.each(Rank.rebuild, _config(micro_batch_tokens=5000), OPTIMIZER)
+    # The mask of 4,000 tokens alone takes 64 MB.
+    world.each(Rank.prepare, [make_group("long", [], [2000, 1900], seed=1)])
+    with pytest.raises(TrainerMemoryError) as caught:
+        world.each(Rank.update_with_bytes_left, 2**24)
+    message = str(caught.value)
+    assert "2 responses) needed at least" in message and "GiB more were asked for" in message
+    assert "set trainer.micro_batch_tokens below 39" in message and "(now 5000)" in message
