@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from rsgrpo.banned_tokens import BAN_BIAS, banned_token_ids
+from rsgrpo.quickstart.model import CHAT_TEMPLATE
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
 
 SPECIAL_TOKENS = (
@@ -89,7 +90,7 @@ def build_tiny_model(folder: Path, *, hidden: int = 32, layers: int = 2, tie: bo
                 parameter.normal_(0.0, parameter[0].numel() ** -0.5 if parameter.ndim > 2 else 0.15)
     model.save_pretrained(folder)
     image_processor = Qwen2VLImageProcessor(size={"shortest_edge": 784, "longest_edge": 10**6})
-    processor = Qwen2_5_VLProcessor(image_processor, tokenizer, Qwen2VLVideoProcessor())
+    processor = Qwen2_5_VLProcessor(image_processor, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
     processor.save_pretrained(folder)
     return folder
 
