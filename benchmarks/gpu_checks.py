@@ -219,10 +219,12 @@ def check_engine(options: argparse.Namespace, folder: Path, groups: list[Trainin
 
     dtype = "bfloat16" if device.type == "cuda" else "float32"
     need = options.prompt_tokens[0] + 64
+    sampling = SamplingConfig(max_response_tokens=32)
     config = Config(
+        stage="sft",  # asks for no rewards
         model=ModelConfig(dtype=dtype),
         data=DataConfig(min_pixels=784, max_pixels=10**8, max_prompt_tokens=10**6),
-        rollout=RolloutConfig(max_model_tokens=need, gpu_memory_frac=0.4, enforce_eager=True),
+        rollout=RolloutConfig(sampling=sampling, max_model_tokens=need, gpu_memory_frac=0.4, enforce_eager=True),
     )
     engine = VllmEngine(
         EngineSpec(config=config, model_folder=folder, device="gpu" if device.type == "cuda" else "cpu")
@@ -232,7 +234,7 @@ def check_engine(options: argparse.Namespace, folder: Path, groups: list[Trainin
     sampled = engine.generate(
         [PromptedSample(sample=sample, prompt=prompt)],
         num_samples=4,
-        sampling=SamplingConfig(max_response_tokens=32),
+        sampling=sampling,
         seed=0,
     )[0].rollouts
     zeros = np.zeros(32, dtype=np.float32)
