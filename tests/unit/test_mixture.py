@@ -83,6 +83,25 @@ def test_bad_records_stop_the_run_or_are_left_out_and_counted(tmp_path: Path):
         mix(source(tmp_path, "b", 2), check_media=True)
 
 
+def test_a_file_that_breaks_off_stops_the_run_with_the_byte_to_go_on_from(tmp_path: Path):
+    one = source(tmp_path, "a", 3)
+    text = Path(one.path).read_text()
+    Path(one.path).write_text(text[:-40])
+    # the second record ends in front of the last ", {"
+    end = text.rindex(', {"id"')
+    with pytest.raises(
+        DataError, match=rf"2 of 3 records(.|\n)*truncated JSON(.|\n)*byte {len(text) - 40} .*byte {end} "
+    ):
+        mix(one)
+    assert mix(one, on_bad_record="skip").reports[0].counts() == {"truncated JSON": 1}
+
+
+def test_ids_that_stand_twice_are_counted_and_kept_apart(tmp_path: Path):
+    mixture = mix(source(tmp_path, "a", 3))
+    assert [(one.reason, one.count) for one in mixture.reports[0].remarks] == [("id twice", 2)]
+    assert len({mixture.sample(key).sample_id for key in range(3)}) == 3
+
+
 def shown(*relevant: int, num_images: int = 2) -> Sample:
     turns = (Turn(role="user", text="<image>" * num_images + "\nQ"), Turn(role="assistant", text="A"))
     images = tuple(ImageRef(path=f"{n}.jpg") for n in range(num_images))
