@@ -16,7 +16,7 @@ from recipes.sft_preparation import supervised_phases, uses_mixture
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.cluster import REPOSITORY
-from rsgrpo.config import Config, ConfigError
+from rsgrpo.config import Config
 from rsgrpo.conversation_prompts import ConversationBuilder
 from rsgrpo.data import LoadedData, load_samples
 from rsgrpo.data_files import DataError
@@ -73,11 +73,6 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         RsgrpoError: a reward cannot be loaded or fails on a gold response, data are bad, the model is no Qwen2.5-VL,
             a prompt is too long.
     """
-    if config.stage in ("rl", "all") and config.rl.loss.kl.coefficient:
-        raise ConfigError(
-            f"rl.loss.kl.coefficient={config.rl.loss.kl.coefficient} asks for a KL term, but the trainer does not hold "
-            "a reference model yet; set rl.loss.kl.coefficient=0"
-        )
     scorer = Scorer(load_rewards(config.scored_rewards, REPOSITORY))
     with progress.phase("Reading data and model"):
         loaded = _load_data(config, folder, scorer)

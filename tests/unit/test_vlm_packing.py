@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from rsgrpo.batching import Piece
 from rsgrpo.config import ModelConfig
 from rsgrpo.policy_model import ModelFolderError, PolicyModel, load_model
 from rsgrpo.types import TrainingGroup
@@ -64,6 +67,21 @@ def test_a_sibling_changes_nothing_for_its_siblings(packed, groups):
     got, _ = packed.run([mixed], share_prefix=True, budget=4000)
     torch.testing.assert_close(got[0, 0], alone[0, 0], atol=1e-5, rtol=0)
     torch.testing.assert_close(got[0, 2], alone[0, 2], atol=1e-5, rtol=0)
+
+
+def test_every_token_carries_its_responses_weight_in_the_kl_term(packed, groups):
+    weighted = dataclasses.replace(
+        groups[2],
+        responses=tuple(
+            dataclasses.replace(one, kl_weight=weight)
+            for one, weight in zip(groups[2].responses, (0.5, 0.25, 0.0), strict=True)
+        ),
+    )
+    prompts = packed.encoder.encode([weighted.prompt])
+    num_prompt_tokens = len(prompts[0].token_ids)
+    piece = Piece(group=0, responses=(2, 0), num_prompt_tokens=num_prompt_tokens, response_lengths=(4, 6))
+    assert packed.rows.build([piece], [weighted], prompts).kl_weights.tolist() == [0.0] * 4 + [0.5] * 6
+    assert packed.rows.build([piece], [groups[2]], prompts).kl_weights is None
 
 
 def test_blank_row_has_a_finite_zero_gradient_with_and_without_the_tower(packed):
