@@ -33,6 +33,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "grpo": ("algorithm=grpo",),
     "dr_grpo": ("algorithm=dr_grpo",),
     "rloo": ("algorithm=rloo",),
+    "asynchronous": ("rl.max_staleness_steps=1",),
     "no_evidence_reward": ("rewards.evidence.weight=0",),
     "per_image_evidence": (
         "+rewards.lines={function: 'rewards.evidence:evidence_per_image', scope: {evidence_line: true}, weight: 3}",

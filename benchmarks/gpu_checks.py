@@ -11,7 +11,8 @@ with status 1 if a check fails.
 2. Gradients with shared prefixes equal those without, in float32 (below 1e-5) and in bfloat16 (below 0.1).
 3. The pass to log-probabilities takes less than a tenth of what all logits would.
 4. The engine's log-probabilities agree with the trainer's, where vLLM is installed (``--no-engine`` leaves it out).
-5. Update time with and without shared prefixes, through every door, at each prompt length.
+5. Memory that is given back is free, and weights pass to another process through CUDA IPC with their checksums.
+6. Update time with and without shared prefixes, through every door, at each prompt length.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gpu_transfer import check_cuda_ipc, check_memory
 from logprob_memory import Peak
 from transformers import AutoConfig
 from workload import SHAPES, GroupShape, build_group, build_model, markdown, report, shape_text
@@ -357,6 +359,9 @@ def main() -> None:
                 more_checks, more_rows = run_door(door, dtype, folder, groups, options, device)
                 checks += more_checks
                 rows += more_rows
+        for check in (check_memory, check_cuda_ipc):
+            title, passed, detail = check(device)
+            checks.append(Check(name=title, passed=passed, detail=detail))
         checks.append(check_engine(options, folder, groups[options.prompt_tokens[0]], device))
     lines = [
         {"check": one.name, "result": {True: "ok", False: "FAILED", None: "-"}[one.passed], "detail": one.detail}

@@ -22,9 +22,9 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase
 from recipes.benchmark_questions import TaskQuestions, load_tasks
 from recipes.benchmark_scores import score_task, summarise_benchmarks, table_lines, write_json
 from recipes.preparation import PromptLengths, describe_template, find_base_model
+from recipes.workers import open_workers
 from rollout.answering import Answer, Answerer, EngineAnswerer
 from rollout.endpoint import EndpointAnswerer
-from rollout.pool import RolloutPool
 from rsgrpo.cluster import REPOSITORY, open_cluster
 from rsgrpo.config import Config
 from rsgrpo.errors import RsgrpoError
@@ -215,12 +215,9 @@ def _open_answerer(config: Config, model: Path | None, processor: Any) -> Iterat
     if model is None:
         yield EndpointAnswerer(config.eval.endpoint, config.data, config.seed)
         return
-    with open_cluster(config.cluster) as cluster:
-        engine = RolloutPool.start(config, model, device=cluster.device, num_threads=cluster.num_threads)
-        try:
-            yield EngineAnswerer(engine, processor, config.seed)
-        finally:
-            engine.close()
+    with open_cluster(config.cluster) as cluster, open_workers(config, model, cluster) as workers:
+        assert workers.engine is not None
+        yield EngineAnswerer(workers.engine, processor, config.seed)
 
 
 def _answer(

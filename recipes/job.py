@@ -11,14 +11,13 @@ from typing import Any
 
 from recipes.evaluate import Evaluation, evaluate
 from recipes.preparation import Prepared
-from rollout.pool import RolloutPool
+from recipes.workers import open_workers
 from rsgrpo.checkpoint import latest_checkpoint, remove_old_checkpoints, write_folder
 from rsgrpo.cluster import REPOSITORY, Cluster
 from rsgrpo.config import Config
 from rsgrpo.evisrag_metrics import EvaluationMetrics
 from rsgrpo.images import load_page
 from rsgrpo.metrics import METRICS_FILE, RunLogger, read_metrics
-from rsgrpo.policy import Policy
 from rsgrpo.progress import Progress
 from rsgrpo.recorder import record_evaluation, truncate_after
 from rsgrpo.run_folder import RunFolder
@@ -60,14 +59,14 @@ class Job:
             return load_page(ref, data.min_pixels, data.max_pixels)
 
         self.logger = self._stack.enter_context(RunLogger(self.folder.root, self.config, read_image))
-        device, num_threads = self._cluster.device, self._cluster.num_threads
-        if self.prepared.test or self.config.stage != "sft":
-            self.engine = RolloutPool.start(self.config, self.start_model, device=device, num_threads=num_threads)
-            self._stack.callback(self.engine.close)
-        if self.config.stage != "eval":
-            rank_threads = self.config.trainer.num_threads or num_threads
-            self.policy = Policy.start(self.config, self.start_model, device=device, num_threads=rank_threads)
-            self._stack.callback(self.policy.close)
+        needs_engine = bool(self.prepared.test) or self.config.stage != "sft"
+        workers = self._stack.enter_context(
+            open_workers(self.config, self.start_model, self._cluster, needs_engine=needs_engine)
+        )
+        if workers.engine is not None:
+            self.engine = workers.engine
+        if workers.policy is not None:
+            self.policy = workers.policy
         return self
 
     def __exit__(

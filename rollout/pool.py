@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rollout.engine import RolloutError
+from rollout.weight_stream import WeightStream
 from rsgrpo.cluster import REPOSITORY
 from rsgrpo.config import Config, SamplingConfig
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.placement import ON_CPU, Placement
 from rsgrpo.policy import WeightUpdate
+from rsgrpo.turns import Phase, Share, Turns
 from rsgrpo.types import PromptedSample, RolloutGroup
 
 
-def _environment(config: Config, device: str, num_threads: int) -> dict[str, dict[str, str]]:
+def engine_environment(config: Config, device: str, num_threads: int) -> dict[str, str]:
+    """Variables of an engine's process.
+
+    Args:
+        config: the run's settings.
+        device: ``cpu`` or ``gpu``.
+        num_threads: CPU threads that it may use.
+    """
     variables = {
         "PYTHONPATH": str(REPOSITORY),
         "OMP_NUM_THREADS": str(num_threads),
@@ -37,7 +46,7 @@ def _environment(config: Config, device: str, num_threads: int) -> dict[str, dic
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinned threads would fight the trainer's for their cores
         }
-    return {"env_vars": variables}
+    return variables
 
 
 class RolloutPool:
@@ -48,9 +57,20 @@ class RolloutPool:
         model_folder: what new workers load.
         device: ``cpu`` or ``gpu``.
         num_threads: CPU threads of a worker.
+        placement: where the workers run.
+        rank_gpus: GPU of each training rank, where they are shared.
     """
 
-    def __init__(self, config: Config, model_folder: Path, *, device: str, num_threads: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model_folder: Path,
+        *,
+        device: str,
+        num_threads: int,
+        placement: Placement,
+        rank_gpus: Sequence[str],
+    ) -> None:
         self._config = config
         self._model_folder = model_folder
         self._device = device
@@ -60,14 +80,26 @@ class RolloutPool:
         self._complete: WeightUpdate | None = None
         self._is_ready = False
         self._is_closed = False
-        self._placement: Any = None
-        if device == "gpu":
-            bundle = {"GPU": config.rollout.tensor_parallel_size, "CPU": 1}
-            self._placement = placement_group([bundle] * config.rollout.num_workers, strategy="PACK")
+        self._placement = placement
+        self._rank_gpus = tuple(rank_gpus)
+        self._turns: Turns | None = None
+        self._stream = WeightStream(
+            gpus_per_engine=config.rollout.tensor_parallel_size,
+            timeout_seconds=config.rollout.generate_timeout_seconds,
+        )
         self._workers = [self._new_worker(index) for index in range(config.rollout.num_workers)]
 
     @classmethod
-    def start(cls, config: Config, model_folder: Path, *, device: str, num_threads: int) -> RolloutPool:
+    def start(
+        cls,
+        config: Config,
+        model_folder: Path,
+        *,
+        device: str,
+        num_threads: int,
+        placement: Placement = ON_CPU,
+        rank_gpus: Sequence[str] = (),
+    ) -> RolloutPool:
         """Start the workers and return at once; they load in the background.
 
         Args:
@@ -75,8 +107,12 @@ class RolloutPool:
             model_folder: a Qwen2.5-VL folder that every node can read.
             device: ``cpu`` or ``gpu``.
             num_threads: CPU threads of a worker, unless ``rollout.num_threads`` says otherwise.
+            placement: where the workers run.
+            rank_gpus: GPU of each training rank, where they are shared.
         """
-        return cls(config, model_folder, device=device, num_threads=num_threads)
+        return cls(
+            config, model_folder, device=device, num_threads=num_threads, placement=placement, rank_gpus=rank_gpus
+        )
 
     @property
     def policy_version(self) -> int:
@@ -93,18 +129,10 @@ class RolloutPool:
         from rollout.vllm_engine import EngineSpec
         from rollout.worker import RolloutWorker
 
-        strategy: Any = "DEFAULT"
-        if self._placement is not None:
-            strategy = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=index)
-        gpus = self._config.rollout.tensor_parallel_size if self._device == "gpu" else 0
+        environment = engine_environment(self._config, self._device, self._num_threads)
         return (
             ray.remote(RolloutWorker)
-            .options(
-                num_cpus=1 if self._device == "gpu" else 0,
-                num_gpus=gpus,
-                scheduling_strategy=strategy,
-                runtime_env=_environment(self._config, self._device, self._num_threads),
-            )
+            .options(**self._placement.for_engine(index, environment, self._rank_gpus))
             .remote(EngineSpec(config=self._config, model_folder=self._model_folder, device=self._device))
         )
 
@@ -118,6 +146,23 @@ class RolloutPool:
             for index in range(len(self._workers)):
                 self._wait_for(index)
             self._is_ready = True
+
+    def take_turns(self, turns: Turns) -> None:
+        """Share the GPUs with the trainer from here on.
+
+        Args:
+            turns: that the trainer takes as well.
+        """
+        self._turns = turns
+
+    def hold(self, share: Share) -> None:
+        """See :class:`rsgrpo.turns.Holder`."""
+        self.wait_ready()
+        self._collect([worker.hold.remote(share) for worker in self._workers])
+
+    def _take(self, phase: Phase) -> None:
+        if self._turns is not None:
+            self._turns.take(phase)
 
     def _wait_for(self, index: int) -> None:
         timeout = self._config.rollout.start_timeout_seconds
@@ -140,6 +185,7 @@ class RolloutPool:
             RolloutError: workers died more than ``rollout.max_restarts`` times, or took too long.
         """
         self.wait_ready()
+        self._take(Phase.SAMPLING)
         groups: dict[int, RolloutGroup] = {}
         num_workers = len(self._workers)
         shares = {worker: list(range(worker, len(prompted), num_workers)) for worker in range(num_workers)}
@@ -193,26 +239,53 @@ class RolloutPool:
             )
         self._workers[worker] = self._new_worker(worker)
         self._wait_for(worker)
+        if self._newest is not None and self._newest.sender is not None:
+            self._stream_again(self._newest)
+            return
         for update in dict.fromkeys((self._complete, self._newest)):
             if update is not None:
                 ray.get(self._workers[worker].update_weights.remote(list(update.buckets), update.version))
+
+    def _stream_again(self, update: WeightUpdate) -> None:
+        if self._config.rl.max_staleness_steps:
+            raise RolloutError(
+                "a rollout worker died while the trainer worked on newer weights, which it cannot send now "
+                "(rl.max_staleness_steps=1); go on with resume=auto"
+            )
+        assert update.sender is not None
+        self._stream.forget()
+        self._receive(dataclasses.replace(update, sender=update.sender.whole(), is_complete=True))
+        self._take(Phase.SAMPLING)
 
     def update_weights(self, update: WeightUpdate) -> None:
         """See :class:`rollout.engine.RolloutEngine`; a worker that died meanwhile is replaced."""
         self.wait_ready()
         self._newest = update
+        if update.sender is not None:
+            self._receive(update)
+            return
         if update.is_complete:
             self._complete = update
+        self._take(Phase.TRANSFER)
         calls = [worker.update_weights.remote(list(update.buckets), update.version) for worker in self._workers]
         for index, call in enumerate(calls):
             try:
-                ray.get(call)
+                self._collect([call])
             except ray.exceptions.RayActorError:
                 self._replace(index)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, RsgrpoError):
-                    raise error.cause from error
-                raise
+
+    def _receive(self, update: WeightUpdate) -> None:
+        assert update.sender is not None
+        self._take(Phase.TRANSFER)
+        self._stream.send(self._workers, update.sender, update.version.version)
+
+    def _collect(self, calls: list[ray.ObjectRef]) -> None:
+        try:
+            ray.get(calls)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RsgrpoError):
+                raise error.cause from error
+            raise
 
     def close(self) -> None:
         """End the workers; a call that another thread still waits for raises."""
@@ -220,6 +293,3 @@ class RolloutPool:
         for worker in self._workers:
             ray.kill(worker)
         self._workers = []
-        if self._placement is not None:
-            remove_placement_group(self._placement)
-            self._placement = None

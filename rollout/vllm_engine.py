@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,31 @@ from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 
 from rollout.engine import RolloutError
+from rollout.weight_loading import (
+    begin_update,
+    call_pickled,
+    finish_update,
+    join_trainer,
+    load_buckets,
+    receive_bucket,
+)
 from rsgrpo.banned_tokens import BAN_BIAS, banned_token_ids
 from rsgrpo.config import Config, SamplingConfig
 from rsgrpo.images import load_page
 from rsgrpo.token_offsets import TokenTable
+from rsgrpo.topology import transfer_kind
+from rsgrpo.turns import Share
 from rsgrpo.types import PromptedSample, Rollout, RolloutGroup, WeightBucket, WeightVersion
-from rsgrpo.weights import bucket_checksum, bucket_tensors, format_checksum
+from rsgrpo.weight_transfer import StagedBucket
+from rsgrpo.weights import bucket_checksum, format_checksum
 
 _MAX_SEED = 2**31 - 1
+_BACKENDS = {"cuda_ipc": "ipc", "nccl": "nccl"}
+_KEPT_AWAKE: dict[Share, tuple[str, ...]] = {
+    Share.NOTHING: (),
+    Share.WEIGHTS: ("weights",),
+    Share.ALL: ("weights", "kv_cache"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,16 +57,15 @@ class EngineSpec:
     device: str
 
 
-def _load_buckets(worker: Any, buckets: Sequence[WeightBucket]) -> None:
-    """Runs inside each engine worker: load named tensors in the checkpoint's layout, repacking as at start."""
-    tensors = (pair for bucket in buckets for pair in bucket_tensors(bucket))
-    worker.model_runner.reload_weights(weights_iterator=tensors)
-    language = worker.model_runner.get_model().language_model
-    if language.config.tie_word_embeddings:
-        # Reloading goes by the checkpoint's names, where a tied head has none: the head would keep the old
-        # embedding, which it has packed for its own matrix product.
-        language.lm_head = language.lm_head.tie_weights(language.model.embed_tokens)
-        language.lm_head.quant_method.process_weights_after_loading(language.lm_head)
+def _gpu_settings(config: Config) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "gpu_memory_utilization": config.rollout.gpu_memory_frac,
+        "enable_sleep_mode": config.cluster.topology == "colocated" and config.stage != "eval",
+    }
+    kind = transfer_kind(config, "gpu")
+    if kind in _BACKENDS:
+        settings["weight_transfer_config"] = {"backend": _BACKENDS[kind]}
+    return settings
 
 
 def request_seed(seed: int, sample_id: str) -> int:
@@ -74,12 +91,17 @@ class VllmEngine:
         self._has_request_seeds = spec.device == "gpu"
         on_gpu: dict[str, Any] = {}
         if spec.device == "gpu":
-            on_gpu = {"gpu_memory_utilization": settings.gpu_memory_frac}
+            on_gpu = _gpu_settings(spec.config)
+        # On a GPU vLLM runs its engine in a process of its own, on a CPU in this one.
+        self._is_in_process = spec.device == "cpu"
+        self._share = Share.ALL
         self._llm = LLM(
             model=str(spec.model_folder),
             dtype=spec.config.model.dtype,
             seed=0,
             tensor_parallel_size=settings.tensor_parallel_size,
+            # Else vLLM would ask Ray for GPUs again that this actor holds already.
+            distributed_executor_backend="mp" if settings.tensor_parallel_size > 1 else None,
             max_model_len=settings.max_model_tokens,
             max_num_seqs=settings.max_num_sequences,
             max_num_batched_tokens=settings.max_batched_tokens,
@@ -188,9 +210,61 @@ class VllmEngine:
                 f"the weights of version {version.version} arrived with checksum {format_checksum(checksum)}, sent was "
                 f"{version.checksum}; the transfer is broken: look for memory faults or a full object store"
             )
-        self._llm.collective_rpc(_load_buckets, args=(tuple(buckets),))
+        self._in_workers(load_buckets, tuple(buckets))
+        self._take_version(version.version)
+
+    def join_trainer(self, kind: str, group: str, first_member: int, num_members: int) -> None:
+        """Make ready for weights from the trainer's GPUs; arguments as in ``weight_loading.join_trainer``."""
+        self._in_workers(join_trainer, kind, group, first_member, num_members)
+
+    def begin_update(self) -> None:
+        """Open a weight update from the trainer's GPUs."""
+        self._in_workers(begin_update)
+
+    def receive_bucket(self, bucket: StagedBucket) -> list[int]:
+        """Load a bucket from the trainer's GPUs.
+
+        Args:
+            bucket: what the trainer staged.
+
+        Returns:
+            The checksum of what came in, one for each GPU.
+        """
+        return self._in_workers(receive_bucket, bucket)
+
+    def finish_update(self, version: int) -> None:
+        """Close a weight update from the trainer's GPUs.
+
+        Args:
+            version: stamp of the responses from here on.
+        """
+        self._in_workers(finish_update)
+        self._take_version(version)
+
+    def hold(self, share: Share) -> None:
+        """Keep that much on the GPU; the weights wait on the host, the cache is given up.
+
+        vLLM's level 1: level 2 would forget the weights, of which only those that training changes come anew.
+
+        Args:
+            share: nothing, the weights, or all.
+        """
+        if share < self._share:
+            self._llm.sleep(level=1)
+            self._share = Share.NOTHING
+        missing = [tag for tag in _KEPT_AWAKE[share] if tag not in _KEPT_AWAKE[self._share]]
+        if missing:
+            self._llm.wake_up(tags=missing)
+        self._share = share
+
+    def _in_workers(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        if self._is_in_process:
+            return self._llm.collective_rpc(function, args=arguments)
+        return self._llm.collective_rpc(call_pickled, args=(pickle.dumps((function, arguments), protocol=5),))
+
+    def _take_version(self, version: int) -> None:
         # Features of the old vision tower and keys of the old layers must not meet the new weights.
         self._llm.reset_prefix_cache()
         self._llm.llm_engine.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
-        self.policy_version = version.version
+        self.policy_version = version

@@ -9,7 +9,9 @@ import ray
 
 from rollout.vllm_engine import EngineSpec, VllmEngine
 from rsgrpo.config import SamplingConfig
+from rsgrpo.turns import Share
 from rsgrpo.types import PromptedSample, RolloutGroup, WeightVersion
+from rsgrpo.weight_transfer import StagedBucket
 
 
 class RolloutWorker:
@@ -35,3 +37,23 @@ class RolloutWorker:
     def update_weights(self, buckets: Sequence[ray.ObjectRef], version: WeightVersion) -> None:
         """Fetch the buckets from the object store and load them."""
         self._engine.update_weights(ray.get(list(buckets)), version)
+
+    def join_trainer(self, kind: str, group: str, first_member: int, num_members: int) -> None:
+        """Make ready for weights from the trainer's GPUs."""
+        self._engine.join_trainer(kind, group, first_member, num_members)
+
+    def begin_update(self) -> None:
+        """Open a weight update from the trainer's GPUs."""
+        self._engine.begin_update()
+
+    def receive_bucket(self, bucket: StagedBucket) -> list[int]:
+        """Load a bucket from the trainer's GPUs; the checksum of what came in, one for each GPU."""
+        return self._engine.receive_bucket(bucket)
+
+    def finish_update(self, version: int) -> None:
+        """Close a weight update from the trainer's GPUs."""
+        self._engine.finish_update(version)
+
+    def hold(self, share: Share) -> None:
+        """Keep that much on the GPU."""
+        self._engine.hold(share)

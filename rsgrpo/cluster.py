@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from rsgrpo.config import ClusterConfig
 from rsgrpo.errors import RsgrpoError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+_CONNECT_SECONDS = 10.0
 
 
 class ClusterError(RsgrpoError):
@@ -28,10 +31,30 @@ class Cluster:
     Attributes:
         device: ``cpu`` or ``gpu``.
         num_threads: threads that one worker may use on a CPU.
+        gpus_per_node: GPUs of each node.
     """
 
     device: str
     num_threads: int
+    gpus_per_node: tuple[int, ...]
+
+
+def _no_cluster(address: str, error: Exception) -> ClusterError:
+    return ClusterError(
+        f"no Ray cluster answers at cluster.address={address!r}: {error}; start one with `ray start --head`, or leave "
+        "cluster.address empty to start one on this machine"
+    )
+
+
+def _check_answers(address: str) -> None:
+    """Knock first: Ray itself tries a dead address for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:
+        return  # ``auto``: Ray looks for a cluster on this machine
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, error) from error
 
 
 def _join(config: ClusterConfig) -> None:
@@ -39,13 +62,11 @@ def _join(config: ClusterConfig) -> None:
     # site-packages: workers get this repository first on their path.
     environment = {"env_vars": {"PYTHONPATH": str(REPOSITORY)}}
     if config.address:
+        _check_answers(config.address)
         try:
             ray.init(address=config.address, runtime_env=environment, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError) as error:
-            raise ClusterError(
-                f"no Ray cluster answers at cluster.address={config.address!r}: {error}; start one with "
-                "`ray start --head`, or leave cluster.address empty to start one on this machine"
-            ) from error
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _no_cluster(config.address, error) from error
         return
     # An address left in the environment would silently join some other cluster.
     os.environ.pop("RAY_ADDRESS", None)
@@ -77,18 +98,12 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
         What the workers may use.
 
     Raises:
-        ClusterError: Ray cannot be reached or started, or it lacks the GPUs that the config asks for.
+        ClusterError: Ray cannot be reached or started.
     """
     _join(config)
     try:
-        num_gpus = int(ray.cluster_resources().get("GPU", 0))
-        device = config.device if config.device != "auto" else ("gpu" if num_gpus else "cpu")
-        needed_gpus = config.num_nodes * config.gpus_per_node
-        if device == "gpu" and num_gpus < needed_gpus:
-            raise ClusterError(
-                f"cluster.num_nodes={config.num_nodes} × cluster.gpus_per_node={config.gpus_per_node} asks for "
-                f"{needed_gpus} GPUs, Ray has {num_gpus}; lower them, or join the missing nodes with `ray start`"
-            )
-        yield Cluster(device=device, num_threads=len(os.sched_getaffinity(0)))
+        gpus = tuple(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"])
+        device = config.device if config.device != "auto" else ("gpu" if any(gpus) else "cpu")
+        yield Cluster(device=device, num_threads=len(os.sched_getaffinity(0)), gpus_per_node=gpus)
     finally:
         ray.shutdown()

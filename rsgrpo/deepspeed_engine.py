@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import deepspeed
+import deepspeed.ops
 import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 
 from rsgrpo.config import Config, OptimizerConfig
 from rsgrpo.lora import ExportedParameter, exported_parameters, of_trained_layers
+from rsgrpo.offload import StoragePark
 from rsgrpo.policy_model import MicroBatch, PolicyModel
+from rsgrpo.turns import Share
 
 _TAG = "policy"
 _VISION_GROUP = 1
@@ -119,6 +122,8 @@ class DeepSpeedEngine:
         self._num_steps = 1
         self.stage_step = 0
         self.num_skipped_in_row = 0
+        self._weights_park, self._states_park = StoragePark(), StoragePark()
+        self._share = Share.ALL
         optimizer = torch.optim.AdamW(
             _parameter_groups(model, config), lr=config.rl.optimizer.learning_rate, foreach=True
         )
@@ -229,6 +234,33 @@ class DeepSpeedEngine:
         partitioned = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
         return deepspeed.zero.GatheredParameters(partitioned, enabled=self._zero_stage == 3)
 
+    def hold(self, share: Share) -> None:
+        """Move weights and optimizer states to the host, or back.
+
+        Args:
+            share: what stays on the device: nothing, the weights, or all.
+        """
+        if share < Share.ALL == self._share:
+            weights = {tensor.untyped_storage().data_ptr() for tensor in _weights_of(self._engine.module)}
+            # In float32 the master weights are the weights.
+            self._states_park.move_out(t for t in self._states() if t.untyped_storage().data_ptr() not in weights)
+        if share < Share.WEIGHTS <= self._share:
+            self._weights_park.move_out(_weights_of(self._engine.module))
+        if self._share < Share.WEIGHTS <= share:
+            self._weights_park.bring_back()
+        if self._share < Share.ALL == share:
+            self._states_park.bring_back()
+        self._share = share
+        if torch.cuda.is_available():
+            torch.cuda.ipc_collect()  # the bucket that engines read
+            torch.cuda.empty_cache()
+
+    def _states(self) -> list[Tensor]:
+        optimizer = self._torch_optimizer()
+        masters = [parameter.data for group in optimizer.param_groups for parameter in group["params"]]
+        moments = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+        return [*masters, *moments]
+
     def save(self, folder: Path) -> None:
         """Write weights, moments and counters; every rank writes its share into the same folder."""
         client_state = {
@@ -268,6 +300,13 @@ class DeepSpeedEngine:
             torch.cuda.set_rng_state(client_state["cuda_rng"])
 
 
+def _weights_of(model: nn.Module) -> list[Tensor]:
+    """Parameters, whole or this rank's partitions of them, and buffers."""
+    parameters = list(model.parameters())
+    partitions = [parameter.ds_tensor for parameter in parameters if hasattr(parameter, "ds_id")]
+    return [*(parameter.data for parameter in parameters), *partitions, *model.buffers()]
+
+
 def _by_bytes(exported: list[ExportedParameter], max_bytes: int) -> Iterator[list[ExportedParameter]]:
     chunk: list[ExportedParameter] = []
     used = 0
@@ -302,8 +341,18 @@ class FrozenEngine:
             self._model.eval()
         else:
             model.to(device)
+        self._park = StoragePark()
 
     @torch.no_grad()
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropy of a row."""
         return self._model(batch)
+
+    def hold(self, share: Share) -> None:
+        """Move the weights to the host, or back where the policy keeps everything."""
+        if share == Share.ALL:
+            self._park.bring_back()
+        elif not self._park.num_bytes:
+            self._park.move_out(_weights_of(self._model))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.types import ImageRef
@@ -83,7 +83,7 @@ def load_page(ref: ImageRef, min_pixels: int | None, max_pixels: int | None) -> 
     with _open_page(ref) as image:
         _check_shape(ref, image)
         try:
-            image.load()
+            _decode(image)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise _broken(ref, error) from error
         width, height = resized_size(image.width, image.height, min_pixels, max_pixels)
@@ -129,7 +129,7 @@ def check_page(ref: ImageRef) -> None:
             if image.format == "PNG":
                 image.verify()
             elif not is_whole_jpeg:
-                image.load()
+                _decode(image)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise _broken(ref, error) from error
 
@@ -231,6 +231,20 @@ def _open_table(parquet_file: str) -> Dataset:
     if isinstance(table.features["image"], datasets.Image):
         table = table.cast_column("image", datasets.Image(decode=False))
     return table
+
+
+def _decode(image: Image.Image) -> None:
+    """Decode all of it, whatever other libraries chose for the process.
+
+    lmms-eval lets Pillow fill what is missing of a truncated file with grey; a page must not lose its
+    evidence like that.
+    """
+    chosen = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        image.load()
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = chosen
 
 
 def _check_shape(ref: ImageRef, image: Image.Image) -> None:

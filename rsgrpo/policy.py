@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rsgrpo.batching import balance, step_cost
 from rsgrpo.checkpoint import CheckpointError, PolicyMeta, read_policy_meta, write_folder, write_policy_meta
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.faults import FaultyBatch, write_faulty_batch
+from rsgrpo.placement import ON_CPU, Placement
 from rsgrpo.policy_results import RankUpdate, in_order, update_metrics
 from rsgrpo.policy_setup import WorkerSpec, features_folder
 from rsgrpo.policy_worker import GatheredWeights, PolicyWorker
+from rsgrpo.topology import transfer_kind
+from rsgrpo.turns import Phase, Share, Turns
 from rsgrpo.types import ResponseStats, TrainingGroup, UpdateResult, WeightVersion
+from rsgrpo.weight_transfer import RankStream, WeightSender
 from rsgrpo.weights import format_checksum
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -45,11 +48,14 @@ class WeightUpdate:
         version: how many updates were taken, and the checksum over the buckets (see ``weights.py``).
         buckets: references to WeightBucket records in Ray's object store, in checksum order.
         is_complete: whether all parameters are in it, or only those that training changes.
+        sender: gives the weights out bucket by bucket, GPU to GPU, with checksums of their own; there are no
+            ``buckets`` then. None: they are in the object store.
     """
 
     version: WeightVersion
     buckets: tuple[ray.ObjectRef, ...]
     is_complete: bool
+    sender: WeightSender | None = None
 
 
 def _cost(group: TrainingGroup) -> int:
@@ -65,7 +71,7 @@ def _cost(group: TrainingGroup) -> int:
     return step_cost(prompt, [len(response.token_ids) for response in group.responses])
 
 
-def _environment(device: str, num_threads: int) -> dict[str, dict[str, str]]:
+def _environment(device: str, num_threads: int) -> dict[str, str]:
     variables = {
         "OMP_NUM_THREADS": str(num_threads),
         # Trainer and engine take turns on the same cores: a waiting thread must not spin on one.
@@ -75,7 +81,7 @@ def _environment(device: str, num_threads: int) -> dict[str, dict[str, str]]:
     }
     if device == "cpu":
         variables["DS_ACCELERATOR"] = "cpu"
-    return {"env_vars": variables}
+    return variables
 
 
 class Policy:
@@ -84,22 +90,24 @@ class Policy:
     Args:
         config: the run's settings.
         workers: one actor a rank.
-        loading: what says that each has loaded.
-        placement: the placement group on GPUs.
+        device: ``cpu`` or ``gpu``.
     """
 
-    def __init__(self, config: Config, workers: list[Any], loading: list[ray.ObjectRef], placement: Any) -> None:
+    def __init__(self, config: Config, workers: list[Any], device: str) -> None:
         self._config = config
         self._workers = workers
-        self._loading = loading
-        self._placement = placement
+        self._transfer = transfer_kind(config, device)
+        self._turns: Turns | None = None
+        self._loading: list[ray.ObjectRef] | None = None
         self._log_paths: list[str] = []
         self._version = 0
         self._has_sent_all = False
         self._origin = ""
 
     @classmethod
-    def start(cls, config: Config, model_folder: Path, *, device: str, num_threads: int) -> Policy:
+    def start(
+        cls, config: Config, model_folder: Path, *, device: str, num_threads: int, placement: Placement = ON_CPU
+    ) -> Policy:
         """Start the ranks and return at once; they load the model in the background.
 
         Args:
@@ -107,27 +115,16 @@ class Policy:
             model_folder: a Qwen2.5-VL folder that every node can read.
             device: ``cpu`` or ``gpu``.
             num_threads: CPU threads of each rank.
+            placement: where the ranks run; where they share GPUs, they load at their first turn.
 
         Returns:
             The policy; every method waits for the ranks where it must.
         """
         num_ranks = config.trainer.num_ranks
-        placement: Any = None
-        strategies: list[Any] = ["DEFAULT"] * num_ranks
-        if device == "gpu":
-            placement = placement_group([{"GPU": 1, "CPU": 1}] * num_ranks, strategy="PACK")
-            strategies = [
-                PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank)
-                for rank in range(num_ranks)
-            ]
+        environment = _environment(device, num_threads)
         workers = [
             ray.remote(PolicyWorker)
-            .options(
-                num_cpus=1 if device == "gpu" else 0,
-                num_gpus=1 if device == "gpu" else 0,
-                scheduling_strategy=strategies[rank],
-                runtime_env=_environment(device, num_threads),
-            )
+            .options(**placement.for_rank(rank, environment))
             .remote(
                 WorkerSpec(
                     config=config,
@@ -141,8 +138,14 @@ class Policy:
             )
             for rank in range(num_ranks)
         ]
-        address = workers[0].address.remote()
-        return cls(config, workers, [worker.load.remote(address) for worker in workers], placement)
+        policy = cls(config, workers, device)
+        if not placement.is_shared:
+            policy._load()
+        return policy
+
+    def _load(self) -> None:
+        address = self._workers[0].address.remote()
+        self._loading = [worker.load.remote(address) for worker in self._workers]
 
     @property
     def version(self) -> int:
@@ -155,10 +158,36 @@ class Policy:
         Raises:
             RsgrpoError: the model folder cannot be used, or a rank died.
         """
+        if self._turns is not None:
+            self._turns.take(Phase.TRAINING)
+        self._wait_loaded()
+
+    def _wait_loaded(self) -> None:
+        if self._loading is None:
+            self._load()
         if self._loading:
             self._log_paths = cast(list[str], self._collect([worker.log_path.remote() for worker in self._workers]))
             self._origin = self._collect(self._loading, in_step=True)[0]
             self._loading = []
+
+    def take_turns(self, turns: Turns) -> None:
+        """Share the GPUs with the engines from here on.
+
+        Args:
+            turns: that the engines take as well.
+        """
+        self._turns = turns
+
+    def hold(self, share: Share) -> None:
+        """See :class:`rsgrpo.turns.Holder`."""
+        if self._loading is None and share == Share.NOTHING:
+            return
+        self._wait_loaded()
+        self._collect([worker.hold.remote(share) for worker in self._workers])
+
+    def gpus(self) -> tuple[str, ...]:
+        """The GPU of each rank, as its node numbers them."""
+        return tuple(self._collect([worker.gpu.remote() for worker in self._workers]))
 
     def begin_from(self, folder: Path, *, needs_reference: bool) -> None:
         """Say which model a stage starts from, before it begins or goes on from a checkpoint.
@@ -259,18 +288,34 @@ class Policy:
         )
         return max(counts), sum(counts)
 
-    def weights(self, max_bucket_bytes: int = 2**29, *, trainable_only: bool | None = None) -> WeightUpdate:
-        """The present weights, in the object store.
+    def weights(self, max_bucket_bytes: int = 0, *, trainable_only: bool | None = None) -> WeightUpdate:
+        """The present weights: in the object store, or ready to be sent from GPU to GPU.
 
         Args:
-            max_bucket_bytes: bound of a bucket; one larger parameter makes a bucket of its own.
+            max_bucket_bytes: bound of a bucket, 0: ``rollout.weight_bucket_mib``; one larger parameter makes a bucket
+                of its own.
             trainable_only: leave out what training does not change; None: only after the first call.
 
         Returns:
-            Version and buckets.
+            Version, and buckets or what sends them; the latter must be sent before the next update.
         """
         self.wait_ready()
+        max_bucket_bytes = max_bucket_bytes or self._config.rollout.weight_bucket_mib * 2**20
         leaves_frozen_out = self._has_sent_all if trainable_only is None else trainable_only
+        if self._transfer != "object_store":
+            self._has_sent_all = self._has_sent_all or not leaves_frozen_out
+            return WeightUpdate(
+                version=WeightVersion(version=self._version, checksum=""),
+                buckets=(),
+                is_complete=not leaves_frozen_out,
+                sender=RankStream(
+                    self._transfer,
+                    self._workers,
+                    partial(self._collect, in_step=True),
+                    max_bucket_bytes=max_bucket_bytes,
+                    trainable_only=leaves_frozen_out,
+                ),
+            )
         gathered = cast(
             list[GatheredWeights],
             self._collect(
@@ -346,9 +391,6 @@ class Policy:
         for worker in self._workers:
             ray.kill(worker)
         self._workers = []
-        if self._placement is not None:
-            remove_placement_group(self._placement)
-            self._placement = None
 
     def _collect(self, references: list[ray.ObjectRef], *, in_step: bool = False) -> list[Any]:
         """Results of all ranks, or the first failure.

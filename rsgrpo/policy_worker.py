@@ -33,9 +33,11 @@ from rsgrpo.objective import RankTotals, row_loss, sum_totals
 from rsgrpo.policy_model import MicroBatch, RowBuilder, load_processor, take_vision_tower
 from rsgrpo.policy_results import RankUpdate
 from rsgrpo.policy_setup import WorkerSpec, frozen_checksum, load_policy_model, open_page_features, wrap_model
+from rsgrpo.turns import Share
 from rsgrpo.types import ResponseStats, TrainingGroup
 from rsgrpo.vision_cache import PageFeatures
 from rsgrpo.vlm import EncodedPrompt, ProcessedImage, PromptEncoder, check_prompt_ids
+from rsgrpo.weight_transfer import BucketStager, StagedBucket, new_group
 from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket
 
 
@@ -68,6 +70,7 @@ class PolicyWorker:
         self._process_seconds = 0.0
         self._num_hits_before = 0
         self._row: PackedRow | None = None
+        self._stager: BucketStager | None = None
 
     def address(self) -> tuple[str, int]:
         """This node's address and a free port, for the ranks to meet at."""
@@ -343,6 +346,52 @@ class PolicyWorker:
             checksum = bucket_checksum(bucket, checksum)
             buckets.append(ray.put(bucket))
         return GatheredWeights(buckets=tuple(buckets), checksum=checksum)
+
+    def new_group(self) -> str:
+        """``nccl``: an id for trainer and engines to meet under; NCCL wants it made by member 0."""
+        return new_group()
+
+    def join_engines(self, group: str, num_members: int) -> None:
+        """``nccl``: meet the engines (rank 0)."""
+        self._stager = BucketStager("nccl", self._spec.torch_device)
+        self._stager.join(group, num_members)
+
+    def begin_stream(self, kind: str, max_bucket_bytes: int, trainable_only: bool) -> None:
+        """Start going through the weights, as :meth:`gather_weights` does, for engines' GPUs.
+
+        Args:
+            kind: ``cuda_ipc`` or ``nccl``.
+            max_bucket_bytes: bound of a bucket.
+            trainable_only: leave out what training does not change.
+        """
+        if self._stager is None:
+            self._stager = BucketStager(kind, self._spec.torch_device)
+        chunks = self._tensors(trainable_only=trainable_only, max_bytes=max_bucket_bytes)
+        self._stager.begin([(checkpoint_name(name), tensor) for name, tensor in named] for named in chunks)
+
+    def next_bucket(self) -> StagedBucket | None:
+        """Stage the next bucket; None after the last. The ranks gather it together."""
+        assert self._stager is not None
+        return self._stager.next()
+
+    def broadcast_bucket(self) -> None:
+        """``nccl``: send the staged bucket to the engines (rank 0)."""
+        assert self._stager is not None
+        self._stager.broadcast()
+
+    def gpu(self) -> str:
+        """This rank's GPU, as its node numbers them."""
+        return str(ray.get_runtime_context().get_accelerator_ids()["GPU"][0])
+
+    def hold(self, share: Share) -> None:
+        """Keep that much of the rank's memory on the GPU.
+
+        Args:
+            share: nothing, the weights, or all.
+        """
+        self._engine.hold(share)
+        if self._reference is not None:
+            self._reference.hold(share)
 
     def export(self, folder: Path) -> None:
         """Write a model folder that ``from_pretrained`` and vLLM load (rank 0; the others help gather).

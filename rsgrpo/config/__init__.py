@@ -86,12 +86,15 @@ class ClusterConfig:
     turns (the engines sleep while the trainer works, the trainer's memory goes to the host while they
     sample); GPUs only."""
     num_nodes: int = 1
-    gpus_per_node: int = 8
+    """Nodes that the cluster must have before anything starts; GPUs only."""
+    gpus_per_node: int = 0
+    """GPUs that each of them must have; 0: whatever there is, as long as ranks and engines find a place."""
 
     def __post_init__(self) -> None:
         one_of("cluster.device", self.device, ("auto", "cpu", "gpu"))
         one_of("cluster.topology", self.topology, ("disaggregated", "colocated"))
         at_least("cluster.num_nodes", self.num_nodes, 1)
+        at_least("cluster.gpus_per_node", self.gpus_per_node, 0)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from rsgrpo.images import ImageError, check_page, load_page, resize_page, resized_size, table_rows
 from rsgrpo.types import ImageRef
@@ -113,8 +113,10 @@ class TestBadPages:
     def test_missing_file(self, read, tmp_path: Path):
         self.refused(read, file_ref(tmp_path / "gone.png"), "does not exist", "data.image_root")
 
+    @pytest.mark.parametrize("is_lenient", [False, True])  # lmms-eval makes Pillow lenient for the whole process
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])
-    def test_truncated_file(self, read, tmp_path: Path, kind: str):
+    def test_truncated_file(self, read, tmp_path: Path, kind: str, is_lenient: bool, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", is_lenient)
         data = encoded(page(), kind)
         file = tmp_path / "half"
         file.write_bytes(data[: len(data) // 2])

@@ -1,0 +1,109 @@
+"""Tokens per second through the pool of engines against vLLM alone on the same requests, turn by turn.
+
+Both run the same vLLM with the same settings, each in a process of its own. "Alone" is timed around ``LLM.generate``
+inside that process, with images read beforehand, no text and no banned tokens; the pool is timed in the driver, with
+everything that training gets: pages read, requests sent, texts with offsets, log-probabilities, records sent back.
+
+    uv run python benchmarks/engine_pool.py --rounds 6
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from json_line import report
+from quickstart_setup import Setup, quickstart
+
+from recipes.workers import open_workers
+from rollout.pool import engine_environment
+from rsgrpo.config import SamplingConfig
+from rsgrpo.types import PromptedSample
+
+
+class PlainEngine:
+    """vLLM alone.
+
+    Args:
+        spec: what an engine is built from.
+    """
+
+    def __init__(self, spec: Any) -> None:
+        from rollout.vllm_engine import VllmEngine
+
+        self._engine = VllmEngine(spec)
+
+    def generate(self, prompted: Sequence[PromptedSample], num_samples: int, max_tokens: int) -> tuple[int, float]:
+        """Response tokens and seconds."""
+        from vllm import SamplingParams
+
+        prompts = [self._engine._prompt(one) for one in prompted]
+        parameters = SamplingParams(n=num_samples, temperature=1.0, max_tokens=max_tokens, logprobs=0, detokenize=False)
+        begin = time.perf_counter()
+        outputs = self._engine._llm.generate(prompts, parameters, use_tqdm=False)
+        seconds = time.perf_counter() - begin
+        return sum(len(one.token_ids) for output in outputs for one in output.outputs), seconds
+
+
+def measure(setup: Setup, num_rounds: int, num_questions: int, num_samples: int) -> dict[str, object]:
+    from rollout.vllm_engine import EngineSpec
+
+    config, model, cluster = setup.config, setup.prepared.base_model, setup.cluster
+    sampling = SamplingConfig(max_response_tokens=config.rollout.sampling.max_response_tokens)
+    environment = engine_environment(config, cluster.device, config.rollout.num_threads or cluster.num_threads)
+    num_gpus = config.rollout.tensor_parallel_size if cluster.device == "gpu" else 0
+    speeds: dict[str, list[float]] = {"pool": [], "alone": []}
+    with open_workers(config, model, cluster) as workers:
+        plain = (
+            ray.remote(PlainEngine)
+            .options(num_cpus=0, num_gpus=num_gpus, runtime_env={"env_vars": environment})
+            .remote(EngineSpec(config=config, model_folder=model, device=cluster.device))
+        )
+        assert workers.engine is not None
+        workers.engine.wait_ready()
+        # The first round is not counted: it fills caches and allocators.
+        for index in range(num_rounds + 1):
+            questions = setup.prepared.test[index * num_questions : (index + 1) * num_questions]
+            for side in ("pool", "alone") if index % 2 else ("alone", "pool"):
+                if side == "alone":
+                    call = plain.generate.remote(questions, num_samples, sampling.max_response_tokens)
+                    tokens, seconds = ray.get(call)
+                else:
+                    begin = time.perf_counter()
+                    groups = workers.engine.generate(questions, num_samples=num_samples, sampling=sampling, seed=index)
+                    seconds = time.perf_counter() - begin
+                    tokens = sum(len(one.token_ids) for group in groups for one in group.rollouts)
+                if index:
+                    speeds[side].append(tokens / seconds)
+        ray.kill(plain)
+    ratios = [pool / alone for pool, alone in zip(speeds["pool"], speeds["alone"], strict=True)]
+    return {
+        "questions": num_questions,
+        "samples": num_samples,
+        "max_response_tokens": sampling.max_response_tokens,
+        "pool_tokens_per_second": round(statistics.median(speeds["pool"])),
+        "alone_tokens_per_second": round(statistics.median(speeds["alone"])),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_by_round": [round(ratio, 3) for ratio in ratios],
+        "target": 0.95,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--questions", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--set", nargs="*", default=[], help="further settings, as for train.py")
+    options = parser.parse_args(arguments)
+    num_test = options.questions * (options.rounds + 1)
+    with quickstart(["stage=eval", f"quickstart.num_test_samples={num_test}", *options.set]) as setup:
+        report("engine_pool", measure(setup, options.rounds, options.questions, options.samples))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Seconds and GB/s of a weight update, trainer to engine, by size of the model.
+
+Small Qwen2.5-VL models of growing size, every parameter trained, through the object store on a CPU and from GPU to GPU
+on GPUs. The two parts are the trainer's (gather, flatten, checksum) and the engine's (checksum, load, repack). An
+update's share of a step is in every run's ``summary.json`` (``benchmarks/step_phases.py`` shows it).
+
+    uv run python benchmarks/weight_update.py --sizes 128x3 512x6 1024x12
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+
+import ray
+from json_line import report
+from quickstart_setup import Setup, quickstart
+
+from recipes.workers import open_workers
+
+
+def measure(setup: Setup, num_updates: int) -> dict[str, object]:
+    gather_seconds, load_seconds, num_bytes = [], [], 0
+    with open_workers(setup.config, setup.prepared.base_model, setup.cluster) as workers:
+        engine, policy = workers.engine, workers.policy
+        assert policy is not None and engine is not None
+        engine.wait_ready()
+        for index in range(num_updates + 1):
+            begin = time.perf_counter()
+            update = policy.weights(trainable_only=True)
+            middle = time.perf_counter()
+            engine.update_weights(update)
+            end = time.perf_counter()
+            # The first update is not counted: it fills allocators.
+            if index:
+                gather_seconds.append(middle - begin)
+                load_seconds.append(end - middle)
+            else:
+                num_bytes = sum(bucket.data.nbytes for bucket in ray.get(list(update.buckets)))
+    seconds = [gather + load for gather, load in zip(gather_seconds, load_seconds, strict=True)]
+    return {
+        "megabytes": round(num_bytes / 1e6, 1),
+        "seconds": round(statistics.median(seconds), 4),
+        "seconds_of_each": [round(one, 4) for one in seconds],
+        "trainer_seconds": round(statistics.median(gather_seconds), 4),
+        "engine_seconds": round(statistics.median(load_seconds), 4),
+        "gigabytes_per_second": round(num_bytes / 1e9 / statistics.median(seconds), 3),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["128x3", "512x6", "1024x12"], help="hidden size x layers")
+    parser.add_argument("--updates", type=int, default=7)
+    parser.add_argument("--set", nargs="*", default=[], help="further settings, as for train.py")
+    options = parser.parse_args(arguments)
+    rows = []
+    for size in options.sizes:
+        hidden, layers = map(int, size.split("x"))
+        shape = [
+            f"quickstart.text_hidden={hidden}",
+            f"quickstart.text_layers={layers}",
+            f"quickstart.text_heads={max(4, hidden // 64)}",
+            "quickstart.num_rl_samples=32",
+        ]
+        with quickstart([*shape, *options.set]) as setup:
+            rows.append({"hidden": hidden, "layers": layers, **measure(setup, options.updates)})
+    report("weight_update", {"sizes": rows})
+
+
+if __name__ == "__main__":
+    main()

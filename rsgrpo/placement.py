@@ -1,0 +1,104 @@
+"""Ray's side of a placement plan: one placement group for ranks and engines, and what an actor needs to lie in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rsgrpo.topology import PlacementPlan, TopologyError
+
+_WAIT_SECONDS = 120.0
+
+Environment = dict[str, str]
+
+
+class Placement:
+    """Where ranks and engines run: :data:`ON_CPU`, or made by :meth:`on_gpus`.
+
+    Args:
+        plan: what was asked for; None on a CPU, where processes share the cores.
+        group: Ray's placement group, ready; None on a CPU.
+    """
+
+    def __init__(self, plan: PlacementPlan | None, group: Any) -> None:
+        self._plan = plan
+        self._group = group
+
+    @classmethod
+    def on_gpus(cls, plan: PlacementPlan) -> Placement:
+        """Reserve what a plan asks for, all or nothing.
+
+        Args:
+            plan: of the run.
+
+        Raises:
+            TopologyError: the cluster is busy, or lacks CPUs.
+        """
+        group = placement_group([{"GPU": one.gpus, "CPU": one.cpus} for one in plan.bundles], strategy="PACK")
+        if not group.wait(timeout_seconds=_WAIT_SECONDS):
+            remove_placement_group(group)
+            raise TopologyError(
+                f"Ray could not reserve {plan.num_gpus} GPUs and {sum(one.cpus for one in plan.bundles)} CPUs within "
+                f"{_WAIT_SECONDS:g} s; `ray status` shows what is in use: end other jobs, or ask for less"
+            )
+        return cls(plan, group)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether ranks and engines share GPUs."""
+        return self._plan is not None and self._plan.is_shared
+
+    def for_rank(self, rank: int, environment: Environment) -> dict[str, Any]:
+        """Options of a rank's actor.
+
+        Args:
+            rank: which.
+            environment: variables of its process.
+        """
+        if self._plan is None:
+            return _options(environment)
+        return _options(environment, num_gpus=1, strategy=self._bundle(self._plan.rank_bundles[rank]))
+
+    def for_engine(self, engine: int, environment: Environment, rank_gpus: Sequence[str] = ()) -> dict[str, Any]:
+        """Options of an engine's actor.
+
+        Args:
+            engine: which.
+            environment: variables of its process.
+            rank_gpus: GPU of each rank as its node numbers them, where GPUs are shared.
+        """
+        if self._plan is None:
+            return _options(environment)
+        bundle = self._plan.engine_bundles[engine]
+        if not self._plan.is_shared:
+            return _options(environment, num_gpus=self._plan.bundles[bundle].gpus, strategy=self._bundle(bundle))
+        # Ray lends a GPU once: the ranks hold it, the engine is shown it.
+        own = [gpu for gpu, place in zip(rank_gpus, self._plan.rank_bundles, strict=True) if place == bundle]
+        shown = {"CUDA_VISIBLE_DEVICES": ",".join(own), "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
+        return _options({**environment, **shown}, strategy=self._bundle(bundle), num_gpus=0)
+
+    def _bundle(self, index: int) -> PlacementGroupSchedulingStrategy:
+        return PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self._group is not None and ray.is_initialized():
+            remove_placement_group(self._group)
+        self._group = None
+
+
+def _options(environment: Environment, *, num_gpus: int = 0, strategy: Any = "DEFAULT") -> dict[str, Any]:
+    return {
+        "num_cpus": 0 if strategy == "DEFAULT" else 1,
+        "num_gpus": num_gpus,
+        "scheduling_strategy": strategy,
+        "runtime_env": {"env_vars": environment},
+    }
+
+
+ON_CPU = Placement(None, None)
+"""No reservation: Ray's scheduler decides."""
