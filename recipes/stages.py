@@ -162,7 +162,8 @@ def _rl_line(report: StepReport, num_steps: int, weights: Mapping[str, float]) -
     for name, key in _SHOWN_METRICS.items():
         if key in metrics:
             shown[name] = metrics[key]
-    return step_line("rl", report.step, num_steps, shown)
+    line = step_line("rl", report.step, num_steps, shown)
+    return line if report.credited else f"{line}  no reward varied in any group: nothing to learn from"
 
 
 def run_evaluation(job: Job) -> None:
