@@ -308,7 +308,8 @@ def test_a_rank_that_dies_while_another_waits_for_it_is_named_at_once(cluster, g
         ray.remote(FakeRank).options(num_cpus=0, runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}}).remote(dies)
         for dies in (False, True)
     ]
-    policy = Policy(_config(run_dir, num_ranks=2), workers, loading=[], placement=None)
+    policy = Policy(_config(run_dir, num_ranks=2), workers, "cpu")
+    policy._loading = []  # they have no model to load
     start = time.monotonic()
     with pytest.raises(PolicyWorkerDiedError, match="training rank 1 of 2 died"):
         policy.update(groups, "nll")
