@@ -95,7 +95,9 @@ def test_published_supervised_phases(recipe: str, phases: list[tuple[str, float,
 
 
 def test_mirage_mixes_in_up_to_thirty_distractors_and_a_retrievers_mistakes() -> None:
-    retrieve, answer = (one.mixture[0].distractors for one in composed("recipe=sft_mirage").sft.phases)
+    config = composed("recipe=sft_mirage")
+    assert (config.model.lora.rank, config.model.lora.alpha) == (128, 256.0)
+    retrieve, answer = (one.mixture[0].distractors for one in config.sft.phases)
     assert (retrieve.min_images, retrieve.max_images, retrieve.relevance, retrieve.noise_chance) == (0, 30, "named", 0)
     assert (answer.max_images, answer.relevance) == (30, "filter")
     assert (answer.noise_chance, answer.noise_max_frac) == (0.1, 0.15)
