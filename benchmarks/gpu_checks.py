@@ -37,11 +37,11 @@ from workload import SHAPES, GroupShape, build_group, build_model, markdown, rep
 
 from rsgrpo.attention import door_problem, make_plan, packed_attention
 from rsgrpo.banned_tokens import banned_token_ids
-from rsgrpo.batching import GroupSize, Piece, lay_out, plan_micro_batches
+from rsgrpo.batching import Piece, lay_out, plan_micro_batches
 from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, RolloutConfig, SamplingConfig
 from rsgrpo.logprobs import response_logprobs
 from rsgrpo.objective import row_loss
-from rsgrpo.policy_model import PolicyModel, RowBuilder, load_model, load_processor, use_window_attention
+from rsgrpo.policy_model import PolicyModel, RowBuilder, group_sizes, load_model, load_processor, use_window_attention
 from rsgrpo.types import TrainingGroup, TrainingResponse
 from rsgrpo.vlm import PromptEncoder
 
@@ -85,14 +85,7 @@ class BareStep:
     def accumulate(self, groups: list[TrainingGroup], *, budget: int, share_prefix: bool) -> int:
         """Forward and backward over all rows; returns how many there are."""
         prompts = self.encoder.encode([group.prompt for group in groups])
-        sizes = [
-            GroupSize(
-                sample_id=group.sample_id,
-                num_prompt_tokens=len(prompt.token_ids),
-                response_lengths=tuple(len(one.token_ids) for one in group.responses),
-            )
-            for group, prompt in zip(groups, prompts, strict=True)
-        ]
+        sizes = group_sizes(groups, prompts)
         plan = plan_micro_batches(sizes, budget=budget, share_prefix=share_prefix)
         for pieces in plan:
             batch = self.rows.build(pieces, groups, prompts)

@@ -26,7 +26,7 @@ from rsgrpo.attention import (
     make_plan,
     register_packed_attention,
 )
-from rsgrpo.batching import PackedRow, Piece, lay_out, predictor_index
+from rsgrpo.batching import GroupSize, PackedRow, Piece, lay_out, predictor_index
 from rsgrpo.config import ModelConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.logprobs import LogprobHead
@@ -217,6 +217,23 @@ class PolicyModel(nn.Module):
 def shown_in(prompt: EncodedPrompt, response: int) -> tuple[ProcessedImage, ...]:
     """The pages that a response of the prompt's group shows by itself."""
     return prompt.response_images[response] if prompt.response_images else ()
+
+
+def group_sizes(groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt]) -> list[GroupSize]:
+    """What ``plan_micro_batches`` needs to know of groups.
+
+    Args:
+        groups: to be packed.
+        prompts: their encoded prompts, one each.
+    """
+    return [
+        GroupSize(
+            sample_id=group.sample_id,
+            num_prompt_tokens=len(prompt.token_ids),
+            response_lengths=tuple(len(one.token_ids) for one in group.responses),
+        )
+        for group, prompt in zip(groups, prompts, strict=True)
+    ]
 
 
 class RowBuilder:

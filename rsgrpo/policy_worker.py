@@ -25,12 +25,12 @@ import ray
 import torch
 from torch import Tensor
 
-from rsgrpo.batching import GroupSize, PackedRow, Piece, lay_out, plan_micro_batches
+from rsgrpo.batching import PackedRow, Piece, lay_out, plan_micro_batches
 from rsgrpo.config import LossConfig, OptimizerConfig
 from rsgrpo.faults import is_memory_error, memory_error
 from rsgrpo.lora import adapters_off
 from rsgrpo.objective import RankTotals, row_loss, sum_totals
-from rsgrpo.policy_model import MicroBatch, RowBuilder, load_processor, take_vision_tower
+from rsgrpo.policy_model import MicroBatch, RowBuilder, group_sizes, load_processor, take_vision_tower
 from rsgrpo.policy_results import RankUpdate
 from rsgrpo.policy_setup import WorkerSpec, frozen_checksum, load_policy_model, open_page_features, wrap_model
 from rsgrpo.turns import Share
@@ -204,14 +204,7 @@ class PolicyWorker:
             self._encoder.with_response_images(encoded, group.responses)
             for group, encoded in zip(groups, self._prompts, strict=True)
         ]
-        sizes = [
-            GroupSize(
-                sample_id=group.sample_id,
-                num_prompt_tokens=len(encoded.token_ids),
-                response_lengths=tuple(len(one.token_ids) for one in group.responses),
-            )
-            for group, encoded in zip(groups, self._prompts, strict=True)
-        ]
+        sizes = group_sizes(groups, self._prompts)
         trainer = self._config.trainer
         self._plan = plan_micro_batches(
             sizes,

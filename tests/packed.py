@@ -11,9 +11,9 @@ from PIL import Image
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from rsgrpo.banned_tokens import banned_token_ids
-from rsgrpo.batching import GroupSize, plan_micro_batches
+from rsgrpo.batching import plan_micro_batches
 from rsgrpo.config import ModelConfig
-from rsgrpo.policy_model import PolicyModel, RowBuilder, load_model, load_processor
+from rsgrpo.policy_model import PolicyModel, RowBuilder, group_sizes, load_model, load_processor
 from rsgrpo.types import ImageRef, TrainingGroup
 from rsgrpo.vision_cache import Grid
 from rsgrpo.vlm import ProcessedImage, PromptEncoder
@@ -55,14 +55,7 @@ class Packed:
     def run(self, groups: list[TrainingGroup], *, share_prefix: bool, budget: int) -> tuple[Logprobs, torch.Tensor]:
         """Log-probabilities by (group, response), and the gradient of the credit-weighted sum."""
         prompts = self.encoder.encode([group.prompt for group in groups])
-        sizes = [
-            GroupSize(
-                sample_id=group.sample_id,
-                num_prompt_tokens=len(prompt.token_ids),
-                response_lengths=tuple(len(one.token_ids) for one in group.responses),
-            )
-            for group, prompt in zip(groups, prompts, strict=True)
-        ]
+        sizes = group_sizes(groups, prompts)
         self.model.zero_grad()
         found: Logprobs = {}
         for pieces in plan_micro_batches(sizes, budget=budget, share_prefix=share_prefix):

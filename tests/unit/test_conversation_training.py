@@ -12,11 +12,11 @@ from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from recipes.sft import training_groups
-from rsgrpo.batching import GroupSize, plan_micro_batches
+from rsgrpo.batching import plan_micro_batches
 from rsgrpo.config import ModelConfig
 from rsgrpo.conversation_prompts import Conversation
 from rsgrpo.image_tokens import ImageTokens
-from rsgrpo.policy_model import PolicyModel, RowBuilder, load_model, load_processor
+from rsgrpo.policy_model import PolicyModel, RowBuilder, group_sizes, load_model, load_processor
 from rsgrpo.types import ImageRef, Sample, Turn
 from rsgrpo.vlm import PromptEncoder, PromptError
 from tests.tiny_model import build_tiny_model, write_pages
@@ -56,14 +56,7 @@ def test_images_of_later_questions_are_seen_as_transformers_sees_them(folder: Pa
         encoder.with_response_images(prompt, group.responses)
         for group, prompt in zip(groups, encoder.encode([group.prompt for group in groups]), strict=True)
     ]
-    sizes = [
-        GroupSize(
-            sample_id=group.sample_id,
-            num_prompt_tokens=len(prompt.token_ids),
-            response_lengths=(len(group.responses[0].token_ids),),
-        )
-        for group, prompt in zip(groups, prompts, strict=True)
-    ]
+    sizes = group_sizes(groups, prompts)
     settings = ModelConfig(dtype="float32", gradient_checkpointing=False)
     policy = PolicyModel(load_model(folder, settings), always_run_vision=False)
     rows = RowBuilder(
