@@ -25,6 +25,10 @@ from rsgrpo.config import SamplingConfig
 from rsgrpo.types import PromptedSample
 
 
+def lift_ban(worker: Any) -> None:
+    worker.model_runner.get_model().language_model.logits_processor._forward_hooks.clear()
+
+
 class PlainEngine:
     """vLLM alone.
 
@@ -36,6 +40,7 @@ class PlainEngine:
         from rollout.vllm_engine import VllmEngine
 
         self._engine = VllmEngine(spec)
+        self._engine._in_workers(lift_ban)
 
     def generate(self, prompted: Sequence[PromptedSample], num_samples: int, max_tokens: int) -> tuple[int, float]:
         """Response tokens and seconds."""

@@ -15,6 +15,7 @@ from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 
 from rollout.engine import RolloutError
+from rollout.token_ban import ban_tokens
 from rollout.weight_loading import (
     begin_update,
     call_pickled,
@@ -23,7 +24,7 @@ from rollout.weight_loading import (
     load_buckets,
     receive_bucket,
 )
-from rsgrpo.banned_tokens import BAN_BIAS, banned_token_ids
+from rsgrpo.banned_tokens import banned_token_ids
 from rsgrpo.config import Config, SamplingConfig
 from rsgrpo.images import load_page
 from rsgrpo.token_offsets import TokenTable
@@ -117,7 +118,7 @@ class VllmEngine:
         self._max_model_tokens = settings.max_model_tokens
         self._table = TokenTable.from_tokenizer(self._tokenizer)
         vocabulary_size = self._llm.model_config.get_vocab_size()
-        self._bias = dict.fromkeys(banned_token_ids(self._tokenizer, vocabulary_size), BAN_BIAS)
+        self._in_workers(ban_tokens, banned_token_ids(self._tokenizer, vocabulary_size))
         self.policy_version = 0
 
     def generate(
@@ -151,7 +152,6 @@ class VllmEngine:
             max_tokens=sampling.max_response_tokens,
             seed=request_seed(seed, sample_id) if self._has_request_seeds and sampling.temperature > 0 else None,
             logprobs=0,  # the sampled token's alone
-            logit_bias=self._bias,
             detokenize=False,  # texts come from the ids' own bytes, with offsets
         )
 

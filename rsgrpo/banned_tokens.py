@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 BAN_BIAS = -100.0
-"""Added to a banned token's logit: the most that the engine's logit bias accepts; exp(-100) is nothing."""
+"""Added to a banned token's logit: exp(-100) is nothing."""
 
 _VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
