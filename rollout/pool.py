@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,11 @@ class RolloutPool:
         self._turns = turns
 
     def hold(self, share: Share) -> None:
-        """See :class:`rsgrpo.turns.Holder`."""
+        """See :class:`rsgrpo.turns.Holder`; a dead worker holds nothing, and is replaced when it has to answer."""
         self.wait_ready()
-        self._collect([worker.hold.remote(share) for worker in self._workers])
+        for call in [worker.hold.remote(share) for worker in self._workers]:
+            with suppress(ray.exceptions.RayActorError):
+                self._collect([call])
 
     def _take(self, phase: Phase) -> None:
         if self._turns is not None:

@@ -42,6 +42,10 @@ class ReloadingWorker(PolicyWorker):
         self._engine.accumulate(self._row_makers(num_micro_batches), loss_of)
         return sum(values), self._read(safe_get_full_grad)
 
+    def parked_bytes(self) -> tuple[int, int]:
+        """Bytes of weights and of optimizer states that wait on the host."""
+        return self._engine._weights_park.num_bytes, self._engine._states_park.num_bytes
+
     def move_adapters(self) -> None:
         """Give every adapter values of some size, as training would."""
         import deepspeed

@@ -19,6 +19,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.policy_model import load_processor
+from rsgrpo.turns import Share
 from rsgrpo.types import TrainingGroup
 from rsgrpo.weights import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
@@ -258,3 +259,25 @@ def test_a_gradient_that_is_not_finite_changes_nothing(worlds, groups, zero_stag
     world.each(Rank.prepare, [groups[0]])
     update = world.each(Rank.update, 1, "nll", None)[0]
     assert not update.is_skipped and update.num_skipped_in_row == 0 and np.isfinite(update.grad_norm)
+
+
+@pytest.mark.parametrize(("zero_stage", "dtype"), [(2, "bfloat16"), (3, "bfloat16"), (3, "float32")])
+def test_giving_memory_back_between_steps_changes_nothing(worlds, groups, zero_stage, dtype):
+    world = worlds[2]
+    config = _config(dtype=dtype, num_ranks=2, zero_stage=zero_stage, micro_batch_tokens=4000)
+
+    def trained(turns: list[list[Share]]) -> list[dict[str, np.ndarray]]:
+        world.each(Rank.rebuild, config, OPTIMIZER)
+        for shares in turns:
+            world.each(Rank.update, world.prepare(groups), "policy", LOSS)
+            for held in shares:
+                world.each(Rank.hold, held)
+                for weights, states in world.each(Rank.parked_bytes):
+                    assert (weights > 0, states > 0) == (held == Share.NOTHING, held < Share.ALL)
+        return world.each(Rank.weights)
+
+    plain = trained([[], [], []])
+    nothing, weights, everything = Share
+    taken = trained([[weights, nothing, everything], [nothing, weights, everything], [nothing, everything]])
+    for one, other in zip(plain, taken, strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
