@@ -1,0 +1,105 @@
+"""Actors that stand in for ranks and engines; a module of their own, so that Ray's processes can import them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rollout import weight_loading
+from rsgrpo.config import SamplingConfig
+from rsgrpo.turns import Share
+from rsgrpo.types import PromptedSample, RolloutGroup
+from rsgrpo.weight_transfer import BucketStager, StagedBucket
+from tests.unit.test_weight_transfer import FakeModel, FakeTransfer, FakeVllmWorker
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHUNKS = [["tower"], ["layer.0", "layer.1"], ["head"]]
+CPU = torch.device("cpu")
+
+
+def weights_of(version: int) -> dict[str, Tensor]:
+    """The tower stays as it was."""
+    torch.manual_seed(0)
+    return {name: torch.randn(3, 4) + (version if name != "tower" else 0) for chunk in CHUNKS for name in chunk}
+
+
+class FakeRank:
+    """A rank whose staged bytes travel with the record, as if the engine could look into its memory.
+
+    Args:
+        rank: its number, which names its GPU.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self._gpu = f"gpu{rank}"
+        self._version = 0
+        self._stager = BucketStager("cuda_ipc", CPU)
+
+    def train(self) -> None:
+        self._version += 1
+
+    def begin_stream(self, kind: str, max_bucket_bytes: int, trainable_only: bool) -> None:
+        weights = weights_of(self._version)
+        chunks = CHUNKS[1:] if trainable_only else CHUNKS
+        self._stager.begin([(name, weights[name]) for name in chunk] for chunk in chunks)
+        self._stager._export = dict  # type: ignore[method-assign,assignment]
+
+    def next_bucket(self) -> StagedBucket | None:
+        bucket = self._stager.next()
+        if bucket is None:
+            return None
+        return dataclasses.replace(bucket, handles={self._gpu: (self._stager._filled.numpy().tobytes(),)})
+
+
+class FakeEngine:
+    """An engine on one GPU: the real functions that run in vLLM's workers, on a worker that is none."""
+
+    def __init__(self, gpu: str) -> None:
+        self._model = FakeModel()
+        self._worker = FakeVllmWorker(FakeTransfer(self._model, BucketStager("cuda_ipc", CPU)))
+        self._gpu = gpu
+        self._version = 0
+        self._share = Share.ALL
+        self._has_joined = False
+        self.damages = ""
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def damage(self, name: str) -> None:
+        self._worker.damages = name
+
+    def join_trainer(self, kind: str, group: str, first_member: int, num_members: int) -> None:
+        weight_loading.join_trainer(self._worker, kind, group, first_member, num_members)
+        self._has_joined = True
+
+    def begin_update(self) -> None:
+        assert self._has_joined
+        weight_loading.begin_update(self._worker)
+
+    def receive_bucket(self, bucket: StagedBucket) -> list[int]:
+        (raw,) = bucket.handles[self._gpu]
+        self._worker.weight_transfer_engine.stager._filled = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        return [weight_loading.receive_bucket(self._worker, bucket)]
+
+    def finish_update(self, version: int) -> None:
+        weight_loading.finish_update(self._worker)
+        self._version = version
+
+    def hold(self, share: Share) -> None:
+        self._share = share
+
+    def generate(
+        self, prompted: list[PromptedSample], num_samples: int, sampling: SamplingConfig, seed: int
+    ) -> list[RolloutGroup]:
+        assert self._share == Share.ALL
+        return [
+            RolloutGroup(sample=one.sample, prompt=one.prompt, prompt_token_ids=None, rollouts=()) for one in prompted
+        ]
+
+    def weights(self) -> tuple[int, dict[str, Tensor]]:
+        return self._version, self._model.weights
