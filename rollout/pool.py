@@ -17,6 +17,7 @@ from rsgrpo.config import Config, SamplingConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.placement import ON_CPU, Placement
 from rsgrpo.policy import WeightUpdate
+from rsgrpo.policy_setup import features_folder
 from rsgrpo.turns import Phase, Share, Turns
 from rsgrpo.types import PromptedSample, RolloutGroup
 
@@ -134,7 +135,14 @@ class RolloutPool:
         return (
             ray.remote(RolloutWorker)
             .options(**self._placement.for_engine(index, environment, self._rank_gpus))
-            .remote(EngineSpec(config=self._config, model_folder=self._model_folder, device=self._device))
+            .remote(
+                EngineSpec(
+                    config=self._config,
+                    model_folder=self._model_folder,
+                    device=self._device,
+                    features_folder=features_folder(self._config),
+                )
+            )
         )
 
     def wait_ready(self) -> None:

@@ -15,6 +15,7 @@ from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 
 from rollout.engine import RolloutError
+from rollout.page_embeds import PageEmbeds
 from rollout.token_ban import ban_tokens
 from rollout.weight_loading import (
     begin_update,
@@ -51,11 +52,13 @@ class EngineSpec:
         config: the run's settings.
         model_folder: Qwen2.5-VL folder with tokenizer and processor.
         device: ``cpu`` or ``gpu``.
+        features_folder: where pages' features are kept; needed for ``rollout.image_embeds``.
     """
 
     config: Config
     model_folder: Path
     device: str
+    features_folder: Path | None = None
 
 
 def _gpu_settings(config: Config) -> dict[str, Any]:
@@ -109,11 +112,15 @@ class VllmEngine:
             enforce_eager=settings.enforce_eager,
             enable_prefix_caching=True,
             limit_mm_per_prompt={"image": self._data.max_images, "video": 0},
+            enable_mm_embeds=settings.image_embeds,
             logprobs_mode="processed_logprobs",
             generation_config="vllm",  # a model's own sampling defaults would change what log-probabilities mean
             disable_log_stats=True,
             **on_gpu,
         )
+        self._embeds: PageEmbeds | None = None
+        if settings.image_embeds and spec.features_folder is not None:
+            self._embeds = PageEmbeds(spec.config, spec.model_folder, spec.features_folder, spec.device)
         self._tokenizer = self._llm.get_tokenizer()
         self._max_model_tokens = settings.max_model_tokens
         self._table = TokenTable.from_tokenizer(self._tokenizer)
@@ -139,6 +146,8 @@ class VllmEngine:
         ids = self._tokenizer.encode(prompt.text, add_special_tokens=False)
         if not prompt.images:
             return TokensPrompt(prompt_token_ids=ids)
+        if self._embeds is not None:
+            return TokensPrompt(prompt_token_ids=ids, multi_modal_data={"image": self._embeds.of(prompt.images)})
         pages = [load_page(image, self._data.min_pixels, self._data.max_pixels) for image in prompt.images]
         return TokensPrompt(prompt_token_ids=ids, multi_modal_data={"image": pages})
 

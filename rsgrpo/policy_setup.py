@@ -7,14 +7,16 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PreTrainedModel, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from rsgrpo.attention import choose_door
+from rsgrpo.attention import choose_door, register_packed_attention
 from rsgrpo.banned_tokens import banned_token_ids
-from rsgrpo.config import Config
+from rsgrpo.config import Config, ModelConfig
 from rsgrpo.lora import exported_parameters
 from rsgrpo.policy_model import PolicyModel, load_model, use_window_attention
 from rsgrpo.vision_cache import FeatureStore, PageFeatures
 from rsgrpo.weights import tensors_checksum
+from rsgrpo.windows import VISION_ATTENTION_NAMES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,3 +120,25 @@ def open_page_features(
         processing=f"{config.data.min_pixels}/{config.data.max_pixels}/{processor.image_processor.to_json_string()}",
         device=device,
     )
+
+
+def load_vision_tower(folder: Path, config: ModelConfig, device: torch.device) -> PreTrainedModel:
+    """The vision tower alone, as :func:`load_policy_model` would load it.
+
+    Args:
+        folder: of the whole model.
+        config: precision and attention.
+        device: where it will run.
+    """
+    register_packed_attention()
+    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    tower: PreTrainedModel = Qwen2_5_VisionTransformerPretrainedModel.from_pretrained(
+        folder,
+        config=AutoConfig.from_pretrained(folder).vision_config,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        key_mapping={r"^(model\.)?visual\.": ""},
+    )
+    door = choose_door(config.attention, device=device, dtype=dtype)
+    tower.config._attn_implementation = VISION_ATTENTION_NAMES[door]
+    return tower.requires_grad_(False)

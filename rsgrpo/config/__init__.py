@@ -142,6 +142,11 @@ class Config:
         one_of("stage", self.stage, ("sft", "rl", "eval", "all"))
         one_of("resume", self.resume, ("auto", "never"))
         at_least("seed", self.seed, 0)
+        if self.rollout.image_embeds and not self.model.vision_cache.folder:
+            raise ConfigError(
+                "rollout.image_embeds=true feeds the engine features from model.vision_cache.folder, which is empty; "
+                "set the folder, such as model.vision_cache.folder=features, or rollout.image_embeds=false"
+            )
         if self.stage in ("rl", "all"):
             self._check_rl()
         self._check_vision_rates()

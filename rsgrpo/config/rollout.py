@@ -44,6 +44,8 @@ class RolloutConfig:
     kv_cache_gib: float = 1.0
     """CPU engine only: memory for the paged cache."""
     enforce_eager: bool = False
+    image_embeds: bool = False
+    """Feed the engine the stored features of pages instead of pixels (needs ``model.vision_cache.folder``)."""
     num_threads: int = 0
     """CPU engine only: threads a worker; 0: all cores."""
     start_timeout_seconds: float = 900.0

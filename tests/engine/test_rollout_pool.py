@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,14 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from rollout.engine import RolloutError
 from rollout.pool import RolloutPool
 from rsgrpo.banned_tokens import banned_token_ids
-from rsgrpo.config import Config, DataConfig, LoraConfig, ModelConfig, RolloutConfig, SamplingConfig
+from rsgrpo.config import Config, DataConfig, LoraConfig, ModelConfig, RolloutConfig, SamplingConfig, VisionCacheConfig
 from rsgrpo.images import load_page
 from rsgrpo.lora import adapter_layers, adapter_parameters, exported_parameters, of_trained_layers
 from rsgrpo.policy import WeightUpdate
 from rsgrpo.policy_model import load_model, load_processor
 from rsgrpo.types import PromptedSample, RolloutGroup, Sample, WeightVersion
 from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
+from tests.engine.page_feed import feed_features, feed_pixels
 from tests.tiny_model import build_tiny_model, make_group, without_banned, write_pages
 
 pytestmark = pytest.mark.engine
@@ -31,10 +32,11 @@ MAX_GAP_NATS = 1e-4
 SAMPLING = SamplingConfig(max_response_tokens=12)
 
 
-def _config() -> Config:
+def _config(run_dir: Path) -> Config:
     return Config(
+        run_dir=str(run_dir),
         stage="eval",
-        model=ModelConfig(dtype="float32"),
+        model=ModelConfig(dtype="float32", vision_cache=VisionCacheConfig(folder="features")),
         data=DataConfig(min_pixels=784, max_pixels=10**6, max_images=3),
         rollout=RolloutConfig(
             sampling=SAMPLING,
@@ -45,6 +47,7 @@ def _config() -> Config:
             enforce_eager=True,
             num_threads=1,
             max_restarts=1,
+            image_embeds=True,
         ),
     )
 
@@ -68,10 +71,21 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> list[PromptedSample]:
 
 
 @pytest.fixture(scope="module")
-def pool(folder: Path) -> Iterator[RolloutPool]:
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+def _in_engines(pool: RolloutPool, function: Callable[..., None], *arguments: object) -> None:
+    ray.get([worker.__ray_call__.remote(function, *arguments) for worker in pool._workers])
+
+
+@pytest.fixture(scope="module")
+def pool(folder: Path, run_dir: Path) -> Iterator[RolloutPool]:
+    """Two engines that could take features, and see pixels."""
     ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=2)
-    pool = RolloutPool.start(_config(), folder, device="cpu", num_threads=1)
+    pool = RolloutPool.start(_config(run_dir), folder, device="cpu", num_threads=1)
     pool.wait_ready()
+    _in_engines(pool, feed_pixels)
     yield pool
     pool.close()
     ray.shutdown()
@@ -107,6 +121,24 @@ def _update(parameters: Iterable[tuple[str, torch.Tensor]], version: int, *, is_
     bucket = flatten_bucket([(checkpoint_name(name), value) for name, value in parameters])
     stamp = WeightVersion(version=version, checksum=format_checksum(bucket_checksum(bucket)))
     return WeightUpdate(version=stamp, buckets=(ray.put(bucket),), is_complete=is_complete)
+
+
+def test_stored_features_give_what_pixels_give(
+    pool: RolloutPool, folder: Path, run_dir: Path, questions: list[PromptedSample]
+) -> None:
+    pixels = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
+    stored = run_dir / "features"
+    assert not list(stored.glob("*.safetensors"))
+    _in_engines(pool, feed_features, _config(run_dir), folder, stored)
+    computed = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
+    assert len(list(stored.glob("*.safetensors"))) == 3
+    read = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
+    _in_engines(pool, feed_pixels)
+    for groups in zip(pixels, computed, read, strict=True):
+        for one, two, three in zip(*(group.rollouts for group in groups), strict=True):
+            assert one.token_ids.tolist() == two.token_ids.tolist() == three.token_ids.tolist()
+            np.testing.assert_allclose(two.logprobs, one.logprobs, atol=MAX_GAP_NATS)
+            np.testing.assert_allclose(three.logprobs, two.logprobs, atol=1e-5)  # the prompt comes from a cache
 
 
 def test_engine_agrees_with_transformers_before_and_after_updates(

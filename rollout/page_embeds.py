@@ -1,0 +1,57 @@
+"""Pages as the features that the engine's own vision tower would compute, taken from the store of the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rsgrpo.config import Config
+from rsgrpo.policy_model import load_processor
+from rsgrpo.policy_setup import load_vision_tower, open_page_features
+from rsgrpo.types import ImageRef
+from rsgrpo.vlm import PromptEncoder
+
+
+class PageEmbeds:
+    """A frozen tower beside the engine, and the store: whoever meets a page first computes it for all.
+
+    Args:
+        config: the run's settings.
+        model_folder: whose tower it is; every stage has the same.
+        features_folder: of the store.
+        device: ``cpu`` or ``gpu``.
+    """
+
+    def __init__(self, config: Config, model_folder: Path, features_folder: Path, device: str) -> None:
+        place = torch.device("cuda", 0) if device == "gpu" else torch.device("cpu")
+        processor = load_processor(model_folder)
+        tower = load_vision_tower(model_folder, config.model, place)
+        self._features = open_page_features(tower, config, features_folder, processor, place)
+        self._encoder = PromptEncoder(
+            processor,
+            min_pixels=config.data.min_pixels,
+            max_pixels=config.data.max_pixels,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+            stored_grid=self._features.grid,
+        )
+
+    def of(self, refs: Sequence[ImageRef]) -> dict[str, Tensor]:
+        """What stands for a prompt's pages in ``multi_modal_data``.
+
+        Args:
+            refs: at least one page, in the prompt's order.
+
+        Returns:
+            ``image_embeds`` [tokens of all pages, H] and ``image_grid_thw`` [pages, 3].
+        """
+        known = self._encoder.pages(refs)
+        pages = [known[ref] for ref in refs]
+        features = [self._features.features(page.ref, page.grid, partial(self._encoder.pixels, page)) for page in pages]
+        return {
+            "image_embeds": torch.cat(features).cpu(),
+            "image_grid_thw": torch.tensor([page.grid for page in pages]),
+        }
