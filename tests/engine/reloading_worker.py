@@ -39,7 +39,8 @@ class ReloadingWorker(PolicyWorker):
 
         from deepspeed.utils import safe_get_full_grad
 
-        self._engine.accumulate(self._row_makers(num_micro_batches), loss_of)
+        makers = self._row_makers(num_micro_batches, with_reference=self._has_reference and objective == "policy")
+        self._engine.accumulate(makers, loss_of)
         return sum(values), self._read(safe_get_full_grad)
 
     def parked_bytes(self) -> tuple[int, int]:

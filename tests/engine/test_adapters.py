@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from rsgrpo.config import (
     Config,
     DataConfig,
+    KlConfig,
     LoraConfig,
     LossConfig,
     ModelConfig,
@@ -24,7 +26,7 @@ from rsgrpo.lora import adapter_layers, adapter_parameters, exported_parameters
 from rsgrpo.types import TrainingGroup
 from rsgrpo.weights import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
-from tests.engine.worlds import Worlds, started_worlds
+from tests.engine.worlds import World, Worlds, started_worlds
 from tests.packed import Packed
 from tests.tiny_model import build_tiny_model, make_group, write_pages
 
@@ -157,6 +159,56 @@ def test_reference_is_the_policy_at_first_and_never_moves_and_comes_back(
     world.each(Rank.restore, tmp_path)
     assert all(np.array_equal(one, other) for one, other in zip(begin, references(), strict=True))
     assert all(np.array_equal(one, other) for one, other in zip(expected, update(), strict=True))
+
+
+def _by_response(world: World, count: int) -> dict[tuple[str, int], np.ndarray]:
+    return {(one.sample_id, one.response_index): one.logprobs for own in world.each(Rank.score, count) for one in own}
+
+
+@pytest.mark.parametrize(
+    ("rank", "num_ranks", "zero_stage"), [(0, 1, 2), (4, 2, 3)], ids=["frozen copy", "adapters off"]
+)
+def test_the_kl_term_pulls_each_token_towards_the_reference(worlds, folder, groups, rank, num_ranks, zero_stage):
+    world = worlds[num_ranks]
+    world.each(Rank.rebuild, _config(rank=rank, num_ranks=num_ranks, zero_stage=zero_stage), OPTIMIZER)
+    world.each(Rank.begin_from, folder, True)
+    count = world.prepare(groups)
+    reference = _by_response(world, count)  # nothing was updated yet
+    world.each(Rank.update, count, "policy", PLAIN_LOSS)
+    policy = _by_response(world, count)
+    world.each(Rank.begin_stage, OptimizerConfig(learning_rate=1e-15, weight_decay=0.0), 10)  # nothing moves from here
+    distance = {key: policy[key] - reference[key] for key in policy}
+    # w d² / 2 with d = log policy - log reference has the gradient w d, and so have, on-policy and without a KL term,
+    # the streams P + w max(-d, 0) and Q + w max(d, 0).
+    with_term, with_streams = [], []
+    for group in groups:
+        pulled, pushed = [], []
+        for one in group.responses:
+            weight = 0.01 * (1 + one.response_index)
+            d = distance[group.sample_id, one.response_index]
+            pulled.append(dataclasses.replace(one, kl_weight=weight))
+            pushed.append(
+                dataclasses.replace(
+                    one,
+                    positive=one.positive + np.float32(weight) * np.maximum(-d, 0),
+                    negative=one.negative + np.float32(weight) * np.maximum(d, 0),
+                )
+            )
+        with_term.append(dataclasses.replace(group, responses=tuple(pulled)))
+        with_streams.append(dataclasses.replace(group, responses=tuple(pushed)))
+    loss = LossConfig(importance_cap=0.0, kl=KlConfig(coefficient=1.0, estimator="k2"))
+    gradients = []
+    for given, settings in ((with_term, loss), (with_streams, PLAIN_LOSS), (groups, PLAIN_LOSS)):
+        count = world.prepare(given)
+        gradients.append(_flat(world.each(Rank.gradient, count, "policy", settings)[0][1]))
+        world.each(Rank.step)  # forgets the gradient
+    actual, expected, without = gradients
+    term = np.linalg.norm(expected - without)
+    assert term > 0.01 * np.linalg.norm(expected)
+    assert np.linalg.norm(actual - expected) < 1e-3 * term
+    totals = [one.totals.kl_reference_sum for one in world.each(Rank.update, world.prepare(with_term), "policy", loss)]
+    # reported is k3 = exp(-d) - 1 + d
+    assert sum(totals) == pytest.approx(sum(float((np.expm1(-d) + d).sum()) for d in distance.values()), rel=1e-3)
 
 
 def test_a_stage_that_starts_from_a_trained_model_has_new_adapters_on_its_weights(worlds, folder, groups, tmp_path):
