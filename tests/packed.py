@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from rsgrpo.banned_tokens import banned_token_ids
@@ -17,6 +15,7 @@ from rsgrpo.policy_model import PolicyModel, RowBuilder, group_sizes, load_model
 from rsgrpo.types import ImageRef, TrainingGroup
 from rsgrpo.vision_cache import Grid
 from rsgrpo.vlm import ProcessedImage, PromptEncoder
+from tests.plain_forward import plain_logprobs
 
 Logprobs = dict[tuple[int, int], torch.Tensor]
 
@@ -72,21 +71,8 @@ class Packed:
         plain.model.visual.requires_grad_(self.model.model.visual.patch_embed.proj.weight.requires_grad)
         found: Logprobs = {}
         for index, group in enumerate(groups):
-            images = [Image.open(page.file).convert("RGB") for page in group.prompt.images] or None
-            prompt = self.processor(text=[group.prompt.text], images=images, return_tensors="pt")
-            num_prompt = prompt["input_ids"].shape[1]
             for place, one in enumerate(group.responses):
-                response = torch.from_numpy(one.token_ids.astype(np.int64))
-                ids = torch.cat([prompt["input_ids"][0], response])[None]
-                extra = {}
-                if images:
-                    extra = {
-                        "pixel_values": prompt["pixel_values"],
-                        "image_grid_thw": prompt["image_grid_thw"],
-                        "mm_token_type_ids": (ids == self.encoder.image_token_id).int(),
-                    }
-                logits = plain(input_ids=ids, **extra).logits[0, num_prompt - 1 : -1]
-                logprobs = torch.log_softmax(logits, -1).gather(-1, response[:, None])[:, 0]
+                logprobs = plain_logprobs(plain, self.processor, group.prompt, one.token_ids, with_banned=True)
                 (logprobs * torch.from_numpy(one.positive - one.negative)).sum().backward()
                 found[index, place] = logprobs.detach()
         return found, torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None])

@@ -140,6 +140,16 @@ def make_group(
     )
 
 
+def three_groups(folder: Path) -> list[TrainingGroup]:
+    """Ragged groups, two with pages of several sizes, one without any; the pages are written into ``folder``."""
+    pages = write_pages(folder, [(56, 56), (84, 56), (112, 140)])
+    return [
+        make_group("a", pages[:2], [5, 9, 7], seed=1, scale=0.02),
+        make_group("b", pages[1:], [3, 12], seed=2, scale=0.02),
+        make_group("c", [], [6, 1, 4], seed=3, scale=0.02),
+    ]
+
+
 def without_banned(logits: torch.Tensor, processor: Qwen2_5_VLProcessor) -> torch.Tensor:
     """Logits as engine and trainer take them: tokens that no response may contain are out of the distribution."""
     banned = banned_token_ids(processor.tokenizer, logits.shape[-1])

@@ -28,7 +28,7 @@ from rsgrpo.weights import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
 from tests.engine.worlds import World, Worlds, started_worlds
 from tests.packed import Packed
-from tests.tiny_model import build_tiny_model, make_group, write_pages
+from tests.tiny_model import build_tiny_model, make_group, three_groups
 
 pytestmark = pytest.mark.engine
 
@@ -59,12 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
-    pages = write_pages(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140)])
-    return [
-        make_group("a", pages[:2], [5, 9, 7], seed=1, scale=0.02),
-        make_group("b", pages[1:], [3, 12], seed=2, scale=0.02),
-        make_group("c", [], [6, 1, 4], seed=3, scale=0.02),
-    ]
+    return three_groups(tmp_path_factory.mktemp("pages"))
 
 
 @pytest.fixture(scope="module")

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from rsgrpo.summary import read_summary
+from tests.engine.train_process import finish, kill_once_there, start
 
 pytestmark = pytest.mark.engine
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TIMEOUT_SECONDS = 600
 SMALL = (
     "quickstart.num_sft_samples=96",
     "quickstart.num_rl_samples=32",
@@ -39,21 +34,12 @@ SMALL = (
 
 
 def _start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "train.py", f"run_dir={folder}", *SMALL, *overrides],
-        cwd=REPOSITORY,
-        env={**os.environ, "TORCH_EXTENSIONS_DIR": str(folder.parent / "extensions")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
+    return start(
+        f"run_dir={folder}",
+        *SMALL,
+        *overrides,
+        environment={"TORCH_EXTENSIONS_DIR": str(folder.parent / "extensions")},
     )
-
-
-def _finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
-    assert process.returncode == 0, output[-4000:]
-    return output
 
 
 def _metrics(folder: Path) -> list[dict[str, object]]:
@@ -67,7 +53,7 @@ def _metrics(folder: Path) -> list[dict[str, object]]:
 
 def test_whole_job_then_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    _finish(_start(whole))
+    finish(_start(whole))
     summary = read_summary(whole / "summary.json")
     assert set(summary.evaluations) == {"before_sft", "after_sft", "after_rl"}
     assert summary.rl is not None
@@ -78,20 +64,11 @@ def test_whole_job_then_killed_and_resumed_equals_uninterrupted(tmp_path: Path) 
     assert (whole / "models" / "rl" / "model.safetensors").exists()
     assert not (tmp_path / "extensions").exists()  # nothing was compiled: no compiler is needed, no lock can stay
 
-    process = _start(killed)
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not (killed / "checkpoints" / "rl-000002").exists():
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    refused = _start(killed)
-    output, _ = refused.communicate(timeout=TIMEOUT_SECONDS)
-    assert refused.returncode == 1
+    kill_once_there(_start(killed), killed / "checkpoints" / "rl-000002")
+    output = finish(_start(killed), exit_status=1)
     assert "already holds a run; add resume=auto" in output
 
-    assert "going on from rl-00000" in _finish(_start(killed, "resume=auto"))
+    assert "going on from rl-00000" in finish(_start(killed, "resume=auto"))
     weights = [folder / "models" / "rl" / "model.safetensors" for folder in (whole, killed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert _metrics(whole) == _metrics(killed)

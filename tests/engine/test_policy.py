@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import ray
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -27,7 +26,8 @@ from rsgrpo.types import TrainingGroup, UpdateResult
 from rsgrpo.vlm import PromptError
 from rsgrpo.weights import bucket_checksum, bucket_tensors, format_checksum
 from tests.engine.fake_rank import WAITING_SECONDS, FakeRank
-from tests.tiny_model import build_tiny_model, make_group, without_banned, write_pages
+from tests.plain_forward import plain_logprobs
+from tests.tiny_model import build_tiny_model, make_group, three_groups
 
 pytestmark = pytest.mark.engine
 
@@ -53,12 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
-    pages = write_pages(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140)])
-    return [
-        make_group("a", pages[:2], [5, 9, 7], seed=1, scale=0.02),
-        make_group("b", pages[1:], [3, 12], seed=2, scale=0.02),
-        make_group("c", [], [6, 1, 4], seed=3, scale=0.02),
-    ]
+    return three_groups(tmp_path_factory.mktemp("pages"))
 
 
 @pytest.fixture(scope="module")
@@ -202,21 +197,8 @@ def test_exported_model_gives_the_same_logprobs_and_sent_weights_are_its_tensors
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "model", attn_implementation="eager")
     processor = load_processor(tmp_path / "model")
     group = groups[0]
-    prompt = processor(
-        text=[group.prompt.text],
-        images=[Image.open(p.file).convert("RGB") for p in group.prompt.images],
-        return_tensors="pt",
-    )
-    response = torch.from_numpy(group.responses[1].token_ids.astype(np.int64))
-    ids = torch.cat([prompt["input_ids"][0], response])[None]
     with torch.no_grad():
-        logits = model(
-            input_ids=ids,
-            pixel_values=prompt["pixel_values"],
-            image_grid_thw=prompt["image_grid_thw"],
-            mm_token_type_ids=(ids == processor.image_token_id).int(),
-        ).logits[0, -len(response) - 1 : -1]
-    expected = torch.log_softmax(without_banned(logits, processor), -1).gather(-1, response[:, None])[:, 0].numpy()
+        expected = plain_logprobs(model, processor, group.prompt, group.responses[1].token_ids).numpy()
     np.testing.assert_allclose(policy.score(groups)[1].logprobs, expected, atol=1e-5)
 
     written = load_file(tmp_path / "model" / "model.safetensors")

@@ -24,7 +24,8 @@ from rsgrpo.policy_model import load_model, load_processor
 from rsgrpo.types import PromptedSample, RolloutGroup, Sample, WeightVersion
 from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
 from tests.engine.page_feed import feed_features, feed_pixels
-from tests.tiny_model import build_tiny_model, make_group, without_banned, write_pages
+from tests.plain_forward import plain_logprobs
+from tests.tiny_model import build_tiny_model, make_group, write_pages
 
 pytestmark = pytest.mark.engine
 
@@ -98,22 +99,12 @@ def _largest_gap(
     gaps = []
     for group in groups:
         pages = [load_page(page, 784, 10**6) for page in group.prompt.images] or None
-        encoded = processor(text=[group.prompt.text], images=pages, return_tensors="pt")
-        assert encoded["input_ids"][0].tolist() == group.prompt_token_ids.tolist()
+        encoded = processor(text=[group.prompt.text], images=pages)
+        assert encoded["input_ids"][0] == group.prompt_token_ids.tolist()
         for rollout in group.rollouts:
-            response = torch.from_numpy(rollout.token_ids.astype(np.int64))
-            ids = torch.cat([encoded["input_ids"][0], response])[None]
-            extra = {}
-            if pages:
-                extra = {
-                    "pixel_values": encoded["pixel_values"],
-                    "image_grid_thw": encoded["image_grid_thw"],
-                    "mm_token_type_ids": (ids == processor.image_token_id).int(),
-                }
             with torch.no_grad():
-                logits = model(input_ids=ids, **extra).logits[0, -len(response) - 1 : -1]
-            expected = torch.log_softmax(without_banned(logits, processor), -1).gather(-1, response[:, None])[:, 0]
-            gaps.append(float((expected - torch.from_numpy(rollout.logprobs)).abs().max()))
+                expected = plain_logprobs(model, processor, group.prompt, rollout.token_ids)
+            gaps.append(float((expected - torch.from_numpy(rollout.logprobs.copy())).abs().max()))
     return max(gaps)
 
 

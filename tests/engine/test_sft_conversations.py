@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.engine.train_process import finish, kill_once_there, start
 from tests.tiny_model import write_pages
 
 pytestmark = pytest.mark.engine
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-TIMEOUT_SECONDS = 300
 
 
 def _data(folder: Path) -> tuple[Path, Path]:
@@ -54,34 +48,15 @@ def _start(run: Path, grounding: Path, questions: Path, *overrides: str) -> subp
     phases = f"[{first}, {{name: second, mixture: [{one}], {shared}, max_steps: 2}}]"
     settings = ["stage=sft", f"run_dir={run}", f"sft.phases={phases}", "sft.save_every_steps=3"]
     settings += ["sft.validate_every_steps=3", "data.on_bad_sample=skip", "logging.wandb_mode=disabled"]
-    return subprocess.Popen(
-        [sys.executable, "train.py", *settings, *overrides],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def _finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
-    assert process.returncode == 0, output[-4000:]
-    return output
+    return start(*settings, *overrides)
 
 
 def test_two_phases_on_a_mixture_learn_and_resume_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     data = _data(tmp_path / "data")
     running, process = _start(whole, *data), _start(killed, *data)
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not (killed / "checkpoints" / "sft-000003").exists():
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    output = _finish(running)
+    kill_once_there(process, killed / "checkpoints" / "sft-000003")
+    output = finish(running)
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     # the warm-up of the first phase takes ceil(0.3 · 4) = 2 steps: half the rate, then all of it
@@ -99,7 +74,7 @@ def test_two_phases_on_a_mixture_learn_and_resume_in_the_middle_of_an_epoch(tmp_
     ]
     assert report[1]["skipped"][0]["reason"] == "missing media"
 
-    assert "going on from sft-00000" in _finish(_start(killed, *data, "resume=auto"))
+    assert "going on from sft-00000" in finish(_start(killed, *data, "resume=auto"))
     weights = [folder / "models" / "sft" / "model.safetensors" for folder in (whole, killed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 

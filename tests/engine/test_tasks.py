@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from rsgrpo.summary import read_summary
 from tests.benchmark_data import write_evisrag, write_haystacks, write_mig_bench, write_milebench
+from tests.engine.train_process import finish, start
 from tests.tiny_model import build_tiny_model
 
 pytestmark = pytest.mark.engine
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TIMEOUT_SECONDS = 300
 SMALL = (
     "stage=eval",
     "eval.sampling.max_response_tokens=8",
@@ -29,16 +26,7 @@ SMALL = (
 
 
 def _run(folder: Path, *overrides: str) -> str:
-    outcome = subprocess.run(
-        [sys.executable, "train.py", f"run_dir={folder}", *SMALL, *overrides],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
-    assert outcome.returncode == 0, (outcome.stdout + outcome.stderr)[-4000:]
-    return outcome.stdout
+    return finish(start(f"run_dir={folder}", *SMALL, *overrides))
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from rsgrpo.types import TrainingGroup
 from rsgrpo.weights import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
 from tests.engine.worlds import Worlds, started_worlds
+from tests.plain_forward import plain_logprobs
 from tests.tiny_model import build_tiny_model, make_group, without_banned, write_pages
 
 pytestmark = pytest.mark.engine
@@ -48,31 +49,13 @@ class Oracle:
     stepped: dict[str, np.ndarray]
 
 
-def _logprobs(model: Qwen2_5_VLForConditionalGeneration, processor, group: TrainingGroup) -> list[torch.Tensor]:
-    images = [Image.open(page.file).convert("RGB") for page in group.prompt.images] or None
-    prompt = processor(text=[group.prompt.text], images=images, return_tensors="pt")
-    found = []
-    for one in group.responses:
-        response = torch.from_numpy(one.token_ids.astype(np.int64))
-        ids = torch.cat([prompt["input_ids"][0], response])[None]
-        extra = {}
-        if images:
-            extra = {
-                "pixel_values": prompt["pixel_values"],
-                "image_grid_thw": prompt["image_grid_thw"],
-                "mm_token_type_ids": (ids == processor.image_token_id).int(),
-            }
-        logits = model(input_ids=ids, **extra).logits[0, prompt["input_ids"].shape[1] - 1 : -1]
-        found.append(torch.log_softmax(without_banned(logits, processor), -1).gather(-1, response[:, None])[:, 0])
-    return found
-
-
 def _oracle(folder: Path, groups: list[TrainingGroup]) -> Oracle:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
     processor = load_processor(folder)
     total = torch.zeros(())
     for group in groups:
-        for one, logprobs in zip(group.responses, _logprobs(model, processor, group), strict=True):
+        for one in group.responses:
+            logprobs = plain_logprobs(model, processor, group.prompt, one.token_ids)
             credit = torch.from_numpy(one.positive - one.negative)
             # On policy rho = 1: nothing is clipped, and d loss = -(P - Q) · weight · d logprob.
             weight = torch.exp(logprobs.detach() - torch.from_numpy(one.rollout_logprobs)).clamp(max=2.0)

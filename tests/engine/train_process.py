@@ -1,0 +1,50 @@
+"""``train.py`` as a process of its own, as a user starts it, and as a power cut ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TIMEOUT_SECONDS = 600
+_SHOWN_CHARACTERS = 4000
+
+
+def start(*overrides: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """A run with these settings, in the background.
+
+    Args:
+        overrides: as on the command line.
+        environment: variables beside this process's own.
+    """
+    return subprocess.Popen(
+        [sys.executable, "train.py", *overrides],
+        cwd=REPOSITORY,
+        env=os.environ | (environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], *, exit_status: int = 0) -> str:
+    """Wait for the end, check how it ended, and return what was printed."""
+    output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode == exit_status, output[-_SHOWN_CHARACTERS:]
+    return output
+
+
+def kill_once_there(process: subprocess.Popen[str], path: Path) -> None:
+    """Kill the process and all its children as soon as ``path`` exists."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0][-_SHOWN_CHARACTERS:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
