@@ -122,7 +122,7 @@ class QuickstartConfig:
     vision_hidden: int = 96
     vision_layers: int = 1
     vision_heads: int = 4
-    vocabulary_tokens: int = 512
+    vocabulary_tokens: int = 768
     """Size of the byte-level BPE vocabulary, special tokens included."""
 
     def __post_init__(self) -> None:

@@ -33,6 +33,15 @@ COLOURS = {
 KINDS = ("read", "which", "add")
 """Read one card; which card shows a number; add two cards, which lie on different pages."""
 
+TURNS = ("read", "add", "which", "add", "read")
+"""The order in which a data set asks. Finding a number is the hardest to learn, so there is less of it."""
+
+NUMBERS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+    "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+)  # fmt: skip
+"""Numbers are written in words: each is then one token, as each colour is, which halves the time to learn them."""
+
 REFUSAL = "insufficient to answer"
 
 _MAX_INK = 16.0  # the scans' grey levels run from 0 to 16
@@ -174,15 +183,15 @@ def _read(cards: tuple[Card, ...], page: int, absent_colour: str) -> CardQuestio
     question = f"What number is on the {colour} card?"
     if absent_colour:
         return _question("read", question, cards, (), f"no {colour} card", "")
-    return _question("read", question, cards, (page,), f"{colour} is {cards[page].digit}", str(cards[page].digit))
+    return _question("read", question, cards, (page,), f"{colour} is {_number(cards[page])}", _number(cards[page]))
 
 
 def _which(cards: tuple[Card, ...], page: int, absent_digit: int) -> CardQuestion:
-    digit = absent_digit if absent_digit >= 0 else cards[page].digit
-    question = f"Which card shows {digit}?"
+    number = NUMBERS[absent_digit] if absent_digit >= 0 else _number(cards[page])
+    question = f"Which card shows {number}?"
     if absent_digit >= 0:
-        return _question("which", question, cards, (), f"no card is {digit}", "")
-    return _question("which", question, cards, (page,), f"{cards[page].colour} is {digit}", cards[page].colour)
+        return _question("which", question, cards, (), f"no card is {number}", "")
+    return _question("which", question, cards, (page,), f"{number} is {cards[page].colour}", cards[page].colour)
 
 
 def _add(cards: tuple[Card, ...], left: int, right: int, absent_colour: str) -> CardQuestion:
@@ -190,21 +199,21 @@ def _add(cards: tuple[Card, ...], left: int, right: int, absent_colour: str) -> 
     question = f"What is {colours[0]} plus {colours[1]}?"
     if absent_colour:
         return _question("add", question, cards, (left,), f"no {absent_colour} card", "")
-    total = cards[left].digit + cards[right].digit
-    reason = f"{cards[left].digit} + {cards[right].digit} = {total}"
-    return _question("add", question, cards, (left, right), reason, str(total))
+    total = NUMBERS[cards[left].digit + cards[right].digit]
+    reason = f"{_number(cards[left])} plus {_number(cards[right])} is {total}"
+    return _question("add", question, cards, (left, right), reason, total)
 
 
 def _question(
     kind: str, question: str, cards: tuple[Card, ...], pages: tuple[int, ...], reason: str, answer: str
 ) -> CardQuestion:
     """Put a question together; an empty ``answer`` is a refusal."""
+    transcripts = [_transcript(card, kind) for card in cards]
     evidence = "\n".join(
-        f"[{page + 1}]: {_transcript(card) if page in pages else IRRELEVANT}" for page, card in enumerate(cards)
+        f"[{page + 1}]: {transcripts[page] if page in pages else IRRELEVANT}" for page in range(len(cards))
     )
-    # A blank behind the tag: words and digits are then the same tokens here as everywhere else.
-    transcript = ", ".join(_transcript(card) for card in cards)
-    contents = (f" {transcript}", f"\n{evidence}\n", f" {reason}", f" {answer or REFUSAL}")
+    # A blank behind the tag: a word is then the same token here as everywhere else.
+    contents = (f" {', '.join(transcripts)}", f"\n{evidence}\n", f" {reason}", f" {answer or REFUSAL}")
     response = "\n".join(f"<{tag}>{content}</{tag}>" for tag, content in zip(SECTION_TAGS, contents, strict=True))
     return CardQuestion(
         kind=kind,
@@ -217,5 +226,10 @@ def _question(
     )
 
 
-def _transcript(card: Card) -> str:
-    return f"{card.colour} {card.digit}"
+def _transcript(card: Card, kind: str) -> str:
+    # What the question names comes first: a card is then found by its number in the same way as by its colour.
+    return f"{_number(card)} {card.colour}" if kind == "which" else f"{card.colour} {_number(card)}"
+
+
+def _number(card: Card) -> str:
+    return NUMBERS[card.digit]

@@ -12,7 +12,7 @@ import numpy as np
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.data import write_evisrag
 from rsgrpo.data_files import TEST_FILE
-from rsgrpo.quickstart.cards import COLOURS, KINDS, Card, CardQuestion, draw_page, make_question, split_scans
+from rsgrpo.quickstart.cards import COLOURS, TURNS, Card, CardQuestion, draw_page, make_question, split_scans
 from rsgrpo.types import ImageRef, Sample
 
 _SFT, _RL, _TEST = range(3)
@@ -42,12 +42,12 @@ def make_questions(config: QuickstartConfig, seed: int) -> tuple[tuple[CardQuest
         seed: of everything.
 
     Returns:
-        Three tuples. The kinds take turns; in each kind the share of unanswerable questions is exact
-        up to rounding.
+        Three tuples. The kinds take turns (``TURNS``); in each kind the share of unanswerable questions
+        is exact up to rounding.
 
     Example:
-        With 300 test questions and ``unanswerable_frac=0.2`` there are 100 of each kind, 20 of them
-        unanswerable.
+        With 300 test questions and ``unanswerable_frac=0.2`` there are 120 to read, 120 to add and 60 to
+        find, a fifth of each unanswerable.
     """
     splits = split_scans((config.sft_scans_per_digit, config.rl_scans_per_digit, config.test_scans_per_digit), seed)
     sizes = (config.num_sft_samples, config.num_rl_samples, config.num_test_samples)
@@ -62,10 +62,10 @@ def _draw_questions(
 ) -> tuple[CardQuestion, ...]:
     questions = []
     for index in range(size):
-        turn = index // len(KINDS)
+        turn = index // len(TURNS)
         # Every time the running count of unanswerable ones passes a whole number, the question is one.
         is_sufficient = int((turn + 1) * unanswerable_frac) == int(turn * unanswerable_frac)
-        questions.append(make_question(KINDS[index % len(KINDS)], is_sufficient=is_sufficient, scans=scans, rng=rng))
+        questions.append(make_question(TURNS[index % len(TURNS)], is_sufficient=is_sufficient, scans=scans, rng=rng))
     return tuple(questions[index] for index in rng.permutation(size))
 
 

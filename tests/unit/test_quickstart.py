@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from rsgrpo.config import ConfigError, DataConfig, QuickstartConfig
 from rsgrpo.data import load_samples
 from rsgrpo.images import load_page
-from rsgrpo.quickstart.cards import COLOURS, KINDS, REFUSAL, Card, CardQuestion, draw_page, make_question, split_scans
+from rsgrpo.quickstart.cards import (
+    COLOURS,
+    KINDS,
+    NUMBERS,
+    REFUSAL,
+    Card,
+    CardQuestion,
+    draw_page,
+    make_question,
+    split_scans,
+)
 from rsgrpo.quickstart.dataset import build_quickstart_data, corpus, make_questions
 from rsgrpo.quickstart.model import SPECIAL_TOKENS, build_quickstart_model, build_tokenizer
 from rsgrpo.sections import parse_response
@@ -42,12 +52,12 @@ def solve(question: CardQuestion) -> str:
     words = question.question.rstrip("?").split()
     digit_of = {card.colour: card.digit for card in question.cards}
     if question.kind == "which":
-        shown = [card.colour for card in question.cards if str(card.digit) == words[-1]]
+        shown = [card.colour for card in question.cards if card.digit == NUMBERS.index(words[-1])]
         assert len(shown) <= 1
         return shown[0] if shown else REFUSAL
     asked = [word for word in words if word in COLOURS]
     assert len(asked) == (2 if question.kind == "add" else 1)
-    return str(sum(digit_of[colour] for colour in asked)) if set(asked) <= set(digit_of) else REFUSAL
+    return NUMBERS[sum(digit_of[colour] for colour in asked)] if set(asked) <= set(digit_of) else REFUSAL
 
 
 @settings(max_examples=150, deadline=None)
@@ -64,13 +74,13 @@ def test_gold_is_right_well_formed_and_says_no_more_than_the_pages(scans, kind, 
     assert parsed.content("answer").strip() == question.answer
     assert parsed.content("think").strip() != question.answer
     assert "[" not in parsed.content("observe")
-    for card in question.cards:
-        assert f"{card.colour} {card.digit}" in parsed.content("observe")
     lines = parsed.first_lines()
     assert list(lines) == list(range(len(question.cards)))
     for page, card in enumerate(question.cards):
-        is_needed = page in question.positive_pages
-        assert lines[page].text == (f"{card.colour} {card.digit}" if is_needed else IRRELEVANT)
+        words = (card.colour, NUMBERS[card.digit])
+        transcript = " ".join(reversed(words) if kind == "which" else words)  # what is asked by comes first
+        assert transcript in parsed.content("observe")
+        assert lines[page].text == (transcript if page in question.positive_pages else IRRELEVANT)
     if kind == "add" and is_sufficient:
         assert len(set(question.positive_pages)) == 2  # two different pages
 
@@ -98,7 +108,13 @@ def test_kinds_and_unanswerable_questions_have_their_exact_shares():
     sizes = {"num_sft_samples": 300, "num_rl_samples": 30, "num_test_samples": 30}
     sft = make_questions(QuickstartConfig(**sizes, unanswerable_frac=0.2), 0)[0]
     counts = Counter((question.kind, question.is_sufficient) for question in sft)
-    assert counts == {(kind, True): 80 for kind in KINDS} | {(kind, False): 20 for kind in KINDS}
+    # Of five questions two read, two add and one finds; a fifth of each kind has no answer.
+    shares = {"read": 120, "add": 120, "which": 60}
+    assert counts == {
+        (kind, sufficient): n * (4 if sufficient else 1) // 5
+        for kind, n in shares.items()
+        for sufficient in (True, False)
+    }
     assert {len(question.cards) for question in sft} == {2, 3, 4}
     assert all(
         question.is_sufficient for question in make_questions(QuickstartConfig(**sizes, unanswerable_frac=0), 0)[0]
