@@ -4,7 +4,8 @@
 
 For each seed one supervised model is trained; every arm starts reinforcement learning from it, on the same
 questions, with the same number of steps, groups and samples, and is scored on the same held-out test
-questions. ``--parallel 2`` gives each of two runs at a time half of the cores. What is finished is not run
+questions. ``no_observe_and_evidence`` alone starts from a model of its own, taught on the same trajectories
+without these sections. ``--parallel 2`` gives each of two runs at a time half of the cores. What is finished is not run
 again, so an interrupted study goes on with the same command. Writes ``study.json``, ``study.png`` and
 ``study.html`` into the folder and prints a Markdown table.
 """
@@ -16,6 +17,7 @@ import base64
 import concurrent.futures
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -27,6 +29,7 @@ from scipy import stats
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIDENCE = 0.95
+OWN_START = "no_observe_and_evidence"
 
 ARMS: dict[str, tuple[str, ...]] = {
     "rs_grpo": (),
@@ -38,6 +41,14 @@ ARMS: dict[str, tuple[str, ...]] = {
     "per_image_evidence": (
         "+rewards.lines={function: 'rewards.evidence:evidence_per_image', scope: {evidence_line: true}, weight: 3}",
         "rewards.evidence.weight=0",
+    ),
+    OWN_START: (
+        "data.sft_sections=[think,answer]",
+        "rewards.format.function=rewards.format:sections",
+        "+rewards.format.kwargs={names: [think, answer]}",
+        "rewards.overlong.kwargs.min_response_tokens=8",
+        "~rewards.evidence",
+        "~rewards.observe_citation",
     ),
 }
 """What each arm changes of the quickstart recipe."""
@@ -106,22 +117,46 @@ def _train(folder: Path, cores: list[int], overrides: list[str]) -> None:
         sys.exit(f"{folder.name} failed; see {folder.with_suffix('.log')}")
 
 
+def _without_sections(source: Path, target: Path) -> tuple[str, ...]:
+    """Copy a run's questions, their trajectories cut to thinking and answer; returns the settings that read them."""
+    folder = target / "sft"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / "sft" / "images.parquet", folder)
+    rows = [json.loads(line) for line in (source / "sft" / "train.jsonl").read_text().splitlines()]
+    cut = [row | {"answer": row["answer"][row["answer"].index("<think>") :]} for row in rows]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in cut))
+    return (
+        f"data.sft_path={folder / 'train.jsonl'}",
+        f"data.rl_path={source / 'rl' / 'train.jsonl'}",
+        f"data.test_path={source / 'test'}",
+    )
+
+
+def _supervised(root: Path, arm: str, seed: int) -> Path:
+    """The run that an arm starts from."""
+    return root / (f"sft-{arm}-{seed}" if arm == OWN_START else f"sft-{seed}")
+
+
 def _run_seed(root: Path, seed: int, arms: list[str], cores: list[int], options: argparse.Namespace) -> None:
-    start = root / f"sft-{seed}"
-    _train(start, cores, [f"seed={seed}", "stage=sft", "eval.before_sft=false", *options.overrides])
+    common = [f"seed={seed}", *options.overrides]
+    shared = root / f"sft-{seed}"
+    _train(shared, cores, ["stage=sft", "eval.before_sft=false", *common])
     for arm in arms:
+        start = _supervised(root, arm, seed)
+        if start != shared:
+            questions = _without_sections(shared / "data", root / f"{start.name}-data")
+            _train(start, cores, ["stage=sft", "eval.before_sft=false", *common, *questions, *ARMS[arm]])
         _train(
             root / f"{arm}-{seed}",
             cores,
             [
-                f"seed={seed}",
                 "stage=rl",
                 f"model.path={start / 'models' / 'sft'}",
                 f"rl.max_steps={options.steps}",
                 f"rl.validation_samples={options.validation_samples}",
                 f"rl.validate_every_steps={options.validate_every_steps}",
+                *common,
                 *ARMS[arm],
-                *options.overrides,
             ],
         )
 
@@ -135,7 +170,7 @@ def collect(root: Path, arm: str, seeds: list[int]) -> ArmResult:
     rl_seconds = []
     for seed in seeds:
         summary = json.loads((root / f"{arm}-{seed}" / "summary.json").read_text())
-        started = json.loads((root / f"sft-{seed}" / "summary.json").read_text())["evaluations"]["after_sft"]
+        started = json.loads((_supervised(root, arm, seed) / "summary.json").read_text())["evaluations"]["after_sft"]
         for name in SHOWN:
             before[name].append(started[name])
             after[name].append(summary["evaluations"]["after_rl"][name])
