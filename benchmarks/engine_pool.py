@@ -1,8 +1,9 @@
 """Tokens per second through the pool of engines against vLLM alone on the same requests, turn by turn.
 
 Both run the same vLLM with the same settings, each in a process of its own. "Alone" is timed around ``LLM.generate``
-inside that process, with images read beforehand, no text and no banned tokens; the pool is timed in the driver, with
-everything that training gets: pages read, requests sent, texts with offsets, log-probabilities, records sent back.
+inside that process, with images read beforehand and without texts; the pool is timed in the driver, with everything
+that training gets: pages read, requests sent, texts with offsets, log-probabilities, records sent back. The same tokens
+are banned on both sides, or responses would differ in length by a twentieth.
 
     uv run python benchmarks/engine_pool.py --rounds 6
 """
@@ -25,10 +26,6 @@ from rsgrpo.config import SamplingConfig
 from rsgrpo.types import PromptedSample
 
 
-def lift_ban(worker: Any) -> None:
-    worker.model_runner.get_model().language_model.logits_processor._forward_hooks.clear()
-
-
 class PlainEngine:
     """vLLM alone.
 
@@ -40,7 +37,6 @@ class PlainEngine:
         from rollout.vllm_engine import VllmEngine
 
         self._engine = VllmEngine(spec)
-        self._engine._in_workers(lift_ban)
 
     def generate(self, prompted: Sequence[PromptedSample], num_samples: int, max_tokens: int) -> tuple[int, float]:
         """Response tokens and seconds."""

@@ -15,16 +15,18 @@ def ban_tokens(worker: Any, token_ids: Sequence[int]) -> None:
     """Add ``BAN_BIAS`` to these tokens' logits as they leave the model, for every request alike.
 
     The same as a ``logit_bias`` of each request, which vLLM writes out anew whenever one of them ends: with 115
-    tokens and 256 requests that took an eighth of its time.
+    tokens and 256 requests that took a tenth of the time.
 
     Args:
         worker: vLLM's.
         token_ids: to be banned.
     """
-    columns = torch.tensor(token_ids, dtype=torch.int64, device=worker.device)
+    model = worker.model_runner.get_model().language_model
+    bias = torch.zeros(model.logits_processor.vocab_size, dtype=worker.model_config.dtype, device=worker.device)
+    bias[list(token_ids)] = BAN_BIAS
 
     def add_bias(_module: torch.nn.Module, _inputs: Any, logits: Tensor | None) -> None:
         if logits is not None:  # with tensor parallelism only the first worker has them
-            logits[:, columns] += BAN_BIAS
+            logits += bias
 
-    worker.model_runner.get_model().language_model.logits_processor.register_forward_hook(add_bias)
+    model.logits_processor.register_forward_hook(add_bias)

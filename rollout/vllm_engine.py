@@ -134,8 +134,9 @@ class VllmEngine:
         """See :class:`rollout.engine.RolloutEngine`."""
         if not self._has_request_seeds:
             # vLLM cannot rewind a CPU generator after a cut prefill, so one seed serves the whole call: the
-            # engine lives in this process and schedules by nothing but the requests.
-            torch.manual_seed(request_seed(seed, "/".join(one.sample.sample_id for one in prompted)))
+            # engine lives in this process and schedules by nothing but the requests. (torch.manual_seed would
+            # also write down a stack trace for every kind of device that is not there: 13 ms.)
+            torch.default_generator.manual_seed(request_seed(seed, "/".join(one.sample.sample_id for one in prompted)))
         prompts = [self._prompt(one) for one in prompted]
         parameters = [self._parameters(one.sample.sample_id, num_samples, sampling, seed) for one in prompted]
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
