@@ -138,25 +138,26 @@ def _supervised(root: Path, arm: str, seed: int) -> Path:
 
 
 def _run_seed(root: Path, seed: int, arms: list[str], cores: list[int], options: argparse.Namespace) -> None:
-    common = [f"seed={seed}", *options.overrides]
+    supervised = [f"seed={seed}", "stage=sft", "eval.before_sft=false"]
     shared = root / f"sft-{seed}"
-    _train(shared, cores, ["stage=sft", "eval.before_sft=false", *common])
+    _train(shared, cores, [*supervised, *options.overrides])
     for arm in arms:
         start = _supervised(root, arm, seed)
         if start != shared:
             questions = _without_sections(shared / "data", root / f"{start.name}-data")
-            _train(start, cores, ["stage=sft", "eval.before_sft=false", *common, *questions, *ARMS[arm]])
+            _train(start, cores, [*supervised, *questions, *ARMS[arm], *options.overrides])
         _train(
             root / f"{arm}-{seed}",
             cores,
             [
+                f"seed={seed}",
                 "stage=rl",
                 f"model.path={start / 'models' / 'sft'}",
                 f"rl.max_steps={options.steps}",
                 f"rl.validation_samples={options.validation_samples}",
                 f"rl.validate_every_steps={options.validate_every_steps}",
-                *common,
                 *ARMS[arm],
+                *options.overrides,
             ],
         )
 

@@ -14,12 +14,11 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 from hydra import compose, initialize_config_dir
 
 from recipes.preparation import Prepared, prepare
-from rsgrpo.cluster import Cluster, open_cluster
+from rsgrpo.cluster import REPOSITORY, Cluster, open_cluster
 from rsgrpo.config import Config, load_config, register_schema
 from rsgrpo.progress import Progress
 from rsgrpo.run_folder import RunFolder
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ("quickstart.num_sft_samples=16", "quickstart.num_rl_samples=1024", "quickstart.num_test_samples=16")
 
 

@@ -10,7 +10,6 @@ one that is not (miss: decoded, processed, run through the tower, written), and 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from json_line import report
 from PIL import Image
 from transformers import Qwen2VLImageProcessor
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
@@ -110,19 +110,18 @@ def main() -> None:
             with torch.no_grad():
                 bench.tower(patches, grid_thw=grid).pooler_output.cpu()
             tower.append(time.perf_counter() - start)
-        print(
-            json.dumps(
-                {
-                    "tokens_per_page": len(computed[0]),
-                    "mb_per_page": round(computed[0].nbytes / 1e6, 1),
-                    "tower_layers": options.layers,
-                    "device": options.device,
-                    "threads": torch.get_num_threads(),
-                    "miss_ms": milliseconds(miss),
-                    "hit_ms": milliseconds(hit),
-                    "tower_ms": milliseconds(tower),
-                }
-            )
+        report(
+            "vision_cache",
+            {
+                "tokens_per_page": len(computed[0]),
+                "mb_per_page": round(computed[0].nbytes / 1e6, 1),
+                "tower_layers": options.layers,
+                "device": options.device,
+                "threads": torch.get_num_threads(),
+                "miss_ms": milliseconds(miss),
+                "hit_ms": milliseconds(hit),
+                "tower_ms": milliseconds(tower),
+            },
         )
 
 

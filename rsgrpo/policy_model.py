@@ -111,8 +111,9 @@ def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()
             "('qwen2_5_vl')"
         )
     register_packed_attention()
-    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=weights_dtype(config), attn_implementation="sdpa"
+    )
     model.model.language_model.config._attn_implementation = ATTENTION_NAME
     if config.lora.rank:
         add_adapters(model, config.lora)
@@ -125,14 +126,19 @@ def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()
     return model
 
 
-def use_window_attention(model: Qwen2_5_VLForConditionalGeneration, door: str) -> None:
-    """Let the vision tower compute the windows of a layer in few calls.
+def weights_dtype(config: ModelConfig) -> torch.dtype:
+    """What ``model.dtype`` means to torch."""
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def use_window_attention(tower: PreTrainedModel, door: str) -> None:
+    """Let a vision tower compute the windows of a layer in few calls.
 
     Args:
-        model: as :func:`load_model` returns it; its tower calls torch's attention once a window.
+        tower: loaded with torch's attention, which it calls once a window.
         door: of the language model's rows.
     """
-    model.model.visual.config._attn_implementation = VISION_ATTENTION_NAMES[door]
+    tower.config._attn_implementation = VISION_ATTENTION_NAMES[door]
 
 
 def take_vision_tower(model: Qwen2_5_VLForConditionalGeneration) -> PreTrainedModel:

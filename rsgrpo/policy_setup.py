@@ -13,10 +13,9 @@ from rsgrpo.attention import choose_door, register_packed_attention
 from rsgrpo.banned_tokens import banned_token_ids
 from rsgrpo.config import Config, ModelConfig
 from rsgrpo.lora import exported_parameters
-from rsgrpo.policy_model import PolicyModel, load_model, use_window_attention
+from rsgrpo.policy_model import PolicyModel, load_model, use_window_attention, weights_dtype
 from rsgrpo.vision_cache import FeatureStore, PageFeatures
 from rsgrpo.weights import tensors_checksum
-from rsgrpo.windows import VISION_ATTENTION_NAMES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +62,9 @@ def load_policy_model(
     settings = spec.config.model
     vocabulary_size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
     model = load_model(folder, settings, banned_token_ids(processor.tokenizer, vocabulary_size))
-    use_window_attention(model, choose_door(settings.attention, device=spec.torch_device, dtype=model.dtype))
+    use_window_attention(
+        model.model.visual, choose_door(settings.attention, device=spec.torch_device, dtype=model.dtype)
+    )
     return model
 
 
@@ -131,7 +132,7 @@ def load_vision_tower(folder: Path, config: ModelConfig, device: torch.device) -
         device: where it will run.
     """
     register_packed_attention()
-    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    dtype = weights_dtype(config)
     tower: PreTrainedModel = Qwen2_5_VisionTransformerPretrainedModel.from_pretrained(
         folder,
         config=AutoConfig.from_pretrained(folder).vision_config,
@@ -139,6 +140,5 @@ def load_vision_tower(folder: Path, config: ModelConfig, device: torch.device) -
         attn_implementation="sdpa",
         key_mapping={r"^(model\.)?visual\.": ""},
     )
-    door = choose_door(config.attention, device=device, dtype=dtype)
-    tower.config._attn_implementation = VISION_ATTENTION_NAMES[door]
+    use_window_attention(tower, choose_door(config.attention, device=device, dtype=dtype))
     return tower.requires_grad_(False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,9 +13,8 @@ from rsgrpo.config import SamplingConfig
 from rsgrpo.turns import Share
 from rsgrpo.types import PromptedSample, RolloutGroup
 from rsgrpo.weight_transfer import BucketStager, StagedBucket
-from tests.unit.test_weight_transfer import FakeModel, FakeTransfer, FakeVllmWorker
+from tests.unit.test_weight_transfer import FakeModel, FakeTransfer, FakeVllmWorker, StagerWithoutGpu
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CHUNKS = [["tower"], ["layer.0", "layer.1"], ["head"]]
 CPU = torch.device("cpu")
 
@@ -37,7 +35,7 @@ class FakeRank:
     def __init__(self, rank: int) -> None:
         self._gpu = f"gpu{rank}"
         self._version = 0
-        self._stager = BucketStager("cuda_ipc", CPU)
+        self._stager = StagerWithoutGpu()
 
     def train(self) -> None:
         self._version += 1
@@ -46,7 +44,6 @@ class FakeRank:
         weights = weights_of(self._version)
         chunks = CHUNKS[1:] if trainable_only else CHUNKS
         self._stager.begin([(name, weights[name]) for name in chunk] for chunk in chunks)
-        self._stager._export = dict  # type: ignore[method-assign,assignment]
 
     def next_bucket(self) -> StagedBucket | None:
         bucket = self._stager.next()

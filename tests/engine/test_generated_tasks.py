@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -28,6 +27,7 @@ from rsgrpo.prompts import PromptBuilder
 from rsgrpo.quickstart.model import build_quickstart_model
 from rsgrpo.run_folder import RunFolder
 from rsgrpo.types import CreditedGroup, CreditedRollout, Sample
+from tests.engine.local_ray import local_ray
 
 pytestmark = pytest.mark.engine
 
@@ -125,13 +125,12 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
 @pytest.fixture(scope="module")
 def engines(configs: dict[str, Config]) -> Iterator[tuple[Policy, RolloutPool]]:
     config = configs["rl_grounding"]
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=2)
-    pool = RolloutPool.start(config, Path(config.model.path), device="cpu", num_threads=1)
-    policy = Policy.start(config, Path(config.model.path), device="cpu", num_threads=1)
-    yield policy, pool
-    pool.close()
-    policy.close()
-    ray.shutdown()
+    with local_ray():
+        pool = RolloutPool.start(config, Path(config.model.path), device="cpu", num_threads=1)
+        policy = Policy.start(config, Path(config.model.path), device="cpu", num_threads=1)
+        yield policy, pool
+        pool.close()
+        policy.close()
 
 
 def _step(config: Config, engines: tuple[Policy, RolloutPool]) -> tuple[list[CreditedGroup], dict[str, float]]:

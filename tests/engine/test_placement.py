@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
 from rsgrpo import placement
+from rsgrpo.cluster import REPOSITORY
 from rsgrpo.placement import Placement
 from rsgrpo.topology import Bundle, PlacementPlan, TopologyError, plan_placement
+from tests.engine.local_ray import local_ray
 from tests.engine.probe import Probe
 from tests.unit.test_topology import config_of
 
 pytestmark = pytest.mark.engine
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 _PATIENCE_SECONDS = 300.0  # for what takes a second on an idle machine
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Eight GPUs, as far as Ray's scheduler knows."""
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        num_cpus=16,
-        num_gpus=8,
-        runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}},
-    )
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=16, num_gpus=8, runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}}):
+        yield
 
 
 def _places(options: list[dict[str, Any]]) -> list[tuple[str, str]]:

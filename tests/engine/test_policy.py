@@ -26,6 +26,7 @@ from rsgrpo.types import TrainingGroup, UpdateResult
 from rsgrpo.vlm import PromptError
 from rsgrpo.weights import bucket_checksum, bucket_tensors, format_checksum
 from tests.engine.fake_rank import WAITING_SECONDS, FakeRank
+from tests.engine.local_ray import local_ray
 from tests.plain_forward import plain_logprobs
 from tests.tiny_model import build_tiny_model, make_group, three_groups
 
@@ -58,9 +59,8 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=2)
-    yield
-    ray.shutdown()
+    with local_ray():
+        yield
 
 
 @pytest.fixture(scope="module")

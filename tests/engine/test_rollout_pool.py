@@ -23,6 +23,7 @@ from rsgrpo.policy import WeightUpdate
 from rsgrpo.policy_model import load_model, load_processor
 from rsgrpo.types import PromptedSample, RolloutGroup, Sample, WeightVersion
 from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
+from tests.engine.local_ray import local_ray
 from tests.engine.page_feed import feed_features, feed_pixels
 from tests.plain_forward import plain_logprobs
 from tests.tiny_model import build_tiny_model, make_group, write_pages
@@ -83,13 +84,12 @@ def _in_engines(pool: RolloutPool, function: Callable[..., None], *arguments: ob
 @pytest.fixture(scope="module")
 def pool(folder: Path, run_dir: Path) -> Iterator[RolloutPool]:
     """Two engines that could take features, and see pixels."""
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=2)
-    pool = RolloutPool.start(_config(run_dir), folder, device="cpu", num_threads=1)
-    pool.wait_ready()
-    _in_engines(pool, feed_pixels)
-    yield pool
-    pool.close()
-    ray.shutdown()
+    with local_ray():
+        pool = RolloutPool.start(_config(run_dir), folder, device="cpu", num_threads=1)
+        pool.wait_ready()
+        _in_engines(pool, feed_pixels)
+        yield pool
+        pool.close()
 
 
 def _largest_gap(

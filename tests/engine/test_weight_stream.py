@@ -17,13 +17,15 @@ import torch
 
 from rollout.engine import RolloutError
 from rollout.pool import RolloutPool
+from rsgrpo.cluster import REPOSITORY
 from rsgrpo.config import SamplingConfig
 from rsgrpo.placement import ON_CPU
 from rsgrpo.policy import WeightUpdate
 from rsgrpo.turns import Phase, Share, Turns
 from rsgrpo.types import ChatPrompt, PromptedSample, Sample, WeightVersion
 from rsgrpo.weight_transfer import RankStream
-from tests.engine.fake_workers import REPOSITORY, FakeEngine, FakeRank, weights_of
+from tests.engine.fake_workers import FakeEngine, FakeRank, weights_of
+from tests.engine.local_ray import local_ray
 from tests.unit.test_topology import config_of
 
 pytestmark = pytest.mark.engine
@@ -41,15 +43,8 @@ class FakeTrainer:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        num_cpus=2,
-        runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}},
-    )
-    yield
-    ray.shutdown()
+    with local_ray(runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}}):
+        yield
 
 
 @contextmanager

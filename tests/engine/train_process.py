@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from rsgrpo.cluster import REPOSITORY
+
 TIMEOUT_SECONDS = 600
 _SHOWN_CHARACTERS = 4000
 

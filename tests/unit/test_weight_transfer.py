@@ -100,6 +100,18 @@ class FakeModel:
         return set(taken)
 
 
+class StagerWithoutGpu(BucketStager):
+    """Stages on the CPU, and notes how large the buffer is whenever it is handed out."""
+
+    def __init__(self) -> None:
+        super().__init__("cuda_ipc", CPU)
+        self.exports: list[int] = []
+
+    def _export(self) -> dict[str, tuple[Any, ...]]:
+        self.exports.append(self._buffer.numel())
+        return {"gpu0": (1, 2)}
+
+
 @dataclass
 class FakeTransfer:
     """vLLM's transfer engine: unpacks what lies in the sender's buffer into ``model``."""
@@ -154,9 +166,8 @@ def _language(*, tied: bool) -> Any:
     return type("Language", (), {"config": type("Settings", (), {"tie_word_embeddings": tied})})
 
 
-def _worker(damages: str = "") -> tuple[FakeVllmWorker, FakeModel, BucketStager]:
-    model, stager = FakeModel(), BucketStager("cuda_ipc", CPU)
-    stager._export = lambda: {"gpu0": (1, 2)}  # type: ignore[method-assign]
+def _worker(damages: str = "") -> tuple[FakeVllmWorker, FakeModel, StagerWithoutGpu]:
+    model, stager = FakeModel(), StagerWithoutGpu()
     return FakeVllmWorker(FakeTransfer(model, stager), damages=damages), model, stager
 
 
@@ -189,18 +200,11 @@ def test_damage_on_the_way_changes_the_checksum() -> None:
 
 def test_the_buffer_is_exported_once_an_update_and_again_when_it_has_grown() -> None:
     _, _, stager = _worker()
-    exports: list[int] = []
-
-    def export() -> dict[str, tuple[Any, ...]]:
-        exports.append(stager._buffer.numel())
-        return {"gpu0": (len(exports),)}
-
-    stager._export = export  # type: ignore[method-assign]
     for _ in range(2):
         stager.begin(iter([[("a", torch.ones(4))], [("b", torch.ones(4))], [("c", torch.ones(8))]]))
         while stager.next() is not None:
             pass
-    assert exports == [16, 32, 16, 32]
+    assert stager.exports == [16, 32, 16, 32]
 
 
 def test_nccl_members_are_numbered_behind_the_trainer() -> None:
