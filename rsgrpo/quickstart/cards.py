@@ -1,6 +1,6 @@
 """The quickstart's task: questions over cards, each a page with one real handwritten digit.
 
-A page shows a white card in a coloured frame; the colour is the card's name. Questions ask for the number
+A page shows a lightly tinted card in a coloured frame; the colour is the card's name. Questions ask for the number
 on one card, for the card that shows a number, or for the sum of two cards. The digits are the scans that
 come with scikit-learn (UCI "Optical Recognition of Handwritten Digits", test part: 1,797 scans).
 """
@@ -46,7 +46,7 @@ REFUSAL = "insufficient to answer"
 
 _MAX_INK = 16.0  # the scans' grey levels run from 0 to 16
 _INK = (25, 25, 40)
-_PAPER = (255, 255, 255)
+_TINT_FRAC = 0.25  # of the card's colour in its paper: from the frame alone some seeds do not learn colours in time
 _FRAME_FRAC = 0.11  # of the page's side: enough pixels for a colour, most of the page for the digit
 _PAGE_COUNTS = {2: 0.5, 3: 0.3, 4: 0.2}  # more pages, longer responses: the short ones keep the run short
 
@@ -131,14 +131,16 @@ def draw_page(card: Card, page_pixels: int) -> Image.Image:
         page_pixels: side of the square page.
 
     Returns:
-        RGB image: coloured frame, white paper, the scan in dark ink.
+        RGB image: coloured frame, paper with a tint of it, the scan in dark ink.
     """
     frame = max(2, round(_FRAME_FRAC * page_pixels))
     side = page_pixels - 2 * frame
     ink = np.clip(_scans()[0][card.scan] / _MAX_INK, 0.0, 1.0)
     scan = Image.fromarray((255 * ink).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-    page = Image.new("RGB", (page_pixels, page_pixels), COLOURS[card.colour])
-    page.paste(Image.new("RGB", (side, side), _PAPER), (frame, frame))
+    colour = COLOURS[card.colour]
+    tint = tuple(round(255 + _TINT_FRAC * (part - 255)) for part in colour)
+    page = Image.new("RGB", (page_pixels, page_pixels), colour)
+    page.paste(Image.new("RGB", (side, side), tint), (frame, frame))
     page.paste(Image.new("RGB", (side, side), _INK), (frame, frame), mask=scan)
     return page
 
