@@ -5,8 +5,8 @@
 For each seed one supervised model is trained; every arm starts reinforcement learning from it, on the same
 questions, with the same number of steps, groups and samples, and is scored on the same held-out test
 questions. ``no_observe_and_evidence`` alone starts from a model of its own, taught on the same trajectories
-without these sections. ``--parallel 2`` gives each of two runs at a time half of the cores. What is finished is not run
-again, so an interrupted study goes on with the same command. Writes ``study.json``, ``study.png`` and
+without these sections. ``--parallel 2`` gives each of two runs at a time half of the cores. What is finished is
+not run again, so an interrupted study goes on with the same command. Writes ``study.json``, ``study.png`` and
 ``study.html`` into the folder and prints a Markdown table.
 """
 
@@ -17,9 +17,11 @@ import base64
 import concurrent.futures
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from scipy import stats
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIDENCE = 0.95
+SHARED_START = "shared"
 OWN_START = "no_observe_and_evidence"
 
 ARMS: dict[str, tuple[str, ...]] = {
@@ -137,29 +140,53 @@ def _supervised(root: Path, arm: str, seed: int) -> Path:
     return root / (f"sft-{arm}-{seed}" if arm == OWN_START else f"sft-{seed}")
 
 
-def _run_seed(root: Path, seed: int, arms: list[str], cores: list[int], options: argparse.Namespace) -> None:
-    supervised = [f"seed={seed}", "stage=sft", "eval.before_sft=false"]
-    shared = root / f"sft-{seed}"
-    _train(shared, cores, [*supervised, *options.overrides])
-    for arm in arms:
-        start = _supervised(root, arm, seed)
-        if start != shared:
-            questions = _without_sections(shared / "data", root / f"{start.name}-data")
-            _train(start, cores, [*supervised, *questions, *ARMS[arm], *options.overrides])
-        _train(
-            root / f"{arm}-{seed}",
-            cores,
-            [
-                f"seed={seed}",
-                "stage=rl",
-                f"model.path={start / 'models' / 'sft'}",
-                f"rl.max_steps={options.steps}",
-                f"rl.validation_samples={options.validation_samples}",
-                f"rl.validate_every_steps={options.validate_every_steps}",
-                *ARMS[arm],
-                *options.overrides,
-            ],
-        )
+def _train_start(root: Path, arm: str, seed: int, options: argparse.Namespace, cores: list[int]) -> None:
+    """Train what an arm starts from; ``OWN_START`` needs the questions of the seed's shared run."""
+    start = _supervised(root, arm, seed)
+    settings = ["stage=sft", "eval.before_sft=false", f"seed={seed}", *options.overrides]
+    if arm == OWN_START:
+        settings += [*_without_sections(root / f"sft-{seed}" / "data", root / f"{start.name}-data"), *ARMS[arm]]
+    _train(start, cores, settings)
+
+
+def _train_arm(root: Path, arm: str, seed: int, options: argparse.Namespace, cores: list[int]) -> None:
+    settings = [
+        "stage=rl",
+        f"seed={seed}",
+        f"model.path={_supervised(root, arm, seed) / 'models' / 'sft'}",
+        *([f"rl.max_steps={options.steps}"] if options.steps else []),
+        *options.overrides,
+        *ARMS[arm],
+    ]
+    _train(root / f"{arm}-{seed}", cores, settings)
+
+
+def _run_all(root: Path, options: argparse.Namespace) -> None:
+    """Train everything that the study compares, on each share of the cores one run at a time."""
+    cores = sorted(os.sched_getaffinity(0))
+    shares: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+    for index in range(options.parallel):
+        shares.put(cores[index :: options.parallel])
+
+    def on_a_share(train: Callable[..., None], arm: str, seed: int) -> None:
+        share = shares.get()
+        try:
+            train(root, arm, seed, options, share)
+        finally:
+            shares.put(share)
+
+    rounds: list[tuple[Callable[..., None], list[str]]] = [
+        (_train_start, [SHARED_START]),
+        (_train_start, [arm for arm in options.arms if arm == OWN_START]),
+        (_train_arm, options.arms),
+    ]
+    for train, arms in rounds:
+        pool = concurrent.futures.ThreadPoolExecutor(options.parallel)
+        try:
+            for run in [pool.submit(on_a_share, train, arm, seed) for seed in options.seeds for arm in arms]:
+                run.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C nothing new begins
 
 
 def collect(root: Path, arm: str, seeds: list[int]) -> ArmResult:
@@ -186,6 +213,11 @@ def collect(root: Path, arm: str, seeds: list[int]) -> ArmResult:
     )
 
 
+def _shown(values: NDArray[np.float64], spec: str = ".1f") -> str:
+    mean, half = interval(values)
+    return f"{mean:{spec}} ± {half:{spec.removeprefix('+')}}" if len(values) > 1 else f"{mean:{spec}}"
+
+
 def table(results: list[ArmResult]) -> str:
     """Markdown: mean and confidence interval of each arm, and its paired difference to the first."""
     first = results[0]
@@ -196,18 +228,14 @@ def table(results: list[ArmResult]) -> str:
     ]
     for result in results:
         before, after = (100 * np.array(one["accuracy"]) for one in (result.before, result.after))
-        mean, half = interval(after)
-        gain, gain_half = interval(after - before)
-        evidence, evidence_half = interval(np.array(result.after["evidence_f1"]))
         against, p_value = "", ""
         if result is not first and len(after) > 1:
             difference = after - 100 * np.array(first.after["accuracy"])
-            centre, width = interval(difference)
-            against = f"{centre:+.1f} ± {width:.1f}"
-            p_value = f"{stats.ttest_1samp(difference, 0.0).pvalue:.3f}"
+            against, p_value = _shown(difference, "+.1f"), f"{stats.ttest_1samp(difference, 0.0).pvalue:.3f}"
         lines.append(
-            f"| {result.arm} | {before.mean():.1f} | {mean:.1f} ± {half:.1f} | {gain:+.1f} ± {gain_half:.1f} "
-            f"| {evidence:.3f} ± {evidence_half:.3f} | {against} | {p_value} | {np.mean(result.rl_seconds):.0f} |"
+            f"| {result.arm} | {before.mean():.1f} | {_shown(after)} | {_shown(after - before, '+.1f')} "
+            f"| {_shown(np.array(result.after['evidence_f1']), '.3f')} | {against} | {p_value} "
+            f"| {np.mean(result.rl_seconds):.0f} |"
         )
     return "\n".join(lines)
 
@@ -260,34 +288,19 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/study"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["rs_grpo", "grpo"])
-    parser.add_argument("--steps", type=int, default=60, help="of reinforcement learning")
-    parser.add_argument("--validation-samples", type=int, default=256)
-    parser.add_argument("--validate-every-steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=0, help="of reinforcement learning; 0: as many as the recipe")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time, each on its share of the cores")
     parser.add_argument("--overrides", nargs="*", default=[], help="further settings, for every arm")
     options = parser.parse_args()
     root = options.folder.resolve()
-    cores = sorted(os.sched_getaffinity(0))
-    shares = [cores[index :: options.parallel] for index in range(options.parallel)]
-    # One queue a share of the cores: a seed's runs follow each other, because all start from its supervised model.
-    with concurrent.futures.ThreadPoolExecutor(options.parallel) as pool:
-        jobs = [
-            pool.submit(
-                lambda seeds, share: [_run_seed(root, seed, options.arms, share, options) for seed in seeds],
-                options.seeds[index :: options.parallel],
-                share,
-            )
-            for index, share in enumerate(shares)
-        ]
-        for job in jobs:
-            job.result()
+    _run_all(root, options)
     results = [collect(root, arm, options.seeds) for arm in options.arms]
-    markdown = table(results)
+    markdown, num_steps = table(results), results[0].steps[-1]
     (root / "study.json").write_text(
-        json.dumps({"steps": options.steps, "arms": [asdict(one) for one in results]}, indent=2)
+        json.dumps({"steps": num_steps, "arms": [asdict(one) for one in results]}, indent=2)
     )
     plot(results, root / "study.png")
-    (root / "study.html").write_text(_page(markdown, root / "study.png", options.steps))
+    (root / "study.html").write_text(_page(markdown, root / "study.png", num_steps))
     print(markdown)
 
 
