@@ -1,4 +1,4 @@
-"""How the benchmarks of the running system show what they found."""
+"""How the benchmarks show what they found."""
 
 from __future__ import annotations
 
@@ -20,5 +20,10 @@ def report(name: str, result: Mapping[str, object]) -> None:
         name: of the benchmark.
         result: what it measured.
     """
-    machine = {"cpus": len(os.sched_getaffinity(0)), "machine": platform.machine(), "python": platform.python_version()}
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    machine = {
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory_bytes / 2**30),
+        "machine": platform.machine(),
+    }
     print(json.dumps({"benchmark": name, **result, "machine": machine, "versions": collect_versions(REPOSITORY)}))

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
-import json
 import math
-import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import json_line
 import numpy as np
 import torch
 from PIL import Image
@@ -225,20 +222,6 @@ def build_group(shape: GroupShape, folder: Path, *, seed: int = 0, num_groups: i
     )
 
 
-def machine() -> dict[str, Any]:
-    """What a table must say about where it was measured."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "cores": os.cpu_count(),
-        "memory_gib": round(pages / 2**30),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-    }
-
-
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Rows with the same keys as a table."""
     columns = list(rows[0])
@@ -252,7 +235,9 @@ def report(name: str, options: argparse.Namespace, rows: list[dict[str, Any]], *
     """Print a table, and one JSON line with everything."""
     print(markdown(rows))
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    print(json.dumps({"benchmark": name, "machine": machine(), "settings": settings, "rows": rows, **more}))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    place = {"device": device, "threads": torch.get_num_threads()}
+    json_line.report(name, {"settings": settings, **place, "rows": rows, **more})
 
 
 def shape_text(shape: ModelShape) -> str:
