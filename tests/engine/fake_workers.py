@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,7 +96,10 @@ class FakeEngine:
     ) -> list[RolloutGroup]:
         assert self._share == Share.ALL
         return [
-            RolloutGroup(sample=one.sample, prompt=one.prompt, prompt_token_ids=None, rollouts=()) for one in prompted
+            RolloutGroup(
+                sample=one.sample, prompt=one.prompt, prompt_token_ids=np.zeros(1, dtype=np.int32), rollouts=()
+            )
+            for one in prompted
         ]
 
     def weights(self) -> tuple[int, dict[str, Tensor]]:

@@ -71,7 +71,12 @@ class ReloadingWorker(PolicyWorker):
     def reference(self, num_micro_batches: int) -> list[np.ndarray]:
         """What the KL term is measured against, row by row."""
         makers = self._row_makers(num_micro_batches, with_reference=True)
-        return [make().reference_logprobs.numpy().copy() for make in makers]
+        shown = []
+        for make in makers:
+            logprobs = make().reference_logprobs
+            assert logprobs is not None
+            shown.append(logprobs.numpy().copy())
+        return shown
 
     def scored(self, num_micro_batches: int) -> list[np.ndarray]:
         """The policy's own log-probabilities, row by row, as the update computes them."""

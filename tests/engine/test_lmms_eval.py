@@ -124,7 +124,7 @@ def test_our_benchmarks_run_as_its_tasks(
         assert results[name]["official,none"] == pytest.approx(expected[name], abs=1e-6), name
         assert results[name]["strict,none"] == pytest.approx(expected[name], abs=1e-6), name
     # EVisRAG's questions come in the evidence prompt and are not wrapped once more; 1.05 is its repetition penalty.
-    by_penalty = {penalty: [] for penalty in (1.0, 1.05)}
+    by_penalty: dict[float, list[str]] = {penalty: [] for penalty in (1.0, 1.05)}
     for body in server.bodies:
         text = "".join(part.get("text", "") for part in body["messages"][-1]["content"])
         assert text.count("<evidence>") == text.count("</evidence>") == 1, text

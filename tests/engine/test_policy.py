@@ -71,10 +71,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pair(cluster: None, folder: Path, run_dir: Path) -> Iterator[tuple[Policy, Policy]]:
     """Two policies that started alike, both in the background at once."""
-    started = tuple(Policy.start(_config(run_dir), folder, device="cpu", num_threads=1) for _ in range(2))
-    yield started
-    for policy in started:
-        policy.close()
+    one, other = (Policy.start(_config(run_dir), folder, device="cpu", num_threads=1) for _ in range(2))
+    yield one, other
+    one.close()
+    other.close()
 
 
 @pytest.fixture
@@ -204,7 +204,8 @@ def test_exported_model_gives_the_same_logprobs_and_sent_weights_are_its_tensors
     written = load_file(tmp_path / "model" / "model.safetensors")
     update = policy.weights(max_bucket_bytes=20_000, trainable_only=False)
     assert update.is_complete and len(update.buckets) > 3
-    checksum, sent = 0, {}
+    checksum = 0
+    sent: dict[str, torch.Tensor] = {}
     for reference in update.buckets:
         bucket = ray.get(reference)
         checksum = bucket_checksum(bucket, checksum)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 import pytest
 
@@ -21,7 +21,7 @@ from rsgrpo.policy_setup import WorkerSpec
 from rsgrpo.types import TrainingGroup
 from tests.engine.reloading_worker import ReloadingWorker
 
-Arguments = ParamSpec("Arguments")
+Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 _PATIENCE_SECONDS = 300.0  # for what takes a second on an idle machine
@@ -48,9 +48,7 @@ class World:
     def __init__(self, ranks: list[ProcessPoolExecutor]) -> None:
         self._ranks = ranks
 
-    def each(
-        self, method: Callable[Concatenate[ReloadingWorker, Arguments], Result], *arguments: Arguments.args
-    ) -> list[Result]:
+    def each(self, method: Callable[[ReloadingWorker, *Arguments], Result], *arguments: *Arguments) -> list[Result]:
         """All ranks call it with the same arguments; the results in rank order."""
         return self.each_own(method, [arguments] * len(self._ranks))
 
@@ -84,8 +82,8 @@ def started_worlds(config: Config, folder: Path) -> Iterator[Worlds]:
     try:
         yield worlds
     finally:
-        for world in ranks.values():
-            for rank in world:
+        for own in ranks.values():
+            for rank in own:
                 rank.shutdown()
 
 

@@ -124,7 +124,10 @@ SAMPLES_DYNAMICALLY = ("dapo", "cispo")
 def oracle(name: str, step: Step, tokens: Tokens, beta: float) -> Tensor:
     over, formula, objective = PAPERS[name]
     scalars = [
-        [sum(step.weights[one.name] * one.value for one in rollout.rewards) for rollout in group.rollouts]
+        [
+            sum(step.weights[one.name] * one.value for one in rollout.rewards if one.value is not None)
+            for rollout in group.rollouts
+        ]
         for group in step.groups
     ]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 
 from rsgrpo.types import (
     ChatPrompt,
@@ -56,7 +57,7 @@ def scored_rollout(
     num_tokens: int,
     rewards: Sequence[ScopedReward],
     *,
-    logprobs: Sequence[float] | None = None,
+    logprobs: ArrayLike | None = None,
     finish_reason: str = "stop",
     policy_version: int = 0,
 ) -> ScoredRollout:
@@ -165,7 +166,7 @@ def partitions(draw: st.DrawFn, members: Sequence[tuple[str, int]]) -> list[list
     order = draw(st.permutations(list(members)))
     batches: list[list[tuple[str, int]]] = [[]]
     for member in order:
-        if batches[-1] and draw(st.booleans()):
+        if len(batches[-1]) > 0 and draw(st.booleans()):
             batches.append([])
         batches[-1].append(member)
     return batches

@@ -10,7 +10,7 @@ from rsgrpo.advantages import FLAT_SPREAD, credit_groups, is_flat, normalise
 from rsgrpo.config import CreditConfig
 from rsgrpo.credit_table import merged
 from rsgrpo.reference import reference_advantages
-from rsgrpo.types import TokenSpan
+from rsgrpo.types import ScopedReward, TokenSpan
 from tests.unit.strategies import scoped_reward, scored_group, scored_rollout, simple_group
 
 REFERENCE = CreditConfig(compat="reference")
@@ -73,7 +73,7 @@ def test_tokens_count_over_the_step_also_without_an_advantage() -> None:
 
 def test_images_of_one_reward_are_compared_apart_and_counted_together() -> None:
     # image 0: 1 against 0; image 1: 0 against 1. Lines of 1 and 3 tokens, in both rollouts: N = 8
-    def rewards(first: float, second: float) -> list:
+    def rewards(first: float, second: float) -> list[ScopedReward]:
         return [
             scoped_reward("line", first, (0, 1), image_index=0),
             scoped_reward("line", second, (1, 4), image_index=1),
@@ -90,7 +90,7 @@ def test_images_of_one_reward_are_compared_apart_and_counted_together() -> None:
 @pytest.mark.parametrize(("normaliser", "total"), [("active", 3.0), ("all", 5.0)])
 def test_the_normaliser_sums_active_or_all_weights(normaliser: str, total: float) -> None:
     # "a" (weight 3) varies, "b" (2) does not
-    def rewards(value: float) -> list:
+    def rewards(value: float) -> list[ScopedReward]:
         return [scoped_reward("a", value, (0, 2)), scoped_reward("b", 1.0, (0, 2))]
 
     group = scored_group("g", [scored_rollout("g", i, 2, rewards(float(i))) for i in range(2)])
@@ -149,7 +149,7 @@ def test_reference_mode_keeps_the_public_rounding(value: float, advantage: float
 
 def test_reference_mode_ignores_weights_and_counts_rewards_with_loss_by_micro_batch() -> None:
     # "a": 1 and 0 over 2 and 4 tokens, "b": equal values. N_a = 6, A = ±0.7071, K = 1.
-    def rewards(value: float, length: int) -> list:
+    def rewards(value: float, length: int) -> list[ScopedReward]:
         return [scoped_reward("a", value, (0, length)), scoped_reward("b", 1.0, (0, length))]
 
     group = scored_group("g", [scored_rollout("g", 0, 2, rewards(1, 2)), scored_rollout("g", 1, 4, rewards(0, 4))])

@@ -71,8 +71,9 @@ def _reference(row: PackedRow, query: torch.Tensor, key: torch.Tensor, value: to
 
 
 def _run(row: PackedRow, inputs: list[torch.Tensor]) -> torch.Tensor:
+    query, key, value = inputs
     plan = tiled_plan(row, device=CPU)
-    out, weights = packed_attention(torch.nn.Identity(), *inputs, None, scaling=SCALING, attention_plan=plan)
+    out, weights = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=SCALING, attention_plan=plan)
     assert weights is None
     return out
 
@@ -184,11 +185,11 @@ def test_flash_doors_hand_their_kernel_the_same_attention(monkeypatch, is_instal
 def test_flex_sees_the_same(shapes):
     # torch has no backward pass of flex_attention on a CPU: gradients are tried where the door is chosen, on a GPU
     row = _row([(140, [3, 2]), *shapes])  # more than one block of 128
-    inputs = _inputs(row)
+    query, key, value = _inputs(row)
     with torch.no_grad():
         plan = flex_plan(row, device=CPU)
-        got, _ = packed_attention(torch.nn.Identity(), *inputs, None, scaling=SCALING, attention_plan=plan)
-    torch.testing.assert_close(got, _reference(row, *inputs), atol=1e-12, rtol=0)
+        got, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=SCALING, attention_plan=plan)
+    torch.testing.assert_close(got, _reference(row, query, key, value), atol=1e-12, rtol=0)
 
 
 def _seen(row: PackedRow, num_padded: int) -> torch.Tensor:
@@ -196,9 +197,9 @@ def _seen(row: PackedRow, num_padded: int) -> torch.Tensor:
     seen = torch.zeros(num_padded, num_padded, dtype=torch.bool)
     for start, piece in zip(row.prompt_starts, row.pieces, strict=True):
         seen[start : start + piece.num_prompt_tokens, start : start + piece.num_prompt_tokens] = True
-    for start, length, piece in zip(row.response_starts, row.response_lengths, row.response_pieces, strict=True):
-        first = row.prompt_starts[piece]
-        seen[start : start + length, first : first + row.pieces[piece].num_prompt_tokens] = True
+    for start, length, owner in zip(row.response_starts, row.response_lengths, row.response_pieces, strict=True):
+        first = row.prompt_starts[owner]
+        seen[start : start + length, first : first + row.pieces[owner].num_prompt_tokens] = True
         seen[start : start + length, start : start + length] = True
     seen[row.num_tokens :, row.num_tokens :] = True
     return seen.tril()
@@ -219,6 +220,7 @@ def test_flex_blocks_are_those_that_are_seen(shapes):
         (mask.kv_num_blocks, mask.kv_indices, (pairs > 0) & (pairs < 128 * 128)),
         (mask.full_kv_num_blocks, mask.full_kv_indices, pairs == 128 * 128),
     ):
+        assert counts is not None and indexes is not None
         lists = [indexes[0, 0, i, : counts[0, 0, i]].tolist() for i in range(num_blocks)]
         assert lists == [one.nonzero()[:, 0].tolist() for one in chosen]
 

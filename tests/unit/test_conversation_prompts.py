@@ -76,21 +76,11 @@ def test_targets_are_the_answers_with_their_ends_and_nothing_else(texts: list[tu
     # one token a byte, and one for each control token: the answers' bytes, and an end each
     assert is_target.sum() == sum(len(answer.encode()) + 1 for _, answer in texts)
     # together with the prompt it is the very text that the chat template writes, without the last line break
-    whole = Chat().apply_chat_template(
-        [
-            {"role": "system", "content": "S"},
-            *(
-                message
-                for question, answer in texts
-                for message in (
-                    {"role": "user", "content": [{"type": "text", "text": question}] if question else []},
-                    {"role": "assistant", "content": answer},
-                )
-            ),
-        ],
-        tokenize=False,
-        add_generation_prompt=False,
-    )
+    messages: list[dict[str, object]] = [{"role": "system", "content": "S"}]
+    for question, answer in texts:
+        messages.append({"role": "user", "content": [{"type": "text", "text": question}] if question else []})
+        messages.append({"role": "assistant", "content": answer})
+    whole = Chat().apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
     prompt_ids = TOKENIZER.encode(conversation.prompt.text, add_special_tokens=False)
     assert [*prompt_ids, *ids] == TOKENIZER.encode(whole.removesuffix("\n"), add_special_tokens=False)
     ends = [n for n, one in enumerate(ids) if one == TOKENIZER.convert_tokens_to_ids(TURN_END)]

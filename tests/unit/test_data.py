@@ -81,8 +81,8 @@ def test_gold_that_refuses_makes_a_question_unanswerable(folder: Path):
 
 
 def test_test_layout(folder: Path):
-    row = {"qid": "q7", "query": "Which quarter?", "answer": ["Q3", "third"], "image": ["imgs/3.png", "imgs/1.png"]}
-    row |= {"posImgs": ["imgs/1.png"], "is_sufficient": False}
+    row: dict[str, Any] = {"qid": "q7", "query": "Which quarter?", "answer": ["Q3", "third"]}
+    row |= {"image": ["imgs/3.png", "imgs/1.png"], "posImgs": ["imgs/1.png"], "is_sufficient": False}
     write_lines(folder / "top3_test.jsonl", [row])
     write_lines(folder / "aaa.jsonl", [row, row])  # the folder's test file wins over any other
     (sample,) = load(str(folder), is_training=False)
@@ -114,8 +114,14 @@ def test_pages_come_from_the_table_where_files_are_absent(tmp_path: Path):
 def test_image_root_and_column_names_are_settings(folder: Path):
     row = {"id": "x", "q": "?", "gold": ["1"], "pages": ["1.png"]}
     path = write_lines(folder / "elsewhere" / "t.jsonl", [row])
-    columns = {"id_column": "id", "question_column": "q", "answer_column": "gold", "image_column": "pages"}
-    (sample,) = load(path, image_root=str(folder / "imgs"), **columns)
+    (sample,) = load(
+        path,
+        image_root=str(folder / "imgs"),
+        id_column="id",
+        question_column="q",
+        answer_column="gold",
+        image_column="pages",
+    )
     assert sample.images[0].file == str(folder / "imgs/1.png")
 
 

@@ -108,7 +108,11 @@ def test_what_never_passes_is_a_failure_by_name_and_costs_the_others_nothing(ser
     def reply(question: str, _: int) -> Reply:
         if question == "stalls":
             time.sleep(0.5)
-        replies = {"busy": (429, "wait", {}), "long": (400, "prompt is too long", {}), "odd": (200, "<html>", {})}
+        replies: dict[str, Reply] = {
+            "busy": (429, "wait", {}),
+            "long": (400, "prompt is too long", {}),
+            "odd": (200, "<html>", {}),
+        }
         return replies.get(question, ok("fine"))
 
     server.reply = reply

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,14 +63,14 @@ def _group(prompted: PromptedSample) -> RolloutGroup:
     )
 
 
-def _question(sample_id: str, **gold: object) -> PromptedSample:
+def _question(sample_id: str, positive_images: tuple[int, ...] = ()) -> PromptedSample:
     sample = Sample(
         sample_id=sample_id,
         images=(ImageRef(path="1.png"), ImageRef(path="2.png")),
         answers=("a dog",),
         boxes=(Box(left=0.1, top=0.1, right=0.2, bottom=0.3, image_index=0),),
+        positive_images=positive_images,
     )
-    sample = dataclasses.replace(sample, **gold)
     return PromptedSample(sample=sample, prompt=ChatPrompt(sample_id=sample_id, text=""))
 
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from report_run import make_rollout, make_sample, response
 
 from rewards.lab.__main__ import main
 from rewards.lab.cases import CASES, TRICKS
@@ -19,6 +18,7 @@ from rsgrpo.advantages import credit_groups
 from rsgrpo.config import Config, ConfigError, RewardConfig, ScopeConfig, resolved_yaml
 from rsgrpo.recorder import read_groups, record_groups
 from rsgrpo.types import Box, ChatPrompt, ImageRef, RolloutGroup, Sample
+from tests.unit.report_run import make_rollout, make_sample, response
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 REWARDS = {
@@ -207,7 +207,7 @@ def test_records_hold_what_rewards_may_ask_for(tmp_path: Path) -> None:
 # --- lint ---
 
 
-def loaded(function: str, folder: Path, **kwargs: object):  # type: ignore[no-untyped-def]
+def loaded(function: str, folder: Path, **kwargs: object):
     config = RewardConfig(function=function, scope=ScopeConfig(start="begin", stop="end"), kwargs=kwargs)
     return load_rewards({"reward": config}, folder)
 

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import statistics
 from collections import defaultdict
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -37,7 +38,15 @@ from tests.unit.strategies import (
 )
 
 LAWS = settings(max_examples=80, deadline=None)
-CLIP = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0}
+
+
+class Clip(TypedDict):
+    clip_low: float
+    clip_high: float
+    dual_clip: float
+
+
+CLIP: Clip = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0}
 DRIFTS = st.sampled_from((0.0, 0.3, 1.5))
 """Spread of the log-ratio: on-policy, some tokens clipped, most clipped (also beyond the dual clip)."""
 SEEDS = st.integers(0, 2**16)
@@ -53,7 +62,8 @@ def direct_cells(step: Step, normaliser: str = "active") -> list[list[Cells]]:
     for g, group in enumerate(step.groups):
         names = [reward.name for reward in group.rollouts[0].rewards]
         for k, name in enumerate(names):
-            given_values = [one.rewards[k].value for one in group.rollouts if one.rewards[k].value is not None]
+            values = [one.rewards[k].value for one in group.rollouts]
+            given_values = [value for value in values if value is not None]
             is_varied = len(given_values) > 1 and max(given_values) - min(given_values) > 1e-6
             for i, one in enumerate(group.rollouts):
                 value = one.rewards[k].value
@@ -403,7 +413,7 @@ def test_law_6_widening_is_the_public_fallback(order: list[str], count: int, sta
 @LAWS
 @given(step=steps(), seed=SEEDS)
 def test_nothing_is_ever_nan(step: Step, seed: int):
-    comparisons = [CreditConfig(**comparison, epsilon=0.0) for comparison in COMPARISONS]
+    comparisons = [CreditConfig(baseline=one["baseline"], scale=one["scale"], epsilon=0.0) for one in COMPARISONS]
     whole = [dataclasses.replace(config, scoping="whole") for config in comparisons]
     for config in (*comparisons, *whole, CreditConfig(compat="reference")):
         positive, negative = flat_streams(credit_groups(step.groups, step.weights, config))

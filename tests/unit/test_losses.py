@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypedDict
 
 import pytest
 import torch
@@ -17,7 +18,14 @@ from rsgrpo.reference import (
     reference_token_losses,
 )
 
-CLIP = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0}
+
+class Clip(TypedDict):
+    clip_low: float
+    clip_high: float
+    dual_clip: float
+
+
+CLIP: Clip = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0}
 
 
 def vector(*values: float) -> torch.Tensor:

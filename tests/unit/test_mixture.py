@@ -28,7 +28,7 @@ def source(folder: Path, name: str, count: int, *extra: Any, **settings: Any) ->
 
 
 def mix(*sources: SourceConfig, **settings: Any) -> Mixture:
-    given = {"seed": 0, "num_held_out": 0, "on_bad_record": "error", "check_media": False} | settings
+    given: dict[str, Any] = {"seed": 0, "num_held_out": 0, "on_bad_record": "error", "check_media": False} | settings
     return Mixture(sources, **given)
 
 

@@ -71,15 +71,17 @@ def test_gold_is_right_well_formed_and_says_no_more_than_the_pages(scans, kind, 
     assert len({card.colour for card in question.cards}) == len(question.cards)
     parsed = parse_response(question.response)
     assert parsed.is_well_formed
-    assert parsed.content("answer").strip() == question.answer
-    assert parsed.content("think").strip() != question.answer
-    assert "[" not in parsed.content("observe")
+    observe, think, answer = parsed.content("observe"), parsed.content("think"), parsed.content("answer")
+    assert observe is not None and think is not None and answer is not None
+    assert answer.strip() == question.answer
+    assert think.strip() != question.answer
+    assert "[" not in observe
     lines = parsed.first_lines()
     assert list(lines) == list(range(len(question.cards)))
     for page, card in enumerate(question.cards):
         words = (card.colour, NUMBERS[card.digit])
         transcript = " ".join(reversed(words) if kind == "which" else words)  # what is asked by comes first
-        assert transcript in parsed.content("observe")
+        assert transcript in observe
         assert lines[page].text == (transcript if page in question.positive_pages else IRRELEVANT)
     if kind == "add" and is_sufficient:
         assert len(set(question.positive_pages)) == 2  # two different pages

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from report_run import SCOPES, credited_group, make_rollout, make_sample, response
 
 from rsgrpo.recorder import read_groups, record_evaluation, record_groups, truncate_after
 from rsgrpo.types import CreditedGroup, ImageRef
+from tests.unit.report_run import SCOPES, credited_group, make_rollout, make_sample, response
 
 
 def _group(sample_id: str = "q0") -> CreditedGroup:

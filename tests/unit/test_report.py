@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from report_run import SCOPES, WEIGHTS, credited_group, make_rollout, make_run, make_sample, response, run_config
 
 from rsgrpo.config import resolved_yaml
 from rsgrpo.metrics import MetricRow
@@ -26,6 +25,16 @@ from rsgrpo.report.curves import collect_charts, collect_times
 from rsgrpo.report.pictures import embed_pictures
 from rsgrpo.summary import read_summary, write_summary
 from rsgrpo.types import ImageRef, Sample
+from tests.unit.report_run import (
+    SCOPES,
+    WEIGHTS,
+    credited_group,
+    make_rollout,
+    make_run,
+    make_sample,
+    response,
+    run_config,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -180,7 +189,7 @@ def test_large_runs_stay_below_eight_megabytes(tmp_path: Path) -> None:
     rollouts = [make_rollout("long words " * 600, index) for index in range(8)]
     for step in range(30):
         sample = make_sample(f"q{step}", tuple(images[step : step + 1]))
-        group = credited_group(sample, rollouts, {"accuracy": [1.0] + [0.0] * 7})
+        group = credited_group(sample, rollouts, {"accuracy": [1.0, *[0.0] * 7]})
         record_groups(folder / "rollouts.jsonl", "rl", step, [group])
     document = _page(folder).document
     assert (folder / "report.html").stat().st_size < 8_000_000

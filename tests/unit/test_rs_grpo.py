@@ -225,7 +225,7 @@ def test_pi_old_may_be_recomputed_from_the_trainer_although_samples_are_old() ->
         assert loss.old_logprobs == "recompute"
         for response in (one for group in groups for one in group.responses):
             # What FakePolicy.score says: 0.01 above the engine.
-            assert response.old_logprobs is not None
+            assert response.old_logprobs is not None and response.rollout_logprobs is not None
             np.testing.assert_allclose(response.old_logprobs - response.rollout_logprobs, 0.01, atol=1e-6)
 
 

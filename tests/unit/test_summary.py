@@ -8,7 +8,6 @@ import math
 from pathlib import Path
 
 import pytest
-from report_run import evaluation
 
 from rsgrpo.metrics import MetricRow
 from rsgrpo.summary import (
@@ -21,6 +20,7 @@ from rsgrpo.summary import (
     summarise_sft,
     write_summary,
 )
+from tests.unit.report_run import evaluation
 
 
 def _summary() -> RunSummary:

@@ -117,8 +117,8 @@ def test_one_rewards_clipping_is_that_of_the_loss(step: Step, seed: int) -> None
     for group in credited:
         for one in group.rollouts:
             index, length = one.scored.rollout.rollout_index, one.scored.num_tokens
-            before.append(stats(index, np.zeros(length), sample_id=group.scored.sample_id))
-            after.append(stats(index, generator.normal(size=length), sample_id=group.scored.sample_id))
+            before.append(stats(index, [0.0] * length, sample_id=group.scored.sample_id))
+            after.append(stats(index, generator.normal(size=length).tolist(), sample_id=group.scored.sample_id))
             result = two_stream_loss(
                 torch.from_numpy(after[-1].logprobs),
                 torch.zeros(length),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
 def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Packed:
     options = dict(request.param)
     folder = build_tiny_model(tmp_path_factory.mktemp("model"), tie=options.pop("tie", False))
-    settings = {"dtype": "float32", "freeze_vision": False, "gradient_checkpointing": False} | options
+    settings: dict[str, Any] = {"dtype": "float32", "freeze_vision": False, "gradient_checkpointing": False} | options
     return Packed(folder, ModelConfig(**settings))
 
 

@@ -27,9 +27,10 @@ def test_grouped_windows_equal_one_call_a_window(lengths):
         torch.randn(1, HEADS, sum(lengths), WIDTH, dtype=torch.float64, generator=generator).requires_grad_()
         for _ in range(3)
     ]
+    query, key, value = inputs
     offsets = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
     got, weights = grouped_window_attention(
-        torch.nn.Identity(), *inputs, None, scaling=SCALING, cu_seq_lens_q=offsets, max_length_q=max(lengths)
+        torch.nn.Identity(), query, key, value, None, scaling=SCALING, cu_seq_lens_q=offsets, max_length_q=max(lengths)
     )
     expected = _one_by_one(inputs, lengths)
     assert weights is None
@@ -45,11 +46,13 @@ def test_grouped_windows_equal_one_call_a_window(lengths):
 def test_there_is_one_call_a_length(monkeypatch, lengths, num_calls):
     calls = []
     kernel = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(
-        "torch.nn.functional.scaled_dot_product_attention",
-        lambda *args, **kwargs: calls.append(args[0].shape) or kernel(*args, **kwargs),
-    )
-    inputs = [torch.randn(1, HEADS, sum(lengths), WIDTH) for _ in range(3)]
+
+    def counting(*args, **kwargs):
+        calls.append(args[0].shape)
+        return kernel(*args, **kwargs)
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", counting)
+    query, key, value = (torch.randn(1, HEADS, sum(lengths), WIDTH) for _ in range(3))
     offsets = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-    grouped_window_attention(torch.nn.Identity(), *inputs, None, scaling=SCALING, cu_seq_lens_q=offsets)
+    grouped_window_attention(torch.nn.Identity(), query, key, value, None, scaling=SCALING, cu_seq_lens_q=offsets)
     assert len(calls) == num_calls
