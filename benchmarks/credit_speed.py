@@ -117,7 +117,9 @@ def sampled_ids(tokenizer: Tokenizer, draw: random.Random) -> IntArray:
     filler = tokenizer.encode(" the").ids
     think = len(ids) - 40  # inside the think section
     ids = ids[:think] + filler * ((NUM_TOKENS - 1 - len(ids)) // len(filler)) + ids[think:]
-    ids += [tokenizer.token_to_id(END_OF_SEQUENCE)] * (NUM_TOKENS - len(ids))
+    end_id = tokenizer.token_to_id(END_OF_SEQUENCE)
+    assert end_id is not None
+    ids += [end_id] * (NUM_TOKENS - len(ids))
     return np.array(ids, dtype=np.int32)
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
+import math
 import statistics
 import sys
 import tempfile
@@ -119,7 +120,9 @@ class BareStep:
             response_lengths=lengths,
         )
         with torch.no_grad():
-            return self.policy(self.rows.build([piece], groups, prompts))[0].float().cpu().numpy()
+            logprobs, _ = self.policy(self.rows.build([piece], groups, prompts))
+        found: np.ndarray[Any, Any] = logprobs.float().cpu().numpy()
+        return found
 
 
 def note(text: str) -> None:
@@ -130,7 +133,7 @@ def note(text: str) -> None:
 def gap(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
     """|got - want| / |want| over all tensors together."""
     apart = sum(float((a - b).double().square().sum()) for a, b in zip(got, want, strict=True))
-    return (apart / sum(float(b.double().square().sum()) for b in want)) ** 0.5
+    return math.sqrt(apart / sum(float(b.double().square().sum()) for b in want))
 
 
 def working_doors(device: torch.device, dtype: torch.dtype) -> list[str]:
@@ -155,7 +158,8 @@ def check_doors(device: torch.device, dtype: torch.dtype) -> list[Check]:
 
     def through(door: str) -> list[torch.Tensor]:
         plan = make_plan(door, row, device=device)
-        out, _ = packed_attention(torch.nn.Identity(), *inputs, None, scaling=128**-0.5, attention_plan=plan)
+        query, key, value = inputs
+        out, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=128**-0.5, attention_plan=plan)
         return [part.detach().float() for part in (out, *torch.autograd.grad(out, inputs, upstream))]
 
     expected = through("tiled")

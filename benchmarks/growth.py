@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.multiprocessing.spawn import spawn
 from update_step import OPTIMIZER, MeasuredWorker, Timing, bench_config
 from workload import SHAPES, GroupShape, ModelShape, build_group, build_model, report, shape_text
 
@@ -115,7 +116,7 @@ def ranks(options: argparse.Namespace, folder: Path, place: Path) -> list[dict[s
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = int(probe.getsockname()[1])
-        torch.multiprocessing.spawn(run_rank, (size, port, options, folder, place), nprocs=size)
+        spawn(run_rank, (size, port, options, folder, place), nprocs=size)
         seconds, cpu_seconds = torch.load(place / f"ranks-{size}.pt")
         first = rows[0]["cpu seconds"] if rows else cpu_seconds
         rows.append(

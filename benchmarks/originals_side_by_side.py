@@ -71,7 +71,7 @@ def load(file: Path, *names: str) -> dict[str, Any]:
     """Named functions and classes of a file, or all of its functions, without running the rest of it."""
     kinds = (ast.FunctionDef, ast.ClassDef)
     nodes = [node for node in ast.parse(file.read_text()).body if isinstance(node, kinds)]
-    chosen = [node for node in nodes if node.name in names or not names]
+    chosen: list[ast.stmt] = [node for node in nodes if node.name in names or not names]
     scope: dict[str, Any] = {"re": re, "string": string, "np": np, "Counter": Counter, "Any": Any}
     scope |= {"Dict": dict, "List": list}
     if "Eval" in names:

@@ -16,6 +16,7 @@ import random
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from rsgrpo.benchmarks import find_benchmark
@@ -49,7 +50,7 @@ def main() -> None:
     benchmark = find_benchmark("evisrag/chartqa")
     total = 0.0
     for mode in MODES:
-        result, cpu, wall = timed(lambda mode=mode: benchmark.score(answered, mode))
+        result, cpu, wall = timed(partial(benchmark.score, answered, mode))
         total += cpu
         print(f"EVisRAG, {mode}: {NUM_PREDICTIONS} predictions in {cpu:.2f} s ({wall:.2f} s on the clock),", end=" ")
         print(f"f1 {100 * result.main.value:.2f} [{100 * result.main.low:.2f}, {100 * result.main.high:.2f}]")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import resource
 import statistics
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -111,12 +113,11 @@ class MeasuredWorker(PolicyWorker):
             clock.start()
             return step()
 
-        self._engine.step = kept
-        clock.start()
-        update = self.update(num_micro_batches, "policy", LOSS)
-        self._wait()
-        clock.stop()
-        self._engine.step = step
+        with patch.object(self._engine, "step", kept):
+            clock.start()
+            update = self.update(num_micro_batches, "policy", LOSS)
+            self._wait()
+            clock.stop()
         return Timing(
             seconds=clock.seconds,
             cpu_seconds=clock.cpu_seconds,
@@ -140,7 +141,7 @@ class MeasuredWorker(PolicyWorker):
         prompt_ids = torch.stack([torch.from_numpy(prompt.token_ids) for prompt in prompts])
         completion_ids = torch.stack([torch.from_numpy(one.token_ids.astype(np.int64)) for one in responses])
         credit = torch.tensor([float(one.positive[0] - one.negative[0]) for one in responses])
-        work = {
+        work: dict[str, Any] = {
             "prompt_ids": prompt_ids,
             "prompt_mask": torch.ones_like(prompt_ids),
             "completion_ids": completion_ids,
@@ -149,10 +150,11 @@ class MeasuredWorker(PolicyWorker):
             "num_items_in_batch": torch.tensor(float(completion_ids.numel())),
         }
         pages = [page for prompt in prompts for page in prompt.images]
+        pixels = [page.pixel_values for page in pages if page.pixel_values is not None]
         if pages:
             ids = torch.cat([prompt_ids, completion_ids], dim=1)
             work |= {
-                "pixel_values": torch.cat([page.pixel_values for page in pages]),
+                "pixel_values": torch.cat(pixels),
                 "image_grid_thw": torch.tensor([page.grid for page in pages]),
                 "num_images": [len(prompt.images) for prompt in prompts],
                 "mm_token_type_ids": (ids == self._encoder.image_token_id).int(),
@@ -239,7 +241,7 @@ def relative_gap(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) ->
     """|got - want| / |want| over all parameters together."""
     assert got.keys() == want.keys(), got.keys() ^ want.keys()
     apart = sum(float((got[name] - want[name]).double().square().sum()) for name in want)
-    return (apart / sum(float(one.double().square().sum()) for one in want.values())) ** 0.5
+    return math.sqrt(apart / sum(float(one.double().square().sum()) for one in want.values()))
 
 
 def summary(name: str, timings: list[Timing]) -> dict[str, Any]:
