@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from hypothesis import strategies as st
@@ -23,6 +24,18 @@ from rsgrpo.types import (
 VALUES = (-1.0, 0.0, 0.1, 0.4, 2 / 3, 1.0, 2.1, 3 * 4 / 5)
 """Values a reward may take; some are no binary fractions, so that float32 means of equal ones are inexact."""
 WEIGHTS = (0.0, 0.5, 1.0, 3.0)
+
+
+class Clip(TypedDict):
+    """The keywords of the clipped losses."""
+
+    clip_low: float
+    clip_high: float
+    dual_clip: float
+
+
+CLIP: Clip = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0}
+"""The paper's ranges."""
 
 
 @dataclass(frozen=True)

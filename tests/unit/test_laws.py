@@ -10,7 +10,6 @@ import dataclasses
 import math
 import statistics
 from collections import defaultdict
-from typing import TypedDict
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from rsgrpo.reference import ReferenceBatch, reference_loss, reference_scope
 from rsgrpo.sections import TAGS, parse_response
 from rsgrpo.types import CreditedGroup, ScoredGroup
 from tests.unit.strategies import (
+    CLIP,
     VALUES,
     Step,
     partitions,
@@ -40,13 +40,6 @@ from tests.unit.strategies import (
 LAWS = settings(max_examples=80, deadline=None)
 
 
-class Clip(TypedDict):
-    clip_low: float
-    clip_high: float
-    dual_clip: float
-
-
-CLIP: Clip = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0}
 DRIFTS = st.sampled_from((0.0, 0.3, 1.5))
 """Spread of the log-ratio: on-policy, some tokens clipped, most clipped (also beyond the dual clip)."""
 SEEDS = st.integers(0, 2**16)

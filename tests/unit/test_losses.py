@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TypedDict
 
 import pytest
 import torch
@@ -17,15 +16,7 @@ from rsgrpo.reference import (
     reference_scope,
     reference_token_losses,
 )
-
-
-class Clip(TypedDict):
-    clip_low: float
-    clip_high: float
-    dual_clip: float
-
-
-CLIP: Clip = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0}
+from tests.unit.strategies import CLIP
 
 
 def vector(*values: float) -> torch.Tensor:
