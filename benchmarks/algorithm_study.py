@@ -275,7 +275,8 @@ def _page(markdown: str, image: Path, num_steps: int) -> str:
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>Algorithm study</title>"
         "<style>body{font:15px/1.5 system-ui;max-width:75rem;margin:2rem auto;padding:0 1rem}"
-        "table{border-collapse:collapse}td,th{padding:.3rem .7rem;border-bottom:1px solid #ccc;text-align:left}"
+        "table{border-collapse:collapse}"
+        "td,th{white-space:nowrap;padding:.3rem .7rem;border-bottom:1px solid #ccc;text-align:left}"
         "img{max-width:100%}</style><h1>Algorithm study</h1>"
         f"<p>{num_steps} steps of reinforcement learning from the same supervised model a seed. Bands and ± are "
         f"{CONFIDENCE:.0%} confidence intervals of the mean over seeds.</p>"
