@@ -145,7 +145,8 @@ def _train_start(root: Path, arm: str, seed: int, options: argparse.Namespace, c
     start = _supervised(root, arm, seed)
     settings = ["stage=sft", "eval.before_sft=false", f"seed={seed}", *options.overrides]
     if arm == OWN_START:
-        settings += [*_without_sections(root / f"sft-{seed}" / "data", root / f"{start.name}-data"), *ARMS[arm]]
+        shared = _supervised(root, SHARED_START, seed)
+        settings += [*_without_sections(shared / "data", root / f"{start.name}-data"), *ARMS[arm]]
     _train(start, cores, settings)
 
 

@@ -150,8 +150,8 @@ class MeasuredWorker(PolicyWorker):
             "num_items_in_batch": torch.tensor(float(completion_ids.numel())),
         }
         pages = [page for prompt in prompts for page in prompt.images]
-        pixels = [page.pixel_values for page in pages if page.pixel_values is not None]
         if pages:
+            pixels = [page.pixel_values for page in pages if page.pixel_values is not None]
             ids = torch.cat([prompt_ids, completion_ids], dim=1)
             work |= {
                 "pixel_values": torch.cat(pixels),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rsgrpo.types import ScoredRollout
 from tests.unit.strategies import Step
 
 MAX_TOKENS = 96  # rollout.sampling.max_response_tokens of the quickstart
@@ -121,15 +122,17 @@ PAPERS: dict[str, tuple[str, Callable[[Sequence[float]], list[float]], Objective
 SAMPLES_DYNAMICALLY = ("dapo", "cispo")
 
 
+def _weighted_sum(step: Step, rollout: ScoredRollout) -> float:
+    total = 0.0
+    for one in rollout.rewards:
+        assert one.value is not None, f"{one.name} does not apply; the papers' single reward always does"
+        total += step.weights[one.name] * one.value
+    return total
+
+
 def oracle(name: str, step: Step, tokens: Tokens, beta: float) -> Tensor:
     over, formula, objective = PAPERS[name]
-    scalars = [
-        [
-            sum(step.weights[one.name] * one.value for one in rollout.rewards if one.value is not None)
-            for rollout in group.rollouts
-        ]
-        for group in step.groups
-    ]
+    scalars = [[_weighted_sum(step, rollout) for rollout in group.rollouts] for group in step.groups]
 
     def compare(values: list[float]) -> list[float]:
         return formula(values) if differ(values) else [0.0] * len(values)
