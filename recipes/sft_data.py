@@ -12,7 +12,8 @@ from rsgrpo.config import Config
 from rsgrpo.conversation_prompts import TURN_END, Conversation, ConversationBuilder, ResponsePart, TextEncoder
 from rsgrpo.data_files import DataError
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.images import ImageError, check_page
+from rsgrpo.image_bytes import ImageError
+from rsgrpo.images import check_page
 from rsgrpo.mixture import Mixture
 from rsgrpo.prompts import PromptTemplateError
 from rsgrpo.types import ImageRef, PromptedSample

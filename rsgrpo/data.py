@@ -23,7 +23,8 @@ from PIL import Image
 from rsgrpo.config import DataConfig
 from rsgrpo.data_files import IMAGE_TABLE, DataError, data_files, read_rows
 from rsgrpo.gold_columns import gold_columns
-from rsgrpo.images import ImageError, check_page
+from rsgrpo.image_bytes import ImageError
+from rsgrpo.images import check_page
 from rsgrpo.readers.evisrag import evisrag_sample
 from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.readers.media import MediaFinder

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.images import page_bytes
+from rsgrpo.image_bytes import page_bytes
 from rsgrpo.types import ImageRef
 
 if TYPE_CHECKING:  # seconds of imports for a name

@@ -8,10 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+from tests.examples import EXAMPLES
 
 # As train.py does, before anything imports Ray: workers run in this environment, not in one that uv builds.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+# The default run draws the same examples every time: a test that passes today passes tomorrow. The deep one looks for
+# new ones, ten times as many (`HYPOTHESIS_PROFILE=deep`); what it finds becomes a plain test of its own.
+hypothesis.settings.register_profile("default", derandomize=True, deadline=None, max_examples=EXAMPLES)
+hypothesis.settings.register_profile(
+    "deep",
+    derandomize=False,
+    deadline=None,
+    max_examples=10 * EXAMPLES,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 PARITY_FOLDER = Path(__file__).parent / "data" / "parity"
 

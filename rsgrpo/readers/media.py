@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from rsgrpo.data_files import IMAGE_TABLE
-from rsgrpo.images import table_rows
+from rsgrpo.image_bytes import table_rows
 from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.types import ImageRef
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,12 +34,13 @@ from rsgrpo.config import (
 from rsgrpo.objective import row_loss
 from rsgrpo.selection import select_groups
 from rsgrpo.types import CreditedGroup, ScoredGroup
+from tests.examples import examples
 from tests.unit.paper_objectives import PAPERS, Tokens, drawn_tokens, oracle
 from tests.unit.rows import micro_batch
 from tests.unit.strategies import Step, partitions, scoped_reward, scored_group, scored_rollout, simple_group, steps
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-LAWS = settings(max_examples=25, deadline=None)
+LAWS = examples(25)
 
 
 def composed(*overrides: str) -> Config:

@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo import attention, tiled, varlen
@@ -18,6 +18,7 @@ from rsgrpo.batching import PackedRow, Piece, lay_out
 from rsgrpo.flex import flex_plan, padded_length
 from rsgrpo.tiled_plan import tiled_plan
 from rsgrpo.varlen import varlen_plan
+from tests.examples import examples
 
 HEADS, KEY_HEADS, WIDTH, SCALING = 4, 2, 3, 0.7
 CPU = torch.device("cpu")
@@ -79,7 +80,7 @@ def _run(row: PackedRow, inputs: list[torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tile_scores", [2**19, 200, 1], ids=["one tile", "some segments a tile", "stretches"])
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(shapes=ROWS, upstream_seed=st.integers(0, 100))
 def test_values_and_gradients_equal_responses_on_their_own(tile_scores, shapes, upstream_seed):
     row = _row(shapes)
@@ -111,7 +112,7 @@ def test_unlike_lengths_are_not_padded_to_each_other():
 
 
 @pytest.mark.parametrize("free_scores", [0, 30])
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(shapes=ROWS)
 def test_many_small_blocks_give_the_same(free_scores, shapes):
     row = _row(shapes)
@@ -129,7 +130,7 @@ def test_many_small_blocks_give_the_same(free_scores, shapes):
         torch.testing.assert_close(grad, want, atol=1e-11, rtol=0)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(shapes=ROWS)
 def test_varlen_plan_describes_the_same_attention(shapes):
     row = _row(shapes)
@@ -180,7 +181,7 @@ def test_flash_doors_hand_their_kernel_the_same_attention(monkeypatch, is_instal
     torch.testing.assert_close(got, _reference(row, query, key, value), atol=1e-12, rtol=0)
 
 
-@settings(max_examples=3, deadline=None)
+@examples(3)
 @given(shapes=ROWS)
 def test_flex_sees_the_same(shapes):
     # torch has no backward pass of flex_attention on a CPU: gradients are tried where the door is chosen, on a GPU
@@ -205,7 +206,7 @@ def _seen(row: PackedRow, num_padded: int) -> torch.Tensor:
     return seen.tril()
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     shapes=st.lists(
         st.tuples(st.integers(1, 400), st.lists(st.integers(1, 300), min_size=1, max_size=4)), min_size=1, max_size=3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import Environment
 
@@ -14,6 +14,7 @@ from rsgrpo.conversation_prompts import TURN_END, ConversationBuilder, response_
 from rsgrpo.prompts import PromptTemplateError
 from rsgrpo.quickstart.model import CHAT_TEMPLATE
 from rsgrpo.types import Box, ImageRef, Sample, Turn
+from tests.examples import examples
 from tests.tiny_model import tiny_tokenizer
 
 PAD = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -68,7 +69,7 @@ def test_a_conversation_brings_its_own_system_turn():
 TEXT = st.text(alphabet="ab \n.é<", max_size=8)
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(texts=st.lists(st.tuples(TEXT, TEXT.filter(bool)), min_size=1, max_size=4))
 def test_targets_are_the_answers_with_their_ends_and_nothing_else(texts: list[tuple[str, str]]):
     conversation = builder().build(talk(*(text for pair in texts for text in pair)))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.evisrag_metrics import (
@@ -73,14 +73,12 @@ WORDS = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.one_of(st.text(max_size=30), st.lists(WORDS, max_size=8).map(" ".join)))
 def test_fast_normalisation_is_the_definition(text: str) -> None:
     bare = "".join(character for character in text.lower() if character not in string.punctuation)
     assert normalize_answer(text) == " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="aAthe .,-%()“ 3", max_size=30))
 def test_keeping_numbers_differs_only_in_points_and_signs(text: str) -> None:
     kept = normalize_keeping_numbers(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -117,7 +117,6 @@ BOX_TEXT = st.builds(
 OTHER_TEXT = st.sampled_from([" ", ".", "é", "<answer>", "</answer>", "It is in image 2. ", "(1,2)", "),(", "\n"])
 
 
-@settings(deadline=None)
 @given(st.lists(BOX_TEXT | OTHER_TEXT, max_size=12).map("".join), st.data())
 def test_each_token_is_in_scope_as_its_first_character_is_in_a_box(text: str, data: st.DataObject) -> None:
     encoded = text.encode()
@@ -175,7 +174,6 @@ def test_iou_with_a_part_is_the_share_of_the_area(box: Box, share: float) -> Non
     assert box_iou(box, part) == pytest.approx(share, rel=1e-4)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.data())
 def test_matching_is_the_best_of_all(num_rows: int, num_columns: int, data: st.DataObject) -> None:
     table = [[data.draw(UNIT) for _ in range(num_columns)] for _ in range(num_rows)]

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from rsgrpo.images import ImageError, check_page, load_page, resize_page, resized_size, table_rows
+from rsgrpo.image_bytes import ImageError, table_rows
+from rsgrpo.images import check_page, load_page, resize_page, resized_size
 from rsgrpo.types import ImageRef
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.benchmarks.milebench_text import (
@@ -87,7 +87,6 @@ def words_of_a_walk(reference: list[str], hypothesis: list[str]) -> set[str]:
 TEXT = st.lists(st.sampled_from(["a", "b", "c", "d", "e", "."]), min_size=1, max_size=24)
 
 
-@settings(deadline=None)
 @given(TEXT, TEXT)
 def test_bit_vectors_find_the_words_of_the_definition(reference: list[str], hypothesis: list[str]) -> None:
     left, right = " ".join(["x", *reference]), " ".join(["y", *hypothesis])

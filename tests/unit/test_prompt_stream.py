@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.prompt_stream import PromptStream
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.types import ChatPrompt, PromptedSample, Sample
+from tests.examples import examples
 
 
 def _questions(count: int) -> list[PromptedSample]:
@@ -27,7 +28,7 @@ def test_without_shuffling_the_file_order_repeats() -> None:
     assert [_ids(stream.take(2)) for _ in range(3)] == [["q0", "q1"], ["q2", "q0"], ["q1", "q2"]]
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(count=st.integers(2, 30), sizes=st.lists(st.integers(1, 2), min_size=1, max_size=40), seed=st.integers(0, 9))
 def test_going_on_from_a_position_equals_never_stopping(count: int, sizes: list[int], seed: int) -> None:
     whole = PromptStream(_questions(count), seed=seed, shuffle=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.config import ConfigError, DataConfig, QuickstartConfig
@@ -30,6 +30,7 @@ from rsgrpo.quickstart.dataset import build_quickstart_data, corpus, make_questi
 from rsgrpo.quickstart.model import SPECIAL_TOKENS, build_quickstart_model, build_tokenizer
 from rsgrpo.sections import parse_response
 from rsgrpo.text import IRRELEVANT, is_refusal
+from tests.examples import examples
 
 SMALL = QuickstartConfig(num_sft_samples=60, num_rl_samples=60, num_test_samples=30)
 
@@ -60,7 +61,7 @@ def solve(question: CardQuestion) -> str:
     return NUMBERS[sum(digit_of[colour] for colour in asked)] if set(asked) <= set(digit_of) else REFUSAL
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.sampled_from(KINDS), st.booleans(), st.integers(0, 2**31))
 def test_gold_is_right_well_formed_and_says_no_more_than_the_pages(scans, kind, is_sufficient, seed):
     question = make_question(kind, is_sufficient=is_sufficient, scans=scans, rng=np.random.default_rng(seed))

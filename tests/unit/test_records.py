@@ -8,7 +8,7 @@ from typing import Any
 
 import ijson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.data_files import DataError
@@ -47,7 +47,6 @@ def test_each_record_comes_with_the_byte_behind_it(tmp_path: Path):
     assert read(file, offset=19) == []
 
 
-@settings(deadline=None)
 @given(values=RECORDS, indent=st.sampled_from([None, 2]), chunk=st.integers(1, 40), inside=st.booleans())
 def test_any_list_reads_as_json_does_and_goes_on_from_any_record(
     values: list[Any], indent: int | None, chunk: int, inside: bool, tmp_path_factory: pytest.TempPathFactory

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import rewards.reference as reference
@@ -245,7 +245,6 @@ ANY_TEXT = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None)
 @given(ANY_TEXT, ANY_TEXT)
 def test_values_stay_in_their_range_for_any_text(response: str, gold: str) -> None:
     one = call(response, gold_response=gold)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.scopes import ScopeRequest, locate_scope, locate_scopes
@@ -107,7 +107,6 @@ def test_an_unfinished_last_line_keeps_its_last_token() -> None:
     assert lines[0].spans == (TokenSpan(start=1, stop=3),)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([*TAGS, "\n", "x", "é", "東<", ">\n", "[1]: a\n", "[2]: b\n"]), max_size=25).map("".join),
     st.data(),

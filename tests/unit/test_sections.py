@@ -3,7 +3,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.sections import TAGS, parse_response
@@ -125,7 +125,6 @@ def test_a_closing_tag_in_front_does_not_close() -> None:
     assert parse_response("</answer><answer>3</answer>").content("answer") == "3"
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([*TAGS, "\n", "x", "<", ">", "[1]:", "[2]: y", " "]), max_size=30).map("".join))
 def test_spans_hold_for_any_mixture(text: str) -> None:
     parsed = parse_response(text)

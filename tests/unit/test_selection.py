@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.advantages import credit_groups
@@ -14,6 +14,7 @@ from rsgrpo.config import CreditConfig, FilterConfig
 from rsgrpo.reference import reference_keeps_group
 from rsgrpo.selection import CarryOver, has_signal, select_groups
 from rsgrpo.types import ScoredGroup
+from tests.examples import examples
 from tests.unit.strategies import Step, scoped_reward, scored_group, scored_rollout, simple_group, steps
 
 
@@ -25,7 +26,7 @@ def ids(groups: Sequence[ScoredGroup]) -> str:
     return "".join(group.sample_id for group in groups)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(step=steps(values=(-1.0, 0.0, 0.5, 1.0, None)))
 def test_a_group_has_signal_exactly_if_it_earns_credit(step: Step) -> None:
     # halves keep the means exact, so that a value on the mean is on it in both modules

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.advantages import credit_groups
@@ -17,6 +17,7 @@ from rsgrpo.errors import RsgrpoError
 from rsgrpo.losses import two_stream_loss
 from rsgrpo.telemetry import StaleWeightsError, check_logprob_gap, step_telemetry
 from rsgrpo.types import CreditedGroup, ResponseStats, ScopedReward
+from tests.examples import examples
 from tests.unit.strategies import Step, scoped_reward, scored_group, scored_rollout, simple_group, steps
 
 LOSS = LossConfig()
@@ -96,7 +97,7 @@ def test_clipping_compares_with_the_engine_where_that_is_the_old_policy() -> Non
     assert values["scope/a/clip_frac"] == 0.5
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(step=steps(weights=(1.0,), has_images=False, is_one_span=True), seed=st.integers(0, 999))
 def test_one_rewards_clipping_is_that_of_the_loss(step: Step, seed: int) -> None:
     names = sorted(step.weights)

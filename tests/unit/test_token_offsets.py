@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -123,7 +123,6 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused() -> None:
         TokenTable.from_tokenizer(tokenizer)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_text_survives_encoding_and_decoding(text: str) -> None:
     data = text.encode("utf-8", "ignore").decode()
@@ -132,7 +131,6 @@ def test_text_survives_encoding_and_decoding(text: str) -> None:
     )
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, len(hf_tokenizer()) - 1), max_size=40))
 def test_any_sampled_ids_decode_as_the_tokenizer_does(ids: list[int]) -> None:
     text, starts = table().decode(ids)
@@ -149,7 +147,6 @@ BYTES = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(BYTES, max_size=25))
 def test_offsets_equal_the_naive_decoder_for_any_bytes(pieces: list[bytes]) -> None:
     text, starts = TokenTable(pieces).decode(range(len(pieces)))
@@ -158,7 +155,6 @@ def test_offsets_equal_the_naive_decoder_for_any_bytes(pieces: list[bytes]) -> N
     assert starts.tolist() == expected_starts
 
 
-@settings(deadline=None)
 @given(st.lists(BYTES, min_size=1, max_size=25), st.data())
 def test_tokens_and_characters_partition_alike(pieces: list[bytes], data: st.DataObject) -> None:
     # cut the text anywhere: tokens left of the cut are those whose first character is left of it

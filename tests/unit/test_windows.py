@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.windows import grouped_window_attention
+from tests.examples import examples
 
 HEADS, WIDTH, SCALING = 2, 3, 0.6
 
@@ -19,7 +20,7 @@ def _one_by_one(inputs: list[torch.Tensor], lengths: list[int]) -> torch.Tensor:
     return torch.cat(alone, dim=2).transpose(1, 2)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(lengths=st.lists(st.sampled_from([1, 2, 4, 16]), min_size=1, max_size=12))
 def test_grouped_windows_equal_one_call_a_window(lengths):
     generator = torch.Generator().manual_seed(len(lengths))
