@@ -212,7 +212,7 @@ def credit_groups(
         groups: everything that the optimizer step trains on: N_k and W are counted over it.
         weights: w_k by reward name, at least 0; they act after the normalisation.
         config: scoping, baseline, scale, normaliser and aggregation. ``compat: reference`` takes the public
-            code's float32 arithmetic, ignores weights (they cancel in its z-scores) and divides by its K_m.
+            code's float32 arithmetic, ignores weights but 0 (they cancel in its z-scores) and divides by its K_m.
         micro_batches: only for ``compat: reference``, whose K_m depends on how a step is cut; None: the
             whole step is one micro-batch.
 
@@ -265,7 +265,10 @@ def _credit(
     advantages = _advantages(tables, config)
     by_place: Mapping[tuple[int, int], float] = {}
     if config.compat == "reference":
-        step_normaliser, weights = 1.0, dict.fromkeys(weights, 1.0)
+        # Weights cancel in z-scores, but for 0: the z-score of 0 r is 0.
+        step_normaliser, weights = 1.0, {name: float(weight > 0) for name, weight in weights.items()}
+        for table, matrix in zip(tables, advantages, strict=True):
+            matrix *= [weights[name] for name in table.names]
         by_place = _reference_normalisers(groups, tables, advantages, micro_batches)
     else:
         step_normaliser = _step_normaliser(tables, advantages, weights, config)

@@ -1,7 +1,8 @@
 """How the tokens of a step add up: the denominators of the loss, fixed before the first backward pass.
 
 With M the tokens of a reward's scope, |M_i| those in response i, R the responses that have any, and sums over
-the whole optimizer step:
+the responses of the whole optimizer step to which the reward applies (a response for which it returned None is
+none of them: credit does not depend on what a reward says nothing about):
 
     scope_tokens    1 / sum_i |M_i|          sequence_mean    1 / (R |M_i|)
     token_mean      1 / sum_i |o_i|          constant         1 / (R L)
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rsgrpo.config import CreditConfig
-from rsgrpo.credit_table import CreditTable, Matrix, credit_table, whole_view
+from rsgrpo.credit_table import CreditTable, Matrix, credit_table, whole_responses
 from rsgrpo.types import ScoredGroup
 
 
@@ -39,7 +40,10 @@ def token_weights(tables: Sequence[CreditTable], config: CreditConfig) -> list[M
         for name, counts in found.items():
             num_tokens[name] += int(counts.sum())
             num_responses[name] += int((counts > 0).sum())
-    num_step_tokens = sum(int(table.response_tokens.sum()) for table in tables)
+    num_step_tokens: dict[str, int] = defaultdict(int)
+    for table in tables:
+        for name, applies in table.applies_by_name().items():
+            num_step_tokens[name] += int(table.response_tokens[applies].sum())
     weights: list[Matrix] = []
     for table, found in zip(tables, by_name, strict=True):
         matrix = np.zeros(table.values.shape)
@@ -49,7 +53,7 @@ def token_weights(tables: Sequence[CreditTable], config: CreditConfig) -> list[M
                 case "scope_tokens":
                     matrix[:, column] = 1.0 / max(1, num_tokens[name])
                 case "token_mean":
-                    matrix[:, column] = 1.0 / max(1, num_step_tokens)
+                    matrix[:, column] = 1.0 / max(1, num_step_tokens[name])
                 case "sequence_mean":
                     counts = found[name]
                     matrix[:, column] = np.where(counts > 0, 1.0 / (responses * np.maximum(1, counts)), 0.0)
@@ -72,9 +76,7 @@ def response_weights(groups: Sequence[ScoredGroup], config: CreditConfig) -> dic
     Example:
         Responses of 2 and 3 tokens: 1/5 each for a token mean; 1/4 and 1/6 for ``sequence_mean``.
     """
-    views = [
-        whole_view(group, {reward.name: 1.0 for one in group.rollouts for reward in one.rewards}) for group in groups
-    ]
+    views = [whole_responses(group, [0.0] * len(group.rollouts)) for group in groups]  # any value: all of them count
     matrices = token_weights([credit_table(view) for view in views], config)
     return {
         (group.sample_id, one.rollout.rollout_index): float(weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +47,7 @@ class CreditTable:
         names: [K], the reward's name of each column.
         keys: [K], name and image of each column.
         values: [n, K], NaN where a reward does not apply.
-        spans: n × K, the tokens that the cell speaks to.
+        spans: n × K, the tokens that the cell speaks to; none where the reward does not apply.
         num_tokens: [n, K], how many these are.
         response_tokens: [n], how many each response has.
     """
@@ -58,6 +58,14 @@ class CreditTable:
     spans: list[list[list[TokenSpan]]]
     num_tokens: NDArray[np.int64]
     response_tokens: NDArray[np.int64]
+
+    def applies_by_name(self) -> dict[str, NDArray[np.bool_]]:
+        """[n] by reward: whether it says anything of the response (for a per-image reward: of any image)."""
+        applies: dict[str, NDArray[np.bool_]] = {}
+        for column, name in enumerate(self.names):
+            found = ~np.isnan(self.values[:, column])
+            applies[name] = applies[name] | found if name in applies else found
+        return applies
 
     def tokens_by_name(self) -> dict[str, NDArray[np.int64]]:
         """[n] by reward: tokens in its scope; the images of a per-image reward together, shared tokens once."""
@@ -104,7 +112,10 @@ def credit_table(group: ScoredGroup) -> CreditTable:
 
 
 def _checked_spans(group: ScoredGroup, rollout: ScoredRollout, index: int) -> list[TokenSpan]:
-    """Merged spans of a rollout's reward; none where it lacks that reward (refused in :func:`credit_table`)."""
+    """Merged spans of a rollout's reward; none where it does not apply, so that nothing counts its tokens.
+
+    None also where the rollout lacks that reward (refused in :func:`credit_table`).
+    """
     if index >= len(rollout.rewards):
         return []
     reward = rollout.rewards[index]
@@ -115,21 +126,44 @@ def _checked_spans(group: ScoredGroup, rollout: ScoredRollout, index: int) -> li
                 f"rollout {rollout.rollout.rollout_index}, whose response has {rollout.num_tokens} tokens; "
                 "spans must lie inside the response"
             )
-    return merged(reward.spans)
+    return [] if reward.value is None else merged(reward.spans)
 
 
-def weighted_total(rollout: ScoredRollout, weights: Mapping[str, float]) -> float | None:
-    """The weighted sum of a response's rewards; None if none of them applies.
+def group_totals(group: ScoredGroup, weights: Mapping[str, float]) -> list[float | None]:
+    """The weighted sum of every sibling's rewards, made comparable where some rewards do not apply to all of them.
+
+    A reward that does not apply to a sibling stands in its sum with the mean over the siblings that have a value: it
+    then pulls that sibling neither up nor down, where a 0 would be its best value (a penalty) or its worst.
+
+    Args:
+        group: with any rewards.
+        weights: by reward name, for all of them; those of weight 0 do not count.
+
+    Returns:
+        One number a sibling; None where no reward applies.
 
     Example:
-        Accuracy 0.5 with weight 3, format 1 with weight 1, one that does not apply: 2.5.
+        A penalty of weight 1 that does not apply, is -0.5 and is -1: totals -0.75 (or None, if it is the only
+        reward), -0.5 and -1.
     """
-    parts = [weights[reward.name] * reward.value for reward in rollout.rewards if reward.value is not None]
-    return sum(parts) if parts else None
+    columns = list(zip(*(one.rewards for one in group.rollouts), strict=True))
+    parts: list[list[float | None]] = []
+    for column in columns:
+        weight = weights[column[0].name]
+        if weight:
+            parts.append([None if one.value is None else weight * one.value for one in column])
+    totals: list[float | None] = []
+    means = [sum(found) / len(found) if (found := [v for v in part if v is not None]) else 0.0 for part in parts]
+    for row in range(len(group.rollouts)):
+        cells = [part[row] for part in parts]
+        is_judged = any(cell is not None for cell in cells)
+        filled = (mean if cell is None else cell for cell, mean in zip(cells, means, strict=True))
+        totals.append(sum(filled) if is_judged else None)
+    return totals
 
 
 def whole_view(group: ScoredGroup, weights: Mapping[str, float]) -> ScoredGroup:
-    """The group with one reward, :data:`TOTAL`: the weighted sum, on the whole response.
+    """The group with one reward, :data:`TOTAL`: the weighted sum (:func:`group_totals`), on the whole response.
 
     Args:
         group: with any rewards.
@@ -137,6 +171,16 @@ def whole_view(group: ScoredGroup, weights: Mapping[str, float]) -> ScoredGroup:
 
     Example:
         Accuracy 1 on [2, 4) with weight 3 and format 1 with weight 1 become total 4 on [0, R).
+    """
+    return whole_responses(group, group_totals(group, weights))
+
+
+def whole_responses(group: ScoredGroup, values: Sequence[float | None]) -> ScoredGroup:
+    """The group with one reward, :data:`TOTAL`, of these values, on the whole response.
+
+    Args:
+        group: with any rewards.
+        values: one a sibling.
     """
     return ScoredGroup(
         group=group.group,
@@ -146,12 +190,12 @@ def whole_view(group: ScoredGroup, weights: Mapping[str, float]) -> ScoredGroup:
                 rewards=(
                     ScopedReward(
                         name=TOTAL,
-                        value=weighted_total(one, weights),
+                        value=value,
                         spans=(TokenSpan(start=0, stop=one.num_tokens),),
                         scope_found=True,
                     ),
                 ),
             )
-            for one in group.rollouts
+            for one, value in zip(group.rollouts, values, strict=True)
         ),
     )

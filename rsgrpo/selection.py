@@ -10,7 +10,7 @@ import numpy as np
 
 from rsgrpo.advantages import is_flat
 from rsgrpo.config import FilterConfig
-from rsgrpo.credit_table import TOTAL, weighted_total, whole_view
+from rsgrpo.credit_table import TOTAL, group_totals, whole_view
 from rsgrpo.types import ScoredGroup
 
 
@@ -91,12 +91,13 @@ def _has_credit(group: ScoredGroup, weights: Mapping[str, float], scoping: str) 
 
 
 def mean_total(group: ScoredGroup, weights: Mapping[str, float]) -> float:
-    """Mean over siblings of the weighted sum of rewards: what the public filter looks at.
+    """Mean over siblings of the weighted sum of rewards: what the public filter looks at; 0 where none applies.
 
     Example:
         Accuracy 1 and 0 with weight 3, format 1 and 1 with weight 1: (4 + 1) / 2 = 2.5.
     """
-    return float(np.mean([weighted_total(rollout, weights) or 0.0 for rollout in group.rollouts]))
+    totals = [total for total in group_totals(group, weights) if total is not None]
+    return float(np.mean(totals)) if totals else 0.0
 
 
 def select_groups(

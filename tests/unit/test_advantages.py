@@ -45,10 +45,54 @@ def test_a_reward_that_does_not_apply_is_left_out_of_the_mean() -> None:
     (group,) = credit_groups([simple_group("g", "a", [1.0, None, 0.0], [2, 2, 2])], {"a": 1.0}, CreditConfig())
     advantages = [one.advantages[0] for one in group.rollouts]
     np.testing.assert_allclose(advantages, [0.70711, 0.0, -0.70711], atol=1e-5)
-    # its two tokens are in scope and count: N = 6
-    np.testing.assert_allclose(group.rollouts[0].positive, 0.70711 / 6, rtol=1e-5)
+    # its two tokens are in scope, but nothing was said of them: N = 4
+    np.testing.assert_allclose(group.rollouts[0].positive, 0.70711 / 4, rtol=1e-5)
     assert not group.rollouts[1].positive.any()
     assert not group.rollouts[1].negative.any()
+
+
+@pytest.mark.parametrize("scoping", ["scoped", "whole"])
+@pytest.mark.parametrize("aggregation", ["scope_tokens", "token_mean", "sequence_mean", "constant"])
+def test_credit_does_not_depend_on_groups_to_which_no_reward_applies(aggregation: str, scoping: str) -> None:
+    config = CreditConfig(aggregation=aggregation, scoping=scoping, constant_tokens=100)
+    judged = simple_group("g", "a", [1.0, 0.0], [100, 60])
+    others = [simple_group(f"g{index}", "a", [None, None], [80, 40]) for index in range(9)]
+    (alone,) = credit_groups([judged], {"a": 1.0}, config)
+    beside = credit_groups([judged, *others], {"a": 1.0}, config)
+    for one, same in zip(alone.rollouts, beside[0].rollouts, strict=True):
+        assert one.positive.any() or one.negative.any()
+        np.testing.assert_array_equal(one.positive, same.positive)
+        np.testing.assert_array_equal(one.negative, same.negative)
+    assert not any(one.positive.any() or one.negative.any() for group in beside[1:] for one in group.rollouts)
+
+
+def test_a_reward_that_does_not_apply_pulls_the_weighted_sum_neither_up_nor_down() -> None:
+    # format 1, 1, 1; a penalty None, -0.5, -1: its mean -0.75 stands for None. Totals 0.25, 0.5, 0: mean 0.25, std 0.25
+    rollouts = [
+        scored_rollout("g", row, 10, [scoped_reward("format", 1.0, (0, 10)), scoped_reward("penalty", value, (0, 10))])
+        for row, value in enumerate((None, -0.5, -1.0))
+    ]
+    config = CreditConfig(scoping="whole", aggregation="sequence_mean")
+    (group,) = credit_groups([scored_group("g", rollouts)], {"format": 1.0, "penalty": 1.0}, config)
+    np.testing.assert_allclose([one.advantages[0] for one in group.rollouts], [0.0, 1.0, -1.0], atol=1e-5)
+    # Where the only reward with a weight does not apply, there is nothing to compare: values None, 1, 0 of the other
+    (group,) = credit_groups([scored_group("g", rollouts)], {"format": 0.0, "penalty": 1.0}, config)
+    np.testing.assert_allclose([one.advantages[1] for one in group.rollouts], [0.0, 0.70711, -0.70711], atol=1e-5)
+    np.testing.assert_allclose(group.rollouts[1].positive, 0.70711 / (2 * 10), rtol=1e-5)  # R = 2 responses judged
+
+
+def test_the_public_formula_gives_a_reward_of_weight_0_nothing() -> None:
+    # its z-scores of 0 r are 0, and so it is not counted in K_m either
+    rollouts = [
+        scored_rollout("g", row, size, [scoped_reward(name, value, (0, size)) for name, value in values.items()])
+        for row, (size, values) in enumerate(((4, {"on": 1.0, "off": 0.0}), (5, {"on": 0.0, "off": 1.0})))
+    ]
+    config = CreditConfig(compat="reference")
+    (both,) = credit_groups([scored_group("g", rollouts)], {"on": 1.0, "off": 0.0}, config)
+    # z = ±0.7071 on 4 + 5 tokens, K_m = 1
+    np.testing.assert_allclose(both.rollouts[0].positive, 0.70711 / 9, rtol=1e-5)
+    assert not both.rollouts[0].negative.any()
+    assert [one.advantages[1] for one in both.rollouts] == [0.0, 0.0]
 
 
 def test_a_rollout_without_the_scope_counts_in_the_mean_and_gets_no_credit() -> None:

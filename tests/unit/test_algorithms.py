@@ -216,7 +216,10 @@ def test_every_aggregation_by_the_definition(step: Step, aggregation: str) -> No
     rollouts = [one for group in step.groups for one in group.rollouts]
     covered = [
         {
-            name: np.any([mask(one.num_tokens, r.spans) for r in one.rewards if r.name == name], axis=0)
+            name: np.any(
+                [mask(one.num_tokens, () if r.value is None else r.spans) for r in one.rewards if r.name == name],
+                axis=0,
+            )
             for name in step.weights
             if any(r.name == name for r in one.rewards)
         }
@@ -228,7 +231,11 @@ def test_every_aggregation_by_the_definition(step: Step, aggregation: str) -> No
         expected = np.zeros((2, one.scored.num_tokens))
         for reward, advantage in zip(one.scored.rewards, one.advantages, strict=True):
             tokens = {
-                "token_mean": sum(other.num_tokens for other in rollouts),
+                "token_mean": sum(
+                    other.num_tokens
+                    for other in rollouts
+                    if any(r.name == reward.name and r.value is not None for r in other.rewards)
+                ),
                 "sequence_mean": num_responses[reward.name] * masks[reward.name].sum(),
                 "constant": num_responses[reward.name] * 7,
             }[aggregation]
