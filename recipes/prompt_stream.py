@@ -33,6 +33,11 @@ class PromptStream:
         self.position = position
 
     @property
+    def num_questions(self) -> int:
+        """Questions of the data set."""
+        return len(self._prompted)
+
+    @property
     def epoch(self) -> int:
         """Whole passes over the data so far."""
         return self.position // len(self._prompted)

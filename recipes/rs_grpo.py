@@ -40,7 +40,7 @@ from rsgrpo.losses import adapted_kl_coefficient
 from rsgrpo.policy import Policy
 from rsgrpo.selection import select_groups
 from rsgrpo.stopwatch import Stopwatch
-from rsgrpo.telemetry import StaleWeightsError, check_logprob_gap, step_telemetry
+from rsgrpo.telemetry import StaleWeightsError, check_logprob_gap, policy_metrics, step_telemetry
 from rsgrpo.types import (
     CreditedGroup,
     PromptedSample,
@@ -48,6 +48,7 @@ from rsgrpo.types import (
     ScoredGroup,
     TrainingGroup,
     TrainingResponse,
+    UpdateMetrics,
 )
 
 
@@ -234,6 +235,7 @@ class RsGrpo:
         metrics: dict[str, float] = {}
         credited: list[CreditedGroup] = []
         seen: list[ResponseStats] = []
+        updates: list[UpdateMetrics] = []
         for groups in self._updates(batch.groups, clock):
             with clock.phase("credit"):
                 part = credit_groups(groups, self.weights, self.config.rl.credit)
@@ -241,7 +243,7 @@ class RsGrpo:
                 result = self.policy.update(
                     training_groups(part, self._old, self._kl_weights(groups)), "policy", self.loss
                 )
-            metrics |= {f"policy/{key}": float(value) for key, value in dataclasses.asdict(result.metrics).items()}
+            updates.append(result.metrics)
             if self.loss.kl.coefficient:
                 metrics["policy/kl_coefficient"] = self._kl_coefficient()
                 self.state.kl_coefficient = adapted_kl_coefficient(
@@ -251,7 +253,9 @@ class RsGrpo:
             seen.extend(result.responses)
         if credited:
             with clock.phase("telemetry"):
-                metrics |= step_telemetry(credited, list(self._old.values()) or seen, self.weights)
+                before = list(self._old.values()) or seen
+                metrics |= policy_metrics(updates)
+                metrics |= step_telemetry(credited, before, self.weights, updated=seen, loss=self.loss)
             check_logprob_gap(metrics["engine/logprob_gap_mean"], self.config.rl.max_logprob_gap)
         return credited, metrics
 
@@ -298,8 +302,8 @@ class RsGrpo:
     def collect(self, step: int, *, trained_version: int) -> Batch:
         """Sample and score until a step's worth of groups has signal, or the refills are used up.
 
-        Surplus groups wait in ``state.carried`` for the next step. With too few groups the step is
-        trained on what there is, and ``selection/filled_frac`` says so.
+        Surplus groups wait in ``state.carried`` for the next step. With too few groups, or fewer questions than a
+        step wants, the step is trained on what there is, and ``selection/filled_frac`` says so.
 
         Args:
             step: 0-based step that trains on the batch.
@@ -315,8 +319,13 @@ class RsGrpo:
         for round_index in range(1 + settings.filter.max_refills):
             if len(kept) >= wanted:
                 break
+            held = {group.sample_id for group in kept}
             request = _request_size(wanted - len(kept), self.state.keep_rate, most=2 * wanted)
-            prompted = self.stream.take(request, without={group.sample_id for group in kept})
+            # A small data set may hold fewer: then the step trains on what there is.
+            request = min(request, self.stream.num_questions - len(held))
+            if not request:
+                break
+            prompted = self.stream.take(request, without=held)
             with clock.phase("generate"):
                 groups = self.engine.generate(
                     prompted,

@@ -163,7 +163,11 @@ def _rl_line(report: StepReport, num_steps: int, weights: Mapping[str, float]) -
         if key in metrics:
             shown[name] = metrics[key]
     line = step_line("rl", report.step, num_steps, shown)
-    return line if report.credited else f"{line}  no reward varied in any group: nothing to learn from"
+    if not report.credited:
+        return f"{line}  no reward varied in any group: nothing to learn from"
+    if metrics["selection/filled_frac"] < 1.0:
+        return f"{line}  only {len(report.credited)} groups: no more of the questions asked had a reward that varied"
+    return line
 
 
 def run_evaluation(job: Job) -> None:

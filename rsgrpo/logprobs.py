@@ -19,9 +19,12 @@ from rsgrpo.banned_tokens import BAN_BIAS
 _CHUNK_LOGITS = {"cuda": 2**26, "cpu": 2**24}
 
 
-def _chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperatures: Tensor | None) -> Tensor:
     """[T, V] float32 of one chunk, in memory of its own."""
     logits = torch.nn.functional.linear(hidden, weight).float()
+    if temperatures is not None:
+        # In float32, as engines do: in bfloat16 a temperature of 0.6 is 0.6016, and the states would be rounded again.
+        logits /= temperatures[:, None]
     if bias is not None:
         logits += bias
     return logits
@@ -32,35 +35,43 @@ class _ResponseLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_tokens: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        temperatures: Tensor | None,
+        targets: Tensor,
+        chunk_tokens: int,
     ) -> tuple[Tensor, Tensor]:
         logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
         entropy, normaliser = torch.empty_like(logprobs), torch.empty_like(logprobs)
         for start in range(0, len(hidden), chunk_tokens):
             part = slice(start, start + chunk_tokens)
-            logits = _chunk_logits(hidden[part], weight, bias)
+            logits = _chunk_logits(hidden[part], weight, bias, None if temperatures is None else temperatures[part])
             normaliser[part] = torch.logsumexp(logits, dim=-1)
             logits.sub_(normaliser[part, None])
             logprobs[part] = logits.gather(-1, targets[part, None])[:, 0]
             # H = -sum p log p
             entropy[part] = -torch.einsum("tv,tv->t", torch.exp(logits), logits)
-        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.save_for_backward(hidden, weight, bias, temperatures, targets, normaliser)
         ctx.chunk_tokens = chunk_tokens
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        hidden, weight, bias, temperatures, targets, normaliser = ctx.saved_tensors
         upstream = grads[0]
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden), ctx.chunk_tokens):
             part = slice(start, start + ctx.chunk_tokens)
-            logits = _chunk_logits(hidden[part], weight, bias)
+            logits = _chunk_logits(hidden[part], weight, bias, None if temperatures is None else temperatures[part])
             # d logprob / d logits = onehot(target) - p
             grad_logits = logits.sub_(normaliser[part, None]).exp_().mul_(-upstream[part, None])
             grad_logits.scatter_add_(-1, targets[part, None], upstream[part, None])
+            if temperatures is not None:
+                grad_logits /= temperatures[part, None]
             grad_logits = grad_logits.to(hidden.dtype)
             torch.mm(grad_logits, weight, out=grad_hidden[part])
             if grad_weight is None:
@@ -69,7 +80,8 @@ class _ResponseLogprobs(torch.autograd.Function):
                 grad_weight.addmm_(grad_logits.T, hidden[part])
             else:
                 grad_weight += grad_logits.T @ hidden[part]
-        return grad_hidden, grad_weight.to(weight.dtype) if grad_weight is not None else None, None, None, None
+        whole = None if grad_weight is None else grad_weight.to(weight.dtype)
+        return grad_hidden, whole, None, None, None, None
 
 
 class LogprobHead(nn.Linear):
@@ -94,23 +106,30 @@ class LogprobHead(nn.Linear):
             bias[list(banned_ids)] = BAN_BIAS
         self.register_buffer("banned_bias", bias, persistent=False)
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Any:
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, temperatures: Tensor | None = None) -> Any:
         """Logits as usual, or log-probabilities and entropy where targets are given."""
         if targets is None:
             return super().forward(hidden)
-        return response_logprobs(hidden, self.weight, targets, bias=self.banned_bias)
+        return response_logprobs(hidden, self.weight, targets, bias=self.banned_bias, temperatures=temperatures)
 
 
 def response_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, chunk_tokens: int = 0
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperatures: Tensor | None = None,
+    chunk_tokens: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """``log softmax(hidden @ weight.T + bias)[target]`` and the distribution's entropy, at temperature 1.
+    """``log softmax(hidden @ weight.T / temperature + bias)[target]`` and the distribution's entropy.
 
     Args:
         hidden: [T, H], row t predicts target t.
         weight: [V, H] of the language-model head.
         targets: [T] int64 token ids.
         bias: [V] float32, constant; None: 0.
+        temperatures: [T] float32, above 0, constant; None: 1.
         chunk_tokens: rows computed at a time; 0: as many as keep the logits below 256 MiB (GPU) or 64 MiB (CPU).
 
     Returns:
@@ -122,5 +141,5 @@ def response_logprobs(
         every entropy ``1.386``.
     """
     chunk = chunk_tokens or max(1, _CHUNK_LOGITS["cpu" if hidden.device.type == "cpu" else "cuda"] // len(weight))
-    logprobs, entropy = _ResponseLogprobs.apply(hidden, weight, bias, targets, chunk)  # type: ignore[no-untyped-call]
+    logprobs, entropy = _ResponseLogprobs.apply(hidden, weight, bias, temperatures, targets, chunk)  # type: ignore[no-untyped-call]
     return logprobs, entropy

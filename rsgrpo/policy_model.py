@@ -99,7 +99,7 @@ def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()
         banned_ids: tokens outside the distribution; see ``banned_tokens.py``.
 
     Raises:
-        ModelFolderError: the folder does not hold a Qwen2.5-VL.
+        ModelFolderError: the folder does not hold a Qwen2.5-VL, or one with sliding windows.
     """
     try:
         found = AutoConfig.from_pretrained(folder)
@@ -109,6 +109,12 @@ def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()
         raise ModelFolderError(
             f"model.path={str(folder)!r} holds a {found.model_type!r} model; this library trains Qwen2.5-VL "
             "('qwen2_5_vl')"
+        )
+    if "sliding_attention" in found.text_config.layer_types:
+        raise ModelFolderError(
+            f"model.path={str(folder)!r} has use_sliding_window=true: some of its layers see a window only, which "
+            "packed rows do not keep to; set it to false in config.json if the model was trained without (as all published "
+            "Qwen2.5-VL were), or train another model"
         )
     register_packed_attention()
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -195,10 +201,7 @@ class PolicyModel(nn.Module):
             attention_plan=batch.plan,
         ).last_hidden_state[0]
         states = hidden.index_select(0, batch.predictors)
-        if batch.temperatures is not None:
-            # The head has no bias that could tell: logits over T are those of the states over T.
-            states = states / batch.temperatures[:, None].to(states.dtype)
-        logprobs, entropy = self.model.lm_head(states, batch.targets)
+        logprobs, entropy = self.model.lm_head(states, batch.targets, batch.temperatures)
         return logprobs, entropy
 
     def _image_features(self, batch: MicroBatch) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from rsgrpo.advantages import is_flat
 from rsgrpo.config import LossConfig
 from rsgrpo.credit_table import merged
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.types import CreditedGroup, CreditedRollout, ResponseStats, ScopedReward
+from rsgrpo.types import CreditedGroup, CreditedRollout, ResponseStats, ScopedReward, UpdateMetrics
 
 
 class StaleWeightsError(RsgrpoError):
@@ -221,6 +221,51 @@ def _sign_conflicts(credited: Sequence[CreditedGroup]) -> float:
             num_conflicts += int((up & down).sum())
             num_credited += int((up | down).sum())
     return num_conflicts / max(1, num_credited)
+
+
+_LAST = ("learning_rate",)
+_ADDED = (
+    "is_skipped",
+    "num_response_tokens",
+    "num_forward_tokens",
+    "num_images",
+    "num_micro_batches",
+    "num_cached_images",
+    "forward_backward_seconds",
+    "optimizer_seconds",
+    "process_seconds",
+)
+_SHOWN_BY_UPDATE = ("loss", "grad_norm", "clip_fraction", "kl_old", "is_skipped")
+
+
+def policy_metrics(updates: Sequence[UpdateMetrics]) -> dict[str, float]:
+    """What all updates of a batch say together, and each of them where there are several.
+
+    Args:
+        updates: in order; none where nothing was trained on.
+
+    Returns:
+        ``policy/<name>``: sums of counts and seconds (``is_skipped`` counts skipped steps), the last learning rate,
+        means of all others; with several updates ``policy/update_<i>/<name>`` as well, from 1, for loss, gradient
+        norm, clip fraction, ``kl_old`` and ``is_skipped``.
+
+    Example:
+        Losses 0.2 and 0.4 give ``policy/loss`` = 0.3, ``policy/update_1/loss`` = 0.2, ``policy/update_2/loss`` = 0.4.
+    """
+    if not updates:
+        return {}
+    rows = [{name: float(value) for name, value in asdict(one).items()} for one in updates]
+    metrics: dict[str, float] = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if name in _LAST:
+            metrics[f"policy/{name}"] = values[-1]
+        else:
+            metrics[f"policy/{name}"] = sum(values) / (1 if name in _ADDED else len(values))
+    if len(rows) > 1:
+        for number, row in enumerate(rows, start=1):
+            metrics |= {f"policy/update_{number}/{name}": row[name] for name in _SHOWN_BY_UPDATE}
+    return metrics
 
 
 def check_logprob_gap(mean_gap: float, limit: float) -> None:

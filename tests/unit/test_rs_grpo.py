@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import threading
 from collections.abc import Sequence
@@ -269,6 +270,57 @@ def test_a_kl_target_steers_the_coefficient_update_by_update() -> None:
     report = _training(config, engine, policy, restored).train_step(is_last=True)
     assert _kl_sums(policy) == pytest.approx([0.05, 0.05 * 1.02, 0.05 * 1.02**2, 0.05 * 1.02**3])
     assert report.metrics["policy/kl_coefficient"] == pytest.approx(0.05 * 1.02**3)
+
+
+class RareScorer(FakeScorer):
+    """Only every third group has signal."""
+
+    def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
+        return [
+            group if index % 3 == 0 else dataclasses.replace(group, rollouts=(group.rollouts[0],) * 3)
+            for index, group in enumerate(super().score(groups))
+        ]
+
+
+@pytest.mark.parametrize("prompts_per_step", [24, 32, 64])
+@pytest.mark.parametrize("carries_over", [True, False])
+def test_a_small_data_set_is_asked_again_and_again_and_steps_train_on_what_there_is(
+    prompts_per_step: int, carries_over: bool
+) -> None:
+    # 40 questions: with a third of the groups kept, a step of 24 soon wants 43 different ones, one of 64 always does
+    settings = FilterConfig(max_refills=8, carry_over=carries_over)
+    config = _config(prompts_per_step=prompts_per_step, filter=settings)
+    engine, policy = FakeEngine(), FakePolicy()
+    state = RsGrpoState()
+    for _ in range(30):
+        training = _training(config, engine, policy, pickle.loads(pickle.dumps(state)))  # each step of a new process
+        training.scorer = cast(Scorer, RareScorer())
+        report = training.train_step()
+        state = training.state
+        trained = [group.scored.sample_id for group in report.credited]
+        assert 0 < len(trained) == len(set(trained)) <= min(prompts_per_step, 40)
+        assert report.metrics["selection/filled_frac"] == len(trained) / prompts_per_step
+    assert all(len(set(asked)) == len(asked) <= 40 for _, asked in engine.calls)
+
+
+def test_a_step_reports_clipping_by_scope_and_every_update_of_its_batch() -> None:
+    policy = FakePolicy()
+    engine = FakeEngine()
+    config = _config(updates_per_batch=2, loss=LossConfig(clip_high=0.005, clip_low=0.005))
+    metrics = _training(config, engine, policy).train_step(is_last=True).metrics
+    # FakePolicy says the same before and during the updates: no ratio differs from 1
+    assert metrics["scope/length/clip_frac"] == 0.0
+    assert metrics["policy/num_response_tokens"] == 2.0  # one an update
+    assert {metrics[f"policy/update_{number}/grad_norm"] for number in (1, 2)} == {1.0}
+    # Asynchronous steps compare with the engine, which FakePolicy is 0.01 above: the ratio is beyond 1.005, so that
+    # every token with positive credit is clipped and none with negative.
+    config = _config(max_staleness_steps=1, loss=LossConfig(clip_high=0.005, clip_low=0.005))
+    report = _training(config, FakeEngine(), FakePolicy()).train_step(is_last=True)
+    rollouts = [one for group in report.credited for one in group.rollouts]
+    up = sum(one.scored.num_tokens for one in rollouts if one.advantages[0] > 0)
+    credited = sum(one.scored.num_tokens for one in rollouts if one.advantages[0])
+    assert report.metrics["scope/length/clip_frac"] == pytest.approx(up / credited)
+    assert "policy/update_1/grad_norm" not in report.metrics
 
 
 @pytest.mark.parametrize("staleness", [0, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -133,3 +134,17 @@ def test_a_folder_that_is_no_qwen_is_named(tmp_path):
         load_model(tmp_path, ModelConfig())
     with pytest.raises(ModelFolderError, match="cannot be read as a model folder"):
         load_model(tmp_path / "nothing", ModelConfig())
+
+
+def test_sliding_windows_are_refused(tmp_path):
+    folder = build_tiny_model(tmp_path)
+    content = json.loads((folder / "config.json").read_text())
+    content["text_config"].pop("layer_types", None)
+    content["text_config"] |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ModelFolderError, match="use_sliding_window=true"):
+        load_model(folder, ModelConfig())
+    # As published: a window is named, but none is used.
+    content["text_config"]["use_sliding_window"] = False
+    (folder / "config.json").write_text(json.dumps(content))
+    assert load_model(folder, ModelConfig(dtype="float32")).config.text_config.layer_types == ["full_attention"] * 2
