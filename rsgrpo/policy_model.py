@@ -113,8 +113,8 @@ def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()
     if "sliding_attention" in found.text_config.layer_types:
         raise ModelFolderError(
             f"model.path={str(folder)!r} has use_sliding_window=true: some of its layers see a window only, which "
-            "packed rows do not keep to; set it to false in config.json if the model was trained without (as all published "
-            "Qwen2.5-VL were), or train another model"
+            "packed rows do not keep to; set it to false in config.json if the model was trained without (as all "
+            "published Qwen2.5-VL were), or train another model"
         )
     register_packed_attention()
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
