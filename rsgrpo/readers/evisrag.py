@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import posixpath
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,13 @@ def evisrag(file: Path, options: ReaderOptions) -> Convert:
 
     def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
         default_id = f"{file.stem}-{index + 1 if file.suffix == '.jsonl' else index}"
-        return evisrag_sample(record, default_id, options.columns, media, is_training=False)
+        sample = evisrag_sample(record, default_id, options.columns, media, is_training=False)
+        # Where the pages do not hold the answer, the gold page was not retrieved: that is what the record says.
+        if record.get(_POSITIVE_COLUMN) and sample.is_sufficient and not sample.positive_images:
+            remark(
+                "gold page not shown", f"{_POSITIVE_COLUMN} {record[_POSITIVE_COLUMN]!r:.80} names none of the images"
+            )
+        return sample
 
     return convert
 
@@ -49,7 +58,7 @@ def evisrag_sample(
     """
     columns = dict(record)
     sample_id = id_field(columns, data.id_column, default_id)
-    is_numeric = isinstance(columns.pop(data.id_column, None), int)
+    is_numeric = isinstance(columns.pop(data.id_column, None), int | float)
     question = _text(columns, data.question_column)
     prompt = _text(columns, data.prompt_column)
     if not question and not prompt:
@@ -76,7 +85,7 @@ def evisrag_sample(
         pieces = prompt.split(IMAGE_MARKER)
         prompt = IMAGE_MARKER.join(pieces[: data.max_images + 1]) + "".join(pieces[data.max_images + 1 :])
     answers, gold = _answers(columns, data)
-    positive = columns.pop(_POSITIVE_COLUMN, None) or ()
+    positive = _gold_pages(columns.pop(_POSITIVE_COLUMN, None), paths)
     try:
         choices, boxes = take_choices(columns), take_boxes(columns, paths)
     except GoldColumnError as error:
@@ -89,7 +98,7 @@ def evisrag_sample(
         answers=answers,
         gold_response=gold,
         is_sufficient=_is_sufficient(columns, answers if gold else ()),
-        positive_images=tuple(index for index, path in enumerate(paths) if path in positive),
+        positive_images=positive,
         choices=choices,
         boxes=boxes,
         metadata={
@@ -110,6 +119,27 @@ def _answers(columns: dict[str, Any], data: DataConfig) -> tuple[tuple[str, ...]
             return (() if answer is None else (answer.strip(),)), text
         return (text,), gold
     return tuple(_texts(columns, data.answer_column, "data.answer_column")), gold
+
+
+def _gold_pages(value: object, paths: Sequence[object]) -> tuple[int, ...]:
+    """Which of the pages a ``posImgs`` names: a list of paths, or one; those that were not retrieved match none."""
+    if value is None:
+        return ()
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadRecordError(
+            "wrong type", f"{_POSITIVE_COLUMN} must be a list of paths, got {type(value).__name__} {value!r:.80}"
+        )
+    wanted = {_plain_path(name) for name in names}
+    return tuple(index for index, path in enumerate(paths) if isinstance(path, str) and _plain_path(path) in wanted)
+
+
+def _plain_path(path: str) -> str:
+    """A path as it is compared: ``./imgs/12.png`` and ``imgs//12.png`` are ``imgs/12.png``.
+
+    Only in the way of writing: ``12.png`` and ``s/12.png`` stay two pages.
+    """
+    return posixpath.normpath(unicodedata.normalize("NFC", path.strip().replace("\\", "/")))
 
 
 def _is_sufficient(columns: dict[str, Any], gold_answers: tuple[str, ...]) -> bool:

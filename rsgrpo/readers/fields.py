@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rsgrpo.ids import plain_id
 from rsgrpo.readers.findings import BadRecordError
 
 
@@ -43,11 +44,14 @@ def whole_field(record: Mapping[str, Any], name: str) -> int:
 
 
 def id_field(record: Mapping[str, Any], name: str, default: str) -> str:
-    """Text or a whole number, as text; ``default`` where there is none."""
-    value = record.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
+    """An id as :func:`rsgrpo.ids.plain_id` compares it; ``default`` where there is none."""
+    value = record.get(name)
+    if value is None or (isinstance(value, str) and plain_id(value) is None):
+        return default
+    found = plain_id(value)
+    if found is None:
         raise BadRecordError("wrong type", f"{name} must be text or a whole number, got {value!r:.80}")
-    return str(value)
+    return found
 
 
 def _present(record: Mapping[str, Any], name: str) -> Any:

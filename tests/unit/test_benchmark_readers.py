@@ -248,3 +248,48 @@ def test_going_on_behind_records_that_are_no_objects_keeps_the_numbers(tmp_path:
     rest = open_reader("vhs", file, options=SKIP, state=reader.state)
     assert [one.sample_id for one in rest] == ["004"]
     assert rest.report.counts() == {"wrong type": 3}
+
+
+PAGES = ["imgs/12.png", "s/2.png", "2.png"]
+
+
+@pytest.mark.parametrize(
+    ("positive", "expected"),
+    [
+        (["imgs/12.png"], (0,)),
+        ("imgs/12.png", (0,)),
+        ("12.png", ()),
+        ("2.png", (2,)),
+        (["./imgs/12.png", "s//2.png"], (0, 1)),
+        ([" imgs\\12.png"], (0,)),
+        (["imgs/99.png", "2.png"], (2,)),
+        ([], ()),
+        (None, ()),
+    ],
+)
+def test_gold_pages_are_those_of_equal_paths(tmp_path: Path, positive: object, expected: tuple[int, ...]) -> None:
+    row = {"qid": 1, "query": "q", "answer": ["a"], "image": PAGES, "posImgs": positive}
+    (sample,), report = read_samples("evisrag", write(tmp_path / "top3_test.jsonl", row), options=SKIP)
+    assert sample.positive_images == expected
+    # A gold page that is not among those shown is normal, unless the pages are said to hold the answer.
+    assert [one.reason for one in report.remarks] == (["gold page not shown"] if positive and not expected else [])
+
+
+@pytest.mark.parametrize("positive", [12, True, 0, {"imgs/12.png": 1}, [["imgs/12.png"]], [12], ["imgs/12.png", None]])
+def test_gold_pages_of_another_type_are_named(tmp_path: Path, positive: object) -> None:
+    row = {"qid": 1, "query": "q", "answer": ["a"], "image": PAGES, "posImgs": positive}
+    samples, report = read_samples("evisrag", write(tmp_path / "top3_test.jsonl", row), options=SKIP)
+    assert samples == () and report.counts() == {"wrong type": 1}
+    assert "posImgs must be a list of paths" in report.text()
+
+
+def test_one_id_in_two_ways_of_writing_it_stands_there_twice(tmp_path: Path) -> None:
+    row = {"query": "q", "answer": ["a"], "image": ["a.png"]}
+    file = tmp_path / "top3_test.jsonl"
+    ids = [4, " 4", 4.0, "4.0", 4.5, True]
+    file.write_text("".join(json.dumps(row | {"qid": one}) + "\n" for one in ids))
+    samples, report = read_samples("evisrag", file, options=SKIP)
+    assert [one.sample_id for one in samples if "#" not in one.sample_id] == ["4", "4.0"]
+    # 4.5 and true are none; " 4" and 4.0 are 4 again.
+    assert report.counts()["wrong type"] == 2
+    assert sum(report.counts().values()) + len(samples) == len(ids)

@@ -1,0 +1,91 @@
+"""The one rule for ids, wherever they come from: data sets, prediction files, saved answers."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable
+
+_LARGEST_EXACT = 2**53  # a float beyond it may stand for several whole numbers
+_BLANK = "\ufeff\u200b\u200c\u200d\u2060"
+"""Characters that nobody sees and that ``str.strip`` leaves: byte order mark, zero-width spaces and joiners."""
+_NUMBER = re.compile(r"[+-]?(\d+)(?:\.0*)?")
+_LAST_NUMBER = re.compile(r"(?:^|.*\D)(\d+)(?:\.0+)?(?:\.[A-Za-z]\w*)?", re.DOTALL)
+
+
+def plain_id(value: object) -> str | None:
+    """An id as it is compared: as text, without blanks around it; a whole number is its digits.
+
+    Leading zeros, capitals and everything else count: ``007`` is not ``7``, and the text ``4.0`` is not ``4``.
+
+    Args:
+        value: what stands in the file.
+
+    Returns:
+        The id; None where the value is none: empty, true or false, a fraction, a list, nothing at all.
+
+    Example:
+        ``plain_id(" 4\\n") == plain_id(4) == plain_id(4.0) == "4"``; ``plain_id("4.0") == "4.0"``;
+        ``plain_id(4.5) is None``.
+    """
+    if isinstance(value, str):
+        return well_formed(value)[0].strip().strip(_BLANK).strip() or None
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer() and abs(value) <= _LARGEST_EXACT:
+        return str(int(value))
+    return None
+
+
+def well_formed(text: str) -> tuple[str, int]:
+    """A text that can be written as UTF-8: each lone surrogate, half of a character, becomes ``\\ufffd``.
+
+    Returns:
+        The text, and how many were replaced.
+
+    Example:
+        ``well_formed("a\\ud83d") == ("a\\ufffd", 1)``; whole characters stay: ``well_formed("é") == ("é", 0)``.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        mended = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return mended, mended.count("\ufffd") - text.count("\ufffd")
+    return text, 0
+
+
+def near_misses(seen: Iterable[str], wanted: Iterable[str]) -> list[tuple[str, str]]:
+    """Ids that fail the rule but look like one that is wanted, in the order seen.
+
+    Alike are ids that differ in capitals, blanks or character forms, in leading zeros or ``.0``, or in what stands
+    around their last number. Where several wanted ids look alike, the one that shares most is named.
+
+    Example:
+        ``near_misses(["4.0", "chartqa_7", "x"], ["4", "7"]) == [("4.0", "4"), ("chartqa_7", "7")]``
+    """
+    by_key: dict[tuple[int, str], str] = {}
+    for one in wanted:
+        for key in _loose_keys(one):
+            by_key.setdefault(key, one)
+    found = []
+    for one in seen:
+        alike = next((by_key[key] for key in _loose_keys(one) if key in by_key), None)
+        if alike is not None and alike != one:
+            found.append((one, alike))
+    return found
+
+
+def _loose_keys(name: str) -> list[tuple[int, str]]:
+    """What ids that look alike have in common, closest first."""
+    folded = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    keys = [(0, folded)]
+    number = _NUMBER.fullmatch(folded)
+    if number:
+        keys.append((1, number[1].lstrip("0") or "0"))
+    last = _LAST_NUMBER.fullmatch(folded)
+    if last:
+        keys.append((1, last[1].lstrip("0") or "0"))
+    return keys
