@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 
 from rsgrpo.benchmarks.base import Benchmark, BenchmarkError
@@ -16,6 +17,7 @@ from rsgrpo.benchmarks.mig_bench import MigBenchmark
 from rsgrpo.benchmarks.milebench import GROUPS as MILEBENCH_GROUPS
 from rsgrpo.benchmarks.milebench import SETS as MILEBENCH_SETS
 from rsgrpo.benchmarks.milebench import MileBenchmark
+from rsgrpo.errors import shown
 
 __all__ = ["BENCHMARKS", "find_benchmark", "find_benchmarks"]
 
@@ -32,6 +34,7 @@ _ALL: tuple[Benchmark, ...] = (
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
 """Every task by its name."""
 
+_NUM_CHOICES = 5  # in a message, the most alike first
 _MILEBENCH_VARIANT = re.compile(r"milebench/(?P<set>.+?)(?:_combined_\d+|-adv)")
 
 
@@ -46,7 +49,13 @@ def find_benchmark(name: str) -> Benchmark:
     variant = _MILEBENCH_VARIANT.fullmatch(name)
     if variant and variant["set"] in MILEBENCH_SETS:
         return MileBenchmark(name=name, set_name=name.partition("/")[2])
-    raise BenchmarkError(f"there is no benchmark '{name}'; the choices are {', '.join(BENCHMARKS)}")
+    close = difflib.get_close_matches(name, BENCHMARKS, n=_NUM_CHOICES)
+    choices = list(dict.fromkeys([*close, *BENCHMARKS]))
+    families = sorted({one.partition("/")[0] for one in BENCHMARKS})
+    raise BenchmarkError(
+        f"there is no benchmark '{shown(name)}'; the choices are {', '.join(choices[:_NUM_CHOICES])}, "
+        f"{len(choices) - _NUM_CHOICES} more, and whole families: {', '.join(families)}"
+    )
 
 
 def find_benchmarks(name: str) -> tuple[Benchmark, ...]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.ids import plain_id
 from rsgrpo.types import Sample
 
 Mode = Literal["official", "strict"]
@@ -31,12 +32,34 @@ UNPARSABLE = "unparsable_prediction"
 """Anomaly: no answer could be read out of the text."""
 UNREADABLE = "unreadable_row"
 """Anomaly: a row of the prediction file that is no prediction, such as a half-written last line."""
+NOT_TEXT = "prediction_not_text"
+"""Anomaly: an answer that is null, a number, a list or an object. It has its place: official mode scores it 0, as the
+original's script stops there; strict mode reads a number and a list of one text."""
+MENDED_TEXT = "surrogates_replaced"
+"""Anomaly: a prediction with half characters (lone surrogates), which were replaced."""
+ODD_FLAGS = "retrieval_flags_unreadable"
+"""Anomaly: retrieval flags that are no list of 0 and 1; they are left out."""
+ODD_POSITION = "needle_position_odd"
+"""Anomaly: a needle position that is no whole number; a number in quotes is read, the rest is left out."""
 ORIGINAL_CRASHES = "original_raises"
 """Anomaly: the original scorer stops with an error at this item; here it scores 0."""
 
 
 class BenchmarkError(RsgrpoError, ValueError):
     """A benchmark, a data set or a prediction file cannot be used; the message names the way out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Columns:
+    """Where a row's id and its answer may stand, best first.
+
+    Attributes:
+        ids: names of id columns; of several in a row the first counts that is not null.
+        texts: names of answer columns, likewise.
+    """
+
+    ids: tuple[str, ...] = ("sample_id", "qid", "id", "index")
+    texts: tuple[str, ...] = ("text", "pred", "pred_response", "response", "prediction")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +72,8 @@ class Prediction:
         needle_position: where the needle stood among the images (positional Visual Haystacks); else -1.
         retrieved: 0/1 for each shown image, by what the model's retriever kept; empty where unknown.
         relevant: 0/1 for each shown image, by gold; empty where unknown.
+        defect: what the answer is, such as ``null``, where it is no text; ``text`` is then what can be read of it.
+        question: what the file says was asked, where it says so; checked where ``sample_id`` is a place.
     """
 
     sample_id: str
@@ -56,6 +81,21 @@ class Prediction:
     needle_position: int = -1
     retrieved: tuple[int, ...] = ()
     relevant: tuple[int, ...] = ()
+    defect: str = ""
+    question: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Oddity:
+    """Something wrong with a prediction that is kept.
+
+    Attributes:
+        kind: what it is counted as, one of the anomalies above.
+        detail: file, place, and what is wrong.
+    """
+
+    kind: str
+    detail: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,10 +105,14 @@ class PredictionFile:
     Attributes:
         predictions: in file order.
         problems: rows that are no prediction, each with file, place and reason.
+        oddities: of predictions that are kept.
+        columns: the names that the rows' values have.
     """
 
     predictions: tuple[Prediction, ...]
     problems: tuple[str, ...] = ()
+    oddities: tuple[Oddity, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +126,7 @@ class Answered:
         needle_position: see :class:`Prediction`.
         retrieved: see :class:`Prediction`.
         relevant: see :class:`Prediction`.
+        defect: see :class:`Prediction`.
     """
 
     sample: Sample
@@ -89,6 +134,7 @@ class Answered:
     needle_position: int = -1
     retrieved: tuple[int, ...] = ()
     relevant: tuple[int, ...] = ()
+    defect: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,17 +147,20 @@ class Gaps:
         doubled_ids: ids with more than one prediction (for the same position), once a surplus one; which of them
             counts is the benchmark's to say, and so is their count.
         problems: see :class:`PredictionFile`.
+        oddities: see :class:`PredictionFile`.
     """
 
     missing: tuple[Sample, ...] = ()
     unknown_ids: tuple[str, ...] = ()
     doubled_ids: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    oddities: tuple[Oddity, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
         """Anomalies by kind, zeros included."""
-        return {MISSING: len(self.missing), UNKNOWN: len(self.unknown_ids), UNREADABLE: len(self.problems)}
+        counts = {MISSING: len(self.missing), UNKNOWN: len(self.unknown_ids), UNREADABLE: len(self.problems)}
+        return counts | Counter(oddity.kind for oddity in self.oddities)
 
 
 NO_GAPS = Gaps()
@@ -243,8 +292,16 @@ class Benchmark(Protocol):
             What :meth:`read_predictions` takes: the file, or the folder where there are many.
         """
 
-    def read_predictions(self, path: Path) -> PredictionFile:
+    @property
+    def columns(self) -> Columns:
+        """Where ids and answers stand in prediction files: the original's names first."""
+
+    def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:
         """Read predictions, in the original's format or ours.
+
+        Args:
+            path: the file, or the folder where there are many.
+            columns: other names than :attr:`columns`.
 
         Raises:
             BenchmarkError: there is no such file, or it is of another format.
@@ -289,16 +346,17 @@ def pair_predictions(samples: Iterable[Sample], file: PredictionFile) -> Pairing
     by_place: dict[str, Sample] = {}
     task_sizes: dict[str, int] = {}
     for sample in samples:
-        if sample.sample_id in by_id:
-            raise BenchmarkError(f"two samples have the id '{sample.sample_id}'; make the data set's ids unique")
-        by_id[sample.sample_id] = sample
+        name = plain_id(sample.sample_id) or ""
+        if name in by_id:
+            raise BenchmarkError(f"two samples have the id '{shown(name)}'; make the data set's ids unique")
+        by_id[name] = sample
         task = sample.task.rpartition("/")[2]
         by_place[place_id(task, task_sizes.get(task, 0))] = sample
         task_sizes[task] = task_sizes.get(task, 0) + 1
     answered: list[Answered] = []
     unknown: list[str] = []
     for one in file.predictions:
-        found = by_id.get(one.sample_id) or by_place.get(one.sample_id)
+        found = by_id.get(plain_id(one.sample_id) or "") or _by_place(by_place, one)
         if found is None:
             unknown.append(one.sample_id)
             continue
@@ -309,17 +367,28 @@ def pair_predictions(samples: Iterable[Sample], file: PredictionFile) -> Pairing
                 needle_position=one.needle_position,
                 retrieved=one.retrieved,
                 relevant=one.relevant,
+                defect=one.defect,
             )
         )
     seen = Counter((one.sample.sample_id, one.needle_position) for one in answered)
     seen_ids = {sample_id for sample_id, _ in seen}
     gaps = Gaps(
-        missing=tuple(sample for sample_id, sample in by_id.items() if sample_id not in seen_ids),
+        missing=tuple(sample for sample in by_id.values() if sample.sample_id not in seen_ids),
         unknown_ids=tuple(unknown),
         doubled_ids=tuple(sample_id for (sample_id, _), count in seen.items() for _ in range(count - 1)),
         problems=file.problems,
+        oddities=file.oddities,
     )
     return Pairing(answered=tuple(answered), gaps=gaps)
+
+
+def _by_place(by_place: Mapping[str, Sample], one: Prediction) -> Sample | None:
+    """The sample at a prediction's place; None where the file says that another question was asked there."""
+    found = by_place.get(one.sample_id)
+    if found is None or not one.question.strip() or not found.question.strip():
+        return found
+    asked, known = one.question.strip(), found.question.strip()
+    return found if asked in known or known in asked else None
 
 
 def last_of_each(answered: Sequence[Answered]) -> tuple[list[Answered], int]:

@@ -8,16 +8,18 @@ a question without a prediction scores 0 (official leaves it out of the mean).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsgrpo.benchmarks.aggregate import build_result
 from rsgrpo.benchmarks.base import (
     DOUBLED,
     NO_GAPS,
+    ORIGINAL_CRASHES,
     UNPARSABLE,
     Answered,
     BenchmarkResult,
+    Columns,
     Gaps,
     Mode,
     PredictionFile,
@@ -30,6 +32,9 @@ from rsgrpo.types import NUMERIC_ID, Sample
 
 SETS = ("ChartQA", "InfoVQA", "DocVQA", "SlideVQA", "ViDoSeek")
 METRICS = ("em", "accuracy", "f1")
+_COLUMNS = Columns(
+    ids=("qid", "sample_id", "id", "index"), texts=("pred", "text", "pred_response", "response", "prediction")
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +79,7 @@ class EVisRagBenchmark:
             path,
             (
                 {
-                    "qid": int(one.sample.sample_id) if NUMERIC_ID in one.sample.metadata else one.sample.sample_id,
+                    "qid": public_id(one.sample),
                     "imgs": [image.file or image.path for image in one.sample.images],
                     "pred": one.text,
                 }
@@ -83,9 +88,19 @@ class EVisRagBenchmark:
         )
         return path
 
-    def read_predictions(self, path: Path) -> PredictionFile:
+    @property
+    def columns(self) -> Columns:
+        """``qid`` and ``pred``, or ours."""
+        return _COLUMNS
+
+    def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:
         """JSON lines with ``qid`` and ``pred``."""
-        return read_prediction_rows(path)
+        return read_prediction_rows(path, columns or self.columns)
+
+
+def public_id(sample: Sample) -> str | int:
+    """The id in the type that the data set writes it in: EVisRAG's script stops at ``"7"`` where that says 7."""
+    return int(sample.sample_id) if NUMERIC_ID in sample.metadata else sample.sample_id
 
 
 def _groups(sample: Sample) -> dict[str, str]:
@@ -94,6 +109,8 @@ def _groups(sample: Sample) -> dict[str, str]:
 
 def _score(one: Answered, mode: Mode) -> ScoredItem:
     sample = one.sample
+    if one.defect and mode == "official":
+        return replace(_missing_item(sample), anomalies=(ORIGINAL_CRASHES,))
     score_text = score_answer if mode == "official" else strict_score_answer
     score = score_text(one.text, sample.answers, is_sufficient=sample.is_sufficient)
     return ScoredItem(

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rsgrpo.benchmarks.base import Answered, BenchmarkError, Prediction, PredictionFile
-from rsgrpo.benchmarks.prediction_files import read_json, write_json
+from rsgrpo.benchmarks.base import Answered, BenchmarkError, Columns, PredictionFile
+from rsgrpo.benchmarks.prediction_files import RowReader, write_json
+from rsgrpo.benchmarks.prediction_text import read_json
+from rsgrpo.errors import shown
+from rsgrpo.ids import plain_id
 from rsgrpo.task_prompts.haystack import needle_positions
+
+_LONGEST_NUMBER = 19  # digits; no data set has a record of such a number
 
 
 def write_folder(answered: Sequence[Answered], folder: Path, *, is_positional: bool) -> Path:
@@ -31,6 +36,15 @@ def write_folder(answered: Sequence[Answered], folder: Path, *, is_positional: b
     return folder / sizes.pop() if len(sizes) == 1 else folder
 
 
+def record_id(name: str) -> str:
+    """The id of a record's number as the original names its file; any other name stays.
+
+    Example:
+        ``record_id("7") == record_id("0007") == "007"``.
+    """
+    return f"{int(name):03d}" if name.isdecimal() and len(name) < _LONGEST_NUMBER else name
+
+
 def read_folder(folder: Path) -> PredictionFile:
     """Every ``<number>.json`` of a folder, or of its ``<N>_images`` if it holds just one of them.
 
@@ -42,23 +56,18 @@ def read_folder(folder: Path) -> PredictionFile:
         sizes = sorted(path for path in folder.glob("*_images") if path.is_dir())
         if len(sizes) != 1:
             raise BenchmarkError(
-                f"{folder} holds no <number>.json and {len(sizes)} folders <N>_images; name the folder of one size"
+                f"{shown(folder)} holds no <number>.json and {len(sizes)} folders <N>_images; "
+                "name the folder of one size"
             )
-        files = sorted(sizes[0].glob("*.json"))
-    predictions: list[Prediction] = []
-    problems: list[str] = []
+        folder = sizes[0]
+        files = sorted(folder.glob("*.json"))
+    reader = RowReader(folder, Columns())
     for file in files:
-        sample_id = f"{int(file.stem):03d}" if file.stem.isdecimal() else file.stem
         try:
-            found = _predictions_of(read_json(file), sample_id)
+            _take(reader, file.name, record_id(plain_id(file.stem) or file.stem), read_json(file))
         except BenchmarkError as error:
-            problems.append(str(error))
-            continue
-        if found:
-            predictions.extend(found)
-        else:
-            problems.append(f"{file}: no result.response and no list response")
-    return PredictionFile(predictions=tuple(predictions), problems=tuple(problems))
+            reader.add_problem(file.name, shown(error))
+    return reader.file()
 
 
 def _size_folder(one: Answered) -> str:
@@ -93,32 +102,31 @@ def _record(replies: Sequence[Answered], is_positional: bool) -> dict[str, objec
     return record | {"result": result}
 
 
-def _predictions_of(record: object, sample_id: str) -> list[Prediction]:
+def _take(reader: RowReader, place: str, sample_id: str, record: object) -> None:
+    """Add a record's reply, or its replies by needle position."""
     if not isinstance(record, Mapping):
-        return []
-    texts = record.get("response")
-    if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+        reader.add_problem(place, f"got {'null' if record is None else type(record).__name__}, expected an object")
+        return
+    replies, result = record.get("response"), record.get("result")
+    if isinstance(replies, list):
         positions = record.get("needle_positions")
-        if not isinstance(positions, list) or len(positions) != len(texts):
+        if not isinstance(positions, list) or len(positions) != len(replies):
             # The original does not say where the needle stood; it steps as needle_positions() does.
-            num_images = len(record.get("pos_image", ())) + len(record.get("neg_image", ()))
-            positions = list(needle_positions(num_images))[: len(texts)]
-        return [
-            Prediction(sample_id=sample_id, text=text, needle_position=position)
-            for text, position in zip(texts, positions, strict=False)
-        ]
-    result = record.get("result")
-    if not isinstance(result, Mapping) or not isinstance(result.get("response"), str):
-        return []
-    return [
-        Prediction(
-            sample_id=sample_id,
-            text=result["response"],
-            retrieved=_flags(result.get("retrieval_output")),
-            relevant=_flags(result.get("retrieval_ground_truth")),
+            shapes = [record.get(name) for name in ("pos_image", "neg_image")]
+            num_images = sum(len(images) for images in shapes if isinstance(images, list))
+            positions = list(needle_positions(num_images)) if num_images else []
+        if len(positions) < len(replies):
+            reader.add_problem(place, f"{len(replies)} replies for {len(positions)} needle positions")
+            return
+        for number, (reply, position) in enumerate(zip(replies, positions, strict=False)):
+            reader.add(f"{place}, reply {number}", sample_id, reply, position=position)
+    elif isinstance(result, Mapping) and "response" in result:
+        reader.add(
+            place,
+            sample_id,
+            result["response"],
+            retrieved=result.get("retrieval_output"),
+            relevant=result.get("retrieval_ground_truth"),
         )
-    ]
-
-
-def _flags(value: object) -> tuple[int, ...]:
-    return tuple(int(flag) for flag in value) if isinstance(value, list) else ()
+    else:
+        reader.add_problem(place, "no result.response and no list response")

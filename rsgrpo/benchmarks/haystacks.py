@@ -8,7 +8,7 @@ once, and a missing one scores 0 (official: left out).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsgrpo.benchmarks.aggregate import build_result
@@ -20,6 +20,7 @@ from rsgrpo.benchmarks.base import (
     Answered,
     BenchmarkError,
     BenchmarkResult,
+    Columns,
     Gaps,
     Mode,
     PredictionFile,
@@ -27,9 +28,10 @@ from rsgrpo.benchmarks.base import (
     last_of_each,
 )
 from rsgrpo.benchmarks.haystack_bootstrap import Printed, Reply, printed_numbers
-from rsgrpo.benchmarks.haystack_files import read_folder, write_folder
+from rsgrpo.benchmarks.haystack_files import read_folder, record_id, write_folder
 from rsgrpo.benchmarks.haystack_text import holds_token, is_compliant, strict_answer
 from rsgrpo.benchmarks.prediction_files import read_prediction_rows
+from rsgrpo.errors import shown
 from rsgrpo.sections import parse_response
 from rsgrpo.types import Sample
 
@@ -86,9 +88,26 @@ class HaystackBenchmark:
         """``<folder>/<model>/<N>_images/<id>.json``, one file a question, as the original's scorer lists them."""
         return write_folder(answered, folder / model, is_positional=self.is_positional)
 
-    def read_predictions(self, path: Path) -> PredictionFile:
-        """A folder of the original (or of MIRAGE), by the numbers in the file names; or JSON lines."""
-        return read_folder(path) if path.is_dir() else read_prediction_rows(path)
+    @property
+    def columns(self) -> Columns:
+        """Ours: the original's files have their numbers for ids."""
+        return Columns()
+
+    def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:
+        """A folder of the original (or of MIRAGE), by the numbers in the file names; or JSON lines.
+
+        An id is the record's number, so that ``7``, ``07`` and ``007`` are the same.
+        """
+        if path.is_dir():
+            if columns is not None and columns != self.columns:
+                raise BenchmarkError(
+                    f"{shown(path)} is a folder of Visual Haystacks' own files, which have no columns to choose; leave "
+                    "--id-column and --prediction-column out"
+                )
+            return read_folder(path)
+        file = read_prediction_rows(path, columns or self.columns)
+        predictions = tuple(replace(one, sample_id=record_id(one.sample_id)) for one in file.predictions)
+        return replace(file, predictions=predictions)
 
 
 def _gold(sample: Sample) -> str:
@@ -104,6 +123,9 @@ def _groups(sample: Sample, needle_position: int = -1) -> dict[str, str]:
 
 def _score(one: Answered, mode: Mode, is_positional: bool) -> ScoredItem:
     gold = _gold(one.sample)
+    groups = _groups(one.sample, one.needle_position if is_positional else -1)
+    if one.defect and mode == "official":
+        return replace(_missing_item(one.sample), groups=groups, anomalies=(ORIGINAL_CRASHES,))
     if mode == "official":
         # The positional scorer skips an empty reply; an empty one holds no token anyway.
         is_right, complies = holds_token(one.text, gold), is_compliant(one.text)
@@ -116,7 +138,7 @@ def _score(one: Answered, mode: Mode, is_positional: bool) -> ScoredItem:
         sample_id=one.sample.sample_id,
         metrics={"accuracy": float(is_right), "compliance": float(complies)},
         parsed=parsed,
-        groups=_groups(one.sample, one.needle_position if is_positional else -1),
+        groups=groups,
         anomalies=() if complies else (UNPARSABLE,),
     )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsgrpo.benchmarks.aggregate import build_result, macro_average, summarize_groups
@@ -26,15 +26,17 @@ from rsgrpo.benchmarks.base import (
     Answered,
     BenchmarkError,
     BenchmarkResult,
+    Columns,
     Gaps,
     Mode,
-    Prediction,
     PredictionFile,
     ScoredItem,
     last_of_each,
     place_id,
 )
-from rsgrpo.benchmarks.prediction_files import prediction_of_row, read_json, read_prediction_rows, write_json
+from rsgrpo.benchmarks.prediction_files import RowReader, write_json
+from rsgrpo.benchmarks.prediction_text import prediction_rows
+from rsgrpo.errors import shown
 from rsgrpo.sections import parse_response
 from rsgrpo.types import Box, Sample
 
@@ -57,6 +59,8 @@ METRICS = ("accuracy@0.7", "accuracy@0.5", "accuracy@0.3", "iou")
 BAD_GOLD = "gold_box_inverted_or_out_of_range"
 SEVERAL_BOXES = "several_boxes"
 
+_COLUMNS = Columns(texts=("text", "pred", "pred_response", "response", "prediction", "answer"))
+
 Numbers = tuple[float, ...]
 
 _INT, _DECIMAL = r"(\d+)", r"(\d+\.\d+)"
@@ -71,7 +75,8 @@ _OFFICIAL_PATTERNS = tuple(
         rf"<box>{_INT}\s+{_INT}\s+{_INT}\s+{_INT}</box>",
     )
 )
-_NUMBER = r"([-+]?\d+(?:\.\d+)?|[-+]?\.\d+)"
+# A number starts where no digit stands in front of it: else a long row of digits is tried from each of them.
+_NUMBER = r"((?:[-+]|(?<!\d))\d+(?:\.\d+)?|[-+]?\.\d+)"
 _STRICT_PATTERN = re.compile(rf"{_NUMBER}[\s,]+{_NUMBER}[\s,()\[\]]+{_NUMBER}[\s,]+{_NUMBER}")
 _PER_MILLE = 1000.0
 
@@ -194,7 +199,7 @@ class MigBenchmark:
         missing = [sample for sample in gaps.missing if task_of(sample) in self.tasks]
         if mode == "strict":
             items.extend(_missing_item(sample) for sample in missing)
-        counts = Gaps(missing=tuple(missing), unknown_ids=gaps.unknown_ids, problems=gaps.problems).counts
+        counts = replace(gaps, missing=tuple(missing)).counts
         groups = summarize_groups(items, METRICS)
         return build_result(
             name=self.name,
@@ -215,6 +220,8 @@ class MigBenchmark:
         anomalies: list[str] = []
         if not _is_sane(gold):
             anomalies.append(BAD_GOLD)
+        if mode == "official" and one.defect:
+            return replace(_missing_item(sample), anomalies=(*anomalies, ORIGINAL_CRASHES))
         if mode == "official":
             boxes = extract_boxes(one.text)
             if self.scales_y_for_migician:
@@ -264,29 +271,43 @@ class MigBenchmark:
         write_json(path, [*rows, _totals(items)])
         return path
 
-    def read_predictions(self, path: Path) -> PredictionFile:
+    @property
+    def columns(self) -> Columns:
+        """Ours; the original's answers stand under ``answer`` and have no ids."""
+        return _COLUMNS
+
+    def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:
         """The original's list (by ``sample_id``, else by place inside the task), or JSON lines."""
-        if path.suffix != ".json":
-            return read_prediction_rows(path)
-        content = read_json(path)
-        if not isinstance(content, list):
-            raise BenchmarkError(f"{path}: got {type(content).__name__}, expected MIG-Bench's list of answers")
-        predictions: list[Prediction] = []
-        problems: list[str] = []
+        columns = columns or self.columns
+        reader = RowReader(path, columns)
         places: Counter[str] = Counter()
-        for index, row in enumerate(content):
-            if isinstance(row, dict) and row and row.keys() <= set(TASKS):
+        num_lost = 0
+        for row in prediction_rows(path, columns):
+            value = row.value
+            if row.problem:
+                reader.add_problem(row.place, row.problem)
+                num_lost += 1
+            elif isinstance(value, dict) and value and value.keys() <= set(TASKS):
                 continue  # the totals, which the original puts last
-            if isinstance(row, dict) and isinstance(row.get("answer"), str):
-                task = str(row.get("task", ""))
-                row = {"sample_id": row.get("sample_id", place_id(task, places[task])), "text": row["answer"]}
+            elif isinstance(value, dict) and "answer" in value and not any(name in value for name in columns.ids):
+                task = str(value.get("task", ""))
+                question = value.get("question")
+                if num_lost:
+                    raise BenchmarkError(
+                        f"{shown(path)}, {row.place}: it has no sample_id, so that its place says which question it "
+                        f"answers, but {num_lost} rows before it cannot be read; write sample_id into every row"
+                    )
+                reader.add(
+                    row.place,
+                    place_id(task, places[task]),
+                    value["answer"],
+                    question=question if isinstance(question, str) else "",
+                )
                 places[task] += 1
-            found = prediction_of_row(row)
-            if isinstance(found, str):
-                problems.append(f"{path}, row {index}: {found}")
             else:
-                predictions.append(found)
-        return PredictionFile(predictions=tuple(predictions), problems=tuple(problems))
+                num_lost += not isinstance(value, dict) or not any(name in value for name in columns.ids)
+                reader.add_row(row.place, value)
+        return reader.file()
 
 
 def task_of(sample: Sample) -> str:

@@ -25,6 +25,7 @@ from rsgrpo.benchmarks.base import (
     Answered,
     BenchmarkError,
     BenchmarkResult,
+    Columns,
     Gaps,
     Mode,
     PredictionFile,
@@ -81,6 +82,7 @@ GROUPS = {
 
 SETS = tuple(name for names in GROUPS.values() for name in names)
 
+_COLUMNS = Columns(texts=("pred_response", "text", "pred", "response", "prediction"))
 LEVELS = ("Few", "Medium", "Many")
 _FEW_BELOW, _MANY_ABOVE = 6, 31
 GOLD_NOT_A_CHOICE = "gold_not_among_choices"
@@ -172,9 +174,14 @@ class MileBenchmark:
         )
         return path
 
-    def read_predictions(self, path: Path) -> PredictionFile:
+    @property
+    def columns(self) -> Columns:
+        """``sample_id`` and ``pred_response``, or ours."""
+        return _COLUMNS
+
+    def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:
         """``pred.json`` (or a folder that holds it), or JSON lines."""
-        return read_prediction_rows(path / "pred.json" if path.is_dir() else path)
+        return read_prediction_rows(path / "pred.json" if path.is_dir() else path, columns or self.columns)
 
 
 def _reference(sample: Sample) -> str:
@@ -197,7 +204,9 @@ def _score(one: Answered, set_name: str, mode: Mode) -> ScoredItem:
     sample = one.sample
     rule, reference = _rule(sample, set_name), _reference(sample)
     if mode == "official":
-        score, parsed, anomalies = _official(rule, one.text, reference, sample)
+        score, parsed, anomalies = (
+            (0.0, "", (ORIGINAL_CRASHES,)) if one.defect else _official(rule, one.text, reference, sample)
+        )
     else:
         score, parsed, anomalies = _strict(rule, one.text, reference, sample)
     return ScoredItem(

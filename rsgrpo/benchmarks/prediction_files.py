@@ -3,88 +3,207 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from rsgrpo.benchmarks.base import BenchmarkError, Prediction, PredictionFile
+from rsgrpo.benchmarks.base import (
+    MENDED_TEXT,
+    NOT_TEXT,
+    ODD_FLAGS,
+    ODD_POSITION,
+    Columns,
+    Oddity,
+    Prediction,
+    PredictionFile,
+)
+from rsgrpo.benchmarks.prediction_text import prediction_rows
+from rsgrpo.errors import shown
+from rsgrpo.ids import plain_id, well_formed
 
-ID_KEYS = ("sample_id", "qid", "id", "index")
-"""Where a row's id may stand, best first."""
-TEXT_KEYS = ("text", "pred", "pred_response", "response", "prediction")
-"""Where a row's answer may stand, best first."""
+_SHOWN = 60
+_LARGEST_POSITION = 10**9
 
 
-def read_prediction_rows(path: Path) -> PredictionFile:
-    """Predictions of one file: JSON lines, or one JSON list.
+class RowReader:
+    """Turns rows into predictions and notes what was wrong with them.
 
     Args:
-        path: the file.
+        path: the file or folder, for messages.
+        columns: where ids and answers stand.
+    """
+
+    def __init__(self, path: Path, columns: Columns) -> None:
+        self._path = path
+        self._columns = columns
+        self._predictions: list[Prediction] = []
+        self._problems: list[str] = []
+        self._oddities: list[Oddity] = []
+        self._seen_columns: dict[str, None] = {}
+
+    def add_problem(self, place: str, problem: str) -> None:
+        """Count a row that is no prediction."""
+        self._problems.append(f"{shown(self._path)}, {place}: {problem}")
+
+    def add_row(self, place: str, row: object) -> None:
+        """Read a row by its columns."""
+        if not isinstance(row, Mapping):
+            self.add_problem(place, f"got {'null' if row is None else type(row).__name__}, expected an object")
+            return
+        self._seen_columns.update(dict.fromkeys(map(str, row)))
+        ids = [row[name] for name in self._columns.ids if row.get(name) is not None]
+        sample_id = plain_id(ids[0]) if ids else None
+        if sample_id is None:
+            got = f", got {shown(repr(ids[0]), _SHOWN)}" if ids else ""
+            self.add_problem(place, f"no id (text or whole number) under {_either(self._columns.ids)}{got}")
+            return
+        present = [name for name in self._columns.texts if name in row]
+        if not present:
+            wanted = _either(self._columns.texts)
+            self.add_problem(place, f"id {shown(sample_id, _SHOWN)}: no answer under {wanted}")
+            return
+        value = next((row[name] for name in present if row[name] is not None), None)
+        self.add(
+            f"{place}, id {shown(sample_id, _SHOWN)}",
+            sample_id,
+            value,
+            position=row.get("needle_position"),
+            retrieved=row.get("retrieved"),
+            relevant=row.get("relevant"),
+        )
+
+    def add(
+        self,
+        place: str,
+        sample_id: str,
+        value: object,
+        *,
+        position: object = None,
+        retrieved: object = None,
+        relevant: object = None,
+        question: str = "",
+    ) -> None:
+        """Take an answer, whatever it is.
+
+        Args:
+            place: where it stands.
+            sample_id: as it is compared.
+            value: the answer; what is no text is noted.
+            position: of the needle; None without.
+            retrieved: 0/1 an image; None without.
+            relevant: likewise.
+            question: what the file says was asked; empty without.
+        """
+        text, defect = _answer(value)
+        text, num_mended = well_formed(text)
+        if defect:
+            self._note(NOT_TEXT, place, f"the answer is {defect}, expected a text")
+        if num_mended:
+            self._note(MENDED_TEXT, place, f"{num_mended} lone surrogates (half characters) replaced")
+        self._predictions.append(
+            Prediction(
+                sample_id=sample_id,
+                text=text,
+                defect=defect,
+                question=question,
+                needle_position=self._position(place, position),
+                retrieved=self._flags(place, "retrieved", retrieved),
+                relevant=self._flags(place, "relevant", relevant),
+            )
+        )
+
+    def file(self) -> PredictionFile:
+        """All so far."""
+        return PredictionFile(
+            predictions=tuple(self._predictions),
+            problems=tuple(self._problems),
+            oddities=tuple(self._oddities),
+            columns=tuple(self._seen_columns),
+        )
+
+    def _note(self, kind: str, place: str, detail: str) -> None:
+        self._oddities.append(Oddity(kind=kind, detail=f"{shown(self._path)}, {place}: {detail}"))
+
+    def _position(self, place: str, value: object) -> int:
+        if value is None or (value == -1 and not isinstance(value, bool)):
+            return -1
+        name = plain_id(value)
+        is_whole = name is not None and name.isdecimal() and len(name) < len(str(_LARGEST_POSITION))
+        if not is_whole or isinstance(value, str):
+            outcome = "read as a number" if is_whole else "left out"
+            self._note(
+                ODD_POSITION,
+                place,
+                f"needle_position is {shown(repr(value), _SHOWN)}, expected a whole number; {outcome}",
+            )
+        return int(name) if is_whole and name is not None else -1
+
+    def _flags(self, place: str, name: str, value: object) -> tuple[int, ...]:
+        if value is None:
+            return ()
+        # True == 1 and 1.0 == 1: all three mean yes.
+        if isinstance(value, list) and all(isinstance(one, bool | int | float) and one in (0, 1) for one in value):
+            return tuple(int(one) for one in value)
+        self._note(
+            ODD_FLAGS,
+            place,
+            f"{name} is {shown(repr(value), _SHOWN)}, expected a list of 0 and 1; the list is left out",
+        )
+        return ()
+
+
+def read_prediction_rows(path: Path, columns: Columns) -> PredictionFile:
+    """Predictions of one file.
+
+    Args:
+        path: the file; what it holds decides how it is read, see :mod:`rsgrpo.benchmarks.prediction_text`.
+        columns: where ids and answers stand.
 
     Returns:
-        A prediction for every row with an id (text or whole number) and a text; the others as problems.
+        A prediction for every row with an id and an answer; the others as problems.
 
     Raises:
-        BenchmarkError: there is no such file, or a ``.json`` file is no list of rows.
+        BenchmarkError: there is no such file, or it holds no rows.
     """
-    predictions: list[Prediction] = []
-    problems: list[str] = []
-    for place, row in _rows(path):
-        found = prediction_of_row(row)
-        if isinstance(found, str):
-            problems.append(f"{path}, {place}: {found}")
+    reader = RowReader(path, columns)
+    for row in prediction_rows(path, columns):
+        if row.problem:
+            reader.add_problem(row.place, row.problem)
         else:
-            predictions.append(found)
-    return PredictionFile(predictions=tuple(predictions), problems=tuple(problems))
+            reader.add_row(row.place, row.value)
+    return reader.file()
 
 
-def prediction_of_row(row: object) -> Prediction | str:
-    """A row's prediction, or what is wrong with the row."""
-    if not isinstance(row, dict):
-        return row if isinstance(row, str) else f"got {type(row).__name__}, expected an object"
-    sample_id = first_of(row, ID_KEYS)
-    text = first_of(row, TEXT_KEYS)
-    if not isinstance(sample_id, str | int) or isinstance(sample_id, bool):
-        return f"no id under any of {', '.join(ID_KEYS)}"
-    if not isinstance(text, str):
-        return f"id {sample_id}: no text under any of {', '.join(TEXT_KEYS)}"
-    position = row.get("needle_position", -1)
-    return Prediction(
-        sample_id=str(sample_id),
-        text=text,
-        needle_position=position if isinstance(position, int) else -1,
-        retrieved=_flags(row.get("retrieved")),
-        relevant=_flags(row.get("relevant")),
-    )
+def _answer(value: object) -> tuple[str, str]:
+    """An answer's text, and what it is if it is none.
 
-
-def first_of(row: Mapping[str, Any], keys: Sequence[str]) -> object:
-    """The value under the first of some keys that the row has; None without any."""
-    return next((row[key] for key in keys if key in row), None)
-
-
-def read_json(path: Path) -> object:
-    """A JSON file's content.
-
-    Raises:
-        BenchmarkError: there is no such file, or it is not whole; the message names the place.
+    What strict mode can still read: a number, and a list of one text. No original reads either.
     """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise BenchmarkError(f"there is no prediction file {path}") from error
-    except json.JSONDecodeError as error:
-        raise BenchmarkError(
-            f"{path} is no whole JSON: {error.msg} at character {error.pos} (line {error.lineno}); "
-            "a run that was killed may have left half a file"
-        ) from error
+    if isinstance(value, str):
+        return value, ""
+    if value is None:
+        return "", "null"
+    if isinstance(value, bool):
+        return "", "true or false"
+    if isinstance(value, int | float):
+        return (str(value), "a number") if math.isfinite(value) else ("", f"{value}")
+    if isinstance(value, list):
+        is_one_text = len(value) == 1 and isinstance(value[0], str)
+        return (value[0] if is_one_text else ""), f"a list of {len(value)}"
+    return "", "an object"
+
+
+def _either(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def write_json(path: Path, content: object) -> None:
     """Replace a file by JSON, all at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+    # A lone surrogate, which UTF-8 cannot hold, becomes the JSON escape that it came from.
+    text = json.dumps(content, ensure_ascii=False, indent=2)
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(path)
 
 
@@ -92,33 +211,7 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Replace a file by JSON lines, all at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     partial.replace(path)
-
-
-def _rows(path: Path) -> Iterator[tuple[str, object]]:
-    if path.suffix == ".json":
-        content = read_json(path)
-        if not isinstance(content, list):
-            raise BenchmarkError(f"{path}: got {type(content).__name__}, expected a list of predictions")
-        for index, row in enumerate(content):
-            yield f"row {index}", row
-        return
-    if not path.is_file():
-        raise BenchmarkError(f"there is no prediction file {path}")
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                place = f"line {number} (byte {offset})"
-                try:
-                    yield place, json.loads(line)
-                except ValueError as error:
-                    yield place, f"not JSON ({error})"
-            offset += len(line)
-
-
-def _flags(value: object) -> tuple[int, ...]:
-    return tuple(int(flag) for flag in value) if isinstance(value, list) else ()

@@ -5,22 +5,27 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from rsgrpo.benchmarks import find_benchmarks
-from rsgrpo.benchmarks.base import MODES, Benchmark, BenchmarkError
+from rsgrpo.benchmarks.base import MODES, Benchmark, BenchmarkError, Columns
 from rsgrpo.benchmarks.milebench import GROUPS as MILEBENCH_GROUPS
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.ids import well_formed
 from rsgrpo.rescore.comparison import compare
 from rsgrpo.rescore.files import write_files
 from rsgrpo.rescore.locate import data_place, predictions_place
-from rsgrpo.rescore.scoring import Rescored, read_data, rescore
+from rsgrpo.rescore.scoring import Rescored, read_data, rescore, some_ids
 from rsgrpo.rescore.tables import anomalies_table, comparison_table, printed_table, scores_table
+from rsgrpo.rescore.warnings import comparison_warnings, run_warnings
 
 _NAMED_IDS = 10
+_MAX_MESSAGE = 480  # characters
+_SHOWN_ID = 60
 _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for two runs
 
 
@@ -35,12 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--predictions", type=Path, required=True, help="a file or folder, ours or the original's")
     parser.add_argument("--compare", type=Path, help="another run's predictions, to compare sample by sample")
     parser.add_argument("--out", type=Path, required=True, help="folder for scores.json, *.csv and scores.png")
+    parser.add_argument("--id-column", help="where the predictions' ids stand, if not where the benchmark's do")
+    parser.add_argument("--prediction-column", help="where the answers stand, likewise")
     options = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
     try:
         _rescore_all(options, console)
-    except (RsgrpoError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (RsgrpoError, ValueError, OSError) as error:
+        print(f"error: {shown(error, _MAX_MESSAGE)}", file=sys.stderr)
         return 1
     return 0
 
@@ -49,6 +56,11 @@ def _rescore_all(options: argparse.Namespace, console: Console) -> None:
     benchmarks = find_benchmarks(options.benchmark)
     done: list[tuple[Benchmark, list[Rescored]]] = []
     for benchmark in benchmarks:
+        columns = replace(
+            benchmark.columns,
+            ids=(options.id_column,) if options.id_column else benchmark.columns.ids,
+            texts=(options.prediction_column,) if options.prediction_column else benchmark.columns.texts,
+        )
         data_path = data_place(benchmark, options.data)
         places = [predictions_place(benchmark, place) for place in (options.predictions, options.compare) if place]
         found = [place for place in places if place]
@@ -57,34 +69,64 @@ def _rescore_all(options: argparse.Namespace, console: Console) -> None:
             console.print(f"{benchmark.name}: no {lacking}, left out")
             continue
         folder = options.out if len(benchmarks) == 1 else options.out / benchmark.name.rpartition("/")[2]
-        done.append((benchmark, _rescore_one(benchmark, data_path, found, folder, console)))
+        done.append((benchmark, _rescore_one(benchmark, data_path, found, columns, folder, console)))
     if not done:
         raise BenchmarkError(
-            f"neither data nor predictions of {options.benchmark} lie in {options.data} and {options.predictions}"
+            f"neither data nor predictions of {shown(options.benchmark)} lie in {shown(options.data)} and "
+            f"{shown(options.predictions)}"
         )
     if len(done) > 1:
         console.print(_family_table(options.benchmark, done))
 
 
 def _rescore_one(
-    benchmark: Benchmark, data_path: Path, predictions: Sequence[Path], folder: Path, console: Console
+    benchmark: Benchmark,
+    data_path: Path,
+    predictions: Sequence[Path],
+    columns: Columns,
+    folder: Path,
+    console: Console,
 ) -> list[Rescored]:
     data = read_data(benchmark, data_path)
     names = _run_names(predictions)
-    runs = [rescore(benchmark, data, place, name) for place, name in zip(predictions, names, strict=True)]
+    runs = [rescore(benchmark, data, place, name, columns) for place, name in zip(predictions, names, strict=True)]
+    if len(runs) == 2 and not runs[0].answered_ids & runs[1].answered_ids:
+        first, second = (some_ids(sorted(run.answered_ids)) for run in runs)
+        raise BenchmarkError(
+            f"{benchmark.name}: no question is answered by both runs, so that there is nothing to compare: "
+            f"{shown(names[0], _SHOWN_ID)} answers {first}, {shown(names[1], _SHOWN_ID)} {second}"
+        )
+    # Above the table: who reads only the first number has read these.
+    for run in runs:
+        for line in run_warnings(run, data):
+            _say(console, f"warning: {run.run}: {line}")
+    for line in comparison_warnings(*runs) if len(runs) == 2 else ():
+        _say(console, f"warning: {line}")
     console.print(scores_table(runs))
     console.print(printed_table(runs))
     console.print(anomalies_table(runs, data))
     for run in runs:
-        for line in (*_named_ids(run), *run.gaps.problems):
-            console.print(f"{run.run}: {line}", markup=False, soft_wrap=True)
+        remarks = [oddity.detail for oddity in run.gaps.oddities]
+        for line in (*_named_ids(run), *_first(run.gaps.problems), *_first(remarks)):
+            _say(console, f"{run.run}: {line}")
     comparisons = {}
     if len(runs) == 2:
         comparisons = {mode: compare(runs[0].results[mode], runs[1].results[mode]) for mode in MODES}
         console.print(comparison_table(comparisons, *names))
     for path in write_files(folder, runs, data, comparisons):
-        console.print(f"written: {path}", markup=False, soft_wrap=True)
+        _say(console, f"written: {path}")
     return runs
+
+
+def _say(console: Console, line: str) -> None:
+    """Print a line as it is: no markup, no colours, nothing that the terminal cannot show."""
+    console.print(well_formed(line)[0], markup=False, highlight=False, soft_wrap=True)
+
+
+def _first(lines: Sequence[str]) -> list[str]:
+    """The first few; ``scores.json`` has all."""
+    more = len(lines) - _NAMED_IDS
+    return [*lines[:_NAMED_IDS], *([f"… and {more} more (scores.json)"] if more > 0 else [])]
 
 
 def _named_ids(run: Rescored) -> list[str]:
@@ -98,7 +140,7 @@ def _named_ids(run: Rescored) -> list[str]:
     ):
         if ids:
             more = f" and {len(ids) - _NAMED_IDS} more (scores.json)" if len(ids) > _NAMED_IDS else ""
-            lines.append(f"{title} {', '.join(ids[:_NAMED_IDS])}{more}")
+            lines.append(f"{title} {', '.join(shown(one, _SHOWN_ID) for one in ids[:_NAMED_IDS])}{more}")
     return lines
 
 

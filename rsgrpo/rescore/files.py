@@ -11,6 +11,7 @@ from rsgrpo.benchmarks.base import BenchmarkResult, Mode
 from rsgrpo.benchmarks.prediction_files import write_json
 from rsgrpo.rescore.comparison import Comparison
 from rsgrpo.rescore.scoring import DataSet, Rescored
+from rsgrpo.rescore.warnings import run_warnings
 
 
 def write_files(
@@ -60,6 +61,8 @@ def _content(runs: Sequence[Rescored], data: DataSet, comparisons: Mapping[Mode,
                 "unknown_ids": list(run.gaps.unknown_ids),
                 "doubled_ids": list(run.gaps.doubled_ids),
                 "problems": list(run.gaps.problems),
+                "oddities": [oddity.detail for oddity in run.gaps.oddities],
+                "warnings": list(run_warnings(run, data)),
                 "modes": {mode: _result_content(result) for mode, result in run.results.items()},
             }
             for run in runs
@@ -125,7 +128,7 @@ def _pair_rows(comparisons: Mapping[Mode, Comparison]) -> Iterable[Sequence[obje
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

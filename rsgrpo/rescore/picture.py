@@ -9,11 +9,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rsgrpo.benchmarks.base import MODES, BenchmarkResult, MetricSummary
+from rsgrpo.errors import shown
+from rsgrpo.ids import well_formed
 from rsgrpo.rescore.scoring import Rescored
 
 _COLOURS = ("#1f5fa8", "#c4561a")  # one a run
 _MARKERS = {"official": "o", "strict": "s"}
 _MAX_GROUPS = 20  # more rows cannot be read
+_SHOWN = 60  # characters of a name
 _ROW_INCHES, _MARK_SPACING = 0.42, 0.16
 
 
@@ -47,13 +50,13 @@ def draw_scores(path: Path, runs: Sequence[Rescored]) -> None:
             markersize=6,
             linewidth=1.2,
             capsize=2,
-            label=f"{run.run}, {mode}",
+            label=_literal(f"{run.run}, {mode}"),
         )
-    axes.set_yticks(range(len(rows)), [title for title, _ in rows])
+    axes.set_yticks(range(len(rows)), [_literal(title) for title, _ in rows])
     axes.invert_yaxis()
     axes.set_xlim(-2, 102)
     axes.set_xlabel("per cent, with 95 % bootstrap interval")
-    axes.set_title(runs[0].name, loc="left")
+    axes.set_title(_literal(runs[0].name), loc="left")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
@@ -63,6 +66,12 @@ def draw_scores(path: Path, runs: Sequence[Rescored]) -> None:
     partial = path.with_name(path.name + ".partial")
     canvas.print_png(str(partial))
     partial.replace(path)
+
+
+def _literal(text: str) -> str:
+    """Text that matplotlib draws as it stands: a dollar starts no formula, an underscore in front hides no entry."""
+    plain = shown(well_formed(text)[0], _SHOWN).replace("$", r"\$")
+    return f" {plain}" if plain.startswith("_") else plain
 
 
 def _rows(result: BenchmarkResult) -> list[tuple[str, MetricSummary]]:

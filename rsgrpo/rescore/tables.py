@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from rsgrpo.benchmarks.base import MODES, MetricSummary, Mode
+from rsgrpo.ids import well_formed
 from rsgrpo.rescore.comparison import Comparison
 from rsgrpo.rescore.scoring import DataSet, Rescored
 
@@ -25,7 +27,11 @@ def scores_table(runs: Sequence[Rescored]) -> Table:
             is_main = name == official.main_metric
             title = f"[bold]{name}[/bold]" if is_main else name
             table.add_row(
-                run.run, title, _cell(official.metrics[name]), _cell(strict), _counts(official.metrics[name], strict)
+                _literal(run.run),
+                title,
+                _cell(official.metrics[name]),
+                _cell(strict),
+                _counts(official.metrics[name], strict),
             )
         for group in official.groups if len(official.groups) <= _MAX_GROUPS else ():
             twin = next(
@@ -33,8 +39,8 @@ def scores_table(runs: Sequence[Rescored]) -> Table:
             )
             metric = official.main_metric.removeprefix("macro ")
             one, other = group.metrics[metric], twin.metrics[metric]
-            title = f"  {metric}, {group.kind} {group.name}"
-            table.add_row(run.run, title, _cell(one), _cell(other), _counts(one, other))
+            title = _literal(f"  {metric}, {group.kind} {group.name}")
+            table.add_row(_literal(run.run), title, _cell(one), _cell(other), _counts(one, other))
     return table
 
 
@@ -43,10 +49,10 @@ def printed_table(runs: Sequence[Rescored]) -> Table:
     table = Table(title="As the original prints it", title_justify="left")
     table.add_column("number")
     for run in runs:
-        table.add_column(run.run, justify="right")
+        table.add_column(_literal(run.run), justify="right")
     columns = [run.results["official"].printed for run in runs]
     for name in dict.fromkeys(name for column in columns for name in column):
-        table.add_row(name, *(f"{column[name]:.4f}" if name in column else "" for column in columns))
+        table.add_row(_literal(name), *(f"{column[name]:.4f}" if name in column else "" for column in columns))
     return table
 
 
@@ -56,13 +62,13 @@ def anomalies_table(runs: Sequence[Rescored], data: DataSet) -> Table:
     table.add_column("kind")
     for run in runs:
         for mode in MODES:
-            table.add_column(f"{run.run}, {mode}", justify="right")
+            table.add_column(_literal(f"{run.run}, {mode}"), justify="right")
     counts: list[Mapping[str, int]] = [run.results[mode].anomalies for run in runs for mode in MODES]
     for kind in dict.fromkeys(kind for column in counts for kind in column):
         table.add_row(kind, *(str(column.get(kind, 0)) for column in counts))
     for title, findings in (("record skipped", data.skipped), ("record odd", data.remarks)):
         for reason, count in findings.items():
-            table.add_row(f"{title}: {reason}", *([str(count)] * len(counts)))
+            table.add_row(_literal(f"{title}: {reason}"), *([str(count)] * len(counts)))
     if not table.row_count:
         table.add_row("none", *(["0"] * len(counts)))
     return table
@@ -71,6 +77,7 @@ def anomalies_table(runs: Sequence[Rescored], data: DataSet) -> Table:
 def comparison_table(comparisons: Mapping[Mode, Comparison], first: str, second: str) -> Table:
     """Paired tests of all metrics."""
     one = next(iter(comparisons.values()))
+    first, second = _literal(first), _literal(second)
     table = Table(
         title=f"{second} minus {first}, sample by sample ({one.num_only_first} only in {first}, "
         f"{one.num_only_second} only in {second})",
@@ -93,6 +100,11 @@ def comparison_table(comparisons: Mapping[Mode, Comparison], first: str, second:
                 f"{test.p_value:.2g}",
             )
     return table
+
+
+def _literal(text: str) -> str:
+    """Text that rich prints as it stands: brackets are no markup."""
+    return escape(well_formed(text)[0])
 
 
 def _cell(metric: MetricSummary, sign: str = "") -> str:

@@ -249,6 +249,51 @@ def test_an_interrupted_run_goes_on_where_it_was(server: FakeServer, data_root: 
 
 
 @pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("oops", "not JSON"),
+        ("5", "expected an object"),
+        ('{"qid": 1, "pred": "x"}', "line 3: no text under id, digest, text, finish_reason, failure"),
+        ('{"id": "q0", "digest": "x", "text": null, "finish_reason": "stop", "failure": ""}', "no text under text"),
+    ],
+)
+def test_a_damaged_or_foreign_line_among_the_answers_is_named(
+    server: FakeServer, data_root: Path, line: str, message: str
+) -> None:
+    server.reply = _reply
+    run_benchmarks(_config(data_root, "evisrag/chartqa", url=server.url))
+    file = data_root.parent / "run" / "benchmarks" / "evisrag" / "chartqa" / "answers.jsonl"
+    with file.open("a") as answers:
+        answers.write(line + "\n")
+    with pytest.raises(RsgrpoError, match=message) as caught:
+        run_benchmarks(_config(data_root, "evisrag/chartqa", url=server.url, resume="auto"))
+    assert "remove the line" in str(caught.value) and "answers.jsonl" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"model": "m'])
+def test_a_damaged_note_of_who_answered_is_named(server: FakeServer, data_root: Path, content: str) -> None:
+    server.reply = _reply
+    run_benchmarks(_config(data_root, "evisrag/chartqa", url=server.url))
+    (data_root.parent / "run" / "benchmarks" / "answered_by.json").write_text(content)
+    with pytest.raises(RsgrpoError, match=r"answered_by\.json does not say"):
+        run_benchmarks(_config(data_root, "evisrag/chartqa", url=server.url, resume="auto"))
+
+
+def test_half_characters_of_a_server_are_replaced(server: FakeServer, data_root: Path) -> None:
+    server.reply = lambda *_: ok("<answer>Q3 \ud83d</answer>")
+    run_benchmarks(_config(data_root, "evisrag/chartqa", url=server.url))
+    (file,) = (data_root.parent / "run" / "benchmarks" / "evisrag" / "chartqa" / "predictions").rglob("*.jsonl")
+    assert "Q3 \ufffd" in file.read_text(encoding="utf-8")
+
+
+def test_a_task_without_a_single_answer_has_no_score(server: FakeServer, data_root: Path) -> None:
+    server.reply = lambda *_: (400, "too long", {})
+    with pytest.raises(RsgrpoError, match=r"none of 2 questions has an answer \(2 x request_failed\)"):
+        run_benchmarks(_config(data_root, "evisrag/chartqa", url=server.url))
+    assert not list((data_root.parent / "run" / "benchmarks").rglob("scores.json"))
+
+
+@pytest.mark.parametrize(
     ("tasks", "change", "message"),
     [
         (["evisrag/chartqaa"], None, "there is no benchmark 'evisrag/chartqaa'; the choices are evisrag/chartqa, "),

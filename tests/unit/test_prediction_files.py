@@ -1,0 +1,420 @@
+"""Prediction files as evaluation scripts leave them: what is read, what is named, and never a score from nothing."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rsgrpo.rescore import picture
+from rsgrpo.rescore.__main__ import main
+from tests.examples import examples
+
+GOOD = [{"qid": index, "pred": f"<answer>word{index}</answer>"} for index in range(4)]
+
+
+DRAW_SCORES = picture.draw_scores
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What the command did: its status, what it printed, ``scores.json``'s first run."""
+
+    status: int
+    out: str
+    err: str
+    run: dict[str, Any]
+
+    def value(self, mode: str, metric: str) -> float:
+        return float(self.run["modes"][mode]["metrics"][metric]["value"])
+
+    def anomalies(self, mode: str) -> dict[str, int]:
+        return dict(self.run["modes"][mode]["anomalies"])
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture takes most of the time, and says nothing here."""
+    monkeypatch.setattr(picture, "draw_scores", lambda path, runs: path.write_bytes(b""))
+
+
+def lines(rows: list[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def evisrag(folder: Path) -> Path:
+    """Four answerable questions with the ids 0 to 3, whose answers are word0 to word3."""
+    data = folder / "EVisRAG-Test-ChartQA"
+    data.mkdir(exist_ok=True)
+    rows = [
+        {"qid": index, "query": f"q{index}", "answer": [f"word{index}"], "image": ["x.png"], "is_sufficient": True}
+        for index in range(4)
+    ]
+    (data / "top3_test.jsonl").write_text(lines(rows))
+    return data
+
+
+def haystack(folder: Path) -> Path:
+    """Four questions, all of them yes."""
+    file = folder / "visual_haystack_2.json"
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "yes"}]
+    file.write_text(json.dumps([{"conversations": turns, "pos_image": ["a.jpg"], "neg_image": ["b.jpg"]}] * 4))
+    return file
+
+
+def boxes(folder: Path) -> Path:
+    """Three questions of one task; gold is the left upper quarter, half, three quarters."""
+    file = folder / "MIG_data.json"
+    item = {"task": "diff", "images": ["a.jpg", "b.jpg"], "additional_info": "", "need_format": True}
+    file.write_text(json.dumps([item | {"question": f"q{n}", "answer": [0.0, 0.0, n / 4, n / 4]} for n in range(1, 4)]))
+    return file
+
+
+def actions(folder: Path) -> Path:
+    """Four multiple-choice questions, whose answer is A."""
+    place = folder / "ActionSequence"
+    place.mkdir(exist_ok=True)
+    instance = {"context": "{image#1}?", "images_path": ["x.png"], "choice_list": ["cat", "dog"]}
+    row = {"task_instruction_id": 0, "task_instance": instance, "response": "cat"}
+    meta = {"task_instruction": ["Answer."], "question_type": "multi-choice"}
+    file = place / "ActionSequence.json"
+    file.write_text(json.dumps({"meta_data": meta, "data": [row | {"sample_id": index} for index in range(4)]}))
+    return file
+
+
+def rescored(benchmark: str, data: Path, predictions: Path, *more: str) -> Outcome:
+    folder = data.parent / "out"
+    scores = folder / "scores.json"
+    scores.unlink(missing_ok=True)
+    out, err = io.StringIO(), io.StringIO()
+    arguments = ["--benchmark", benchmark, "--data", str(data), "--predictions", str(predictions), "--out", str(folder)]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([*arguments, *more])
+    run = json.loads(scores.read_text(encoding="utf-8"))["runs"][0] if status == 0 else {}
+    return Outcome(status=status, out=out.getvalue(), err=err.getvalue(), run=run)
+
+
+def scored(tmp_path: Path, content: str | bytes, name: str = "preds.jsonl", *more: str) -> Outcome:
+    """EVisRAG predictions of this content, scored."""
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return rescored("evisrag/chartqa", evisrag(tmp_path), file, *more)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("lines.json", lines(GOOD)),
+        ("list.jsonl", json.dumps(GOOD, indent=1)),
+        ("mapping.json", json.dumps({row["qid"]: row["pred"] for row in GOOD})),
+        ("mapping_of_rows.json", json.dumps({row["qid"]: {"pred": row["pred"]} for row in GOOD})),
+        ("nested.json", json.dumps({"model": "m", "results": GOOD})),
+        ("nested_mapping.json", json.dumps({"predictions": {row["qid"]: row["pred"] for row in GOOD}})),
+        ("crlf.jsonl", lines(GOOD).replace("\n", "\r\n")),
+        ("blank_lines.jsonl", "\n\n" + lines(GOOD).replace("\n", "\n \n")),
+        ("none.txt", lines(GOOD)),
+        ("utf8_mark.jsonl", codecs.BOM_UTF8 + lines(GOOD).encode()),
+        ("utf16.jsonl", lines(GOOD).encode("utf-16")),
+        ("utf16_be.jsonl", codecs.BOM_UTF16_BE + lines(GOOD).encode("utf-16-be")),
+        ("utf16_no_mark.jsonl", lines(GOOD).encode("utf-16-le")),
+        ("utf32.json", json.dumps(GOOD).encode("utf-32")),
+        ("padded_with_nul.jsonl", lines(GOOD).encode() + b"\0" * 100),
+        ("text_ids.jsonl", lines([row | {"qid": f" {row['qid']}\n"} for row in GOOD])),
+        ("float_ids.jsonl", lines([row | {"qid": float(row["qid"])} for row in GOOD])),
+        ("empty_twin.jsonl", lines([row | {"text": ""} for row in GOOD])),
+        ("null_twin.jsonl", lines([{"qid": row["qid"], "pred": None, "text": row["pred"]} for row in GOOD])),
+        ("other_ids.jsonl", lines([row | {"id": 99, "index": 7, "sample_id": "x"} for row in GOOD])),
+    ],
+)
+def test_a_whole_file_is_read_by_what_it_holds(tmp_path: Path, name: str, content: str | bytes) -> None:
+    outcome = scored(tmp_path, content, name)
+    assert outcome.status == 0, outcome.err
+    assert outcome.value("official", "em") == outcome.value("strict", "em") == 1.0
+    assert outcome.anomalies("official") == {} and "warning" not in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.jsonl", "", "is empty"),
+        ("nul.jsonl", b"\0" * 4096, "is empty"),
+        ("none.json", "[]", "holds no predictions"),
+        ("object.json", "{}", "holds no predictions"),
+        ("scalar.json", '"yes"', "got str"),
+        ("table.csv", "qid,pred\n0,word0\n", "table"),
+        ("table.tsv", "qid\tpred\n0\tword0\n", "table"),
+        ("words.txt", "word0\nword1\n", "plain text"),
+        ("pointer.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git lfs pull"),
+        ("packed.jsonl", b"\x1f\x8b\x08\x00", "gzip"),
+        ("table.parquet", b"PAR1" + b"\0" * 40, "parquet"),
+        (
+            "latin.jsonl",
+            lines(GOOD).replace("word0", "\\u00e9").encode() + b'{"qid": 9, "pred": "\xe9t\xe9"}\n',
+            "0xe9",
+        ),
+        ("half.json", json.dumps(GOOD)[:-10], "no whole JSON"),
+        ("half_of_one.jsonl", lines(GOOD[:1])[:-10], "no whole JSON"),
+        ("deep.json", "[" * 100_000, "no whole JSON"),
+        ("two_lists.json", json.dumps({"a": GOOD, "b": GOOD}), "lists under a, b"),
+        ("texts.json", json.dumps(["word0", "word1"]), "none of 2 rows is a prediction"),
+        ("column.jsonl", lines([{"qid": row["qid"], "output": row["pred"]} for row in GOOD]), "columns: qid, output"),
+        ("no_id.jsonl", lines([{"name": row["qid"], "pred": row["pred"]} for row in GOOD]), "--id-column"),
+        ("fraction.jsonl", lines([row | {"qid": row["qid"] + 0.5} for row in GOOD]), "got 0.5"),
+        ("zeros.jsonl", lines([row | {"qid": f"{row['qid']:03d}"} for row in GOOD]), "'000' looks like '0'; 4 such"),
+        ("point.jsonl", lines([row | {"qid": f"{row['qid']}.0"} for row in GOOD]), "'0.0' looks like '0'"),
+        ("prefix.jsonl", lines([row | {"qid": f"chartqa_{row['qid']}"} for row in GOOD]), "'chartqa_0' looks like '0'"),
+        ("other.jsonl", lines([row | {"qid": 50 + row["qid"]} for row in GOOD]), "seen are '50', '51', '52' …, wanted"),
+        ("null.jsonl", lines([row | {"pred": None} for row in GOOD]), "none of 4 answers is a text"),
+        ("nan.jsonl", lines([row | {"pred": float("nan")} for row in GOOD]), "none of 4 answers is a text"),
+    ],
+)
+def test_nothing_to_score_is_one_sentence_and_no_score(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    outcome = scored(tmp_path, content, name)
+    assert outcome.status == 1
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1 and len(outcome.err) < 500
+    assert not (tmp_path / "out" / "scores.json").exists()
+
+
+def test_other_columns_can_be_named(tmp_path: Path) -> None:
+    rows = [{"key": row["qid"], "qid": 99, "output": row["pred"], "pred": "x"} for row in GOOD]
+    outcome = scored(tmp_path, lines(rows), "p.jsonl", "--id-column", "key", "--prediction-column", "output")
+    assert outcome.value("official", "em") == 1.0
+
+
+def test_half_a_character_at_the_end_is_half_a_line(tmp_path: Path) -> None:
+    # The writer was killed inside é, two bytes in UTF-8: row 3 is lost, the three in front of it are not.
+    content = lines(GOOD[:3]).encode() + '{"qid": 3, "pred": "é'.encode()[:-1]
+    outcome = scored(tmp_path, content)
+    assert (outcome.status, outcome.anomalies("official")["unreadable_row"]) == (0, 1)
+
+
+@pytest.mark.parametrize("value", [None, 5, ["<answer>word0</answer>"], {"text": "x"}, True, float("nan"), []])
+def test_an_answer_that_is_no_text_keeps_its_place_and_is_named_above_the_table(tmp_path: Path, value: object) -> None:
+    outcome = scored(tmp_path, lines([GOOD[0] | {"pred": value}, *GOOD[1:]]))
+    # The original's script stops at each of these; here the item scores 0 of 4 and is counted.
+    assert outcome.value("official", "em") == pytest.approx(3 / 4)
+    assert {"prediction_not_text": 1, "original_raises": 1}.items() <= outcome.anomalies("official").items()
+    # Strict mode reads a list of one text; a number has no answer section.
+    assert outcome.value("strict", "em") == (1.0 if value == ["<answer>word0</answer>"] else 3 / 4)
+    first, *_ = outcome.out.splitlines()
+    assert first.startswith("warning: preds: 1 x prediction_not_text") and "id 0" in first
+
+
+def test_rows_that_are_lost_stand_above_the_table_with_their_count(tmp_path: Path) -> None:
+    outcome = scored(tmp_path, lines(GOOD[:2]) + "oops\n" + '{"qid": 2}\n' + lines([{"qid": 7, "pred": "x"}]))
+    # Official as the original where it runs: the mean over rows, here the two that could be read.
+    assert (outcome.value("official", "em"), outcome.value("strict", "em")) == (1.0, 0.5)
+    above = outcome.out.partition("evisrag/chartqa: mean")[0]
+    assert "2 of 4 questions without a prediction ('2', '3'); official is over 2 items, strict over 4" in above
+    assert "2 rows left out that are no prediction" in above and "line 3" in above
+    assert "1 prediction with an id that no question has ('7')" in above
+    assert len(outcome.run["warnings"]) == 3
+
+
+def test_a_few_near_misses_are_named_in_the_warning(tmp_path: Path) -> None:
+    outcome = scored(tmp_path, lines([*GOOD[:3], {"qid": "3.0", "pred": "x"}]))
+    assert "'3.0' looks like '3'" in outcome.out.partition("evisrag/chartqa: mean")[0]
+
+
+def test_doubled_names_in_an_object_from_id_to_answer_are_counted(tmp_path: Path) -> None:
+    content = '{"0": "<answer>word0</answer>", "0": "<answer>x</answer>", "1": "<answer>word1</answer>"}'
+    assert scored(tmp_path, content, "p.json").run["doubled_ids"] == ["0"]
+
+
+def test_lone_surrogates_are_replaced_and_counted(tmp_path: Path) -> None:
+    content = '{"qid": "0\\ud83d", "pred": "x"}\n{"qid": 0, "pred": "<answer>word0 \\ud83d</answer>"}\n' + lines(
+        GOOD[1:]
+    )
+    outcome = scored(tmp_path, content)
+    # word0 and the stand-in against word0: all of its words are there, and one more.
+    assert outcome.value("official", "accuracy") == 1.0 and outcome.value("official", "em") == 3 / 4
+    assert outcome.anomalies("strict")["surrogates_replaced"] == 1
+
+
+def test_names_that_look_like_markup_or_formulas_are_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture, "draw_scores", DRAW_SCORES)
+    outcome = scored(tmp_path, lines(GOOD), "_run[red] $1$ $ é.jsonl")
+    assert outcome.status == 0 and "_run[red] $1$ $ é" in outcome.out
+
+
+@pytest.mark.parametrize("rows", [[0, 1], [0, 1, 2, 3]])
+def test_a_comparison_says_what_only_one_run_answered(tmp_path: Path, rows: list[int]) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(lines([GOOD[index] for index in rows]))
+    outcome = scored(tmp_path, lines(GOOD[1:]), "preds.jsonl", "--compare", str(other))
+    # The first run answers 1, 2, 3.
+    expected = {2: "1 questions are answered by both runs, 2 only by preds, 1 only by other", 4: "1 only by other"}
+    assert expected[len(rows)] in outcome.out.partition("evisrag/chartqa: mean")[0]
+
+
+def test_runs_without_a_common_question_are_not_compared(tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(lines(GOOD[2:]))
+    outcome = scored(tmp_path, lines(GOOD[:2]), "preds.jsonl", "--compare", str(other))
+    assert outcome.status == 1 and "preds answers '0', '1', other '2', '3'" in outcome.err
+
+
+def test_an_unusable_data_set_is_named(tmp_path: Path) -> None:
+    data = evisrag(tmp_path)
+    (data / "top3_test.jsonl").write_text('{"qid": 0}\n')
+    (tmp_path / "p.jsonl").write_text(lines(GOOD))
+    outcome = rescored("evisrag/chartqa", data, tmp_path / "p.jsonl")
+    assert outcome.status == 1 and "no question that can be used" in outcome.err and len(outcome.err) < 500
+
+
+def test_haystack_ids_are_numbers_with_or_without_zeros(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text(lines([{"sample_id": name, "text": "yes"} for name in (0, "1", "002", 3.0)]))
+    outcome = rescored("vhs/single", haystack(tmp_path), file)
+    assert (outcome.value("official", "accuracy"), outcome.anomalies("official")) == (1.0, {})
+
+
+def test_haystack_replies_flags_and_positions_of_other_types_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "replies"
+    folder.mkdir()
+    results: list[Any] = [
+        {"result": {"response": "yes", "retrieval_output": [True, None], "retrieval_ground_truth": ["a", 0]}},
+        {"result": {"response": None, "retrieval_output": [1, 0.0], "retrieval_ground_truth": [True, False]}},
+        {"result": None},
+        None,
+    ]
+    for number, content in enumerate(results):
+        (folder / f"{number}.json").write_text(json.dumps(content))
+    outcome = rescored("vhs/single", haystack(tmp_path), folder)
+    # One right of the two replies; records 2 and 3 hold none.
+    assert outcome.value("official", "accuracy") == 0.5
+    expected = {"retrieval_flags_unreadable": 2, "prediction_not_text": 1, "unreadable_row": 2, "original_raises": 1}
+    assert expected.items() <= outcome.anomalies("official").items()
+    file = tmp_path / "p.jsonl"
+    positions = ["3", 2, "two", 1.5]
+    rows = [{"sample_id": n, "text": "yes", "needle_position": one} for n, one in enumerate(positions)]
+    file.write_text(lines([*rows, {"text": "yes"}, None]))
+    outcome = rescored("vhs/positional", haystack(tmp_path), file)
+    assert {"needle_position_odd": 3, "unreadable_row": 2}.items() <= outcome.anomalies("official").items()
+    groups = outcome.run["modes"]["official"]["groups"]
+    assert {one["name"] for one in groups if one["kind"] == "needle position"} == {"3", "2"}
+
+
+def test_a_positional_record_needs_a_position_for_every_reply(tmp_path: Path) -> None:
+    folder = tmp_path / "replies"
+    folder.mkdir()
+    images: dict[str, Any] = {"pos_image": ["a"], "neg_image": ["b"]}
+    records = [images | {"response": ["yes", None]}, {"pos_image": None, "response": ["yes"]}]
+    for number, content in enumerate(records):
+        (folder / f"{number}.json").write_text(json.dumps(content))
+    outcome = rescored("vhs/positional", haystack(tmp_path), folder)
+    # Record 0: right at position 0, null at 1. Record 1 does not say how many images there were.
+    assert outcome.value("official", "accuracy") == 0.5
+    assert {"prediction_not_text": 1, "unreadable_row": 1}.items() <= outcome.anomalies("official").items()
+
+
+def answer(share: float) -> str:
+    return f"(0,0),({round(1000 * share)},{round(1000 * share)})"
+
+
+def test_a_box_answer_that_is_no_text_does_not_move_those_behind_it(tmp_path: Path) -> None:
+    file = tmp_path / "m_diff.json"
+    rows: list[Any] = [{"task": "diff", "answer": None}, *({"task": "diff", "answer": answer(n / 4)} for n in (2, 3))]
+    file.write_text(json.dumps([*rows, {"diff": {"TOTAL": 3}}]))
+    outcome = rescored("mig_bench/diff", boxes(tmp_path), file)
+    assert outcome.value("official", "iou") == pytest.approx(2 / 3)
+    # A row that is no object leaves no doubt about its own place, but all about the places behind it.
+    file.write_text(json.dumps([None, *rows[1:]]))
+    outcome = rescored("mig_bench/diff", boxes(tmp_path), file)
+    assert outcome.status == 1 and "write sample_id into every row" in outcome.err
+
+
+def test_a_place_that_belongs_to_another_question_gets_no_answer(tmp_path: Path) -> None:
+    # A run over questions 2 and 3 alone: its first row is not the answer to question 1.
+    file = tmp_path / "m_diff.json"
+    file.write_text(json.dumps([{"task": "diff", "question": f"q{n}", "answer": answer(n / 4)} for n in (2, 3)]))
+    outcome = rescored("mig_bench/diff", boxes(tmp_path), file)
+    assert outcome.status == 1 and "@diff#0" in outcome.err
+
+
+SITES: list[tuple[str, Callable[[Path], Path], list[dict[str, Any]]]] = [
+    ("evisrag/chartqa", evisrag, GOOD),
+    ("vhs/single", haystack, [{"sample_id": f"{n:03d}", "text": "yes"} for n in range(4)]),
+    ("mig_bench/diff", boxes, [{"task": "diff", "question": f"q{n}", "answer": answer(n / 4)} for n in range(1, 4)]),
+    ("milebench/ActionSequence", actions, [{"sample_id": n, "pred_response": "A"} for n in range(4)]),
+]
+VALUES: list[Any] = [
+    *(None, True, 0, -1, 4.0, 4.5, 1e300, float("nan"), float("inf"), 10**30, "", " 0 ", "0", "0.0", "x" * 3000),
+    *("\ud83d", "\0", [], ["yes"], [None], {}, {"a": None}, [[["x"]]], "[/b]", "<answer>"),
+]
+CODECS = ["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32-be", "latin-1", "utf-16-le"]
+
+
+def mutated(rows: list[dict[str, Any]], draw: random.Random) -> bytes:
+    """A prediction file after a few accidents."""
+    changed: list[Any] = [dict(row) for row in rows]
+    for _ in range(draw.randrange(4)):
+        place = draw.randrange(len(changed))
+        row = changed[place]
+        kind = draw.randrange(7)
+        if kind == 0 or not isinstance(row, dict) or not row:
+            changed[place] = draw.choice(VALUES)
+        elif kind == 1:
+            row[draw.choice([*row])] = draw.choice(VALUES)
+        elif kind == 2:
+            row[str(draw.choice(["needle_position", "retrieved", "relevant", "id", "text", "question"]))] = draw.choice(
+                VALUES
+            )
+        elif kind == 3:
+            row[draw.choice(["output", "qid ", "Pred"])] = row.pop(draw.choice([*row]))
+        elif kind == 4:
+            changed.append(draw.choice(changed))
+        elif kind == 5 and len(changed) > 1:
+            del changed[place]
+        else:
+            for one in changed:
+                if isinstance(one, dict) and one:
+                    name = draw.choice([*row])
+                    one[name] = draw.choice(VALUES)
+    forms = [lines(changed), lines(changed), json.dumps(changed, indent=draw.choice([None, 1]))]
+    forms += [json.dumps({"results": changed}), json.dumps({str(n): one for n, one in enumerate(changed)})]
+    text = draw.choice(forms)
+    data = text.encode(draw.choice(CODECS), "replace")
+    if draw.random() < 0.2:
+        data = data[: draw.randrange(len(data) + 1)]
+    if draw.random() < 0.2 and data:
+        place = draw.randrange(len(data))
+        data = data[:place] + bytes([draw.randrange(256)]) + data[place + 1 :]
+    return data
+
+
+@given(site=st.sampled_from(SITES), seed=st.integers(0, 2**32 - 1), suffix=st.sampled_from([".jsonl", ".json", ".x"]))
+@settings(examples(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_accident_gives_a_score_from_matched_predictions_or_one_sentence(
+    tmp_path: Path, site: tuple[str, Callable[[Path], Path], list[dict[str, Any]]], seed: int, suffix: str
+) -> None:
+    benchmark, write_data, rows = site
+    file = tmp_path / f"p{suffix}"
+    file.write_bytes(mutated(rows, random.Random(seed)))
+    outcome = rescored(benchmark, write_data(tmp_path), file)
+    if outcome.status == 0:
+        missing, total = len(outcome.run["missing"]), len(rows)
+        assert missing < total
+        # Whatever is not one clean answer to every question stands above the table.
+        is_clean = outcome.out.startswith(f"{benchmark}: mean")
+        assert is_clean == (not outcome.run["warnings"])
+        if is_clean:
+            assert not (missing or outcome.run["unknown_ids"] or outcome.run["problems"] or outcome.run["oddities"])
+            assert outcome.run["modes"]["official"]["metrics"][outcome.run["modes"]["official"]["main_metric"]]["count"]
+    else:
+        assert outcome.status == 1
+        assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1 and len(outcome.err) < 500
+        assert "codec can't" not in outcome.err
