@@ -11,7 +11,7 @@ from pathlib import Path
 
 from recipes.benchmark_questions import Question, TaskQuestions
 from rollout.answering import Answer
-from rsgrpo.benchmarks.base import MODES, Answered, BenchmarkResult, Gaps, Mode
+from rsgrpo.benchmarks.base import MODES, Answered, BenchmarkError, BenchmarkResult, Gaps, Mode
 from rsgrpo.config import Config
 from rsgrpo.images import page_size
 from rsgrpo.jsonl import append_rows
@@ -64,6 +64,9 @@ def score_task(
 
     Returns:
         Both modes' results, and what was odd.
+
+    Raises:
+        BenchmarkError: not one question has an answer.
     """
     answered: list[Answered] = []
     anomalies: Counter[str] = Counter({BAD_RECORD: sum(task.skipped.values()), NOT_ASKED: num_too_long})
@@ -77,6 +80,12 @@ def score_task(
         anomalies.update(found)
         answered_ids.add(question.sample.sample_id)
         answered.append(Answered(sample=question.sample, text=text, needle_position=question.needle_position))
+    if not answered:
+        listed = ", ".join(f"{count} x {kind}" for kind, count in anomalies.items() if count)
+        raise BenchmarkError(
+            f"{task.name}: none of {len(task.questions)} questions has an answer ({listed or 'none was asked'}), so "
+            "there is nothing to score; mend what stopped them and run again with resume=auto"
+        )
     samples = {question.sample.sample_id: question.sample for question in task.questions}
     gaps = Gaps(missing=tuple(sample for sample_id, sample in samples.items() if sample_id not in answered_ids))
     task.benchmark.write_predictions(answered, folder / "predictions", model=config.name)
@@ -154,10 +163,16 @@ def table_lines(scores: Sequence[TaskScores]) -> list[str]:
         scores: of every task.
 
     Returns:
-        A heading, a line a task with both modes' headline and its 95 % interval in percent, and a line a task
-        with anomalies.
+        A line a task with anomalies, then a heading and a line a task with both modes' headline and its 95 %
+        interval in percent.
     """
-    lines = [f"{'task':<30}{'answered':>12}  {'metric':<12}{'official':>22}{'strict':>22}"]
+    lines = []
+    for one in scores:
+        found = _anomalies(one)
+        if found:
+            listed = ", ".join(f"{count} × {kind}" for kind, count in found.items())
+            lines.append(f"{one.task.name}: {listed}")
+    lines.append(f"{'task':<30}{'answered':>12}  {'metric':<12}{'official':>22}{'strict':>22}")
     for one in scores:
         official, strict = (one.results[mode] for mode in MODES)
         both = "".join(
@@ -166,11 +181,6 @@ def table_lines(scores: Sequence[TaskScores]) -> list[str]:
         )
         total = len(one.task.questions)
         lines.append(f"{one.task.name:<30}{f'{_num_answered(one)}/{total}':>12}  {official.main_metric:<12}{both}")
-    for one in scores:
-        found = _anomalies(one)
-        if found:
-            listed = ", ".join(f"{count} × {kind}" for kind, count in found.items())
-            lines.append(f"{one.task.name}: {listed}")
     return lines
 
 

@@ -27,7 +27,8 @@ from rollout.answering import Answer, Answerer, EngineAnswerer
 from rollout.endpoint import EndpointAnswerer
 from rsgrpo.cluster import REPOSITORY, open_cluster
 from rsgrpo.config import Config
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.ids import well_formed
 from rsgrpo.jsonl import append_rows, read_rows
 from rsgrpo.progress import Progress
 from rsgrpo.report import build_report
@@ -38,6 +39,7 @@ from rsgrpo.task_prompts.milebench import ContextLimit
 from rsgrpo.task_prompts.turns import TaskPrompt, chat_prompt
 
 _ASKED_CHUNK = 64
+_ANSWER_FIELDS = ("text", "finish_reason", "failure")
 
 
 class BenchmarkRunError(RsgrpoError):
@@ -114,22 +116,32 @@ class _Journal:
             raise BenchmarkRunError(f"{task.name}: two questions have the id {twice!r}; make the ids unique")
         self._prompts = {one.prompt.prompt_id: one.prompt for one in task.questions}
         self.answers: dict[str, Answer] = {}
-        for row in read_rows(self._file):
-            if self._digests.get(row["id"]) == row["digest"]:
-                self._take(
-                    Answer(
-                        prompt_id=row["id"],
-                        text=row["text"],
-                        finish_reason=row["finish_reason"],
-                        failure=row["failure"],
-                    )
-                )
+        try:
+            for number, row in enumerate(read_rows(self._file), start=1):
+                self._check_row(number, row)
+                if self._digests.get(row["id"]) == row["digest"]:
+                    self._take(Answer(prompt_id=row["id"], **{name: row[name] for name in _ANSWER_FIELDS}))
+        except ValueError as error:
+            raise BenchmarkRunError(f"{shown(error, 400)}: its question is then asked again") from error
+
+    def _check_row(self, number: int, row: dict[str, Any]) -> None:
+        wrong = [name for name in ("id", "digest", *_ANSWER_FIELDS) if not isinstance(row.get(name), str)]
+        if wrong:
+            raise BenchmarkRunError(
+                f"{shown(self._file)}, line {number}: no text under {', '.join(wrong)}, so no answer of a benchmark "
+                "run; remove the line: its question is then asked again"
+            )
 
     def _take(self, answer: Answer) -> None:
         self.answers[answer.prompt_id] = answer
 
     def add(self, answers: Iterable[Answer]) -> None:
         """Keep answers, on the disk first."""
+        # A server may send half characters, which no file can hold.
+        answers = [
+            Answer(prompt_id=one.prompt_id, **{name: well_formed(getattr(one, name))[0] for name in _ANSWER_FIELDS})
+            for one in answers
+        ]
         rows = [
             {
                 "id": one.prompt_id,
@@ -200,7 +212,15 @@ def _check_same_answerer(root: Path, config: Config, model: Path | None) -> None
     }
     file = root / "answered_by.json"
     if file.exists():
-        before = json.loads(file.read_text())
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            before = error
+        if not isinstance(before, dict):
+            raise BenchmarkRunError(
+                f"{shown(file)} does not say whose answers lie beside it ({shown(before, 60)}); choose another "
+                "run_dir, or remove the file if the answers are of the same model and settings"
+            )
         differing = [name for name, value in answered_by.items() if before.get(name) != value]
         if differing:
             raise BenchmarkRunError(

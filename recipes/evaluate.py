@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,8 @@ from pathlib import Path
 
 from rewards.scorer import Scorer
 from rollout.engine import RolloutEngine
+from rsgrpo.benchmarks.evisrag import public_id
+from rsgrpo.benchmarks.prediction_files import write_json, write_lines
 from rsgrpo.config import Config
 from rsgrpo.evisrag_metrics import EvaluationMetrics, ResponseScore, aggregate, score_response
 from rsgrpo.types import PromptedSample, RolloutGroup, ScoredGroup
@@ -36,14 +37,6 @@ class Evaluation:
         """All of it by name, a reward as ``reward/<name>``."""
         rewards = {f"reward/{name}": value for name, value in self.rewards.items()}
         return {name: float(value) for name, value in dataclasses.asdict(self.metrics).items()} | rewards
-
-
-def _write_lines(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("w") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    partial.replace(path)
 
 
 def _score(group: RolloutGroup) -> ResponseScore:
@@ -121,11 +114,11 @@ def evaluate(
     scores = [_score(group) for group in groups]
     rewards = [_reward_values(judged) for judged in _judge(groups, scorer)]
     folder.mkdir(parents=True, exist_ok=True)
-    _write_lines(
+    write_lines(
         folder / "predictions.jsonl",
         [
             {
-                "qid": group.sample.sample_id,
+                "qid": public_id(group.sample),
                 "query": group.sample.question,
                 "imgs": [image.path for image in group.sample.images],
                 "pred": group.rollouts[0].text,
@@ -139,8 +132,6 @@ def evaluate(
     )
     found = _evaluation(scores, rewards)
     # metrics.json comes last: it says that this point is done.
-    for name, document in (("rewards.json", dict(found.rewards)), ("metrics.json", dataclasses.asdict(found.metrics))):
-        partial = folder / f"{name}.partial"
-        partial.write_text(json.dumps(document, indent=2))
-        partial.replace(folder / name)
+    write_json(folder / "rewards.json", dict(found.rewards))
+    write_json(folder / "metrics.json", dataclasses.asdict(found.metrics))
     return found, groups
