@@ -8,8 +8,8 @@ import unicodedata
 from collections.abc import Iterable
 
 _LARGEST_EXACT = 2**53  # a float beyond it may stand for several whole numbers
-_BLANK = "\ufeff\u200b\u200c\u200d\u2060"
-"""Characters that nobody sees and that ``str.strip`` leaves: byte order mark, zero-width spaces and joiners."""
+_BLANK = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff\u200b\u200c\u200d\u2060"
+"""White space, and what nobody sees though Python calls it none: byte order mark, zero-width spaces and joiners."""
 _NUMBER = re.compile(r"[+-]?(\d+)(?:\.0*)?")
 _LAST_NUMBER = re.compile(r"(?:^|.*\D)(\d+)(?:\.0+)?(?:\.[A-Za-z]\w*)?", re.DOTALL)
 
@@ -30,7 +30,7 @@ def plain_id(value: object) -> str | None:
         ``plain_id(4.5) is None``.
     """
     if isinstance(value, str):
-        return well_formed(value)[0].strip().strip(_BLANK).strip() or None
+        return well_formed(value)[0].strip(_BLANK) or None
     if isinstance(value, bool):
         return None
     if isinstance(value, int):

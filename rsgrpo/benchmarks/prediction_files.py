@@ -50,7 +50,8 @@ class RowReader:
         if not isinstance(row, Mapping):
             self.add_problem(place, f"got {'null' if row is None else type(row).__name__}, expected an object")
             return
-        self._seen_columns.update(dict.fromkeys(map(str, row)))
+        if not row.keys() <= self._seen_columns.keys():
+            self._seen_columns.update(dict.fromkeys(row))
         ids = [row[name] for name in self._columns.ids if row.get(name) is not None]
         sample_id = plain_id(ids[0]) if ids else None
         if sample_id is None:
@@ -64,7 +65,7 @@ class RowReader:
             return
         value = next((row[name] for name in present if row[name] is not None), None)
         self.add(
-            f"{place}, id {shown(sample_id, _SHOWN)}",
+            place,
             sample_id,
             value,
             position=row.get("needle_position"),
@@ -94,21 +95,22 @@ class RowReader:
             relevant: likewise.
             question: what the file says was asked; empty without.
         """
+        where = (place, sample_id)
         text, defect = _answer(value)
         text, num_mended = well_formed(text)
         if defect:
-            self._note(NOT_TEXT, place, f"the answer is {defect}, expected a text")
+            self._note(NOT_TEXT, where, f"the answer is {defect}, expected a text")
         if num_mended:
-            self._note(MENDED_TEXT, place, f"{num_mended} lone surrogates (half characters) replaced")
+            self._note(MENDED_TEXT, where, f"{num_mended} lone surrogates (half characters) replaced")
         self._predictions.append(
             Prediction(
                 sample_id=sample_id,
                 text=text,
                 defect=defect,
                 question=question,
-                needle_position=self._position(place, position),
-                retrieved=self._flags(place, "retrieved", retrieved),
-                relevant=self._flags(place, "relevant", relevant),
+                needle_position=self._position(where, position),
+                retrieved=self._flags(where, "retrieved", retrieved),
+                relevant=self._flags(where, "relevant", relevant),
             )
         )
 
@@ -121,10 +123,12 @@ class RowReader:
             columns=tuple(self._seen_columns),
         )
 
-    def _note(self, kind: str, place: str, detail: str) -> None:
-        self._oddities.append(Oddity(kind=kind, detail=f"{shown(self._path)}, {place}: {detail}"))
+    def _note(self, kind: str, where: tuple[str, str], detail: str) -> None:
+        place, sample_id = where
+        place = f"{shown(self._path)}, {place}, id {shown(sample_id, _SHOWN)}"
+        self._oddities.append(Oddity(kind=kind, detail=f"{place}: {detail}"))
 
-    def _position(self, place: str, value: object) -> int:
+    def _position(self, where: tuple[str, str], value: object) -> int:
         if value is None or (value == -1 and not isinstance(value, bool)):
             return -1
         name = plain_id(value)
@@ -133,12 +137,12 @@ class RowReader:
             outcome = "read as a number" if is_whole else "left out"
             self._note(
                 ODD_POSITION,
-                place,
+                where,
                 f"needle_position is {shown(repr(value), _SHOWN)}, expected a whole number; {outcome}",
             )
         return int(name) if is_whole and name is not None else -1
 
-    def _flags(self, place: str, name: str, value: object) -> tuple[int, ...]:
+    def _flags(self, where: tuple[str, str], name: str, value: object) -> tuple[int, ...]:
         if value is None:
             return ()
         # True == 1 and 1.0 == 1: all three mean yes.
@@ -146,7 +150,7 @@ class RowReader:
             return tuple(int(one) for one in value)
         self._note(
             ODD_FLAGS,
-            place,
+            where,
             f"{name} is {shown(repr(value), _SHOWN)}, expected a list of 0 and 1; the list is left out",
         )
         return ()

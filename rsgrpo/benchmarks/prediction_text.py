@@ -30,6 +30,7 @@ _BINARY = {
     b"\x93NUMPY": "a numpy array",
 }
 _LFS_POINTER = "version https://git-lfs"
+_WRAPPERS = frozenset(("results", "result", "predictions", "preds", "answers", "responses", "outputs", "data"))
 _CUT = ("unexpected end of data", "truncated data")
 _LONGEST_CHARACTER_BYTES = 4
 _SHOWN = 60
@@ -172,21 +173,28 @@ def _rows_of(path: Path, text: str, content: object, columns: Columns) -> list[R
         return [
             Row(place=f"{shown(lists[0], _SHOWN)}[{index}]", value=one) for index, one in enumerate(content[lists[0]])
         ]
-    pairs = _pairs(text)
-    if not lists and len(content) == 1 and isinstance(content[pairs[0][0]], dict):
-        inner = content[pairs[0][0]]
-        if inner and not inner.keys() & {*columns.ids, *columns.texts}:
-            pairs = list(inner.items())
-    if not lists and all(value is None or isinstance(value, str | int | float | dict) for _, value in pairs):
-        rows = [_row_of_pair(name, value, columns) for name, value in pairs]
-        if any(row.value is not None for row in rows):
-            return rows
+    pairs = _answers_by_id(content, text, columns)
+    if not lists and all(map(_may_be_answer, (value for _, value in pairs))):
+        return [_row_of_pair(name, value, columns) for name, value in pairs]
     names = ", ".join(shown(name, _SHOWN) for name in [*content][:5])
     found = f"lists under {', '.join(shown(name, _SHOWN) for name in lists[:5])}" if lists else f"the keys {names}"
     raise BenchmarkError(
         f"{shown(path)} is an object with {found}; expected a list of predictions, one object a line, an object with "
         "one list, or one from id to answer"
     )
+
+
+def _answers_by_id(content: dict[str, Any], text: str, columns: Columns) -> list[tuple[str, Any]]:
+    """The entries of an object from id to answer, or of the one inside it that is named as such."""
+    wrapped = [name for name, value in content.items() if isinstance(value, dict) and name.lower() in _WRAPPERS]
+    if len(wrapped) == 1 and not content[wrapped[0]].keys() & {*columns.ids, *columns.texts}:
+        return list(content[wrapped[0]].items())
+    return _pairs(text)
+
+
+def _may_be_answer(value: object) -> bool:
+    """Whether an object from id to answer may hold this: anything but a list of other things than texts."""
+    return not isinstance(value, list) or (bool(value) and all(isinstance(one, str) for one in value))
 
 
 def _is_list_of_rows(value: list[Any]) -> bool:

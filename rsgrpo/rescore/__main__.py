@@ -46,8 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
     try:
         _rescore_all(options, console)
-    except (RsgrpoError, ValueError, OSError) as error:
+    except (RsgrpoError, ValueError) as error:
         print(f"error: {shown(error, _MAX_MESSAGE)}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {shown(error.filename or options.out)}: {error.strerror or shown(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -55,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _rescore_all(options: argparse.Namespace, console: Console) -> None:
     benchmarks = find_benchmarks(options.benchmark)
     done: list[tuple[Benchmark, list[Rescored]]] = []
+    taken: dict[tuple[Path, ...], str] = {}
     for benchmark in benchmarks:
         columns = replace(
             benchmark.columns,
@@ -68,6 +72,12 @@ def _rescore_all(options: argparse.Namespace, console: Console) -> None:
             lacking = "data" if data_path is None else "predictions (exactly one file)"
             console.print(f"{benchmark.name}: no {lacking}, left out")
             continue
+        twin = taken.setdefault((data_path, *found), benchmark.name)
+        if twin != benchmark.name:
+            raise BenchmarkError(
+                f"{twin} and {benchmark.name} would both be scored on {shown(data_path)}; name one task with "
+                f"--benchmark, or the folders that hold all of {shown(options.benchmark)}"
+            )
         folder = options.out if len(benchmarks) == 1 else options.out / benchmark.name.rpartition("/")[2]
         done.append((benchmark, _rescore_one(benchmark, data_path, found, columns, folder, console)))
     if not done:

@@ -30,6 +30,8 @@ def data_place(benchmark: Benchmark, place: Path) -> Path | None:
         folder = place / f"EVisRAG-Test-{set_name}"
         if folder.is_dir():
             return folder
+        if place.name.startswith("EVisRAG-Test-") and place.name != folder.name:
+            return None  # another set's
         return None if any(place.glob("EVisRAG-Test-*")) else place
     if isinstance(benchmark, MileBenchmark):
         file_name = f"{benchmark.set_name}.json"

@@ -8,7 +8,7 @@ from rsgrpo.ids import near_misses, plain_id, well_formed
 from tests.examples import examples
 
 
-@pytest.mark.parametrize("value", ["4", " 4", "4\r\n", "\ufeff4", "4\u200b", 4, 4.0])
+@pytest.mark.parametrize("value", ["4", " 4", "4\r\n", "\ufeff4", "4\u200b", "4" + " \ufeff" * 5000, 4, 4.0])
 def test_one_id_in_all_ways_of_writing_it(value: object) -> None:
     assert plain_id(value) == "4"
 

@@ -20,7 +20,7 @@ from rsgrpo.rescore import picture
 from rsgrpo.rescore.__main__ import main
 from tests.examples import examples
 
-GOOD = [{"qid": index, "pred": f"<answer>word{index}</answer>"} for index in range(4)]
+GOOD: list[dict[str, Any]] = [{"qid": index, "pred": f"<answer>word{index}</answer>"} for index in range(4)]
 
 
 DRAW_SCORES = picture.draw_scores
@@ -120,6 +120,7 @@ def scored(tmp_path: Path, content: str | bytes, name: str = "preds.jsonl", *mor
         ("mapping_of_rows.json", json.dumps({row["qid"]: {"pred": row["pred"]} for row in GOOD})),
         ("nested.json", json.dumps({"model": "m", "results": GOOD})),
         ("nested_mapping.json", json.dumps({"predictions": {row["qid"]: row["pred"] for row in GOOD}})),
+        ("beside.json", json.dumps({"meta": {"t": 0.1}, "Results": {row["qid"]: row["pred"] for row in GOOD}})),
         ("crlf.jsonl", lines(GOOD).replace("\n", "\r\n")),
         ("blank_lines.jsonl", "\n\n" + lines(GOOD).replace("\n", "\n \n")),
         ("none.txt", lines(GOOD)),
@@ -166,6 +167,8 @@ def test_a_whole_file_is_read_by_what_it_holds(tmp_path: Path, name: str, conten
         ("half_of_one.jsonl", lines(GOOD[:1])[:-10], "no whole JSON"),
         ("deep.json", "[" * 100_000, "no whole JSON"),
         ("two_lists.json", json.dumps({"a": GOOD, "b": GOOD}), "lists under a, b"),
+        ("failed.json", json.dumps({"error": "out of memory"}), "seen are 'error'"),
+        ("no_results.json", json.dumps({"results": []}), "keys results"),
         ("texts.json", json.dumps(["word0", "word1"]), "none of 2 rows is a prediction"),
         ("column.jsonl", lines([{"qid": row["qid"], "output": row["pred"]} for row in GOOD]), "columns: qid, output"),
         ("no_id.jsonl", lines([{"name": row["qid"], "pred": row["pred"]} for row in GOOD]), "--id-column"),
@@ -265,6 +268,27 @@ def test_runs_without_a_common_question_are_not_compared(tmp_path: Path) -> None
     other.write_text(lines(GOOD[2:]))
     outcome = scored(tmp_path, lines(GOOD[:2]), "preds.jsonl", "--compare", str(other))
     assert outcome.status == 1 and "preds answers '0', '1', other '2', '3'" in outcome.err
+
+
+def test_one_file_is_not_scored_as_every_task_of_a_family(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(lines(GOOD))
+    for name, data in (("vhs", haystack(tmp_path)), ("evisrag", evisrag(tmp_path) / "top3_test.jsonl")):
+        outcome = rescored(name, data, tmp_path / "p.jsonl")
+        assert outcome.status == 1, outcome.out
+    # A folder says which set it holds: the other four are left out.
+    assert "would both be scored on" in outcome.err
+    outcome = rescored("evisrag/docvqa", evisrag(tmp_path), tmp_path / "p.jsonl")
+    assert outcome.status == 1 and "neither data nor predictions" in outcome.err
+
+
+def test_an_output_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    data, file = evisrag(tmp_path), tmp_path / "p.jsonl"
+    file.write_text(lines(GOOD))
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+        arguments = ["--benchmark", "evisrag/chartqa", "--data", str(data), "--predictions", str(file)]
+        assert main([*arguments, "--out", str(file)]) == 1
+    assert err.getvalue() == f"error: {file}: File exists\n"
 
 
 def test_an_unusable_data_set_is_named(tmp_path: Path) -> None:
