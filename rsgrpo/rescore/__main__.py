@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--id-column", help="where the predictions' ids stand, if not where the benchmark's do")
     parser.add_argument("--prediction-column", help="where the answers stand, likewise")
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a name that the terminal's encoding lacks must not end the run
     console = Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
     try:
         _rescore_all(options, console)
@@ -106,6 +110,9 @@ def _rescore_one(
             f"{benchmark.name}: no question is answered by both runs, so that there is nothing to compare: "
             f"{shown(names[0], _SHOWN_ID)} answers {first}, {shown(names[1], _SHOWN_ID)} {second}"
         )
+    modes = MODES if len(runs) == 2 else ()
+    comparisons = {mode: compare(runs[0].results[mode], runs[1].results[mode]) for mode in modes}
+    paths = write_files(folder, runs, data, comparisons)  # first: who pipes the tables into head still gets the files
     # Above the table: who reads only the first number has read these.
     for run in runs:
         for line in run_warnings(run, data):
@@ -119,11 +126,9 @@ def _rescore_one(
         remarks = [oddity.detail for oddity in run.gaps.oddities]
         for line in (*_named_ids(run), *_first(run.gaps.problems), *_first(remarks)):
             _say(console, f"{run.run}: {line}")
-    comparisons = {}
-    if len(runs) == 2:
-        comparisons = {mode: compare(runs[0].results[mode], runs[1].results[mode]) for mode in MODES}
+    if comparisons:
         console.print(comparison_table(comparisons, *names))
-    for path in write_files(folder, runs, data, comparisons):
+    for path in paths:
         _say(console, f"written: {path}")
     return runs
 

@@ -281,6 +281,17 @@ def test_one_file_is_not_scored_as_every_task_of_a_family(tmp_path: Path) -> Non
     assert outcome.status == 1 and "neither data nor predictions" in outcome.err
 
 
+def test_a_terminal_without_the_letters_of_a_name_ends_no_run(tmp_path: Path) -> None:
+    data, file = evisrag(tmp_path), tmp_path / "é中.jsonl"
+    file.write_text(lines(GOOD[1:]))
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with contextlib.redirect_stdout(terminal):
+        arguments = ["--benchmark", "evisrag/chartqa", "--data", str(data), "--predictions", str(file)]
+        assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    terminal.seek(0)
+    assert terminal.read().startswith("warning: ??: 1 of 4 questions")
+
+
 def test_an_output_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     data, file = evisrag(tmp_path), tmp_path / "p.jsonl"
     file.write_text(lines(GOOD))
