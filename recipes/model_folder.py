@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
-from transformers import AutoProcessor, Qwen2_5_VLProcessor
 
 from rsgrpo.errors import RsgrpoError
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLProcessor
 
 _MODEL_TYPE = "qwen2_5_vl"
 _INDEX = "model.safetensors.index.json"
@@ -76,6 +79,9 @@ def load_processor(folder: Path, setting: str) -> Qwen2_5_VLProcessor:
     Raises:
         ModelError: files of either are missing.
     """
+    # Here, because it takes ten seconds, and the checks above never need it.
+    from transformers import AutoProcessor, Qwen2_5_VLProcessor
+
     try:
         processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from rsgrpo.banned_tokens import BAN_BIAS, banned_token_ids
-from rsgrpo.quickstart.model import CHAT_TEMPLATE
+from rsgrpo.quickstart.tokenizer import CHAT_TEMPLATE
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
 
 SPECIAL_TOKENS = (

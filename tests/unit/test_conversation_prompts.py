@@ -12,7 +12,7 @@ from jinja2 import Environment
 from rsgrpo.config import PromptConfig
 from rsgrpo.conversation_prompts import TURN_END, ConversationBuilder, response_tokens
 from rsgrpo.prompts import PromptTemplateError
-from rsgrpo.quickstart.model import CHAT_TEMPLATE
+from rsgrpo.quickstart.tokenizer import CHAT_TEMPLATE
 from rsgrpo.types import Box, ImageRef, Sample, Turn
 from tests.examples import examples
 from tests.tiny_model import tiny_tokenizer

@@ -10,7 +10,7 @@ from jinja2 import Environment
 
 from rsgrpo.config import PromptConfig
 from rsgrpo.prompts import PUBLISHED_TEMPLATES, PromptBuilder, PromptTemplateError, template_fingerprint
-from rsgrpo.quickstart.model import CHAT_TEMPLATE
+from rsgrpo.quickstart.tokenizer import CHAT_TEMPLATE
 from rsgrpo.types import ImageRef, Sample
 
 ROOT = Path(__file__).parents[2]

@@ -27,7 +27,8 @@ from rsgrpo.quickstart.cards import (
     split_scans,
 )
 from rsgrpo.quickstart.dataset import build_quickstart_data, corpus, make_questions
-from rsgrpo.quickstart.model import SPECIAL_TOKENS, build_quickstart_model, build_tokenizer
+from rsgrpo.quickstart.model import build_quickstart_model
+from rsgrpo.quickstart.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from rsgrpo.sections import parse_response
 from rsgrpo.text import IRRELEVANT, is_refusal
 from tests.examples import examples
