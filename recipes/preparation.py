@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 from recipes.model_folder import ModelError, check_model_type, check_weights, load_processor
 from recipes.rehearsal import rehearse
 from recipes.sft import SftPhase
-from recipes.sft_preparation import supervised_phases, uses_mixture
+from recipes.sft_preparation import supervised_phases
+from recipes.wanted_data import WANTED, builds_quickstart_data, trajectory_problem, uses_mixture
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.cluster import REPOSITORY
@@ -27,8 +28,7 @@ from rsgrpo.prompts import PUBLISHED_TEMPLATES, PromptBuilder, template_fingerpr
 from rsgrpo.quickstart.dataset import build_quickstart_data, corpus
 from rsgrpo.quickstart.model import build_quickstart_model
 from rsgrpo.run_folder import RunFolder
-from rsgrpo.sections import parse_response
-from rsgrpo.types import ImageRef, PromptedSample, Sample
+from rsgrpo.types import ImageRef, PromptedSample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,31 +135,20 @@ def _check_start_model(config: Config, base_model: Path) -> None:
     check_weights(Path(checkpoint), setting)
 
 
-def _trajectory_problem(sample: Sample, wanted: Sequence[str]) -> str:
-    """Why a sample cannot be imitated; empty if it can."""
-    if not sample.gold_response.strip():
-        return "it has no gold response to imitate"
-    parsed = parse_response(sample.gold_response)
-    problems = [f"missing: it has no <{name}>" for name in wanted if parsed.section(name) is None]
-    problems += [f"{one.code}: {one.detail}" for one in parsed.problems if one.code != "missing"]
-    return f"its gold response is not well formed ({problems[0]})" if problems else ""
-
-
 def _load_data(config: Config, folder: RunFolder, scorer: Scorer) -> Mapping[str, LoadedData]:
     data = config.data
     paths = {"sft": data.sft_path, "rl": data.rl_path, "test": data.test_path}
-    if not any(paths.values()) and not uses_mixture(config):
+    if builds_quickstart_data(config):
         built = build_quickstart_data(config.quickstart, folder.data, config.seed)
         paths = {"sft": built.sft_path, "rl": built.rl_path, "test": built.test_path}
-    wanted = {"all": ("sft", "rl", "test"), "sft": ("sft", "test"), "rl": ("rl", "test"), "eval": ("test",)}
     loaded: dict[str, LoadedData] = {}
-    for name in wanted[config.stage]:
+    for name in WANTED[config.stage]:
         is_streamed = name == "sft" and uses_mixture(config)
         if is_streamed or (name == "test" and config.stage == "sft" and uses_mixture(config) and not paths[name]):
             continue
         if not paths[name]:
             raise DataError(f"stage={config.stage} needs data.{name}_path; set it, or choose another stage")
-        find_problem = partial(_trajectory_problem, wanted=data.sft_sections) if name == "sft" else None
+        find_problem = partial(trajectory_problem, wanted=data.sft_sections) if name == "sft" else None
         loaded[name] = load_samples(paths[name], data, is_training=name != "test", find_problem=find_problem)
     if "rl" in loaded:
         scorer.check_samples(loaded["rl"].samples)

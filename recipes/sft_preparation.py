@@ -11,17 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from recipes.sft import SftPhase
 from recipes.sft_data import ConversationSource, MixtureSource, TrajectorySource
-from rsgrpo.config import Config, SftPhaseConfig, SourceConfig
+from recipes.wanted_data import default_sources, uses_mixture
+from rsgrpo.config import Config, SftPhaseConfig
 from rsgrpo.conversation_prompts import ConversationBuilder
-from rsgrpo.data_files import DataError
 from rsgrpo.mixture import Mixture
 from rsgrpo.progress import Progress
 from rsgrpo.types import ImageRef, PromptedSample
-
-
-def uses_mixture(config: Config) -> bool:
-    """Whether the supervised stage reads conversations from their files instead of trajectories into memory."""
-    return bool(config.data.mixture or config.data.format != "evisrag" or any(one.mixture for one in config.sft.phases))
 
 
 def supervised_phases(
@@ -66,7 +61,7 @@ def supervised_phases(
         if not uses_mixture(config):
             source = TrajectorySource(trajectories, seed=config.seed, num_held_out=sft.validation_samples)
         else:
-            sources = settings.mixture or _default_sources(config)
+            sources = settings.mixture or default_sources(config)
             mixture = Mixture(
                 sources,
                 seed=config.seed,
@@ -91,12 +86,3 @@ def supervised_phases(
     if report:
         report_file.write_text(json.dumps(report, indent=2, ensure_ascii=False))
     return tuple(phases)
-
-
-def _default_sources(config: Config) -> list[SourceConfig]:
-    data = config.data
-    if data.mixture:
-        return data.mixture
-    if not data.sft_path:
-        raise DataError("a phase of sft.phases has no mixture, and neither data.mixture nor data.sft_path is set")
-    return [SourceConfig(format=data.format, path=data.sft_path, media_root=data.image_root)]

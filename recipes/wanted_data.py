@@ -1,0 +1,57 @@
+"""What a run reads: which data sets its stage wants, where they lie, and what a trajectory must have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rsgrpo.config import Config, SourceConfig
+from rsgrpo.data_files import DataError
+from rsgrpo.sections import parse_response
+from rsgrpo.types import Sample
+
+WANTED: Mapping[str, tuple[str, ...]] = {
+    "all": ("sft", "rl", "test"),
+    "sft": ("sft", "test"),
+    "rl": ("rl", "test"),
+    "eval": ("test",),
+}
+"""Data sets by stage."""
+
+
+def uses_mixture(config: Config) -> bool:
+    """Whether the supervised stage reads conversations from their files instead of trajectories into memory."""
+    return bool(config.data.mixture or config.data.format != "evisrag" or any(one.mixture for one in config.sft.phases))
+
+
+def builds_quickstart_data(config: Config) -> bool:
+    """Whether no data are named, so that the run builds the quickstart's."""
+    return not any((config.data.sft_path, config.data.rl_path, config.data.test_path)) and not uses_mixture(config)
+
+
+def default_sources(config: Config) -> list[SourceConfig]:
+    """The mixture of a phase that names none.
+
+    Raises:
+        DataError: neither ``data.mixture`` nor ``data.sft_path`` is set.
+    """
+    data = config.data
+    if data.mixture:
+        return data.mixture
+    if not data.sft_path:
+        raise DataError("a phase of sft.phases has no mixture, and neither data.mixture nor data.sft_path is set")
+    return [SourceConfig(format=data.format, path=data.sft_path, media_root=data.image_root)]
+
+
+def trajectory_problem(sample: Sample, wanted: Sequence[str]) -> str:
+    """Why a sample cannot be imitated; empty if it can.
+
+    Args:
+        sample: with a tagged gold response.
+        wanted: sections that it must have.
+    """
+    if not sample.gold_response.strip():
+        return "it has no gold response to imitate"
+    parsed = parse_response(sample.gold_response)
+    problems = [f"missing: it has no <{name}>" for name in wanted if parsed.section(name) is None]
+    problems += [f"{one.code}: {one.detail}" for one in parsed.problems if one.code != "missing"]
+    return f"its gold response is not well formed ({problems[0]})" if problems else ""
