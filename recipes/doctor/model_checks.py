@@ -1,0 +1,269 @@
+"""The model folder, chat template and prompt template, looked at without loading torch or a weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
+from recipes.model_folder import ModelError, check_model_type, check_weights
+from rsgrpo.config import Config
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.prompts import (
+    IMAGE_PLACEHOLDER,
+    PUBLISHED_TEMPLATES,
+    PromptBuilder,
+    PromptTemplateError,
+    template_fingerprint,
+)
+from rsgrpo.types import ImageRef, Sample
+
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_IMAGE_PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
+_ASSISTANT = "<|im_start|>assistant\n"
+_TURN_END = "<|im_end|>"
+_PROBE_IMAGES = 2
+_PROBE_TEXT = "What do both pages say?"
+_RENDERED_SAMPLES = 512  # of each data set; templates fail on a kind of question, not on one in a thousand
+_QUICKSTART_TEXTS = 24
+
+
+def model_checks(subject: Subject) -> Iterator[Check]:
+    """The folder: config, weights' headers, tokenizer, image processor."""
+    config = subject.config
+    if config is None:
+        return
+    if config.eval.endpoint.url:
+        yield ok("model", f"{config.eval.endpoint.model} at {config.eval.endpoint.url}")
+        return
+    if not config.model.path:
+        yield from _quickstart_checks(subject, config)
+    else:
+        setting = f"model.path={config.model.path!r}"
+        folder = Path(config.model.path)
+        if not folder.is_dir():
+            found, check = _from_hub(config, setting)
+            yield check
+            if found is None:
+                return
+            folder = found
+        subject.model_folder = folder
+        yield from folder_checks(folder, setting)
+        yield from _tokenizer_checks(subject, folder, setting)
+    if config.stage == "eval" and config.eval.checkpoint:
+        yield from folder_checks(Path(config.eval.checkpoint), f"eval.checkpoint={config.eval.checkpoint!r}")
+
+
+def _quickstart_checks(subject: Subject, config: Config) -> Iterator[Check]:
+    """The run builds the small model; its tokenizer is learned here from a few of the texts."""
+    import dataclasses
+
+    from rsgrpo.quickstart.dataset import corpus
+    from rsgrpo.quickstart.tokenizer import build_tokenizer
+
+    few = dataclasses.replace(
+        config.quickstart, num_sft_samples=_QUICKSTART_TEXTS, num_rl_samples=1, num_test_samples=1
+    )
+    try:
+        subject.tokenizer = build_tokenizer(corpus(few, config.seed), config.quickstart.vocabulary_tokens)
+    except ValueError as error:
+        yield problem("model", str(error), "raise quickstart.vocabulary_tokens")
+        return
+    yield ok("model", "a small Qwen2.5-VL, built by the run into its folder; its tokenizer can be learned")
+
+
+def _from_hub(config: Config, setting: str) -> tuple[Path | None, Check]:
+    """The model's folder in the hub's cache, if it is there whole; else whether the hub has it."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name, revision = config.model.path, config.model.revision or None
+    advice = "give the path of a Qwen2.5-VL folder, or check the name and the network"
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True)), ok(
+            "model", f"{name}, in the cache"
+        )
+    except HFValidationError:
+        return None, problem("model", f"{setting} is no folder, and no name that the hub could have", advice)
+    except (LocalEntryNotFoundError, OSError):
+        pass
+    if constants.HF_HUB_OFFLINE:
+        return None, problem("model", f"{setting} is not on this machine, and HF_HUB_OFFLINE is set", advice)
+    try:
+        info = HfApi().model_info(name, revision=revision, timeout=5.0)
+    except (HfHubHTTPError, OSError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return None, problem("model", f"{setting} is no folder, and the hub does not give it: {reason}", advice)
+    found = f"{name} is not on this machine yet; the run fetches it (last changed {info.last_modified:%Y-%m-%d})"
+    return None, warning("model", found, "fetch it before, for a run waits for it: hf download " + name)
+
+
+def folder_checks(folder: Path, setting: str) -> Iterator[Check]:
+    """Config, weights and image processor of a folder.
+
+    Args:
+        folder: of the model.
+        setting: the key and value that name it.
+    """
+    try:
+        check_model_type(folder, setting)
+    except ModelError as error:
+        yield refused("model", error)
+        return
+    yield ok("model", f"{setting}, a Qwen2.5-VL")
+    try:
+        check_weights(folder, setting)
+    except ModelError as error:
+        yield refused("weights", error)
+    else:
+        files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+        size = sum(file.stat().st_size for file in files)
+        yield ok("weights", f"{len(files)} files, {size / (1 << 30):.2f} GiB, their headers can be read")
+    yield processor_check(folder)
+
+
+def processor_check(folder: Path) -> Check:
+    """Whether the image processor's settings are Qwen2.5-VL's.
+
+    Args:
+        folder: of the model.
+    """
+    name = "image processor"
+    advice = "copy preprocessor_config.json from the model that it was trained from"
+    file = next((folder / one for one in _PROCESSOR_FILES if (folder / one).is_file()), None)
+    if file is None:
+        return problem(name, f"{folder} has neither {' nor '.join(_PROCESSOR_FILES)}", advice)
+    try:
+        settings: Any = json.loads(file.read_text(encoding="utf-8"))
+        settings = settings.get("image_processor", settings)
+        kind = settings.get("image_processor_type")
+        patch, merge = settings.get("patch_size", 14), settings.get("merge_size", 2)
+    except (OSError, ValueError, AttributeError) as error:
+        return problem(name, f"{file} cannot be read as JSON settings: {error}", advice)
+    if kind not in _IMAGE_PROCESSORS:
+        return problem(name, f"{file.name} names {kind!r} where Qwen2.5-VL's Qwen2VLImageProcessor is needed", advice)
+    if (patch, merge) != (14, 2):
+        return problem(name, f"{file.name} has patch_size={patch}, merge_size={merge}; Qwen2.5-VL has 14 and 2", advice)
+    return ok(name, f"{kind}, patches of {patch} pixels, {merge}×{merge} of them a token")
+
+
+def _tokenizer_checks(subject: Subject, folder: Path, setting: str) -> Iterator[Check]:
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
+    name = "tokenizer"
+    advice = "copy tokenizer.json, tokenizer_config.json and chat_template.jinja from the model it was trained from"
+    kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else Qwen2Tokenizer
+    try:
+        tokenizer = kind.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises bare ones for a damaged file
+        yield problem(name, f"{setting}: {next(iter(str(error).splitlines()), type(error).__name__)}", advice)
+        return
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in (IMAGE_PLACEHOLDER, "<|im_start|>", _TURN_END) if token not in vocabulary]
+    if missing:
+        yield problem(name, f"{setting}: it has no {', '.join(missing)}", advice)
+        return
+    differing = _differing_ids(folder, vocabulary)
+    if differing:
+        yield problem(name, f"{setting}: {differing}", "copy config.json and the tokenizer's files from one model")
+        return
+    subject.tokenizer = tokenizer
+    yield ok(name, f"{len(vocabulary)} tokens, {IMAGE_PLACEHOLDER} among them")
+
+
+def _differing_ids(folder: Path, vocabulary: dict[str, int]) -> str:
+    """Where config and tokenizer do not belong to one another; empty if they do."""
+    try:
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""  # told already
+    image_id = config.get("image_token_id")
+    if isinstance(image_id, int) and image_id != vocabulary[IMAGE_PLACEHOLDER]:
+        return f"{IMAGE_PLACEHOLDER} is {vocabulary[IMAGE_PLACEHOLDER]} here and {image_id} in config.json"
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    rows = text.get("vocab_size")
+    if isinstance(rows, int) and max(vocabulary.values()) >= rows:
+        return f"it has ids up to {max(vocabulary.values())}, and the model's embedding has {rows} rows"
+    return ""
+
+
+def template_checks(subject: Subject) -> Iterator[Check]:
+    """The prompt template alone, the chat template around it, and both on the samples that there are."""
+    config = subject.config
+    if config is None:
+        return
+    try:
+        num_characters, digest = template_fingerprint(config.prompt.path)
+    except PromptTemplateError as error:
+        yield refused("prompt template", error)
+        return
+    name = PUBLISHED_TEMPLATES.get((num_characters, digest), Path(config.prompt.path).name)
+    yield ok("prompt template", f"{name} ({num_characters} characters)")
+    if subject.tokenizer is None:
+        return
+    builder = PromptBuilder(config.prompt, subject.tokenizer)
+    yield chat_check(builder)
+    for name, samples in subject.samples.items():
+        if samples and not any(sample.turns for sample in samples):
+            yield rendered_check(builder, name, samples[:_RENDERED_SAMPLES], subject, config)
+
+
+def chat_check(builder: PromptBuilder) -> Check:
+    """Whether the chat template keeps images and turns.
+
+    Args:
+        builder: of the run's template and the model's tokenizer.
+    """
+    name = "chat template"
+    advice = "use a model folder with Qwen2.5-VL's chat_template.jinja"
+    images = tuple(ImageRef(path=f"{index}.png") for index in range(_PROBE_IMAGES))
+    sample = Sample(sample_id="probe", question=_PROBE_TEXT, images=images, choices=("yes", "no"))
+    try:
+        text = builder.build(sample).text
+    except RsgrpoError as error:
+        return refused(name, error)
+    except Exception as error:  # whatever a template of somebody else raises
+        return problem(
+            name, f"it cannot be rendered: {next(iter(str(error).splitlines()), type(error).__name__)}", advice
+        )
+    if not text.endswith(_ASSISTANT):
+        return problem(name, f"a prompt ends in {text[-40:]!r} where {_ASSISTANT!r} is needed", advice)
+    if _PROBE_TEXT not in text:
+        return problem(name, "it drops the question's text", advice)
+    return ok(
+        name, f"{_PROBE_IMAGES} images give {text.count(IMAGE_PLACEHOLDER)} placeholders, the answer's turn is open"
+    )
+
+
+def rendered_check(
+    builder: PromptBuilder, name: str, samples: tuple[Sample, ...], subject: Subject, config: Config
+) -> Check:
+    """Whether prompts can be built of samples, and how long their text is.
+
+    Args:
+        builder: of the run's template and the model's tokenizer.
+        name: of the data set.
+        samples: some of it.
+        subject: has the tokenizer.
+        config: limits a prompt.
+    """
+    assert subject.tokenizer is not None
+    try:
+        texts = [builder.build(sample).text for sample in samples]
+    except RsgrpoError as error:
+        return refused(f"{name} prompts", error)
+    longest = max(texts, key=len)
+    num_tokens = len(subject.tokenizer.encode(longest, add_special_tokens=False))
+    found = f"{len(texts)} rendered, the longest text has {num_tokens} tokens beside its images"
+    limit = min(
+        config.data.max_prompt_tokens, config.rollout.max_model_tokens - config.rollout.sampling.max_response_tokens
+    )
+    if num_tokens > limit:
+        return problem(
+            f"{name} prompts",
+            f"{found}; {limit} is the limit for both",
+            "raise data.max_prompt_tokens and rollout.max_model_tokens",
+        )
+    return ok(f"{name} prompts", found)

@@ -1,0 +1,62 @@
+"""Rewards: whether they load, find the gold that they need, and can judge a gold response."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from recipes.doctor.check import Check, Subject, ok, problem, refused
+from recipes.doctor.settings import REPOSITORY
+from rewards.base import RewardError
+from rewards.plugins import LoadedReward, load_rewards
+from rewards.scorer import Scorer
+from rsgrpo.config import Config
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.types import ChatPrompt, PromptedSample, Sample
+
+
+def reward_checks(subject: Subject) -> Iterator[Check]:
+    """Each reward by itself: one that fails does not hide the next."""
+    config = subject.config
+    if config is None:
+        return
+    loaded: list[LoadedReward] = []
+    yield from _load(config, loaded)
+    samples = subject.samples.get("rl", ())
+    if loaded and samples:
+        yield from _judge(subject, loaded, samples)
+
+
+def _load(config: Config, loaded: list[LoadedReward]) -> Iterator[Check]:
+    """Say what cannot be loaded; what can goes into ``loaded``."""
+    for name, settings in config.scored_rewards.items():
+        try:
+            loaded += load_rewards({name: settings}, REPOSITORY)
+        except RewardError as error:
+            yield refused(f"reward {name}", error)
+    if loaded:
+        yield ok("rewards", f"{', '.join(one.name for one in loaded)} can be loaded")
+    elif not config.scored_rewards:
+        yield ok("rewards", f"none are named, and stage={config.stage} needs none")
+
+
+def _judge(subject: Subject, loaded: Sequence[LoadedReward], samples: Sequence[Sample]) -> Iterator[Check]:
+    """The gold of all samples, and a gold response as if it had been sampled."""
+    from recipes.rehearsal import rehearse  # here, because it imports transformers
+
+    sample = samples[0]
+    prompt = ChatPrompt(sample_id=sample.sample_id, text="", images=sample.images)
+    question = PromptedSample(sample=sample, prompt=prompt)
+    judged = []
+    for reward in loaded:
+        scorer = Scorer((reward,))
+        try:
+            scorer.check_samples(samples)
+            if subject.tokenizer is not None:
+                rehearse(scorer, question, subject.tokenizer)
+                judged.append(reward.name)
+        except RsgrpoError as error:
+            yield refused(f"reward {reward.name}", error)
+        except Exception as error:  # whatever somebody else's reward raises past the scorer
+            yield problem(f"reward {reward.name}", f"{type(error).__name__}: {error}", "mend the reward function")
+    if judged:
+        yield ok("gold response", f"of sample {sample.sample_id!r}, judged by {', '.join(judged)}")

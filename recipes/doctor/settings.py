@@ -1,0 +1,50 @@
+"""The settings that a command line means, composed as ``train.py`` does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from recipes.doctor.check import Check, Subject, ok
+from rsgrpo.config import Config, load_config, register_schema
+from rsgrpo.errors import RsgrpoError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class SettingsError(RsgrpoError, ValueError):
+    """Hydra cannot compose the settings."""
+
+
+def read_settings(overrides: Sequence[str]) -> Config:
+    """Compose and check settings.
+
+    Args:
+        overrides: as for ``train.py``, such as ``recipe=quickstart`` and ``rl.max_steps=3``.
+
+    Raises:
+        RsgrpoError: an override that hydra does not understand, or settings that do not fit.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    GlobalHydra.instance().clear()
+    register_schema()
+    try:
+        with initialize_config_dir(str(REPOSITORY / "configs"), version_base=None):
+            composed = compose("config", overrides=list(overrides))
+    except HydraException as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SettingsError(
+            f"hydra cannot compose the settings: {first}; uv run train.py --cfg job lists the keys"
+        ) from error
+    return load_config(composed)
+
+
+def settings_checks(subject: Subject) -> Iterator[Check]:
+    """What is examined, in a few words."""
+    config = subject.config
+    if config is None:
+        return
+    yield ok("settings", f"name={config.name}, stage={config.stage}, device={config.cluster.device}")

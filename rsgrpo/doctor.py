@@ -1,0 +1,23 @@
+"""``python -m rsgrpo.doctor [recipe=NAME] [key=value …] [--json FILE]``: is this machine ready for that run?
+
+The door only: what is looked at lies in ``recipes.doctor``, which knows rewards and recipes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> int:
+    """Examine; 0 without problems, 1 with."""
+    # transformers and the hub talk on standard error about what the doctor says itself.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from recipes.doctor.command import run_doctor  # the one import upwards: a door beside the other commands' doors
+
+    return run_doctor(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
