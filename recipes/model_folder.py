@@ -33,7 +33,7 @@ def check_model_type(folder: Path, setting: str) -> None:
     """
     try:
         model_type = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:  # the last: a list or text where an object should be
         raise ModelError(f"{setting} has no readable config.json: {error}; name the folder of a Qwen2.5-VL") from error
     if model_type != _MODEL_TYPE:
         raise ModelError(f"{setting} is a {model_type!r} model; rsgrpo trains Qwen2.5-VL ({_MODEL_TYPE!r})")

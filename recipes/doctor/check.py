@@ -21,6 +21,14 @@ Status = Literal["ok", "warning", "problem"]
 MAX_FOUND = 330  # with the advice below 500 characters, the most that a person reads of one line
 MAX_ADVICE = 160
 
+_TELLS_MORE = (
+    "it has ",
+    "it is ",
+    "the ",
+    "there ",
+    "expected ",
+    "got ",
+)  # such an ending says what is there, not what to do
 _NOT_MINE = "this check itself failed, the others stand; run train.py to see what it says, and report this line"
 
 
@@ -68,7 +76,7 @@ def refused(name: str, error: Exception) -> Check:
     message = str(error)
     cut = max(message.rfind("; "), message.rfind("\n"))
     advice = message[cut + 1 :].strip() if cut >= 0 else ""
-    if not advice or len(advice) > MAX_ADVICE:
+    if not advice or len(advice) > MAX_ADVICE or advice.startswith(_TELLS_MORE):
         return problem(name, message, "mend what the message names; train.py would stop with it")
     return problem(name, message[:cut], advice)
 
@@ -95,7 +103,6 @@ class Subject:
         scratch: an empty folder that goes away with the examination.
         probe: what torch says; None where no step asks.
         samples: usable samples by data set (``sft``, ``rl``, ``test``), left by the data checks.
-        model_folder: left by the model check where it is one that can be looked at.
         tokenizer: left by the tokenizer check.
     """
 
@@ -103,7 +110,6 @@ class Subject:
     scratch: Path
     probe: TorchProbe | None = None
     samples: dict[str, tuple[Sample, ...]] = field(default_factory=dict)
-    model_folder: Path | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
+from recipes.doctor.hub import hub_check
 from recipes.wanted_data import WANTED, builds_quickstart_data, default_sources, trajectory_problem, uses_mixture
 from rsgrpo.config import Config, QuickstartConfig, SourceConfig
 from rsgrpo.data import load_samples
@@ -30,6 +33,7 @@ _READ_SECONDS = 15.0  # for one source of a mixture; train.py reads all of it
 _KEPT_SAMPLES = 512  # of such a source, for the checks behind this one
 _LOOKED_AT_IMAGES = 1000
 _LOOK_SECONDS = 5.0
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _ORIENTATION = 0x0112  # EXIF's tag; 1: upright
 _UPRIGHT = 1
 
@@ -52,12 +56,22 @@ def data_checks(subject: Subject) -> Iterator[Check]:
     for name in WANTED[config.stage]:
         if name == "sft" and uses_mixture(config):
             yield from _mixture_checks(subject, config)
+        elif _is_hub_name(paths[name]):
+            found, check = hub_check(f"{name} data", f"data.{name}_path={paths[name]!r}", paths[name], "dataset")
+            yield check
+            if found is not None:
+                yield from _set_checks(subject, config, name, str(found))
         elif paths[name]:
             yield from _set_checks(subject, config, name, paths[name])
         elif not (name == "test" and config.stage == "sft" and uses_mixture(config)):
             yield problem(
                 f"data.{name}_path", f"empty, and stage={config.stage} needs it", "set it, or choose another stage"
             )
+
+
+def _is_hub_name(path: str) -> bool:
+    """Whether a run would ask the hub: reading such a data set would fetch it, which may be large."""
+    return not Path(path).exists() and bool(_HUB_NAME.fullmatch(path)) and not Path(path).suffix
 
 
 def _quickstart_checks(subject: Subject, config: Config) -> Iterator[Check]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
+from recipes.doctor.check import Check, Subject, ok, problem, refused
+from recipes.doctor.hub import hub_check
 from recipes.model_folder import ModelError, check_model_type, check_weights
 from rsgrpo.config import Config
 from rsgrpo.errors import RsgrpoError
@@ -44,14 +45,15 @@ def model_checks(subject: Subject) -> Iterator[Check]:
         setting = f"model.path={config.model.path!r}"
         folder = Path(config.model.path)
         if not folder.is_dir():
-            found, check = _from_hub(config, setting)
+            found, check = hub_check("model", setting, config.model.path, "model", config.model.revision or None)
             yield check
             if found is None:
                 return
             folder = found
-        subject.model_folder = folder
-        yield from folder_checks(folder, setting)
-        yield from _tokenizer_checks(subject, folder, setting)
+        checks = list(folder_checks(folder, setting))
+        yield from checks
+        if checks[0].status == "ok":
+            yield from _tokenizer_checks(subject, folder, setting)
     if config.stage == "eval" and config.eval.checkpoint:
         yield from folder_checks(Path(config.eval.checkpoint), f"eval.checkpoint={config.eval.checkpoint!r}")
 
@@ -72,32 +74,6 @@ def _quickstart_checks(subject: Subject, config: Config) -> Iterator[Check]:
         yield problem("model", str(error), "raise quickstart.vocabulary_tokens")
         return
     yield ok("model", "a small Qwen2.5-VL, built by the run into its folder; its tokenizer can be learned")
-
-
-def _from_hub(config: Config, setting: str) -> tuple[Path | None, Check]:
-    """The model's folder in the hub's cache, if it is there whole; else whether the hub has it."""
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    name, revision = config.model.path, config.model.revision or None
-    advice = "give the path of a Qwen2.5-VL folder, or check the name and the network"
-    try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True)), ok(
-            "model", f"{name}, in the cache"
-        )
-    except HFValidationError:
-        return None, problem("model", f"{setting} is no folder, and no name that the hub could have", advice)
-    except (LocalEntryNotFoundError, OSError):
-        pass
-    if constants.HF_HUB_OFFLINE:
-        return None, problem("model", f"{setting} is not on this machine, and HF_HUB_OFFLINE is set", advice)
-    try:
-        info = HfApi().model_info(name, revision=revision, timeout=5.0)
-    except (HfHubHTTPError, OSError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return None, problem("model", f"{setting} is no folder, and the hub does not give it: {reason}", advice)
-    found = f"{name} is not on this machine yet; the run fetches it (last changed {info.last_modified:%Y-%m-%d})"
-    return None, warning("model", found, "fetch it before, for a run waits for it: hf download " + name)
 
 
 def folder_checks(folder: Path, setting: str) -> Iterator[Check]:

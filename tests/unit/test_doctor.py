@@ -110,6 +110,16 @@ def test_data_that_are_not_there_are_one_problem_and_the_rest_goes_on(task: Path
     assert named(checks, "test data").status == named(checks, "weights").status == "ok"
 
 
+def test_names_of_the_hub_are_not_fetched(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    overrides = ("data.rl_path=nobody/nothing", "model.path=nobody/nothing", "data.test_path=a/b/../c")
+    checks = examined(subject_of(task, tmp_path, *overrides))
+    assert bad(checks) == ["rl data", "test data", "model"]
+    assert "HF_HUB_OFFLINE" in named(checks, "rl data").found and "HF_HUB_OFFLINE" in named(checks, "model").found
+    checks = examined(subject_of(task, tmp_path, "model.path=no:name"))
+    assert bad(checks) == ["model"] and "no name that the hub could have" in named(checks, "model").found
+
+
 def test_a_bad_image_is_named_and_the_other_samples_are_looked_at(task: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(task, tmp_path / "copy")
     (copy / "imgs" / "train-00001-1.png").write_bytes(b"no image at all")
@@ -172,6 +182,17 @@ def test_each_part_of_a_model_folder_is_a_line(task: Path, tmp_path: Path) -> No
     (folder / "config.json").write_text('{"model_type": "llama"}')
     checks = list(folder_checks(folder, "model.path='m'"))
     assert bad(checks) == ["model"] and "'llama'" in checks[0].found
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff\xfe\x00", b'{"a": ', b"3", b"\x00" * 100])
+def test_no_file_of_a_model_folder_breaks_the_doctor(tmp_path: Path, task: Path, file: str, content: bytes) -> None:
+    folder = model_folder(tmp_path / "model")
+    (folder / file).write_bytes(content)
+    subject = subject_of(task, tmp_path, f"model.path={folder}")
+    checks = [check for step in (model_checks, template_checks) for check in step(subject)]
+    assert bad(checks), [check.name for check in checks]
+    assert not any("Error:" in check.found for check in checks), checks
 
 
 @pytest.mark.parametrize(
@@ -327,6 +348,8 @@ def test_a_message_gives_its_way_out_as_the_advice() -> None:
     check = refused("x", RsgrpoError("3 items are bad\n  line 1\nrepair them"))
     assert (check.found, check.advice) == ("3 items are bad line 1", "repair them")
     assert refused("x", RsgrpoError("it is bad")).advice
+    check = refused("x", RsgrpoError("there is no function 'a'; it has b"))
+    assert check.found == "there is no function 'a'; it has b" and check.advice.startswith("mend")
     long = refused("x", ValueError("y" * 10_000))
     assert len(long.found) == MAX_FOUND and 0 < len(long.advice) <= MAX_ADVICE
     assert shortened("abcdefghij", 7) == "abc…hij"

@@ -33,6 +33,7 @@ def test_packages_with_common_names_are_ours(package: str) -> None:
         ("rsgrpo.losses", ("ray", "vllm", "deepspeed")),
         ("rewards.scorer", ("torch", "ray", "vllm", "deepspeed")),
         ("rewards.lab.__main__", ("torch", "ray", "vllm", "deepspeed", "transformers")),
+        ("recipes.doctor.command", ("torch", "transformers", "ray", "vllm", "deepspeed", "datasets", "sklearn")),
         ("rsgrpo.report", ("torch", "ray", "vllm", "deepspeed")),
         ("rsgrpo.rescore.__main__", ("torch", "transformers", "ray", "vllm", "deepspeed", "scipy", "matplotlib")),
     ],
