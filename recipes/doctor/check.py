@@ -64,7 +64,7 @@ def problem(name: str, found: str, advice: str) -> Check:
     return Check(name=name, status="problem", found=shortened(found, MAX_FOUND), advice=shortened(advice, MAX_ADVICE))
 
 
-def refused(name: str, error: Exception) -> Check:
+def refused(name: str, error: BaseException) -> Check:
     """A check that ended with an exception.
 
     Errors for users carry their way out behind the last semicolon or line break; of any other one only its name and

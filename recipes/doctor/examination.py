@@ -84,5 +84,5 @@ def examine(overrides: Sequence[str], *, steps: Sequence[Step] = STEPS) -> Itera
             try:
                 for check in step.run(subject):
                     yield Line(title=step.group, check=check)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # a user's module may leave like a script
                 yield Line(title=step.group, check=refused(step.name, error))

@@ -33,6 +33,9 @@ def _load(config: Config, loaded: list[LoadedReward]) -> Iterator[Check]:
             loaded += load_rewards({name: settings}, REPOSITORY)
         except RewardError as error:
             yield refused(f"reward {name}", error)
+        except SystemExit as error:
+            advice = "put what the file does as a script under if __name__ == '__main__'"
+            yield problem(f"reward {name}", f"{settings.function}: loading it ends the program ({error.code})", advice)
     if loaded:
         yield ok("rewards", f"{', '.join(one.name for one in loaded)} can be loaded")
     elif not config.scored_rewards:
@@ -56,7 +59,7 @@ def _judge(subject: Subject, loaded: Sequence[LoadedReward], samples: Sequence[S
                 judged.append(reward.name)
         except RsgrpoError as error:
             yield refused(f"reward {reward.name}", error)
-        except Exception as error:  # whatever somebody else's reward raises past the scorer
+        except (Exception, SystemExit) as error:  # whatever somebody else's reward raises past the scorer
             yield problem(f"reward {reward.name}", f"{type(error).__name__}: {error}", "mend the reward function")
     if judged:
         yield ok("gold response", f"of sample {sample.sample_id!r}, judged by {', '.join(judged)}")

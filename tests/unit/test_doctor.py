@@ -284,6 +284,22 @@ def test_every_reward_is_tried_by_itself(task: Path, tmp_path: Path) -> None:
     assert "iou" in named(checks, "gold response").found  # the others are judged all the same
 
 
+def test_a_reward_file_that_is_a_script_does_not_end_the_doctor(task: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import sys\n\ndef mine(call):\n    return 1.0\n\nsys.exit(3)\n")
+    (tmp_path / "leaves.py").write_text("import sys\n\ndef mine(call):\n    sys.exit(4)\n")
+    scope = "scope: {start: begin, stop: end}"
+    checks = examined(
+        subject_of(
+            task,
+            tmp_path,
+            f"+rewards.first={{function: '{tmp_path}/script.py:mine', {scope}}}",
+            f"+rewards.second={{function: '{tmp_path}/leaves.py:mine', {scope}}}",
+        )
+    )
+    assert bad(checks) == ["reward first", "reward second"]
+    assert "__main__" in named(checks, "reward first").advice
+
+
 def test_gold_that_a_reward_needs_and_samples_lack_is_a_problem(task: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (task / "train.jsonl").read_text().splitlines()]
     for row in rows:
