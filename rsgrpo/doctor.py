@@ -8,10 +8,12 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 
 
 def main() -> int:
     """Examine; 0 without problems, 1 with, 130 after Ctrl-C."""
+    begin = time.perf_counter()
     # transformers and the hub talk on standard error about what the doctor says itself.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -20,7 +22,7 @@ def main() -> int:
     from recipes.doctor.command import run_doctor  # the one import upwards: a door beside the other commands' doors
 
     try:
-        return run_doctor(sys.argv[1:])
+        return run_doctor(sys.argv[1:], begin=begin)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

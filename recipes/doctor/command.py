@@ -15,18 +15,21 @@ from recipes.doctor.output import show, verdict, write_json
 from rsgrpo.errors import RsgrpoError
 
 
-def run_doctor(arguments: Sequence[str], file: TextIO | None = None, steps: Sequence[Step] = STEPS) -> int:
+def run_doctor(
+    arguments: Sequence[str], file: TextIO | None = None, steps: Sequence[Step] = STEPS, begin: float | None = None
+) -> int:
     """Examine, print, and say how it went.
 
     Args:
         arguments: overrides as for ``train.py``, and ``--json FILE``.
         file: where to print; None: standard output.
         steps: what to look at.
+        begin: ``time.perf_counter()`` when the command began, before its imports; None: now.
 
     Returns:
         0 without problems, 1 with.
     """
-    begin = time.perf_counter()
+    begin = time.perf_counter() if begin is None else begin
     parser = argparse.ArgumentParser(
         prog="python -m rsgrpo.doctor",
         description="Look at machine, data, model and rewards before a run does, and say what to do.",
