@@ -3,6 +3,7 @@
 config.yaml          settings, every default written out
 metrics.jsonl        one line a step
 rollouts.jsonl       groups kept in full for the report
+page_view.json       at which size the model sees a page: our bounds and its processor's
 stage_seconds.json   wall-clock time by stage, over all its processes
 summary.json         what the run reached (README, "summary.json")
 report.html          the same for people
@@ -50,6 +51,11 @@ class RunFolder:
     def rollouts_file(self) -> Path:
         """Groups kept for the report."""
         return self.root / "rollouts.jsonl"
+
+    @property
+    def page_view_file(self) -> Path:
+        """Bounds of pages, ours and the processor's."""
+        return self.root / "page_view.json"
 
     @property
     def summary_file(self) -> Path:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rsgrpo.config.checks import ConfigError, at_least, one_of
 from rsgrpo.config.inputs import (
+    BOX_COORDINATES,
     DATA_FORMATS,
     DataConfig,
     DistractorConfig,
@@ -39,6 +40,7 @@ from rsgrpo.config.training import (
 )
 
 __all__ = [
+    "BOX_COORDINATES",
     "DATA_FORMATS",
     "ClusterConfig",
     "Config",

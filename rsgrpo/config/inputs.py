@@ -18,6 +18,9 @@ DATA_FORMATS = (
 )
 """What ``rsgrpo.readers`` reads."""
 
+BOX_COORDINATES = ("shares", "permille", "pixels")
+"""What the numbers of a gold box may count."""
+
 _SCANS_PER_DIGIT = 174  # scikit-learn's digits: 174 scans of the 8, more of the others
 
 
@@ -186,10 +189,13 @@ class SourceConfig:
     """How often an epoch shows each record: 2 shows all twice, 0.5 half of them, drawn anew."""
     sampling: str = "all"
     """Which records of each file: ``all``, ``first:N``, ``end:N``, ``random:N``; N may be ``10%``."""
+    box_coordinates: str = ""
+    """As ``data.box_coordinates``, for this source; empty: that."""
     distractors: DistractorConfig = field(default_factory=DistractorConfig)
 
     def __post_init__(self) -> None:
         one_of("data.mixture.format", self.format, DATA_FORMATS)
+        one_of("data.mixture.box_coordinates", self.box_coordinates, ("", *BOX_COORDINATES))
         more_than("data.mixture.weight", self.weight, 0.0)
         if not self.path:
             raise ConfigError(f"a source of format {self.format!r} in data.mixture has no path; name its file")
@@ -224,6 +230,10 @@ class DataConfig:
     image_column: str = "image"
     gold_column: str = "gold_response"
     """Tagged gold response beside plain answers, for the evidence score of a test set; may be absent."""
+    box_coordinates: str = "shares"
+    """What the numbers in the column ``boxes`` count: ``shares`` of the page's width and height, ``permille`` (0 to
+    1000), or ``pixels`` of the image as it is stored, upright. Formats that fix it themselves (``mgrounding``:
+    per mille, ``mig_bench``: shares) do not ask."""
     max_images: int = 5
     """Images a question may have; further ones are cut in evaluation data, an error in training data."""
     min_pixels: int = 3136
@@ -237,6 +247,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         one_of("data.on_bad_sample", self.on_bad_sample, ("reject", "skip"))
+        one_of("data.box_coordinates", self.box_coordinates, BOX_COORDINATES)
         at_least("data.max_images", self.max_images, 1)
         at_least("data.min_pixels", self.min_pixels, 1)
         if self.max_pixels < self.min_pixels:

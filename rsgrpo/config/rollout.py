@@ -148,6 +148,13 @@ class EndpointConfig:
     """Questions that fail one after the other before the run stops: the server is gone."""
     api_key_variable: str = ""
     """Environment variable that holds the key; empty: none is sent. The key itself is never written anywhere."""
+    processor_min_pixels: int = 3136
+    """Smallest area to which the server's image processor scales: Qwen2.5-VL's own; what ``preprocessor_config.json``
+    or ``--mm-processor-kwargs`` of the server says. Read where boxes are in pixels (``eval.box_coordinates``)."""
+    processor_max_pixels: int = 12845056
+    """Largest area, likewise."""
+    processor_factor: int = 28
+    """Its sides are multiples of so many pixels: patch size times merge size."""
 
     def __post_init__(self) -> None:
         if self.url and not self.url.startswith(("http://", "https://")):
@@ -161,6 +168,9 @@ class EndpointConfig:
         at_least("eval.endpoint.retries", self.retries, 0)
         at_least("eval.endpoint.backoff_seconds", self.backoff_seconds, 0.0)
         at_least("eval.endpoint.give_up_after", self.give_up_after, 1)
+        at_least("eval.endpoint.processor_factor", self.processor_factor, 1)
+        at_least("eval.endpoint.processor_min_pixels", self.processor_min_pixels, 1)
+        at_least("eval.endpoint.processor_max_pixels", self.processor_max_pixels, self.processor_min_pixels)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -195,13 +205,14 @@ class EvalConfig:
     image_tokens: int = 256
     """MileBench: what an image is taken to cost in that count."""
     box_coordinates: str = "relative"
-    """MIG-Bench: ``relative`` (the model answers in 0-1000) or ``pixels`` (of the resized image, as in Qwen2.5-VL)."""
+    """MIG-Bench: ``relative`` (the model answers in 0-1000 or in shares, as the benchmark reads it; ``permille`` and
+    ``shares`` say the same) or ``pixels`` (of the page at the size at which the model saw it, as in Qwen2.5-VL)."""
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
     def __post_init__(self) -> None:
         one_of("eval.prompt_style", self.prompt_style, ("official", "evidence"))
         one_of("eval.haystack_set", self.haystack_set, ("VHs_large", "VHs_small"))
-        one_of("eval.box_coordinates", self.box_coordinates, ("relative", "pixels"))
+        one_of("eval.box_coordinates", self.box_coordinates, ("relative", "permille", "shares", "pixels"))
         for name in ("max_samples", "max_canvases", "max_context_tokens"):
             at_least(f"eval.{name}", getattr(self, name), 0)
         at_least("eval.image_tokens", self.image_tokens, 1)
