@@ -23,6 +23,7 @@ from rsgrpo.data import LoadedData, load_samples
 from rsgrpo.data_files import DataError
 from rsgrpo.image_tokens import ImageTokens
 from rsgrpo.images import page_size
+from rsgrpo.page_view import PageView, model_view, write_view
 from rsgrpo.progress import Progress
 from rsgrpo.prompts import PUBLISHED_TEMPLATES, PromptBuilder, template_fingerprint
 from rsgrpo.quickstart.dataset import build_quickstart_data, corpus
@@ -73,12 +74,17 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         RsgrpoError: a reward cannot be loaded or fails on a gold response, data are bad, the model is no Qwen2.5-VL,
             a prompt is too long.
     """
-    scorer = Scorer(load_rewards(config.scored_rewards, REPOSITORY))
+    rewards = load_rewards(config.scored_rewards, REPOSITORY)
     with progress.phase("Reading data and model"):
-        loaded = _load_data(config, folder, scorer)
+        loaded = _load_data(config, folder)
         base_model = find_base_model(config, folder)
         processor = load_processor(base_model, f"model.path={config.model.path!r}")
         _check_start_model(config, base_model)
+        view = _page_view(config, processor)
+        write_view(folder.page_view_file, view)
+        scorer = Scorer(rewards, view)
+        if "rl" in loaded:
+            scorer.check_samples(loaded["rl"].samples)
         builder = PromptBuilder(config.prompt, processor)
         lengths = PromptLengths(config, processor, config.rollout.sampling.max_response_tokens)
         num_skipped = sum(sum(one.skipped.values()) for one in loaded.values())
@@ -101,7 +107,8 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         if num_skipped:
             progress.line(f"left out {num_skipped} bad questions (data.on_bad_sample=skip)")
         if "rl" in prompted:
-            rehearse(scorer, prompted["rl"][0], processor.tokenizer)
+            for line in rehearse(scorer, prompted["rl"], processor.tokenizer):
+                progress.line(line)
         fingerprint = describe_template(config.prompt.path)
         progress.line(f"prompt: {fingerprint}")
     return Prepared(
@@ -135,7 +142,15 @@ def _check_start_model(config: Config, base_model: Path) -> None:
     check_weights(Path(checkpoint), setting)
 
 
-def _load_data(config: Config, folder: RunFolder, scorer: Scorer) -> Mapping[str, LoadedData]:
+def _page_view(config: Config, processor: Qwen2_5_VLProcessor) -> PageView:
+    """How the model that answers sees pages: the engine takes the processor of the folder that it loads."""
+    checkpoint = config.eval.checkpoint if config.stage == "eval" else ""
+    if checkpoint:
+        processor = load_processor(Path(checkpoint), f"eval.checkpoint={checkpoint!r}")
+    return model_view(config.data, processor.image_processor)
+
+
+def _load_data(config: Config, folder: RunFolder) -> Mapping[str, LoadedData]:
     data = config.data
     paths = {"sft": data.sft_path, "rl": data.rl_path, "test": data.test_path}
     if builds_quickstart_data(config):
@@ -150,8 +165,6 @@ def _load_data(config: Config, folder: RunFolder, scorer: Scorer) -> Mapping[str
             raise DataError(f"stage={config.stage} needs data.{name}_path; set it, or choose another stage")
         find_problem = partial(trajectory_problem, wanted=data.sft_sections) if name == "sft" else None
         loaded[name] = load_samples(paths[name], data, is_training=name != "test", find_problem=find_problem)
-    if "rl" in loaded:
-        scorer.check_samples(loaded["rl"].samples)
     return loaded
 
 

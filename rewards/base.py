@@ -13,7 +13,7 @@ a function that takes the list of all calls and returns the list of their values
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -44,6 +44,8 @@ class RewardCall:
         finish_reason: ``stop`` or ``length``.
         num_tokens: R, end of sequence included.
         rollout_index: which sibling.
+        page_sizes: gives width and height at which the model saw the sample's image of a 0-based index; None where
+            no model is known. Rewards ask :meth:`seen_size`.
     """
 
     sample: Sample
@@ -53,6 +55,28 @@ class RewardCall:
     finish_reason: str
     num_tokens: int
     rollout_index: int
+    page_sizes: Callable[[int], tuple[int, int]] | None = None
+
+    def seen_size(self, image_index: int) -> tuple[int, int]:
+        """Width and height, in pixels, at which the model saw one of the sample's images.
+
+        Args:
+            image_index: 0-based.
+
+        Raises:
+            RewardError: no model's processor is known where this reward runs.
+            ImageError: the image is missing or none.
+
+        Example:
+            A page of 2000 × 1500 under ``data.max_pixels=1003520`` is sent as 1156 × 867 and seen as ``(1148, 868)``.
+        """
+        if self.page_sizes is None:
+            raise RewardError(
+                f"sample {self.sample.sample_id!r:.80}: it is not known here at which size the model saw its images, "
+                "so pixels mean nothing; score it in a run (train.py) or in the run's folder, or write boxes in shares "
+                "or per mille"
+            )
+        return self.page_sizes(image_index)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,14 +87,25 @@ class DeclaredReward:
         function: takes a ``RewardCall`` (a list of them if ``is_batch``) and keyword arguments.
         is_batch: whether it judges all calls at once.
         gold_sections: sections that the gold response, and fields that the sample, must hold.
+        argument_problem: see :func:`checks_itself`.
+        exact_answer: likewise.
     """
 
     function: RewardCallable
     is_batch: bool = False
     gold_sections: tuple[str, ...] = ()
+    argument_problem: Callable[[Mapping[str, Any]], str] | None = None
+    exact_answer: Callable[..., str] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function."""
+        """Call the function.
+
+        Raises:
+            RewardError: the keyword arguments are not the function's (``argument_problem``).
+        """
+        problem = self.argument_problem(kwargs) if self.argument_problem else ""
+        if problem:
+            raise RewardError(problem)
         return self.function(*args, **kwargs)
 
 
@@ -95,6 +130,27 @@ def needs_gold(*sections: str) -> Callable[[RewardCallable | DeclaredReward], De
 
     def declare(function: RewardCallable | DeclaredReward) -> DeclaredReward:
         return replace(_declared(function), gold_sections=sections)
+
+    return declare
+
+
+def checks_itself(
+    *,
+    argument_problem: Callable[[Mapping[str, Any]], str] | None = None,
+    exact_answer: Callable[..., str] | None = None,
+) -> Callable[[RewardCallable | DeclaredReward], DeclaredReward]:
+    """Declare how a plain reward can be tried before a run starts.
+
+    Args:
+        argument_problem: takes the keyword arguments of the settings, says in one phrase what is wrong with them;
+            empty if nothing is.
+        exact_answer: takes a call without a response and the keyword arguments, returns the response that must earn 1
+            (or None, where the reward does not apply); raises where this sample has none. Every training question is
+            tried with it before workers start.
+    """
+
+    def declare(function: RewardCallable | DeclaredReward) -> DeclaredReward:
+        return replace(_declared(function), argument_problem=argument_problem, exact_answer=exact_answer)
 
     return declare
 

@@ -8,16 +8,29 @@ from dataclasses import dataclass
 from rsgrpo.sections import ParsedResponse
 from rsgrpo.types import Box
 
-CONVENTIONS = ("permille", "fraction", "pixels")
+CONVENTIONS = ("permille", "shares", "pixels")
 """What a written number counts: thousandths of the page's side (Qwen2-VL, MGrounding-630k), shares of it
-(MIG-Bench's gold), or pixels of the page as the model sees it (Qwen2.5-VL)."""
+(MIG-Bench's gold), or pixels of the page as the model sees it (Qwen2.5-VL). ``fraction`` is an older name of shares."""
 
 # Bounded counts: nothing can be matched in two ways, so a hostile response costs linear time.
-_NUMBER = r"(-?[0-9]{1,6}(?:\.[0-9]{1,6})?)"
-_COMMA = r"[ ]{0,2},[ ]{0,2}"
-_CORNERS = rf"\({_NUMBER}{_COMMA}{_NUMBER}\){_COMMA}\({_NUMBER}{_COMMA}{_NUMBER}\)"
-_LIST = rf"\[{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}\]"
-_BOX = re.compile(f"{_CORNERS}|{_LIST}")
+_NUMBER = r"(-?(?:[0-9]{1,6}(?:\.[0-9]{0,18})?|\.[0-9]{1,18}))"
+_BLANKS = "[ ]{0,2}"
+_ANY_BLANKS = r"[ \t\r\n]{0,40}"  # a JSON list may be indented over several lines; corners in a sentence are not
+_COMMA = f"{_BLANKS},{_BLANKS}"
+_WIDE_COMMA = f"{_ANY_BLANKS},{_ANY_BLANKS}"
+_POINT = rf"\({_BLANKS}{_NUMBER}{_COMMA}{_NUMBER}{_BLANKS}\)"
+_LISTED_POINT = rf"\[{_ANY_BLANKS}{_NUMBER}{_WIDE_COMMA}{_NUMBER}{_ANY_BLANKS}\]"
+_BOX = re.compile(
+    "|".join(
+        (
+            rf"{_POINT}{_BLANKS}(?:,{_BLANKS})?{_POINT}",
+            rf"\({_BLANKS}{_COMMA.join([_NUMBER] * 4)}{_BLANKS}\)",
+            rf"\[{_ANY_BLANKS}{_WIDE_COMMA.join([_NUMBER] * 4)}{_ANY_BLANKS}\]",
+            rf"\[{_ANY_BLANKS}{_LISTED_POINT}{_WIDE_COMMA}{_LISTED_POINT}{_ANY_BLANKS}\]",
+            rf"<box>{_BLANKS}{'[ ,]{1,3}'.join([_NUMBER] * 4)}{_BLANKS}</box>",
+        )
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +52,9 @@ def find_boxes(text: str, start: int = 0, stop: int | None = None) -> tuple[Writ
     """All boxes in a piece of text, in order, without overlap.
 
     Args:
-        text: the response. ``(x1,y1),(x2,y2)`` and ``[x1,y1,x2,y2]`` are boxes, with integers or decimals
-            and up to two blanks around a comma. The special tokens around a box leave no text.
+        text: the response. ``(x1,y1),(x2,y2)``, ``(x1,y1,x2,y2)``, ``[x1,y1,x2,y2]`` (alone, or in JSON such as
+            ``{"bbox_2d": […]}``), ``[[x1,y1],[x2,y2]]`` and ``<box>x1 y1 x2 y2</box>`` are boxes, with integers or
+            decimals. The special tokens around a box leave no text.
         start: where to begin.
         stop: where to end; None: the end of the text.
 

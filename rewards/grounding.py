@@ -11,44 +11,68 @@ then receives nothing. What a policy might try:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from rewards.base import RewardCall, RewardError, needs_gold
-from rewards.boxes import CONVENTIONS, rectangle, response_boxes
-from rsgrpo.images import page_size
-from rsgrpo.types import Box
+from rewards.base import RewardCall, RewardError, checks_itself, needs_gold
+from rewards.boxes import CONVENTIONS, WrittenBox, rectangle, response_boxes
+from rsgrpo.types import SECTION_TAGS, Box
 
-_QWEN_FACTOR = 28  # Qwen2.5-VL's pages have sides that are multiples of patch size times merge size
-_MAX_MATCHED = 64  # boxes of one response that are looked at; further ones only count as wrong
+_MAX_MATCHED = 64  # boxes of one response that are looked at, or as many as gold has; others only count as wrong
+_WHOLE_PAGE = {"permille": (1000.0, 1000.0), "shares": (1.0, 1.0), "fraction": (1.0, 1.0)}
 
 
+def _argument_problem(arguments: Mapping[str, Any]) -> str:
+    """What is wrong with the keyword arguments of :func:`iou`."""
+    bounds = sorted({"min_pixels", "max_pixels"} & arguments.keys())
+    if bounds:
+        return (
+            f"{' and '.join(bounds)} must go: the bounds of a page have one place, data.min_pixels and "
+            "data.max_pixels, and the reward counts pixels of the page that the model really saw"
+        )
+    convention = arguments.get("convention", "permille")
+    if convention != "pixels" and convention not in _WHOLE_PAGE:
+        return f"convention={convention!r:.80} is not known; choose one of {', '.join(CONVENTIONS)}"
+    section = arguments.get("section", "")
+    if section not in ("", *SECTION_TAGS):
+        return f"section={section!r:.80} is not known; choose one of {', '.join(SECTION_TAGS)}, or none"
+    threshold = arguments.get("threshold", 0.0)
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0.0 <= threshold <= 1.0:
+        return f"threshold={threshold!r:.80} must lie in [0, 1]"
+    return ""
+
+
+def _gold_written(call: RewardCall, convention: str = "permille", section: str = "", threshold: float = 0.0) -> str:
+    """The gold boxes as a response that follows the convention to the last digit."""
+    written = []
+    for box, (width, height) in zip(call.sample.boxes, _page_sizes(call, convention), strict=True):
+        numbers = (box.left * width, box.top * height, box.right * width, box.bottom * height)
+        written.append("[" + ", ".join(f"{number:.12f}" for number in numbers) + "]")
+    text = " ".join(written)
+    return f"<{section}>{text}</{section}>" if section else text
+
+
+@checks_itself(argument_problem=_argument_problem, exact_answer=_gold_written)
 @needs_gold("boxes")
-def iou(
-    call: RewardCall,
-    convention: str = "permille",
-    section: str = "",
-    threshold: float = 0.0,
-    min_pixels: int = 3136,
-    max_pixels: int = 1568000,
-) -> float | None:
+def iou(call: RewardCall, convention: str = "permille", section: str = "", threshold: float = 0.0) -> float | None:
     """Mean intersection over union of written and gold boxes under the best one-to-one matching, in [0, 1].
 
     With p written and g gold boxes it is the largest sum of IoU over matchings, divided by max(p, g). A box
-    that is malformed (corners swapped, no area, outside of the page) is written but matches nothing.
+    that is malformed (corners swapped, no area, outside of the page) is written but matches nothing. Pixels and per
+    mille in whole numbers are held against gold in whole numbers: the best box that can be written so earns 1.
 
     Args:
         call: the response.
-        convention: what numbers count, one of ``rewards.boxes.CONVENTIONS``.
+        convention: what numbers count, one of ``rewards.boxes.CONVENTIONS``. ``pixels`` are those of the page that a
+            gold box lies on, at the size at which the model saw it.
         section: look for boxes in this section only; empty: in the whole response.
         threshold: above 0: a matched pair counts 1 if its IoU reaches this, else 0 (accuracy at IoU).
-        min_pixels: ``data.min_pixels``, for ``pixels`` only.
-        max_pixels: ``data.max_pixels``, likewise.
 
     Returns:
         The mean; 0.0 where the response has no box; None where a gold box has no area, which nothing matches.
 
     Raises:
-        RewardError: ``convention`` is not known, or the page that pixels are counted on is not.
+        RewardError: ``convention`` is not known, or the page that pixels are counted on is not, or its size.
 
     Example:
         Gold ``(100,100),(300,300)``. ``(100,100),(300,200)`` covers half of it: 0.5. The same with a second
@@ -60,9 +84,10 @@ def iou(
     written = response_boxes(call.parsed, section)
     if not written or not gold:
         return 0.0
-    width, height = _full_size(call, convention, min_pixels, max_pixels)
-    found = [box for one in written if (box := rectangle(one, width, height)) is not None][:_MAX_MATCHED]
-    pairs = [[_pair_value(box_iou(left, right), threshold) for right in gold] for left in found]
+    sizes = _page_sizes(call, convention)
+    rows = (_overlaps(one, gold, sizes) for one in written)
+    found = [row for row in rows if row is not None][: max(_MAX_MATCHED, len(gold))]
+    pairs = [[_pair_value(overlap, threshold) for overlap in row] for row in found]
     return best_matching(pairs) / max(len(written), len(gold))
 
 
@@ -114,26 +139,55 @@ def _pair_value(overlap: float, threshold: float) -> float:
     return overlap if threshold <= 0.0 else float(overlap >= threshold)
 
 
-def _full_size(call: RewardCall, convention: str, min_pixels: int, max_pixels: int) -> tuple[float, float]:
-    """What the whole width and height of the page count."""
-    if convention == "permille":
-        return 1000.0, 1000.0
-    if convention == "fraction":
-        return 1.0, 1.0
+def _overlaps(written: WrittenBox, gold: Sequence[Box], sizes: Sequence[tuple[float, float]]) -> list[float] | None:
+    """IoU of one written box with every gold box, each on its own page; None if it is malformed on all of them."""
+    is_whole = all(number.is_integer() for number in written.numbers)
+    overlaps = []
+    is_sane = False
+    for box, (width, height) in zip(gold, sizes, strict=True):
+        found = rectangle(written, width, height)
+        is_sane = is_sane or found is not None
+        on_grid = _whole_numbers(box, width, height) if is_whole and width > 1.0 else box
+        overlaps.append(0.0 if found is None else box_iou(found, on_grid))
+    return overlaps if is_sane else None
+
+
+def _whole_numbers(box: Box, width: float, height: float) -> Box:
+    """A gold box with its edges at the nearest whole numbers; at least one wide and high."""
+    left, top = min(round(box.left * width), width - 1), min(round(box.top * height), height - 1)
+    right, bottom = max(left + 1, round(box.right * width)), max(top + 1, round(box.bottom * height))
+    return Box(left=left / width, top=top / height, right=right / width, bottom=bottom / height)
+
+
+def _page_sizes(call: RewardCall, convention: str) -> list[tuple[float, float]]:
+    """What the whole width and height of the page count, for each gold box."""
+    problem = _argument_problem({"convention": convention})
+    if problem:
+        raise RewardError(problem)
+    boxes = call.sample.boxes
     if convention != "pixels":
-        raise RewardError(f"convention={convention!r} is not known; choose one of {', '.join(CONVENTIONS)}")
-    sample = call.sample
-    indexes = {box.image_index for box in sample.boxes}
-    named = sorted(indexes) if indexes != {-1} else list(range(len(sample.images)))
-    if len(named) != 1 or not 0 <= named[0] < len(sample.images):
+        return [_WHOLE_PAGE[convention]] * len(boxes)
+    sizes: dict[int, tuple[float, float]] = {}
+    for box in boxes:
+        if box.image_index not in sizes:
+            sizes[box.image_index] = _seen_page(call, box.image_index)
+    return [sizes[box.image_index] for box in boxes]
+
+
+def _seen_page(call: RewardCall, image_index: int) -> tuple[float, float]:
+    """The size of the page that a gold box lies on, as the model saw it."""
+    num_images = len(call.sample.images)
+    candidates = range(num_images) if image_index == -1 else range(image_index, image_index + 1)
+    if image_index >= num_images or not num_images:
         raise RewardError(
-            f"sample {sample.sample_id!r}: its gold boxes do not say on which of {len(sample.images)} images they lie, "
-            "and a pixel has another size on each; use convention=permille, or data with one image a box"
+            f"sample {call.sample.sample_id!r:.80}: a gold box lies on image {image_index}, but the sample has "
+            f"{num_images} images; mend its boxes"
         )
-    width, height = page_size(sample.images[named[0]], min_pixels, max_pixels)
-    return float(_whole_patches(width)), float(_whole_patches(height))
-
-
-def _whole_patches(side: int) -> int:
-    """A side as the processor rounds it."""
-    return max(1, round(side / _QWEN_FACTOR)) * _QWEN_FACTOR
+    sizes = {call.seen_size(index) for index in candidates}
+    if len(sizes) > 1:
+        raise RewardError(
+            f"sample {call.sample.sample_id!r:.80}: its gold boxes do not say on which of {num_images} images they "
+            "lie, and a pixel has another size on each; name each box's image in the data, or use convention=permille"
+        )
+    width, height = sizes.pop()
+    return float(width), float(height)

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +29,7 @@ class LoadedReward:
         is_async: whether calling it gives an awaitable.
         is_batch: whether it takes the list of all calls.
         gold_sections: what it needs of a gold response.
+        exact_answer: writes the response that must earn 1; None: it does not say.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LoadedReward:
     is_async: bool
     is_batch: bool
     gold_sections: tuple[str, ...]
+    exact_answer: Callable[..., str] | None = None
 
 
 def load_rewards(configs: Mapping[str, RewardConfig], base_folder: Path) -> tuple[LoadedReward, ...]:
@@ -68,6 +70,9 @@ def _load(name: str, config: RewardConfig, base_folder: Path) -> LoadedReward:
             f"it has {', '.join(public) or 'none'}"
         )
     reward = declared if isinstance(declared, DeclaredReward) else DeclaredReward(function=declared)
+    problem = reward.argument_problem(config.kwargs) if reward.argument_problem else ""
+    if problem:
+        raise RewardError(f"rewards.{name}.kwargs: {problem}")
     _check_signature(name, config, reward.function)
     return LoadedReward(
         name=name,
@@ -76,6 +81,7 @@ def _load(name: str, config: RewardConfig, base_folder: Path) -> LoadedReward:
         is_async=_is_async(reward.function),
         is_batch=reward.is_batch,
         gold_sections=reward.gold_sections,
+        exact_answer=reward.exact_answer,
     )
 
 

@@ -6,15 +6,20 @@ a reward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from rewards.base import RewardCall, RewardError
+from rewards.exact import exact_answer_problem
 from rewards.gold import gold_problem
 from rewards.plugins import LoadedReward
 from rewards.running import run_async, run_plain
 from rewards.scopes import LocatedScope, ScopeRequest, locate_scopes
+from rsgrpo.page_view import PageView
 from rsgrpo.sections import parse_response
 from rsgrpo.types import RolloutGroup, Sample, ScopedReward, ScoredGroup, ScoredRollout
 
@@ -32,15 +37,24 @@ class Scorer:
         >>> scored = scorer.score(groups)
     """
 
-    def __init__(self, rewards: Sequence[LoadedReward]) -> None:
-        """Take loaded rewards; their order is the order of ``ScoredRollout.rewards``."""
+    def __init__(self, rewards: Sequence[LoadedReward], view: PageView | None = None) -> None:
+        """Take loaded rewards; their order is the order of ``ScoredRollout.rewards``.
+
+        Args:
+            rewards: to judge by.
+            view: at which size the model sees pages; None: not known, so that a reward that asks for it raises.
+        """
         self.rewards = tuple(rewards)
+        self._view = view
         self._requests = tuple(
             ScopeRequest(scope=reward.config.scope, on_missing=reward.config.on_missing) for reward in self.rewards
         )
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
-        """Refuse samples whose gold lacks what a reward needs, before anything is started.
+        """Refuse samples that a reward cannot judge, before anything is started.
+
+        That is: their gold lacks what the reward needs, or the exact answer, where the reward can write it, does not
+        earn 1.
 
         Args:
             samples: training questions.
@@ -49,7 +63,7 @@ class Scorer:
             RewardError: names the reward, how many samples, and the first of them.
         """
         for reward in self.rewards:
-            problems = [(sample.sample_id, _sample_problem(reward, sample)) for sample in samples]
+            problems = [(sample.sample_id, self._sample_problem(reward, sample)) for sample in samples]
             wrong = [(sample_id, problem) for sample_id, problem in problems if problem]
             if wrong:
                 first = "; ".join(f"{sample_id!r}: {problem}" for sample_id, problem in wrong[:_NAMED_SAMPLES])
@@ -62,7 +76,30 @@ class Scorer:
     def limited_to(self, samples: Sequence[Sample]) -> Scorer:
         """The rewards that can judge all of these samples; test questions may lack gold that training has."""
         return Scorer(
-            [reward for reward in self.rewards if not any(_sample_problem(reward, sample) for sample in samples)]
+            [reward for reward in self.rewards if not any(self._sample_problem(reward, sample) for sample in samples)],
+            self._view,
+        )
+
+    def _sample_problem(self, reward: LoadedReward, sample: Sample) -> str:
+        if reward.config.scope.evidence_line and not sample.images:
+            return "it has no images, and the scope is evidence_line"
+        return gold_problem(sample, reward.gold_sections) or exact_answer_problem(reward, self._blank_call(sample))
+
+    def _page_sizes(self, sample: Sample) -> Callable[[int], tuple[int, int]] | None:
+        """Sizes of a sample's images, each read once, and only if a reward asks."""
+        view = self._view
+        return None if view is None else cache(lambda index: view.seen_size(sample.images[index]))
+
+    def _blank_call(self, sample: Sample) -> RewardCall:
+        return RewardCall(
+            sample=sample,
+            text="",
+            parsed=parse_response(""),
+            token_ids=np.zeros(0, dtype=np.int32),
+            finish_reason="stop",
+            num_tokens=0,
+            rollout_index=0,
+            page_sizes=self._page_sizes(sample),
         )
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
@@ -81,6 +118,7 @@ class Scorer:
             RewardError: a reward raised, took longer than its ``timeout_seconds``, or returned what
                 is no finite number, None, or (``evidence_line``) one of these an image.
         """
+        sizes = [self._page_sizes(group.sample) for group in groups]
         calls = [
             RewardCall(
                 sample=group.sample,
@@ -90,8 +128,9 @@ class Scorer:
                 finish_reason=rollout.finish_reason,
                 num_tokens=len(rollout.token_ids),
                 rollout_index=rollout.rollout_index,
+                page_sizes=page_sizes,
             )
-            for group in groups
+            for group, page_sizes in zip(groups, sizes, strict=True)
             for rollout in group.rollouts
         ]
         columns = self._values(calls)
@@ -139,12 +178,6 @@ def _entries(
         )
         for value, scope in zip(values, scopes, strict=True)
     ]
-
-
-def _sample_problem(reward: LoadedReward, sample: Sample) -> str:
-    if reward.config.scope.evidence_line and not sample.images:
-        return "it has no images, and the scope is evidence_line"
-    return gold_problem(sample, reward.gold_sections)
 
 
 def _checked(reward: LoadedReward, call: RewardCall, returned: Any) -> tuple[float | None, ...]:

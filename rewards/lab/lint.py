@@ -20,6 +20,7 @@ from rsgrpo.sections import parse_response
 _KIND_OF_FIELD = {"boxes": "grounding", "choices": "choice", "positive_images": "haystack"}
 _TOKEN = re.compile(r"\w+|[^\w\s]")  # there is no tokenizer here: a word or a sign counts as one token
 _TIE = 1e-9
+_PAGE_SIZE = (1000, 1000)  # the cases' pages are made up; on such ones pixels are per mille
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +159,7 @@ def _call(case: Case, text: str) -> RewardCall:
         finish_reason="length" if is_cut and text else "stop",
         num_tokens=num_tokens,
         rollout_index=0,
+        page_sizes=lambda _: _PAGE_SIZE,
     )
 
 

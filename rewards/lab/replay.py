@@ -20,6 +20,7 @@ from rewards.scorer import Scorer
 from rsgrpo.advantages import credit_groups
 from rsgrpo.config import Config
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.page_view import read_view
 from rsgrpo.recorder import RecordedGroup, RecordedRollout, read_groups
 from rsgrpo.run_folder import RunFolder
 from rsgrpo.types import ChatPrompt, CreditedGroup, CreditedRollout, Rollout, RolloutGroup, Sample, TokenSpan
@@ -176,7 +177,8 @@ def replay(run_folder: Path, before: Config, after: Config, *, stage: str = "rl"
 
     Raises:
         ReplayError: nothing was recorded for the stage.
-        RewardError: a reward cannot be loaded, fails, or needs gold that a recorded sample lacks.
+        RewardError: a reward cannot be loaded, fails, or needs gold that a recorded sample lacks; one that counts
+            pixels also needs the pages where they were, and ``page_view.json``.
 
     Example:
         A group with accuracy 1 and 0, scored with a reward that says 0 and 1: both advantages flip.
@@ -191,7 +193,8 @@ def replay(run_folder: Path, before: Config, after: Config, *, stage: str = "rl"
             "run that has trained with rewards"
         )
     weights_before, weights_after = _weights(before), _weights(after)
-    scorer = Scorer(load_rewards(after.scored_rewards, Path.cwd()))
+    view = read_view(RunFolder(root=run_folder).page_view_file)
+    scorer = Scorer(load_rewards(after.scored_rewards, Path.cwd()), view)
     changes = []
     for _, step in itertools.groupby(recorded, key=lambda group: group.step):
         members = list(step)

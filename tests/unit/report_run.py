@@ -74,6 +74,16 @@ def make_rollout(text: str, index: int = 0, *, sample_id: str = "q0", version: i
     )
 
 
+def sampled_group(sample: Sample, texts: list[str]) -> RolloutGroup:
+    """Responses to a question, as the engine would give them."""
+    return RolloutGroup(
+        sample=sample,
+        prompt=ChatPrompt(sample_id=sample.sample_id, text=sample.question),
+        prompt_token_ids=np.zeros(1, dtype=np.int32),
+        rollouts=tuple(make_rollout(text, index, sample_id=sample.sample_id) for index, text in enumerate(texts)),
+    )
+
+
 def make_sample(sample_id: str = "q0", images: tuple[ImageRef, ...] = (), answer: str = "7") -> Sample:
     """A question over two cards."""
     return Sample(

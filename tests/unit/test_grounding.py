@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise, permutations
 from pathlib import Path
 
@@ -10,23 +11,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from rewards.base import RewardCall, RewardError
-from rewards.boxes import find_boxes, rectangle
+from rewards.boxes import CONVENTIONS, find_boxes, rectangle
 from rewards.grounding import best_matching, box_count, box_iou, iou
 from rewards.plugins import load_rewards
 from rewards.scopes import ScopeRequest, locate_scope, locate_scopes
 from rewards.scorer import Scorer
 from rsgrpo.config import ConfigError, RewardConfig, ScopeConfig
+from rsgrpo.images import load_page
+from rsgrpo.page_view import PageView
 from rsgrpo.sections import parse_response
 from rsgrpo.token_offsets import TokenTable
 from rsgrpo.types import Box, ImageRef, Sample, TokenSpan
+from tests.unit.report_run import sampled_group
 
 BOX_SCOPE = ScopeConfig(pattern="box")
 
 
-def call(text: str, *boxes: Box, images: tuple[ImageRef, ...] = ()) -> RewardCall:
+def call(
+    text: str, *boxes: Box, images: tuple[ImageRef, ...] = (), sizes: Sequence[tuple[int, int]] = ()
+) -> RewardCall:
     return RewardCall(
+        page_sizes=sizes.__getitem__ if sizes else None,
         sample=Sample(sample_id="q", images=images, boxes=boxes),
         text=text,
         parsed=parse_response(text),
@@ -53,8 +61,20 @@ def gold(left: float, top: float, right: float, bottom: float, image_index: int 
         ('{"bbox_2d": [28, 56, 84, 112]}', [((12, 29), (28, 56, 84, 112))]),
         ("(1,2),(3,4),(5,6),(7,8)", [((0, 11), (1, 2, 3, 4)), ((12, 23), (5, 6, 7, 8))]),
         ("(-5,2),(3,4)", [((0, 12), (-5, 2, 3, 4))]),
+        ("(1, 2, 3, 4)", [((0, 12), (1, 2, 3, 4))]),
+        ("(1,2)(3,4)", [((0, 10), (1, 2, 3, 4))]),
+        ("( 1, 2 ), ( 3, 4 )", [((0, 18), (1, 2, 3, 4))]),
+        ("[ 1, 2, 3, 4 ]", [((0, 14), (1, 2, 3, 4))]),
+        ("[[1, 2], [3, 4]]", [((0, 16), (1, 2, 3, 4))]),
+        ("<box>1 2 3 4</box>", [((0, 18), (1, 2, 3, 4))]),
+        ("[.5, 1., 0.33333333333333, 2]", [((0, 29), (0.5, 1.0, 0.33333333333333, 2.0))]),
+        (
+            '```json\n[\n  {"bbox_2d": [\n    28,\n    56,\n    84,\n    112\n  ]}\n]\n```',
+            [((24, 61), (28, 56, 84, 112))],
+        ),
         # no boxes: a corner alone, three numbers, a label, too many digits, a line break, Arabic digits
         ("(1,2)", []),
+        ("[1, 2, 3, 4, 5, 6, 7, 8]", []),  # a polygon
         ("[1,2,3]", []),
         ("[1]: x", []),
         ("(1234567,2),(3,4)", []),
@@ -77,7 +97,8 @@ def test_malformed_rectangles_are_none() -> None:
 
 def test_hostile_text_costs_linear_time() -> None:
     assert len(find_boxes("(1,2)," * 200_000)) == 100_000
-    assert find_boxes("[1, 2, 3, " * 100_000) == ()
+    for text in ("[1, 2, 3, ", "[ " * 20, "[1,\n\n\n2,", "(1,2, 3,", "[[1,2],[", "<box>1 2 3 ", "[" + " " * 39):
+        assert find_boxes(text * (1_000_000 // len(text))) == ()
 
 
 # --- the scope {pattern: box} ---
@@ -214,21 +235,143 @@ def test_a_threshold_takes_the_whole_page_away() -> None:
     assert iou(call("(0,0),(800,500)", large), threshold=0.5) == 1.0
 
 
-def test_pixels_are_those_of_the_resized_page(tmp_path: Path) -> None:
-    Image.new("RGB", (100, 60)).save(tmp_path / "page.png")
-    Image.new("RGB", (200, 60)).save(tmp_path / "other.png")
-    pages = tuple(ImageRef(path=name, file=str(tmp_path / name)) for name in ("page.png", "other.png"))
-    # 100x60 stays (3136 <= 6000 <= 10**6); sides round to multiples of 28: 112 and 56
+def test_pixels_are_those_of_the_page_that_the_model_saw() -> None:
+    pages = tuple(ImageRef(path=name) for name in ("page.png", "other.png"))
+    sizes = [(112, 56), (196, 56)]
     on_page = gold(0.0, 0.0, 0.5, 0.5, image_index=0)
-    assert iou(call("(0,0),(56,28)", on_page, images=pages), "pixels", max_pixels=10**6) == 1.0
+    assert iou(call("(0,0),(56,28)", on_page, images=pages, sizes=sizes), "pixels") == 1.0
     with pytest.raises(RewardError, match="do not say on which of 2 images"):
-        iou(call("(0,0),(56,28)", ONE, images=pages), "pixels")
+        iou(call("(0,0),(56,28)", ONE, images=pages, sizes=sizes), "pixels")
+    with pytest.raises(RewardError, match="lies on image 2, but the sample has 2 images"):
+        iou(call("(0,0),(56,28)", gold(0, 0, 1, 1, image_index=2), images=pages, sizes=sizes), "pixels")
+    with pytest.raises(RewardError, match="not known here at which size the model saw"):
+        iou(call("(0,0),(56,28)", on_page, images=pages), "pixels")
     with pytest.raises(RewardError, match="convention='percent'"):
         iou(call("(0,0),(56,28)", ONE), "percent")
 
 
+def test_gold_boxes_of_one_response_may_lie_on_several_pages() -> None:
+    pages = tuple(ImageRef(path=name) for name in ("page.png", "other.png"))
+    boxes = (gold(0.0, 0.0, 0.5, 0.5, image_index=0), gold(0.5, 0.0, 1.0, 1.0, image_index=1))
+    # (56, 28) is half of 112 × 56; (98, 0) to (196, 56) the right half of 196 × 56, and beyond the first page.
+    text = '[{"bbox_2d": [98, 0, 196, 56]}, {"bbox_2d": [0, 0, 56, 28]}]'
+    assert iou(call(text, *boxes, images=pages, sizes=[(112, 56), (196, 56)]), "pixels") == 1.0
+
+
+def test_pages_of_one_size_need_not_be_named() -> None:
+    pages = tuple(ImageRef(path=name) for name in ("page.png", "other.png"))
+    assert iou(call("(10,10),(30,30)", ONE, images=pages, sizes=[(100, 100)] * 2), "pixels") == pytest.approx(1.0)
+
+
+OURS = ((3136, 1003520), (784, 50176), (3136, 20_000_000))
+LARGEST = gold(0.1, 0.2, 0.9, 0.95, image_index=0)
+
+
+@pytest.mark.parametrize("ours", OURS)
+@pytest.mark.parametrize("size", [(1, 1), (30, 30), (2000, 1500), (640, 480), (40, 1000), (3000, 4000)])
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_an_exact_answer_earns_one_for_any_size(
+    tmp_path: Path, size: tuple[int, int], ours: tuple[int, int], convention: str
+) -> None:
+    Image.new("L", size).save(tmp_path / "page.png")
+    page = ImageRef(path="page.png", file=str(tmp_path / "page.png"))
+    sent = load_page(page, *ours)
+    high, wide = smart_resize(sent.height, sent.width, factor=28, min_pixels=3136, max_pixels=12845056)
+    sides = {"permille": (1000, 1000), "shares": (1, 1), "pixels": (wide, high)}[convention]
+    numbers = [edge * side for edge, side in zip((0.1, 0.2, 0.9, 0.95), sides * 2, strict=True)]
+    if convention != "shares":
+        numbers = [round(number) for number in numbers]
+    config = RewardConfig(
+        function="rewards.grounding:iou", scope=ScopeConfig(pattern="box"), kwargs={"convention": convention}
+    )
+    view = PageView(min_pixels=ours[0], max_pixels=ours[1])
+    scorer = Scorer(load_rewards({"iou": config}, Path.cwd()), view)
+    sample = Sample(sample_id="q", images=(page,), boxes=(LARGEST,))
+    scorer.check_samples([sample])
+    (scored,) = scorer.limited_to([sample]).score([sampled_group(sample, [str(numbers)])])
+    # Whole numbers are held against gold in whole numbers, so that the best box that can be written earns 1.
+    assert [reward.value for reward in scored.rollouts[0].rewards] == [pytest.approx(1.0)]
+
+
+@given(rectangles(), st.sampled_from([28, 56, 1000]))
+def test_the_best_whole_numbers_earn_one_and_the_whole_page_only_if_it_is_gold(box: Box, side: int) -> None:
+    numbers = [round(side * edge) for edge in (box.left, box.top, box.right, box.bottom)]
+    pages = (ImageRef(path="page.png"),)
+    if numbers[0] < numbers[2] and numbers[1] < numbers[3]:
+        assert iou(call(str(numbers), box, images=pages, sizes=[(side, side)]), "pixels") == pytest.approx(1.0)
+    else:
+        # Thinner than a pixel: the pixel that it lies in.
+        left, top = (min(number, side - 1) for number in numbers[:2])
+        best = [left, top, max(left + 1, numbers[2]), max(top + 1, numbers[3])]
+        assert iou(call(str(best), box, images=pages, sizes=[(side, side)]), "pixels") == pytest.approx(1.0)
+    whole = call(str([0, 0, side, side]), box, images=pages, sizes=[(side, side)])
+    assert (iou(whole, "pixels") == 1.0) == (numbers == [0, 0, side, side])
+
+
+def test_whole_shares_are_no_excuse() -> None:
+    # Rounded to whole shares every gold box of more than half of the page would be all of it.
+    assert iou(call("(0,0),(1,1)", gold(0.2, 0.2, 0.8, 0.8)), "shares") == pytest.approx(0.36)
+
+
+def test_bounds_beside_the_convention_are_refused() -> None:
+    kwargs = {"convention": "pixels", "min_pixels": 3136, "max_pixels": 1003520}
+    config = RewardConfig(function="rewards.grounding:iou", scope=BOX_SCOPE, kwargs=kwargs)
+    with pytest.raises(
+        RewardError, match=r"rewards\.iou\.kwargs: max_pixels and min_pixels must go.*one place, data\."
+    ):
+        load_rewards({"iou": config}, Path.cwd())
+    with pytest.raises(RewardError, match="have one place"):
+        iou(call("(0,0),(56,28)", ONE), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"convention": "permile"}, "convention='permile' is not known; choose one of permille, shares, pixels"),
+        ({"section": "answers"}, "section='answers' is not known"),
+        ({"threshold": 50}, r"threshold=50 must lie in \[0, 1\]"),
+        ({"treshold": 0.5}, "do not fit"),
+    ],
+)
+def test_arguments_are_checked_when_rewards_are_loaded(kwargs: dict[str, object], message: str) -> None:
+    config = RewardConfig(function="rewards.grounding:iou", scope=BOX_SCOPE, kwargs=kwargs)
+    with pytest.raises(RewardError, match=message):
+        load_rewards({"iou": config}, Path.cwd())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "box", "problem"),
+    [
+        ({}, gold(-0.2, 0.1, 0.5, 0.5), r"its gold itself, written as rewards\.iou\.kwargs say .*earns 0\.000"),
+        ({"convention": "pixels"}, ONE, "do not say on which of 2 images"),
+        ({"convention": "pixels"}, gold(0.1, 0.1, 0.2, 0.2, 5), "lies on image 5"),
+    ],
+)
+def test_gold_that_cannot_earn_one_is_refused_before_the_start(
+    tmp_path: Path, kwargs: dict[str, object], box: Box, problem: str
+) -> None:
+    images = []
+    for name, size in (("a.png", (200, 100)), ("b.png", (100, 200))):
+        Image.new("L", size).save(tmp_path / name)
+        images.append(ImageRef(path=name, file=str(tmp_path / name)))
+    config = RewardConfig(function="rewards.grounding:iou", scope=BOX_SCOPE, kwargs=kwargs)
+    scorer = Scorer(load_rewards({"iou": config}, Path.cwd()), PageView(min_pixels=3136, max_pixels=10**6))
+    fine = Sample(sample_id="fine", images=tuple(images), boxes=(gold(0.1, 0.1, 0.5, 0.5, 1),))
+    bad = Sample(sample_id="bad", images=tuple(images), boxes=(box,))
+    with pytest.raises(RewardError, match=rf"reward 'iou' cannot judge 1 of 2 samples \('bad': .*{problem}"):
+        scorer.check_samples([fine, bad])
+    assert scorer.limited_to([fine]).rewards and not scorer.limited_to([fine, bad]).rewards
+
+
+def test_more_gold_boxes_than_are_matched_by_default_can_all_be_found() -> None:
+    boxes = tuple(gold(n / 100, 0.0, (n + 1) / 100, 0.5) for n in range(100))
+    text = " ".join(f"[{10 * n}, 0, {10 * n + 10}, 500]" for n in range(100))
+    assert iou(call(text, *boxes)) == pytest.approx(1.0)
+
+
 def test_fractions_and_degenerate_gold() -> None:
-    assert iou(call("(0.1,0.1),(0.3,0.3)", ONE), "fraction") == pytest.approx(1.0)
+    for name in ("shares", "fraction"):
+        assert iou(call("(0.1,0.1),(0.3,0.3)", ONE), name) == pytest.approx(1.0)
     assert iou(call("(100,100),(300,300)", gold(0.5, 0.5, 0.1, 0.6))) is None
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from rewards.base import RewardError
 from rewards.lab.__main__ import main
 from rewards.lab.cases import CASES, TRICKS
 from rewards.lab.lint import lint
@@ -15,10 +18,11 @@ from rewards.lab.settings import changed_settings, run_settings, yaml_rewards
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.advantages import credit_groups
-from rsgrpo.config import Config, ConfigError, RewardConfig, ScopeConfig, resolved_yaml
+from rsgrpo.config import Config, ConfigError, DataConfig, RewardConfig, ScopeConfig, resolved_yaml
+from rsgrpo.page_view import PageView, write_view
 from rsgrpo.recorder import read_groups, record_groups
-from rsgrpo.types import Box, ChatPrompt, ImageRef, RolloutGroup, Sample
-from tests.unit.report_run import make_rollout, make_sample, response
+from rsgrpo.types import Box, ImageRef, Sample
+from tests.unit.report_run import make_sample, response, sampled_group
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 REWARDS = {
@@ -41,15 +45,6 @@ def first_token(call):
 """
 
 
-def sampled(sample: Sample, texts: list[str]) -> RolloutGroup:
-    return RolloutGroup(
-        sample=sample,
-        prompt=ChatPrompt(sample_id=sample.sample_id, text=sample.question),
-        prompt_token_ids=make_rollout("p").token_ids,
-        rollouts=tuple(make_rollout(text, index, sample_id=sample.sample_id) for index, text in enumerate(texts)),
-    )
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Two steps: in each, one question with a right and a wrong answer, and one with two right ones."""
@@ -59,8 +54,8 @@ def run(tmp_path: Path) -> Path:
     right, wrong = response("7", well_read=True), response("4", well_read=True)
     for step in (1, 2):
         groups = [
-            sampled(make_sample("mixed", IMAGES), [right, wrong]),
-            sampled(make_sample("solved", IMAGES), [right, right]),
+            sampled_group(make_sample("mixed", IMAGES), [right, wrong]),
+            sampled_group(make_sample("solved", IMAGES), [right, right]),
         ]
         scored = Scorer(load_rewards(REWARDS, tmp_path)).score(groups)
         weights = {name: reward.weight for name, reward in REWARDS.items()}
@@ -94,6 +89,37 @@ def test_an_opposite_reward_turns_every_advantage_round(run: Path) -> None:
     by_name = {reward.name: reward for reward in result.rewards}
     assert (by_name["accuracy"].num_flips, by_name["accuracy"].num_gained, by_name["accuracy"].num_lost) == (4, 0, 0)
     assert (by_name["lines"].mean_after, by_name["lines"].num_lost) == (None, 2)
+
+
+def test_pixel_rewards_are_replayed_at_the_size_that_the_run_saw(tmp_path: Path) -> None:
+    Image.new("L", (2000, 1500)).save(tmp_path / "a.png")
+    page = ImageRef(path="a.png", file=str(tmp_path / "a.png"))
+    box = Box(left=0.1, top=0.2, right=0.6, bottom=0.8, image_index=0)
+    sample = Sample(sample_id="s", question="Find it.", images=(page,), boxes=(box,))
+    kwargs = {"convention": "pixels"}
+    rewards = {"iou": RewardConfig(function="rewards.grounding:iou", scope=ScopeConfig(pattern="box"), kwargs=kwargs)}
+    data = DataConfig(max_pixels=1003520)
+    config = Config(name="made", stage="rl", rewards=rewards, data=data)
+    (tmp_path / "config.yaml").write_text(resolved_yaml(config))
+    view = PageView(min_pixels=data.min_pixels, max_pixels=data.max_pixels)
+    # sqrt(1003520 / 3e6) = 0.5784: 1156 × 867, 41.3 and 31.0 tokens: 1148 × 868; 0.1 * 1148 = 114.8 and so on
+    texts = ["[115, 174, 689, 694]", "[1, 1, 100, 100]"]
+    scored = Scorer(load_rewards(rewards, tmp_path), view).score([sampled_group(sample, texts)])
+    assert [one.rewards[0].value for one in scored[0].rollouts] == [pytest.approx(1.0), 0.0]
+    record_groups(tmp_path / "rollouts.jsonl", "rl", 1, credit_groups(scored, {"iou": 1.0}, config.rl.credit))
+    with pytest.raises(RewardError, match="not known here at which size"):
+        replay(tmp_path, config, config)
+    write_view(tmp_path / "page_view.json", view)
+    assert not any(group.is_changed for group in replay(tmp_path, config, config).groups)
+
+
+def test_tricks_are_played_on_pixel_rewards_too() -> None:
+    config = RewardConfig(
+        function="rewards.grounding:iou", scope=ScopeConfig(pattern="box"), kwargs={"convention": "pixels"}
+    )
+    permille = dataclasses.replace(config, kwargs={})
+    found, other = (lint("iou", load_rewards({"iou": one}, Path.cwd())) for one in (config, permille))
+    assert found == other and found.honest > 0.9
 
 
 def test_signal_gained_and_lost_is_counted(run: Path) -> None:
@@ -187,7 +213,7 @@ def test_records_hold_what_rewards_may_ask_for(tmp_path: Path) -> None:
         metadata={"kind": "made"},
     )
     config = RewardConfig(function="rewards.format:format", scope=ScopeConfig(start="begin", stop="end"))
-    scored = Scorer(load_rewards({"format": config}, tmp_path)).score([sampled(sample, ["x", "y"])])
+    scored = Scorer(load_rewards({"format": config}, tmp_path)).score([sampled_group(sample, ["x", "y"])])
     record_groups(tmp_path / "r.jsonl", "rl", 1, credit_groups(scored, {"format": 1.0}, Config(stage="eval").rl.credit))
     (read,) = read_groups(tmp_path / "r.jsonl")
     assert (read.positive_images, read.choices, read.boxes, read.metadata) == (

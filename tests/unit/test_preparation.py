@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 
 from recipes.model_folder import ModelError, check_model_type, check_weights, load_processor
 from recipes.preparation import prepare
@@ -18,8 +19,10 @@ from rsgrpo.config import Config, load_config, register_schema
 from rsgrpo.data_files import DataError
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.generated.tasks import write_task
+from rsgrpo.page_view import read_view
 from rsgrpo.progress import Progress
 from rsgrpo.run_folder import RunFolder
+from tests.unit.report_run import sampled_group
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -60,6 +63,61 @@ def test_a_reward_that_cannot_work_is_found_on_a_gold_response(task: Path, tmp_p
     assert "reward 'mine'" in (message := _refusal(task, mine)) and "ZeroDivisionError" in message
     assert "returned nan (float) for sample 'grounding-train-00000'" in _refusal(task, mine.replace("raises", "nan"))
     assert "convention='permile' is not known" in _refusal(task, "rewards.iou.kwargs={convention: permile}")
+
+
+def test_pixel_rewards_know_the_size_that_the_models_own_processor_makes(task: Path, tmp_path: Path) -> None:
+    # The small model's processor keeps areas between 784 and 12544, Qwen's begins at 3136: bounds are the folder's.
+    run = RunFolder(root=tmp_path / "run")
+    run.root.mkdir()
+    prepared = prepare(
+        _config(task, "rewards.iou.kwargs={convention: pixels}", "data.min_pixels=784"), run, Progress(False)
+    )
+    view = read_view(run.page_view_file)
+    assert view is not None
+    assert (view.processor_min_pixels, view.processor_max_pixels, view.max_pixels) == (784, 12544, 1003520)
+    sample = prepared.rl[0].sample
+    (box,) = sample.boxes
+    # Pages of 56 × 56: within both, and whole tokens. Boxes are whole pixels of it.
+    text = str([round(56 * edge) for edge in (box.left, box.top, box.right, box.bottom)])
+    (scored,) = prepared.scorer.score([sampled_group(sample, [text])])
+    assert [one.value for one in scored.rollouts[0].rewards if one.name == "iou"] == [pytest.approx(1.0)]
+    assert "have one place, data.min_pixels" in _refusal(
+        task, "rewards.iou.kwargs={convention: pixels, max_pixels: 1003520}"
+    )
+
+
+def test_gold_text_that_counts_otherwise_than_the_reward_is_remarked_on(
+    task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for convention, is_other in (("pixels", True), ("permille", False)):
+        run = RunFolder(root=tmp_path / convention)
+        run.root.mkdir()
+        prepare(_config(task, f"rewards.iou.kwargs={{convention: {convention}}}"), run, Progress(True))
+        assert ("by rewards.iou: it counts otherwise" in capsys.readouterr().out) == is_other
+
+
+def test_a_box_without_an_image_of_its_own_is_named_before_the_start(task: Path) -> None:
+    rows = [json.loads(line) for line in (task / "train.jsonl").read_text().splitlines()]
+    Image.new("L", (84, 56)).save(task / "other.png")
+    rows[2]["image"] = [rows[2]["image"][0], "other.png"]
+    rows[2]["boxes"] = [{"box": [0.1, 0.1, 0.5, 0.5]}]
+    (task / "nameless.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = _refusal(task, f"data.rl_path={task}/nameless.jsonl", "rewards.iou.kwargs={convention: pixels}")
+    assert "cannot judge 1 of 3 samples ('grounding-train-00002': " in message
+    assert "do not say on which of 2 images" in message and len(message) <= 500
+
+
+def test_every_kind_of_question_is_rehearsed(task: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (task / "train.jsonl").read_text().splitlines()]
+    rows[1]["choices"] = ["left", "right"]
+    (task / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.py").write_text("def mine(call):\n    return 1 / (len(call.sample.choices) - 2)\n")
+    message = _refusal(
+        task,
+        f"data.rl_path={task}/mixed.jsonl",
+        f"rewards.mine={{function: '{tmp_path}/mine.py:mine', scope: {{start: begin, stop: end}}}}",
+    )
+    assert "sample 'grounding-train-00001'" in message and "ZeroDivisionError" in message
 
 
 def test_a_plugin_that_fails_at_import_names_its_line(task: Path, tmp_path: Path) -> None:
