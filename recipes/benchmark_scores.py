@@ -13,11 +13,12 @@ from recipes.benchmark_questions import Question, TaskQuestions
 from rollout.answering import Answer
 from rsgrpo.benchmarks.base import MODES, Answered, BenchmarkError, BenchmarkResult, Gaps, Mode
 from rsgrpo.config import Config
-from rsgrpo.images import page_size
 from rsgrpo.jsonl import append_rows
+from rsgrpo.page_view import PageView
 from rsgrpo.sections import parse_response
 from rsgrpo.summary import BenchmarkSummary
-from rsgrpo.task_prompts.grounding import target_image, thousandths_from_pixels
+from rsgrpo.task_prompts.grounding import shares_from_pixels, target_image
+from rsgrpo.types import Sample
 
 REQUEST_FAILED = "request_failed"
 """Anomaly: the server gave no response to this question, however often it was asked."""
@@ -31,8 +32,6 @@ CUT_RESPONSE = "response_cut"
 """Anomaly: a response that the token limit cut off."""
 UNKNOWN_TARGET = "unknown_target_image"
 """Anomaly: pixel boxes on an image that the question does not name; scored as they stand."""
-
-_PATCH = 28  # Qwen2.5-VL's processor brings sides to multiples of it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +50,12 @@ class TaskScores:
 
 
 def score_task(
-    config: Config, task: TaskQuestions, answers: Mapping[str, Answer], num_too_long: int, folder: Path
+    config: Config,
+    task: TaskQuestions,
+    answers: Mapping[str, Answer],
+    num_too_long: int,
+    folder: Path,
+    view: PageView,
 ) -> TaskScores:
     """Score one task and write predictions, scores and items.
 
@@ -61,6 +65,7 @@ def score_task(
         answers: by prompt id; failed ones count as missing predictions.
         num_too_long: prompts that did not fit and were not asked.
         folder: of the task.
+        view: at which size the model that answered sees pages.
 
     Returns:
         Both modes' results, and what was odd.
@@ -76,7 +81,7 @@ def score_task(
         if answer is None or answer.failure:
             anomalies[REQUEST_FAILED] += answer is not None
             continue
-        text, found = _scored_text(config, question, answer)
+        text, found = scored_text(config, question, answer, view)
         anomalies.update(found)
         answered_ids.add(question.sample.sample_id)
         answered.append(Answered(sample=question.sample, text=text, needle_position=question.needle_position))
@@ -96,8 +101,18 @@ def score_task(
     return scores
 
 
-def _scored_text(config: Config, question: Question, answer: Answer) -> tuple[str, list[str]]:
-    """What the scorer reads, and what was odd about it."""
+def scored_text(config: Config, question: Question, answer: Answer, view: PageView) -> tuple[str, list[str]]:
+    """What the scorer reads of an answer.
+
+    Args:
+        config: prompt style, coordinates.
+        question: that was asked.
+        answer: the raw one.
+        view: at which size the model that answered sees pages.
+
+    Returns:
+        The text, and anomalies.
+    """
     anomalies = [CUT_RESPONSE] if answer.finish_reason == "length" else []
     text = answer.text
     family = question.sample.task.split("/")[0]
@@ -109,30 +124,27 @@ def _scored_text(config: Config, question: Question, answer: Answer) -> tuple[st
         else:
             text = section.strip()
     if family == "mig_bench" and config.eval.box_coordinates == "pixels":
-        index = _target_image(question)
-        if index < 0:
+        size = _target_size(question.sample, text, view)
+        if size is None:
             return text, [*anomalies, UNKNOWN_TARGET]
-        text = thousandths_from_pixels(text, *_resized(config, question, index))
+        text = shares_from_pixels(text, *size)
     return text, anomalies
 
 
-def _target_image(question: Question) -> int:
-    sample = question.sample
-    if sample.boxes and sample.boxes[0].image_index >= 0:
-        return sample.boxes[0].image_index
-    if sample.task.endswith("/region"):
-        return 0  # the other images are crops of the first
-    return target_image(sample.question, len(sample.images))
-
-
-def _resized(config: Config, question: Question, index: int) -> tuple[int, int]:
-    """Width and height that the model's processor gives an image."""
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-    low, high = config.data.min_pixels, config.data.max_pixels
-    width, height = page_size(question.sample.images[index], low, high)
-    resized_height, resized_width = smart_resize(height, width, factor=_PATCH, min_pixels=low, max_pixels=high)
-    return resized_width, resized_height
+def _target_size(sample: Sample, response: str, view: PageView) -> tuple[int, int] | None:
+    """Width and height, as the model saw it, of the image that a box is on; None where nothing says which it is."""
+    index = sample.boxes[0].image_index if sample.boxes else -1
+    if index < 0 and sample.task.endswith("/region"):
+        index = 0  # the other images are crops of the first
+    if index < 0:
+        index = target_image(sample.question, len(sample.images))
+    if index >= 0:
+        return view.seen_size(sample.images[index])
+    sizes = [view.seen_size(image) for image in sample.images]
+    if len(set(sizes)) == 1:
+        return sizes[0]
+    index = target_image(response, len(sizes))  # a response may name its image where the question does not
+    return sizes[index] if index >= 0 else None
 
 
 def write_json(file: Path, value: object) -> None:

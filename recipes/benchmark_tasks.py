@@ -30,6 +30,7 @@ from rsgrpo.config import Config
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.ids import well_formed
 from rsgrpo.jsonl import append_rows, read_rows
+from rsgrpo.page_view import endpoint_view, model_view
 from rsgrpo.progress import Progress
 from rsgrpo.report import build_report
 from rsgrpo.run_folder import RunFolder, begin_run, open_run_folder
@@ -66,6 +67,11 @@ def run_benchmarks(config: Config) -> Path:
         with progress.phase("Reading benchmarks"):
             model = None if config.eval.endpoint.url else _model_folder(config, folder)
             processor = None if model is None else AutoProcessor.from_pretrained(model)
+            view = (
+                endpoint_view(config.data, config.eval.endpoint)
+                if processor is None
+                else model_view(config.data, processor.image_processor)
+            )
             limit = _context_limit(config, None if processor is None else processor.tokenizer)
             tasks = load_tasks(config, limit, root / "canvases")
             too_long = {task.name: _too_long(task, config, processor) for task in tasks}
@@ -81,7 +87,7 @@ def run_benchmarks(config: Config) -> Path:
                 for task in tasks:
                     _answer(answerer, task, missing[task.name], journals[task.name], progress)
         scores = [
-            score_task(config, task, journals[task.name].answers, len(too_long[task.name]), root / task.name)
+            score_task(config, task, journals[task.name].answers, len(too_long[task.name]), root / task.name, view)
             for task in tasks
         ]
         for line in table_lines(scores):

@@ -77,7 +77,8 @@ _OFFICIAL_PATTERNS = tuple(
 )
 # A number starts where no digit stands in front of it: else a long row of digits is tried from each of them.
 _NUMBER = r"((?:[-+]|(?<!\d))\d+(?:\.\d+)?|[-+]?\.\d+)"
-_STRICT_PATTERN = re.compile(rf"{_NUMBER}[\s,]+{_NUMBER}[\s,()\[\]]+{_NUMBER}[\s,]+{_NUMBER}")
+STRICT_PATTERN = re.compile(rf"{_NUMBER}[\s,]+{_NUMBER}[\s,()\[\]]+{_NUMBER}[\s,]+{_NUMBER}")
+"""Whatever strict mode takes for a box: four numbers with nothing but blanks, commas and brackets between them."""
 _PER_MILLE = 1000.0
 
 _IMAGE_WORDS = ("first", "second", "third", "fourth", "fifth", "sixth")
@@ -158,7 +159,7 @@ def mmiu_contains(reference: str, response: str) -> bool:
 def strict_boxes(text: str) -> list[Numbers]:
     """All boxes of a response, in 0 to 1, corners in order, clipped to the image."""
     boxes = []
-    for match in _STRICT_PATTERN.finditer(text):
+    for match in STRICT_PATTERN.finditer(text):
         values = tuple(float(number) for number in match.groups())
         scale = _PER_MILLE if max(values) > 1 else 1.0
         boxes.append(_upright(tuple(value / scale for value in values)))

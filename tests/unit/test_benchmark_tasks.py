@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from recipes.benchmark_questions import load_tasks
+from recipes.benchmark_questions import Question, TaskQuestions, load_tasks
+from recipes.benchmark_scores import score_task, scored_text
 from recipes.benchmark_tasks import run_benchmarks
+from rollout.answering import Answer
 from rollout.endpoint import EndpointError
+from rsgrpo.benchmarks import find_benchmarks
 from rsgrpo.benchmarks.base import BenchmarkError
-from rsgrpo.config import Config, ConfigError, DataConfig, EndpointConfig, EvalConfig, LoggingConfig
+from rsgrpo.config import Config, ConfigError, DataConfig, EndpointConfig, EvalConfig, LoggingConfig, SamplingConfig
 from rsgrpo.data_files import DataError
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.images import load_page
+from rsgrpo.page_view import PageView, endpoint_view
 from rsgrpo.summary import read_summary
+from rsgrpo.task_prompts.turns import TaskPrompt
+from rsgrpo.types import Box, ImageRef, Sample
 from tests.benchmark_data import write_evisrag, write_haystacks, write_mig_bench, write_milebench
 from tests.fake_server import FakeServer, Reply, ok
 
@@ -213,12 +223,89 @@ def test_evidence_answers_are_scored_by_their_answer_section(server: FakeServer,
     ]
 
 
-def test_pixel_boxes_are_converted_by_the_target_images_size(server: FakeServer, data_root: Path) -> None:
-    # 56 × 28 pixels at min_pixels=784: (0.1, 0.2, 0.5, 0.6) of it is (5.6, 5.6, 28, 16.8).
-    server.reply = lambda *_: ok("[6, 6, 28, 17]")
+def test_pixel_boxes_are_converted_by_the_size_that_the_server_made(server: FakeServer, data_root: Path) -> None:
+    # 56 × 28 pixels stay at min_pixels=784. Qwen2.5-VL's own processor scales them up to 3136: sqrt(3136 / 1568) is
+    # 1.414, so 79.2 × 39.6, whole tokens above: 84 × 56. (0.1, 0.2, 0.5, 0.6) of it is (8.4, 11.2, 42, 33.6).
+    server.reply = lambda *_: ok("[8, 11, 42, 34]")
     run_benchmarks(_config(data_root, "mig_bench", url=server.url, box_coordinates="pixels"))
-    (relative,) = [read_summary(data_root.parent / "run" / "summary.json").benchmarks["mig_bench"]]
-    assert relative.official == 1.0
+    (found,) = [read_summary(data_root.parent / "run" / "summary.json").benchmarks["mig_bench"]]
+    assert found.official == 1.0
+
+
+def test_another_servers_bounds_are_a_setting(server: FakeServer, data_root: Path) -> None:
+    # 1568 pixels are within 784 … 10⁶, and 56 × 28 is whole tokens: (5.6, 5.6, 28, 16.8).
+    server.reply = lambda *_: ok('```json\n[{"bbox_2d": [6, 6, 28, 17], "label": "it"}]\n```')
+    config = _config(data_root, "mig_bench", url=server.url, box_coordinates="pixels")
+    config.eval.endpoint.processor_min_pixels = 784
+    run_benchmarks(config)
+    assert read_summary(data_root.parent / "run" / "summary.json").benchmarks["mig_bench"].official == 1.0
+
+
+GOLDS = ([0.1, 0.2, 0.3, 0.35], [0.8, 0.8, 0.86, 0.86])
+
+
+@pytest.mark.parametrize("bounds", [(3136, 1568000), (784, 401408), (3136, 20_000_000)])
+def test_an_exact_pixel_answer_scores_as_exact_for_any_size(tmp_path: Path, bounds: tuple[int, int]) -> None:
+    sizes = [(1, 1), (30, 30), (640, 480), (1240, 1754), (2000, 2000), (3000, 1500), (40, 1000)]
+    data = DataConfig(min_pixels=bounds[0], max_pixels=bounds[1])
+    config = dataclasses.replace(_config(tmp_path, "mig_bench", url="http://x", box_coordinates="pixels"), data=data)
+    view = endpoint_view(data, config.eval.endpoint)
+    questions, answers = [], {}
+    for width, height in sizes:
+        file = tmp_path / f"{width}x{height}.png"
+        Image.new("L", (width, height)).save(file)
+        page = ImageRef(path=file.name, file=str(file))
+        # The server resizes what we send with Qwen2.5-VL's own processor.
+        sent = load_page(page, *bounds)
+        high, wide = smart_resize(sent.height, sent.width, factor=28, min_pixels=3136, max_pixels=12845056)
+        for number, gold in enumerate(GOLDS):
+            box = Box(left=gold[0], top=gold[1], right=gold[2], bottom=gold[3])
+            sample = Sample(
+                sample_id=f"{file.stem}-{number}",
+                question="Find it.",
+                images=(page,),
+                boxes=(box,),
+                task="mig_bench/diff",
+            )
+            prompt = TaskPrompt(prompt_id=sample.sample_id, turns=())
+            questions.append(Question(prompt=prompt, sample=sample))
+            numbers = [gold[0] * wide, gold[1] * high, gold[2] * wide, gold[3] * high]
+            text = json.dumps({"bbox_2d": [round(number, 1) for number in numbers]})
+            answers[sample.sample_id] = Answer(prompt_id=sample.sample_id, text=text, finish_reason="stop")
+    (benchmark,) = find_benchmarks("mig_bench/diff")
+    task = TaskQuestions(
+        name="mig_bench", benchmark=benchmark, questions=tuple(questions), sampling=SamplingConfig(), skipped={}
+    )
+    scores = score_task(config, task, answers, 0, tmp_path / "scores", view)
+    assert scores.anomalies == {}
+    # Edges are rounded to tenths of pixels of pages of 56 and more: 0.06 * 56 = 3.36 by 0.05 at either edge, and so
+    # at least (3.26 / 3.36) ** 2 = 0.94 on these, and 0.97 and more from 140 pixels on.
+    for result in scores.results.values():
+        for item in result.items:
+            is_small = item.sample_id.startswith(("1x1-", "30x30-", "40x1000-"))
+            assert item.metrics["iou"] >= (0.94 if is_small else 0.97), item
+
+
+def test_the_target_of_a_pixel_box_is_found_in_what_is_said(tmp_path: Path) -> None:
+    images = []
+    for number, size in enumerate([(280, 280), (560, 280), (280, 280)]):
+        Image.new("L", size).save(tmp_path / f"{number}.png")
+        images.append(ImageRef(path=f"{number}.png", file=str(tmp_path / f"{number}.png")))
+    view = PageView(min_pixels=3136, max_pixels=10**6)
+    config = _config(tmp_path, "mig_bench", url="http://x", box_coordinates="pixels")
+
+    def scored(question: str, response: str, pages: list[ImageRef], task: str = "diff") -> tuple[str, list[str]]:
+        sample = Sample(sample_id="q", question=question, images=tuple(pages), task=f"mig_bench/{task}")
+        asked = Question(prompt=TaskPrompt(prompt_id="q", turns=()), sample=sample)
+        return scored_text(config, asked, Answer(prompt_id="q", text=response, finish_reason="stop"), view)
+
+    tenth = "[0.1000000, 0.1000000, 0.5000000, 0.5000000]"
+    assert scored("Find it.", "[28, 28, 140, 140]", images[:1]) == (tenth, [])
+    assert scored("Find it.", "[28, 28, 140, 140]", [images[0], images[2]]) == (tenth, [])  # the same size on both
+    assert scored("In the 2th image.", "[56, 28, 280, 140]", images) == (tenth, [])
+    assert scored("Find it.", "In image 2: [56, 28, 280, 140]", images) == (f"In image 2: {tenth}", [])
+    assert scored("Find it.", "[28, 28, 140, 140]", images[:2], "region") == (tenth, [])
+    assert scored("Find it.", "[28, 28, 140, 140]", images) == ("[28, 28, 140, 140]", ["unknown_target_image"])
 
 
 def test_cut_responses_are_counted(server: FakeServer, data_root: Path) -> None:

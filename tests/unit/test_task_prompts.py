@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from rsgrpo.benchmarks.mig_bench import extract_boxes, strict_boxes
 from rsgrpo.task_prompts.combine import combine_grid, combine_images
-from rsgrpo.task_prompts.grounding import grounding_text, target_image, thousandths_from_pixels
+from rsgrpo.task_prompts.grounding import grounding_text, shares_from_pixels, target_image
 from rsgrpo.task_prompts.haystack import haystack_at, haystack_text, needle_positions, shuffled_haystack
 from rsgrpo.task_prompts.milebench import ContextLimit, milebench_prompt
 from rsgrpo.task_prompts.reference import reference_messages
@@ -182,11 +183,45 @@ def test_grounding_text_equals_the_originals(parity: Parity) -> None:
         assert grounding_text(question) == vector["expected"]["final_question_text"]
 
 
-def test_pixel_boxes_become_thousandths() -> None:
-    # 28/560 = 50/1000, 56/560 = 100/1000; 600 of 560 pixels is cut at 1000.
-    assert thousandths_from_pixels('{"bbox_2d": [28, 56, 280, 600]}', 560, 560) == '{"bbox_2d": (50,100),(500,1000)}'
-    assert thousandths_from_pixels("(28,56),(280, 560) no box (3)", 280, 560) == "(100,100),(1000,1000) no box (3)"
-    assert thousandths_from_pixels("[0.1, 0.2, 0.3, 0.4]", 10, 10) == "[0.1, 0.2, 0.3, 0.4]"
+@pytest.mark.parametrize(
+    ("response", "written"),
+    [
+        # 28/560 = 0.05, 56/560 = 0.1, 280/560 = 0.5; 600 of 560 pixels is cut, at less than the 1.0 that official
+        # takes for one thousandth.
+        ('{"bbox_2d": [28, 56, 280, 600]}', '{"bbox_2d": [0.0500000, 0.1000000, 0.5000000, 0.9999999]}'),
+        ("(28,56),(280, 560) no box (3)", "[0.0500000, 0.1000000, 0.5000000, 0.9999999] no box (3)"),
+        ("<box>28 56 280 560</box>", "[0.0500000, 0.1000000, 0.5000000, 0.9999999]"),
+        ("[28.0, 56.00, 280.5, 300]", "[0.0500000, 0.1000000, 0.5008929, 0.5357143]"),
+        ("[0, 0, 1, 1]", "[0.0000000, 0.0000000, 0.0017857, 0.0017857]"),  # the first pixel
+        # what strict mode alone reads stays what it is, with other numbers
+        ("[[28, 56], [280, 280]]", "[[0.0500000, 0.1000000], [0.5000000, 0.5000000]]"),
+        ("(-28, 56), (280, 280)", "(-0.0500000, 0.1000000), (0.5000000, 0.5000000)"),
+        # shares already, and no boxes
+        ("[0.1, 0.2, 0.3, 1.0]", "[0.1, 0.2, 0.3, 1.0]"),
+        ("[1]: 3 dogs, 4 cats", "[1]: 3 dogs, 4 cats"),
+    ],
+)
+def test_pixel_boxes_become_shares(response: str, written: str) -> None:
+    assert shares_from_pixels(response, 560, 560) == written
+
+
+BOX_FORMS = (
+    "({},{}),({},{})",
+    "[{}, {}, {}, {}]",
+    '```json\n[\n\t{{"bbox_2d": [{}, {}, {}, {}], "label": "cup"}}\n]\n```',
+    "<|box_start|>({}, {}), ({}, {})<|box_end|>",
+    "<box>{} {} {} {}</box>",
+)
+
+
+@given(st.lists(st.integers(0, 3584), min_size=4, max_size=4), st.sampled_from(BOX_FORMS))
+def test_both_modes_read_pixel_boxes_at_their_place(numbers: list[int], form: str) -> None:
+    # The shares' last digit is 1e-7; the far edge is cut at 1 - 1e-7.
+    left, top, right, bottom = min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
+    text = shares_from_pixels(form.format(left, top, right, bottom), 3584, 1792)
+    expected = [left / 3584, min(1.0, top / 1792), right / 3584, min(1.0, bottom / 1792)]
+    assert extract_boxes(text) == pytest.approx(expected, abs=2e-7)
+    assert strict_boxes(text) == [pytest.approx(expected, abs=2e-7)]
 
 
 @pytest.mark.parametrize(
