@@ -61,7 +61,10 @@ def supervised_phases(
         if not uses_mixture(config):
             source = TrajectorySource(trajectories, seed=config.seed, num_held_out=sft.validation_samples)
         else:
-            sources = settings.mixture or default_sources(config)
+            sources = [
+                dataclasses.replace(one, box_coordinates=one.box_coordinates or config.data.box_coordinates)
+                for one in settings.mixture or default_sources(config)
+            ]
             mixture = Mixture(
                 sources,
                 seed=config.seed,

@@ -49,7 +49,11 @@ class Mixture:
                 source.format,
                 source.path,
                 ReaderOptions(
-                    media_root=source.media_root, check_media=check_media, sampling=source.sampling, seed=seed
+                    media_root=source.media_root,
+                    check_media=check_media,
+                    sampling=source.sampling,
+                    seed=seed,
+                    box_coordinates=source.box_coordinates,
                 ),
             )
             for source in sources

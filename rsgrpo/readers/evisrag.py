@@ -6,11 +6,14 @@ import json
 import posixpath
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rsgrpo.config import DataConfig
 from rsgrpo.gold_columns import GoldColumnError, take_boxes, take_choices
+from rsgrpo.image_bytes import ImageError
+from rsgrpo.images import page_size
 from rsgrpo.readers.fields import id_field
 from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.media import MediaFinder
@@ -27,10 +30,13 @@ def evisrag(file: Path, options: ReaderOptions) -> Convert:
     """EVisRAG: see ``rsgrpo.data``; too many images are cut where the record has plain answers, as in evaluation."""
     root = Path(options.media_root) if options.media_root else file.parent
     media = MediaFinder((root, file.parent), must_exist=options.check_media)
+    columns = options.columns
+    if options.box_coordinates:
+        columns = replace(columns, box_coordinates=options.box_coordinates)
 
     def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
         default_id = f"{file.stem}-{index + 1 if file.suffix == '.jsonl' else index}"
-        sample = evisrag_sample(record, default_id, options.columns, media, is_training=False)
+        sample = evisrag_sample(record, default_id, columns, media, is_training=False)
         # Where the pages do not hold the answer, the gold page was not retrieved: that is what the record says.
         if record.get(_POSITIVE_COLUMN) and sample.is_sufficient and not sample.positive_images:
             remark(
@@ -84,17 +90,21 @@ def evisrag_sample(
         paths = paths[: data.max_images]
         pieces = prompt.split(IMAGE_MARKER)
         prompt = IMAGE_MARKER.join(pieces[: data.max_images + 1]) + "".join(pieces[data.max_images + 1 :])
+    images = tuple(media.find(path) for path in paths)
     answers, gold = _answers(columns, data)
     positive = _gold_pages(columns.pop(_POSITIVE_COLUMN, None), paths)
     try:
-        choices, boxes = take_choices(columns), take_boxes(columns, paths)
+        choices = take_choices(columns)
+        boxes = take_boxes(columns, paths, data.box_coordinates, lambda index: page_size(images[index], None, None))
     except GoldColumnError as error:
         raise BadRecordError("gold", str(error)) from error
+    except ImageError as error:
+        raise BadRecordError("image", str(error)) from error
     return Sample(
         sample_id=sample_id,
         question=question,
         prompt=prompt,
-        images=tuple(media.find(path) for path in paths),
+        images=images,
         answers=answers,
         gold_response=gold,
         is_sufficient=_is_sufficient(columns, answers if gold else ()),

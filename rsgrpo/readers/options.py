@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rsgrpo.config import DataConfig
+from rsgrpo.config import BOX_COORDINATES, DataConfig
 from rsgrpo.config.checks import at_least, one_of
 from rsgrpo.readers.findings import Remark
 from rsgrpo.types import Sample
@@ -24,6 +24,8 @@ class ReaderOptions:
         seed: of ``random``.
         combined_images: MileBench: use the variant whose pages are combined to at most so many canvases; 0: none.
         max_frames: images that a video (a folder of frames) gives at most.
+        box_coordinates: what numbers of gold boxes count: ``shares``, ``permille`` or ``pixels`` of the image as it is
+            stored; empty: what ``columns.box_coordinates`` says. Formats that fix it themselves do not ask.
         columns: EVisRAG: names of its columns, and how many images a question may have.
     """
 
@@ -34,9 +36,11 @@ class ReaderOptions:
     seed: int = 0
     combined_images: int = 0
     max_frames: int = 32
+    box_coordinates: str = ""
     columns: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
+        one_of("box_coordinates", self.box_coordinates, ("", *BOX_COORDINATES))
         one_of("on_bad_record", self.on_bad_record, ("error", "skip"))
         at_least("combined_images", self.combined_images, 0)
         at_least("max_frames", self.max_frames, 1)
