@@ -73,8 +73,8 @@ class RewardCall:
         if self.page_sizes is None:
             raise RewardError(
                 f"sample {self.sample.sample_id!r:.80}: it is not known here at which size the model saw its images, "
-                "so pixels mean nothing; score it in a run (train.py) or in the run's folder, or write boxes in shares "
-                "or per mille"
+                "so pixels mean nothing; score it in a run (train.py), or in the folder of one that kept "
+                "page_view.json, or count in shares or per mille"
             )
         return self.page_sizes(image_index)
 

@@ -128,6 +128,7 @@ def endpoint_view(data: DataConfig, endpoint: EndpointConfig) -> PageView:
 
 def write_view(file: Path, view: PageView) -> None:
     """Keep a view beside a run's records: whoever reads them later has no model at hand."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
     partial.write_text(json.dumps(dataclasses.asdict(view), indent=2) + "\n")
     partial.replace(file)

@@ -92,6 +92,17 @@ def test_sizes_by_hand() -> None:
     assert view((3136, 1568000)).of_size(10, 1000) == (28, 560)
 
 
+def test_the_worked_example_of_the_documentation() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "boxes.md").read_text()
+    size = view((3136, 1003520)).of_size(2000, 1500)
+    box = from_pixels((200, 300, 1200, 1200), (2000, 1500))
+    assert size == (1148, 868) and "1148 × 868" in text
+    assert to_pixels(box, size) == (115, 174, 689, 694) and "| 115, 174, 689, 694 |" in text
+    # the best whole pixels of a small page, against gold as it is
+    small = Box(left=0.1, top=0.2, right=0.3, bottom=0.35)
+    assert f"{box_iou(from_pixels(to_pixels(small, (56, 56)), (56, 56)), small):.3f}" == "0.886" and "0.886" in text
+
+
 def test_bounds_come_from_the_processors_file_in_either_spelling() -> None:
     data = DataConfig()
     assert model_view(data, Qwen2VLImageProcessor(min_pixels=784, max_pixels=12544)).processor_max_pixels == 12544

@@ -68,7 +68,6 @@ def test_a_reward_that_cannot_work_is_found_on_a_gold_response(task: Path, tmp_p
 def test_pixel_rewards_know_the_size_that_the_models_own_processor_makes(task: Path, tmp_path: Path) -> None:
     # The small model's processor keeps areas between 784 and 12544, Qwen's begins at 3136: bounds are the folder's.
     run = RunFolder(root=tmp_path / "run")
-    run.root.mkdir()
     prepared = prepare(
         _config(task, "rewards.iou.kwargs={convention: pixels}", "data.min_pixels=784"), run, Progress(False)
     )
@@ -91,7 +90,6 @@ def test_gold_text_that_counts_otherwise_than_the_reward_is_remarked_on(
 ) -> None:
     for convention, is_other in (("pixels", True), ("permille", False)):
         run = RunFolder(root=tmp_path / convention)
-        run.root.mkdir()
         prepare(_config(task, f"rewards.iou.kwargs={{convention: {convention}}}"), run, Progress(True))
         assert ("by rewards.iou: it counts otherwise" in capsys.readouterr().out) == is_other
 
