@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from recipes.sft import SftPhase
 from recipes.sft_data import ConversationSource, MixtureSource, TrajectorySource
 from recipes.wanted_data import default_sources, uses_mixture
-from rsgrpo.config import Config, SftPhaseConfig
+from rsgrpo.config import Config, DataConfig, SftPhaseConfig, SourceConfig
 from rsgrpo.conversation_prompts import ConversationBuilder
 from rsgrpo.mixture import Mixture
 from rsgrpo.progress import Progress
@@ -61,10 +61,7 @@ def supervised_phases(
         if not uses_mixture(config):
             source = TrajectorySource(trajectories, seed=config.seed, num_held_out=sft.validation_samples)
         else:
-            sources = [
-                dataclasses.replace(one, box_coordinates=one.box_coordinates or config.data.box_coordinates)
-                for one in settings.mixture or default_sources(config)
-            ]
+            sources = [_counted(one, config.data) for one in settings.mixture or default_sources(config)]
             mixture = Mixture(
                 sources,
                 seed=config.seed,
@@ -89,3 +86,10 @@ def supervised_phases(
     if report:
         report_file.write_text(json.dumps(report, indent=2, ensure_ascii=False))
     return tuple(phases)
+
+
+def _counted(source: SourceConfig, data: DataConfig) -> SourceConfig:
+    """A source that says itself what its boxes count, where its format leaves that open."""
+    if source.box_coordinates or source.format != "evisrag":
+        return source
+    return dataclasses.replace(source, box_coordinates=data.box_coordinates)

@@ -190,12 +190,18 @@ class SourceConfig:
     sampling: str = "all"
     """Which records of each file: ``all``, ``first:N``, ``end:N``, ``random:N``; N may be ``10%``."""
     box_coordinates: str = ""
-    """As ``data.box_coordinates``, for this source; empty: that."""
+    """As ``data.box_coordinates``, for this source (format ``evisrag``); empty: that."""
     distractors: DistractorConfig = field(default_factory=DistractorConfig)
 
     def __post_init__(self) -> None:
         one_of("data.mixture.format", self.format, DATA_FORMATS)
         one_of("data.mixture.box_coordinates", self.box_coordinates, ("", *BOX_COORDINATES))
+        if self.box_coordinates and self.format != "evisrag":
+            raise ConfigError(
+                f"box_coordinates={self.box_coordinates!r} says what the column boxes of the format evisrag counts; a "
+                f"source of format {self.format!r} has none, and boxes in its text are trained on as they stand "
+                "(docs/boxes.md)"
+            )
         more_than("data.mixture.weight", self.weight, 0.0)
         if not self.path:
             raise ConfigError(f"a source of format {self.format!r} in data.mixture has no path; name its file")

@@ -115,3 +115,8 @@ def test_the_reader_takes_the_convention_as_an_option(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=r"box_coordinates=.* is not known"):
             settings()
+
+
+def test_a_source_whose_boxes_stand_in_its_text_does_not_take_the_setting() -> None:
+    with pytest.raises(ConfigError, match=r"source of format 'mgrounding' has none.*docs/boxes\.md"):
+        SourceConfig(format="mgrounding", path="x", box_coordinates="pixels")
