@@ -25,6 +25,7 @@ from rsgrpo.types import RolloutGroup, Sample, ScopedReward, ScoredGroup, Scored
 
 # float32's reach, squares included: credit is computed from squared differences of rewards.
 _LARGEST_VALUE = 1e18
+_LISTED_CHARACTERS = 300
 _NAMED_SAMPLES = 5  # how many offending samples a message lists
 
 
@@ -66,10 +67,11 @@ class Scorer:
             problems = [(sample.sample_id, self._sample_problem(reward, sample)) for sample in samples]
             wrong = [(sample_id, problem) for sample_id, problem in problems if problem]
             if wrong:
-                first = "; ".join(f"{sample_id!r}: {problem}" for sample_id, problem in wrong[:_NAMED_SAMPLES])
+                listed = "; ".join(f"{sample_id!r}: {problem}" for sample_id, problem in wrong[:_NAMED_SAMPLES])
+                is_all = len(wrong) <= _NAMED_SAMPLES and len(listed) <= _LISTED_CHARACTERS
                 raise RewardError(
-                    f"reward {reward.name!r} cannot judge {len(wrong)} of {len(samples)} samples ({first}"
-                    f"{', …' if len(wrong) > _NAMED_SAMPLES else ''}); mend their gold, leave them out of the data, "
+                    f"reward {reward.name!r} cannot judge {len(wrong)} of {len(samples)} samples "
+                    f"({listed[:_LISTED_CHARACTERS]}{'' if is_all else ', …'}); mend their gold, leave them out of the data, "
                     f"or remove rewards.{reward.name}"
                 )
 

@@ -97,11 +97,12 @@ def test_gold_text_that_counts_otherwise_than_the_reward_is_remarked_on(
 def test_a_box_without_an_image_of_its_own_is_named_before_the_start(task: Path) -> None:
     rows = [json.loads(line) for line in (task / "train.jsonl").read_text().splitlines()]
     Image.new("L", (84, 56)).save(task / "other.png")
-    rows[2]["image"] = [rows[2]["image"][0], "other.png"]
-    rows[2]["boxes"] = [{"box": [0.1, 0.1, 0.5, 0.5]}]
+    for row in rows[1:]:
+        row["image"] = [row["image"][0], "other.png"]
+        row["boxes"] = [{"box": [0.1, 0.1, 0.5, 0.5]}]
     (task / "nameless.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     message = _refusal(task, f"data.rl_path={task}/nameless.jsonl", "rewards.iou.kwargs={convention: pixels}")
-    assert "cannot judge 1 of 3 samples ('grounding-train-00002': " in message
+    assert "cannot judge 2 of 3 samples ('grounding-train-00001': " in message
     assert "do not say on which of 2 images" in message and len(message) <= 500
 
 
