@@ -71,8 +71,8 @@ class Scorer:
                 is_all = len(wrong) <= _NAMED_SAMPLES and len(listed) <= _LISTED_CHARACTERS
                 raise RewardError(
                     f"reward {reward.name!r} cannot judge {len(wrong)} of {len(samples)} samples "
-                    f"({listed[:_LISTED_CHARACTERS]}{'' if is_all else ', …'}); mend their gold, leave them out of the data, "
-                    f"or remove rewards.{reward.name}"
+                    f"({listed[:_LISTED_CHARACTERS]}{'' if is_all else ', …'}); mend their gold, leave them out of the "
+                    f"data, or remove rewards.{reward.name}"
                 )
 
     def limited_to(self, samples: Sequence[Sample]) -> Scorer:
