@@ -147,6 +147,7 @@ def _read_source(source: SourceConfig, config: Config, clock: Clock = time.monot
         sampling=source.sampling,
         seed=config.seed,
         on_bad_record="skip",
+        box_coordinates=source.box_coordinates or config.data.box_coordinates,
     )
     kept: list[Sample] = []
     deadline = clock() + _READ_SECONDS

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from recipes.doctor.check import Check, Subject, ok, problem, refused
+from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
 from recipes.doctor.settings import REPOSITORY
 from rewards.base import RewardError
 from rewards.plugins import LoadedReward, load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.config import Config
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.page_view import PageView
 from rsgrpo.types import ChatPrompt, PromptedSample, Sample
 
 
@@ -46,20 +47,27 @@ def _judge(subject: Subject, loaded: Sequence[LoadedReward], samples: Sequence[S
     """The gold of all samples, and a gold response as if it had been sampled."""
     from recipes.rehearsal import rehearse  # here, because it imports transformers
 
-    sample = samples[0]
-    prompt = ChatPrompt(sample_id=sample.sample_id, text="", images=sample.images)
-    question = PromptedSample(sample=sample, prompt=prompt)
+    questions = [
+        PromptedSample(sample=sample, prompt=ChatPrompt(sample_id=sample.sample_id, text="", images=sample.images))
+        for sample in samples
+    ]
+    assert subject.config is not None
+    data = subject.config.data
+    # Whatever the processor's own bounds, gold that is written for a page's size earns what it earns.
+    view = PageView(min_pixels=data.min_pixels, max_pixels=data.max_pixels)
     judged = []
     for reward in loaded:
-        scorer = Scorer((reward,))
+        scorer = Scorer((reward,), view)
         try:
             scorer.check_samples(samples)
             if subject.tokenizer is not None:
-                rehearse(scorer, question, subject.tokenizer)
+                found = rehearse(scorer, questions, subject.tokenizer)
+                if found:
+                    yield warning(f"reward {reward.name}", found[0], " ".join(found[1:]).strip())
                 judged.append(reward.name)
         except RsgrpoError as error:
             yield refused(f"reward {reward.name}", error)
         except (Exception, SystemExit) as error:  # whatever somebody else's reward raises past the scorer
             yield problem(f"reward {reward.name}", f"{type(error).__name__}: {error}", "mend the reward function")
     if judged:
-        yield ok("gold response", f"of sample {sample.sample_id!r}, judged by {', '.join(judged)}")
+        yield ok("gold response", f"of sample {samples[0].sample_id!r}, judged by {', '.join(judged)}")

@@ -91,6 +91,13 @@ def test_a_whole_environment_has_no_problem(task: Path, tmp_path: Path) -> None:
     assert named(checks, "chat template").found.startswith("2 images give 2 placeholders")
 
 
+def test_a_pixel_reward_is_judged_and_text_that_counts_otherwise_is_a_warning(task: Path, tmp_path: Path) -> None:
+    checks = examined(subject_of(task, tmp_path, "rewards.iou.kwargs={convention: pixels}"))
+    assert bad(checks) == ["reward iou"]
+    found = named(checks, "reward iou")
+    assert found.status == "warning" and "earns 0.00 by rewards.iou" in found.found
+
+
 def test_the_quickstart_is_well_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
