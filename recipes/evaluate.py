@@ -11,12 +11,16 @@ from pathlib import Path
 
 from rewards.scorer import Scorer
 from rollout.engine import RolloutEngine
+from rsgrpo.atomic_files import FileError, read_json_object, shown_path, write_json
 from rsgrpo.benchmarks.evisrag import public_id
-from rsgrpo.benchmarks.prediction_files import write_json, write_lines
+from rsgrpo.benchmarks.prediction_files import write_lines
 from rsgrpo.config import Config
 from rsgrpo.evisrag_metrics import EvaluationMetrics, ResponseScore, aggregate, score_response
+from rsgrpo.record_codec import RecordError, from_plain
 from rsgrpo.types import PromptedSample, RolloutGroup, ScoredGroup
 
+_METRICS_FILE = "metrics.json"
+_REWARDS_FILE = "rewards.json"
 _CHUNK_QUESTIONS = 256  # between two signs of progress
 
 
@@ -37,6 +41,32 @@ class Evaluation:
         """All of it by name, a reward as ``reward/<name>``."""
         rewards = {f"reward/{name}": value for name, value in self.rewards.items()}
         return {name: float(value) for name, value in dataclasses.asdict(self.metrics).items()} | rewards
+
+
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """What :func:`evaluate` found before.
+
+    Args:
+        folder: of the evaluation.
+
+    Returns:
+        The means; None: this point was not scored yet.
+
+    Raises:
+        FileError: it was, but the files are empty, cut or something else.
+    """
+    file = folder / _METRICS_FILE
+    if not file.exists() and not file.is_symlink():
+        return None
+    try:
+        metrics = from_plain(EvaluationMetrics, read_json_object(file))
+    except RecordError as error:
+        raise FileError(f"{shown_path(file)}: {error}") from error
+    rewards_file = folder / _REWARDS_FILE
+    rewards = read_json_object(rewards_file) if rewards_file.exists() else {}  # earlier versions wrote none
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in rewards.values()):
+        raise FileError(f"{shown_path(rewards_file)} does not hold numbers by reward")
+    return Evaluation(metrics=metrics, rewards={name: float(value) for name, value in rewards.items()})
 
 
 def _score(group: RolloutGroup) -> ResponseScore:
@@ -131,7 +161,7 @@ def evaluate(
         ],
     )
     found = _evaluation(scores, rewards)
-    # metrics.json comes last: it says that this point is done.
-    write_json(folder / "rewards.json", dict(found.rewards))
-    write_json(folder / "metrics.json", dataclasses.asdict(found.metrics))
+    # The metrics come last: they say that this point is done.
+    write_json(folder / _REWARDS_FILE, dict(found.rewards), indent=2)
+    write_json(folder / _METRICS_FILE, dataclasses.asdict(found.metrics), indent=2)
     return found, groups

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import pickle
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
 
-from recipes.evaluate import Evaluation, evaluate
+from recipes.evaluate import Evaluation, evaluate, read_evaluation
+from recipes.model_folder import check_model_type, check_weights, load_processor
 from recipes.preparation import Prepared
 from recipes.workers import open_workers
-from rsgrpo.checkpoint import latest_checkpoint, remove_old_checkpoints, write_folder
+from rsgrpo.atomic_files import FileError
+from rsgrpo.checkpoint import checkpoint_step, find_checkpoint, remove_old_checkpoints, write_folder
 from rsgrpo.cluster import REPOSITORY, Cluster
 from rsgrpo.config import Config
-from rsgrpo.evisrag_metrics import EvaluationMetrics
 from rsgrpo.images import load_page
+from rsgrpo.jsonl import cut_line_note
+from rsgrpo.manifest import CHECKPOINT_VERSION, MANIFEST_FILE, write_manifest
 from rsgrpo.metrics import METRICS_FILE, RunLogger, read_metrics
 from rsgrpo.progress import Progress
+from rsgrpo.record_codec import read_record, write_record
 from rsgrpo.recorder import record_evaluation, truncate_after
 from rsgrpo.run_folder import RunFolder
 from rsgrpo.stopwatch import StageClock
@@ -27,7 +30,13 @@ from rsgrpo.types import ImageRef, RolloutGroup
 
 _RECORDED_ANSWERS = 24  # answers of an evaluation that the report shows
 _CHECKPOINTS_KEPT = 2
-_STATE_FILE = "driver.pkl"
+_STATE = "driver"  # driver.json and driver.safetensors
+_POLICY = "policy"
+_NEEDED = (f"{_STATE}.json", f"{_STATE}.safetensors", f"{_POLICY}/{MANIFEST_FILE}")
+# The stage whose model the engines must hold when a point is scored: the stages trained by then, newest first.
+_STAGES_BEFORE = {"before_sft": (), "before_rl": (), "after_sft": ("sft",), "after_rl": ("rl",)}
+
+State = TypeVar("State")
 
 
 class Job:
@@ -51,9 +60,12 @@ class Job:
         self._cluster = cluster
         self._stack = ExitStack()
         self.clock = StageClock(folder.stage_seconds_file)
+        if self.clock.problem:
+            self._say(self.clock.problem, "the time that earlier processes took is not counted")
 
     def __enter__(self) -> Job:
         data = self.config.data
+        self._check_finished_model()
 
         def read_image(ref: ImageRef) -> object:
             return load_page(ref, data.min_pixels, data.max_pixels)
@@ -79,41 +91,75 @@ class Job:
         """What the workers load: the newest finished stage's model, else the base model."""
         if self.config.stage == "eval" and self.config.eval.checkpoint:
             return Path(self.config.eval.checkpoint).absolute()
-        finished = [self.folder.model(stage) for stage in ("rl", "sft") if self.folder.model(stage).exists()]
-        return finished[0] if finished else self.prepared.base_model
+        stage = self._finished_stage()
+        return self.folder.model(stage) if stage else self.prepared.base_model
+
+    def _finished_stage(self) -> str:
+        """The newest finished stage; empty: none."""
+        return next((stage for stage in ("rl", "sft") if self.folder.model(stage).exists()), "")
+
+    def _check_finished_model(self) -> None:
+        """Refuse a finished stage's model that lost files, before workers start on it."""
+        stage = self._finished_stage()
+        if not stage or (self.config.stage == "eval" and self.config.eval.checkpoint):
+            return
+        folder = self.folder.model(stage)
+        setting = f"the run's own models/{stage} (move it away to make it again from the newest checkpoint)"
+        check_model_type(folder, setting)
+        check_weights(folder, setting)
+        load_processor(folder, setting)
+
+    def _say(self, *lines: str) -> None:
+        for line in lines:
+            self.progress.line(line)
 
     def save(self, stage: str, step: int, state: object) -> None:
         """Write a checkpoint of policy and driver; older ones go once it is complete."""
 
         def write(partial: Path) -> None:
-            self.policy.save_checkpoint(partial / "policy")
-            (partial / _STATE_FILE).write_bytes(pickle.dumps(state))
+            self.policy.save_checkpoint(partial / _POLICY)
+            write_record(partial, _STATE, state, version=CHECKPOINT_VERSION)
+            write_manifest(partial)
 
         write_folder(self.folder.checkpoints / f"{stage}-{step:06d}", write)
         self.clock.keep()
-        remove_old_checkpoints(self.folder.checkpoints, stage, keep=_CHECKPOINTS_KEPT)
+        remove_old_checkpoints(self.folder.checkpoints, stage, keep=_CHECKPOINTS_KEPT, newest=step)
 
-    def restore(self, stage: str) -> Any:
-        """Driver state of a stage's newest checkpoint, the policy set to it; None if there is none.
+    def restore(self, stage: str, kind: type[State]) -> State | None:
+        """Driver state of a stage's newest whole checkpoint, the policy set to it; None if there is none.
 
         Whatever was logged after it is forgotten, so that a resumed run reads as an uninterrupted one.
+
+        Args:
+            stage: ``sft`` or ``rl``.
+            kind: of its driver state.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none can be used.
+            FileError: what was logged is damaged.
         """
-        newest = latest_checkpoint(self.folder.checkpoints, stage)
-        step = int(newest.name.rsplit("-", 1)[1]) if newest is not None else -1
+        found = find_checkpoint(self.folder.checkpoints, stage, _NEEDED)
+        step = checkpoint_step(found.folder) if found.folder is not None else -1
+        notes = [cut_line_note(self.folder.root / METRICS_FILE), cut_line_note(self.folder.rollouts_file)]
+        self._say(*found.damaged, *(note for note in notes if note))
+        if found.folder is None:
+            self.logger.truncate_after(stage, step)
+            truncate_after(self.folder.rollouts_file, stage, step)
+            return None
+        state = read_record(found.folder, _STATE, kind, version=CHECKPOINT_VERSION)
+        self.policy.load_checkpoint(found.folder / _POLICY)
         self.logger.truncate_after(stage, step)
         truncate_after(self.folder.rollouts_file, stage, step)
-        if newest is None:
-            return None
-        self.policy.load_checkpoint(newest / "policy")
-        self.progress.line(f"going on from {newest.name}")
-        return pickle.loads((newest / _STATE_FILE).read_bytes())
+        lost = "; the steps after it are lost and trained again" if found.damaged else ""
+        self.progress.line(f"going on from {found.folder.name}{lost}")
+        return state
 
     def evaluate(self, point: str) -> None:
         """Score the test questions, unless there are none or this point was scored before."""
         if not self.prepared.test:
             return
         folder = self.folder.evaluation(point)
-        if (folder / "metrics.json").exists():
+        if self._is_scored(point):
             return
         count = self.config.eval.max_samples or len(self.prepared.test)
         questions = self.prepared.test[:count]
@@ -132,6 +178,36 @@ class Job:
             self.progress.line(_evaluation_line(point, found))
         self._record(point, found, groups)
 
+    def _is_scored(self, point: str) -> bool:
+        """Whether a point needs nothing more: damaged files are scored again, as long as its weights are here."""
+        folder = self.folder.evaluation(point)
+        try:
+            return read_evaluation(folder) is not None
+        except FileError as error:
+            holds = self._finished_stage()
+            if point in _STAGES_BEFORE and holds not in (*_STAGES_BEFORE[point], ""):
+                self._say(
+                    f"{point}: {error}",
+                    f"{point} is left out: the engines hold models/{holds}; score it with stage=eval eval.checkpoint=…",
+                )
+                return True
+            self._say(f"{point}: {error}", f"{point}: scored again")
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+
+    def _evaluations(self) -> dict[str, Evaluation]:
+        """Every point that was scored and can be read."""
+        found = {}
+        for folder in sorted(path.parent for path in self.folder.root.glob("evaluations/*/metrics.json")):
+            try:
+                one = read_evaluation(folder)
+            except FileError as error:
+                self._say(f"{error}", f"{folder.name} is left out of summary.json")
+                continue
+            if one is not None:
+                found[folder.name] = one
+        return found
+
     def _record(self, point: str, found: Evaluation, groups: list[RolloutGroup]) -> None:
         shown = groups[:_RECORDED_ANSWERS]
         truncate_after(self.folder.rollouts_file, point, -1)
@@ -144,10 +220,7 @@ class Job:
     def write_summary(self) -> None:
         """Write ``summary.json`` from what the run folder holds."""
         rows = read_metrics(self.folder.root / METRICS_FILE)
-        evaluations = {
-            path.parent.name: EvaluationMetrics(**json.loads(path.read_text()))
-            for path in sorted(self.folder.root.glob("evaluations/*/metrics.json"))
-        }
+        evaluations = self._evaluations()
         write_summary(
             self.folder.summary_file,
             RunSummary(
@@ -161,11 +234,8 @@ class Job:
                 prompt_fingerprint=self.prepared.prompt_fingerprint,
                 skipped_samples=self.prepared.num_skipped,
                 stage_seconds=self.clock.seconds,
-                evaluations=evaluations,
-                evaluation_rewards={
-                    path.parent.name: json.loads(path.read_text())
-                    for path in sorted(self.folder.root.glob("evaluations/*/rewards.json"))
-                },
+                evaluations={point: one.metrics for point, one in evaluations.items()},
+                evaluation_rewards={point: dict(one.rewards) for point, one in evaluations.items() if one.rewards},
                 sft=summarise_sft(rows),
                 rl=summarise_rl(rows),
             ),

@@ -40,6 +40,8 @@ def run(config: Config) -> Path:
     with ExitStack() as stack:
         folder = stack.enter_context(open_run_folder(config))
         progress = Progress(config.logging.progress)
+        if folder.note:
+            progress.line(folder.note)
         prepared = prepare(config, folder, progress)
         begin_run(folder, config)
         cluster = stack.enter_context(open_cluster(config.cluster))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping
 
@@ -11,6 +10,7 @@ from recipes.evaluate import validate
 from recipes.job import Job
 from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport
 from recipes.sft import SftPhase, SftState, SupervisedTraining
+from rsgrpo.atomic_files import write_json
 from rsgrpo.progress import step_line
 from rsgrpo.recorder import record_groups
 
@@ -36,7 +36,7 @@ def run_sft(job: Job) -> None:
 
 def _train_sft(job: Job) -> None:
     job.policy.begin_from(job.start_model, needs_reference=False)
-    state: SftState = job.restore("sft") or SftState()
+    state = job.restore("sft", SftState) or SftState()
     phases = job.prepared.sft
     num_steps = sum(phase.num_steps for phase in phases)
     with job.progress.phase("Supervised fine-tuning", total=num_steps) as shown:
@@ -64,8 +64,8 @@ def _show_skipped(job: Job, state: SftState) -> None:
         for example in examples:
             job.progress.line(example)
     if findings:
-        content = json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2, ensure_ascii=False)
-        (job.folder.root / "skipped_conversations.json").write_text(content)
+        content = [dataclasses.asdict(finding) for finding in findings]
+        write_json(job.folder.root / "skipped_conversations.json", content, indent=2)
 
 
 def _train_sft_phase(
@@ -119,7 +119,7 @@ def _train_rl(job: Job) -> None:
     num_trained = len(job.prepared.rl) - min(settings.validation_samples, len(job.prepared.rl) // 2)
     questions, validation = job.prepared.rl[:num_trained], job.prepared.rl[num_trained:]
     job.policy.begin_from(job.start_model, needs_reference=settings.loss.kl.coefficient > 0)
-    state = job.restore("rl")
+    state = job.restore("rl", RsGrpoState)
     training = RsGrpo(
         config=job.config,
         policy=job.policy,

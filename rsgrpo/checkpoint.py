@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from rsgrpo.atomic_files import FileError, read_json_object, shown_error, shown_path, shown_value, write_json
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.manifest import CHECKPOINT_VERSION, folder_problem
+from rsgrpo.record_codec import RecordError, from_plain, to_plain, version_problem
 
 _PARTIAL = ".partial-"  # a folder of this prefix was being written when its process died
 
 _FULL_DISK_BYTES = 2**20
-_META = "policy.json"
+POLICY_META_FILE = "policy.json"
+_SHOWN_CHECKPOINTS = 2
 
 
 class CheckpointError(RsgrpoError):
@@ -52,7 +55,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f"{_PARTIAL}{folder.name}"
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove(partial)
     try:
         partial.mkdir()
         write(partial)
@@ -69,56 +72,107 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
             ) from error
         raise
     replaced = folder.parent / f"{_PARTIAL}old-{folder.name}"
-    shutil.rmtree(replaced, ignore_errors=True)
+    _remove(replaced)
     if folder.exists():
         folder.replace(replaced)
     partial.replace(folder)
     _sync(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    _remove(replaced)
+
+
+def checkpoint_step(folder: Path) -> int:
+    """The step that a checkpoint ``<stage>-<step>`` was written after."""
+    return int(folder.name.rpartition("-")[2])
 
 
 def checkpoint_folders(root: Path, stage: str) -> list[Path]:
-    """Complete checkpoints of a stage, ``<stage>-<step>``, by step.
+    """Checkpoints of a stage, ``<stage>-<step>``, by step; whether they are whole is not looked at.
 
     Args:
         root: the folder that holds them; need not exist.
         stage: such as ``sft`` or ``rl``.
     """
-    pattern = re.compile(rf"{re.escape(stage)}-(\d+)")
+    pattern = re.compile(rf"{re.escape(stage)}-([0-9]{{1,18}})")
     found = [
         (int(match.group(1)), path)
         for path in (root.iterdir() if root.is_dir() else ())
-        if (match := pattern.fullmatch(path.name)) and path.is_dir()
+        if (match := pattern.fullmatch(path.name))
     ]
     return [path for _, path in sorted(found)]
 
 
-def latest_checkpoint(root: Path, stage: str) -> Path | None:
-    """The newest complete checkpoint of a stage, or None; one that was cut off does not count.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundCheckpoint:
+    """What a stage can go on from.
+
+    Attributes:
+        folder: the newest whole checkpoint; None: the stage wrote none yet.
+        damaged: what is wrong with those that are newer, the newest first.
+    """
+
+    folder: Path | None
+    damaged: tuple[str, ...] = ()
+
+
+def find_checkpoint(root: Path, stage: str, needed: Iterable[str] = ()) -> FoundCheckpoint:
+    """The newest checkpoint of a stage in which every file is what it was when it was written.
 
     Args:
         root: the folder that holds them; need not exist.
         stage: such as ``sft`` or ``rl``.
+        needed: names that must be among a checkpoint's files.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is whole.
     """
-    folders = checkpoint_folders(root, stage)
-    return folders[-1] if folders else None
+    problems: list[str] = []
+    try:
+        folders = checkpoint_folders(root, stage)
+    except OSError as error:
+        raise CheckpointError(f"{shown_path(root)} cannot be read ({shown_error(error)})") from error
+    for folder in reversed(folders):
+        problem = folder_problem(folder, needed) if folder.is_dir() else "is no folder"
+        if not problem:
+            return FoundCheckpoint(folder=folder, damaged=tuple(problems))
+        problems.append(f"{folder.name}: {problem}")
+    if not problems:
+        return FoundCheckpoint(folder=None)
+    shown = "; ".join(problems[:_SHOWN_CHECKPOINTS])
+    more = f" and {len(problems) - _SHOWN_CHECKPOINTS} more" if len(problems) > _SHOWN_CHECKPOINTS else ""
+    text = shown if len(shown) <= 300 else shown[:299] + "…"
+    raise CheckpointError(
+        f"no checkpoint of the stage {stage!r} can be used ({text}{more}); put one back from a copy, or move "
+        f"{stage}-* out of {shown_path(root)} to train the stage again"
+    )
 
 
-def remove_old_checkpoints(root: Path, stage: str, *, keep: int) -> None:
+def remove_old_checkpoints(root: Path, stage: str, *, keep: int, newest: int | None = None) -> None:
     """Remove all but the newest ``keep`` checkpoints of a stage, and what was cut off while written.
 
     Args:
         root: the folder that holds them.
         stage: such as ``sft`` or ``rl``.
         keep: at least 1.
+        newest: the step of the one just written; what claims to be of later steps is what a resumed run passed over.
+            None: the last one by number.
     """
-    for folder in checkpoint_folders(root, stage)[: -max(1, keep)]:
+    folders = checkpoint_folders(root, stage)
+    void = [folder for folder in folders if newest is not None and checkpoint_step(folder) > newest]
+    valid = [folder for folder in folders if folder not in void]
+    for folder in (*void, *valid[: -max(1, keep)]):
         # Renamed first: a process killed in the middle must not leave half a checkpoint under its name.
         doomed = folder.parent / f"{_PARTIAL}old-{folder.name}"
         folder.replace(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        _remove(doomed)
     for partial in root.glob(f"{_PARTIAL}*"):
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +192,7 @@ class PolicyMeta:
 
 def write_policy_meta(folder: Path, meta: PolicyMeta) -> None:
     """Write it beside the ranks' files."""
-    (folder / _META).write_text(json.dumps(asdict(meta)))
+    write_json(folder / POLICY_META_FILE, {"checkpoint_version": CHECKPOINT_VERSION, **to_plain(meta)}, indent=1)
 
 
 def read_policy_meta(folder: Path, *, shape: Mapping[str, int | bool], origin: str) -> PolicyMeta:
@@ -152,20 +206,28 @@ def read_policy_meta(folder: Path, *, shape: Mapping[str, int | bool], origin: s
     Raises:
         CheckpointError: there is no checkpoint, or it does not fit the present policy.
     """
+    path = folder / POLICY_META_FILE
+    if not path.exists():
+        raise CheckpointError(f"{shown_path(folder)} holds no policy checkpoint ({POLICY_META_FILE} is missing)")
     try:
-        meta = PolicyMeta(**json.loads((folder / _META).read_text()))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} holds no policy checkpoint ({_META} is missing)") from error
+        plain = read_json_object(path)
+        if (version := plain.pop("checkpoint_version", 1)) != CHECKPOINT_VERSION:
+            raise CheckpointError(version_problem(shown_path(folder), version, CHECKPOINT_VERSION))
+        meta = from_plain(PolicyMeta, plain)
+    except FileError as error:
+        raise CheckpointError(str(error)) from error
+    except RecordError as error:
+        raise CheckpointError(f"{shown_path(path)} is not what a policy writes ({error})") from error
     for key, present in shape.items():
-        if meta.shape[key] != present:
+        if (before := meta.shape.get(key)) != present:
             raise CheckpointError(
-                f"{folder} was written with {key}={meta.shape[key]}, now it is {present}; go on with "
-                f"{key}={meta.shape[key]}, or start a new run from the exported model"
+                f"{shown_path(folder)} was written with {key}={shown_value(before)}, now it is {present}; go on with "
+                f"{key}={shown_value(before)}, or start a new run from the exported model"
             )
     if meta.origin and origin and meta.origin != origin:
         raise CheckpointError(
-            f"{folder} belongs to a stage that started from a model with checksum {meta.origin}, the present one has "
-            f"{origin}: adapters and the KL term's reference need the very same model; put it back in its place, or "
-            "start a new run from the exported model"
+            f"{shown_path(folder)} belongs to a stage that started from a model with checksum {meta.origin[:8]}, the "
+            f"present one has {origin}: adapters and the KL term's reference need the very same model; put it back in "
+            "its place, or start a new run from the exported model"
         )
     return meta

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import deepspeed
 import deepspeed.ops
 import torch
+from deepspeed.checkpoint.constants import (
+    BASE_OPTIMIZER_STATE,
+    FP32_FLAT_GROUPS,
+    OPTIMIZER_STATE_DICT,
+    SINGLE_PARTITION_OF_FP32_GROUPS,
+)
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 
@@ -22,9 +29,19 @@ from rsgrpo.config import Config, OptimizerConfig
 from rsgrpo.lora import ExportedParameter, exported_parameters, of_trained_layers
 from rsgrpo.offload import StoragePark
 from rsgrpo.policy_model import MicroBatch, PolicyModel
+from rsgrpo.rank_share import (
+    RankCounters,
+    check_fit,
+    optimizer_file,
+    random_states,
+    read_counted,
+    read_tensors,
+    set_random_states,
+    weights_file,
+    write_tensors,
+)
 from rsgrpo.turns import Share
 
-_TAG = "policy"
 _VISION_GROUP = 1
 
 
@@ -135,6 +152,7 @@ class DeepSpeedEngine:
             model=model, optimizer=optimizer, config=_settings(config, device), dist_init_required=False
         )
         self.world_size = torch.distributed.get_world_size()
+        self._rank = torch.distributed.get_rank()
 
     def begin_stage(self, optimizer: OptimizerConfig, num_steps: int) -> None:
         """Forget the optimizer's moments and start a schedule.
@@ -263,41 +281,103 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         """Write weights, moments and counters; every rank writes its share into the same folder."""
-        client_state = {
-            "stage_step": self.stage_step,
-            "num_steps": self._num_steps,
-            "num_skipped_in_row": self.num_skipped_in_row,
-            "torch_rng": torch.get_rng_state(),
-            "optimizer_config": self._optimizer_config,
-        }
-        if torch.cuda.is_available():
-            client_state["cuda_rng"] = torch.cuda.get_rng_state()
-        self._engine.save_checkpoint(
-            str(folder),
-            tag=_TAG,
-            client_state=client_state,
-            save_latest=False,
-            # Beside adapters the weights are those of the model folder that the stage began with.
-            exclude_frozen_parameters=bool(self._config.model.lora.rank),
+        counters = RankCounters(
+            stage_step=self.stage_step,
+            num_steps=self._num_steps,
+            num_skipped_in_row=self.num_skipped_in_row,
+            engine_steps=self._engine.global_steps,
+            engine_skipped_steps=self._engine.skipped_steps,
+            optimizer=self._optimizer_config,
         )
+        with self._at_rest():
+            _, masters, moments = self._optimizer_state()
+            states = {f"master/{index}": tensor for index, tensor in enumerate(masters)}
+            states |= {f"moment/{index}/{name}": t for index, own in moments.items() for name, t in own.items()}
+            write_tensors(folder / optimizer_file(self._rank), states | random_states(), counters)
+            if self._rank == 0 or self._zero_stage == 3:
+                write_tensors(folder / weights_file(self._rank, self._zero_stage), self._stored_weights())
 
     def load(self, folder: Path) -> None:
-        """Read what :meth:`save` wrote with as many ranks and the same ZeRO stage."""
-        path, client_state = self._engine.load_checkpoint(
-            str(folder),
-            tag=_TAG,
-            load_lr_scheduler_states=False,
-            load_module_strict=not self._config.model.lora.rank,
-        )
-        if path is None:
-            raise FileNotFoundError(f"{folder} holds no policy checkpoint")
-        self.stage_step = client_state["stage_step"]
-        self._num_steps = client_state["num_steps"]
-        self.num_skipped_in_row = client_state["num_skipped_in_row"]
-        self._optimizer_config = client_state["optimizer_config"]
-        torch.set_rng_state(client_state["torch_rng"])
-        if "cuda_rng" in client_state:
-            torch.cuda.set_rng_state(client_state["cuda_rng"])
+        """Read what :meth:`save` wrote with as many ranks and the same ZeRO stage.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or belongs to another model.
+        """
+        place = folder / optimizer_file(self._rank)
+        saved, counters = read_counted(place)
+        with self._at_rest():
+            weights_place = folder / weights_file(self._rank, self._zero_stage)
+            weights, own = read_tensors(weights_place), self._stored_weights()
+            check_fit(weights_place, weights, own)
+            state, masters, _ = self._optimizer_state()
+            kept = {name: tensor for name, tensor in saved.items() if name.startswith("master/")}
+            check_fit(place, kept, {f"master/{index}": tensor for index, tensor in enumerate(masters)})
+            with torch.no_grad():
+                for name, tensor in own.items():
+                    tensor.copy_(weights[name])
+            self._set_optimizer_state(state, [kept[f"master/{index}"] for index in range(len(masters))], saved)
+        self._engine.global_steps, self._engine.skipped_steps = counters.engine_steps, counters.engine_skipped_steps
+        self.stage_step, self._num_steps = counters.stage_step, counters.num_steps
+        self.num_skipped_in_row = counters.num_skipped_in_row
+        self._optimizer_config = counters.optimizer
+        set_random_states(saved)
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        """Under ZeRO 3: every parameter in its partitions, where DeepSpeed saves and loads them."""
+        is_split = self._zero_stage == 3
+        if is_split:
+            self._engine.optimizer.checkpoint_event_prologue()
+        yield
+        if is_split:
+            self._engine.optimizer.checkpoint_event_epilogue()
+
+    def _stored_weights(self) -> dict[str, Tensor]:
+        """What the optimizer's masters do not give: under ZeRO 3 frozen partitions, else all weights; and buffers.
+
+        Beside adapters the frozen weights are those of the model folder that the stage began with.
+        """
+        module = self._engine.module
+        kept = module.state_dict()  # knows which buffers are part of the model
+        found = {name: buffer for name, buffer in module.named_buffers() if name in kept}
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad and self._config.model.lora.rank:
+                continue
+            if self._zero_stage != 3:
+                found[name] = parameter.data
+            elif not parameter.requires_grad:
+                found[name] = parameter.ds_tensor.data
+        return found
+
+    def _optimizer_state(self) -> tuple[dict, list[Tensor], dict[int, dict[str, Tensor]]]:
+        """DeepSpeed's own state, and in it the masters and the moments, by the number of their group."""
+        state = self._engine.optimizer.state_dict()
+        moments_key, masters_key = self._state_keys()
+        return state, list(state[masters_key]), state[moments_key]["state"]
+
+    def _state_keys(self) -> tuple[str, str]:
+        if self._zero_stage == 3:
+            return OPTIMIZER_STATE_DICT, FP32_FLAT_GROUPS
+        return BASE_OPTIMIZER_STATE, SINGLE_PARTITION_OF_FP32_GROUPS
+
+    def _set_optimizer_state(self, state: dict, masters: list[Tensor], saved: dict[str, Tensor]) -> None:
+        """Give DeepSpeed its state back with other masters and moments; everything else in it is settings.
+
+        Args:
+            state: the present one.
+            masters: to go on with.
+            saved: holds the moments, as ``moment/<group>/<name>``.
+        """
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in saved.items():
+            kind, _, rest = name.partition("/")
+            if kind == "moment":
+                index, _, moment = rest.partition("/")
+                moments.setdefault(int(index), {})[moment] = tensor
+        moments_key, masters_key = self._state_keys()
+        state = {**state, moments_key: {**state[moments_key], "state": moments}, masters_key: masters}
+        # It looks for its own among all ranks' states.
+        self._engine.optimizer.load_state_dict([state] * self.world_size, load_from_fp32_weights=True)
 
 
 def _weights_of(model: nn.Module) -> list[Tensor]:

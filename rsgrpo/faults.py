@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from rsgrpo.atomic_files import shown_path
 from rsgrpo.batching import PackedRow
 from rsgrpo.checkpoint import CheckpointError, write_folder
 from rsgrpo.config import LossConfig
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.manifest import CHECKPOINT_VERSION, folder_problem, write_manifest
+from rsgrpo.record_codec import read_record, write_record
 from rsgrpo.types import TrainingGroup
 
-_BATCH_FILE = "batch.pkl"
+_BATCH = "batch"  # batch.json and batch.safetensors
 _ASKED_BYTES = re.compile(r"allocate (\d+) bytes")  # torch's CPU allocator
 _ASKED_UNITS = re.compile(r"allocate ([\d.]+) (KiB|MiB|GiB)")  # torch's CUDA allocator
 _UNITS = {"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
@@ -54,29 +56,27 @@ def write_faulty_batch(folder: Path, batch: FaultyBatch) -> None:
     Raises:
         CheckpointError: the disk is full.
     """
-    write_folder(folder, lambda partial: _write(partial / _BATCH_FILE, batch))
 
+    def write(partial: Path) -> None:
+        write_record(partial, _BATCH, batch, version=CHECKPOINT_VERSION)
+        write_manifest(partial)
 
-def _write(path: Path, batch: FaultyBatch) -> None:
-    path.write_bytes(pickle.dumps(batch))
+    write_folder(folder, write)
 
 
 def read_faulty_batch(folder: Path) -> FaultyBatch:
     """What :func:`write_faulty_batch` kept: start a policy from the run's model or checkpoint and update with it.
 
     Args:
-        folder: as given to :func:`write_faulty_batch`; it is trusted as a checkpoint is (a pickle).
+        folder: as given to :func:`write_faulty_batch`, perhaps by somebody else: nothing in it can run code.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it is damaged or of another version.
+        RecordError: it is something else.
     """
-    try:
-        batch = pickle.loads((folder / _BATCH_FILE).read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} holds no batch ({_BATCH_FILE} is missing)") from error
-    if not isinstance(batch, FaultyBatch):
-        raise CheckpointError(f"{folder / _BATCH_FILE} holds a {type(batch).__name__}, not a batch")
-    return batch
+    if problem := folder_problem(folder, needed=(f"{_BATCH}.json", f"{_BATCH}.safetensors")):
+        raise CheckpointError(f"{shown_path(folder)} holds no batch that can be used: {problem}")
+    return read_record(folder, _BATCH, FaultyBatch, version=CHECKPOINT_VERSION)
 
 
 def is_memory_error(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +18,17 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, cast
 
+from rsgrpo.atomic_files import FileError, shown_value, write_text
 from rsgrpo.config import Config
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.jsonl import append_rows, keep_rows, read_rows
+from rsgrpo.jsonl import append_rows, keep_rows, line_problem, numbered_rows, refuse
 from rsgrpo.types import CreditedGroup, ImageRef, ScopedReward
 
 METRICS_FILE = "metrics.jsonl"
+_MAX_STEP = 2**53  # what a browser can count to
+_MAX_VALUE = 1e300  # beyond it sums over steps would not be finite
 _TRAINING_STAGES = ("sft", "rl")
 _EVALUATION_POINTS = {"before_sft": 0, "after_sft": 1, "after_rl": 2}
 
@@ -42,24 +46,44 @@ class MetricRow:
     values: Mapping[str, float]
 
 
-def read_metrics(path: Path) -> tuple[MetricRow, ...]:
+def read_metrics(path: Path, on_problem: Callable[[FileError], None] = refuse) -> tuple[MetricRow, ...]:
     """Read ``metrics.jsonl``.
 
     Args:
         path: the file; a missing one holds nothing, a half-written last line is left out.
+        on_problem: see :func:`rsgrpo.jsonl.numbered_rows`.
 
     Returns:
         The rows in the order of writing; of two rows with one stage, step and name set the later counts.
+
+    Raises:
+        FileError: a line is not of this kind; the message names file and line.
     """
     rows: dict[tuple[str, int, tuple[str, ...]], MetricRow] = {}
-    for row in read_rows(path):
-        values = {
-            name: math.nan if value is None else float(value)
-            for name, value in row.items()
-            if name not in ("stage", "step")
-        }
-        rows[row["stage"], row["step"], tuple(values)] = MetricRow(stage=row["stage"], step=row["step"], values=values)
+    for number, row in numbered_rows(path, on_problem):
+        try:
+            one = _metric_row(row)
+        except ValueError as error:
+            on_problem(FileError(line_problem(path, number, error)))
+            continue
+        rows[one.stage, one.step, tuple(one.values)] = one
     return tuple(rows.values())
+
+
+def _metric_row(row: dict[str, Any]) -> MetricRow:
+    stage, step = row.pop("stage", None), row.pop("step", None)
+    if type(stage) is not str or type(step) is not int or not 0 <= step < _MAX_STEP:
+        raise ValueError(f"got stage {shown_value(stage)} and step {shown_value(step)}, expected a text and a step")
+    return MetricRow(stage=stage, step=step, values={name: _number(name, value) for name, value in row.items()})
+
+
+def _number(name: str, value: object) -> float:
+    """A metric's value; what is not finite was written as null."""
+    if value is None:
+        return math.nan
+    if type(value) not in (int, float) or not abs(cast(float, value)) < _MAX_VALUE:
+        raise ValueError(f"{shown_value(name)} is {shown_value(value)}, expected a finite number or null")
+    return float(cast(float, value))
 
 
 class RunLogger:
@@ -105,7 +129,7 @@ class RunLogger:
             step: of that stage.
             values: by ``topic/name``; what is not finite is written as null.
         """
-        finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+        finite = {name: float(value) if abs(value) < _MAX_VALUE else None for name, value in values.items()}
         append_rows(self._folder / METRICS_FILE, [{"stage": stage, "step": step, **finite}])
         known = {name: value for name, value in finite.items() if value is not None}
         if self._config.logging.tensorboard:
@@ -129,8 +153,13 @@ class RunLogger:
         Args:
             stage: the stage that goes on.
             step: the checkpoint's; -1 forgets the whole stage.
+
+        Raises:
+            FileError: ``metrics.jsonl`` holds something else.
         """
-        keep_rows(self._folder / METRICS_FILE, lambda row: row.get("stage") != stage or row.get("step", 0) <= step)
+        path = self._folder / METRICS_FILE
+        read_metrics(path)  # what does not belong there is better said now than when the report is made
+        keep_rows(path, lambda row: row["stage"] != stage or row["step"] <= step)
         if self._config.logging.tensorboard and (self._folder / "tensorboard" / stage).exists():
             self._event_file(stage).purge_after(step)
 
@@ -266,6 +295,8 @@ def _sft_name(name: str) -> str:
 
 def _stable_id(folder: Path) -> str:
     file = folder / "wandb_id"
-    if not file.exists():
-        file.write_text(uuid.uuid4().hex[:12])
-    return file.read_text().strip()
+    known = file.read_text(errors="replace").strip() if file.is_file() else ""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", known):  # not there yet, or lost with the disk: a new one begins
+        known = uuid.uuid4().hex[:12]
+        write_text(file, known)
+    return known

@@ -16,6 +16,7 @@ from rsgrpo.checkpoint import CheckpointError, PolicyMeta, read_policy_meta, wri
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.faults import FaultyBatch, write_faulty_batch
+from rsgrpo.manifest import FileDigest, write_manifest
 from rsgrpo.placement import ON_CPU, Placement
 from rsgrpo.policy_results import RankUpdate, in_order, update_metrics
 from rsgrpo.policy_setup import WorkerSpec, features_folder
@@ -337,7 +338,10 @@ class Policy:
             folder: appears complete or not at all.
         """
         self.wait_ready()
-        write_folder(folder, lambda partial: self._each("export", partial))
+        def write(partial: Path) -> None:
+            self._each("export", partial)
+
+        write_folder(folder, write)
 
     def save_checkpoint(self, folder: Path) -> None:
         """Write weights, moments, schedule and counters, enough to go on to the bit.
@@ -348,19 +352,23 @@ class Policy:
         self.wait_ready()
 
         def write(partial: Path) -> None:
-            self._each("save", partial)
+            written = cast(list[tuple[FileDigest, ...]], self._each("save", partial))
             write_policy_meta(partial, PolicyMeta(version=self._version, shape=self._shape(), origin=self._origin))
+            write_manifest(partial, [one for rank in written for one in rank])
 
         write_folder(folder, write)
 
     def load_checkpoint(self, folder: Path) -> None:
         """Go on from what :meth:`save_checkpoint` wrote; :meth:`begin_stage` is not to be called again.
 
+        Whether its files are whole is for :func:`rsgrpo.checkpoint.find_checkpoint` to say before.
+
         Args:
             folder: as given to :meth:`save_checkpoint`.
 
         Raises:
-            CheckpointError: it was written with other ranks, ZeRO stage or adapters, or rests on another model.
+            CheckpointError: it was written by another version, with other ranks, ZeRO stage or adapters, or rests on
+                another model.
         """
         self.wait_ready()
         meta = read_policy_meta(folder, shape=self._shape(), origin=self._origin)
@@ -378,13 +386,13 @@ class Policy:
             "model.vision_cache": bool(config.model.vision_cache.folder),
         }
 
-    def _each(self, method: Literal["export", "save", "restore"], folder: Path) -> None:
+    def _each(self, method: Literal["export", "save", "restore"], folder: Path) -> list[Any]:
         calls = {
             "export": [worker.export for worker in self._workers],
             "save": [worker.save for worker in self._workers],
             "restore": [worker.restore for worker in self._workers],
         }
-        self._collect([call.remote(folder) for call in calls[method]], in_step=True)
+        return self._collect([call.remote(folder) for call in calls[method]], in_step=True)
 
     def close(self) -> None:
         """End the ranks."""

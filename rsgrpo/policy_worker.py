@@ -29,10 +29,12 @@ from rsgrpo.batching import PackedRow, Piece, lay_out, plan_micro_batches
 from rsgrpo.config import LossConfig, OptimizerConfig
 from rsgrpo.faults import is_memory_error, memory_error
 from rsgrpo.lora import adapters_off
+from rsgrpo.manifest import FileDigest, digest
 from rsgrpo.objective import RankTotals, row_loss, sum_totals
 from rsgrpo.policy_model import MicroBatch, RowBuilder, group_sizes, load_processor, take_vision_tower
 from rsgrpo.policy_results import RankUpdate
 from rsgrpo.policy_setup import WorkerSpec, frozen_checksum, load_policy_model, open_page_features, wrap_model
+from rsgrpo.rank_share import rank_files
 from rsgrpo.turns import Share
 from rsgrpo.types import ResponseStats, TrainingGroup
 from rsgrpo.vision_cache import PageFeatures
@@ -406,9 +408,10 @@ class PolicyWorker:
             if (self._spec.model_folder / name).exists() and not (folder / name).exists():
                 shutil.copy(self._spec.model_folder / name, folder / name)
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share of a checkpoint into ``folder``."""
+    def save(self, folder: Path) -> tuple[FileDigest, ...]:
+        """Write this rank's share of a checkpoint into ``folder``; digests of what was written."""
         self._engine.save(folder)
+        return tuple(digest(folder, name) for name in rank_files(self._spec.rank, self._config.trainer.zero_stage))
 
     def restore(self, folder: Path) -> None:
         """Read this rank's share of a checkpoint."""

@@ -7,12 +7,15 @@ only scores. The report, and anyone with a JSON reader, reads them back.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rsgrpo.jsonl import append_rows, keep_rows, read_rows
+from rsgrpo.atomic_files import FileError, shown_value
+from rsgrpo.jsonl import append_rows, keep_rows, line_problem, numbered_rows, refuse
+from rsgrpo.record_codec import RecordError, from_plain
 from rsgrpo.types import (
     Box,
     CreditedGroup,
@@ -156,28 +159,29 @@ def record_evaluation(
     append_rows(path, rows)
 
 
-def read_groups(path: Path) -> tuple[RecordedGroup, ...]:
+def read_groups(path: Path, on_problem: Callable[[FileError], None] = refuse) -> tuple[RecordedGroup, ...]:
     """Everything that was recorded, in the order of writing.
 
     Where a question stands twice for one step (a stage that ran again), the later record counts.
 
     Args:
         path: ``rollouts.jsonl``; a missing file holds nothing, a half-written last line is left out.
+        on_problem: see :func:`rsgrpo.jsonl.numbered_rows`.
 
     Returns:
         The groups.
 
     Raises:
-        ValueError: a line is no record; the message names file and sample.
+        FileError: a line is no record; the message names file, line and sample.
     """
     groups: dict[tuple[str, int, str], RecordedGroup] = {}
-    for row in read_rows(path):
+    for number, row in numbered_rows(path, on_problem):
         try:
             group = _read_group(row)
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}: the line of sample {row.get('sample_id')!r} is no record ({error!r}); remove it"
-            ) from error
+        except RecordError as error:
+            sample = shown_value(row.get("sample_id"))
+            on_problem(FileError(line_problem(path, number, f"no record of sample {sample} ({error})")))
+            continue
         groups[group.stage, group.step, group.sample_id] = group
     return tuple(groups.values())
 
@@ -192,8 +196,12 @@ def truncate_after(path: Path, stage: str, step: int) -> int:
 
     Returns:
         How many groups were dropped.
+
+    Raises:
+        FileError: a line is no record: better said now than when the report is made.
     """
-    return keep_rows(path, lambda row: row.get("stage") != stage or row.get("step", 0) <= step)
+    read_groups(path)
+    return keep_rows(path, lambda row: row["stage"] != stage or row["step"] <= step)
 
 
 def _scope_tokens(credited: Sequence[CreditedGroup]) -> dict[str, int]:
@@ -270,25 +278,41 @@ def _group_row(stage: str, step: int, group: CreditedGroup, scope_tokens: Mappin
     }
 
 
-def _read_reward(row: Mapping[str, Any]) -> RecordedReward:
-    spans = tuple(TokenSpan(start=start, stop=stop) for start, stop in row["spans"])
-    return RecordedReward(**{**row, "spans": spans})
-
-
-def _read_rollout(row: Mapping[str, Any]) -> RecordedRollout:
-    arrays = {name: tuple(row.get(name, ())) for name in ("token_char_starts", "positive", "negative", "token_ids")}
-    return RecordedRollout(**{**row, **arrays, "rewards": tuple(_read_reward(reward) for reward in row["rewards"])})
-
-
 def _read_group(row: Mapping[str, Any]) -> RecordedGroup:
-    return RecordedGroup(
-        **{
-            **row,
-            "images": tuple(ImageRef(**image) for image in row["images"]),
-            "answers": tuple(row["answers"]),
-            "positive_images": tuple(row.get("positive_images", ())),
-            "choices": tuple(row.get("choices", ())),
-            "boxes": tuple(Box(**box) for box in row.get("boxes", ())),
-            "rollouts": tuple(_read_rollout(rollout) for rollout in row["rollouts"]),
-        }
-    )
+    try:
+        plain = {**row, "rollouts": [_named_spans(one) for one in row["rollouts"]]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError("its rollouts have another form") from error
+    group = from_plain(RecordedGroup, plain)
+    _check(group)
+    return group
+
+
+def _named_spans(rollout: Mapping[str, Any]) -> dict[str, Any]:
+    """A span stands as two numbers in the file."""
+    rewards = [
+        {**reward, "spans": [{"start": start, "stop": stop} for start, stop in reward["spans"]]}
+        for reward in rollout["rewards"]
+    ]
+    return {**rollout, "rewards": rewards}
+
+
+def _check(group: RecordedGroup) -> None:
+    """Refuse numbers that do not go together."""
+    if not group.rollouts:
+        raise RecordError("it has no rollouts")
+    keys = [[(reward.name, reward.image_index) for reward in rollout.rewards] for rollout in group.rollouts]
+    if any(own != keys[0] for own in keys):
+        raise RecordError("its rollouts have different rewards")
+    for rollout in group.rollouts:
+        starts = rollout.token_char_starts
+        edges = (0, *starts, len(rollout.text))
+        if any(later < earlier for earlier, later in itertools.pairwise(edges)):
+            raise RecordError(f"the token_char_starts of rollout {rollout.rollout_index} do not follow its text")
+        for name in ("positive", "negative", "token_ids"):
+            values: Sequence[float] = getattr(rollout, name)
+            if values and len(values) != len(starts):
+                raise RecordError(f"{len(values)} values of {name} for {len(starts)} tokens")
+        spans = [span for reward in rollout.rewards for span in reward.spans]
+        if any(not 0 <= span.start <= span.stop <= len(starts) for span in spans):
+            raise RecordError(f"a span lies outside the {len(starts)} tokens of rollout {rollout.rollout_index}")

@@ -20,12 +20,15 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from rsgrpo.config import Config, resolved_yaml
+from rsgrpo.atomic_files import FileError, read_bytes, shown_error, shown_path, write_text
+from rsgrpo.config import Config, ConfigError, resolved_yaml
 from rsgrpo.errors import RsgrpoError
 
 _FIXED_BY_A_RUN = ("seed", "model", "quickstart", "data", "prompt", "sft", "rl", "rewards", "rollout.sampling")
@@ -38,9 +41,15 @@ class RunFolderError(RsgrpoError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFolder:
-    """Paths inside one run's folder."""
+    """Paths inside one run's folder.
+
+    Attributes:
+        root: the folder.
+        note: what its user should know of it; empty: nothing.
+    """
 
     root: Path
+    note: str = ""
 
     @property
     def config_file(self) -> Path:
@@ -97,16 +106,61 @@ def _differing_keys(old: Config, new: Config) -> list[str]:
     return [key for key in _FIXED_BY_A_RUN if OmegaConf.select(left, key) != OmegaConf.select(right, key)]
 
 
-def _check_same_settings(folder: RunFolder, config: Config) -> None:
-    composed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder.config_file))
-    old = OmegaConf.to_object(composed)
+def read_settings(file: Path) -> DictConfig:
+    """Settings as a YAML file has them, unchecked.
+
+    Args:
+        file: such as a run's ``config.yaml``.
+
+    Raises:
+        FileError: it is missing, empty, no YAML, or holds something else.
+    """
+    content = read_bytes(file)
+    try:
+        settings = OmegaConf.create(content.decode())
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise FileError(f"{shown_path(file)} cannot be read as YAML ({shown_error(error)})") from error
+    # A text that is no mapping becomes a key without a value.
+    if not isinstance(settings, DictConfig) or all(settings._get_node(key) is None for key in settings):
+        raise FileError(f"{shown_path(file)} holds no settings")
+    return settings
+
+
+def _settings_of(folder: RunFolder) -> Config:
+    """What the run was begun with."""
+    way_out = (
+        "put it back, or move it away: the run then goes on with the settings of the command line, which should be "
+        "those that it was begun with"
+    )
+    try:
+        written = read_settings(folder.config_file)
+        missing = [key for key in _FIXED_BY_A_RUN if "." not in key and key not in written]
+        if missing:
+            raise RunFolderError(f"{shown_path(folder.config_file)} was cut ({missing[0]} is missing); {way_out}")
+        old = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), written))
+    except FileError as error:
+        raise RunFolderError(f"{error}; {way_out}") from error
+    except (OmegaConfBaseException, ConfigError, ValueError, TypeError, AttributeError) as error:
+        raise RunFolderError(
+            f"{shown_path(folder.config_file)} is not what this release writes ({shown_error(error)}); {way_out}"
+        ) from error
     assert isinstance(old, Config)
+    return old
+
+
+def _check_same_settings(folder: RunFolder, config: Config) -> None:
+    old = _settings_of(folder)
     differing = _differing_keys(old, config)
     if differing:
         raise RunFolderError(
             f"{folder.root} was begun with other settings under {', '.join(differing)}; "
             f"start with those of {folder.config_file}, or choose another run_dir"
         )
+
+
+def _has_results(folder: RunFolder) -> bool:
+    """Whether a run got as far as a checkpoint or a model."""
+    return any(place.is_dir() and any(place.iterdir()) for place in (folder.checkpoints, folder.root / "models"))
 
 
 def begin_run(folder: RunFolder, config: Config) -> None:
@@ -116,7 +170,7 @@ def begin_run(folder: RunFolder, config: Config) -> None:
         folder: opened, everything prepared in it.
         config: the run's settings.
     """
-    folder.config_file.write_text(resolved_yaml(config))
+    write_text(folder.config_file, resolved_yaml(config))
 
 
 @contextmanager
@@ -152,13 +206,18 @@ def open_run_folder(config: Config) -> Iterator[RunFolder]:
                 f"only {free_bytes >> 20} MiB are free at {folder.root}; a run needs at least "
                 f"{_MIN_FREE_BYTES >> 20} MiB: free some, or choose another run_dir"
             )
-        if folder.config_file.exists():
+        has_settings = folder.config_file.exists()
+        if has_settings or _has_results(folder):
             if config.resume == "never":
                 raise RunFolderError(
                     f"{folder.root} already holds a run; add resume=auto to go on with it, "
                     "choose another run_dir, or remove the folder"
                 )
-            _check_same_settings(folder, config)
+            if has_settings:
+                _check_same_settings(folder, config)
+            else:
+                note = "config.yaml is missing: the settings are taken to be those that the run was begun with"
+                folder = replace(folder, note=note)
         else:
             # What a preparation that failed has left may belong to other settings.
             for leftover in (folder.data, folder.base_model):

@@ -29,7 +29,7 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CarryOver:
-    """Groups with signal that wait for a step; a checkpoint pickles it as it is.
+    """Groups with signal that wait for a step; a checkpoint keeps it as it is.
 
     Attributes:
         groups: oldest first.

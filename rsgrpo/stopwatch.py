@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from rsgrpo.atomic_files import FileError, read_json, shown_path, write_json
 
 
 class Stopwatch:
@@ -45,6 +47,9 @@ class StageClock:
     Args:
         file: a JSON object of seconds by stage; need not exist.
 
+    Attributes:
+        problem: why the seconds before this process are not known; empty: they are, or there are none.
+
     Example:
         >>> clock = StageClock(Path("run/stage_seconds.json"))
         >>> with clock.stage("rl"):
@@ -53,7 +58,13 @@ class StageClock:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._before: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+        self._before: dict[str, float] = {}
+        self.problem = ""
+        if file.exists():
+            try:
+                self._before = _read_seconds(file)
+            except FileError as error:
+                self.problem = str(error)
         self._begin: dict[str, float] = {}
 
     @contextmanager
@@ -76,6 +87,12 @@ class StageClock:
 
     def keep(self) -> None:
         """Write the file; it appears complete or not at all."""
-        partial = self._file.with_suffix(".partial")
-        partial.write_text(json.dumps(self.seconds))
-        partial.replace(self._file)
+        write_json(self._file, self.seconds)
+
+
+def _read_seconds(file: Path) -> dict[str, float]:
+    found = read_json(file)
+    entries = found.values() if isinstance(found, dict) else [None]
+    if not all(type(value) in (int, float) and 0 <= value < math.inf for value in entries):
+        raise FileError(f"{shown_path(file)} does not hold seconds by stage")
+    return {str(name): float(value) for name, value in found.items()}

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
-import json
 import math
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
 
+from rsgrpo.atomic_files import FileError, read_json_object, shown_path, shown_value, write_json
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.evisrag_metrics import EvaluationMetrics
 from rsgrpo.metrics import MetricRow
+from rsgrpo.record_codec import RecordError, from_plain, to_plain
 
 SCHEMA_VERSION = 1
 _DISTRIBUTIONS = ("torch", "vllm", "ray", "transformers", "deepspeed", "rsgrpo")
@@ -154,11 +152,11 @@ def write_summary(path: Path, summary: RunSummary) -> None:
     Raises:
         SummaryError: a number is not finite; the message names it.
     """
-    plain = dataclasses.asdict(summary)
-    _decode(RunSummary, plain, "summary")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        plain = to_plain(summary)
+    except RecordError as error:
+        raise SummaryError(f"summary.{error}") from error
+    write_json(path, plain, indent=2)
 
 
 def read_summary(path: Path) -> RunSummary:
@@ -174,19 +172,20 @@ def read_summary(path: Path) -> RunSummary:
         SummaryError: no JSON, another schema version, a key missing or unknown, or a value of a wrong
             type; the message names the key.
     """
+    way_out = "remove it and run again with resume=auto"
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SummaryError(f"{path} is not JSON: {error}; remove it and run again with resume=auto") from error
-    if not isinstance(plain, dict) or plain.get("schema_version") != SCHEMA_VERSION:
-        got = plain.get("schema_version") if isinstance(plain, dict) else type(plain).__name__
+        plain = read_json_object(path)
+    except FileError as error:
+        raise SummaryError(f"{error}; {way_out}") from error
+    if plain.get("schema_version") != SCHEMA_VERSION:
         raise SummaryError(
-            f"{path}: got schema_version {got!r}, expected {SCHEMA_VERSION}; "
-            "read it with the version of rsgrpo that wrote it, or run again"
+            f"{shown_path(path)}: got schema_version {shown_value(plain.get('schema_version'))}, expected "
+            f"{SCHEMA_VERSION}; read it with the version of rsgrpo that wrote it, or run again"
         )
-    summary = _decode(RunSummary, plain, str(path))
-    assert isinstance(summary, RunSummary)
-    return summary
+    try:
+        return from_plain(RunSummary, plain)
+    except RecordError as error:
+        raise SummaryError(f"{shown_path(path)}: {error}; {way_out}") from error
 
 
 def collect_versions(repository: Path) -> dict[str, str]:
@@ -297,39 +296,3 @@ def _git_commit(repository: Path) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return result.stdout.strip()
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """Build ``kind`` from JSON values; names the key that does not fit."""
-    if isinstance(kind, UnionType):
-        options = [option for option in get_args(kind) if option is not type(None)]
-        return None if value is None else _decode(options[0], value, where)
-    if dataclasses.is_dataclass(kind):
-        return _decode_record(kind, value, where)
-    if get_origin(kind) is dict:
-        if not isinstance(value, dict):
-            raise SummaryError(f"{where}: got {type(value).__name__}, expected an object")
-        return {str(name): _decode(get_args(kind)[1], entry, f"{where}.{name}") for name, entry in value.items()}
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise SummaryError(f"{where}: got {value}, expected a finite number")
-        return float(value)
-    if type(value) is not kind:
-        raise SummaryError(f"{where}: got {value!r}, expected {kind.__name__}")
-    return value
-
-
-def _decode_record(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise SummaryError(f"{where}: got {type(value).__name__}, expected an object")
-    fields = {one.name: one for one in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - set(fields))
-    missing = sorted(
-        name
-        for name, one in fields.items()
-        if name not in value and one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
-    )
-    if unknown or missing:
-        raise SummaryError(f"{where}: unknown keys {unknown}, missing keys {missing}")
-    hints = get_type_hints(kind)
-    return kind(**{name: _decode(hints[name], entry, f"{where}.{name}") for name, entry in value.items()})

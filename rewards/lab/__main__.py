@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,11 @@ from rewards.lab.replay import replay
 from rewards.lab.settings import changed_settings, parsed_value, run_settings, yaml_rewards
 from rewards.lab.tables import lint_table, replay_table
 from rewards.plugins import load_rewards
+from rsgrpo.atomic_files import write_json
 from rsgrpo.config import RewardConfig, ScopeConfig
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.jsonl import cut_line_note
+from rsgrpo.run_folder import RunFolder
 
 _DEFAULT_SHOWN = 5
 
@@ -70,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
 def _replay(options: argparse.Namespace) -> int:
     before = run_settings(options.run_folder)
     after = changed_settings(options.run_folder, options.config, options.overrides)
+    if note := cut_line_note(RunFolder(root=options.run_folder).rollouts_file):
+        print(f"note: {note}", file=sys.stderr)
     result = replay(options.run_folder, before, after, stage=options.stage)
     print(replay_table(result, options.show))
     if options.json:
@@ -96,7 +100,7 @@ def _lint(options: argparse.Namespace) -> int:
 
 
 def _write(file: Path, document: object) -> None:
-    file.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(file, document, indent=1)
 
 
 if __name__ == "__main__":

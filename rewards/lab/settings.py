@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from rsgrpo.atomic_files import FileError
 from rsgrpo.config import Config, ConfigError, RewardConfig, load_config
-from rsgrpo.run_folder import RunFolder
+from rsgrpo.run_folder import RunFolder, read_settings
 
 _REPLAYED = ("rewards.", "rl.credit.")
 
@@ -119,9 +119,6 @@ def _merged(composed: DictConfig, other: dict[str, Any]) -> DictConfig:
 
 def _read(file: Path) -> DictConfig:
     try:
-        settings = OmegaConf.load(file)
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{file} cannot be read: {error}; name a run folder, or a YAML file") from error
-    if not isinstance(settings, DictConfig):
-        raise ConfigError(f"{file} holds no settings")
-    return settings
+        return read_settings(file)
+    except FileError as error:
+        raise ConfigError(f"{error}; name a run folder, or a YAML file") from error

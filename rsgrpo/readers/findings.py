@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _SHOWN = 5  # enough to see a pattern; the count says the rest
 
@@ -81,18 +81,22 @@ class ReadReport:
         return "\n".join(lines)
 
 
+@dataclass(kw_only=True, slots=True)
 class Tally:
-    """Counts findings as they come."""
+    """Counts findings as they come; a checkpoint keeps it.
 
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[int, tuple[str, ...]]] = {}
+    Attributes:
+        found: by reason, in the order of coming: how many, and the first few.
+    """
+
+    found: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
 
     def add(self, reason: str, example: str) -> None:
         """Count one."""
-        count, examples = self._found.get(reason, (0, ()))
-        self._found[reason] = (count + 1, examples if count >= _SHOWN else (*examples, example))
+        count, examples = self.found.get(reason, (0, ()))
+        self.found[reason] = (count + 1, examples if count >= _SHOWN else (*examples, example))
 
     def findings(self) -> tuple[Finding, ...]:
         """All so far, most frequent first."""
-        ordered = sorted(self._found.items(), key=lambda item: -item[1][0])
+        ordered = sorted(self.found.items(), key=lambda item: -item[1][0])
         return tuple(Finding(reason=reason, count=count, examples=examples) for reason, (count, examples) in ordered)

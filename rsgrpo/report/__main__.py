@@ -15,8 +15,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m rsgrpo.report", description="Write a run's report.html.")
     parser.add_argument("run_folder", type=Path, help="the run_dir of a run, such as runs/quickstart")
     try:
-        print(build_report(parser.parse_args().run_folder))
-    except (RsgrpoError, ValueError) as error:
+        print(build_report(parser.parse_args().run_folder, lambda note: print(f"note: {note}", file=sys.stderr)))
+    except RsgrpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

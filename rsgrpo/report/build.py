@@ -11,74 +11,112 @@ security policy forbids the rest. Everything that a model wrote reaches the page
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
+from rsgrpo.atomic_files import FileError, shown_error, shown_path, write_text
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.jsonl import cut_line_note
 from rsgrpo.metrics import METRICS_FILE, read_metrics
 from rsgrpo.recorder import read_groups
 from rsgrpo.report.curves import Chart, collect_charts, collect_times
 from rsgrpo.report.results import collect_cards, collect_evaluations, collect_facts
 from rsgrpo.report.rollouts import collect_rollouts
-from rsgrpo.summary import RunSummary, read_summary
+from rsgrpo.run_folder import read_settings
+from rsgrpo.summary import RunSummary, SummaryError, read_summary
 
 REPORT_FILE = "report.html"
+ROLLOUTS_FILE = "rollouts.jsonl"
 _SCRIPTS = ("dom.js", "charts.js", "rollouts.js", "page.js")
+
+Content = TypeVar("Content")
 
 
 class ReportError(RsgrpoError):
     """There is no run to report on."""
 
 
-def build_report(run_folder: Path) -> Path:
+def build_report(run_folder: Path, say: Callable[[str], None] = lambda note: None) -> Path:
     """Write the report of a run, finished or not.
 
     Args:
-        run_folder: what ``train.py`` wrote; every file in it may be missing.
+        run_folder: what ``train.py`` wrote; every file in it may be missing or damaged: what can be read is shown.
+        say: called with one sentence for each thing that could not; they stand on the page, too.
 
     Returns:
         Path of ``report.html``, one file that needs no network.
 
     Raises:
-        ReportError: there is no such folder.
-        ValueError: a line of ``metrics.jsonl`` or ``rollouts.jsonl`` is damaged; the message names it.
-        SummaryError: ``summary.json`` is damaged.
+        ReportError: there is no such folder, or the page cannot be written into it.
 
     Example:
         ``python -m rsgrpo.report runs/quickstart`` prints ``runs/quickstart/report.html``.
     """
     if not run_folder.is_dir():
-        raise ReportError(f"{run_folder} is no folder; name the run_dir of a run, such as runs/quickstart")
-    document = _document(run_folder)
+        raise ReportError(f"{shown_path(run_folder)} is no folder; name the run_dir of a run, such as runs/quickstart")
+    notes: list[str] = []
+    page = _render(_document(run_folder, notes))
+    for note in notes:
+        say(note)
     target = run_folder / REPORT_FILE
-    partial = run_folder / (REPORT_FILE + ".partial")
-    partial.write_text(_render(document), encoding="utf-8")
-    partial.replace(target)
+    try:
+        write_text(target, page)
+    except (IsADirectoryError, PermissionError) as error:
+        raise ReportError(f"{shown_path(target)} cannot be written ({shown_error(error)}); move it away") from error
     return target
 
 
-def _document(run_folder: Path) -> dict[str, Any]:
-    rows = read_metrics(run_folder / METRICS_FILE)
-    summary_file = run_folder / "summary.json"
-    summary = read_summary(summary_file) if summary_file.exists() else None
-    config = _read_config(run_folder / "config.yaml")
+def _read(read: Callable[[], Content], notes: list[str]) -> Content | None:
+    """What a file holds; where it cannot be read, a note and nothing."""
+    try:
+        return read()
+    except (FileError, SummaryError) as error:
+        notes.append(str(error))
+        return None
+
+
+def _read_lines(
+    path: Path, read: Callable[[Path, Callable[[FileError], None]], tuple[Content, ...]], notes: list[str]
+) -> tuple[Content, ...]:
+    """The lines of a file that can be read; the others are counted in a note."""
+    problems: list[FileError] = []
+    cut = _read(lambda: cut_line_note(path), notes)
+    if cut is None:
+        return ()
+    if cut:
+        notes.append(cut)
+    found = read(path, problems.append)
+    if problems:
+        notes.append(f"left out {len(problems)} of the lines of {path.name}; the first: {problems[0]}")
+    return found
+
+
+def _document(run_folder: Path, notes: list[str]) -> dict[str, Any]:
+    rows = _read_lines(run_folder / METRICS_FILE, read_metrics, notes)
+    groups = _read_lines(run_folder / ROLLOUTS_FILE, read_groups, notes)
+    summary = _read(lambda: _read_summary(run_folder / "summary.json"), notes)
+    config = _read(lambda: _read_config(run_folder / "config.yaml"), notes) or {}
+    rewards = config.get("rewards")
     evaluations = collect_evaluations(summary, rows)
     return {
         "name": _name(summary, config, run_folder),
         "cards": collect_cards(summary, evaluations, rows),
-        "facts": collect_facts(summary, config),
+        "facts": [*collect_facts(summary, config), *(["damaged", note] for note in notes)],
         "evaluations": evaluations,
         "charts": [_chart_document(chart) for chart in collect_charts(rows)],
         "times": collect_times(rows),
-        "rollouts": collect_rollouts(
-            read_groups(run_folder / "rollouts.jsonl"), config.get("rewards") or {}, run_folder
-        ),
+        "rollouts": collect_rollouts(groups, rewards if isinstance(rewards, dict) else {}, run_folder),
     }
+
+
+def _read_summary(path: Path) -> RunSummary | None:
+    return read_summary(path) if path.exists() else None
 
 
 def _name(summary: RunSummary | None, config: dict[str, Any], run_folder: Path) -> str:
@@ -91,7 +129,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     # Values are shown, not used: unresolved references may stay as they are.
-    plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    plain = OmegaConf.to_container(read_settings(path), resolve=False)
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
 

@@ -15,6 +15,7 @@ from rsgrpo.types import SECTION_TAGS
 _BUDGET_CHARACTERS = 2_500_000  # of JSON; the whole report stays below 8 MB
 _MAX_EVALUATED = 24  # questions shown of each evaluation, the same ones at every point
 _MAX_IMAGES = 600
+_MAX_WEIGHT = 1e300  # of settings that are shown as they stand in a file
 
 
 def collect_rollouts(
@@ -77,7 +78,9 @@ def _within_budget(groups: list[RecordedGroup]) -> list[RecordedGroup]:
 def _reward_settings(name: str, settings: Any) -> dict[str, Any]:
     if not isinstance(settings, Mapping):
         return {"name": name, "weight": 1.0, "scope": ""}
-    return {"name": name, "weight": float(settings.get("weight", 1.0)), "scope": _scope_text(settings.get("scope"))}
+    weight = settings.get("weight")
+    shown = float(weight) if isinstance(weight, int | float) and abs(weight) < _MAX_WEIGHT else 1.0
+    return {"name": name, "weight": shown, "scope": _scope_text(settings.get("scope"))}
 
 
 def _scope_text(scope: Any) -> str:

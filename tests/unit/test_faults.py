@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,9 @@ from rsgrpo.batching import Piece, lay_out
 from rsgrpo.checkpoint import CheckpointError
 from rsgrpo.config import LossConfig
 from rsgrpo.faults import FaultyBatch, is_memory_error, memory_error, read_faulty_batch, write_faulty_batch
+from rsgrpo.manifest import write_manifest
+from rsgrpo.record_codec import RecordError, write_record
+from rsgrpo.types import TokenSpan
 from tests.tiny_model import make_group
 
 CPU = torch.device("cpu")
@@ -36,10 +37,14 @@ def test_a_kept_batch_reads_back_as_it_was(tmp_path):
 
 
 def test_what_is_no_batch_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no batch"):
+    with pytest.raises(CheckpointError, match=r"no batch that can be used: manifest\.json is missing"):
         read_faulty_batch(tmp_path)
-    (tmp_path / "batch.pkl").write_bytes(pickle.dumps([1]))
-    with pytest.raises(CheckpointError, match="holds a list, not a batch"):
+    (tmp_path / "batch.pkl").write_bytes(b"\x80\x04")
+    with pytest.raises(CheckpointError, match="of version 1; this release reads version 2"):
+        read_faulty_batch(tmp_path)
+    write_record(tmp_path, "batch", TokenSpan(start=1, stop=2), version=2)
+    write_manifest(tmp_path)
+    with pytest.raises(RecordError, match="holds 'TokenSpan' where 'FaultyBatch' is expected"):
         read_faulty_batch(tmp_path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
+import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +29,7 @@ from rsgrpo.config import (
     ScopeConfig,
 )
 from rsgrpo.policy import Policy, WeightUpdate
+from rsgrpo.record_codec import Arrays, from_plain, to_plain
 from rsgrpo.telemetry import StaleWeightsError
 from rsgrpo.types import (
     ChatPrompt,
@@ -140,6 +141,12 @@ class FakeScorer:
             )
             for group in groups
         ]
+
+
+def _restored(state: RsGrpoState) -> RsGrpoState:
+    """As a checkpoint gives it back."""
+    arrays: Arrays = {}
+    return from_plain(RsGrpoState, json.loads(json.dumps(to_plain(state, arrays))), arrays)
 
 
 def _metrics(kl_reference: float) -> UpdateMetrics:
@@ -266,7 +273,7 @@ def test_a_kl_target_steers_the_coefficient_update_by_update() -> None:
     engine = FakeEngine()
     training = _training(config, engine, policy)
     training.train_step()
-    restored = pickle.loads(pickle.dumps(training.state))  # a checkpoint remembers where the controller stands
+    restored = _restored(training.state)  # a checkpoint remembers where the controller stands
     report = _training(config, engine, policy, restored).train_step(is_last=True)
     assert _kl_sums(policy) == pytest.approx([0.05, 0.05 * 1.02, 0.05 * 1.02**2, 0.05 * 1.02**3])
     assert report.metrics["policy/kl_coefficient"] == pytest.approx(0.05 * 1.02**3)
@@ -333,7 +340,7 @@ def test_going_on_from_a_checkpoint_equals_never_stopping(staleness: int, update
         training = _training(config, engine, policy)
         for step in range(6):
             if step == interrupted_after:
-                state = pickle.loads(pickle.dumps(training.state))
+                state = _restored(training.state)
                 # A new process: an engine with the policy's weights, as run_rl makes it.
                 calls, engine = engine.calls, FakeEngine(policy_version=policy.version)
                 engine.calls = calls

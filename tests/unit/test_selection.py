@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from rsgrpo.advantages import credit_groups
 from rsgrpo.config import CreditConfig, FilterConfig
+from rsgrpo.record_codec import Arrays, from_plain, to_plain
 from rsgrpo.reference import reference_keeps_group
 from rsgrpo.selection import CarryOver, has_signal, select_groups
 from rsgrpo.types import ScoredGroup
@@ -89,7 +89,8 @@ def test_carrying_over_loses_and_repeats_nothing(rounds: list[tuple[int, int]], 
         given_names += "".join(names)
         state = state.add(named(names))
         if resume:  # a checkpoint between sampling and training
-            state = pickle.loads(pickle.dumps(state))
+            arrays: Arrays = {}
+            state = from_plain(CarryOver, to_plain(state, arrays), arrays)
         taken, state = state.take(num_wanted)
         trained += ids(taken)
     assert trained + ids(state.groups) == given_names
