@@ -13,7 +13,7 @@ from recipes.model_folder import check_model_type, check_weights, load_processor
 from recipes.preparation import Prepared
 from recipes.workers import open_workers
 from rsgrpo.atomic_files import FileError
-from rsgrpo.checkpoint import checkpoint_step, find_checkpoint, remove_old_checkpoints, write_folder
+from rsgrpo.checkpoint import checkpoint_folders, checkpoint_step, find_checkpoint, remove_old_checkpoints, write_folder
 from rsgrpo.cluster import REPOSITORY, Cluster
 from rsgrpo.config import Config
 from rsgrpo.images import load_page
@@ -150,8 +150,10 @@ class Job:
         self.policy.load_checkpoint(found.folder / _POLICY)
         self.logger.truncate_after(stage, step)
         truncate_after(self.folder.rollouts_file, stage, step)
-        lost = "; the steps after it are lost and trained again" if found.damaged else ""
-        self.progress.line(f"going on from {found.folder.name}{lost}")
+        self.progress.line(f"going on from {found.folder.name}")
+        if found.damaged:
+            last = checkpoint_step(checkpoint_folders(self.folder.checkpoints, stage)[-1])
+            self.progress.line(f"what was learned in steps {step + 1} to {last} is lost: they are trained again")
         return state
 
     def evaluate(self, point: str) -> None:

@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rsgrpo.atomic_files import read_json_object, shown_error, shown_value, write_json
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.atomic_files import FileError, read_json_object, shown_error, shown_path, shown_value, write_json
 from rsgrpo.record_codec import RecordError, from_plain, to_plain, version_problem
 
 MANIFEST_FILE = "manifest.json"
@@ -121,8 +120,6 @@ def folder_problem(folder: Path, needed: Iterable[str] = ()) -> str:
             if size_problem := _size_problem(folder / name, expected):
                 return f"{name} {size_problem}"
         found = _digests(folder, list(names))
-    except RsgrpoError as error:
-        return str(error)
     except OSError as error:
         name = Path(error.filename).name if isinstance(error.filename, str) else "a file"
         return f"{name} cannot be read ({shown_error(error)})"
@@ -143,7 +140,10 @@ def _read_manifest(folder: Path) -> tuple[Mapping[str, FileDigest], str]:
     if not path.exists():
         old = next((name for name in _FILES_OF_VERSION_1 if (folder / name).exists()), "")
         return {}, version_problem("it", 1, CHECKPOINT_VERSION) if old else f"{MANIFEST_FILE} is missing"
-    document = read_json_object(path)
+    try:
+        document = read_json_object(path)
+    except FileError as error:
+        return {}, str(error).replace(shown_path(path), MANIFEST_FILE)
     if document.get("version") != CHECKPOINT_VERSION:
         return {}, version_problem("it", document.get("version"), CHECKPOINT_VERSION)
     try:

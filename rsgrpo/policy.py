@@ -338,6 +338,7 @@ class Policy:
             folder: appears complete or not at all.
         """
         self.wait_ready()
+
         def write(partial: Path) -> None:
             self._each("export", partial)
 

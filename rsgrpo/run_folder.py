@@ -32,6 +32,7 @@ from rsgrpo.config import Config, ConfigError, resolved_yaml
 from rsgrpo.errors import RsgrpoError
 
 _FIXED_BY_A_RUN = ("seed", "model", "quickstart", "data", "prompt", "sft", "rl", "rewards", "rollout.sampling")
+_ODDITIES = (ValueError, TypeError, AttributeError, AssertionError)  # what OmegaConf leaves to Python
 _MIN_FREE_BYTES = 1 << 30  # the quickstart writes about 200 MB; below this a run cannot end well
 
 
@@ -118,10 +119,11 @@ def read_settings(file: Path) -> DictConfig:
     content = read_bytes(file)
     try:
         settings = OmegaConf.create(content.decode())
-    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise FileError(f"{shown_path(file)} cannot be read as YAML ({shown_error(error)})") from error
-    # A text that is no mapping becomes a key without a value.
-    if not isinstance(settings, DictConfig) or all(settings._get_node(key) is None for key in settings):
+    except (YAMLError, OmegaConfBaseException, *_ODDITIES, RecursionError) as error:
+        raise FileError(f"{shown_path(file)} cannot be read as settings in YAML ({shown_error(error)})") from error
+    plain = OmegaConf.to_container(settings, resolve=False)
+    # A bare text becomes a key without a value.
+    if not isinstance(settings, DictConfig) or not isinstance(plain, dict) or not any(plain.values()):
         raise FileError(f"{shown_path(file)} holds no settings")
     return settings
 
@@ -140,7 +142,7 @@ def _settings_of(folder: RunFolder) -> Config:
         old = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), written))
     except FileError as error:
         raise RunFolderError(f"{error}; {way_out}") from error
-    except (OmegaConfBaseException, ConfigError, ValueError, TypeError, AttributeError) as error:
+    except (OmegaConfBaseException, ConfigError, *_ODDITIES) as error:
         raise RunFolderError(
             f"{shown_path(folder.config_file)} is not what this release writes ({shown_error(error)}); {way_out}"
         ) from error

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from rsgrpo.atomic_files import FileError
+from rsgrpo.atomic_files import FileError, shown_error, shown_path
 from rsgrpo.config import Config, ConfigError, RewardConfig, load_config
 from rsgrpo.run_folder import RunFolder, read_settings
 
@@ -22,7 +22,12 @@ def run_settings(run_folder: Path) -> Config:
     Raises:
         ConfigError: the folder holds none, or they do not fit this version.
     """
-    return load_config(_read(RunFolder(root=run_folder).config_file))
+    file = RunFolder(root=run_folder).config_file
+    settings = _read(file)
+    try:
+        return load_config(settings)
+    except ConfigError as error:
+        raise ConfigError(f"{shown_path(file)}: {shown_error(error)}") from error
 
 
 def changed_settings(run_folder: Path, file: Path | None, overrides: Sequence[str]) -> Config:

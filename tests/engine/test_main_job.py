@@ -10,6 +10,7 @@ import pytest
 
 from rsgrpo.summary import read_summary
 from tests.engine.train_process import finish, kill_once_there, start
+from tests.pickles import pickled_files
 
 pytestmark = pytest.mark.engine
 
@@ -61,6 +62,8 @@ def test_whole_job_then_killed_and_resumed_equals_uninterrupted(tmp_path: Path) 
     assert summary.rl.logprob_gap_max is not None
     assert summary.rl.logprob_gap_max < 1e-4
     assert "</html>" in (whole / "report.html").read_text()
+    assert len(list((whole / "checkpoints").rglob("*.safetensors"))) == 3 * len(list((whole / "checkpoints").iterdir()))
+    assert pickled_files(whole) == []
     assert (whole / "models" / "rl" / "model.safetensors").exists()
     assert not (tmp_path / "extensions").exists()  # nothing was compiled: no compiler is needed, no lock can stay
 
@@ -68,6 +71,15 @@ def test_whole_job_then_killed_and_resumed_equals_uninterrupted(tmp_path: Path) 
     output = finish(_start(killed), exit_status=1)
     assert "already holds a run; add resume=auto" in output
 
+    # The checkpoint that it just wrote loses half of a file with the node: the one before it, or the stage's start.
+    newest = max((killed / "checkpoints").glob("rl-*"))
+    share = newest / "policy" / "optimizer-00000.safetensors"
+    content = share.read_bytes()
+    share.write_bytes(content[: len(content) // 2])
+    if newest.name == "rl-000002":
+        refused = finish(_start(killed, "resume=auto"), exit_status=1)
+        assert f"rl-000002: policy/{share.name} has {len(content) // 2} bytes instead of {len(content)}" in refused
+        share.write_bytes(content)
     assert "going on from rl-00000" in finish(_start(killed, "resume=auto"))
     weights = [folder / "models" / "rl" / "model.safetensors" for folder in (whole, killed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -20,6 +20,7 @@ from rsgrpo.batching import TokenBudgetError
 from rsgrpo.checkpoint import CheckpointError
 from rsgrpo.config import Config, DataConfig, KlConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.faults import read_faulty_batch
+from rsgrpo.manifest import folder_problem
 from rsgrpo.policy import Policy, PolicyWorkerDiedError, TooManySkippedStepsError
 from rsgrpo.policy_model import load_processor
 from rsgrpo.types import TrainingGroup, UpdateResult
@@ -27,6 +28,7 @@ from rsgrpo.vlm import PromptError
 from rsgrpo.weights import bucket_checksum, bucket_tensors, format_checksum
 from tests.engine.fake_rank import WAITING_SECONDS, FakeRank
 from tests.engine.local_ray import local_ray
+from tests.pickles import pickled_files
 from tests.plain_forward import plain_logprobs
 from tests.tiny_model import build_tiny_model, make_group, three_groups
 
@@ -137,6 +139,23 @@ def test_checkpoint_of_another_shape_is_refused(policy, tmp_path):
         policy.load_checkpoint(tmp_path / "policy")
     with pytest.raises(CheckpointError, match="holds no policy checkpoint"):
         policy.load_checkpoint(tmp_path / "nothing")
+    # as the release before wrote it
+    meta.write_text('{"version": 3, "shape": {}, "origin": ""}')
+    with pytest.raises(CheckpointError, match="is of version 1; this release reads version 2: start a new run"):
+        policy.load_checkpoint(tmp_path / "policy")
+
+
+def test_a_checkpoint_is_whole_holds_no_pickle_and_names_what_is_damaged(policy, tmp_path):
+    policy.save_checkpoint(tmp_path / "policy")
+    names = {"manifest.json", "policy.json", "optimizer-00000.safetensors", "weights-00000.safetensors"}
+    assert {path.name for path in (tmp_path / "policy").iterdir()} == names
+    assert pickled_files(tmp_path) == []
+    assert folder_problem(tmp_path / "policy", names - {"manifest.json"}) == ""
+    share = tmp_path / "policy" / "optimizer-00000.safetensors"
+    content = bytearray(share.read_bytes())
+    content[-1] ^= 1
+    share.write_bytes(content)
+    assert folder_problem(tmp_path / "policy") == f"{share.name} has other bytes than when it was written"
 
 
 def test_metrics_and_statistics_of_an_update(policy, groups):
@@ -263,6 +282,7 @@ def test_too_many_skipped_steps_stop_the_run_and_leave_what_reproduces_them(poli
     }
     written = load_file(folder / "model" / "model.safetensors")
     assert all(torch.equal(sent[name], written[name]) for name in written)
+    assert pickled_files(folder) == []
     kept = read_faulty_batch(folder)
     assert (kept.objective, kept.loss, kept.version) == ("nll", None, version)
     policy.begin_stage(OPTIMIZER, 8)

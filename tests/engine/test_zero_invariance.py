@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from rsgrpo.checkpoint import CheckpointError
 from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.policy_model import load_processor
 from rsgrpo.turns import Share
@@ -264,3 +265,36 @@ def test_giving_memory_back_between_steps_changes_nothing(worlds, groups, zero_s
     taken = trained([[weights, nothing, everything], [nothing, weights, everything], [nothing, everything]])
     for one, other in zip(plain, taken, strict=True):
         assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "dtype", "trainer"),
+    [
+        (1, "float32", {"zero_stage": 1}),
+        (2, "bfloat16", {"zero_stage": 1}),
+        (2, "bfloat16", {"zero_stage": 2, "offload_optimizer": True}),
+        (2, "bfloat16", {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}),
+    ],
+    ids=["float32-1", "bfloat16-1", "bfloat16-2-offload", "bfloat16-3-offload"],
+)
+def test_a_checkpoint_goes_on_to_the_bit_in_a_new_process(worlds, groups, tmp_path, num_ranks, dtype, trainer):
+    world = worlds[num_ranks]
+    config = _config(frozen=True, dtype=dtype, num_ranks=num_ranks, micro_batch_tokens=4000, **trainer)
+
+    def steps(count: int) -> list[float]:
+        return [world.each(Rank.update, world.prepare(groups), "policy", LOSS)[0].grad_norm for _ in range(count)]
+
+    world.each(Rank.rebuild, config, OPTIMIZER)
+    steps(2)
+    world.each(Rank.save, tmp_path)
+    expected, weights = steps(2), world.each(Rank.weights)
+    world.each(Rank.rebuild, config, dataclasses.replace(OPTIMIZER, learning_rate=0.5))
+    steps(1)  # a past of its own, which loading has to wipe out
+    world.each(Rank.restore, tmp_path)
+    assert steps(2) == expected
+    for one, other in zip(world.each(Rank.weights), weights, strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+    # a model of another shape is refused before anything is overwritten
+    world.each(Rank.rebuild, dataclasses.replace(config, model=ModelConfig(dtype=dtype)), OPTIMIZER)
+    with pytest.raises(CheckpointError, match="is of another model: "):
+        world.each(Rank.restore, tmp_path)

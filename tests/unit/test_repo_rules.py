@@ -51,3 +51,41 @@ def test_modules_and_functions_stay_readable(path: Path) -> None:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno <= MAX_FUNCTION_LINES, node.name
+
+
+# Calls between processes of one run, which nobody hands to anybody.
+MAY_PICKLE = {"rollout/weight_loading.py", "rollout/vllm_engine.py"}
+FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+FORBIDDEN_CALLS = {("torch", "load"), ("torch", "save"), ("np", "load"), ("numpy", "load"), ("pd", "read_pickle")}
+
+
+def _opens_pickles(tree: ast.AST) -> list[str]:
+    """What in a module could read or write a pickle."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.partition(".")[0] in FORBIDDEN_MODULES]
+        elif isinstance(node, ast.ImportFrom):
+            found += [node.module] if node.module and node.module.partition(".")[0] in FORBIDDEN_MODULES else []
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            found += [f"{node.value.id}.{node.attr}"] if (node.value.id, node.attr) in FORBIDDEN_CALLS else []
+        elif isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "weights_only"):
+            found.append(node.arg)
+        elif isinstance(node, ast.Attribute) and node.attr in ("save_checkpoint", "load_checkpoint"):
+            # DeepSpeed's own write what torch.save writes
+            found += [node.attr] if isinstance(node.value, ast.Attribute) and node.value.attr == "_engine" else []
+    return found
+
+
+def test_nothing_that_a_user_may_be_handed_is_written_or_read_as_a_pickle() -> None:
+    found = {str(path.relative_to(REPOSITORY)): _opens_pickles(ast.parse(path.read_text())) for path in MODULES}
+    assert {name for name, uses in found.items() if uses} == MAY_PICKLE
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import pickle", "from pickle import loads", "torch.load(path)", "np.load(path, allow_pickle=True)",
+     "self._engine.save_checkpoint(folder)"],
+)  # fmt: skip
+def test_the_rule_against_pickles_sees_them(source: str) -> None:
+    assert _opens_pickles(ast.parse(source))
