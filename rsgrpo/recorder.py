@@ -7,7 +7,6 @@ only scores. The report, and anyone with a JSON reader, reads them back.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -307,7 +306,7 @@ def _check(group: RecordedGroup) -> None:
     for rollout in group.rollouts:
         starts = rollout.token_char_starts
         edges = (0, *starts, len(rollout.text))
-        if any(later < earlier for earlier, later in itertools.pairwise(edges)):
+        if tuple(sorted(edges)) != edges:
             raise RecordError(f"the token_char_starts of rollout {rollout.rollout_index} do not follow its text")
         for name in ("positive", "negative", "token_ids"):
             values: Sequence[float] = getattr(rollout, name)

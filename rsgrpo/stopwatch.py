@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rsgrpo.atomic_files import FileError, read_json, shown_path, write_json
+from rsgrpo.atomic_files import FileError, read_json_object, shown_path, shown_value, write_json
+
+_MAX_SECONDS = 1e12
 
 
 class Stopwatch:
@@ -91,8 +92,9 @@ class StageClock:
 
 
 def _read_seconds(file: Path) -> dict[str, float]:
-    found = read_json(file)
-    entries = found.values() if isinstance(found, dict) else [None]
-    if not all(type(value) in (int, float) and 0 <= value < math.inf for value in entries):
-        raise FileError(f"{shown_path(file)} does not hold seconds by stage")
-    return {str(name): float(value) for name, value in found.items()}
+    seconds = {}
+    for name, value in read_json_object(file).items():
+        if not isinstance(value, int | float) or not 0 <= value < _MAX_SECONDS:
+            raise FileError(f"{shown_path(file)}: {shown_value(name)} is {shown_value(value)}, expected seconds")
+        seconds[name] = float(value)
+    return seconds

@@ -180,7 +180,7 @@ def test_another_record_or_version_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_an_array_of_another_precision_is_no_array_of_this_field() -> None:
     with pytest.raises(RecordError, match=r"Inner\.ids: got dtype\('int64'\), expected an array of int32"):
-        to_plain(Inner(ids=np.arange(3)), {})  # type: ignore[arg-type]
+        to_plain(Inner(ids=np.arange(3)), {})
     with pytest.raises(RecordError, match=r"ids: got dtype\('float32'\), expected the name of an array of int32"):
         from_plain(Inner, {"ids": "0"}, {"0": np.zeros(2, np.float32)})
 
