@@ -300,7 +300,7 @@ def test_a_small_data_set_is_asked_again_and_again_and_steps_train_on_what_there
     engine, policy = FakeEngine(), FakePolicy()
     state = RsGrpoState()
     for _ in range(30):
-        training = _training(config, engine, policy, pickle.loads(pickle.dumps(state)))  # each step of a new process
+        training = _training(config, engine, policy, _restored(state))  # each step of a new process
         training.scorer = cast(Scorer, RareScorer())
         report = training.train_step()
         state = training.state
