@@ -11,10 +11,11 @@ from pathlib import Path
 
 from rewards.scorer import Scorer
 from rollout.engine import RolloutEngine
-from rsgrpo.atomic_files import FileError, read_json_object, shown_path, write_json
+from rsgrpo.atomic_files import FileError, read_json_object, write_json
 from rsgrpo.benchmarks.evisrag import public_id
 from rsgrpo.benchmarks.prediction_files import write_lines
 from rsgrpo.config import Config
+from rsgrpo.errors import shown
 from rsgrpo.evisrag_metrics import EvaluationMetrics, ResponseScore, aggregate, score_response
 from rsgrpo.record_codec import RecordError, from_plain
 from rsgrpo.types import PromptedSample, RolloutGroup, ScoredGroup
@@ -61,11 +62,11 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     try:
         metrics = from_plain(EvaluationMetrics, read_json_object(file))
     except RecordError as error:
-        raise FileError(f"{shown_path(file)}: {error}") from error
+        raise FileError(f"{shown(file)}: {error}") from error
     rewards_file = folder / _REWARDS_FILE
     rewards = read_json_object(rewards_file) if rewards_file.exists() else {}  # earlier versions wrote none
     if not all(type(value) in (int, float) and math.isfinite(value) for value in rewards.values()):
-        raise FileError(f"{shown_path(rewards_file)} does not hold numbers by reward")
+        raise FileError(f"{shown(rewards_file)} does not hold numbers by reward")
     return Evaluation(metrics=metrics, rewards={name: float(value) for name, value in rewards.items()})
 
 

@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
 
-PARTIAL_SUFFIX = ".partial"
-_MAX_SHOWN = 200  # characters of a path or a value in a message
+_PARTIAL_SUFFIX = ".partial"
 
 _values = reprlib.Repr()
 _values.maxstring = _values.maxother = _values.maxlong = 60
@@ -21,12 +20,6 @@ _values.maxstring = _values.maxother = _values.maxlong = 60
 
 class FileError(RsgrpoError, ValueError):
     """A file that rsgrpo wrote cannot be read; the message names it and what is wrong."""
-
-
-def shown_path(path: Path) -> str:
-    """A path for a message: of a long one the end, which tells more."""
-    text = str(path)
-    return text if len(text) <= _MAX_SHOWN else "…" + text[1 - _MAX_SHOWN :]
 
 
 def shown_value(value: object) -> str:
@@ -37,8 +30,7 @@ def shown_value(value: object) -> str:
 def shown_error(error: BaseException) -> str:
     """An exception's words without the path that they may repeat, cut where they are long."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    text = " ".join((text or type(error).__name__).split())
-    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
+    return shown(" ".join((text or type(error).__name__).split()))
 
 
 @contextmanager
@@ -57,7 +49,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         OSError: the disk is full, or there is no permission.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    partial = path.with_name(path.name + _PARTIAL_SUFFIX)
     try:
         with partial.open("wb") as file:
             yield file
@@ -118,11 +110,11 @@ def read_bytes(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise FileError(f"{shown_path(path)} is missing") from error
+        raise FileError(f"{shown(path)} is missing") from error
     except OSError as error:
-        raise FileError(f"{shown_path(path)} cannot be read ({shown_error(error)})") from error
+        raise FileError(f"{shown(path)} cannot be read ({shown_error(error)})") from error
     if not content.strip(b"\0 \t\r\n"):
-        raise FileError(f"{shown_path(path)} is empty")
+        raise FileError(f"{shown(path)} is empty")
     return content
 
 
@@ -137,7 +129,7 @@ def read_json(path: Path) -> Any:
     except FileError:
         raise
     except ValueError as error:
-        raise FileError(f"{shown_path(path)} is no JSON ({shown_error(error)})") from error
+        raise FileError(f"{shown(path)} is no JSON ({shown_error(error)})") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -148,5 +140,5 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     document = read_json(path)
     if not isinstance(document, dict):
-        raise FileError(f"{shown_path(path)} holds a {type(document).__name__} where an object is expected")
+        raise FileError(f"{shown(path)} holds a {type(document).__name__} where an object is expected")
     return document

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from rsgrpo.atomic_files import FileError, read_json_object, shown_error, shown_path, shown_value, write_json
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.atomic_files import FileError, read_json_object, shown_error, shown_value, write_json
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.manifest import CHECKPOINT_VERSION, folder_problem
 from rsgrpo.record_codec import RecordError, from_plain, to_plain, version_problem
 
@@ -129,7 +129,7 @@ def find_checkpoint(root: Path, stage: str, needed: Iterable[str] = ()) -> Found
     try:
         folders = checkpoint_folders(root, stage)
     except OSError as error:
-        raise CheckpointError(f"{shown_path(root)} cannot be read ({shown_error(error)})") from error
+        raise CheckpointError(f"{shown(root)} cannot be read ({shown_error(error)})") from error
     for folder in reversed(folders):
         problem = folder_problem(folder, needed) if folder.is_dir() else "is no folder"
         if not problem:
@@ -137,12 +137,11 @@ def find_checkpoint(root: Path, stage: str, needed: Iterable[str] = ()) -> Found
         problems.append(f"{folder.name}: {problem}")
     if not problems:
         return FoundCheckpoint(folder=None)
-    shown = "; ".join(problems[:_SHOWN_CHECKPOINTS])
     more = f" and {len(problems) - _SHOWN_CHECKPOINTS} more" if len(problems) > _SHOWN_CHECKPOINTS else ""
-    text = shown if len(shown) <= 300 else shown[:299] + "…"
+    reasons = shown("; ".join(problems[:_SHOWN_CHECKPOINTS]), limit=300)
     raise CheckpointError(
-        f"no checkpoint of the stage {stage!r} can be used ({text}{more}); put one back from a copy, or move "
-        f"{stage}-* out of {shown_path(root)} to train the stage again"
+        f"no checkpoint of the stage {stage!r} can be used ({reasons}{more}); put one back from a copy, or move "
+        f"{stage}-* out of {shown(root, limit=80)} to train the stage again"
     )
 
 
@@ -208,25 +207,25 @@ def read_policy_meta(folder: Path, *, shape: Mapping[str, int | bool], origin: s
     """
     path = folder / POLICY_META_FILE
     if not path.exists():
-        raise CheckpointError(f"{shown_path(folder)} holds no policy checkpoint ({POLICY_META_FILE} is missing)")
+        raise CheckpointError(f"{shown(folder)} holds no policy checkpoint ({POLICY_META_FILE} is missing)")
     try:
         plain = read_json_object(path)
         if (version := plain.pop("checkpoint_version", 1)) != CHECKPOINT_VERSION:
-            raise CheckpointError(version_problem(shown_path(folder), version, CHECKPOINT_VERSION))
+            raise CheckpointError(version_problem(shown(folder), version, CHECKPOINT_VERSION))
         meta = from_plain(PolicyMeta, plain)
     except FileError as error:
         raise CheckpointError(str(error)) from error
     except RecordError as error:
-        raise CheckpointError(f"{shown_path(path)} is not what a policy writes ({error})") from error
+        raise CheckpointError(f"{shown(path)} is not what a policy writes ({error})") from error
     for key, present in shape.items():
         if (before := meta.shape.get(key)) != present:
             raise CheckpointError(
-                f"{shown_path(folder)} was written with {key}={shown_value(before)}, now it is {present}; go on with "
+                f"{shown(folder)} was written with {key}={shown_value(before)}, now it is {present}; go on with "
                 f"{key}={shown_value(before)}, or start a new run from the exported model"
             )
     if meta.origin and origin and meta.origin != origin:
         raise CheckpointError(
-            f"{shown_path(folder)} belongs to a stage that started from a model with checksum {meta.origin[:8]}, the "
+            f"{shown(folder)} belongs to a stage that started from a model with checksum {meta.origin[:8]}, the "
             f"present one has {origin}: adapters and the KL term's reference need the very same model; put it back in "
             "its place, or start a new run from the exported model"
         )

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 
-from rsgrpo.atomic_files import shown_path
 from rsgrpo.batching import PackedRow
 from rsgrpo.checkpoint import CheckpointError, write_folder
 from rsgrpo.config import LossConfig
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.manifest import CHECKPOINT_VERSION, folder_problem, write_manifest
 from rsgrpo.record_codec import read_record, write_record
 from rsgrpo.types import TrainingGroup
@@ -75,7 +74,7 @@ def read_faulty_batch(folder: Path) -> FaultyBatch:
         RecordError: it is something else.
     """
     if problem := folder_problem(folder, needed=(f"{_BATCH}.json", f"{_BATCH}.safetensors")):
-        raise CheckpointError(f"{shown_path(folder)} holds no batch that can be used: {problem}")
+        raise CheckpointError(f"{shown(folder)} holds no batch that can be used: {problem}")
     return read_record(folder, _BATCH, FaultyBatch, version=CHECKPOINT_VERSION)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rsgrpo.atomic_files import FileError, parse_json, replacing, shown_error, shown_path
+from rsgrpo.atomic_files import FileError, parse_json, replacing, shown_error
+from rsgrpo.errors import shown
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -81,7 +82,7 @@ def cut_line_note(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        raise FileError(f"{shown_path(path)} cannot be read ({shown_error(error)})") from error
+        raise FileError(f"{shown(path)} cannot be read ({shown_error(error)})") from error
     return f"dropped 1 cut line of {path.name} (its last {num_lost} bytes)" if num_lost else ""
 
 
@@ -94,7 +95,7 @@ def line_problem(path: Path, number: int, problem: object) -> str:
         problem: what is wrong with it.
     """
     return (
-        f"{shown_path(path)}, line {number}: {problem}; remove the line (sed -i {number}d {path.name}), or put the "
+        f"{shown(path)}, line {number}: {problem}; remove the line (sed -i {number}d {path.name}), or put the "
         "file back from a copy"
     )
 
@@ -123,7 +124,7 @@ def numbered_rows(path: Path, on_problem: Callable[[FileError], None] = refuse) 
     except FileNotFoundError:
         return
     except OSError as error:
-        raise FileError(f"{shown_path(path)} cannot be read ({shown_error(error)})") from error
+        raise FileError(f"{shown(path)} cannot be read ({shown_error(error)})") from error
     with file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rsgrpo.atomic_files import FileError, read_json_object, shown_error, shown_path, shown_value, write_json
+from rsgrpo.atomic_files import FileError, read_json_object, shown_error, shown_value, write_json
+from rsgrpo.errors import shown
 from rsgrpo.record_codec import RecordError, from_plain, to_plain, version_problem
 
 MANIFEST_FILE = "manifest.json"
@@ -143,7 +144,7 @@ def _read_manifest(folder: Path) -> tuple[Mapping[str, FileDigest], str]:
     try:
         document = read_json_object(path)
     except FileError as error:
-        return {}, str(error).replace(shown_path(path), MANIFEST_FILE)
+        return {}, str(error).replace(shown(path), MANIFEST_FILE)
     if document.get("version") != CHECKPOINT_VERSION:
         return {}, version_problem("it", document.get("version"), CHECKPOINT_VERSION)
     try:

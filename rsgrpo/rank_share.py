@@ -12,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rsgrpo.atomic_files import parse_json, shown_error, shown_path
+from rsgrpo.atomic_files import parse_json, shown_error
 from rsgrpo.checkpoint import CheckpointError
 from rsgrpo.config import OptimizerConfig
+from rsgrpo.errors import shown
 from rsgrpo.manifest import CHECKPOINT_VERSION
 from rsgrpo.record_codec import RecordError, from_plain, to_plain, version_problem
 
@@ -91,7 +92,7 @@ def read_counted(path: Path) -> tuple[dict[str, Tensor], RankCounters]:
     try:
         return tensors, from_plain(RankCounters, parse_json(metadata.get(_COUNTERS_KEY, "null")))
     except (RecordError, ValueError) as error:
-        raise CheckpointError(f"{shown_path(path)} holds no counters ({shown_error(error)})") from error
+        raise CheckpointError(f"{shown(path)} holds no counters ({shown_error(error)})") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
@@ -101,9 +102,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
             names = list(file.keys())
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{shown_path(path)} cannot be read ({shown_error(error)})") from error
+        raise CheckpointError(f"{shown(path)} cannot be read ({shown_error(error)})") from error
     if metadata.get(_VERSION_KEY) != str(CHECKPOINT_VERSION):
-        raise CheckpointError(version_problem(shown_path(path), metadata.get(_VERSION_KEY), CHECKPOINT_VERSION))
+        raise CheckpointError(version_problem(shown(path), metadata.get(_VERSION_KEY), CHECKPOINT_VERSION))
     return tensors, metadata
 
 
@@ -122,7 +123,7 @@ def check_fit(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tens
         sides = [_form(found.get(name)), _form(wanted.get(name))]
         if sides[0] != sides[1]:
             raise CheckpointError(
-                f"{shown_path(path)} is of another model: {name!r} is {sides[0]} there and {sides[1]} here; go on with "
+                f"{shown(path)} is of another model: {name!r} is {sides[0]} there and {sides[1]} here; go on with "
                 "the model and settings that it was written with, or start a new run"
             )
 

@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from rsgrpo.atomic_files import FileError, read_bytes, read_json_object, shown_error, shown_path, shown_value
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.atomic_files import FileError, read_bytes, read_json_object, shown_error, shown_value
+from rsgrpo.errors import RsgrpoError, shown
 
 Arrays = dict[str, NDArray[Any]]
 Record = TypeVar("Record")
@@ -129,20 +129,20 @@ def read_record(folder: Path, name: str, kind: type[Record], *, version: int) ->
     document = read_json_object(path)
     if document.get("record") != kind.__name__:
         got = shown_value(document.get("record"))
-        raise RecordError(f"{shown_path(path)} holds {got} where {kind.__name__!r} is expected")
+        raise RecordError(f"{shown(path)} holds {got} where {kind.__name__!r} is expected")
     if document.get("version") != version:
-        raise RecordError(version_problem(shown_path(path), document.get("version"), version))
+        raise RecordError(version_problem(shown(path), document.get("version"), version))
     beside = folder / f"{name}.safetensors"
     try:
         arrays = load_arrays(read_bytes(beside))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, FileError):
             raise
-        raise FileError(f"{shown_path(beside)} is damaged ({shown_error(error)})") from error
+        raise FileError(f"{shown(beside)} is damaged ({shown_error(error)})") from error
     try:
         return from_plain(kind, document.get("content"), arrays)
     except RecordError as error:
-        raise RecordError(f"{shown_path(path)}: {error}") from error
+        raise RecordError(f"{shown(path)}: {error}") from error
 
 
 def version_problem(what: str, got: object, expected: int) -> str:

@@ -27,9 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from rsgrpo.atomic_files import FileError, read_bytes, shown_error, shown_path, write_text
+from rsgrpo.atomic_files import FileError, read_bytes, shown_error, write_text
 from rsgrpo.config import Config, ConfigError, resolved_yaml
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
 
 _FIXED_BY_A_RUN = ("seed", "model", "quickstart", "data", "prompt", "sft", "rl", "rewards", "rollout.sampling")
 _ODDITIES = (ValueError, TypeError, AttributeError, AssertionError)  # what OmegaConf leaves to Python
@@ -120,11 +120,11 @@ def read_settings(file: Path) -> DictConfig:
     try:
         settings = OmegaConf.create(content.decode())
     except (YAMLError, OmegaConfBaseException, *_ODDITIES, RecursionError) as error:
-        raise FileError(f"{shown_path(file)} cannot be read as settings in YAML ({shown_error(error)})") from error
+        raise FileError(f"{shown(file)} cannot be read as settings in YAML ({shown_error(error)})") from error
     plain = OmegaConf.to_container(settings, resolve=False)
     # A bare text becomes a key without a value.
     if not isinstance(settings, DictConfig) or not isinstance(plain, dict) or not any(plain.values()):
-        raise FileError(f"{shown_path(file)} holds no settings")
+        raise FileError(f"{shown(file)} holds no settings")
     return settings
 
 
@@ -138,13 +138,13 @@ def _settings_of(folder: RunFolder) -> Config:
         written = read_settings(folder.config_file)
         missing = [key for key in _FIXED_BY_A_RUN if "." not in key and key not in written]
         if missing:
-            raise RunFolderError(f"{shown_path(folder.config_file)} was cut ({missing[0]} is missing); {way_out}")
+            raise RunFolderError(f"{shown(folder.config_file)} was cut ({missing[0]} is missing); {way_out}")
         old = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), written))
     except FileError as error:
         raise RunFolderError(f"{error}; {way_out}") from error
     except (OmegaConfBaseException, ConfigError, *_ODDITIES) as error:
         raise RunFolderError(
-            f"{shown_path(folder.config_file)} is not what this release writes ({shown_error(error)}); {way_out}"
+            f"{shown(folder.config_file)} is not what this release writes ({shown_error(error)}); {way_out}"
         ) from error
     assert isinstance(old, Config)
     return old

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rsgrpo.atomic_files import FileError, read_json_object, shown_path, shown_value, write_json
+from rsgrpo.atomic_files import FileError, read_json_object, shown_value, write_json
+from rsgrpo.errors import shown
 
 _MAX_SECONDS = 1e12
 
@@ -95,6 +96,6 @@ def _read_seconds(file: Path) -> dict[str, float]:
     seconds = {}
     for name, value in read_json_object(file).items():
         if not isinstance(value, int | float) or not 0 <= value < _MAX_SECONDS:
-            raise FileError(f"{shown_path(file)}: {shown_value(name)} is {shown_value(value)}, expected seconds")
+            raise FileError(f"{shown(file)}: {shown_value(name)} is {shown_value(value)}, expected seconds")
         seconds[name] = float(value)
     return seconds

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rsgrpo.atomic_files import FileError, read_json_object, shown_path, shown_value, write_json
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.atomic_files import FileError, read_json_object, shown_value, write_json
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evisrag_metrics import EvaluationMetrics
 from rsgrpo.metrics import MetricRow
 from rsgrpo.record_codec import RecordError, from_plain, to_plain
@@ -179,13 +179,13 @@ def read_summary(path: Path) -> RunSummary:
         raise SummaryError(f"{error}; {way_out}") from error
     if plain.get("schema_version") != SCHEMA_VERSION:
         raise SummaryError(
-            f"{shown_path(path)}: got schema_version {shown_value(plain.get('schema_version'))}, expected "
+            f"{shown(path)}: got schema_version {shown_value(plain.get('schema_version'))}, expected "
             f"{SCHEMA_VERSION}; read it with the version of rsgrpo that wrote it, or run again"
         )
     try:
         return from_plain(RunSummary, plain)
     except RecordError as error:
-        raise SummaryError(f"{shown_path(path)}: {error}; {way_out}") from error
+        raise SummaryError(f"{shown(path)}: {error}; {way_out}") from error
 
 
 def collect_versions(repository: Path) -> dict[str, str]:

@@ -9,8 +9,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from rsgrpo.atomic_files import FileError, shown_error, shown_path
+from rsgrpo.atomic_files import FileError, shown_error
 from rsgrpo.config import Config, ConfigError, RewardConfig, load_config
+from rsgrpo.errors import shown
 from rsgrpo.run_folder import RunFolder, read_settings
 
 _REPLAYED = ("rewards.", "rl.credit.")
@@ -27,7 +28,7 @@ def run_settings(run_folder: Path) -> Config:
     try:
         return load_config(settings)
     except ConfigError as error:
-        raise ConfigError(f"{shown_path(file)}: {shown_error(error)}") from error
+        raise ConfigError(f"{shown(file)}: {shown_error(error)}") from error
 
 
 def changed_settings(run_folder: Path, file: Path | None, overrides: Sequence[str]) -> Config:

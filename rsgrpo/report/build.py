@@ -20,8 +20,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
-from rsgrpo.atomic_files import FileError, shown_error, shown_path, write_text
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.atomic_files import FileError, shown_error, write_text
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.jsonl import cut_line_note
 from rsgrpo.metrics import METRICS_FILE, read_metrics
 from rsgrpo.recorder import read_groups
@@ -59,7 +59,7 @@ def build_report(run_folder: Path, say: Callable[[str], None] = lambda note: Non
         ``python -m rsgrpo.report runs/quickstart`` prints ``runs/quickstart/report.html``.
     """
     if not run_folder.is_dir():
-        raise ReportError(f"{shown_path(run_folder)} is no folder; name the run_dir of a run, such as runs/quickstart")
+        raise ReportError(f"{shown(run_folder)} is no folder; name the run_dir of a run, such as runs/quickstart")
     notes: list[str] = []
     page = _render(_document(run_folder, notes))
     for note in notes:
@@ -68,7 +68,7 @@ def build_report(run_folder: Path, say: Callable[[str], None] = lambda note: Non
     try:
         write_text(target, page)
     except (IsADirectoryError, PermissionError) as error:
-        raise ReportError(f"{shown_path(target)} cannot be written ({shown_error(error)}); move it away") from error
+        raise ReportError(f"{shown(target)} cannot be written ({shown_error(error)}); move it away") from error
     return target
 
 
