@@ -295,6 +295,8 @@ def test_a_checkpoint_goes_on_to_the_bit_in_a_new_process(worlds, groups, tmp_pa
     for one, other in zip(world.each(Rank.weights), weights, strict=True):
         assert all(np.array_equal(one[name], other[name]) for name in one)
     # a model of another shape is refused before anything is overwritten
-    world.each(Rank.rebuild, dataclasses.replace(config, model=ModelConfig(dtype=dtype)), OPTIMIZER)
+    world.each(
+        Rank.rebuild, dataclasses.replace(config, model=ModelConfig(dtype=dtype, freeze_vision=False)), OPTIMIZER
+    )
     with pytest.raises(CheckpointError, match="is of another model: "):
         world.each(Rank.restore, tmp_path)
