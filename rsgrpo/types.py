@@ -36,16 +36,21 @@ class ImageRef:
     """Where one page image lies; decoded by ``rsgrpo.images.load_page``, never shipped as pixels.
 
     Attributes:
-        path: the path as the data set writes it, such as ``imgs/15.png``; what people see in messages.
-        file: absolute path of the image file; empty if the image lies in a parquet table.
-        parquet_file: absolute path of the table ``images.parquet``; empty if the image is a file.
+        path: the path as the data set writes it, such as ``imgs/15.png``; what people see in messages. Of an image
+            without one what it is, such as ``record 3 image 0 (base64 5feceb66)`` or ``clip.mp4 at 1.5 s``.
+        file: absolute path of the image file; empty if the image lies in a table.
+        parquet_file: absolute path of the table (parquet or Arrow); empty if the image is a file.
         parquet_row: the image's row in that table.
+        parquet_column: its column, with the bytes or a struct that holds them.
+        parquet_index: its place in the cell's list; -1: the cell is no list.
     """
 
     path: str
     file: str = ""
     parquet_file: str = ""
     parquet_row: int = 0
+    parquet_column: str = "image"
+    parquet_index: int = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
