@@ -157,6 +157,7 @@ def _load(data: _DataSet, wording: _Wording) -> TaskQuestions:
         media_root=data.media_root,
         on_bad_record="error" if is_strict else "skip",
         columns=config.data,
+        media_cache=config.data.media_cache,
     )
     samples, report = read_samples(data.format, data.path, options=options)
     task = data.benchmark.name

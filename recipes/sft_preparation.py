@@ -68,6 +68,8 @@ def supervised_phases(
                 num_held_out=sft.validation_samples,
                 on_bad_record="skip" if config.data.on_bad_sample == "skip" else "error",
                 check_media=config.data.check_media,
+                media_cache=config.data.media_cache,
+                video=config.data.video,
             )
             for one, found in zip(sources, mixture.reports, strict=True):
                 progress.line(f"{settings.name}: {one.format}, weight {one.weight:g}, from {one.path}")

@@ -25,6 +25,7 @@ from rsgrpo.data_files import IMAGE_TABLE, DataError, data_files, read_rows
 from rsgrpo.gold_columns import gold_columns
 from rsgrpo.image_bytes import ImageError
 from rsgrpo.images import check_page
+from rsgrpo.media_store import MediaStore
 from rsgrpo.readers.evisrag import evisrag_sample
 from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.readers.media import MediaFinder
@@ -87,7 +88,7 @@ def load_samples(
     samples: list[Sample] = []
     places: list[str] = []
     root = Path(data.image_root) if data.image_root else files[0].parent
-    pages = MediaFinder((root, files[0].parent), must_exist=False)  # they are opened below, which says more
+    pages = MediaFinder((root, files[0].parent), must_exist=True, store=MediaStore(data.media_cache))
     seen: set[str] = set()
     for row in (row for file in files for row in read_rows(file)):
         try:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.natural_order import natural_key
+from rsgrpo.tables import TABLE_SUFFIXES, TableError, table_rows
 
 TEST_FILE = "top3_test.jsonl"
 """The data file of an EVisRAG-Test folder."""
@@ -17,8 +19,9 @@ TEST_FILE = "top3_test.jsonl"
 IMAGE_TABLE = "images.parquet"
 """Pages as they are downloaded, beside the data file."""
 
+_NO_DATA_FILES = (IMAGE_TABLE, "dataset_info.json", "state.json", "dataset_dict.json")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_SUFFIXES = (".jsonl", ".json", ".parquet")
+_SUFFIXES = (".jsonl", ".json", *TABLE_SUFFIXES)
 
 
 class DataError(RsgrpoError, ValueError):
@@ -63,13 +66,14 @@ def data_files(path: str) -> list[Path]:
         raise DataError(
             f"there is no file, folder or hub data set {location!r}; check data.sft_path, rl_path, test_path"
         )
+    if (place / "dataset_dict.json").is_file() and (place / split).is_dir():
+        place, split = place / split, "train"  # saved by `datasets`, a folder for each split
     if (place / TEST_FILE).is_file():
         return [place / TEST_FILE]
-    files = [
-        file
-        for file in sorted(place.iterdir())
-        if file.suffix in _SUFFIXES and file.name not in (IMAGE_TABLE, "dataset_info.json")
-    ]
+    files = sorted(
+        (file for file in place.iterdir() if file.suffix in _SUFFIXES and file.name not in _NO_DATA_FILES),
+        key=lambda file: natural_key(file.name),
+    )
     if not files:
         raise DataError(f"the folder {location} holds no {', '.join(_SUFFIXES)} file; name the data file itself")
     files = [file for file in files if file.suffix == files[0].suffix]
@@ -118,11 +122,16 @@ def read_rows(file: Path) -> Iterator[Row]:
         if not isinstance(items, list):
             raise DataError(f"{file} holds a JSON {type(items).__name__}; expected a list of objects")
     else:
-        import datasets  # here, because it takes a second and JSON files never need it
-
-        items = datasets.Dataset.from_parquet(str(file)).to_list()
+        items = _table_items(file)
     for index, item in enumerate(items):
         yield _as_row(item, f"{file.name} item {index}", f"{file.stem}-{index}")
+
+
+def _table_items(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        yield from table_rows(file)
+    except TableError as error:
+        raise DataError(str(error)) from error
 
 
 def _jsonl_rows(file: Path) -> Iterator[Row]:

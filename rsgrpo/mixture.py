@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rsgrpo.config import DistractorConfig, SourceConfig
+from rsgrpo.config import DistractorConfig, SourceConfig, VideoConfig
 from rsgrpo.data_files import DataError
 from rsgrpo.readers.conversations import images_in_front
 from rsgrpo.readers.findings import ReadReport
@@ -34,14 +34,25 @@ class Mixture:
         num_held_out: records kept for validation, but at most a tenth of them.
         on_bad_record: ``error``: stop and show what is wrong with which records. ``skip``: leave them out.
         check_media: look for every image.
+        media_cache: see ``DataConfig``.
+        video: which frames of a video; None: the defaults.
 
     Raises:
         DataError: a data set is not there, is empty, or (``error``) has bad records.
     """
 
     def __init__(
-        self, sources: Sequence[SourceConfig], *, seed: int, num_held_out: int, on_bad_record: str, check_media: bool
+        self,
+        sources: Sequence[SourceConfig],
+        *,
+        seed: int,
+        num_held_out: int,
+        on_bad_record: str,
+        check_media: bool,
+        media_cache: str = "",
+        video: VideoConfig | None = None,
     ) -> None:
+        choice = video or VideoConfig()
         self._sources = tuple(sources)
         self._seed = seed
         self._data = tuple(
@@ -54,6 +65,10 @@ class Mixture:
                     sampling=source.sampling,
                     seed=seed,
                     box_coordinates=source.box_coordinates,
+                    frames_per_second=choice.frames_per_second,
+                    min_frames=choice.min_frames,
+                    max_frames=choice.max_frames,
+                    media_cache=media_cache,
                 ),
             )
             for source in sources

@@ -24,6 +24,7 @@ from rsgrpo.config.inputs import (
     PromptConfig,
     QuickstartConfig,
     SourceConfig,
+    VideoConfig,
     VisionCacheConfig,
 )
 from rsgrpo.config.rollout import EndpointConfig, EvalConfig, RewardConfig, RolloutConfig, SamplingConfig, ScopeConfig
@@ -68,6 +69,7 @@ __all__ = [
     "SftPhaseConfig",
     "SourceConfig",
     "TrainerConfig",
+    "VideoConfig",
     "VisionCacheConfig",
     "load_config",
     "register_schema",

@@ -208,6 +208,23 @@ class SourceConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class VideoConfig:
+    """Which frames of a video a conversation shows, as images; docs/media.md says at which seconds."""
+
+    frames_per_second: float = 2.0
+    """How many of each second (of a folder of frames: all, up to ``max_frames``)."""
+    min_frames: int = 4
+    """Of a short video, as far as it has them."""
+    max_frames: int = 32
+    """Of a long video, evenly spread; counts where it is lower than ``min_frames``."""
+
+    def __post_init__(self) -> None:
+        more_than("data.video.frames_per_second", self.frames_per_second, 0.0)
+        at_least("data.video.min_frames", self.min_frames, 1)
+        at_least("data.video.max_frames", self.max_frames, 1)
+
+
+@dataclass(kw_only=True, slots=True)
 class DataConfig:
     """EVisRAG-Train / -Test files (JSONL or JSON beside image files or ``images.parquet``), or any format."""
 
@@ -229,6 +246,10 @@ class DataConfig:
     """Held-out questions."""
     image_root: str = ""
     """Folder that image paths are relative to; empty: the folder of the data file."""
+    media_cache: str = ""
+    """Folder for images that stand in the data as text or bytes, and for the frames of videos; on several nodes one
+    that all see. Empty: ``$XDG_CACHE_HOME/rsgrpo/media``, or ``~/.cache/rsgrpo/media``."""
+    video: VideoConfig = field(default_factory=VideoConfig)
     id_column: str = "qid"
     question_column: str = "query"
     prompt_column: str = "prompt"

@@ -10,10 +10,19 @@ from typing import Any
 import ijson
 
 from rsgrpo.data_files import DataError
-from rsgrpo.readers.fields import id_field, text_field, text_or_number_field, texts_field, whole_field
+from rsgrpo.media_store import MediaStore
+from rsgrpo.readers.fields import (
+    id_field,
+    needed_media_field,
+    text_field,
+    text_or_number_field,
+    texts_field,
+    whole_field,
+)
 from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.media import MediaFinder
 from rsgrpo.readers.options import Convert, ReaderOptions
+from rsgrpo.shown import shown
 from rsgrpo.types import Box, Sample
 
 _QUESTION_TYPES = ("open-ended", "multi-choice")
@@ -34,13 +43,13 @@ def milebench(file: Path, options: ReaderOptions) -> Convert:
     dataset = file.parent.name
     combined = f"combined_{options.combined_images}_images" if options.combined_images else ""
     root = Path(options.media_root) if options.media_root else file.parent / (combined or "images")
-    media = MediaFinder((root,), must_exist=options.check_media)
+    media = MediaFinder((root,), must_exist=options.check_media, store=MediaStore(options.media_cache))
 
     def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
         instance = record.get("task_instance")
         if not isinstance(instance, dict):
             raise BadRecordError("wrong type", f"task_instance must be an object, got {instance!r:.80}")
-        paths = texts_field(instance, "images_path")
+        paths = needed_media_field(instance, "images_path")
         instruction = whole_field(record, "task_instruction_id")
         if not 0 <= instruction < len(instructions):
             raise BadRecordError(
@@ -53,7 +62,7 @@ def milebench(file: Path, options: ReaderOptions) -> Convert:
         return Sample(
             sample_id=id_field(record, "sample_id", str(index)),
             question=question,
-            images=tuple(media.find(path) for path in (texts_field(instance, combined) if combined else paths)),
+            images=media.find_all(needed_media_field(instance, combined) if combined else paths, f"record {index}"),
             answers=(answer,),
             choices=choices,
             task=f"milebench/{dataset}",
@@ -64,7 +73,7 @@ def milebench(file: Path, options: ReaderOptions) -> Convert:
                 "question_type": question_type,
                 "image_quantity_level": str(record.get("image_quantity_level", "")),
                 "num_images": str(len(paths)),
-                "images_path": json.dumps(paths, ensure_ascii=False),
+                "images_path": json.dumps([shown(path) for path in paths], ensure_ascii=False),
             },
         )
 
@@ -100,7 +109,7 @@ def visual_haystacks(file: Path, options: ReaderOptions) -> Convert:
     ``metadata.file`` is the file's stem.
     """
     root = Path(options.media_root) if options.media_root else file.parent
-    media = MediaFinder((root,), must_exist=options.check_media)
+    media = MediaFinder((root,), must_exist=options.check_media, store=MediaStore(options.media_cache))
 
     def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
         turns = record.get("conversations")
@@ -109,13 +118,13 @@ def visual_haystacks(file: Path, options: ReaderOptions) -> Convert:
         answer = text_field(turns[1], "value")
         if answer not in ("yes", "no"):
             remark("gold is not yes or no", f"the answer is {answer!r:.40}: the official scorer counts it as missed")
-        needles = texts_field(record, "pos_image")
+        needles = needed_media_field(record, "pos_image")
         if not needles:
             raise BadRecordError("no needle", "pos_image is empty; the answer lies in none of the images")
         return Sample(
             sample_id=f"{index:03d}",
             question=text_field(turns[0], "value"),
-            images=tuple(media.find(path) for path in (*needles, *texts_field(record, "neg_image"))),
+            images=media.find_all((*needles, *needed_media_field(record, "neg_image")), f"record {index}"),
             answers=(answer,),
             positive_images=tuple(range(len(needles))),
             task="vhs",
@@ -133,7 +142,7 @@ def mig_bench(file: Path, options: ReaderOptions) -> Convert:
     remark); ``metadata`` holds ``additional_info`` and ``need_format`` (``true`` or ``false``).
     """
     roots = (Path(options.media_root),) if options.media_root else (file.parent, file.parent.parent)
-    media = MediaFinder(roots, must_exist=options.check_media)
+    media = MediaFinder(roots, must_exist=options.check_media, store=MediaStore(options.media_cache))
 
     def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
         answer = record.get("answer")
@@ -148,13 +157,13 @@ def mig_bench(file: Path, options: ReaderOptions) -> Convert:
             remark("box inverted", f"{answer} has no area: its IoU is 0 for every prediction")
         if min(answer) < 0 or max(answer) > 1:
             remark("box out of range", f"{answer} reaches beyond 0 to 1")
-        images = texts_field(record, "images")
+        images = needed_media_field(record, "images")
         if not images:
             raise BadRecordError("no images", "images is empty")
         return Sample(
             sample_id=str(index),
             question=text_field(record, "question"),
-            images=tuple(media.find(path) for path in images),
+            images=media.find_all(images, f"record {index}"),
             boxes=(Box(left=left, top=top, right=right, bottom=bottom),),
             task=f"mig_bench/{text_field(record, 'task')}",
             metadata={

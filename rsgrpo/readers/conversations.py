@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rsgrpo.coordinates import PER_MILLE
-from rsgrpo.readers.fields import id_field, texts_field
+from rsgrpo.media_store import MediaStore
+from rsgrpo.readers.fields import id_field, media_field
 from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.media import MediaFinder
 from rsgrpo.readers.options import Convert, ReaderOptions
+from rsgrpo.readers.videos import refuse_sound, shown_media
 from rsgrpo.types import IMAGE_MARKER, Box, ImageRef, Sample, Turn
 
-VIDEO_MARKER = "<video>"
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -22,7 +23,6 @@ _ROLES = {
     "assistant": "assistant",
     "system": "system",
 }
-_FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _BOX = re.compile(r"<\|box_start\|>(.*?)<\|box_end\|>", re.DOTALL)
 _CORNERS = re.compile(r"\((-?\d+),\s*(-?\d+)\),\s*\((-?\d+),\s*(-?\d+)\)")
 
@@ -31,27 +31,24 @@ def llava(file: Path, options: ReaderOptions) -> Convert:
     """LLaVA / MAmmoTH-VL: ``{"id", "image": str | list, "video": str, "conversations": [{"from", "value"}]}``.
 
     As LLaVA-NeXT does, a turn's only marker moves to its front, and a first turn that is not the user's goes.
-    A video is read where it was taken apart: from a folder of frames under its path or its path without suffix.
+    Images and videos: see ``rsgrpo.readers.videos``.
     """
     media = _media(file, options)
 
     def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
         turns = _turns(record, remark)
-        if record.get("video") is not None:
-            images, turns = _frames(record, turns, media, options)
-        else:
-            images = _images(record, "image", media)
         for number, turn in enumerate(turns):
             text = turn.text
             if not text.startswith(IMAGE_MARKER) and text.count(IMAGE_MARKER) == 1:
                 turns[number] = Turn(role=turn.role, text=f"{IMAGE_MARKER}\n{text.replace(IMAGE_MARKER, '').strip()}")
-        return _sample(index, record, turns, images)
+        shown = shown_media(record, f"record {index}", turns, media, options)
+        return _sample(index, record, shown.turns, shown.images)
 
     return convert
 
 
 def sharegpt(file: Path, options: ReaderOptions) -> Convert:
-    """LLaMA-Factory: ``{"conversations" | "messages": […], "images": […], "system": str}``."""
+    """LLaMA-Factory: ``{"conversations" | "messages": […], "images": […], "videos": […], "system": str}``."""
     media = _media(file, options)
 
     def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
@@ -59,7 +56,8 @@ def sharegpt(file: Path, options: ReaderOptions) -> Convert:
         system = record.get("system")
         if isinstance(system, str) and system and turns[0].role != "system":
             turns = [Turn(role="system", text=system), *turns]
-        return _sample(index, record, turns, _images(record, "images", media))
+        shown = shown_media(record, f"record {index}", turns, media, options)
+        return _sample(index, record, shown.turns, shown.images)
 
     return convert
 
@@ -73,7 +71,11 @@ def mirage(file: Path, options: ReaderOptions) -> Convert:
     media = _media(file, options)
 
     def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
-        images = _images(record, "image", media)
+        turns = _turns(record, remark)
+        refuse_sound(record, turns)
+        if media_field(record, "video", "videos"):
+            raise BadRecordError("video", "it lists a video, which a record with relevance labels cannot have")
+        images = media.find_all(media_field(record, "image", "images"), f"record {index}")
         relevant = record.get("relevant_images", [1] * len(images))
         if not isinstance(relevant, list) or len(relevant) != len(images) or any(one not in (0, 1) for one in relevant):
             raise BadRecordError(
@@ -81,7 +83,7 @@ def mirage(file: Path, options: ReaderOptions) -> Convert:
             )
         if images and not any(relevant):
             raise BadRecordError("relevance", f"relevant_images calls none of its {len(images)} images relevant")
-        turns = images_in_front(_turns(record, remark), len(images))
+        turns = images_in_front(turns, len(images))
         positive = tuple(number for number, label in enumerate(relevant) if label)
         return _sample(index, record, turns, images, positive_images=positive)
 
@@ -94,12 +96,13 @@ def mgrounding(file: Path, options: ReaderOptions) -> Convert:
     Text stays as it is; ``boxes`` holds those of the answers as shares of width and height, in order.
     """
     roots = (Path(options.media_root),) if options.media_root else (file.parent, file.parent.parent)
-    media = MediaFinder(roots, must_exist=options.check_media)
+    media = MediaFinder(roots, must_exist=options.check_media, store=MediaStore(options.media_cache))
 
     def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
         turns = _turns(record, remark)
         boxes = tuple(box for turn in turns for box in _boxes(turn.text) if turn.role == "assistant")
-        return _sample(index, record, turns, _images(record, "images", media), boxes=boxes)
+        shown = shown_media(record, f"record {index}", turns, media, options)
+        return _sample(index, record, shown.turns, shown.images, boxes=boxes)
 
     return convert
 
@@ -123,7 +126,7 @@ def images_in_front(turns: Sequence[Turn], num_images: int) -> list[Turn]:
 
 def _media(file: Path, options: ReaderOptions) -> MediaFinder:
     root = Path(options.media_root) if options.media_root else file.parent
-    return MediaFinder((root,), must_exist=options.check_media)
+    return MediaFinder((root,), must_exist=options.check_media, store=MediaStore(options.media_cache))
 
 
 def _turns(record: dict[str, Any], remark: Remark) -> list[Turn]:
@@ -153,44 +156,6 @@ def _turns(record: dict[str, Any], remark: Remark) -> list[Turn]:
 
 
 _FROM_VALUE = ("conversations", "from", "value")
-
-
-def _images(record: dict[str, Any], key: str, media: MediaFinder) -> tuple[ImageRef, ...]:
-    if record.get(key) is None:
-        return ()
-    return tuple([media.find(path) for path in texts_field(record, key)])
-
-
-def _frames(
-    record: dict[str, Any], turns: list[Turn], media: MediaFinder, options: ReaderOptions
-) -> tuple[tuple[ImageRef, ...], list[Turn]]:
-    """A video's frames, and the conversation with an image marker for each in place of the video's."""
-    paths = texts_field(record, "video")
-    folders = [folder for path in paths[:1] for folder in (path, path.rpartition(".")[0]) if folder]
-    found = [folder for folder in folders if Path(media.place(folder)).is_dir()]
-    if len(paths) != 1 or not found:
-        raise BadRecordError(
-            "video", f"{paths!r:.80} is not a folder of frames; take one video apart into {folders[-1:]} to train on it"
-        )
-    names = sorted(
-        file.name for file in Path(media.place(found[0])).iterdir() if file.suffix.lower() in _FRAME_SUFFIXES
-    )
-    if not names:
-        raise BadRecordError("video", f"the folder {found[0]!r} holds no frames ({', '.join(_FRAME_SUFFIXES)})")
-    count = min(len(names), options.max_frames)
-    # Evenly spread, first and last included.
-    picked = [names[round(step * (len(names) - 1) / max(1, count - 1))] for step in range(count)]
-    markers = sum(turn.text.count(VIDEO_MARKER) + turn.text.count(IMAGE_MARKER) for turn in turns)
-    if markers != 1:
-        raise BadRecordError("markers", f"one video needs one {VIDEO_MARKER} or {IMAGE_MARKER} marker, got {markers}")
-    shown = [
-        Turn(
-            role=turn.role,
-            text=turn.text.replace(VIDEO_MARKER, IMAGE_MARKER).replace(IMAGE_MARKER, IMAGE_MARKER * count),
-        )
-        for turn in turns
-    ]
-    return tuple(media.find(f"{found[0]}/{name}") for name in picked), shown
 
 
 def _boxes(text: str) -> list[Box]:

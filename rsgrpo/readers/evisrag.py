@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import reprlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,11 +15,13 @@ from rsgrpo.config import DataConfig
 from rsgrpo.gold_columns import GoldColumnError, take_boxes, take_choices
 from rsgrpo.image_bytes import ImageError
 from rsgrpo.images import page_size
+from rsgrpo.media_store import MediaStore
 from rsgrpo.readers.fields import id_field
 from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.media import MediaFinder
 from rsgrpo.readers.options import Convert, ReaderOptions
 from rsgrpo.sections import parse_response
+from rsgrpo.shown import shown
 from rsgrpo.text import is_refusal
 from rsgrpo.types import IMAGE_MARKER, NUMERIC_ID, Sample
 
@@ -29,7 +32,7 @@ _POSITIVE_COLUMN = "posImgs"
 def evisrag(file: Path, options: ReaderOptions) -> Convert:
     """EVisRAG: see ``rsgrpo.data``; too many images are cut where the record has plain answers, as in evaluation."""
     root = Path(options.media_root) if options.media_root else file.parent
-    media = MediaFinder((root, file.parent), must_exist=options.check_media)
+    media = MediaFinder((root, file.parent), must_exist=options.check_media, store=MediaStore(options.media_cache))
     columns = options.columns
     if options.box_coordinates:
         columns = replace(columns, box_coordinates=options.box_coordinates)
@@ -73,24 +76,26 @@ def evisrag_sample(
             f"it has neither {data.question_column!r} nor {data.prompt_column!r} (it has {', '.join(record)}); "
             "set data.question_column or data.prompt_column",
         )
-    paths = _texts(columns, data.image_column, "data.image_column")
-    if not paths:
+    values = _images(columns, data)
+    if not values:
         raise BadRecordError("image", "it has no images")
     num_markers = prompt.count(IMAGE_MARKER)
-    if prompt and num_markers != len(paths):
+    if prompt and num_markers != len(values):
         raise BadRecordError(
             "markers",
-            f"its prompt has {num_markers} {IMAGE_MARKER} markers, but it lists {len(paths)} images; each needs one",
+            f"its prompt has {num_markers} {IMAGE_MARKER} markers, but it lists {len(values)} images; each needs one",
         )
-    if len(paths) > data.max_images:
+    if len(values) > data.max_images:
         if is_training:
             raise BadRecordError(
-                "too many images", f"it has {len(paths)} images, more than data.max_images={data.max_images}"
+                "too many images", f"it has {len(values)} images, more than data.max_images={data.max_images}"
             )
-        paths = paths[: data.max_images]
+        values = values[: data.max_images]
         pieces = prompt.split(IMAGE_MARKER)
         prompt = IMAGE_MARKER.join(pieces[: data.max_images + 1]) + "".join(pieces[data.max_images + 1 :])
-    images = tuple(media.find(path) for path in paths)
+    _refuse_other_media(columns, question, prompt)
+    images = media.find_all(values, shown(sample_id, 60))
+    paths = [value if isinstance(value, str) else ref.path for value, ref in zip(values, images, strict=True)]
     answers, gold = _answers(columns, data)
     positive = _gold_pages(columns.pop(_POSITIVE_COLUMN, None), paths)
     try:
@@ -117,6 +122,42 @@ def evisrag_sample(
         }
         | ({NUMERIC_ID: "true"} if is_numeric else {}),
     )
+
+
+def _images(columns: dict[str, Any], data: DataConfig) -> list[object]:
+    """What its images column lists, one image or several."""
+    name = data.image_column
+    if name not in columns:
+        likely = next((other for other in (f"{name}s", name.removesuffix("s")) if other in columns), "")
+        raise BadRecordError(
+            "missing column",
+            f"it has no {name!r} (it has {shown(', '.join(columns))}); set data.image_column"
+            + (likely and f"={likely}"),
+        )
+    value = columns.pop(name)
+    if value is None:
+        return []
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(one, bool | int | float | list) for one in values):
+        raise BadRecordError(
+            "wrong type",
+            f"{name} must be a list of texts (or of bytes), got {type(value).__name__} {_values.repr(value)}",
+        )
+    return values
+
+
+_values = reprlib.Repr()
+
+
+def _refuse_other_media(columns: dict[str, Any], question: str, prompt: str) -> None:
+    """Refuse a question about a video or a sound, which would be asked without it."""
+    for name in ("video", "audio"):
+        if columns.get(f"{name}s") or f"<{name}>" in prompt or f"<{name}>" in question:
+            raise BadRecordError(
+                name,
+                f"it asks about {name} (column {name + 's'!r} or marker <{name}>); questions have images only: "
+                + ("list frames of it as images" if name == "video" else "leave it out"),
+            )
 
 
 def _answers(columns: dict[str, Any], data: DataConfig) -> tuple[tuple[str, ...], str]:

@@ -35,6 +35,31 @@ def texts_field(record: Mapping[str, Any], name: str) -> list[str]:
     return value
 
 
+def media_field(record: Mapping[str, Any], *names: str) -> list[object]:
+    """What is listed of images, videos or sounds; nothing where it is absent or null.
+
+    Args:
+        record: its columns.
+        names: under which it may stand, such as ``image`` and ``images``; one value or a list.
+
+    Raises:
+        BadRecordError: it stands under two names, with different values.
+    """
+    found = {name: record[name] for name in names if record.get(name) is not None and record[name] != []}
+    values = list(found.values())
+    if len(values) > 1 and values[0] != values[1] and [values[0]] != values[1]:
+        raise BadRecordError("media", f"it has both {' and '.join(found)}, with different values; keep one of them")
+    if not values:
+        return []
+    return list(values[-1]) if isinstance(values[-1], list) else [values[-1]]
+
+
+def needed_media_field(record: Mapping[str, Any], name: str) -> list[object]:
+    """What is listed of images where something must be."""
+    _present(record, name)
+    return media_field(record, name)
+
+
 def whole_field(record: Mapping[str, Any], name: str) -> int:
     """A whole number that must be there."""
     value = _present(record, name)

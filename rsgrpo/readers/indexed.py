@@ -14,6 +14,7 @@ from rsgrpo.readers.options import Convert, ReaderOptions
 from rsgrpo.readers.reader import FORMATS, open_reader
 from rsgrpo.readers.records import OPENINGS, raw_records
 from rsgrpo.readers.sources import source_files
+from rsgrpo.tables import TABLE_SUFFIXES, table_row
 from rsgrpo.types import Sample
 
 _CLOSINGS = {"item": b"]", "data.item": b"]}"}
@@ -27,14 +28,14 @@ class IndexedSamples:
 
     Args:
         format: a key of ``FORMATS``.
-        path: as for :func:`open_reader`; no parquet.
+        path: as for :func:`open_reader`.
         options: what to check; bad records are always left out, see ``report``.
 
     Attributes:
         report: what was read and left out.
 
     Raises:
-        DataError: there is no such data set, or a file of it is parquet.
+        DataError: there is no such data set.
 
     Example:
         >>> samples = IndexedSamples("llava", "mammoth_si_10M.json", ReaderOptions())
@@ -46,9 +47,6 @@ class IndexedSamples:
         self._format = FORMATS[format]
         self._options = options
         self._files = [source.file for source in source_files(path, options.sampling)]
-        tables = [file for file in self._files if file.suffix == ".parquet"]
-        if tables:
-            raise DataError(f"{tables[0]} is parquet, of which single records cannot be read; convert it to JSONL")
         self._converts: dict[int, Convert] = {}
         self._streams: dict[int, BinaryIO] = {}
         self._file_of = array("i")
@@ -86,7 +84,7 @@ class IndexedSamples:
             record = self._record(file_index, self._starts[index], self._stops[index])
             if file_index not in self._converts:
                 self._converts[file_index] = self._format.open(file, replace(self._options, check_media=False))
-            # Whether it exists was seen before; a MediaFinder with several folders looks again by itself.
+            # Whether an image exists was seen before; where that is not clear a MediaFinder looks again by itself.
             return self._converts[file_index](self._numbers[index], record, lambda reason, detail: None)
         except (BadRecordError, ValueError, LookupError) as error:
             raise DataError(
@@ -96,9 +94,11 @@ class IndexedSamples:
 
     def _record(self, file_index: int, start: int, stop: int) -> dict[str, object]:
         file, prefix = self._files[file_index], self._format.prefix
-        if not start and file.suffix != ".jsonl":
+        if file.suffix in TABLE_SUFFIXES:
+            value: object = table_row(file, start)
+        elif not start and file.suffix != ".jsonl":
             # The head of the file stands in front of it: the parser knows where that ends.
-            value: object = next((value for end, value in raw_records(file, prefix=prefix) if end == stop), None)
+            value = next((value for end, value in raw_records(file, prefix=prefix) if end == stop), None)
         else:
             text = self._bytes(file_index, start, stop)
             if file.suffix == ".jsonl":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rsgrpo.config import BOX_COORDINATES, DataConfig
-from rsgrpo.config.checks import at_least, one_of
+from rsgrpo.config.checks import at_least, more_than, one_of
 from rsgrpo.readers.findings import Remark
 from rsgrpo.types import Sample
 
@@ -23,7 +23,10 @@ class ReaderOptions:
         sampling: which records of each file: ``all``, ``first:N``, ``end:N`` or ``random:N``; N may be ``10%``.
         seed: of ``random``.
         combined_images: MileBench: use the variant whose pages are combined to at most so many canvases; 0: none.
-        max_frames: images that a video (a folder of frames) gives at most.
+        frames_per_second: images that each second of a video gives; see ``rsgrpo.video``.
+        min_frames: images that a short video gives at least, as far as it has them.
+        max_frames: images that a video, or the folder of its frames, gives at most.
+        media_cache: folder for media that lie in no file of their own; empty: ``~/.cache/rsgrpo/media``.
         box_coordinates: what numbers of gold boxes count: ``shares``, ``permille`` or ``pixels`` of the image as it is
             stored; empty: what ``columns.box_coordinates`` says. Formats that fix it themselves do not ask.
         columns: EVisRAG: names of its columns, and how many images a question may have.
@@ -35,14 +38,19 @@ class ReaderOptions:
     sampling: str = "all"
     seed: int = 0
     combined_images: int = 0
+    frames_per_second: float = 2.0
+    min_frames: int = 4
     max_frames: int = 32
     box_coordinates: str = ""
+    media_cache: str = ""
     columns: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         one_of("box_coordinates", self.box_coordinates, ("", *BOX_COORDINATES))
         one_of("on_bad_record", self.on_bad_record, ("error", "skip"))
         at_least("combined_images", self.combined_images, 0)
+        more_than("frames_per_second", self.frames_per_second, 0.0)
+        at_least("min_frames", self.min_frames, 1)
         at_least("max_frames", self.max_frames, 1)
 
 

@@ -20,6 +20,7 @@ import ijson
 
 from rsgrpo.data_files import DataError
 from rsgrpo.readers.findings import BadRecordError
+from rsgrpo.tables import TABLE_SUFFIXES, TableError, table_rows
 
 _CHUNK_BYTES = 1 << 18  # large enough to read fast, small beside the records that a reader's user holds
 _RECORD_END = re.compile(rb"\}(?=\s*[,\]])")
@@ -41,7 +42,7 @@ def raw_records(file: Path, *, prefix: str, offset: int = 0) -> Iterator[RawReco
     """The records of a data file.
 
     Args:
-        file: a JSON list, or an object with a list (``prefix``); ``.jsonl``: one record a line; ``.parquet``.
+        file: a JSON list, or an object with a list (``prefix``); ``.jsonl``: one record a line; parquet or Arrow.
         prefix: ``item`` for a list, ``data.item`` for the list under ``data`` of an object.
         offset: where to go on: an end that was given before; 0: the start. Row number for parquet.
 
@@ -58,7 +59,7 @@ def raw_records(file: Path, *, prefix: str, offset: int = 0) -> Iterator[RawReco
     """
     if file.suffix == ".jsonl":
         return _lines(file, offset)
-    if file.suffix == ".parquet":
+    if file.suffix in TABLE_SUFFIXES:
         return _table_rows(file, offset)
     return _list_items(file, prefix, offset)
 
@@ -80,16 +81,11 @@ def _lines(file: Path, offset: int) -> Iterator[RawRecord]:
 
 
 def _table_rows(file: Path, offset: int) -> Iterator[RawRecord]:
-    import pyarrow.parquet as pq
-
-    row = 0
-    with pq.ParquetFile(file) as table:
-        for batch in table.iter_batches(batch_size=1024):
-            if row + batch.num_rows > offset:
-                for index, value in enumerate(batch.to_pylist(), start=row):
-                    if index >= offset:
-                        yield index + 1, value
-            row += batch.num_rows
+    try:
+        for row, value in enumerate(table_rows(file, offset), start=offset):
+            yield row + 1, value
+    except TableError as error:
+        raise DataError(str(error)) from error
 
 
 def _list_items(file: Path, prefix: str, offset: int) -> Iterator[RawRecord]:

@@ -193,7 +193,7 @@ def bad(folder: Path, rows: list[dict[str, Any]], *words: str, **settings: Any) 
         (train_row(image=["imgs/1.png", "imgs/gone.png"]), ("line 1", "imgs/gone.png", "does not exist")),
         (train_row(image=[]), ("no images",)),
         (train_row(image=[1, 2]), ("image must be a list of texts", "[1, 2]")),
-        (train_row(image={"bytes": "x"}), ("image must be a list of texts", "dict")),
+        (train_row(image={"bytes": "x"}, prompt="<image>"), ("image 0", "not base64")),
         (train_row(answer=3), ("answer must be a list of texts", "int 3")),
         (train_row(answer=[3]), ("answer must be a list of texts",)),
         (train_row(prompt=["<image>"]), ("prompt must be text, got list",)),

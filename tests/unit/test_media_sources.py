@@ -1,0 +1,420 @@
+"""Images as paths in all their spellings, as text, as bytes in tables and objects."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from rsgrpo.config import DataConfig
+from rsgrpo.data import load_samples
+from rsgrpo.data_files import DataError, read_rows
+from rsgrpo.image_bytes import ImageError, page_bytes
+from rsgrpo.inline_media import InlineMediaError, inline_media, media_suffix
+from rsgrpo.media_store import MediaStore, MediaStoreError
+from rsgrpo.readers import ReaderOptions, open_reader, read_samples
+from rsgrpo.readers.findings import BadRecordError
+from rsgrpo.readers.indexed import IndexedSamples
+from rsgrpo.readers.media import MediaFinder
+from rsgrpo.types import ImageRef, Sample
+from tests.examples import examples
+
+TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "noise"}]
+
+
+def encoded(format: str = "PNG", side: int = 24) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.linear_gradient("L").resize((side, side)).convert("P" if format == "GIF" else "RGB")
+    image.save(buffer, format)
+    return buffer.getvalue()
+
+
+PNG = encoded()
+BARE = base64.b64encode(PNG).decode()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/rsgrpo/media"
+
+
+def finder(root: Path, **options: Any) -> MediaFinder:
+    return MediaFinder((root,), **{"must_exist": True, **options})
+
+
+def put(file: Path, data: bytes = PNG) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+    return file
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda text: text,
+        lambda text: text.rstrip("="),
+        lambda text: text.replace("+", "-").replace("/", "_"),
+        lambda text: "\n".join(text[start : start + 76] for start in range(0, len(text), 76)) + "\n",
+        lambda text: f"b'{text}'",
+        lambda text: f"data:image/png;base64,{text}",
+        lambda text: f"data:image/png;charset=utf-8;base64,{text.rstrip('=')}",
+        lambda text: f"  DATA:;BASE64,{text}",
+        lambda text: f"data:image/png;base64,{quote(text, safe='')}",
+        lambda text: "data:image/png," + quote(base64.b64decode(text)),
+    ],
+)
+def test_an_image_in_a_text_is_the_same_image(format: str, write: Callable[[str], str]):
+    data = encoded(format)
+    found = inline_media(write(base64.b64encode(data).decode()))
+    assert found is not None
+    assert found.data == data
+
+
+@examples(150)
+@given(st.binary(min_size=40, max_size=200), st.integers(1, 90), st.booleans(), st.booleans())
+def test_base64_is_read_whatever_its_lines_padding_and_alphabet(
+    rest: bytes, width: int, is_padded: bool, is_url_safe: bool
+):
+    data = b"\x89PNG\r\n\x1a\n" + rest
+    text = (base64.urlsafe_b64encode if is_url_safe else base64.b64encode)(data).decode()
+    text = text if is_padded else text.rstrip("=")
+    found = inline_media("\n".join(text[start : start + width] for start in range(0, len(text), width)))
+    assert found is not None
+    assert found.data == data
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "imgs/1.png",
+        "iVBORw0KGgo.png",
+        "/9j/shots/a.jpg",
+        "UklGR",
+        "Qk.bmp",
+        "R0lGODlhAQABAAAAACw.gif",
+        "AAAA" * 20,
+        "a" * 300,
+    ],
+)
+def test_a_path_is_no_image_in_base64(text: str):
+    assert inline_media(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BARE[:-9] + "!" + BARE[-8:] + "A" * 400, "not whole or has foreign"),
+        (BARE + "A" * (401 - len(BARE) % 4), "not whole"),
+        ("data:image/png;base64", "without the comma"),
+        ("data:image/png;base64,", "is empty"),
+        ("data:image/png;base64,%%%", "not base64"),
+        ("data:image/svg+xml,<svg/>", "SVG"),
+        ("word " * 2000, "too long for a path"),
+        ("data:image/png;base64," + "A" * (90 << 20), "write it into a file"),
+    ],
+)
+def test_a_text_that_is_no_image_is_named_shortly(text: str, words: str):
+    with pytest.raises(InlineMediaError, match=words) as caught:
+        inline_media(text)
+    assert len(str(caught.value)) < 250
+
+
+FORMATS: dict[str, Callable[[object], dict[str, Any]]] = {
+    "llava": lambda image: {"image": image, "conversations": TALK},
+    "sharegpt": lambda image: {"images": [image], "conversations": TALK},
+    "mirage": lambda image: {"image": [image], "conversations": TALK},
+    "mgrounding": lambda image: {"images": [image], "conversations": TALK},
+    "mig_bench": lambda image: {"task": "diff", "images": [image], "question": "q", "answer": [0, 0, 1, 1]},
+    "vhs": lambda image: {
+        "conversations": [{"value": "q"}, {"value": "yes"}],
+        "pos_image": [image],
+        "neg_image": [],
+    },
+    "evisrag": lambda image: {"qid": 1, "query": "q", "answer": ["a"], "image": [image]},
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("has_root", [False, True])
+@pytest.mark.parametrize(
+    "image", [BARE, "data:image/png;base64," + BARE, {"bytes": BARE, "path": None}, {"bytes": list(PNG)}]
+)
+def test_every_format_reads_images_in_text(tmp_path: Path, format: str, has_root: bool, image: object):
+    file = tmp_path / "d.json"
+    file.write_text(json.dumps([FORMATS[format](image)]))
+    for check_media in (True, False):
+        options = ReaderOptions(media_root=str(tmp_path / "imgs") if has_root else "", check_media=check_media)
+        ((sample,), _) = read_samples(format, file, options=options)
+        (ref,) = sample.images
+        assert page_bytes(ref) == PNG
+        assert len(ref.path) <= 200
+        assert "image 0" in ref.path
+
+
+def cells(data: bytes) -> dict[str, tuple[Any, Any]]:
+    """A table's column with one image, by layout, and its type."""
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    return {
+        "list<struct>": ([{"bytes": data, "path": None}], pa.list_(struct)),
+        "struct": ({"bytes": data, "path": "a.png"}, struct),
+        "binary": (data, pa.binary()),
+        "list<binary>": ([data], pa.list_(pa.binary())),
+        "large": ([data], pa.large_list(pa.large_binary())),
+        "path": ([{"bytes": None, "path": "here.png"}], pa.list_(struct)),
+    }
+
+
+@pytest.mark.parametrize("layout", cells(PNG))
+@pytest.mark.parametrize("format", ["llava", "sharegpt", "mirage", "mgrounding", "mig_bench", "evisrag"])
+def test_every_format_reads_bytes_in_parquet(tmp_path: Path, format: str, layout: str):
+    put(tmp_path / "here.png")
+    value, kind = cells(PNG)[layout]
+    record = FORMATS[format](None)
+    key = "images" if "images" in record else "image"
+    columns = {name: pa.array([one, one]) for name, one in record.items() if name not in (key, "qid")}
+    if format == "evisrag":
+        columns["qid"] = pa.array([1, 2])
+    pq.write_table(pa.table({**columns, key: pa.array([value, value], type=kind)}), tmp_path / "d.parquet")
+    (samples, _) = read_samples(format, tmp_path / "d.parquet")
+    assert [page_bytes(ref) for sample in samples for ref in sample.images] == [PNG, PNG]
+    if layout != "path":
+        assert samples[1].images[0].parquet_row == 1
+
+
+def test_bytes_in_parquet_are_references_for_training(tmp_path: Path):
+    value, kind = cells(PNG)["list<struct>"]
+    table = pa.table({"query": ["q"] * 3, "answer": [["a"]] * 3, "image": pa.array([value * 2] * 3, type=kind)})
+    pq.write_table(table, tmp_path / "rl[1].parquet")
+    samples = load_samples(str(tmp_path / "rl[1].parquet"), DataConfig(), is_training=True).samples
+    assert [[(ref.file, ref.parquet_row, ref.parquet_index) for ref in one.images] for one in samples] == [
+        [("", row, 0), ("", row, 1)] for row in range(3)
+    ]
+    # No bytes are held: what a row of the table gives is small.
+    assert all(len(repr(row.columns)) < 1000 for row in read_rows(tmp_path / "rl[1].parquet"))
+
+
+def test_single_conversations_of_a_parquet_file_are_read_when_asked_for(tmp_path: Path):
+    value, kind = cells(PNG)["list<struct>"]
+    talks = [[TALK[0], {"from": "gpt", "value": f"answer {row}"}] for row in range(5)]
+    talks[2] = [TALK[0]]
+    pq.write_table(
+        pa.table({"conversations": talks, "images": pa.array([value] * 5, type=kind)}), tmp_path / "d.parquet"
+    )
+    samples = IndexedSamples("sharegpt", str(tmp_path / "d.parquet"), ReaderOptions())
+    assert [samples.sample(index).turns[1].text for index in (3, 0, 1, 2)] == [
+        "answer 4",
+        "answer 0",
+        "answer 1",
+        "answer 3",
+    ]
+    assert samples.sample(2).images[0].parquet_row == 3
+
+
+def test_image_columns_and_saved_folders_of_datasets(tmp_path: Path):
+    import datasets
+
+    cell = {"bytes": PNG, "path": None}
+    features = datasets.Features(
+        {
+            "image": datasets.List(datasets.Image()),
+            "query": datasets.Value("string"),
+            "answer": datasets.Value("string"),
+        }
+    )
+    rows = {"image": [[cell, cell], [cell]], "query": ["a", "b"], "answer": ["x", "y"]}
+    data = datasets.Dataset.from_dict(rows, features=features)
+    data.to_parquet(tmp_path / "d.parquet")
+    data.save_to_disk(tmp_path / "saved", num_shards=2)
+    datasets.DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "splits")
+    for path in (tmp_path / "d.parquet", tmp_path / "saved", f"{tmp_path / 'splits'}@test"):
+        samples = load_samples(str(path), DataConfig(), is_training=True).samples
+        assert [len(sample.images) for sample in samples] == [2, 1], path
+        assert {page_bytes(ref) for sample in samples for ref in sample.images} == {PNG}
+
+
+def test_a_table_that_was_changed_or_is_none_is_named(tmp_path: Path):
+    put(tmp_path / "d.parquet", b"no table")
+    with pytest.raises(DataError, match=r"d\.parquet cannot be read as a table"):
+        list(read_rows(tmp_path / "d.parquet"))
+    pq.write_table(pa.table({"image": [PNG, None], "raw": ["a", "b"]}), tmp_path / "e.parquet")
+    table = str(tmp_path / "e.parquet")
+    for ref, words in (
+        (ImageRef(path="x", parquet_file=table, parquet_row=2), "has 2 rows"),
+        (ImageRef(path="x", parquet_file=table, parquet_row=1), "holds no bytes"),
+        (ImageRef(path="x", parquet_file=table, parquet_column="gone"), "no column 'gone'"),
+        (ImageRef(path="x", parquet_file=table + "x"), "does not exist"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            page_bytes(ref)
+
+
+ACCENT = "é"
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("imgs/a b.png", "imgs/a b.png"),
+        ("imgs/a%20b.png", "imgs/a b.png"),
+        ("imgs/100%25.png", "imgs/100%.png"),
+        ("imgs/a%20b.png", "imgs/a%20b.png"),
+        (" imgs/1.png\n", "imgs/1.png"),
+        ("imgs/1.png ", "imgs/1.png "),
+        ("./imgs//1.png", "imgs/1.png"),
+        ("imgs/../imgs/1.png", "imgs/1.png"),
+        ("file://{root}/imgs/a%20b.png", "imgs/a b.png"),
+        ("file://localhost{root}/imgs/1.png", "imgs/1.png"),
+        ("FILE:{root}/imgs/1.png", "imgs/1.png"),
+        ("file://imgs/1.png", "imgs/1.png"),
+        ("~/imgs/1.png", "imgs/1.png"),
+        ("$HOME/imgs/1.png", "imgs/1.png"),
+        (
+            unicodedata.normalize("NFD", f"{ACCENT}/{ACCENT}.png"),
+            unicodedata.normalize("NFC", f"{ACCENT}/{ACCENT}.png"),
+        ),
+        (
+            unicodedata.normalize("NFC", f"{ACCENT}/{ACCENT}.png"),
+            unicodedata.normalize("NFD", f"{ACCENT}/{ACCENT}.png"),
+        ),
+        (
+            unicodedata.normalize("NFC", f"{ACCENT}/{ACCENT}.png"),
+            unicodedata.normalize("NFC", ACCENT) + "/" + unicodedata.normalize("NFD", f"{ACCENT}.png"),
+        ),
+        ("imgs/%C3%A9.png", unicodedata.normalize("NFD", f"imgs/{ACCENT}.png")),
+        ("imgs\\1.png", "imgs\\1.png"),
+        ("画像/１.png", "画像/１.png"),
+    ],
+)
+def test_a_path_is_found_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, name: str
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = put(tmp_path / name)
+    for must_exist in (True, False):
+        ref = finder(tmp_path, must_exist=must_exist).find(written.replace("{root}", str(tmp_path)))
+        assert Path(ref.file).samefile(file)
+        assert page_bytes(ref) == PNG
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("imgs\\1.PNG", "exists as 'imgs/1.PNG': write it so"),
+        ("C:\\data\\imgs\\1.PNG", "path of Windows; it exists as 'imgs/1.PNG'"),
+        ("D:\\elsewhere\\x.png", "path of Windows"),
+        ("imgs/1.png", "exists as 'imgs/1.PNG': write it so"),
+        ("IMGS/1.PNG", "exists as 'imgs/1.PNG': write it so"),
+        ("imgs/1.jpg", "exists as 'imgs/1.PNG': write it so"),
+        ("/home/alice/set/imgs/1.PNG", "exists as 'imgs/1.PNG': write it so"),
+        ("imgs", "is a folder"),
+        ("imgs/gone.png", "put it there, or set the folder"),
+        ("https://example.org/a.png", "download the file"),
+        ("HTTP://example.org/a.png", "nothing is fetched from the web"),
+        ("s3://bucket/a.png", "cloud (s3)"),
+        ("hf://datasets/a/b.png", "download the file"),
+        ("", "empty path"),
+        (" \n", "empty path"),
+        (None, "image 0 is None"),
+        (3, "image 0 is 3"),
+        (True, "image 0 is True"),
+        (["imgs/1.PNG"], "image 0 is ["),
+        ({}, "the object {}"),
+        ({"name": "x"}, "the object"),
+        ({"path": {"path": {"path": {"path": "x"}}}}, "image 0 is"),
+        ({"bytes": "/etc/passwd!"}, "not base64"),
+        ({"bytes": [300]}, "bytes cannot be read"),
+        ("imgs/\0.png", "does not exist"),
+        ("x" * 3000, "does not exist"),
+        ("x/" * 5000, "too long for a path"),
+    ],
+)
+def test_what_names_no_image_is_named_with_its_likely_cause(tmp_path: Path, written: object, words: str):
+    put(tmp_path / "imgs/1.PNG")
+    with pytest.raises(BadRecordError) as caught:
+        finder(tmp_path).find_all([written], "record 3")
+    assert words in caught.value.detail
+    assert len(caught.value.detail) <= 500
+
+
+@pytest.mark.parametrize("key", ["path", "url", "image", "image_url"])
+def test_an_object_may_hold_the_path(tmp_path: Path, key: str):
+    put(tmp_path / "1.png")
+    value: object = {"url": "1.png"} if key == "image_url" else "1.png"
+    assert finder(tmp_path).find({key: value, "bytes": None}).file == str(tmp_path / "1.png")
+
+
+def test_a_page_of_images_parquet_is_found_however_its_path_is_written(tmp_path: Path):
+    pq.write_table(pa.table({"image": [{"bytes": PNG}], "path": ["imgs/a b.png"]}), tmp_path / "images.parquet")
+    for written in ("imgs/a b.png", "imgs/a%20b.png", "imgs/a b.png\n"):
+        assert page_bytes(finder(tmp_path).find(written)) == PNG
+
+
+def test_a_missing_page_names_the_likely_file_also_when_it_is_opened(tmp_path: Path):
+    put(tmp_path / "Page.PNG")
+    with pytest.raises(ImageError, match=r"exists as '.*Page\.PNG'"):
+        page_bytes(ImageRef(path="page.png", file=str(tmp_path / "page.png")))
+    with pytest.raises(ImageError, match="is a folder"):
+        page_bytes(ImageRef(path="x", file=str(tmp_path)))
+    put(tmp_path / "p.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ImageError, match="git lfs pull"):
+        page_bytes(ImageRef(path="p.png", file=str(tmp_path / "p.png")))
+
+
+def test_the_store_keeps_a_content_once_and_whole(tmp_path: Path):
+    store = MediaStore(str(tmp_path / "store"))
+    assert not store.folder.exists()
+    first = store.keep(PNG, ".png")
+    assert MediaStore(str(tmp_path / "store")).keep(PNG, ".png") == first
+    Path(first).write_bytes(PNG[:-1])  # as a crash of the machine may leave it
+    assert store.keep(PNG, ".png") == first
+    assert Path(first).read_bytes() == PNG
+    assert [file.name for file in store.folder.rglob("*") if file.is_file()] == [Path(first).name]
+
+
+def test_a_store_that_cannot_be_written_names_its_setting(tmp_path: Path):
+    put(tmp_path / "file")
+    with pytest.raises(MediaStoreError, match=r"data\.media_cache"):
+        MediaStore(str(tmp_path / "file/below")).keep(PNG, ".png")
+
+
+def test_the_cache_folder_is_a_setting(tmp_path: Path, cache: Path):
+    file = tmp_path / "d.json"
+    file.write_text(json.dumps([FORMATS["evisrag"](BARE)]))
+    elsewhere = DataConfig(media_cache=str(tmp_path / "elsewhere"))
+    samples: tuple[Sample, ...] = load_samples(str(file), elsewhere, is_training=False).samples
+    assert samples[0].images[0].file.startswith(str(tmp_path / "elsewhere"))
+    assert next(iter(open_reader("evisrag", file))).images[0].file.startswith(str(cache))
+
+
+def test_a_message_about_inline_media_is_short(tmp_path: Path):
+    file = tmp_path / "d.json"
+    file.write_text(json.dumps([FORMATS["evisrag"]("data:image/png;base64," + BARE[:-2] + "!!" + "x" * 100_000)]))
+    with pytest.raises(DataError) as caught:
+        load_samples(str(file), DataConfig(), is_training=False)
+    assert len(str(caught.value)) < 600 + len(str(file))
+
+
+def test_signatures_of_media():
+    for format, suffix in (
+        ("PNG", ".png"),
+        ("JPEG", ".jpg"),
+        ("WEBP", ".webp"),
+        ("AVIF", ".avif"),
+        ("JPEG2000", ".jp2"),
+    ):
+        assert media_suffix(encoded(format)) == suffix
+    assert media_suffix(b"") == media_suffix(b"BMW is a make of cars") == ""
