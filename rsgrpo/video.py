@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _VERSION = 1  # of the choice of frames and their encoding: part of the store's key
+_LENIENT_AV = 19
 _JPEG_QUALITY = 95
 _SEEK_SECONDS = 8.0  # instants further apart are sought: codecs have a whole picture every few seconds
 _MISSING_FRAC, _MISSING_SECONDS = 0.05, 0.5  # of the declared length; headers are that imprecise
@@ -151,7 +152,11 @@ def _open(stream: Any) -> tuple[InputContainer, VideoStream]:
     from av.stream import Disposition
 
     stream.seek(0)
-    container = av.open(stream, mode="r", metadata_errors="replace")
+    # Titles that are no UTF-8: version 19 replaces what it cannot read, earlier ones have to be told.
+    lenient: dict[str, Any] = (
+        {} if int(av.__version__.partition(".")[0]) >= _LENIENT_AV else {"metadata_errors": "replace"}
+    )
+    container = av.open(stream, mode="r", **lenient)
     pictures = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
     if not pictures:
         kinds = ", ".join(sorted({str(one.type) for one in container.streams})) or "none"
@@ -323,7 +328,8 @@ def _turn(frame: VideoFrame) -> Image.Transpose | None:
     from av.sidedata.sidedata import Type
 
     extras: Any = frame.side_data
-    matrix = next((bytes(one) for one in extras if one.type == Type.DISPLAYMATRIX), b"")
+    found = extras.get(Type.DISPLAYMATRIX)
+    matrix = b"" if found is None else bytes(found)
     if len(matrix) != _MATRIX.size:
         return None
     a, b, _, c, d, *_ = _MATRIX.unpack(matrix)

@@ -25,9 +25,11 @@ from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.shown import SHOWN_CHARACTERS, shown
 from rsgrpo.types import ImageRef
 
-_PLAIN_PATH = re.compile(r"[\w./+,()=&@#!;'\[\]{}-](?:[\w ./+,()=&@#!;'\[\]{}-]*[\w./+,()=&@#!;'\[\]{}-])?", re.ASCII)
-"""What can only be meant as it stands, unless it is base64 (INLINE_STARTS)."""
-_LONGEST_PLAIN = 200  # characters; a longer text is looked at twice
+_LETTERS = r"\w./+,()=&@#!;'\[\]{}\-"
+_PLAIN_PATH = re.compile(
+    rf"(?!{'|'.join(map(re.escape, INLINE_STARTS))})[{_LETTERS}][{_LETTERS} ]{{0,198}}(?<! )", re.ASCII
+)
+"""What can only be meant as it stands: a short path without anything that other spellings or base64 are known by."""
 _LONGEST_PATH = 4096
 _BYTES_KEYS = ("bytes", "base64", "b64_json")
 _PLACE_KEYS = ("path", "url", "image", "image_url", "video", "video_url", "file", "data", "source")
@@ -103,14 +105,10 @@ class MediaFinder:
 
     def _quickly(self, value: object) -> ImageRef | None:
         """The reference to what only can be a path as it stands, and is there: one look for each of ten millions."""
-        if (
-            type(value) is not str
-            or len(value) > _LONGEST_PLAIN
-            or value.startswith(INLINE_STARTS)
-            or not _PLAIN_PATH.fullmatch(value)
-        ):
+        if type(value) is not str or _PLAIN_PATH.fullmatch(value) is None:
             return None
-        first = self._place(value)
+        plain = value[2:] if value[:2] == "./" else value
+        first = plain if plain[:1] == "/" else self._prefixes[0] + plain
         # No Path object, which would cost more than the look.
         if not self._must_look or os.path.isfile(first):  # noqa: PTH113
             return ImageRef(path=value, file=first)
