@@ -14,9 +14,10 @@ MAX_INLINE_BYTES = 64 << 20
 _LONGEST_PATH = 4096  # PATH_MAX of Linux: a longer text is no path
 _HEAD_CHARACTERS = 64  # 48 bytes: more than any format needs to be known by
 _SHORTEST_IMAGE = 40  # characters of base64; the smallest GIF has 35 bytes
-_DATA_URI = re.compile(r"data:([^,]{0,500}?)(;\s*base64\s*)?,", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:([^,]{0,500}?)(;\s*base64\s*)?,|((?:[\w.+-]+/[\w.+-]+;)?)(base64\s*[,:])", re.IGNORECASE)
+"""A data URI, or what is left of one that lost its beginning."""
 _BYTES_LITERAL = re.compile(r"""b(['"])(.*)\1""", re.DOTALL)
-_SPACE = re.compile(r"\s+")
+_SPACE = re.compile(r"(?:\s|\\[nr])+")  # also line ends that were escaped twice
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _URL_SAFE = str.maketrans("-_", "+/")
 
@@ -36,7 +37,21 @@ _SIGNATURES = (
 _STILL_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"hevc", b"heim", b"heis")
 _RIFF_KINDS = {b"WEBP": ".webp", b"AVI ": ".avi"}
 
-INLINE_STARTS = ("iVBOR", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A", "AAAA", "GkXf", "_9j_", "/0//", "data:")
+INLINE_STARTS = (
+    "iVBOR",
+    "/9j/",
+    "R0lGOD",
+    "UklGR",
+    "Qk",
+    "SUkq",
+    "TU0A",
+    "AAAA",
+    "GkXf",
+    "_9j_",
+    "/0//",
+    "data:",
+    "base64",
+)
 """How data URIs and the base64 of images and videos begin: a path that begins otherwise and is short is a path."""
 
 
@@ -101,7 +116,7 @@ def inline_media(text: str) -> InlineMedia | None:
         raise InlineMediaError(f"{text[:40]!r}… is a data URI without the comma in front of its data")
     literal = _BYTES_LITERAL.fullmatch(stripped)
     if literal:
-        stripped = literal[2].replace("\\n", "")
+        stripped = literal[2]
     if len(stripped) >= _SHORTEST_IMAGE and media_suffix(_head(stripped)):
         data = _decoded(stripped)
         if data is not None:
@@ -149,9 +164,10 @@ def check_inline_size(num_bytes: int) -> None:
 
 def _from_uri(text: str, found: re.Match[str]) -> InlineMedia:
     start = found.end()
-    check_inline_size((len(text) - start) * 3 // 4 if found[2] else len(text) - start)
-    kind = found[1].split(";")[0].strip().lower()
-    if found[2]:
+    is_base64 = bool(found[2] or found[4])
+    check_inline_size((len(text) - start) * 3 // 4 if is_base64 else len(text) - start)
+    kind = (found[1] or found[3] or "").split(";")[0].strip().lower()
+    if is_base64:
         payload = text[start:]
         data = _decoded(unquote_to_bytes(payload).decode("latin-1") if "%" in payload else payload)
         if data is None:

@@ -13,7 +13,8 @@ from urllib.parse import unquote
 from rsgrpo.shown import shown
 
 _ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+)://")
-_DRIVE = re.compile(r"(?:file:/*)?[A-Za-z]:[\\/]")
+_DRIVE = re.compile(r"\s*(?:file:/*)?[A-Za-z]:[\\/]")
+_UNSEEN = "\ufeff\u200b\u200c\u200d\u2060"  # byte order mark and zero-width characters, which editors leave
 _LONGEST_LISTING = 200_000  # names of a folder that are looked through for a likely one
 _OPEN_LISTINGS = 64
 
@@ -37,10 +38,10 @@ def spellings(written: str) -> Iterator[str]:
     Example:
         ``list(spellings("a%20b.png")) == ["a%20b.png", "a b.png"]``
     """
-    given: dict[str, None] = dict.fromkeys((written, written.strip()))
+    given: dict[str, None] = dict.fromkeys((written, written.strip(), written.strip().strip(_UNSEEN).strip()))
     for one in tuple(given):
         if one[:5].lower() == "file:":
-            given |= dict.fromkeys(_url_paths(one[5:]))
+            given |= dict.fromkeys(_url_paths(one))
     if "%" in written:
         given |= dict.fromkeys(unquote(one) for one in tuple(given))
     if "~" in written or "$" in written:
@@ -52,13 +53,15 @@ def spellings(written: str) -> Iterator[str]:
             yield from (other for one in given if (other := unicodedata.normalize(form, one)) not in given)
 
 
-def _url_paths(rest: str) -> list[str]:
-    """Paths that a ``file:`` URL may mean: of RFC 8089, or (as Qwen's code reads it) relative behind ``file://``."""
-    if rest.startswith("//"):
-        rest = rest[2:]
-        if rest.lower().startswith("localhost/"):
-            rest = rest[len("localhost") :]
-    return [rest]
+def _url_paths(url: str) -> list[str]:
+    """Paths that a ``file:`` URL may mean: as RFC 8089 has it; relative, as Qwen's code reads it; a slash too few."""
+    rest = url[len("file:") :]
+    if not rest.startswith("//"):
+        return [rest]
+    rest = rest[2:]
+    if rest.lower().startswith("localhost/"):
+        rest = rest[len("localhost") :]
+    return [rest] if rest.startswith("/") else [rest, f"/{rest}"]
 
 
 def find_file(written: str, prefixes: Sequence[str]) -> str:
@@ -106,11 +109,12 @@ def likely_cause(written: str, prefixes: Sequence[str]) -> str:
     for file in _below(written.strip(), prefixes):
         if os.path.isdir(file):  # noqa: PTH112
             return f"{shown(file)} is a folder, not a file: name the files in it"
-    slashed = _DRIVE.sub("/", written.strip()).replace("\\", "/")
-    if slashed != written.strip():
-        where = _nearest(slashed, prefixes)
+    drive = _DRIVE.match(written)
+    if drive or "\\" in written:
+        slashed = f"/{written[drive.end() :]}" if drive else written
+        where = _nearest(slashed.replace("\\", "/"), prefixes)
         found = f"; it exists as {shown(where)!r}: write it so" if where else ": write it with /"
-        return ("it is a path of Windows" if _DRIVE.match(written) else "it has backslashes") + found
+        return ("it is a path of Windows" if drive else "it has backslashes") + found
     where = _nearest(written, prefixes)
     return f"it exists as {shown(where)!r}: write it so" if where else ""
 

@@ -16,7 +16,7 @@ from rsgrpo.gold_columns import GoldColumnError, take_boxes, take_choices
 from rsgrpo.image_bytes import ImageError
 from rsgrpo.images import page_size
 from rsgrpo.media_store import MediaStore
-from rsgrpo.readers.fields import id_field
+from rsgrpo.readers.fields import id_field, media_list
 from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.media import MediaFinder
 from rsgrpo.readers.options import Convert, ReaderOptions
@@ -135,9 +135,7 @@ def _images(columns: dict[str, Any], data: DataConfig) -> list[object]:
             + (likely and f"={likely}"),
         )
     value = columns.pop(name)
-    if value is None:
-        return []
-    values = value if isinstance(value, list) else [value]
+    values = media_list(value)
     if any(isinstance(one, bool | int | float | list) for one in values):
         raise BadRecordError(
             "wrong type",

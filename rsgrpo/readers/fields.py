@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from rsgrpo.ids import plain_id
@@ -51,7 +53,17 @@ def media_field(record: Mapping[str, Any], *names: str) -> list[object]:
         raise BadRecordError("media", f"it has both {' and '.join(found)}, with different values; keep one of them")
     if not values:
         return []
-    return list(values[-1]) if isinstance(values[-1], list) else [values[-1]]
+    return media_list(values[-1])
+
+
+def media_list(value: object) -> list[object]:
+    """One image, video or sound, or a list of them (also as JSON in a text), as a list; nothing for null."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        with suppress(ValueError):
+            value = json.loads(value)
+    if isinstance(value, list):
+        return list(value)
+    return [] if value is None else [value]
 
 
 def needed_media_field(record: Mapping[str, Any], name: str) -> list[object]:

@@ -32,7 +32,8 @@ _PLAIN_PATH = re.compile(
 """What can only be meant as it stands: a short path without anything that other spellings or base64 are known by."""
 _LONGEST_PATH = 4096
 _BYTES_KEYS = ("bytes", "base64", "b64_json")
-_PLACE_KEYS = ("path", "url", "image", "image_url", "video", "video_url", "file", "data", "source")
+PLACE_KEYS = ("path", "url", "image", "image_url", "video", "video_url", "file", "data", "source")
+"""Where the objects of the field's formats hold a path, a text in base64, or an object that does."""
 _DEEPEST_OBJECT = 3  # {"source": {"image_url": {"url": …}}} is as deep as any format goes
 
 
@@ -130,7 +131,7 @@ class MediaFinder:
             return self._in_object(value, label, kind, must_exist, depth)
         raise BadRecordError(
             "wrong type",
-            f"{label} is {_values.repr(value)}; expected the path of an {kind} file, or its bytes in base64",
+            f"{label} is {_values.repr(value)}; expected the path of its file, or the bytes in base64",
         )
 
     def _in_object(
@@ -141,7 +142,7 @@ class MediaFinder:
             if value.get(key):
                 name = shown(path, SHOWN_CHARACTERS - 40) if isinstance(path, str) and path else label
                 return self._kept(_as_bytes(value[key], label), name, f"in {key!r}")
-        for key in _PLACE_KEYS:
+        for key in PLACE_KEYS:
             if value.get(key) is not None:
                 return self._found(value[key], label, kind, must_exist, depth + 1)
         raise BadRecordError(

@@ -13,7 +13,7 @@ from rsgrpo.inline_media import media_suffix
 from rsgrpo.natural_order import natural_key
 from rsgrpo.readers.fields import media_field
 from rsgrpo.readers.findings import BadRecordError
-from rsgrpo.readers.media import MediaFinder
+from rsgrpo.readers.media import PLACE_KEYS, MediaFinder
 from rsgrpo.readers.options import ReaderOptions
 from rsgrpo.shown import SHOWN_CHARACTERS, shown
 from rsgrpo.types import IMAGE_MARKER, ImageRef, Turn
@@ -120,6 +120,8 @@ def _in_order(
 
 def _frames(video: object, label: str, media: MediaFinder, options: ReaderOptions) -> tuple[ImageRef, ...]:
     """The frames of a video that are shown."""
+    if isinstance(video, Mapping):  # such as {"type": "video", "video": …}
+        video = next((video[key] for key in PLACE_KEYS if isinstance(video.get(key), str | list)), video)
     if isinstance(video, list):
         if not video:
             raise BadRecordError("video", f"{label} is an empty list of frames")

@@ -70,6 +70,8 @@ def put(file: Path, data: bytes = PNG) -> Path:
         lambda text: text.replace("+", "-").replace("/", "_"),
         lambda text: "\n".join(text[start : start + 76] for start in range(0, len(text), 76)) + "\n",
         lambda text: f"b'{text}'",
+        lambda text: f"image/png;base64,{text}",
+        lambda text: f"{text[:50]}\\n{text[50:]}",
         lambda text: f"data:image/png;base64,{text}",
         lambda text: f"data:image/png;charset=utf-8;base64,{text.rstrip('=')}",
         lambda text: f"  DATA:;BASE64,{text}",
@@ -269,6 +271,8 @@ ACCENT = "é"
     ("written", "name"),
     [
         ("imgs/a b.png", "imgs/a b.png"),
+        ("\ufeffimgs/1.png\u200b", "imgs/1.png"),
+        ("file:/{root}/imgs/1.png", "imgs/1.png"),
         ("imgs/a%20b.png", "imgs/a b.png"),
         ("imgs/100%25.png", "imgs/100%.png"),
         ("imgs/a%20b.png", "imgs/a%20b.png"),
@@ -329,6 +333,8 @@ def test_a_path_is_found_however_it_is_written(
         ("", "empty path"),
         (" \n", "empty path"),
         (None, "image 0 is None"),
+        ("file://C:/data/imgs/1.PNG", "path of Windows"),
+        ("imgs/1.PNG?raw=1", "exists as 'imgs/1.PNG'"),
         (3, "image 0 is 3"),
         (True, "image 0 is True"),
         (["imgs/1.PNG"], "image 0 is ["),
@@ -418,3 +424,12 @@ def test_signatures_of_media():
     ):
         assert media_suffix(encoded(format)) == suffix
     assert media_suffix(b"") == media_suffix(b"BMW is a make of cars") == ""
+
+
+@pytest.mark.parametrize("images", ["i.png", ["i.png"], '["i.png"]', {"path": "i.png"}, '[{"path": "i.png"}]'])
+def test_one_image_may_stand_without_a_list_and_a_list_as_text(tmp_path: Path, images: object):
+    put(tmp_path / "i.png")
+    for format, key in (("llava", "image"), ("sharegpt", "images"), ("evisrag", "image")):
+        file = tmp_path / "d.json"
+        file.write_text(json.dumps([FORMATS[format](None) | {key: images}]))
+        assert [image.path for image in next(iter(open_reader(format, file))).images] == ["i.png"]
