@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.media_paths import likely_cause
-from rsgrpo.shown import shown
 from rsgrpo.tables import TableError, media_bytes, open_table
 from rsgrpo.types import ImageRef
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
-from rsgrpo.shown import shown
+from rsgrpo.errors import shown
 
 _ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+)://")
 _DRIVE = re.compile(r"\s*(?:file:/*)?[A-Za-z]:[\\/]")

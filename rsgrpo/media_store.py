@@ -13,8 +13,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from rsgrpo.errors import RsgrpoError
-from rsgrpo.shown import shown
+from rsgrpo.errors import RsgrpoError, shown
 
 
 class MediaStoreError(RsgrpoError):

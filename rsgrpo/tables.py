@@ -12,9 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.inline_media import media_suffix
-from rsgrpo.shown import shown
 from rsgrpo.types import ImageRef
 
 TABLE_SUFFIXES = (".parquet", ".arrow")

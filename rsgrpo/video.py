@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.media_store import MediaStore
-from rsgrpo.shown import shown
 
 if TYPE_CHECKING:
     from av import VideoFrame

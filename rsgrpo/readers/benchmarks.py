@@ -10,6 +10,7 @@ from typing import Any
 import ijson
 
 from rsgrpo.data_files import DataError
+from rsgrpo.errors import shown
 from rsgrpo.media_store import MediaStore
 from rsgrpo.readers.fields import (
     id_field,
@@ -22,7 +23,6 @@ from rsgrpo.readers.fields import (
 from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.media import MediaFinder
 from rsgrpo.readers.options import Convert, ReaderOptions
-from rsgrpo.shown import shown
 from rsgrpo.types import Box, Sample
 
 _QUESTION_TYPES = ("open-ended", "multi-choice")

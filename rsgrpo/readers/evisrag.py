@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rsgrpo.config import DataConfig
+from rsgrpo.errors import shown
 from rsgrpo.gold_columns import GoldColumnError, take_boxes, take_choices
 from rsgrpo.image_bytes import ImageError
 from rsgrpo.images import page_size
@@ -21,7 +22,6 @@ from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.media import MediaFinder
 from rsgrpo.readers.options import Convert, ReaderOptions
 from rsgrpo.sections import parse_response
-from rsgrpo.shown import shown
 from rsgrpo.text import is_refusal
 from rsgrpo.types import IMAGE_MARKER, NUMERIC_ID, Sample
 

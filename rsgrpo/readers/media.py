@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rsgrpo.data_files import IMAGE_TABLE
+from rsgrpo.errors import shown
 from rsgrpo.image_bytes import table_rows
 from rsgrpo.inline_media import (
     INLINE_STARTS,
@@ -22,7 +23,6 @@ from rsgrpo.inline_media import (
 from rsgrpo.media_paths import address_scheme, find_file, likely_cause, spellings
 from rsgrpo.media_store import MediaStore
 from rsgrpo.readers.findings import BadRecordError
-from rsgrpo.shown import SHOWN_CHARACTERS, shown
 from rsgrpo.types import ImageRef
 
 _LETTERS = r"\w./+,()=&@#!;'\[\]{}\-"
@@ -30,6 +30,7 @@ _PLAIN_PATH = re.compile(
     rf"(?!{'|'.join(map(re.escape, INLINE_STARTS))})[{_LETTERS}][{_LETTERS} ]{{0,198}}(?<! )", re.ASCII
 )
 """What can only be meant as it stands: a short path without anything that other spellings or base64 are known by."""
+_LONGEST_NAME = 200  # characters of what an image is called
 _LONGEST_PATH = 4096
 _BYTES_KEYS = ("bytes", "base64", "b64_json")
 PLACE_KEYS = ("path", "url", "image", "image_url", "video", "video_url", "file", "data", "source")
@@ -140,7 +141,7 @@ class MediaFinder:
         path = value.get("path")
         for key in _BYTES_KEYS:
             if value.get(key):
-                name = shown(path, SHOWN_CHARACTERS - 40) if isinstance(path, str) and path else label
+                name = shown(path, _LONGEST_NAME - 40) if isinstance(path, str) and path else label
                 return self._kept(_as_bytes(value[key], label), name, f"in {key!r}")
         for key in PLACE_KEYS:
             if value.get(key) is not None:
@@ -199,7 +200,7 @@ class MediaFinder:
             raise BadRecordError("media", f"{label}: {error}") from error
         name = hashlib.sha256(data).hexdigest()[:8]
         return ImageRef(
-            path=f"{shown(label, SHOWN_CHARACTERS - 40)} ({kind} {name})",
+            path=f"{shown(label, _LONGEST_NAME - 40)} ({kind} {name})",
             file=self.store.keep(data, media_suffix(data)),
         )
 

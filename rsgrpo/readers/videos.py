@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rsgrpo.errors import shown
 from rsgrpo.image_bytes import ImageError, page_bytes
 from rsgrpo.inline_media import media_suffix
 from rsgrpo.natural_order import natural_key
@@ -15,7 +16,6 @@ from rsgrpo.readers.fields import media_field
 from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.readers.media import PLACE_KEYS, MediaFinder
 from rsgrpo.readers.options import ReaderOptions
-from rsgrpo.shown import SHOWN_CHARACTERS, shown
 from rsgrpo.types import IMAGE_MARKER, ImageRef, Turn
 from rsgrpo.video import FrameChoice, VideoError, video_frames
 
@@ -23,6 +23,7 @@ VIDEO_MARKER = "<video>"
 AUDIO_MARKER = "<audio>"
 _FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 _IMAGE_KEYS, _VIDEO_KEYS, _AUDIO_KEYS = ("image", "images"), ("video", "videos"), ("audio", "audios")
+_LONGEST_NAME = 200  # characters of what an image is called
 _LONGEST_FOLDER = 4096  # characters of a path; text in base64 is longer
 
 
@@ -131,7 +132,7 @@ def _frames(video: object, label: str, media: MediaFinder, options: ReaderOption
         if folder:
             return _taken_apart(written, folder, options)
     place = media.find_video(video, label)
-    file, title = place.file, shown(place.path, SHOWN_CHARACTERS - 30)
+    file, title = place.file, shown(place.path, _LONGEST_NAME - 30)
     try:
         if not file:
             data = page_bytes(place)
