@@ -20,6 +20,7 @@ IMAGE_TABLE = "images.parquet"
 """Pages as they are downloaded, beside the data file."""
 
 _NO_DATA_FILES = (IMAGE_TABLE, "dataset_info.json", "state.json", "dataset_dict.json")
+_RESULT_CACHES = "cache-*.arrow"  # what `datasets` leaves beside a saved data set
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SUFFIXES = (".jsonl", ".json", *TABLE_SUFFIXES)
 
@@ -71,7 +72,11 @@ def data_files(path: str) -> list[Path]:
     if (place / TEST_FILE).is_file():
         return [place / TEST_FILE]
     files = sorted(
-        (file for file in place.iterdir() if file.suffix in _SUFFIXES and file.name not in _NO_DATA_FILES),
+        (
+            file
+            for file in place.iterdir()
+            if file.suffix in _SUFFIXES and file.name not in _NO_DATA_FILES and not file.match(_RESULT_CACHES)
+        ),
         key=lambda file: natural_key(file.name),
     )
     if not files:

@@ -42,9 +42,13 @@ def table_rows(file: Path, start: int = 0) -> Iterator[dict[str, Any]]:
     Raises:
         TableError: the file is no such table.
     """
-    if file.suffix == ".parquet" and not media_columns(_parquet_schema(file)):
-        yield from _plain_rows(file, start)
-        return
+    if file.suffix == ".parquet":
+        schema, num_rows = _parquet_head(file)
+        if not num_rows:
+            return  # which `datasets` takes for a broken file
+        if not media_columns(schema):
+            yield from _plain_rows(file, start)
+            return
     table = open_table(str(file))
     columns = media_columns(table.schema)
     for first in range(start, table.num_rows, _BATCH_ROWS):
@@ -160,12 +164,14 @@ def _parquet_copy(file: str) -> Any:
             datasets.enable_progress_bars()
 
 
-def _parquet_schema(file: Path) -> Any:
+def _parquet_head(file: Path) -> tuple[Any, int]:
+    """A parquet file's schema, and how many rows it has."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_schema(file)
+        metadata = pyarrow.parquet.read_metadata(file)
+        return metadata.schema.to_arrow_schema(), metadata.num_rows
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise TableError(f"{shown(file)} cannot be read as a table: {shown(error)}; download it again") from error
 

@@ -241,6 +241,7 @@ def test_image_columns_and_saved_folders_of_datasets(tmp_path: Path):
     data = datasets.Dataset.from_dict(rows, features=features)
     data.to_parquet(tmp_path / "d.parquet")
     data.save_to_disk(tmp_path / "saved", num_shards=2)
+    put(tmp_path / "saved/cache-0123.arrow", b"what a map left there")
     datasets.DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "splits")
     for path in (tmp_path / "d.parquet", tmp_path / "saved", f"{tmp_path / 'splits'}@test"):
         samples = load_samples(str(path), DataConfig(), is_training=True).samples
@@ -433,3 +434,13 @@ def test_one_image_may_stand_without_a_list_and_a_list_as_text(tmp_path: Path, i
         file = tmp_path / "d.json"
         file.write_text(json.dumps([FORMATS[format](None) | {key: images}]))
         assert [image.path for image in next(iter(open_reader(format, file))).images] == ["i.png"]
+
+
+def test_an_empty_table_has_no_rows(tmp_path: Path):
+    _, kind = cells(PNG)["list<struct>"]
+    pq.write_table(
+        pa.table({"image": pa.array([], type=kind), "query": pa.array([], type=pa.string())}), tmp_path / "d.parquet"
+    )
+    assert read_samples("evisrag", tmp_path / "d.parquet")[0] == ()
+    with pytest.raises(DataError, match="holds no items"):
+        load_samples(str(tmp_path / "d.parquet"), DataConfig(), is_training=True)
