@@ -126,7 +126,7 @@ def _decoded_frames(file: str, choice: FrameChoice, store: MediaStore) -> Iterat
         try:
             extent = _extent(stream)
             instants = _instants(extent, choice)
-            for frame, seconds, pixel_width in _shown_frames(stream, instants):
+            for frame, seconds, pixel_width in _shown_frames(stream, instants, extent.is_timed):
                 data, suffix = _encoded(frame, pixel_width)
                 yield StoredFrame(file=store.keep(data, suffix), seconds=round(seconds, 6))
         except (av.error.FFmpegError, av.codec.codec.UnknownCodecError, OSError, EOFError) as error:
@@ -138,12 +138,16 @@ def _decoded_frames(file: str, choice: FrameChoice, store: MediaStore) -> Iterat
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Extent:
-    """First frame's time and last frame's, where the last one ends, in seconds of the file's clock, and how many."""
+    """First frame's time and last frame's, where the last one ends, in seconds of the file's clock, and how many.
+
+    ``is_timed`` says whether frames have times; else they are numbered and come at an even rate.
+    """
 
     first: float
     last: float
     end: float
     num_frames: int
+    is_timed: bool
 
 
 def _open(stream: Any) -> tuple[InputContainer, VideoStream]:
@@ -165,6 +169,8 @@ def _open(stream: Any) -> tuple[InputContainer, VideoStream]:
         container.close()
         raise VideoError("has a codec that is not known, or a damaged header; convert it to H.264, or copy it again")
     pictures[0].thread_type = "AUTO"
+    # Else damage is painted over, with what stood there before or grey, and nobody hears of it.
+    pictures[0].codec_context.options = {"err_detect": "explode"}
     return container, pictures[0]
 
 
@@ -174,7 +180,8 @@ def _extent(stream: Any) -> _Extent:
     with container:
         spans: list[tuple[float, float]] = []  # start and duration of each picture
         end_of_all = 0.0
-        is_timed = True
+        # AVI does not say when a frame is shown, only in which order frames are decoded.
+        is_timed = not (container.format.name == "avi" and picture.codec_context.has_b_frames)
         for packet in container.demux():
             if not packet.size or packet.is_discard or packet.time_base is None:
                 continue
@@ -182,7 +189,7 @@ def _extent(stream: Any) -> _Extent:
             start, duration = float((time or 0) * packet.time_base), float((packet.duration or 0) * packet.time_base)
             end_of_all = max(end_of_all, start + duration)
             if packet.stream_index == picture.index:
-                is_timed = is_timed and time is not None
+                is_timed = is_timed and packet.pts is not None
                 spans.append((start, duration))
         if not spans:
             raise VideoError("holds no frames: it is broken off or empty")
@@ -196,7 +203,7 @@ def _extent(stream: Any) -> _Extent:
         last, duration = spans[-1]
         if not duration:  # as long as the one before: some formats do not say it
             duration = last - spans[-2][0] if len(spans) > 1 else 1 / rate
-        return _Extent(first=spans[0][0], last=last, end=last + duration, num_frames=len(spans))
+        return _Extent(first=spans[0][0], last=last, end=last + duration, num_frames=len(spans), is_timed=is_timed)
 
 
 def _rate(picture: VideoStream) -> float:
@@ -238,7 +245,7 @@ def _instants(extent: _Extent, choice: FrameChoice) -> list[float]:
     return [extent.first + number * step for number in range(count)]
 
 
-def _shown_frames(stream: Any, instants: list[float]) -> Iterator[tuple[VideoFrame, float, float]]:
+def _shown_frames(stream: Any, instants: list[float], is_timed: bool) -> Iterator[tuple[VideoFrame, float, float]]:
     """The frame on display at each instant, each once; its seconds behind the first instant; its pixels' width."""
     container, picture = _open(stream)
     tolerance = _INSTANT_TOLERANCE_FRAMES / _rate(picture)
@@ -246,12 +253,12 @@ def _shown_frames(stream: Any, instants: list[float]) -> Iterator[tuple[VideoFra
     previous = None
     with container:
         chosen: Iterable[tuple[VideoFrame, float]] | None = None
-        if len(instants) > 1 and instants[1] - instants[0] > _SEEK_SECONDS:
+        if is_timed and len(instants) > 1 and instants[1] - instants[0] > _SEEK_SECONDS:
             chosen = _sought(container, picture, instants, tolerance)
             if chosen is None:
                 container.seek(0)
         if chosen is None:
-            chosen = _passed(_timed(container, picture), instants, tolerance)
+            chosen = _passed(_timed(container, picture, is_timed), instants, tolerance)
         for frame, time in chosen:
             if previous is None or time > previous:
                 if frame.is_corrupt:
@@ -260,11 +267,11 @@ def _shown_frames(stream: Any, instants: list[float]) -> Iterator[tuple[VideoFra
                 previous = time
 
 
-def _timed(container: InputContainer, picture: VideoStream) -> Iterator[tuple[VideoFrame, float]]:
+def _timed(container: InputContainer, picture: VideoStream, is_timed: bool) -> Iterator[tuple[VideoFrame, float]]:
     """All frames with their times; by their number where the file does not say."""
     rate = _rate(picture)
     for number, frame in enumerate(container.decode(picture)):
-        yield frame, number / rate if frame.pts is None else frame.time
+        yield frame, frame.time if is_timed and frame.pts is not None else number / rate
 
 
 def _passed(

@@ -45,12 +45,14 @@ def film(
     rotation: int = 0,
     size: tuple[int, int] = (64, 48),
     start: int = 0,
+    codec: str = "",
+    is_live: bool = False,
     **options: str,
 ) -> Path:
     """A video whose frame n is grey of ``STEP * n % 256``, its upper left quarter white."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    codec = CODECS[file.suffix]
-    with av.open(str(file), "w") as container:
+    codec = codec or CODECS[file.suffix]
+    with av.open(str(file), "w", container_options={"live": "1"} if is_live else {}) as container:
         stream: Any = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height = size
         stream.bit_rate = 4_000_000
@@ -115,6 +117,19 @@ def test_a_variable_rate_goes_by_time(tmp_path: Path):
     assert [frame.seconds for frame in frames] == pytest.approx([0.0, 0.2, 2.0])
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("live.webm", {"is_live": True}),  # no length in the header
+        ("live.mkv", {"is_live": True}),
+        ("b_frames.avi", {"codec": "libx264"}),  # frames without times
+        ("divx.avi", {"codec": "mpeg4", "bf": "2"}),
+    ],
+)
+def test_what_the_file_does_not_say_is_not_needed(tmp_path: Path, name: str, options: dict[str, Any]):
+    assert greys(read(film(tmp_path / name, **options), tmp_path)) == [0, 5, 10, 15, 20, 25]
+
+
 def test_a_clock_that_does_not_start_at_zero(tmp_path: Path):
     file = film(tmp_path / "v.mkv", start=500, bf="0")
     assert greys(read(file, tmp_path)) == [0, 5, 10, 15, 20, 25]
@@ -168,6 +183,26 @@ def test_a_cut_video_is_named(tmp_path: Path, suffix: str, share: float):
     cut.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(VideoError, match=r"empty|broken off|breaks off|damaged"):
         read(cut, tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_a_hole_in_a_video_is_named(tmp_path: Path, suffix: str, share: float):
+    noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)
+    file = tmp_path / f"v{suffix}"
+    with av.open(str(file), "w") as container:
+        stream: Any = container.add_stream(CODECS[suffix], rate=10, options={"g": "15"})
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 160, 120, "yuv420p", 800_000
+        for number in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(noise, 3 * number, 1), format="rgb24")))
+        container.mux(stream.encode())
+    assert len(read(file, tmp_path)) == 8
+    data = bytearray(file.read_bytes())
+    start = int(share * len(data))
+    data[start : start + 3000] = bytes(3000)
+    file.write_bytes(data)
+    with pytest.raises(VideoError, match="damaged"):
+        read(file, tmp_path)
 
 
 def test_what_is_no_video_is_named(tmp_path: Path):
