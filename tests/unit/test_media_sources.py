@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import tempfile
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -444,3 +445,31 @@ def test_an_empty_table_has_no_rows(tmp_path: Path):
     assert read_samples("evisrag", tmp_path / "d.parquet")[0] == ()
     with pytest.raises(DataError, match="holds no items"):
         load_samples(str(tmp_path / "d.parquet"), DataConfig(), is_training=True)
+
+
+PATHS = ["imgs", "/", "\\", "..", ".png", "%", "%2e", "~", "$HOME", "file:", "//", "C:", "é", "e\u0301", "\0", "\ud800"]
+OTHERS = ["data:", ";base64,", "iVBORw0KGgo", "A" * 60, "b'", "'", "[", "://", " ", "\n"]
+TEXTS = st.lists(st.sampled_from([*PATHS, *OTHERS]), max_size=8).map("".join)
+VALUES = st.recursive(
+    TEXTS | st.none() | st.integers() | st.floats() | st.binary(max_size=50),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["path", "bytes", "url", "image", "source", "x"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@examples(300)
+@given(VALUES)
+def test_whatever_stands_for_an_image_is_read_or_named(value: object):
+    with tempfile.TemporaryDirectory() as folder:
+        for must_exist in (True, False):
+            media = MediaFinder((Path(folder),), must_exist=must_exist, store=MediaStore(f"{folder}/store"))
+            try:
+                ref = media.find_all([value], "record 1")[0]
+            except BadRecordError as error:
+                assert len(error.detail) <= 500
+                assert error.detail.isprintable()
+            else:
+                assert len(ref.path) <= 200
