@@ -1,0 +1,121 @@
+"""JSON as the ecosystem writes it: from bytes to values that everything behind can print, hash and encode.
+
+What Python's own ``json`` reads is read: NaN, Infinity, numbers of any size, keys that stand twice (the last
+counts). Half a surrogate pair, as JavaScript leaves it where it cuts a text, is no character that UTF-8 can
+hold: it becomes U+FFFD here, once, and is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_PAIR_OR_HALF = re.compile("[\ud800-\udbff][\udc00-\udfff]|[\ud800-\udfff]")
+_SHOWN_CHARACTERS = 80
+REPLACEMENT = "\ufffd"
+"""What half a surrogate pair becomes."""
+
+
+class JsonValueError(ValueError):
+    """Bytes are no JSON value; the message is one phrase that says where."""
+
+
+def decode_json(data: bytes) -> tuple[Any, int]:
+    """Read one JSON value.
+
+    Args:
+        data: UTF-8; white space around the value does not count.
+
+    Returns:
+        The value, and how many halves of surrogate pairs were replaced in its texts and keys.
+
+    Raises:
+        JsonValueError: it is none.
+
+    Example:
+        >>> decode_json(b'{"a": "x \\\\ud83d", "b": NaN}')
+        ({'a': 'x \ufffd', 'b': nan}, 1)
+    """
+    has_halves = False
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        try:
+            text, has_halves = data.decode("utf-8", "surrogatepass"), True
+        except UnicodeDecodeError:
+            raise JsonValueError(
+                f"byte 0x{data[error.start]:02x} at place {error.start} is not UTF-8 (Latin-1? then convert the file: "
+                "iconv -f LATIN1 -t UTF-8)"
+            ) from error
+    try:
+        value = json.loads(text)
+        if has_halves or "\\ud" in text or "\\uD" in text:
+            return mend_surrogates(value)
+    except json.JSONDecodeError as error:
+        raise JsonValueError(f"{error.msg} at character {error.pos}") from error
+    except RecursionError as error:
+        raise JsonValueError("it is nested too deeply") from error
+    except ValueError as error:  # a whole number of thousands of digits
+        raise JsonValueError(f"{error}".partition(";")[0]) from error
+    return value, 0
+
+
+def mend_surrogates(value: Any) -> tuple[Any, int]:
+    """Replace what UTF-8 cannot hold, in all texts and keys of a value.
+
+    Args:
+        value: as ``json`` gives it.
+
+    Returns:
+        The value without halves of surrogate pairs (two that belong together become their character), and
+        how many halves became U+FFFD.
+    """
+    count = 0
+
+    def joined(match: re.Match[str]) -> str:
+        nonlocal count
+        found = match[0]
+        if len(found) == 2:
+            return found.encode("utf-16", "surrogatepass").decode("utf-16")
+        count += 1
+        return REPLACEMENT
+
+    def mended(one: Any) -> Any:
+        if isinstance(one, str):
+            return one if one.isascii() else _PAIR_OR_HALF.sub(joined, one)
+        if isinstance(one, list):
+            return [mended(part) for part in one]
+        if isinstance(one, dict):
+            return {mended(key): mended(part) for key, part in one.items()}
+        return one
+
+    return mended(value), count
+
+
+def shown(value: object, limit: int = _SHOWN_CHARACTERS) -> str:
+    """A value for a message: its ``repr``, cut, with its length where it was.
+
+    Args:
+        value: anything; a text of many megabytes is cut before it is written.
+        limit: most characters of it.
+
+    Example:
+        >>> shown("ab" * 1000, 12)
+        "'ababababab… (2,000 characters)"
+    """
+    if isinstance(value, (str, bytes)) and len(value) > limit:
+        kind = "characters" if isinstance(value, str) else "bytes"
+        return f"{value[:limit]!r}"[: limit - 1] + f"… ({len(value):,} {kind})"
+    text = _head(value, limit)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _head(value: object, limit: int) -> str:
+    """``repr`` of a value, of large texts within it only the first characters."""
+    if isinstance(value, list):
+        return f"[{', '.join(_head(one, limit) for one in value[:limit])}]"
+    if isinstance(value, dict):
+        some = list(value.items())[:limit]
+        return "{" + ", ".join(f"{_head(key, limit)}: {_head(one, limit)}" for key, one in some) + "}"
+    return repr(value[: limit + 1] if isinstance(value, (str, bytes)) else value)
