@@ -156,6 +156,7 @@ def _load(data: _DataSet, wording: _Wording) -> TaskQuestions:
     options = ReaderOptions(
         media_root=data.media_root,
         on_bad_record="error" if is_strict else "skip",
+        max_skipped_frac=config.data.max_skipped_frac,
         columns=config.data,
         media_cache=config.data.media_cache,
     )

@@ -21,6 +21,8 @@ from rsgrpo.config import Config
 from rsgrpo.conversation_prompts import ConversationBuilder
 from rsgrpo.data import LoadedData, load_samples
 from rsgrpo.data_files import DataError
+from rsgrpo.hub import hub_problem
+from rsgrpo.errors import shown
 from rsgrpo.image_tokens import ImageTokens
 from rsgrpo.images import page_size
 from rsgrpo.page_view import PageView, model_view, write_view
@@ -104,6 +106,9 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
             )
         for name, questions in prompted.items():
             progress.line(f"{name}: {len(questions)} questions")
+        for name, data in loaded.items():
+            if data.num_mended:
+                progress.line(f"{name}: {data.num_mended} lone surrogates in its texts were replaced by U+FFFD")
         if num_skipped:
             progress.line(f"left out {num_skipped} bad questions (data.on_bad_sample=skip)")
         if "rl" in prompted:
@@ -190,13 +195,13 @@ def find_base_model(config: Config, folder: RunFolder) -> Path:
 
 def _download(config: Config) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(config.model.path, revision=config.model.revision or None))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # whatever its network library raises
         raise ModelError(
-            f"model.path={config.model.path!r} is neither a folder nor a model that the hub gives: {error}; "
+            f"model.path={shown(config.model.path)!r} is neither a folder nor a model that the hub gives: "
+            f"{hub_problem(error, 'model')}; "
             "give the path of a Qwen2.5-VL folder, or check the name and the network"
         ) from error
 

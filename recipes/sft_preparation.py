@@ -68,6 +68,7 @@ def supervised_phases(
                 num_held_out=sft.validation_samples,
                 on_bad_record="skip" if config.data.on_bad_sample == "skip" else "error",
                 check_media=config.data.check_media,
+                max_skipped_frac=config.data.max_skipped_frac,
                 media_cache=config.data.media_cache,
                 video=config.data.video,
             )

@@ -11,27 +11,29 @@ from __future__ import annotations
 
 import io
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from rsgrpo.config import DataConfig
-from rsgrpo.data_files import IMAGE_TABLE, DataError, data_files, read_rows
+from rsgrpo.data_bytes import DataError
+from rsgrpo.data_files import IMAGE_TABLE, data_files
 from rsgrpo.gold_columns import gold_columns
 from rsgrpo.image_bytes import ImageError
 from rsgrpo.images import check_page
 from rsgrpo.media_store import MediaStore
 from rsgrpo.readers.evisrag import evisrag_sample
-from rsgrpo.readers.findings import BadRecordError
+from rsgrpo.readers.findings import BadRecordError, Finding, Tally, short_report
 from rsgrpo.readers.media import MediaFinder
+from rsgrpo.readers.records import place_of, raw_records
+from rsgrpo.readers.skipping import check_skipped
+from rsgrpo.errors import shown
 from rsgrpo.types import IMAGE_MARKER, ImageRef, Sample
 
-_SHOWN_PROBLEMS = 5  # enough to see a pattern; the message also gives the counts
 _CHECK_THREADS = 8  # reading pages waits for the disk
 
 
@@ -42,10 +44,12 @@ class LoadedData:
     Attributes:
         samples: in the file's order.
         skipped: how many items were left out, by reason; empty unless ``data.on_bad_sample=skip``.
+        num_mended: halves of surrogate pairs that were replaced by U+FFFD in its texts.
     """
 
     samples: tuple[Sample, ...]
     skipped: Mapping[str, int]
+    num_mended: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +57,17 @@ class _Problem:
     place: str
     reason: str
     detail: str
+
+
+@dataclass(kw_only=True, slots=True)
+class _Read:
+    """What was read so far; ``places`` says of each sample where it stands."""
+
+    samples: list[Sample] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    problems: list[_Problem] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    num_mended: int = 0
 
 
 def load_samples(
@@ -77,35 +92,28 @@ def load_samples(
     Raises:
         DataError: there is no such data set, nothing in it, or (``data.on_bad_sample=reject``) any item
             with a defect: no JSON, missing or mistyped columns, ``<image>`` markers that do not match the
-            images, pages that are missing, truncated or no images, too many images, an id twice.
+            images, pages that are missing, truncated or no images, too many images, an id twice; or (``skip``) more
+            such items than ``data.max_skipped_frac`` allows.
 
     Example:
         ``load_samples("EVisRAG-Test-ChartQA", DataConfig(), is_training=False).samples[0].images[0].path``
         is ``"imgs/9.png"`` for a first line with ``"image": ["imgs/9.png", …]``.
     """
     files = data_files(path)
-    problems: list[_Problem] = []
-    samples: list[Sample] = []
-    places: list[str] = []
     root = Path(data.image_root) if data.image_root else files[0].parent
     pages = MediaFinder((root, files[0].parent), must_exist=True, store=MediaStore(data.media_cache))
-    seen: set[str] = set()
-    for row in (row for file in files for row in read_rows(file)):
-        try:
-            if row.columns is None:
-                raise BadRecordError("not JSON", row.detail)
-            sample = evisrag_sample(row.columns, row.default_id, data, pages, is_training=is_training)
-            if sample.sample_id in seen:
-                raise BadRecordError("id twice", f"the id {sample.sample_id!r} stands further up already")
-            detail = find_problem(sample) if find_problem else ""
-            if detail:
-                raise BadRecordError("gold", detail)
-        except BadRecordError as error:
-            problems.append(_Problem(place=row.place, reason=error.reason, detail=error.detail))
-            continue
-        seen.add(sample.sample_id)
-        samples.append(sample)
-        places.append(row.place)
+
+    def sample_of(columns: dict[str, Any], default_id: str) -> Sample:
+        sample = evisrag_sample(columns, default_id, data, pages, is_training=is_training)
+        detail = find_problem(sample) if find_problem else ""
+        if detail:
+            raise BadRecordError("gold", detail)
+        return sample
+
+    read = _Read()
+    for file in files:
+        _read_file(file, sample_of, read)
+    problems, samples, places = read.problems, read.samples, read.places
     broken = _broken_pages(samples)
     kept = []
     for sample, place in zip(samples, places, strict=True):
@@ -114,13 +122,45 @@ def load_samples(
             problems.append(_Problem(place=place, reason="image", detail=detail))
         else:
             kept.append(sample)
-    if problems and data.on_bad_sample == "reject":
-        raise DataError(_report(path, problems, len(kept)))
+    findings = _findings(problems)
+    head = f"{shown(path)}: {{}} of {len(kept) + len(problems)} items cannot be used"
+    if problems and (data.on_bad_sample == "reject" or not kept):
+        advice = "repair them, or set data.on_bad_sample=skip to go on without them" if kept else "repair them"
+        raise DataError(short_report(head.format(len(problems)), findings, advice))
     if not kept:
-        raise DataError(
-            _report(path, problems, 0) if problems else f"{path} holds no items; give it at least one question"
-        )
-    return LoadedData(samples=tuple(kept), skipped=dict(Counter(problem.reason for problem in problems)))
+        raise DataError(f"{shown(path)} holds no items; give it at least one question")
+    check_skipped(path, findings, len(kept) + len(problems), data.max_skipped_frac)
+    return LoadedData(
+        samples=tuple(kept), skipped={one.reason: one.count for one in findings}, num_mended=read.num_mended
+    )
+
+
+def _read_file(file: Path, sample_of: Callable[[dict[str, Any], str], Sample], read: _Read) -> None:
+    """Add what a file holds."""
+    for index, raw in enumerate(raw_records(file, prefix="item")):
+        place = place_of(file, raw, index)
+        try:
+            if isinstance(raw.value, BadRecordError):
+                raise raw.value
+            if not isinstance(raw.value, dict):
+                raise BadRecordError("not JSON", f"expected a JSON object, got {type(raw.value).__name__}")
+            sample = sample_of(raw.value, f"{file.stem}-{raw.line or index}")
+            if sample.sample_id in read.seen:
+                raise BadRecordError("id twice", f"the id {shown(sample.sample_id)!r} stands further up already")
+        except BadRecordError as error:
+            read.problems += [_Problem(place=place, reason=error.reason, detail=error.detail)] * error.num_records
+            continue
+        read.num_mended += raw.num_mended
+        read.seen.add(sample.sample_id)
+        read.samples.append(sample)
+        read.places.append(place)
+
+
+def _findings(problems: Sequence[_Problem]) -> tuple[Finding, ...]:
+    found = Tally()
+    for problem in problems:
+        found.add(problem.reason, f"{problem.place}: {problem.detail}")
+    return found.findings()
 
 
 def split_markers(prompt: str, marker: str = IMAGE_MARKER) -> tuple[str | None, ...]:
@@ -213,17 +253,6 @@ def _write_table(file: Path, pages: Mapping[str, Image.Image]) -> None:
         page.save(buffer, "PNG")
         data.append({"bytes": buffer.getvalue()})
     pq.write_table(pa.table({"image": data, "path": list(pages)}), file)
-
-
-def _report(path: str, problems: list[_Problem], num_good: int) -> str:
-    counts = ", ".join(f"{count} × {reason}" for reason, count in Counter(p.reason for p in problems).most_common())
-    shown = "\n".join(f"  {problem.place}: {problem.detail}" for problem in problems[:_SHOWN_PROBLEMS])
-    more = len(problems) - _SHOWN_PROBLEMS
-    return (
-        f"{path}: {len(problems)} of {len(problems) + num_good} items cannot be used ({counts})\n{shown}"
-        + (f"\n  … and {more} more" if more > 0 else "")
-        + "\nrepair them, or set data.on_bad_sample=skip to go on without them"
-    )
 
 
 def _broken_pages(samples: list[Sample]) -> dict[ImageRef, str]:

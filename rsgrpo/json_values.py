@@ -12,7 +12,6 @@ import re
 from typing import Any
 
 _PAIR_OR_HALF = re.compile("[\ud800-\udbff][\udc00-\udfff]|[\ud800-\udfff]")
-_SHOWN_CHARACTERS = 80
 REPLACEMENT = "\ufffd"
 """What half a surrogate pair becomes."""
 
@@ -53,7 +52,7 @@ def decode_json(data: bytes) -> tuple[Any, int]:
         if has_halves or "\\ud" in text or "\\uD" in text:
             return mend_surrogates(value)
     except json.JSONDecodeError as error:
-        raise JsonValueError(f"{error.msg} at character {error.pos}") from error
+        raise JsonValueError(f"{error.msg.removesuffix(' at')} at character {error.pos}") from error
     except RecursionError as error:
         raise JsonValueError("it is nested too deeply") from error
     except ValueError as error:  # a whole number of thousands of digits
@@ -91,31 +90,3 @@ def mend_surrogates(value: Any) -> tuple[Any, int]:
         return one
 
     return mended(value), count
-
-
-def shown(value: object, limit: int = _SHOWN_CHARACTERS) -> str:
-    """A value for a message: its ``repr``, cut, with its length where it was.
-
-    Args:
-        value: anything; a text of many megabytes is cut before it is written.
-        limit: most characters of it.
-
-    Example:
-        >>> shown("ab" * 1000, 12)
-        "'ababababab… (2,000 characters)"
-    """
-    if isinstance(value, (str, bytes)) and len(value) > limit:
-        kind = "characters" if isinstance(value, str) else "bytes"
-        return f"{value[:limit]!r}"[: limit - 1] + f"… ({len(value):,} {kind})"
-    text = _head(value, limit)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _head(value: object, limit: int) -> str:
-    """``repr`` of a value, of large texts within it only the first characters."""
-    if isinstance(value, list):
-        return f"[{', '.join(_head(one, limit) for one in value[:limit])}]"
-    if isinstance(value, dict):
-        some = list(value.items())[:limit]
-        return "{" + ", ".join(f"{_head(key, limit)}: {_head(one, limit)}" for key, one in some) + "}"
-    return repr(value[: limit + 1] if isinstance(value, (str, bytes)) else value)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from rsgrpo.config import DistractorConfig, SourceConfig, VideoConfig
 from rsgrpo.data_files import DataError
 from rsgrpo.readers.conversations import images_in_front
-from rsgrpo.readers.findings import ReadReport
+from rsgrpo.readers.findings import ReadReport, short_report
 from rsgrpo.readers.indexed import IndexedSamples
 from rsgrpo.readers.options import ReaderOptions
+from rsgrpo.errors import shown
 from rsgrpo.types import IMAGE_MARKER, ImageRef, Sample, Turn
 
 IndexArray = NDArray[np.int64]
@@ -34,6 +35,7 @@ class Mixture:
         num_held_out: records kept for validation, but at most a tenth of them.
         on_bad_record: ``error``: stop and show what is wrong with which records. ``skip``: leave them out.
         check_media: look for every image.
+        max_skipped_frac: share of each data set that ``skip`` may leave out.
         media_cache: see ``DataConfig``.
         video: which frames of a video; None: the defaults.
 
@@ -49,6 +51,7 @@ class Mixture:
         num_held_out: int,
         on_bad_record: str,
         check_media: bool,
+        max_skipped_frac: float = 0.01,
         media_cache: str = "",
         video: VideoConfig | None = None,
     ) -> None:
@@ -61,6 +64,8 @@ class Mixture:
                 source.path,
                 ReaderOptions(
                     media_root=source.media_root,
+                    on_bad_record=on_bad_record,
+                    max_skipped_frac=max_skipped_frac,
                     check_media=check_media,
                     sampling=source.sampling,
                     seed=seed,
@@ -75,9 +80,10 @@ class Mixture:
         )
         for source, data in zip(sources, self._data, strict=True):
             if not len(data) or (data.report.skipped and on_bad_record == "error"):
-                raise DataError(
-                    f"{source.path}: {data.report.text()}\nrepair them, or set data.on_bad_sample=skip to go on without"
-                )
+                found = data.report
+                head = f"{shown(source.path)}: {found.num_samples} of {found.num_records} records can be used"
+                advice = "repair them, or set data.on_bad_sample=skip to go on without"
+                raise DataError(short_report(head, found.skipped, advice if len(data) else "give it some"))
         self._offsets = np.cumsum([0, *(len(data) for data in self._data)])
         total = int(self._offsets[-1])
         held_out = np.random.default_rng((seed, _HELD_OUT)).permutation(total)[: min(num_held_out, total // 10)]

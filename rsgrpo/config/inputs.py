@@ -271,10 +271,13 @@ class DataConfig:
     """A longer prompt is rejected or skipped, never cut."""
     on_bad_sample: str = "reject"
     """``reject``: stop and name the sample. ``skip``: leave it out and say how many were left out."""
+    max_skipped_frac: float = 0.01
+    """Share of a data set that ``skip`` may leave out without stopping; one sample may always be."""
 
     def __post_init__(self) -> None:
         one_of("data.on_bad_sample", self.on_bad_sample, ("reject", "skip"))
         one_of("data.box_coordinates", self.box_coordinates, BOX_COORDINATES)
+        check_share("data.max_skipped_frac", self.max_skipped_frac)
         at_least("data.max_images", self.max_images, 1)
         at_least("data.min_pixels", self.min_pixels, 1)
         if self.max_pixels < self.min_pixels:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ijson
-
 from rsgrpo.data_files import DataError
 from rsgrpo.errors import shown
 from rsgrpo.media_store import MediaStore
@@ -23,6 +21,8 @@ from rsgrpo.readers.fields import (
 from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.media import MediaFinder
 from rsgrpo.readers.options import Convert, ReaderOptions
+from rsgrpo.readers.records import object_member
+from rsgrpo.errors import shown
 from rsgrpo.types import Box, Sample
 
 _QUESTION_TYPES = ("open-ended", "multi-choice")
@@ -82,13 +82,7 @@ def milebench(file: Path, options: ReaderOptions) -> Convert:
 
 def _meta_data(file: Path) -> Mapping[str, Any]:
     """The header of a MileBench file, which may also stand behind the data."""
-    with file.open("rb") as stream:
-        try:
-            meta = next(ijson.items(stream, "meta_data", use_float=True), None)
-        except ijson.JSONError as error:
-            raise DataError(
-                f"{file}: meta_data cannot be read: {str(error).splitlines()[0]}; fetch it again"
-            ) from error
+    meta = object_member(file, "meta_data")
     if not isinstance(meta, dict):
         raise DataError(f"{file} has no object meta_data; expected MileBench's {{'meta_data': …, 'data': […]}}")
     instructions, question_type = meta.get("task_instruction"), meta.get("question_type")

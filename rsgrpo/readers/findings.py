@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
+from rsgrpo.errors import shown
+
+_EXAMPLE_CHARACTERS = 300
+_SHORT_CHARACTERS = 160
+_MESSAGE_CHARACTERS = 490  # of a whole message, its line breaks included
 _SHOWN = 5  # enough to see a pattern; the count says the rest
 
 Remark = Callable[[str, str], None]
@@ -17,12 +23,16 @@ class BadRecordError(Exception):
     Args:
         reason: a few words that records with the same defect share, such as ``markers``.
         detail: what is wrong with this one: got and expected.
+        num_records: how many records this stands for; an estimate where a stretch of a file cannot be read.
+        is_final: nothing behind it can be read.
     """
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, *, num_records: int = 1, is_final: bool = False) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+        self.num_records = num_records
+        self.is_final = is_final
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +51,7 @@ class Finding:
 
     def lines(self) -> list[str]:
         """For people: count and reason, then the examples."""
-        more = self.count - len(self.examples)
+        more = self.count - len(self.examples) if len(self.examples) == _SHOWN else 0
         shown = [*self.examples, *([f"… and {more} more"] if more else [])]
         return [f"{self.count} × {self.reason}", *(f"  {example}" for example in shown)]
 
@@ -64,7 +74,7 @@ class ReadReport:
 
     @property
     def num_skipped(self) -> int:
-        """Records, or rests of files, that were left out."""
+        """Records that were left out; those in a part of a file that cannot be read are an estimate."""
         return sum(finding.count for finding in self.skipped)
 
     def counts(self) -> dict[str, int]:
@@ -81,6 +91,33 @@ class ReadReport:
         return "\n".join(lines)
 
 
+def short_report(head: str, findings: Sequence[Finding], advice: str) -> str:
+    """A message about findings that a terminal shows whole: as many examples as fit into 500 characters.
+
+    Args:
+        head: what it is about, one line; how many there are of each kind goes behind it.
+        findings: most frequent first; an example of each is shown before a second one of any.
+        advice: the way out, the last line.
+    """
+    counts = ", ".join(f"{finding.count:,} × {finding.reason}" for finding in findings)
+    lines = [shown(head, _MESSAGE_CHARACTERS // 2) + (f" ({shown(counts, _SHORT_CHARACTERS)})" if counts else "")]
+    left = _MESSAGE_CHARACTERS - len(lines[0]) - len(advice) - len("\n  … and 1,000,000,000 more\n")
+    in_turns = zip_longest(*(finding.examples for finding in findings))
+    examples = [one for turn in in_turns for one in turn if one is not None]
+    num_shown = 0
+    for number, example in enumerate(examples):
+        line = f"  {shown(example, max(_SHORT_CHARACTERS, left - 3) if number == 0 else _SHORT_CHARACTERS)}"
+        if left < len(line) + 1 or num_shown == _SHOWN:
+            break
+        lines.append(line)
+        left -= len(line) + 1
+        num_shown += 1
+    more = sum(finding.count for finding in findings) - num_shown
+    if more and (num_shown < len(examples) or num_shown == _SHOWN):
+        lines.append(f"  … and {more:,} more")
+    return "\n".join([*lines, advice])
+
+
 @dataclass(kw_only=True, slots=True)
 class Tally:
     """Counts findings as they come; a checkpoint keeps it.
@@ -91,10 +128,11 @@ class Tally:
 
     found: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
 
-    def add(self, reason: str, example: str) -> None:
-        """Count one."""
+    def add(self, reason: str, example: str, num_records: int = 1) -> None:
+        """Count one finding, which may stand for several records."""
         count, examples = self.found.get(reason, (0, ()))
-        self.found[reason] = (count + 1, examples if count >= _SHOWN else (*examples, example))
+        example = shown(example, _EXAMPLE_CHARACTERS)
+        self.found[reason] = (count + num_records, examples if len(examples) >= _SHOWN else (*examples, example))
 
     def findings(self) -> tuple[Finding, ...]:
         """All so far, most frequent first."""

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import json
+import zlib
 from array import array
 from dataclasses import replace
-from pathlib import Path
 from typing import BinaryIO
 
-from rsgrpo.data_files import DataError
+from rsgrpo.data_bytes import DataError, open_utf8
+from rsgrpo.json_values import decode_json
 from rsgrpo.readers.findings import BadRecordError, ReadReport
 from rsgrpo.readers.options import Convert, ReaderOptions
 from rsgrpo.readers.reader import FORMATS, open_reader
-from rsgrpo.readers.records import OPENINGS, raw_records
+from rsgrpo.readers.records import is_table
 from rsgrpo.readers.sources import source_files
-from rsgrpo.tables import TABLE_SUFFIXES, table_row
+from rsgrpo.errors import shown
+from rsgrpo.tables import table_row
 from rsgrpo.types import Sample
-
-_CLOSINGS = {"item": b"]", "data.item": b"]}"}
 
 
 class IndexedSamples:
     """The samples of a data set by number; each is read from its file and decoded when it is asked for.
 
-    Building it reads every record once, so that all defects are known before training starts. It keeps 28
-    bytes a record.
+    Building it reads every record once, so that all defects are known before training starts. It keeps 32
+    bytes a record, a checksum among them that tells a file which was changed since.
 
     Args:
         format: a key of ``FORMATS``.
         path: as for :func:`open_reader`.
-        options: what to check; bad records are always left out, see ``report``.
+        options: what to check; bad records are always left out, see ``report``, but with ``on_bad_record=skip`` not
+            more of them than ``max_skipped_frac``.
 
     Attributes:
         report: what was read and left out.
 
     Raises:
-        DataError: there is no such data set.
+        DataError: there is no such data set, or too much of it cannot be used.
 
     Example:
         >>> samples = IndexedSamples("llava", "mammoth_si_10M.json", ReaderOptions())
@@ -53,13 +53,17 @@ class IndexedSamples:
         self._starts = array("q")
         self._stops = array("q")
         self._numbers = array("q")
-        reader = open_reader(format, path, options=replace(options, on_bad_record="skip"))
+        self._checksums = array("I")
+        limit = options.max_skipped_frac if options.on_bad_record == "skip" else 1.0
+        reader = open_reader(format, path, options=replace(options, on_bad_record="skip", max_skipped_frac=limit))
         for _ in reader:
-            state = reader.state
-            self._file_of.append(state.file_index)
-            self._starts.append(reader.last_start)
-            self._stops.append(state.byte_offset)
-            self._numbers.append(state.record_index - 1)
+            file_index, start, stop = reader.state.file_index, reader.last_start, reader.state.byte_offset
+            self._file_of.append(file_index)
+            self._starts.append(start)
+            self._stops.append(stop)
+            self._numbers.append(reader.last_number)
+            is_row = is_table(self._files[file_index])
+            self._checksums.append(0 if is_row else zlib.crc32(self._bytes(file_index, start, stop)))
         self.report: ReadReport = reader.report
 
     def __len__(self) -> int:
@@ -81,38 +85,39 @@ class IndexedSamples:
         file_index = self._file_of[index]
         file = self._files[file_index]
         try:
-            record = self._record(file_index, self._starts[index], self._stops[index])
+            record = self._record(index)
             if file_index not in self._converts:
                 self._converts[file_index] = self._format.open(file, replace(self._options, check_media=False))
             # Whether an image exists was seen before; where that is not clear a MediaFinder looks again by itself.
             return self._converts[file_index](self._numbers[index], record, lambda reason, detail: None)
         except (BadRecordError, ValueError, LookupError) as error:
+            place = (
+                f"row {self._starts[index]}"
+                if is_table(file)
+                else f"record {self._numbers[index]} (bytes {self._starts[index]} to {self._stops[index]})"
+            )
             raise DataError(
-                f"{file} was changed after it was read first: record {self._numbers[index]} (bytes "
-                f"{self._starts[index]} to {self._stops[index]}) is none any more ({error}); start again"
+                f"{shown(file)} was changed after it was read first: {place} is not what it was ({shown(error)}); "
+                "start again"
             ) from error
 
-    def _record(self, file_index: int, start: int, stop: int) -> dict[str, object]:
-        file, prefix = self._files[file_index], self._format.prefix
-        if file.suffix in TABLE_SUFFIXES:
+    def _record(self, index: int) -> dict[str, object]:
+        file_index, start, stop = self._file_of[index], self._starts[index], self._stops[index]
+        file = self._files[file_index]
+        if is_table(file):
             value: object = table_row(file, start)
-        elif not start and file.suffix != ".jsonl":
-            # The head of the file stands in front of it: the parser knows where that ends.
-            value = next((value for end, value in raw_records(file, prefix=prefix) if end == stop), None)
         else:
             text = self._bytes(file_index, start, stop)
-            if file.suffix == ".jsonl":
-                value = json.loads(text)
-            else:
-                content = json.loads(OPENINGS[prefix] + text.lstrip(b" \t\r\n,") + _CLOSINGS[prefix])
-                value = (content if prefix == "item" else content["data"])[-1]
+            if zlib.crc32(text) != self._checksums[index]:
+                raise BadRecordError("changed", "its bytes are others")
+            value, _ = decode_json(text)
         if not isinstance(value, dict):
             raise BadRecordError("wrong type", f"got {type(value).__name__}")
         return value
 
     def _bytes(self, file_index: int, start: int, stop: int) -> bytes:
         if file_index not in self._streams:
-            self._streams[file_index] = Path(self._files[file_index]).open("rb")  # noqa: SIM115 - kept for all records
+            self._streams[file_index] = open_utf8(self._files[file_index])  # kept for all records
         stream = self._streams[file_index]
         stream.seek(start)
         return stream.read(stop - start)

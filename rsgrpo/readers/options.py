@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rsgrpo.config import BOX_COORDINATES, DataConfig
-from rsgrpo.config.checks import at_least, more_than, one_of
+from rsgrpo.config.checks import at_least, check_share, more_than, one_of
 from rsgrpo.readers.findings import Remark
 from rsgrpo.types import Sample
 
@@ -20,6 +20,7 @@ class ReaderOptions:
         media_root: folder that image paths are relative to; empty: where the format keeps them.
         check_media: refuse records whose images lie nowhere.
         on_bad_record: ``error``: stop and name them. ``skip``: leave them out, counted by reason.
+        max_skipped_frac: share of the records that ``skip`` may leave out without stopping; one record may always be.
         sampling: which records of each file: ``all``, ``first:N``, ``end:N`` or ``random:N``; N may be ``10%``.
         seed: of ``random``.
         combined_images: MileBench: use the variant whose pages are combined to at most so many canvases; 0: none.
@@ -35,6 +36,7 @@ class ReaderOptions:
     media_root: str = ""
     check_media: bool = True
     on_bad_record: str = "error"
+    max_skipped_frac: float = 0.01
     sampling: str = "all"
     seed: int = 0
     combined_images: int = 0
@@ -48,6 +50,7 @@ class ReaderOptions:
     def __post_init__(self) -> None:
         one_of("box_coordinates", self.box_coordinates, ("", *BOX_COORDINATES))
         one_of("on_bad_record", self.on_bad_record, ("error", "skip"))
+        check_share("max_skipped_frac", self.max_skipped_frac)
         at_least("combined_images", self.combined_images, 0)
         more_than("frames_per_second", self.frames_per_second, 0.0)
         at_least("min_frames", self.min_frames, 1)

@@ -11,11 +11,13 @@ from rsgrpo.data_files import DataError
 from rsgrpo.readers.benchmarks import mig_bench, milebench, visual_haystacks
 from rsgrpo.readers.conversations import llava, mgrounding, mirage, sharegpt
 from rsgrpo.readers.evisrag import evisrag
-from rsgrpo.readers.findings import BadRecordError, ReadReport, Tally
+from rsgrpo.readers.findings import BadRecordError, ReadReport, Remark, Tally, short_report
 from rsgrpo.readers.options import Convert, ReaderOptions
-from rsgrpo.readers.records import raw_records
+from rsgrpo.readers.records import RawRecord, place_of, raw_records
 from rsgrpo.readers.seen import SeenIds
+from rsgrpo.readers.skipping import check_skipped
 from rsgrpo.readers.sources import SourceFile, source_files, wanted_records
+from rsgrpo.errors import shown
 from rsgrpo.types import Sample
 
 
@@ -74,6 +76,7 @@ class Reader:
 
     Attributes:
         last_start: first byte of the record of the sample that was given last (its end is ``state.byte_offset``).
+        last_number: 0-based number of that record within its file.
     """
 
     def __init__(
@@ -85,8 +88,9 @@ class Reader:
         self._options = options
         self._file_index = state.file_index
         self._byte_offset = state.byte_offset
-        self._record_index = self._state_index = state.record_index
+        self._record_index = state.record_index
         self.last_start = state.byte_offset
+        self.last_number = state.record_index
         self._num_records = 0
         self._num_samples = 0
         self._skipped = Tally()
@@ -95,7 +99,7 @@ class Reader:
     @property
     def state(self) -> ReaderState:
         """Where a new reader must start to give the sample after the last one given."""
-        return ReaderState(file_index=self._file_index, byte_offset=self._byte_offset, record_index=self._state_index)
+        return ReaderState(file_index=self._file_index, byte_offset=self._byte_offset, record_index=self._record_index)
 
     @property
     def report(self) -> ReadReport:
@@ -111,53 +115,69 @@ class Reader:
         """The samples.
 
         Raises:
-            DataError: a file is not what its name says, or (``on_bad_record=error``) a record cannot be used.
+            DataError: a file is not what its name says, or a record cannot be used (``on_bad_record=error``), or
+                more of them than ``max_skipped_frac`` allows (``skip``; then at the end).
         """
         seen = SeenIds()
         while self._file_index < len(self._sources):
             yield from self._read_file(self._sources[self._file_index], seen)
             self._file_index += 1
-            self._byte_offset = self._record_index = self._state_index = 0
+            self._byte_offset = self._record_index = 0
+        if self._options.on_bad_record == "skip":
+            check_skipped(
+                ", ".join(source.file.name for source in self._sources[:3]),
+                self._skipped.findings(),
+                self._num_records,
+                self._options.max_skipped_frac,
+            )
 
     def _read_file(self, source: SourceFile, seen: SeenIds) -> Iterator[Sample]:
         file = source.file
         convert = self._format.open(file, self._options)
         wanted = wanted_records(source, self._format.prefix, (self._options.seed, self._file_index))
 
-        def remark(reason: str, detail: str) -> None:
-            self._remarks.add(reason, f"{file.name} record {self._record_index}: {detail}")
+        raw: RawRecord | None = None
 
-        for end, value in raw_records(file, prefix=self._format.prefix, offset=self._byte_offset):
+        def remark(reason: str, detail: str) -> None:
+            assert raw is not None
+            self._remarks.add(reason, f"{place_of(file, raw, self._record_index)}: {detail}")
+
+        for raw in raw_records(file, prefix=self._format.prefix, offset=self._byte_offset):
             if wanted is not None:
                 if self._record_index >= len(wanted):
                     return
                 if not wanted[self._record_index]:
-                    self._pass(end)
+                    self._pass(raw)
                     continue
             self._num_records += 1
             sample: Sample | None = None
             try:
-                if isinstance(value, BadRecordError):
-                    raise value
-                if not isinstance(value, dict):
-                    raise BadRecordError("wrong type", f"expected a JSON object, got {type(value).__name__}")
-                sample = convert(self._record_index, value, remark)
+                sample = self._converted(raw, convert, remark)
                 if not seen.add(sample.sample_id):
                     sample = self._renamed(sample, remark)
             except BadRecordError as error:
                 sample = None
-                self._refuse(file, error)
-            self._pass(end)
+                self._refuse(file, raw, error)
+            self._pass(raw)
             if sample is not None:
                 self._num_samples += 1
                 yield sample
 
-    def _pass(self, end: int) -> None:
-        """Step behind a record; one whose end is not known is read again by a reader that goes on."""
+    def _converted(self, raw: RawRecord, convert: Convert, remark: Remark) -> Sample:
+        value = raw.value
+        if isinstance(value, BadRecordError):
+            raise value
+        if not isinstance(value, dict):
+            raise BadRecordError("wrong type", f"expected a JSON object, got {type(value).__name__}")
+        if raw.num_mended:
+            remark("half a character", f"{raw.num_mended} lone surrogates in its texts were replaced by U+FFFD")
+        return convert(self._record_index, value, remark)
+
+    def _pass(self, raw: RawRecord) -> None:
+        """Step behind a record."""
+        self.last_start, self._byte_offset = raw.start, raw.end
+        self.last_number = self._record_index
         self._record_index += 1
-        if end != self._byte_offset:
-            self.last_start, self._byte_offset = self._byte_offset, end
-            self._state_index = self._record_index
 
     def _renamed(self, sample: Sample, remark: Callable[[str, str], None]) -> Sample:
         detail = f"the id {sample.sample_id!r} stands further up already"
@@ -166,12 +186,13 @@ class Reader:
         remark("id twice", detail)
         return replace(sample, sample_id=f"{sample.sample_id}#{self._record_index}")
 
-    def _refuse(self, file: Path, error: BadRecordError) -> None:
-        place = f"{file.name} record {self._record_index} (from byte {self._byte_offset})"
-        self._skipped.add(error.reason, f"{place}: {error.detail}")
+    def _refuse(self, file: Path, raw: RawRecord, error: BadRecordError) -> None:
+        place = place_of(file, raw, self._record_index)
+        self._num_records += error.num_records - 1
+        self._skipped.add(error.reason, f"{place}: {error.detail}", error.num_records)
         if self._options.on_bad_record == "error":
             raise DataError(
-                f"{self._name}: {place} cannot be used ({error.reason}): {error.detail}\n"
+                f"{self._name}: {place} cannot be used ({error.reason}): {shown(error.detail, 300)}\n"
                 "repair it, or skip bad records (on_bad_record=skip), which are then counted"
             )
 
@@ -226,11 +247,17 @@ def read_samples(
         DataError: there is no such data set, or (``on_bad_record=error``) something is wrong with it.
     """
     wanted = options or ReaderOptions()
-    reader = open_reader(format, path, options=replace(wanted, on_bad_record="skip"))
+    is_strict = wanted.on_bad_record == "error"
+    limit = 1.0 if is_strict else wanted.max_skipped_frac  # what stops at the first one needs no limit
+    reader = open_reader(format, path, options=replace(wanted, on_bad_record="skip", max_skipped_frac=limit))
     samples = tuple(reader)
     report = reader.report
-    if report.skipped and wanted.on_bad_record == "error":
+    if report.skipped and is_strict:
         raise DataError(
-            f"{path}: {report.text()}\nrepair them, or skip bad records (on_bad_record=skip), which are then counted"
+            short_report(
+                f"{shown(path)}: {report.num_samples} of {report.num_records} records can be used",
+                report.skipped,
+                "repair them, or skip bad records (on_bad_record=skip), which are then counted",
+            )
         )
     return samples, report

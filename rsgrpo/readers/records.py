@@ -1,96 +1,389 @@
-"""Raw records of a data file, one after the other in constant memory, each with the byte where it ends.
+"""Raw records of a data file, one after the other in constant memory, each with the bytes where it starts and ends.
 
-A JSON list goes through ``ijson`` (its C backend where there is one). The file is handed over in pieces that
-end in a ``}`` which a comma or bracket follows: only there can a record end, so that the parser itself tells
-at which byte each one does, and reading can go on from any of these bytes later. Most such braces end something
-within a record, and each piece has its price. So what stands between the first two records, up to the second
-one's first key, is taken for what stands between all of them: pieces end there only, as long as the parser says
-that each of them brings exactly one record with its last byte.
+A file is read by what it holds: a JSON list, a list within an object, objects one after the other, or one a line.
+Values are what Python's ``json`` makes of them. A list goes through ``ijson`` (its C backend where there is one)
+as far as all its records are parted as the first two are: a record at a time, as long as the parser says that it
+is exactly one. From the first thing on that is odd, such as a NaN, ``rsgrpo.readers.json_stream`` goes on.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import ijson
 
-from rsgrpo.data_files import DataError
+from rsgrpo.data_bytes import BYTE_ORDER_MARK, DataError, open_utf8
+from rsgrpo.json_values import JsonValueError, decode_json
 from rsgrpo.readers.findings import BadRecordError
+from rsgrpo.readers.json_stream import JsonBreakError, JsonStream
+from rsgrpo.errors import shown
 from rsgrpo.tables import TABLE_SUFFIXES, TableError, table_rows
 
+LINE_SUFFIXES = (".jsonl", ".ndjson")
 _CHUNK_BYTES = 1 << 18  # large enough to read fast, small beside the records that a reader's user holds
-_RECORD_END = re.compile(rb"\}(?=\s*[,\]])")
-_BEFORE_NEXT = re.compile(rb"\s*,?")
 _BETWEEN = re.compile(rb"\s*,?\s*")
 _FIRST_KEY = re.compile(rb'\{\s*"[^"\\]*"')
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_BEFORE_FIRST = {"item": re.compile(b"(?:" + _BYTE_ORDER_MARK + rb")?\s*\[\s*"), "data.item": re.compile(rb"(?!)")}
-"""What stands in front of a file's first record; for a list within an object only the parser can tell."""
 _LONGEST_ALIKE = 1 << 24  # a separator that does not come again must not draw the file into memory
-OPENINGS = {"item": b"[", "data.item": b'{"data":['}
-"""What must stand in front of a record for the parser to be in a list of them, by ijson's name of the list."""
+_LONGEST_LINE = 1 << 26
+# Lists of objects that belong to one record, so that the object around them is no wrapper of many.
+_RECORD_KEYS = frozenset(("conversations", "conversation", "messages", "turns", "history", "chosen", "rejected"))
+_RECORD_KEYS |= {"images", "image", "videos", "video", "audios", "boxes", "choices", "tools", "functions"}
 
-RawRecord = tuple[int, object]
-"""First byte behind the record, and its value; a BadRecordError where there is none."""
+
+class RawRecord(NamedTuple):
+    """A record as it stands in its file.
+
+    Attributes:
+        start: its first byte; its row in a table.
+        end: the byte behind it; the next row.
+        value: what it holds; a BadRecordError where that cannot be read.
+        line: its 1-based line, where a line is a record; else 0.
+        num_mended: halves of surrogate pairs that were replaced by U+FFFD in it.
+    """
+
+    start: int
+    end: int
+    value: object
+    line: int = 0
+    num_mended: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Layout:
+    """How a JSON file holds its records.
+
+    Attributes:
+        kind: ``lines``, ``list``, ``member`` (a list within an object) or ``objects`` (one after the other).
+        start: the byte behind what stands in front of them.
+    """
+
+    kind: str
+    start: int
+
+
+@dataclass(kw_only=True, slots=True)
+class _Before:
+    """What was read of a list so far: the byte where reading began, the last record and its end, and how many."""
+
+    first: int
+    end: int
+    last: dict[str, Any] | None = None
+    count: int = 0
+
+
+def is_table(file: Path) -> bool:
+    """Whether a file holds rows."""
+    return file.suffix.lower() in TABLE_SUFFIXES
+
+
+def place_of(file: Path, record: RawRecord, index: int) -> str:
+    """Where a record stands, for people: a row (from 0), a line (from 1), or a record (from 0) with its byte.
+
+    Args:
+        file: the data file.
+        record: of it.
+        index: 0-based number of the record.
+    """
+    if is_table(file):
+        return f"{file.name} row {record.start}"
+    if record.line:
+        return f"{file.name} line {record.line}"
+    return f"{file.name} record {index} (from byte {record.start})"
 
 
 def raw_records(file: Path, *, prefix: str, offset: int = 0) -> Iterator[RawRecord]:
     """The records of a data file.
 
     Args:
-        file: a JSON list, or an object with a list (``prefix``); ``.jsonl``: one record a line; parquet or Arrow.
-        prefix: ``item`` for a list, ``data.item`` for the list under ``data`` of an object.
-        offset: where to go on: an end that was given before; 0: the start. Row number for parquet.
+        file: JSON, JSONL, parquet or Arrow. JSON is told from JSONL by what it holds, not by its name.
+        prefix: ``item`` for a list (or the only list of an object); ``data.item`` for the list under ``data``.
+        offset: where to go on: an end that was given before; 0: the start. Row number of a table.
 
     Yields:
-        End and value of each record; one of a list that is no object comes with the end of the last that is.
-        Where the file breaks off or is not JSON, a last
-        :class:`BadRecordError` says so; a broken line of JSONL is one record.
+        Each record. Where a value is broken, a :class:`BadRecordError` says how many bytes cannot be read; then
+        the next record that can be told, if there is one. A broken line is one record.
 
     Raises:
         DataError: the file as a whole is not what its name says.
 
     Example:
-        ``[{"a": 1}, {"a": 2}]`` gives ``(9, {"a": 1})`` and ``(19, {"a": 2})``.
+        ``[{"a": 1}, {"a": 2}]`` gives the bytes 1 to 9 with ``{"a": 1}`` and 11 to 19 with ``{"a": 2}``.
     """
-    if file.suffix == ".jsonl":
-        return _lines(file, offset)
-    if file.suffix in TABLE_SUFFIXES:
-        return _table_rows(file, offset)
-    return _list_items(file, prefix, offset)
+    if is_table(file):
+        yield from _rows(file, offset)
+        return
+    with open_utf8(file) as stream:
+        layout = _layout(file, stream, prefix)
+        if layout.kind == "lines":
+            yield from _lines(stream, offset or layout.start)
+            return
+        before = _Before(first=offset or layout.start, end=offset)
+        if layout.kind != "objects":
+            yield from _alike_items(stream, before)
+        size = stream.seek(0, 2)
+        items = JsonStream(stream, before.end or layout.start)
+        is_whole = yield from _items(file, items, size, "" if layout.kind == "objects" else "]", before)
+        if is_whole and layout.kind != "objects":
+            yield from _behind_list(file, items, size, layout, prefix, before)
 
 
-def _lines(file: Path, offset: int) -> Iterator[RawRecord]:
-    with file.open("rb") as lines:
-        lines.seek(offset)
-        for line in lines:
-            start, offset = offset, offset + len(line)
-            if not line.strip():
-                continue
-            try:
-                value: object = json.loads(line)
-            except ValueError as error:
-                # A half-written last line is a cut file, not a bad record in the middle of a good one.
-                reason = "not JSON" if line.endswith(b"\n") else "truncated JSON"
-                value = BadRecordError(reason, f"the line (bytes {start} to {offset}) is not JSON: {error}")
-            yield offset, value
+def object_member(file: Path, name: str) -> Any:
+    """The value of one key of a file that holds an object, wherever it stands; None if there is none.
+
+    Args:
+        file: JSON.
+        name: the key.
+
+    Raises:
+        DataError: the file is no object, or broken in front of the key.
+    """
+    with open_utf8(file) as raw:
+        stream = JsonStream(raw, _first_byte(raw))
+        if stream.peek() != "{":
+            return None
+        stream.step()
+        try:
+            for key in _members(stream):
+                if key == name:
+                    return stream.value().value
+                if stream.peek() == "[":
+                    stream.step()
+                    for record in _items(file, stream, raw.seek(0, 1), "]", _Before(first=0, end=0)):
+                        if isinstance(record.value, BadRecordError) and record.value.is_final:
+                            return None
+                else:
+                    stream.value()
+        except JsonBreakError as error:
+            raise DataError(f"{shown(file)} is not JSON: {error}; fetch it again") from error
+    return None
 
 
-def _table_rows(file: Path, offset: int) -> Iterator[RawRecord]:
+def _rows(file: Path, offset: int) -> Iterator[RawRecord]:
     try:
         for row, value in enumerate(table_rows(file, offset), start=offset):
-            yield row + 1, value
+            yield RawRecord(row, row + 1, value)
     except TableError as error:
         raise DataError(str(error)) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{shown(file)} holds text that is not UTF-8 ({error.reason}); write it again") from error
 
 
-def _list_items(file: Path, prefix: str, offset: int) -> Iterator[RawRecord]:
-    end = yield from _alike_items(file, prefix, offset)
-    yield from _any_items(file, prefix, end)
+def _lines(stream: BinaryIO, offset: int) -> Iterator[RawRecord]:
+    stream.seek(0)
+    number, waiting = 0, offset
+    while waiting and (block := stream.read(min(waiting, _CHUNK_BYTES))):
+        number += block.count(b"\n")
+        waiting -= len(block)
+    for line in stream:
+        number += 1
+        start, offset = offset, offset + len(line)
+        if not line.strip():
+            continue
+        try:
+            value, num_mended = decode_json(line)
+        except JsonValueError as error:
+            # A half-written last line is a cut file, not a bad record in the middle of a good one.
+            reason = "not JSON" if line.endswith(b"\n") else "truncated JSON"
+            value = BadRecordError(reason, f"the line is not JSON: {error} (bytes {start} to {offset})")
+            num_mended = 0
+        yield RawRecord(start, offset, value, number, num_mended)
+
+
+def _first_byte(stream: BinaryIO) -> int:
+    stream.seek(0)
+    return len(BYTE_ORDER_MARK) if stream.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK else 0
+
+
+def _layout(file: Path, stream: BinaryIO, prefix: str) -> _Layout:
+    start = _first_byte(stream)
+    items = JsonStream(stream, start)
+    opening = items.peek()
+    place = items.place
+    named_lines = file.suffix.lower() in LINE_SUFFIXES
+    if prefix != "item":
+        if opening not in ("{", ""):
+            raise DataError(f"{shown(file)} starts with {opening!r}; expected a JSON object with a list under 'data'")
+        return _wrapped(file, stream, place, prefix)
+    if opening == "[":
+        return _list_or_lines(stream, place, named_lines)
+    if opening not in ("{", "") and not named_lines:
+        raise DataError(
+            f"{shown(file)} starts with {opening!r}; expected a JSON list ([) of objects, or one object a line"
+        )
+    stream.seek(place)
+    line = stream.readline(_LONGEST_LINE)
+    if _is_whole(line):
+        more = stream.read(_CHUNK_BYTES).lstrip()[:1]
+        if named_lines or more == b"{":
+            return _Layout(kind="lines", start=start)
+    elif named_lines and not _goes_on(stream, place, len(line), b"\r" in line.strip()):
+        return _Layout(kind="lines", start=start)
+    return _wrapped(file, stream, place, prefix)
+
+
+def _list_or_lines(stream: BinaryIO, place: int, named_lines: bool) -> _Layout:
+    """Lines that hold lists are lines all the same: each is told to be no object."""
+    if named_lines:
+        stream.seek(place)
+        if _is_whole(stream.readline(_LONGEST_LINE)) and stream.read(_CHUNK_BYTES).strip():
+            return _Layout(kind="lines", start=place)
+    return _Layout(kind="list", start=place + 1)
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        decode_json(line)
+    except JsonValueError:
+        return False
+    return True
+
+
+def _goes_on(stream: BinaryIO, place: int, num_bytes: int, has_returns: bool) -> bool:
+    """Whether the first value goes beyond its line (or lines end as they did on old Macs)."""
+    try:
+        return JsonStream(stream, place).value().end > place + num_bytes or has_returns
+    except JsonBreakError:
+        return False
+
+
+def _wrapped(file: Path, stream: BinaryIO, place: int, prefix: str) -> _Layout:
+    """An object around the list of records, or objects that are records themselves."""
+    items = JsonStream(stream, place)
+    num_keys = 0
+    try:
+        if items.peek() == "{":
+            items.step()
+            for key in _members(items):
+                num_keys += 1
+                is_list = items.peek() == "["
+                if is_list and prefix == "data.item" and key == "data":
+                    return _Layout(kind="member", start=items.place + 1)
+                if is_list and prefix == "item" and key not in _RECORD_KEYS:
+                    opening = items.place + 1
+                    items.step()
+                    if items.peek() == "{":
+                        return _Layout(kind="member", start=opening)
+                    if not _pass_list(items):
+                        break
+                else:
+                    items.value()
+            if not num_keys and not items.peek() and prefix == "item":
+                raise DataError(f"{shown(file)} holds an empty JSON object; expected a list of objects")
+    except JsonBreakError:
+        pass  # told again, with its place, where records are read
+    if prefix != "item":
+        raise DataError(f"{shown(file)} has no list 'data'; expected a JSON object ({{'meta_data': …, 'data': […]}})")
+    return _Layout(kind="objects", start=place)
+
+
+def _pass_list(items: JsonStream) -> bool:
+    while (char := items.peek()) != "]":
+        if not char:
+            return False
+        if char == ",":
+            items.step()
+        else:
+            items.value()
+    items.step()
+    return True
+
+
+def _members(stream: JsonStream) -> Iterator[str]:
+    """The keys of an object; whoever asks for the next one has read the value of the last."""
+    while (char := stream.peek()) != "}":
+        if char == ",":
+            stream.step()
+            continue
+        key = stream.value().value
+        if stream.peek() != ":":
+            raise JsonBreakError(f"Expecting ':' delimiter at byte {stream.place}", is_cut=not stream.peek())
+        stream.step()
+        yield str(key)
+    stream.step()
+
+
+def _items(
+    file: Path, stream: JsonStream, size: int, closing: str, before: _Before
+) -> Generator[RawRecord, None, bool]:
+    """Records up to the bracket that closes their list; whether it was there."""
+    while (char := stream.peek()) != closing:
+        if char == ",":
+            stream.step()
+            continue
+        start = stream.place
+        try:
+            found = stream.value()
+        except JsonBreakError as error:
+            num_passed = 0 if error.is_cut else stream.find_next(before.last)
+            if not num_passed:
+                yield RawRecord(start, before.end, _rest_error(file, stream, error, size, before))
+                return False
+            stop = stream.place
+            detail = f"{stop - start} bytes cannot be read: {error}; reading goes on at byte {stop}"
+            yield RawRecord(start, stop, BadRecordError("not JSON", detail, num_records=num_passed))
+            before.end = stop
+            continue
+        before.count, before.end = before.count + 1, found.end
+        before.last = found.value if isinstance(found.value, dict) and found.value else before.last
+        yield RawRecord(found.start, found.end, found.value, 0, found.num_mended)
+    if closing:
+        stream.step()
+    return True
+
+
+def _rest_error(file: Path, stream: JsonStream, error: JsonBreakError, size: int, before: _Before) -> BadRecordError:
+    rest = size - stream.place
+    # As many as are in so many bytes, by the mean of those before; without any as many as seem to begin.
+    mean = (before.end - before.first) / before.count if before.count else 0
+    num_records = max(1, round(rest / mean) if mean else stream.num_like_next(rest))
+    if error.is_cut:
+        return BadRecordError(
+            "truncated JSON",
+            f"{file.name} breaks off at byte {size} inside a record; the last whole record ends at byte {before.end} "
+            f"(go on from there once the file is complete): {error}",
+            num_records=num_records,
+            is_final=True,
+        )
+    return BadRecordError(
+        "not JSON",
+        f"{before.count:,} records read, the remaining {rest:,} bytes of {size:,} ({100 * rest / size:.3g} %, about "
+        f"{num_records:,} records) cannot be read: {error}",
+        num_records=num_records,
+        is_final=True,
+    )
+
+
+def _behind_list(
+    file: Path, stream: JsonStream, size: int, layout: _Layout, prefix: str, before: _Before
+) -> Iterator[RawRecord]:
+    """What may follow a list: nothing, or the rest of the object around it."""
+    place = stream.place
+    try:
+        if layout.kind == "member":
+            for key in _members(stream):
+                is_list = stream.peek() == "["
+                if stream.value() and is_list and prefix == "item" and key not in _RECORD_KEYS:
+                    raise DataError(
+                        f"{shown(file)} holds several lists, another one under {shown(key, 60)!r}; put each into a "
+                        "file of its own"
+                    )
+        if not stream.peek():
+            return
+        rest = size - stream.place
+        error = BadRecordError(
+            "not JSON",
+            f"{rest:,} bytes of {size:,} ({100 * rest / size:.3g} %) follow behind the end of the list at byte "
+            f"{place} and are not read; put all records into one list",
+            num_records=1,
+            is_final=True,
+        )
+    except JsonBreakError as broken:
+        error = _rest_error(file, stream, broken, size, before)
+    yield RawRecord(stream.place, place, error)
 
 
 class _AlikePieces:
@@ -100,26 +393,27 @@ class _AlikePieces:
         stream: the file.
         start: first byte of a record.
         separator: what parts records, from the brace that ends one on.
-        opening: stands for what comes in front of the record.
 
     Attributes:
         end: behind the brace that the last read gave; -1 if it gave none.
     """
 
-    def __init__(self, stream: BinaryIO, start: int, separator: bytes, opening: bytes) -> None:
+    def __init__(self, stream: BinaryIO, start: int, separator: bytes) -> None:
         self.end = -1
-        self._pieces = self._cut(stream, start, separator, opening)
+        self._pieces = self._cut(stream, start, separator)
 
     def read(self, size: int) -> bytes:
         """The next piece, whatever its size; empty behind the last separator."""
         return next(self._pieces, b"") if size else b""
 
-    def _cut(self, stream: BinaryIO, start: int, separator: bytes, opening: bytes) -> Iterator[bytes]:
-        yield opening
+    def _cut(self, stream: BinaryIO, start: int, separator: bytes) -> Iterator[bytes]:
+        yield b"["
         stream.seek(start)
         block, position = b"", start
         while chunk := stream.read(_CHUNK_BYTES):
             block += chunk
+            if b"\\ud" in block or b"\\uD" in block:
+                return  # ijson reads half a surrogate pair as a question mark
             sent = 0
             while (found := block.find(separator, sent)) >= 0:
                 yield block[sent:found]
@@ -132,114 +426,33 @@ class _AlikePieces:
                 return
 
 
-def _alike_items(file: Path, prefix: str, offset: int) -> Generator[RawRecord, None, int]:
-    """Records that are parted as the first two are, up to the first that is not; returns where the last one ends."""
-    end = offset
-    with file.open("rb") as stream:
-        start, separator = _first_separator(stream, prefix, offset)
-        if not separator:
-            return end
-        pieces = _AlikePieces(stream, start, separator, OPENINGS[prefix])
-        try:
-            for value in ijson.items(pieces, prefix, use_float=True):
-                if pieces.end < 0:
-                    break
-                end = pieces.end
-                yield end, value
-        except (ijson.JSONError, UnicodeDecodeError, OverflowError):
-            return end  # the last record has no separator behind it; a real error shows again where it is told
-    return end
+def _alike_items(stream: BinaryIO, before: _Before) -> Iterator[RawRecord]:
+    """Records that are parted as the first two are, up to the first that is not."""
+    start, separator = _first_separator(stream, before.first)
+    if not separator:
+        return
+    gap = separator.index(b"{") - 1
+    pieces = _AlikePieces(stream, start, separator)
+    try:
+        for value in ijson.items(pieces, "item", use_float=True):
+            if pieces.end < 0:
+                break
+            before.end, before.last = pieces.end, value
+            before.count += 1
+            yield RawRecord(start, before.end, value)
+            start = before.end + gap
+    except (ijson.JSONError, ValueError, OverflowError, RecursionError):
+        return  # the last record has no separator behind it; a real error shows again where it is told
 
 
-def _first_separator(stream: BinaryIO, prefix: str, offset: int) -> tuple[int, bytes]:
+def _first_separator(stream: BinaryIO, offset: int) -> tuple[int, bytes]:
     """Where the first record behind an offset starts, and what parts it from the next, its first key included."""
     stream.seek(offset)
     head = stream.read(_CHUNK_BYTES)
-    before = _BETWEEN if offset else _BEFORE_FIRST[prefix]
-    opening = before.match(head)
-    key = _FIRST_KEY.match(head, opening.end()) if opening else None
-    if opening is None or key is None:
+    opening = _BETWEEN.match(head)
+    assert opening is not None
+    key = _FIRST_KEY.match(head, opening.end())
+    if key is None:
         return offset, b""
     parted = re.compile(rb"\}\s*,\s*" + re.escape(key[0])).search(head, key.end())
     return offset + opening.end(), parted[0] if parted else b""
-
-
-def _any_items(file: Path, prefix: str, offset: int) -> Iterator[RawRecord]:
-    items: list[Any] = ijson.sendable_list()
-    parser = ijson.items_coro(items, prefix, use_float=True)
-    end = offset
-    is_through = False
-    try:
-        for position, piece in _pieces(file, prefix, offset):
-            parser.send(piece)
-            if items:
-                # An object ends where the piece does; where anything else among the records ends is not known.
-                for value in items:
-                    end = position if isinstance(value, dict) else end
-                    yield end, value
-                del items[:]
-        is_through = True
-        parser.close()
-    except (ijson.JSONError, UnicodeDecodeError, OverflowError) as error:
-        size = file.stat().st_size
-        detail = f"{error}".strip().splitlines()[0] if f"{error}".strip() else type(error).__name__
-        if is_through:  # the parser calls every error incomplete
-            yield (
-                end,
-                BadRecordError(
-                    "truncated JSON",
-                    f"{file} breaks off at byte {size} inside a record; the last whole record ends at byte {end} "
-                    f"(go on from there once the file is complete): {detail}",
-                ),
-            )
-        else:
-            yield (
-                end,
-                BadRecordError(
-                    "not JSON", f"{file} is not JSON behind byte {end}, so that the rest of it cannot be read: {detail}"
-                ),
-            )
-
-
-def _pieces(file: Path, prefix: str, offset: int) -> Generator[tuple[int, bytes], None, None]:
-    """Pieces of the file from ``offset`` on, with the byte behind each."""
-    with file.open("rb") as stream:
-        if offset:
-            yield offset, OPENINGS[prefix]
-            stream.seek(offset)
-            block = stream.read(_CHUNK_BYTES)
-            skipped = _BEFORE_NEXT.match(block)
-            assert skipped is not None
-        else:
-            block = stream.read(_CHUNK_BYTES)
-            skipped = re.compile(b"(?:" + _BYTE_ORDER_MARK + rb")?\s*").match(block)
-            assert skipped is not None
-            _check_opening(file, block[skipped.end() :], prefix)
-        position = offset + skipped.end()
-        block = block[skipped.end() :]
-        while True:
-            sent = 0
-            for found in _RECORD_END.finditer(block):
-                piece = block[sent : found.end()]
-                sent = found.end()
-                yield position + sent, piece
-            # What follows a brace decides whether a record may end there: it waits for the next chunk.
-            last = block.rfind(b"}", sent)
-            chunk = stream.read(_CHUNK_BYTES)
-            stop = len(block) if last < 0 or not chunk else last
-            if stop > sent:
-                yield position + stop, block[sent:stop]
-            position += stop
-            if not chunk:
-                return
-            block = block[stop:] + chunk
-
-
-def _check_opening(file: Path, head: bytes, prefix: str) -> None:
-    opening = OPENINGS[prefix][:1]
-    if head and head[:1] != opening:
-        kind = "list" if opening == b"[" else "object"
-        raise DataError(
-            f"{file} starts with {head[:20]!r}; expected a JSON {kind} ({opening.decode()}). A file of one object a "
-            "line must be named .jsonl"
-        )

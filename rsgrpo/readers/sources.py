@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from rsgrpo.data_files import DataError, data_files
-from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.readers.records import raw_records
 
 _SAMPLING = re.compile(r"all|(first|end|random):(\d+)(%?)")
@@ -111,7 +110,7 @@ def wanted_records(source: SourceFile, prefix: str, seed: tuple[int, int]) -> by
     kind, number, is_share = found[1], int(found[2]), bool(found[3])
     if kind == "first" and not is_share:
         return bytearray(b"\1" * number)  # nothing to count
-    total = sum(not isinstance(value, BadRecordError) for _, value in raw_records(source.file, prefix=prefix))
+    total = sum(1 for _ in raw_records(source.file, prefix=prefix))
     count = min(total, math.ceil(total * number / 100) if is_share else number)
     if kind == "first":
         return bytearray(b"\1" * count)

@@ -12,7 +12,7 @@ from rsgrpo.data_files import DataError
 from rsgrpo.readers import ReaderOptions, ReaderState, open_reader, read_samples
 from rsgrpo.types import Box, ImageRef
 
-SKIP = ReaderOptions(on_bad_record="skip", check_media=False)
+SKIP = ReaderOptions(on_bad_record="skip", check_media=False, max_skipped_frac=1.0)
 
 
 def write(file: Path, content: Any) -> Path:
@@ -217,7 +217,7 @@ def test_a_folder_of_files_is_one_data_set(tmp_path: Path):
     write(tmp_path / "b.json", [mig()])
     samples, report = read_samples("mig_bench", tmp_path, options=SKIP)
     assert (len(samples), report.counts()) == (2, {"id twice": 1})
-    assert "b.json record 0 (from byte 0)" in report.skipped[0].examples[0]
+    assert "b.json record 0 (from byte 1)" in report.skipped[0].examples[0]
 
 
 def test_a_truncated_file_gives_what_is_whole_and_is_counted(tmp_path: Path):

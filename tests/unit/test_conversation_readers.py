@@ -15,7 +15,7 @@ from rsgrpo.readers import FORMATS, ReaderOptions, open_reader, read_samples
 from rsgrpo.readers.indexed import IndexedSamples
 from rsgrpo.types import Box, Sample, Turn
 
-SKIP = ReaderOptions(on_bad_record="skip", check_media=False)
+SKIP = ReaderOptions(on_bad_record="skip", check_media=False, max_skipped_frac=1.0)
 Q, A = "user", "assistant"
 
 

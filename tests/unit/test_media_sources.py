@@ -21,7 +21,7 @@ from PIL import Image
 
 from rsgrpo.config import DataConfig
 from rsgrpo.data import load_samples
-from rsgrpo.data_files import DataError, read_rows
+from rsgrpo.data_bytes import DataError
 from rsgrpo.image_bytes import ImageError, page_bytes
 from rsgrpo.inline_media import InlineMediaError, inline_media, media_suffix
 from rsgrpo.media_store import MediaStore, MediaStoreError
@@ -29,6 +29,7 @@ from rsgrpo.readers import ReaderOptions, open_reader, read_samples
 from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.readers.indexed import IndexedSamples
 from rsgrpo.readers.media import MediaFinder
+from rsgrpo.readers.records import raw_records
 from rsgrpo.types import ImageRef, Sample
 from tests.examples import examples
 
@@ -207,7 +208,7 @@ def test_bytes_in_parquet_are_references_for_training(tmp_path: Path):
         [("", row, 0), ("", row, 1)] for row in range(3)
     ]
     # No bytes are held: what a row of the table gives is small.
-    assert all(len(repr(row.columns)) < 1000 for row in read_rows(tmp_path / "rl[1].parquet"))
+    assert all(len(repr(row.value)) < 1000 for row in raw_records(tmp_path / "rl[1].parquet", prefix="item"))
 
 
 def test_single_conversations_of_a_parquet_file_are_read_when_asked_for(tmp_path: Path):
@@ -253,7 +254,7 @@ def test_image_columns_and_saved_folders_of_datasets(tmp_path: Path):
 def test_a_table_that_was_changed_or_is_none_is_named(tmp_path: Path):
     put(tmp_path / "d.parquet", b"no table")
     with pytest.raises(DataError, match=r"d\.parquet cannot be read as a table"):
-        list(read_rows(tmp_path / "d.parquet"))
+        list(raw_records(tmp_path / "d.parquet", prefix="item"))
     pq.write_table(pa.table({"image": [PNG, None], "raw": ["a", "b"]}), tmp_path / "e.parquet")
     table = str(tmp_path / "e.parquet")
     for ref, words in (

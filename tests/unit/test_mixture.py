@@ -75,7 +75,7 @@ def test_bad_records_stop_the_run_or_are_left_out_and_counted(tmp_path: Path):
     with_bad = source(tmp_path, "a", 3, {"conversations": []}, 7)
     with pytest.raises(DataError, match=r"3 of 5 records can be used(.|\n)*2 × wrong type(.|\n)*on_bad_sample=skip"):
         mix(with_bad)
-    mixture = mix(with_bad, on_bad_record="skip")
+    mixture = mix(with_bad, on_bad_record="skip", max_skipped_frac=0.4)
     assert (len(mixture), mixture.reports[0].counts()) == (3, {"wrong type": 2})
     with pytest.raises(DataError, match="0 of 0 records"):
         mix(source(tmp_path, "empty", 0), on_bad_record="skip")

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsgrpo.data_files import DataError
-from rsgrpo.readers import records
+from rsgrpo.data_bytes import DataError, open_utf8
+from rsgrpo.json_values import decode_json, mend_surrogates
+from rsgrpo.readers import json_stream, records
 from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.readers.records import raw_records
 
@@ -31,7 +32,7 @@ RECORDS = st.one_of(
 
 
 def read(file: Path, prefix: str = "item", offset: int = 0) -> list[tuple[int, Any]]:
-    return list(raw_records(file, prefix=prefix, offset=offset))
+    return [(one.end, one.value) for one in raw_records(file, prefix=prefix, offset=offset)]
 
 
 def test_the_parser_is_the_c_one():
@@ -56,6 +57,7 @@ def test_any_list_reads_as_json_does_and_goes_on_from_any_record(
     file.write_text(json.dumps(content, indent=indent, ensure_ascii=False), encoding="utf-8")
     prefix = "data.item" if inside else "item"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_stream, "_CHUNK_BYTES", chunk)
         patch.setattr(records, "_CHUNK_BYTES", chunk)  # a chunk may end anywhere, inside a character too
         found = read(file, prefix)
         assert [value for _, value in found] == values
@@ -72,8 +74,7 @@ def test_records_that_are_no_objects_keep_their_neighbours_whole(tmp_path: Path)
     file.write_text('["x", 3, {"a": 1}, null, {"a": 2}, [1]]')
     found = read(file)
     assert [value for _, value in found] == ["x", 3, {"a": 1}, None, {"a": 2}, [1]]
-    # what is no object has no end of its own: whoever goes on there reads it again
-    assert [end for end, _ in found] == [0, 0, 17, 17, 33, 33]
+    assert [end for end, _ in found] == [4, 7, 17, 23, 33, 38]
     assert [value for _, value in read(file, offset=17)] == [None, {"a": 2}, [1]]
 
 
@@ -122,14 +123,113 @@ def test_a_list_that_breaks_off_says_where_the_last_whole_record_ends(tmp_path: 
     assert [value["a"] for _, value in read(file, offset=end)] == [1, 2][len(whole) :]
 
 
-def test_what_is_no_json_is_told_from_what_breaks_off(tmp_path: Path):
+def test_behind_a_broken_record_the_next_one_is_read(tmp_path: Path):
     file = tmp_path / "d.json"
-    file.write_bytes(b'[{"a": 1}, {"a": \xff"b"}, {"a": 3}]')
-    (first, error) = read(file)
-    assert first == (9, {"a": 1})
-    assert isinstance(error[1], BadRecordError)
-    assert error[1].reason == "not JSON"
-    assert "behind byte 9" in error[1].detail
+    text = b'[{"a": 1}, {"a": \xff"b"}, {"a": 3}]'
+    file.write_bytes(text)
+    first, broken, last = read(file)
+    assert (first, last) == ((9, {"a": 1}), (32, {"a": 3}))
+    assert isinstance(broken[1], BadRecordError)
+    assert (broken[1].reason, broken[1].num_records) == ("not JSON", 1)
+    # the broken record has bytes 11 to 21, a comma and a space follow
+    assert "13 bytes cannot be read" in broken[1].detail
+    assert "goes on at byte 24" in broken[1].detail
+
+
+ROW = '{"id": %d, "score": %s, "talk": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}'
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "x",
+        "'a'",
+        "[1, 2",
+        '"open',
+        '{"a": 1',
+        "1}",
+        "undefined",
+        "0x1f",
+        '"\\q"',
+        "9" * 5000,
+        "[" * 3000,
+        "// no",
+        "01",
+    ],
+)
+@pytest.mark.parametrize("at", [0, 3, 39])
+def test_one_broken_record_costs_one_record(tmp_path: Path, odd: str, at: int):
+    rows = [ROW % (n, odd if n == at else "1.0") for n in range(40)]
+    file = tmp_path / "d.json"
+    file.write_text("[" + ",\n".join(rows) + "]")
+    found = list(raw_records(file, prefix="item"))
+    good = [one.value["id"] for one in found if isinstance(one.value, dict)]
+    bad = [one.value for one in found if isinstance(one.value, BadRecordError)]
+    lost = sum(error.num_records for error in bad)
+    if odd == "1}":  # a whole record with something behind it: no one can know that it was none
+        assert good == list(range(40))
+        return
+    # never a part of a record taken for a record, never a record twice
+    assert good == [n for n in range(40) if n != at][: len(good)]
+    if at or odd not in ("[1, 2", '"open', '{"a": 1', "[" * 3000):
+        assert len(good) == 39
+    else:  # brackets that do not match, and no record before that tells how one looks
+        assert not good
+        assert lost == 40
+
+
+def test_a_list_that_cannot_be_read_on_says_how_much_is_lost(tmp_path: Path):
+    rows = [ROW % (n, "1.0") for n in range(1000)]
+    file = tmp_path / "d.json"
+    file.write_text("[" + ",\n".join(rows[:3]) + ",\n" + "".join(rows[3:]).replace("{", "<").replace("[", "<") + "]")
+    *good, rest = list(raw_records(file, prefix="item"))
+    assert [one.value for one in good] == [json.loads(row) for row in rows[:3]]
+    assert isinstance(rest.value, BadRecordError)
+    size = file.stat().st_size
+    assert f"3 records read, the remaining {size - rest.start:,} bytes of {size:,} (99.7 %" in rest.value.detail
+    assert 900 < rest.value.num_records < 1100
+
+
+ANY = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from(["\ud83d", "x\udc00y", "\ud83d\ude00", "\x00\x1f", "\u2028"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def like_json(text: str) -> Any:
+    """What json reads, halves of surrogate pairs replaced."""
+    return mend_surrogates(json.loads(text))[0]
+
+
+@given(
+    values=st.lists(st.dictionaries(st.sampled_from(["id", "x", "\udc00", "é"]), ANY, max_size=3), max_size=6),
+    chunk=st.integers(1, 40),
+    is_ascii=st.booleans(),
+    kind=st.sampled_from(["json", "jsonl", "utf-16"]),
+)
+def test_whatever_json_writes_is_read_as_json_reads_it(
+    values: list[Any], chunk: int, is_ascii: bool, kind: str, tmp_path_factory: pytest.TempPathFactory
+):
+    file = tmp_path_factory.mktemp("any") / ("d.jsonl" if kind == "jsonl" else "d.json")
+    texts = [json.dumps(value, ensure_ascii=is_ascii) for value in values]
+    text = "\n".join(texts) if kind == "jsonl" else f"[{', '.join(texts)}]"
+    file.write_bytes(text.encode("utf-16" if kind == "utf-16" else "utf-8", "surrogatepass"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "_CHUNK_BYTES", chunk)
+        patch.setattr(json_stream, "_CHUNK_BYTES", chunk)
+        found = list(raw_records(file, prefix="item"))
+    with open_utf8(file) as stream:
+        data = stream.read()
+    # compared as text, as NaN is not equal to itself
+    assert [repr(one.value) for one in found] == [repr(like_json(one)) for one in texts]
+    assert [repr(decode_json(data[one.start : one.end])[0]) for one in found] == [repr(one.value) for one in found]
+    repr(found).encode()
 
 
 def test_lines_go_on_from_any_line_and_a_broken_one_is_one_record(tmp_path: Path):
@@ -154,13 +254,41 @@ def test_a_table_reads_by_row_number(tmp_path: Path):
     assert read(tmp_path / "d.parquet", offset=1999) == [(2000, {"a": 1999})]
 
 
-def test_another_kind_of_json_is_refused(tmp_path: Path):
+def test_a_file_is_read_by_what_it_holds_and_not_by_its_name(tmp_path: Path):
     file = tmp_path / "d.json"
-    file.write_text('{"a": 1}\n{"a": 2}\n')
-    with pytest.raises(DataError, match=r"expected a JSON list \(\[\).*must be named \.jsonl"):
-        read(file)
+    want = [{"a": 1}, {"a": 2}]
+    for text in (
+        '{"a": 1}\n{"a": 2}\n',
+        '{\n "a": 1\n}\n{\n "a": 2\n}',
+        '{"data": [{"a": 1}, {"a": 2}]}',
+        '{"version": [1, {"b": 2}], "train":\r\n[{"a": 1}, {"a": 2}], "n": 2}',
+        '\ufeff [{"a": 1},\n{"a": 2},]',
+        '[{"a": 1} {"a": 2}]',
+    ):
+        file.write_text(text, encoding="utf-8")
+        found = list(raw_records(file, prefix="item"))
+        assert [one.value for one in found] == want, text
+        data = file.read_bytes()
+        assert [json.loads(data[one.start : one.end]) for one in found] == want, text
+    lines = tmp_path / "d.jsonl"
+    for text in ('[{"a": 1},\n{"a": 2}]', '[{"a": 1}, {"a": 2}]\n', '{"a": 1}\r{"a": 2}\r', '{"a":\n1}\n{"a": 2}'):
+        lines.write_bytes(text.encode())
+        assert [value for _, value in read(lines)] == want, text
+
+
+def test_what_cannot_be_a_data_file_is_refused_whole(tmp_path: Path):
+    file = tmp_path / "d.json"
     file.write_text("[]")
     with pytest.raises(DataError, match="expected a JSON object"):
         read(file, "data.item")
+    file.write_text("{}")
+    with pytest.raises(DataError, match="expected a list of objects"):
+        read(file)
+    file.write_text('{"train": [{"a": 1}], "test": [{"a": 2}]}')
+    with pytest.raises(DataError, match="several lists, another one under 'test'"):
+        read(file)
+    file.write_text("id,text\n")
+    with pytest.raises(DataError, match="expected a JSON list"):
+        read(file)
     file.write_bytes(b"\xef\xbb\xbf [ ]")  # a byte order mark is no defect
     assert read(file) == []
