@@ -27,6 +27,7 @@ from rsgrpo.types import Box, Sample
 
 _QUESTION_TYPES = ("open-ended", "multi-choice")
 _BOX_NUMBERS = 4
+_FAR_AWAY = 1e300  # no place in an image, and a whole number of more digits is no float
 
 
 def milebench(file: Path, options: ReaderOptions) -> Convert:
@@ -56,7 +57,7 @@ def milebench(file: Path, options: ReaderOptions) -> Convert:
                 "unknown id", f"task_instruction_id={instruction}, but meta_data has {len(instructions)} instructions"
             )
         question, answer = text_field(instance, "context"), text_or_number_field(record, "response")
-        choices = tuple(texts_field(instance, "choice_list")) if "choice_list" in instance else ()
+        choices = tuple(texts_field(instance, "choice_list")) if instance.get("choice_list") is not None else ()
         if question_type == "multi-choice" and answer not in choices:
             remark("gold is no option", f"the response {answer!r:.60} is none of the {len(choices)} options")
         return Sample(
@@ -144,8 +145,9 @@ def mig_bench(file: Path, options: ReaderOptions) -> Convert:
             not isinstance(answer, list)
             or len(answer) != _BOX_NUMBERS
             or not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in answer)
+            or not all(abs(one) < _FAR_AWAY for one in answer)  # NaN is not
         ):
-            raise BadRecordError("wrong type", f"answer must be four numbers, got {answer!r:.80}")
+            raise BadRecordError("wrong type", f"answer must be four finite numbers, got {answer!r:.80}")
         left, top, right, bottom = map(float, answer)
         if right <= left or bottom <= top:
             remark("box inverted", f"{answer} has no area: its IoU is 0 for every prediction")

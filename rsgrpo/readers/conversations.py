@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rsgrpo.coordinates import PER_MILLE
 from rsgrpo.media_store import MediaStore
+from rsgrpo.readers.chat import chat
 from rsgrpo.readers.fields import id_field, media_field
 from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.media import MediaFinder
@@ -16,13 +17,6 @@ from rsgrpo.readers.options import Convert, ReaderOptions
 from rsgrpo.readers.videos import refuse_sound, shown_media
 from rsgrpo.types import IMAGE_MARKER, Box, ImageRef, Sample, Turn
 
-_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
 _BOX = re.compile(r"<\|box_start\|>(.*?)<\|box_end\|>", re.DOTALL)
 _CORNERS = re.compile(r"\((-?\d+),\s*(-?\d+)\),\s*\((-?\d+),\s*(-?\d+)\)")
 
@@ -35,8 +29,8 @@ def llava(file: Path, options: ReaderOptions) -> Convert:
     """
     media = _media(file, options)
 
-    def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
-        turns = _turns(record, remark)
+    def convert(index: int, record: Mapping[str, Any], remark: Remark) -> Sample:
+        turns, record = chat(record, remark)
         for number, turn in enumerate(turns):
             text = turn.text
             if not text.startswith(IMAGE_MARKER) and text.count(IMAGE_MARKER) == 1:
@@ -51,8 +45,8 @@ def sharegpt(file: Path, options: ReaderOptions) -> Convert:
     """LLaMA-Factory: ``{"conversations" | "messages": […], "images": […], "videos": […], "system": str}``."""
     media = _media(file, options)
 
-    def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
-        turns = _turns(record, remark)
+    def convert(index: int, record: Mapping[str, Any], remark: Remark) -> Sample:
+        turns, record = chat(record, remark)
         system = record.get("system")
         if isinstance(system, str) and system and turns[0].role != "system":
             turns = [Turn(role="system", text=system), *turns]
@@ -70,13 +64,14 @@ def mirage(file: Path, options: ReaderOptions) -> Convert:
     """
     media = _media(file, options)
 
-    def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
-        turns = _turns(record, remark)
+    def convert(index: int, record: Mapping[str, Any], remark: Remark) -> Sample:
+        turns, record = chat(record, remark)
         refuse_sound(record, turns)
         if media_field(record, "video", "videos"):
             raise BadRecordError("video", "it lists a video, which a record with relevance labels cannot have")
         images = media.find_all(media_field(record, "image", "images"), f"record {index}")
-        relevant = record.get("relevant_images", [1] * len(images))
+        relevant = record.get("relevant_images")
+        relevant = [1] * len(images) if relevant is None else relevant
         if not isinstance(relevant, list) or len(relevant) != len(images) or any(one not in (0, 1) for one in relevant):
             raise BadRecordError(
                 "relevance", f"relevant_images must be 0 or 1 for each of {len(images)} images, got {relevant!r:.80}"
@@ -98,8 +93,8 @@ def mgrounding(file: Path, options: ReaderOptions) -> Convert:
     roots = (Path(options.media_root),) if options.media_root else (file.parent, file.parent.parent)
     media = MediaFinder(roots, must_exist=options.check_media, store=MediaStore(options.media_cache))
 
-    def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
-        turns = _turns(record, remark)
+    def convert(index: int, record: Mapping[str, Any], remark: Remark) -> Sample:
+        turns, record = chat(record, remark)
         boxes = tuple(box for turn in turns for box in _boxes(turn.text) if turn.role == "assistant")
         shown = shown_media(record, f"record {index}", turns, media, options)
         return _sample(index, record, shown.turns, shown.images, boxes=boxes)
@@ -129,35 +124,6 @@ def _media(file: Path, options: ReaderOptions) -> MediaFinder:
     return MediaFinder((root,), must_exist=options.check_media, store=MediaStore(options.media_cache))
 
 
-def _turns(record: dict[str, Any], remark: Remark) -> list[Turn]:
-    """The conversation: a system turn if there is one, then question and answer in turns."""
-    key, role_key, text_key = ("messages", "role", "content") if "messages" in record else _FROM_VALUE
-    given = record.get(key)
-    if not isinstance(given, list) or not given:
-        raise BadRecordError("wrong type", f"{key} must be a list of turns, got {type(given).__name__} {given!r:.80}")
-    turns = []
-    roles = []
-    for turn in given:
-        if not isinstance(turn, dict) or not isinstance(turn.get(text_key), str):
-            raise BadRecordError("wrong type", f"a turn must hold the text {text_key!r}, got {turn!r:.80}")
-        role = turn.get(role_key)
-        if not isinstance(role, str) or role not in _ROLES:
-            raise BadRecordError("role", f"{role_key}={role!r:.40} is not known; expected one of {', '.join(_ROLES)}")
-        role = _ROLES[role]
-        roles.append(role)
-        turns.append(Turn(role=role, text=turn[text_key]))
-    start = 1 if roles[0] == "system" else 0
-    if roles[start : start + 1] == ["assistant"]:
-        remark("first turn is an answer", "it is left out, as LLaVA does")
-        del turns[start], roles[start]
-    if len(roles) == start or roles[start:] != ["user", "assistant"] * ((len(roles) - start + 1) // 2):
-        raise BadRecordError("turns", f"question and answer must take turns, got {', '.join(roles)[:80]}")
-    return turns
-
-
-_FROM_VALUE = ("conversations", "from", "value")
-
-
 def _boxes(text: str) -> list[Box]:
     """The boxes of a text in Qwen's notation."""
     if "<|box_start|>" not in text:
@@ -181,7 +147,7 @@ def _boxes(text: str) -> list[Box]:
 
 def _sample(
     index: int,
-    record: dict[str, Any],
+    record: Mapping[str, Any],
     turns: list[Turn],
     images: tuple[ImageRef, ...],
     *,

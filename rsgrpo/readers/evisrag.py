@@ -19,6 +19,7 @@ from rsgrpo.images import page_size
 from rsgrpo.media_store import MediaStore
 from rsgrpo.readers.fields import id_field, media_list
 from rsgrpo.readers.findings import BadRecordError, Remark
+from rsgrpo.readers.formats import likely_format
 from rsgrpo.readers.media import MediaFinder
 from rsgrpo.readers.options import Convert, ReaderOptions
 from rsgrpo.sections import parse_response
@@ -73,8 +74,9 @@ def evisrag_sample(
     if not question and not prompt:
         raise BadRecordError(
             "missing column",
-            f"it has neither {data.question_column!r} nor {data.prompt_column!r} (it has {', '.join(record)}); "
-            "set data.question_column or data.prompt_column",
+            f"it has neither {data.question_column!r} nor {data.prompt_column!r} (it has "
+            f"{shown(', '.join(map(str, record)), 120)})"
+            + (likely_format(record, "evisrag") or "; set data.question_column or data.prompt_column"),
         )
     values = _images(columns, data)
     if not values:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from rsgrpo.ids import plain_id
 from rsgrpo.readers.findings import BadRecordError
+from rsgrpo.errors import shown
 
 
 def text_field(record: Mapping[str, Any], name: str) -> str:
@@ -23,6 +25,8 @@ def text_or_number_field(record: Mapping[str, Any], name: str) -> str:
     """A text that must be there, or a number, which becomes text as Python writes it."""
     value = _present(record, name)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise BadRecordError("wrong type", f"{name} must be text or a finite number, got {value}")
         return str(value)
     return text_field(record, name)
 
@@ -92,6 +96,8 @@ def id_field(record: Mapping[str, Any], name: str, default: str) -> str:
 
 
 def _present(record: Mapping[str, Any], name: str) -> Any:
-    if name not in record:
-        raise BadRecordError("missing field", f"it has no {name!r} (it has {', '.join(map(str, record)) or 'nothing'})")
-    return record[name]
+    value = record.get(name)
+    if value is None:
+        there = "it is null" if name in record else f"it has {shown(', '.join(map(str, record)) or 'nothing', 120)}"
+        raise BadRecordError("missing field", f"it has no {name!r} ({there})")
+    return value

@@ -21,6 +21,7 @@ _CUT_CHARACTERS = 16  # the longest that a cut leaves of a literal or an escape,
 _SEARCH_CHARACTERS = 1 << 24  # behind a broken record
 _MOST_CANDIDATES = 1000
 _SPACE = re.compile(r"[ \t\n\r]*")
+_HALF_ESCAPE = re.compile(r"\\u[dD]")
 _ODD = re.compile("\\\\u[dD][89a-fA-F]|[\udc80-\udcff]")
 _BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 _OPENING = re.compile(r'\{\s*("[^"\\]*")')
@@ -199,7 +200,7 @@ class JsonStream:
         self._text = self._text[self._at :] + more
         self._at = 0
         self._is_ascii = self._text.isascii()
-        self._is_odd = self._is_odd or "\\ud" in self._text or "\\uD" in self._text
+        self._is_odd = self._is_odd or bool(_HALF_ESCAPE.search(self._text))
         return True
 
     def _num_bytes(self, start: int, stop: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ijson
 
 from rsgrpo.data_bytes import BYTE_ORDER_MARK, DataError, open_utf8
-from rsgrpo.json_values import JsonValueError, decode_json
+from rsgrpo.json_values import HALF_ESCAPE, JsonValueError, decode_json
 from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.readers.json_stream import JsonBreakError, JsonStream
 from rsgrpo.errors import shown
@@ -412,7 +412,7 @@ class _AlikePieces:
         block, position = b"", start
         while chunk := stream.read(_CHUNK_BYTES):
             block += chunk
-            if b"\\ud" in block or b"\\uD" in block:
+            if HALF_ESCAPE.search(block):
                 return  # ijson reads half a surrogate pair as a question mark
             sent = 0
             while (found := block.find(separator, sent)) >= 0:

@@ -75,7 +75,7 @@ def test_llava_defects_by_reason(tmp_path: Path):
         said("Q", "the <image>", image="a.jpg"),
         said("Q", ""),
         said("Q", "A", "and?"),
-        {"conversations": [{"from": "human", "value": "Q"}, {"from": "tool", "value": "A"}]},
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "narrator", "value": "A"}]},
         {"conversations": "Q"},
         said("<image>Q", "A", image=3),
         said("<video>Q", "A", video="v.mp4"),

@@ -253,7 +253,7 @@ def write(file: Path, records: Sequence[Any]) -> Path:
 
 
 FEW = ReaderOptions(frames_per_second=1.0, min_frames=1)  # three frames of three seconds
-SKIP = ReaderOptions(on_bad_record="skip")
+SKIP = ReaderOptions(on_bad_record="skip", max_skipped_frac=1.0)
 
 
 def names(images: Sequence[ImageRef]) -> list[str]:
