@@ -26,6 +26,7 @@ ROLES: Mapping[str, str] = {
 
 _CALL_ROLE = "function_call"
 _RESULT_ROLES = ("observation", "tool", "function")
+_PLAIN_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 _LIST_KEYS = ("messages", "conversations", "conversation")
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _MEDIA = {"image": IMAGE_MARKER, "video": "<video>", "audio": "<audio>"}
@@ -55,6 +56,11 @@ def chat(record: Mapping[str, Any], remark: Remark) -> tuple[list[Turn], Mapping
     turns: list[Turn] = []
     was_result = False
     for given in _given(record):
+        role = given.get("from") if type(given) is dict else None
+        if type(role) is str and role in _PLAIN_ROLES and type(given.get("value")) is str:
+            turns.append(Turn(role=_PLAIN_ROLES[role], text=given["value"]))  # nearly all of ten millions
+            was_result = False
+            continue
         role, text = _read(given, found)
         is_result = role in _RESULT_ROLES
         if is_result and was_result:  # results of several calls at once are one turn
@@ -66,7 +72,7 @@ def chat(record: Mapping[str, Any], remark: Remark) -> tuple[list[Turn], Mapping
     if tools and tools != "[]":
         turns = _with_tools(turns, tools, record.get("system"))
     _check_order(turns, record, remark)
-    return turns, _with_media(record, found)
+    return turns, _with_media(record, found) if any(found.values()) else record
 
 
 def _given(record: Mapping[str, Any]) -> Sequence[Any]:
@@ -208,8 +214,6 @@ def _reference(part: Mapping[str, Any]) -> object:
 
 def _with_media(record: Mapping[str, Any], found: Mapping[str, list[object]]) -> Mapping[str, Any]:
     """The record with what its parts refer to in its lists; a part without a reference takes the next of its list."""
-    if not any(found.values()):
-        return record
     changed = dict(record)
     for name, references in found.items():
         if not references:

@@ -8,16 +8,14 @@ is exactly one. From the first thing on that is odd, such as a NaN, ``rsgrpo.rea
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import ijson
-
 from rsgrpo.data_bytes import BYTE_ORDER_MARK, DataError, open_utf8
-from rsgrpo.json_values import HALF_ESCAPE, JsonValueError, decode_json
+from rsgrpo.json_values import JsonValueError, decode_json
+from rsgrpo.readers.alike import alike_items
 from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.readers.json_stream import JsonBreakError, JsonStream
 from rsgrpo.errors import shown
@@ -25,9 +23,6 @@ from rsgrpo.tables import TABLE_SUFFIXES, TableError, table_rows
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 _CHUNK_BYTES = 1 << 18  # large enough to read fast, small beside the records that a reader's user holds
-_BETWEEN = re.compile(rb"\s*,?\s*")
-_FIRST_KEY = re.compile(rb'\{\s*"[^"\\]*"')
-_LONGEST_ALIKE = 1 << 24  # a separator that does not come again must not draw the file into memory
 _LONGEST_LINE = 1 << 26
 # Lists of objects that belong to one record, so that the object around them is no wrapper of many.
 _RECORD_KEYS = frozenset(("conversations", "conversation", "messages", "turns", "history", "chosen", "rejected"))
@@ -123,7 +118,10 @@ def raw_records(file: Path, *, prefix: str, offset: int = 0) -> Iterator[RawReco
             return
         before = _Before(first=offset or layout.start, end=offset)
         if layout.kind != "objects":
-            yield from _alike_items(stream, before)
+            for start, end, value in alike_items(stream, before.first):
+                before.end, before.last = end, value
+                before.count += 1
+                yield RawRecord(start, end, value)
         size = stream.seek(0, 2)
         items = JsonStream(stream, before.end or layout.start)
         is_whole = yield from _items(file, items, size, "" if layout.kind == "objects" else "]", before)
@@ -384,75 +382,3 @@ def _behind_list(
     except JsonBreakError as broken:
         error = _rest_error(file, stream, broken, size, before)
     yield RawRecord(stream.place, place, error)
-
-
-class _AlikePieces:
-    """A file as ijson reads it: each read gives a record without its last brace, or that brace.
-
-    Args:
-        stream: the file.
-        start: first byte of a record.
-        separator: what parts records, from the brace that ends one on.
-
-    Attributes:
-        end: behind the brace that the last read gave; -1 if it gave none.
-    """
-
-    def __init__(self, stream: BinaryIO, start: int, separator: bytes) -> None:
-        self.end = -1
-        self._pieces = self._cut(stream, start, separator)
-
-    def read(self, size: int) -> bytes:
-        """The next piece, whatever its size; empty behind the last separator."""
-        return next(self._pieces, b"") if size else b""
-
-    def _cut(self, stream: BinaryIO, start: int, separator: bytes) -> Iterator[bytes]:
-        yield b"["
-        stream.seek(start)
-        block, position = b"", start
-        while chunk := stream.read(_CHUNK_BYTES):
-            block += chunk
-            if HALF_ESCAPE.search(block):
-                return  # ijson reads half a surrogate pair as a question mark
-            sent = 0
-            while (found := block.find(separator, sent)) >= 0:
-                yield block[sent:found]
-                sent = found + 1
-                self.end = position + sent
-                yield b"}"
-                self.end = -1
-            block, position = block[sent:], position + sent
-            if len(block) > _LONGEST_ALIKE:
-                return
-
-
-def _alike_items(stream: BinaryIO, before: _Before) -> Iterator[RawRecord]:
-    """Records that are parted as the first two are, up to the first that is not."""
-    start, separator = _first_separator(stream, before.first)
-    if not separator:
-        return
-    gap = separator.index(b"{") - 1
-    pieces = _AlikePieces(stream, start, separator)
-    try:
-        for value in ijson.items(pieces, "item", use_float=True):
-            if pieces.end < 0:
-                break
-            before.end, before.last = pieces.end, value
-            before.count += 1
-            yield RawRecord(start, before.end, value)
-            start = before.end + gap
-    except (ijson.JSONError, ValueError, OverflowError, RecursionError):
-        return  # the last record has no separator behind it; a real error shows again where it is told
-
-
-def _first_separator(stream: BinaryIO, offset: int) -> tuple[int, bytes]:
-    """Where the first record behind an offset starts, and what parts it from the next, its first key included."""
-    stream.seek(offset)
-    head = stream.read(_CHUNK_BYTES)
-    opening = _BETWEEN.match(head)
-    assert opening is not None
-    key = _FIRST_KEY.match(head, opening.end())
-    if key is None:
-        return offset, b""
-    parted = re.compile(rb"\}\s*,\s*" + re.escape(key[0])).search(head, key.end())
-    return offset + opening.end(), parted[0] if parted else b""

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -252,10 +253,9 @@ def test_a_record_that_was_changed_since_is_named_and_one_appended_is_no_change(
 
 
 def test_each_cause_of_the_hub_has_its_own_words():
-    import httpx
     from huggingface_hub import errors
 
-    response = httpx.Response(404, request=httpx.Request("GET", "http://hub"))
+    response: Any = SimpleNamespace(status_code=404, headers={}, request=None)
     words = {
         errors.RepositoryNotFoundError("x", response=response): "has no data set of this name",
         errors.GatedRepoError("x", response=response): "gated",

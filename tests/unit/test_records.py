@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rsgrpo.data_bytes import DataError, open_utf8
 from rsgrpo.json_values import decode_json, mend_surrogates
-from rsgrpo.readers import json_stream, records
+from rsgrpo.readers import alike, json_stream
 from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.readers.records import raw_records
 
@@ -58,7 +58,7 @@ def test_any_list_reads_as_json_does_and_goes_on_from_any_record(
     prefix = "data.item" if inside else "item"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_stream, "_CHUNK_BYTES", chunk)
-        patch.setattr(records, "_CHUNK_BYTES", chunk)  # a chunk may end anywhere, inside a character too
+        patch.setattr(alike, "_CHUNK_BYTES", chunk)  # a chunk may end anywhere, inside a character too
         found = read(file, prefix)
         assert [value for _, value in found] == values
         for index, (end, _) in enumerate(found):
@@ -94,7 +94,7 @@ def test_records_that_are_no_objects_keep_their_neighbours_whole(tmp_path: Path)
 def test_records_parted_otherwise_than_the_first_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, chunk: int
 ):
-    monkeypatch.setattr(records, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(alike, "_CHUNK_BYTES", chunk)
     file = tmp_path / "d.json"
     file.write_text(text)
     found = read(file)
@@ -221,7 +221,7 @@ def test_whatever_json_writes_is_read_as_json_reads_it(
     text = "\n".join(texts) if kind == "jsonl" else f"[{', '.join(texts)}]"
     file.write_bytes(text.encode("utf-16" if kind == "utf-16" else "utf-8", "surrogatepass"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "_CHUNK_BYTES", chunk)
+        patch.setattr(alike, "_CHUNK_BYTES", chunk)
         patch.setattr(json_stream, "_CHUNK_BYTES", chunk)
         found = list(raw_records(file, prefix="item"))
     with open_utf8(file) as stream:
