@@ -21,8 +21,8 @@ from rsgrpo.config import Config
 from rsgrpo.conversation_prompts import ConversationBuilder
 from rsgrpo.data import LoadedData, load_samples
 from rsgrpo.data_files import DataError
-from rsgrpo.hub import hub_problem
 from rsgrpo.errors import shown
+from rsgrpo.hub import hub_problem
 from rsgrpo.image_tokens import ImageTokens
 from rsgrpo.images import page_size
 from rsgrpo.page_view import PageView, model_view, write_view

@@ -22,6 +22,7 @@ from PIL import Image
 from rsgrpo.config import DataConfig
 from rsgrpo.data_bytes import DataError
 from rsgrpo.data_files import IMAGE_TABLE, data_files
+from rsgrpo.errors import shown
 from rsgrpo.gold_columns import gold_columns
 from rsgrpo.image_bytes import ImageError
 from rsgrpo.images import check_page
@@ -31,7 +32,6 @@ from rsgrpo.readers.findings import BadRecordError, Finding, Tally, short_report
 from rsgrpo.readers.media import MediaFinder
 from rsgrpo.readers.records import place_of, raw_records
 from rsgrpo.readers.skipping import check_skipped
-from rsgrpo.errors import shown
 from rsgrpo.types import IMAGE_MARKER, ImageRef, Sample
 
 _CHECK_THREADS = 8  # reading pages waits for the disk

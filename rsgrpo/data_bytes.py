@@ -7,9 +7,8 @@ import io
 from pathlib import Path
 from typing import BinaryIO
 
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.lfs import LFS_ADVICE, is_lfs_pointer
-from rsgrpo.errors import shown
 
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 _HEAD_BYTES = 256

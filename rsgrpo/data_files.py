@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 
 from rsgrpo.data_bytes import DataError, check_kind
+from rsgrpo.errors import shown
 from rsgrpo.hub import hub_problem
 from rsgrpo.media_paths import address_scheme, likely_cause, spellings
 from rsgrpo.natural_order import natural_key
-from rsgrpo.errors import shown
 from rsgrpo.tables import TABLE_SUFFIXES
 
 TEST_FILE = "top3_test.jsonl"

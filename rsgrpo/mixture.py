@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from rsgrpo.config import DistractorConfig, SourceConfig, VideoConfig
 from rsgrpo.data_files import DataError
+from rsgrpo.errors import shown
 from rsgrpo.readers.conversations import images_in_front
 from rsgrpo.readers.findings import ReadReport, short_report
 from rsgrpo.readers.indexed import IndexedSamples
 from rsgrpo.readers.options import ReaderOptions
-from rsgrpo.errors import shown
 from rsgrpo.types import IMAGE_MARKER, ImageRef, Sample, Turn
 
 IndexArray = NDArray[np.int64]

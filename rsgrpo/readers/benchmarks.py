@@ -22,7 +22,6 @@ from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.media import MediaFinder
 from rsgrpo.readers.options import Convert, ReaderOptions
 from rsgrpo.readers.records import object_member
-from rsgrpo.errors import shown
 from rsgrpo.types import Box, Sample
 
 _QUESTION_TYPES = ("open-ended", "multi-choice")

@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rsgrpo.errors import shown
 from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.formats import likely_format
-from rsgrpo.errors import shown
 from rsgrpo.types import IMAGE_MARKER, Turn
 
 ROLES: Mapping[str, str] = {

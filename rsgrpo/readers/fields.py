@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from rsgrpo.errors import shown
 from rsgrpo.ids import plain_id
 from rsgrpo.readers.findings import BadRecordError
-from rsgrpo.errors import shown
 
 
 def text_field(record: Mapping[str, Any], name: str) -> str:

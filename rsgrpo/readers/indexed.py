@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from rsgrpo.data_bytes import DataError, open_utf8
+from rsgrpo.errors import shown
 from rsgrpo.json_values import decode_json
 from rsgrpo.readers.findings import BadRecordError, ReadReport
 from rsgrpo.readers.options import Convert, ReaderOptions
 from rsgrpo.readers.reader import FORMATS, open_reader
 from rsgrpo.readers.records import is_table
 from rsgrpo.readers.sources import source_files
-from rsgrpo.errors import shown
 from rsgrpo.tables import table_row
 from rsgrpo.types import Sample
 

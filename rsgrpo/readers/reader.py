@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rsgrpo.config.checks import one_of
 from rsgrpo.data_files import DataError
+from rsgrpo.errors import shown
 from rsgrpo.readers.benchmarks import mig_bench, milebench, visual_haystacks
 from rsgrpo.readers.conversations import llava, mgrounding, mirage, sharegpt
 from rsgrpo.readers.evisrag import evisrag
@@ -17,7 +18,6 @@ from rsgrpo.readers.records import RawRecord, place_of, raw_records
 from rsgrpo.readers.seen import SeenIds
 from rsgrpo.readers.skipping import check_skipped
 from rsgrpo.readers.sources import SourceFile, source_files, wanted_records
-from rsgrpo.errors import shown
 from rsgrpo.types import Sample
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from rsgrpo.data_bytes import BYTE_ORDER_MARK, DataError, open_utf8
+from rsgrpo.errors import shown
 from rsgrpo.json_values import JsonValueError, decode_json
 from rsgrpo.readers.alike import alike_items
 from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.readers.json_stream import JsonBreakError, JsonStream
-from rsgrpo.errors import shown
 from rsgrpo.tables import TABLE_SUFFIXES, TableError, table_rows
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")

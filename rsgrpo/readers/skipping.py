@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from rsgrpo.data_bytes import DataError
-from rsgrpo.readers.findings import Finding, short_report
 from rsgrpo.errors import shown
+from rsgrpo.readers.findings import Finding, short_report
 
 
 def max_skipped(num_records: int, max_skipped_frac: float) -> int:
