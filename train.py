@@ -3,38 +3,51 @@
 ``uv run train.py --cfg job`` prints the composed settings; rsgrpo/config/ says what each means.
 """
 
-import errno
 import os
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from rsgrpo.config import load_config, register_schema
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.config import Config, load_config, register_schema
+from rsgrpo.failures import run_command
+from rsgrpo.failures.overrides import check_call, hydra_raises
+
+_begun: list[Config] = []
 
 
-@hydra.main(version_base=None, config_path="configs", config_name="config")
-def main(composed: DictConfig) -> None:
+def compose() -> list[DictConfig]:
+    """What the command line asks for, composed by hydra: one run, or as many as ``--multirun`` sweeps over.
+
+    Nothing is composed where hydra itself answers: ``--cfg``, ``--help``, ``--info``.
+    """
+    found: list[DictConfig] = []
+    with hydra_raises():
+        check_call(sys.argv[1:])
+        configs = str(Path(__file__).resolve().parent / "configs")
+        hydra.main(version_base=None, config_path=configs, config_name="config")(found.append)()
+    return found
+
+
+def main() -> None:
     """Check the composed settings, then run the pipeline that they describe."""
     # Under `uv run`, Ray would ship this folder to its workers and have uv build them an environment each;
     # ours use the one that this process runs in. Ray reads the setting when it is imported.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    try:
+    register_schema()
+    for composed in compose():
         config = load_config(composed)
-        from recipes.pipeline import run  # after the check: the engines' imports take seconds
+        # One after the other: what is imported later takes seconds, and a slip need not wait for it.
+        from recipes.first_checks import check_first
+
+        for line in check_first(config):
+            print(line, file=sys.stderr)
+        _begun.append(config)
+        from recipes.pipeline import run
 
         run(config)
-    except RsgrpoError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command with resume=auto goes on from the newest checkpoint")
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        sys.exit(f"error: no space left on the disk ({error}); free some, then go on with resume=auto")
 
 
 if __name__ == "__main__":
-    register_schema()
-    main()
+    sys.exit(run_command(main, log_folder=lambda: Path(_begun[-1].run_dir) if _begun else None))

@@ -9,14 +9,14 @@ functions are ``rsgrpo.task_prompts.lmms_tasks``. A task reports two metrics, ``
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.benchmark_questions import TaskQuestions, load_tasks
 from rsgrpo.config import Config, DataConfig, EvalConfig
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.failures import CommandParser, run_command
 from rsgrpo.jsonl import append_rows
 from rsgrpo.task_prompts.lmms_tasks import document
 
@@ -97,9 +97,13 @@ def _write_task(task: TaskQuestions, out: Path) -> None:
     (out / f"{name}.yaml").write_text(text)
 
 
-def main(arguments: list[str]) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="recipes.lmms_tasks", description="write our benchmarks as lmms-eval tasks")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0 on success."""
+    return run_command(lambda: _command(arguments))
+
+
+def _command(arguments: Sequence[str] | None) -> None:
+    parser = CommandParser(prog="recipes.lmms_tasks", description="write our benchmarks as lmms-eval tasks")
     parser.add_argument("--tasks", required=True, help="such as evisrag/chartqa,vhs/single")
     parser.add_argument("--data-root", required=True, help="folder that holds the benchmarks")
     parser.add_argument("--out", required=True, type=Path, help="for --include_path")
@@ -119,7 +123,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except RsgrpoError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main())

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.config import Config, ConfigError
+from rsgrpo.errors import RsgrpoError, shown
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLProcessor
@@ -67,6 +68,33 @@ def check_weights(folder: Path, setting: str) -> None:
             raise ModelError(
                 f"{setting}: the weights {folder / name} cannot be read ({error}); fetch the model again"
             ) from error
+
+
+def check_limits(folder: Path, config: Config) -> None:
+    """Refuse sizes that the engine would refuse after loading the model.
+
+    Args:
+        folder: of the model.
+        config: ``rollout``.
+
+    Raises:
+        ConfigError: names setting and limit.
+    """
+    from transformers import AutoConfig  # here for the same reason as below
+
+    model = AutoConfig.from_pretrained(folder).get_text_config()
+    rollout = config.rollout
+    is_scaled = "factor" in (model.rope_parameters or {})  # YaRN and the like reach further than the table
+    if rollout.max_model_tokens > model.max_position_embeddings and not is_scaled:
+        raise ConfigError(
+            f"rollout.max_model_tokens={rollout.max_model_tokens} is more than the {model.max_position_embeddings} "
+            f"positions of the model in {shown(folder)}; lower it"
+        )
+    if model.num_attention_heads % rollout.tensor_parallel_size:
+        raise ConfigError(
+            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} does not divide the "
+            f"{model.num_attention_heads} attention heads of the model in {shown(folder)}; choose one that does"
+        )
 
 
 def load_processor(folder: Path, setting: str) -> Qwen2_5_VLProcessor:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from recipes.benchmark_tasks import run_benchmarks
 from recipes.job import Job
+from recipes.model_folder import check_limits
 from recipes.preparation import prepare
 from recipes.stages import run_evaluation, run_rl, run_sft
 from rsgrpo.cluster import open_cluster
@@ -43,6 +44,7 @@ def run(config: Config) -> Path:
         if folder.note:
             progress.line(folder.note)
         prepared = prepare(config, folder, progress)
+        check_limits(prepared.base_model, config)
         begin_run(folder, config)
         cluster = stack.enter_context(open_cluster(config.cluster))
         job = stack.enter_context(Job(config, folder, prepared, cluster, progress))

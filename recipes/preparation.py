@@ -25,6 +25,7 @@ from rsgrpo.errors import shown
 from rsgrpo.hub import hub_problem
 from rsgrpo.image_tokens import ImageTokens
 from rsgrpo.images import page_size
+from rsgrpo.lora import check_adapters
 from rsgrpo.page_view import PageView, model_view, write_view
 from rsgrpo.progress import Progress
 from rsgrpo.prompts import PUBLISHED_TEMPLATES, PromptBuilder, template_fingerprint
@@ -82,6 +83,8 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         base_model = find_base_model(config, folder)
         processor = load_processor(base_model, f"model.path={config.model.path!r}")
         _check_start_model(config, base_model)
+        if config.stage != "eval":
+            check_adapters(base_model, config.model.lora)
         view = _page_view(config, processor)
         write_view(folder.page_view_file, view)
         scorer = Scorer(rewards, view)

@@ -130,11 +130,11 @@ class SupervisedTraining:
             self.state.skipped.add(reason, detail)
         return result.metrics
 
-    def validation_loss(self) -> float:
-        """Mean negative log-likelihood of a held-out target token, in nats; NaN if none is held out."""
+    def validation_loss(self) -> float | None:
+        """Mean negative log-likelihood of a held-out target token, in nats; None if none is held out."""
         held_out = self.phase.source.held_out()
         if not held_out:
-            return float("nan")
+            return None
         groups = training_groups(held_out, self.tokenizer, self.image_tokens)
         scored = self.policy.score(groups)
         # The weights of all targets together are 1: their sum is the mean.

@@ -85,6 +85,11 @@ def supervised_phases(
                 tokenizer=tokenizer,
                 image_tokens=image_tokens,
             )
+        if sft.validation_samples and not source.held_out():
+            progress.line(
+                f"{settings.name}: no validation loss: of {len(source)} samples none is held out that fits "
+                f"(sft.validation_samples={sft.validation_samples}, at most a tenth is held out)"
+            )
         phases.append(SftPhase(settings=settings, source=source))
     if report:
         report_file.write_text(json.dumps(report, indent=2, ensure_ascii=False))

@@ -86,7 +86,9 @@ def _train_sft_phase(
         values["data/num_skipped"] = float(sum(finding.count for finding in state.skipped.findings()))
         values["time/step"] = time.perf_counter() - begin
         if state.step % settings.validate_every_steps == 0 or state.phase_step == phase.num_steps:
-            values["policy/validation_loss"] = training.validation_loss()
+            loss = training.validation_loss()
+            if loss is not None:
+                values["policy/validation_loss"] = loss
         job.logger.log("sft", state.step, values)
         advance(_sft_line(state.step, num_steps, values))
         if state.step % settings.save_every_steps == 0:
@@ -118,6 +120,8 @@ def _train_rl(job: Job) -> None:
     settings = job.config.rl
     num_trained = len(job.prepared.rl) - min(settings.validation_samples, len(job.prepared.rl) // 2)
     questions, validation = job.prepared.rl[:num_trained], job.prepared.rl[num_trained:]
+    if settings.validation_samples and not validation:
+        job.progress.line(f"no validation: {len(questions)} question is too few to hold one out")
     job.policy.begin_from(job.start_model, needs_reference=settings.loss.kl.coefficient > 0)
     state = job.restore("rl", RsGrpoState)
     training = RsGrpo(

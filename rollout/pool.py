@@ -15,6 +15,7 @@ from rollout.weight_stream import WeightStream
 from rsgrpo.cluster import REPOSITORY
 from rsgrpo.config import Config, SamplingConfig
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.failures import reason
 from rsgrpo.placement import ON_CPU, Placement
 from rsgrpo.policy import WeightUpdate
 from rsgrpo.policy_setup import features_folder
@@ -185,7 +186,7 @@ class RolloutPool:
                 "raise it, or look at the worker's log in Ray's session folder"
             ) from error
         except ray.exceptions.RayError as error:
-            raise RolloutError(f"rollout worker {index} could not load its engine: {error}") from error
+            raise RolloutError(f"rollout worker {index} could not load its engine: {reason(error)}") from error
 
     def generate(
         self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int

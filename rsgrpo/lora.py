@@ -6,22 +6,30 @@ engines is computed from base and adapter each time, in float32, and rounded onc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from rsgrpo.config import ConfigError, LoraConfig
+from rsgrpo.errors import shown
 from rsgrpo.weights import engine_layer
 
 _ADAPTER = "default"
 _LANGUAGE_LAYERS = "model.language_model.layers."
 _VISION_LAYERS = "model.visual.blocks."
+_OLD_LANGUAGE_LAYERS = "model.layers."  # as transformers named them up to 4.51, and as adapters on the hub still do
+_ALL = "all-linear"
+_IS_NAME = re.compile(r"[\w.]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -84,7 +92,7 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
         config: rank, scale and targets; the rank is above 0.
 
     Raises:
-        ConfigError: a target names no linear layer of the language model.
+        ConfigError: see :func:`target_layers`.
     """
     model.requires_grad_(False)
     inject_adapter_in_model(
@@ -92,7 +100,7 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
-            target_modules=_target_layers(model, config),
+            target_modules=target_layers(model, config),
             bias="none",
         ),
         model,
@@ -100,20 +108,92 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
     )
 
 
-def _target_layers(model: nn.Module, config: LoraConfig) -> list[str]:
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+def check_adapters(folder: Path, config: LoraConfig) -> None:
+    """Refuse targets and ranks that do not fit a model, without loading its weights.
+
+    Args:
+        folder: of the model.
+        config: rank and targets; nothing is checked where the rank is 0.
+
+    Raises:
+        ConfigError: see :func:`target_layers`.
+    """
+    if config.rank:
+        with torch.device("meta"):
+            model = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(folder))
+        target_layers(model, config)
+
+
+def target_layers(model: nn.Module, config: LoraConfig) -> list[str]:
+    """The linear layers that get an adapter, in the model's order.
+
+    ``model.lora.target_modules`` is read as peft reads it: ``all-linear``; in a list the end of a layer's name, or all
+    of it; a text with other characters than a name's is a regular expression for the whole name. With
+    ``include_vision`` all linear layers of the vision tower's blocks get one, unless the list names some of them.
+
+    Args:
+        model: a Qwen2.5-VL; its weights may be absent.
+        config: targets and rank.
+
+    Raises:
+        ConfigError: a target that matches no layer, or only of the vision tower without ``include_vision``; a rank
+            above a layer's width.
+
+    Example:
+        ``q_proj`` and ``self_attn.q_proj`` mean the same layers, one in each block of the language model.
+    """
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     language = [name for name in linear if name.startswith(_LANGUAGE_LAYERS)]
-    known = sorted({name.rsplit(".", 1)[1] for name in language})
-    for target in config.target_modules:
-        if target not in known:
+    vision = [name for name in linear if name.startswith(_VISION_LAYERS)]
+    chosen: set[str] = set()
+    vision_only: set[str] = set()
+    for target in config.targets:
+        found = [name for name in language if _is_meant(name, target)]
+        tower = [] if found else [name for name in vision if _is_meant(name, target)]
+        if not found and not tower:
+            raise _unknown_target(target, linear, [*language, *vision] if config.include_vision else language)
+        if tower and not config.include_vision:
             raise ConfigError(
-                f"model.lora.target_modules names {target!r}, which is no linear layer of the language model; "
-                f"choose from {', '.join(known)}"
+                f"model.lora.target_modules names {shown(target)!r}, which lies in the vision tower; set "
+                "model.lora.include_vision=true and model.freeze_vision=false, or leave it out"
             )
-    chosen = [name for name in language if name.rsplit(".", 1)[1] in config.target_modules]
+        chosen.update(found)
+        vision_only.update(tower)
     if config.include_vision:
-        chosen += [name for name in linear if name.startswith(_VISION_LAYERS)]
-    return chosen
+        chosen |= vision_only or set(vision)
+    narrowest = min(chosen, key=lambda name: min(linear[name].weight.shape))
+    width = min(linear[narrowest].weight.shape)
+    if config.rank > width:
+        raise ConfigError(
+            f"model.lora.rank={config.rank} is more than the {width} rows or columns of {narrowest}, where a full "
+            f"matrix would be smaller; set a rank of at most {width}, or name other layers in model.lora.target_modules"
+        )
+    return [name for name in linear if name in chosen]
+
+
+def _is_meant(name: str, target: str) -> bool:
+    if target == _ALL:
+        return True
+    if not _IS_NAME.fullmatch(target):
+        return re.fullmatch(target, name) is not None
+    if target.startswith(_OLD_LANGUAGE_LAYERS):
+        target = _LANGUAGE_LAYERS + target.removeprefix(_OLD_LANGUAGE_LAYERS)
+    return name == target or name.endswith(f".{target}")
+
+
+def _unknown_target(target: str, linear: Iterable[str], allowed: Sequence[str]) -> ConfigError:
+    if any(_is_meant(name, target) for name in linear):
+        return ConfigError(
+            f"model.lora.target_modules names {shown(target)!r}, which lies outside the blocks; adapters only go into "
+            "the linear layers of the language model's and the vision tower's blocks"
+        )
+    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in allowed))
+    alike = difflib.get_close_matches(target.rpartition(".")[2], ends, n=1)
+    nearest = f"; the nearest is {alike[0]}" if alike else ""
+    return ConfigError(
+        f"model.lora.target_modules names {shown(target)!r}, which is no linear layer of the model{nearest}; choose "
+        f"all-linear, or from {', '.join(ends)}"
+    )
 
 
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:

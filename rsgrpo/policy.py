@@ -14,7 +14,7 @@ import ray
 from rsgrpo.batching import balance, step_cost
 from rsgrpo.checkpoint import CheckpointError, PolicyMeta, read_policy_meta, write_folder, write_policy_meta
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.faults import FaultyBatch, write_faulty_batch
 from rsgrpo.manifest import FileDigest, write_manifest
 from rsgrpo.placement import ON_CPU, Placement
@@ -29,6 +29,7 @@ from rsgrpo.weights import format_checksum
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _LOG_LINES = 20
+_SHOWN_LOG = 100  # characters of the last line; the file has the rest
 
 Objective = Literal["policy", "nll"]
 
@@ -416,7 +417,7 @@ class Policy:
                 ray.get(done[0])
             except ray.exceptions.RayActorError as error:
                 message = (
-                    f"training rank {rank} of {len(references)} died: {error}\n{self._log_tail(rank)}\ncheckpoints are "
+                    f"training rank {rank} of {len(references)} died ({self._last_words(rank)}); checkpoints are "
                     "untouched: go on with resume=auto; if the log does not say why, the system may have ended the "
                     "process for want of memory: lower trainer.micro_batch_tokens"
                 )
@@ -431,9 +432,9 @@ class Policy:
                 raise
         return cast(list[Any], ray.get(references))
 
-    def _log_tail(self, rank: int) -> str:
+    def _last_words(self, rank: int) -> str:
         if rank >= len(self._log_paths) or not Path(self._log_paths[rank]).is_file():
             return "its log is on another node or was not written; see Ray's session folder"
         with Path(self._log_paths[rank]).open(errors="replace") as lines:
-            tail = "".join(deque(lines, maxlen=_LOG_LINES))
-        return f"last lines of {self._log_paths[rank]}:\n{tail}"
+            last = next(reversed([line for line in deque(lines, maxlen=_LOG_LINES) if line.strip()]), "nothing")
+        return f"last line of {shown(self._log_paths[rank])}: {shown(last, _SHOWN_LOG)}"

@@ -190,5 +190,5 @@ def _load_template(path: str) -> Template:
                 "put it where the question belongs (a published prompt has {query} there)"
             )
         return environment.from_string(source)
-    except (TemplateError, UnicodeDecodeError) as error:
+    except (TemplateError, UnicodeDecodeError, OSError) as error:
         raise PromptTemplateError(f"prompt.path={path!r} is not a Jinja template: {error}") from error

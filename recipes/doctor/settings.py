@@ -8,6 +8,7 @@ from pathlib import Path
 from recipes.doctor.check import Check, Subject, ok
 from rsgrpo.config import Config, load_config, register_schema
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.failures import explain
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -35,10 +36,7 @@ def read_settings(overrides: Sequence[str]) -> Config:
         with initialize_config_dir(str(REPOSITORY / "configs"), version_base=None):
             composed = compose("config", overrides=list(overrides))
     except HydraException as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise SettingsError(
-            f"hydra cannot compose the settings: {first}; uv run train.py --cfg job lists the keys"
-        ) from error
+        raise SettingsError(explain(error).sentence) from error
     return load_config(composed)
 
 

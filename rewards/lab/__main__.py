@@ -24,6 +24,7 @@ from rewards.plugins import load_rewards
 from rsgrpo.atomic_files import write_json
 from rsgrpo.config import RewardConfig, ScopeConfig
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.failures import CommandParser, run_command
 from rsgrpo.jsonl import cut_line_note
 from rsgrpo.run_folder import RunFolder
 
@@ -39,16 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    options = _parser().parse_args(arguments)
-    try:
+
+    def command() -> int:
+        options = _parser().parse_args(arguments)
         return _replay(options) if options.command == "replay" else _lint(options)
-    except RsgrpoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return run_command(command, error_status=2)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m rewards.lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)

@@ -13,7 +13,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rsgrpo.config.checks import ConfigError, at_least, one_of
+from rsgrpo.config.building import build
+from rsgrpo.config.checks import MAX_PROCESSES, ConfigError, between, not_empty, one_of
 from rsgrpo.config.inputs import (
     BOX_COORDINATES,
     DATA_FORMATS,
@@ -39,6 +40,7 @@ from rsgrpo.config.training import (
     SftPhaseConfig,
     TrainerConfig,
 )
+from rsgrpo.errors import shown
 
 __all__ = [
     "BOX_COORDINATES",
@@ -77,6 +79,9 @@ __all__ = [
 ]
 
 
+_MAX_SEED = 2**32 - 1  # what NumPy's and scikit-learn's generators take
+
+
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig:
     """Ray."""
@@ -97,8 +102,8 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         one_of("cluster.device", self.device, ("auto", "cpu", "gpu"))
         one_of("cluster.topology", self.topology, ("disaggregated", "colocated"))
-        at_least("cluster.num_nodes", self.num_nodes, 1)
-        at_least("cluster.gpus_per_node", self.gpus_per_node, 0)
+        between("cluster.num_nodes", self.num_nodes, 1, MAX_PROCESSES)
+        between("cluster.gpus_per_node", self.gpus_per_node, 0, MAX_PROCESSES)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -114,6 +119,8 @@ class LoggingConfig:
 
     def __post_init__(self) -> None:
         one_of("logging.wandb_mode", self.wandb_mode, ("offline", "online", "disabled"))
+        if self.wandb_mode != "disabled":
+            not_empty("logging.wandb_project", self.wandb_project)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -145,7 +152,22 @@ class Config:
     def __post_init__(self) -> None:
         one_of("stage", self.stage, ("sft", "rl", "eval", "all"))
         one_of("resume", self.resume, ("auto", "never"))
-        at_least("seed", self.seed, 0)
+        between("seed", self.seed, 0, _MAX_SEED)
+        not_empty("run_dir", self.run_dir)
+        not_empty("name", self.name)
+        for key, path in (
+            ("run_dir", self.run_dir),
+            ("model.path", self.model.path),
+            ("model.vision_cache.folder", self.model.vision_cache.folder),
+            ("prompt.path", self.prompt.path),
+            ("eval.checkpoint", self.eval.checkpoint),
+            ("eval.data_root", self.eval.data_root),
+            ("eval.image_root", self.eval.image_root),
+        ):
+            if path.startswith("~"):
+                raise ConfigError(f"{key}={shown(path)} begins with ~, which only a shell expands; write $HOME instead")
+        if "/" in self.name or self.name in (".", ".."):
+            raise ConfigError(f"name={shown(self.name, 80)!r} is no name; leave slashes to run_dir, the run's folder")
         if self.rollout.image_embeds and not self.model.vision_cache.folder:
             raise ConfigError(
                 "rollout.image_embeds=true feeds the engine features from model.vision_cache.folder, which is empty; "
@@ -238,22 +260,16 @@ def load_config(composed: DictConfig) -> Config:
     """
     try:
         plain = OmegaConf.to_container(composed, resolve=False)
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
-    except OmegaConfBaseException as error:
-        cause = error.__cause__ or error.__context__
-        if isinstance(cause, ConfigError):
-            raise cause from None
-        raise ConfigError(
-            f"the settings do not fit rsgrpo/config/ (`train.py --cfg job` lists the keys): {_first_lines(error)}"
-        ) from error
+        config = build(OmegaConf.merge(OmegaConf.structured(Config), plain))
+    except (OmegaConfBaseException, RecursionError) as error:
+        # Here: it needs this package to name what a key takes.
+        from rsgrpo.failures.settings import value_sentence
+
+        if isinstance(error, RecursionError):
+            raise ConfigError("a setting refers to itself through ${…}; write a value instead") from None
+        raise ConfigError(value_sentence(error)) from error
     assert isinstance(config, Config)
     return config
-
-
-def _first_lines(error: OmegaConfBaseException) -> str:
-    """The message and the key, without the class names that follow them."""
-    lines = str(error).splitlines()
-    return " ".join(line.strip() for line in lines if not line.strip().startswith(("reference_type", "object_type")))
 
 
 def resolved_yaml(config: Config) -> str:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import math
 
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
+
+MAX_PROCESSES = 4096
+"""More ranks, engines, nodes or GPUs of a node than any cluster of today has: a slip, which would start them all."""
+
+MAX_THREADS = 1024
+"""More threads than a machine has cores."""
+
+MAX_SECONDS = 1.0e7
+"""A wait beyond 115 days: more than the clocks of Ray and of threads take."""
 
 TAGS = tuple(f"<{slash}{name}>" for name in ("observe", "evidence", "think", "answer") for slash in ("", "/"))
 
@@ -16,7 +25,7 @@ class ConfigError(RsgrpoError, ValueError):
 def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is none of ``choices``."""
     if value not in choices:
-        raise ConfigError(f"{key}={value!r} is not known; choose one of {', '.join(choices)}")
+        raise ConfigError(f"{key}={shown(value, 80)!r} is not known; choose one of {', '.join(choices)}")
 
 
 def at_least(key: str, value: float, minimum: float) -> None:
@@ -35,3 +44,21 @@ def more_than(key: str, value: float, bound: float) -> None:
     """Refuse a value not above ``bound``, or NaN."""
     if math.isnan(value) or value <= bound:
         raise ConfigError(f"{key}={value} is too small; it must be more than {bound}")
+
+
+def between(key: str, value: float, minimum: float, maximum: float) -> None:
+    """Refuse a value outside ``minimum`` to ``maximum``, or NaN."""
+    at_least(key, value, minimum)
+    at_most(key, value, maximum)
+
+
+def at_most(key: str, value: float, maximum: float) -> None:
+    """Refuse a value above ``maximum``, or NaN."""
+    if math.isnan(value) or value > maximum:
+        raise ConfigError(f"{key}={value} is too large; it must be at most {maximum:g}")
+
+
+def not_empty(key: str, value: str) -> None:
+    """Refuse an empty or blank text."""
+    if not value.strip():
+        raise ConfigError(f"{key} is empty; set {key}=VALUE, or leave it out for the default")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from typing import Any
 
-from rsgrpo.config.checks import ConfigError, at_least, check_share, more_than, one_of
+from rsgrpo.config.checks import ConfigError, at_least, at_most, between, check_share, more_than, not_empty, one_of
+from rsgrpo.errors import shown
 
 DATA_FORMATS = (
     "evisrag",
@@ -21,6 +24,12 @@ DATA_FORMATS = (
 BOX_COORDINATES = ("shares", "permille", "pixels")
 """What the numbers of a gold box may count."""
 
+_MAX_QUICKSTART_SAMPLES = 1_000_000
+_MAX_QUICKSTART_PIXELS = 2800
+_MAX_QUICKSTART_HIDDEN = 8192
+_MAX_QUICKSTART_LAYERS = 128
+_MIN_VOCABULARY = 256 + 14  # every byte, and Qwen2.5's special tokens
+_MAX_VOCABULARY = 200_000
 _SCANS_PER_DIGIT = 174  # scikit-learn's digits: 174 scans of the 8, more of the others
 
 
@@ -34,20 +43,44 @@ class LoraConfig:
     """A layer's weight is ``W + alpha / r * B A``."""
     dropout: float = 0.0
     """Share of an adapter's inputs left out while training; above 0 the policy is not the one that sampled."""
-    target_modules: list[str] = field(
+    target_modules: Any = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
-    """Names of the linear layers of the language model that get an adapter."""
+    """The linear layers that get an adapter, as peft takes them: ``all-linear``, a list of names or ends of names, or
+    a regular expression for whole names."""
     include_vision: bool = False
     """Adapters in the linear layers of the vision tower's blocks as well (needs ``model.freeze_vision=false``)."""
 
     def __post_init__(self) -> None:
         at_least("model.lora.rank", self.rank, 0)
         more_than("model.lora.alpha", self.alpha, 0.0)
+        at_most("model.lora.alpha", self.alpha, 1.0e6)
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"model.lora.dropout={self.dropout} must lie in [0, 1)")
-        if self.rank and not self.target_modules:
+        self._check_targets()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """``target_modules`` as a list, also where it is one text."""
+        return (self.target_modules,) if isinstance(self.target_modules, str) else tuple(self.target_modules)
+
+    def _check_targets(self) -> None:
+        given = self.target_modules
+        is_list = isinstance(given, list) and all(isinstance(one, str) for one in given)
+        if not isinstance(given, str) and not is_list:
+            raise ConfigError(
+                f"model.lora.target_modules={shown(given, 80)} does not fit; it must be a list of names such as "
+                "[q_proj, v_proj], all-linear, or a regular expression"
+            )
+        if any(not one.strip() for one in self.targets) or (self.rank and not self.targets):
             raise ConfigError("model.lora.target_modules is empty; name layers such as [q_proj, v_proj], or set rank=0")
+        for one in self.targets:
+            try:
+                re.compile(one)
+            except re.error as error:
+                raise ConfigError(
+                    f"model.lora.target_modules={shown(one, 80)!r} is no regular expression: {error}"
+                ) from error
 
 
 @dataclass(kw_only=True, slots=True)
@@ -96,8 +129,8 @@ class ModelConfig:
             )
         if self.vision_cache.folder and not self.freeze_vision:
             raise ConfigError(
-                f"model.vision_cache.folder={self.vision_cache.folder!r} keeps features of a tower that training "
-                "changes (model.freeze_vision=false); set model.freeze_vision=true, or leave the folder empty"
+                f"model.vision_cache.folder={shown(self.vision_cache.folder)!r} keeps features of a tower that "
+                "training changes (model.freeze_vision=false); set model.freeze_vision=true, or leave the folder empty"
             )
 
 
@@ -130,7 +163,7 @@ class QuickstartConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_sft_samples", "num_rl_samples", "num_test_samples"):
-            at_least(f"quickstart.{name}", getattr(self, name), 1)
+            between(f"quickstart.{name}", getattr(self, name), 1, _MAX_QUICKSTART_SAMPLES)
         for name in ("sft_scans_per_digit", "rl_scans_per_digit", "test_scans_per_digit"):
             at_least(f"quickstart.{name}", getattr(self, name), 1)
         if self.sft_scans_per_digit + self.rl_scans_per_digit + self.test_scans_per_digit > _SCANS_PER_DIGIT:
@@ -143,6 +176,22 @@ class QuickstartConfig:
             raise ConfigError(f"quickstart.unanswerable_frac={self.unanswerable_frac} must lie in [0, 1)")
         if self.page_pixels % 28 or self.page_pixels < 28:
             raise ConfigError(f"quickstart.page_pixels={self.page_pixels} must be a positive multiple of 28")
+        between("quickstart.page_pixels", self.page_pixels, 28, _MAX_QUICKSTART_PIXELS)
+        between("quickstart.vocabulary_tokens", self.vocabulary_tokens, _MIN_VOCABULARY, _MAX_VOCABULARY)
+        for part in ("text", "vision"):
+            hidden, layers, heads = (getattr(self, f"{part}_{name}") for name in ("hidden", "layers", "heads"))
+            between(f"quickstart.{part}_hidden", hidden, 8, _MAX_QUICKSTART_HIDDEN)
+            between(f"quickstart.{part}_layers", layers, 1, _MAX_QUICKSTART_LAYERS)
+            between(f"quickstart.{part}_heads", heads, 1, hidden)
+            if hidden % heads or hidden // heads % 8:
+                raise ConfigError(
+                    f"quickstart.{part}_hidden={hidden} must be quickstart.{part}_heads={heads} times a multiple of 8, "
+                    "the width of a head"
+                )
+        if self.text_heads > 1 and self.text_heads % 2:
+            raise ConfigError(
+                f"quickstart.text_heads={self.text_heads} must be even: two heads share a key and a value"
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -163,15 +212,15 @@ class DistractorConfig:
     """Of the irrelevant images of such a conversation between none and this share are, drawn evenly."""
 
     def __post_init__(self) -> None:
-        at_least("distractors.min_images", self.min_images, 0)
-        at_least("distractors.max_images", self.max_images, self.min_images)
-        one_of("distractors.relevance", self.relevance, ("unused", "named", "filter"))
-        check_share("distractors.noise_chance", self.noise_chance)
-        check_share("distractors.noise_max_frac", self.noise_max_frac)
+        at_least("min_images", self.min_images, 0)
+        at_least("max_images", self.max_images, self.min_images)
+        one_of("relevance", self.relevance, ("unused", "named", "filter"))
+        check_share("noise_chance", self.noise_chance)
+        check_share("noise_max_frac", self.noise_max_frac)
         if self.noise_chance and self.relevance == "unused":
             raise ConfigError(
-                f"distractors.noise_chance={self.noise_chance} changes labels that nothing reads; set "
-                "distractors.relevance to named or filter, or leave the noise out"
+                f"noise_chance={self.noise_chance} changes labels that nothing reads; set distractors."
+                "relevance to named or filter, or leave the noise out"
             )
 
 
@@ -194,17 +243,18 @@ class SourceConfig:
     distractors: DistractorConfig = field(default_factory=DistractorConfig)
 
     def __post_init__(self) -> None:
-        one_of("data.mixture.format", self.format, DATA_FORMATS)
-        one_of("data.mixture.box_coordinates", self.box_coordinates, ("", *BOX_COORDINATES))
+        one_of("format", self.format, DATA_FORMATS)
+        one_of("box_coordinates", self.box_coordinates, ("", *BOX_COORDINATES))
         if self.box_coordinates and self.format != "evisrag":
             raise ConfigError(
                 f"box_coordinates={self.box_coordinates!r} says what the column boxes of the format evisrag counts; a "
                 f"source of format {self.format!r} has none, and boxes in its text are trained on as they stand "
                 "(docs/boxes.md)"
             )
-        more_than("data.mixture.weight", self.weight, 0.0)
-        if not self.path:
-            raise ConfigError(f"a source of format {self.format!r} in data.mixture has no path; name its file")
+        more_than("weight", self.weight, 0.0)
+        at_most("weight", self.weight, 1.0e6)
+        if not self.path.strip():
+            raise ConfigError(f"path is empty; name the file of this source of format {self.format!r}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -280,6 +330,7 @@ class DataConfig:
         check_share("data.max_skipped_frac", self.max_skipped_frac)
         at_least("data.max_images", self.max_images, 1)
         at_least("data.min_pixels", self.min_pixels, 1)
+        at_least("data.max_prompt_tokens", self.max_prompt_tokens, 1)
         if self.max_pixels < self.min_pixels:
             raise ConfigError(
                 f"data.max_pixels={self.max_pixels} is less than data.min_pixels={self.min_pixels}; "
@@ -293,7 +344,10 @@ class DataConfig:
         is_mixture = bool(self.mixture) or self.format != "evisrag"
         paths = (self.rl_path,) if is_mixture else (self.sft_path, self.rl_path, self.test_path)
         if any(paths) and not self.test_path:
-            raise ConfigError("data.test_path is empty although other data.*_path are set; name the held-out questions")
+            given = " and ".join(
+                f"data.{name}_path" for name in ("sft", "rl") if getattr(self, f"{name}_path") in filter(None, paths)
+            )
+            raise ConfigError(f"data.test_path is empty although {given} is set; name the held-out questions")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -308,4 +362,5 @@ class PromptConfig:
     """System turn; the default is the Qwen chat template's own."""
 
     def __post_init__(self) -> None:
+        not_empty("prompt.path", self.path)
         one_of("prompt.image_order", self.image_order, ("text_first", "images_first", "markers"))

@@ -5,9 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rsgrpo.config.checks import TAGS, ConfigError, at_least, more_than, one_of
+from rsgrpo.config.checks import (
+    MAX_PROCESSES,
+    MAX_SECONDS,
+    MAX_THREADS,
+    TAGS,
+    ConfigError,
+    at_least,
+    at_most,
+    between,
+    more_than,
+    one_of,
+)
+from rsgrpo.errors import shown
 
 WEIGHT_TRANSFERS = ("object_store", "cuda_ipc", "nccl")
+
+_MAX_TEMPERATURE = 100.0  # beyond it every token is as likely as any other
+_MAX_TOP_K = 1_000_000  # more than any vocabulary has tokens
+_MAX_PENALTY = 100.0
+_MAX_TOKENS = 100_000_000  # of a sequence
+_MAX_BATCHED_TOKENS = 4_194_304  # the engine sets memory aside for each of them
+_MAX_SEQUENCES = 65_536
+_MAX_BUCKET_MIB = 1_048_576
+_MAX_CACHE_GIB = 1.0e5
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,8 +44,12 @@ class SamplingConfig:
     max_response_tokens: int = 1536
 
     def __post_init__(self) -> None:
-        at_least("temperature", self.temperature, 0.0)
-        at_least("max_response_tokens", self.max_response_tokens, 1)
+        between("temperature", self.temperature, 0.0, _MAX_TEMPERATURE)
+        if self.top_k != -1:
+            between("top_k", self.top_k, 1, _MAX_TOP_K)
+        more_than("repetition_penalty", self.repetition_penalty, 0.0)
+        at_most("repetition_penalty", self.repetition_penalty, _MAX_PENALTY)
+        between("max_response_tokens", self.max_response_tokens, 1, _MAX_TOKENS)
         if not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"top_p={self.top_p} must lie in (0, 1]")
 
@@ -60,9 +85,27 @@ class RolloutConfig:
     """Weights travel in flat buckets of at most this size (one larger parameter makes its own)."""
 
     def __post_init__(self) -> None:
-        at_least("rollout.num_workers", self.num_workers, 1)
-        at_least("rollout.tensor_parallel_size", self.tensor_parallel_size, 1)
-        at_least("rollout.weight_bucket_mib", self.weight_bucket_mib, 1)
+        between("rollout.num_workers", self.num_workers, 1, MAX_PROCESSES)
+        between("rollout.tensor_parallel_size", self.tensor_parallel_size, 1, MAX_PROCESSES)
+        between("rollout.num_threads", self.num_threads, 0, MAX_THREADS)
+        between("rollout.weight_bucket_mib", self.weight_bucket_mib, 1, _MAX_BUCKET_MIB)
+        between("rollout.max_num_sequences", self.max_num_sequences, 1, _MAX_SEQUENCES)
+        between("rollout.max_batched_tokens", self.max_batched_tokens, 1, _MAX_BATCHED_TOKENS)
+        between("rollout.max_model_tokens", self.max_model_tokens, 2, _MAX_TOKENS)
+        at_least("rollout.max_restarts", self.max_restarts, 0)
+        between("rollout.gpu_memory_frac", self.gpu_memory_frac, 0.01, 1.0)
+        for name, value, maximum in (
+            ("kv_cache_gib", self.kv_cache_gib, _MAX_CACHE_GIB),
+            ("start_timeout_seconds", self.start_timeout_seconds, MAX_SECONDS),
+            ("generate_timeout_seconds", self.generate_timeout_seconds, MAX_SECONDS),
+        ):
+            more_than(f"rollout.{name}", value, 0.0)
+            at_most(f"rollout.{name}", value, maximum)
+        if self.max_batched_tokens < self.max_num_sequences:
+            raise ConfigError(
+                f"rollout.max_batched_tokens={self.max_batched_tokens} is less than rollout.max_num_sequences="
+                f"{self.max_num_sequences}, each of which needs a token in every pass; raise the one or lower the other"
+            )
         one_of("rollout.weight_transfer", self.weight_transfer, ("auto", *WEIGHT_TRANSFERS))
         if self.max_model_tokens <= self.sampling.max_response_tokens:
             raise ConfigError(
@@ -91,16 +134,20 @@ class ScopeConfig:
         if sum(forms) != 1:
             raise ConfigError(
                 "a scope needs exactly one of {start, stop}, {section}, {pattern} or {evidence_line: true}; "
-                f"got start={self.start!r} stop={self.stop!r} section={self.section!r} "
-                f"pattern={self.pattern!r} evidence_line={self.evidence_line}"
+                f"got start={shown(self.start, 40)!r} stop={shown(self.stop, 40)!r} "
+                f"section={shown(self.section, 40)!r} "
+                f"pattern={shown(self.pattern, 40)!r} evidence_line={str(self.evidence_line).lower()}"
             )
         if self.pattern:
-            one_of("scope.pattern", self.pattern, ("box",))
+            one_of("pattern", self.pattern, ("box",))
         if self.section:
-            one_of("scope.section", self.section, ("observe", "evidence", "think", "answer"))
+            one_of("section", self.section, ("observe", "evidence", "think", "answer"))
         if self.start or self.stop:
-            one_of("scope.start", self.start, ("begin", *TAGS))
-            one_of("scope.stop", self.stop, (*TAGS, "end"))
+            one_of("start", self.start, ("begin", *TAGS))
+            one_of("stop", self.stop, (*TAGS, "end"))
+
+
+_MAX_REWARD_WEIGHT = 1.0e6
 
 
 @dataclass(kw_only=True, slots=True)
@@ -119,12 +166,13 @@ class RewardConfig:
     """A call that takes longer stops the run and names the sample."""
 
     def __post_init__(self) -> None:
-        one_of("rewards.*.on_missing", self.on_missing, ("skip", "whole"))
-        more_than("rewards.*.timeout_seconds", self.timeout_seconds, 0.0)
-        at_least("rewards.*.weight", self.weight, 0.0)
+        one_of("on_missing", self.on_missing, ("skip", "whole"))
+        more_than("timeout_seconds", self.timeout_seconds, 0.0)
+        at_most("timeout_seconds", self.timeout_seconds, MAX_SECONDS)
+        between("weight", self.weight, 0.0, _MAX_REWARD_WEIGHT)
         if self.function.count(":") != 1:
             raise ConfigError(
-                f"rewards.*.function={self.function!r} must be package.module:function or path/to/file.py:function"
+                f"function={shown(self.function, 120)!r} must be package.module:function or path/to/file.py:function"
             )
 
 
@@ -158,15 +206,17 @@ class EndpointConfig:
 
     def __post_init__(self) -> None:
         if self.url and not self.url.startswith(("http://", "https://")):
-            raise ConfigError(f"eval.endpoint.url={self.url!r} must start with http:// or https://")
+            raise ConfigError(f"eval.endpoint.url={shown(self.url)!r} must start with http:// or https://")
         if bool(self.url) != bool(self.model):
             raise ConfigError(
-                f"eval.endpoint.url={self.url!r} and eval.endpoint.model={self.model!r} belong together; set both"
+                f"eval.endpoint.url={shown(self.url, 120)!r} and eval.endpoint.model={shown(self.model, 120)!r} belong "
+                "together; set both"
             )
-        at_least("eval.endpoint.concurrency", self.concurrency, 1)
+        between("eval.endpoint.concurrency", self.concurrency, 1, MAX_PROCESSES)
         more_than("eval.endpoint.timeout_seconds", self.timeout_seconds, 0.0)
+        at_most("eval.endpoint.timeout_seconds", self.timeout_seconds, MAX_SECONDS)
         at_least("eval.endpoint.retries", self.retries, 0)
-        at_least("eval.endpoint.backoff_seconds", self.backoff_seconds, 0.0)
+        between("eval.endpoint.backoff_seconds", self.backoff_seconds, 0.0, MAX_SECONDS)
         at_least("eval.endpoint.give_up_after", self.give_up_after, 1)
         at_least("eval.endpoint.processor_factor", self.processor_factor, 1)
         at_least("eval.endpoint.processor_min_pixels", self.processor_min_pixels, 1)
@@ -218,7 +268,7 @@ class EvalConfig:
         at_least("eval.image_tokens", self.image_tokens, 1)
         repeated = sorted({name for name in self.tasks if self.tasks.count(name) > 1})
         if repeated:
-            raise ConfigError(f"eval.tasks names {', '.join(repeated)} more than once; name every task once")
+            raise ConfigError(f"eval.tasks names {shown(', '.join(repeated))} more than once; name every task once")
         if self.tasks and not self.data_root:
             raise ConfigError("eval.tasks needs eval.data_root, the folder that holds the benchmarks")
         if self.endpoint.url and not self.tasks:

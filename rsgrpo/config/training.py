@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rsgrpo.config.checks import ConfigError, at_least, check_share, more_than, one_of
+from rsgrpo.config.checks import (
+    MAX_PROCESSES,
+    MAX_THREADS,
+    ConfigError,
+    at_least,
+    between,
+    check_share,
+    more_than,
+    one_of,
+)
 from rsgrpo.config.inputs import SourceConfig
+from rsgrpo.errors import shown
+
+_MAX_STEP_SAMPLES = 1_000_000  # of one optimizer step: they are held in memory together
+_MAX_GROUP = 65_536
 
 
 @dataclass(kw_only=True, slots=True)
@@ -24,11 +37,17 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        more_than("optimizer.learning_rate", self.learning_rate, 0.0)
-        at_least("optimizer.vision_learning_rate", self.vision_learning_rate, 0.0)
-        one_of("optimizer.schedule", self.schedule, ("constant", "cosine"))
-        at_least("optimizer.warmup_steps", self.warmup_steps, 0)
-        more_than("optimizer.max_grad_norm", self.max_grad_norm, 0.0)
+        # Where it stands (rl.optimizer, sft.phases[0].optimizer) is put in front when settings are built.
+        more_than("learning_rate", self.learning_rate, 0.0)
+        check_share("learning_rate", self.learning_rate)
+        check_share("vision_learning_rate", self.vision_learning_rate)
+        one_of("schedule", self.schedule, ("constant", "cosine"))
+        at_least("warmup_steps", self.warmup_steps, 0)
+        check_share("weight_decay", self.weight_decay)
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0.0 <= value < 1.0:
+                raise ConfigError(f"{name}={value} must lie in [0, 1)")
+        more_than("max_grad_norm", self.max_grad_norm, 0.0)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,7 +74,9 @@ class TrainerConfig:
     """Stop after this many steps in a row with a non-finite gradient."""
 
     def __post_init__(self) -> None:
-        at_least("trainer.num_ranks", self.num_ranks, 1)
+        between("trainer.num_ranks", self.num_ranks, 1, MAX_PROCESSES)
+        between("trainer.num_threads", self.num_threads, 0, MAX_THREADS)
+        at_least("trainer.max_skipped_steps", self.max_skipped_steps, 1)
         at_least("trainer.micro_batch_tokens", self.micro_batch_tokens, 1)
         at_least("trainer.micro_batch_pairs", self.micro_batch_pairs, 0)
         if self.zero_stage not in (1, 2, 3):
@@ -82,11 +103,11 @@ class SftPhaseConfig:
     """As ``sft.max_tokens``."""
 
     def __post_init__(self) -> None:
-        at_least("sft.phases.num_epochs", self.num_epochs, 1)
-        at_least("sft.phases.samples_per_step", self.samples_per_step, 1)
-        at_least("sft.phases.max_steps", self.max_steps, 0)
-        at_least("sft.phases.max_tokens", self.max_tokens, 0)
-        check_share("sft.phases.warmup_frac", self.warmup_frac)
+        at_least("num_epochs", self.num_epochs, 1)
+        between("samples_per_step", self.samples_per_step, 1, _MAX_STEP_SAMPLES)
+        at_least("max_steps", self.max_steps, 0)
+        at_least("max_tokens", self.max_tokens, 0)
+        check_share("warmup_frac", self.warmup_frac)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -115,7 +136,8 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         at_least("sft.num_epochs", self.num_epochs, 1)
-        at_least("sft.samples_per_step", self.samples_per_step, 1)
+        between("sft.samples_per_step", self.samples_per_step, 1, _MAX_STEP_SAMPLES)
+        at_least("sft.validation_samples", self.validation_samples, 0)
         at_least("sft.save_every_steps", self.save_every_steps, 1)
         at_least("sft.validate_every_steps", self.validate_every_steps, 1)
         at_least("sft.max_steps", self.max_steps, 0)
@@ -123,7 +145,7 @@ class SftConfig:
         check_share("sft.warmup_frac", self.warmup_frac)
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names) or "" in names:
-            raise ConfigError(f"every one of sft.phases needs a name of its own, got {names}")
+            raise ConfigError(f"every one of sft.phases needs a name of its own, got {shown(names)}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -144,6 +166,11 @@ class FilterConfig:
     def __post_init__(self) -> None:
         one_of("rl.filter.mode", self.mode, ("signal", "mean_range", "none"))
         at_least("rl.filter.max_refills", self.max_refills, 0)
+        if self.low >= self.high:
+            raise ConfigError(
+                f"rl.filter.low={self.low} is not below rl.filter.high={self.high}, so that no group would be kept; "
+                "raise the one or lower the other"
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -182,7 +209,8 @@ class CreditConfig:
             self.aggregation,
             ("scope_tokens", "token_mean", "sequence_mean", "constant"),
         )
-        at_least("rl.credit.epsilon", self.epsilon, 0.0)
+        check_share("rl.credit.epsilon", self.epsilon)
+        at_least("rl.credit.constant_tokens", self.constant_tokens, 0)
         if self.aggregation == "constant":
             at_least("rl.credit.constant_tokens", self.constant_tokens, 1)
         if self.baseline == "batch_mean" and self.scale == "group_std":
@@ -220,7 +248,7 @@ class KlConfig:
     """Nats a token that the coefficient steers towards, from ``coefficient`` on; 0: it stays as it is."""
 
     def __post_init__(self) -> None:
-        at_least("rl.loss.kl.coefficient", self.coefficient, 0.0)
+        between("rl.loss.kl.coefficient", self.coefficient, 0.0, 1.0e6)
         one_of("rl.loss.kl.estimator", self.estimator, ("k1", "k2", "k3"))
         at_least("rl.loss.kl.target", self.target, 0.0)
         if self.target and not self.coefficient:
@@ -260,8 +288,11 @@ class LossConfig:
         if not 0.0 < self.clip_low <= 1.0:
             raise ConfigError(f"rl.loss.clip_low={self.clip_low} must lie in (0, 1]")
         more_than("rl.loss.clip_high", self.clip_high, 0.0)
-        if self.dual_clip != 0.0:
-            more_than("rl.loss.dual_clip", self.dual_clip, 1.0 + self.clip_high)
+        if self.dual_clip != 0.0 and self.dual_clip <= 1.0 + self.clip_high:
+            raise ConfigError(
+                f"rl.loss.dual_clip={self.dual_clip} must be more than 1 + rl.loss.clip_high={self.clip_high}, or "
+                "0 for no limit"
+            )
         at_least("rl.loss.importance_cap", self.importance_cap, 0.0)
 
 
@@ -299,8 +330,10 @@ class RlConfig:
     """Groups kept in full, with credit, for the report each time a checkpoint is written."""
 
     def __post_init__(self) -> None:
-        at_least("rl.prompts_per_step", self.prompts_per_step, 1)
-        at_least("rl.samples_per_prompt", self.samples_per_prompt, 1)
+        between("rl.prompts_per_step", self.prompts_per_step, 1, _MAX_STEP_SAMPLES)
+        between("rl.samples_per_prompt", self.samples_per_prompt, 1, _MAX_GROUP)
+        more_than("rl.max_logprob_gap", self.max_logprob_gap, 0.0)
+        at_least("rl.rollouts_in_report", self.rollouts_in_report, 0)
         at_least("rl.updates_per_batch", self.updates_per_batch, 1)
         if self.max_staleness_steps not in (0, 1):
             raise ConfigError(

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.failures import CommandParser, run_command
 from rsgrpo.generated.tasks import MAX_PAGES, TASKS, write_task
 
+_MAX_QUESTIONS = 1_000_000
+_MAX_PIXELS = 4096
 
-def main() -> None:
-    """Write one data set and say how to train on it."""
-    parser = argparse.ArgumentParser(prog="python -m rsgrpo.generated", description=__doc__)
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write one data set and say how to train on it; 0 on success."""
+    return run_command(lambda: _command(arguments))
+
+
+def _command(arguments: Sequence[str] | None) -> None:
+    parser = CommandParser(prog="python -m rsgrpo.generated", description=__doc__)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--train", type=int, default=512, help="questions to train on")
@@ -18,7 +28,16 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=3, help=f"pages of a question, 2 to {MAX_PAGES}")
     parser.add_argument("--pixels", type=int, default=224, help="width and height of a page")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    for name, least, most in (
+        ("train", 1, _MAX_QUESTIONS),
+        ("test", 1, _MAX_QUESTIONS),
+        ("pages", 2, MAX_PAGES),
+        ("pixels", 28, _MAX_PIXELS),
+        ("seed", 0, 2**32 - 1),
+    ):
+        if not least <= getattr(options, name) <= most:
+            raise RsgrpoError(f"--{name} {getattr(options, name)} does not fit; it must lie between {least} and {most}")
     write_task(
         options.task,
         options.folder,
@@ -32,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

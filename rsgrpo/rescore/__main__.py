@@ -16,6 +16,7 @@ from rsgrpo.benchmarks import find_benchmarks
 from rsgrpo.benchmarks.base import MODES, Benchmark, BenchmarkError, Columns
 from rsgrpo.benchmarks.milebench import GROUPS as MILEBENCH_GROUPS
 from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.failures import CommandParser, run_command
 from rsgrpo.ids import well_formed
 from rsgrpo.rescore.comparison import compare
 from rsgrpo.rescore.files import write_files
@@ -31,8 +32,12 @@ _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for two
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rescore; 0 on success, 1 where something outside the code is wrong."""
-    parser = argparse.ArgumentParser(
+    """Rescore; 0 on success, 1 where something outside the code is wrong, 2 after a mistake in the call."""
+    return run_command(lambda: _command(arguments))
+
+
+def _command(arguments: Sequence[str] | None) -> None:
+    parser = CommandParser(
         prog="python -m rsgrpo.rescore",
         description="Score saved predictions without a model, by the original's rules and by strict ones.",
     )
@@ -50,13 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
     try:
         _rescore_all(options, console)
-    except (RsgrpoError, ValueError) as error:
-        print(f"error: {shown(error, _MAX_MESSAGE)}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {shown(error.filename or options.out)}: {error.strerror or shown(error)}", file=sys.stderr)
-        return 1
-    return 0
+    except ValueError as error:
+        if isinstance(error, RsgrpoError):
+            raise
+        raise RsgrpoError(f"{shown(options.benchmark)}: {shown(error, _MAX_MESSAGE)}") from error
 
 
 def _rescore_all(options: argparse.Namespace, console: Console) -> None:

@@ -299,7 +299,7 @@ def test_a_dead_rank_is_named_with_its_last_words_and_its_checkpoint_lives(pair,
     expected = doomed.update(groups, "policy", LOSS)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(
-        PolicyWorkerDiedError, match=r"(?s)training rank 0 of 1 died.*last lines of .*\.err.*resume=auto"
+        PolicyWorkerDiedError, match=r"(?s)training rank 0 of 1 died.*last line of .*\.err.*resume=auto"
     ):
         doomed.save_checkpoint(tmp_path / "policy")
     survivor.load_checkpoint(tmp_path / "policy")

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from rsgrpo.config import ConfigError, LoraConfig, ModelConfig
-from rsgrpo.lora import adapter_layers, adapter_parameters, adapters_off, exported_parameters, merged_weight
+from rsgrpo.lora import (
+    adapter_layers,
+    adapter_parameters,
+    adapters_off,
+    check_adapters,
+    exported_parameters,
+    merged_weight,
+)
 from rsgrpo.policy_model import load_model
 from rsgrpo.types import TrainingGroup
 from tests.packed import Packed
@@ -122,7 +129,9 @@ def test_merged_weight_by_hand():
 
 
 def test_settings_that_cannot_be_are_refused(folder):
-    with pytest.raises(ConfigError, match=r"names 'qkv_proj'.*choose from down_proj, .*v_proj"):
+    with pytest.raises(
+        ConfigError, match=r"names 'qkv_proj'.*the nearest is .*_proj; choose all-linear, or from q_proj, "
+    ):
         load_model(folder, _settings(target_modules=["qkv_proj"]))
     with pytest.raises(ConfigError, match=r"set model\.freeze_vision=true, or model\.lora\.include_vision=true"):
         ModelConfig(freeze_vision=False, lora=LoraConfig(rank=8))
@@ -132,3 +141,65 @@ def test_settings_that_cannot_be_are_refused(folder):
         LoraConfig(dropout=1.0)
     with pytest.raises(ConfigError, match="target_modules is empty"):
         LoraConfig(rank=1, target_modules=[])
+
+
+LANGUAGE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def _chosen(folder: Path, targets: object, **lora: object) -> list[str]:
+    """The last names of the layers of the first blocks that get an adapter, in the model's order."""
+    model = load_model(folder, _settings(target_modules=targets, **lora))
+    first = [name for name in adapter_layers(model) if ".layers.0." in name or ".blocks.0." in name]
+    return [name.rpartition(".")[2] for name in first]
+
+
+@pytest.mark.parametrize(
+    ("targets", "chosen"),
+    [
+        ("all-linear", LANGUAGE),
+        (["all-linear"], LANGUAGE),
+        ("q_proj", ("q_proj",)),
+        (["self_attn.q_proj", "mlp.down_proj"], ("q_proj", "down_proj")),
+        (["model.language_model.layers.0.self_attn.v_proj"], ("v_proj",)),
+        (["model.layers.0.self_attn.v_proj"], ("v_proj",)),  # the name in adapters of older transformers
+        (r".*layers\.\d+\.self_attn\.[qk]_proj", ("q_proj", "k_proj")),
+        ([r".*\.mlp\..*"], ("gate_proj", "up_proj", "down_proj")),
+    ],
+)
+def test_targets_are_read_as_peft_reads_them(folder, targets, chosen):
+    assert _chosen(folder, targets) == list(chosen)
+
+
+def test_layers_of_the_tower_can_be_chosen_among(folder):
+    # named ones alone; without any, all of the blocks', as the tower's five layers a block show
+    assert _chosen(folder, ["q_proj", "qkv"], include_vision=True) == ["qkv", "q_proj"]
+    assert len(_chosen(folder, ["q_proj"], include_vision=True)) == 1 + 5
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (
+            {"target_modules": ["q_proj", "qkv"]},
+            r"'qkv', which lies in the vision tower; set model\.lora\.include_vision",
+        ),
+        (
+            {"target_modules": ["lm_head"]},
+            "'lm_head', which lies outside the blocks|'lm_head', which is no linear layer",
+        ),
+        ({"target_modules": ["q_porj"]}, "the nearest is q_proj"),
+        ({"target_modules": ".*nosuch"}, r"'\.\*nosuch', which is no linear layer"),
+        # k_proj of the tiny model: 32 inputs, 2 heads of 8 as outputs
+        ({"rank": 17, "target_modules": ["k_proj"]}, r"rank=17 is more than the 16 rows or columns of .*k_proj"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused_without_loading_weights(folder, lora, message):
+    with pytest.raises(ConfigError, match=message):
+        check_adapters(folder, _settings(**lora).lora)
+    check_adapters(folder, _settings(rank=16, target_modules=["k_proj"]).lora)
+
+
+def test_targets_that_are_no_names_are_refused():
+    for wrong in (None, 3, [3], {"a": 1}, [["q_proj"]], "(", [""]):
+        with pytest.raises(ConfigError, match=r"^model\.lora\.target_modules"):
+            LoraConfig(rank=4, target_modules=wrong)

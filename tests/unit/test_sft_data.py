@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from recipes.sft import SftPhase, SftState, SupervisedTraining
 from recipes.sft_data import MixtureSource
-from rsgrpo.config import Config, DataConfig, SourceConfig, TrainerConfig
+from rsgrpo.config import Config, DataConfig, SftPhaseConfig, SourceConfig, TrainerConfig
 from rsgrpo.data_files import DataError
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.mixture import Mixture
+from rsgrpo.policy import Policy
 from tests.tiny_model import write_pages
 from tests.unit.test_conversation_prompts import builder
 
@@ -118,3 +120,17 @@ def test_a_record_that_a_step_shows_twice_counts_twice(tmp_path: Path) -> None:
     assert len(set(ids)) == 4
     assert sorted(name.split("@")[0] for name in ids) == ["0.0/r0"] * 2 + ["0.1/r1"] * 2
     assert all(one.prompt.sample_id == one.sample_id for one in taken.conversations)
+
+
+def test_without_held_out_samples_there_is_no_validation_loss(tmp_path: Path) -> None:
+    # at most a tenth is held out: of nine records none
+    source = opened(tmp_path, [record(number) for number in range(9)])
+    assert source.held_out() == []
+    training = SupervisedTraining(
+        phase=SftPhase(settings=SftPhaseConfig(name="a"), source=source),
+        policy=cast(Policy, None),  # nothing is asked of it
+        tokenizer=Letters(),
+        image_tokens=lambda image: IMAGE_TOKENS,
+        state=SftState(),
+    )
+    assert training.validation_loss() is None

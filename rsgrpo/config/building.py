@@ -1,0 +1,79 @@
+"""From a composition to objects, node by node, so that every complaint names the whole key."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from rsgrpo.config.checks import ConfigError
+from rsgrpo.errors import shown
+
+_MAY_HOLD_LINES = re.compile(r"^prompt\.system$|\.kwargs\b")
+_MAX_INTEGER = 2**63 - 1
+
+
+def build(node: Any, key: str = "") -> Any:
+    """Turn a node of a typed composition into the object that it stands for; all checks run.
+
+    Args:
+        node: dictionary, list or value.
+        key: the node's own, ``""`` at the top.
+
+    Raises:
+        ConfigError: a value that no setting can have (not finite, beyond 64 bits, no text), a key without a value,
+            or a class's own check; a class that stands in several places names its field, and the place is put in
+            front: ``learning_rate=…`` becomes ``rl.optimizer.learning_rate=…``.
+        omegaconf.errors.OmegaConfBaseException: a reference that leads nowhere.
+    """
+    if isinstance(node, ListConfig):
+        return [build(_value(node, index, f"{key}[{index}]"), f"{key}[{index}]") for index in range(len(node))]
+    if not isinstance(node, DictConfig):
+        _check_value(key, node)
+        return node
+    prefix = f"{key}." if key else ""
+    values = {str(name): build(_value(node, name, f"{prefix}{name!s}"), f"{prefix}{name!s}") for name in node}
+    kind = OmegaConf.get_type(node)
+    if kind is None or not dataclasses.is_dataclass(kind):
+        return values
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise _placed(error, key, {field.name for field in dataclasses.fields(kind)}) from None
+
+
+def _value(node: DictConfig | ListConfig, name: Any, key: str) -> Any:
+    try:
+        return node[name]
+    except MissingMandatoryValue:
+        raise ConfigError(f"{key} has no value; set {key}=VALUE") from None
+
+
+def _check_value(key: str, value: object) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}={value} is no number to work with; it must be finite")
+    if isinstance(value, int) and abs(value) > _MAX_INTEGER:
+        raise ConfigError(f"{key}={shown(value, 40)} is too large; it must fit into 64 bits")
+    if isinstance(value, str):
+        # Such a text can neither be written down nor name a file.
+        if "\0" in value:
+            raise ConfigError(f"{key}={shown(value, 80)!r} holds a zero byte; take it out")
+        if not _MAY_HOLD_LINES.search(key) and any(ord(one) < ord(" ") or one == "\x7f" for one in value):
+            raise ConfigError(f"{key}={shown(value, 80)!a} holds a line break or control character; take it out")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{key}={shown(ascii(value), 80)} is no UTF-8 text; write it in UTF-8") from None
+
+
+def _placed(error: ConfigError, key: str, own: set[str]) -> ConfigError:
+    """The complaint with the whole key in it, where the class named its own field, or none."""
+    message = str(error)
+    if not key or f"{key.partition('.')[0]}." in message:
+        return error
+    is_own = re.split(r"[^\w]", message, maxsplit=1)[0] in own
+    return ConfigError(f"{key}.{message}" if is_own else f"{key}: {message}")
