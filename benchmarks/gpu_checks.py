@@ -42,6 +42,7 @@ from rsgrpo.batching import Piece, lay_out, plan_micro_batches
 from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, RolloutConfig, SamplingConfig
 from rsgrpo.logprobs import response_logprobs
 from rsgrpo.objective import row_loss
+from rsgrpo.page_rules import PageRules
 from rsgrpo.policy_model import PolicyModel, RowBuilder, group_sizes, load_model, load_processor, use_window_attention
 from rsgrpo.types import TrainingGroup, TrainingResponse
 from rsgrpo.vlm import PromptEncoder
@@ -72,7 +73,9 @@ class BareStep:
 
     def __init__(self, folder: Path, config: ModelConfig, device: torch.device) -> None:
         processor = load_processor(folder)
-        self.encoder = PromptEncoder(processor, min_pixels=784, max_pixels=10**8, max_prompt_tokens=10**6)
+        self.encoder = PromptEncoder(
+            processor, rules=PageRules(min_pixels=784, max_pixels=10**8), max_prompt_tokens=10**6
+        )
         vocabulary_size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
         banned = banned_token_ids(processor.tokenizer, vocabulary_size)
         self.model = load_model(folder, config, banned).to(device)

@@ -25,6 +25,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from rsgrpo.images import load_page
+from rsgrpo.page_rules import PageRules
 from rsgrpo.types import ImageRef
 from rsgrpo.vision_cache import FeatureStore, PageFeatures
 
@@ -56,7 +57,11 @@ class Bench:
 
     def process(self, page: ImageRef) -> dict[str, torch.Tensor]:
         """A page decoded and cut into patches."""
-        return dict(self.processor(images=[load_page(page, 1, MAX_PIXELS)], return_tensors="pt"))
+        return dict(
+            self.processor(
+                images=[load_page(page, PageRules(min_pixels=1, max_pixels=MAX_PIXELS))], return_tensors="pt"
+            )
+        )
 
     def pixels(self, page: ImageRef) -> torch.Tensor:
         """Its patches."""

@@ -19,6 +19,8 @@ from pathlib import Path
 from rsgrpo.benchmarks import find_benchmarks
 from rsgrpo.benchmarks.base import Benchmark, BenchmarkError
 from rsgrpo.config import Config, PromptConfig, SamplingConfig
+from rsgrpo.image_bytes import ImageError
+from rsgrpo.image_counts import ImageCounts, look_at_pages
 from rsgrpo.prompts import QuestionWriter
 from rsgrpo.readers import ReaderOptions, read_samples
 from rsgrpo.task_prompts.combine import combine_images
@@ -61,6 +63,7 @@ class TaskQuestions:
         questions: in the data set's order.
         sampling: how to answer.
         skipped: records that were left out, by reason (``data.on_bad_sample=skip``).
+        images: what its images are; each counts once.
     """
 
     name: str
@@ -68,6 +71,7 @@ class TaskQuestions:
     questions: tuple[Question, ...]
     sampling: SamplingConfig
     skipped: Mapping[str, int]
+    images: ImageCounts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,17 +170,39 @@ def _load(data: _DataSet, wording: _Wording) -> TaskQuestions:
         samples = tuple(one for one in samples if one.task == task)
     if config.eval.max_samples:
         samples = samples[: config.eval.max_samples]
-    questions = tuple(question for sample in samples for question in family.ask(sample, wording, task))
-    if not questions:
+    asked, unasked = _asked(samples, wording, task)
+    if not asked and not unasked:
         raise BenchmarkError(f"{data.name}: {data.path} holds no question\n{report.text()}")
+    broken, images = look_at_pages((image for one in asked for image in one.sample.images), config.data.page_rules)
+    questions = tuple(one for one in asked if broken.keys().isdisjoint(one.sample.images))
+    reasons = [*unasked, *broken.values()]
+    if reasons and (is_strict or not questions):
+        raise BenchmarkError(f"{data.name}: {len(reasons)} images cannot be used; {reasons[0]}")
+    num_broken = len(unasked) + len(
+        {one.sample.sample_id for one in asked} - {one.sample.sample_id for one in questions}
+    )
     _check_images(data.name, questions, config)
     return TaskQuestions(
         name=data.name,
         benchmark=data.benchmark,
         questions=questions,
         sampling=_sampling(family, wording),
-        skipped=report.counts(),
+        skipped={**report.counts(), **({"image": num_broken} if num_broken else {})},
+        images=images,
     )
+
+
+def _asked(samples: Sequence[Sample], wording: _Wording, task: str) -> tuple[list[Question], list[str]]:
+    """The samples' questions, and why some could not be asked: an image that is drawn into another was broken."""
+    family = FAMILIES[_family_name(task)]
+    questions: list[Question] = []
+    broken: list[str] = []
+    for sample in samples:
+        try:
+            questions += family.ask(sample, wording, task)
+        except ImageError as error:
+            broken.append(str(error))
+    return questions, broken
 
 
 def _sampling(family: _Family, wording: _Wording) -> SamplingConfig:
@@ -254,6 +280,7 @@ def _ask_milebench(sample: Sample, wording: _Wording, task: str) -> Iterator[Que
             images,
             canvases,
             wording.canvases / sample.metadata["dataset"] / f"combined_{canvases}_images",
+            wording.config.data.page_rules,
         )
     built = milebench_prompt(
         dataset=sample.metadata["dataset"],

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from rsgrpo.cluster import REPOSITORY, open_cluster
 from rsgrpo.config import Config
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.ids import well_formed
+from rsgrpo.image_counts import ImageCounts, update_report
 from rsgrpo.jsonl import append_rows, read_rows
 from rsgrpo.page_view import endpoint_view, model_view
 from rsgrpo.progress import Progress
@@ -77,6 +78,15 @@ def run_benchmarks(config: Config) -> Path:
             too_long = {task.name: _too_long(task, config, processor) for task in tasks}
             for task in tasks:
                 progress.line(f"{task.name}: {len(task.questions)} questions")
+                left_out = sum(task.skipped.values())
+                if left_out:
+                    progress.line(
+                        f"left out {left_out} records that cannot be used: {_reasons(task.skipped)}", indent=2
+                    )
+            images = ImageCounts.total(task.images for task in tasks)
+            update_report(folder.root, {"images": images.document()})
+            if images.text():
+                progress.line(images.text())
         journals = {task.name: _Journal(root / task.name, task) for task in tasks}
         begin_run(folder, config)
         _check_same_answerer(root, config, model)
@@ -171,6 +181,10 @@ class _Journal:
         ]
 
 
+def _reasons(skipped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} × {reason}" for reason, count in skipped.items())
+
+
 def _model_folder(config: Config, folder: RunFolder) -> Path:
     if config.eval.checkpoint:
         path = Path(config.eval.checkpoint).absolute()
@@ -215,6 +229,7 @@ def _check_same_answerer(root: Path, config: Config, model: Path | None) -> None
         "sampling": dataclasses.asdict(config.eval.sampling),
         "min_pixels": config.data.min_pixels,
         "max_pixels": config.data.max_pixels,
+        "background": config.data.background,
     }
     file = root / "answered_by.json"
     if file.exists():
@@ -227,6 +242,7 @@ def _check_same_answerer(root: Path, config: Config, model: Path | None) -> None
                 f"{shown(file)} does not say whose answers lie beside it ({shown(before, 60)}); choose another "
                 "run_dir, or remove the file if the answers are of the same model and settings"
             )
+        before.setdefault("background", "white")  # older runs knew no other
         differing = [name for name, value in answered_by.items() if before.get(name) != value]
         if differing:
             raise BenchmarkRunError(

@@ -64,11 +64,11 @@ class Job:
             self._say(self.clock.problem, "the time that earlier processes took is not counted")
 
     def __enter__(self) -> Job:
-        data = self.config.data
         self._check_finished_model()
+        rules = self.config.data.page_rules
 
         def read_image(ref: ImageRef) -> object:
-            return load_page(ref, data.min_pixels, data.max_pixels)
+            return load_page(ref, rules)
 
         self.logger = self._stack.enter_context(RunLogger(self.folder.root, self.config, read_image))
         needs_engine = bool(self.prepared.test) or self.config.stage != "sft"

@@ -23,6 +23,7 @@ from rsgrpo.data import LoadedData, load_samples
 from rsgrpo.data_files import DataError
 from rsgrpo.errors import shown
 from rsgrpo.hub import hub_problem
+from rsgrpo.image_counts import ImageCounts, update_report
 from rsgrpo.image_tokens import ImageTokens
 from rsgrpo.images import page_size
 from rsgrpo.lora import check_adapters
@@ -49,6 +50,7 @@ class Prepared:
         test: held-out questions; none are needed where only conversations are trained on.
         prompt_fingerprint: which prompt template is used, by name where it is a published one.
         num_skipped: questions left out because something is wrong with them.
+        images: what was read of images before the stages began.
     """
 
     base_model: Path
@@ -60,6 +62,7 @@ class Prepared:
     test: tuple[PromptedSample, ...]
     prompt_fingerprint: str
     num_skipped: int
+    images: ImageCounts
 
 
 def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
@@ -97,21 +100,22 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         for name, data in loaded.items():
             prompted[name], num_long = lengths.checked(name, [builder.prompted(sample) for sample in data.samples])
             num_skipped += num_long
-        image_tokens = ImageTokens(
-            processor.image_processor, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels
-        ).count
+        image_tokens = ImageTokens(processor.image_processor, config.data.page_rules).count
         phases: tuple[SftPhase, ...] = ()
         if config.stage in ("sft", "all"):
             conversations = ConversationBuilder(config.prompt, processor)
-            report = folder.root / "data_report.json"
             phases = supervised_phases(
-                config, prompted.get("sft", ()), conversations, processor.tokenizer, image_tokens, progress, report
+                config, prompted.get("sft", ()), conversations, processor.tokenizer, image_tokens, progress, folder.root
             )
         for name, questions in prompted.items():
             progress.line(f"{name}: {len(questions)} questions")
         for name, data in loaded.items():
             if data.num_mended:
                 progress.line(f"{name}: {data.num_mended} lone surrogates in its texts were replaced by U+FFFD")
+        images = ImageCounts.total(one.images for one in loaded.values())
+        update_report(folder.root, {"images": images.document()})
+        if images.text():
+            progress.line(images.text())
         if num_skipped:
             progress.line(f"left out {num_skipped} bad questions (data.on_bad_sample=skip)")
         if "rl" in prompted:
@@ -129,6 +133,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         test=prompted.get("test", ()),
         prompt_fingerprint=fingerprint,
         num_skipped=num_skipped,
+        images=images,
     )
 
 
@@ -220,6 +225,7 @@ class PromptLengths:
 
     def __init__(self, config: Config, processor: Qwen2_5_VLProcessor, max_response_tokens: int) -> None:
         self._data = config.data
+        self._rules = config.data.page_rules
         self._limit = min(config.data.max_prompt_tokens, config.rollout.max_model_tokens - max_response_tokens)
         self._tokenizer = processor.tokenizer
         self._images = processor.image_processor
@@ -233,7 +239,7 @@ class PromptLengths:
 
     def _count(self, prompted: PromptedSample) -> int:
         text = len(self._tokenizer.encode(prompted.prompt.text, add_special_tokens=False))
-        sizes = [page_size(image, self._data.min_pixels, self._data.max_pixels) for image in prompted.prompt.images]
+        sizes = [page_size(image, self._rules) for image in prompted.prompt.images]
         # Each page's one placeholder in the text gives way to its image tokens.
         return text + sum(self._image_tokens(size) - 1 for size in sizes)
 

@@ -13,6 +13,7 @@ from rsgrpo.conversation_prompts import TURN_END, Conversation, ConversationBuil
 from rsgrpo.data_files import DataError
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.image_bytes import ImageError
+from rsgrpo.image_counts import ImageCounts
 from rsgrpo.images import check_page
 from rsgrpo.mixture import Mixture
 from rsgrpo.prompts import PromptTemplateError
@@ -35,7 +36,13 @@ class Taken:
 
 
 class ConversationSource(Protocol):
-    """Endless conversations, an epoch after the other; what comes is a function of the position alone."""
+    """Endless conversations, an epoch after the other; what comes is a function of the position alone.
+
+    Attributes:
+        images: those that were looked at while conversations were taken, each counted once.
+    """
+
+    images: ImageCounts
 
     def __len__(self) -> int:
         """Conversations of an epoch."""
@@ -59,6 +66,7 @@ class TrajectorySource:
     def __init__(self, questions: Sequence[PromptedSample], *, seed: int, num_held_out: int) -> None:
         num_trained = len(questions) - min(num_held_out, len(questions) // 10)
         self._trained, self._held_out = questions[:num_trained], questions[num_trained:]
+        self.images = ImageCounts()  # they were looked at when the trajectories were read
         self._stream = PromptStream(self._trained, seed=seed, shuffle=True)
 
     def __len__(self) -> int:
@@ -90,6 +98,9 @@ class MixtureSource:
         max_tokens: of a conversation; 0: what fits into a forward pass.
         tokenizer: the policy's.
         image_tokens: how many positions an image takes.
+
+    Attributes:
+        images: those that were taken so far, each counted once.
     """
 
     def __init__(
@@ -109,6 +120,9 @@ class MixtureSource:
         self._max_tokens = min(max_tokens or config.trainer.micro_batch_tokens, config.trainer.micro_batch_tokens)
         self._tokenizer = tokenizer
         self._image_tokens = image_tokens
+        self._rules = config.data.page_rules
+        self.images = ImageCounts()
+        self._counted: set[ImageRef] = set()
         self._epoch = -1
         self._order = mixture.held_out
 
@@ -162,7 +176,7 @@ class MixtureSource:
         try:
             conversation = self._builder.build(self._mixture.sample(key, draw))
             for image in conversation.images:
-                check_page(image)
+                self._look_at(image)
             self._check_length(conversation)
         except ImageError as error:
             raise self._unusable("image", error) from error
@@ -171,6 +185,12 @@ class MixtureSource:
         except _TooLongError as error:
             raise self._unusable("too long", error) from error
         return conversation
+
+    def _look_at(self, image: ImageRef) -> None:
+        facts = check_page(image, self._rules)
+        if image not in self._counted:
+            self._counted.add(image)
+            self.images.add(facts)
 
     def _unusable(self, reason: str, error: Exception) -> Exception:
         if self._skips:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from recipes.sft_data import ConversationSource, MixtureSource, TrajectorySource
 from recipes.wanted_data import default_sources, uses_mixture
 from rsgrpo.config import Config, DataConfig, SftPhaseConfig, SourceConfig
 from rsgrpo.conversation_prompts import ConversationBuilder
+from rsgrpo.image_counts import update_report
 from rsgrpo.mixture import Mixture
 from rsgrpo.progress import Progress
 from rsgrpo.types import ImageRef, PromptedSample
@@ -26,7 +26,7 @@ def supervised_phases(
     tokenizer: PreTrainedTokenizerBase,
     image_tokens: Callable[[ImageRef], int],
     progress: Progress,
-    report_file: Path,
+    run_folder: Path,
 ) -> tuple[SftPhase, ...]:
     """The phases that ``sft`` describes; one where it names none.
 
@@ -37,7 +37,7 @@ def supervised_phases(
         tokenizer: the policy's.
         image_tokens: how many positions an image takes.
         progress: shows what was read and left out.
-        report_file: gets the same as JSON.
+        run_folder: ``data_report.json`` there gets the same as ``phases``.
 
     Raises:
         DataError: a data set is not there, is empty, or has bad records (``data.on_bad_sample=reject``).
@@ -92,7 +92,7 @@ def supervised_phases(
             )
         phases.append(SftPhase(settings=settings, source=source))
     if report:
-        report_file.write_text(json.dumps(report, indent=2, ensure_ascii=False))
+        update_report(run_folder, {"phases": report})
     return tuple(phases)
 
 

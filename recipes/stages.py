@@ -11,6 +11,7 @@ from recipes.job import Job
 from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport
 from recipes.sft import SftPhase, SftState, SupervisedTraining
 from rsgrpo.atomic_files import write_json
+from rsgrpo.image_counts import ImageCounts, update_report
 from rsgrpo.progress import step_line
 from rsgrpo.recorder import record_groups
 
@@ -50,6 +51,7 @@ def _train_sft(job: Job) -> None:
                 job.policy.begin_stage(phase.optimizer, phase.num_steps)
             _train_sft_phase(job, phase, state, lambda line: shown.advance(line), num_steps)
         _show_skipped(job, state)
+        _show_images(job)
     if job.prepared.test:
         job.engine.update_weights(job.policy.weights())
     job.policy.export_model(job.folder.model("sft"))
@@ -66,6 +68,15 @@ def _show_skipped(job: Job, state: SftState) -> None:
     if findings:
         content = [dataclasses.asdict(finding) for finding in findings]
         write_json(job.folder.root / "skipped_conversations.json", content, indent=2)
+
+
+def _show_images(job: Job) -> None:
+    """Say what was changed about the images of a mixture, which are looked at when they are taken."""
+    taken = ImageCounts.total(phase.source.images for phase in job.prepared.sft)
+    if taken.text():
+        job.progress.line(taken.text())
+    if taken.read:
+        update_report(job.folder.root, {"images": ImageCounts.total([job.prepared.images, taken]).document()})
 
 
 def _train_sft_phase(

@@ -54,7 +54,7 @@ class EndpointAnswerer:
 
     Args:
         endpoint: address, model, limits.
-        data: ``min_pixels`` and ``max_pixels`` that images are brought to before they are sent.
+        data: how images are read, and the size that they are brought to before they are sent.
         seed: sent with every request.
 
     Raises:
@@ -67,7 +67,7 @@ class EndpointAnswerer:
 
     def __init__(self, endpoint: EndpointConfig, data: DataConfig, seed: int) -> None:
         self._endpoint = endpoint
-        self._data = data
+        self._rules = data.page_rules
         self._seed = seed
         self._headers: dict[str, str] = {}
         self._num_failed_in_a_row = 0
@@ -175,7 +175,7 @@ class EndpointAnswerer:
         return body
 
     def _image_url(self, image: ImageRef) -> str:
-        page = load_page(image, self._data.min_pixels, self._data.max_pixels)
+        page = load_page(image, self._rules)
         buffer = io.BytesIO()
         page.save(buffer, format="PNG")
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -43,8 +43,11 @@ from rsgrpo.config import (
     SamplingConfig,
 )
 from rsgrpo.config.checks import one_of
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.image_files import DECODING_ERRORS
+from rsgrpo.images import page_from_image
 from rsgrpo.jsonl import append_rows
+from rsgrpo.page_rules import MAX_MEGAPIXELS, PageRules
 from rsgrpo.prompts import QuestionWriter
 from rsgrpo.sections import parse_response
 from rsgrpo.task_prompts.turns import ChatTurn, TaskPrompt
@@ -84,6 +87,8 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         max_model_tokens: prompt and response together.
         min_pixels: smaller images are scaled up to this area.
         max_pixels: larger images are scaled down to it.
+        background: what shows through where an image is transparent.
+        max_image_megapixels: larger image files are refused.
         dtype: ``bfloat16`` or ``float32``.
         num_workers: engines.
         tensor_parallel_size: GPUs of an engine.
@@ -120,6 +125,8 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         max_model_tokens: int = 32768,
         min_pixels: int = 3136,
         max_pixels: int = 1568000,
+        background: str = "white",
+        max_image_megapixels: float = MAX_MEGAPIXELS,
         dtype: str = "bfloat16",
         num_workers: int = 1,
         tensor_parallel_size: int = 1,
@@ -145,7 +152,13 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
             stage="eval",
             seed=seed,
             model=ModelConfig(path=checkpoint, dtype=dtype),
-            data=DataConfig(min_pixels=min_pixels, max_pixels=max_pixels, max_images=max_images),
+            data=DataConfig(
+                min_pixels=min_pixels,
+                max_pixels=max_pixels,
+                background=background,
+                max_image_megapixels=max_image_megapixels,
+                max_images=max_images,
+            ),
             rollout=RolloutConfig(
                 sampling=SamplingConfig(max_response_tokens=max_new_tokens),
                 num_workers=num_workers,
@@ -258,7 +271,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
             if part["type"] == "text":
                 parts.append(part["text"])
             elif part["type"] == "image":
-                parts.append(_image_file(prompt_id, part["url"], folder, index))
+                parts.append(_image_file(prompt_id, part["url"], folder, index, self._config.data.page_rules))
             else:
                 raise LmmsEvalError(f"{prompt_id} shows a {part['type']}; this model reads text and images")
         return tuple(parts)
@@ -317,7 +330,7 @@ class SamplingKey:
         )
 
 
-def _image_file(prompt_id: str, image: Any, folder: Path, index: int) -> ImageRef:
+def _image_file(prompt_id: str, image: Any, folder: Path, index: int, rules: PageRules) -> ImageRef:
     """An image of a task as a file: our engines read pages from disk, in whatever process they run."""
     if isinstance(image, str):
         return ImageRef(path=Path(image).name, file=str(Path(image).absolute()))
@@ -325,5 +338,9 @@ def _image_file(prompt_id: str, image: Any, folder: Path, index: int) -> ImageRe
         raise LmmsEvalError(f"{prompt_id}: an image is a {type(image).__name__}, expected a PIL image or a path")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{index}.png"
-    image.convert("RGB").save(file)
+    try:
+        page = page_from_image(image, rules)
+    except DECODING_ERRORS as error:
+        raise LmmsEvalError(f"{prompt_id}: an image is damaged: {shown(error)}; repair the task's data") from error
+    page.save(file)
     return ImageRef(path=file.name, file=str(file))

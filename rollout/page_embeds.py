@@ -33,8 +33,7 @@ class PageEmbeds:
         self._features = open_page_features(tower, config, features_folder, processor, place)
         self._encoder = PromptEncoder(
             processor,
-            min_pixels=config.data.min_pixels,
-            max_pixels=config.data.max_pixels,
+            rules=config.data.page_rules,
             max_prompt_tokens=config.data.max_prompt_tokens,
             stored_grid=self._features.grid,
         )

@@ -99,6 +99,7 @@ class VllmEngine:
         # On a GPU vLLM runs its engine in a process of its own, on a CPU in this one.
         self._is_in_process = spec.device == "cpu"
         self._share = Share.ALL
+        self._page_rules = self._data.page_rules
         self._llm = LLM(
             model=str(spec.model_folder),
             dtype=spec.config.model.dtype,
@@ -149,7 +150,7 @@ class VllmEngine:
             return TokensPrompt(prompt_token_ids=ids)
         if self._embeds is not None:
             return TokensPrompt(prompt_token_ids=ids, multi_modal_data={"image": self._embeds.of(prompt.images)})
-        pages = [load_page(image, self._data.min_pixels, self._data.max_pixels) for image in prompt.images]
+        pages = [load_page(image, self._page_rules) for image in prompt.images]
         return TokensPrompt(prompt_token_ids=ids, multi_modal_data={"image": pages})
 
     def _parameters(self, sample_id: str, num_samples: int, sampling: SamplingConfig, seed: int) -> SamplingParams:

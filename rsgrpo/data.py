@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,14 @@ from rsgrpo.data_bytes import DataError
 from rsgrpo.data_files import IMAGE_TABLE, data_files
 from rsgrpo.errors import shown
 from rsgrpo.gold_columns import gold_columns
-from rsgrpo.image_bytes import ImageError
-from rsgrpo.images import check_page
+from rsgrpo.image_counts import ImageCounts, look_at_pages
 from rsgrpo.media_store import MediaStore
 from rsgrpo.readers.evisrag import evisrag_sample
 from rsgrpo.readers.findings import BadRecordError, Finding, Tally, short_report
 from rsgrpo.readers.media import MediaFinder
 from rsgrpo.readers.records import place_of, raw_records
 from rsgrpo.readers.skipping import check_skipped
-from rsgrpo.types import IMAGE_MARKER, ImageRef, Sample
-
-_CHECK_THREADS = 8  # reading pages waits for the disk
+from rsgrpo.types import IMAGE_MARKER, Sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,11 +41,13 @@ class LoadedData:
         samples: in the file's order.
         skipped: how many items were left out, by reason; empty unless ``data.on_bad_sample=skip``.
         num_mended: halves of surrogate pairs that were replaced by U+FFFD in its texts.
+        images: what its images are; each counts once.
     """
 
     samples: tuple[Sample, ...]
     skipped: Mapping[str, int]
     num_mended: int = 0
+    images: ImageCounts = field(default_factory=ImageCounts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +112,7 @@ def load_samples(
     for file in files:
         _read_file(file, sample_of, read)
     problems, samples, places = read.problems, read.samples, read.places
-    broken = _broken_pages(samples)
+    broken, images = look_at_pages((ref for sample in samples for ref in sample.images), data.page_rules)
     kept = []
     for sample, place in zip(samples, places, strict=True):
         detail = next((broken[ref] for ref in sample.images if ref in broken), "")
@@ -131,7 +129,10 @@ def load_samples(
         raise DataError(f"{shown(path)} holds no items; give it at least one question")
     check_skipped(path, findings, len(kept) + len(problems), data.max_skipped_frac)
     return LoadedData(
-        samples=tuple(kept), skipped={one.reason: one.count for one in findings}, num_mended=read.num_mended
+        samples=tuple(kept),
+        skipped={one.reason: one.count for one in findings},
+        num_mended=read.num_mended,
+        images=images,
     )
 
 
@@ -253,18 +254,3 @@ def _write_table(file: Path, pages: Mapping[str, Image.Image]) -> None:
         page.save(buffer, "PNG")
         data.append({"bytes": buffer.getvalue()})
     pq.write_table(pa.table({"image": data, "path": list(pages)}), file)
-
-
-def _broken_pages(samples: list[Sample]) -> dict[ImageRef, str]:
-    """What is wrong with which page; every page is looked at once."""
-    pages = list({ref: None for sample in samples for ref in sample.images})
-
-    def problem(ref: ImageRef) -> str:
-        try:
-            check_page(ref)
-        except ImageError as error:
-            return str(error)
-        return ""
-
-    with ThreadPoolExecutor(_CHECK_THREADS) as threads:
-        return {ref: detail for ref, detail in zip(pages, threads.map(problem, pages), strict=True) if detail}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from rsgrpo.images import page_size
+from rsgrpo.page_rules import PageRules
 from rsgrpo.types import ImageRef
 
 
@@ -22,23 +23,21 @@ class ImageTokens:
 
     Args:
         image_processor: the model's.
-        min_pixels: smaller pages are scaled up (``data.min_pixels``).
-        max_pixels: larger pages are scaled down (``data.max_pixels``).
+        rules: how pages are read (``DataConfig.page_rules``).
     """
 
-    def __init__(self, image_processor: PatchCounter, *, min_pixels: int, max_pixels: int) -> None:
+    def __init__(self, image_processor: PatchCounter, rules: PageRules) -> None:
         self._images = image_processor
-        self._min_pixels = min_pixels
-        self._max_pixels = max_pixels
+        self._rules = rules
         self._of_size: dict[tuple[int, int], int] = {}
 
     def count(self, ref: ImageRef) -> int:
         """Image tokens of a page.
 
         Raises:
-            ImageError: the page is missing or no image.
+            ImageError: the page is missing, no image, or has a size that the processor does not take.
         """
-        size = page_size(ref, self._min_pixels, self._max_pixels)
+        size = page_size(ref, self._rules)
         if size not in self._of_size:
             patches = self._images.get_number_of_image_patches(size[1], size[0], {})
             self._of_size[size] = patches // self._images.merge_size**2

@@ -1,23 +1,50 @@
-"""Page images: read from a file or from ``images.parquet``, brought to size, or refused by name.
+"""The one way from an image file to the pixels that a model sees.
 
-Trainer and engines both get their pages from ``load_page``, so that both see the same pixels.
+    bytes -> opened and judged -> 8 bits, colours -> upright -> resized -> RGB
+             (image_files, jpeg,  transparency on     (all     (EVisRAG's
+              png)                a background         eight)    rule)
+                                  (pixels)
+
+Trainer, engines, servers, caches, benchmarks and reports get their pages from ``load_page``, and sizes from
+``page_size``, so that all of them see the same. ``check_page`` says beforehand whether a page can be read, and what
+reading will change about it.
 """
 
 from __future__ import annotations
 
-import io
 import math
+import threading
+from contextlib import nullcontext
+from importlib.metadata import version
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
+from PIL import __version__ as pillow_version
 
+from rsgrpo.errors import shown
 from rsgrpo.image_bytes import ImageError, image_place, page_bytes
+from rsgrpo.image_files import (
+    DECODING_ERRORS,
+    NoImageError,
+    OpenPage,
+    PageFacts,
+    decode,
+    open_page,
+)
+from rsgrpo.jpeg import JpegDamageError, check_jpeg, jpeg_pixels
+from rsgrpo.page_rules import PageRules
+from rsgrpo.pixels import plain_pixels, upright
+from rsgrpo.png import PngDamageError
 from rsgrpo.types import ImageRef
 
 MAX_ASPECT_RATIO = 200
 """Qwen2.5-VL's processor refuses longer strips; the EVisRAG resize rule would blow them up first (1×5000: 7×36203)."""
 
-_JPEG_END = b"\xff\xd9"
-_JPEG_TAIL_BYTES = 64  # some writers leave a few bytes behind the end marker
+_LARGE_PIXELS = 50_000_000
+"""Such files are read one at a time, and JPEG ones smaller where that suffices: they take much memory."""
+_REDUCED_FACTOR = 2  # a JPEG decoded smaller keeps at least this many times the wanted width and height
+_SHOWN_CHARACTERS = 120  # of a path or a library's complaint in a message
+
+_large = threading.Lock()
 
 
 def resized_size(width: int, height: int, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:
@@ -46,124 +73,226 @@ def resized_size(width: int, height: int, min_pixels: int | None, max_pixels: in
     return width, height
 
 
-def resize_page(image: Image.Image, min_pixels: int | None, max_pixels: int | None) -> Image.Image:
-    """Apply ``resized_size``, then convert to RGB (in this order, as the EVisRAG code does)."""
-    size = resized_size(image.width, image.height, min_pixels, max_pixels)
-    if size != image.size:
-        image = image.resize(size)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def load_page(ref: ImageRef, min_pixels: int | None, max_pixels: int | None) -> Image.Image:
-    """Read a page and bring it to size.
+def load_page(ref: ImageRef, rules: PageRules) -> Image.Image:
+    """Read a page as a model sees it.
 
     Args:
         ref: where it lies.
-        min_pixels: smaller pages are scaled up to this area; None: no bound.
-        max_pixels: larger pages are scaled down to this area; None: no bound.
+        rules: bounds of its size, background.
 
     Returns:
-        An RGB image, fully decoded.
+        An RGB image, upright, fully decoded.
 
     Raises:
-        ImageError: the page is missing, truncated, no image, a strip longer than ``MAX_ASPECT_RATIO``
-            to 1, or so small a ``max_pixels`` that nothing is left of it.
+        ImageError: the page is missing, cut, damaged, no image, too large, a strip longer than
+            ``MAX_ASPECT_RATIO`` to 1, or so small a ``max_pixels`` that nothing is left of it.
+
+    Example:
+        ``load_page(sample.images[0], config.data.page_rules).size``
     """
-    with _open_page(ref) as image:
-        _check_shape(ref, image)
-        try:
-            _decode(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise _broken(ref, error) from error
-        width, height = resized_size(image.width, image.height, min_pixels, max_pixels)
-        if not width * height:
-            raise ImageError(
-                f"image {ref.path!r} ({image.width}×{image.height}) has no pixels left at max_pixels={max_pixels}; "
-                "raise data.max_pixels"
-            )
-        return resize_page(image, min_pixels, max_pixels).copy()
+    page = _open(ref, rules)
+    return _pixels(ref, page, rules, _final_size(ref, page.facts, rules))
 
 
-def page_size(ref: ImageRef, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:
+def read_page(ref: ImageRef, rules: PageRules) -> Image.Image:
+    """Read a page in its own size, whatever its proportions: for people, or to be put on a larger sheet.
+
+    Args:
+        ref: where it lies.
+        rules: background; its bounds of size are not applied.
+
+    Returns:
+        An RGB image, upright, fully decoded.
+
+    Raises:
+        ImageError: as :func:`load_page`, but for strips.
+    """
+    page = _open(ref, rules)
+    return _pixels(ref, page, rules, (page.facts.width, page.facts.height))
+
+
+def page_size(ref: ImageRef, rules: PageRules) -> tuple[int, int]:
     """Width and height that ``load_page`` would give, from the file's header alone.
 
     Args:
         ref: where the page lies.
-        min_pixels: as for ``load_page``.
-        max_pixels: likewise.
+        rules: bounds of its size.
+
+    Raises:
+        ImageError: the page is missing, no image, or has a size that ``load_page`` refuses.
+    """
+    return _final_size(ref, _open(ref, rules).facts, rules)
+
+
+def reading_fingerprint(rules: PageRules) -> str:
+    """Everything but its bytes that a page's pixels depend on: part of the key of whatever is stored about pages.
+
+    Args:
+        rules: as for ``load_page``.
+    """
+    return f"{rules.fingerprint}/pillow {pillow_version}/simplejpeg {version('simplejpeg')}"
+
+
+def page_facts(ref: ImageRef, rules: PageRules) -> PageFacts:
+    """What a page's header says.
+
+    Args:
+        ref: where it lies.
+        rules: files with more megapixels are refused.
 
     Raises:
         ImageError: the page is missing or no image.
     """
-    with _open_page(ref) as image:
-        return resized_size(image.width, image.height, min_pixels, max_pixels)
+    return _open(ref, rules).facts
 
 
-def check_page(ref: ImageRef) -> None:
-    """Find out whether a page can be read, without decoding its pixels where the format allows it.
+def check_page(ref: ImageRef, rules: PageRules) -> PageFacts:
+    """Find out whether a page can be read, decoding no more of it than that takes.
 
-    PNG files are verified by their checksums and JPEG files by their end marker; others are decoded.
+    PNG files are judged by their checksums; JPEG files have their codes read, but hardly any pixels made of them;
+    others are decoded.
 
     Args:
         ref: where the page lies.
+        rules: as for ``load_page``.
+
+    Returns:
+        What its header says.
 
     Raises:
         ImageError: as ``load_page``.
     """
-    data = page_bytes(ref)
-    with _open_bytes(ref, data) as image:
-        _check_shape(ref, image)
-        is_whole_jpeg = image.format == "JPEG" and _JPEG_END in data[-_JPEG_TAIL_BYTES:]
-        try:
-            if image.format == "PNG":
-                image.verify()
-            elif not is_whole_jpeg:
-                _decode(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise _broken(ref, error) from error
-
-
-def _open_page(ref: ImageRef) -> Image.Image:
-    return _open_bytes(ref, page_bytes(ref))
-
-
-def _open_bytes(ref: ImageRef, data: bytes) -> Image.Image:
+    page = _open(ref, rules, check=True)
+    _final_size(ref, page.facts, rules)
+    if page.facts.format == "PNG":
+        return page.facts
     try:
-        return Image.open(io.BytesIO(data))
-    except UnidentifiedImageError as error:
+        with _turn(page.facts):
+            if not (page.facts.format == "JPEG" and check_jpeg(page.data)):
+                decode(page.image)
+    except DECODING_ERRORS as error:
+        raise _broken(ref, error) from error
+    return page.facts
+
+
+def page_from_image(image: Image.Image, rules: PageRules) -> Image.Image:
+    """An image that another library opened or made, as ``read_page`` would give it from a file.
+
+    Args:
+        image: of any mode; its EXIF orientation is applied.
+        rules: background.
+
+    Returns:
+        An RGB image, upright.
+
+    Raises:
+        Exception: what Pillow raises for damaged files, if it was not decoded yet.
+    """
+    is_turned = image.format == "TIFF"  # Pillow turns these itself when it decodes
+    if isinstance(image, ImageFile.ImageFile):
+        decode(image)
+    try:
+        orientation = 1 if is_turned else image.getexif().get(0x0112, 1)
+    except Exception:  # whatever Pillow stumbles on in a note must not cost the picture
+        orientation = 1
+    plain = plain_pixels(image, bit_depth=8, background=rules.background)
+    return upright(plain, orientation).convert("RGB")
+
+
+def _open(ref: ImageRef, rules: PageRules, *, check: bool = False) -> OpenPage:
+    data = page_bytes(ref)
+    try:
+        page = open_page(data, check=check)
+    except NoImageError as error:
+        raise ImageError(f"{_name(ref)} is {error.what}: {error.way_out}, or set data.on_bad_sample=skip") from error
+    except DECODING_ERRORS as error:
+        raise _broken(ref, error) from error
+    megapixels = page.facts.num_pixels / 1e6
+    if megapixels > rules.max_megapixels:
         raise ImageError(
-            f"image {ref.path!r} ({image_place(ref)}, {len(data)} bytes) is not an image file; "
-            "replace it, or set data.on_bad_sample=skip"
-        ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            f"{_name(ref)} has {page.facts.width}×{page.facts.height} pixels, {megapixels:.0f} megapixels; the limit "
+            f"is data.max_image_megapixels={rules.max_megapixels:g}: raise it (a megapixel takes up to 10 MB), "
+            "make the image smaller, or set data.on_bad_sample=skip"
+        )
+    return page
+
+
+def _final_size(ref: ImageRef, facts: PageFacts, rules: PageRules) -> tuple[int, int]:
+    """The size that the processor gets, where it takes it."""
+    width, height = resized_size(facts.width, facts.height, rules.min_pixels, rules.max_pixels)
+    if not width * height:
+        raise ImageError(
+            f"{_name(ref)} ({facts.width}×{facts.height}) has no pixels left at data.max_pixels={rules.max_pixels}; "
+            "raise it, or set data.on_bad_sample=skip"
+        )
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        is_same = (width, height) == (facts.width, facts.height)
+        brought = "" if is_same else f", {width}×{height} after data.min_pixels and data.max_pixels"
+        raise ImageError(
+            f"{_name(ref)} is {facts.width}×{facts.height}{brought}: a strip longer than {MAX_ASPECT_RATIO} to 1, "
+            "which Qwen2.5-VL does not read; cut it into pages, or set data.on_bad_sample=skip"
+        )
+    return width, height
+
+
+def _pixels(ref: ImageRef, page: OpenPage, rules: PageRules, size: tuple[int, int]) -> Image.Image:
+    facts = page.facts
+    try:
+        with _turn(facts):
+            image = _decoded_jpeg(page, size) if facts.format == "JPEG" else None
+            if image is None:
+                decode(page.image)
+                image = plain_pixels(page.image, bit_depth=facts.bits, background=rules.background)
+            if not page.is_turned:
+                image = upright(image, facts.orientation)
+            if image.size != size:
+                image = image.resize(size, Image.Resampling.BICUBIC)
+            # A copy, because a lazily opened file would keep its bytes.
+            return image.convert("RGB") if image.mode != "RGB" else image.copy() if image is page.image else image
+    except DECODING_ERRORS as error:
         raise _broken(ref, error) from error
 
 
-def _decode(image: Image.Image) -> None:
-    """Decode all of it, whatever other libraries chose for the process.
+def _decoded_jpeg(page: OpenPage, size: tuple[int, int]) -> Image.Image | None:
+    """The file's pixels as stored; None: Pillow must decode it."""
+    least_size = None
+    if page.facts.num_pixels > _LARGE_PIXELS:
+        width, height = _REDUCED_FACTOR * size[0], _REDUCED_FACTOR * size[1]
+        if 2 * width <= page.facts.width and 2 * height <= page.facts.height:
+            is_sideways = (page.facts.width, page.facts.height) != page.image.size
+            least_size = (height, width) if is_sideways else (width, height)
+    pixels = jpeg_pixels(page.data, least_size=least_size)
+    if pixels is None:
+        check_jpeg(page.data)  # Pillow decodes it, but would not say what is missing
+        return None
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
-    lmms-eval lets Pillow fill what is missing of a truncated file with grey; a page must not lose its
-    evidence like that.
-    """
-    chosen = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        image.load()
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = chosen
 
-
-def _check_shape(ref: ImageRef, image: Image.Image) -> None:
-    width, height = image.size
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ImageError(
-            f"image {ref.path!r} is {width}×{height}, a strip longer than {MAX_ASPECT_RATIO} to 1, which Qwen2.5-VL "
-            "does not read; cut it into pages, or set data.on_bad_sample=skip"
-        )
+def _turn(facts: PageFacts) -> threading.Lock | nullcontext[None]:
+    return _large if facts.num_pixels > _LARGE_PIXELS else nullcontext()
 
 
 def _broken(ref: ImageRef, error: Exception) -> ImageError:
     return ImageError(
-        f"image {ref.path!r} ({image_place(ref)}) is truncated or damaged: {error}; "
+        f"{_name(ref)} is truncated or damaged: {shown(error, _SHOWN_CHARACTERS)}; "
         "replace it, or set data.on_bad_sample=skip"
     )
+
+
+def _name(ref: ImageRef) -> str:
+    return f"image {shown(ref.path, _SHOWN_CHARACTERS)!r} ({shown(image_place(ref), _SHOWN_CHARACTERS)})"
+
+
+__all__ = [
+    "MAX_ASPECT_RATIO",
+    "JpegDamageError",
+    "PngDamageError",
+    "check_page",
+    "load_page",
+    "page_facts",
+    "page_from_image",
+    "page_size",
+    "read_page",
+    "reading_fingerprint",
+    "resized_size",
+]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ from rsgrpo.config import DataConfig, EndpointConfig
 from rsgrpo.coordinates import PATCH_SIDE, smart_resize
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.images import page_size, resized_size
+from rsgrpo.page_rules import PageRules
 from rsgrpo.types import ImageRef
 
 _EDGES = ("shortest_edge", "longest_edge")
@@ -76,7 +78,8 @@ class PageView:
             ImageError: the page is missing or no image.
             CoordinateError: as :meth:`of_size`.
         """
-        return self._processed(page_size(ref, self.min_pixels, self.max_pixels))
+        rules = PageRules(min_pixels=self.min_pixels, max_pixels=self.max_pixels, max_megapixels=math.inf)
+        return self._processed(page_size(ref, rules))
 
     def _processed(self, size: tuple[int, int]) -> tuple[int, int]:
         return smart_resize(

@@ -12,6 +12,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from rsgrpo.attention import choose_door, register_packed_attention
 from rsgrpo.banned_tokens import banned_token_ids
 from rsgrpo.config import Config, ModelConfig
+from rsgrpo.images import reading_fingerprint
 from rsgrpo.lora import exported_parameters
 from rsgrpo.policy_model import PolicyModel, load_model, use_window_attention, weights_dtype
 from rsgrpo.vision_cache import FeatureStore, PageFeatures
@@ -118,7 +119,7 @@ def open_page_features(
     return PageFeatures(
         tower,
         FeatureStore(folder, int(config.model.vision_cache.max_gib * 2**30)),
-        processing=f"{config.data.min_pixels}/{config.data.max_pixels}/{processor.image_processor.to_json_string()}",
+        processing=f"{reading_fingerprint(config.data.page_rules)}/{processor.image_processor.to_json_string()}",
         device=device,
     )
 

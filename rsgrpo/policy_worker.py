@@ -125,8 +125,7 @@ class PolicyWorker:
             self._features = open_page_features(tower, config, folder, self._processor, device)
         self._encoder = PromptEncoder(
             self._processor,
-            min_pixels=config.data.min_pixels,
-            max_pixels=config.data.max_pixels,
+            rules=config.data.page_rules,
             max_prompt_tokens=config.data.max_prompt_tokens,
             stored_grid=self._features.grid if self._features else None,
         )

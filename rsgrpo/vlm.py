@@ -18,6 +18,7 @@ from transformers import Qwen2_5_VLProcessor
 
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.images import load_page
+from rsgrpo.page_rules import PageRules
 from rsgrpo.types import ChatPrompt, ImageRef, IntArray, TrainingResponse
 
 _IMAGES_A_CALL = 64  # pages handed to the processor at once: bounds its working memory
@@ -135,8 +136,7 @@ class PromptEncoder:
 
     Args:
         processor: of the model that is trained.
-        min_pixels: smaller pages are scaled up (``data.min_pixels``).
-        max_pixels: larger pages are scaled down (``data.max_pixels``).
+        rules: how pages are read (``DataConfig.page_rules``).
         max_prompt_tokens: a longer prompt is an error, never cut.
         cache_bytes: how much memory processed pages may keep.
         stored_grid: the grid of a page whose features are stored, None for others; None: no page is.
@@ -146,15 +146,13 @@ class PromptEncoder:
         self,
         processor: Qwen2_5_VLProcessor,
         *,
-        min_pixels: int,
-        max_pixels: int,
+        rules: PageRules,
         max_prompt_tokens: int,
         cache_bytes: int = 2**30,
         stored_grid: Callable[[ImageRef], tuple[int, int, int] | None] | None = None,
     ) -> None:
         self._processor = processor
-        self._min_pixels = min_pixels
-        self._max_pixels = max_pixels
+        self._rules = rules
         self._max_prompt_tokens = max_prompt_tokens
         self._cache_bytes = cache_bytes
         self._stored_grid = stored_grid
@@ -269,7 +267,7 @@ class PromptEncoder:
         return again
 
     def _process(self, refs: Sequence[ImageRef]) -> list[ProcessedImage]:
-        pages = [load_page(ref, self._min_pixels, self._max_pixels) for ref in refs]
+        pages = [load_page(ref, self._rules) for ref in refs]
         features = self._processor.image_processor(images=pages, return_tensors="pt")
         grids = [(int(t), int(h), int(w)) for t, h, w in features["image_grid_thw"].tolist()]
         patches = features["pixel_values"].split([t * h * w for t, h, w in grids])

@@ -11,6 +11,7 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 from rsgrpo.banned_tokens import banned_token_ids
 from rsgrpo.batching import plan_micro_batches
 from rsgrpo.config import ModelConfig
+from rsgrpo.page_rules import PageRules
 from rsgrpo.policy_model import PolicyModel, RowBuilder, group_sizes, load_model, load_processor
 from rsgrpo.types import ImageRef, TrainingGroup
 from rsgrpo.vision_cache import Grid
@@ -30,7 +31,9 @@ class Packed:
         banned = () if with_banned else banned_token_ids(self.processor.tokenizer, vocabulary_size)
         self.model = load_model(folder, config, banned)
         self.policy = PolicyModel(self.model, always_run_vision=False)
-        self.encoder = PromptEncoder(self.processor, min_pixels=1, max_pixels=10**7, max_prompt_tokens=1000)
+        self.encoder = PromptEncoder(
+            self.processor, rules=PageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000
+        )
         self.rows = RowBuilder(
             image_token_id=self.encoder.image_token_id, config=config, device=torch.device("cpu"), dtype=torch.float32
         )
@@ -41,7 +44,10 @@ class Packed:
         """Take pages' features from elsewhere."""
         self.policy = PolicyModel(self.model, always_run_vision=False)
         self.encoder = PromptEncoder(
-            self.processor, min_pixels=1, max_pixels=10**7, max_prompt_tokens=1000, stored_grid=stored_grid
+            self.processor,
+            rules=PageRules(min_pixels=1, max_pixels=10**7),
+            max_prompt_tokens=1000,
+            stored_grid=stored_grid,
         )
         self.rows = RowBuilder(
             image_token_id=self.encoder.image_token_id,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import re
 import time
 from collections import Counter
@@ -13,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
 from recipes.doctor.hub import hub_check
 from recipes.wanted_data import WANTED, builds_quickstart_data, default_sources, trajectory_problem, uses_mixture
@@ -22,7 +19,7 @@ from rsgrpo.config import Config, QuickstartConfig, SourceConfig
 from rsgrpo.data import load_samples
 from rsgrpo.data_files import DataError
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.image_bytes import ImageError, page_bytes
+from rsgrpo.image_bytes import ImageError
 from rsgrpo.images import MAX_ASPECT_RATIO
 
 if TYPE_CHECKING:
@@ -205,8 +202,8 @@ class ImageHeader:
 
     Attributes:
         format: such as ``JPEG``.
-        mode: Pillow's, such as ``RGBA``; with ``transparency`` behind a palette that has some.
-        size: width and height as stored, in pixels.
+        mode: Pillow's, such as ``RGBA``; with ``transparency`` behind a mode that has no channel of it.
+        size: width and height as a viewer shows it, in pixels.
         orientation: EXIF's, 1 to 8; 1: upright.
     """
 
@@ -222,19 +219,14 @@ def read_header(ref: ImageRef) -> ImageHeader:
     Raises:
         ImageError: it is missing or no image.
     """
-    data = page_bytes(ref)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            orientation = image.getexif().get(_ORIENTATION, _UPRIGHT)
-            has_transparency = image.mode == "P" and "transparency" in image.info
-            return ImageHeader(
-                format=image.format or "?",
-                mode=f"{image.mode} with transparency" if has_transparency else image.mode,
-                size=image.size,
-                orientation=orientation if isinstance(orientation, int) else _UPRIGHT,
-            )
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"image {ref.path!r} has no readable header: {error}; replace it") from error
+    facts = page_facts(ref, PageRules(max_megapixels=math.inf))
+    has_transparency = facts.has_transparency and not facts.mode.upper().endswith("A")
+    return ImageHeader(
+        format=facts.format,
+        mode=f"{facts.mode} with transparency" if has_transparency else facts.mode,
+        size=(facts.width, facts.height),
+        orientation=facts.orientation,
+    )
 
 
 def image_checks(subject: Subject) -> Iterator[Check]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rsgrpo.config.checks import ConfigError, at_least, at_most, between, check_share, more_than, not_empty, one_of
 from rsgrpo.errors import shown
+from rsgrpo.page_rules import MAX_MEGAPIXELS, PageRules, parse_colour
 
 DATA_FORMATS = (
     "evisrag",
@@ -317,6 +318,10 @@ class DataConfig:
     """Smaller pages are scaled up to this area before the processor sees them."""
     max_pixels: int = 1568000
     """Larger pages are scaled down to this area."""
+    background: str = "white"
+    """What shows through where an image is transparent: a name, or ``#rrggbb``. White is what qwen-vl-utils takes."""
+    max_image_megapixels: float = MAX_MEGAPIXELS
+    """Larger image files are rejected or skipped; a megapixel takes up to 10 MB of memory while it is read."""
     max_prompt_tokens: int = 15000
     """A longer prompt is rejected or skipped, never cut."""
     on_bad_sample: str = "reject"
@@ -336,6 +341,13 @@ class DataConfig:
                 f"data.max_pixels={self.max_pixels} is less than data.min_pixels={self.min_pixels}; "
                 "raise the one or lower the other"
             )
+        more_than("data.max_image_megapixels", self.max_image_megapixels, 0.0)
+        try:
+            parse_colour(self.background)
+        except ValueError as error:
+            raise ConfigError(
+                f"data.background={self.background!r} is no colour ({error}); give a name such as white, or '#ffffff'"
+            ) from error
         for name in self.sft_sections:
             one_of("data.sft_sections", name, ("observe", "evidence", "think", "answer"))
         one_of("data.format", self.format, DATA_FORMATS)
@@ -348,6 +360,16 @@ class DataConfig:
                 f"data.{name}_path" for name in ("sft", "rl") if getattr(self, f"{name}_path") in filter(None, paths)
             )
             raise ConfigError(f"data.test_path is empty although {given} is set; name the held-out questions")
+
+    @property
+    def page_rules(self) -> PageRules:
+        """How images are read: the settings that belong together, as one record."""
+        return PageRules(
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+            background=parse_colour(self.background),
+            max_megapixels=self.max_image_megapixels,
+        )
 
 
 @dataclass(kw_only=True, slots=True)

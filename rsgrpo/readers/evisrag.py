@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import posixpath
 import reprlib
 import unicodedata
@@ -17,6 +18,7 @@ from rsgrpo.gold_columns import GoldColumnError, take_boxes, take_choices
 from rsgrpo.image_bytes import ImageError
 from rsgrpo.images import page_size
 from rsgrpo.media_store import MediaStore
+from rsgrpo.page_rules import PageRules
 from rsgrpo.readers.fields import id_field, media_list
 from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.formats import likely_format
@@ -102,7 +104,8 @@ def evisrag_sample(
     positive = _gold_pages(columns.pop(_POSITIVE_COLUMN, None), paths)
     try:
         choices = take_choices(columns)
-        boxes = take_boxes(columns, paths, data.box_coordinates, lambda index: page_size(images[index], None, None))
+        rules = PageRules(max_megapixels=math.inf)  # a size takes no memory
+        boxes = take_boxes(columns, paths, data.box_coordinates, lambda index: page_size(images[index], rules))
     except GoldColumnError as error:
         raise BadRecordError("gold", str(error)) from error
     except ImageError as error:

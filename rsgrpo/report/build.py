@@ -11,7 +11,7 @@ security policy forbids the rest. Everything that a model wrote reaches the page
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from rsgrpo.atomic_files import FileError, shown_error, write_text
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.jsonl import cut_line_note
 from rsgrpo.metrics import METRICS_FILE, read_metrics
+from rsgrpo.page_rules import PageRules, parse_colour
 from rsgrpo.recorder import read_groups
 from rsgrpo.report.curves import Chart, collect_charts, collect_times
 from rsgrpo.report.results import collect_cards, collect_evaluations, collect_facts
@@ -111,7 +112,9 @@ def _document(run_folder: Path, notes: list[str]) -> dict[str, Any]:
         "evaluations": evaluations,
         "charts": [_chart_document(chart) for chart in collect_charts(rows)],
         "times": collect_times(rows),
-        "rollouts": collect_rollouts(groups, rewards if isinstance(rewards, dict) else {}, run_folder),
+        "rollouts": collect_rollouts(
+            groups, rewards if isinstance(rewards, dict) else {}, run_folder, _page_rules(config)
+        ),
     }
 
 
@@ -131,6 +134,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     # Values are shown, not used: unresolved references may stay as they are.
     plain = OmegaConf.to_container(read_settings(path), resolve=False)
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
+def _page_rules(config: Mapping[str, Any]) -> PageRules:
+    """How the run read images; as by default where its settings are gone."""
+    data = config.get("data")
+    colour = data.get("background") if isinstance(data, dict) else None
+    try:
+        return PageRules(background=parse_colour(colour)) if isinstance(colour, str) else PageRules()
+    except ValueError:
+        return PageRules()
 
 
 def _chart_document(chart: Chart) -> dict[str, Any]:

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from rsgrpo.image_bytes import ImageError
+from rsgrpo.images import load_page
+from rsgrpo.page_rules import PageRules
 from rsgrpo.types import ImageRef
 
 _BUDGET_BYTES = 4_500_000  # of base64 text; the whole report stays below 8 MB
 _SIDES = (720, 480, 320, 200, 120, 64)  # tried from the largest until the budget holds
 _JPEG_QUALITY = 78
+_READ_SIDE = 4 * _SIDES[0]  # large scans are brought to this square's area first
 
 
-def embed_pictures(images: Iterable[ImageRef], run_folder: Path) -> dict[ImageRef, str]:
+def embed_pictures(images: Iterable[ImageRef], run_folder: Path, rules: PageRules) -> dict[ImageRef, str]:
     """Encode every image once.
 
     Args:
         images: pages, repeated ones count once.
         run_folder: where to look for an image whose recorded place is gone (a run folder that was moved).
+        rules: how the run read images; their bounds of size are not applied.
 
     Returns:
         Data URI by image; images that cannot be read are left out.
     """
+    rules = dataclasses.replace(rules, min_pixels=None, max_pixels=_READ_SIDE**2)
     opened: dict[ImageRef, Image.Image] = {}
     for image in dict.fromkeys(images):
-        pixels = _open(image, run_folder)
+        pixels = _open(image, run_folder, rules)
         if pixels is not None:
             opened[image] = pixels
     encoded: dict[ImageRef, str] = {}
@@ -39,24 +46,22 @@ def embed_pictures(images: Iterable[ImageRef], run_folder: Path) -> dict[ImageRe
     return encoded
 
 
-def _open(image: ImageRef, run_folder: Path) -> Image.Image | None:
-    data = _bytes(image, run_folder)
-    if data is None:
-        return None
-    try:
-        pixels = Image.open(io.BytesIO(data)).convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
-        return None  # the page says that the image is missing
-    pixels.thumbnail((_SIDES[0], _SIDES[0]))
-    return pixels
-
-
-def _bytes(image: ImageRef, run_folder: Path) -> bytes | None:
+def _open(image: ImageRef, run_folder: Path, rules: PageRules) -> Image.Image | None:
     recorded = Path(image.parquet_file or image.file)
     file = _find(recorded, run_folder)
     if file is None:
         return None
-    return _parquet_bytes(file, image.parquet_row) if image.parquet_file else file.read_bytes()
+    found = (
+        dataclasses.replace(image, parquet_file=str(file))
+        if image.parquet_file
+        else dataclasses.replace(image, file=str(file))
+    )
+    try:
+        pixels = load_page(found, rules)
+    except ImageError:
+        return None  # the page says that the image is missing
+    pixels.thumbnail((_SIDES[0], _SIDES[0]))
+    return pixels
 
 
 def _find(recorded: Path, run_folder: Path) -> Path | None:
@@ -66,18 +71,6 @@ def _find(recorded: Path, run_folder: Path) -> Path | None:
     parts = recorded.parts[1:] if recorded.is_absolute() else recorded.parts
     candidates = (run_folder.joinpath(*parts[start:]) for start in range(len(parts)))
     return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
-def _parquet_bytes(file: Path, row: int) -> bytes | None:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(file).slice(row, 1).to_pylist()
-    cells = table[0].values() if table else ()
-    for cell in cells:
-        content = cell.get("bytes") if isinstance(cell, dict) else cell
-        if isinstance(content, bytes):
-            return content
-    return None
 
 
 def _data_uri(pixels: Image.Image, side: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rsgrpo.page_rules import PageRules
 from rsgrpo.recorder import RecordedGroup, RecordedReward, RecordedRollout
 from rsgrpo.report.pictures import embed_pictures
 from rsgrpo.sections import parse_response
@@ -19,7 +20,7 @@ _MAX_WEIGHT = 1e300  # of settings that are shown as they stand in a file
 
 
 def collect_rollouts(
-    groups: Sequence[RecordedGroup], reward_settings: Mapping[str, Any], run_folder: Path
+    groups: Sequence[RecordedGroup], reward_settings: Mapping[str, Any], run_folder: Path, rules: PageRules
 ) -> dict[str, Any]:
     """Choose groups that fit, and describe them.
 
@@ -27,13 +28,14 @@ def collect_rollouts(
         groups: everything recorded.
         reward_settings: ``rewards`` of the config, by name; weights and scopes are shown.
         run_folder: where moved images are looked for.
+        rules: how the run read them.
 
     Returns:
         ``rewards`` (name, weight, scope), ``images`` (data URIs), ``groups``, and ``omitted``, the number
         of recorded groups that are not shown.
     """
     chosen = _within_budget(_choose(groups))
-    pictures = embed_pictures([image for group in chosen for image in group.images][:_MAX_IMAGES], run_folder)
+    pictures = embed_pictures([image for group in chosen for image in group.images][:_MAX_IMAGES], run_folder, rules)
     numbers = {image: number for number, image in enumerate(pictures)}
     names = list(dict.fromkeys(r.name for g in chosen for one in g.rollouts if one.positive for r in one.rewards))
     documents = []

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from rsgrpo.images import load_page
+from rsgrpo.images import read_page, reading_fingerprint
+from rsgrpo.page_rules import PageRules
 from rsgrpo.types import ImageRef
 
 CELL_PIXELS = 800
@@ -81,14 +82,17 @@ def combine_grid(sample_id: str, num_images: int, max_canvases: int) -> tuple[Ca
     return tuple(canvases)
 
 
-def combine_images(sample_id: str, images: Sequence[ImageRef], max_canvases: int, folder: Path) -> tuple[ImageRef, ...]:
-    """Draw the canvases of one sample; those that exist already are left as they are.
+def combine_images(
+    sample_id: str, images: Sequence[ImageRef], max_canvases: int, folder: Path, rules: PageRules
+) -> tuple[ImageRef, ...]:
+    """Draw the canvases of one sample; those that were drawn by the same rules already are left as they are.
 
     Args:
         sample_id: goes into the file names.
         images: the pictures.
         max_canvases: at least 1.
         folder: made if need be.
+        rules: how pictures are read; their sizes are the canvas's affair.
 
     Returns:
         The canvases, as images.
@@ -100,24 +104,34 @@ def combine_images(sample_id: str, images: Sequence[ImageRef], max_canvases: int
     combined = []
     for canvas in combine_grid(sample_id, len(images), max_canvases):
         file = folder / canvas.file_name
-        if not file.exists():
-            _draw(canvas, images, file)
+        drawn_by = reading_fingerprint(rules.full_size)
+        if not _is_drawn(file, drawn_by):
+            _draw(canvas, images, file, rules, drawn_by)
         combined.append(ImageRef(path=f"{folder.name}/{canvas.file_name}", file=str(file)))
     return tuple(combined)
 
 
-def _draw(canvas: Canvas, images: Sequence[ImageRef], file: Path) -> None:
+def _is_drawn(file: Path, drawn_by: str) -> bool:
+    """Whether the canvas is there, and shows pictures as they would be read now."""
+    try:
+        with Image.open(file) as canvas:
+            return canvas.info.get("comment") == drawn_by.encode()
+    except OSError:
+        return False
+
+
+def _draw(canvas: Canvas, images: Sequence[ImageRef], file: Path, rules: PageRules, drawn_by: str) -> None:
     sheet = Image.new("RGB", canvas.size)
     font = ImageFont.load_default(_CAPTION_PIXELS)
     draw = ImageDraw.Draw(sheet)
     for index, caption in enumerate(canvas.captions):
         left, top = index % canvas.columns * CELL_PIXELS, index // canvas.columns * CELL_PIXELS
-        page = load_page(images[canvas.first + index], None, None)
+        page = read_page(images[canvas.first + index], rules)
         sheet.paste(page.resize((CELL_PIXELS, CELL_PIXELS), Image.Resampling.LANCZOS), (left, top))
         _, _, width, height = draw.textbbox((0, 0), caption, font=font)
         bottom = top + CELL_PIXELS
         draw.rectangle((left, bottom - height - 16, left + CELL_PIXELS, bottom), fill="black")
         draw.text((left + (CELL_PIXELS - width) / 2, bottom - height - 8), caption, fill="white", font=font)
     partial = file.with_suffix(".partial")
-    sheet.save(partial, format="JPEG", quality=_JPEG_QUALITY)
+    sheet.save(partial, format="JPEG", quality=_JPEG_QUALITY, comment=drawn_by)
     partial.replace(file)

@@ -11,7 +11,8 @@ from PIL import Image
 
 from rsgrpo.benchmarks import find_benchmark
 from rsgrpo.benchmarks.base import MODES, Answered, BenchmarkResult, Mode
-from rsgrpo.images import load_page
+from rsgrpo.images import read_page
+from rsgrpo.page_rules import PageRules
 from rsgrpo.task_prompts.turns import TaskPrompt
 from rsgrpo.types import Box, ImageRef, Sample
 
@@ -53,7 +54,7 @@ def doc_to_messages(doc: Mapping[str, Any], lmms_eval_specific_kwargs: object = 
 def _content(part: str | dict[str, Any]) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    return {"type": "image", "url": part["file"] or load_page(ImageRef(**part), None, None)}
+    return {"type": "image", "url": part["file"] or read_page(ImageRef(**part), PageRules())}
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list[Image.Image]:
@@ -63,7 +64,7 @@ def doc_to_visual(doc: Mapping[str, Any]) -> list[Image.Image]:
         ImageError: one cannot be read.
     """
     parts = [part for turn in json.loads(doc["turns"]) for part in turn["parts"]]
-    return [load_page(ImageRef(**part), None, None) for part in parts if not isinstance(part, str)]
+    return [read_page(ImageRef(**part), PageRules()) for part in parts if not isinstance(part, str)]
 
 
 def doc_to_text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: object = None) -> str:

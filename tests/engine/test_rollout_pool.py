@@ -19,6 +19,7 @@ from rsgrpo.banned_tokens import banned_token_ids
 from rsgrpo.config import Config, DataConfig, LoraConfig, ModelConfig, RolloutConfig, SamplingConfig, VisionCacheConfig
 from rsgrpo.images import load_page
 from rsgrpo.lora import adapter_layers, adapter_parameters, exported_parameters, of_trained_layers
+from rsgrpo.page_rules import PageRules
 from rsgrpo.policy import WeightUpdate
 from rsgrpo.policy_model import load_model, load_processor
 from rsgrpo.types import PromptedSample, RolloutGroup, Sample, WeightVersion
@@ -98,7 +99,7 @@ def _largest_gap(
     """Between the engine's log-probabilities and transformers' own forward pass on the same ids."""
     gaps = []
     for group in groups:
-        pages = [load_page(page, 784, 10**6) for page in group.prompt.images] or None
+        pages = [load_page(page, PageRules(min_pixels=784, max_pixels=10**6)) for page in group.prompt.images] or None
         encoded = processor(text=[group.prompt.text], images=pages)
         assert encoded["input_ids"][0] == group.prompt_token_ids.tolist()
         for rollout in group.rollouts:

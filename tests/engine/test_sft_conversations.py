@@ -66,7 +66,9 @@ def test_two_phases_on_a_mixture_learn_and_resume_in_the_middle_of_an_epoch(tmp_
     assert rows[-1]["policy/loss"] < rows[0]["policy/loss"] - 0.5
     assert [("policy/validation_loss" in row) for row in rows] == [False, False, True, True, False, True]
     assert "1 × markers" in output
-    report = json.loads((whole / "data_report.json").read_text())
+    found = json.loads((whole / "data_report.json").read_text())
+    assert found["images"]["read"] == sum(found["images"]["kinds"].values()) > 0
+    report = found["phases"]
     assert [(row["phase"], row["num_records"], row["num_samples"]) for row in report] == [
         ("first", 24, 23),
         ("first", 24, 23),

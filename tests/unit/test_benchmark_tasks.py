@@ -256,7 +256,7 @@ def test_an_exact_pixel_answer_scores_as_exact_for_any_size(tmp_path: Path, boun
         Image.new("L", (width, height)).save(file)
         page = ImageRef(path=file.name, file=str(file))
         # The server resizes what we send with Qwen2.5-VL's own processor.
-        sent = load_page(page, *bounds)
+        sent = load_page(page, data.page_rules)
         high, wide = smart_resize(sent.height, sent.width, factor=28, min_pixels=3136, max_pixels=12845056)
         for number, gold in enumerate(GOLDS):
             box = Box(left=gold[0], top=gold[1], right=gold[2], bottom=gold[3])

@@ -16,6 +16,7 @@ from rsgrpo.batching import plan_micro_batches
 from rsgrpo.config import ModelConfig
 from rsgrpo.conversation_prompts import Conversation
 from rsgrpo.image_tokens import ImageTokens
+from rsgrpo.page_rules import PageRules
 from rsgrpo.policy_model import PolicyModel, RowBuilder, group_sizes, load_model, load_processor
 from rsgrpo.types import ImageRef, Sample, Turn
 from rsgrpo.vlm import PromptEncoder, PromptError
@@ -48,8 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_images_of_later_questions_are_seen_as_transformers_sees_them(folder: Path, pages: list[ImageRef]):
     processor = load_processor(folder)
-    encoder = PromptEncoder(processor, min_pixels=1, max_pixels=10**7, max_prompt_tokens=1000)
-    tokens = ImageTokens(processor.image_processor, min_pixels=1, max_pixels=10**7)
+    encoder = PromptEncoder(processor, rules=PageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000)
+    tokens = ImageTokens(processor.image_processor, PageRules(min_pixels=1, max_pixels=10**7))
     talks = conversations(pages)
     groups = training_groups(talks, processor.tokenizer, tokens.count)
     prompts = [
@@ -82,7 +83,7 @@ def test_images_of_later_questions_are_seen_as_transformers_sees_them(folder: Pa
 
 def test_every_target_of_a_step_weighs_the_same_and_together_they_weigh_one(folder: Path, pages: list[ImageRef]):
     processor = load_processor(folder)
-    tokens = ImageTokens(processor.image_processor, min_pixels=1, max_pixels=10**7)
+    tokens = ImageTokens(processor.image_processor, PageRules(min_pixels=1, max_pixels=10**7))
     groups = training_groups(conversations(pages), processor.tokenizer, tokens.count)
     weights = np.concatenate([group.responses[0].positive for group in groups])
     # answers of 2+3, 15+2 and 2+5+3 bytes with an end each: 32 bytes and 7 ends
@@ -93,7 +94,7 @@ def test_every_target_of_a_step_weighs_the_same_and_together_they_weigh_one(fold
 
 def test_placeholders_that_do_not_fit_the_pages_are_named(folder: Path, pages: list[ImageRef]):
     processor = load_processor(folder)
-    encoder = PromptEncoder(processor, min_pixels=1, max_pixels=10**7, max_prompt_tokens=1000)
+    encoder = PromptEncoder(processor, rules=PageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000)
     (group, *_) = training_groups(conversations(pages), processor.tokenizer, lambda image: 1)
     (prompt,) = encoder.encode([group.prompt])
     with pytest.raises(PromptError, match=r"'a': response 0 has 2 image placeholders for 2 images with 26 tokens"):

@@ -17,6 +17,7 @@ from rsgrpo.config import DataConfig
 from rsgrpo.data import load_samples, split_markers, write_evisrag
 from rsgrpo.data_files import DataError
 from rsgrpo.images import load_page
+from rsgrpo.page_rules import PageRules
 from rsgrpo.types import ImageRef, Sample
 
 GOLD = (
@@ -107,7 +108,7 @@ def test_pages_come_from_the_table_where_files_are_absent(tmp_path: Path):
     file, row = sample.images
     assert file.file.endswith("imgs/1.png")
     assert (row.parquet_file, row.parquet_row) == (str(tmp_path / "images.parquet"), 1)
-    reds = [np.asarray(load_page(ref, None, None))[0, 0, 0] for ref in sample.images]
+    reds = [np.asarray(load_page(ref, PageRules()))[0, 0, 0] for ref in sample.images]
     assert reds == [9, 2]
 
 
@@ -150,7 +151,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, layout: str, as_table: 
         assert [ref.path for ref in after.images] == [ref.path for ref in before.images]
         assert after.positive_images == (before.positive_images if layout == "test" else ())
         for ref in after.images:
-            assert np.array_equal(np.asarray(load_page(ref, None, None)), np.asarray(pages[ref.path]))
+            assert np.array_equal(np.asarray(load_page(ref, PageRules())), np.asarray(pages[ref.path]))
 
 
 def test_json_list_parquet_and_folder_hold_the_same_items(folder: Path):

@@ -19,6 +19,7 @@ from rsgrpo.data_files import DataError
 from rsgrpo.generated.shapes import COLOURS, KINDS, draw, place
 from rsgrpo.generated.tasks import TASKS, write_task
 from rsgrpo.images import load_page
+from rsgrpo.page_rules import PageRules
 from rsgrpo.sections import parse_response
 from rsgrpo.types import Sample
 
@@ -53,7 +54,7 @@ def test_grounding_gold_lies_on_its_page(tmp_path: Path) -> None:
         (box,) = sample.boxes
         assert sample.positive_images == (box.image_index,)
         colour = COLOURS[sample.question.split()[2]]
-        page = np.asarray(load_page(sample.images[box.image_index], None, None))
+        page = np.asarray(load_page(sample.images[box.image_index], PageRules()))
         inside = page[round(112 * box.top) : round(112 * box.bottom), round(112 * box.left) : round(112 * box.right)]
         assert (inside == colour).all(axis=2).mean() > 0.45  # half of its box for a triangle, pi / 4 for a circle
         assert iou(honest(sample)) == pytest.approx(1.0, abs=0.05)  # thousandths are rounded

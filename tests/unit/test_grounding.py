@@ -21,6 +21,7 @@ from rewards.scopes import ScopeRequest, locate_scope, locate_scopes
 from rewards.scorer import Scorer
 from rsgrpo.config import ConfigError, RewardConfig, ScopeConfig
 from rsgrpo.images import load_page
+from rsgrpo.page_rules import PageRules
 from rsgrpo.page_view import PageView
 from rsgrpo.sections import parse_response
 from rsgrpo.token_offsets import TokenTable
@@ -275,7 +276,7 @@ def test_an_exact_answer_earns_one_for_any_size(
 ) -> None:
     Image.new("L", size).save(tmp_path / "page.png")
     page = ImageRef(path="page.png", file=str(tmp_path / "page.png"))
-    sent = load_page(page, *ours)
+    sent = load_page(page, PageRules(min_pixels=ours[0], max_pixels=ours[1]))
     high, wide = smart_resize(sent.height, sent.width, factor=28, min_pixels=3136, max_pixels=12845056)
     sides = {"permille": (1000, 1000), "shares": (1, 1), "pixels": (wide, high)}[convention]
     numbers = [edge * side for edge, side in zip((0.1, 0.2, 0.9, 0.95), sides * 2, strict=True)]

@@ -23,8 +23,9 @@ LOAD_DATA = """
 from rsgrpo.config import DataConfig
 from rsgrpo.data import load_samples
 from rsgrpo.images import load_page
+from rsgrpo.page_rules import PageRules
 sample, = load_samples("team/pages", DataConfig(), is_training=False).samples
-print(sample.question, load_page(sample.images[0], 784, 12544).size)
+print(sample.question, load_page(sample.images[0], PageRules(min_pixels=784, max_pixels=12544)).size)
 """
 FIND_MODEL = """
 import sys

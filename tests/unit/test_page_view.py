@@ -78,7 +78,7 @@ def test_the_real_processor_agrees(
     images = Qwen2VLImageProcessor(size={"shortest_edge": processor[0], "longest_edge": processor[1]})
     found = model_view(data, images)
     assert found == view(ours, processor)
-    grid = images(images=[load_page(ref, *ours)], return_tensors="pt")["image_grid_thw"][0].tolist()
+    grid = images(images=[load_page(ref, data.page_rules)], return_tensors="pt")["image_grid_thw"][0].tolist()
     assert found.seen_size(ref) == (14 * grid[2], 14 * grid[1])
 
 

@@ -162,7 +162,7 @@ def test_data_sets_are_written_in_the_public_format_and_read_back(tmp_path: Path
             assert (sample.answers, sample.is_sufficient) == ((question.answer,), question.is_sufficient)
             assert sample.metadata["kind"] == question.kind
             for ref, card in zip(sample.images, question.cards, strict=True):
-                page = load_page(ref, data.min_pixels, data.max_pixels)
+                page = load_page(ref, data.page_rules)
                 assert np.array_equal(np.asarray(page), np.asarray(draw_page(card, SMALL.page_pixels)))
 
 

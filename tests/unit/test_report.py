@@ -18,6 +18,7 @@ from PIL import Image
 
 from rsgrpo.config import resolved_yaml
 from rsgrpo.metrics import MetricRow
+from rsgrpo.page_rules import PageRules
 from rsgrpo.recorder import read_groups, record_groups
 from rsgrpo.report import build_report
 from rsgrpo.report.build import ReportError, embedded_json
@@ -206,7 +207,7 @@ def test_images_of_a_moved_run_folder_are_found(tmp_path: Path) -> None:
     moved = ImageRef(path="1.png", file="/gone/runs/old/data/images/1.png")
     broken = ImageRef(path="2.png", file=str(tmp_path / "2.png"))
     (tmp_path / "2.png").write_bytes(b"no image")
-    found = embed_pictures([moved, moved, broken], tmp_path / "new")
+    found = embed_pictures([moved, moved, broken], tmp_path / "new", PageRules())
     assert list(found) == [moved]
     assert found[moved].startswith("data:image/png;base64,")
 
@@ -217,9 +218,9 @@ def test_images_in_a_parquet_table_are_found(tmp_path: Path) -> None:
 
     Image.new("RGB", (10, 10), "red").save(tmp_path / "red.png")
     cells = [{"bytes": b"no image", "path": "a"}, {"bytes": (tmp_path / "red.png").read_bytes(), "path": "b"}]
-    parquet.write_table(pyarrow.table({"image": cells}), tmp_path / "images.parquet")
+    parquet.write_table(pyarrow.table({"image": cells, "path": ["a", "b"]}), tmp_path / "images.parquet")
     refs = [ImageRef(path=str(row), parquet_file=str(tmp_path / "images.parquet"), parquet_row=row) for row in (0, 1)]
-    assert list(embed_pictures(refs, tmp_path)) == [refs[1]]
+    assert list(embed_pictures(refs, tmp_path, PageRules())) == [refs[1]]
 
 
 def test_curves_are_thinned_and_keep_their_ends() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rsgrpo.benchmarks.mig_bench import extract_boxes, strict_boxes
+from rsgrpo.page_rules import PageRules
 from rsgrpo.task_prompts.combine import combine_grid, combine_images
 from rsgrpo.task_prompts.grounding import grounding_text, shares_from_pixels, target_image
 from rsgrpo.task_prompts.haystack import haystack_at, haystack_text, needle_positions, shuffled_haystack
@@ -138,7 +139,7 @@ def test_a_canvas_shows_every_picture_in_its_cell_above_a_caption(tmp_path: Path
     for index, colour in enumerate(colours):
         Image.new("RGB", (40, 20), colour).save(tmp_path / f"{index}.png")
         pictures.append(ImageRef(path=f"{index}.png", file=str(tmp_path / f"{index}.png")))
-    (canvas,) = combine_images("7", pictures, 1, tmp_path / "combined_1_images")
+    (canvas,) = combine_images("7", pictures, 1, tmp_path / "combined_1_images", PageRules())
     assert canvas.path == "combined_1_images/7-0.jpg"
     pixels = np.asarray(Image.open(canvas.file), dtype=int)
     assert pixels.shape == (1600, 1600, 3)

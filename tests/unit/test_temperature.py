@@ -14,6 +14,7 @@ from recipes.rs_grpo import training_groups
 from rsgrpo.advantages import credit_groups
 from rsgrpo.batching import Piece
 from rsgrpo.config import CreditConfig, ModelConfig
+from rsgrpo.page_rules import PageRules
 from rsgrpo.policy_model import PolicyModel, RowBuilder, load_model, load_processor
 from rsgrpo.types import TrainingGroup
 from rsgrpo.vlm import PromptEncoder
@@ -38,7 +39,9 @@ def test_logits_are_divided_by_each_responses_own_temperature(folder: Path) -> N
     group = _group()
     config = ModelConfig(dtype="float32", freeze_vision=False, gradient_checkpointing=False)
     model = load_model(folder, config)
-    encoder = PromptEncoder(load_processor(folder), min_pixels=1, max_pixels=10**7, max_prompt_tokens=1000)
+    encoder = PromptEncoder(
+        load_processor(folder), rules=PageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000
+    )
     (prompt,) = encoder.encode([group.prompt])
     rows = RowBuilder(
         image_token_id=encoder.image_token_id, config=config, device=torch.device("cpu"), dtype=torch.float32

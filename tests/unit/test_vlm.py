@@ -11,6 +11,7 @@ from PIL import Image
 
 from rsgrpo import vlm
 from rsgrpo.images import load_page
+from rsgrpo.page_rules import PageRules
 from rsgrpo.policy_model import load_processor
 from rsgrpo.types import ChatPrompt, ImageRef
 from rsgrpo.vlm import PromptEncoder, PromptError, check_prompt_ids, rope_positions
@@ -31,7 +32,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
 
 def _encoder(folder: Path, *, limit: int = 1000, cache_bytes: int = 2**20) -> PromptEncoder:
     return PromptEncoder(
-        load_processor(folder), min_pixels=1, max_pixels=10**7, max_prompt_tokens=limit, cache_bytes=cache_bytes
+        load_processor(folder),
+        rules=PageRules(min_pixels=1, max_pixels=10**7),
+        max_prompt_tokens=limit,
+        cache_bytes=cache_bytes,
     )
 
 
@@ -69,9 +73,9 @@ def test_encoding_equals_the_processor_and_get_rope_index(folder, pages):
 def test_a_page_is_decoded_once_a_step_and_once_more_after_it_left_the_cache(folder, pages, monkeypatch):
     decoded: list[str] = []
 
-    def counting(ref: ImageRef, min_pixels: int, max_pixels: int) -> Image.Image:
+    def counting(ref: ImageRef, rules: PageRules) -> Image.Image:
         decoded.append(ref.path)
-        return load_page(ref, min_pixels, max_pixels)
+        return load_page(ref, rules)
 
     monkeypatch.setattr(vlm, "load_page", counting)
     encoder = _encoder(folder)

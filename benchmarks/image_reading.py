@@ -1,0 +1,112 @@
+"""What it costs to read plain RGB pages through the one way in for images, against Pillow alone.
+
+Plain pages need none of what it does for others. Each is read by turns as rsgrpo reads it (``rsgrpo.images.load_page``)
+and as it used to (open, load, resize with Pillow), and the medians are compared: ``ratio`` is the old way's time over
+ours, so 1 is as fast, more is faster. ``check_ms`` is what the look at a page before a run costs. Prints one JSON line.
+
+    python benchmarks/image_reading.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from json_line import report
+from PIL import Image, ImageDraw
+
+from rsgrpo.images import check_page, load_page, resized_size
+from rsgrpo.page_rules import PageRules
+from rsgrpo.types import ImageRef
+
+RULES = PageRules(min_pixels=3136, max_pixels=1568000)
+
+
+def written_page(width: int, height: int) -> Image.Image:
+    """A page of text over a faint texture."""
+    rng = np.random.default_rng(0)
+    texture = rng.integers(225, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    page = Image.fromarray(texture).resize((width, height), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(page)
+    for top in range(40, height - 40, 22):
+        draw.text((60, top), "Revenue of the third quarter grew by 12.4 % to 3.4 million " * 4, fill="black")
+    return page
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """Smooth shapes with some grain."""
+    rng = np.random.default_rng(1)
+    coarse = rng.integers(0, 256, (height // 60 + 1, width // 60 + 1, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
+    grain = rng.normal(0, 5, smooth.shape).astype(np.int16)
+    return Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
+
+
+def as_before(ref: ImageRef) -> Image.Image:
+    """The old way in: no orientation, no judgement."""
+    with Image.open(io.BytesIO(Path(ref.file).read_bytes())) as image:
+        image.load()
+        assert RULES.min_pixels is not None
+        size = resized_size(image.width, image.height, RULES.min_pixels, RULES.max_pixels)
+        resized = image if size == image.size else image.resize(size)
+        return (resized if resized.mode == "RGB" else resized.convert("RGB")).copy()
+
+
+def seconds(read: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    read()
+    return time.perf_counter() - start
+
+
+def measure(ref: ImageRef, num_rounds: int) -> dict[str, float]:
+    """Medians of reads by turns, so that a busy moment of the machine meets both."""
+    ways: dict[str, Callable[[], object]] = {
+        "before": lambda: as_before(ref),
+        "now": lambda: load_page(ref, RULES),
+        "check": lambda: check_page(ref, RULES),
+    }
+    assert np.array_equal(np.asarray(as_before(ref)), np.asarray(load_page(ref, RULES))), "the pixels must be the same"
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(num_rounds):
+        for name, read in ways.items():
+            taken[name].append(seconds(read))
+    median = {name: statistics.median(times) for name, times in taken.items()}
+    return {
+        **{f"{name}_ms": round(1000 * value, 2) for name, value in median.items()},
+        "ratio": round(median["before"] / median["now"], 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=25)
+    options = parser.parse_args()
+    pages = {
+        "page_150_dpi": written_page(1240, 1754),
+        "page_300_dpi": written_page(2480, 3508),
+        "photograph": photograph(1600, 1200),
+        "thumbnail": photograph(320, 240),
+    }
+    settings: dict[str, dict[str, object]] = {"PNG": {"compress_level": 6}, "JPEG": {"quality": 90}}
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, page in pages.items():
+            for kind, how in settings.items():
+                file = Path(folder) / f"{name}.{kind.lower()}"
+                page.save(file, kind, **how)
+                found[f"{name} {kind}"] = measure(ImageRef(path=file.name, file=str(file)), options.rounds)
+    worst = min(found, key=lambda name: found[name]["ratio"])
+    report(
+        "image_reading",
+        {"pages": found, "worst": worst, "worst_ratio": found[worst]["ratio"], "rounds": options.rounds},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""From an image file's bytes to an open Pillow image and what its header says; no pixel is decoded here but on demand.
+
+Pillow's own ``open`` refuses large scans by a limit of the whole process, and leaves cut files to another one that
+lmms-eval changes. This opens with Pillow's readers, but neither depends on those settings nor leaves them changed.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+from PIL import Image, ImageFile
+
+from rsgrpo.image_kinds import describe_non_image
+from rsgrpo.png import SIGNATURE as PNG_SIGNATURE
+from rsgrpo.png import PngDamageError, PngFile, exif_orientation, read_png
+
+_ORIENTATION = 0x0112  # the EXIF tag, and TIFF's
+_BITS_TAG = 258  # TIFF's bits of a sample
+_SIDEWAYS = 5  # this orientation and those above swap width and height
+_NOT_OURS = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})  # need other programs, or are no pictures
+_CHECKS_ITSELF = (b"II", b"MM", b"RIFF")  # TIFF and WebP: their readers apply Pillow's limit while they open
+
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+"""What Pillow's readers raise for damaged files."""
+
+_lock = threading.Lock()
+_num_strict = 0
+_chosen_leniency = False
+
+
+class NoImageError(ValueError):
+    """The bytes are no image that can be read.
+
+    Attributes:
+        what: they are.
+        way_out: what to do about it.
+    """
+
+    def __init__(self, what: str, way_out: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.way_out = way_out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageFacts:
+    """What a file's header says.
+
+    Attributes:
+        format: Pillow's name, such as ``JPEG``.
+        mode: Pillow's name of how pixels are stored, such as ``RGB`` or ``I;16``.
+        width: in pixels, as a viewer shows the page.
+        height: likewise.
+        orientation: as EXIF has it, from 1 (upright) to 8.
+        has_transparency: whether pixels may be transparent.
+        bits: of a sample; more than 8 are scaled down.
+        num_frames: pictures in the file, of which the first is read.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int = 1
+    has_transparency: bool = False
+    bits: int = 8
+    num_frames: int = 1
+
+    @property
+    def num_pixels(self) -> int:
+        """Its area."""
+        return self.width * self.height
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenPage:
+    """A file whose header was read.
+
+    Attributes:
+        data: the file.
+        image: not decoded yet.
+        facts: about it.
+        is_turned: whether Pillow turns it upright by itself when it decodes.
+    """
+
+    data: bytes
+    image: Image.Image
+    facts: PageFacts
+    is_turned: bool
+
+
+def open_page(data: bytes, *, check: bool = False) -> OpenPage:
+    """Open an image file.
+
+    Args:
+        data: the file.
+        check: for PNG, compare checksums as well.
+
+    Raises:
+        NoImageError: it is something else.
+        PngDamageError: a PNG file that is cut or damaged.
+        Exception: one of ``DECODING_ERRORS``: another kind that is cut or damaged.
+    """
+    png: PngFile | None = None
+    if data.startswith(PNG_SIGNATURE):
+        png = read_png(data, check=check)
+    image = _opened(data if png is None else png.pixels)
+    if image is None:
+        raise NoImageError(*describe_non_image(data))
+    is_turned = image.format == "TIFF"
+    orientation = _orientation(image) if png is None else png.orientation
+    width, height = image.size
+    if orientation >= _SIDEWAYS and not is_turned:
+        width, height = height, width
+    facts = PageFacts(
+        format="JPEG" if image.format == "MPO" else image.format or "",
+        mode=image.mode,
+        width=width,
+        height=height,
+        orientation=orientation,
+        has_transparency=image.has_transparency_data,
+        bits=_bits(image, png),
+        num_frames=_num_frames(image, png),
+    )
+    return OpenPage(data=data, image=image, facts=facts, is_turned=is_turned)
+
+
+def _opened(data: bytes) -> Image.Image | None:
+    """What ``Image.open`` does, without its limit; None: no reader knows the bytes."""
+    prefix = data[:16]
+    tried: set[str] = set()
+    for load_readers in (Image.preinit, Image.init):
+        load_readers()
+        for name in Image.ID:
+            if name in tried or name in _NOT_OURS:
+                continue
+            tried.add(name)
+            factory, accept = Image.OPEN[name]
+            try:
+                answer = True if accept is None else accept(prefix)
+                if not answer or isinstance(answer, str):  # a text says why not
+                    continue
+                with _without_limit() if prefix.startswith(_CHECKS_ITSELF) else nullcontext():
+                    return factory(io.BytesIO(data), "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # as Pillow has it: not this reader's kind after all
+    return None
+
+
+@contextmanager
+def _without_limit() -> Iterator[None]:
+    """Pillow's limit on pixels lifted for the moment that a header takes; ours is applied to what it says."""
+    with _lock:
+        chosen = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = chosen
+
+
+@contextmanager
+def _strict_decoding() -> Iterator[None]:
+    """Refuse cut files, whatever other libraries chose for the process.
+
+    lmms-eval lets Pillow fill what is missing of a file with grey; a page must not lose its evidence like that.
+    Several threads may be inside at once; the last one to leave restores what was chosen.
+    """
+    global _num_strict, _chosen_leniency
+    with _lock:
+        if not _num_strict:
+            _chosen_leniency = ImageFile.LOAD_TRUNCATED_IMAGES
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        _num_strict += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _num_strict -= 1
+            if not _num_strict:
+                ImageFile.LOAD_TRUNCATED_IMAGES = _chosen_leniency
+
+
+def decode(image: Image.Image) -> None:
+    """Decode a file that was opened.
+
+    Args:
+        image: as :func:`open_page` gives it, or opened by somebody else.
+
+    Raises:
+        Exception: one of ``DECODING_ERRORS``: the file is cut or damaged.
+    """
+    if image.format == "TIFF":
+        with _without_limit():
+            image.load_prepare()  # type: ignore[attr-defined]  # makes room for pixels, and measures the file again
+    with _strict_decoding():
+        image.load()
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":
+        found = image.tag_v2.get(_ORIENTATION, 1)  # type: ignore[attr-defined]
+        return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    if exif := image.info.get("exif"):
+        return exif_orientation(exif)
+    if "xmp" not in image.info:
+        return 1
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)  # Pillow looks into XMP
+    except Exception:  # whatever Pillow stumbles on in a note must not cost the picture
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _bits(image: Image.Image, png: PngFile | None) -> int:
+    if png is not None:
+        return png.bit_depth
+    if image.format == "TIFF":
+        return max(int(bits) for bits in image.tag_v2.get(_BITS_TAG, (1,)))  # type: ignore[attr-defined]
+    if image.mode in ("I", "F"):
+        return 32
+    return 16 if image.mode.startswith("I;16") else 8
+
+
+def _num_frames(image: Image.Image, png: PngFile | None) -> int:
+    if png is not None:
+        return png.num_frames
+    if image.format == "MPO":
+        return 1  # a telephone's photo: what stands behind it is a smaller copy or a depth map
+    try:
+        # Pillow measures every page of a TIFF file, and remembers how many it found.
+        with _without_limit() if image.format == "TIFF" else nullcontext():
+            return int(getattr(image, "n_frames", 1))
+    except DECODING_ERRORS:
+        return 1  # its first picture may be whole all the same
+
+
+__all__ = [
+    "DECODING_ERRORS",
+    "NoImageError",
+    "OpenPage",
+    "PageFacts",
+    "PngDamageError",
+    "decode",
+    "open_page",
+]

@@ -1,0 +1,135 @@
+"""PNG files, chunk by chunk: whether they are whole, how they are turned, and a copy without what only costs.
+
+Pillow refuses files whose colour profile or texts unfold to more than a limit of its own, and it stops at a damaged
+note. None of that concerns the pixels: what it gets is a file without such chunks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)\s*([1-8])')
+_KEPT = frozenset({b"tRNS"})  # of the chunks that a reader may pass over; it makes pixels transparent
+_MAX_NOTE_BYTES = 2**20  # of an unfolded text; EXIF data are far smaller
+
+
+class PngDamageError(ValueError):
+    """Part of the file is missing or damaged; the message says which."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PngFile:
+    """What a file's chunks say.
+
+    Attributes:
+        pixels: a file with the same pixels and nothing beside them.
+        bit_depth: bits of a sample: 1, 2, 4, 8 or 16.
+        orientation: as EXIF has it, from 1 (upright) to 8.
+        num_frames: pictures of an animation; else 1.
+    """
+
+    pixels: bytes
+    bit_depth: int
+    orientation: int
+    num_frames: int
+
+
+def read_png(data: bytes, *, check: bool = False) -> PngFile:
+    """Take a PNG file apart.
+
+    Args:
+        data: the file.
+        check: compare the checksums of all chunks that pixels depend on.
+
+    Raises:
+        PngDamageError: the file ends too early, or a checksum does not match.
+    """
+    view = memoryview(data)
+    kept: list[tuple[int, int]] = [(0, len(SIGNATURE))]
+    notes: dict[bytes, list[memoryview]] = {}
+    num_frames = 1
+    for name, start, stop in _chunks(data):
+        is_critical = not name[0] & 0x20
+        if is_critical or name in _KEPT:
+            if check and zlib.crc32(view[start + 4 : stop - 4]) != int.from_bytes(view[stop - 4 : stop], "big"):
+                raise PngDamageError(f"the checksum of its part {name.decode('latin-1')} does not match")
+            if kept[-1][1] == start:
+                kept[-1] = (kept[-1][0], stop)
+            else:
+                kept.append((start, stop))
+        elif name == b"acTL":
+            num_frames = max(1, int.from_bytes(view[start + 8 : start + 12], "big"))
+        else:
+            notes.setdefault(name, []).append(view[start + 8 : stop - 4])
+    is_plain = len(kept) == 1 and kept[0] == (0, len(data))
+    return PngFile(
+        pixels=data if is_plain else b"".join(view[start:stop] for start, stop in kept),
+        bit_depth=data[24] if len(data) > 24 else 8,
+        orientation=_orientation(notes),
+        num_frames=num_frames,
+    )
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, first byte (of the length) and end of every chunk up to the last one."""
+    position = len(SIGNATURE)
+    while position < len(data):
+        stop = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        name = data[position + 4 : position + 8]
+        if stop > len(data) or len(name) < 4:
+            raise PngDamageError(f"it ends inside its part {name.decode('latin-1')!r}")
+        yield name, position, stop
+        if name == b"IEND":
+            return
+        position = stop
+    raise PngDamageError("its end is missing")
+
+
+def _orientation(notes: dict[bytes, list[memoryview]]) -> int:
+    """From EXIF data, or from where ImageMagick and Adobe put them; 1 where they are missing or make no sense."""
+    for exif in notes.get(b"eXIf", ()):
+        return exif_orientation(bytes(exif))
+    for text in (*notes.get(b"zTXt", ()), *notes.get(b"tEXt", ()), *notes.get(b"iTXt", ())):
+        keyword, _, rest = bytes(text[:80]).partition(b"\0")
+        if keyword in (b"Raw profile type exif", b"Raw profile type APP1"):
+            is_packed = rest[:1] == b"\0"
+            unfolded = _unfolded(bytes(text[len(keyword) + 2 :])) if is_packed else bytes(text[len(keyword) + 1 :])
+            with contextlib.suppress(ValueError):
+                # A new line, the kind, a length, then hexadecimal digits.
+                return exif_orientation(bytes.fromhex("".join(unfolded.decode("latin-1").split()[2:])))
+        if keyword == b"XML:com.adobe.xmp":
+            match = _XMP_ORIENTATION.search(text)
+            if match is not None:
+                return int(match[1])
+    return 1
+
+
+def _unfolded(packed: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(packed, _MAX_NOTE_BYTES)
+    except zlib.error:
+        return b""
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Orientation that a block of EXIF data gives; 1 where it gives none or is damaged.
+
+    Args:
+        exif: with or without the word ``Exif`` before it.
+    """
+    block = Image.Exif()
+    try:
+        block.load(exif)
+        found = block.get(_ORIENTATION, 1)
+    except Exception:  # whatever Pillow stumbles on in a note must not cost the picture
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
