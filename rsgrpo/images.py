@@ -196,7 +196,7 @@ def page_from_image(image: Image.Image, rules: PageRules) -> Image.Image:
     except Exception:  # whatever Pillow stumbles on in a note must not cost the picture
         orientation = 1
     plain = plain_pixels(image, bit_depth=8, background=rules.background)
-    return upright(plain, orientation).convert("RGB")
+    return _bare(upright(plain, orientation))
 
 
 def _open(ref: ImageRef, rules: PageRules, *, check: bool = False) -> OpenPage:
@@ -247,8 +247,7 @@ def _pixels(ref: ImageRef, page: OpenPage, rules: PageRules, size: tuple[int, in
                 image = upright(image, facts.orientation)
             if image.size != size:
                 image = image.resize(size, Image.Resampling.BICUBIC)
-            # A copy, because a lazily opened file would keep its bytes.
-            return image.convert("RGB") if image.mode != "RGB" else image.copy() if image is page.image else image
+            return _bare(image)
     except DECODING_ERRORS as error:
         raise _broken(ref, error) from error
 
@@ -266,6 +265,13 @@ def _decoded_jpeg(page: OpenPage, size: tuple[int, int]) -> Image.Image | None:
         check_jpeg(page.data)  # Pillow decodes it, but would not say what is missing
         return None
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """RGB pixels and nothing else: a note of the orientation would have the next reader turn the page once more."""
+    plain = image.convert("RGB")  # always another image: a lazily opened one would keep its file's bytes
+    plain.info = {}
+    return plain
 
 
 def _turn(facts: PageFacts) -> threading.Lock | nullcontext[None]:

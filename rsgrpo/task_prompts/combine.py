@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from rsgrpo.image_files import DECODING_ERRORS, open_page
 from rsgrpo.images import read_page, reading_fingerprint
 from rsgrpo.page_rules import PageRules
 from rsgrpo.types import ImageRef
@@ -114,10 +115,10 @@ def combine_images(
 def _is_drawn(file: Path, drawn_by: str) -> bool:
     """Whether the canvas is there, and shows pictures as they would be read now."""
     try:
-        with Image.open(file) as canvas:
-            return canvas.info.get("comment") == drawn_by.encode()
-    except OSError:
+        canvas = open_page(file.read_bytes()).image
+    except DECODING_ERRORS:
         return False
+    return canvas.info.get("comment") == drawn_by.encode()
 
 
 def _draw(canvas: Canvas, images: Sequence[ImageRef], file: Path, rules: PageRules, drawn_by: str) -> None:

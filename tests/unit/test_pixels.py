@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ def read(keep: Callable[[bytes], ImageRef], data: bytes, rules: PageRules = SAFE
     ref = keep(data)
     image = load_page(ref, rules)
     facts = check_page(ref, rules)
-    assert image.mode == "RGB"
+    assert image.mode == "RGB" and not image.info and not image.getexif()  # nobody turns it once more
     assert image.size == page_size(ref, rules) == (facts.width, facts.height)
     return np.asarray(image).astype(int)
 
@@ -89,6 +89,11 @@ def exif(orientation: int) -> Image.Exif:
 
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"]
 FORMATS = {"PNG": MODES, "TIFF": MODES, "WEBP": ["RGB", "RGBA"], "AVIF": ["RGB"], "JPEG": ["L", "RGB", "CMYK"]}
+
+LOSSLESS: dict[str, dict[str, Any]] = {
+    "WEBP": {"lossless": True, "exact": True},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+}
 
 
 def stored(mode: str, seed: int, height: int, width: int) -> tuple[Image.Image, Pixels]:
@@ -125,10 +130,7 @@ def stored(mode: str, seed: int, height: int, width: int) -> tuple[Image.Image, 
 def test_every_mode_in_every_orientation_is_read_as_a_viewer_shows_it(keep, data, kind, orientation, width, height):
     mode = data.draw(st.sampled_from(FORMATS[kind]))
     image, expected = stored(mode, width * 41 + height, height, width)
-    lossless: dict[str, Any] = {
-        "WEBP": {"lossless": True, "exact": True},
-        "AVIF": {"quality": 100, "subsampling": "4:4:4"},
-    }.get(kind, {})
+    lossless = LOSSLESS.get(kind, {})
     if kind == "JPEG":
         lossless = {"quality": 100, **({"subsampling": 0} if mode == "RGB" else {})}
     found = read(keep, encoded(image, kind, exif=exif(orientation), **lossless))
@@ -226,7 +228,15 @@ def test_palettes_may_have_transparent_entries_of_every_kind(keep):
     assert found[0, 0].tolist() == [255] * 3 and found[7, 10].tolist() == [0] * 3
 
 
-def tiff(pixels: Pixels, *, order: str = "<", bits: int = 0, sample_format: int = 1, photometric: int = 1, **tags: int):
+def tiff(
+    pixels: Pixels,
+    *,
+    order: Literal["<", ">"] = "<",
+    bits: int = 0,
+    sample_format: int = 1,
+    photometric: int = 1,
+    **tags: int,
+):
     """An uncompressed TIFF file of one grey channel."""
     data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
     height, width = pixels.shape
