@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,8 +96,7 @@ def test_another_reading_makes_another_key_of_stored_features(tmp_path: Path, mo
         assert store.grid(ref) is None  # nothing of this background is stored yet
         encoder = PromptEncoder(processor, rules=data.page_rules, max_prompt_tokens=100)
         (page,) = encoder.pages([ref]).values()
-        assert page.pixel_values is not None
-        found[background] = store.features(ref, page.grid, lambda pixels=page.pixel_values: pixels)
+        found[background] = store.features(ref, page.grid, partial(encoder.pixels, page))
         assert store.grid(ref) == page.grid
     assert not torch.equal(found["white"], found["#102030"])
     rules = PageRules(max_pixels=1000)
