@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rsgrpo.benchmarks import find_benchmarks
@@ -71,7 +71,7 @@ class TaskQuestions:
     questions: tuple[Question, ...]
     sampling: SamplingConfig
     skipped: Mapping[str, int]
-    images: ImageCounts
+    images: ImageCounts = field(default_factory=ImageCounts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

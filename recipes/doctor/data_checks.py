@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import time
 from collections import Counter
@@ -20,7 +21,8 @@ from rsgrpo.data import load_samples
 from rsgrpo.data_files import DataError
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.image_bytes import ImageError
-from rsgrpo.images import MAX_ASPECT_RATIO
+from rsgrpo.images import MAX_ASPECT_RATIO, page_facts
+from rsgrpo.page_rules import PageRules
 
 if TYPE_CHECKING:
     from rsgrpo.types import ImageRef, Sample
@@ -31,8 +33,7 @@ _KEPT_SAMPLES = 512  # of such a source, for the checks behind this one
 _LOOKED_AT_IMAGES = 1000
 _LOOK_SECONDS = 5.0
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_ORIENTATION = 0x0112  # EXIF's tag; 1: upright
-_UPRIGHT = 1
+_UPRIGHT = 1  # EXIF's orientation
 
 Clock = Callable[[], float]
 
