@@ -286,7 +286,7 @@ class TestBadPages:
     def test_what_a_file_is_instead_is_said(self, read, tmp_path: Path, data: bytes, words: str):
         file = tmp_path / "page.jpg"
         file.write_bytes(data)
-        self.refused(read, file_ref(file), words, "data.on_bad_sample=skip")
+        self.refused(read, file_ref(file), words)
 
     def test_no_message_is_longer_than_500_characters(self, read, tmp_path: Path):
         file = tmp_path / ("long " * 40 + ".png")
