@@ -134,7 +134,7 @@ def test_every_recipe_fits_on_the_nodes_that_it_names(recipe: str) -> None:
     check_topology(config, device="gpu", gpus_per_node=nodes, has_engines=has_engines)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "127.0.0.1:head"])
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}"])
 def test_an_address_where_no_cluster_answers_is_named_at_once(address: str) -> None:
     with socket.socket() as taken:
         # Bound, and nobody listens: no other process can come to listen there meanwhile.
@@ -145,3 +145,11 @@ def test_an_address_where_no_cluster_answers_is_named_at_once(address: str) -> N
         with pytest.raises(ClusterError, match=words), open_cluster(ClusterConfig(address=address)):
             raise AssertionError("never opened")
         assert time.monotonic() - begin < 10
+
+
+def test_an_address_that_is_none_is_named() -> None:
+    with (
+        pytest.raises(ClusterError, match="cluster.address='127.0.0.1:head' is no address; write HOST:PORT"),
+        open_cluster(ClusterConfig(address="127.0.0.1:head")),
+    ):
+        raise AssertionError("never opened")
