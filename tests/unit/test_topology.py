@@ -149,7 +149,7 @@ def test_an_address_where_no_cluster_answers_is_named_at_once(address: str) -> N
 
 def test_an_address_that_is_none_is_named() -> None:
     with (
-        pytest.raises(ClusterError, match="cluster.address='127.0.0.1:head' is no address; write HOST:PORT"),
+        pytest.raises(ClusterError, match=r"cluster\.address='127\.0\.0\.1:head' is no address; write HOST:PORT"),
         open_cluster(ClusterConfig(address="127.0.0.1:head")),
     ):
         raise AssertionError("never opened")
