@@ -30,7 +30,7 @@ METRICS_FILE = "metrics.jsonl"
 _MAX_STEP = 2**53  # what a browser can count to
 _MAX_VALUE = 1e300  # beyond it sums over steps would not be finite
 _TRAINING_STAGES = ("sft", "rl")
-_EVALUATION_POINTS = {"before_sft": 0, "after_sft": 1, "after_rl": 2}
+_EVALUATION_POINTS = {"before_sft": 0, "after_sft": 1, "before_rl": 1, "after_rl": 2}
 
 
 class MetricsError(RsgrpoError):

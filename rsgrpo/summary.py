@@ -116,7 +116,7 @@ class RunSummary:
         prompt_fingerprint: which prompt template was used.
         skipped_samples: left out because they were bad (``data.on_bad_sample=skip``).
         stage_seconds: wall-clock time by stage.
-        evaluations: test metrics by point: ``before_sft``, ``after_sft``, ``after_rl``, ``checkpoint``.
+        evaluations: test metrics by point: ``before_sft``, ``after_sft``, ``before_rl``, ``after_rl``, ``checkpoint``.
         evaluation_rewards: mean of each reward over the test answers, by point.
         benchmarks: headlines of ``eval.tasks``, by task.
         sft: None if the stage did not run.

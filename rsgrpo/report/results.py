@@ -10,7 +10,13 @@ from rsgrpo.metrics import MetricRow
 from rsgrpo.progress import readable_seconds
 from rsgrpo.summary import RunSummary
 
-_POINTS = {"before_sft": "Before SFT", "after_sft": "After SFT", "after_rl": "After RL", "checkpoint": "Checkpoint"}
+_POINTS = {
+    "before_sft": "Before SFT",
+    "after_sft": "After SFT",
+    "before_rl": "Before RL",
+    "after_rl": "After RL",
+    "checkpoint": "Checkpoint",
+}  # in the order of a run: the last one is the headline, and its gain is on the one before
 _BARS = (
     ("accuracy", "Accuracy"),
     ("f1", "F1"),

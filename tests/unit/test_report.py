@@ -119,6 +119,21 @@ def test_a_run_without_sections_shows_its_rewards(tmp_path: Path) -> None:
     assert not any("Well-formed" in card["label"] for card in document["cards"])
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_headline_of_reinforcement_alone_is_its_end(tmp_path: Path, finished: bool) -> None:
+    # stage=rl measures before and after; the order of the file and of the summary is not the order of the run
+    folder = make_run(tmp_path / "run", num_steps=10, stages=("rl",), finished=finished)
+    for name in ("metrics.jsonl", "summary.json"):
+        file = folder / name
+        if file.exists():
+            file.write_text(file.read_text().replace("before_sft", "before_rl"))
+    document = _page(folder).document
+    assert [one["label"] for one in document["evaluations"]] == ["Before RL", "After RL"]
+    card = document["cards"][0]
+    assert card["label"] == "Test accuracy · After RL"
+    assert (card["value"], card["note"]) == ("82.0%", "+80.0 points · Before RL 2.0%")  # 82 - 2
+
+
 def test_an_empty_folder_gives_a_page_and_none_an_error(tmp_path: Path) -> None:
     assert _page(tmp_path).document["rollouts"]["groups"] == []
     with pytest.raises(ReportError, match="no folder"):
