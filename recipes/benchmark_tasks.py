@@ -85,8 +85,8 @@ def run_benchmarks(config: Config) -> Path:
                     )
             images = ImageCounts.total(task.images for task in tasks)
             update_report(folder.root, {"images": images.document()})
-            if images.text():
-                progress.line(images.text())
+            for line in images.lines():
+                progress.line(line)
         journals = {task.name: _Journal(root / task.name, task) for task in tasks}
         begin_run(folder, config)
         _check_same_answerer(root, config, model)

@@ -114,8 +114,8 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
                 progress.line(f"{name}: {data.num_mended} lone surrogates in its texts were replaced by U+FFFD")
         images = ImageCounts.total(one.images for one in loaded.values())
         update_report(folder.root, {"images": images.document()})
-        if images.text():
-            progress.line(images.text())
+        for line in images.lines():
+            progress.line(line)
         if num_skipped:
             progress.line(f"left out {num_skipped} bad questions (data.on_bad_sample=skip)")
         if "rl" in prompted:

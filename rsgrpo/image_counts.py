@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from rsgrpo.types import ImageRef
 
 REPORT_FILE = "data_report.json"
 
+_SCREEN_COLUMNS = 110  # longer lines are cut on the screen, and the last counts would be lost
 _CHECK_THREADS = 8  # reading pages waits for the disk
 
 
@@ -66,8 +68,8 @@ class ImageCounts:
         """As it stands in the report."""
         return {**dataclasses.asdict(self), "kinds": dict(sorted(self.kinds.items()))}
 
-    def text(self) -> str:
-        """One line for people: what was changed; empty where nothing was."""
+    def lines(self) -> list[str]:
+        """For people, each short enough for a screen: what was changed; none where nothing was."""
         words = {
             "oriented": "turned upright",
             "composed": "with transparency put on data.background",
@@ -76,7 +78,8 @@ class ImageCounts:
             "first_frame_only": "with further pictures, of which only the first is read",
         }
         said = [f"{getattr(self, name)} {what}" for name, what in words.items() if getattr(self, name)]
-        return f"{self.read} images: {', '.join(said)}" if said else ""
+        text = f"{self.read} images: {', '.join(said)}"
+        return textwrap.wrap(text, _SCREEN_COLUMNS, subsequent_indent="  ") if said else []
 
 
 def look_at_pages(refs: Iterable[ImageRef], rules: PageRules) -> tuple[dict[ImageRef, str], ImageCounts]:

@@ -417,6 +417,9 @@ def test_what_was_changed_is_counted(tmp_path: Path):
         "first_frame_only": 0,
         "kinds": {"PNG 1": 1, "PNG I;16": 1, "PNG P": 1, "PNG RGB": 2, "PNG RGBA": 1},
     }
-    assert counts.text().startswith("6 images: 2 turned upright, 1 with transparency")
+    assert counts.lines() == [
+        "6 images: 2 turned upright, 1 with transparency put on data.background, 1 brought down to 8 bits, 2 converted",
+        "  to RGB",
+    ]
     assert ImageCounts.total([counts, counts]).document()["read"] == 12
-    assert ImageCounts().text() == ""
+    assert ImageCounts().lines() == []
