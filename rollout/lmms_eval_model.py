@@ -44,11 +44,15 @@ from rsgrpo.config import (
 )
 from rsgrpo.config.checks import one_of
 from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.image_bytes import ImageError
 from rsgrpo.image_files import DECODING_ERRORS
-from rsgrpo.images import page_from_image
+from rsgrpo.images import check_page, page_from_image
 from rsgrpo.jsonl import append_rows
+from rsgrpo.media_store import MediaStore
 from rsgrpo.page_rules import MAX_MEGAPIXELS, PageRules
 from rsgrpo.prompts import QuestionWriter
+from rsgrpo.readers.findings import BadRecordError
+from rsgrpo.readers.media import MediaFinder
 from rsgrpo.sections import parse_response
 from rsgrpo.task_prompts.turns import ChatTurn, TaskPrompt
 from rsgrpo.types import ImageRef, Sample
@@ -332,10 +336,24 @@ class SamplingKey:
 
 def _image_file(prompt_id: str, image: Any, folder: Path, index: int, rules: PageRules) -> ImageRef:
     """An image of a task as a file: our engines read pages from disk, in whatever process they run."""
-    if isinstance(image, str):
-        return ImageRef(path=Path(image).name, file=str(Path(image).absolute()))
-    if not isinstance(image, Image.Image):
-        raise LmmsEvalError(f"{prompt_id}: an image is a {type(image).__name__}, expected a PIL image or a path")
+    if isinstance(image, Image.Image):
+        ref = _written(prompt_id, image, folder, index, rules)
+    else:
+        finder = MediaFinder((Path.cwd(),), must_exist=True, store=MediaStore(str(folder)))
+        try:
+            ref = finder.find(image, f"image {index}")
+        except BadRecordError as error:
+            raise LmmsEvalError(f"{prompt_id}: {error}") from error
+    try:
+        check_page(ref, rules)
+    except ImageError as error:
+        complaint = str(error).partition(";")[0]  # its way out is a setting that lmms-eval does not have
+        raise LmmsEvalError(f"{prompt_id}: {complaint}; repair the task's data") from error
+    return ref
+
+
+def _written(prompt_id: str, image: Image.Image, folder: Path, index: int, rules: PageRules) -> ImageRef:
+    """An image that the task opened or made, upright and without transparency in a file."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{index}.png"
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,6 +155,57 @@ def test_our_reading_of_choices_is_the_packages(response: str) -> None:
     read = mmmu_choice(response, list(options.values()))
     # A random letter: three of them in 64 draws, but for one run in 10^11.
     assert drawn == ({read} if read else set(options))
+
+
+class _Request:
+    """One request for the first document of task ``t``, as lmms-eval hands it over."""
+
+    def __init__(self, image: object) -> None:
+        message = {"role": "user", "content": [{"type": "image", "url": image}, {"type": "text", "text": "q"}]}
+        self.arguments = ("", lambda _: [message], {}, 0, "t", "test")
+
+
+def _shown_image(server: FakeServer, image: object) -> Image.Image:
+    """What the server gets of an image of a task."""
+    from rollout.lmms_eval_model import RsgrpoModel
+
+    model = RsgrpoModel(endpoint=server.url, model="m", raw_log="", min_pixels=1)
+    model.task_dict = {"t": {"test": {0: {}}}}
+    server.bodies.clear()
+    model.generate_until([_Request(image)])
+    (part,) = (one for one in server.bodies[0]["messages"][-1]["content"] if one["type"] == "image_url")
+    return Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition(",")[2]))).convert("RGB")
+
+
+def test_images_come_as_pictures_paths_urls_and_bytes(server: FakeServer, tmp_path: Path) -> None:
+    # Orientation 6: stored lying, 6 wide and 4 high; upright it is 4 wide and 6 high, its stored left end above.
+    stored, orientation = Image.new("RGB", (6, 4), "white"), Image.Exif()
+    stored.paste("red", (0, 0, 2, 4))
+    orientation[0x0112] = 6
+    file = tmp_path / "a b.png"
+    stored.save(file, exif=orientation)
+    data = file.read_bytes()
+    uri = "data:image/png;base64," + base64.b64encode(data).decode()
+    with Image.open(file) as opened:
+        for image in (opened, str(file), f"file://{tmp_path}/a%20b.png", data, uri, {"bytes": data, "path": None}):
+            found = _shown_image(server, image)
+            assert found.size == (4, 6)
+            assert found.getpixel((1, 0)) == (255, 0, 0)
+            assert found.getpixel((1, 5)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (Image.new("RGB", (2, 500)), r"t/test/0/0: image .* is 2×500: a strip .*; repair the task's data$"),
+        ("https://example.org/a.png", r"t/test/0/0: image 0 is at 'https://example.org/a.png': nothing is fetched"),
+        ("/nowhere/a.png", r"t/test/0/0: image '/nowhere/a.png' does not exist"),
+        (None, r"t/test/0/0: image 0 is None"),
+    ],
+)
+def test_an_image_that_cannot_be_shown_is_named_by_its_request(server: FakeServer, image: object, told: str) -> None:
+    with pytest.raises(RsgrpoError, match=told):
+        _shown_image(server, image)
 
 
 def test_arguments_that_cannot_work_are_refused() -> None:
