@@ -166,6 +166,16 @@ class Config:
         ):
             if path.startswith("~"):
                 raise ConfigError(f"{key}={shown(path)} begins with ~, which only a shell expands; write $HOME instead")
+        for key, path in (
+            ("run_dir", self.run_dir),
+            ("model.vision_cache.folder", self.model.vision_cache.folder),
+            ("data.media_cache", self.data.media_cache),
+        ):
+            if "://" in path:
+                raise ConfigError(
+                    f"{key}={shown(path)} is an address, and files are written to folders only; give a path of this "
+                    "machine's file system (a bucket can be mounted, or the folder copied there afterwards)"
+                )
         if "/" in self.name or self.name in (".", ".."):
             raise ConfigError(f"name={shown(self.name, 80)!r} is no name; leave slashes to run_dir, the run's folder")
         if self.rollout.image_embeds and not self.model.vision_cache.folder:
