@@ -73,8 +73,8 @@ def _show_skipped(job: Job, state: SftState) -> None:
 def _show_images(job: Job) -> None:
     """Say what was changed about the images of a mixture, which are looked at when they are taken."""
     taken = ImageCounts.total(phase.source.images for phase in job.prepared.sft)
-    if taken.text():
-        job.progress.line(taken.text())
+    for line in taken.lines():
+        job.progress.line(line)
     if taken.read:
         update_report(job.folder.root, {"images": ImageCounts.total([job.prepared.images, taken]).document()})
 
