@@ -162,7 +162,7 @@ class _Request:
 
     def __init__(self, image: object) -> None:
         message = {"role": "user", "content": [{"type": "image", "url": image}, {"type": "text", "text": "q"}]}
-        self.arguments = ("", lambda _: [message], {}, 0, "t", "test")
+        self.arguments: tuple[Any, ...] = ("", lambda _: [message], {}, 0, "t", "test")
 
 
 def _shown_image(server: FakeServer, image: object) -> Image.Image:
