@@ -11,6 +11,7 @@ from recipes.job import Job
 from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport
 from recipes.sft import SftPhase, SftState, SupervisedTraining
 from rsgrpo.atomic_files import write_json
+from rsgrpo.config import RlConfig
 from rsgrpo.image_counts import ImageCounts, update_report
 from rsgrpo.progress import step_line
 from rsgrpo.recorder import record_groups
@@ -143,8 +144,12 @@ def _train_rl(job: Job) -> None:
         questions=questions,
         state=state or RsGrpoState(),
     )
-    by_epochs = max(1, settings.num_epochs * len(questions) // settings.prompts_per_step)
-    num_steps = min(by_epochs, settings.max_steps) if settings.max_steps else by_epochs
+    if len(questions) < settings.prompts_per_step:
+        job.progress.line(
+            f"{len(questions)} questions to train on are fewer than rl.prompts_per_step={settings.prompts_per_step}: "
+            "each step has all of them"
+        )
+    num_steps = planned_steps(settings, len(questions))
     if state is None:
         job.policy.begin_stage(settings.optimizer, num_steps * settings.updates_per_batch)
     else:
@@ -160,6 +165,9 @@ def _train_rl(job: Job) -> None:
                 )
             job.logger.log("rl", report.step, report.metrics)
             phase.advance(_rl_line(report, num_steps, training.weights))
+            note = step_note(report, min(settings.prompts_per_step, len(questions)))
+            if note:
+                job.progress.line(note)
             if report.step % settings.save_every_steps == 0 or report.step in (1, num_steps):
                 record_groups(
                     job.folder.rollouts_file, "rl", report.step, report.credited, num_kept=settings.rollouts_in_report
@@ -177,12 +185,39 @@ def _rl_line(report: StepReport, num_steps: int, weights: Mapping[str, float]) -
     for name, key in _SHOWN_METRICS.items():
         if key in metrics:
             shown[name] = metrics[key]
-    line = step_line("rl", report.step, num_steps, shown)
+    return step_line("rl", report.step, num_steps, shown)
+
+
+def planned_steps(settings: RlConfig, num_questions: int) -> int:
+    """How many steps reinforcement learning takes.
+
+    Args:
+        settings: of the stage.
+        num_questions: to train on; where they are fewer than a step wants, each step has all of them.
+
+    Example:
+        Four epochs of 3 questions with ``prompts_per_step=8``: 4 steps of 3.
+    """
+    per_step = max(1, min(settings.prompts_per_step, num_questions))
+    by_epochs = max(1, settings.num_epochs * num_questions // per_step)
+    return min(by_epochs, settings.max_steps) if settings.max_steps else by_epochs
+
+
+def step_note(report: StepReport, num_wanted: int) -> str:
+    """Why a step had less to train on than it wanted; empty where it had all. A line of its own, or it would be cut.
+
+    Args:
+        report: of the step.
+        num_wanted: groups that the step could have had.
+    """
     if not report.credited:
-        return f"{line}  no reward varied in any group: nothing to learn from"
-    if metrics["selection/filled_frac"] < 1.0:
-        return f"{line}  only {len(report.credited)} groups: no more of the questions asked had a reward that varied"
-    return line
+        return f"step {report.step}: no reward varied in any group: nothing to learn from"
+    if len(report.credited) < num_wanted:
+        return (
+            f"step {report.step}: only {len(report.credited)} of {num_wanted} groups: no more of the questions asked "
+            "had a reward that varied"
+        )
+    return ""
 
 
 def run_evaluation(job: Job) -> None:

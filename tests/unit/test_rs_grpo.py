@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport, check_staleness
+from recipes.stages import planned_steps, step_note
 from rewards.scorer import Scorer
 from rollout.engine import RolloutError
 from rsgrpo.config import (
@@ -29,6 +30,7 @@ from rsgrpo.config import (
     ScopeConfig,
 )
 from rsgrpo.policy import Policy, WeightUpdate
+from rsgrpo.progress import MAX_COLUMNS
 from rsgrpo.record_codec import Arrays, from_plain, to_plain
 from rsgrpo.telemetry import StaleWeightsError
 from rsgrpo.types import (
@@ -429,3 +431,30 @@ def test_colocated_refuses_what_it_cannot_do() -> None:
         Config(
             stage="rl", rewards=reward, cluster=cluster, rollout=RolloutConfig(num_workers=2, tensor_parallel_size=2)
         )
+
+
+@pytest.mark.parametrize(
+    ("num_questions", "max_steps", "steps"),
+    [
+        (3, 0, 4),  # four passes over 3 questions, which one step holds
+        (3, 2, 2),
+        (8, 0, 4),
+        (20, 0, 10),
+        (1, 0, 4),
+    ],
+)
+def test_epochs_are_passes_also_over_fewer_questions_than_a_step_wants(
+    num_questions: int, max_steps: int, steps: int
+) -> None:
+    settings = RlConfig(num_epochs=4, prompts_per_step=8, max_steps=max_steps)
+    assert planned_steps(settings, num_questions) == steps
+
+
+def test_a_step_that_lacks_groups_says_so_in_a_line_of_its_own() -> None:
+    def note(num_groups: int, num_wanted: int) -> str:
+        return step_note(StepReport(step=7, metrics={}, credited=[object()] * num_groups), num_wanted)  # type: ignore[list-item]
+
+    assert note(3, 3) == ""
+    assert note(2, 3).startswith("step 7: only 2 of 3 groups")
+    assert note(0, 3).startswith("step 7: no reward varied")
+    assert max(len(note(n, 3)) for n in range(3)) < MAX_COLUMNS - 4
