@@ -96,8 +96,15 @@ def explain(error: BaseException) -> Failure:
     """
     sentence = _foreseen(_cause(error))
     if sentence:
-        return Failure(sentence=shown(sentence, MAX_SENTENCE), is_foreseen=True)
+        return Failure(sentence=shown(_in_one_line(sentence), MAX_SENTENCE), is_foreseen=True)
     return Failure(sentence=f"internal error, {reason(error)}", is_foreseen=False)
+
+
+def _in_one_line(message: str) -> str:
+    """A message of several lines, such as a list of bad records, with a mark where each ended."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    marked = [line if line[-1] in ":;,.…" else f"{line};" for line in lines[:-1]]
+    return " ".join([*marked, *lines[-1:]])
 
 
 def reason(error: BaseException) -> str:

@@ -35,6 +35,7 @@ from recipes.first_checks import check_first
 from rsgrpo.config import Config, RewardConfig, SftPhaseConfig, SourceConfig, load_config, register_schema
 from rsgrpo.config.building import build
 from rsgrpo.data import load_samples
+from rsgrpo.errors import RsgrpoError
 from rsgrpo.failures import MAX_SENTENCE, Failure, explain, run_command
 from rsgrpo.failures.settings import quoted_override
 
@@ -557,3 +558,12 @@ def test_what_the_system_refuses_is_named(number: int) -> None:
 
 def test_a_composition_and_a_file_are_checked_alike(base: DictConfig) -> None:
     assert load_config(base) == tried(base, [])
+
+
+def test_a_message_of_several_lines_keeps_them_apart_in_one() -> None:
+    listed = RsgrpoError(
+        "a.parquet: 3 items cannot be used:\n  row 0: no image\n  row 1: no image\n  … and 1 more\nmend them"
+    )
+    assert explain(listed).sentence == (
+        "a.parquet: 3 items cannot be used: row 0: no image; row 1: no image; … and 1 more; mend them"
+    )
