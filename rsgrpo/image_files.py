@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 
 from rsgrpo.image_kinds import describe_non_image
 from rsgrpo.png import SIGNATURE as PNG_SIGNATURE
-from rsgrpo.png import PngDamageError, PngFile, exif_orientation, read_png
+from rsgrpo.png import PngDamageError, PngFile, exif_orientation, read_png, xmp_orientation
 
 _ORIENTATION = 0x0112  # the EXIF tag, and TIFF's
 _BITS_TAG = 258  # TIFF's bits of a sample
@@ -109,24 +109,27 @@ def open_page(data: bytes, *, check: bool = False) -> OpenPage:
     png: PngFile | None = None
     if data.startswith(PNG_SIGNATURE):
         png = read_png(data, check=check)
-    image = _opened(data if png is None else png.pixels)
-    if image is None:
-        raise NoImageError(*describe_non_image(data))
-    is_turned = image.format == "TIFF"
-    orientation = _orientation(image) if png is None else png.orientation
-    width, height = image.size
-    if orientation >= _SIDEWAYS and not is_turned:
-        width, height = height, width
-    facts = PageFacts(
-        format="JPEG" if image.format == "MPO" else image.format or "",
-        mode=image.mode,
-        width=width,
-        height=height,
-        orientation=orientation,
-        has_transparency=image.has_transparency_data,
-        bits=_bits(image, png),
-        num_frames=_num_frames(image, png),
-    )
+    with _foreign_code():
+        image = _opened(data if png is None else png.pixels)
+        if image is None:
+            raise NoImageError(*describe_non_image(data))
+        is_turned = image.format == "TIFF"
+        orientation = _orientation(image) if png is None else png.orientation
+        width, height = image.size
+        # Pillow measures a TIFF file as its own tag turns it, but not as XMP does.
+        is_measured = is_turned and _ORIENTATION in image.tag_v2  # type: ignore[attr-defined]
+        if orientation >= _SIDEWAYS and not is_measured:
+            width, height = height, width
+        facts = PageFacts(
+            format="JPEG" if image.format == "MPO" else image.format or "",
+            mode=image.mode,
+            width=width,
+            height=height,
+            orientation=orientation,
+            has_transparency=image.has_transparency_data,
+            bits=_bits(image, png),
+            num_frames=_num_frames(image, png),
+        )
     return OpenPage(data=data, image=image, facts=facts, is_turned=is_turned)
 
 
@@ -150,6 +153,18 @@ def _opened(data: bytes) -> Image.Image | None:
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue  # as Pillow has it: not this reader's kind after all
     return None
+
+
+@contextmanager
+def _foreign_code() -> Iterator[None]:
+    """Whatever else a reader of some format raises at damaged bytes, as one of ``DECODING_ERRORS``."""
+    try:
+        yield
+    except DECODING_ERRORS:
+        raise
+    except Exception as error:
+        words = f"{error}" or "its parts do not fit together"
+        raise ValueError(f"{words} ({type(error).__name__})") from error
 
 
 @contextmanager
@@ -195,26 +210,21 @@ def decode(image: Image.Image) -> None:
     Raises:
         Exception: one of ``DECODING_ERRORS``: the file is cut or damaged.
     """
-    if image.format == "TIFF":
-        with _without_limit():
-            image.load_prepare()  # type: ignore[attr-defined]  # makes room for pixels, and measures the file again
-    with _strict_decoding():
-        image.load()
+    with _foreign_code():
+        if image.format == "TIFF":
+            with _without_limit():
+                image.load_prepare()  # type: ignore[attr-defined]  # makes room for pixels, and measures the file again
+        with _strict_decoding():
+            image.load()
 
 
 def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":
-        found = image.tag_v2.get(_ORIENTATION, 1)  # type: ignore[attr-defined]
+        found = image.getexif().get(_ORIENTATION, 1)  # by which Pillow will turn it, from the file's tag or from XMP
         return found if isinstance(found, int) and 1 <= found <= 8 else 1
-    if exif := image.info.get("exif"):
-        return exif_orientation(exif)
-    if "xmp" not in image.info:
-        return 1
-    try:
-        found = image.getexif().get(_ORIENTATION, 1)  # Pillow looks into XMP
-    except Exception:  # whatever Pillow stumbles on in a note must not cost the picture
-        return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    exif, xmp = image.info.get("exif"), image.info.get("xmp")
+    found = exif_orientation(exif) if isinstance(exif, bytes) else 0
+    return found or (xmp_orientation(xmp) if isinstance(xmp, bytes) else 0) or 1
 
 
 def _bits(image: Image.Image, png: PngFile | None) -> int:

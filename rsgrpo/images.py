@@ -30,7 +30,7 @@ from rsgrpo.image_files import (
     decode,
     open_page,
 )
-from rsgrpo.jpeg import JpegDamageError, check_jpeg, jpeg_pixels
+from rsgrpo.jpeg import END_MARKER, JpegDamageError, check_jpeg, jpeg_pixels
 from rsgrpo.page_rules import PageRules
 from rsgrpo.pixels import plain_pixels, upright
 from rsgrpo.png import PngDamageError
@@ -241,8 +241,9 @@ def _pixels(ref: ImageRef, page: OpenPage, rules: PageRules, size: tuple[int, in
         with _turn(facts):
             image = _decoded_jpeg(page, size) if facts.format == "JPEG" else None
             if image is None:
-                decode(page.image)
-                image = plain_pixels(page.image, bit_depth=facts.bits, background=rules.background)
+                stored = _for_pillow(page)
+                decode(stored)
+                image = plain_pixels(stored, bit_depth=facts.bits, background=rules.background)
             if not page.is_turned:
                 image = upright(image, facts.orientation)
             if image.size != size:
@@ -262,9 +263,15 @@ def _decoded_jpeg(page: OpenPage, size: tuple[int, int]) -> Image.Image | None:
             least_size = (height, width) if is_sideways else (width, height)
     pixels = jpeg_pixels(page.data, least_size=least_size)
     if pixels is None:
-        check_jpeg(page.data)  # Pillow decodes it, but would not say what is missing
         return None
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _for_pillow(page: OpenPage) -> Image.Image:
+    """What Pillow is to decode; it would not say what is missing of a JPEG file, but would ask for its end marker."""
+    if page.facts.format == "JPEG" and check_jpeg(page.data):
+        return open_page(page.data + END_MARKER).image
+    return page.image
 
 
 def _bare(image: Image.Image) -> Image.Image:

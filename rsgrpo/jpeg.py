@@ -18,7 +18,9 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-_END = b"\xff\xd9"
+END_MARKER = b"\xff\xd9"
+"""Ends a file; a decoder that has the whole image does without."""
+
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # inside image data: not a stuffed FF, a restart or a filler
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
@@ -104,8 +106,8 @@ def _judged(data: bytes, layout: _Layout, *, least_size: tuple[int, int] | None)
     if problem:
         raise JpegDamageError(problem)
     if layout.end < 0:  # the image itself may be whole; where it is not, the decoder says so
-        data = data.rstrip(b"\xff") + _END
-        layout.end = len(data) - len(_END)
+        data = data.rstrip(b"\xff") + END_MARKER
+        layout.end = len(data) - len(END_MARKER)
     pixels, warning = _decode(data, layout, least_size)
     stop = layout.end
     # The decoder reports its last warning only: without padding before the end, the one before shows. It also has
@@ -176,7 +178,7 @@ def _read_layout(data: bytes) -> _Layout:
     """Walk over the file's segments up to its end marker; stops where they make no sense."""
     layout = _Layout()
     position = 2
-    while position + 4 <= len(data) or data[position : position + 2] == _END:
+    while position + 4 <= len(data) or data[position : position + 2] == END_MARKER:
         if data[position] != 0xFF:
             match = _MARKER.search(data, position)  # junk between segments
             if match is None:

@@ -26,6 +26,7 @@ _TURNS = {
 }
 _PIXELS_AT_A_TIME = 2**22  # bounds what scaling takes beside the image
 _WHITE = 255
+_IDLE_ALPHA = frozenset({"BMP", "DIB", "TGA"})  # writers leave its bytes at 0: viewers then take the picture for opaque
 _MAX_16_BIT = 2**16 - 1
 _SIGNED, _WHITE_IS_ZERO = 2, 0
 _BITS_TAG, _PHOTOMETRIC_TAG, _LARGEST_TAG, _SAMPLE_FORMAT_TAG = 258, 262, 281, 339
@@ -58,8 +59,11 @@ def plain_pixels(image: Image.Image, *, bit_depth: int, background: Colour) -> I
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    has_idle_alpha = image.format in _IDLE_ALPHA
     image = _with_alpha(image, bit_depth)
     if image.mode in ("RGBA", "LA"):
+        if has_idle_alpha and image.getextrema()[-1] == (0, 0):
+            return image.convert(image.mode.removesuffix("A"))
         return _composed(image, background)
     if image.mode == "1":
         return image.convert("L")
@@ -71,7 +75,7 @@ def _with_alpha(image: Image.Image, bit_depth: int) -> Image.Image:
     key = image.info.get("transparency")
     if image.mode in ("La", "RGBa"):
         return image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
-    if image.mode == "PA" or (image.mode == "P" and image.has_transparency_data):
+    if image.mode == "PA" or (image.mode == "P" and image.palette is not None and image.has_transparency_data):
         return image.convert("RGBA")
     if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
         return _scaled(image, key if isinstance(key, int) else None)
@@ -133,10 +137,10 @@ def _scale_of(image: Image.Image, values: NDArray[Any]) -> Callable[[NDArray[Any
         is_declared = declared in {2**used - 1 for used in range(9, 16)}
         return _from_table(declared if is_declared else 2**bits - 1 if 8 < bits < 16 else _MAX_16_BIT)
     if bits and _tiff_tag(image, _SAMPLE_FORMAT_TAG, 1) == _SIGNED:
-        return _between(-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+        return _between(*_integer_range(values, -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1))
     if bits:
-        unsigned = _between(0.0, 2.0**bits - 1)
         # Pillow has no unsigned 32 bits: the upper half comes as negative numbers.
+        unsigned = _between(*_integer_range(values.view(np.uint32), 0.0, 2.0**bits - 1))
         return lambda part: unsigned(part.view(np.uint32))
     if image.format in ("PNG", "PPM"):
         return _between(0.0, _MAX_16_BIT)
@@ -161,6 +165,13 @@ def _between(low: float, high: float) -> Callable[[NDArray[Any]], ByteArray]:
         return scaled
 
     return scale
+
+
+def _integer_range(values: NDArray[Any], low: float, high: float) -> tuple[float, float]:
+    """The type's range; that of the data where these would all become the same grey, as small numbers in 32 bits do."""
+    least, most = float(values.min()), float(values.max())
+    is_wide = values.itemsize > 2 and least < most < least + (high - low) / _WHITE
+    return (least, most) if is_wide else (low, high)
 
 
 def _data_range(values: NDArray[Any]) -> tuple[float, float]:

@@ -17,8 +17,9 @@ from PIL import Image
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _ORIENTATION = 0x0112  # the EXIF tag
-_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)\s*([1-8])')
+_XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])""")
 _KEPT = frozenset({b"tRNS"})  # of the chunks that a reader may pass over; it makes pixels transparent
+_ZLIB_HEADER_BYTES, _DEFLATE = 2, 8
 _MAX_NOTE_BYTES = 2**20  # of an unfolded text; EXIF data are far smaller
 
 
@@ -57,8 +58,15 @@ def read_png(data: bytes, *, check: bool = False) -> PngFile:
     kept: list[tuple[int, int]] = [(0, len(SIGNATURE))]
     notes: dict[bytes, list[memoryview]] = {}
     num_frames = 1
+    packed = b""
     for name, start, stop in _chunks(data):
+        if name == b"CgBI":
+            raise PngDamageError(
+                "it is packed as Xcode does for iPhones; unpack it with pngcrush -revert-iphone-optimizations"
+            )
         is_critical = not name[0] & 0x20
+        if name == b"IDAT" and len(packed) < _ZLIB_HEADER_BYTES:
+            packed += view[start + 8 : min(stop - 4, start + 8 + _ZLIB_HEADER_BYTES)]
         if is_critical or name in _KEPT:
             if check and zlib.crc32(view[start + 4 : stop - 4]) != int.from_bytes(view[stop - 4 : stop], "big"):
                 raise PngDamageError(f"the checksum of its part {name.decode('latin-1')} does not match")
@@ -70,6 +78,10 @@ def read_png(data: bytes, *, check: bool = False) -> PngFile:
             num_frames = max(1, int.from_bytes(view[start + 8 : start + 12], "big"))
         else:
             notes.setdefault(name, []).append(view[start + 8 : stop - 4])
+    if len(packed) < _ZLIB_HEADER_BYTES:
+        raise PngDamageError("its pixels are missing")
+    if packed[0] & 15 != _DEFLATE or int.from_bytes(packed[:_ZLIB_HEADER_BYTES], "big") % 31:
+        raise PngDamageError("its pixels are not packed as PNG packs them")
     is_plain = len(kept) == 1 and kept[0] == (0, len(data))
     return PngFile(
         pixels=data if is_plain else b"".join(view[start:stop] for start, stop in kept),
@@ -97,7 +109,8 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 def _orientation(notes: dict[bytes, list[memoryview]]) -> int:
     """From EXIF data, or from where ImageMagick and Adobe put them; 1 where they are missing or make no sense."""
     for exif in notes.get(b"eXIf", ()):
-        return exif_orientation(bytes(exif))
+        if found := exif_orientation(bytes(exif)):
+            return found
     for text in (*notes.get(b"zTXt", ()), *notes.get(b"tEXt", ()), *notes.get(b"iTXt", ())):
         keyword, _, rest = bytes(text[:80]).partition(b"\0")
         if keyword in (b"Raw profile type exif", b"Raw profile type APP1"):
@@ -105,11 +118,10 @@ def _orientation(notes: dict[bytes, list[memoryview]]) -> int:
             unfolded = _unfolded(bytes(text[len(keyword) + 2 :])) if is_packed else bytes(text[len(keyword) + 1 :])
             with contextlib.suppress(ValueError):
                 # A new line, the kind, a length, then hexadecimal digits.
-                return exif_orientation(bytes.fromhex("".join(unfolded.decode("latin-1").split()[2:])))
-        if keyword == b"XML:com.adobe.xmp":
-            match = _XMP_ORIENTATION.search(text)
-            if match is not None:
-                return int(match[1])
+                if found := exif_orientation(bytes.fromhex("".join(unfolded.decode("latin-1").split()[2:]))):
+                    return found
+        if keyword == b"XML:com.adobe.xmp" and (found := xmp_orientation(text)):
+            return found
     return 1
 
 
@@ -121,7 +133,7 @@ def _unfolded(packed: bytes) -> bytes:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Orientation that a block of EXIF data gives; 1 where it gives none or is damaged.
+    """Orientation that a block of EXIF data gives; 0 where it gives none or is damaged.
 
     Args:
         exif: with or without the word ``Exif`` before it.
@@ -129,7 +141,13 @@ def exif_orientation(exif: bytes) -> int:
     block = Image.Exif()
     try:
         block.load(exif)
-        found = block.get(_ORIENTATION, 1)
+        found = block.get(_ORIENTATION, 0)
     except Exception:  # whatever Pillow stumbles on in a note must not cost the picture
-        return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+        return 0
+    return found if isinstance(found, int) and 1 <= found <= 8 else 0
+
+
+def xmp_orientation(xmp: bytes | memoryview) -> int:
+    """Orientation that XMP data give; 0 where they give none."""
+    match = _XMP_ORIENTATION.search(xmp)
+    return 0 if match is None else int(match[1])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageDraw, PngImagePlugin
 
+from rsgrpo.image_bytes import ImageError
 from rsgrpo.image_counts import ImageCounts, look_at_pages
 from rsgrpo.image_files import open_page
 from rsgrpo.images import check_page, load_page, page_from_image, page_size
@@ -423,3 +424,86 @@ def test_what_was_changed_is_counted(tmp_path: Path):
     ]
     assert ImageCounts.total([counts, counts]).document()["read"] == 12
     assert ImageCounts().lines() == []
+
+
+XMP_ON_ITS_SIDE = b'<rdf:Description tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+def test_orientation_in_xmp_counts_where_exif_gives_none(keep, kind):
+    camera = Image.Exif()
+    camera[0x010F] = "maker"  # EXIF without orientation
+    pixels = np.zeros((16, 32, 3), dtype=np.uint8)
+    pixels[:, 16:] = 255  # right half white: on its side by 6, the lower half of the upright page
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", XMP_ON_ITS_SIDE.decode())
+    settings: dict[str, Any] = {"pnginfo": text} if kind == "PNG" else {"xmp": XMP_ON_ITS_SIDE, "quality": 100}
+    found = read(keep, encoded(Image.fromarray(pixels), kind, exif=camera, **settings))
+    assert found.shape == (32, 16, 3)
+    assert found[:15].max() < 20
+    assert found[17:].min() > 235
+    camera[0x0112] = 1  # where EXIF speaks, it counts
+    assert read(keep, encoded(Image.fromarray(pixels), kind, exif=camera, **settings)).shape == (16, 32, 3)
+
+
+def test_a_tiff_file_that_xmp_turns_is_not_squeezed(keep):
+    pixels = random_pixels(7, 16, 32, 3)
+    ref = keep(encoded(Image.fromarray(pixels), "TIFF", tiffinfo={700: XMP_ON_ITS_SIDE}))
+    assert page_size(ref, SAFE) == (16, 32)
+    assert np.array_equal(np.asarray(load_page(ref, SAFE)), np.rot90(pixels, -1))
+
+
+def test_an_alpha_channel_that_was_never_filled_does_not_hide_the_picture(keep):
+    header = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 2, 1, 32, 0x20)
+    assert read(keep, header + bytes([0, 0, 255, 0, 255, 0, 0, 0])).tolist() == [[[255, 0, 0], [0, 0, 255]]]
+    # With one opaque pixel the channel means something: the other pixel shows the background.
+    assert read(keep, header + bytes([0, 0, 255, 255, 255, 0, 0, 0])).tolist() == [[[255, 0, 0], [255] * 3]]
+
+
+def test_small_numbers_in_32_bits_do_not_become_one_grey(keep):
+    # 0 to 64974 is less than a 255th of 2**32: by the type's range all were 128. By the data's: a 65536th each.
+    values = RAMP.astype(np.int32)
+    expected = np.rint(RAMP / RAMP.max() * 255)
+    assert np.array_equal(read(keep, tiff(values, sample_format=2))[..., 0], expected)
+    assert np.array_equal(read(keep, tiff(values.astype(np.uint32)))[..., 0], expected)
+    assert (read(keep, tiff(np.full((3, 3), 2**31 - 1, dtype=np.int32), sample_format=2)) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "problem"),
+    [
+        (b"", "its pixels are missing"),
+        (zlib.compress(bytes(13))[2:], "not packed as PNG packs them"),
+    ],
+)
+def test_a_png_file_without_pixels_is_named_before_a_run(keep, pixels, problem):
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, 8, 2, 0, 0, 0))
+    ref = keep(head + (chunk(b"IDAT", pixels) if pixels else b"") + chunk(b"IEND", b""))
+    with pytest.raises(ImageError, match=problem):
+        check_page(ref, SAFE)
+
+
+def test_whatever_a_reader_of_pillow_raises_is_a_damaged_image(keep):
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, 8, 3, 0, 0, 0))
+    without_palette = head + chunk(b"IDAT", zlib.compress(bytes(5))) + chunk(b"IEND", b"")
+    avif = encoded(Image.fromarray(random_pixels(1, 64, 64, 3)), "AVIF")
+    start = avif.index(b"mdat") + 4
+    no_pixels = avif[:start] + bytes(len(avif) - start)
+    for data in (without_palette, no_pixels):
+        for look in (check_page, load_page):
+            with pytest.raises(ImageError, match="truncated or damaged"):
+                look(keep(data), SAFE)
+
+
+def test_a_cmyk_photo_without_its_end_marker_is_read(keep):
+    data = encoded(Image.new("CMYK", (32, 16), (0, 255, 255, 0)), "JPEG", quality=95)
+    whole = read(keep, data)
+    ref = keep(data[:-2])
+    assert check_page(ref, SAFE).format == "JPEG"
+    assert np.array_equal(np.asarray(load_page(ref, SAFE)), whole)
