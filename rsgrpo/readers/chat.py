@@ -34,6 +34,10 @@ _REFERENCE_KEYS = ("image", "image_url", "video", "video_url", "audio", "input_a
 _PLACE_KEYS = ("path", "url", "base64", "bytes", "data", "source", "file", "b64_json")
 
 
+_LEARNED_KEYS = ("weight", "loss", "train")
+"""Where OpenAI, ms-swift and axolotl say that an answer is not to be learned."""
+
+
 def chat(record: Mapping[str, Any], remark: Remark) -> tuple[list[Turn], Mapping[str, Any]]:
     """The conversation of a record.
 
@@ -57,7 +61,7 @@ def chat(record: Mapping[str, Any], remark: Remark) -> tuple[list[Turn], Mapping
     was_result = False
     for given in _given(record):
         role = given.get("from") if type(given) is dict else None
-        if type(role) is str and role in _PLAIN_ROLES and type(given.get("value")) is str:
+        if type(role) is str and role in _PLAIN_ROLES and len(given) == 2 and type(given.get("value")) is str:
             turns.append(Turn(role=_PLAIN_ROLES[role], text=given["value"]))  # nearly all of ten millions
             was_result = False
             continue
@@ -101,6 +105,8 @@ def _read(given: Any, found: dict[str, list[object]]) -> tuple[str, str]:
         role = role.strip().lower()
     if not isinstance(role, str) or role not in ROLES:
         raise BadRecordError("role", f"{role_key}={role!r:.40} is not known; expected one of {', '.join(ROLES)}")
+    if ROLES[role] == "assistant":
+        _check_learned(given)
     content = given.get("value") if given.get("value") is not None else given.get("content")
     calls = given.get("tool_calls") or ([given["function_call"]] if given.get("function_call") else [])
     if isinstance(content, str):
@@ -121,6 +127,18 @@ def _read(given: Any, found: dict[str, list[object]]) -> tuple[str, str]:
     if role in _RESULT_ROLES:
         return role, f"<tool_response>\n{text}\n</tool_response>"
     return role, text
+
+
+def _check_learned(turn: Mapping[str, Any]) -> None:
+    """Refuse a turn that says that nothing shall be learned from it: every answer of a conversation is learned here."""
+    for key in _LEARNED_KEYS:
+        value = turn.get(key)
+        if isinstance(value, bool | int | float) and not value:
+            raise BadRecordError(
+                "turn not to be learned",
+                f"a turn says {key}={value!r}, but every answer of a conversation is learned from; end the "
+                "conversation in front of it, or leave the record out",
+            )
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rsgrpo.coordinates import PER_MILLE
+from rsgrpo.errors import shown as shortened
 from rsgrpo.media_store import MediaStore
 from rsgrpo.readers.chat import chat
 from rsgrpo.readers.fields import id_field, media_field
@@ -18,6 +19,7 @@ from rsgrpo.readers.videos import refuse_sound, shown_media
 from rsgrpo.types import IMAGE_MARKER, Box, ImageRef, Sample, Turn
 
 _BOX = re.compile(r"<\|box_start\|>(.*?)<\|box_end\|>", re.DOTALL)
+_PATH_IN_TEXT = re.compile(r"<img>[^<>\n]{1,500}</img>")
 _CORNERS = re.compile(r"\((-?\d+),\s*(-?\d+)\),\s*\((-?\d+),\s*(-?\d+)\)")
 
 
@@ -159,6 +161,13 @@ def _sample(
         text = turn.text
         if turn.role != "assistant":
             num_markers += text.count(IMAGE_MARKER)
+            written = _PATH_IN_TEXT.search(text)
+            if written is not None:
+                raise BadRecordError(
+                    "markers",
+                    f"a question names an image in its text, {shortened(written[0], 80)!r}, as Qwen-VL does; "
+                    f"write {IMAGE_MARKER} there and the path into 'images'",
+                )
         elif not text or text.isspace():
             raise BadRecordError("empty answer", "an answer is empty; there is nothing to learn from it")
         elif IMAGE_MARKER in text:

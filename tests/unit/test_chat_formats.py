@@ -137,3 +137,18 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, record: dict[str, Any], wo
 def test_conversations_given_as_questions_name_their_format(tmp_path: Path):
     assert "looks like data.format=sharegpt" in refused(tmp_path, {"messages": [ANSWER]}, format="evisrag")
     assert "looks like data.format=llava" in refused(tmp_path, {"conversations": [ANSWER]}, format="evisrag")
+
+
+@pytest.mark.parametrize(("key", "value"), [("weight", 0), ("loss", False), ("train", False)])
+def test_an_answer_that_is_not_to_be_learned_is_named_not_learned(tmp_path: Path, key: str, value: object):
+    question = {"role": "user", "content": "Q", key: value}  # of a question nothing is learned anyway
+    assert len(read(tmp_path, {"messages": [question, {**ANSWER, key: 1}]})) == 1
+    message = refused(tmp_path, {"messages": [question, {**ANSWER, key: value}, question, ANSWER]})
+    assert f"{key}={value!r}" in message
+
+
+@pytest.mark.parametrize("format", ["sharegpt", "llava"])
+def test_an_image_that_is_named_in_the_text_is_not_lost(tmp_path: Path, format: str):
+    record = {"messages": [{"role": "user", "content": "Picture 1: <img>a.png</img> Q"}, ANSWER]}
+    assert "<img>a.png</img>" in refused(tmp_path, record, format=format)
+    assert read(tmp_path, {"messages": [{"role": "user", "content": "What is <img src=x>?"}, ANSWER]})
