@@ -18,7 +18,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
 
@@ -98,7 +98,10 @@ def video_frames(file: str, choice: FrameChoice, store: MediaStore) -> tuple[Sto
         VideoError: it is empty, broken off, no video, has no picture, or its codec is not known.
         MediaStoreError: the store cannot be written.
     """
-    state = Path(file).stat()
+    try:
+        state = Path(file).stat()
+    except OSError as error:
+        raise VideoError(f"cannot be read: {error.strerror}; make it readable") from error
     if not state.st_size:
         raise VideoError("is empty (0 bytes); copy it again")
     key = f"video {_VERSION} {choice} {state.st_size} {state.st_mtime_ns} {file}"
@@ -122,7 +125,7 @@ def _decoded_frames(file: str, choice: FrameChoice, store: MediaStore) -> Iterat
     import av  # here, because data sets of images never need it
 
     # A stream, not a name: a playlist or a name like "concat:…" must not make the library open anything else.
-    with Path(file).open("rb") as stream:
+    with _readable(file) as stream:
         try:
             extent = _extent(stream)
             instants = _instants(extent, choice)
@@ -134,6 +137,13 @@ def _decoded_frames(file: str, choice: FrameChoice, store: MediaStore) -> Iterat
             raise VideoError(
                 f"cannot be decoded ({shown(words, 80)}): it is damaged, broken off or no video"
             ) from error
+
+
+def _readable(file: str) -> BinaryIO:
+    try:
+        return Path(file).open("rb")
+    except OSError as error:
+        raise VideoError(f"cannot be read: {error.strerror}; make it readable") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
