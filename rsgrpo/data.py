@@ -26,7 +26,7 @@ from rsgrpo.gold_columns import gold_columns
 from rsgrpo.image_counts import ImageCounts, look_at_pages
 from rsgrpo.media_store import MediaStore
 from rsgrpo.readers.evisrag import evisrag_sample
-from rsgrpo.readers.findings import BadRecordError, Finding, Tally, short_report
+from rsgrpo.readers.findings import TOO_DEEP, BadRecordError, Finding, Tally, short_report
 from rsgrpo.readers.media import MediaFinder
 from rsgrpo.readers.records import place_of, raw_records
 from rsgrpo.readers.skipping import check_skipped
@@ -145,7 +145,10 @@ def _read_file(file: Path, sample_of: Callable[[dict[str, Any], str], Sample], r
                 raise raw.value
             if not isinstance(raw.value, dict):
                 raise BadRecordError("not JSON", f"expected a JSON object, got {type(raw.value).__name__}")
-            sample = sample_of(raw.value, f"{file.stem}-{raw.line or index}")
+            try:
+                sample = sample_of(raw.value, f"{file.stem}-{raw.line or index}")
+            except RecursionError as error:
+                raise BadRecordError("nested too deeply", TOO_DEEP) from error
             if sample.sample_id in read.seen:
                 raise BadRecordError("id twice", f"the id {shown(sample.sample_id)!r} stands further up already")
         except BadRecordError as error:

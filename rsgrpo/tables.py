@@ -7,7 +7,8 @@ Cells with media are ``binary`` columns whose values begin as an image or video 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def table_rows(file: Path, start: int = 0) -> Iterator[dict[str, Any]]:
     Raises:
         TableError: the file is no such table.
     """
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         schema, num_rows = _parquet_head(file)
         if not num_rows:
             return  # which `datasets` takes for a broken file
@@ -135,7 +136,7 @@ def _mapped(file: str, num_bytes: int, changed_ns: int) -> Any:
     import pyarrow
 
     try:
-        return _arrow_table(file) if file.endswith(".arrow") else _parquet_copy(file)
+        return _arrow_table(file) if file.lower().endswith(".arrow") else _parquet_copy(file)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise TableError(f"{shown(file)} cannot be read as a table: {shown(error)}; download it again") from error
 
@@ -185,7 +186,8 @@ def _plain_rows(file: Path, start: int) -> Iterator[dict[str, Any]]:
         with pyarrow.parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=_BATCH_ROWS):
                 if row + batch.num_rows > start:
-                    yield from batch.slice(max(0, start - row)).to_pylist()
+                    part = batch.slice(max(0, start - row))
+                    yield from _values_of(file, row, part.column_names, part.to_pylist)
                 row += batch.num_rows
     except (OSError, pyarrow.ArrowException) as error:
         raise TableError(f"{shown(file)} cannot be read behind row {row}: {shown(error)}; download it again") from error
@@ -193,15 +195,37 @@ def _plain_rows(file: Path, start: int) -> Iterator[dict[str, Any]]:
 
 def _batch(file: str, table: Any, columns: tuple[str, ...], first: int, count: int) -> list[dict[str, Any]]:
     part = table.slice(first, count)
-    values = {
-        name: (
-            [_reference(file, name, first + row, cell) for row, cell in enumerate(part.column(name))]
-            if name in columns
-            else part.column(name).to_pylist()
-        )
-        for name in part.column_names
-    }
-    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+    def rows() -> list[dict[str, Any]]:
+        values = {
+            name: (
+                [_reference(file, name, first + row, cell) for row, cell in enumerate(part.column(name))]
+                if name in columns
+                else part.column(name).to_pylist()
+            )
+            for name in part.column_names
+        }
+        return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+    return _values_of(file, first, part.column_names, rows)
+
+
+def _values_of(
+    file: str | Path, first: int, names: list[str], rows: Callable[[], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Rows as Python has them, where it can: it knows no dates behind the year 9999, and not every time zone."""
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise TableError(f"{shown(file)} has two columns {shown(twice, 60)!r}; rename or leave out one of them")
+    try:
+        return rows()
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, LookupError, ArithmeticError) as error:
+        raise TableError(
+            f"{shown(file)} holds behind row {first} what Python has no value for: {shown(error, 120)} "
+            f"({type(error).__name__}); leave that column out, or write it as text"
+        ) from error
 
 
 def _holds_bytes(kind: Any) -> bool:

@@ -13,6 +13,8 @@ from rsgrpo.json_values import HALF_ESCAPE
 _CHUNK_BYTES = 1 << 18  # large enough to read fast, small beside the records that a reader's user holds
 _BETWEEN = re.compile(rb"\s*,?\s*")
 _FIRST_KEY = re.compile(rb'\{\s*"[^"\\]*"')
+_BRACKET = re.compile(rb"[\[\]{}]")
+_DEEPEST = 200  # of nested brackets
 _LONGEST_ALIKE = 1 << 24  # a separator that does not come again must not draw the file into memory
 
 
@@ -72,6 +74,8 @@ class _AlikePieces:
                 return  # ijson reads half a surrogate pair as a question mark
             sent = 0
             while (found := block.find(separator, sent)) >= 0:
+                if _is_deep(block[sent:found]):
+                    return  # ijson takes ever longer the deeper it gets, and Python's json refuses it
                 yield block[sent:found]
                 sent = found + 1
                 self.end = position + sent
@@ -80,6 +84,18 @@ class _AlikePieces:
             block, position = block[sent:], position + sent
             if len(block) > _LONGEST_ALIKE:
                 return
+
+
+def _is_deep(record: bytes) -> bool:
+    """Whether brackets are nested deeper than any record's; those in texts count as well, which does no harm."""
+    if record.count(b"[") + record.count(b"{") <= _DEEPEST:
+        return False
+    depth = 0
+    for found in _BRACKET.finditer(record):
+        depth += 1 if found[0] in b"[{" else -1
+        if depth > _DEEPEST:
+            return True
+    return False
 
 
 def _first_separator(stream: BinaryIO, offset: int) -> tuple[int, bytes]:

@@ -17,6 +17,10 @@ Remark = Callable[[str, str], None]
 """Called with reason and detail for an oddity of a record that is kept nevertheless."""
 
 
+TOO_DEEP = "one of its values is nested too deeply to be written as JSON; flatten it, or leave it out"
+"""What is said of a record that Python's ``json`` reads, but not writes."""
+
+
 class BadRecordError(Exception):
     """One record cannot be used; caught where records are counted.
 

@@ -12,7 +12,7 @@ from rsgrpo.errors import shown
 from rsgrpo.readers.benchmarks import mig_bench, milebench, visual_haystacks
 from rsgrpo.readers.conversations import llava, mgrounding, mirage, sharegpt
 from rsgrpo.readers.evisrag import evisrag
-from rsgrpo.readers.findings import BadRecordError, ReadReport, Remark, Tally, short_report
+from rsgrpo.readers.findings import TOO_DEEP, BadRecordError, ReadReport, Remark, Tally, short_report
 from rsgrpo.readers.options import Convert, ReaderOptions
 from rsgrpo.readers.records import RawRecord, place_of, raw_records
 from rsgrpo.readers.seen import SeenIds
@@ -171,7 +171,10 @@ class Reader:
             raise BadRecordError("wrong type", f"expected a JSON object, got {type(value).__name__}")
         if raw.num_mended:
             remark("half a character", f"{raw.num_mended} lone surrogates in its texts were replaced by U+FFFD")
-        return convert(self._record_index, value, remark)
+        try:
+            return convert(self._record_index, value, remark)
+        except RecursionError as error:
+            raise BadRecordError("nested too deeply", TOO_DEEP) from error
 
     def _pass(self, raw: RawRecord) -> None:
         """Step behind a record."""

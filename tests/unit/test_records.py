@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import ijson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.data_bytes import DataError, open_utf8
 from rsgrpo.json_values import decode_json, mend_surrogates
-from rsgrpo.readers import alike, json_stream
+from rsgrpo.readers import ReaderOptions, alike, json_stream, read_samples
 from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.readers.records import raw_records
 
@@ -292,3 +295,46 @@ def test_what_cannot_be_a_data_file_is_refused_whole(tmp_path: Path):
         read(file)
     file.write_bytes(b"\xef\xbb\xbf [ ]")  # a byte order mark is no defect
     assert read(file) == []
+
+
+@pytest.mark.parametrize("depth", [300, 5_000, 100_000])
+def test_a_deeply_nested_record_of_a_list_neither_stops_nor_delays_the_others(tmp_path, depth):
+    file = tmp_path / "d.json"
+    deep = f'{{"a": {"[" * depth}{"]" * depth}}}'
+    file.write_text(f'[{{"a": 0}}, {deep}, {{"a": 2}}]')
+    started = time.monotonic()
+    found = [record.value for record in raw_records(file, prefix="item")]
+    assert time.monotonic() - started < 10  # 100,000 took minutes, as ijson's work grew with the square
+    assert (found[0], found[-1]) == ({"a": 0}, {"a": 2})
+    assert isinstance(found[1], dict if depth < 500 else BadRecordError)
+
+
+def test_tables_that_python_has_no_values_for_are_named(tmp_path):
+    file = tmp_path / "d.parquet"
+    when = pa.array([0], pa.timestamp("ns", "Mars/Base"))
+    pq.write_table(pa.table({"a": [1], "when": when}), file)
+    with pytest.raises(DataError, match=r"behind row 0 what Python has no value for.*Mars/Base"):
+        list(raw_records(file, prefix="item"))
+    pq.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), file)
+    with pytest.raises(DataError, match="two columns 'a'"):
+        list(raw_records(file, prefix="item"))
+
+
+def test_an_arrow_table_is_known_by_its_suffix_in_capitals(tmp_path):
+    table = pa.table({"a": [1, 2]})
+    file = tmp_path / "D.ARROW"
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert [record.value for record in raw_records(file, prefix="item")] == [{"a": 1}, {"a": 2}]
+
+
+def test_a_value_that_json_reads_but_cannot_write_is_one_bad_record(tmp_path, monkeypatch):
+    file = tmp_path / "d.jsonl"
+    file.write_text('{"qid": 1, "query": "q", "answer": ["a"], "image": ["a.png"], "x": [[1]]}\n')
+
+    def too_deep(*_: object, **__: object) -> str:
+        raise RecursionError
+
+    monkeypatch.setattr("rsgrpo.readers.evisrag.json.dumps", too_deep)
+    with pytest.raises(DataError, match=r"d\.jsonl line 1: one of its values is nested too deeply"):
+        read_samples("evisrag", file, options=ReaderOptions(check_media=False))
