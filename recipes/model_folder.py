@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from rsgrpo.config import Config, ConfigError
 from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.natural_order import visible_files
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLProcessor
@@ -57,7 +58,7 @@ def check_weights(folder: Path, setting: str) -> None:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{setting}: {index} is damaged ({error}); fetch the model again") from error
     else:
-        names = sorted(file.name for file in folder.glob("*.safetensors"))
+        names = [file.name for file in visible_files(folder, "*.safetensors")]
     if not names and not list(folder.glob("pytorch_model*.bin")):
         raise ModelError(f"{setting} holds no weights (*.safetensors); fetch the model again, or name another folder")
     for name in names:

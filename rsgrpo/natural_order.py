@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import Path
 
 _DIGITS = re.compile(r"\d+")
 
@@ -26,6 +27,17 @@ def natural_key(name: str) -> tuple[NaturalKey, str]:
         ``sorted(["10.jpg", "9.jpg", "1.jpg"], key=natural_key) == ["1.jpg", "9.jpg", "10.jpg"]``
     """
     return tuple(_part_key(part) for part in name.split("/")), name
+
+
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder in natural order, without hidden ones: a Mac leaves a ``._7.json`` beside every ``7.json``.
+
+    Args:
+        folder: which need not exist.
+        pattern: of their names, such as ``*.json``.
+    """
+    found = (file for file in folder.glob(pattern) if not file.name.startswith("."))
+    return sorted(found, key=lambda file: natural_key(file.name))
 
 
 def _part_key(part: str) -> tuple[tuple[_Run, ...], tuple[_Run, ...]]:

@@ -12,6 +12,7 @@ from recipes.doctor.hub import hub_check
 from recipes.model_folder import ModelError, check_model_type, check_weights
 from rsgrpo.config import Config
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.natural_order import visible_files
 from rsgrpo.prompts import (
     IMAGE_PLACEHOLDER,
     PUBLISHED_TEMPLATES,
@@ -94,7 +95,7 @@ def folder_checks(folder: Path, setting: str) -> Iterator[Check]:
     except ModelError as error:
         yield refused("weights", error)
     else:
-        files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+        files = [*visible_files(folder, "*.safetensors"), *folder.glob("pytorch_model*.bin")]
         size = sum(file.stat().st_size for file in files)
         yield ok("weights", f"{len(files)} files, {size / (1 << 30):.2f} GiB, their headers can be read")
     yield processor_check(folder)

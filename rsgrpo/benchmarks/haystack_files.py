@@ -10,7 +10,7 @@ from rsgrpo.benchmarks.prediction_files import RowReader, write_json
 from rsgrpo.benchmarks.prediction_text import read_json
 from rsgrpo.errors import shown
 from rsgrpo.ids import plain_id
-from rsgrpo.natural_order import natural_key
+from rsgrpo.natural_order import visible_files
 from rsgrpo.task_prompts.haystack import needle_positions
 
 _LONGEST_NUMBER = 19  # digits; no data set has a record of such a number
@@ -52,7 +52,7 @@ def read_folder(folder: Path) -> PredictionFile:
     Raises:
         BenchmarkError: there is no such file, or there are several sizes, whose numbers would clash.
     """
-    files = sorted(folder.glob("*.json"), key=lambda file: natural_key(file.name))
+    files = visible_files(folder, "*.json")
     if not files:
         sizes = sorted(path for path in folder.glob("*_images") if path.is_dir())
         if len(sizes) != 1:
@@ -61,7 +61,7 @@ def read_folder(folder: Path) -> PredictionFile:
                 "name the folder of one size"
             )
         folder = sizes[0]
-        files = sorted(folder.glob("*.json"), key=lambda file: natural_key(file.name))
+        files = visible_files(folder, "*.json")
     reader = RowReader(folder, Columns())
     for file in files:
         try:

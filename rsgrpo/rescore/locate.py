@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rsgrpo.benchmarks.base import Benchmark
 from rsgrpo.benchmarks.milebench import MileBenchmark
+from rsgrpo.natural_order import visible_files
 
 
 def family_of(benchmark: Benchmark) -> str:
@@ -56,12 +57,12 @@ def predictions_place(benchmark: Benchmark, place: Path) -> Path | None:
         return place
     family = family_of(benchmark)
     if family == "evisrag":
-        files = [*(place / benchmark.sets[0]).glob("*.jsonl")] or [*place.glob("*.jsonl")]
+        files = visible_files(place / benchmark.sets[0], "*.jsonl") or visible_files(place, "*.jsonl")
         return files[0] if len(files) == 1 else None
     if family == "milebench":
         candidates = (place / benchmark.sets[0] / "pred.json", place / "pred.json")
         return next((file for file in candidates if file.is_file()), None)
     if family == "mig_bench":
-        files = [*place.glob(f"*_{benchmark.name.rpartition('/')[2]}.json")]
+        files = visible_files(place, f"*_{benchmark.name.rpartition('/')[2]}.json")
         return files[0] if len(files) == 1 else None
     return place

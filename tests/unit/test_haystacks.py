@@ -20,6 +20,7 @@ from rsgrpo.benchmarks.base import (
     pair_predictions,
 )
 from rsgrpo.benchmarks.haystack_bootstrap import Reply, printed_numbers, retained_images
+from rsgrpo.benchmarks.haystack_files import read_folder
 from rsgrpo.benchmarks.haystack_text import holds_token, is_compliant, strict_answer
 from rsgrpo.task_prompts.haystack import needle_positions
 from rsgrpo.types import ImageRef, Sample
@@ -225,3 +226,11 @@ def test_a_folder_of_several_sizes_is_refused(tmp_path: Path) -> None:
 def test_an_undefined_ratio_shows_among_the_anomalies() -> None:
     answered = [Answered(sample=question(), text="yes", retrieved=(0,), relevant=(0,))]
     assert find_benchmark("vhs/single").score(answered, "official").anomalies[ORIGINAL_CRASHES] == 200
+
+
+def test_hidden_copies_in_a_folder_of_answers_are_no_answers(tmp_path: Path):
+    (tmp_path / "000.json").write_text('{"result": {"response": "Yes"}}')
+    (tmp_path / "._000.json").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    found = read_folder(tmp_path)
+    assert [one.sample_id for one in found.predictions] == ["000"]
+    assert not found.problems

@@ -11,6 +11,7 @@ from rsgrpo.benchmarks import find_benchmark
 from rsgrpo.benchmarks.base import Answered, BenchmarkResult
 from rsgrpo.rescore.__main__ import main
 from rsgrpo.rescore.comparison import compare
+from rsgrpo.rescore.locate import predictions_place
 from rsgrpo.types import Box, Sample
 
 PNG = b"\x89PNG"
@@ -210,3 +211,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "none.jsonl" in capsys.readouterr().err
     assert main(["--benchmark", "evisrag/chart", *arguments]) == 1
     assert "evisrag/chartqa" in capsys.readouterr().err
+
+
+def test_hidden_copies_beside_predictions_do_not_make_them_several(tmp_path: Path):
+    for name in ("base.jsonl", "._base.jsonl", "m_ocr.json"):
+        (tmp_path / name).write_text("{}")
+    assert predictions_place(find_benchmark("evisrag/chartqa"), tmp_path) == tmp_path / "base.jsonl"
