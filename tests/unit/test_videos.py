@@ -411,3 +411,10 @@ def test_a_transparent_frame_keeps_its_transparency(tmp_path: Path):
     # What stands for nothing is for the reader of images to decide, as with any page.
     assert Image.open(frames[0].file).mode == "RGBA"
     assert Image.open(frames[0].file).getchannel("A").getextrema() == (0, 0)
+
+
+def test_a_video_that_cannot_be_opened_is_named(tmp_path: Path):
+    store = MediaStore(str(tmp_path / "media"))
+    for file in (tmp_path / "gone.mp4", tmp_path):
+        with pytest.raises(VideoError, match="cannot be read"):
+            video_frames(str(file), FrameChoice(), store)
