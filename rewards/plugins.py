@@ -16,6 +16,7 @@ from types import ModuleType
 from rewards.base import DeclaredReward, RewardCallable, RewardError
 from rewards.capture import Capture
 from rsgrpo.config import RewardConfig
+from rsgrpo.errors import shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +98,13 @@ def _is_async(function: RewardCallable) -> bool:
 
 
 def _check_signature(name: str, config: RewardConfig, function: RewardCallable) -> None:
-    signature = inspect.signature(function)
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError) as error:  # Python's own functions written in C may not say what they take
+        raise RewardError(
+            f"rewards.{name}.function: {config.function} does not say what arguments it takes; name a function written "
+            "in Python, whose first argument is the call"
+        ) from error
     try:
         signature.bind(None, **config.kwargs)
     except TypeError as error:
@@ -108,13 +115,20 @@ def _check_signature(name: str, config: RewardConfig, function: RewardCallable) 
 
 
 def _module_by_name(name: str, module_name: str) -> ModuleType:
-    try:
-        return importlib.import_module(module_name)
-    except ImportError as error:
+    if not module_name or module_name.startswith("."):
         raise RewardError(
-            f"rewards.{name}.function: cannot import {module_name} ({error}); name a module on the Python path, "
-            "or a file as path/to/file.py:function"
-        ) from error
+            f"rewards.{name}.function: {shown(module_name)!r} is no whole name of a module; write "
+            "package.module:function, or a file as path/to/file.py:function"
+        )
+    capture = Capture()
+    with capture:
+        return importlib.import_module(module_name)
+    if isinstance(capture.error, ImportError):
+        raise RewardError(
+            f"rewards.{name}.function: cannot import {shown(module_name)} ({shown(capture.error)}); name a module on "
+            "the Python path, or a file as path/to/file.py:function"
+        ) from capture.error
+    raise _load_error(name, module_name, capture.error)
 
 
 def _module_from_file(name: str, file: Path) -> ModuleType:
@@ -135,15 +149,24 @@ def _module_from_file(name: str, file: Path) -> ModuleType:
     if capture.error is None:
         return module
     del sys.modules[module_name]
-    if not isinstance(capture.error, Exception):
-        raise capture.error  # Ctrl-C
-    raise RewardError(
-        f"rewards.{name}.function: cannot load {file}: {type(capture.error).__name__}: {capture.error}"
-        f"{_line_in(file, capture.error)}"
-    ) from capture.error
+    raise _load_error(name, str(file), capture.error)
 
 
-def _line_in(file: Path, error: Exception) -> str:
+def _load_error(name: str, source: str, error: BaseException | None) -> BaseException:
+    """What a module or file that raises while it is loaded ends the command with."""
+    if isinstance(error, KeyboardInterrupt):
+        return error
+    way_out = "; take the exit out of it" if isinstance(error, SystemExit) else ""
+    failure = RewardError(
+        f"rewards.{name}.function: cannot load {shown(source)}: {type(error).__name__}: {shown(error)}"
+        f"{_line_in(source, error)}{way_out}"
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def _line_in(source: str, error: BaseException | None) -> str:
     """Where in the file an exception left it; empty where its own message says so."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    trace = traceback.extract_tb(error.__traceback__) if error is not None else []
+    lines = [frame.lineno for frame in trace if frame.filename == source]
     return f" (line {lines[-1]})" if lines else ""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,34 @@ def test_a_file_mended_after_a_failure_loads(tmp_path: Path) -> None:
         load("late.py:f", tmp_path)
     file.write_text("def f(call):\n    return 1.0\n")
     assert load("late.py:f", tmp_path).function(None) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import sys; sys.exit(0)", "SystemExit: 0.*take the exit out of it"),
+        ("x = nope", "NameError: name 'nope' is not defined"),
+        ("def f(:", "SyntaxError"),
+        ("f = max", "does not say what arguments it takes"),
+        ("raise ValueError('x' * 3000)", "ValueError: xxx"),
+    ],
+    ids=["exit", "name", "syntax", "builtin", "long"],
+)
+@pytest.mark.parametrize("is_module", [False, True], ids=["file", "module"])
+def test_whatever_a_plugin_does_while_it_loads_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str, is_module: bool
+) -> None:
+    # A silent end with status 0 would look like a run that went well.
+    (tmp_path / "plugin_that_fails.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "plugin_that_fails", raising=False)
+    with pytest.raises(RewardError, match=said) as found:
+        load("plugin_that_fails:f" if is_module else "plugin_that_fails.py:f", tmp_path)
+    assert "rewards.mine.function" in str(found.value)
+    assert len(str(found.value)) < 490
+
+
+@pytest.mark.parametrize("function", [":f", "..:f", ".near:f"])
+def test_a_module_needs_its_whole_name(function: str) -> None:
+    with pytest.raises(RewardError, match="is no whole name of a module"):
+        load(function)
