@@ -14,6 +14,7 @@ import base64
 import io
 import os
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ import httpx
 
 from rollout.answering import Answer
 from rsgrpo.config import DataConfig, EndpointConfig, SamplingConfig
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.images import load_page
 from rsgrpo.task_prompts.turns import TaskPrompt, openai_messages
 from rsgrpo.types import ImageRef
@@ -191,9 +192,14 @@ class EndpointAnswerer:
             raise _AttemptError(
                 f"no reply within eval.endpoint.timeout_seconds={self._endpoint.timeout_seconds:g}", may_retry=True
             ) from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # no connection, a broken one, or a body that cannot be unpacked
             raise _AttemptError(f"{type(error).__name__}: {error}", may_retry=True) from error
         status = response.status_code
+        if response.has_redirect_location:
+            raise EndpointError(
+                f"{url} leads on to {shown(response.headers['location'], _SHOWN_CHARACTERS)!r} (status {status}); set "
+                "eval.endpoint.url to the address that answers itself"
+            )
         if status in _HOPELESS:
             raise EndpointError(f"{url} answers {status} ({_shown(response)}); {_HOPELESS[status]}")
         if status != httpx.codes.OK:
@@ -204,7 +210,7 @@ class EndpointAnswerer:
             )
         try:
             return _completion(response.json())
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise _AttemptError(
                 f"a reply that is no chat completion ({type(error).__name__}: {error}): {_shown(response)}",
                 may_retry=True,
@@ -230,9 +236,10 @@ def _completion(reply: Any) -> tuple[str, str]:
 def _retry_after(response: httpx.Response) -> float | None:
     """Seconds that the server asks us to wait; None where it does not say (or gives a date)."""
     value = response.headers.get("retry-after", "")
-    return float(value) if value.replace(".", "", 1).isdigit() else None
+    return float(value) if re.fullmatch(r"[0-9]+(\.[0-9]*)?", value) else None
 
 
 def _shown(response: httpx.Response) -> str:
-    text = " ".join(response.text.split())
+    # The server's word for its encoding may name one that is no text.
+    text = " ".join(response.content.decode(errors="replace").split())
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from rsgrpo.config.checks import (
     MAX_PROCESSES,
@@ -176,6 +178,20 @@ class RewardConfig:
             )
 
 
+def _check_address(key: str, url: str) -> None:
+    """Refuse what no client can connect to."""
+    expected = "write http://HOST:PORT/v1"
+    try:
+        parts = urlsplit(url)
+        is_address = bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", url)
+    except ValueError as error:  # brackets without an end, a port that is no number or too large
+        raise ConfigError(f"{key}={shown(url)!r} is no address ({shown(error, 120)}); {expected}") from error
+    if not is_address:
+        raise ConfigError(f"{key}={shown(url)!r} is no address; {expected}, without blanks")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"{key}={shown(url)!r} has something behind ? or #; {expected}: the path is added to it")
+
+
 @dataclass(kw_only=True, slots=True)
 class EndpointConfig:
     """A server with OpenAI's chat interface, such as `vllm serve`."""
@@ -207,6 +223,8 @@ class EndpointConfig:
     def __post_init__(self) -> None:
         if self.url and not self.url.startswith(("http://", "https://")):
             raise ConfigError(f"eval.endpoint.url={shown(self.url)!r} must start with http:// or https://")
+        if self.url:
+            _check_address("eval.endpoint.url", self.url)
         if bool(self.url) != bool(self.model):
             raise ConfigError(
                 f"eval.endpoint.url={shown(self.url, 120)!r} and eval.endpoint.model={shown(self.model, 120)!r} belong "

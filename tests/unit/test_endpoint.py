@@ -15,7 +15,7 @@ from PIL import Image
 
 from rollout.answering import Answer
 from rollout.endpoint import EndpointAnswerer, EndpointError
-from rsgrpo.config import DataConfig, EndpointConfig, SamplingConfig
+from rsgrpo.config import ConfigError, DataConfig, EndpointConfig, SamplingConfig
 from rsgrpo.task_prompts.turns import TaskPrompt, user_prompt
 from tests.fake_server import FakeServer, Reply, ok
 from tests.tiny_model import write_pages
@@ -89,8 +89,12 @@ def test_a_request_carries_settings_key_and_images(
         (200, "[]", {}),
         (200, '{"choices": []}', {}),
         (200, '{"choices": [{"message": {"content": null}}]}', {}),
+        (200, '{"choices": ' + "[" * 100_000 + "]" * 100_000 + "}", {}),
+        (200, "not packed", {"content-encoding": "gzip"}),
+        (503, "later", {"retry-after": "²"}),
+        (500, "oops", {"content-type": "text/html; charset=base64"}),
     ],
-    ids=["429", "500", "503", "half-json", "list", "no-choice", "null"],
+    ids=["429", "500", "503", "half-json", "list", "no-choice", "null", "deep", "gzip", "odd-wait", "odd-charset"],
 )
 def test_what_may_pass_is_tried_again(server: FakeServer, first: Reply) -> None:
     server.reply = lambda question, attempt: first if attempt <= 2 else ok("at last")
@@ -174,3 +178,27 @@ def test_an_interrupt_keeps_what_is_done(server: FakeServer) -> None:
         EndpointAnswerer(endpoint, DataConfig(), 0).answer(_prompts("a", "b", "c", "d"), GREEDY, keep)  # type: ignore[arg-type]
     assert [one.prompt_id for one in answers] == ["a", "b", "c"]
     assert server.attempts["d"] == 0
+
+
+def test_a_redirect_stops_at_once_and_says_where_to(server: FakeServer) -> None:
+    server.reply = lambda *_: (307, "", {"location": "https://elsewhere/v1/chat/completions"})
+    with pytest.raises(EndpointError, match=r"leads on to 'https://elsewhere/v1/chat/completions' \(status 307\)"):
+        _answer(server, _prompts("q"))
+    assert server.attempts["q"] == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://",
+        "http:///v1",
+        "http://a b/v1",
+        "http://host:abc/v1",
+        "http://host:99999/v1",
+        "http://[::1/v1",
+        "http://host/v1?key=1",
+    ],
+)
+def test_an_address_that_nothing_can_reach_is_refused_with_the_settings(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"eval\.endpoint\.url="):
+        EndpointConfig(url=url, model="m")
