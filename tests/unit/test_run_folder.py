@@ -56,3 +56,12 @@ def test_a_full_disk_is_told_before_anything_starts(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(total=1 << 40, used=(1 << 40) - 5, free=5))
     with pytest.raises(RunFolderError, match="0 MiB are free"), open_run_folder(_config(tmp_path)):
         pass
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/x", "hdfs:/runs/a", "gs://bucket"])
+def test_an_address_is_no_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    # As a path it would be a folder named "s3:" in the current one, and the run would seem to go to the cloud.
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunFolderError, match="is an address"), open_run_folder(Config(stage="sft", run_dir=address)):
+        pass
+    assert not any(tmp_path.iterdir())
