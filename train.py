@@ -5,12 +5,15 @@
 
 import os
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from rsgrpo.config import Config, load_config, register_schema
+from rsgrpo.config import Config, ConfigError, load_config, register_schema
+from rsgrpo.errors import shown
 from rsgrpo.failures import run_command
 from rsgrpo.failures.overrides import check_call, hydra_raises
 
@@ -24,10 +27,25 @@ def compose() -> list[DictConfig]:
     """
     found: list[DictConfig] = []
     with hydra_raises():
-        check_call(sys.argv[1:])
+        sys.argv[1:] = check_call(sys.argv[1:])
         configs = str(Path(__file__).resolve().parent / "configs")
         hydra.main(version_base=None, config_path=configs, config_name="config")(found.append)()
     return found
+
+
+def check_apart(configs: Sequence[Config]) -> None:
+    """Refuse runs of a sweep that write into one folder: the second would stop there, hours later.
+
+    Raises:
+        ConfigError: names the folder.
+    """
+    begun = Counter(str(Path(one.run_dir).absolute()) for one in configs if one.resume == "never")
+    folder, count = max(begun.items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:
+        raise ConfigError(
+            f"{count} runs of --multirun share run_dir={shown(folder)}; give each its own, such as "
+            "'run_dir=runs/${name}-${seed}'"
+        )
 
 
 def main() -> None:
@@ -36,8 +54,9 @@ def main() -> None:
     # ours use the one that this process runs in. Ray reads the setting when it is imported.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     register_schema()
-    for composed in compose():
-        config = load_config(composed)
+    configs = [load_config(composed) for composed in compose()]
+    check_apart(configs)
+    for config in configs:
         # One after the other: what is imported later takes seconds, and a slip need not wait for it.
         from recipes.first_checks import check_first
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from traceback import walk_tb
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from rsgrpo.config import ConfigError
 from rsgrpo.errors import shown
@@ -29,6 +34,8 @@ def hydra_raises() -> Iterator[None]:
             raise
         # Whatever fails here fails on what was typed, or on a settings file: nothing else has been read yet.
         told = "settings files choose each other in a circle" if isinstance(error, RecursionError) else reason(error)
+        if isinstance(error, UnicodeDecodeError):
+            told = f"{shown(_file_being_read(error))} is no UTF-8 text; save it as UTF-8"
         raise ConfigError(f"hydra cannot compose {shown(' '.join(sys.argv[1:]))!r}: {told}") from error
     finally:
         if before is None:
@@ -37,11 +44,23 @@ def hydra_raises() -> Iterator[None]:
             os.environ[_VARIABLE] = before
 
 
-def check_call(arguments: Sequence[str]) -> None:
+def _file_being_read(error: UnicodeDecodeError) -> str:
+    """Which file an exception came from: it holds bytes only, the frames that it went through hold the open file."""
+    for frame, _ in walk_tb(error.__traceback__):
+        for value in frame.f_locals.values():
+            if isinstance(value, io.TextIOBase) and isinstance(name := getattr(value, "name", None), str):
+                return name
+    return "a settings file"
+
+
+def check_call(arguments: Sequence[str]) -> list[str]:
     """Refuse options that hydra does not have, and combinations that it would refuse with a traceback.
 
     Args:
         arguments: behind the program's name.
+
+    Returns:
+        The same with the overrides in front: hydra does not see those that stand behind an option.
 
     Raises:
         UsageError: names the option.
@@ -49,7 +68,9 @@ def check_call(arguments: Sequence[str]) -> None:
     parser = get_args_parser()
     parser.__class__ = CommandParser
     parser.prog = "train.py"
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
+    if given.experimental_rerun:
+        parser.error("--experimental-rerun would run what a pickle holds; give the overrides of that run instead")
     modes = {
         "--run": given.run,
         "--cfg": given.cfg is not None,
@@ -62,3 +83,20 @@ def check_call(arguments: Sequence[str]) -> None:
         parser.error(f"{' and '.join(chosen)} do not go together; give one of them")
     if given.resolve and given.cfg is None and not given.help:
         parser.error("--resolve only goes with --cfg")
+    for override in given.overrides:
+        if given.multirun and re.search(r"=\s*(range|choice)\(", override) and not _num_runs(override):
+            parser.error(f"{shown(override, 120)} sweeps over nothing; give it at least one value")
+    options = list(arguments)
+    for override in given.overrides:
+        # From behind: the value of an option, which stands in front of its own overrides as a rule, may read the same.
+        del options[len(options) - 1 - options[::-1].index(override)]
+    return [*given.overrides, *options]
+
+
+def _num_runs(override: str) -> int:
+    """How many values a sweep goes through; what cannot be read is left to hydra."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        return sum(1 for _ in parsed.sweep_iterator()) if parsed.is_sweep_override() else 1
+    except HydraException:
+        return 1

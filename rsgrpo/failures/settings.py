@@ -90,13 +90,13 @@ def value_sentence(error: OmegaConfBaseException) -> str:
     if needed:
         got = value or _got(str(error.msg or error))
         return f"{key}{got} does not fit; it must be {needed}"
-    return f"{key}{value} does not fit: {shown(str(error.msg or error).splitlines()[0])}"
+    return f"{key or 'the content'}{value} does not fit: {shown(str(error.msg or error).splitlines()[0])}"
 
 
 def _got(message: str) -> str:
     """The value, where OmegaConf only says it in words."""
     found = re.match(r"Value '(.*?)'(?: of type| \(|$| )", message, re.DOTALL) or re.search(
-        r"value: (.*)$", message, re.DOTALL
+        r"value: (.*)$", message, re.MULTILINE
     )
     if found:
         return f"={shown(found[1], 80)}"
@@ -139,6 +139,11 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _no_such_key(key: str) -> str:
+    if key in (*setting_keys(), *_GROUPS):
+        return (
+            f"the setting {shown(key)} has no place: a file of a group such as recipe begins with the line "
+            "`# @package _global_`, and one for --config-name with `defaults: [schema]`"
+        )
     parent, _, last = key.rpartition(".")
     kind = _kind(parent) if parent else Config
     # A slip of the last word alone is the likeliest; then any key at all.
@@ -215,7 +220,7 @@ def _unreadable(override: str) -> str:
     name = key.lstrip("+~")
     if not equals:
         return f"{shown(override)!r} sets nothing; write {shown(name) or 'key'}=VALUE, without blanks around the ="
-    if not re.fullmatch(r"[\w./@:-]+", name):
+    if not re.fullmatch(r"[\w@:-]+([./][\w@:-]+)*(\[\d+\])?", name, re.ASCII):
         return f"{shown(override)!r} cannot be read: {shown(name)!r} is no key; write key=value, one argument each"
     if value.startswith("~"):
         return (
@@ -272,6 +277,8 @@ def _composition(message: str) -> str:
             f"{shown(name, 120)!r} could be a list or a text with a comma; write "
             f"{shown(shlex.quote(f'{key}=[{value}]'), 130)} or {shown(quoted_override(key, value), 130)}"
         )
+    if kind == "no match" and not name:
+        return "'=' without a name in front of it sets nothing; write key=value, one argument each"
     if kind == "no match":
         return f"nothing chooses a {shown(name)} yet; write +{shown(name)}=NAME, with a plus"
     if kind == "twice":

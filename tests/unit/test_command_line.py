@@ -306,6 +306,17 @@ MISTAKES = [
     (["hydra.nosuch=1"], "hydra.nosuch"),
     (["hydra.run.dir=/proc/nosuch"], "/proc/nosuch"),
     (["rl.max_steps=1", "rl.max_steps=two"], "rl.max_steps=two"),
+    (["="], "without a name"),
+    (["rl..max_steps=3"], "'rl..max_steps' is no key"),
+    ([".rl=3"], "'.rl' is no key"),
+    (["näme=3"], "'näme' is no key"),
+    (["eval.tasks=[null]"], "eval.tasks[0]=None does not fit"),
+    (["--experimental-rerun", "config.pickle"], "--experimental-rerun"),
+    (["--config-name", "recipe/quickstart", "seed=1"], "`# @package _global_`"),
+    (["--multirun", "seed=range(0)"], "seed=range(0) sweeps over nothing"),
+    (["--multirun", "seed=1,2"], "2 runs of --multirun share run_dir="),
+    (["--config-dir", ".", "rl.max_step=3"], "rl.max_steps"),
+    (["seed=1", "--cfg", "job", "rl.max_step=3"], "rl.max_steps"),
     (["a" * 5000], "aaaa"),
     (["prompt.system=" + "=" * 5000], "prompt.system"),
 ]
@@ -329,6 +340,9 @@ YAML_FILES = {
     "typed": ("# @package _global_\nrl: {max_steps: many}\n", "rl.max_steps=many"),
     "looped": ("defaults: [looped]\n", "looped"),
     "binary": ("\0\1\2", "binary"),
+    "latin": ("# @package _global_\nname: caf\udce9\n", "latin.yaml is no UTF-8 text"),
+    "unplaced": ("seed: 3\n", "`# @package _global_`"),
+    "listed": ("# @package _global_\n- a\n", "the content does not fit"),
 }
 
 
@@ -336,13 +350,32 @@ YAML_FILES = {
 def test_a_users_settings_file_is_named_with_what_is_wrong(call: Any, tmp_path: Path, title: str) -> None:
     content, named = YAML_FILES[title]
     (tmp_path / "recipe").mkdir()
-    (tmp_path / "recipe" / f"{title}.yaml").write_text(content)
+    (tmp_path / "recipe" / f"{title}.yaml").write_bytes(content.encode(errors="surrogateescape"))
     status, told, begun = call("--config-dir", str(tmp_path), f"recipe={title}")
     assert (status, begun) == (1, [])
     assert is_one_sentence(told)
     assert "internal error" not in told
     assert named in told
     assert title in told
+
+
+def test_overrides_count_wherever_they_stand(call: Any, tmp_path: Path) -> None:
+    # Hydra itself refuses those behind an option when others stand in front of it.
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [quickstart, _self_]\nrl: {max_steps: 7}\n"
+    )
+    run_dir = f"run_dir={tmp_path / 'run'}"
+    status, told, begun = call(run_dir, "recipe=mine", "--config-dir", str(tmp_path), "algorithm=grpo", "seed=5")
+    assert (status, told) == (0, "")
+    assert [(one.rl.max_steps, one.seed) for one in begun] == [(7, 5)]
+
+
+def test_a_sweep_runs_in_folders_of_its_own(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # hydra notes the sweep in the current folder
+    status, told, begun = call("--multirun", "seed=range(1,3)", f"run_dir={tmp_path}/${{name}}-${{seed}}")
+    assert (status, told) == (0, "")
+    assert [Path(one.run_dir).name for one in begun] == ["quickstart-1", "quickstart-2"]
 
 
 def test_what_hydra_answers_itself_still_works(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
