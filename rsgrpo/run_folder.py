@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +32,6 @@ from rsgrpo.config import Config, ConfigError, resolved_yaml
 from rsgrpo.errors import RsgrpoError, shown
 
 _FIXED_BY_A_RUN = ("seed", "model", "quickstart", "data", "prompt", "sft", "rl", "rewards", "rollout.sampling")
-_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*:/")  # s3://…, hdfs:/…: as a path they would make a folder named "s3:"
 _ODDITIES = (ValueError, TypeError, AttributeError, AssertionError)  # what OmegaConf leaves to Python
 _MIN_FREE_BYTES = 1 << 30  # the quickstart writes about 200 MB; below this a run cannot end well
 
@@ -191,11 +189,6 @@ def open_run_folder(config: Config) -> Iterator[RunFolder]:
         RunFolderError: it already holds a run and ``resume`` is ``never``; it holds a run with other
             settings; another process is running in it; there is no space or no permission.
     """
-    if _ADDRESS.match(config.run_dir):
-        raise RunFolderError(
-            f"run_dir={shown(config.run_dir)!r} is an address, and a run folder must lie in a file system; mount it, "
-            "and name the path there"
-        )
     folder = RunFolder(root=Path(config.run_dir).absolute())
     try:
         folder.root.mkdir(parents=True, exist_ok=True)

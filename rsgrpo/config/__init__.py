@@ -7,6 +7,7 @@ so ``train.py --cfg job`` answers at once. Code never writes to a config.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, make_dataclass, replace
 from typing import Any
 
@@ -80,6 +81,8 @@ __all__ = [
 
 
 _MAX_SEED = 2**32 - 1  # what NumPy's and scikit-learn's generators take
+
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*:/")  # s3://…, hdfs:/…: as a path they would make a folder named "s3:"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -171,7 +174,7 @@ class Config:
             ("model.vision_cache.folder", self.model.vision_cache.folder),
             ("data.media_cache", self.data.media_cache),
         ):
-            if "://" in path:
+            if _ADDRESS.match(path):
                 raise ConfigError(
                     f"{key}={shown(path)} is an address, and files are written to folders only; give a path of this "
                     "machine's file system (a bucket can be mounted, or the folder copied there afterwards)"

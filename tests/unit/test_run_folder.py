@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rsgrpo.config import Config, OptimizerConfig, SftConfig
+from rsgrpo.config import Config, ConfigError, OptimizerConfig, SftConfig
 from rsgrpo.run_folder import RunFolderError, begin_run, open_run_folder
 
 
@@ -59,9 +59,7 @@ def test_a_full_disk_is_told_before_anything_starts(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/x", "hdfs:/runs/a", "gs://bucket"])
-def test_an_address_is_no_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_an_address_is_no_run_folder(address: str) -> None:
     # As a path it would be a folder named "s3:" in the current one, and the run would seem to go to the cloud.
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunFolderError, match="is an address"), open_run_folder(Config(stage="sft", run_dir=address)):
-        pass
-    assert not any(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="is an address"):
+        Config(stage="sft", run_dir=address)
