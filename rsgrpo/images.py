@@ -17,6 +17,7 @@ import threading
 from contextlib import nullcontext
 from importlib.metadata import version
 
+import numpy as np
 from PIL import Image, ImageFile
 from PIL import __version__ as pillow_version
 
@@ -33,7 +34,7 @@ from rsgrpo.image_files import (
 from rsgrpo.jpeg import END_MARKER, JpegDamageError, check_jpeg, jpeg_pixels
 from rsgrpo.page_rules import PageRules
 from rsgrpo.pixels import plain_pixels, upright
-from rsgrpo.png import PngDamageError
+from rsgrpo.png import PngDamageError, check_rows
 from rsgrpo.types import ImageRef
 
 MAX_ASPECT_RATIO = 200
@@ -196,7 +197,8 @@ def page_from_image(image: Image.Image, rules: PageRules) -> Image.Image:
     except Exception:  # whatever Pillow stumbles on in a note must not cost the picture
         orientation = 1
     plain = plain_pixels(image, bit_depth=8, background=rules.background)
-    return _bare(upright(plain, orientation))
+    turned = upright(plain, orientation)
+    return _bare(turned.copy() if turned is image else turned)
 
 
 def _open(ref: ImageRef, rules: PageRules, *, check: bool = False) -> OpenPage:
@@ -243,6 +245,8 @@ def _pixels(ref: ImageRef, page: OpenPage, rules: PageRules, size: tuple[int, in
             if image is None:
                 stored = _for_pillow(page)
                 decode(stored)
+                if facts.format == "PNG" and _ends_blank(stored):
+                    check_rows(page.data)
                 image = plain_pixels(stored, bit_depth=facts.bits, background=rules.background)
             if not page.is_turned:
                 image = upright(image, facts.orientation)
@@ -274,9 +278,16 @@ def _for_pillow(page: OpenPage) -> Image.Image:
     return page.image
 
 
+def _ends_blank(image: Image.Image) -> bool:
+    """Whether the last rows, of either interlaced half, are zero: what decoders leave where a file's rows end early."""
+    return not np.asarray(image.crop((0, image.height - 2, image.width, image.height))).any()
+
+
 def _bare(image: Image.Image) -> Image.Image:
     """RGB pixels and nothing else: a note of the orientation would have the next reader turn the page once more."""
-    plain = image.convert("RGB")  # always another image: a lazily opened one would keep its file's bytes
+    # Another image than a lazily opened one, which would keep its file's bytes.
+    is_plain = image.mode == "RGB" and not isinstance(image, ImageFile.ImageFile)
+    plain = image if is_plain else image.convert("RGB")
     plain.info = {}
     return plain
 

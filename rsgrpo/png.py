@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])""
 _KEPT = frozenset({b"tRNS"})  # of the chunks that a reader may pass over; it makes pixels transparent
 _ZLIB_HEADER_BYTES, _DEFLATE = 2, 8
 _MAX_NOTE_BYTES = 2**20  # of an unfolded text; EXIF data are far smaller
+_NUM_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by colour type
+_INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column and row of each pass of Adam7, and the steps from pixel to pixel and from row to row."""
 
 
 class PngDamageError(ValueError):
@@ -89,6 +93,37 @@ def read_png(data: bytes, *, check: bool = False) -> PngFile:
         orientation=_orientation(notes),
         num_frames=num_frames,
     )
+
+
+def check_rows(data: bytes) -> None:
+    """Refuse a file that packs fewer rows than its header says; decoders leave the others black and say nothing.
+
+    Unpacking takes most of the time that decoding does, so it is for pages whose last rows are black.
+
+    Args:
+        data: the file.
+
+    Raises:
+        PngDamageError: rows are missing.
+    """
+    width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
+    is_interlaced = data[28] == 1
+    num_bits = depth * _NUM_SAMPLES.get(colour, 1)
+    passes = _INTERLACED if is_interlaced else ((0, 0, 1, 1),)
+    expected = 0
+    for left, top, across, down in passes:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            expected += rows * (1 + -(-columns * num_bits // 8))  # each row begins with the number of its filter
+    unpacker = zlib.decompressobj()
+    found = 0
+    for name, start, stop in _chunks(data):
+        piece = data[start + 8 : stop - 4] if name == b"IDAT" else b""
+        while piece:
+            found += len(unpacker.decompress(piece, _MAX_NOTE_BYTES))
+            piece = unpacker.unconsumed_tail
+    if found < expected:
+        raise PngDamageError(f"its pixels end after {found:,} of {expected:,} bytes")
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

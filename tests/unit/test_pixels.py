@@ -179,11 +179,13 @@ def test_transparent_parts_show_the_background_that_was_chosen(keep, mode, backg
     assert np.abs(found - on(background, colours, pixels[..., -1])).max() <= 1
 
 
+def chunk(name: bytes, body: bytes) -> bytes:
+    """Of a PNG file."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
 def png(width: int, height: int, depth: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
     """A PNG file of unfiltered rows; chunks stand before the pixels."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     stride = len(rows) // height
@@ -477,9 +479,6 @@ def test_small_numbers_in_32_bits_do_not_become_one_grey(keep):
     ],
 )
 def test_a_png_file_without_pixels_is_named_before_a_run(keep, pixels, problem):
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
     head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, 8, 2, 0, 0, 0))
     ref = keep(head + (chunk(b"IDAT", pixels) if pixels else b"") + chunk(b"IEND", b""))
     with pytest.raises(ImageError, match=problem):
@@ -487,9 +486,6 @@ def test_a_png_file_without_pixels_is_named_before_a_run(keep, pixels, problem):
 
 
 def test_whatever_a_reader_of_pillow_raises_is_a_damaged_image(keep):
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
     head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, 8, 3, 0, 0, 0))
     without_palette = head + chunk(b"IDAT", zlib.compress(bytes(5))) + chunk(b"IEND", b"")
     avif = encoded(Image.fromarray(random_pixels(1, 64, 64, 3)), "AVIF")
@@ -507,3 +503,25 @@ def test_a_cmyk_photo_without_its_end_marker_is_read(keep):
     ref = keep(data[:-2])
     assert check_page(ref, SAFE).format == "JPEG"
     assert np.array_equal(np.asarray(load_page(ref, SAFE)), whole)
+
+
+@pytest.mark.parametrize("is_interlaced", [False, True])
+@pytest.mark.parametrize(("depth", "colour"), [(8, 2), (8, 6), (1, 0), (4, 3), (16, 0)])
+def test_a_png_file_that_packs_too_few_rows_is_refused_and_a_black_page_is_not(keep, depth, colour, is_interlaced):
+    # 9 × 11 pixels, all zero. By rows: 11 of 1 + 9 n bits; interlaced by Adam7: passes of 2×2, 1×2, 3×1, 2×3, 5×3, 4×6
+    # and 9×5 pixels.
+    bits = depth * {0: 1, 2: 3, 3: 1, 6: 4}[colour]
+    sizes = [(2, 2), (1, 2), (3, 1), (2, 3), (5, 3), (4, 6), (9, 5)] if is_interlaced else [(9, 11)]
+    rows = b"".join(bytes(1 + -(-columns * bits // 8)) * count for columns, count in sizes)
+    palette = ((b"PLTE", bytes(48)),) if colour == 3 else ()
+
+    def written(body: bytes) -> bytes:
+        header = struct.pack(">IIBBBBB", 9, 11, depth, colour, 0, 0, is_interlaced)
+        parts = [(b"IHDR", header), *palette, (b"IDAT", zlib.compress(body)), (b"IEND", b"")]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, content) for name, content in parts)
+
+    assert not read(keep, written(rows)).any() or colour == 6  # zero alpha shows the white background
+    one_less = rows[: -(1 + -(-9 * bits // 8))]
+    for cut in (one_less, rows[: len(rows) // 2]):
+        with pytest.raises(ImageError, match="truncated or damaged"):
+            load_page(keep(written(cut)), SAFE)
