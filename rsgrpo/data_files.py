@@ -136,7 +136,7 @@ def _elsewhere(location: str) -> Path:
     where = "" if place.is_absolute() else f" (looked for in {shown(Path.cwd(), 80)})"
     raise DataError(
         f"there is no file, folder or hub data set {shown(location, 120)!r}{where}"
-        + (f": {shown(cause, 150)}" if cause else "; check data.sft_path, rl_path, test_path")
+        + (f": {shown(cause, 150)}" if cause else "; check the path")
     )
 
 

@@ -36,6 +36,7 @@ _PLACE_KEYS = ("path", "url", "base64", "bytes", "data", "source", "file", "b64_
 
 _LEARNED_KEYS = ("weight", "loss", "train")
 """Where OpenAI, ms-swift and axolotl say that an answer is not to be learned."""
+_REASONING_KEYS = ("reasoning_content", "reasoning")
 
 
 def chat(record: Mapping[str, Any], remark: Remark) -> tuple[list[Turn], Mapping[str, Any]]:
@@ -43,7 +44,7 @@ def chat(record: Mapping[str, Any], remark: Remark) -> tuple[list[Turn], Mapping
 
     Args:
         record: with ``messages`` or ``conversations``, one of which may be null.
-        remark: told of a first turn that is left out.
+        remark: told of what is left out: a first turn that is an answer, reasoning beside an answer.
 
     Returns:
         A system turn if there is one, then question and answer in turns; and the record, with the media that parts
@@ -66,6 +67,9 @@ def chat(record: Mapping[str, Any], remark: Remark) -> tuple[list[Turn], Mapping
             was_result = False
             continue
         role, text = _read(given, found)
+        for key in _REASONING_KEYS:
+            if given.get(key):
+                remark("reasoning left out", f"a turn has {key} beside its content; only the content is learned")
         is_result = role in _RESULT_ROLES
         if is_result and was_result:  # results of several calls at once are one turn
             turns[-1] = Turn(role="user", text=f"{turns[-1].text}\n{text}")

@@ -152,3 +152,13 @@ def test_an_image_that_is_named_in_the_text_is_not_lost(tmp_path: Path, format: 
     record = {"messages": [{"role": "user", "content": "Picture 1: <img>a.png</img> Q"}, ANSWER]}
     assert "<img>a.png</img>" in refused(tmp_path, record, format=format)
     assert read(tmp_path, {"messages": [{"role": "user", "content": "What is <img src=x>?"}, ANSWER]})
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
+def test_reasoning_beside_an_answer_is_left_out_and_said(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "d.json"
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", key: "because"}]
+    file.write_text(json.dumps([{"messages": turns}]))
+    (sample,), report = read_samples("sharegpt", file, options=OPTIONS)
+    assert [turn.text for turn in sample.turns] == ["Q", "A"]
+    assert [(finding.reason, finding.count) for finding in report.remarks] == [("reasoning left out", 1)]
