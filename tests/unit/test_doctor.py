@@ -304,7 +304,7 @@ def test_a_reward_file_that_is_a_script_does_not_end_the_doctor(task: Path, tmp_
         )
     )
     assert bad(checks) == ["reward first", "reward second"]
-    assert "__main__" in named(checks, "reward first").advice
+    assert named(checks, "reward first").advice == "take the exit out of it"
 
 
 def test_gold_that_a_reward_needs_and_samples_lack_is_a_problem(task: Path, tmp_path: Path) -> None:
