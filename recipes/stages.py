@@ -204,7 +204,9 @@ def planned_steps(settings: RlConfig, num_questions: int) -> int:
 
 
 def step_note(report: StepReport, num_wanted: int) -> str:
-    """Why a step had less to train on than it wanted; empty where it had all. A line of its own, or it would be cut.
+    """Why a step had far less to train on than it wanted, less than half; else empty.
+
+    A line of its own, or it would be cut. A few groups fewer are common (``selection/filled_frac`` has them all).
 
     Args:
         report: of the step.
@@ -212,7 +214,7 @@ def step_note(report: StepReport, num_wanted: int) -> str:
     """
     if not report.credited:
         return f"step {report.step}: no reward varied in any group: nothing to learn from"
-    if len(report.credited) < num_wanted:
+    if 2 * len(report.credited) < num_wanted:
         return (
             f"step {report.step}: only {len(report.credited)} of {num_wanted} groups: no more of the questions asked "
             "had a reward that varied"

@@ -450,11 +450,11 @@ def test_epochs_are_passes_also_over_fewer_questions_than_a_step_wants(
     assert planned_steps(settings, num_questions) == steps
 
 
-def test_a_step_that_lacks_groups_says_so_in_a_line_of_its_own() -> None:
+def test_a_step_that_lacks_most_of_its_groups_says_so_in_a_line_of_its_own() -> None:
     def note(num_groups: int, num_wanted: int) -> str:
         return step_note(StepReport(step=7, metrics={}, credited=[object()] * num_groups), num_wanted)  # type: ignore[list-item]
 
-    assert note(3, 3) == ""
-    assert note(2, 3).startswith("step 7: only 2 of 3 groups")
+    assert note(3, 3) == note(2, 3) == note(16, 32) == ""
+    assert note(1, 3).startswith("step 7: only 1 of 3 groups")
     assert note(0, 3).startswith("step 7: no reward varied")
     assert max(len(note(n, 3)) for n in range(3)) < MAX_COLUMNS - 4
