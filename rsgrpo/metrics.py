@@ -238,6 +238,9 @@ class _Wandb:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._run.finish(exit_code=1 if kind else 0)
+        # Its service is a process of ours: left to the end of the program, it would be ended with the run's others, and
+        # wandb would complain that it is gone.
+        self._module.teardown()
 
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         if stage == "rl":

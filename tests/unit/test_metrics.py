@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rsgrpo.config import Config, LoggingConfig
 from rsgrpo.metrics import MetricRow, RunLogger, read_metrics
 from tests.unit.report_run import make_group, make_sample, run_config
 
@@ -71,3 +72,19 @@ def test_disabled_wandb_leaves_nothing(tmp_path: Path) -> None:
         log.log("rl", 1, {"reward/accuracy": 0.5})
         log.log_rollouts(1, [make_group(make_sample(), 0.5, seed=1, size=2)])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+def test_no_process_of_wandb_outlives_the_logger(tmp_path: Path) -> None:
+    # It would be ended with the run's other processes, and wandb's last word would be a traceback.
+    def children() -> set[str]:
+        return {
+            child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()
+        }
+
+    before = children()
+    config = Config(stage="sft", logging=LoggingConfig(wandb_mode="offline", tensorboard=False))
+    for _ in range(2):  # a resumed run begins anew in the same process
+        with RunLogger(tmp_path, config, None) as logger:
+            logger.log("sft", 1, {"policy/loss": 1.0})
+            assert children() - before
+        assert not children() - before
