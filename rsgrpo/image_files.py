@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 
 from rsgrpo.image_kinds import describe_non_image
 from rsgrpo.png import SIGNATURE as PNG_SIGNATURE
-from rsgrpo.png import PngDamageError, PngFile, exif_orientation, read_png, xmp_orientation
+from rsgrpo.png import PngFile, exif_orientation, read_png, xmp_orientation
 
 _ORIENTATION = 0x0112  # the EXIF tag, and TIFF's
 _BITS_TAG = 258  # TIFF's bits of a sample
@@ -162,7 +162,7 @@ def _foreign_code() -> Iterator[None]:
         yield
     except DECODING_ERRORS:
         raise
-    except Exception as error:
+    except Exception as error:  # each decoder raises what it likes, bare RuntimeErrors among it
         words = f"{error}" or "its parts do not fit together"
         raise ValueError(f"{words} ({type(error).__name__})") from error
 
@@ -255,7 +255,6 @@ __all__ = [
     "NoImageError",
     "OpenPage",
     "PageFacts",
-    "PngDamageError",
     "decode",
     "open_page",
 ]

@@ -31,10 +31,10 @@ from rsgrpo.image_files import (
     decode,
     open_page,
 )
-from rsgrpo.jpeg import END_MARKER, JpegDamageError, check_jpeg, jpeg_pixels
+from rsgrpo.jpeg import END_MARKER, check_jpeg, jpeg_pixels
 from rsgrpo.page_rules import PageRules
 from rsgrpo.pixels import plain_pixels, upright
-from rsgrpo.png import PngDamageError, check_rows
+from rsgrpo.png import check_rows
 from rsgrpo.types import ImageRef
 
 MAX_ASPECT_RATIO = 200
@@ -309,8 +309,6 @@ def _name(ref: ImageRef) -> str:
 
 __all__ = [
     "MAX_ASPECT_RATIO",
-    "JpegDamageError",
-    "PngDamageError",
     "check_page",
     "load_page",
     "page_facts",

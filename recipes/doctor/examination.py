@@ -78,7 +78,7 @@ def examine(overrides: Sequence[str], *, steps: Sequence[Step] = STEPS) -> Itera
         subject = Subject(config=None, scratch=scratch, probe=probe)
         try:
             subject.config = read_settings(overrides)
-        except Exception as error:
+        except Exception as error:  # no check may end the doctor; the error becomes its line
             yield Line(title="Settings", check=refused("settings", error))
         for step in steps:
             try:
