@@ -19,10 +19,14 @@ from pathlib import Path
 from rsgrpo.benchmarks import find_benchmarks
 from rsgrpo.benchmarks.base import Benchmark, BenchmarkError
 from rsgrpo.config import Config, PromptConfig, SamplingConfig
+from rsgrpo.control_tokens import control_token
+from rsgrpo.errors import shown
 from rsgrpo.image_bytes import ImageError
 from rsgrpo.image_counts import ImageCounts, look_at_pages
 from rsgrpo.prompts import QuestionWriter
 from rsgrpo.readers import ReaderOptions, read_samples
+from rsgrpo.readers.findings import Tally, short_report
+from rsgrpo.readers.skipping import check_skipped
 from rsgrpo.task_prompts.combine import combine_images
 from rsgrpo.task_prompts.grounding import grounding_text
 from rsgrpo.task_prompts.haystack import haystack_at, haystack_text, needle_positions, shuffled_haystack
@@ -170,39 +174,56 @@ def _load(data: _DataSet, wording: _Wording) -> TaskQuestions:
         samples = tuple(one for one in samples if one.task == task)
     if config.eval.max_samples:
         samples = samples[: config.eval.max_samples]
-    asked, unasked = _asked(samples, wording, task)
-    if not asked and not unasked:
+    unusable = Tally()
+    asked = _asked(samples, wording, task, unusable)
+    if not asked and not unusable.found:
         raise BenchmarkError(f"{data.name}: {data.path} holds no question\n{report.text()}")
-    broken, images = look_at_pages((image for one in asked for image in one.sample.images), config.data.page_rules)
-    questions = tuple(one for one in asked if broken.keys().isdisjoint(one.sample.images))
-    reasons = [*unasked, *broken.values()]
-    if reasons and (is_strict or not questions):
-        raise BenchmarkError(f"{data.name}: {len(reasons)} images cannot be used; {reasons[0]}")
-    num_broken = len(unasked) + len(
-        {one.sample.sample_id for one in asked} - {one.sample.sample_id for one in questions}
-    )
+    questions, images = _usable(asked, config, unusable)
+    findings = unusable.findings()
+    if findings and (is_strict or not questions):
+        advice = "repair them" if not questions else "repair them, or set data.on_bad_sample=skip to go on without them"
+        raise BenchmarkError(short_report(f"{data.name}: questions that cannot be asked", findings, advice))
+    check_skipped(data.name, findings, len(samples), config.data.max_skipped_frac)
     _check_images(data.name, questions, config)
     return TaskQuestions(
         name=data.name,
         benchmark=data.benchmark,
         questions=questions,
         sampling=_sampling(family, wording),
-        skipped={**report.counts(), **({"image": num_broken} if num_broken else {})},
+        skipped={**report.counts(), **{finding.reason: finding.count for finding in findings}},
         images=images,
     )
 
 
-def _asked(samples: Sequence[Sample], wording: _Wording, task: str) -> tuple[list[Question], list[str]]:
-    """The samples' questions, and why some could not be asked: an image that is drawn into another was broken."""
+def _asked(samples: Sequence[Sample], wording: _Wording, task: str, unusable: Tally) -> list[Question]:
+    """The samples' questions, but for those with a broken image that would be drawn into another."""
     family = FAMILIES[_family_name(task)]
     questions: list[Question] = []
-    broken: list[str] = []
     for sample in samples:
         try:
             questions += family.ask(sample, wording, task)
         except ImageError as error:
-            broken.append(str(error))
-    return questions, broken
+            unusable.add("image", f"{error}")
+    return questions
+
+
+def _usable(asked: Sequence[Question], config: Config, unusable: Tally) -> tuple[tuple[Question, ...], ImageCounts]:
+    """Questions whose images and words our engines can take; a sample that loses one question loses all."""
+    broken, images = look_at_pages((image for one in asked for image in one.sample.images), config.data.page_rules)
+    lost: dict[str, tuple[str, str]] = {}
+    for one in asked:
+        image = next((broken[image] for image in one.sample.images if image in broken), "")
+        texts = [part for turn in one.prompt.turns for part in turn.parts if isinstance(part, str)]
+        # A server's tokenizer is its own affair.
+        token = "" if config.eval.endpoint.url else next(filter(None, map(control_token, texts)), "")
+        if image:
+            lost.setdefault(one.sample.sample_id, ("image", image))
+        elif token:
+            detail = f"sample {shown(one.sample.sample_id)!r}: its text holds the control token {token!r}"
+            lost.setdefault(one.sample.sample_id, ("text", detail))
+    for reason, detail in lost.values():
+        unusable.add(reason, detail)
+    return tuple(one for one in asked if one.sample.sample_id not in lost), images
 
 
 def _sampling(family: _Family, wording: _Wording) -> SamplingConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
@@ -13,12 +12,12 @@ from recipes.model_folder import ModelError, check_model_type, check_weights, lo
 from recipes.rehearsal import rehearse
 from recipes.sft import SftPhase
 from recipes.sft_preparation import supervised_phases
-from recipes.wanted_data import WANTED, builds_quickstart_data, trajectory_problem, uses_mixture
+from recipes.wanted_data import WANTED, builds_quickstart_data, sample_check, uses_mixture
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.cluster import REPOSITORY
 from rsgrpo.config import Config
-from rsgrpo.conversation_prompts import ConversationBuilder
+from rsgrpo.conversation_prompts import TURN_END, ConversationBuilder
 from rsgrpo.data import LoadedData, load_samples
 from rsgrpo.data_files import DataError
 from rsgrpo.errors import shown
@@ -94,7 +93,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         if "rl" in loaded:
             scorer.check_samples(loaded["rl"].samples)
         builder = PromptBuilder(config.prompt, processor)
-        lengths = PromptLengths(config, processor, config.rollout.sampling.max_response_tokens)
+        lengths = PromptLengths(config, processor)
         num_skipped = sum(sum(one.skipped.values()) for one in loaded.values())
         prompted: dict[str, tuple[PromptedSample, ...]] = {}
         for name, data in loaded.items():
@@ -176,8 +175,7 @@ def _load_data(config: Config, folder: RunFolder) -> Mapping[str, LoadedData]:
             continue
         if not paths[name]:
             raise DataError(f"stage={config.stage} needs data.{name}_path; set it, or choose another stage")
-        find_problem = partial(trajectory_problem, wanted=data.sft_sections) if name == "sft" else None
-        loaded[name] = load_samples(paths[name], data, is_training=name != "test", find_problem=find_problem)
+        loaded[name] = load_samples(paths[name], data, is_training=name != "test", check=sample_check(config, name))
     return loaded
 
 
@@ -215,18 +213,19 @@ def _download(config: Config) -> Path:
 
 
 class PromptLengths:
-    """Counts prompt tokens from page sizes alone: no pixel is decoded for it.
+    """Counts tokens from page sizes alone: no pixel is decoded for it.
 
     Args:
-        config: ``data`` and ``rollout`` limit a prompt.
+        config: ``data``, ``rollout`` and ``trainer`` limit a prompt.
         processor: the model's.
-        max_response_tokens: that must fit beside it.
+        max_response_tokens: that must fit beside a prompt that is sampled from; None: those of ``rollout.sampling``.
     """
 
-    def __init__(self, config: Config, processor: Qwen2_5_VLProcessor, max_response_tokens: int) -> None:
-        self._data = config.data
+    def __init__(self, config: Config, processor: Qwen2_5_VLProcessor, max_response_tokens: int | None = None) -> None:
+        self._config = config
         self._rules = config.data.page_rules
-        self._limit = min(config.data.max_prompt_tokens, config.rollout.max_model_tokens - max_response_tokens)
+        sampling = config.rollout.sampling
+        self._response = sampling.max_response_tokens if max_response_tokens is None else max_response_tokens
         self._tokenizer = processor.tokenizer
         self._images = processor.image_processor
         self._tokens_of_size: dict[tuple[int, int], int] = {}
@@ -238,21 +237,56 @@ class PromptLengths:
         return self._tokens_of_size[size]
 
     def _count(self, prompted: PromptedSample) -> int:
-        text = len(self._tokenizer.encode(prompted.prompt.text, add_special_tokens=False))
+        text = self._count_text(prompted.prompt.text)
         sizes = [page_size(image, self._rules) for image in prompted.prompt.images]
         # Each page's one placeholder in the text gives way to its image tokens.
         return text + sum(self._image_tokens(size) - 1 for size in sizes)
 
+    def _count_text(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _limits(self, name: str, question: PromptedSample) -> list[tuple[int, str]]:
+        """Most prompt tokens by every rule that holds for a data set, and what to change about each."""
+        data, rollout, trainer = self._config.data, self._config.rollout, self._config.trainer
+        limits = [(data.max_prompt_tokens, "raise data.max_prompt_tokens")]
+        if name == "sft":
+            gold = self._count_text(question.sample.gold_response + TURN_END)
+            budget = min(self._config.sft.max_tokens or trainer.micro_batch_tokens, trainer.micro_batch_tokens)
+            raised = "trainer.micro_batch_tokens (and sft.max_tokens)" if self._config.sft.max_tokens else ""
+            return [*limits, (budget - gold, f"raise {raised or 'trainer.micro_batch_tokens'}")]
+        limits.append((rollout.max_model_tokens - self._response, "raise rollout.max_model_tokens"))
+        if name == "rl":
+            limits.append((trainer.micro_batch_tokens - self._response, "raise trainer.micro_batch_tokens"))
+        return limits
+
     def checked(self, name: str, questions: Sequence[PromptedSample]) -> tuple[tuple[PromptedSample, ...], int]:
-        """Questions that fit, and how many were left out."""
-        counts = [self._count(one) for one in questions]
-        fitting = tuple(one for one, count in zip(questions, counts, strict=True) if count <= self._limit)
+        """Questions that fit, and how many were left out.
+
+        Args:
+            name: ``sft``: the gold response stands behind the prompt in a row of the trainer; ``rl``: a sampled one,
+                in the engine and the trainer; any other: a sampled one in the engine.
+            questions: with their prompts.
+
+        Raises:
+            DataError: one is too long (``data.on_bad_sample=reject``), or all are.
+        """
+        fitting: list[PromptedSample] = []
+        worst: tuple[int, str] = (0, "")
+        for question in questions:
+            count = self._count(question)
+            limit, way_out = min(self._limits(name, question))
+            if count <= limit:
+                fitting.append(question)
+            elif count - limit > worst[0]:
+                worst = (
+                    count - limit,
+                    f"the prompt of sample {shown(question.sample.sample_id)!r} has {count} tokens, {limit} are left "
+                    f"for it; {way_out}, lower data.max_pixels",
+                )
         num_long = len(questions) - len(fitting)
-        if num_long and (self._data.on_bad_sample == "reject" or not fitting):
-            worst = max(range(len(counts)), key=counts.__getitem__)
+        if num_long and (self._config.data.on_bad_sample == "reject" or not fitting):
             raise DataError(
-                f"{num_long} of {len(questions)} {name} prompts are longer than {self._limit} tokens (the longest, of "
-                f"sample {questions[worst].sample.sample_id!r}, has {counts[worst]}); raise data.max_prompt_tokens and "
-                "rollout.max_model_tokens, lower data.max_pixels, or set data.on_bad_sample=skip"
+                f"{num_long} of {len(questions)} {name} prompts are too long ({worst[1]}), or set "
+                "data.on_bad_sample=skip"
             )
-        return fitting, num_long
+        return tuple(fitting), num_long

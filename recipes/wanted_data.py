@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rsgrpo.config import Config, SourceConfig
+from rsgrpo.control_tokens import control_token
 from rsgrpo.data_files import DataError
+from rsgrpo.prompts import PromptTemplateError, QuestionWriter
+from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.sections import parse_response
 from rsgrpo.types import Sample
 
@@ -40,6 +43,37 @@ def default_sources(config: Config) -> list[SourceConfig]:
     if not data.sft_path:
         raise DataError("a phase of sft.phases has no mixture, and neither data.mixture nor data.sft_path is set")
     return [SourceConfig(format=data.format, path=data.sft_path, media_root=data.image_root)]
+
+
+def sample_check(config: Config, name: str) -> Callable[[Sample], None]:
+    """What a data set's samples must have beyond what they are read from.
+
+    Args:
+        config: prompt and sections.
+        name: ``sft``, ``rl`` or ``test``.
+
+    Returns:
+        A function that raises BadRecordError: a trajectory cannot be imitated, the prompt's template fails on the
+        question, or a text holds a control token.
+    """
+    writer = QuestionWriter(config.prompt)
+
+    def check(sample: Sample) -> None:
+        if name == "sft":
+            problem = trajectory_problem(sample, config.data.sft_sections)
+            if problem:
+                raise BadRecordError("gold", problem)
+        try:
+            texts = [part for part in writer.parts(sample) if part is not None]
+        except PromptTemplateError as error:
+            raise BadRecordError("text", str(error)) from error
+        trained = [sample.gold_response] if name == "sft" else []
+        for where, parts in (("prompt", texts), ("gold response", trained)):
+            token = next(filter(None, map(control_token, parts)), "")
+            if token:
+                raise BadRecordError("text", f"its {where} holds the control token {token!r}; take it out")
+
+    return check
 
 
 def trajectory_problem(sample: Sample, wanted: Sequence[str]) -> str:

@@ -7,7 +7,6 @@ target:    every token of it    | none                                          
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsgrpo.config import PromptConfig
+from rsgrpo.control_tokens import control_token
 from rsgrpo.coordinates import box_tokens
 from rsgrpo.data import split_markers
 from rsgrpo.prompts import IMAGE_PLACEHOLDER, ChatTemplater, PromptBuilder, PromptTemplateError
@@ -23,9 +23,6 @@ from rsgrpo.types import ChatPrompt, ImageRef, IntArray, Sample, Turn
 
 TURN_END = "<|im_end|>"
 """What Qwen's chat template puts behind every turn; an answer's own is a target, so that the model learns to stop."""
-
-# Qwen's own words for places in an image are text like any other; every other control token would forge a turn.
-_FORGED = re.compile(r"<\|(?!(?:box|object_ref|quad)_(?:start|end)\|>)")
 
 
 class TextEncoder(Protocol):
@@ -171,11 +168,10 @@ class ConversationBuilder:
 
     @staticmethod
     def _check(sample: Sample, text: str) -> None:
-        found = _FORGED.search(text)
-        if found:
-            shown = text[found.start() : found.start() + 16]
+        token = control_token(text)
+        if token:
             raise PromptTemplateError(
-                f"sample {sample.sample_id!r}: its text holds {shown!r}, which starts a control token; take it out"
+                f"sample {sample.sample_id!r}: its text holds the control token {token!r}; take it out"
             )
 
 

@@ -73,7 +73,7 @@ def load_samples(
     data: DataConfig,
     *,
     is_training: bool,
-    find_problem: Callable[[Sample], str] | None = None,
+    check: Callable[[Sample], None] | None = None,
 ) -> LoadedData:
     """Read a data set and check every item of it.
 
@@ -82,7 +82,7 @@ def load_samples(
             or a data set on the hub. ``path@split`` picks a split, ``train`` if there is none.
         data: column names, image root and limits.
         is_training: too many images are then a defect; else the lowest ranked are left out.
-        find_problem: says what else a sample lacks (such as gold that a reward needs), empty if nothing.
+        check: raises BadRecordError for a sample that lacks something else, such as a gold response.
 
     Returns:
         The samples, and how many were skipped for which reason.
@@ -103,9 +103,8 @@ def load_samples(
 
     def sample_of(columns: dict[str, Any], default_id: str) -> Sample:
         sample = evisrag_sample(columns, default_id, data, pages, is_training=is_training)
-        detail = find_problem(sample) if find_problem else ""
-        if detail:
-            raise BadRecordError("gold", detail)
+        if check:
+            check(sample)
         return sample
 
     read = _Read()

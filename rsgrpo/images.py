@@ -187,10 +187,13 @@ def page_from_image(image: Image.Image, rules: PageRules) -> Image.Image:
         An RGB image, upright.
 
     Raises:
-        Exception: what Pillow raises for damaged files, if it was not decoded yet.
+        Exception: what Pillow raises for damaged files, or JpegDamageError, if it was not decoded yet.
     """
     is_turned = image.format == "TIFF"  # Pillow turns these itself when it decodes
     if isinstance(image, ImageFile.ImageFile):
+        if image.format == "JPEG" and image.fp is not None:  # None: it was decoded before
+            image.fp.seek(0)  # Pillow's decoder goes where it has to by itself
+            check_jpeg(image.fp.read())
         decode(image)
     try:
         orientation = 1 if is_turned else image.getexif().get(0x0112, 1)

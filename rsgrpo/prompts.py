@@ -10,6 +10,7 @@ from typing import Protocol
 from jinja2 import Environment, StrictUndefined, Template, TemplateError, meta
 
 from rsgrpo.config import PromptConfig
+from rsgrpo.control_tokens import control_token
 from rsgrpo.data import split_markers
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.types import IMAGE_MARKER, ChatPrompt, PromptedSample, Sample
@@ -27,7 +28,6 @@ PUBLISHED_TEMPLATES: Mapping[tuple[int, str], str] = {
 }
 """Published prompts by length and the first twelve digits of their SHA-256, rendered with ``{query}``."""
 
-_CONTROL = "<|"  # every control token of Qwen starts so; in a question it would forge a turn or an image
 _SHA_DIGITS = 12
 
 
@@ -127,9 +127,9 @@ class PromptBuilder:
         """
         parts = self._writer.parts(sample)
         for part in parts:
-            if part is not None and _CONTROL in part:
+            if part is not None and control_token(part):
                 raise PromptTemplateError(
-                    f"sample {sample.sample_id!r}: its prompt text holds {_CONTROL!r}, which starts a control token; "
+                    f"sample {sample.sample_id!r}: its prompt text holds the control token {control_token(part)!r}; "
                     "take it out of the question or the template"
                 )
         content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]

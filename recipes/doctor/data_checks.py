@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
 from recipes.doctor.hub import hub_check
-from recipes.wanted_data import WANTED, builds_quickstart_data, default_sources, trajectory_problem, uses_mixture
+from recipes.wanted_data import WANTED, builds_quickstart_data, default_sources, sample_check, uses_mixture
 from rsgrpo.config import Config, QuickstartConfig, SourceConfig
 from rsgrpo.data import load_samples
 from rsgrpo.data_files import DataError
@@ -23,6 +23,7 @@ from rsgrpo.errors import RsgrpoError
 from rsgrpo.image_bytes import ImageError
 from rsgrpo.images import MAX_ASPECT_RATIO, page_facts
 from rsgrpo.page_rules import PageRules
+from rsgrpo.prompts import PromptTemplateError
 
 if TYPE_CHECKING:
     from rsgrpo.types import ImageRef, Sample
@@ -93,9 +94,13 @@ def _quickstart_checks(subject: Subject, config: Config) -> Iterator[Check]:
 
 def _set_checks(subject: Subject, config: Config, name: str, path: str) -> Iterator[Check]:
     """A data set that is held in memory, read as the run reads it."""
-    find_problem = partial(trajectory_problem, wanted=config.data.sft_sections) if name == "sft" else None
-    read = partial(load_samples, path, is_training=name != "test", find_problem=find_problem)
     title = f"{name} data"
+    try:
+        check = sample_check(config, name)
+    except PromptTemplateError as error:
+        yield refused(title, error)
+        return
+    read = partial(load_samples, path, is_training=name != "test", check=check)
     try:
         loaded = read(data=config.data)
     except RsgrpoError as error:

@@ -6,13 +6,10 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rsgrpo.control_tokens import control_token
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.prompts import IMAGE_PLACEHOLDER, ChatTemplater
 from rsgrpo.types import ChatPrompt, ImageRef, PromptedSample, Sample
-
-_CONTROL = "<|"
-GROUNDING_TOKENS = ("<|box_start|>", "<|box_end|>", "<|object_ref_start|>", "<|object_ref_end|>")
-"""Control tokens that a question may hold: they mark boxes and objects, and can forge no turn and no image."""
 
 _DIGEST_BYTES = 8
 
@@ -91,8 +88,8 @@ def chat_prompt(prompt: TaskPrompt, chat: ChatTemplater) -> PromptedSample:
         The prompt with one ``<|image_pad|>`` an image, beside a sample that carries its id.
 
     Raises:
-        TaskPromptError: the text holds a control token other than :data:`GROUNDING_TOKENS`, or the template drops
-            an image.
+        TaskPromptError: the text holds a control token (:mod:`rsgrpo.control_tokens`), or the template drops an
+            image.
 
     Example:
         Two images and ``Q?`` in a user turn give ``user\\n`` + 2 × ``<|vision_start|><|image_pad|><|vision_end|>``
@@ -126,13 +123,9 @@ def chat_prompt(prompt: TaskPrompt, chat: ChatTemplater) -> PromptedSample:
 
 
 def _check_text(prompt_id: str, text: str) -> None:
-    rest = text
-    for token in GROUNDING_TOKENS:
-        rest = rest.replace(token, "")
-    if _CONTROL in rest:
-        raise TaskPromptError(
-            f"question {prompt_id!r}: its text holds {_CONTROL!r}, which starts a control token; take it out"
-        )
+    token = control_token(text)
+    if token:
+        raise TaskPromptError(f"question {prompt_id!r}: its text holds the control token {token!r}; take it out")
 
 
 def openai_messages(prompt: TaskPrompt, image_url: Callable[[ImageRef], str]) -> list[dict[str, object]]:

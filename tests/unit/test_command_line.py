@@ -213,7 +213,7 @@ def test_broken_data_files_are_named(base: DictConfig, tmp_path: Path, suffix: s
         file = tmp_path / f"{title.replace(' ', '_')}.{suffix}"
         file.write_bytes(content)
         try:
-            load_samples(str(file), data, is_training=True, find_problem=None)
+            load_samples(str(file), data, is_training=True)
         except Exception as error:
             failure = explain(error)
             if not is_well_told(failure, file.name, "data."):

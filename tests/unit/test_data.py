@@ -18,6 +18,7 @@ from rsgrpo.data import load_samples, split_markers, write_evisrag
 from rsgrpo.data_files import DataError
 from rsgrpo.images import load_page
 from rsgrpo.page_rules import PageRules
+from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.types import ImageRef, Sample
 
 GOLD = (
@@ -233,10 +234,14 @@ def test_an_id_may_stand_once(folder: Path):
 
 def test_what_the_caller_finds_is_a_defect(folder: Path):
     path = write_lines(folder / "d.jsonl", [train_row(qid="a"), train_row(qid="b", answer=["Team A"])])
-    needs_gold = lambda sample: "" if sample.gold_response else "it has no gold response"  # noqa: E731
+
+    def needs_gold(sample: Sample) -> None:
+        if not sample.gold_response:
+            raise BadRecordError("gold", "it has no gold response")
+
     with pytest.raises(DataError, match="line 2: it has no gold response"):
-        load_samples(path, DataConfig(), is_training=True, find_problem=needs_gold)
-    loaded = load_samples(path, DataConfig(on_bad_sample="skip"), is_training=True, find_problem=needs_gold)
+        load_samples(path, DataConfig(), is_training=True, check=needs_gold)
+    loaded = load_samples(path, DataConfig(on_bad_sample="skip"), is_training=True, check=needs_gold)
     assert (len(loaded.samples), dict(loaded.skipped)) == (1, {"gold": 1})
 
 

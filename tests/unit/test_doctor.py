@@ -262,8 +262,8 @@ def test_a_question_with_a_control_token_is_named(task: Path, tmp_path: Path) ->
     data = task / "forged.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     checks = examined(subject_of(task, tmp_path, f"data.rl_path={data}"))
-    assert bad(checks) == ["rl prompts"]
-    assert "'grounding-train-00002'" in named(checks, "rl prompts").found
+    assert bad(checks) == ["rl data"]
+    assert "line 3" in named(checks, "rl data").found
 
 
 def test_prompts_longer_than_the_limit_are_a_problem(task: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from rsgrpo.image_bytes import ImageError
 from rsgrpo.image_counts import ImageCounts, look_at_pages
 from rsgrpo.image_files import open_page
 from rsgrpo.images import check_page, load_page, page_from_image, page_size
+from rsgrpo.jpeg import JpegDamageError
 from rsgrpo.page_rules import PageRules
 from rsgrpo.types import ImageRef
 from tests.examples import examples
@@ -354,6 +355,16 @@ def test_an_image_from_a_task_is_read_like_its_file(keep):
         data = encoded(image, "PNG", exif=exif(6))
         opened = page_from_image(Image.open(io.BytesIO(data)), SAFE)
         assert np.array_equal(np.asarray(opened), read(keep, data)), mode
+
+
+def test_a_jpeg_with_a_hole_is_refused_from_a_task_as_from_its_file():
+    generator = np.random.default_rng(0)
+    data = encoded(Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)), "JPEG")
+    page_from_image(Image.open(io.BytesIO(data)), SAFE)
+    middle = len(data) * 2 // 3
+    holed = data[:middle] + bytes(200) + data[middle + 200 :]
+    with pytest.raises(JpegDamageError):
+        page_from_image(Image.open(io.BytesIO(holed)), SAFE)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])

@@ -24,6 +24,7 @@ from rsgrpo.progress import Progress
 from rsgrpo.run_folder import RunFolder
 from tests.unit.report_run import sampled_group
 
+GOLD = "<observe>cards</observe>\n<answer>4</answer>"
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -192,3 +193,61 @@ def test_laptop_settings_go_with_every_recipe(recipe: str) -> None:
     with initialize_config_dir(str(CONFIGS), version_base=None):
         config = load_config(compose("config", overrides=[f"recipe={recipe}", "+machine=laptop"]))
     assert (config.model.path, config.trainer.num_ranks, config.rollout.num_workers) == ("", 1, 1)
+
+
+def _rewritten(task: Path, target: Path, **columns: object) -> str:
+    """The training questions in a file of their own, the second one with other columns."""
+    rows = [json.loads(line) | {"gold_response": GOLD} for line in (task / "train.jsonl").read_text().splitlines()]
+    rows[1] |= columns
+    target.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(target)
+
+
+def test_a_text_with_a_control_token_is_a_bad_record(task: Path, tmp_path: Path) -> None:
+    paths = ["stage=sft", f"data.image_root={task}", "data.sft_sections=[]"]
+    for where, columns in (
+        ("prompt", {"query": "Where <|image_pad|>?"}),
+        ("gold response", {"gold_response": f"{GOLD}<|image_pad|>"}),
+    ):
+        file = f"data.sft_path={_rewritten(task, tmp_path / 'd.jsonl', **columns)}"
+        refusal = _refusal(task, *paths, file)
+        assert "(1 × text)" in refusal and f"line 2: its {where} holds the control token '<|image_pad|>'" in refusal
+        skipping = _config(task, *paths, file, "data.on_bad_sample=skip")
+        assert prepare(skipping, RunFolder(root=tmp_path / "run"), Progress(False)).num_skipped == 1
+    signs = {"query": "Read a <| b as a pipe, <|box_start|> as it stands."}
+    file = f"data.sft_path={_rewritten(task, tmp_path / 'd.jsonl', **signs)}"
+    assert prepare(_config(task, *paths, file), RunFolder(root=tmp_path / "run"), Progress(False)).num_skipped == 0
+
+
+def test_a_response_that_no_row_of_the_trainer_holds_is_refused_before_it_is_sampled(task: Path) -> None:
+    config = _config(task)
+    response = config.rollout.sampling.max_response_tokens
+    # Room for a response and 10 tokens of a prompt: each has two pages and a question.
+    message = _refusal(task, f"trainer.micro_batch_tokens={response + 10}")
+    assert (
+        "3 of 3 rl prompts are too long" in message
+        and "10 are left for it; raise trainer.micro_batch_tokens" in message
+    )
+    # The engine answers test questions alone: the trainer's rows do not matter to them.
+    message = _refusal(task, f"rollout.max_model_tokens={response + 10}")
+    assert "10 are left for it; raise rollout.max_model_tokens" in message
+
+
+def test_a_trajectory_that_no_row_of_the_trainer_holds_is_refused(task: Path) -> None:
+    file = _rewritten(task, task / "d.jsonl", gold_response=f"{GOLD} and more")
+    sft = ["stage=sft", f"data.sft_path={file}", "data.sft_sections=[]"]
+    prepared = prepare(_config(task, *sft), RunFolder(root=task / "run"), Progress(False))
+    (phase,) = prepared.sft
+    taken = phase.source.take(0, 3).conversations
+    lengths = [
+        prepared.image_tokens(taken[0].images[0]) * len(one.images)
+        - len(one.images)
+        + len(prepared.tokenizer.encode(one.prompt.text, add_special_tokens=False))
+        + len(prepared.tokenizer.encode(one.parts[0].text, add_special_tokens=False))
+        for one in taken
+    ]
+    longest = max(lengths)
+    prepare(_config(task, *sft, f"trainer.micro_batch_tokens={longest}"), RunFolder(root=task / "run"), Progress(False))
+    message = _refusal(task, *sft, f"trainer.micro_batch_tokens={longest - 1}")
+    assert f"{lengths.count(longest)} of 3 sft prompts are too long" in message
+    assert "raise trainer.micro_batch_tokens," in message
