@@ -3,7 +3,7 @@
     python benchmarks/gpu_checks.py
     python benchmarks/gpu_checks.py --shape tiny --prompt-tokens 96 --response-tokens 8    (anywhere, in seconds)
 
-Needs torch, transformers, omegaconf and pillow only: the update is the trainer's model, rows and loss with torch's
+Needs torch, transformers, numpy and pillow only: the update is the trainer's model, rows and loss with torch's
 AdamW, without Ray and DeepSpeed. Prints a table of checks and one of update times, then everything as a JSON line; ends
 with status 1 if a check fails.
 

@@ -15,7 +15,6 @@ import re
 from dataclasses import dataclass, field
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 END_MARKER = b"\xff\xd9"
@@ -127,6 +126,8 @@ def _judged(data: bytes, layout: _Layout, *, least_size: tuple[int, int] | None)
 
 def _decode(data: bytes, layout: _Layout, least_size: tuple[int, int] | None) -> tuple[NDArray[np.uint8] | None, str]:
     """Pixels, or None and what the decoder says."""
+    import simplejpeg  # here, because files of other kinds are read without it
+
     colourspace = _COLOURSPACES[len(layout.components)]
     try:
         if least_size is None:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from rsgrpo.config import ConfigError, LoraConfig
 from rsgrpo.errors import shown
 from rsgrpo.weights import engine_layer
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 _ADAPTER = "default"
 _LANGUAGE_LAYERS = "model.language_model.layers."
@@ -94,6 +96,9 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
     Raises:
         ConfigError: see :func:`target_layers`.
     """
+    from peft import LoraConfig as PeftLoraConfig  # here, because a model without adapters does without peft
+    from peft import inject_adapter_in_model
+
     model.requires_grad_(False)
     inject_adapter_in_model(
         PeftLoraConfig(
@@ -198,6 +203,10 @@ def _unknown_target(target: str, linear: Iterable[str], allowed: Sequence[str]) 
 
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """The layers that carry an adapter, by name; none in a model without adapters."""
+    if "peft" not in sys.modules:
+        return {}  # nobody put one in
+    from peft.tuners.lora import LoraLayer
+
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 

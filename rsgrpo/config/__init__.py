@@ -2,19 +2,16 @@
 
 Hydra composes ``configs/``, OmegaConf checks names and types against these classes, and
 ``load_config`` turns the result into objects, which runs the cross-checks. Nothing here imports torch,
-so ``train.py --cfg job`` answers at once. Code never writes to a config.
+so ``train.py --cfg job`` answers at once. Only composing imports OmegaConf: the trainer's model and rows
+work without it. Code never writes to a config.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, make_dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from rsgrpo.config.building import build
 from rsgrpo.config.checks import MAX_PROCESSES, ConfigError, between, not_empty, one_of
 from rsgrpo.config.inputs import (
     BOX_COORDINATES,
@@ -42,6 +39,9 @@ from rsgrpo.config.training import (
     TrainerConfig,
 )
 from rsgrpo.errors import shown
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 __all__ = [
     "BOX_COORDINATES",
@@ -251,6 +251,7 @@ def register_schema() -> None:
     dictionary whose values are typed.
     """
     from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
 
     untyped: Any = field(default_factory=dict)
     members = [("rewards", dict[str, Any], untyped)]
@@ -271,6 +272,11 @@ def load_config(composed: DictConfig) -> Config:
     Raises:
         ConfigError: a value of the wrong type, a key that the schema lacks, or a failed cross-check.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from rsgrpo.config.building import build
+
     try:
         plain = OmegaConf.to_container(composed, resolve=False)
         config = build(OmegaConf.merge(OmegaConf.structured(Config), plain))
@@ -287,4 +293,6 @@ def load_config(composed: DictConfig) -> Config:
 
 def resolved_yaml(config: Config) -> str:
     """The settings as YAML, every default written out."""
+    from omegaconf import OmegaConf
+
     return OmegaConf.to_yaml(OmegaConf.structured(config))
