@@ -31,25 +31,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from bare_step import BareStep
 from gpu_transfer import check_cuda_ipc, check_memory
 from logprob_memory import Peak
-from transformers import AutoConfig
 from workload import SHAPES, GroupShape, build_group, build_model, markdown, report, shape_text
 
 from rsgrpo.attention import door_problem, make_plan, packed_attention
-from rsgrpo.banned_tokens import banned_token_ids
-from rsgrpo.batching import Piece, lay_out, plan_micro_batches
-from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, RolloutConfig, SamplingConfig
+from rsgrpo.batching import Piece, lay_out
+from rsgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
 from rsgrpo.logprobs import response_logprobs
-from rsgrpo.objective import row_loss
-from rsgrpo.page_rules import PageRules
-from rsgrpo.policy_model import PolicyModel, RowBuilder, group_sizes, load_model, load_processor, use_window_attention
 from rsgrpo.types import TrainingGroup, TrainingResponse
-from rsgrpo.vlm import PromptEncoder
 
 _SETTINGS = {"tiled": "sdpa", "varlen": "flash", "flex": "flex"}  # door -> model.attention
 _MAX_GAPS = {torch.float32: 1e-5, torch.bfloat16: 0.1}
-_LOSS = LossConfig(importance_cap=0.0)
 _START = time.perf_counter()
 
 
@@ -60,72 +54,6 @@ class Check:
     name: str
     passed: bool | None
     detail: str
-
-
-class BareStep:
-    """The trainer's model and rows, with torch's AdamW.
-
-    Args:
-        folder: of the model.
-        config: precision, door, recomputation.
-        device: where it runs.
-    """
-
-    def __init__(self, folder: Path, config: ModelConfig, device: torch.device) -> None:
-        processor = load_processor(folder)
-        self.encoder = PromptEncoder(
-            processor, rules=PageRules(min_pixels=784, max_pixels=10**8), max_prompt_tokens=10**6
-        )
-        vocabulary_size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
-        banned = banned_token_ids(processor.tokenizer, vocabulary_size)
-        self.model = load_model(folder, config, banned).to(device)
-        self.policy = PolicyModel(self.model, always_run_vision=False)
-        dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-        self.rows = RowBuilder(image_token_id=self.encoder.image_token_id, config=config, device=device, dtype=dtype)
-        use_window_attention(self.model.model.visual, self.rows.door)
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trainable, lr=1e-12, weight_decay=0.0, foreach=True)
-
-    def accumulate(self, groups: list[TrainingGroup], *, budget: int, share_prefix: bool) -> int:
-        """Forward and backward over all rows; returns how many there are."""
-        prompts = self.encoder.encode([group.prompt for group in groups])
-        sizes = group_sizes(groups, prompts)
-        plan = plan_micro_batches(sizes, budget=budget, share_prefix=share_prefix)
-        for pieces in plan:
-            batch = self.rows.build(pieces, groups, prompts)
-            logprobs, _ = self.policy(batch)
-            row_loss(batch, logprobs, "policy", _LOSS)[0].backward()
-        return len(plan)
-
-    def gradient(self, groups: list[TrainingGroup], *, budget: int, share_prefix: bool) -> list[torch.Tensor]:
-        """By parameter, on the CPU."""
-        self.optimizer.zero_grad()
-        self.accumulate(groups, budget=budget, share_prefix=share_prefix)
-        found = [p.grad.float().cpu() for p in self.model.parameters() if p.grad is not None]
-        self.optimizer.zero_grad()
-        return found
-
-    def update(self, groups: list[TrainingGroup], *, budget: int, share_prefix: bool) -> int:
-        """One optimizer step."""
-        num_rows = self.accumulate(groups, budget=budget, share_prefix=share_prefix)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return num_rows
-
-    def logprobs(self, groups: list[TrainingGroup], *, budget: int) -> np.ndarray[Any, Any]:
-        """Of all response tokens of one group."""
-        prompts = self.encoder.encode([group.prompt for group in groups])
-        lengths = tuple(len(one.token_ids) for one in groups[0].responses)
-        piece = Piece(
-            group=0,
-            responses=tuple(range(len(lengths))),
-            num_prompt_tokens=len(prompts[0].token_ids),
-            response_lengths=lengths,
-        )
-        with torch.no_grad():
-            logprobs, _ = self.policy(self.rows.build([piece], groups, prompts))
-        found: np.ndarray[Any, Any] = logprobs.float().cpu().numpy()
-        return found
 
 
 def note(text: str) -> None:
