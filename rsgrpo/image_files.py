@@ -23,6 +23,7 @@ _ORIENTATION = 0x0112  # the EXIF tag, and TIFF's
 _BITS_TAG = 258  # TIFF's bits of a sample
 _SIDEWAYS = 5  # this orientation and those above swap width and height
 _NOT_OURS = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})  # need other programs, or are no pictures
+_LIKELY_READERS = {b"\x89P": ("PNG",), b"\xff\xd8": ("JPEG",)}  # asked first
 _CHECKS_ITSELF = (b"II", b"MM", b"RIFF")  # TIFF and WebP: their readers apply Pillow's limit while they open
 
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
@@ -139,7 +140,7 @@ def _opened(data: bytes) -> Image.Image | None:
     tried: set[str] = set()
     for load_readers in (Image.preinit, Image.init):
         load_readers()
-        for name in Image.ID:
+        for name in (*_LIKELY_READERS.get(prefix[:2], ()), *Image.ID):
             if name in tried or name in _NOT_OURS:
                 continue
             tried.add(name)

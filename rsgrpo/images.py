@@ -17,7 +17,6 @@ import threading
 from contextlib import nullcontext
 from importlib.metadata import version
 
-import numpy as np
 from PIL import Image, ImageFile
 from PIL import __version__ as pillow_version
 
@@ -283,7 +282,7 @@ def _for_pillow(page: OpenPage) -> Image.Image:
 
 def _ends_blank(image: Image.Image) -> bool:
     """Whether the last rows, of either interlaced half, are zero: what decoders leave where a file's rows end early."""
-    return not np.asarray(image.crop((0, image.height - 2, image.width, image.height))).any()
+    return not image.crop((0, image.height - 2, image.width, image.height)).tobytes().strip(b"\0")
 
 
 def _bare(image: Image.Image) -> Image.Image:
