@@ -141,6 +141,35 @@ def importance_weights(trainer_logprobs: Tensor, engine_logprobs: Tensor, cap: f
     return difference.exp().clamp(max=cap)
 
 
+def response_mask(
+    trainer_logprobs: Tensor, engine_logprobs: Tensor, response_lengths: Sequence[int], bound: float
+) -> Tensor:
+    """Which responses the trainer's policy still could have given: 1 for all of their tokens, 0 for those of others.
+
+    A response is far off if the geometric mean of its tokens' ratios trainer/engine lies outside ``[1/bound, bound]``.
+    The mean, and not the product, so that long responses are not judged by their length. (DeepSeek-V3.2, arXiv
+    2512.02556 §3.1, masks by a like mean, but only responses with negative credit.)
+
+    Args:
+        trainer_logprobs: [T] float, nats. Detached here.
+        engine_logprobs: [T] float, as the engine sampled.
+        response_lengths: tokens of each response, in order.
+        bound: above 1.
+
+    Returns:
+        [T] float, 0 or 1, detached.
+
+    Raises:
+        ValueError: vectors of different length, or lengths that do not add up to it.
+
+    Example:
+        Ratios [1.1, 1.1] and [4, 1] with ``bound=1.5``: geometric means 1.1 and 2, so the mask is [1, 1, 0, 0].
+    """
+    _check_lengths(trainer_logprobs=trainer_logprobs, engine_logprobs=engine_logprobs)
+    mean = _sequence_mean((trainer_logprobs - engine_logprobs).detach(), response_lengths)
+    return (mean.abs() <= math.log(bound)).to(mean.dtype)
+
+
 def nll_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
     """Weighted negative log-likelihood, ``-sum_t w_t logprob_t``.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rsgrpo.config import KlConfig, LossConfig
-from rsgrpo.losses import importance_weights, kl_estimate, nll_loss, two_stream_loss
+from rsgrpo.losses import importance_weights, kl_estimate, nll_loss, response_mask, two_stream_loss
 from rsgrpo.policy_model import MicroBatch
 
 
@@ -25,6 +25,7 @@ class RankTotals:
         num_credited: tokens with credit.
         kl_old_sum: sum of old minus new log-probabilities.
         importance_weight_sum: over response tokens.
+        num_masked: response tokens without gradient because their response is too far off.
         kl_reference_sum: k3 estimates of KL(policy, reference), over response tokens with a KL term.
     """
 
@@ -36,6 +37,7 @@ class RankTotals:
     num_credited: int = 0
     kl_old_sum: float = 0.0
     importance_weight_sum: float = 0.0
+    num_masked: int = 0
     kl_reference_sum: float = 0.0
 
 
@@ -73,6 +75,12 @@ def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConf
     weights: Tensor | None = None
     if loss.importance_cap > 0 and batch.rollout_logprobs is not None and not uses_engine:
         weights = importance_weights(old, batch.rollout_logprobs, loss.importance_cap)
+    num_masked = 0
+    if loss.response_ratio_bound > 0 and batch.rollout_logprobs is not None:
+        own = detached if uses_engine else old
+        kept = response_mask(own, batch.rollout_logprobs, batch.row.response_lengths, loss.response_ratio_bound)
+        weights = kept if weights is None else weights * kept
+        num_masked = int((kept == 0).sum())
     result = two_stream_loss(
         logprobs,
         old,
@@ -96,6 +104,7 @@ def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConf
         num_credited=int(((batch.positive > 0) | (batch.negative > 0)).sum()),
         kl_old_sum=float((old - detached).sum()),
         importance_weight_sum=float(len(logprobs) if weights is None else weights.sum()),
+        num_masked=num_masked,
         kl_reference_sum=kl_sum,
     )
 
@@ -125,5 +134,6 @@ def sum_totals(totals: Sequence[RankTotals]) -> RankTotals:
         num_credited=sum(one.num_credited for one in totals),
         kl_old_sum=sum(one.kl_old_sum for one in totals),
         importance_weight_sum=sum(one.importance_weight_sum for one in totals),
+        num_masked=sum(one.num_masked for one in totals),
         kl_reference_sum=sum(one.kl_reference_sum for one in totals),
     )

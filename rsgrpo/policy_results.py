@@ -77,6 +77,7 @@ def update_metrics(ranks: Sequence[RankUpdate], num_micro_batches: int) -> Updat
         clip_fraction=sum(one.num_clipped for one in totals) / max(1, num_credited),
         kl_old=sum(one.kl_old_sum for one in totals) / max(1, num_tokens),
         importance_weight_mean=sum(one.importance_weight_sum for one in totals) / max(1, num_tokens),
+        masked_fraction=sum(one.num_masked for one in totals) / max(1, num_tokens),
         kl_reference=sum(one.kl_reference_sum for one in totals) / max(1, num_tokens),
         is_skipped=ranks[0].is_skipped,
         forward_backward_seconds=max(rank.forward_backward_seconds for rank in ranks),

@@ -362,13 +362,14 @@ class UpdateMetrics:
         num_micro_batches: over all ranks.
         clip_fraction: share of credited tokens where clipping was active.
         kl_old: mean of logprob_old - logprob_new over response tokens (0 on-policy).
-        importance_weight_mean: mean truncated importance weight engine -> trainer.
+        importance_weight_mean: mean truncated importance weight engine -> trainer; 0 where a response is masked.
         is_skipped: whether the step was not taken (non-finite gradient).
         forward_backward_seconds: slowest rank.
         optimizer_seconds: slowest rank.
         process_seconds: decoding and processing images and prompts, slowest rank.
         kl_reference: mean k3 estimate of KL(policy, reference) over response tokens, nats; 0 without a KL term.
         num_cached_images: of ``num_images``, those whose features were read instead of computed.
+        masked_fraction: share of response tokens without gradient because their response is too far off.
     """
 
     loss: float
@@ -387,6 +388,7 @@ class UpdateMetrics:
     process_seconds: float
     kl_reference: float = 0.0
     num_cached_images: int = 0
+    masked_fraction: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

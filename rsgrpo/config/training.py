@@ -279,6 +279,9 @@ class LossConfig:
     once), ``recompute``, or ``engine`` (the engine's own log-probabilities)."""
     importance_cap: float = 2.0
     """Cap of the importance weight trainer/engine; 0: no correction."""
+    response_ratio_bound: float = 0.0
+    """Responses whose geometric mean of trainer/engine ratios lies outside [1/bound, bound] get no gradient; above 1,
+    such as 1.05; 0: none is left out. Their tokens stay in the denominators."""
     kl: KlConfig = field(default_factory=KlConfig)
 
     def __post_init__(self) -> None:
@@ -294,6 +297,10 @@ class LossConfig:
                 "0 for no limit"
             )
         at_least("rl.loss.importance_cap", self.importance_cap, 0.0)
+        if self.response_ratio_bound != 0.0 and self.response_ratio_bound <= 1.0:
+            raise ConfigError(
+                f"rl.loss.response_ratio_bound={self.response_ratio_bound} must be more than 1, or 0 to leave out none"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -178,6 +178,27 @@ def test_the_kl_terms_estimator_is_the_configured_one_and_its_metric_k3(estimato
     assert totals.kl_reference_sum == pytest.approx(3 * 0.193147, rel=1e-5)
 
 
+@pytest.mark.parametrize("old_logprobs", ["auto", "recompute", "engine"])
+def test_a_response_that_is_far_off_has_no_gradient_but_stays_in_the_denominators(old_logprobs: str) -> None:
+    # responses of 2 tokens and 1, ratios trainer/engine 1.02 and 1.2
+    (credited,) = credit_groups([simple_group("g", "a", [1.0, 0.0], [2, 1])], {"a": 1.0}, CreditConfig())
+    new = torch.tensor([-1.0, -1.0, -1.0], dtype=torch.float64, requires_grad=True)
+    engine = -1.0 - torch.tensor([1.02, 1.02, 1.2], dtype=torch.float64).log()
+    old = new.detach() if old_logprobs == "recompute" else None
+    batch = micro_batch(credited.rollouts, old_logprobs=old, rollout_logprobs=engine)
+
+    def slopes(bound: float) -> tuple[list[float], int]:
+        loss = LossConfig(old_logprobs=old_logprobs, response_ratio_bound=bound)
+        value, totals = row_loss(batch, new, "policy", loss)
+        return torch.autograd.grad(value, new)[0].tolist(), totals.num_masked
+
+    whole, none_masked = slopes(0.0)
+    assert none_masked == 0 and all(whole)
+    assert slopes(1.05) == ([whole[0], whole[1], 0.0], 1)
+    assert slopes(1.01) == ([0.0, 0.0, 0.0], 3)
+    assert slopes(1.25) == (whole, 0)
+
+
 @LAWS
 @given(
     step=steps(),

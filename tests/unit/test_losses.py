@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from rsgrpo.losses import adapted_kl_coefficient, importance_weights, kl_estimate, nll_loss, two_stream_loss
+from rsgrpo.losses import (
+    adapted_kl_coefficient,
+    importance_weights,
+    kl_estimate,
+    nll_loss,
+    response_mask,
+    two_stream_loss,
+)
 from rsgrpo.reference import (
     ReferenceBatch,
     reference_advantages,
@@ -74,6 +81,19 @@ def test_importance_weights_scale_tokens_and_carry_no_gradient() -> None:
         trainer, trainer.detach(), vector(1.0, 1.0, 1.0), vector(0.0, 0.0, 0.0), importance_weights=weights, **CLIP
     ).loss
     torch.testing.assert_close(torch.autograd.grad(loss, trainer)[0], -weights)
+
+
+def test_a_response_is_masked_by_the_geometric_mean_of_its_ratios() -> None:
+    # ratios [1.1, 1.1], [4, 1], [1/4, 1] and [8, 1/8]: geometric means 1.1, 2, 1/2 and 1
+    ratios = vector(1.1, 1.1, 4.0, 1.0, 0.25, 1.0, 8.0, 0.125)
+    trainer = ratios.log().requires_grad_()
+    mask = response_mask(trainer, vector(*[0.0] * 8), [2, 2, 2, 2], 1.5)
+    assert not mask.requires_grad
+    assert mask.tolist() == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    # as long as four: the mean of a long response is judged, not its product of 1.1^8 = 2.1
+    assert response_mask(vector(*[1.1] * 8).log(), vector(*[0.0] * 8), [8], 1.5).tolist() == [1.0] * 8
+    with pytest.raises(ValueError, match="responses of 3 tokens"):
+        response_mask(trainer, vector(*[0.0] * 8), [3], 1.5)
 
 
 def test_the_old_policy_carries_no_gradient() -> None:
