@@ -45,12 +45,19 @@ def spellings(written: str) -> Iterator[str]:
     if "%" in written:
         given |= dict.fromkeys(unquote(one) for one in tuple(given))
     if "~" in written or "$" in written:
-        expanded = (os.path.expandvars(one) for one in tuple(given))
-        given |= dict.fromkeys(os.path.expanduser(one) for one in expanded)  # noqa: PTH111 - a user may have no home
+        given |= dict.fromkeys(_expanded(one) for one in tuple(given))
     yield from given
     if not written.isascii() or "%" in written:
         for form in ("NFC", "NFD"):
             yield from (other for one in given if (other := unicodedata.normalize(form, one)) not in given)
+
+
+def _expanded(written: str) -> str:
+    """With home folder and environment variables; as it stands where the system cannot even look for such names."""
+    try:
+        return os.path.expanduser(os.path.expandvars(written))  # noqa: PTH111 - a user may have no home
+    except ValueError:  # a zero byte, or half a surrogate pair
+        return written
 
 
 def _url_paths(url: str) -> list[str]:

@@ -448,6 +448,13 @@ def test_an_empty_table_has_no_rows(tmp_path: Path):
         load_samples(str(tmp_path / "d.parquet"), DataConfig(), is_training=True)
 
 
+@pytest.mark.parametrize("value", ["~\0", "~%00", "~\ud800/a.png", "${\ud800}/a.png", "$\0"])
+def test_a_path_that_no_system_knows_is_named(tmp_path: Path, value: str):
+    media = MediaFinder((tmp_path,), must_exist=True, store=MediaStore(str(tmp_path / "store")))
+    with pytest.raises(BadRecordError, match=r"image '.*' does not exist at"):
+        media.find_all([value], "record 1")
+
+
 PATHS = ["imgs", "/", "\\", "..", ".png", "%", "%2e", "~", "$HOME", "file:", "//", "C:", "é", "e\u0301", "\0", "\ud800"]
 OTHERS = ["data:", ";base64,", "iVBORw0KGgo", "A" * 60, "b'", "'", "[", "://", " ", "\n"]
 TEXTS = st.lists(st.sampled_from([*PATHS, *OTHERS]), max_size=8).map("".join)
