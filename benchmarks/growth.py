@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
 import os
-import socket
 import statistics
 import tempfile
 from pathlib import Path
@@ -91,7 +91,7 @@ def sweep(options: argparse.Namespace, folder: Path, place: Path) -> list[dict[s
     return rows
 
 
-def run_rank(rank: int, size: int, port: int, options: argparse.Namespace, folder: Path, place: Path) -> None:
+def run_rank(rank: int, size: int, told: Any, options: argparse.Namespace, folder: Path, place: Path) -> None:
     """One rank's updates; rank 0 writes the medians."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     # All responses of a group fit into a row, and a row holds one group: the ranks run as many rows each.
@@ -99,7 +99,11 @@ def run_rank(rank: int, size: int, port: int, options: argparse.Namespace, folde
     worker = MeasuredWorker(
         WorkerSpec(config=config, model_folder=folder, rank=rank, world_size=size, device="cpu", num_threads=1)
     )
-    worker.load(("127.0.0.1", port))
+    if rank == 0:
+        address = worker.address()
+        for _ in range(size):
+            told.put(address)
+    worker.load(told.get())
     worker.begin_stage(OPTIMIZER, 10**6)
     groups = [build_group(BASE, place / f"ranks-{size}-{rank}", seed=i, num_groups=4) for i in range(4)]
     own = [groups[i] for i in balance([1] * len(groups), size)[rank]]
@@ -113,10 +117,8 @@ def ranks(options: argparse.Namespace, folder: Path, place: Path) -> list[dict[s
     """A row a number of ranks."""
     rows: list[dict[str, Any]] = []
     for size in options.ranks:
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = int(probe.getsockname()[1])
-        spawn(run_rank, (size, port, options, folder, place), nprocs=size)
+        told = multiprocessing.get_context("spawn").Queue()
+        spawn(run_rank, (size, told, options, folder, place), nprocs=size)
         seconds, cpu_seconds = torch.load(place / f"ranks-{size}.pt")
         first = rows[0]["cpu seconds"] if rows else cpu_seconds
         rows.append(

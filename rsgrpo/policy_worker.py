@@ -11,11 +11,11 @@ import dataclasses
 import gc
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 import ray
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore
 
 from rsgrpo.batching import PackedRow, Piece, lay_out, plan_micro_batches
 from rsgrpo.config import LossConfig, OptimizerConfig
@@ -41,6 +42,8 @@ from rsgrpo.vision_cache import PageFeatures
 from rsgrpo.vlm import EncodedPrompt, ProcessedImage, PromptEncoder, check_prompt_ids
 from rsgrpo.weight_transfer import BucketStager, StagedBucket, new_group
 from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket
+
+_MEETING_TIMEOUT = timedelta(minutes=30)  # as long as gloo waits: ranks may come late where a model's files are slow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,13 +76,17 @@ class PolicyWorker:
         self._num_hits_before = 0
         self._row: PackedRow | None = None
         self._stager: BucketStager | None = None
+        self._store: TCPStore | None = None
 
     def address(self) -> tuple[str, int]:
-        """This node's address and a free port, for the ranks to meet at."""
+        """Open the store that the ranks meet at, on this node; returns its host and port.
+
+        The store listens from here on: a port that was only looked for could be another process's by the time that
+        the ranks come.
+        """
         host = ray.util.get_node_ip_address() if self._spec.world_size > 1 else "127.0.0.1"
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return host, int(probe.getsockname()[1])
+        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_MEETING_TIMEOUT)
+        return host, int(self._store.port)
 
     def log_path(self) -> str:
         """The file that Ray writes this process's standard error to."""
@@ -89,7 +96,7 @@ class PolicyWorker:
         """Meet the other ranks, then load the model.
 
         Args:
-            address: where rank 0 runs, and a free port there.
+            address: where rank 0 has opened the store, see :meth:`address`.
 
         Returns:
             As :meth:`begin_from`.
@@ -105,8 +112,11 @@ class PolicyWorker:
             # Ray shows each worker its own GPU only.
             "LOCAL_RANK": "0",
         }
+        if self._store is None:
+            self._store = TCPStore(host, port, is_master=False, timeout=_MEETING_TIMEOUT)
         backend = "nccl" if spec.device == "gpu" else "gloo"
-        torch.distributed.init_process_group(backend, rank=spec.rank, world_size=spec.world_size)
+        # DeepSpeed finds the group and opens no port of its own.
+        torch.distributed.init_process_group(backend, store=self._store, rank=spec.rank, world_size=spec.world_size)
         self._build()
         return self._origin
 
