@@ -24,7 +24,7 @@ import numpy as np
 import ray
 import torch
 from torch import Tensor
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its list of names
 
 from rsgrpo.batching import PackedRow, Piece, lay_out, plan_micro_batches
 from rsgrpo.config import LossConfig, OptimizerConfig

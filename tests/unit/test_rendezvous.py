@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its list of names
 
 from rsgrpo.config import Config
 from rsgrpo.policy_setup import WorkerSpec
