@@ -20,6 +20,7 @@ RUN_VARIABLE = "RSGRPO_RUN"
 _DISMISSED = "dismissed"
 _SILENT = "silent"
 _LOOK_SECONDS = 0.5
+_END_SECONDS = 5.0  # one that hangs in the kernel goes when it can
 _GRACE_SECONDS = 8.0  # for the main thread to end in an orderly way after Ray's death
 
 
@@ -46,7 +47,7 @@ def marked_processes(mark: str) -> list[int]:
 
 
 def end_marked(mark: str) -> int:
-    """Kill every process with the mark, also those that are born while it looks.
+    """Kill every process with the mark, also those that are born while it looks, and wait until they are gone.
 
     Args:
         mark: see :func:`new_mark`.
@@ -60,6 +61,10 @@ def end_marked(mark: str) -> int:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         ended.update(alive)
+        # On a busy machine a killed process may wait for its end, and one just born shows no environment yet.
+        deadline = time.monotonic() + _END_SECONDS
+        while any(is_alive(pid) for pid in alive) and time.monotonic() < deadline:
+            time.sleep(_END_SECONDS / 500)
     return len(ended)
 
 
