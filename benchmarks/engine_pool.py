@@ -55,14 +55,15 @@ def measure(setup: Setup, num_rounds: int, num_questions: int, num_samples: int)
 
     config, model, cluster = setup.config, setup.prepared.base_model, setup.cluster
     sampling = SamplingConfig(max_response_tokens=config.rollout.sampling.max_response_tokens)
-    environment = engine_environment(config, cluster.device, config.rollout.num_threads or cluster.num_threads)
-    num_gpus = config.rollout.tensor_parallel_size if cluster.device == "gpu" else 0
     speeds: dict[str, list[float]] = {"pool": [], "alone": []}
     with open_workers(config, model, cluster) as workers:
+        device = workers.fitted.config.cluster.device
+        environment = engine_environment(config, device, config.rollout.num_threads or cluster.num_cores)
+        num_gpus = config.rollout.tensor_parallel_size if device == "gpu" else 0
         plain = (
             ray.remote(PlainEngine)
             .options(num_cpus=0, num_gpus=num_gpus, runtime_env={"env_vars": environment})
-            .remote(EngineSpec(config=config, model_folder=model, device=cluster.device))
+            .remote(EngineSpec(config=config, model_folder=model, device=device))
         )
         assert workers.engine is not None
         workers.engine.wait_ready()

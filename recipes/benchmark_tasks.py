@@ -92,7 +92,7 @@ def run_benchmarks(config: Config) -> Path:
         _check_same_answerer(root, config, model)
         missing = {name: journal.missing(too_long[name]) for name, journal in journals.items()}
         if any(missing.values()):
-            answerer = stack.enter_context(_open_answerer(config, model, processor))
+            answerer = stack.enter_context(_open_answerer(config, model, processor, folder, progress))
             with clock.stage("benchmarks"):
                 for task in tasks:
                     _answer(answerer, task, missing[task.name], journals[task.name], progress)
@@ -253,12 +253,17 @@ def _check_same_answerer(root: Path, config: Config, model: Path | None) -> None
 
 
 @contextmanager
-def _open_answerer(config: Config, model: Path | None, processor: Any) -> Iterator[Answerer]:
+def _open_answerer(
+    config: Config, model: Path | None, processor: Any, folder: RunFolder, progress: Progress
+) -> Iterator[Answerer]:
     if model is None:
         yield EndpointAnswerer(config.eval.endpoint, config.data, config.seed)
         return
     with open_cluster(config.cluster) as cluster, open_workers(config, model, cluster) as workers:
         assert workers.engine is not None
+        for line in workers.fitted.lines:
+            progress.line(line)
+        begin_run(folder, workers.fitted.config)
         yield EngineAnswerer(workers.engine, processor, config.seed)
 
 

@@ -14,6 +14,7 @@ from rewards.plugins import load_rewards
 from rsgrpo.benchmarks import find_benchmarks
 from rsgrpo.config import Config, ConfigError, SourceConfig
 from rsgrpo.data_files import DataError, data_files
+from rsgrpo.device import choose_device
 from rsgrpo.errors import shown
 from rsgrpo.machine import REPOSITORY, check_cluster, has_gpu_files, prepare_process
 from rsgrpo.prompts import template_fingerprint
@@ -54,10 +55,14 @@ def check_first(config: Config) -> list[str]:
 
 
 def _check_device(config: Config) -> None:
-    """On a machine without GPUs, what is checked once Ray runs can be checked now."""
-    is_cpu = config.cluster.device == "cpu" or (config.cluster.device == "auto" and not has_gpu_files())
-    if is_cpu and not config.cluster.address and not config.eval.endpoint.url:
-        check_topology(config, device="cpu", gpus_per_node=())
+    """On this machine, what is decided once Ray runs can be decided now, but for how many GPUs there are."""
+    if config.cluster.address or config.eval.endpoint.url:
+        return
+    # Whether a supervised stage has test questions, which an engine answers, shows later.
+    has_engines = config.stage != "sft"
+    choice = choose_device(config.cluster, int(has_gpu_files()), has_engines=has_engines)
+    if choice.device == "cpu":
+        check_topology(config, device="cpu", gpus_per_node=(), has_engines=has_engines)
 
 
 def _check_model_path(key: str, path: str) -> None:

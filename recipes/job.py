@@ -23,7 +23,7 @@ from rsgrpo.metrics import METRICS_FILE, RunLogger, read_metrics
 from rsgrpo.progress import Progress
 from rsgrpo.record_codec import read_record, write_record
 from rsgrpo.recorder import record_evaluation, truncate_after
-from rsgrpo.run_folder import RunFolder
+from rsgrpo.run_folder import RunFolder, begin_run
 from rsgrpo.stopwatch import StageClock
 from rsgrpo.summary import RunSummary, collect_versions, summarise_rl, summarise_sft, write_summary
 from rsgrpo.types import ImageRef, RolloutGroup
@@ -75,6 +75,9 @@ class Job:
         workers = self._stack.enter_context(
             open_workers(self.config, self.start_model, self._cluster, needs_engine=needs_engine)
         )
+        self._say(*workers.fitted.lines)
+        self._device = workers.fitted.config.cluster.device
+        begin_run(self.folder, workers.fitted.config)  # the record says what was decided where settings say auto
         if workers.engine is not None:
             self.engine = workers.engine
         if workers.policy is not None:
@@ -230,8 +233,8 @@ class Job:
                 stage=self.config.stage,
                 recipe=self.config.name,
                 seed=self.config.seed,
-                device=self._cluster.device,
-                num_cores=self._cluster.num_threads,
+                device=self._device,
+                num_cores=self._cluster.num_cores,
                 versions=collect_versions(REPOSITORY),
                 prompt_fingerprint=self.prepared.prompt_fingerprint,
                 skipped_samples=self.prepared.num_skipped,

@@ -10,9 +10,9 @@ from pathlib import Path
 from rollout.pool import RolloutPool
 from rsgrpo.cluster import Cluster
 from rsgrpo.config import Config
-from rsgrpo.placement import ON_CPU, Placement
+from rsgrpo.placement import open_placement
 from rsgrpo.policy import Policy
-from rsgrpo.topology import check_topology, plan_placement
+from rsgrpo.topology import Fitted, fit
 from rsgrpo.turns import Turns
 
 
@@ -23,10 +23,12 @@ class Workers:
     Attributes:
         engine: the pool of engines; None if nothing is sampled.
         policy: the training ranks; None with ``stage=eval``.
+        fitted: the settings that they were started with, and what to tell the user of it.
     """
 
     engine: RolloutPool | None
     policy: Policy | None
+    fitted: Fitted
 
 
 @contextmanager
@@ -42,31 +44,24 @@ def open_workers(
         needs_engine: whether anything is to be sampled.
 
     Raises:
-        TopologyError: the cluster cannot be used as the config asks; nothing has started then.
+        MachineError: the installed vLLM does not go with the device; nothing has started then.
+        TopologyError: the cluster cannot be used as the config asks; likewise.
     """
-    check_topology(config, device=cluster.device, gpus_per_node=cluster.gpus_per_node, has_engines=needs_engine)
+    fitted = fit(config, gpus_per_node=cluster.gpus_per_node, has_engines=needs_engine)
+    config, device = fitted.config, fitted.config.cluster.device
     with ExitStack() as stack:
-        placement = (
-            ON_CPU if cluster.device == "cpu" else Placement.on_gpus(plan_placement(config, has_engines=needs_engine))
-        )
-        stack.callback(placement.close)
+        placement, threads = stack.enter_context(open_placement(config, cluster, has_engines=needs_engine))
         policy = None
         if config.stage != "eval":
-            policy = Policy.start(
-                config,
-                model_folder,
-                device=cluster.device,
-                num_threads=config.trainer.num_threads or cluster.num_threads,
-                placement=placement,
-            )
+            policy = Policy.start(config, model_folder, device=device, num_threads=threads.ranks, placement=placement)
             stack.callback(policy.close)
         engine = None
         if needs_engine:
             engine = RolloutPool.start(
                 config,
                 model_folder,
-                device=cluster.device,
-                num_threads=cluster.num_threads,
+                device=device,
+                num_threads=threads.engines,
                 placement=placement,
                 rank_gpus=policy.gpus() if policy is not None and placement.is_shared else (),
             )
@@ -75,4 +70,4 @@ def open_workers(
             turns = Turns(policy, engine)
             policy.take_turns(turns)
             engine.take_turns(turns)
-        yield Workers(engine=engine, policy=policy)
+        yield Workers(engine=engine, policy=policy, fitted=fitted)

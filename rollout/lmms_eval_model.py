@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -50,11 +51,13 @@ from rsgrpo.images import check_page, page_from_image
 from rsgrpo.jsonl import append_rows
 from rsgrpo.media_store import MediaStore
 from rsgrpo.page_rules import MAX_MEGAPIXELS, PageRules
+from rsgrpo.placement import open_placement
 from rsgrpo.prompts import QuestionWriter
 from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.readers.media import MediaFinder
 from rsgrpo.sections import parse_response
 from rsgrpo.task_prompts.turns import ChatTurn, TaskPrompt
+from rsgrpo.topology import fit
 from rsgrpo.types import ImageRef, Sample
 
 EVISRAG_TASKS = "rsgrpo_evisrag"
@@ -191,8 +194,16 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
             raise LmmsEvalError(f"checkpoint={str(checkpoint)!r} is no model folder (it has no config.json)")
         processor = AutoProcessor.from_pretrained(checkpoint)
         cluster = self._open.enter_context(open_cluster(self._config.cluster))
+        fitted = fit(self._config, gpus_per_node=cluster.gpus_per_node)
+        for line in fitted.lines:
+            print(line, file=sys.stderr)
+        placement, threads = self._open.enter_context(open_placement(fitted.config, cluster))
         engine = RolloutPool.start(
-            self._config, checkpoint.absolute(), device=cluster.device, num_threads=cluster.num_threads
+            fitted.config,
+            checkpoint.absolute(),
+            device=fitted.config.cluster.device,
+            num_threads=threads.engines,
+            placement=placement,
         )
         self._open.callback(engine.close)
         return EngineAnswerer(engine, processor, self._config.seed)

@@ -48,6 +48,7 @@ def engine_environment(config: Config, device: str, num_threads: int) -> dict[st
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.rollout.kv_cache_gib))),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinned threads would fight the trainer's for their cores
+            "CUDA_VISIBLE_DEVICES": "",  # no library takes a GPU that the engine does not use
         }
     return variables
 
@@ -59,7 +60,7 @@ class RolloutPool:
         config: the run's settings.
         model_folder: what new workers load.
         device: ``cpu`` or ``gpu``.
-        num_threads: CPU threads of a worker.
+        num_threads: CPU threads of each worker; one number: of all of them.
         placement: where the workers run.
         rank_gpus: GPU of each training rank, where they are shared.
     """
@@ -70,14 +71,15 @@ class RolloutPool:
         model_folder: Path,
         *,
         device: str,
-        num_threads: int,
+        num_threads: int | Sequence[int],
         placement: Placement,
         rank_gpus: Sequence[str],
     ) -> None:
         self._config = config
         self._model_folder = model_folder
         self._device = device
-        self._num_threads = config.rollout.num_threads or num_threads
+        own = config.rollout.num_threads or num_threads
+        self._num_threads = [own] * config.rollout.num_workers if isinstance(own, int) else list(own)
         self._num_restarts = 0
         self._newest: WeightUpdate | None = None
         self._complete: WeightUpdate | None = None
@@ -99,7 +101,7 @@ class RolloutPool:
         model_folder: Path,
         *,
         device: str,
-        num_threads: int,
+        num_threads: int | Sequence[int],
         placement: Placement = ON_CPU,
         rank_gpus: Sequence[str] = (),
     ) -> RolloutPool:
@@ -109,7 +111,7 @@ class RolloutPool:
             config: the run's settings.
             model_folder: a Qwen2.5-VL folder that every node can read.
             device: ``cpu`` or ``gpu``.
-            num_threads: CPU threads of a worker, unless ``rollout.num_threads`` says otherwise.
+            num_threads: CPU threads of each worker, unless ``rollout.num_threads`` says otherwise; one number: of all.
             placement: where the workers run.
             rank_gpus: GPU of each training rank, where they are shared.
         """
@@ -132,7 +134,7 @@ class RolloutPool:
         from rollout.vllm_engine import EngineSpec
         from rollout.worker import RolloutWorker
 
-        environment = engine_environment(self._config, self._device, self._num_threads)
+        environment = engine_environment(self._config, self._device, self._num_threads[index])
         return (
             ray.remote(RolloutWorker)
             .options(**self._placement.for_engine(index, environment, self._rank_gpus))

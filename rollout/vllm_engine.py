@@ -29,7 +29,7 @@ from rsgrpo.banned_tokens import banned_token_ids
 from rsgrpo.config import Config, SamplingConfig
 from rsgrpo.images import load_page
 from rsgrpo.token_offsets import TokenTable
-from rsgrpo.topology import transfer_kind
+from rsgrpo.topology import engine_memory_frac, transfer_kind
 from rsgrpo.turns import Share
 from rsgrpo.types import PromptedSample, Rollout, RolloutGroup, WeightBucket, WeightVersion
 from rsgrpo.weight_transfer import StagedBucket
@@ -63,7 +63,7 @@ class EngineSpec:
 
 def _gpu_settings(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {
-        "gpu_memory_utilization": config.rollout.gpu_memory_frac,
+        "gpu_memory_utilization": engine_memory_frac(config),
         "enable_sleep_mode": config.cluster.topology == "colocated" and config.stage != "eval",
     }
     kind = transfer_kind(config, "gpu")

@@ -1,16 +1,19 @@
-"""Ray: start or join a cluster, watch over it, and say what the workers may use."""
+"""Ray: start or join a cluster, watch over it, and say what there is."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 
 from rsgrpo.config import ClusterConfig
 from rsgrpo.failures import reason
@@ -25,18 +28,50 @@ _SHUTDOWN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """What one machine of the cluster has.
+
+    Attributes:
+        node_id: Ray's.
+        cores: that processes of the run may use.
+        gpus: that Ray sees.
+    """
+
+    node_id: str
+    cores: int
+    gpus: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:
     """What the cluster offers.
 
     Attributes:
-        device: ``cpu`` or ``gpu``.
-        num_threads: threads that one worker may use on a CPU.
-        gpus_per_node: GPUs of each node.
+        nodes: its machines, those that are up.
+        num_cores: of this machine that this process may use.
     """
 
-    device: str
-    num_threads: int
-    gpus_per_node: tuple[int, ...]
+    nodes: tuple[Node, ...]
+    num_cores: int
+
+    @property
+    def gpus_per_node(self) -> tuple[int, ...]:
+        """GPUs of each node."""
+        return tuple(node.gpus for node in self.nodes)
+
+
+def _read_cluster(config: ClusterConfig) -> Cluster:
+    num_cores = len(os.sched_getaffinity(0))
+    # A client of a cluster elsewhere runs on none of its nodes.
+    own = "" if config.address.startswith("ray://") else ray.get_runtime_context().get_node_id()
+    nodes = []
+    for row in ray.nodes():
+        if row["Alive"]:
+            # Ray counts a container's share of the processors, but not which of them a process is bound to.
+            cores = int(row["Resources"].get("CPU", 0)) or 1
+            cores = min(cores, num_cores) if row["NodeID"] == own else cores
+            nodes.append(Node(node_id=row["NodeID"], cores=cores, gpus=int(row["Resources"].get("GPU", 0))))
+    return Cluster(nodes=tuple(nodes), num_cores=next((n.cores for n in nodes if n.node_id == own), num_cores))
 
 
 def _environment(mark: str) -> dict[str, dict[str, str]]:
@@ -63,6 +98,7 @@ def _start(mark: str) -> None:
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "60")
     os.environ[RUN_VARIABLE] = mark
     for attempt in range(_START_TRIES):
+        older = _session_folders()
         try:
             ray.init(
                 address="local",
@@ -73,13 +109,21 @@ def _start(mark: str) -> None:
             )
             return
         except Exception as error:  # Ray raises bare exceptions of its own when a process of its does not come up
+            # Ray forgets the processes of a node that did not come up, and leaves its folder.
             ray.shutdown()
             end_marked(mark)
+            for folder in _session_folders() - older:
+                shutil.rmtree(folder, ignore_errors=True)
             if attempt + 1 == _START_TRIES:
                 raise ClusterError(
                     f"Ray could not start on this machine, tried {_START_TRIES} times: {reason(error)}; on a busy "
                     "machine end other programs or try again, else look for a full /tmp or too little memory"
                 ) from error
+
+
+def _session_folders() -> set[Path]:
+    """Folders of Ray's nodes that this process has started: their names end with its id."""
+    return set(Path(get_default_ray_temp_dir()).glob(f"session_*_{os.getpid()}"))
 
 
 @contextmanager
@@ -93,7 +137,7 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
         config: address, device and size.
 
     Yields:
-        What the workers may use.
+        What there is; :func:`rsgrpo.topology.fit` decides what of it a run uses.
 
     Raises:
         ClusterError: Ray cannot be reached or started, or its processes died.
@@ -114,9 +158,7 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
                 _start(mark)
             guard.watch(_head_processes())
             stack.enter_context(_watched(mark, guard))
-        gpus = tuple(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"])
-        device = config.device if config.device != "auto" else ("gpu" if any(gpus) else "cpu")
-        yield Cluster(device=device, num_threads=len(os.sched_getaffinity(0)), gpus_per_node=gpus)
+        yield _read_cluster(config)
 
 
 @contextmanager

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rsgrpo.topology import PlacementPlan, TopologyError
+from rsgrpo.cluster import Cluster
+from rsgrpo.config import Config
+from rsgrpo.threads import Threads, share_threads
+from rsgrpo.topology import PlacementPlan, TopologyError, plan_placement
 
 _WAIT_SECONDS = 120.0
 
@@ -46,6 +50,16 @@ class Placement:
                 f"{_WAIT_SECONDS:g} s; `ray status` shows what is in use: end other jobs, or ask for less"
             )
         return cls(plan, group)
+
+    def nodes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Ray's ids of the nodes that the ranks lie on, and of those that the engines lie on; on a CPU both empty."""
+        if self._plan is None:
+            return (), ()
+        at = placement_group_table(self._group)["bundles_to_node_id"]
+        return (
+            tuple(at[bundle] for bundle in self._plan.rank_bundles),
+            tuple(at[bundle] for bundle in self._plan.engine_bundles),
+        )
 
     @property
     def is_shared(self) -> bool:
@@ -102,3 +116,35 @@ def _options(environment: Environment, *, num_gpus: int = 0, strategy: Any = "DE
 
 ON_CPU = Placement(None, None)
 """No reservation: Ray's scheduler decides."""
+
+
+@contextmanager
+def open_placement(
+    config: Config, cluster: Cluster, *, has_engines: bool = True
+) -> Iterator[tuple[Placement, Threads]]:
+    """Reserve places for the length of the block, and share out the cores there.
+
+    Args:
+        config: as :func:`rsgrpo.topology.fit` gives it.
+        cluster: what there is.
+        has_engines: False: nothing is sampled.
+
+    Yields:
+        Where ranks and engines run, and with how many CPU threads.
+
+    Raises:
+        TopologyError: the cluster is busy, or lacks CPUs.
+    """
+    cores = {node.node_id: node.cores for node in cluster.nodes}
+    if config.cluster.device == "cpu":
+        # Ray's scheduler chooses the nodes later: all may come to lie on the smallest one.
+        num_ranks = 0 if config.stage == "eval" else config.trainer.num_ranks
+        nodes = (("any",) * num_ranks, ("any",) * (config.rollout.num_workers * has_engines))
+        placement, cores = ON_CPU, {"any": min(cores.values())}
+    else:
+        placement = Placement.on_gpus(plan_placement(config, has_engines=has_engines))
+        nodes = placement.nodes()
+    try:
+        yield placement, share_threads(config, cores=cores, rank_nodes=nodes[0], engine_nodes=nodes[1])
+    finally:
+        placement.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from rsgrpo.weights import format_checksum
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _LOG_LINES = 20
+_ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _SHOWN_LOG = 100  # characters of the last line; the file has the rest
 
 Objective = Literal["policy", "nll"]
@@ -73,7 +75,15 @@ def _cost(group: TrainingGroup) -> int:
     return step_cost(prompt, [len(response.token_ids) for response in group.responses])
 
 
-def _environment(device: str, num_threads: int) -> dict[str, str]:
+def rank_environment(config: Config, device: str, num_threads: int, *, is_shared: bool = False) -> dict[str, str]:
+    """Variables of a rank's process.
+
+    Args:
+        config: the run's settings.
+        device: ``cpu`` or ``gpu``.
+        num_threads: CPU threads that it may use.
+        is_shared: whether an engine shares its GPU.
+    """
     variables = {
         "OMP_NUM_THREADS": str(num_threads),
         # Trainer and engine take turns on the same cores: a waiting thread must not spin on one.
@@ -82,8 +92,15 @@ def _environment(device: str, num_threads: int) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     if device == "cpu":
-        variables["DS_ACCELERATOR"] = "cpu"
-    return variables
+        # Without a GPU to see, no library takes one: Ray leaves them visible to processes that asked for none.
+        return variables | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    own = {name: os.environ[name] for name in _ALLOCATOR_VARIABLES if os.environ.get(name)}
+    if own or (is_shared and transfer_kind(config, device) == "cuda_ipc"):
+        # Another process can only map expandable segments where the system lets it take file descriptors from
+        # this one (pidfd_getfd), which containers forbid.
+        return variables | own
+    # Rows of every length would leave gaps between fixed segments that nothing fits into.
+    return variables | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
 
 class Policy:
@@ -108,7 +125,13 @@ class Policy:
 
     @classmethod
     def start(
-        cls, config: Config, model_folder: Path, *, device: str, num_threads: int, placement: Placement = ON_CPU
+        cls,
+        config: Config,
+        model_folder: Path,
+        *,
+        device: str,
+        num_threads: int | Sequence[int],
+        placement: Placement = ON_CPU,
     ) -> Policy:
         """Start the ranks and return at once; they load the model in the background.
 
@@ -116,17 +139,18 @@ class Policy:
             config: the run's settings.
             model_folder: a Qwen2.5-VL folder that every node can read.
             device: ``cpu`` or ``gpu``.
-            num_threads: CPU threads of each rank.
+            num_threads: CPU threads of each rank; one number: of all of them.
             placement: where the ranks run; where they share GPUs, they load at their first turn.
 
         Returns:
             The policy; every method waits for the ranks where it must.
         """
         num_ranks = config.trainer.num_ranks
-        environment = _environment(device, num_threads)
+        threads = [num_threads] * num_ranks if isinstance(num_threads, int) else num_threads
+        environments = [rank_environment(config, device, own, is_shared=placement.is_shared) for own in threads]
         workers = [
             ray.remote(PolicyWorker)
-            .options(**placement.for_rank(rank, environment))
+            .options(**placement.for_rank(rank, environments[rank]))
             .remote(
                 WorkerSpec(
                     config=config,
@@ -134,7 +158,7 @@ class Policy:
                     rank=rank,
                     world_size=num_ranks,
                     device=device,
-                    num_threads=num_threads,
+                    num_threads=threads[rank],
                     features_folder=features_folder(config),
                 )
             )

@@ -7,10 +7,16 @@ many ranks, and they take turns (``turns.py``). A rank or an engine never lies o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rsgrpo.config import Config
+from rsgrpo.config import Config, ConfigError
+from rsgrpo.device import choose_device
 from rsgrpo.errors import RsgrpoError
+
+_OWN_MEMORY_FRAC = 0.9  # the rest is for CUDA's context and NCCL, which vLLM does not count
+# Colocated, the sleeping trainer still has its CUDA context, NCCL's buffers and what its allocator did not give back,
+# and while weights are handed over both sides hold them, beside a bucket of them.
+_SHARED_MEMORY_FRAC = 0.6
 
 
 class TopologyError(RsgrpoError):
@@ -70,6 +76,90 @@ def transfer_kind(config: Config, device: str) -> str:
     if device == "cpu":
         return "object_store"
     return "cuda_ipc" if config.cluster.topology == "colocated" else "nccl"
+
+
+def engine_memory_frac(config: Config) -> float:
+    """Share of a GPU's memory that an engine may take.
+
+    Args:
+        config: ``rollout.gpu_memory_frac``, else decided by ``cluster.topology``; ``stage=eval`` has no trainer.
+
+    Example:
+        Unset: 0.9 disaggregated, 0.6 colocated. Set to 0.75: 0.75.
+    """
+    if config.rollout.gpu_memory_frac is not None:
+        return config.rollout.gpu_memory_frac
+    is_shared = config.cluster.topology == "colocated" and config.stage != "eval"
+    return _SHARED_MEMORY_FRAC if is_shared else _OWN_MEMORY_FRAC
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fitted:
+    """Settings as they are used on what there is.
+
+    Attributes:
+        config: ``cluster.device`` and ``cluster.topology`` decided, the rest as asked for.
+        lines: for the user: what was decided, and why; none where there is no GPU.
+    """
+
+    config: Config
+    lines: tuple[str, ...]
+
+
+def fit(config: Config, *, gpus_per_node: Sequence[int], has_engines: bool = True) -> Fitted:
+    """Decide what ``auto`` leaves open, and refuse what cannot work; before any worker starts.
+
+    Args:
+        config: the run's settings.
+        gpus_per_node: GPUs of each node of the cluster, as Ray sees them.
+        has_engines: False: nothing is sampled.
+
+    Raises:
+        MachineError: the installed vLLM does not go with the device (see :func:`rsgrpo.device.choose_device`).
+        TopologyError: ranks and engines find no place.
+
+    Example:
+        The quickstart with vLLM's GPU build and ``gpus_per_node=(1,)``: ``device=gpu``, ``topology=colocated``.
+    """
+    num_gpus = sum(gpus_per_node)
+    choice = choose_device(config.cluster, num_gpus, has_engines=has_engines)
+    topology = _topology(config, choice.device, gpus_per_node, has_engines=has_engines)
+    fitted = replace(config, cluster=replace(config.cluster, device=choice.device, topology=topology))
+    check_topology(fitted, device=choice.device, gpus_per_node=gpus_per_node, has_engines=has_engines)
+    if choice.device == "cpu":
+        return Fitted(config=fitted, lines=(choice.note,) if choice.note else ())
+    plan = plan_placement(fitted, has_engines=has_engines)
+    ranks = _counted(len(plan.rank_bundles), "training rank")
+    engines = _counted(len(plan.engine_bundles), "engine")
+    ways = "take turns" if plan.is_shared else "have GPUs of their own"
+    decided = ", chosen by auto" if config.cluster.topology == "auto" else ""
+    line = (
+        f"running on {plan.num_gpus} of {_counted(num_gpus, 'GPU')}: {ranks} and {engines} {ways} "
+        f"(cluster.topology={topology}{decided})"
+    )
+    return Fitted(config=fitted, lines=(line,))
+
+
+def _topology(config: Config, device: str, gpus_per_node: Sequence[int], *, has_engines: bool) -> str:
+    """Where ``auto`` stands for colocated: too few GPUs for both sides, enough for one, and settings that allow it."""
+    if config.cluster.topology != "auto":
+        return config.cluster.topology
+    if device == "cpu" or config.rollout.weight_transfer == "nccl":
+        return "disaggregated"
+    if config.rollout.weight_transfer != "cuda_ipc" and fits(
+        plan_placement(config, has_engines=has_engines), gpus_per_node
+    ):
+        return "disaggregated"
+    try:
+        colocated = replace(config, cluster=replace(config.cluster, topology="colocated"))
+    except ConfigError:  # other numbers of ranks and engines' GPUs, or sampling during the update
+        return "disaggregated"
+    plan = plan_placement(colocated, has_engines=has_engines)
+    return "colocated" if plan.is_shared and fits(plan, gpus_per_node) else "disaggregated"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def plan_placement(config: Config, *, has_engines: bool = True) -> PlacementPlan:
@@ -136,6 +226,8 @@ def check_topology(config: Config, *, device: str, gpus_per_node: Sequence[int],
     Raises:
         TopologyError: names the setting, what there is, and the way out.
     """
+    topology = _topology(config, device, gpus_per_node, has_engines=has_engines)
+    config = replace(config, cluster=replace(config.cluster, topology=topology))
     _check_transfer(config, device)
     if device == "cpu":
         if config.cluster.topology == "colocated":
@@ -145,11 +237,12 @@ def check_topology(config: Config, *, device: str, gpus_per_node: Sequence[int],
             )
         return
     cluster = config.cluster
+    way_out = "add +machine=one_gpu" if sum(gpus_per_node) == 1 else "lower them"
     if sum(gpus >= cluster.gpus_per_node for gpus in gpus_per_node) < cluster.num_nodes:
         raise TopologyError(
             f"cluster.num_nodes={cluster.num_nodes} × cluster.gpus_per_node={cluster.gpus_per_node} asks for "
             f"{cluster.num_nodes * cluster.gpus_per_node} GPUs, Ray has {sum(gpus_per_node)} ({_listed(gpus_per_node)} "
-            "by node); lower them, or join the missing nodes with `ray start`"
+            f"by node); {way_out}, or join the missing nodes with `ray start`"
         )
     plan = plan_placement(config, has_engines=has_engines)
     asked = (
@@ -158,7 +251,7 @@ def check_topology(config: Config, *, device: str, gpus_per_node: Sequence[int],
         f"(cluster.topology={cluster.topology}, stage={config.stage}), Ray has {sum(gpus_per_node)}"
     )
     if plan.num_gpus > sum(gpus_per_node):
-        raise TopologyError(f"{asked}; lower them, or join more nodes with `ray start`")
+        raise TopologyError(f"{asked}; {way_out}, or join more nodes with `ray start`")
     if not fits(plan, gpus_per_node):
         raise TopologyError(
             f"{asked}, but {_listed(gpus_per_node)} by node, where they do not fit: an engine is never spread over "

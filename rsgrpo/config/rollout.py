@@ -67,14 +67,16 @@ class RolloutConfig:
     """Prompt and response together."""
     max_num_sequences: int = 256
     max_batched_tokens: int = 16384
-    gpu_memory_frac: float = 0.6
+    gpu_memory_frac: float | None = None
+    """Share of a GPU's memory that an engine takes for weights, cache and activations; unset: 0.9 where it has its
+    GPUs to itself, 0.6 where it shares them with the trainer (``cluster.topology=colocated``)."""
     kv_cache_gib: float = 1.0
     """CPU engine only: memory for the paged cache."""
     enforce_eager: bool = False
     image_embeds: bool = False
     """Feed the engine the stored features of pages instead of pixels (needs ``model.vision_cache.folder``)."""
     num_threads: int = 0
-    """CPU engine only: threads a worker; 0: all cores."""
+    """CPU threads of each engine; 0: its share of its node's cores (docs/scaling.md)."""
     start_timeout_seconds: float = 900.0
     generate_timeout_seconds: float = 3600.0
     max_restarts: int = 2
@@ -95,7 +97,8 @@ class RolloutConfig:
         between("rollout.max_batched_tokens", self.max_batched_tokens, 1, _MAX_BATCHED_TOKENS)
         between("rollout.max_model_tokens", self.max_model_tokens, 2, _MAX_TOKENS)
         at_least("rollout.max_restarts", self.max_restarts, 0)
-        between("rollout.gpu_memory_frac", self.gpu_memory_frac, 0.01, 1.0)
+        if self.gpu_memory_frac is not None:
+            between("rollout.gpu_memory_frac", self.gpu_memory_frac, 0.01, 1.0)
         for name, value, maximum in (
             ("kv_cache_gib", self.kv_cache_gib, _MAX_CACHE_GIB),
             ("start_timeout_seconds", self.start_timeout_seconds, MAX_SECONDS),

