@@ -85,9 +85,9 @@ def engine_memory_frac(config: Config) -> float:
         config: ``rollout.gpu_memory_frac``, else decided by ``cluster.topology``; ``stage=eval`` has no trainer.
 
     Example:
-        Unset: 0.9 disaggregated, 0.6 colocated. Set to 0.75: 0.75.
+        0 gives 0.9 disaggregated and 0.6 colocated; 0.75 stays.
     """
-    if config.rollout.gpu_memory_frac is not None:
+    if config.rollout.gpu_memory_frac:
         return config.rollout.gpu_memory_frac
     is_shared = config.cluster.topology == "colocated" and config.stage != "eval"
     return _SHARED_MEMORY_FRAC if is_shared else _OWN_MEMORY_FRAC

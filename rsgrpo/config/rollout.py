@@ -67,8 +67,8 @@ class RolloutConfig:
     """Prompt and response together."""
     max_num_sequences: int = 256
     max_batched_tokens: int = 16384
-    gpu_memory_frac: float | None = None
-    """Share of a GPU's memory that an engine takes for weights, cache and activations; unset: 0.9 where it has its
+    gpu_memory_frac: float = 0.0
+    """Share of a GPU's memory that an engine takes for weights, cache and activations; 0: 0.9 where it has its
     GPUs to itself, 0.6 where it shares them with the trainer (``cluster.topology=colocated``)."""
     kv_cache_gib: float = 1.0
     """CPU engine only: memory for the paged cache."""
@@ -97,7 +97,7 @@ class RolloutConfig:
         between("rollout.max_batched_tokens", self.max_batched_tokens, 1, _MAX_BATCHED_TOKENS)
         between("rollout.max_model_tokens", self.max_model_tokens, 2, _MAX_TOKENS)
         at_least("rollout.max_restarts", self.max_restarts, 0)
-        if self.gpu_memory_frac is not None:
+        if self.gpu_memory_frac:
             between("rollout.gpu_memory_frac", self.gpu_memory_frac, 0.01, 1.0)
         for name, value, maximum in (
             ("kv_cache_gib", self.kv_cache_gib, _MAX_CACHE_GIB),

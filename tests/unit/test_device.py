@@ -201,16 +201,14 @@ def test_where_nothing_is_sampled_the_build_does_not_matter(installed: str, num_
 @pytest.mark.parametrize(
     ("topology", "stage", "asked", "expected"),
     [
-        ("disaggregated", "rl", None, 0.9),
-        ("colocated", "rl", None, 0.6),
-        ("colocated", "eval", None, 0.9),  # no trainer to share with
+        ("disaggregated", "rl", 0.0, 0.9),
+        ("colocated", "rl", 0.0, 0.6),
+        ("colocated", "eval", 0.0, 0.9),  # no trainer to share with
         ("disaggregated", "rl", 0.5, 0.5),
         ("colocated", "rl", 0.8, 0.8),
     ],
 )
-def test_an_engine_takes_what_the_topology_leaves_it(
-    topology: str, stage: str, asked: float | None, expected: float
-) -> None:
+def test_an_engine_takes_what_the_topology_leaves_it(topology: str, stage: str, asked: float, expected: float) -> None:
     config = config_of(topology=topology, stage=stage, gpu_memory_frac=asked)
     assert engine_memory_frac(config) == expected
 
