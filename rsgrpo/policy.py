@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from rsgrpo.config import Config, LossConfig, OptimizerConfig
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.faults import FaultyBatch, write_faulty_batch
 from rsgrpo.manifest import FileDigest, write_manifest
-from rsgrpo.placement import ON_CPU, Placement
+from rsgrpo.placement import ON_CPU, Placement, rank_environment
 from rsgrpo.policy_results import RankUpdate, in_order, update_metrics
 from rsgrpo.policy_setup import WorkerSpec, features_folder
 from rsgrpo.policy_worker import GatheredWeights, PolicyWorker
@@ -28,9 +27,7 @@ from rsgrpo.types import ResponseStats, TrainingGroup, UpdateResult, WeightVersi
 from rsgrpo.weight_transfer import RankStream, WeightSender
 from rsgrpo.weights import format_checksum
 
-_REPOSITORY = Path(__file__).resolve().parent.parent
 _LOG_LINES = 20
-_ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _SHOWN_LOG = 100  # characters of the last line; the file has the rest
 
 Objective = Literal["policy", "nll"]
@@ -73,34 +70,6 @@ def _cost(group: TrainingGroup) -> int:
     else:
         prompt = len(group.prompt.text) // 4 + 256 * len(group.prompt.images)
     return step_cost(prompt, [len(response.token_ids) for response in group.responses])
-
-
-def rank_environment(config: Config, device: str, num_threads: int, *, is_shared: bool = False) -> dict[str, str]:
-    """Variables of a rank's process.
-
-    Args:
-        config: the run's settings.
-        device: ``cpu`` or ``gpu``.
-        num_threads: CPU threads that it may use.
-        is_shared: whether an engine shares its GPU.
-    """
-    variables = {
-        "OMP_NUM_THREADS": str(num_threads),
-        # Trainer and engine take turns on the same cores: a waiting thread must not spin on one.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "PYTHONPATH": str(_REPOSITORY),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if device == "cpu":
-        # Without a GPU to see, no library takes one: Ray leaves them visible to processes that asked for none.
-        return variables | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    own = {name: os.environ[name] for name in _ALLOCATOR_VARIABLES if os.environ.get(name)}
-    if own or (is_shared and transfer_kind(config, device) == "cuda_ipc"):
-        # Another process can only map expandable segments where the system lets it take file descriptors from
-        # this one (pidfd_getfd), which containers forbid.
-        return variables | own
-    # Rows of every length would leave gaps between fixed segments that nothing fits into.
-    return variables | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
 
 class Policy:

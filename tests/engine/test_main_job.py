@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from rsgrpo.run_folder import read_settings
 from rsgrpo.summary import read_summary
 from tests.engine.train_process import finish, kill_once_there, start
 from tests.pickles import pickled_files
@@ -34,12 +36,16 @@ SMALL = (
 )
 
 
-def _start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+# A GPU, as far as Ray knows: the CPU build of vLLM, which these tests need, leaves it alone.
+ONE_GPU = {"RAY_OVERRIDE_RESOURCES": '{"GPU": 1}'}
+
+
+def _start(folder: Path, *overrides: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     return start(
         f"run_dir={folder}",
         *SMALL,
         *overrides,
-        environment={"TORCH_EXTENSIONS_DIR": str(folder.parent / "extensions")},
+        environment={"TORCH_EXTENSIONS_DIR": str(folder.parent / "extensions"), **(environment or {})},
     )
 
 
@@ -54,7 +60,10 @@ def _metrics(folder: Path) -> list[dict[str, object]]:
 
 def test_whole_job_then_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(_start(whole))
+    output = finish(_start(whole, environment=ONE_GPU))
+    assert "this machine has 1 GPU, the installed vLLM is its CPU build: running on the CPU" in " ".join(output.split())
+    decided = read_settings(whole / "config.yaml").cluster
+    assert (decided.device, decided.topology) == ("cpu", "disaggregated")
     summary = read_summary(whole / "summary.json")
     assert set(summary.evaluations) == {"before_sft", "after_sft", "after_rl"}
     assert summary.rl is not None

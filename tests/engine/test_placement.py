@@ -40,11 +40,14 @@ def test_disaggregated_ranks_and_engines_share_no_gpu(cluster: None) -> None:
     plan = plan_placement(config_of(ranks=4, engines=2, size=2))
     placed = Placement.on_gpus(plan)
     try:
+        nodes = placed.nodes()
         found = _places(
             [placed.for_engine(index, {}) for index in range(2)] + [placed.for_rank(rank, {}) for rank in range(4)]
         )
     finally:
         placed.close()
+    here = ray.get_runtime_context().get_node_id()
+    assert nodes == ((here,) * 4, (here,) * 2)
     used = [gpu for lent, _ in found for gpu in lent.split(",")]
     assert len(set(used)) == len(used) == 8
     assert [len(lent.split(",")) for lent, _ in found] == [2, 2, 1, 1, 1, 1]

@@ -12,7 +12,7 @@ from rsgrpo import device
 from rsgrpo.config import ClusterConfig, Config
 from rsgrpo.device import VllmBuild, choose_device, vllm_build
 from rsgrpo.machine import MachineError
-from rsgrpo.policy import rank_environment
+from rsgrpo.placement import rank_environment
 from rsgrpo.topology import TopologyError, engine_memory_frac, fit, transfer_kind
 from tests.unit.test_config import RECIPES, composed
 from tests.unit.test_topology import config_of
