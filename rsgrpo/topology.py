@@ -99,7 +99,8 @@ class Fitted:
 
     Attributes:
         config: ``cluster.device`` and ``cluster.topology`` decided, the rest as asked for.
-        lines: for the user: what was decided, and why; none where there is no GPU.
+        lines: for the user: what was decided, and why; none where there is no GPU. Short, since a display cuts long
+            ones, and with the way out in one of its own.
     """
 
     config: Config
@@ -127,17 +128,14 @@ def fit(config: Config, *, gpus_per_node: Sequence[int], has_engines: bool = Tru
     fitted = replace(config, cluster=replace(config.cluster, device=choice.device, topology=topology))
     check_topology(fitted, device=choice.device, gpus_per_node=gpus_per_node, has_engines=has_engines)
     if choice.device == "cpu":
-        return Fitted(config=fitted, lines=(choice.note,) if choice.note else ())
+        return Fitted(config=fitted, lines=tuple(choice.note.split("; ")) if choice.note else ())
     plan = plan_placement(fitted, has_engines=has_engines)
     ranks = _counted(len(plan.rank_bundles), "training rank")
     engines = _counted(len(plan.engine_bundles), "engine")
     ways = "take turns" if plan.is_shared else "have GPUs of their own"
-    decided = ", chosen by auto" if config.cluster.topology == "auto" else ""
-    line = (
-        f"running on {plan.num_gpus} of {_counted(num_gpus, 'GPU')}: {ranks} and {engines} {ways} "
-        f"(cluster.topology={topology}{decided})"
-    )
-    return Fitted(config=fitted, lines=(line,))
+    decided = f"cluster.topology={topology}{', chosen by auto' if config.cluster.topology == 'auto' else ''}"
+    lines = (f"running on {plan.num_gpus} of {_counted(num_gpus, 'GPU')}: {ranks} and {engines} {ways}", decided)
+    return Fitted(config=fitted, lines=lines)
 
 
 def _topology(config: Config, device: str, gpus_per_node: Sequence[int], *, has_engines: bool) -> str:

@@ -262,7 +262,7 @@ def topology_check(config: Config, num_gpus: int) -> Check:
     except (MachineError, TopologyError) as error:
         return refused(name, error)
     if fitted.config.cluster.device == "gpu":
-        return ok(name, fitted.lines[0])
+        return ok(name, "; ".join(fitted.lines))
     ranks = 0 if config.stage == "eval" else config.trainer.num_ranks
     return ok(name, f"{ranks} training ranks and {config.rollout.num_workers} engines fit on the cpu")
 

@@ -62,6 +62,7 @@ def test_whole_job_then_killed_and_resumed_equals_uninterrupted(tmp_path: Path) 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     output = finish(_start(whole, environment=ONE_GPU))
     assert "this machine has 1 GPU, the installed vLLM is its CPU build: running on the CPU" in " ".join(output.split())
+    assert "`uv run --no-group cpu --extra gpu train.py` uses the GPU" in output
     decided = read_settings(whole / "config.yaml").cluster
     assert (decided.device, decided.topology) == ("cpu", "disaggregated")
     summary = read_summary(whole / "summary.json")

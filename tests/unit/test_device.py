@@ -72,15 +72,14 @@ def test_the_first_command_runs_on_the_cpu_wherever_the_cpu_build_is_installed(
     fitted = fit(composed(), gpus_per_node=gpus_per_node)
     assert (fitted.config.cluster.device, fitted.config.cluster.topology) == ("cpu", "disaggregated")
     assert transfer_kind(fitted.config, "cpu") == "object_store"
-    assert len(fitted.lines) == bool(sum(gpus_per_node))
+    assert bool(fitted.lines) == bool(sum(gpus_per_node))
 
 
 @with_build("cpu")
 def test_a_gpu_that_is_not_used_is_named_with_the_way_to_use_it(installed: str) -> None:
-    (line,) = fit(composed(), gpus_per_node=(1,)).lines
-    assert line == (
-        "this machine has 1 GPU, the installed vLLM is its CPU build: running on the CPU; "
-        "`uv run --no-group cpu --extra gpu train.py` uses the GPU"
+    assert fit(composed(), gpus_per_node=(1,)).lines == (
+        "this machine has 1 GPU, the installed vLLM is its CPU build: running on the CPU",
+        "`uv run --no-group cpu --extra gpu train.py` uses the GPU",
     )
     assert "the cluster has 16 GPUs" in choose_device(ClusterConfig(address="auto"), 16).note
     assert "although this machine has 1 GPU" in choose_device(ClusterConfig(device="cpu"), 1).note
@@ -97,7 +96,7 @@ def test_the_first_command_takes_turns_on_one_gpu_and_spreads_over_two(
     fitted = fit(composed(), gpus_per_node=gpus_per_node)
     assert (fitted.config.cluster.device, fitted.config.cluster.topology) == ("gpu", topology)
     assert transfer_kind(fitted.config, "gpu") == kind
-    assert f"cluster.topology={topology}, chosen by auto" in fitted.lines[0]
+    assert fitted.lines[1] == f"cluster.topology={topology}, chosen by auto"
 
 
 @with_build("gpu")
@@ -267,3 +266,10 @@ def test_processes_on_the_cpu_see_no_gpu() -> None:
         assert environment["OMP_NUM_THREADS"] == "2"
     for environment in (rank_environment(config, "gpu", 2), engine_environment(config, "gpu", 2)):
         assert "CUDA_VISIBLE_DEVICES" not in environment
+
+
+@with_build("gpu")
+def test_what_is_decided_fits_into_the_lines_of_a_display(installed: str) -> None:
+    largest = config_of(ranks=64, engines=32, size=2, topology="auto")
+    for line in fit(largest, gpus_per_node=(8,) * 16).lines:
+        assert len(line) < 110
