@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from rsgrpo.config import Config, ConfigError
+from rsgrpo.config.rollout import MAX_BUCKET_MIB
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.natural_order import visible_files
 
@@ -95,6 +96,13 @@ def check_limits(folder: Path, config: Config) -> None:
         raise ConfigError(
             f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} does not divide the "
             f"{model.num_attention_heads} attention heads of the model in {shown(folder)}; choose one that does"
+        )
+    num_bytes = model.vocab_size * model.hidden_size * (4 if config.model.dtype == "float32" else 2)
+    if rollout.weight_transfer == "object_store" and config.stage != "eval" and num_bytes > MAX_BUCKET_MIB * 2**20:
+        raise ConfigError(
+            f"rollout.weight_transfer=object_store sends a parameter in one message of at most {MAX_BUCKET_MIB} MiB, "
+            f"the embedding of the model in {shown(folder)} has {num_bytes // 2**20} MiB in {config.model.dtype}; set "
+            "rollout.weight_transfer=auto or model.dtype=bfloat16"
         )
 
 

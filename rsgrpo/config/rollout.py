@@ -29,7 +29,8 @@ _MAX_PENALTY = 100.0
 _MAX_TOKENS = 100_000_000  # of a sequence
 _MAX_BATCHED_TOKENS = 4_194_304  # the engine sets memory aside for each of them
 _MAX_SEQUENCES = 65_536
-_MAX_BUCKET_MIB = 1_048_576
+MAX_BUCKET_MIB = 4_000
+"""A bucket travels between vLLM's processes as one message, which ends at 4 GiB."""
 _MAX_CACHE_GIB = 1.0e5
 
 
@@ -92,7 +93,7 @@ class RolloutConfig:
         between("rollout.num_workers", self.num_workers, 1, MAX_PROCESSES)
         between("rollout.tensor_parallel_size", self.tensor_parallel_size, 1, MAX_PROCESSES)
         between("rollout.num_threads", self.num_threads, 0, MAX_THREADS)
-        between("rollout.weight_bucket_mib", self.weight_bucket_mib, 1, _MAX_BUCKET_MIB)
+        between("rollout.weight_bucket_mib", self.weight_bucket_mib, 1, MAX_BUCKET_MIB)
         between("rollout.max_num_sequences", self.max_num_sequences, 1, _MAX_SEQUENCES)
         between("rollout.max_batched_tokens", self.max_batched_tokens, 1, _MAX_BATCHED_TOKENS)
         between("rollout.max_model_tokens", self.max_model_tokens, 2, _MAX_TOKENS)
