@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from rollout.engine import RolloutError
-from rollout.weight_stream import WeightStream
+from rollout.weight_stream import EngineDiedError, WeightStream
 from rsgrpo.cluster import REPOSITORY
 from rsgrpo.config import Config, SamplingConfig
 from rsgrpo.errors import RsgrpoError
@@ -21,6 +19,7 @@ from rsgrpo.policy import WeightUpdate
 from rsgrpo.policy_setup import features_folder
 from rsgrpo.turns import Phase, Share, Turns
 from rsgrpo.types import PromptedSample, RolloutGroup
+from rsgrpo.weight_transfer import WeightSender
 
 
 def engine_environment(config: Config, device: str, num_threads: int) -> dict[str, str]:
@@ -81,8 +80,9 @@ class RolloutPool:
         own = config.rollout.num_threads or num_threads
         self._num_threads = [own] * config.rollout.num_workers if isinstance(own, int) else list(own)
         self._num_restarts = 0
-        self._newest: WeightUpdate | None = None
-        self._complete: WeightUpdate | None = None
+        self._version = 0
+        self._whole: Callable[[], WeightUpdate] | None = None
+        self._is_streamed = False
         self._is_ready = False
         self._is_closed = False
         self._placement = placement
@@ -122,7 +122,7 @@ class RolloutPool:
     @property
     def policy_version(self) -> int:
         """Version of the weights that the workers hold."""
-        return 0 if self._newest is None else self._newest.version.version
+        return self._version
 
     @property
     def num_restarts(self) -> int:
@@ -170,9 +170,9 @@ class RolloutPool:
     def hold(self, share: Share) -> None:
         """See :class:`rsgrpo.turns.Holder`; a dead worker holds nothing, and is replaced when it has to answer."""
         self.wait_ready()
-        for call in [worker.hold.remote(share) for worker in self._workers]:
-            with suppress(ray.exceptions.RayActorError):
-                self._collect([call])
+        self._answers(
+            {index: worker.hold.remote(share) for index, worker in enumerate(self._workers)}, "go to sleep or wake up"
+        )
 
     def _take(self, phase: Phase) -> None:
         if self._turns is not None:
@@ -211,95 +211,110 @@ class RolloutPool:
                 )
                 for worker, share in shares.items()
             }
-            dead: dict[int, list[int]] = {}
-            for worker, call in calls.items():
-                answered = self._result(worker, call)
-                if answered is None:
-                    dead[worker] = shares[worker]
-                else:
-                    groups.update(zip(shares[worker], answered, strict=True))
-            for worker in dead:
-                self._replace(worker)
-            shares = dead
+            answered = self._answers(calls, "answer")
+            for worker, found in answered.items():
+                groups.update(zip(shares[worker], found, strict=True))
+            shares = {worker: share for worker, share in shares.items() if worker not in answered}
+            if shares and self._is_streamed and self._config.rl.max_staleness_steps and not self._is_closed:
+                raise RolloutError(
+                    "a rollout worker died while the trainer worked on newer weights, which it cannot send now "
+                    "(rl.max_staleness_steps=1); go on with resume=auto"
+                )
+            self._replace(shares)
         return [groups[index] for index in range(len(prompted))]
 
-    def _result(self, worker: int, call: ray.ObjectRef) -> Any:
-        """A call's value, or None if the worker died under it."""
-        timeout = self._config.rollout.generate_timeout_seconds
-        try:
-            return ray.get(call, timeout=timeout)
-        except ray.exceptions.RayActorError:
-            return None
-        except ray.exceptions.GetTimeoutError as error:
-            raise RolloutError(
-                f"rollout worker {worker} did not answer within rollout.generate_timeout_seconds={timeout:g}; "
-                "raise it, or lower rl.prompts_per_step"
-            ) from error
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RsgrpoError):
-                raise error.cause from error
-            raise
+    def _answers(self, calls: dict[int, ray.ObjectRef], what: str) -> dict[int, Any]:
+        """Values of calls to workers, without those that died under them.
 
-    def _replace(self, worker: int) -> None:
-        """A new worker with the newest weights in place of a dead one."""
+        Args:
+            calls: by the worker's number.
+            what: the worker was to do.
+        """
+        timeout = self._config.rollout.generate_timeout_seconds
+        values: dict[int, Any] = {}
+        for worker, call in calls.items():
+            try:
+                values[worker] = ray.get(call, timeout=timeout)
+            except ray.exceptions.RayActorError:
+                continue
+            except ray.exceptions.GetTimeoutError as error:
+                raise RolloutError(
+                    f"rollout worker {worker} did not {what} within rollout.generate_timeout_seconds={timeout:g}; "
+                    "raise it, or lower rl.prompts_per_step"
+                ) from error
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, RsgrpoError):
+                    raise error.cause from error
+                raise
+        return values
+
+    def _replace(self, dead: Iterable[int]) -> None:
+        """New workers with the newest weights in place of dead ones; one that dies on the way is replaced as well."""
+        dead = list(dead)
+        while dead:
+            self._count_restarts(dead)
+            self._stream.forget()
+            # As at the start: an engine measures the memory that it finds free.
+            self._take(Phase.SAMPLING)
+            for worker in dead:
+                self._workers[worker] = self._new_worker(worker)
+            for worker in dead:
+                self._wait_for(worker)
+            if self._whole is None:
+                return
+            dead = self._hand_over(self._whole(), dead)
+            self._take(Phase.SAMPLING)
+
+    def _count_restarts(self, dead: Sequence[int]) -> None:
         if self._is_closed:
             raise RolloutError("the rollout workers were ended while they sampled")
-        self._num_restarts += 1
+        self._num_restarts += len(dead)
         if self._num_restarts > self._config.rollout.max_restarts:
             raise RolloutError(
-                f"rollout worker {worker} died, and {self._config.rollout.max_restarts} workers were replaced before "
-                "(rollout.max_restarts); look for its cause in Ray's session folder (often memory: lower "
-                "rollout.max_num_sequences or rollout.kv_cache_gib), then go on with resume=auto"
+                f"rollout worker {dead[0]} died, and {self._num_restarts - len(dead)} workers were replaced before "
+                f"(rollout.max_restarts={self._config.rollout.max_restarts}); look for its cause in Ray's session "
+                "folder (often memory: lower rollout.max_num_sequences or rollout.kv_cache_gib), then go on with "
+                "resume=auto"
             )
-        self._workers[worker] = self._new_worker(worker)
-        self._wait_for(worker)
-        if self._newest is not None and self._newest.sender is not None:
-            self._stream_again(self._newest)
-            return
-        for update in dict.fromkeys((self._complete, self._newest)):
-            if update is not None:
-                ray.get(self._workers[worker].update_weights.remote(list(update.buckets), update.version))
-
-    def _stream_again(self, update: WeightUpdate) -> None:
-        if self._config.rl.max_staleness_steps:
-            raise RolloutError(
-                "a rollout worker died while the trainer worked on newer weights, which it cannot send now "
-                "(rl.max_staleness_steps=1); go on with resume=auto"
-            )
-        assert update.sender is not None
-        self._stream.forget()
-        self._receive(dataclasses.replace(update, sender=update.sender.whole(), is_complete=True))
-        self._take(Phase.SAMPLING)
 
     def update_weights(self, update: WeightUpdate) -> None:
         """See :class:`rollout.engine.RolloutEngine`; a worker that died meanwhile is replaced."""
         self.wait_ready()
-        self._newest = update
+        # Not the update itself: it would keep a copy of the weights in memory for as long as the run lasts.
+        self._version, self._whole, self._is_streamed = update.version.version, update.whole, update.sender is not None
+        self._replace(self._hand_over(update, range(len(self._workers))))
+
+    def _hand_over(self, update: WeightUpdate, workers: Iterable[int]) -> list[int]:
+        """Give weights to these workers, or to all where they are streamed; returns those that died under it."""
         if update.sender is not None:
-            self._receive(update)
-            return
-        if update.is_complete:
-            self._complete = update
+            return self._stream_to_all(update, update.sender)
         self._take(Phase.TRANSFER)
-        calls = [worker.update_weights.remote(list(update.buckets), update.version) for worker in self._workers]
-        for index, call in enumerate(calls):
-            try:
-                self._collect([call])
-            except ray.exceptions.RayActorError:
-                self._replace(index)
+        calls = {
+            worker: self._workers[worker].update_weights.remote(
+                list(update.buckets), update.version, update.is_complete
+            )
+            for worker in workers
+        }
+        taken = self._answers(calls, "take new weights")
+        return [worker for worker in calls if worker not in taken]
 
-    def _receive(self, update: WeightUpdate) -> None:
-        assert update.sender is not None
+    def _stream_to_all(self, update: WeightUpdate, sender: WeightSender) -> list[int]:
         self._take(Phase.TRANSFER)
-        self._stream.send(self._workers, update.sender, update.version.version)
-
-    def _collect(self, calls: list[ray.ObjectRef]) -> None:
+        dead = self._dead()
+        if dead:
+            return dead
         try:
-            ray.get(calls)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RsgrpoError):
-                raise error.cause from error
-            raise
+            self._stream.send(self._workers, sender, update.version.version, is_complete=update.is_complete)
+        except EngineDiedError:
+            if sender.kind == "nccl":
+                raise  # the trainer's end waits in a broadcast that the dead engine cannot join any more
+            return self._dead()
+        return []
+
+    def _dead(self) -> list[int]:
+        calls = {index: worker.ready.remote() for index, worker in enumerate(self._workers)}
+        alive = self._answers(calls, "answer")
+        return [worker for worker in calls if worker not in alive]
 
     def close(self) -> None:
         """End the workers; a call that another thread still waits for raises."""

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
+from vllm.logprobs import FlatLogprobs
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from rollout.engine import RolloutError
+from rollout.engine_watch import EngineWatch, process_and_parent
+from rollout.layer_loading import begin_loading, finish_loading, load_bucket, unfinished_layers
 from rollout.page_embeds import PageEmbeds
 from rollout.token_ban import ban_tokens
-from rollout.weight_loading import (
-    begin_update,
-    call_pickled,
-    finish_update,
-    join_trainer,
-    load_buckets,
-    receive_bucket,
-)
+from rollout.weight_loading import begin_update, call_pickled, finish_update, join_trainer, receive_bucket
 from rsgrpo.banned_tokens import banned_token_ids
 from rsgrpo.config import Config, SamplingConfig
+from rsgrpo.errors import shown
 from rsgrpo.images import load_page
 from rsgrpo.token_offsets import TokenTable
 from rsgrpo.topology import engine_memory_frac, transfer_kind
@@ -82,6 +83,21 @@ def request_seed(seed: int, sample_id: str) -> int:
     return int.from_bytes(digest, "big") % _MAX_SEED
 
 
+def sampled_logprobs(flat: FlatLogprobs) -> NDArray[np.float32]:
+    """Log-probabilities of the sampled tokens, which lead their positions.
+
+    Args:
+        flat: of one response.
+
+    Returns:
+        [R] float32.
+    """
+    logprobs = np.asarray(flat.logprobs, dtype=np.float32)
+    if len(logprobs) == len(flat.start_indices):  # nothing but the sampled token at each position
+        return logprobs
+    return logprobs[np.asarray(flat.start_indices, dtype=np.int64)]
+
+
 class VllmEngine:
     """vLLM with real weights, greedy or sampled, log-probabilities at the sampling temperature.
 
@@ -96,9 +112,10 @@ class VllmEngine:
         on_gpu: dict[str, Any] = {}
         if spec.device == "gpu":
             on_gpu = _gpu_settings(spec.config)
-        # On a GPU vLLM runs its engine in a process of its own, on a CPU in this one.
-        self._is_in_process = spec.device == "cpu"
+        # On a GPU vLLM runs its engine in a process of its own, on a CPU in this one, unless the environment says so.
+        self._is_in_process = spec.device == "cpu" and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
         self._share = Share.ALL
+        self._is_updating = False
         self._page_rules = self._data.page_rules
         self._llm = LLM(
             model=str(spec.model_folder),
@@ -114,11 +131,14 @@ class VllmEngine:
             enable_prefix_caching=True,
             limit_mm_per_prompt={"image": self._data.max_images, "video": 0},
             enable_mm_embeds=settings.image_embeds,
+            # The trainer computes logits in float32; the engine's, rounded to bfloat16, would stand apart from them.
+            hf_overrides={"head_dtype": "float32"} if spec.config.model.dtype == "bfloat16" else {},
             logprobs_mode="processed_logprobs",
             generation_config="vllm",  # a model's own sampling defaults would change what log-probabilities mean
             disable_log_stats=True,
             **on_gpu,
         )
+        self._watch = EngineWatch(self._llm.collective_rpc(process_and_parent))
         self._embeds: PageEmbeds | None = None
         if settings.image_embeds and spec.features_folder is not None:
             self._embeds = PageEmbeds(spec.config, spec.model_folder, spec.features_folder, spec.device)
@@ -140,7 +160,8 @@ class VllmEngine:
             torch.default_generator.manual_seed(request_seed(seed, "/".join(one.sample.sample_id for one in prompted)))
         prompts = [self._prompt(one) for one in prompted]
         parameters = [self._parameters(one.sample.sample_id, num_samples, sampling, seed) for one in prompted]
-        outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+        with self._engine_alive():
+            outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
         return [self._group(one, output, sampling) for one, output in zip(prompted, outputs, strict=True)]
 
     def _prompt(self, prompted: PromptedSample) -> TokensPrompt:
@@ -163,6 +184,7 @@ class VllmEngine:
             max_tokens=sampling.max_response_tokens,
             seed=request_seed(seed, sample_id) if self._has_request_seeds and sampling.temperature > 0 else None,
             logprobs=0,  # the sampled token's alone
+            flat_logprobs=True,  # numbers in lists: an object a token would cost five times as much
             detokenize=False,  # texts come from the ids' own bytes, with offsets
         )
 
@@ -185,11 +207,7 @@ class VllmEngine:
 
     def _rollout(self, sample_id: str, completion: Any, sampling: SamplingConfig) -> Rollout:
         ids = np.asarray(completion.token_ids, dtype=np.int32)
-        logprobs = np.fromiter(
-            (entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)),
-            dtype=np.float32,
-            count=len(ids),
-        )
+        logprobs = sampled_logprobs(completion.logprobs)
         text, starts = self._table.decode(ids)
         return Rollout(
             sample_id=sample_id,
@@ -203,15 +221,16 @@ class VllmEngine:
             temperature=sampling.temperature,
         )
 
-    def update_weights(self, buckets: Sequence[WeightBucket], version: WeightVersion) -> None:
+    def update_weights(self, buckets: Sequence[WeightBucket], version: WeightVersion, *, is_complete: bool) -> None:
         """Replace weights in place.
 
         Args:
             buckets: all of them, or those that training changes, in checksum order.
             version: stamp and checksum.
+            is_complete: whether all of the model's parameters are in them.
 
         Raises:
-            RolloutError: what arrived is not what was sent.
+            RolloutError: what arrived is not what was sent, or leaves a layer without its weights.
         """
         checksum = 0
         for bucket in buckets:
@@ -221,16 +240,34 @@ class VllmEngine:
                 f"the weights of version {version.version} arrived with checksum {format_checksum(checksum)}, sent was "
                 f"{version.checksum}; the transfer is broken: look for memory faults or a full object store"
             )
-        self._in_workers(load_buckets, tuple(buckets))
-        self._take_version(version.version)
+        self._in_workers(begin_loading)
+        for bucket in buckets:
+            # One call each: vLLM's messages between processes end at 4 GiB.
+            self._in_workers(load_bucket, bucket)
+        self._finish(finish_loading, version.version, is_complete)
+
+    def _finish(self, finish: Callable[[Any], None], version: int, is_complete: bool) -> None:
+        """Close an update, also one that is refused: the next one has to find vLLM's layers in order."""
+        layers = sorted({layer for found in self._in_workers(unfinished_layers, is_complete) for layer in found})
+        self._in_workers(finish)
+        if layers:
+            raise RolloutError(
+                f"the weights of version {version} leave {len(layers)} of the engine's layers without all of their "
+                f"parameters ({shown(', '.join(layers), 120)}); the trainer did not send what the model needs: load a "
+                "model that holds them, or report a defect"
+            )
+        self._take_version(version)
 
     def join_trainer(self, kind: str, group: str, first_member: int, num_members: int) -> None:
         """Make ready for weights from the trainer's GPUs; arguments as in ``weight_loading.join_trainer``."""
         self._in_workers(join_trainer, kind, group, first_member, num_members)
 
     def begin_update(self) -> None:
-        """Open a weight update from the trainer's GPUs."""
+        """Open a weight update from the trainer's GPUs; one that was given up before its end is closed first."""
+        if self._is_updating:
+            self._in_workers(finish_update)
         self._in_workers(begin_update)
+        self._is_updating = True
 
     def receive_bucket(self, bucket: StagedBucket) -> list[int]:
         """Load a bucket from the trainer's GPUs.
@@ -243,14 +280,18 @@ class VllmEngine:
         """
         return self._in_workers(receive_bucket, bucket)
 
-    def finish_update(self, version: int) -> None:
+    def finish_update(self, version: int, *, is_complete: bool) -> None:
         """Close a weight update from the trainer's GPUs.
 
         Args:
             version: stamp of the responses from here on.
+            is_complete: whether all of the model's parameters were sent.
+
+        Raises:
+            RolloutError: a layer has not got its weights.
         """
-        self._in_workers(finish_update)
-        self._take_version(version)
+        self._is_updating = False
+        self._finish(finish_update, version, is_complete)
 
     def hold(self, share: Share) -> None:
         """Keep that much on the GPU; the weights wait on the host, the cache is given up.
@@ -260,22 +301,38 @@ class VllmEngine:
         Args:
             share: nothing, the weights, or all.
         """
-        if share < self._share:
-            self._llm.sleep(level=1)
-            self._share = Share.NOTHING
-        missing = [tag for tag in _KEPT_AWAKE[share] if tag not in _KEPT_AWAKE[self._share]]
-        if missing:
-            self._llm.wake_up(tags=missing)
+        with self._engine_alive():
+            if share < self._share:
+                self._llm.sleep(level=1)
+                self._share = Share.NOTHING
+            missing = [tag for tag in _KEPT_AWAKE[share] if tag not in _KEPT_AWAKE[self._share]]
+            if missing:
+                self._llm.wake_up(tags=missing)
         self._share = share
 
+    @contextmanager
+    def _engine_alive(self) -> Iterator[None]:
+        """Around every call to the engine: this process ends with it.
+
+        The watch would see it as well, but a moment after the call's error has reached the pool.
+        """
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, EngineDeadError) or self._watch.has_died():
+                self._watch.leave()
+            raise
+
     def _in_workers(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        if self._is_in_process:
-            return self._llm.collective_rpc(function, args=arguments)
-        return self._llm.collective_rpc(call_pickled, args=(pickle.dumps((function, arguments), protocol=5),))
+        with self._engine_alive():
+            if self._is_in_process:
+                return self._llm.collective_rpc(function, args=arguments)
+            return self._llm.collective_rpc(call_pickled, args=(pickle.dumps((function, arguments), protocol=5),))
 
     def _take_version(self, version: int) -> None:
         # Features of the old vision tower and keys of the old layers must not meet the new weights.
-        self._llm.reset_prefix_cache()
-        self._llm.llm_engine.reset_mm_cache()
-        self._llm.llm_engine.reset_encoder_cache()
+        with self._engine_alive():
+            self._llm.reset_prefix_cache()
+            self._llm.llm_engine.reset_mm_cache()
+            self._llm.llm_engine.reset_encoder_cache()
         self.policy_version = version

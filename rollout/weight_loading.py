@@ -1,21 +1,23 @@
-"""What runs inside vLLM's own workers when weights come in, from the object store or from the trainer's GPUs."""
+"""What runs inside vLLM's own workers when weights come in from the trainer's GPUs, and what all updates share."""
 
 from __future__ import annotations
 
+import logging
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
 from torch import Tensor
 
-from rsgrpo.types import WeightBucket
 from rsgrpo.weight_transfer import StagedBucket, device_checksum
-from rsgrpo.weights import bucket_tensors
 
 # One broadcast a bucket: vLLM cuts what it receives where this many bytes are passed, which is never.
 _NEVER_CUT_BYTES = 2**62
 _NUM_BYTES = {"float32": 4, "bfloat16": 2}
+_RELOADING = "vllm.model_executor.model_loader.reload.layerwise"
+_KEPT_LAYER = "%s: Failed to load weights"
 
 
 def call_pickled(worker: Any, call: bytes) -> Any:
@@ -31,19 +33,30 @@ def call_pickled(worker: Any, call: bytes) -> Any:
     return function(worker, *arguments)
 
 
-def load_buckets(worker: Any, buckets: Sequence[WeightBucket]) -> None:
-    """Load named tensors in the checkpoint's layout, laid out anew as at the start.
+@contextmanager
+def without_kept_layers() -> Iterator[None]:
+    """Keep vLLM from warning of every layer that was not sent: a frozen tower has hundreds of them.
+
+    Which of them should have been is for :func:`rollout.layer_loading.unfinished_layers` to say.
+    """
+    logger = logging.getLogger(_RELOADING)
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return record.msg != _KEPT_LAYER
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+def tie_head(model: Any) -> None:
+    """Let a tied head follow the embedding, once that is loaded.
 
     Args:
-        worker: vLLM's.
-        buckets: what the trainer sent.
+        model: vLLM's.
     """
-    tensors = (pair for bucket in buckets for pair in bucket_tensors(bucket))
-    worker.model_runner.reload_weights(weights_iterator=tensors)
-    _tie_head(worker.model_runner.get_model())
-
-
-def _tie_head(model: Any) -> None:
     language = model.language_model
     if language.config.tie_word_embeddings:
         # Reloading goes by the checkpoint's names, where a tied head has none: the head would keep the old
@@ -130,5 +143,6 @@ def receive_bucket(worker: Any, bucket: StagedBucket) -> int:
 
 def finish_update(worker: Any) -> None:
     """Close a weight update: vLLM lays the new weights out as it wants them."""
-    worker.finish_weight_update()
-    _tie_head(worker.model_runner.get_model())
+    with without_kept_layers():
+        worker.finish_weight_update()
+    tie_head(worker.model_runner.get_model())

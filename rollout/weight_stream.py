@@ -8,7 +8,13 @@ from typing import Any
 import ray
 
 from rollout.engine import RolloutError
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.failures import reason
 from rsgrpo.weight_transfer import WeightSender
+
+
+class EngineDiedError(RolloutError):
+    """An engine died while it took new weights; those that live have a part of them."""
 
 
 class WeightStream:
@@ -28,16 +34,18 @@ class WeightStream:
         """An engine was replaced: all of them have to meet the trainer again."""
         self._has_joined = False
 
-    def send(self, engines: Sequence[Any], sender: WeightSender, version: int) -> None:
+    def send(self, engines: Sequence[Any], sender: WeightSender, version: int, *, is_complete: bool) -> None:
         """Update all engines.
 
         Args:
             engines: their actors.
             sender: the trainer's end.
             version: of the weights.
+            is_complete: whether all parameters are sent.
 
         Raises:
-            RolloutError: an engine died or did not answer, or holds other weights than were sent.
+            EngineDiedError: an engine died.
+            RolloutError: an engine did not answer, holds other weights than were sent, or lacks some.
         """
         if not self._has_joined:
             self._join(engines, sender)
@@ -51,7 +59,7 @@ class WeightStream:
                         f"({bucket.names[0]} and {len(bucket.names) - 1} more); the transfer is broken: try "
                         "rollout.weight_transfer=object_store"
                     )
-        self._answers([engine.finish_update.remote(version) for engine in engines])
+        self._answers([engine.finish_update.remote(version, is_complete) for engine in engines])
 
     def _join(self, engines: Sequence[Any], sender: WeightSender) -> None:
         num_members = 1 + len(engines) * self._gpus_per_engine
@@ -68,8 +76,16 @@ class WeightStream:
     def _answers(self, calls: list[ray.ObjectRef]) -> list[Any]:
         try:
             return list(ray.get(calls, timeout=self._timeout_seconds))
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-            raise RolloutError(
-                f"a rollout worker died, or did not answer within {self._timeout_seconds:g} s "
-                f"(rollout.generate_timeout_seconds), while it took new weights: {error}; go on with resume=auto"
+        except ray.exceptions.RayActorError as error:
+            raise EngineDiedError(
+                f"a rollout worker died while it took new weights: {reason(error)}; go on with resume=auto"
             ) from error
+        except ray.exceptions.GetTimeoutError as error:
+            raise RolloutError(
+                f"a rollout worker did not take new weights within {self._timeout_seconds:g} s "
+                "(rollout.generate_timeout_seconds); raise it, or go on with resume=auto"
+            ) from error
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RsgrpoError):
+                raise error.cause from error
+            raise

@@ -34,9 +34,9 @@ class RolloutWorker:
         """See :class:`rollout.engine.RolloutEngine`."""
         return self._engine.generate(prompted, num_samples=num_samples, sampling=sampling, seed=seed)
 
-    def update_weights(self, buckets: Sequence[ray.ObjectRef], version: WeightVersion) -> None:
+    def update_weights(self, buckets: Sequence[ray.ObjectRef], version: WeightVersion, is_complete: bool) -> None:
         """Fetch the buckets from the object store and load them."""
-        self._engine.update_weights(ray.get(list(buckets)), version)
+        self._engine.update_weights(ray.get(list(buckets)), version, is_complete=is_complete)
 
     def join_trainer(self, kind: str, group: str, first_member: int, num_members: int) -> None:
         """Make ready for weights from the trainer's GPUs."""
@@ -50,9 +50,9 @@ class RolloutWorker:
         """Load a bucket from the trainer's GPUs; the checksum of what came in, one for each GPU."""
         return self._engine.receive_bucket(bucket)
 
-    def finish_update(self, version: int) -> None:
+    def finish_update(self, version: int, is_complete: bool) -> None:
         """Close a weight update from the trainer's GPUs."""
-        self._engine.finish_update(version)
+        self._engine.finish_update(version, is_complete=is_complete)
 
     def hold(self, share: Share) -> None:
         """Keep that much on the GPU."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,8 @@ class WeightUpdate:
         version: how many updates were taken, and the checksum over the buckets (see ``weights.py``).
         buckets: references to WeightBucket records in Ray's object store, in checksum order.
         is_complete: whether all parameters are in it, or only those that training changes.
+        whole: gives all parameters as they are when it is called, for an engine that takes a dead one's place; waits
+            for an update that is under way.
         sender: gives the weights out bucket by bucket, GPU to GPU, with checksums of their own; there are no
             ``buckets`` then. None: they are in the object store.
     """
@@ -56,6 +59,7 @@ class WeightUpdate:
     version: WeightVersion
     buckets: tuple[ray.ObjectRef, ...]
     is_complete: bool
+    whole: Callable[[], WeightUpdate]
     sender: WeightSender | None = None
 
 
@@ -91,6 +95,9 @@ class Policy:
         self._version = 0
         self._has_sent_all = False
         self._origin = ""
+        # Asynchronous mode: a thread that samples asks for weights while another one updates them, and all ranks have
+        # to get these calls in the same order.
+        self._one_at_a_time = threading.RLock()
 
     @classmethod
     def start(
@@ -227,14 +234,13 @@ class Policy:
         """
         if objective == "policy" and loss is None:
             raise ValueError("objective='policy' needs loss=LossConfig(...)")
-        num_micro_batches, planned = self._prepare(groups)
-        ranks = cast(
-            list[RankUpdate],
-            self._collect([w.update.remote(num_micro_batches, objective, loss) for w in self._workers], in_step=True),
-        )
-        if not ranks[0].is_skipped:
-            self._version += 1
-        elif ranks[0].num_skipped_in_row >= self._config.trainer.max_skipped_steps:
+        with self._one_at_a_time:
+            num_micro_batches, planned = self._prepare(groups)
+            calls = [worker.update.remote(num_micro_batches, objective, loss) for worker in self._workers]
+            ranks = cast(list[RankUpdate], self._collect(calls, in_step=True))
+            if not ranks[0].is_skipped:
+                self._version += 1
+        if ranks[0].is_skipped and ranks[0].num_skipped_in_row >= self._config.trainer.max_skipped_steps:
             kept = self._keep_fault(
                 FaultyBatch(groups=tuple(groups), objective=objective, loss=loss, version=self._version)
             )
@@ -265,8 +271,9 @@ class Policy:
         Returns:
             One record a response, in the order of ``groups``.
         """
-        num_micro_batches, _ = self._prepare(groups)
-        ranks = self._collect([worker.score.remote(num_micro_batches) for worker in self._workers], in_step=True)
+        with self._one_at_a_time:
+            num_micro_batches, _ = self._prepare(groups)
+            ranks = self._collect([worker.score.remote(num_micro_batches) for worker in self._workers], in_step=True)
         return in_order(groups, [one for rank in ranks for one in rank])
 
     def _prepare(self, groups: Sequence[TrainingGroup]) -> tuple[int, int]:
@@ -297,33 +304,31 @@ class Policy:
         self.wait_ready()
         max_bucket_bytes = max_bucket_bytes or self._config.rollout.weight_bucket_mib * 2**20
         leaves_frozen_out = self._has_sent_all if trainable_only is None else trainable_only
-        if self._transfer != "object_store":
+        whole = partial(self.weights, max_bucket_bytes, trainable_only=False)
+        with self._one_at_a_time:
             self._has_sent_all = self._has_sent_all or not leaves_frozen_out
+            if self._transfer != "object_store":
+                return WeightUpdate(
+                    version=WeightVersion(version=self._version, checksum=""),
+                    buckets=(),
+                    is_complete=not leaves_frozen_out,
+                    whole=whole,
+                    sender=RankStream(
+                        self._transfer,
+                        self._workers,
+                        partial(self._collect, in_step=True),
+                        max_bucket_bytes=max_bucket_bytes,
+                        trainable_only=leaves_frozen_out,
+                    ),
+                )
+            calls = [worker.gather_weights.remote(max_bucket_bytes, leaves_frozen_out) for worker in self._workers]
+            gathered = cast(list[GatheredWeights], self._collect(calls, in_step=True))
             return WeightUpdate(
-                version=WeightVersion(version=self._version, checksum=""),
-                buckets=(),
+                version=WeightVersion(version=self._version, checksum=format_checksum(gathered[0].checksum)),
+                buckets=gathered[0].buckets,
                 is_complete=not leaves_frozen_out,
-                sender=RankStream(
-                    self._transfer,
-                    self._workers,
-                    partial(self._collect, in_step=True),
-                    max_bucket_bytes=max_bucket_bytes,
-                    trainable_only=leaves_frozen_out,
-                ),
+                whole=whole,
             )
-        gathered = cast(
-            list[GatheredWeights],
-            self._collect(
-                [worker.gather_weights.remote(max_bucket_bytes, leaves_frozen_out) for worker in self._workers],
-                in_step=True,
-            ),
-        )
-        self._has_sent_all = self._has_sent_all or not leaves_frozen_out
-        return WeightUpdate(
-            version=WeightVersion(version=self._version, checksum=format_checksum(gathered[0].checksum)),
-            buckets=gathered[0].buckets,
-            is_complete=not leaves_frozen_out,
-        )
 
     def export_model(self, folder: Path) -> None:
         """Write a model folder that ``from_pretrained`` and ``vllm serve`` load, tokenizer and processor included.

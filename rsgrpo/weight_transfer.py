@@ -52,9 +52,6 @@ class WeightSender(Protocol):
     def kind(self) -> str:
         """``cuda_ipc`` or ``nccl``."""
 
-    def whole(self) -> WeightSender:
-        """The same weights with all that training does not change, for an engine that starts anew."""
-
     def new_group(self) -> str:
         """``nccl``: the id under which trainer and engines meet."""
 
@@ -222,16 +219,6 @@ class RankStream:
     def kind(self) -> str:
         """See :class:`WeightSender`."""
         return self._kind
-
-    def whole(self) -> RankStream:
-        """See :class:`WeightSender`."""
-        return RankStream(
-            self._kind,
-            self._workers,
-            self._collect,
-            max_bucket_bytes=self._max_bucket_bytes,
-            trainable_only=False,
-        )
 
     def new_group(self) -> str:
         """See :class:`WeightSender`."""

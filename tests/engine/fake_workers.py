@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor
 from rollout import weight_loading
 from rsgrpo.config import SamplingConfig
 from rsgrpo.turns import Share
-from rsgrpo.types import PromptedSample, RolloutGroup
+from rsgrpo.types import PromptedSample, ResponseStats, RolloutGroup, TrainingGroup
 from rsgrpo.weight_transfer import BucketStager, StagedBucket
 from tests.unit.test_weight_transfer import FakeModel, FakeTransfer, FakeVllmWorker, StagerWithoutGpu
 
@@ -41,6 +44,9 @@ class FakeRank:
     def train(self) -> None:
         self._version += 1
 
+    def version(self) -> int:
+        return self._version
+
     def begin_stream(self, kind: str, max_bucket_bytes: int, trainable_only: bool) -> None:
         weights = weights_of(self._version)
         chunks = CHUNKS[1:] if trainable_only else CHUNKS
@@ -53,6 +59,45 @@ class FakeRank:
         return dataclasses.replace(bucket, handles={self._gpu: (self._stager._filled.numpy().tobytes(),)})
 
 
+class SlowRank:
+    """A rank that takes its time to prepare, and notes the order of its calls.
+
+    Args:
+        begun: a file that appears when it has begun.
+    """
+
+    def __init__(self, begun: Path) -> None:
+        self._begun = begun
+        self._calls: list[str] = []
+
+    def calls(self) -> list[str]:
+        return self._calls
+
+    def address(self) -> str:
+        return ""
+
+    def log_path(self) -> str:
+        return ""
+
+    def load(self, address: str) -> str:
+        return ""
+
+    def prepare(self, groups: list[TrainingGroup]) -> int:
+        self._calls.append("prepare")
+        self._begun.touch()
+        time.sleep(1.0)
+        return 1
+
+    def score(self, num_micro_batches: int) -> list[ResponseStats]:
+        self._calls.append("score")
+        zero = np.zeros(1, dtype=np.float32)
+        return [ResponseStats(sample_id="q", response_index=0, logprobs=zero, entropy=zero)]
+
+    def gather_weights(self, max_bucket_bytes: int, trainable_only: bool) -> SimpleNamespace:
+        self._calls.append("gather")
+        return SimpleNamespace(buckets=(), checksum=0)
+
+
 class FakeEngine:
     """An engine on one GPU: the real functions that run in vLLM's workers, on a worker that is none."""
 
@@ -63,7 +108,7 @@ class FakeEngine:
         self._version = 0
         self._share = Share.ALL
         self._has_joined = False
-        self.damages = ""
+        self._dies = False
 
     def ready(self) -> int:
         return os.getpid()
@@ -71,20 +116,27 @@ class FakeEngine:
     def damage(self, name: str) -> None:
         self._worker.damages = name
 
+    def die_in_transfer(self) -> None:
+        self._dies = True
+
     def join_trainer(self, kind: str, group: str, first_member: int, num_members: int) -> None:
         weight_loading.join_trainer(self._worker, kind, group, first_member, num_members)
         self._has_joined = True
 
     def begin_update(self) -> None:
         assert self._has_joined
+        if self._worker.is_updating:  # as the real one: an update before this one was given up
+            weight_loading.finish_update(self._worker)
         weight_loading.begin_update(self._worker)
 
     def receive_bucket(self, bucket: StagedBucket) -> list[int]:
+        if self._dies and bucket.names != ("tower",):
+            os._exit(1)
         (raw,) = bucket.handles[self._gpu]
         self._worker.weight_transfer_engine.stager._filled = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
         return [weight_loading.receive_bucket(self._worker, bucket)]
 
-    def finish_update(self, version: int) -> None:
+    def finish_update(self, version: int, is_complete: bool) -> None:
         weight_loading.finish_update(self._worker)
         self._version = version
 

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rollout.engine import RolloutError
 from rollout.pool import RolloutPool
 from rsgrpo.banned_tokens import banned_token_ids
 from rsgrpo.config import Config, DataConfig, LoraConfig, ModelConfig, RolloutConfig, SamplingConfig, VisionCacheConfig
-from rsgrpo.images import load_page
 from rsgrpo.lora import adapter_layers, adapter_parameters, exported_parameters, of_trained_layers
-from rsgrpo.page_rules import PageRules
 from rsgrpo.policy import WeightUpdate
 from rsgrpo.policy_model import load_model, load_processor
-from rsgrpo.types import PromptedSample, RolloutGroup, Sample, WeightVersion
-from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
+from rsgrpo.types import PromptedSample, Sample, WeightVersion
+from tests.engine.answers import MAX_GAP_NATS, largest_gap, weight_update
+from tests.engine.kept_layers import heard, listen
 from tests.engine.local_ray import local_ray
+from tests.engine.logprob_forms import both_forms
 from tests.engine.page_feed import feed_features, feed_pixels
-from tests.plain_forward import plain_logprobs
 from tests.tiny_model import build_tiny_model, make_group, write_pages
 
 pytestmark = pytest.mark.engine
 
-MAX_GAP_NATS = 1e-4
 SAMPLING = SamplingConfig(max_response_tokens=12)
 
 
@@ -93,28 +93,6 @@ def pool(folder: Path, run_dir: Path) -> Iterator[RolloutPool]:
         pool.close()
 
 
-def _largest_gap(
-    groups: list[RolloutGroup], model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor
-) -> float:
-    """Between the engine's log-probabilities and transformers' own forward pass on the same ids."""
-    gaps = []
-    for group in groups:
-        pages = [load_page(page, PageRules(min_pixels=784, max_pixels=10**6)) for page in group.prompt.images] or None
-        encoded = processor(text=[group.prompt.text], images=pages)
-        assert encoded["input_ids"][0] == group.prompt_token_ids.tolist()
-        for rollout in group.rollouts:
-            with torch.no_grad():
-                expected = plain_logprobs(model, processor, group.prompt, rollout.token_ids)
-            gaps.append(float((expected - torch.from_numpy(rollout.logprobs.copy())).abs().max()))
-    return max(gaps)
-
-
-def _update(parameters: Iterable[tuple[str, torch.Tensor]], version: int, *, is_complete: bool = True) -> WeightUpdate:
-    bucket = flatten_bucket([(checkpoint_name(name), value) for name, value in parameters])
-    stamp = WeightVersion(version=version, checksum=format_checksum(bucket_checksum(bucket)))
-    return WeightUpdate(version=stamp, buckets=(ray.put(bucket),), is_complete=is_complete)
-
-
 def test_stored_features_give_what_pixels_give(
     pool: RolloutPool, folder: Path, run_dir: Path, questions: list[PromptedSample]
 ) -> None:
@@ -140,15 +118,15 @@ def test_engine_agrees_with_transformers_before_and_after_updates(
     processor = load_processor(folder)
     first = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
     assert [len(group.rollouts) for group in first] == [2, 2, 2]
-    assert _largest_gap(first, model, processor) < MAX_GAP_NATS
+    assert largest_gap(first, model, processor) < MAX_GAP_NATS
 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    pool.update_weights(_update(model.named_parameters(), 7))
+    pool.update_weights(weight_update(model.named_parameters(), 7))
     second = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
     assert {rollout.policy_version for group in second for rollout in group.rollouts} == {7}
-    assert _largest_gap(second, model, processor) < MAX_GAP_NATS
+    assert largest_gap(second, model, processor) < MAX_GAP_NATS
 
     # Trainable weights alone, as after a frozen vision tower: the others stay as they were.
     with torch.no_grad():
@@ -156,9 +134,9 @@ def test_engine_agrees_with_transformers_before_and_after_updates(
             if "language_model" in name:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     language = [(name, parameter) for name, parameter in model.named_parameters() if "language_model" in name]
-    pool.update_weights(_update(language, 8, is_complete=False))
+    pool.update_weights(weight_update(language, 8, is_complete=False))
     third = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
-    assert _largest_gap(third, model, processor) < MAX_GAP_NATS
+    assert largest_gap(third, model, processor) < MAX_GAP_NATS
 
     # Merged adapters: the engine keeps q, k and v in one layer, of which q alone has an adapter.
     model.save_pretrained(tmp_path)
@@ -169,11 +147,11 @@ def test_engine_agrees_with_transformers_before_and_after_updates(
             for parameter in adapter_parameters(layer):
                 parameter.normal_(0.0, 0.2)
     merged = [(one.name, one.tensor()) for one in of_trained_layers(exported_parameters(adapted))]
-    pool.update_weights(_update(merged, 9, is_complete=False))
+    pool.update_weights(weight_update(merged, 9, is_complete=False))
     fourth = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
-    assert _largest_gap(fourth, model, processor) > 10 * MAX_GAP_NATS
+    assert largest_gap(fourth, model, processor) > 10 * MAX_GAP_NATS
     model.load_state_dict(dict(merged), strict=False)
-    assert _largest_gap(fourth, model, processor) < MAX_GAP_NATS
+    assert largest_gap(fourth, model, processor) < MAX_GAP_NATS
 
 
 def test_responses_hold_no_banned_token_and_their_text_is_their_bytes(
@@ -189,12 +167,64 @@ def test_responses_hold_no_banned_token_and_their_text_is_their_bytes(
             assert len(rollout.token_char_starts) == len(rollout.token_ids) == len(rollout.logprobs)
 
 
+def test_lists_of_logprobs_hold_what_objects_hold_to_the_bit(pool: RolloutPool) -> None:
+    for num_ranks in (0, 3):
+        objects, lists = ray.get(pool._workers[0].__ray_call__.remote(both_forms, num_ranks))
+        assert objects.dtype == lists.dtype == np.float32
+        assert len(objects) == 200
+        assert objects.tobytes() == lists.tobytes()
+
+
+def test_an_update_keeps_silent_about_layers_that_it_leaves_out(pool: RolloutPool, folder: Path) -> None:
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    language = [(name, parameter) for name, parameter in model.named_parameters() if "language_model" in name]
+    _in_engines(pool, listen)
+    pool.update_weights(weight_update(language, 1, is_complete=False))
+    assert ray.get(pool._workers[0].__ray_call__.remote(heard)) == ["Layer: still heard"]
+
+
+def test_a_layer_that_misses_its_weights_is_named(pool: RolloutPool, folder: Path) -> None:
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    everything = dict(model.named_parameters())
+    norm, key = "model.language_model.norm.weight", "model.language_model.layers.0.self_attn.k_proj.weight"
+    without = {left_out: {**everything} for left_out in (norm, key)}
+    for left_out, rest in without.items():
+        del rest[left_out]
+    with pytest.raises(RolloutError, match=r"leave 1 of the engine's layers .*\(language_model.model.norm\)"):
+        pool.update_weights(weight_update(without[norm].items(), 2))
+    # A part of a layer is never right, whatever the update says of itself.
+    for is_complete in (True, False):
+        with pytest.raises(RolloutError, match=r"leave 1 of .*\(language_model.model.layers.0.self_attn.qkv_proj\)"):
+            pool.update_weights(weight_update(without[key].items(), 2, is_complete=is_complete))
+    # An update that was refused leaves nothing behind that could disturb the next.
+    pool.update_weights(weight_update(everything.items(), 3))
+
+
+def test_the_pool_keeps_no_copy_of_the_weights(pool: RolloutPool, folder: Path) -> None:
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    for is_complete in (True, False):
+        update = weight_update(model.named_parameters(), 4, is_complete=is_complete)
+        bucket = update.buckets[0].hex().encode()
+        pool.update_weights(dataclasses.replace(update, whole=_never_asked))
+        assert bucket in _referenced()
+        del update
+        gc.collect()
+        assert bucket not in _referenced()
+
+
+def _never_asked() -> WeightUpdate:
+    raise AssertionError("no engine has died")
+
+
+def _referenced() -> set[bytes]:
+    """Ids of all objects in Ray's store that this process keeps alive."""
+    return set(ray._private.worker.global_worker.core_worker.get_all_reference_counts())
+
+
 def test_broken_weights_are_refused(pool: RolloutPool, folder: Path) -> None:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
-    update = _update(model.named_parameters(), 9)
-    broken = WeightUpdate(
-        version=WeightVersion(version=9, checksum="00000000"), buckets=update.buckets, is_complete=True
-    )
+    update = weight_update(model.named_parameters(), 9)
+    broken = dataclasses.replace(update, version=WeightVersion(version=9, checksum="00000000"))
     with pytest.raises(RolloutError, match="arrived with checksum"):
         pool.update_weights(broken)
     pool.update_weights(update)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,12 +22,13 @@ from rollout.pool import RolloutPool
 from rsgrpo.cluster import REPOSITORY
 from rsgrpo.config import SamplingConfig
 from rsgrpo.placement import ON_CPU
-from rsgrpo.policy import WeightUpdate
+from rsgrpo.policy import Policy, WeightUpdate
 from rsgrpo.turns import Phase, Share, Turns
 from rsgrpo.types import ChatPrompt, PromptedSample, Sample, WeightVersion
 from rsgrpo.weight_transfer import RankStream
-from tests.engine.fake_workers import FakeEngine, FakeRank, weights_of
+from tests.engine.fake_workers import FakeEngine, FakeRank, SlowRank, weights_of
 from tests.engine.local_ray import local_ray
+from tests.tiny_model import make_group
 from tests.unit.test_topology import config_of
 
 pytestmark = pytest.mark.engine
@@ -48,8 +51,8 @@ def cluster() -> Iterator[None]:
 
 
 @contextmanager
-def _pool(num_engines: int) -> Iterator[RolloutPool]:
-    config = config_of(ranks=num_engines, engines=num_engines, topology="colocated", max_restarts=1)
+def _pool(num_engines: int, *, max_restarts: int = 1) -> Iterator[RolloutPool]:
+    config = config_of(ranks=num_engines, engines=num_engines, topology="colocated", max_restarts=max_restarts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             RolloutPool,
@@ -71,6 +74,7 @@ def _update(ranks: list[Any], version: int, *, trainable_only: bool) -> WeightUp
         version=WeightVersion(version=version, checksum=""),
         buckets=(),
         is_complete=not trainable_only,
+        whole=lambda: _update(ranks, version, trainable_only=False),
         sender=RankStream("cuda_ipc", ranks, ray.get, max_bucket_bytes=2**20, trainable_only=trainable_only),
     )
 
@@ -111,13 +115,80 @@ def test_engines_follow_the_ranks_and_a_new_one_gets_everything(ranks: list[Any]
         _check(pool, 2, present=1)
 
 
-def test_damage_on_the_way_and_death_in_an_update_stop_the_run(ranks: list[Any]) -> None:
-    update = _update(ranks[:1], 3, trainable_only=False)
+def test_damage_on_the_way_stops_the_run(ranks: list[Any]) -> None:
     with _pool(1) as pool:
         ray.get(pool._workers[0].damage.remote("layer.1"))
         words = r"rollout worker 0 got weights of version 3 .*layer.0 and 1 more.*weight_transfer=object_store"
         with pytest.raises(RolloutError, match=words):
-            pool.update_weights(update)
+            pool.update_weights(_update(ranks[:1], 3, trainable_only=False))
+
+
+def test_an_engine_that_dies_in_a_transfer_is_replaced_and_all_get_everything(ranks: list[Any]) -> None:
+    present = ray.get(ranks[0].version.remote())
+    with _pool(2) as pool:
+        ray.get(pool._workers[1].die_in_transfer.remote())
+        survivor = ray.get(pool._workers[0].ready.remote())
+        pool.update_weights(_update(ranks, 4, trainable_only=False))
+        assert pool.num_restarts == 1
+        assert ray.get(pool._workers[0].ready.remote()) == survivor
+        _check(pool, 4, present=present)
+
+
+def test_several_dead_engines_are_replaced_together(ranks: list[Any]) -> None:
+    with _pool(2, max_restarts=2) as pool:
+        pool.update_weights(_update(ranks, 5, trainable_only=False))
+        for worker in pool._workers:
+            os.kill(ray.get(worker.ready.remote()), signal.SIGKILL)
+        pool.generate(QUESTIONS, num_samples=1, sampling=SamplingConfig(), seed=0)
+        assert pool.num_restarts == 2
+        _check(pool, 5, present=ray.get(ranks[0].version.remote()))
+
+
+class Broadcast(RankStream):
+    """A stream whose ranks wait for every engine, as NCCL's broadcast does."""
+
+    @property
+    def kind(self) -> str:
+        return "nccl"
+
+    def new_group(self) -> str:
+        return "aWQ="
+
+    def join(self, group: str, num_members: int) -> Any:
+        return ray.put(None)
+
+
+def test_an_engine_that_died_before_a_broadcast_is_replaced(ranks: list[Any]) -> None:
+    sender = Broadcast("cuda_ipc", ranks[:1], ray.get, max_bucket_bytes=2**20, trainable_only=False)
+    update = dataclasses.replace(_update(ranks[:1], 6, trainable_only=False), sender=sender)
+    with _pool(1) as pool:
         os.kill(ray.get(pool._workers[0].ready.remote()), signal.SIGKILL)
-        with pytest.raises(RolloutError, match=r"(?s)while it took new weights.*resume=auto"):
+        pool.update_weights(update)
+        assert pool.num_restarts == 1
+        _check(pool, 6, present=ray.get(ranks[0].version.remote()))
+
+
+def test_a_death_in_a_broadcast_stops_the_run(ranks: list[Any]) -> None:
+    sender = Broadcast("cuda_ipc", ranks[:1], ray.get, max_bucket_bytes=2**20, trainable_only=False)
+    update = dataclasses.replace(_update(ranks[:1], 6, trainable_only=False), sender=sender)
+    with _pool(1) as pool:
+        ray.get(pool._workers[0].die_in_transfer.remote())
+        with pytest.raises(RolloutError, match=r"died while it took new weights.*resume=auto"):
             pool.update_weights(update)
+
+
+def test_weights_asked_for_by_another_thread_come_after_the_call_that_is_under_way(
+    cluster: None, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    rank = ray.remote(SlowRank).options(num_cpus=0).remote(begun)
+    policy = Policy(config_of(ranks=1, engines=1), [rank], "cpu")
+    with ThreadPoolExecutor() as pool:
+        scored = pool.submit(policy.score, [make_group("q", [], [1])])
+        while not begun.exists():
+            time.sleep(0.05)
+        # Between the two calls of the other thread they would meet another rank's in another order.
+        assert policy.weights().is_complete
+        assert len(scored.result()) == 1
+    assert ray.get(rank.calls.remote()) == ["prepare", "score", "gather"]
+    policy.close()

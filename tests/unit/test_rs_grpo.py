@@ -123,7 +123,7 @@ class FakePolicy:
 
     def weights(self) -> WeightUpdate:
         stamp = WeightVersion(version=self.version, checksum="00000000")
-        return WeightUpdate(version=stamp, buckets=(), is_complete=True)
+        return WeightUpdate(version=stamp, buckets=(), is_complete=True, whole=self.weights)
 
 
 class FakeScorer:

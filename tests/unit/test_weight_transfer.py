@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollout.weight_loading import begin_update, call_pickled, finish_update, join_trainer, receive_bucket
+from rollout.weight_loading import (
+    begin_update,
+    call_pickled,
+    finish_update,
+    join_trainer,
+    receive_bucket,
+    without_kept_layers,
+)
 from rsgrpo.weight_transfer import BucketStager, StagedBucket, device_checksum, merge_handles
 
 CPU = torch.device("cpu")
@@ -213,3 +221,16 @@ def test_nccl_members_are_numbered_behind_the_trainer() -> None:
     assert worker.joined_with["rank_offset"] == 3
     assert worker.joined_with["world_size"] == 5
     assert worker.joined_with["nccl_unique_id_b64"] == "aWQ="
+
+
+def test_only_the_warning_of_a_kept_layer_is_kept_back(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
+    logger.propagate = True
+    with without_kept_layers():
+        logger.warning("%s: Failed to load weights", "Qwen2RMSNorm")
+        logger.warning("%s: Failed to copy weights", "Qwen2RMSNorm")
+    logger.warning("%s: Failed to load weights", "Qwen2RMSNorm")
+    assert [record.getMessage() for record in caplog.records] == [
+        "Qwen2RMSNorm: Failed to copy weights",
+        "Qwen2RMSNorm: Failed to load weights",
+    ]

@@ -1,0 +1,44 @@
+"""What an engine answers, against transformers, and weights for it by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import ray
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from rsgrpo.images import load_page
+from rsgrpo.page_rules import PageRules
+from rsgrpo.policy import WeightUpdate
+from rsgrpo.types import RolloutGroup, WeightVersion
+from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
+from tests.plain_forward import plain_logprobs
+
+MAX_GAP_NATS = 1e-4
+
+
+def largest_gap(
+    groups: list[RolloutGroup], model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor
+) -> float:
+    """Between the engine's log-probabilities and transformers' own forward pass on the same ids."""
+    gaps = []
+    for group in groups:
+        pages = [load_page(page, PageRules(min_pixels=784, max_pixels=10**6)) for page in group.prompt.images] or None
+        encoded = processor(text=[group.prompt.text], images=pages)
+        assert encoded["input_ids"][0] == group.prompt_token_ids.tolist()
+        for rollout in group.rollouts:
+            with torch.no_grad():
+                expected = plain_logprobs(model, processor, group.prompt, rollout.token_ids)
+            gaps.append(float((expected - torch.from_numpy(rollout.logprobs.copy())).abs().max()))
+    return max(gaps)
+
+
+def weight_update(
+    parameters: Iterable[tuple[str, torch.Tensor]], version: int, *, is_complete: bool = True
+) -> WeightUpdate:
+    bucket = flatten_bucket([(checkpoint_name(name), value) for name, value in parameters])
+    stamp = WeightVersion(version=version, checksum=format_checksum(bucket_checksum(bucket)))
+    update: WeightUpdate
+    update = WeightUpdate(version=stamp, buckets=(ray.put(bucket),), is_complete=is_complete, whole=lambda: update)
+    return update

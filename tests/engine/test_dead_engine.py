@@ -1,0 +1,179 @@
+"""Engines laid out as on GPUs, EngineCore and vLLM's workers in their own processes, and a death under every call."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+import rollout.pool
+from rollout.pool import RolloutPool, engine_environment
+from rsgrpo.cluster import REPOSITORY
+from rsgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
+from rsgrpo.policy_model import load_processor
+from rsgrpo.processes import is_alive
+from rsgrpo.types import PromptedSample, Sample
+from tests.engine.answers import MAX_GAP_NATS, largest_gap, weight_update
+from tests.engine.broken_model import engine_processes
+from tests.engine.local_ray import local_ray
+from tests.tiny_model import build_tiny_model, make_group, write_pages
+
+pytestmark = pytest.mark.engine
+
+NOTICE_SECONDS = 5.0
+UNDER_WAY_SECONDS = 1.0
+ENDED_WITH_ITS_ENGINE = 1
+
+
+@dataclass
+class Workers:
+    """The process that forks workers, one after the other."""
+
+    root: Path
+    process: subprocess.Popen[str]
+
+    def begin(self, call: str) -> tuple[int, list[int]]:
+        """A worker that waits to do this; its id, and those of its engine's processes, EngineCore's first."""
+        (self.root / "go").unlink(missing_ok=True)
+        assert self.process.stdin is not None
+        print(call, file=self.process.stdin, flush=True)
+        begun = self.read()
+        return begun["worker"], begun["engine"]
+
+    def go(self) -> None:
+        (self.root / "go").touch()
+
+    def read(self) -> Any:
+        assert self.process.stdout is not None
+        # vLLM writes its log there as well.
+        return next(json.loads(line) for line in self.process.stdout if line.startswith("{"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models and a page."""
+    folder = tmp_path_factory.mktemp("engines")
+    for name, seed in (("model", 0), ("other", 5)):
+        build_tiny_model(folder / name, hidden=128, tie=True, seed=seed)
+    write_pages(folder, [(56, 56)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workers(root: Path) -> Iterator[Workers]:
+    config = Config(stage="eval", rollout=RolloutConfig(num_threads=1))
+    variables = engine_environment(config, "cpu", 1) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.engine.forked_worker", str(root)],
+        cwd=REPOSITORY,
+        env=os.environ | variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield Workers(root=root, process=process)
+    process.kill()
+    process.wait()
+
+
+def test_an_engine_of_several_processes_takes_weights_and_agrees_with_transformers(workers: Workers) -> None:
+    worker, engine = workers.begin("compare")
+    workers.go()
+    gaps = workers.read()["returned"]
+    assert gaps.keys() == {"all", "language model"}
+    assert max(gaps.values()) < MAX_GAP_NATS
+    assert workers.read() == {"status": ENDED_WITH_ITS_ENGINE}
+    _check_gone(worker, engine)
+
+
+@pytest.mark.parametrize(
+    ("call", "victim"),
+    [
+        ("sample", 0),
+        ("take_weights", 0),
+        ("fall_asleep", 0),
+        ("wake_up", 0),
+        ("sample", 2),  # one of vLLM's workers
+    ],
+)
+def test_a_worker_goes_with_its_engine_whatever_call_it_is_in(workers: Workers, call: str, victim: int) -> None:
+    worker, engine = workers.begin(call)
+    # Stopped it answers nothing: the call is surely under way when the process dies.
+    os.kill(engine[victim], signal.SIGSTOP)
+    workers.go()
+    time.sleep(UNDER_WAY_SECONDS)
+    assert is_alive(worker)
+    os.kill(engine[victim], signal.SIGKILL)
+    _check_gone(worker, engine)
+    assert workers.read() == {"status": ENDED_WITH_ITS_ENGINE}
+
+
+def test_a_worker_goes_with_an_engine_whose_model_fails(workers: Workers) -> None:
+    worker, engine = workers.begin("fail")
+    workers.go()
+    assert workers.read() == {"status": ENDED_WITH_ITS_ENGINE}
+    _check_gone(worker, engine)
+
+
+def _check_gone(worker: int, engine: list[int]) -> None:
+    deadline = time.monotonic() + NOTICE_SECONDS
+    while any(map(is_alive, [worker, *engine])) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_alive, [worker, *engine]))
+
+
+def test_the_pool_replaces_an_engine_that_died_and_gives_it_the_newest_weights(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = SamplingConfig(max_response_tokens=8)
+    config = Config(
+        stage="eval",
+        model=ModelConfig(dtype="float32"),
+        data=DataConfig(min_pixels=784, max_pixels=10**6, max_images=1),
+        rollout=RolloutConfig(
+            sampling=sampling,
+            max_model_tokens=128,
+            max_num_sequences=4,
+            max_batched_tokens=128,
+            enforce_eager=True,
+            num_threads=1,
+            max_restarts=1,
+        ),
+    )
+    pages = write_pages(root, [(56, 56)])
+    question = PromptedSample(
+        sample=Sample(sample_id="q", question="?", images=tuple(pages)), prompt=make_group("q", pages, [1]).prompt
+    )
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(root / "other").eval()
+    monkeypatch.setattr(
+        rollout.pool,
+        "engine_environment",
+        lambda *arguments: engine_environment(*arguments) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+    )
+    with local_ray():
+        pool = RolloutPool.start(config, root / "model", device="cpu", num_threads=1)
+        pool.update_weights(weight_update(model.named_parameters(), 1))
+        worker = ray.get(pool._workers[0].ready.remote())
+        core, *others = ray.get(pool._workers[0].__ray_call__.remote(engine_processes))
+        assert core != worker
+        os.kill(core, signal.SIGSTOP)
+        call = pool._workers[0].generate.remote([question], 2, sampling, 0)
+        assert ray.wait([call], timeout=UNDER_WAY_SECONDS) == ([], [call])
+        os.kill(core, signal.SIGKILL)
+        _check_gone(worker, [core, *others])
+        groups = pool.generate([question], num_samples=2, sampling=sampling, seed=0)
+        assert pool.num_restarts == 1
+        assert {rollout.policy_version for rollout in groups[0].rollouts} == {1}
+        assert largest_gap(groups, model, load_processor(root / "other")) < MAX_GAP_NATS
+        pool.close()
