@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from rsgrpo import logprobs as logprobs_module
 from rsgrpo.logprobs import LogprobHead, response_logprobs
 
 
@@ -59,7 +60,7 @@ def test_a_bfloat16_model_means_the_engines_distribution_at_any_temperature(temp
     hidden = torch.randn(400, 512, generator=generator).bfloat16()
     weight = (torch.randn(2000, 512, generator=generator) * 0.16).bfloat16()  # logits with a deviation of 3.6
     targets = torch.randint(0, 2000, (400,), generator=generator)
-    logits = torch.nn.functional.linear(hidden, weight).float()
+    logits = torch.nn.functional.linear(hidden.float(), weight.float())
     engine = torch.log_softmax(logits / temperature, -1).gather(-1, targets[:, None])[:, 0]
     trainer, _ = response_logprobs(hidden, weight, targets, temperatures=torch.full((400,), temperature))
     assert float((trainer - engine).abs().mean()) < 1e-5
@@ -74,12 +75,59 @@ def test_frozen_weight_gets_no_gradient_and_hidden_still_does():
     assert hidden.grad is not None and float(hidden.grad.abs().sum()) > 0
 
 
-def test_softmax_is_float32_for_bfloat16_models():
-    hidden, weight, targets = _inputs(torch.bfloat16)
-    logprobs, entropy = response_logprobs(hidden, weight, targets)
+@pytest.mark.parametrize("block_weights", [2**22, 7 * 32], ids=["one block", "blocks of seven words"])
+def test_a_bfloat16_head_computes_and_keeps_its_logits_in_float32(monkeypatch, block_weights):
+    monkeypatch.setitem(logprobs_module._BLOCK_WEIGHTS, "cpu", block_weights)
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(40, 32, generator=generator).bfloat16().requires_grad_()
+    weight = torch.randn(101, 32, generator=generator).bfloat16().requires_grad_()
+    targets = torch.randint(0, 101, (40,), generator=generator)
+    logprobs, entropy = response_logprobs(hidden, weight, targets, chunk_tokens=16)
     assert logprobs.dtype == entropy.dtype == torch.float32
-    exact = torch.log_softmax((hidden @ weight.T).float(), dim=-1).gather(-1, targets[:, None])[:, 0]
-    torch.testing.assert_close(logprobs, exact, atol=1e-6, rtol=0)
+    # bfloat16 operands are exact in float64; only the sum of 32 products, of size 5, is rounded to float32.
+    exact_inputs = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    exact = torch.log_softmax(exact_inputs[0] @ exact_inputs[1].T, dim=-1).gather(-1, targets[:, None])[:, 0]
+    torch.testing.assert_close(logprobs.double(), exact, atol=2e-5, rtol=0)
+    # Logits rounded to bfloat16 would be off by up to 2^-5 at sizes from 8 to 16.
+    rounded = torch.log_softmax((hidden @ weight.T).float(), dim=-1).gather(-1, targets[:, None])[:, 0]
+    assert float((rounded.double() - exact).detach().abs().max()) > 0.01
+    upstream = torch.linspace(-1, 2, 40)
+    got = torch.autograd.grad(logprobs, [hidden, weight], upstream)
+    for grad, want in zip(got, torch.autograd.grad(exact, exact_inputs, upstream.double()), strict=True):
+        assert grad.dtype == torch.bfloat16
+        # Gradients of logits are rounded to bfloat16 once (2^-9), and so is the sum: no more than that in the norm.
+        assert float((grad.double() - want).norm() / want.norm()) < 2**-8
+
+
+def test_the_weights_gradient_is_not_rounded_between_chunks():
+    # Two words, hidden 1: each of 600 tokens adds -p = -1/2 for the word that it is not, 300 in all. Chunks of one
+    # token added up in bfloat16 would stop at 128, where 128.5 rounds to 128.
+    hidden = torch.zeros(600, 1).bfloat16()
+    hidden[:] = 1.0
+    weight = torch.zeros(2, 1).bfloat16().requires_grad_()
+    logprobs, _ = response_logprobs(hidden, weight, torch.zeros(600, dtype=torch.int64), chunk_tokens=1)
+    (grad,) = torch.autograd.grad(logprobs.sum(), weight)
+    assert grad[:, 0].tolist() == [300.0, -300.0]
+
+
+def test_a_float32_head_brings_engine_and_trainer_closer():
+    """Hidden states that differ by bfloat16 noise; only the head's precision differs."""
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(300, 512, generator=generator)
+    weight = (torch.randn(2000, 512, generator=generator) * 0.16).bfloat16()  # logits with a deviation of 3.6
+    engine, trainer = ((true * (1 + 1e-3 * torch.randn(300, 512, generator=generator))).bfloat16() for _ in range(2))
+    targets = torch.multinomial(torch.softmax(true @ weight.float().T, -1), 1, generator=generator)[:, 0]
+
+    def in_bfloat16(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax((hidden @ weight.T).float(), -1).gather(-1, targets[:, None])[:, 0]
+
+    def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+        return float((ours - theirs).abs().quantile(0.99))
+
+    exact = torch.log_softmax(engine.float() @ weight.float().T, -1).gather(-1, targets[:, None])[:, 0]
+    now = gap(response_logprobs(trainer, weight, targets)[0], exact)
+    before = gap(in_bfloat16(trainer), in_bfloat16(engine))
+    assert now < before / 2
 
 
 def test_head_keeps_the_parameter_and_the_plain_call():
