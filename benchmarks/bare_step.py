@@ -41,7 +41,7 @@ class BareStep:
         self.policy = PolicyModel(self.model, always_run_vision=False)
         dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
         self.rows = RowBuilder(image_token_id=self.encoder.image_token_id, config=config, device=device, dtype=dtype)
-        use_window_attention(self.model.model.visual, self.rows.door)
+        use_window_attention(self.model.model.visual, self.rows.choice.door)
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trainable, lr=1e-12, weight_decay=0.0, foreach=True)
 

@@ -113,7 +113,7 @@ def check_sharing(step: BareStep, groups: list[TrainingGroup], budget: int, dtyp
         step.gradient(groups, budget=budget, share_prefix=False),
     )
     return Check(
-        name=f"gradient shared = unshared, {dtype}, door {step.rows.door}",
+        name=f"gradient shared = unshared, {dtype}, door {step.rows.choice.door}",
         passed=found < _MAX_GAPS[dtype],
         detail=f"relative gap {found:.2e}",
     )
@@ -215,7 +215,7 @@ def timed_rows(
     return [
         {
             "prompt tokens": prompt_tokens,
-            "door": step.rows.door,
+            "door": step.rows.choice.door,
             "path": "shared" if share_prefix else "unshared",
             "seconds": medians[share_prefix],
             "times shared": medians[share_prefix] / medians[True],

@@ -12,7 +12,7 @@ from recipes.evaluate import Evaluation, evaluate, read_evaluation
 from recipes.model_folder import check_model_type, check_weights, load_processor
 from recipes.preparation import Prepared
 from recipes.workers import open_workers
-from rsgrpo.atomic_files import FileError
+from rsgrpo.atomic_files import FileError, write_json
 from rsgrpo.checkpoint import checkpoint_folders, checkpoint_step, find_checkpoint, remove_old_checkpoints, write_folder
 from rsgrpo.cluster import REPOSITORY, Cluster
 from rsgrpo.config import Config
@@ -21,7 +21,7 @@ from rsgrpo.jsonl import cut_line_note
 from rsgrpo.manifest import CHECKPOINT_VERSION, MANIFEST_FILE, write_manifest
 from rsgrpo.metrics import METRICS_FILE, RunLogger, read_metrics
 from rsgrpo.progress import Progress
-from rsgrpo.record_codec import read_record, write_record
+from rsgrpo.record_codec import read_record, to_plain, write_record
 from rsgrpo.recorder import record_evaluation, truncate_after
 from rsgrpo.run_folder import RunFolder, begin_run
 from rsgrpo.stopwatch import StageClock
@@ -59,6 +59,7 @@ class Job:
         self.progress = progress
         self._cluster = cluster
         self._stack = ExitStack()
+        self._attention_lines: list[str] = []
         self.clock = StageClock(folder.stage_seconds_file)
         if self.clock.problem:
             self._say(self.clock.problem, "the time that earlier processes took is not counted")
@@ -115,6 +116,21 @@ class Job:
     def _say(self, *lines: str) -> None:
         for line in lines:
             self.progress.line(line)
+
+    def begin_from(self, model: Path, *, needs_reference: bool) -> None:
+        """Tell the policy which model a stage starts from; say, and keep, what it computes attention with.
+
+        Args:
+            model: see :meth:`rsgrpo.policy.Policy.begin_from`.
+            needs_reference: see there.
+        """
+        self.policy.begin_from(model, needs_reference=needs_reference)
+        choices = self.policy.attention()
+        write_json(self.folder.attention_file, [to_plain(choice) for choice in choices], indent=1)
+        lines = list(dict.fromkeys(line for choice in choices for line in choice.lines()))
+        if lines != self._attention_lines:
+            self._say(*lines)
+        self._attention_lines = lines
 
     def save(self, stage: str, step: int, state: object) -> None:
         """Write a checkpoint of policy and driver; older ones go once it is complete."""

@@ -37,7 +37,7 @@ def run_sft(job: Job) -> None:
 
 
 def _train_sft(job: Job) -> None:
-    job.policy.begin_from(job.start_model, needs_reference=False)
+    job.begin_from(job.start_model, needs_reference=False)
     state = job.restore("sft", SftState) or SftState()
     phases = job.prepared.sft
     num_steps = sum(phase.num_steps for phase in phases)
@@ -134,7 +134,7 @@ def _train_rl(job: Job) -> None:
     questions, validation = job.prepared.rl[:num_trained], job.prepared.rl[num_trained:]
     if settings.validation_samples and not validation:
         job.progress.line(f"no validation: {len(questions)} question is too few to hold one out")
-    job.policy.begin_from(job.start_model, needs_reference=settings.loss.kl.coefficient > 0)
+    job.begin_from(job.start_model, needs_reference=settings.loss.kl.coefficient > 0)
     state = job.restore("rl", RsGrpoState)
     training = RsGrpo(
         config=job.config,

@@ -12,17 +12,19 @@ The vision tower goes through the same doors, window by window (``windows.py``).
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rsgrpo.batching import PackedRow, Piece, lay_out
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.flex import FlexPlan, flex_plan, flex_row_attention
 from rsgrpo.tiled import tiled_attention
 from rsgrpo.tiled_plan import TiledPlan, tiled_plan
-from rsgrpo.varlen import VarlenPlan, varlen_attention, varlen_plan
+from rsgrpo.varlen import VarlenPlan, flash_kernel_name, varlen_attention, varlen_plan
 from rsgrpo.windows import VISION_ATTENTION_NAMES, grouped_window_attention, window_attention
 
 ATTENTION_NAME = "rsgrpo_packed"
@@ -108,6 +110,7 @@ def _trial(door: str, row: PackedRow, *, device: torch.device, dtype: torch.dtyp
     return [part.detach().float() for part in (out, *torch.autograd.grad(out.float().sin().sum(), inputs))]
 
 
+@functools.cache
 def door_problem(door: str, *, device: torch.device, dtype: torch.dtype) -> str:
     """Why a fast door cannot be used here; empty if it can.
 
@@ -128,36 +131,86 @@ def door_problem(door: str, *, device: torch.device, dtype: torch.dtype) -> str:
     try:
         got = _trial(door, row, device=device, dtype=dtype)
     except _KERNEL_ERRORS as error:
-        return f"its kernel does not run: {error}"
+        return f"its kernel does not run: {type(error).__name__}: {shown(error)}"
     gap = max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True))
+    # A gap that is not a number is none, too.
     return "" if gap < 0.05 else f"its kernel is off by {gap:.3f} on a shared prefix"
 
 
 _DOORS = {"sdpa": "tiled", "flash": "varlen", "flex": "flex"}
 
 
-def choose_door(setting: str, *, device: torch.device, dtype: torch.dtype) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassedOver:
+    """A setting of ``model.attention`` that ``auto`` could not take.
+
+    Attributes:
+        setting: ``flash`` or ``flex``.
+        reason: why not.
+    """
+
+    setting: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DoorChoice:
+    """What attention over rows is computed with, and why.
+
+    Attributes:
+        setting: of ``model.attention`` that it comes to: ``flash``, ``flex`` or ``sdpa``.
+        device: kind of device, ``cuda`` or ``cpu``.
+        kernel: where ``flash`` is computed: ``flash-attn`` or ``torch``; else empty.
+        passed_over: faster ones that ``auto`` tried before.
+    """
+
+    setting: str
+    device: str
+    kernel: str = ""
+    passed_over: tuple[PassedOver, ...] = ()
+
+    @property
+    def door(self) -> str:
+        """``tiled``, ``varlen`` or ``flex``."""
+        return _DOORS[self.setting]
+
+    def lines(self) -> tuple[str, ...]:
+        """What a person should read: the choice, and a warning where it makes a run much slower than it could be.
+
+        Example:
+            ``attention: sdpa on cpu; not flash: the device is cpu; not flex: the device is cpu``.
+        """
+        taken = f"{self.setting} ({self.kernel})" if self.kernel else self.setting
+        reasons = [f"not {one.setting}: {one.reason}" for one in self.passed_over]
+        first = "; ".join([f"attention: {taken} on {self.device}", *reasons])
+        if self.device == "cpu" or self.setting != "sdpa" or not self.passed_over:
+            return (first,)
+        return (
+            first,
+            "warning: model.attention=auto ended on sdpa, the slowest; set flash or flex to stop where it is missing",
+        )
+
+
+def choose_door(setting: str, *, device: torch.device, dtype: torch.dtype) -> DoorChoice:
     """Which door ``model.attention`` means here.
 
     Args:
-        setting: ``auto`` (the first that works of flash, flex, sdpa), or one of them.
+        setting: ``auto`` (the first that works of flash, flex, sdpa), or one of them, which nothing else replaces.
         device: where the model is.
         dtype: compute precision.
-
-    Returns:
-        ``tiled``, ``varlen`` or ``flex``.
 
     Raises:
         AttentionUnavailableError: ``flash`` or ``flex`` without a GPU or its kernel, or ``flash`` in float32.
     """
-    if setting == "sdpa":
-        return "tiled"
-    for name in ("flash", "flex") if setting == "auto" else (setting,):
+    passed_over: list[PassedOver] = []
+    for name in {"auto": ("flash", "flex"), "sdpa": ()}.get(setting, (setting,)):
         problem = door_problem(_DOORS[name], device=device, dtype=dtype)
         if not problem:
-            return _DOORS[name]
+            kernel = flash_kernel_name() if name == "flash" else ""
+            return DoorChoice(setting=name, device=device.type, kernel=kernel, passed_over=tuple(passed_over))
         if setting != "auto":
             raise AttentionUnavailableError(
                 f"model.attention={setting} cannot be used: {problem}; set model.attention=auto"
             )
-    return "tiled"
+        passed_over.append(PassedOver(setting=name, reason=problem))
+    return DoorChoice(setting="sdpa", device=device.type, passed_over=tuple(passed_over))

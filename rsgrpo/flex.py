@@ -18,11 +18,11 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from rsgrpo.batching import IndexArray, PackedRow
 
 _BLOCK = 128
-# Rows are as long as their micro-batch happens to be, and every length is compiled anew: lengths are rounded up
-# to eighths of a power of two (at most a seventh more), and so many versions are kept before torch falls back
-# to a product of all queries with all keys.
-_STEPS_A_DOUBLING = 8
-_MAX_VERSIONS = 128
+# Every length is compiled anew, for minutes over a run, and under ZeRO 3 all ranks wait for the one that compiles.
+# Rows are therefore padded to powers of two: eight lengths up to 16,384 tokens, with and without gradients. Padding
+# costs memory in one layer at a time, but hardly any work. Beyond so many versions torch would fall back to a
+# product of all queries with all keys.
+_MAX_VERSIONS = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +31,7 @@ class FlexPlan:
 
     Attributes:
         num_tokens: T, of the row.
-        num_padded: T rounded up to whole blocks.
+        num_padded: T rounded up, see :func:`padded_length`.
         block_mask: over ``num_padded`` queries and keys.
         is_compiled: whether the kernel is compiled (CUDA); else it runs as plain products (CPU, for tests).
     """
@@ -43,13 +43,12 @@ class FlexPlan:
 
 
 def padded_length(num_tokens: int) -> int:
-    """A row's length, rounded up to a whole number of blocks and to few different lengths.
+    """A row's length, rounded up to a power of two, at least a block.
 
     Example:
-        1 -> 128, 1,000 -> 1,024, 9,000 -> 9,216 (steps of 1,024), 17,000 -> 18,432 (steps of 2,048).
+        1 -> 128, 1,000 -> 1,024, 9,000 -> 16,384.
     """
-    step = max(_BLOCK, (1 << (max(num_tokens - 1, 1).bit_length() - 1)) // _STEPS_A_DOUBLING)
-    return -(-num_tokens // step) * step
+    return max(_BLOCK, 1 << (num_tokens - 1).bit_length())
 
 
 def _overlaps(starts: IndexArray, lengths: IndexArray, num_blocks: int) -> NDArray[np.float64]:
@@ -63,7 +62,7 @@ def _num_seen(segments: NDArray[np.float64], of_prompts: NDArray[np.float64]) ->
     """[blocks, blocks]: how many pairs of a query and a key that it sees two blocks have.
 
     Args:
-        segments: [segments, blocks] positions of prompts, responses and padding: causal over themselves.
+        segments: [segments, blocks] positions of prompts and responses: causal over themselves.
         of_prompts: [segments, blocks] positions of the prompt that a segment sees as well; 0 for prompts.
     """
     own = np.tril(segments.T @ segments, -1) + np.diag((segments * (segments + 1) / 2).sum(axis=0))
@@ -81,9 +80,9 @@ def _block_lists(chosen: NDArray[np.bool_], device: torch.device) -> tuple[Tenso
 def flex_plan(row: PackedRow, *, device: torch.device) -> FlexPlan:
     """Block mask for a row.
 
-    A query sees a key of its own segment that does not come after it, and every key of its own prompt. Padding
-    at the end is a segment of its own. Which blocks are seen, in part or wholly, follows from where segments
-    start and end: no [T, T] mask is built.
+    A query sees a key of its own segment that does not come after it, and every key of its own prompt. At the end
+    every position of padding is a segment of its own. Which blocks are seen, in part or wholly, follows from where
+    segments start and end: no [T, T] mask is built.
 
     Args:
         row: where everything stands.
@@ -92,16 +91,23 @@ def flex_plan(row: PackedRow, *, device: torch.device) -> FlexPlan:
     num_padded = padded_length(row.num_tokens)
     num_pieces = len(row.pieces)
     prompts = [one.num_prompt_tokens for one in row.pieces]
-    starts = np.array([*row.prompt_starts, *row.response_starts, row.num_tokens], dtype=np.int64)
-    lengths = np.array([*prompts, *row.response_lengths, num_padded - row.num_tokens], dtype=np.int64)
-    parents = np.array([*[-1] * num_pieces, *row.response_pieces, -1], dtype=np.int64)
-    overlaps = _overlaps(starts, lengths, num_padded // _BLOCK)
-    seen = _num_seen(overlaps, np.where(parents[:, None] >= 0, overlaps[parents], 0.0))
+    starts = np.array([*row.prompt_starts, *row.response_starts], dtype=np.int64)
+    lengths = np.array([*prompts, *row.response_lengths], dtype=np.int64)
+    parents = np.array([*[-1] * num_pieces, *row.response_pieces], dtype=np.int64)
+    num_padding = num_padded - row.num_tokens
+    overlaps, padding = (
+        _overlaps(first, length, num_padded // _BLOCK)
+        for first, length in ((starts, lengths), (np.array([row.num_tokens]), np.array([num_padding])))
+    )
+    seen = _num_seen(overlaps, np.where(parents[:, None] >= 0, overlaps[parents], 0.0)) + np.diag(padding[0])
     is_whole = seen == _BLOCK * _BLOCK
-    order = np.argsort(starts, kind="stable")  # an empty padding comes last and takes no position
+    order = np.argsort(starts, kind="stable")
     segments, parents_at = (
-        torch.from_numpy(np.repeat(values[order], lengths[order])).to(device)
-        for values in (np.arange(len(starts)), parents)
+        torch.from_numpy(np.concatenate([np.repeat(values[order], lengths[order]), at_end])).to(device)
+        for values, at_end in (
+            (np.arange(len(starts)), len(starts) + np.arange(num_padding)),
+            (parents, np.full(num_padding, -1)),
+        )
     )
 
     def is_seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -151,8 +157,10 @@ def flex_row_attention(query: Tensor, key: Tensor, value: Tensor, plan: FlexPlan
         [T, query heads, D].
     """
     padding = plan.num_padded - plan.num_tokens
+    # One layout whether there is padding or not: torch compiles anew for another one.
     heads_first = [
-        torch.nn.functional.pad(part, (0, 0, 0, 0, 0, padding)).transpose(0, 1)[None] for part in (query, key, value)
+        torch.nn.functional.pad(part, (0, 0, 0, 0, 0, padding)).contiguous().transpose(0, 1)[None]
+        for part in (query, key, value)
     ]
     kernel = _Compiled.get() if plan.is_compiled else flex_attention
     out = kernel(*heads_first, block_mask=plan.block_mask, scale=scaling, enable_gqa=True)

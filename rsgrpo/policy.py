@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import ray
 
+from rsgrpo.attention import DoorChoice
 from rsgrpo.batching import balance, step_cost
 from rsgrpo.checkpoint import CheckpointError, PolicyMeta, read_policy_meta, write_folder, write_policy_meta
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
@@ -190,6 +191,11 @@ class Policy:
     def gpus(self) -> tuple[str, ...]:
         """The GPU of each rank, as its node numbers them."""
         return tuple(self._collect([worker.gpu.remote() for worker in self._workers]))
+
+    def attention(self) -> tuple[DoorChoice, ...]:
+        """What each rank computes attention with, and why with nothing faster."""
+        self.wait_ready()
+        return tuple(self._collect([worker.attention.remote() for worker in self._workers]))
 
     def begin_from(self, folder: Path, *, needs_reference: bool) -> None:
         """Say which model a stage starts from, before it begins or goes on from a checkpoint.

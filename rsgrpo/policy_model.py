@@ -269,7 +269,7 @@ class RowBuilder:
         self._device = device
         self._dtype = dtype
         self._page_features = page_features
-        self.door = choose_door(config.attention, device=device, dtype=dtype)
+        self.choice = choose_door(config.attention, device=device, dtype=dtype)
 
     def build(
         self, pieces: Sequence[Piece], groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt]
@@ -300,7 +300,7 @@ class RowBuilder:
             row=row,
             token_ids=self._tensor(np.concatenate(token_ids)),
             positions=self._tensor(np.concatenate(positions, axis=1)[:, None]),
-            plan=make_plan(self.door, row, device=self._device),
+            plan=make_plan(self.choice.door, row, device=self._device),
             image_positions=self._tensor(where),
             image_features=self._tensor(which),
             pixel_values=pixels,

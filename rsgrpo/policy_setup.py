@@ -63,9 +63,8 @@ def load_policy_model(
     settings = spec.config.model
     vocabulary_size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
     model = load_model(folder, settings, banned_token_ids(processor.tokenizer, vocabulary_size))
-    use_window_attention(
-        model.model.visual, choose_door(settings.attention, device=spec.torch_device, dtype=model.dtype)
-    )
+    choice = choose_door(settings.attention, device=spec.torch_device, dtype=model.dtype)
+    use_window_attention(model.model.visual, choice.door)
     return model
 
 
@@ -141,5 +140,5 @@ def load_vision_tower(folder: Path, config: ModelConfig, device: torch.device) -
         attn_implementation="sdpa",
         key_mapping={r"^(model\.)?visual\.": ""},
     )
-    use_window_attention(tower, choose_door(config.attention, device=device, dtype=dtype))
+    use_window_attention(tower, choose_door(config.attention, device=device, dtype=dtype).door)
     return tower.requires_grad_(False)

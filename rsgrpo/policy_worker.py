@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its list of names
 
+from rsgrpo.attention import DoorChoice
 from rsgrpo.batching import PackedRow, Piece, lay_out, plan_micro_batches
 from rsgrpo.config import LossConfig, OptimizerConfig
 from rsgrpo.faults import is_memory_error, memory_error
@@ -153,6 +154,10 @@ class PolicyWorker:
     def _page_features(self, page: ProcessedImage) -> Tensor:
         assert self._features is not None
         return self._features.features(page.ref, page.grid, partial(self._encoder.pixels, page))
+
+    def attention(self) -> DoorChoice:
+        """What this rank computes attention with."""
+        return self._rows.choice
 
     def begin_from(self, folder: Path, needs_reference: bool) -> str:
         """Make a model the one that the stage starts from.

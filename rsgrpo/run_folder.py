@@ -3,6 +3,7 @@
 config.yaml          settings, every default written out
 metrics.jsonl        one line a step
 rollouts.jsonl       groups kept in full for the report
+attention.json       what each training rank computes attention with, and why with nothing faster
 page_view.json       at which size the model sees a page: our bounds and its processor's
 stage_seconds.json   wall-clock time by stage, over all its processes
 summary.json         what the run reached (README, "summary.json")
@@ -66,6 +67,11 @@ class RunFolder:
     def page_view_file(self) -> Path:
         """Bounds of pages, ours and the processor's."""
         return self.root / "page_view.json"
+
+    @property
+    def attention_file(self) -> Path:
+        """What the ranks compute attention with."""
+        return self.root / "attention.json"
 
     @property
     def summary_file(self) -> Path:

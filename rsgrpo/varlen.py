@@ -19,6 +19,9 @@ class VarlenPlan:
 
     Attributes:
         key_index: [K] int64, row position of every key: for a response, its prompt and then itself.
+        own_index: [T] int64, where in ``key_index`` each row position stands as part of its own segment.
+        copies: for every response, the first row position of its prompt, where the response's copy of it starts
+            in ``key_index``, and the prompt's length.
         query_offsets: [sequences + 1] int32, where each sequence's queries start in the row.
         key_offsets: [sequences + 1] int32, where each sequence's keys start in ``key_index``.
         max_queries: longest sequence of queries.
@@ -26,6 +29,8 @@ class VarlenPlan:
     """
 
     key_index: Tensor
+    own_index: Tensor
+    copies: tuple[tuple[int, int, int], ...]
     query_offsets: Tensor
     key_offsets: Tensor
     max_queries: int
@@ -41,24 +46,57 @@ def varlen_plan(row: PackedRow, *, device: torch.device) -> VarlenPlan:
     """
     keys: list[np.ndarray[Any, Any]] = []
     query_lengths: list[int] = []
-    response = 0
+    own: list[np.ndarray[Any, Any]] = []
+    copies: list[tuple[int, int, int]] = []
+    response, num_keys = 0, 0
     for start, piece in zip(row.prompt_starts, row.pieces, strict=True):
-        prompt = np.arange(start, start + piece.num_prompt_tokens)
+        num_prompt = piece.num_prompt_tokens
+        prompt = np.arange(start, start + num_prompt)
         keys.append(prompt)
-        query_lengths.append(len(prompt))
+        query_lengths.append(num_prompt)
+        own.append(np.arange(num_keys, num_keys + num_prompt))
+        num_keys += num_prompt
         for length in piece.response_lengths:
             first = row.response_starts[response]
             keys.append(np.concatenate([prompt, np.arange(first, first + length)]))
             query_lengths.append(length)
+            copies.append((start, num_keys, num_prompt))
+            own.append(np.arange(num_keys + num_prompt, num_keys + num_prompt + length))
+            num_keys += num_prompt + length
             response += 1
     key_lengths = [len(part) for part in keys]
     return VarlenPlan(
         key_index=torch.from_numpy(np.concatenate(keys)).to(device),
+        own_index=torch.from_numpy(np.concatenate(own)).to(device),
+        copies=tuple(copies),
         query_offsets=torch.tensor([0, *np.cumsum(query_lengths)], dtype=torch.int32, device=device),
         key_offsets=torch.tensor([0, *np.cumsum(key_lengths)], dtype=torch.int32, device=device),
         max_queries=max(query_lengths),
         max_keys=max(key_lengths),
     )
+
+
+class _RepeatPrompts(torch.autograd.Function):
+    """Row -> keys of all sequences; a prompt's gradient is the sum over its copies.
+
+    The backward pass of ``index_select`` would add the copies up in the keys' own precision and, on a GPU, in
+    whatever order its threads come. Here they are added in float32, one after the other in the row's order, and the
+    sum is rounded once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, row: Tensor, plan: VarlenPlan) -> Tensor:
+        ctx.plan = plan
+        return row.index_select(0, plan.key_index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        plan: VarlenPlan = ctx.plan
+        grad = grads[0]
+        total = grad.index_select(0, plan.own_index).to(torch.promote_types(grad.dtype, torch.float32))
+        for start, copied, length in plan.copies:
+            total[start : start + length] += grad[copied : copied + length]
+        return total.to(grad.dtype), None
 
 
 @functools.cache
@@ -69,6 +107,11 @@ def _flash_attn_kernel() -> Any:
     except ImportError:
         return None
     return flash_attn_varlen_func
+
+
+def flash_kernel_name() -> str:
+    """Whose kernel computes FlashAttention here: ``flash-attn`` or ``torch``."""
+    return "torch" if _flash_attn_kernel() is None else "flash-attn"
 
 
 def flash_sequences(
@@ -120,10 +163,12 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan
     Returns:
         [T, query heads, D].
     """
+    keys: Tensor = _RepeatPrompts.apply(key, plan)  # type: ignore[no-untyped-call]
+    values: Tensor = _RepeatPrompts.apply(value, plan)  # type: ignore[no-untyped-call]
     return flash_sequences(
         query.contiguous(),
-        key.index_select(0, plan.key_index),
-        value.index_select(0, plan.key_index),
+        keys,
+        values,
         (plan.query_offsets, plan.key_offsets),
         (plan.max_queries, plan.max_keys),
         scaling,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 
@@ -10,12 +11,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
+from torch.nn.attention.flex_attention import flex_attention
 
-from rsgrpo import attention, tiled, varlen
+from rsgrpo import attention, flex, tiled, varlen
 from rsgrpo import tiled_plan as plans
-from rsgrpo.attention import AttentionUnavailableError, choose_door, packed_attention
+from rsgrpo.attention import AttentionUnavailableError, DoorChoice, PassedOver, choose_door, packed_attention
 from rsgrpo.batching import PackedRow, Piece, lay_out
 from rsgrpo.flex import flex_plan, padded_length
+from rsgrpo.record_codec import from_plain, to_plain
 from rsgrpo.tiled_plan import tiled_plan
 from rsgrpo.varlen import varlen_plan
 from tests.examples import examples
@@ -178,7 +182,13 @@ def test_flash_doors_hand_their_kernel_the_same_attention(monkeypatch, is_instal
         torch.nn.Identity(), query, key, value, None, scaling=SCALING, attention_plan=varlen_plan(row, device=CPU)
     )
     varlen._flash_attn_kernel.cache_clear()
-    torch.testing.assert_close(got, _reference(row, query, key, value), atol=1e-12, rtol=0)
+    inputs = (query, key, value)
+    expected = _reference(row, *inputs)
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+    for grad, want in zip(
+        torch.autograd.grad(got.sin().sum(), inputs), torch.autograd.grad(expected.sin().sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(grad, want, atol=1e-12, rtol=0)
 
 
 @examples(3)
@@ -194,7 +204,7 @@ def test_flex_sees_the_same(shapes):
 
 
 def _seen(row: PackedRow, num_padded: int) -> torch.Tensor:
-    """[padded, padded] bool: which key a query sees, segment by segment; padding sees its own past."""
+    """[padded, padded] bool: which key a query sees, segment by segment; padding sees itself."""
     seen = torch.zeros(num_padded, num_padded, dtype=torch.bool)
     for start, piece in zip(row.prompt_starts, row.pieces, strict=True):
         seen[start : start + piece.num_prompt_tokens, start : start + piece.num_prompt_tokens] = True
@@ -202,8 +212,7 @@ def _seen(row: PackedRow, num_padded: int) -> torch.Tensor:
         first = row.prompt_starts[owner]
         seen[start : start + length, first : first + row.pieces[owner].num_prompt_tokens] = True
         seen[start : start + length, start : start + length] = True
-    seen[row.num_tokens :, row.num_tokens :] = True
-    return seen.tril()
+    return seen.tril() | torch.eye(num_padded, dtype=torch.bool)
 
 
 @examples(20)
@@ -227,12 +236,34 @@ def test_flex_blocks_are_those_that_are_seen(shapes):
 
 
 @given(st.integers(1, 200_000))
-def test_padded_rows_are_little_longer_and_of_few_lengths(num_tokens):
+def test_padded_rows_are_of_few_lengths(num_tokens):
     padded = padded_length(num_tokens)
     assert padded % 128 == 0 and padded >= num_tokens
-    # a step is an eighth of the power of two below, at least a block
-    assert padded - num_tokens < max(128, num_tokens / 8 + 1)
+    assert padded == 128 or padded < 2 * num_tokens
     assert padded_length(padded) == padded
+    # 128, 256, ... 262,144: twelve lengths whatever rows come
+    assert padded in {128 << doubling for doubling in range(12)}
+
+
+def test_flex_compiles_once_for_each_power_of_two(monkeypatch):
+    """Any backend shows how often torch compiles anew; a GPU's kernels are only what it would do with each graph."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    monkeypatch.setattr(flex._Compiled, "kernel", torch.compile(flex_attention, dynamic=False, backend=counter))
+    compiled = []
+    for prompt, lengths in [(40, [30, 20]), (90, [7]), (128, [1]), (100, [60, 50, 46]), (10, [3] * 30), (300, [9])]:
+        row = _row([(prompt, lengths)])
+        query, key, value = _inputs(row)
+        plan = dataclasses.replace(flex_plan(row, device=CPU), is_compiled=True)
+        with torch.no_grad():
+            got, _ = packed_attention(
+                torch.nn.Identity(), query, key, value, None, scaling=SCALING, attention_plan=plan
+            )
+        torch.testing.assert_close(got, _reference(row, query, key, value), atol=1e-12, rtol=0)
+        compiled.append(counter.frame_count)
+    # 90, 97, 129, 256, 100 and 309 tokens stand in 128, 128, 256, 256, 128 and 512.
+    assert compiled == [1, 1, 2, 2, 2, 3]
+    torch._dynamo.reset()
 
 
 def test_bfloat16_rows_are_summed_in_float32():
@@ -254,19 +285,126 @@ def test_bfloat16_rows_are_summed_in_float32():
 @pytest.mark.parametrize("working", [("varlen", "flex"), ("flex",), ()])
 def test_auto_takes_the_first_door_that_works(monkeypatch, working):
     monkeypatch.setattr(attention, "door_problem", lambda door, **_: "" if door in working else "no kernel")
-    assert choose_door("auto", device=CPU, dtype=torch.bfloat16) == (*working, "tiled")[0]
-    assert choose_door("sdpa", device=CPU, dtype=torch.bfloat16) == "tiled"
+    assert choose_door("auto", device=CPU, dtype=torch.bfloat16).door == (*working, "tiled")[0]
+    assert choose_door("sdpa", device=CPU, dtype=torch.bfloat16).door == "tiled"
     if "varlen" not in working:
         with pytest.raises(AttentionUnavailableError, match=r"model\.attention=flash cannot be used: no kernel"):
             choose_door("flash", device=CPU, dtype=torch.bfloat16)
 
 
 def test_flash_is_refused_on_a_cpu_and_auto_falls_back():
-    assert choose_door("auto", device=CPU, dtype=torch.bfloat16) == "tiled"
-    assert choose_door("sdpa", device=CPU, dtype=torch.float32) == "tiled"
+    choice = choose_door("auto", device=CPU, dtype=torch.bfloat16)
+    assert choice.door == "tiled"
+    # A CPU has nothing faster: one line, no warning.
+    assert choice.lines() == ("attention: sdpa on cpu; not flash: the device is cpu; not flex: the device is cpu",)
+    assert choose_door("sdpa", device=CPU, dtype=torch.float32).lines() == ("attention: sdpa on cpu",)
     with pytest.raises(
         AttentionUnavailableError, match=r"model\.attention=flash.*device is cpu.*model\.attention=auto"
     ):
         choose_door("flash", device=CPU, dtype=torch.bfloat16)
     with pytest.raises(AttentionUnavailableError, match=r"model\.attention=flex.*device is cpu"):
         choose_door("flex", device=CPU, dtype=torch.float32)
+
+
+def _door_problems_on_a_gpu(monkeypatch, problems):
+    monkeypatch.setattr(attention, "door_problem", lambda door, **_: problems.get(door, ""))
+    return torch.device("cuda", 0)
+
+
+def test_what_auto_passed_over_is_said_with_its_reason(monkeypatch):
+    device = _door_problems_on_a_gpu(monkeypatch, {"varlen": "its kernel does not run: ImportError: no flash"})
+    choice = choose_door("auto", device=device, dtype=torch.bfloat16)
+    assert (choice.setting, choice.passed_over) == (
+        "flex",
+        (PassedOver(setting="flash", reason="its kernel does not run: ImportError: no flash"),),
+    )
+    assert choice.lines() == ("attention: flex on cuda; not flash: its kernel does not run: ImportError: no flash",)
+    assert from_plain(DoorChoice, to_plain(choice)) == choice
+
+
+def test_auto_that_ends_on_tiles_on_a_gpu_is_a_warning(monkeypatch):
+    device = _door_problems_on_a_gpu(monkeypatch, {"varlen": "no kernel", "flex": "its kernel is off by 0.100"})
+    first, warning = choose_door("auto", device=device, dtype=torch.bfloat16).lines()
+    assert first == "attention: sdpa on cuda; not flash: no kernel; not flex: its kernel is off by 0.100"
+    assert warning.startswith("warning: model.attention=auto ended on sdpa")
+    # What was asked for is no fallback.
+    assert choose_door("sdpa", device=device, dtype=torch.bfloat16).lines() == ("attention: sdpa on cuda",)
+
+
+def test_the_kernel_of_flash_is_named(monkeypatch):
+    device = _door_problems_on_a_gpu(monkeypatch, {})
+    monkeypatch.setattr(attention, "flash_kernel_name", lambda: "torch")
+    assert choose_door("flash", device=device, dtype=torch.bfloat16).lines() == ("attention: flash (torch) on cuda",)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("CUDA error: no kernel image"), "its kernel does not run: RuntimeError: CUDA error: no kernel"),
+        (ImportError("undefined symbol"), "its kernel does not run: ImportError: undefined symbol"),
+    ],
+)
+def test_whatever_a_kernel_raises_is_the_reason(monkeypatch, error, said):
+    def trial(door, *_args, **_kwargs):
+        if door == "tiled":
+            return [torch.zeros(2)]
+        raise error
+
+    monkeypatch.setattr(attention, "_trial", trial)
+    problem = attention.door_problem.__wrapped__
+    assert problem("flex", device=torch.device("cuda", 0), dtype=torch.bfloat16).startswith(said)
+
+
+@pytest.mark.parametrize(("off_by", "is_usable"), [(0.01, True), (0.1, False), (float("nan"), False)])
+def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch, off_by, is_usable):
+    monkeypatch.setattr(attention, "_trial", lambda door, *_, **__: [torch.full((2,), off_by * (door != "tiled"))])
+    problem = attention.door_problem.__wrapped__("flex", device=torch.device("cuda", 0), dtype=torch.bfloat16)
+    assert (problem == "") == is_usable
+
+
+def _repeated(grad: torch.Tensor, plan: varlen.VarlenPlan, num_tokens: int) -> torch.Tensor:
+    row = torch.zeros(num_tokens, *grad.shape[1:], dtype=grad.dtype, requires_grad=True)
+    keys = varlen._RepeatPrompts.apply(row, plan)
+    return torch.autograd.grad(keys, row, grad)[0]
+
+
+@examples(30)
+@given(shapes=ROWS, seed=st.integers(0, 100))
+def test_gradients_of_shared_keys_are_summed_in_float32_and_rounded_once(shapes, seed):
+    row = _row(shapes)
+    plan = varlen_plan(row, device=CPU)
+    # Whole numbers up to 2^7 over 2^3: float32 adds them exactly in any order, bfloat16 (8 bits) does not.
+    generator = torch.Generator().manual_seed(seed)
+    grad = (torch.randint(-127, 128, (len(plan.key_index), 2, 3), generator=generator) / 8).bfloat16()
+    exact = torch.zeros(row.num_tokens, 2, 3, dtype=torch.float64).index_add(0, plan.key_index, grad.double())
+    got = _repeated(grad, plan, row.num_tokens)
+    assert torch.equal(got, exact.bfloat16())
+
+
+def test_a_prompt_of_many_responses_keeps_what_bfloat16_sums_would_lose():
+    row = _row([(3, [1] * 301)])
+    plan = varlen_plan(row, device=CPU)
+    grad = torch.ones(len(plan.key_index), 1, 1, dtype=torch.bfloat16)
+    # Every prompt position stands in its own segment and before 301 responses: 302, which bfloat16 (8 bits: steps of
+    # 2) has. Added up in bfloat16 it stops at 256, where 256 + 1 rounds to 256.
+    assert _repeated(grad, plan, row.num_tokens)[:3, 0, 0].tolist() == [302.0] * 3
+    lossy = torch.zeros(row.num_tokens, 1, 1, dtype=torch.bfloat16)
+    for at, position in enumerate(plan.key_index.tolist()):
+        lossy[position] += grad[at]
+    assert lossy[:3, 0, 0].tolist() == [256.0] * 3
+
+
+@examples(20)
+@given(shapes=ROWS)
+def test_gradients_of_shared_keys_are_the_same_to_the_bit_every_time(shapes):
+    row = _row(shapes)
+    plan = varlen_plan(row, device=CPU)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(len(plan.key_index), 2, 3, generator=generator).bfloat16()
+    first = _repeated(grad, plan, row.num_tokens)
+    # The order of the sum is the row's: own position first, then response by response, in float32.
+    total = torch.zeros(row.num_tokens, 2, 3)
+    for at, position in enumerate(plan.key_index.tolist()):
+        total[position] += grad[at].float()
+    assert torch.equal(first, total.bfloat16())
+    assert all(torch.equal(first, _repeated(grad, plan, row.num_tokens)) for _ in range(3))
