@@ -60,8 +60,11 @@ def check_weights(folder: Path, setting: str) -> None:
             raise ModelError(f"{setting}: {index} is damaged ({error}); fetch the model again") from error
     else:
         names = [file.name for file in visible_files(folder, "*.safetensors")]
-    if not names and not list(folder.glob("pytorch_model*.bin")):
-        raise ModelError(f"{setting} holds no weights (*.safetensors); fetch the model again, or name another folder")
+    if not names:
+        raise ModelError(
+            f"{setting} holds no weights (*.safetensors); fetch the model again, name another folder, or write older "
+            "weights (*.bin) anew with transformers' save_pretrained"
+        )
     for name in names:
         try:
             with safe_open(folder / name, framework="np"):

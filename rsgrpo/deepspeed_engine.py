@@ -8,7 +8,7 @@ gradients are sums over micro-batches and ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,12 @@ from deepspeed.checkpoint.constants import (
     OPTIMIZER_STATE_DICT,
     SINGLE_PARTITION_OF_FP32_GROUPS,
 )
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 
 from rsgrpo.config import Config, OptimizerConfig
+from rsgrpo.engine_settings import deepspeed_settings, learning_rate, parameter_groups
 from rsgrpo.lora import ExportedParameter, exported_parameters, of_trained_layers
 from rsgrpo.offload import StoragePark
 from rsgrpo.policy_model import MicroBatch, PolicyModel
@@ -40,6 +42,7 @@ from rsgrpo.rank_share import (
     weights_file,
     write_tensors,
 )
+from rsgrpo.stored_weights import StoredWeights
 from rsgrpo.turns import Share
 
 _VISION_GROUP = 1
@@ -62,77 +65,51 @@ class StepOutcome:
     num_skipped_in_row: int
 
 
-def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """The rate of a step: linear warm-up, then constant or half a cosine down to zero.
+class _FilledOneByOne(nn.Module):
+    """Stands in for a model while DeepSpeed splits it: every parameter gets its values just before its turn."""
+
+    def __init__(self, model: nn.Module, weights: StoredWeights, device: torch.device) -> None:
+        super().__init__()
+        self._model = model
+        self._weights = weights
+        self._device = device
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The model's parameters with their values; whoever asks for the next one must be done with the last."""
+        return self._weights.filled(super().parameters(recurse), self._device)
+
+
+def fill_model(model: nn.Module, weights: StoredWeights, settings: dict, device: torch.device) -> None:
+    """Put a model's values onto a rank's device: under ZeRO 3 this rank's share of them, else all.
+
+    At no time is there more than what stays and one tensor.
 
     Args:
-        config: rate, schedule and warm-up.
-        step: 0-based.
-        num_steps: of the stage.
-
-    Example:
-        Rate 1, warm-up 2, cosine, 6 steps: ``0.5, 1, 1, 0.854, 0.5, 0.146``.
+        model: without values; its buffers move as well.
+        weights: the values.
+        settings: DeepSpeed's, as it will be initialized with.
+        device: of the rank.
     """
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    progress = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-
-def _settings(config: Config, device: str) -> dict:
-    trainer = config.trainer
-    zero = {
-        "stage": trainer.zero_stage,
-        # Overlap uses side streams: nothing to gain on a CPU, where it costs a copy of the buckets.
-        "overlap_comm": device == "gpu",
-        "contiguous_gradients": True,
-    }
-    if trainer.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device == "gpu"}
-    if trainer.offload_parameters:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": device == "gpu"}
-    is_bfloat16 = config.model.dtype == "bfloat16"
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.rl.optimizer.max_grad_norm,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": is_bfloat16},
-        # Sums over micro-batches in bfloat16 would lose the small ones.
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-        "steps_per_print": 2**31,
-        "wall_clock_breakdown": False,
-    }
-
-
-def _parameter_groups(model: PolicyModel, config: Config) -> list[dict]:
-    """All trainable parameters; those of the vision tower apart where any stage gives them a rate of their own."""
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    optimizers = (config.rl.optimizer, config.sft.optimizer, *(phase.optimizer for phase in config.sft.phases))
-    if not any(optimizer.vision_learning_rate for optimizer in optimizers):
-        return [{"params": [parameter for _, parameter in named]}]
-    in_tower = [".visual." in name for name, _ in named]
-    return [
-        {"params": [parameter for (_, parameter), inside in zip(named, in_tower, strict=True) if inside == wanted]}
-        for wanted in (False, True)
-    ]
+    if settings["zero_optimization"]["stage"] == 3:
+        deepspeed.zero.Init(module=_FilledOneByOne(model, weights, device), config_dict_or_path=settings)
+    else:
+        weights.load(model.parameters(), device)
+    weights.close()
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)  # DeepSpeed leaves them where they are in a model that is split already
 
 
 class DeepSpeedEngine:
     """A model, its optimizer and its schedule on one rank.
 
     Args:
-        model: the wrapped model, on the CPU.
+        model: the wrapped model, without values.
         config: ZeRO stage, precision, offloading.
-        device: ``cpu`` or ``gpu``.
+        device: of this rank.
+        weights: the model's values.
     """
 
-    def __init__(self, model: PolicyModel, config: Config, *, device: str) -> None:
+    def __init__(self, model: PolicyModel, config: Config, *, device: torch.device, weights: StoredWeights) -> None:
         self._config = config
         self._zero_stage = config.trainer.zero_stage
         self._optimizer_config = config.rl.optimizer
@@ -141,15 +118,18 @@ class DeepSpeedEngine:
         self.num_skipped_in_row = 0
         self._weights_park, self._states_park = StoragePark(), StoragePark()
         self._share = Share.ALL
+        self._device = device
         optimizer = torch.optim.AdamW(
-            _parameter_groups(model, config), lr=config.rl.optimizer.learning_rate, foreach=True
+            parameter_groups(model, config), lr=config.rl.optimizer.learning_rate, foreach=True
         )
-        if device == "cpu":
+        if device.type == "cpu":
             # Else DeepSpeed compiles an extension for shared-memory inference, which training never calls: a
             # minute at the first start, and a lock that hangs every later start if that one was killed.
             deepspeed.ops.__compatible_ops__ = {}
+        settings = deepspeed_settings(config, device)
+        fill_model(model, weights, settings, device)
         self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=_settings(config, device), dist_init_required=False
+            model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
         self.world_size = torch.distributed.get_world_size()
         self._rank = torch.distributed.get_rank()
@@ -260,10 +240,11 @@ class DeepSpeedEngine:
         """
         if share < Share.ALL == self._share:
             weights = {tensor.untyped_storage().data_ptr() for tensor in _weights_of(self._engine.module)}
-            # In float32 the master weights are the weights.
+            # Under ZeRO 3 the master weights of a float32 model are its weights.
             self._states_park.move_out(t for t in self._states() if t.untyped_storage().data_ptr() not in weights)
+            self._states_park.let_go(self._scratch())
         if share < Share.WEIGHTS <= self._share:
-            self._weights_park.move_out(_weights_of(self._engine.module))
+            self._weights_park.move_out(self._on_device(_weights_of(self._engine.module)))
         if self._share < Share.WEIGHTS <= share:
             self._weights_park.bring_back()
         if self._share < Share.ALL == share:
@@ -273,11 +254,31 @@ class DeepSpeedEngine:
             torch.cuda.ipc_collect()  # the bucket that engines read
             torch.cuda.empty_cache()
 
-    def _states(self) -> list[Tensor]:
-        optimizer = self._torch_optimizer()
+    def _on_device(self, tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Those that take the device's memory: what is offloaded is on the host already."""
+        return (tensor for tensor in tensors if tensor.device.type == self._device.type)
+
+    def _states(self) -> Iterator[Tensor]:
+        """Master weights and moments."""
+        zero, optimizer = self._engine.optimizer, self._torch_optimizer()
         masters = [parameter.data for group in optimizer.param_groups for parameter in group["params"]]
+        if self._zero_stage == 3:
+            # The optimizer sees them during its step only.
+            masters = [parameter.data for parameter in zero.fp32_partitioned_groups_flat]
         moments = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-        return [*masters, *moments]
+        return self._on_device([*masters, *moments])
+
+    def _scratch(self) -> Iterator[Tensor]:
+        """Buffers that DeepSpeed keeps from step to step though nothing in them outlives a step."""
+        zero = self._engine.optimizer
+        if self._zero_stage == 3:
+            buckets = [bucket.buffer for bucket in zero.ipg_buckets.values() if bucket.buffer is not None]
+            return self._on_device([zero.grad_partitions_flat_buffer, *buckets])
+        if isinstance(zero, BF16_Optimizer):  # ZeRO 1 of a bfloat16 model
+            return self._on_device(zero.fp32_groups_gradients_flat)
+        if self._config.trainer.offload_optimizer:
+            return self._on_device([zero.temp_grad_buffer_for_gpu_offload])
+        return iter(())
 
     def save(self, folder: Path) -> None:
         """Write weights, moments and counters; every rank writes its share into the same folder."""
@@ -406,17 +407,19 @@ class FrozenEngine:
     """A model that never changes, on one rank: split over the ranks as the policy is under ZeRO 3, else whole.
 
     Args:
-        model: the wrapped model, on the CPU.
+        model: the wrapped model, without values.
         config: ZeRO stage, precision, offloading of parameters.
         device: where the policy is.
+        weights: the model's values.
     """
 
-    def __init__(self, model: PolicyModel, config: Config, *, device: torch.device) -> None:
+    def __init__(self, model: PolicyModel, config: Config, *, device: torch.device, weights: StoredWeights) -> None:
         model.requires_grad_(False).eval()
         self._model: nn.Module = model
+        settings = deepspeed_settings(config, device)
+        settings["zero_optimization"].pop("offload_optimizer", None)
+        fill_model(model, weights, settings, device)
         if config.trainer.zero_stage == 3:
-            settings = _settings(config, "gpu" if device.type == "cuda" else "cpu")
-            settings["zero_optimization"].pop("offload_optimizer", None)
             self._model, *_ = deepspeed.initialize(model=model, config=settings, dist_init_required=False)
             self._model.eval()
         else:

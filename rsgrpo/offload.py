@@ -28,12 +28,18 @@ class StoragePark:
 
     def __init__(self) -> None:
         self._out: list[tuple[torch.UntypedStorage, Tensor]] = []
+        self._let_go: list[tuple[torch.UntypedStorage, int]] = []
         self._free: dict[int, list[Tensor]] = defaultdict(list)
 
     @property
     def num_bytes(self) -> int:
         """How much waits on the host."""
         return sum(host.numel() for _, host in self._out)
+
+    @property
+    def num_host_bytes(self) -> int:
+        """How much host memory is kept, for what waits now and for the next time."""
+        return self.num_bytes + sum(host.numel() for hosts in self._free.values() for host in hosts)
 
     def move_out(self, tensors: Iterable[Tensor]) -> None:
         """Free the device memory of these tensors' storages, each of them once.
@@ -54,8 +60,24 @@ class StoragePark:
             self._out.append((storage, host))
             storage.resize_(0)
 
+    def let_go(self, tensors: Iterable[Tensor]) -> None:
+        """Free the device memory of tensors whose values nobody needs; they come back as zeros.
+
+        Args:
+            tensors: that nobody reads until :meth:`bring_back`, nor what they hold now after it.
+        """
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage.nbytes():
+                self._let_go.append((storage, storage.nbytes()))
+                storage.resize_(0)
+
     def bring_back(self) -> None:
         """Give every storage its memory and its bytes again."""
+        for storage, num_bytes in self._let_go:
+            storage.resize_(num_bytes)
+            _bytes(storage).zero_()
+        self._let_go = []
         for storage, host in self._out:
             storage.resize_(host.numel())
             _bytes(storage).copy_(host)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    GenerationConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -28,16 +30,25 @@ from rsgrpo.attention import (
 )
 from rsgrpo.batching import GroupSize, PackedRow, Piece, lay_out, predictor_index
 from rsgrpo.config import ModelConfig
-from rsgrpo.errors import RsgrpoError
 from rsgrpo.logprobs import LogprobHead
 from rsgrpo.lora import add_adapters
+from rsgrpo.stored_weights import ModelFolderError, StoredWeights, hollow_parameters
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
 from rsgrpo.vlm import EncodedPrompt, ProcessedImage, rope_positions
 from rsgrpo.windows import VISION_ATTENTION_NAMES
 
 
-class ModelFolderError(RsgrpoError, ValueError):
-    """The model folder is not one that can be trained."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class OpenedModel:
+    """A model whose values are still in its folder.
+
+    Attributes:
+        model: as it will be trained; its stored parameters hold no values and take no memory.
+        weights: their values.
+    """
+
+    model: Qwen2_5_VLForConditionalGeneration
+    weights: StoredWeights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -91,7 +102,7 @@ def load_processor(folder: Path) -> Qwen2_5_VLProcessor:
 
 
 def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()) -> Qwen2_5_VLForConditionalGeneration:
-    """Load a Qwen2.5-VL for training, on the CPU, with packed attention and the log-probability head.
+    """Load a Qwen2.5-VL for training, whole and on the CPU; ranks open it instead (:func:`open_model`).
 
     Args:
         folder: config, weights, tokenizer and processor.
@@ -99,7 +110,27 @@ def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()
         banned_ids: tokens outside the distribution; see ``banned_tokens.py``.
 
     Raises:
-        ModelFolderError: the folder does not hold a Qwen2.5-VL, or one with sliding windows.
+        ModelFolderError: as :func:`open_model`.
+    """
+    opened = open_model(folder, config, banned_ids)
+    opened.weights.load(opened.model.parameters(), torch.device("cpu"))
+    opened.weights.close()
+    return opened.model
+
+
+def open_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()) -> OpenedModel:
+    """A Qwen2.5-VL for training, with packed attention and the log-probability head, its values not read yet.
+
+    Adapters have their values, on the CPU.
+
+    Args:
+        folder: config, weights, tokenizer and processor.
+        config: precision, frozen parts, recomputation.
+        banned_ids: tokens outside the distribution; see ``banned_tokens.py``.
+
+    Raises:
+        ModelFolderError: the folder does not hold a Qwen2.5-VL, or one with sliding windows; or its weights are not
+            those that its config describes.
     """
     try:
         found = AutoConfig.from_pretrained(folder)
@@ -117,9 +148,16 @@ def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()
             "published Qwen2.5-VL were), or train another model"
         )
     register_packed_attention()
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder, dtype=weights_dtype(config), attn_implementation="sdpa"
-    )
+    # Buffers (rotary frequencies, in float32) are computed for good; only parameters are left out.
+    with init_empty_weights(include_buffers=False):
+        model = Qwen2_5_VLForConditionalGeneration._from_config(
+            found, dtype=weights_dtype(config), attn_implementation="sdpa"
+        )
+    model.tie_weights()
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    hollow_parameters(model)
+    weights = StoredWeights(folder, model)
     model.model.language_model.config._attn_implementation = ATTENTION_NAME
     if config.lora.rank:
         add_adapters(model, config.lora)
@@ -129,7 +167,7 @@ def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    return model
+    return OpenedModel(model=model, weights=weights)
 
 
 def weights_dtype(config: ModelConfig) -> torch.dtype:
@@ -151,7 +189,7 @@ def take_vision_tower(model: Qwen2_5_VLForConditionalGeneration) -> PreTrainedMo
     """Take the frozen tower out of a model whose pages' features are stored: it needs no place in DeepSpeed then.
 
     Args:
-        model: as :func:`load_model` returns it; every row must come with ``page_features`` from now on.
+        model: as :func:`open_model` returns it; every row must come with ``page_features`` from now on.
     """
     visual: PreTrainedModel = model.model.visual
     model.model.visual = None
@@ -162,7 +200,7 @@ class PolicyModel(nn.Module):
     """Wraps the model so that one call is one packed row: log-probabilities and entropy of response tokens.
 
     Args:
-        model: as :func:`load_model` returns it.
+        model: as :func:`open_model` returns it.
         always_run_vision: run the vision tower on a blank patch where a row has no image, because
             ranks that gather or reduce its parameters together must all run it.
     """

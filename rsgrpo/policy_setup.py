@@ -14,7 +14,14 @@ from rsgrpo.banned_tokens import banned_token_ids
 from rsgrpo.config import Config, ModelConfig
 from rsgrpo.images import reading_fingerprint
 from rsgrpo.lora import exported_parameters
-from rsgrpo.policy_model import PolicyModel, load_model, use_window_attention, weights_dtype
+from rsgrpo.policy_model import (
+    OpenedModel,
+    PolicyModel,
+    open_model,
+    take_vision_tower,
+    use_window_attention,
+    weights_dtype,
+)
 from rsgrpo.vision_cache import FeatureStore, PageFeatures
 from rsgrpo.weights import tensors_checksum
 
@@ -47,10 +54,8 @@ class WorkerSpec:
         return torch.device("cuda", 0) if self.device == "gpu" else torch.device("cpu")
 
 
-def load_policy_model(
-    folder: Path, spec: WorkerSpec, processor: Qwen2_5_VLProcessor
-) -> Qwen2_5_VLForConditionalGeneration:
-    """A model for training or for reference, adapters included, on the CPU.
+def open_policy_model(folder: Path, spec: WorkerSpec, processor: Qwen2_5_VLProcessor) -> OpenedModel:
+    """A model for training or for reference, adapters included, its values not read yet.
 
     Args:
         folder: of the model.
@@ -62,20 +67,34 @@ def load_policy_model(
     """
     settings = spec.config.model
     vocabulary_size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
-    model = load_model(folder, settings, banned_token_ids(processor.tokenizer, vocabulary_size))
-    choice = choose_door(settings.attention, device=spec.torch_device, dtype=model.dtype)
-    use_window_attention(model.model.visual, choice.door)
-    return model
+    opened = open_model(folder, settings, banned_token_ids(processor.tokenizer, vocabulary_size))
+    choice = choose_door(settings.attention, device=spec.torch_device, dtype=opened.model.dtype)
+    use_window_attention(opened.model.model.visual, choice.door)
+    return opened
 
 
-def frozen_checksum(model: Qwen2_5_VLForConditionalGeneration, spec: WorkerSpec) -> str:
-    """Checksum of a loaded model without its adapters; empty on ranks other than the first, which read the same files.
+def frozen_checksum(opened: OpenedModel, spec: WorkerSpec) -> str:
+    """Checksum of a model without its adapters; empty on ranks other than the first, which read the same files.
 
     Args:
-        model: whole, before DeepSpeed splits it.
+        opened: its values are read one after the other.
         spec: which rank this is.
     """
-    return "" if spec.rank else tensors_checksum((one.name, one.base) for one in exported_parameters(model))
+    if spec.rank:
+        return ""
+    return tensors_checksum((one.name, opened.weights.value(one.base)) for one in exported_parameters(opened.model))
+
+
+def take_filled_tower(opened: OpenedModel, device: torch.device) -> PreTrainedModel:
+    """Take the frozen tower out of a model whose pages' features are stored, with its values.
+
+    Args:
+        opened: loses its tower.
+        device: where the tower shall run.
+    """
+    tower = take_vision_tower(opened.model)
+    opened.weights.load(tower.parameters(), device)
+    return tower
 
 
 def wrap_model(model: Qwen2_5_VLForConditionalGeneration, spec: WorkerSpec) -> PolicyModel:
@@ -85,9 +104,12 @@ def wrap_model(model: Qwen2_5_VLForConditionalGeneration, spec: WorkerSpec) -> P
         model: policy or reference.
         spec: ZeRO stage, ranks, frozen parts.
     """
-    # Ranks that gather parameters (ZeRO 3) or reduce the tower's gradients must all run the tower.
-    is_shared = spec.config.trainer.zero_stage == 3 or not spec.config.model.freeze_vision
-    return PolicyModel(model, always_run_vision=spec.world_size > 1 and is_shared)
+    is_split, has_company = spec.config.trainer.zero_stage == 3, spec.world_size > 1
+    is_trained = not spec.config.model.freeze_vision
+    # Ranks that gather parameters (ZeRO 3) or reduce the tower's gradients together must all run the tower. And under
+    # ZeRO 3 a parameter without a gradient in a step would be moved by that of the step before, on one rank as well.
+    always_run = (is_split and has_company) or (is_trained and (is_split or has_company))
+    return PolicyModel(model, always_run_vision=always_run)
 
 
 def features_folder(config: Config) -> Path | None:
@@ -124,7 +146,7 @@ def open_page_features(
 
 
 def load_vision_tower(folder: Path, config: ModelConfig, device: torch.device) -> PreTrainedModel:
-    """The vision tower alone, as :func:`load_policy_model` would load it.
+    """The vision tower alone, as :func:`open_policy_model` would open it.
 
     Args:
         folder: of the whole model.

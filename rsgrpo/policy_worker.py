@@ -35,7 +35,14 @@ from rsgrpo.manifest import FileDigest, digest
 from rsgrpo.objective import RankTotals, row_loss, sum_totals
 from rsgrpo.policy_model import MicroBatch, RowBuilder, group_sizes, load_processor, take_vision_tower
 from rsgrpo.policy_results import RankUpdate
-from rsgrpo.policy_setup import WorkerSpec, frozen_checksum, load_policy_model, open_page_features, wrap_model
+from rsgrpo.policy_setup import (
+    WorkerSpec,
+    frozen_checksum,
+    open_page_features,
+    open_policy_model,
+    take_filled_tower,
+    wrap_model,
+)
 from rsgrpo.rank_share import rank_files
 from rsgrpo.turns import Share
 from rsgrpo.types import ResponseStats, TrainingGroup
@@ -127,12 +134,13 @@ class PolicyWorker:
         spec, config = self._spec, self._config
         torch.manual_seed(config.seed)
         self._processor = load_processor(spec.model_folder)
-        self._model = load_policy_model(spec.model_folder, spec, self._processor)
-        self._origin = frozen_checksum(self._model, spec) if config.model.lora.rank else ""
+        opened = open_policy_model(spec.model_folder, spec, self._processor)
+        self._model = opened.model
+        self._origin = frozen_checksum(opened, spec) if config.model.lora.rank else ""
         self._features: PageFeatures | None = None
         if spec.features_folder is not None:
-            tower = take_vision_tower(self._model)
             folder, device = spec.features_folder, spec.torch_device
+            tower = take_filled_tower(opened, device)
             self._features = open_page_features(tower, config, folder, self._processor, device)
         self._encoder = PromptEncoder(
             self._processor,
@@ -147,7 +155,8 @@ class PolicyWorker:
             dtype=self._model.dtype,
             page_features=self._page_features if self._features else None,
         )
-        self._engine = DeepSpeedEngine(wrap_model(self._model, spec), config, device=spec.device)
+        wrapped = wrap_model(self._model, spec)
+        self._engine = DeepSpeedEngine(wrapped, config, device=spec.torch_device, weights=opened.weights)
         self._has_reference = False
         self._reference: FrozenEngine | None = None
 
@@ -184,12 +193,12 @@ class PolicyWorker:
         self._has_reference, self._reference = needs_reference, None
         if not needs_reference or has_adapters:
             return self._origin
-        model = load_policy_model(folder, self._spec, self._processor)
-        checksum = frozen_checksum(model, self._spec)
+        opened = open_policy_model(folder, self._spec, self._processor)
+        checksum = frozen_checksum(opened, self._spec)
         if self._features is not None:
-            take_vision_tower(model)  # it is frozen: the policy's features are the reference's
-        device = self._spec.torch_device
-        self._reference = FrozenEngine(wrap_model(model, self._spec), self._config, device=device)
+            take_vision_tower(opened.model)  # it is frozen: the policy's features are the reference's
+        wrapped = wrap_model(opened.model, self._spec)
+        self._reference = FrozenEngine(wrapped, self._config, device=self._spec.torch_device, weights=opened.weights)
         return checksum
 
     def begin_stage(self, optimizer: OptimizerConfig, num_steps: int) -> None:

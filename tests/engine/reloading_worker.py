@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import resource
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
+from rsgrpo.engine_settings import deepspeed_settings
 from rsgrpo.lora import adapter_layers, adapter_parameters
 from rsgrpo.objective import row_loss
+from rsgrpo.policy_setup import open_policy_model, wrap_model
 from rsgrpo.policy_worker import PolicyWorker
 from rsgrpo.weights import checkpoint_name
+from tests.live_bytes import LiveBytes, tensor_storages
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedBytes:
+    """What loading a model took on one rank."""
+
+    peak: int
+    kept: int
+    largest: int
+    whole: int
 
 
 class ReloadingWorker(PolicyWorker):
@@ -47,6 +63,50 @@ class ReloadingWorker(PolicyWorker):
         """Bytes of weights and of optimizer states that wait on the host."""
         return self._engine._weights_park.num_bytes, self._engine._states_park.num_bytes
 
+    def let_model_go(self) -> None:
+        """End what was built. Whatever stays of it (DeepSpeed keeps some) does not count later."""
+        self._engine.close()
+        del self._engine, self._model, self._rows, self._reference
+        self._old = [(key, StorageWeakRef(storage)) for key, storage in tensor_storages().items()]
+
+    def forget_pages(self) -> None:
+        """Let go of prompts and processed pages, which wait in host memory."""
+        self.prepare([])
+        self._encoder._cache.clear()
+
+    def bytes_on_device(self) -> int:
+        """Bytes of all tensors made since :meth:`let_model_go`, the parks' host memory apart."""
+        parks = [self._engine._weights_park, self._engine._states_park]
+        if self._reference is not None:
+            parks.append(self._reference._park)
+        old = {key for key, reference in self._old if not reference.expired()}
+        new = sum(storage.nbytes() for key, storage in tensor_storages().items() if key not in old)
+        return new - sum(park.num_host_bytes for park in parks)
+
+    def loading(self, frozen: bool) -> LoadedBytes:
+        """Load the model as a rank does, or the frozen reference, and count; rebuild afterwards."""
+        from rsgrpo.deepspeed_engine import FrozenEngine, fill_model
+
+        self.let_model_go()
+        device = self._spec.torch_device
+        with LiveBytes() as live:
+            opened = open_policy_model(self._spec.model_folder, self._spec, self._processor)
+            model = wrap_model(opened.model, self._spec)
+            if frozen:
+                FrozenEngine(model, self._config, device=device, weights=opened.weights)
+            else:
+                fill_model(model, opened.weights, deepspeed_settings(self._config, device), device)
+        parameters = list(model.parameters())
+        sizes = [math.prod(getattr(one, "ds_shape", one.shape)) * one.element_size() for one in parameters]
+        # Beside its share a rank keeps small parameters whole.
+        kept = [one.nbytes + (one.ds_tensor.nbytes if hasattr(one, "ds_tensor") else 0) for one in parameters]
+        buffers = sum(buffer.nbytes for buffer in model.buffers())
+        return LoadedBytes(peak=live.peak, kept=sum(kept) + buffers, largest=max(sizes), whole=sum(sizes))
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        """The model's buffers, by name."""
+        return {name: buffer.numpy().copy() for name, buffer in self._model.named_buffers()}
+
     def move_adapters(self) -> None:
         """Give every adapter values of some size, as training would."""
         import deepspeed
@@ -61,7 +121,7 @@ class ReloadingWorker(PolicyWorker):
     def sent(self) -> dict[str, np.ndarray]:
         """Every parameter as engines and exports get it."""
         chunks = list(self._tensors(trainable_only=False, max_bytes=2**14))
-        return {checkpoint_name(name): tensor.numpy().copy() for chunk in chunks for name, tensor in chunk}
+        return {checkpoint_name(name): tensor.float().numpy().copy() for chunk in chunks for name, tensor in chunk}
 
     def sent_names(self) -> list[str]:
         """Names of what changes with an update."""

@@ -11,7 +11,8 @@ import torch
 
 from rsgrpo.batching import Piece
 from rsgrpo.config import ModelConfig
-from rsgrpo.policy_model import ModelFolderError, PolicyModel, load_model
+from rsgrpo.policy_model import PolicyModel, load_model
+from rsgrpo.stored_weights import ModelFolderError
 from rsgrpo.types import TrainingGroup
 from rsgrpo.windows import VISION_ATTENTION_NAMES
 from tests.packed import Packed
