@@ -244,7 +244,7 @@ class DeepSpeedEngine:
             self._states_park.move_out(t for t in self._states() if t.untyped_storage().data_ptr() not in weights)
             self._states_park.let_go(self._scratch())
         if share < Share.WEIGHTS <= self._share:
-            self._weights_park.move_out(self._on_device(_weights_of(self._engine.module)))
+            self._weights_park.move_out(_on_device(_weights_of(self._engine.module), self._device))
         if self._share < Share.WEIGHTS <= share:
             self._weights_park.bring_back()
         if self._share < Share.ALL == share:
@@ -254,10 +254,6 @@ class DeepSpeedEngine:
             torch.cuda.ipc_collect()  # the bucket that engines read
             torch.cuda.empty_cache()
 
-    def _on_device(self, tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Those that take the device's memory: what is offloaded is on the host already."""
-        return (tensor for tensor in tensors if tensor.device.type == self._device.type)
-
     def _states(self) -> Iterator[Tensor]:
         """Master weights and moments."""
         zero, optimizer = self._engine.optimizer, self._torch_optimizer()
@@ -266,18 +262,18 @@ class DeepSpeedEngine:
             # The optimizer sees them during its step only.
             masters = [parameter.data for parameter in zero.fp32_partitioned_groups_flat]
         moments = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-        return self._on_device([*masters, *moments])
+        return _on_device([*masters, *moments], self._device)
 
     def _scratch(self) -> Iterator[Tensor]:
         """Buffers that DeepSpeed keeps from step to step though nothing in them outlives a step."""
         zero = self._engine.optimizer
         if self._zero_stage == 3:
             buckets = [bucket.buffer for bucket in zero.ipg_buckets.values() if bucket.buffer is not None]
-            return self._on_device([zero.grad_partitions_flat_buffer, *buckets])
+            return _on_device([zero.grad_partitions_flat_buffer, *buckets], self._device)
         if isinstance(zero, BF16_Optimizer):  # ZeRO 1 of a bfloat16 model
-            return self._on_device(zero.fp32_groups_gradients_flat)
+            return _on_device(zero.fp32_groups_gradients_flat, self._device)
         if self._config.trainer.offload_optimizer:
-            return self._on_device([zero.temp_grad_buffer_for_gpu_offload])
+            return _on_device([zero.temp_grad_buffer_for_gpu_offload], self._device)
         return iter(())
 
     def save(self, folder: Path) -> None:
@@ -388,6 +384,11 @@ def _weights_of(model: nn.Module) -> list[Tensor]:
     return [*(parameter.data for parameter in parameters), *partitions, *model.buffers()]
 
 
+def _on_device(tensors: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Those that take the device's memory: what is offloaded is on the host already."""
+    return (tensor for tensor in tensors if tensor.device.type == device.type)
+
+
 def _by_bytes(exported: list[ExportedParameter], max_bytes: int) -> Iterator[list[ExportedParameter]]:
     chunk: list[ExportedParameter] = []
     used = 0
@@ -416,6 +417,7 @@ class FrozenEngine:
     def __init__(self, model: PolicyModel, config: Config, *, device: torch.device, weights: StoredWeights) -> None:
         model.requires_grad_(False).eval()
         self._model: nn.Module = model
+        self._device = device
         settings = deepspeed_settings(config, device)
         settings["zero_optimization"].pop("offload_optimizer", None)
         fill_model(model, weights, settings, device)
@@ -436,6 +438,6 @@ class FrozenEngine:
         if share == Share.ALL:
             self._park.bring_back()
         elif not self._park.num_bytes:
-            self._park.move_out(_weights_of(self._model))
+            self._park.move_out(_on_device(_weights_of(self._model), self._device))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
@@ -32,7 +31,7 @@ from rsgrpo.batching import GroupSize, PackedRow, Piece, lay_out, predictor_inde
 from rsgrpo.config import ModelConfig
 from rsgrpo.logprobs import LogprobHead
 from rsgrpo.lora import add_adapters
-from rsgrpo.stored_weights import ModelFolderError, StoredWeights, hollow_parameters
+from rsgrpo.stored_weights import ModelFolderError, StoredWeights, hollow_parameters, without_values
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
 from rsgrpo.vlm import EncodedPrompt, ProcessedImage, rope_positions
 from rsgrpo.windows import VISION_ATTENTION_NAMES
@@ -149,7 +148,7 @@ def open_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()
         )
     register_packed_attention()
     # Buffers (rotary frequencies, in float32) are computed for good; only parameters are left out.
-    with init_empty_weights(include_buffers=False):
+    with without_values():
         model = Qwen2_5_VLForConditionalGeneration._from_config(
             found, dtype=weights_dtype(config), attn_implementation="sdpa"
         )

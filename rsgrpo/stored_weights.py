@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,26 @@ class ModelFolderError(RsgrpoError, ValueError):
     """The model folder is not one that can be trained."""
 
 
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Inside, modules are made with parameters on the meta device; buffers are computed for good.
+
+    One parameter at a time is allocated, and never written to.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None:
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
 def hollow_parameters(model: nn.Module) -> None:
     """Replace parameters on the meta device by ones of the same shape that take no memory, ties kept.
 
@@ -34,7 +55,7 @@ def hollow_parameters(model: nn.Module) -> None:
     them reads as NaN.
 
     Args:
-        model: changed in place.
+        model: made :func:`without_values`; changed in place.
     """
     hollow: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():

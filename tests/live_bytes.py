@@ -11,6 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+_SMALLEST_FILE = 2**16  # bytes; looking an address up takes a millisecond
+
 
 def tensor_storages() -> dict[int, torch.UntypedStorage]:
     """The memory of every tensor that Python knows, each storage once."""
@@ -19,8 +21,13 @@ def tensor_storages() -> dict[int, torch.UntypedStorage]:
     return {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
 
 
+def _size(storage: torch.UntypedStorage) -> int:
+    """Bytes of memory; nothing where a file of weights is mapped there."""
+    is_file = storage.nbytes() >= _SMALLEST_FILE and _is_mapped(storage.data_ptr())
+    return 0 if is_file else storage.nbytes()
+
+
 def _is_mapped(address: int) -> bool:
-    """Whether an address belongs to a mapped file of weights, which takes no memory of the process."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         if line.endswith(".safetensors"):
             start, stop = (int(edge, 16) for edge in line.split()[0].split("-"))
@@ -51,7 +58,6 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self._alive:
-                    num_bytes = 0 if _is_mapped(storage.data_ptr()) else storage.nbytes()
-                    self._alive[storage._cdata] = (StorageWeakRef(storage), num_bytes)
+                    self._alive[storage._cdata] = (StorageWeakRef(storage), _size(storage))
         self.peak = max(self.peak, sum(num_bytes for _, num_bytes in self._alive.values()))
         return out

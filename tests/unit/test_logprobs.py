@@ -9,6 +9,7 @@ import torch
 
 from rsgrpo import logprobs as logprobs_module
 from rsgrpo.logprobs import LogprobHead, response_logprobs
+from tests.live_bytes import LiveBytes
 
 
 def _inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -108,6 +109,26 @@ def test_the_weights_gradient_is_not_rounded_between_chunks():
     logprobs, _ = response_logprobs(hidden, weight, torch.zeros(600, dtype=torch.int64), chunk_tokens=1)
     (grad,) = torch.autograd.grad(logprobs.sum(), weight)
     assert grad[:, 0].tolist() == [300.0, -300.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_more_logits_than_a_chunk_and_no_more_float32_weights_than_a_block_exist(monkeypatch, dtype):
+    monkeypatch.setitem(logprobs_module._CHUNK_LOGITS, "cpu", 2**15)  # 128 KiB, 8 rows
+    monkeypatch.setitem(logprobs_module._BLOCK_WEIGHTS, "cpu", 2**15)  # 128 KiB, 512 words
+    hidden = torch.randn(128, 64).to(dtype).requires_grad_()
+    weight = torch.randn(4096, 64).to(dtype).requires_grad_()
+    targets = torch.randint(0, 4096, (128,))
+    with LiveBytes() as live:
+        logprobs, _ = response_logprobs(hidden, weight, targets)
+        grads = torch.autograd.grad(logprobs.sum(), [hidden, weight])
+    # Inputs and both gradients stay, that of the weight in float32 until it is whole; and 4 numbers a row.
+    stays = (
+        sum(one.nbytes for one in (hidden, weight, *grads))
+        + (dtype == torch.bfloat16) * weight.numel() * 4
+        + 4 * 4 * 128
+    )
+    # A few times a chunk of logits (exp of it, its gradient) and of a block's products. All logits would take 2 MiB.
+    assert live.peak < stays + 5 * 2**17 + 3 * 2**17
 
 
 def test_a_float32_head_brings_engine_and_trainer_closer():

@@ -79,6 +79,22 @@ def test_views_of_a_parked_buffer_come_back_to_the_bit_and_stay_views(dtype: tor
     assert flat[:40].eq(3.0).all() and torch.equal(second, before[0][40:])
 
 
+def test_what_is_let_go_takes_no_memory_anywhere_and_comes_back_as_zeros() -> None:
+    buffer, weight = torch.ones(50), torch.ones(10)
+    view = buffer[:20]
+    park = StoragePark()
+    for _ in range(2):
+        park.move_out([weight])
+        park.let_go([buffer, view, torch.empty(0)])
+        assert buffer.untyped_storage().nbytes() == 0
+        assert park.num_bytes == park.num_host_bytes == 40
+        park.bring_back()
+        assert park.num_bytes == 0 and park.num_host_bytes == 40  # kept for the next time
+        assert not buffer.any() and weight.eq(1.0).all()
+        view.fill_(3.0)
+        assert buffer.tolist() == [3.0] * 20 + [0.0] * 30
+
+
 def test_parking_twice_keeps_the_newest_values() -> None:
     weight = torch.zeros(5)
     park = StoragePark()
