@@ -95,7 +95,7 @@ def test_conversations_that_cannot_be_used_are_named_and_passed_over(tmp_path: P
     assert "broken.png" in details["image"]
     assert "has 1" in details["too long"]
     assert "micro_batch_tokens" in details["too long"]
-    assert "'<|im_start|>assi'" in details["text"]
+    assert "control token '<|im_start|>'" in details["text"]
     with pytest.raises(RsgrpoError, match=r"set data\.on_bad_sample=skip to pass over"):
         opened(tmp_path, bad, on_bad_sample="reject").take(0, 1)
     with pytest.raises(DataError, match=r"none of 3 conversations in a row can be used"):
