@@ -162,6 +162,7 @@ def test_an_engine_that_died_before_a_broadcast_is_replaced(ranks: list[Any]) ->
     sender = Broadcast("cuda_ipc", ranks[:1], ray.get, max_bucket_bytes=2**20, trainable_only=False)
     update = dataclasses.replace(_update(ranks[:1], 6, trainable_only=False), sender=sender)
     with _pool(1) as pool:
+        pool.wait_ready()
         os.kill(ray.get(pool._workers[0].ready.remote()), signal.SIGKILL)
         pool.update_weights(update)
         assert pool.num_restarts == 1
