@@ -40,7 +40,13 @@ class BareStep:
         self.model = load_model(folder, config, banned).to(device)
         self.policy = PolicyModel(self.model, always_run_vision=False)
         dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-        self.rows = RowBuilder(image_token_id=self.encoder.image_token_id, config=config, device=device, dtype=dtype)
+        self.rows = RowBuilder(
+            image_token_id=self.encoder.image_token_id,
+            config=config,
+            device=device,
+            dtype=dtype,
+            page_pixels=self.encoder.pixels,
+        )
         use_window_attention(self.model.model.visual, self.rows.choice.door)
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trainable, lr=1e-12, weight_decay=0.0, foreach=True)

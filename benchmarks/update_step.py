@@ -151,7 +151,7 @@ class MeasuredWorker(PolicyWorker):
         }
         pages = [page for prompt in prompts for page in prompt.images]
         if pages:
-            pixels = [page.pixel_values for page in pages if page.pixel_values is not None]
+            pixels = [self._encoder.pixels(page) for page in pages]
             ids = torch.cat([prompt_ids, completion_ids], dim=1)
             work |= {
                 "pixel_values": torch.cat(pixels),

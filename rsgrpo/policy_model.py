@@ -265,6 +265,18 @@ def shown_in(prompt: EncodedPrompt, response: int) -> tuple[ProcessedImage, ...]
     return prompt.response_images[response] if prompt.response_images else ()
 
 
+def row_pages(pieces: Sequence[Piece], prompts: Sequence[EncodedPrompt]) -> list[ProcessedImage]:
+    """The pages that a row of these pieces shows, each once.
+
+    Args:
+        pieces: of one micro-batch.
+        prompts: encoded, by piece.group.
+    """
+    shown = [page for piece in pieces for page in prompts[piece.group].images]
+    shown += [page for piece in pieces for index in piece.responses for page in shown_in(prompts[piece.group], index)]
+    return list({page.ref: page for page in shown}.values())
+
+
 def group_sizes(groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt]) -> list[GroupSize]:
     """What ``plan_micro_batches`` needs to know of groups.
 
@@ -290,6 +302,7 @@ class RowBuilder:
         config: ``model.attention``.
         device: where the model is.
         dtype: compute precision.
+        page_pixels: a page's pixels [patches, 1176] on the host.
         page_features: a page's features on the device; None: rows carry pixels.
     """
 
@@ -300,11 +313,13 @@ class RowBuilder:
         config: ModelConfig,
         device: torch.device,
         dtype: torch.dtype,
+        page_pixels: Callable[[ProcessedImage], Tensor],
         page_features: Callable[[ProcessedImage], Tensor] | None = None,
     ) -> None:
         self._image_token_id = image_token_id
         self._device = device
         self._dtype = dtype
+        self._page_pixels = page_pixels
         self._page_features = page_features
         self.choice = choose_door(config.attention, device=device, dtype=dtype)
 
@@ -379,9 +394,12 @@ class RowBuilder:
             return None, None
         if self._page_features is not None:
             return None, torch.cat([self._page_features(page) for page in pages])
-        pixels = [page.pixel_values for page in pages if page.pixel_values is not None]
-        assert len(pixels) == len(pages), "a page came without pixels although its features are not stored"
-        return torch.cat(pixels).to(self._device), None
+        pixels = [self._page_pixels(page) for page in pages]
+        lengths = [len(one) for one in pixels]
+        row = torch.empty(sum(lengths), pixels[0].shape[1], device=self._device)
+        for part, one in zip(row.split(lengths), pixels, strict=True):
+            part.copy_(one)
+        return row, None
 
     def blank(self) -> MicroBatch:
         """A row of one prompt token and one response token without credit, for a rank that has run out of rows."""

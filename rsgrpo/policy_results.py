@@ -22,7 +22,7 @@ class RankUpdate:
         num_skipped_in_row: skipped steps in a row.
         forward_backward_seconds: of this rank.
         optimizer_seconds: of this rank.
-        process_seconds: encoding and planning, of this rank.
+        process_seconds: encoding, planning and waiting for pages, of this rank.
         num_cached_images: pages whose features were read from the cache.
     """
 

@@ -366,7 +366,7 @@ class UpdateMetrics:
         is_skipped: whether the step was not taken (non-finite gradient).
         forward_backward_seconds: slowest rank.
         optimizer_seconds: slowest rank.
-        process_seconds: decoding and processing images and prompts, slowest rank.
+        process_seconds: encoding prompts and waiting for the pixels of pages, slowest rank.
         kl_reference: mean k3 estimate of KL(policy, reference) over response tokens, nats; 0 without a KL term.
         num_cached_images: of ``num_images``, those whose features were read instead of computed.
         masked_fraction: share of response tokens without gradient because their response is too far off.

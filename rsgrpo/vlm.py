@@ -1,13 +1,15 @@
 """From a chat prompt with page images to what Qwen2.5-VL reads: ids, pixels, 3-D positions.
 
 The pages come from ``images.load_page``, which the rollout engines use as well, so that both sides see
-the same pixels; the ids are checked against those that the engine reports.
+the same pixels; the ids are checked against those that the engine reports. A prompt is encoded from its pages'
+headers alone: pixels, 24 bytes for one of the page's, come when a row needs them.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,12 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Qwen2_5_VLProcessor
 
+from rsgrpo.coordinates import smart_resize
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.images import load_page
+from rsgrpo.images import load_page, page_size
+from rsgrpo.page_feed import PageFeed
 from rsgrpo.page_rules import PageRules
 from rsgrpo.types import ChatPrompt, ImageRef, IntArray, TrainingResponse
 
-_IMAGES_A_CALL = 64  # pages handed to the processor at once: bounds its working memory
+_PIXEL_BYTES = 2**29  # with the row that is being built, a rank's pixels stay below 1 GB
+_MAX_PAGE_THREADS = 8  # of a rank: more than a step of any size can use while the model computes
+_FLOAT32_BYTES = 4
 
 
 class PromptError(RsgrpoError, ValueError):
@@ -30,20 +36,19 @@ class PromptError(RsgrpoError, ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ProcessedImage:
-    """A page after the processor.
+    """A page as the processor will make it; its pixels come from :class:`PromptEncoder`.
 
     Attributes:
         ref: which page.
-        pixel_values: [patches, 1176] float32 (3 channels · 2 frames · 14 · 14); None where the page's features
-            are stored, so that nobody needs them.
         grid: (frames, rows, columns) in patches.
         num_tokens: positions that it takes in the prompt.
+        is_stored: whether the page's features are stored, so that nobody needs its pixels.
     """
 
     ref: ImageRef
-    pixel_values: Tensor | None
     grid: tuple[int, int, int]
     num_tokens: int
+    is_stored: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -132,13 +137,14 @@ def check_prompt_ids(encoded: EncodedPrompt, engine_ids: IntArray) -> None:
 
 
 class PromptEncoder:
-    """Turns prompts into model inputs and remembers processed pages.
+    """Turns prompts into model inputs, and pages into pixels when they are needed.
 
     Args:
         processor: of the model that is trained.
         rules: how pages are read (``DataConfig.page_rules``).
         max_prompt_tokens: a longer prompt is an error, never cut.
-        cache_bytes: how much memory processed pages may keep.
+        pixel_bytes: how much memory the pixels of pages may take, those that are kept for later steps included.
+        num_threads: how many pages are read at once.
         stored_grid: the grid of a page whose features are stored, None for others; None: no page is.
     """
 
@@ -148,18 +154,25 @@ class PromptEncoder:
         *,
         rules: PageRules,
         max_prompt_tokens: int,
-        cache_bytes: int = 2**30,
+        pixel_bytes: int = _PIXEL_BYTES,
+        num_threads: int = 1,
         stored_grid: Callable[[ImageRef], tuple[int, int, int] | None] | None = None,
     ) -> None:
         self._processor = processor
+        self._images = processor.image_processor
         self._rules = rules
         self._max_prompt_tokens = max_prompt_tokens
-        self._cache_bytes = cache_bytes
+        self._num_threads = min(num_threads, _MAX_PAGE_THREADS)
         self._stored_grid = stored_grid
-        self._cached_bytes = 0
-        self._cache: OrderedDict[ImageRef, ProcessedImage] = OrderedDict()
+        self._grids: dict[ImageRef, tuple[int, int, int]] = {}
         self.image_token_id = int(processor.image_token_id)
-        self._merge_size = int(processor.image_processor.merge_size)
+        self._merge_size = int(self._images.merge_size)
+        self._patch_size = int(self._images.patch_size)
+        # Of a patch: 3 channels · 2 frames · 14 · 14 = 1176.
+        self._patch_numbers = 3 * int(self._images.temporal_patch_size) * self._patch_size**2
+        self._feed = PageFeed(
+            self._process, self._num_bytes, max_bytes=pixel_bytes, num_threads=self._num_threads
+        )
 
     def encode(self, prompts: Sequence[ChatPrompt]) -> list[EncodedPrompt]:
         """Encode prompts; a page that several of them show is processed once.
@@ -232,63 +245,87 @@ class PromptEncoder:
         return EncodedPrompt(sample_id=prompt.sample_id, token_ids=token_ids, positions=positions, images=images)
 
     def pages(self, refs: Sequence[ImageRef]) -> dict[ImageRef, ProcessedImage]:
-        """Every page processed, from the cache where it is there.
+        """What is known of every page from its header, or from the store of features.
 
         Args:
             refs: a page may stand there more than once.
+
+        Raises:
+            ImageError: a page is missing or no image.
         """
-        found: dict[ImageRef, ProcessedImage] = {}
-        missing: list[ImageRef] = []
-        for ref in dict.fromkeys(refs):
-            if ref in self._cache:
-                self._cache.move_to_end(ref)
-                found[ref] = self._cache[ref]
-            elif self._stored_grid is not None and (grid := self._stored_grid(ref)) is not None:
-                num_tokens = grid[0] * grid[1] * grid[2] // self._merge_size**2
-                found[ref] = ProcessedImage(ref=ref, pixel_values=None, grid=grid, num_tokens=num_tokens)
-            else:
-                missing.append(ref)
-        for start in range(0, len(missing), _IMAGES_A_CALL):
-            for page in self._process(missing[start : start + _IMAGES_A_CALL]):
-                found[page.ref] = page
-                self._remember(page)
-        return found
+        unique = list(dict.fromkeys(refs))
+        with ThreadPoolExecutor(self._num_threads) as threads:
+            return dict(zip(unique, threads.map(self._page, unique), strict=True))
 
     def pixels(self, page: ProcessedImage) -> Tensor:
-        """A page's pixels [patches, 1176] float32, read again where the page came without.
+        """A page's pixels [patches, 1176] float32 (3 channels · 2 frames · 14 · 14).
 
         Args:
             page: as it stands in an encoded prompt.
+
+        Raises:
+            ImageError: it is damaged.
+            PromptError: it is not what it was when the prompt was encoded.
         """
-        if page.pixel_values is not None:
-            return page.pixel_values
-        again = self._process([page.ref])[0].pixel_values
-        assert again is not None
-        return again
+        with closing(self._feed.pages([[page.ref]])) as feed:
+            return next(feed)[0]
 
-    def _process(self, refs: Sequence[ImageRef]) -> list[ProcessedImage]:
-        pages = [load_page(ref, self._rules) for ref in refs]
-        features = self._processor.image_processor(images=pages, return_tensors="pt")
-        grids = [(int(t), int(h), int(w)) for t, h, w in features["image_grid_thw"].tolist()]
-        patches = features["pixel_values"].split([t * h * w for t, h, w in grids])
-        return [
-            # A view would keep the whole call's pixels alive for as long as one page is cached.
-            ProcessedImage(
-                ref=ref,
-                pixel_values=pixels.to(torch.float32).clone(),
-                grid=grid,
-                num_tokens=len(pixels) // self._merge_size**2,
+    def pixel_feed(
+        self, rows: Sequence[Sequence[ProcessedImage]]
+    ) -> Generator[Mapping[ImageRef, Tensor], None, None]:
+        """The pixels of row after row, read by threads ahead of need. Close it.
+
+        Let go of a row's pixels before asking for those of the next: the bound counts them until then.
+
+        Args:
+            rows: the pages of each row.
+
+        Yields:
+            Pixels [patches, 1176] float32 by page. Those of stored pages are left out; where features are kept, so are
+            those that an earlier row brought: their features are stored by then.
+
+        Raises:
+            ImageError: a page of the row is damaged.
+            PromptError: a page of the row is not what it was when the prompt was encoded.
+        """
+        demands: list[list[ImageRef]] = []
+        seen: set[ImageRef] = set()
+        for pages in rows:
+            demands.append([page.ref for page in pages if not page.is_stored and page.ref not in seen])
+            if self._stored_grid is not None:
+                seen.update(demands[-1])
+        with closing(self._feed.pages(demands)) as feed:
+            for refs in demands:
+                yield dict(zip(refs, next(feed), strict=True))
+
+    def _page(self, ref: ImageRef) -> ProcessedImage:
+        stored = self._stored_grid(ref) if self._stored_grid is not None else None
+        grid = stored or self._grid(ref)
+        num_tokens = grid[0] * grid[1] * grid[2] // self._merge_size**2
+        return ProcessedImage(ref=ref, grid=grid, num_tokens=num_tokens, is_stored=stored is not None)
+
+    def _grid(self, ref: ImageRef) -> tuple[int, int, int]:
+        """The page's grid, by the size that its header names."""
+        if ref not in self._grids:
+            width, height = smart_resize(
+                *page_size(ref, self._rules),
+                min_pixels=self._images.size["shortest_edge"],
+                max_pixels=self._images.size["longest_edge"],
+                factor=self._patch_size * self._merge_size,
             )
-            for ref, pixels, grid in zip(refs, patches, grids, strict=True)
-        ]
+            self._grids[ref] = (1, height // self._patch_size, width // self._patch_size)
+        return self._grids[ref]
 
-    def _remember(self, page: ProcessedImage) -> None:
-        self._cache[page.ref] = page
-        self._cached_bytes += _num_bytes(page)
-        while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
-            _, oldest = self._cache.popitem(last=False)
-            self._cached_bytes -= _num_bytes(oldest)
+    def _num_bytes(self, ref: ImageRef) -> int:
+        frames, rows, columns = self._grid(ref)
+        return frames * rows * columns * self._patch_numbers * _FLOAT32_BYTES
 
-
-def _num_bytes(page: ProcessedImage) -> int:
-    return 0 if page.pixel_values is None else page.pixel_values.nbytes
+    def _process(self, ref: ImageRef) -> Tensor:
+        features = self._images(images=[load_page(ref, self._rules)], return_tensors="pt")
+        found = tuple(int(number) for number in features["image_grid_thw"][0])
+        if found != self._grid(ref):
+            raise PromptError(
+                f"image {ref.path!r} has a grid of {found} patches, but had {self._grid(ref)} when its prompt was "
+                "encoded: it was changed during the run; put it back and go on with resume=auto"
+            )
+        return features["pixel_values"].to(torch.float32)

@@ -35,7 +35,11 @@ class Packed:
             self.processor, rules=PageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000
         )
         self.rows = RowBuilder(
-            image_token_id=self.encoder.image_token_id, config=config, device=torch.device("cpu"), dtype=torch.float32
+            image_token_id=self.encoder.image_token_id,
+            config=config,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            page_pixels=self.encoder.pixels,
         )
 
     def keep_features(
@@ -54,6 +58,7 @@ class Packed:
             config=self.config,
             device=torch.device("cpu"),
             dtype=torch.float32,
+            page_pixels=self.encoder.pixels,
             page_features=page_features,
         )
 

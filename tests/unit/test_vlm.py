@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from rsgrpo import vlm
+from rsgrpo.image_bytes import ImageError
 from rsgrpo.images import load_page
 from rsgrpo.page_rules import PageRules
 from rsgrpo.policy_model import load_processor
@@ -30,12 +31,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
     return write_pages(tmp_path_factory.mktemp("pages"), SIZES)
 
 
-def _encoder(folder: Path, *, limit: int = 1000, cache_bytes: int = 2**20) -> PromptEncoder:
+def _encoder(folder: Path, *, limit: int = 1000, pixel_bytes: int = 2**20) -> PromptEncoder:
     return PromptEncoder(
         load_processor(folder),
         rules=PageRules(min_pixels=1, max_pixels=10**7),
         max_prompt_tokens=limit,
-        cache_bytes=cache_bytes,
+        pixel_bytes=pixel_bytes,
     )
 
 
@@ -54,12 +55,12 @@ def test_encoding_equals_the_processor_and_get_rope_index(folder, pages):
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     processor = load_processor(folder)
-    encoded = _encoder(folder).encode([_prompt(pages)])[0]
+    encoder = _encoder(folder)
+    encoded = encoder.encode([_prompt(pages)])[0]
     images = [Image.open(page.file).convert("RGB") for page in pages]
     expected = processor(text=[_prompt(pages).text], images=images, return_tensors="pt")
     assert encoded.token_ids.tolist() == expected["input_ids"][0].tolist()
-    pixels = [page.pixel_values for page in encoded.images if page.pixel_values is not None]
-    torch.testing.assert_close(torch.cat(pixels), expected["pixel_values"])
+    assert torch.equal(torch.cat([encoder.pixels(page) for page in encoded.images]), expected["pixel_values"])
     assert [list(page.grid) for page in encoded.images] == expected["image_grid_thw"].tolist()
     # image tokens = t·h·w / 4
     assert [page.num_tokens for page in encoded.images] == [4, 6, 20]
@@ -70,24 +71,30 @@ def test_encoding_equals_the_processor_and_get_rope_index(folder, pages):
     assert encoded.positions.tolist() == positions[:, 0].tolist()
 
 
-def test_a_page_is_decoded_once_a_step_and_once_more_after_it_left_the_cache(folder, pages, monkeypatch):
+def test_a_page_is_decoded_when_a_row_needs_it_once_and_once_more_after_it_left_the_memory(folder, pages, monkeypatch):
     decoded: list[str] = []
 
     def counting(ref: ImageRef, rules: PageRules) -> Image.Image:
         decoded.append(ref.path)
         return load_page(ref, rules)
 
+    def run(encoder: PromptEncoder, rows: list[list[ImageRef]]) -> list[str]:
+        decoded.clear()
+        prompts = encoder.encode([_prompt(row) for row in rows])
+        assert not decoded  # ids and positions come from headers alone
+        for row, pixels in zip(rows, encoder.pixel_feed([prompt.images for prompt in prompts]), strict=True):
+            assert list(pixels) == row
+        return sorted(decoded)
+
     monkeypatch.setattr(vlm, "load_page", counting)
     encoder = _encoder(folder)
-    encoder.encode([_prompt(pages[:2]), _prompt([pages[1], pages[0]])])
-    encoder.encode([_prompt(pages[:2])])
-    assert decoded == ["imgs/0.png", "imgs/1.png"]
-    # 112 × 140 = 80 patches · 1176 · 4 bytes: alone above this bound, so the others have to go
-    small = _encoder(folder, cache_bytes=100_000)
-    small.encode([_prompt(pages)])
-    decoded.clear()
-    small.encode([_prompt(pages)])
-    assert decoded == ["imgs/0.png", "imgs/1.png"]
+    assert run(encoder, [pages[:2], [pages[1], pages[0]]]) == ["imgs/0.png", "imgs/1.png"]
+    assert run(encoder, [pages[:2]]) == []
+    # 56 × 56, 84 × 56 and 112 × 140 pixels are 16, 24 and 80 patches · 1176 · 4 bytes = 75,264, 112,896 and 376,320:
+    # the last one alone is above this bound, so that the others have to go.
+    small = _encoder(folder, pixel_bytes=200_000)
+    assert run(small, [pages[:2], pages[2:]]) == ["imgs/0.png", "imgs/1.png", "imgs/2.png"]
+    assert run(small, [pages[:2]]) == ["imgs/0.png", "imgs/1.png"]
 
 
 def test_long_prompts_are_refused_and_named_never_cut(folder, pages):
@@ -113,3 +120,26 @@ def test_differing_engine_ids_are_refused_with_both_counts(folder, pages):
         check_prompt_ids(encoded, changed)
     with pytest.raises(PromptError, match=rf"has {len(ids)} tokens, the engine's {len(ids) - 2}"):
         check_prompt_ids(encoded, ids[:-2])
+
+
+def test_a_page_that_changed_after_its_prompt_was_encoded_is_named(folder, tmp_path):
+    (page,) = write_pages(tmp_path, [(56, 56)])
+    encoder = _encoder(folder)
+    (encoded,) = encoder.encode([_prompt([page])])
+    write_pages(tmp_path, [(84, 56)])
+    with pytest.raises(PromptError, match=r"'imgs/0\.png' has a grid of \(1, 4, 6\) patches, but had \(1, 4, 4\)"):
+        encoder.pixels(encoded.images[0])
+
+
+def test_a_page_damaged_after_its_prompt_was_encoded_is_named_by_the_thread_that_reads_it(folder, tmp_path):
+    pages = write_pages(tmp_path, [(56, 56), (84, 56)])
+    encoder = _encoder(folder)
+    prompts = encoder.encode([_prompt([page]) for page in pages])
+    file = Path(pages[1].file)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    feed = encoder.pixel_feed([prompt.images for prompt in prompts])
+    assert list(next(feed)) == [pages[0]]
+    with pytest.raises(ImageError, match=r"imgs/1\.png.*truncated or damaged"):
+        next(feed)

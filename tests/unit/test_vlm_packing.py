@@ -119,7 +119,7 @@ def test_window_attention_of_the_tower_equals_torch_attention(packed, groups, mo
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_definition)
     prompts = packed.encoder.encode([groups[0].prompt])
-    pixels = torch.cat([page.pixel_values for page in prompts[0].images])
+    pixels = torch.cat([packed.encoder.pixels(page) for page in prompts[0].images])
     grid = torch.tensor([page.grid for page in prompts[0].images])
     visual = packed.model.model.visual
     expected = visual(pixels, grid_thw=grid).pooler_output
