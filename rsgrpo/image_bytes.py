@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.media_paths import likely_cause
-from rsgrpo.tables import TableError, media_bytes, open_table
+from rsgrpo.tables import TableError, media_view, open_table
 from rsgrpo.types import ImageRef
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -25,14 +32,40 @@ def page_bytes(ref: ImageRef) -> bytes:
     Raises:
         ImageError: it is missing or cannot be read.
     """
-    if ref.parquet_file:
-        try:
-            return media_bytes(ref.parquet_file, ref.parquet_column, ref.parquet_row, ref.parquet_index)
-        except TableError as error:
-            raise ImageError(f"image {shown(ref.path, 80)!r}: {error}") from error
+    with _naming(ref), _open(ref) as file:
+        data = file.readall()
+    _refuse_pointer(ref, data)
+    return data
+
+
+@contextmanager
+def page_file(ref: ImageRef) -> Iterator[io.RawIOBase]:
+    """A page's image file, open and without a buffer, for those who need a part of it.
+
+    Args:
+        ref: where it lies.
+
+    Raises:
+        ImageError: it is missing or cannot be read.
+    """
+    with _naming(ref):
+        file = _open(ref)
+    with file:
+        with _naming(ref):
+            head = file.read(len(_LFS_POINTER)) or b""
+            file.seek(0)
+        _refuse_pointer(ref, head)
+        yield file
+
+
+@contextmanager
+def _naming(ref: ImageRef) -> Iterator[None]:
+    """Whatever goes wrong while a page's file is read, with the page's name and the way out."""
     name = shown(ref.path, 80)
     try:
-        data = Path(ref.file).read_bytes()
+        yield
+    except TableError as error:
+        raise ImageError(f"image {name!r}: {error}") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         cause = likely_cause(ref.file, ("",)) if ref.file else ""
         raise ImageError(
@@ -48,9 +81,60 @@ def page_bytes(ref: ImageRef) -> bytes:
     except (OSError, ValueError) as error:
         words = error.strerror if isinstance(error, OSError) else error
         raise ImageError(f"image {name!r} cannot be read from {shown(ref.file)}: {words}; make it readable") from error
-    if data.startswith(_LFS_POINTER):
-        raise ImageError(f"image {name!r} ({shown(ref.file)}) is a Git LFS pointer, not the image: run git lfs pull")
-    return data
+
+
+def _refuse_pointer(ref: ImageRef, head: bytes) -> None:
+    if head.startswith(_LFS_POINTER):
+        raise ImageError(
+            f"image {shown(ref.path, 80)!r} ({image_place(ref)}) is a Git LFS pointer, not the image: run git lfs pull"
+        )
+
+
+def page_stamp(ref: ImageRef) -> tuple[int, int] | None:
+    """Size in bytes, and time of the last change in ns, of the file that a page lies in; None: it cannot be told."""
+    try:
+        status = Path(ref.parquet_file or ref.file).stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _open(ref: ImageRef) -> io.RawIOBase:
+    """The one place where pages' bytes come from."""
+    if ref.parquet_file:
+        return _ViewFile(media_view(ref.parquet_file, ref.parquet_column, ref.parquet_row, ref.parquet_index))
+    return io.FileIO(Path(ref.file))
+
+
+class _ViewFile(io.RawIOBase):
+    """Bytes in memory as a file, without a copy."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view.cast("B")
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._view)}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        target = memoryview(buffer).cast("B")
+        found = self._view[self._position : self._position + len(target)]
+        target[: len(found)] = found
+        self._position += len(found)
+        return len(found)
+
+    def readall(self) -> bytes:
+        rest = bytes(self._view[self._position :])
+        self._position += len(rest)
+        return rest
 
 
 def table_rows(parquet_file: Path) -> dict[str, int]:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import io
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import IO
 
 from PIL import Image, ImageFile
 
 from rsgrpo.image_kinds import describe_non_image
 from rsgrpo.png import SIGNATURE as PNG_SIGNATURE
 from rsgrpo.png import PngFile, exif_orientation, read_png, xmp_orientation
+
+_HEADER_BUFFER_BYTES = 4096  # read at once where a header lies in many small pieces
 
 _ORIENTATION = 0x0112  # the EXIF tag, and TIFF's
 _BITS_TAG = 258  # TIFF's bits of a sample
@@ -110,33 +113,88 @@ def open_page(data: bytes, *, check: bool = False) -> OpenPage:
     png: PngFile | None = None
     if data.startswith(PNG_SIGNATURE):
         png = read_png(data, check=check)
+    pixels = data if png is None else png.pixels
     with _foreign_code():
-        image = _opened(data if png is None else png.pixels)
+        image = _opened(lambda: io.BytesIO(pixels))
         if image is None:
             raise NoImageError(*describe_non_image(data))
-        is_turned = image.format == "TIFF"
-        orientation = _orientation(image) if png is None else png.orientation
-        width, height = image.size
-        # Pillow measures a TIFF file as its own tag turns it, but not as XMP does.
-        is_measured = is_turned and _ORIENTATION in image.tag_v2  # type: ignore[attr-defined]
-        if orientation >= _SIDEWAYS and not is_measured:
-            width, height = height, width
-        facts = PageFacts(
-            format="JPEG" if image.format == "MPO" else image.format or "",
-            mode=image.mode,
-            width=width,
-            height=height,
-            orientation=orientation,
-            has_transparency=image.has_transparency_data,
-            bits=_bits(image, png),
-            num_frames=_num_frames(image, png),
-        )
-    return OpenPage(data=data, image=image, facts=facts, is_turned=is_turned)
+        return OpenPage(data=data, image=image, facts=_facts(image, png), is_turned=image.format == "TIFF")
 
 
-def _opened(data: bytes) -> Image.Image | None:
-    """What ``Image.open`` does, without its limit; None: no reader knows the bytes."""
-    prefix = data[:16]
+def read_facts(file: io.RawIOBase) -> PageFacts:
+    """What :func:`open_page` says of an image file, reading no more of it than that takes.
+
+    Args:
+        file: open and without a buffer.
+
+    Raises:
+        Exception: as :func:`open_page`.
+    """
+    parts = _Parts(file)
+    png: PngFile | None = None
+    if parts[: len(PNG_SIGNATURE)] == PNG_SIGNATURE:
+        png = read_png(parts, header_only=True)
+        head = png.pixels
+    buffered = io.BufferedReader(file, _HEADER_BUFFER_BYTES)
+
+    def stream() -> IO[bytes]:
+        if png is not None:
+            return io.BytesIO(head)
+        buffered.seek(0)
+        return buffered
+
+    try:
+        with _foreign_code():
+            image = _opened(stream)
+            if image is None:
+                raise NoImageError(*describe_non_image(parts[:]))
+            return _facts(image, png)
+    finally:
+        buffered.detach()  # else it would close the file
+
+
+class _Parts:
+    """A file of which parts are read when they are asked for."""
+
+    def __init__(self, file: io.RawIOBase) -> None:
+        self._file = file
+        self._num_bytes = file.seek(0, io.SEEK_END)
+
+    def __len__(self) -> int:
+        return self._num_bytes
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._num_bytes)
+        self._file.seek(start)
+        return self._file.read(max(0, stop - start)) or b""
+
+
+def _facts(image: Image.Image, png: PngFile | None) -> PageFacts:
+    orientation = _orientation(image) if png is None else png.orientation
+    width, height = image.size
+    # Pillow measures a TIFF file as its own tag turns it, but not as XMP does.
+    is_measured = image.format == "TIFF" and _ORIENTATION in image.tag_v2  # type: ignore[attr-defined]
+    if orientation >= _SIDEWAYS and not is_measured:
+        width, height = height, width
+    return PageFacts(
+        format="JPEG" if image.format == "MPO" else image.format or "",
+        mode=image.mode,
+        width=width,
+        height=height,
+        orientation=orientation,
+        has_transparency=image.has_transparency_data,
+        bits=_bits(image, png),
+        num_frames=_num_frames(image, png),
+    )
+
+
+def _opened(stream: Callable[[], IO[bytes]]) -> Image.Image | None:
+    """What ``Image.open`` does, without its limit; None: no reader knows the bytes.
+
+    Args:
+        stream: the file from its beginning; each reader gets it anew.
+    """
+    prefix = stream().read(16)
     tried: set[str] = set()
     for load_readers in (Image.preinit, Image.init):
         load_readers()
@@ -150,7 +208,7 @@ def _opened(data: bytes) -> Image.Image | None:
                 if not answer or isinstance(answer, str):  # a text says why not
                     continue
                 with _without_limit() if prefix.startswith(_CHECKS_ITSELF) else nullcontext():
-                    return factory(io.BytesIO(data), "")
+                    return factory(stream(), "")
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue  # as Pillow has it: not this reader's kind after all
     return None
@@ -258,4 +316,5 @@ __all__ = [
     "PageFacts",
     "decode",
     "open_page",
+    "read_facts",
 ]

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import math
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 
 from PIL import Image, ImageFile
 from PIL import __version__ as pillow_version
 
 from rsgrpo.errors import shown
-from rsgrpo.image_bytes import ImageError, image_place, page_bytes
+from rsgrpo.image_bytes import ImageError, image_place, page_bytes, page_file, page_stamp
 from rsgrpo.image_files import (
     DECODING_ERRORS,
     NoImageError,
@@ -29,8 +30,10 @@ from rsgrpo.image_files import (
     PageFacts,
     decode,
     open_page,
+    read_facts,
 )
 from rsgrpo.jpeg import END_MARKER, check_jpeg, jpeg_pixels
+from rsgrpo.known_pages import KNOWN_PAGES, content_digest
 from rsgrpo.page_rules import PageRules
 from rsgrpo.pixels import plain_pixels, upright
 from rsgrpo.png import check_rows
@@ -90,7 +93,7 @@ def load_page(ref: ImageRef, rules: PageRules) -> Image.Image:
     Example:
         ``load_page(sample.images[0], config.data.page_rules).size``
     """
-    page = _open(ref, rules)
+    page = _open(ref, page_bytes(ref), rules)
     return _pixels(ref, page, rules, _final_size(ref, page.facts, rules))
 
 
@@ -107,7 +110,7 @@ def read_page(ref: ImageRef, rules: PageRules) -> Image.Image:
     Raises:
         ImageError: as :func:`load_page`, but for strips.
     """
-    page = _open(ref, rules)
+    page = _open(ref, page_bytes(ref), rules)
     return _pixels(ref, page, rules, (page.facts.width, page.facts.height))
 
 
@@ -121,7 +124,7 @@ def page_size(ref: ImageRef, rules: PageRules) -> tuple[int, int]:
     Raises:
         ImageError: the page is missing, no image, or has a size that ``load_page`` refuses.
     """
-    return _final_size(ref, _open(ref, rules).facts, rules)
+    return _final_size(ref, page_facts(ref, rules), rules)
 
 
 def reading_fingerprint(rules: PageRules) -> str:
@@ -130,11 +133,16 @@ def reading_fingerprint(rules: PageRules) -> str:
     Args:
         rules: as for ``load_page``.
     """
-    return f"{rules.fingerprint}/pillow {pillow_version}/simplejpeg {version('simplejpeg')}"
+    return f"{rules.fingerprint}/{decoders_fingerprint()}"
+
+
+def decoders_fingerprint() -> str:
+    """The libraries that turn bytes into pixels, with their versions."""
+    return f"pillow {pillow_version}/simplejpeg {version('simplejpeg')}"
 
 
 def page_facts(ref: ImageRef, rules: PageRules) -> PageFacts:
-    """What a page's header says.
+    """What a page's header says; nothing is read where ``check_page`` did so before.
 
     Args:
         ref: where it lies.
@@ -143,13 +151,19 @@ def page_facts(ref: ImageRef, rules: PageRules) -> PageFacts:
     Raises:
         ImageError: the page is missing or no image.
     """
-    return _open(ref, rules).facts
+    facts = KNOWN_PAGES.facts(ref)
+    if facts is None:
+        with page_file(ref) as file, _named(ref):
+            facts = read_facts(file)
+    _check_area(ref, facts, rules)
+    return facts
 
 
 def check_page(ref: ImageRef, rules: PageRules) -> PageFacts:
     """Find out whether a page can be read, decoding no more of it than that takes.
 
-    PNG files are judged by their checksums; JPEG files have their codes read, but hardly any pixels made of them;
+    A file that was found to be whole is not read again until its size or time changes, and a content that was is not
+    decoded again wherever it lies. PNG files are judged by their checksums; JPEG files have their codes read, but hardly any pixels made of them;
     others are decoded.
 
     Args:
@@ -162,16 +176,25 @@ def check_page(ref: ImageRef, rules: PageRules) -> PageFacts:
     Raises:
         ImageError: as ``load_page``.
     """
-    page = _open(ref, rules, check=True)
+    facts = KNOWN_PAGES.facts(ref)
+    if facts is None:
+        stamp, data = page_stamp(ref), page_bytes(ref)
+        digest = content_digest(data)
+        facts = KNOWN_PAGES.facts_of(digest) or _checked(ref, data, rules)
+        KNOWN_PAGES.learn(ref, stamp, digest, facts)
+    _check_area(ref, facts, rules)
+    _final_size(ref, facts, rules)
+    return facts
+
+
+def _checked(ref: ImageRef, data: bytes, rules: PageRules) -> PageFacts:
+    """What the header of a whole file says."""
+    page = _open(ref, data, rules, check=True)
     _final_size(ref, page.facts, rules)
-    if page.facts.format == "PNG":
-        return page.facts
-    try:
-        with _turn(page.facts):
+    if page.facts.format != "PNG":
+        with _named(ref), _turn(page.facts):
             if not (page.facts.format == "JPEG" and check_jpeg(page.data)):
                 decode(page.image)
-    except DECODING_ERRORS as error:
-        raise _broken(ref, error) from error
     return page.facts
 
 
@@ -203,22 +226,21 @@ def page_from_image(image: Image.Image, rules: PageRules) -> Image.Image:
     return _bare(turned.copy() if turned is image else turned)
 
 
-def _open(ref: ImageRef, rules: PageRules, *, check: bool = False) -> OpenPage:
-    data = page_bytes(ref)
-    try:
+def _open(ref: ImageRef, data: bytes, rules: PageRules, *, check: bool = False) -> OpenPage:
+    with _named(ref):
         page = open_page(data, check=check)
-    except NoImageError as error:
-        raise ImageError(f"{_name(ref)} is {error.what}: {error.way_out}, or set data.on_bad_sample=skip") from error
-    except DECODING_ERRORS as error:
-        raise _broken(ref, error) from error
-    megapixels = page.facts.num_pixels / 1e6
+    _check_area(ref, page.facts, rules)
+    return page
+
+
+def _check_area(ref: ImageRef, facts: PageFacts, rules: PageRules) -> None:
+    megapixels = facts.num_pixels / 1e6
     if megapixels > rules.max_megapixels:
         raise ImageError(
-            f"{_name(ref)} has {page.facts.width}×{page.facts.height} pixels, {megapixels:.0f} megapixels; the limit "
+            f"{_name(ref)} has {facts.width}×{facts.height} pixels, {megapixels:.0f} megapixels; the limit "
             f"is data.max_image_megapixels={rules.max_megapixels:g}: raise it (a megapixel takes up to 10 MB), "
             "make the image smaller, or set data.on_bad_sample=skip"
         )
-    return page
 
 
 def _final_size(ref: ImageRef, facts: PageFacts, rules: PageRules) -> tuple[int, int]:
@@ -241,22 +263,19 @@ def _final_size(ref: ImageRef, facts: PageFacts, rules: PageRules) -> tuple[int,
 
 def _pixels(ref: ImageRef, page: OpenPage, rules: PageRules, size: tuple[int, int]) -> Image.Image:
     facts = page.facts
-    try:
-        with _turn(facts):
-            image = _decoded_jpeg(page, size) if facts.format == "JPEG" else None
-            if image is None:
-                stored = _for_pillow(page)
-                decode(stored)
-                if facts.format == "PNG" and _ends_blank(stored):
-                    check_rows(page.data)
-                image = plain_pixels(stored, bit_depth=facts.bits, background=rules.background)
-            if not page.is_turned:
-                image = upright(image, facts.orientation)
-            if image.size != size:
-                image = image.resize(size, Image.Resampling.BICUBIC)
-            return _bare(image)
-    except DECODING_ERRORS as error:
-        raise _broken(ref, error) from error
+    with _named(ref), _turn(facts):
+        image = _decoded_jpeg(page, size) if facts.format == "JPEG" else None
+        if image is None:
+            stored = _for_pillow(page)
+            decode(stored)
+            if facts.format == "PNG" and _ends_blank(stored):
+                check_rows(page.data)
+            image = plain_pixels(stored, bit_depth=facts.bits, background=rules.background)
+        if not page.is_turned:
+            image = upright(image, facts.orientation)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        return _bare(image)
 
 
 def _decoded_jpeg(page: OpenPage, size: tuple[int, int]) -> Image.Image | None:
@@ -298,11 +317,18 @@ def _turn(facts: PageFacts) -> threading.Lock | nullcontext[None]:
     return _large if facts.num_pixels > _LARGE_PIXELS else nullcontext()
 
 
-def _broken(ref: ImageRef, error: Exception) -> ImageError:
-    return ImageError(
-        f"{_name(ref)} is truncated or damaged: {shown(error, _SHOWN_CHARACTERS)}; "
-        "replace it, or set data.on_bad_sample=skip"
-    )
+@contextmanager
+def _named(ref: ImageRef) -> Iterator[None]:
+    """Whatever a decoder finds wrong with a page, with the page's name and the way out."""
+    try:
+        yield
+    except NoImageError as error:
+        raise ImageError(f"{_name(ref)} is {error.what}: {error.way_out}, or set data.on_bad_sample=skip") from error
+    except DECODING_ERRORS as error:
+        raise ImageError(
+            f"{_name(ref)} is truncated or damaged: {shown(error, _SHOWN_CHARACTERS)}; "
+            "replace it, or set data.on_bad_sample=skip"
+        ) from error
 
 
 def _name(ref: ImageRef) -> str:
@@ -312,6 +338,7 @@ def _name(ref: ImageRef) -> str:
 __all__ = [
     "MAX_ASPECT_RATIO",
     "check_page",
+    "decoders_fingerprint",
     "load_page",
     "page_facts",
     "page_from_image",

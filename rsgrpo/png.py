@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from PIL import Image
 
@@ -20,11 +21,22 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # the EXIF tag
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])""")
 _KEPT = frozenset({b"tRNS"})  # of the chunks that a reader may pass over; it makes pixels transparent
+_NOTES = frozenset({b"eXIf", b"zTXt", b"tEXt", b"iTXt"})  # that may say how the picture is turned
 _ZLIB_HEADER_BYTES, _DEFLATE = 2, 8
 _MAX_NOTE_BYTES = 2**20  # of an unfolded text; EXIF data are far smaller
 _NUM_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by colour type
 _INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """First column and row of each pass of Adam7, and the steps from pixel to pixel and from row to row."""
+
+
+class Sliceable(Protocol):
+    """A file of which parts can be had, as of ``bytes``."""
+
+    def __len__(self) -> int:
+        """Its size in bytes."""
+
+    def __getitem__(self, part: slice, /) -> bytes | memoryview:
+        """Some of its bytes."""
 
 
 class PngDamageError(ValueError):
@@ -36,7 +48,8 @@ class PngFile:
     """What a file's chunks say.
 
     Attributes:
-        pixels: a file with the same pixels and nothing beside them.
+        pixels: a file with the same pixels and nothing beside them; its part before the pixels, where only that was
+            asked for.
         bit_depth: bits of a sample: 1, 2, 4, 8 or 16.
         orientation: as EXIF has it, from 1 (upright) to 8.
         num_frames: pictures of an animation; else 1.
@@ -48,19 +61,20 @@ class PngFile:
     num_frames: int
 
 
-def read_png(data: bytes, *, check: bool = False) -> PngFile:
+def read_png(data: Sliceable, *, check: bool = False, header_only: bool = False) -> PngFile:
     """Take a PNG file apart.
 
     Args:
         data: the file.
         check: compare the checksums of all chunks that pixels depend on.
+        header_only: pass over the pixels: of their chunks only length and name are looked at.
 
     Raises:
         PngDamageError: the file ends too early, or a checksum does not match.
     """
-    view = memoryview(data)
+    view = memoryview(data) if isinstance(data, bytes) else data
     kept: list[tuple[int, int]] = [(0, len(SIGNATURE))]
-    notes: dict[bytes, list[memoryview]] = {}
+    notes: dict[bytes, list[bytes | memoryview]] = {}
     num_frames = 1
     packed = b""
     for name, start, stop in _chunks(data):
@@ -68,10 +82,15 @@ def read_png(data: bytes, *, check: bool = False) -> PngFile:
             raise PngDamageError(
                 "it is packed as Xcode does for iPhones; unpack it with pngcrush -revert-iphone-optimizations"
             )
-        is_critical = not name[0] & 0x20
-        if name == b"IDAT" and len(packed) < _ZLIB_HEADER_BYTES:
-            packed += view[start + 8 : min(stop - 4, start + 8 + _ZLIB_HEADER_BYTES)]
-        if is_critical or name in _KEPT:
+        if name == b"IDAT":
+            has_pixels = bool(packed)
+            if len(packed) < _ZLIB_HEADER_BYTES:
+                packed += view[start + 8 : min(stop - 4, start + 8 + _ZLIB_HEADER_BYTES)]
+            if header_only:
+                if has_pixels:
+                    continue
+                stop = start + 8  # a reader of headers stops where pixels begin
+        if not name[0] & 0x20 or name in _KEPT:  # a small letter says that readers may pass it over
             if check and zlib.crc32(view[start + 4 : stop - 4]) != int.from_bytes(view[stop - 4 : stop], "big"):
                 raise PngDamageError(f"the checksum of its part {name.decode('latin-1')} does not match")
             if kept[-1][1] == start:
@@ -80,16 +99,16 @@ def read_png(data: bytes, *, check: bool = False) -> PngFile:
                 kept.append((start, stop))
         elif name == b"acTL":
             num_frames = max(1, int.from_bytes(view[start + 8 : start + 12], "big"))
-        else:
+        elif name in _NOTES:
             notes.setdefault(name, []).append(view[start + 8 : stop - 4])
     if len(packed) < _ZLIB_HEADER_BYTES:
         raise PngDamageError("its pixels are missing")
     if packed[0] & 15 != _DEFLATE or int.from_bytes(packed[:_ZLIB_HEADER_BYTES], "big") % 31:
         raise PngDamageError("its pixels are not packed as PNG packs them")
-    is_plain = len(kept) == 1 and kept[0] == (0, len(data))
+    whole = data if isinstance(data, bytes) and kept == [(0, len(data))] else None
     return PngFile(
-        pixels=data if is_plain else b"".join(view[start:stop] for start, stop in kept),
-        bit_depth=data[24] if len(data) > 24 else 8,
+        pixels=b"".join(view[start:stop] for start, stop in kept) if whole is None else whole,
+        bit_depth=bytes(data[24:25])[0] if len(data) > 24 else 8,
         orientation=_orientation(notes),
         num_frames=num_frames,
     )
@@ -126,12 +145,13 @@ def check_rows(data: bytes) -> None:
         raise PngDamageError(f"its pixels end after {found:,} of {expected:,} bytes")
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def _chunks(data: Sliceable) -> Iterator[tuple[bytes, int, int]]:
     """Name, first byte (of the length) and end of every chunk up to the last one."""
     position = len(SIGNATURE)
     while position < len(data):
-        stop = position + 12 + int.from_bytes(data[position : position + 4], "big")
-        name = data[position + 4 : position + 8]
+        head = bytes(data[position : position + 8])
+        stop = position + 12 + int.from_bytes(head[:4], "big")
+        name = head[4:]
         if stop > len(data) or len(name) < 4:
             raise PngDamageError(f"it ends inside its part {name.decode('latin-1')!r}")
         yield name, position, stop
@@ -141,7 +161,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     raise PngDamageError("its end is missing")
 
 
-def _orientation(notes: dict[bytes, list[memoryview]]) -> int:
+def _orientation(notes: dict[bytes, list[bytes | memoryview]]) -> int:
     """From EXIF data, or from where ImageMagick and Adobe put them; 1 where they are missing or make no sense."""
     for exif in notes.get(b"eXIf", ()):
         if found := exif_orientation(bytes(exif)):

@@ -80,8 +80,8 @@ def media_columns(schema: Any) -> tuple[str, ...]:
     return tuple(field.name for field in schema if _holds_bytes(field.type))
 
 
-def media_bytes(file: str, column: str, row: int, index: int) -> bytes:
-    """The bytes of a media file in a table.
+def media_view(file: str, column: str, row: int, index: int) -> memoryview:
+    """The bytes of a media file in a table, without a copy: what is not looked at is not read either.
 
     Args:
         file: the table.
@@ -112,7 +112,7 @@ def media_bytes(file: str, column: str, row: int, index: int) -> bytes:
             f"row {row} of {shown(file)} holds no bytes in {shown(column, 60)!r}; write the table with the files' "
             "content (struct with bytes and path, or binary)"
         )
-    return bytes(content)
+    return content
 
 
 def open_table(file: str) -> Any:

@@ -25,8 +25,8 @@ from rsgrpo.page_feed import PageFeed
 from rsgrpo.page_rules import PageRules
 from rsgrpo.types import ChatPrompt, ImageRef, IntArray, TrainingResponse
 
-_PIXEL_BYTES = 2**29  # with the row that is being built, a rank's pixels stay below 1 GB
-_MAX_PAGE_THREADS = 8  # of a rank: more than a step of any size can use while the model computes
+_PIXEL_BYTES = 3 * 2**27  # ten pages of 1.57 million pixels: a row in use and the next one
+_MAX_PAGE_THREADS = 4  # of a rank: each takes some 100 MB while it works, and reads ten pages a second
 _FLOAT32_BYTES = 4
 
 
