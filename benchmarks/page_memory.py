@@ -1,11 +1,11 @@
 """How much memory a rank's pixels take in a step, and how long its rows wait for them, without a model.
 
-A step of ``--prompts`` questions over ``--ranks`` ranks, each on ``--pages`` pages of 1.57 million pixels, is planned as
-the trainer plans it; the rows are then built as the trainer builds them, and instead of a model something counts their
-pixels. ``before`` is how pixels came until now: all of them, by one thread, before the first row; it is measured on
-``--before-prompts`` questions and ``peak_gb`` is what the whole step would hold. ``speedup`` compares seconds a page.
-Live bytes are counted at every page, with the row under construction; ``rss_gb`` is how far the process grew. Prints
-one JSON line.
+A step of ``--prompts`` questions over ``--ranks`` ranks, each on ``--pages`` pages of 1.57 million pixels, is planned
+as the trainer plans it; the rows are then built as the trainer builds them, and instead of a model something counts
+their pixels. ``before`` is how pixels came until now: all of them, by one thread, before the first row; it is timed on
+``--before-prompts`` questions, and its ``peak_gb`` is what the whole step would hold. ``speedup`` compares seconds a
+page. Live bytes are counted at every page, with the row under construction; ``rss_gb`` is how far the process grew.
+Prints one JSON line.
 
     python benchmarks/page_memory.py --threads 2
 """

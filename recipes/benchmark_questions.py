@@ -23,6 +23,7 @@ from rsgrpo.control_tokens import control_token
 from rsgrpo.errors import shown
 from rsgrpo.image_bytes import ImageError
 from rsgrpo.image_counts import ImageCounts, look_at_pages
+from rsgrpo.page_manifest import PageManifest
 from rsgrpo.prompts import QuestionWriter
 from rsgrpo.readers import ReaderOptions, read_samples
 from rsgrpo.readers.findings import Tally, short_report
@@ -168,6 +169,7 @@ def _load(data: _DataSet, wording: _Wording) -> TaskQuestions:
         columns=config.data,
         media_cache=config.data.media_cache,
     )
+    manifest = PageManifest(config.data.media_cache, [data.format, str(Path(data.path).absolute())])
     samples, report = read_samples(data.format, data.path, options=options)
     task = data.benchmark.name
     if data.format == "mig_bench" and task != "mig_bench":
@@ -179,6 +181,7 @@ def _load(data: _DataSet, wording: _Wording) -> TaskQuestions:
     if not asked and not unusable.found:
         raise BenchmarkError(f"{data.name}: {data.path} holds no question\n{report.text()}")
     questions, images = _usable(asked, config, unusable)
+    manifest.keep(image for one in asked for image in one.sample.images)
     findings = unusable.findings()
     if findings and (is_strict or not questions):
         advice = "repair them" if not questions else "repair them, or set data.on_bad_sample=skip to go on without them"

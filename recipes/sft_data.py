@@ -16,6 +16,7 @@ from rsgrpo.image_bytes import ImageError
 from rsgrpo.image_counts import ImageCounts
 from rsgrpo.images import check_page
 from rsgrpo.mixture import Mixture
+from rsgrpo.page_manifest import PageManifest
 from rsgrpo.prompts import PromptTemplateError
 from rsgrpo.types import ImageRef, PromptedSample
 
@@ -53,6 +54,9 @@ class ConversationSource(Protocol):
     def held_out(self) -> list[Conversation]:
         """Those that training does not see."""
 
+    def close(self) -> None:
+        """Nothing more will be taken."""
+
 
 class TrajectorySource:
     """Tagged trajectories that were read and checked before.
@@ -81,6 +85,9 @@ class TrajectorySource:
     def held_out(self) -> list[Conversation]:
         """The last trajectories."""
         return [_trajectory(one) for one in self._held_out]
+
+    def close(self) -> None:
+        """There is nothing to do."""
 
 
 def _trajectory(question: PromptedSample) -> Conversation:
@@ -123,6 +130,7 @@ class MixtureSource:
         self._rules = config.data.page_rules
         self.images = ImageCounts()
         self._counted: set[ImageRef] = set()
+        self._manifest = PageManifest(config.data.media_cache, mixture.paths)
         self._epoch = -1
         self._order = mixture.held_out
 
@@ -154,6 +162,7 @@ class MixtureSource:
                 ids.add(conversation.sample_id)
                 conversations.append(conversation)
             position += 1
+        self._manifest.keep_sometimes(self._counted)
         return Taken(conversations=conversations, position=position, skipped=tuple(skipped))
 
     def held_out(self) -> list[Conversation]:
@@ -163,7 +172,12 @@ class MixtureSource:
             # One that cannot be used is no part of the validation loss, in any step.
             with suppress(_UnusableError):
                 found.append(self._checked(int(key), 0))
+        self._manifest.keep_sometimes(self._counted)
         return found
+
+    def close(self) -> None:
+        """Keep what was found out about images for the next run."""
+        self._manifest.keep(self._counted)
 
     def _key(self, position: int) -> int:
         epoch, index = divmod(position, len(self))

@@ -52,6 +52,8 @@ def _train_sft(job: Job) -> None:
                 job.policy.begin_stage(phase.optimizer, phase.num_steps)
             _train_sft_phase(job, phase, state, lambda line: shown.advance(line), num_steps)
         _show_skipped(job, state)
+        for phase in phases:
+            phase.source.close()
         _show_images(job)
     if job.prepared.test:
         job.engine.update_weights(job.policy.weights())

@@ -25,6 +25,7 @@ from rsgrpo.errors import shown
 from rsgrpo.gold_columns import gold_columns
 from rsgrpo.image_counts import ImageCounts, look_at_pages
 from rsgrpo.media_store import MediaStore
+from rsgrpo.page_manifest import PageManifest
 from rsgrpo.readers.evisrag import evisrag_sample
 from rsgrpo.readers.findings import TOO_DEEP, BadRecordError, Finding, Tally, short_report
 from rsgrpo.readers.media import MediaFinder
@@ -99,6 +100,7 @@ def load_samples(
     """
     files = data_files(path)
     root = Path(data.image_root) if data.image_root else files[0].parent
+    manifest = PageManifest(data.media_cache, [str(file.absolute()) for file in files])
     pages = MediaFinder((root, files[0].parent), must_exist=True, store=MediaStore(data.media_cache))
 
     def sample_of(columns: dict[str, Any], default_id: str) -> Sample:
@@ -111,7 +113,9 @@ def load_samples(
     for file in files:
         _read_file(file, sample_of, read)
     problems, samples, places = read.problems, read.samples, read.places
-    broken, images = look_at_pages((ref for sample in samples for ref in sample.images), data.page_rules)
+    shown_pages = {ref: None for sample in samples for ref in sample.images}
+    broken, images = look_at_pages(shown_pages, data.page_rules)
+    manifest.keep(shown_pages)
     kept = []
     for sample, place in zip(samples, places, strict=True):
         detail = next((broken[ref] for ref in sample.images if ref in broken), "")

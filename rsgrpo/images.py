@@ -163,8 +163,8 @@ def check_page(ref: ImageRef, rules: PageRules) -> PageFacts:
     """Find out whether a page can be read, decoding no more of it than that takes.
 
     A file that was found to be whole is not read again until its size or time changes, and a content that was is not
-    decoded again wherever it lies. PNG files are judged by their checksums; JPEG files have their codes read, but hardly any pixels made of them;
-    others are decoded.
+    decoded again wherever it lies. PNG files are judged by their checksums; JPEG files have their codes read, but
+    hardly any pixels made of them; others are decoded.
 
     Args:
         ref: where the page lies.

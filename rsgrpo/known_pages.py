@@ -1,5 +1,7 @@
-"""What this process knows of page files that it read through once: pages are told apart by the size and time of their
-files, and by their content where those changed."""
+"""What this process knows of page files that it read through once.
+
+Pages are told apart by the size and time of their files, and by their content where those changed.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +104,11 @@ class Mixture:
     def reports(self) -> tuple[ReadReport, ...]:
         """What was read and left out of each source."""
         return tuple(data.report for data in self._data)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where its sources lie, absolute."""
+        return tuple(str(Path(source.path).absolute()) for source in self._sources)
 
     def _shown(self, source: int) -> int:
         return max(1, round(self._sources[source].weight * len(self._trained[source])))

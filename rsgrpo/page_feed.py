@@ -100,9 +100,7 @@ class PageFeed(Generic[Page]):
                 if future.cancelled() or future.exception() is not None:
                     self._drop(ref)
 
-    def _request(
-        self, ref: ImageRef, index: int, uses: _Uses, threads: ThreadPoolExecutor, *, is_due: bool
-    ) -> bool:
+    def _request(self, ref: ImageRef, index: int, uses: _Uses, threads: ThreadPoolExecutor, *, is_due: bool) -> bool:
         """Have a page loaded unless it is held; False: there is no room for it yet."""
         if ref in self._held or not uses[ref] or uses[ref][0] > index:
             return True  # there, or its demand was met already

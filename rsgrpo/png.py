@@ -82,21 +82,15 @@ def read_png(data: Sliceable, *, check: bool = False, header_only: bool = False)
             raise PngDamageError(
                 "it is packed as Xcode does for iPhones; unpack it with pngcrush -revert-iphone-optimizations"
             )
-        if name == b"IDAT":
-            has_pixels = bool(packed)
-            if len(packed) < _ZLIB_HEADER_BYTES:
-                packed += view[start + 8 : min(stop - 4, start + 8 + _ZLIB_HEADER_BYTES)]
-            if header_only:
-                if has_pixels:
-                    continue
-                stop = start + 8  # a reader of headers stops where pixels begin
         if not name[0] & 0x20 or name in _KEPT:  # a small letter says that readers may pass it over
             if check and zlib.crc32(view[start + 4 : stop - 4]) != int.from_bytes(view[stop - 4 : stop], "big"):
                 raise PngDamageError(f"the checksum of its part {name.decode('latin-1')} does not match")
-            if kept[-1][1] == start:
-                kept[-1] = (kept[-1][0], stop)
-            else:
-                kept.append((start, stop))
+            kept.append((start, stop))
+        if name == b"IDAT":
+            if header_only:
+                kept[-1] = (start, start if packed else start + 8)  # a reader of headers stops where pixels begin
+            if len(packed) < _ZLIB_HEADER_BYTES:
+                packed += view[start + 8 : min(stop - 4, start + 8 + _ZLIB_HEADER_BYTES)]
         elif name == b"acTL":
             num_frames = max(1, int.from_bytes(view[start + 8 : start + 12], "big"))
         elif name in _NOTES:
@@ -105,13 +99,19 @@ def read_png(data: Sliceable, *, check: bool = False, header_only: bool = False)
         raise PngDamageError("its pixels are missing")
     if packed[0] & 15 != _DEFLATE or int.from_bytes(packed[:_ZLIB_HEADER_BYTES], "big") % 31:
         raise PngDamageError("its pixels are not packed as PNG packs them")
-    whole = data if isinstance(data, bytes) and kept == [(0, len(data))] else None
     return PngFile(
-        pixels=b"".join(view[start:stop] for start, stop in kept) if whole is None else whole,
+        pixels=_joined(data, view, kept),
         bit_depth=bytes(data[24:25])[0] if len(data) > 24 else 8,
         orientation=_orientation(notes),
         num_frames=num_frames,
     )
+
+
+def _joined(data: Sliceable, view: Sliceable, parts: list[tuple[int, int]]) -> bytes:
+    """Parts of a file one after the other; the file itself where they are all of it."""
+    if isinstance(data, bytes) and sum(stop - start for start, stop in parts) == len(data):
+        return data
+    return b"".join(view[start:stop] for start, stop in parts)
 
 
 def check_rows(data: bytes) -> None:

@@ -274,7 +274,7 @@ class PolicyWorker:
         else:
             self._row = lay_out(pieces)
             start = time.perf_counter()
-            self._pixels = next(feed)
+            self._pixels = next(feed, {})
             self._process_seconds += time.perf_counter() - start
             batch = self._rows.build(pieces, self._groups, self._prompts)
             self._pixels = {}  # the row has its own copy

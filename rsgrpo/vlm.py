@@ -170,9 +170,7 @@ class PromptEncoder:
         self._patch_size = int(self._images.patch_size)
         # Of a patch: 3 channels · 2 frames · 14 · 14 = 1176.
         self._patch_numbers = 3 * int(self._images.temporal_patch_size) * self._patch_size**2
-        self._feed = PageFeed(
-            self._process, self._num_bytes, max_bytes=pixel_bytes, num_threads=self._num_threads
-        )
+        self._feed = PageFeed(self._process, self._num_bytes, max_bytes=pixel_bytes, num_threads=self._num_threads)
 
     def encode(self, prompts: Sequence[ChatPrompt]) -> list[EncodedPrompt]:
         """Encode prompts; a page that several of them show is processed once.
@@ -270,9 +268,7 @@ class PromptEncoder:
         with closing(self._feed.pages([[page.ref]])) as feed:
             return next(feed)[0]
 
-    def pixel_feed(
-        self, rows: Sequence[Sequence[ProcessedImage]]
-    ) -> Generator[Mapping[ImageRef, Tensor], None, None]:
+    def pixel_feed(self, rows: Sequence[Sequence[ProcessedImage]]) -> Generator[Mapping[ImageRef, Tensor], None, None]:
         """The pixels of row after row, read by threads ahead of need. Close it.
 
         Let go of a row's pixels before asking for those of the next: the bound counts them until then.
@@ -328,4 +324,5 @@ class PromptEncoder:
                 f"image {ref.path!r} has a grid of {found} patches, but had {self._grid(ref)} when its prompt was "
                 "encoded: it was changed during the run; put it back and go on with resume=auto"
             )
-        return features["pixel_values"].to(torch.float32)
+        pixels: Tensor = features["pixel_values"]
+        return pixels.to(torch.float32)

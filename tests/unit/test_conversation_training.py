@@ -61,7 +61,11 @@ def test_images_of_later_questions_are_seen_as_transformers_sees_them(folder: Pa
     settings = ModelConfig(dtype="float32", gradient_checkpointing=False)
     policy = PolicyModel(load_model(folder, settings), always_run_vision=False)
     rows = RowBuilder(
-        image_token_id=encoder.image_token_id, config=settings, device=torch.device("cpu"), dtype=torch.float32
+        image_token_id=encoder.image_token_id,
+        config=settings,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        page_pixels=encoder.pixels,
     )
     ((*pieces,),) = plan_micro_batches(sizes, budget=10_000, share_prefix=True)  # all packed into one row
     batch = rows.build(pieces, groups, prompts)

@@ -82,7 +82,13 @@ demands_of_pages = st.lists(st.lists(st.integers(0, 7), max_size=4), max_size=12
 sizes_of_pages = st.lists(st.integers(0, 9), min_size=8, max_size=8)
 
 
-@given(demands_of_pages, sizes_of_pages, st.integers(1, 40), st.integers(1, 4), st.frozensets(st.integers(0, 7), max_size=2))
+@given(
+    demands_of_pages,
+    sizes_of_pages,
+    st.integers(1, 40),
+    st.integers(1, 4),
+    st.frozensets(st.integers(0, 7), max_size=2),
+)
 @examples(150)
 def test_pages_come_in_order_within_the_bound_and_a_broken_one_when_its_turn_comes(
     demands, sizes, max_bytes, num_threads, broken

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,7 @@ def test_where_features_are_kept_a_page_is_read_for_its_first_row_and_not_at_all
         assert max(shown.values()) > 1  # pages come again in later rows
         for row, pixels in zip(rows, encoder.pixel_feed(rows), strict=True):
             for page in row:
-                features.features(page.ref, page.grid, lambda page=page, pixels=pixels: pixels[page.ref])
+                features.features(page.ref, page.grid, partial(pixels.__getitem__, page.ref))
         assert counted.reads == ({} if is_stored else dict.fromkeys(shown, 1))
 
 

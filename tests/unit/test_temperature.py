@@ -44,7 +44,11 @@ def test_logits_are_divided_by_each_responses_own_temperature(folder: Path) -> N
     )
     (prompt,) = encoder.encode([group.prompt])
     rows = RowBuilder(
-        image_token_id=encoder.image_token_id, config=config, device=torch.device("cpu"), dtype=torch.float32
+        image_token_id=encoder.image_token_id,
+        config=config,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        page_pixels=encoder.pixels,
     )
     piece = Piece(group=0, responses=(0, 1), num_prompt_tokens=len(prompt.token_ids), response_lengths=(7, 4))
     logprobs, entropy = PolicyModel(model, always_run_vision=False)(rows.build([piece], [group], [prompt]))
@@ -64,7 +68,13 @@ def test_logits_are_divided_by_each_responses_own_temperature(folder: Path) -> N
 
 def test_a_row_at_temperature_one_carries_none(folder: Path) -> None:
     config = ModelConfig(dtype="float32")
-    rows = RowBuilder(image_token_id=0, config=config, device=torch.device("cpu"), dtype=torch.float32)
+    rows = RowBuilder(
+        image_token_id=0,
+        config=config,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        page_pixels=lambda page: torch.ones(4, 1176),
+    )
     assert rows.blank().temperatures is None
 
 
