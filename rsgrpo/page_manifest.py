@@ -67,7 +67,7 @@ class PageManifest:
         Args:
             refs: all pages that were looked at up to now.
         """
-        if len(refs) > _GROWTH * self._num_looked_at:
+        if len(refs) >= _GROWTH * self._num_looked_at:
             self.keep(refs)
 
     def _read(self) -> dict[Place, KnownPage]:

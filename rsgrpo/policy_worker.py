@@ -13,8 +13,8 @@ import gc
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -34,7 +34,7 @@ from rsgrpo.faults import is_memory_error, memory_error
 from rsgrpo.lora import adapters_off
 from rsgrpo.manifest import FileDigest, digest
 from rsgrpo.objective import RankTotals, row_loss, sum_totals
-from rsgrpo.policy_model import MicroBatch, RowBuilder, group_sizes, load_processor, row_pages, take_vision_tower
+from rsgrpo.policy_model import MicroBatch, RowBuilder, group_sizes, load_processor, take_vision_tower
 from rsgrpo.policy_results import RankUpdate
 from rsgrpo.policy_setup import (
     WorkerSpec,
@@ -45,8 +45,9 @@ from rsgrpo.policy_setup import (
     wrap_model,
 )
 from rsgrpo.rank_share import rank_files
+from rsgrpo.row_pixels import RowPixels
 from rsgrpo.turns import Share
-from rsgrpo.types import ImageRef, ResponseStats, TrainingGroup
+from rsgrpo.types import ResponseStats, TrainingGroup
 from rsgrpo.vision_cache import PageFeatures
 from rsgrpo.vlm import EncodedPrompt, ProcessedImage, PromptEncoder, check_prompt_ids
 from rsgrpo.weight_transfer import BucketStager, StagedBucket, new_group
@@ -84,7 +85,6 @@ class PolicyWorker:
         self._process_seconds = 0.0
         self._num_hits_before = 0
         self._row: PackedRow | None = None
-        self._pixels: Mapping[ImageRef, Tensor] = {}
         self._stager: BucketStager | None = None
         self._store: TCPStore | None = None
 
@@ -151,12 +151,13 @@ class PolicyWorker:
             num_threads=spec.num_threads,
             stored_grid=self._features.grid if self._features else None,
         )
+        self._pixels = RowPixels(self._encoder)
         self._rows = RowBuilder(
             image_token_id=self._encoder.image_token_id,
             config=config.model,
             device=spec.torch_device,
             dtype=self._model.dtype,
-            page_pixels=self._page_pixels,
+            page_pixels=self._pixels.of,
             page_features=self._page_features if self._features else None,
         )
         wrapped = wrap_model(self._model, spec)
@@ -164,13 +165,9 @@ class PolicyWorker:
         self._has_reference = False
         self._reference: FrozenEngine | None = None
 
-    def _page_pixels(self, page: ProcessedImage) -> Tensor:
-        # A page whose features were stored when the step was prepared, and are no more, was not read ahead.
-        return self._pixels[page.ref] if page.ref in self._pixels else self._encoder.pixels(page)
-
     def _page_features(self, page: ProcessedImage) -> Tensor:
         assert self._features is not None
-        return self._features.features(page.ref, page.grid, partial(self._page_pixels, page))
+        return self._features.features(page.ref, page.grid, partial(self._pixels.of, page))
 
     def attention(self) -> DoorChoice:
         """What this rank computes attention with."""
@@ -251,33 +248,18 @@ class PolicyWorker:
     def _num_hits(self) -> int:
         return self._features.counts.num_hits if self._features else 0
 
-    @contextmanager
-    def _row_makers(
-        self, num_micro_batches: int, *, with_reference: bool = False
-    ) -> Iterator[list[Callable[[], MicroBatch]]]:
-        """Makers of this rank's rows, to be called in order; blank ones at the end so that all ranks run as many.
+    def _row_makers(self, num_micro_batches: int, *, with_reference: bool = False) -> list[Callable[[], MicroBatch]]:
+        """Makers of this rank's rows, blank ones at the end so that all ranks run as many."""
+        makers = [partial(self._make_row, pieces, with_reference) for pieces in self._plan]
+        return [*makers, *[partial(self._make_row, None, with_reference)] * (num_micro_batches - len(makers))]
 
-        Pages are read ahead of the rows within the block.
-        """
-        feed = self._encoder.pixel_feed([row_pages(pieces, self._prompts) for pieces in self._plan])
-        makers = [partial(self._make_row, pieces, feed, with_reference) for pieces in self._plan]
-        blank = partial(self._make_row, None, feed, with_reference)
-        with closing(feed):
-            yield [*makers, *[blank] * (num_micro_batches - len(makers))]
-
-    def _make_row(
-        self, pieces: Sequence[Piece] | None, feed: Iterator[Mapping[ImageRef, Tensor]], with_reference: bool
-    ) -> MicroBatch:
+    def _make_row(self, pieces: Sequence[Piece] | None, with_reference: bool) -> MicroBatch:
+        self._row = None if pieces is None else lay_out(pieces)
         if pieces is None:
-            self._row = None
             batch = self._rows.blank()
         else:
-            self._row = lay_out(pieces)
-            start = time.perf_counter()
-            self._pixels = next(feed, {})
-            self._process_seconds += time.perf_counter() - start
-            batch = self._rows.build(pieces, self._groups, self._prompts)
-            self._pixels = {}  # the row has its own copy
+            with self._pixels.of_next_row():
+                batch = self._rows.build(pieces, self._groups, self._prompts)
         if not with_reference:
             return batch
         if self._reference is not None:
@@ -316,11 +298,10 @@ class PolicyWorker:
                 stats.extend(self._stats(self._plan[index], logprobs, entropy))
             return value
 
-        with_reference = self._has_reference and objective == "policy"
+        makers = self._row_makers(num_micro_batches, with_reference=self._has_reference and objective == "policy")
         start = time.perf_counter()
-        with self._naming_memory():
-            with self._row_makers(num_micro_batches, with_reference=with_reference) as makers:
-                self._engine.accumulate(makers, loss_of)
+        with self._naming_memory(), self._pixels.of_step(self._plan, self._prompts):
+            self._engine.accumulate(makers, loss_of)
             middle = time.perf_counter()
             self._row = None
             outcome = self._engine.step()
@@ -333,7 +314,7 @@ class PolicyWorker:
             num_skipped_in_row=outcome.num_skipped_in_row,
             forward_backward_seconds=middle - start,
             optimizer_seconds=time.perf_counter() - middle,
-            process_seconds=self._process_seconds,
+            process_seconds=self._process_seconds + self._pixels.waited_seconds,
             num_cached_images=self._num_hits() - self._num_hits_before,
         )
 
@@ -344,8 +325,8 @@ class PolicyWorker:
             num_micro_batches: the most that any rank planned.
         """
         stats: list[ResponseStats] = []
-        with self._row_makers(num_micro_batches) as makers:
-            for index, make in enumerate(makers):
+        with self._pixels.of_step(self._plan, self._prompts):
+            for index, make in enumerate(self._row_makers(num_micro_batches)):
                 with self._naming_memory():
                     logprobs, entropy = self._engine.score(make())
                 if index < len(self._plan):

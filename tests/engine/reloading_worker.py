@@ -55,9 +55,8 @@ class ReloadingWorker(PolicyWorker):
 
         from deepspeed.utils import safe_get_full_grad
 
-        with_reference = self._has_reference and objective == "policy"
-        with self._row_makers(num_micro_batches, with_reference=with_reference) as makers:
-            self._engine.accumulate(makers, loss_of)
+        makers = self._row_makers(num_micro_batches, with_reference=self._has_reference and objective == "policy")
+        self._engine.accumulate(makers, loss_of)
         return sum(values), self._read(safe_get_full_grad)
 
     def parked_bytes(self) -> tuple[int, int]:
@@ -131,18 +130,17 @@ class ReloadingWorker(PolicyWorker):
 
     def reference(self, num_micro_batches: int) -> list[np.ndarray]:
         """What the KL term is measured against, row by row."""
+        makers = self._row_makers(num_micro_batches, with_reference=True)
         shown = []
-        with self._row_makers(num_micro_batches, with_reference=True) as makers:
-            for make in makers:
-                logprobs = make().reference_logprobs
-                assert logprobs is not None
-                shown.append(logprobs.numpy().copy())
+        for make in makers:
+            logprobs = make().reference_logprobs
+            assert logprobs is not None
+            shown.append(logprobs.numpy().copy())
         return shown
 
     def scored(self, num_micro_batches: int) -> list[np.ndarray]:
         """The policy's own log-probabilities, row by row, as the update computes them."""
-        with self._row_makers(num_micro_batches) as makers:
-            rows = [make() for make in makers]
+        rows = [make() for make in self._row_makers(num_micro_batches)]
         return [self._engine.forward(row)[0].detach().numpy().copy() for row in rows]
 
     def update_with_bytes_left(self, num_bytes: int) -> None:

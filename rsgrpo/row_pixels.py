@@ -1,0 +1,74 @@
+"""The pixels of a step's rows, read ahead of the rows that are built of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+
+from torch import Tensor
+
+from rsgrpo.batching import Piece
+from rsgrpo.policy_model import row_pages
+from rsgrpo.types import ImageRef
+from rsgrpo.vlm import EncodedPrompt, ProcessedImage, PromptEncoder
+
+
+class RowPixels:
+    """Hands out the pixels of one row after another.
+
+    Args:
+        encoder: reads pages.
+
+    Attributes:
+        waited_seconds: for pages, since the last step began.
+    """
+
+    def __init__(self, encoder: PromptEncoder) -> None:
+        self._encoder = encoder
+        self._feed: Iterator[Mapping[ImageRef, Tensor]] = iter(())
+        self._row: Mapping[ImageRef, Tensor] = {}
+        self.waited_seconds = 0.0
+
+    @contextmanager
+    def of_step(self, plan: Sequence[Sequence[Piece]], prompts: Sequence[EncodedPrompt]) -> Iterator[None]:
+        """Read the pages of a step's rows within the block, in their order.
+
+        Args:
+            plan: the pieces of each row.
+            prompts: encoded, by piece.group.
+        """
+        self.waited_seconds = 0.0
+        with closing(self._encoder.pixel_feed([row_pages(pieces, prompts) for pieces in plan])) as feed:
+            self._feed = feed
+            try:
+                yield
+            finally:
+                self._feed = iter(())
+
+    @contextmanager
+    def of_next_row(self) -> Iterator[None]:
+        """Make the next row's pages those that :meth:`of` gives at once; the row has its own copy after the block.
+
+        Raises:
+            ImageError: a page of the row is damaged.
+            PromptError: a page of the row is not what it was when the prompt was encoded.
+        """
+        start = time.perf_counter()
+        self._row = next(self._feed, {})
+        self.waited_seconds += time.perf_counter() - start
+        try:
+            yield
+        finally:
+            self._row = {}
+
+    def of(self, page: ProcessedImage) -> Tensor:
+        """A page's pixels [patches, 1176] float32; one that was not read ahead is read now.
+
+        That is so outside of a step, and of a page whose features were stored when the step was prepared, but are no
+        more.
+
+        Args:
+            page: as it stands in an encoded prompt.
+        """
+        return self._row[page.ref] if page.ref in self._row else self._encoder.pixels(page)
