@@ -38,6 +38,7 @@ class PageFeed(Generic[Page]):
         num_bytes: how much memory that page will take; called before it is loaded, and cheap.
         max_bytes: most that pages take together. Only what one demand needs by itself may exceed it.
         num_threads: how many pages are loaded at once.
+        begin_thread: called first in each of these threads.
 
     Example:
         ::
@@ -55,7 +56,9 @@ class PageFeed(Generic[Page]):
         *,
         max_bytes: int,
         num_threads: int,
+        begin_thread: Callable[[], None] | None = None,
     ) -> None:
+        self._begin_thread = begin_thread
         self._load = load
         self._num_bytes = num_bytes
         self._max_bytes = max_bytes
@@ -84,7 +87,7 @@ class PageFeed(Generic[Page]):
             for ref in dict.fromkeys(refs):
                 uses[ref].append(index)
         ahead = deque((index, ref) for index, refs in enumerate(demands) for ref in dict.fromkeys(refs))
-        threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="pages")
+        threads = ThreadPoolExecutor(self._num_threads, "pages", initializer=self._begin_thread)
         try:
             for index, refs in enumerate(demands):
                 for ref in dict.fromkeys(refs):

@@ -7,10 +7,11 @@ headers alone: pixels, 24 bytes for one of the page's, come when a row needs the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -170,7 +171,14 @@ class PromptEncoder:
         self._patch_size = int(self._images.patch_size)
         # Of a patch: 3 channels · 2 frames · 14 · 14 = 1176.
         self._patch_numbers = 3 * int(self._images.temporal_patch_size) * self._patch_size**2
-        self._feed = PageFeed(self._process, self._num_bytes, max_bytes=pixel_bytes, num_threads=self._num_threads)
+        self._feed = PageFeed(
+            self._process,
+            self._num_bytes,
+            max_bytes=pixel_bytes,
+            num_threads=self._num_threads,
+            # Pages side by side need no threads within each; torch would start as many as the rank has, for each.
+            begin_thread=partial(torch.set_num_threads, 1),
+        )
 
     def encode(self, prompts: Sequence[ChatPrompt]) -> list[EncodedPrompt]:
         """Encode prompts; a page that several of them show is processed once.
@@ -265,7 +273,7 @@ class PromptEncoder:
             ImageError: it is damaged.
             PromptError: it is not what it was when the prompt was encoded.
         """
-        with closing(self._feed.pages([[page.ref]])) as feed:
+        with self._reading([[page.ref]]) as feed:
             return next(feed)[0]
 
     def pixel_feed(self, rows: Sequence[Sequence[ProcessedImage]]) -> Generator[Mapping[ImageRef, Tensor], None, None]:
@@ -290,9 +298,18 @@ class PromptEncoder:
             demands.append([page.ref for page in pages if not page.is_stored and page.ref not in seen])
             if self._stored_grid is not None:
                 seen.update(demands[-1])
-        with closing(self._feed.pages(demands)) as feed:
+        with self._reading(demands) as feed:
             for refs in demands:
                 yield dict(zip(refs, next(feed), strict=True))
+
+    @contextmanager
+    def _reading(self, demands: Sequence[Sequence[ImageRef]]) -> Iterator[Iterator[tuple[Tensor, ...]]]:
+        try:
+            with closing(self._feed.pages(demands)) as feed:
+                yield feed
+        finally:
+            # What one thread sets becomes what others begin with: those after us shall begin with what this one has.
+            torch.set_num_threads(torch.get_num_threads())
 
     def _page(self, ref: ImageRef) -> ProcessedImage:
         stored = self._stored_grid(ref) if self._stored_grid is not None else None

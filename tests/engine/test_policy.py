@@ -20,6 +20,7 @@ from rsgrpo.batching import TokenBudgetError
 from rsgrpo.checkpoint import CheckpointError
 from rsgrpo.config import Config, DataConfig, KlConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.faults import read_faulty_batch
+from rsgrpo.image_bytes import ImageError
 from rsgrpo.manifest import folder_problem
 from rsgrpo.policy import Policy, PolicyWorkerDiedError, TooManySkippedStepsError
 from rsgrpo.policy_model import load_processor
@@ -317,6 +318,21 @@ def test_a_rank_that_dies_while_another_waits_for_it_is_named_at_once(cluster, g
     with pytest.raises(PolicyWorkerDiedError, match="training rank 1 of 2 died"):
         policy.update(groups, "nll")
     assert time.monotonic() - start < WAITING_SECONDS / 2
+
+
+def test_a_page_damaged_since_the_start_is_named_though_another_rank_waits(cluster, folder, run_dir, tmp_path):
+    groups = three_groups(tmp_path / "pages")[:2]  # one a rank; the last page is in the second
+    page = groups[1].prompt.images[-1]
+    data = bytearray(Path(page.file).read_bytes())
+    data[len(data) // 2] ^= 1  # its header says what it said, so that prompts are encoded
+    Path(page.file).write_bytes(data)
+    policy = Policy.start(_config(run_dir, num_ranks=2), folder, device="cpu", num_threads=1)
+    try:
+        policy.begin_stage(OPTIMIZER, 8)
+        with pytest.raises(ImageError, match=r"imgs/2\.png.*truncated or damaged"):
+            policy.update(groups, "nll")
+    finally:
+        policy.close()
 
 
 def test_kl_term_holds_on_to_the_model_that_the_stage_began_with(policy, groups, tmp_path):

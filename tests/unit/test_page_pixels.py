@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from rsgrpo.config import ModelConfig
 from rsgrpo.images import load_page
 from rsgrpo.page_rules import PageRules
 from rsgrpo.policy_model import RowBuilder, group_sizes, load_processor, row_pages
+from rsgrpo.row_pixels import RowPixels
 from rsgrpo.types import ImageRef, TrainingGroup
 from rsgrpo.vision_cache import FeatureStore, PageFeatures
 from rsgrpo.vlm import EncodedPrompt, ProcessedImage, PromptEncoder
@@ -32,6 +35,15 @@ BYTES = {"imgs/0.png": 75_264, "imgs/2.png": 376_320}  # 16 and 80 patches of 14
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for the threads of torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -89,8 +101,10 @@ def _gradient(packed: Packed, groups: list[TrainingGroup], encoder: PromptEncode
     return results + [one.grad.clone() for one in packed.model.parameters() if one.grad is not None]
 
 
-@pytest.mark.parametrize("pixel_bytes", [1, 500_000, 2**29])
-def test_logprobs_and_gradients_are_to_the_bit_those_of_pixels_processed_at_once(folder, groups, pixel_bytes):
+@pytest.mark.parametrize("pixel_bytes", [1, 500_000])
+def test_logprobs_and_gradients_are_to_the_bit_those_of_pixels_processed_at_once(
+    folder, groups, pixel_bytes, one_thread
+):
     packed = Packed(folder, ModelConfig(dtype="float32", freeze_vision=False, gradient_checkpointing=False))
     expected = _gradient(packed, groups, None)
     encoder = PromptEncoder(
@@ -167,6 +181,29 @@ def test_where_features_are_kept_a_page_is_read_for_its_first_row_and_not_at_all
         assert counted.reads == ({} if is_stored else dict.fromkeys(shown, 1))
 
 
+def test_a_step_hands_out_each_rows_pixels_in_turn_and_reads_a_page_at_once_that_nobody_announced(
+    folder, groups, monkeypatch
+):
+    counted = Counted(monkeypatch)
+    encoder = PromptEncoder(load_processor(folder), rules=RULES, max_prompt_tokens=1000, pixel_bytes=1)
+    prompts = encoder.encode([group.prompt for group in groups])
+    plan = _plan(groups, prompts)
+    pixels = RowPixels(encoder)
+    for _ in range(2):  # a step begins anew, also after one that was left early
+        counted.reads.clear()
+        with pixels.of_step(plan, prompts):
+            for pieces in plan[:5]:
+                with pixels.of_next_row():
+                    before = sum(counted.reads.values())
+                    for page in row_pages(pieces, prompts):
+                        assert len(pixels.of(page)) == page.grid[1] * page.grid[2]
+                    assert sum(counted.reads.values()) == before
+    page = prompts[0].images[0]
+    assert torch.equal(pixels.of(page), encoder.pixels(page))
+    with pixels.of_next_row():  # of no step
+        assert len(pixels.of(page)) == 16
+
+
 def test_a_row_shows_the_pages_of_prompts_and_of_responses_once_each():
     def page(name: str) -> ProcessedImage:
         return ProcessedImage(ref=ImageRef(path=name), grid=(1, 2, 2), num_tokens=1)
@@ -196,3 +233,28 @@ def test_pages_are_read_by_as_many_threads_as_the_rank_may_use_but_no_more_than_
     for given in (1, 3, 64):
         PromptEncoder(processor, rules=RULES, max_prompt_tokens=1000, num_threads=given)
     assert used == [1, 3, 4]
+
+
+def test_a_page_is_processed_by_one_thread_of_torch_and_other_threads_have_theirs(folder, pages, monkeypatch):
+    used: set[int] = set()
+    process = PromptEncoder._process
+
+    def noting(encoder: PromptEncoder, ref: ImageRef) -> torch.Tensor:
+        used.add(torch.get_num_threads())
+        return process(encoder, ref)
+
+    monkeypatch.setattr(PromptEncoder, "_process", noting)
+    encoder = PromptEncoder(load_processor(folder), rules=RULES, max_prompt_tokens=1000, num_threads=2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        shown = list(encoder.pages(pages).values())
+        with closing(encoder.pixel_feed([[page] for page in shown])) as feed:
+            next(feed)
+            assert torch.get_num_threads() == 3
+        encoder.pixels(shown[-1])
+        with ThreadPoolExecutor(1) as threads:
+            assert threads.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert used == {1}
