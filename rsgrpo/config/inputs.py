@@ -298,8 +298,9 @@ class DataConfig:
     image_root: str = ""
     """Folder that image paths are relative to; empty: the folder of the data file."""
     media_cache: str = ""
-    """Folder for images that stand in the data as text or bytes, and for the frames of videos; on several nodes one
-    that all see. Empty: ``$XDG_CACHE_HOME/rsgrpo/media``, or ``~/.cache/rsgrpo/media``."""
+    """Folder for images that stand in the data as text or bytes, for the frames of videos, and for what was found out
+    about the pages of data sets; on several nodes one that all see. Empty: ``$XDG_CACHE_HOME/rsgrpo/media``, or
+    ``~/.cache/rsgrpo/media``."""
     video: VideoConfig = field(default_factory=VideoConfig)
     id_column: str = "qid"
     question_column: str = "query"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,13 +17,16 @@ from PIL import Image
 from recipes.model_folder import ModelError, check_model_type, check_weights, load_processor
 from recipes.preparation import prepare
 from rewards.base import RewardError
+from rsgrpo import image_bytes
 from rsgrpo.config import Config, load_config, register_schema
 from rsgrpo.data_files import DataError
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.generated.tasks import write_task
+from rsgrpo.known_pages import KNOWN_PAGES
 from rsgrpo.page_view import read_view
 from rsgrpo.progress import Progress
 from rsgrpo.run_folder import RunFolder
+from rsgrpo.types import ImageRef
 from tests.unit.report_run import sampled_group
 
 GOLD = "<observe>cards</observe>\n<answer>4</answer>"
@@ -55,6 +60,33 @@ def _refusal(task: Path, *overrides: str) -> str:
 def test_generated_data_and_a_small_model_pass(task: Path) -> None:
     prepared = prepare(_config(task), RunFolder(root=task / "run"), Progress(False))
     assert (len(prepared.rl), len(prepared.test), prepared.num_skipped) == (3, 1, 0)
+
+
+def test_a_second_start_reads_no_page_and_reports_the_same_of_them(task: Path, tmp_path: Path, monkeypatch) -> None:
+    for page in (task / "imgs").iterdir():
+        os.utime(page, (1e9, 1e9))  # written long ago, so that its time says whether it changed
+    opened: list[str] = []
+    open_page_file = image_bytes._open
+
+    def counted(ref: ImageRef) -> io.RawIOBase:
+        opened.append(ref.path)
+        return open_page_file(ref)
+
+    monkeypatch.setattr(image_bytes, "_open", counted)
+    config = _config(
+        task, f"data.media_cache={tmp_path}/cache", "rewards.iou.kwargs={convention: pixels}", "data.min_pixels=784"
+    )
+    reports = []
+    for name in ("first", "second"):
+        KNOWN_PAGES._by_place.clear()  # as in a new process
+        KNOWN_PAGES._by_content.clear()
+        run = RunFolder(root=tmp_path / name)
+        prepared = prepare(config, run, Progress(False))
+        assert sum(map(len, (prepared.rl, prepared.test))) == 4
+        reports.append((run.root / "data_report.json").read_text())
+        assert bool(opened) == (name == "first")
+        opened.clear()
+    assert reports[0] == reports[1]
 
 
 def test_a_reward_that_cannot_work_is_found_on_a_gold_response(task: Path, tmp_path: Path) -> None:
