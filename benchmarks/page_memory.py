@@ -4,8 +4,9 @@ A step of ``--prompts`` questions over ``--ranks`` ranks, each on ``--pages`` pa
 as the trainer plans it; the rows are then built as the trainer builds them, and instead of a model something counts
 their pixels. ``before`` is how pixels came until now: all of them, by one thread, before the first row; it is timed on
 ``--before-prompts`` questions, and its ``peak_gb`` is what the whole step would hold. ``speedup`` compares seconds a
-page. Live bytes are counted at every page, with the row under construction; ``rss_gb`` is how far the process grew.
-Prints one JSON line.
+page. Groups that do not fit one row (``--response-tokens 1500``) stand in rows far apart, and their pages are read for
+each of these unless they still fit (``pages_read``). Live bytes are counted at every page, with the row under
+construction; ``rss_gb`` is how far the process grew. Prints one JSON line.
 
     python benchmarks/page_memory.py --threads 2
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import numpy as np
 import torch
 from image_reading import photograph, written_page
 from json_line import report
@@ -38,6 +40,7 @@ from rsgrpo.vlm import ProcessedImage, PromptEncoder
 RULES = PageRules(min_pixels=3136, max_pixels=1568000)
 SIZE = (1250, 1700)  # of the files; the rule brings it to 1073 × 1460 = 1.57 million pixels
 _FILES = 12  # different ones; each stands for many pages, which are read one by one all the same
+_NUMBERS = 1176  # of a patch
 _SAMPLING_SECONDS = 0.02
 _GB = 1e9
 
@@ -129,12 +132,12 @@ def now(
             begun = time.perf_counter()
             pixels = next(feed)
             waited += time.perf_counter() - begun
-            found = [pixels[page.ref] for page in pages]
-            row = encoder.live.add(torch.empty(sum(map(len, found)), found[0].shape[1]))
-            for part, one in zip(row.split([len(one) for one in found]), found, strict=True):
-                part.copy_(one)
-            encoder.live.num_pages -= 1
-            del pixels, found, one, part
+            lengths = [len(pixels[page.ref]) for page in pages]
+            row = encoder.live.add(torch.empty(sum(lengths), _NUMBERS))
+            for part, page in zip(row.split(lengths), pages, strict=True):
+                part.copy_(encoder.live.add(encoder.unpacked(pixels[page.ref])))
+            encoder.live.num_pages -= 1 + len(pages)
+            del pixels, part
             compute(row)
             del row
     return time.perf_counter() - start, waited
@@ -146,7 +149,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--pages", type=int, default=5, help="of a prompt")
     parser.add_argument("--responses", type=int, default=8, help="of a prompt")
-    parser.add_argument("--response-tokens", type=int, default=500)
+    parser.add_argument("--response-tokens", type=int, default=500, help="half as many to half as many again")
     parser.add_argument("--micro-batch-tokens", type=int, default=16384)
     parser.add_argument("--threads", type=int, default=2, help="that read pages")
     parser.add_argument("--row-seconds", type=float, default=0.0, help="that a model would take for a row")
@@ -174,12 +177,14 @@ def main() -> None:
         start = time.perf_counter()
         shown = [list(encoder.pages(prompt).values()) for prompt in refs]
         header_seconds = time.perf_counter() - start
+        half = arguments.response_tokens // 2
+        lengths = np.random.default_rng(0).integers(half, 3 * half + 1, (num_prompts, arguments.responses))
         plan = plan_micro_batches(
             [
                 GroupSize(
                     sample_id=str(number),
                     num_prompt_tokens=100 + sum(page.num_tokens for page in pages),
-                    response_lengths=(arguments.response_tokens,) * arguments.responses,
+                    response_lengths=tuple(lengths[number].tolist()),
                 )
                 for number, pages in enumerate(shown)
             ],

@@ -302,7 +302,7 @@ class RowBuilder:
         config: ``model.attention``.
         device: where the model is.
         dtype: compute precision.
-        page_pixels: a page's pixels [patches, 1176] on the host.
+        page_pixels: a page's pixels [patches, 1176], on the device or on the host.
         page_features: a page's features on the device; None: rows carry pixels.
     """
 

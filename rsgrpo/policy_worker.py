@@ -151,7 +151,7 @@ class PolicyWorker:
             num_threads=spec.num_threads,
             stored_grid=self._features.grid if self._features else None,
         )
-        self._pixels = RowPixels(self._encoder)
+        self._pixels = RowPixels(self._encoder, spec.torch_device)
         self._rows = RowBuilder(
             image_token_id=self._encoder.image_token_id,
             config=config.model,

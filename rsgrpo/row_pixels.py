@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
+import torch
 from torch import Tensor
 
 from rsgrpo.batching import Piece
@@ -19,13 +20,15 @@ class RowPixels:
 
     Args:
         encoder: reads pages.
+        device: where rows are built.
 
     Attributes:
         waited_seconds: for pages, since the last step began.
     """
 
-    def __init__(self, encoder: PromptEncoder) -> None:
+    def __init__(self, encoder: PromptEncoder, device: torch.device) -> None:
         self._encoder = encoder
+        self._device = device
         self._feed: Iterator[Mapping[ImageRef, Tensor]] = iter(())
         self._row: Mapping[ImageRef, Tensor] = {}
         self.waited_seconds = 0.0
@@ -63,7 +66,7 @@ class RowPixels:
             self._row = {}
 
     def of(self, page: ProcessedImage) -> Tensor:
-        """A page's pixels [patches, 1176] float32; one that was not read ahead is read now.
+        """A page's pixels [patches, 1176] float32 on the device; one that was not read ahead is read now.
 
         That is so outside of a step, and of a page whose features were stored when the step was prepared, but are no
         more.
@@ -71,4 +74,6 @@ class RowPixels:
         Args:
             page: as it stands in an encoded prompt.
         """
-        return self._row[page.ref] if page.ref in self._row else self._encoder.pixels(page)
+        if page.ref not in self._row:
+            return self._encoder.pixels(page)
+        return self._encoder.unpacked(self._row[page.ref].to(self._device))

@@ -2,7 +2,7 @@
 
 The pages come from ``images.load_page``, which the rollout engines use as well, so that both sides see
 the same pixels; the ids are checked against those that the engine reports. A prompt is encoded from its pages'
-headers alone: pixels, 24 bytes for one of the page's, come when a row needs them.
+headers alone: pixels, 24 bytes for one of the page's, come when a row needs them, and are kept packed until then.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from transformers import Qwen2_5_VLProcessor
 from rsgrpo.coordinates import smart_resize
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.images import load_page, page_size
+from rsgrpo.packed_pixels import PixelPacker
 from rsgrpo.page_feed import PageFeed
 from rsgrpo.page_rules import PageRules
 from rsgrpo.types import ChatPrompt, ImageRef, IntArray, TrainingResponse
 
-_PIXEL_BYTES = 3 * 2**27  # ten pages of 1.57 million pixels: a row in use and the next one
+_PIXEL_BYTES = 3 * 2**27  # 86 pages of 1.57 million pixels, packed
 _MAX_PAGE_THREADS = 4  # of a rank: each takes some 100 MB while it works, and reads ten pages a second
-_FLOAT32_BYTES = 4
 
 
 class PromptError(RsgrpoError, ValueError):
@@ -169,8 +169,7 @@ class PromptEncoder:
         self.image_token_id = int(processor.image_token_id)
         self._merge_size = int(self._images.merge_size)
         self._patch_size = int(self._images.patch_size)
-        # Of a patch: 3 channels · 2 frames · 14 · 14 = 1176.
-        self._patch_numbers = 3 * int(self._images.temporal_patch_size) * self._patch_size**2
+        self._packer = PixelPacker(self._images)
         self._feed = PageFeed(
             self._process,
             self._num_bytes,
@@ -274,10 +273,14 @@ class PromptEncoder:
             PromptError: it is not what it was when the prompt was encoded.
         """
         with self._reading([[page.ref]]) as feed:
-            return next(feed)[0]
+            return self.unpacked(next(feed)[0])
+
+    def unpacked(self, pixels: Tensor) -> Tensor:
+        """Pixels [patches, 1176] float32 of what :meth:`pixel_feed` gives, on its device."""
+        return self._packer.unpacked(pixels)
 
     def pixel_feed(self, rows: Sequence[Sequence[ProcessedImage]]) -> Generator[Mapping[ImageRef, Tensor], None, None]:
-        """The pixels of row after row, read by threads ahead of need. Close it.
+        """The packed pixels of row after row, read by threads ahead of need. Close it.
 
         Let go of a row's pixels before asking for those of the next: the bound counts them until then.
 
@@ -285,7 +288,7 @@ class PromptEncoder:
             rows: the pages of each row.
 
         Yields:
-            Pixels [patches, 1176] float32 by page. Those of stored pages are left out; where features are kept, so are
+            By page what :meth:`unpacked` makes pixels of. Stored pages are left out; where features are kept, so are
             those that an earlier row brought: their features are stored by then.
 
         Raises:
@@ -331,15 +334,13 @@ class PromptEncoder:
 
     def _num_bytes(self, ref: ImageRef) -> int:
         frames, rows, columns = self._grid(ref)
-        return frames * rows * columns * self._patch_numbers * _FLOAT32_BYTES
+        return self._packer.num_bytes(frames * rows * columns)
 
     def _process(self, ref: ImageRef) -> Tensor:
-        features = self._images(images=[load_page(ref, self._rules)], return_tensors="pt")
-        found = tuple(int(number) for number in features["image_grid_thw"][0])
+        pixels, found = self._packer.packed(load_page(ref, self._rules))
         if found != self._grid(ref):
             raise PromptError(
                 f"image {ref.path!r} has a grid of {found} patches, but had {self._grid(ref)} when its prompt was "
                 "encoded: it was changed during the run; put it back and go on with resume=auto"
             )
-        pixels: Tensor = features["pixel_values"]
-        return pixels.to(torch.float32)
+        return pixels

@@ -90,9 +90,9 @@ def test_a_page_is_decoded_when_a_row_needs_it_once_and_once_more_after_it_left_
     encoder = _encoder(folder)
     assert run(encoder, [pages[:2], [pages[1], pages[0]]]) == ["imgs/0.png", "imgs/1.png"]
     assert run(encoder, [pages[:2]]) == []
-    # 56 × 56, 84 × 56 and 112 × 140 pixels are 16, 24 and 80 patches · 1176 · 4 bytes = 75,264, 112,896 and 376,320:
+    # 56 × 56, 84 × 56 and 112 × 140 pixels are 16, 24 and 80 patches · 3 · 196 bytes = 9,408, 14,112 and 47,040:
     # the last one alone is above this bound, so that the others have to go.
-    small = _encoder(folder, pixel_bytes=200_000)
+    small = _encoder(folder, pixel_bytes=25_000)
     assert run(small, [pages[:2], pages[2:]]) == ["imgs/0.png", "imgs/1.png", "imgs/2.png"]
     assert run(small, [pages[:2]]) == ["imgs/0.png", "imgs/1.png"]
 
