@@ -33,7 +33,7 @@ from rsgrpo.logprobs import LogprobHead
 from rsgrpo.lora import add_adapters
 from rsgrpo.stored_weights import ModelFolderError, StoredWeights, hollow_parameters, without_values
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
-from rsgrpo.vlm import EncodedPrompt, ProcessedImage, rope_positions
+from rsgrpo.vlm import EncodedPrompt, ProcessedImage, rope_positions, shown_in
 from rsgrpo.windows import VISION_ATTENTION_NAMES
 
 
@@ -258,23 +258,6 @@ class PolicyModel(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_vision_frozen):
             features: Tensor = visual(pixels.to(visual.dtype), grid_thw=grid).pooler_output
         return features
-
-
-def shown_in(prompt: EncodedPrompt, response: int) -> tuple[ProcessedImage, ...]:
-    """The pages that a response of the prompt's group shows by itself."""
-    return prompt.response_images[response] if prompt.response_images else ()
-
-
-def row_pages(pieces: Sequence[Piece], prompts: Sequence[EncodedPrompt]) -> list[ProcessedImage]:
-    """The pages that a row of these pieces shows, each once.
-
-    Args:
-        pieces: of one micro-batch.
-        prompts: encoded, by piece.group.
-    """
-    shown = [page for piece in pieces for page in prompts[piece.group].images]
-    shown += [page for piece in pieces for index in piece.responses for page in shown_in(prompts[piece.group], index)]
-    return list({page.ref: page for page in shown}.values())
 
 
 def group_sizes(groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt]) -> list[GroupSize]:

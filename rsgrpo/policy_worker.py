@@ -1,9 +1,8 @@
 """One rank of the policy: the Ray actor that holds a share of the weights and trains them.
 
 A step comes in two calls. ``prepare`` encodes prompts and plans micro-batches: whatever is wrong with
-the data is found there, before any rank waits for another in a collective; but for a page whose pixels are
-damaged although its header is not, which was found before the run unless it was damaged since. ``update`` or
-``score`` then runs the same number of micro-batches on every rank, while threads read the pages of later ones.
+the data is found there (of pages, with the header), before any rank waits for another in a collective.
+``update`` or ``score`` then runs the same number of micro-batches on every rank.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ from rsgrpo.row_pixels import RowPixels
 from rsgrpo.turns import Share
 from rsgrpo.types import ResponseStats, TrainingGroup
 from rsgrpo.vision_cache import PageFeatures
-from rsgrpo.vlm import EncodedPrompt, ProcessedImage, PromptEncoder, check_prompt_ids
+from rsgrpo.vlm import EncodedPrompt, PromptEncoder, check_prompt_ids
 from rsgrpo.weight_transfer import BucketStager, StagedBucket, new_group
 from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket
 
@@ -151,23 +150,19 @@ class PolicyWorker:
             num_threads=spec.num_threads,
             stored_grid=self._features.grid if self._features else None,
         )
-        self._pixels = RowPixels(self._encoder, spec.torch_device)
+        self._pixels = RowPixels(self._encoder, spec.torch_device, self._features)
         self._rows = RowBuilder(
             image_token_id=self._encoder.image_token_id,
             config=config.model,
             device=spec.torch_device,
             dtype=self._model.dtype,
             page_pixels=self._pixels.of,
-            page_features=self._page_features if self._features else None,
+            page_features=self._pixels.features_of if self._features else None,
         )
         wrapped = wrap_model(self._model, spec)
         self._engine = DeepSpeedEngine(wrapped, config, device=spec.torch_device, weights=opened.weights)
         self._has_reference = False
         self._reference: FrozenEngine | None = None
-
-    def _page_features(self, page: ProcessedImage) -> Tensor:
-        assert self._features is not None
-        return self._features.features(page.ref, page.grid, partial(self._pixels.of, page))
 
     def attention(self) -> DoorChoice:
         """What this rank computes attention with."""
@@ -255,11 +250,9 @@ class PolicyWorker:
 
     def _make_row(self, pieces: Sequence[Piece] | None, with_reference: bool) -> MicroBatch:
         self._row = None if pieces is None else lay_out(pieces)
-        if pieces is None:
-            batch = self._rows.blank()
-        else:
-            with self._pixels.of_next_row():
-                batch = self._rows.build(pieces, self._groups, self._prompts)
+        if pieces is not None:
+            self._pixels.begin_row()
+        batch = self._rows.blank() if pieces is None else self._rows.build(pieces, self._groups, self._prompts)
         if not with_reference:
             return batch
         if self._reference is not None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from rsgrpo.batching import Piece
-from rsgrpo.policy_model import row_pages
 from rsgrpo.types import ImageRef
-from rsgrpo.vlm import EncodedPrompt, ProcessedImage, PromptEncoder
+from rsgrpo.vision_cache import PageFeatures
+from rsgrpo.vlm import EncodedPrompt, ProcessedImage, PromptEncoder, row_pages
 
 
 class RowPixels:
@@ -21,12 +22,14 @@ class RowPixels:
     Args:
         encoder: reads pages.
         device: where rows are built.
+        features: of a frozen tower, with their store; None: rows carry pixels.
 
     Attributes:
         waited_seconds: for pages, since the last step began.
     """
 
-    def __init__(self, encoder: PromptEncoder, device: torch.device) -> None:
+    def __init__(self, encoder: PromptEncoder, device: torch.device, features: PageFeatures | None = None) -> None:
+        self._features = features
         self._encoder = encoder
         self._device = device
         self._feed: Iterator[Mapping[ImageRef, Tensor]] = iter(())
@@ -47,23 +50,19 @@ class RowPixels:
             try:
                 yield
             finally:
-                self._feed = iter(())
+                self._feed, self._row = iter(()), {}
 
-    @contextmanager
-    def of_next_row(self) -> Iterator[None]:
-        """Make the next row's pages those that :meth:`of` gives at once; the row has its own copy after the block.
+    def begin_row(self) -> None:
+        """Make the next row's pages those that :meth:`of` gives at once.
 
         Raises:
             ImageError: a page of the row is damaged.
             PromptError: a page of the row is not what it was when the prompt was encoded.
         """
+        self._row = {}  # before the next one comes: the feed counts it until then
         start = time.perf_counter()
         self._row = next(self._feed, {})
         self.waited_seconds += time.perf_counter() - start
-        try:
-            yield
-        finally:
-            self._row = {}
 
     def of(self, page: ProcessedImage) -> Tensor:
         """A page's pixels [patches, 1176] float32 on the device; one that was not read ahead is read now.
@@ -77,3 +76,12 @@ class RowPixels:
         if page.ref not in self._row:
             return self._encoder.pixels(page)
         return self._encoder.unpacked(self._row[page.ref].to(self._device))
+
+    def features_of(self, page: ProcessedImage) -> Tensor:
+        """A page's features on the device, from the store, or from its pixels.
+
+        Args:
+            page: as it stands in an encoded prompt.
+        """
+        assert self._features is not None
+        return self._features.features(page.ref, page.grid, partial(self.of, page))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Qwen2_5_VLProcessor
 
+from rsgrpo.batching import Piece
 from rsgrpo.coordinates import smart_resize
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.images import load_page, page_size
@@ -69,6 +70,23 @@ class EncodedPrompt:
     positions: NDArray[np.int64]
     images: tuple[ProcessedImage, ...]
     response_images: tuple[tuple[ProcessedImage, ...], ...] = ()
+
+
+def shown_in(prompt: EncodedPrompt, response: int) -> tuple[ProcessedImage, ...]:
+    """The pages that a response of the prompt's group shows by itself."""
+    return prompt.response_images[response] if prompt.response_images else ()
+
+
+def row_pages(pieces: Sequence[Piece], prompts: Sequence[EncodedPrompt]) -> list[ProcessedImage]:
+    """The pages that a row of these pieces shows, each once.
+
+    Args:
+        pieces: of one micro-batch.
+        prompts: encoded, by piece.group.
+    """
+    shown = [page for piece in pieces for page in prompts[piece.group].images]
+    shown += [page for piece in pieces for index in piece.responses for page in shown_in(prompts[piece.group], index)]
+    return list({page.ref: page for page in shown}.values())
 
 
 def rope_positions(

@@ -70,9 +70,10 @@ class ReloadingWorker(PolicyWorker):
         self._old = [(key, StorageWeakRef(storage)) for key, storage in tensor_storages().items()]
 
     def forget_pages(self) -> None:
-        """Let go of prompts and processed pages, which wait in host memory."""
+        """Let go of prompts, processed pages and what they are unpacked with, which lie in host memory."""
         self.prepare([])
-        self._encoder._cache.clear()
+        self._encoder._feed._held.clear()
+        self._encoder._packer._tables = None
 
     def bytes_on_device(self) -> int:
         """Bytes of all tensors made since :meth:`let_model_go`, the parks' host memory apart."""

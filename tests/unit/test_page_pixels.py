@@ -19,11 +19,11 @@ from rsgrpo.batching import Piece, plan_micro_batches
 from rsgrpo.config import ModelConfig
 from rsgrpo.images import load_page
 from rsgrpo.page_rules import PageRules
-from rsgrpo.policy_model import RowBuilder, group_sizes, load_processor, row_pages
+from rsgrpo.policy_model import RowBuilder, group_sizes, load_processor
 from rsgrpo.row_pixels import RowPixels
 from rsgrpo.types import ImageRef, TrainingGroup
 from rsgrpo.vision_cache import FeatureStore, PageFeatures
-from rsgrpo.vlm import EncodedPrompt, ProcessedImage, PromptEncoder
+from rsgrpo.vlm import EncodedPrompt, ProcessedImage, PromptEncoder, row_pages
 from tests.packed import Packed
 from tests.tiny_model import build_tiny_model, make_group, write_pages
 
@@ -195,15 +195,15 @@ def test_a_step_hands_out_each_rows_pixels_in_turn_and_reads_a_page_at_once_that
         counted.reads.clear()
         with pixels.of_step(plan, prompts):
             for pieces in plan[:5]:
-                with pixels.of_next_row():
-                    before = sum(counted.reads.values())
-                    for page in row_pages(pieces, prompts):
-                        assert len(pixels.of(page)) == page.grid[1] * page.grid[2]
-                    assert sum(counted.reads.values()) == before
+                pixels.begin_row()
+                before = sum(counted.reads.values())
+                for page in row_pages(pieces, prompts):
+                    assert len(pixels.of(page)) == page.grid[1] * page.grid[2]
+                assert sum(counted.reads.values()) == before
     page = prompts[0].images[0]
     assert torch.equal(pixels.of(page), encoder.pixels(page))
-    with pixels.of_next_row():  # of no step
-        assert len(pixels.of(page)) == 16
+    pixels.begin_row()  # of no step
+    assert len(pixels.of(page)) == 16
 
 
 def test_a_row_shows_the_pages_of_prompts_and_of_responses_once_each():

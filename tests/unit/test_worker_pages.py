@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,7 +15,6 @@ from rsgrpo.config import Config, DataConfig, ModelConfig, TrainerConfig
 from rsgrpo.image_bytes import ImageError
 from rsgrpo.policy_setup import WorkerSpec
 from rsgrpo.policy_worker import PolicyWorker
-from tests.packed import Packed
 from tests.tiny_model import build_tiny_model, three_groups
 
 MODEL = ModelConfig(dtype="float32", freeze_vision=True, gradient_checkpointing=False)
@@ -62,22 +60,6 @@ def worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> PolicyWorker:
     found = PolicyWorker(spec)
     found._build()
     return found
-
-
-def test_scores_and_updates_are_those_of_rows_built_one_by_one(worker, folder, tmp_path):
-    groups = three_groups(tmp_path)
-    expected, _ = Packed(folder, MODEL, with_banned=False).run(groups, share_prefix=True, budget=100)
-    num_micro_batches = worker.prepare(groups)
-    assert num_micro_batches > 1
-    for found in (
-        worker.score(num_micro_batches),
-        worker.update(num_micro_batches + 1, "nll", None).responses,  # a blank row at the end, as beside fuller ranks
-        worker.update(num_micro_batches, "nll", None).responses,
-    ):
-        assert len(found) == len(expected) == 8
-        for one in found:
-            group = next(i for i, group in enumerate(groups) if group.sample_id == one.sample_id)
-            assert np.array_equal(one.logprobs, expected[group, one.response_index].numpy())
 
 
 def test_a_page_damaged_after_the_start_is_named_by_the_step_and_the_next_step_runs(worker, tmp_path):
