@@ -18,7 +18,8 @@ from rsgrpo.policy_model import PolicyModel, RowBuilder, group_sizes, load_model
 from rsgrpo.types import TrainingGroup
 from rsgrpo.vlm import PromptEncoder
 
-_LOSS = LossConfig(importance_cap=0.0)
+LOSS = LossConfig(importance_cap=0.0)
+"""On-policy, uncorrected: whoever measures compares rows, not samplers."""
 
 
 class BareStep:
@@ -28,9 +29,12 @@ class BareStep:
         folder: of the model.
         config: precision, door, recomputation.
         device: where it runs.
+        learning_rate: of AdamW.
     """
 
-    def __init__(self, folder: Path, config: ModelConfig, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, config: ModelConfig, device: torch.device, *, learning_rate: float = 1e-12
+    ) -> None:
         processor = load_processor(folder)
         self.encoder = PromptEncoder(
             processor, rules=PageRules(min_pixels=784, max_pixels=10**8), max_prompt_tokens=10**6
@@ -49,7 +53,7 @@ class BareStep:
         )
         use_window_attention(self.model.model.visual, self.rows.choice.door)
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trainable, lr=1e-12, weight_decay=0.0, foreach=True)
+        self.optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0, foreach=True)
 
     def accumulate(self, groups: list[TrainingGroup], *, budget: int, share_prefix: bool) -> int:
         """Forward and backward over all rows; returns how many there are."""
@@ -59,7 +63,7 @@ class BareStep:
         for pieces in plan:
             batch = self.rows.build(pieces, groups, prompts)
             logprobs, _ = self.policy(batch)
-            row_loss(batch, logprobs, "policy", _LOSS)[0].backward()
+            row_loss(batch, logprobs, "policy", LOSS)[0].backward()
         return len(plan)
 
     def gradient(self, groups: list[TrainingGroup], *, budget: int, share_prefix: bool) -> list[torch.Tensor]:

@@ -223,7 +223,9 @@ def build_group(shape: GroupShape, folder: Path, *, seed: int = 0, num_groups: i
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Rows with the same keys as a table."""
+    """Rows with the same keys as a table; nothing of none."""
+    if not rows:
+        return ""
     columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in columns) + " |"

@@ -1,0 +1,150 @@
+"""The checks of one GPU that need vLLM: an engine as it samples, without Ray. ``gpu_checks.py engine`` runs it.
+
+1. How long it takes to start, and to sample the prompts of a step: tokens a second.
+2. Log-probabilities of what it sampled, against the trainer's.
+3. What it takes on the device, what is left when it sleeps, and how long it needs to fall asleep and to wake up.
+4. That it samples the same, with the same log-probabilities, after it woke up.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bare_step import BareStep
+
+from rollout.vllm_engine import EngineSpec, VllmEngine
+from rsgrpo.config import ClusterConfig, Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
+from rsgrpo.turns import Share
+from rsgrpo.types import PromptedSample, RolloutGroup, Sample, TrainingGroup, TrainingResponse
+
+_MAX_GAP = {"float32": 1e-4, "bfloat16": 0.02}  # nats, mean
+
+Finding = tuple[str, bool | None, str]
+
+
+def _used_bytes(device: torch.device) -> int:
+    """Of the whole device: the engine may be a process of its own."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
+def _training_group(group: RolloutGroup) -> TrainingGroup:
+    """The responses of a group, without credit."""
+    return TrainingGroup(
+        sample_id=group.sample.sample_id,
+        prompt=group.prompt,
+        prompt_token_ids=None,
+        responses=tuple(
+            TrainingResponse(
+                response_index=one.rollout_index,
+                token_ids=one.token_ids,
+                positive=np.zeros(len(one.token_ids), dtype=np.float32),
+                negative=np.zeros(len(one.token_ids), dtype=np.float32),
+            )
+            for one in group.rollouts
+        ),
+    )
+
+
+def check_engine(
+    folder: Path, groups: list[TrainingGroup], *, num_responses: int, response_tokens: int, device: torch.device
+) -> tuple[list[Finding], list[dict[str, Any]]]:
+    """Start an engine, sample, sleep, wake up and sample again.
+
+    Args:
+        folder: of the model.
+        groups: whose prompts are asked.
+        num_responses: a prompt.
+        response_tokens: most of a response.
+        device: where.
+
+    Returns:
+        Findings, and a row of the table of times.
+    """
+    dtype = "bfloat16" if device.type == "cuda" else "float32"
+    sampling = SamplingConfig(max_response_tokens=response_tokens)
+    prompts = [
+        PromptedSample(
+            sample=Sample(sample_id=group.sample_id, question="", images=group.prompt.images), prompt=group.prompt
+        )
+        for group in groups
+    ]
+    config = Config(
+        stage="sft",  # asks for no rewards
+        model=ModelConfig(dtype=dtype),
+        data=DataConfig(min_pixels=784, max_pixels=10**8, max_prompt_tokens=10**6),
+        cluster=ClusterConfig(topology="colocated"),
+        rollout=RolloutConfig(
+            sampling=sampling,
+            max_model_tokens=32_768 if device.type == "cuda" else 1024,
+            enforce_eager=device.type != "cuda",
+        ),
+    )
+    before = _used_bytes(device)
+    start = time.perf_counter()
+    engine = VllmEngine(
+        EngineSpec(config=config, model_folder=folder, device="gpu" if device.type == "cuda" else "cpu")
+    )
+    start_seconds = time.perf_counter() - start
+    engine.generate(prompts[:1], num_samples=1, sampling=sampling, seed=1)  # warms up
+
+    def sampled() -> tuple[list[RolloutGroup], float]:
+        begin = time.perf_counter()
+        found = engine.generate(prompts, num_samples=num_responses, sampling=sampling, seed=0)
+        return found, time.perf_counter() - begin
+
+    first, seconds = sampled()
+    awake = _used_bytes(device) - before
+    begin = time.perf_counter()
+    engine.hold(Share.NOTHING)
+    sleep_seconds, asleep = time.perf_counter() - begin, _used_bytes(device) - before
+    begin = time.perf_counter()
+    engine.hold(Share.ALL)
+    wake_seconds = time.perf_counter() - begin
+    second, _ = sampled()
+    num_tokens = sum(len(one.token_ids) for group in first for one in group.rollouts)
+    pairs = [
+        (one, other)
+        for a, b in zip(first, second, strict=True)
+        for one, other in zip(a.rollouts, b.rollouts, strict=True)
+    ]
+    same = all(np.array_equal(one.token_ids, other.token_ids) for one, other in pairs)
+    step = BareStep(folder, ModelConfig(dtype=dtype, gradient_checkpointing=False), device)
+    gaps = [
+        np.abs(
+            step.logprobs([_training_group(group)], budget=10**6)
+            - np.concatenate([one.logprobs for one in group.rollouts])
+        )
+        for group in first
+    ]
+    apart = np.concatenate(gaps)
+    findings: list[Finding] = [
+        (
+            "log-probabilities, engine = trainer",
+            bool(apart.mean() < _MAX_GAP[dtype]),
+            f"mean {apart.mean():.2e}, largest {apart.max():.2e} nats over {len(apart)} tokens, {dtype}",
+        ),
+        (
+            "sleep gives memory back",
+            asleep < 0.15 * awake if device.type == "cuda" else None,
+            f"{awake / 2**30:.1f} GiB awake, {asleep / 2**30:.1f} asleep" if awake else "needs a GPU",
+        ),
+        ("same samples after waking up", same, f"{len(pairs)} responses"),
+    ]
+    row = {
+        "start, s": start_seconds,
+        "prompts": len(prompts),
+        "responses": len(pairs),
+        "tokens": num_tokens,
+        "seconds": seconds,
+        "tokens/s": num_tokens / seconds,
+        "asleep, s": sleep_seconds,
+        "awake, s": wake_seconds,
+    }
+    return findings, [row]
