@@ -39,7 +39,8 @@ def check_first(config: Config) -> list[str]:
     """
     lines = prepare_process()
     check_cluster(config.cluster)
-    _check_device(config)
+    if not config.plan:  # a plan may be for another machine
+        _check_device(config)
     template_fingerprint(config.prompt.path)
     _check_model_path("model.path", config.model.path)
     if config.stage == "eval":
@@ -49,8 +50,9 @@ def check_first(config: Config) -> list[str]:
     else:
         _check_data(config)
         load_rewards(config.scored_rewards, REPOSITORY)
-    with open_run_folder(config):
-        pass
+    if not config.plan:  # nor does it write there
+        with open_run_folder(config):
+            pass
     return lines
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from recipes.benchmark_tasks import run_benchmarks
 from recipes.job import Job
 from recipes.model_folder import check_limits
+from recipes.plan.command import show_plan
 from recipes.preparation import prepare
 from recipes.stages import run_evaluation, run_rl, run_sft
 from rsgrpo.cluster import open_cluster
@@ -24,18 +25,20 @@ from rsgrpo.report import build_report
 from rsgrpo.run_folder import begin_run, open_run_folder
 
 
-def run(config: Config) -> Path:
+def run(config: Config) -> Path | None:
     """Run the stages that ``config.stage`` names.
 
     Args:
         config: checked settings.
 
     Returns:
-        The report's path.
+        The report's path; None where only a plan was asked for.
 
     Raises:
         RsgrpoError: something that a user can act on; nothing that was finished is lost.
     """
+    if config.plan:
+        return show_plan(config)
     if config.eval.tasks:
         return run_benchmarks(config)
     with ExitStack() as stack:

@@ -75,6 +75,7 @@ def load_samples(
     *,
     is_training: bool,
     check: Callable[[Sample], None] | None = None,
+    looks_at_images: bool = True,
 ) -> LoadedData:
     """Read a data set and check every item of it.
 
@@ -84,6 +85,7 @@ def load_samples(
         data: column names, image root and limits.
         is_training: too many images are then a defect; else the lowest ranked are left out.
         check: raises BadRecordError for a sample that lacks something else, such as a gold response.
+        looks_at_images: False: images are only looked for, not judged.
 
     Returns:
         The samples, and how many were skipped for which reason.
@@ -113,9 +115,10 @@ def load_samples(
     for file in files:
         _read_file(file, sample_of, read)
     problems, samples, places = read.problems, read.samples, read.places
-    shown_pages = {ref: None for sample in samples for ref in sample.images}
+    shown_pages = {ref: None for sample in samples for ref in sample.images} if looks_at_images else {}
     broken, images = look_at_pages(shown_pages, data.page_rules)
-    manifest.keep(shown_pages)
+    if looks_at_images:
+        manifest.keep(shown_pages)
     kept = []
     for sample, place in zip(samples, places, strict=True):
         detail = next((broken[ref] for ref in sample.images if ref in broken), "")

@@ -26,6 +26,7 @@ from rsgrpo.config.inputs import (
     VideoConfig,
     VisionCacheConfig,
 )
+from rsgrpo.config.plan import PlanConfig
 from rsgrpo.config.rollout import EndpointConfig, EvalConfig, RewardConfig, RolloutConfig, SamplingConfig, ScopeConfig
 from rsgrpo.config.training import (
     CreditConfig,
@@ -61,6 +62,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PlanConfig",
     "PromptConfig",
     "QuickstartConfig",
     "RewardConfig",
@@ -134,12 +136,15 @@ class Config:
     name: str = "run"
     stage: str = "all"
     """``sft``, ``rl``, ``eval`` or ``all``."""
+    plan: bool = False
+    """Say what the run would take in memory, time and money, and start nothing; docs/plan.md."""
     run_dir: str = "runs/${name}"
     """Everything that the run writes."""
     resume: str = "never"
     """``auto``: go on from the newest checkpoint in ``run_dir`` if there is one. ``never``: refuse a
     run folder that already holds a run."""
     seed: int = 0
+    plan_for: PlanConfig = field(default_factory=PlanConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     quickstart: QuickstartConfig = field(default_factory=QuickstartConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -1,0 +1,256 @@
+"""GPU memory of a rank and of an engine, part by part, and the host's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from recipes.plan.gpus import Assumptions, GpuKind
+from rsgrpo.activation_memory import ActivationMemory, RowSize, activation_memory
+from rsgrpo.config import Config
+from rsgrpo.model_sizes import ModelSizes
+from rsgrpo.state_memory import StateMemory, state_memory
+
+GIB = 1 << 30
+_MIB = 1 << 20
+_OWN_FRAC, _SHARED_FRAC = 0.9, 0.6  # where rollout.gpu_memory_frac leaves it open
+_PAGE_CACHE = GIB  # of a rank's processed pages (vlm.PromptEncoder)
+
+
+def weight_bytes(config: Config) -> int:
+    """Bytes of an element of the weights."""
+    return 2 if config.model.dtype == "bfloat16" else 4
+
+
+def shares_gpus(config: Config) -> bool:
+    """Whether ranks and engines take turns on the same GPUs; ``auto`` does so only where there are too few for both."""
+    if config.stage in ("sft", "eval"):
+        return config.stage == "sft" and config.cluster.topology == "colocated"
+    if config.cluster.topology != "auto":
+        return config.cluster.topology == "colocated"
+    engines = config.rollout.num_workers * config.rollout.tensor_parallel_size
+    known = config.cluster.num_nodes * config.cluster.gpus_per_node
+    return 0 < known < config.trainer.num_ranks + engines and engines == config.trainer.num_ranks
+
+
+def num_gpus(config: Config) -> int:
+    """GPUs that the run takes."""
+    engines = config.rollout.num_workers * config.rollout.tensor_parallel_size
+    if config.stage == "eval":
+        return engines
+    return config.trainer.num_ranks + (0 if shares_gpus(config) else engines)
+
+
+def engine_frac(config: Config) -> float:
+    """Share of a GPU's memory that an engine takes."""
+    return config.rollout.gpu_memory_frac or (_SHARED_FRAC if shares_gpus(config) else _OWN_FRAC)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankMemory:
+    """A rank's GPU.
+
+    Attributes:
+        parts: bytes by name, in the order in which they are shown; together they are the peak.
+        states: what lasts.
+        activations: of the largest row.
+        reserve: of CUDA, NCCL, the allocator, and an engine that sleeps beside.
+        row: the largest row.
+        peak: most bytes at a time.
+        capacity: of the GPU.
+    """
+
+    parts: dict[str, int]
+    states: StateMemory
+    activations: ActivationMemory
+    reserve: int
+    row: RowSize
+    peak: int
+    capacity: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the GPU holds it."""
+        return self.peak <= self.capacity
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineMemory:
+    """An engine's part on one GPU.
+
+    Attributes:
+        parts: bytes by name.
+        taken: its share of the GPU; what other parts leave of it is the cache.
+        cache: for keys and values; below 0: the rest alone is more than its share.
+        longest: cache that one sequence of ``rollout.max_model_tokens`` needs.
+        cache_tokens: that the cache holds.
+        beside: bytes of the trainer that stay on the GPU while the engine works; 0 where it has its own.
+        capacity: of the GPU.
+    """
+
+    parts: dict[str, int]
+    taken: int
+    cache: int
+    longest: int
+    cache_tokens: int
+    beside: int
+    capacity: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether its share holds one sequence at least, and the GPU both it and what lies beside it."""
+        return self.cache >= self.longest and self.taken + self.beside <= self.capacity
+
+
+def rank_memory(config: Config, model: ModelSizes, row: RowSize, gpu: GpuKind, assumed: Assumptions) -> RankMemory:
+    """A rank at its largest moment: the backward pass of its largest row, or the optimizer's step.
+
+    Args:
+        config: ZeRO stage, ranks, precision, offloading.
+        model: sizes.
+        row: the largest.
+        gpu: what it runs on.
+        assumed: factor and reserves.
+    """
+    b = weight_bytes(config)
+    trained_model = model.parameters
+    cached_tower = 0
+    if config.model.vision_cache.folder:
+        # The frozen tower stands outside DeepSpeed, whole.
+        cached_tower = b * model.num_vision
+        trained_model = tuple(one for one in model.parameters if not one.is_vision)
+    states = state_memory(
+        trained_model,
+        num_ranks=config.trainer.num_ranks,
+        zero_stage=config.trainer.zero_stage,
+        weight_bytes=b,
+        offload_optimizer=config.trainer.offload_optimizer,
+        offload_parameters=config.trainer.offload_parameters,
+    )
+    activations = activation_memory(
+        model, row, weight_bytes=b, recomputes=config.model.gradient_checkpointing, device="gpu"
+    )
+    reference = 0
+    if config.stage in ("rl", "all") and config.rl.loss.kl.coefficient and not config.model.lora.rank:
+        reference = states.weights  # split as the policy's are
+    reserve = int(assumed.context_gib * GIB)
+    if shares_gpus(config):
+        reserve += int(assumed.sleeping_engine_gib * GIB)
+    factor = assumed.allocator_factor
+    working = int(factor * activations.peak) + states.gathered
+    parts = {
+        "weights": states.weights + cached_tower,
+        "gradients": states.gradients,
+        "master weights": states.masters,
+        "moments": states.moments,
+        "buckets": states.buckets,
+    }
+    if reference:
+        parts["reference model"] = reference
+    if states.step > working:
+        parts["optimizer step"] = states.step
+    else:
+        parts |= _working_parts(states, activations, factor)
+    parts["reserve (assumed)"] = reserve
+    return RankMemory(
+        parts=parts,
+        states=states,
+        activations=activations,
+        reserve=reserve,
+        row=row,
+        peak=sum(parts.values()),
+        capacity=int(gpu.memory_gib * GIB),
+    )
+
+
+def _working_parts(states: StateMemory, activations: ActivationMemory, factor: float) -> dict[str, int]:
+    """What is there at the largest moment of a row."""
+    parts: dict[str, int] = {}
+    if states.gathered:
+        parts["gathered weights"] = states.gathered
+    trained = max(activations.vision, activations.kept + max(activations.layer, activations.head))
+    found = {"pages' pixels": activations.pixels, "vision tower": activations.vision_kept}
+    if trained == activations.vision:
+        found["vision tower"] += activations.vision
+    else:
+        found["activations"] = activations.kept
+        largest = "head chunk" if activations.head > activations.layer else "one layer's backward"
+        found[largest] = max(activations.head, activations.layer)
+    for name, size in found.items():
+        if size:
+            parts[name] = int(factor * size)
+    return parts
+
+
+def engine_memory(
+    config: Config, model: ModelSizes, rank: RankMemory | None, gpu: GpuKind, assumed: Assumptions
+) -> EngineMemory:
+    """An engine's part on one of its GPUs; the cache is what its share leaves.
+
+    Args:
+        config: ``rollout``.
+        model: sizes.
+        rank: of the trainer that takes turns with it; None where it has its GPUs to itself.
+        gpu: what it runs on.
+        assumed: reserves.
+    """
+    rollout, b = config.rollout, weight_bytes(config)
+    size, language = rollout.tensor_parallel_size, model.language
+    capacity = int(gpu.memory_gib * GIB)
+    taken = int(engine_frac(config) * capacity)
+    tokens = rollout.max_batched_tokens
+    pass_bytes = b * tokens * (2 * language.hidden + 3 * language.intermediate // size)
+    # Pages are read in batches of as many tokens as a pass has; queries and keys turn in float32.
+    pages = b * tokens * model.patches_a_token * model.vision.hidden * 11 // size if not rollout.image_embeds else 0
+    logits = 3 * 4 * rollout.max_num_sequences * model.vocabulary
+    parts = {
+        "weights": b * (model.num_elements - model.num_adapters) // size,
+        "activations (estimated)": max(pass_bytes, pages) + logits,
+        "CUDA graphs (assumed)": 0 if rollout.enforce_eager else int(assumed.graphs_gib * GIB),
+        "context (assumed)": int(assumed.context_gib * GIB),
+    }
+    token = 2 * language.layers * math.ceil(language.key_heads / size) * language.head_size * b
+    cache = taken - sum(parts.values())
+    parts["KV cache"] = max(0, cache)
+    beside = 0
+    if rank is not None:
+        # While engines sample, weights and states wait on the host; what DeepSpeed holds apart stays.
+        kept = rank.states.buckets + rank.states.gradients if config.trainer.zero_stage != 2 else 0
+        bucket = rollout.weight_bucket_mib * _MIB
+        beside = kept + int(assumed.context_gib * GIB) + 2 * bucket
+    return EngineMemory(
+        parts=parts,
+        taken=taken,
+        cache=cache,
+        longest=token * rollout.max_model_tokens,
+        cache_tokens=max(0, cache) // token,
+        beside=beside,
+        capacity=capacity,
+    )
+
+
+def host_memory(config: Config, model: ModelSizes, rank: RankMemory | None, num_ranks_a_node: int) -> dict[str, int]:
+    """Bytes of the host's memory on the fullest node, by part.
+
+    Args:
+        config: settings.
+        model: sizes.
+        rank: None: nothing is trained.
+        num_ranks_a_node: ranks that share a node.
+    """
+    b = weight_bytes(config)
+    whole = b * model.num_elements
+    parts: dict[str, int] = {}
+    if rank is not None:
+        parts["loading (each rank the whole model)"] = num_ranks_a_node * whole
+        if rank.states.host:
+            parts["offloaded states"] = num_ranks_a_node * rank.states.host
+        if shares_gpus(config):
+            waits = rank.states.weights + rank.states.masters + rank.states.moments
+            parts["the trainer while engines sample"] = num_ranks_a_node * waits
+        parts["processed pages"] = num_ranks_a_node * (_PAGE_CACHE + rank.activations.pixels)
+    if config.stage != "sft":
+        parts["weights on their way"] = 2 * config.rollout.weight_bucket_mib * _MIB
+        if shares_gpus(config):
+            parts["sleeping engines' weights"] = num_ranks_a_node * whole // config.rollout.tensor_parallel_size
+    return parts

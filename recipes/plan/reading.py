@@ -1,0 +1,309 @@
+"""Looks at a run's data and model without loading either: texts, image headers, config and tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
+
+from recipes.model_folder import ModelError, check_model_type
+from recipes.plan.workload import DataSet, Item, PageTokens, Stage
+from recipes.stages import planned_steps
+from recipes.wanted_data import WANTED, builds_quickstart_data, default_sources, uses_mixture
+from rsgrpo.config import Config, SftPhaseConfig, SourceConfig
+from rsgrpo.conversation_prompts import Conversation, ConversationBuilder
+from rsgrpo.data import load_samples
+from rsgrpo.data_files import DataError
+from rsgrpo.errors import shown
+from rsgrpo.hub import hub_problem
+from rsgrpo.image_tokens import ImageTokens
+from rsgrpo.prompts import PromptBuilder
+from rsgrpo.types import ChatPrompt, ImageRef, Sample
+
+_READ_SECONDS = 15.0  # for one source of a mixture
+_WITHOUT_WEIGHTS = ("*.json", "*.txt", "*.jinja", "*.model")
+
+
+def config_folder(config: Config, scratch: Path) -> Path:
+    """A folder with the model's config, tokenizer and processor; weights are neither fetched nor read.
+
+    Args:
+        config: ``model.path`` is a folder, a hub id, or empty: the quickstart's small model.
+        scratch: gets the quickstart's model.
+
+    Raises:
+        ModelError: it is no Qwen2.5-VL, or the hub does not give it.
+    """
+    path = config.eval.checkpoint if config.stage == "eval" and config.eval.checkpoint else config.model.path
+    if not path:
+        from rsgrpo.quickstart.dataset import corpus
+        from rsgrpo.quickstart.model import build_quickstart_model
+
+        texts = corpus(config.quickstart, config.seed)
+        return build_quickstart_model(config.quickstart, scratch / "model", config.seed, texts)
+    folder = Path(path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(
+                snapshot_download(path, revision=config.model.revision or None, allow_patterns=list(_WITHOUT_WEIGHTS))
+            )
+        except Exception as error:  # whatever its network library raises
+            raise ModelError(
+                f"model.path={shown(path)!r} is neither a folder nor a model that the hub gives: "
+                f"{hub_problem(error, 'model')}; give the path of a Qwen2.5-VL folder (its config and tokenizer "
+                "suffice for a plan), or check the name and the network"
+            ) from error
+    check_model_type(folder, f"model.path={path!r}")
+    return folder.absolute()
+
+
+class PageCounter:
+    """Counts image tokens from headers, under any bound of a page's size; each header is read once.
+
+    Args:
+        config: how pages are read.
+        processor: the model's.
+    """
+
+    def __init__(self, config: Config, processor: Qwen2_5_VLProcessor) -> None:
+        self._rules = config.data.page_rules
+        self._processor = processor.image_processor
+        self._counters: dict[int, ImageTokens] = {}
+        self._known: dict[tuple[ImageRef, int], int] = {}
+
+    def count(self, ref: ImageRef, max_pixels: int) -> int:
+        """Image tokens of a page.
+
+        Raises:
+            ImageError: it is missing or no image.
+        """
+        key = (ref, max_pixels)
+        if key not in self._known:
+            if max_pixels not in self._counters:
+                rules = dataclasses.replace(self._rules, max_pixels=max_pixels)
+                self._counters[max_pixels] = ImageTokens(self._processor, rules)
+            self._known[key] = self._counters[max_pixels].count(ref)
+        return self._known[key]
+
+
+def spread(items: Sequence[Sample], most: int) -> list[Sample]:
+    """At most so many items, evenly spread.
+
+    Example:
+        Of ten items at most 3: those at 0, 3 and 6.
+    """
+    if len(items) <= most:
+        return list(items)
+    return [items[index * len(items) // most] for index in range(most)]
+
+
+class Reader:
+    """Makes stages of a run's settings.
+
+    Args:
+        config: the run's.
+        processor: the model's.
+        scratch: gets the quickstart's data.
+        page_tokens: how many tokens a page takes.
+    """
+
+    def __init__(
+        self, config: Config, processor: Qwen2_5_VLProcessor, scratch: Path, page_tokens: PageTokens
+    ) -> None:
+        self._config = config
+        self._tokenizer: PreTrainedTokenizerBase = processor.tokenizer
+        self._prompts = PromptBuilder(config.prompt, processor)
+        self._conversations = ConversationBuilder(config.prompt, processor)
+        self._scratch = scratch
+        self._page_tokens = page_tokens
+        data = config.data
+        self._paths = {"sft": data.sft_path, "rl": data.rl_path, "test": data.test_path}
+        self._totals: dict[str, int] = {}
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that the run has, in order.
+
+        Raises:
+            RsgrpoError: data that the run could not use.
+        """
+        config = self._config
+        if builds_quickstart_data(config):
+            self._build_quickstart()
+        found: list[Stage] = []
+        if config.stage in ("sft", "all"):
+            found += self._supervised()
+        if config.stage in ("rl", "all"):
+            found.append(self._reinforcement())
+        if config.stage == "eval":
+            data = self._held("test", samples=True)
+            found.append(
+                Stage(
+                    name="eval",
+                    data=data,
+                    per_step=len(data.items),
+                    num_samples=1,
+                    max_response_tokens=config.eval.sampling.max_response_tokens,
+                    num_steps=-(-data.num_items // len(data.items)),
+                )
+            )
+        return tuple(found)
+
+    def _build_quickstart(self) -> None:
+        from rsgrpo.quickstart.dataset import build_quickstart_data
+
+        settings, most = self._config.quickstart, self._config.plan_for.max_samples
+        counts = {name: getattr(settings, f"num_{name}_samples") for name in WANTED["all"]}
+        few = {f"num_{name}_samples": min(count, most) for name, count in counts.items()}
+        built = build_quickstart_data(
+            dataclasses.replace(settings, **few), self._scratch / "data", self._config.seed
+        )
+        self._paths = {"sft": built.sft_path, "rl": built.rl_path, "test": built.test_path}
+        self._totals = counts
+
+    def _held(self, name: str, *, samples: bool) -> DataSet:
+        """A data set that the run holds in memory."""
+        if not self._paths[name]:
+            raise DataError(f"stage={self._config.stage} needs data.{name}_path; set it, or choose another stage")
+        loaded = load_samples(
+            self._paths[name], self._config.data, is_training=name != "test", looks_at_images=False
+        ).samples
+        chosen = spread(loaded, self._config.plan_for.max_samples)
+        make = self._question if samples else self._answered
+        return DataSet(
+            name=name,
+            items=self._fitting([make(one) for one in chosen], is_sampled=samples),
+            num_items=self._totals.get(name, len(loaded)),
+        )
+
+    def _fitting(self, items: Sequence[Item], *, is_sampled: bool) -> tuple[Item, ...]:
+        """Items that the run would keep: those within its limits, where it leaves the others out."""
+        config = self._config
+        if config.data.on_bad_sample != "skip":
+            return tuple(items)
+        response = config.rollout.sampling.max_response_tokens if is_sampled else 0
+        kept = []
+        for item in items:
+            prompt = item.prompt_text_tokens + self._pages(item.images)
+            answer = response or item.answer_text_tokens + self._pages(item.answer_images)
+            is_short = prompt + answer <= config.trainer.micro_batch_tokens or config.stage == "eval"
+            if prompt <= config.data.max_prompt_tokens and is_short:
+                kept.append(item)
+        if not kept:
+            raise DataError(
+                f"all of {len(items)} prompts that were looked at are too long for data.max_prompt_tokens="
+                f"{config.data.max_prompt_tokens} or trainer.micro_batch_tokens={config.trainer.micro_batch_tokens}; "
+                "raise them, or lower data.max_pixels"
+            )
+        return tuple(kept)
+
+    def _pages(self, images: Iterable[ImageRef]) -> int:
+        return sum(self._page_tokens(image, self._config.data.max_pixels) for image in images)
+
+    def _question(self, sample: Sample) -> Item:
+        prompt = self._prompts.build(sample)
+        return Item(sample_id=sample.sample_id, prompt_text_tokens=self._text(prompt), images=prompt.images)
+
+    def _answered(self, sample: Sample) -> Item:
+        conversation: Conversation = self._conversations.build(sample)
+        shown_later = tuple(image for part in conversation.parts for image in part.images)
+        text = sum(self._count(part.text) for part in conversation.parts)
+        return Item(
+            sample_id=sample.sample_id,
+            prompt_text_tokens=self._text(conversation.prompt),
+            images=conversation.prompt.images,
+            answer_text_tokens=text - len(shown_later),
+            answer_images=shown_later,
+        )
+
+    def _text(self, prompt: ChatPrompt) -> int:
+        # Each page's one placeholder gives way to its image tokens.
+        return self._count(prompt.text) - len(prompt.images)
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _supervised(self) -> list[Stage]:
+        config, sft = self._config, self._config.sft
+        phases = sft.phases or [
+            SftPhaseConfig(
+                name="sft", num_epochs=sft.num_epochs, max_steps=sft.max_steps, samples_per_step=sft.samples_per_step
+            )
+        ]
+        found = []
+        for phase in phases:
+            if uses_mixture(config):
+                data = self._mixture(phase.name, phase.mixture or default_sources(config))
+            else:
+                data = self._held("sft", samples=False)
+            trained = data.num_items - min(sft.validation_samples, data.num_items // 10)
+            by_epochs = max(1, phase.num_epochs * trained // phase.samples_per_step)
+            found.append(
+                Stage(
+                    name=phase.name,
+                    data=data,
+                    per_step=phase.samples_per_step,
+                    num_samples=1,
+                    max_response_tokens=0,
+                    num_steps=min(by_epochs, phase.max_steps) if phase.max_steps else by_epochs,
+                )
+            )
+        return found
+
+    def _mixture(self, name: str, sources: Sequence[SourceConfig]) -> DataSet:
+        """Each source's first records, for some seconds, in the proportion of their weights."""
+        most = max(1, self._config.plan_for.max_samples // len(sources))
+        samples: list[Sample] = []
+        total, is_counted = 0.0, True
+        for source in sources:
+            kept, count, is_whole = self._source(source, most)
+            samples += kept
+            total += source.weight * count
+            is_counted = is_counted and is_whole
+        if not samples:
+            raise DataError(f"{name}: no record of its {len(sources)} sources can be used; the doctor says why")
+        items = self._fitting([self._answered(one) for one in samples], is_sampled=False)
+        return DataSet(name=name, items=items, num_items=max(1, int(total)), is_counted=is_counted)
+
+    def _source(self, source: SourceConfig, most: int) -> tuple[list[Sample], int, bool]:
+        from rsgrpo.readers import ReaderOptions, open_reader
+
+        config = self._config
+        options = ReaderOptions(
+            media_root=source.media_root,
+            check_media=False,
+            sampling=source.sampling,
+            seed=config.seed,
+            on_bad_record="skip",
+            box_coordinates=source.box_coordinates or config.data.box_coordinates,
+        )
+        reader = iter(open_reader(source.format, source.path, options=options))
+        kept = list(itertools.islice(reader, most))
+        count, deadline = len(kept), time.monotonic() + _READ_SECONDS
+        for _ in reader:
+            count += 1
+            if time.monotonic() > deadline:
+                return kept, count, False
+        return kept, count, True
+
+    def _reinforcement(self) -> Stage:
+        config, rl = self._config, self._config.rl
+        data = self._held("rl", samples=True)
+        trained = data.num_items - min(rl.validation_samples, data.num_items // 2)
+        is_scored = rl.loss.old_logprobs == "recompute" or (
+            rl.updates_per_batch > 1 and rl.loss.old_logprobs == "auto" and not rl.max_staleness_steps
+        )
+        return Stage(
+            name="rl",
+            data=data,
+            per_step=rl.prompts_per_step,
+            num_samples=rl.samples_per_prompt,
+            max_response_tokens=config.rollout.sampling.max_response_tokens,
+            num_steps=planned_steps(rl, trained),
+            passes=is_scored + (rl.loss.kl.coefficient > 0),
+        )

@@ -1,0 +1,132 @@
+"""How long a step takes: arithmetic and bytes over the GPU's figures, times the shares of them that are assumed.
+
+Multiply-adds count twice. A token costs 2 operations an element of the matrices it passes, attention 4 a pair and
+width; the backward pass costs twice the forward one (once where weights are frozen under adapters), recomputation once
+more. Communication is taken to run beside the arithmetic of its row: the longer of both counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from recipes.plan.gpus import Assumptions, GpuKind
+from recipes.plan.memory import EngineMemory, weight_bytes
+from recipes.plan.workload import Stage, StepWork
+from rsgrpo.activation_memory import RowSize
+from rsgrpo.config import Config
+from rsgrpo.model_sizes import ModelSizes
+
+_STEP_BYTES = 30  # an element of the optimizer: gradient, weight and moments read, three of them and the copy written
+
+
+def forward_operations(model: ModelSizes, row: RowSize) -> tuple[float, float, float]:
+    """Of language model, head and vision tower, for one pass over a row.
+
+    Example:
+        A text of 1,000 tokens through 10⁹ elements of matrices: 2·10¹² and its attention.
+    """
+    language, tower = model.language, model.vision
+    blocks = 2.0 * language.matrix_elements * row.num_tokens
+    blocks += 4.0 * row.num_pairs * language.query_width * language.layers
+    head = 2.0 * model.vocabulary * language.hidden * row.num_response_tokens
+    windows = (tower.layers - model.full_vision_layers) * row.num_patches * model.window_patches
+    vision = 2.0 * row.num_patches * (tower.matrix_elements + tower.hidden * model.patch_values)
+    vision += 4.0 * tower.query_width * (windows + model.full_vision_layers * row.num_page_pairs)
+    return blocks, head, vision
+
+
+def update_operations(model: ModelSizes, row: RowSize, *, recomputes: bool) -> float:
+    """Of forward and backward pass over a row."""
+    blocks, head, vision = forward_operations(model, row)
+    backward = 1 if model.adapter_rank else 2
+    tower = 1 + (2 + recomputes) * model.is_vision_trained
+    # The head computes a chunk's logits again in its backward pass, in any case.
+    return blocks * (1 + backward + recomputes) + head * (3 + model.is_head_trained) + vision * tower
+
+
+def update_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKind, assumed: Assumptions) -> float:
+    """Forward and backward pass over a step's rows, and the optimizer's step; the slowest rank counts."""
+    trainer, b = config.trainer, weight_bytes(config)
+    others = (trainer.num_ranks - 1) / trainer.num_ranks
+    link = assumed.link_share * gpu.link_gb_a_second * 1e9
+    rate = assumed.matrix_share * _peak(config, gpu)
+    a_row = 0.0
+    if trainer.zero_stage >= 2:
+        a_row += 4.0 * model.num_trained * others / link
+    if trainer.zero_stage == 3:
+        a_row += 2.0 * b * model.num_elements * others / link
+    num_rows = max(len(rank) for rank in work.rows)
+    slowest = 0.0
+    for rank in work.rows:
+        seconds = [
+            update_operations(model, row, recomputes=config.model.gradient_checkpointing) / rate for row in rank
+        ]
+        seconds += [0.0] * (num_rows - len(seconds))  # blank rows, in step with the others
+        slowest = max(slowest, sum(max(one, a_row) for one in seconds))
+    share = model.num_trained / trainer.num_ranks
+    memory = assumed.bandwidth_share * gpu.memory_gb_a_second * 1e9
+    optimizer = _STEP_BYTES * share / (assumed.host_gb_a_second * 1e9 if trainer.offload_optimizer else memory)
+    if trainer.zero_stage < 3:
+        optimizer += b * model.num_trained * others / link
+    if trainer.zero_stage == 1:
+        optimizer += 2 * 4.0 * model.num_trained * others / link
+    return slowest + optimizer
+
+
+def scoring_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKind, assumed: Assumptions) -> float:
+    """One pass without gradients over a step's rows."""
+    rate = assumed.matrix_share * _peak(config, gpu)
+    return max(sum(sum(forward_operations(model, row)) for row in rank) / rate for rank in work.rows)
+
+
+def sampling_seconds(
+    config: Config,
+    model: ModelSizes,
+    work: StepWork,
+    stage: Stage,
+    engine: EngineMemory,
+    gpu: GpuKind,
+    assumed: Assumptions,
+) -> float:
+    """Reading a step's prompts, and writing its responses token by token, by the fullest engine."""
+    rollout, b, language = config.rollout, weight_bytes(config), model.language
+    size = rollout.tensor_parallel_size
+    prompts = sorted(work.prompt_tokens, reverse=True)[:: rollout.num_workers]
+    sequences = len(prompts) * stage.num_samples
+    response = work.num_sampled_tokens / (len(work.prompt_tokens) * stage.num_samples)
+    prompt = sum(prompts) / len(prompts)
+    held = max(1.0, prompt / stage.num_samples + response)  # a group's prompt lies in the cache once
+    at_a_time = max(1, min(sequences, rollout.max_num_sequences, int(engine.cache_tokens / held)))
+    patches = sum(row.num_patches for rank in work.rows for row in rank) // rollout.num_workers
+    read = RowSize(
+        num_tokens=sum(prompts),
+        num_response_tokens=len(prompts),
+        num_patches=patches,
+        num_pairs=sum(one * one // 2 for one in prompts),
+        num_page_pairs=sum(row.num_page_pairs for rank in work.rows for row in rank) // rollout.num_workers,
+    )
+    reading = sum(forward_operations(model, read)) / (size * assumed.prefill_share * _peak(config, gpu))
+    memory = size * assumed.bandwidth_share * gpu.memory_gb_a_second * 1e9
+    elements = language.matrix_elements + model.vocabulary * language.hidden
+    token = 2 * language.layers * language.key_width * b
+    loading = (b * elements + at_a_time * (prompt + response / 2) * token) / memory
+    computing = 2.0 * elements * at_a_time / (size * assumed.prefill_share * _peak(config, gpu))
+    passes = math.ceil(sequences / at_a_time) * response
+    return reading + passes * (max(loading, computing) + assumed.decode_overhead_seconds)
+
+
+def weights_seconds(config: Config, model: ModelSizes, gpu: GpuKind, assumed: Assumptions) -> float:
+    """Sending changed weights to the engines."""
+    changed = model.num_elements if model.is_vision_trained else model.num_elements - model.num_vision
+    return weight_bytes(config) * changed / (assumed.link_share * gpu.link_gb_a_second * 1e9)
+
+
+def _peak(config: Config, gpu: GpuKind) -> float:
+    """Operations a second."""
+    return 1e12 * (gpu.bfloat16_teraflops if weight_bytes(config) == 2 else gpu.float32_teraflops)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Of a few numbers; 0 of none."""
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,190 @@
+"""What a step has to do: lengths of prompts and answers and sizes of pages, cut into rows as the ranks do it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rsgrpo.activation_memory import RowSize
+from rsgrpo.batching import GroupSize, balance, plan_micro_batches, step_cost
+from rsgrpo.config import Config
+from rsgrpo.types import ImageRef
+
+_SIMULATED_STEPS = 8
+PageTokens = Callable[[ImageRef, int], int]
+"""Image tokens of a page under a ``data.max_pixels``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """A question or a conversation.
+
+    Attributes:
+        sample_id: of it.
+        prompt_text_tokens: of its prompt without images.
+        images: of its prompt.
+        answer_text_tokens: of what stands behind the prompt in the data; 0 where it is sampled.
+        answer_images: likewise.
+    """
+
+    sample_id: str
+    prompt_text_tokens: int
+    images: tuple[ImageRef, ...] = ()
+    answer_text_tokens: int = 0
+    answer_images: tuple[ImageRef, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSet:
+    """A data set, looked at in full or in part.
+
+    Attributes:
+        name: such as ``rl``.
+        items: those that were looked at, evenly spread over the set.
+        num_items: of the whole set, as far as it is known.
+        is_counted: False: the set is larger than ``num_items``; it was not read to its end.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    num_items: int
+    is_counted: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """A stage, or a phase of the supervised one.
+
+    Attributes:
+        name: such as ``rl``.
+        data: what it trains on.
+        per_step: prompts or conversations of a step.
+        num_samples: responses to each prompt; 1 where nothing is sampled.
+        max_response_tokens: bound of a sampled response; 0: nothing is sampled.
+        num_steps: of the stage.
+        passes: forward passes through the policy without gradients, beside the update, for each row.
+    """
+
+    name: str
+    data: DataSet
+    per_step: int
+    num_samples: int
+    max_response_tokens: int
+    num_steps: int
+    passes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepWork:
+    """A step's rows, by rank.
+
+    Attributes:
+        rows: of each rank.
+        prompt_tokens: of each prompt that engines read.
+        num_sampled_tokens: that they write.
+    """
+
+    rows: tuple[tuple[RowSize, ...], ...]
+    prompt_tokens: tuple[int, ...]
+    num_sampled_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Packed tokens of all rows."""
+        return sum(row.num_tokens for rank in self.rows for row in rank)
+
+
+def steps_of(stage: Stage) -> list[list[Item]]:
+    """Some of a stage's steps, as its data would fill them; items that were looked at stand for the others.
+
+    Example:
+        Three items and ``per_step=2``: two steps, the second of the third item and the first.
+    """
+    items, size = stage.data.items, stage.per_step
+    if stage.max_response_tokens:
+        size = min(size, stage.data.num_items)  # a step never has a question twice
+    count = min(_SIMULATED_STEPS, -(-len(items) // size))
+    return [[items[(step * size + index) % len(items)] for index in range(size)] for step in range(count)]
+
+
+def step_work(
+    items: Sequence[Item], stage: Stage, config: Config, page_tokens: PageTokens, *, patches_a_token: int, frac: float
+) -> StepWork:
+    """Rows of a step.
+
+    Args:
+        items: of the step.
+        stage: how many responses each gets.
+        config: budget of a row, ranks, bound of a page.
+        page_tokens: how many tokens a page takes.
+        patches_a_token: merged into a token.
+        frac: length of sampled responses as a share of their bound.
+
+    Raises:
+        TokenBudgetError: a prompt with a response does not fit into a row.
+    """
+    trainer, max_pixels = config.trainer, config.data.max_pixels
+    response = max(1, round(frac * stage.max_response_tokens))
+    sizes, pages = [], []
+    for item in items:
+        tokens = [page_tokens(image, max_pixels) for image in item.images]
+        answer_tokens = [page_tokens(image, max_pixels) for image in item.answer_images]
+        lengths = (response,) * stage.num_samples
+        if not stage.max_response_tokens:
+            lengths = (max(1, item.answer_text_tokens + sum(answer_tokens)),)
+        prompt = item.prompt_text_tokens + sum(tokens)
+        sizes.append(GroupSize(sample_id=item.sample_id, num_prompt_tokens=prompt, response_lengths=lengths))
+        # A page that stands twice in an item is encoded once.
+        shown = dict(zip((*item.images, *item.answer_images), (*tokens, *answer_tokens), strict=True))
+        pages.append([count * patches_a_token for count in shown.values()])
+    costs = [step_cost(one.num_prompt_tokens, one.response_lengths) for one in sizes]
+    ranks = []
+    for share in balance(costs, trainer.num_ranks):
+        plan = plan_micro_batches(
+            [sizes[i] for i in share],
+            budget=trainer.micro_batch_tokens,
+            share_prefix=trainer.share_prefix,
+            max_pairs=trainer.micro_batch_pairs,
+        )
+        rows = []
+        for pieces in plan:
+            patches = [count for group in {piece.group for piece in pieces} for count in pages[share[group]]]
+            rows.append(
+                RowSize(
+                    num_tokens=sum(piece.num_tokens for piece in pieces),
+                    num_response_tokens=sum(sum(piece.response_lengths) for piece in pieces),
+                    num_patches=0 if config.model.vision_cache.folder else sum(patches),
+                    num_pairs=sum(piece.num_pairs for piece in pieces),
+                    num_page_pairs=sum(count * count for count in patches),
+                )
+            )
+        ranks.append(tuple(rows))
+    sampled = sum(sum(one.response_lengths) for one in sizes) if stage.max_response_tokens else 0
+    return StepWork(
+        rows=tuple(ranks),
+        prompt_tokens=tuple(one.num_prompt_tokens for one in sizes),
+        num_sampled_tokens=sampled,
+    )
+
+
+def filled_row(work: Sequence[StepWork], budget: int) -> RowSize:
+    """The largest row that steps like these may have.
+
+    Of the simulated rows the one with most tokens counts, and that with most pages; a rank whose share is larger than
+    the budget is taken to fill a row up to it some day.
+
+    Args:
+        work: of simulated steps, responses at their bound.
+        budget: ``trainer.micro_batch_tokens``.
+    """
+    rows = [row for one in work for rank in one.rows for row in rank]
+    shares = [sum(row.num_tokens for row in rank) for one in work for rank in one.rows]
+    largest = max(rows, key=lambda row: row.num_tokens)
+    tokens = max(largest.num_tokens, min(budget, max(shares)))
+    return dataclasses.replace(
+        largest,
+        num_tokens=tokens,
+        num_response_tokens=min(tokens, max(row.num_response_tokens for row in rows)),
+        num_patches=max(row.num_patches for row in rows),
+    )
