@@ -88,7 +88,7 @@ def activation_memory(
 
     Example:
         A row of 16,384 tokens, 4,096 of them of responses, of Qwen2.5-VL-7B in bfloat16 with recomputation: 3.1 GiB of
-        layers' inputs, 7.0 GiB for one layer.
+        layers' inputs, 4.8 GiB for one layer.
     """
     b, tokens = weight_bytes, row.num_tokens
     language = model.language

@@ -7,14 +7,15 @@ P trained and F frozen elements, N ranks, b bytes an element of the weights (bfl
 part           ZeRO 1              ZeRO 2               ZeRO 3 (each parameter in N parts, rounded up)
 =============  ==================  ===================  =====================================================
 weights        b (P + F)           b (P + F)            b (P + F) / N, and small parameters whole
-gradients      4 P, and in         4 P / N              4 P / N
-               bfloat16 2 P more
+gradients      4 P, and in         4 P / N, in float32  4 P / N
+               bfloat16 2 P more   of whole parameters
 masters        4 P / N             4 P / N              4 P / N
 moments        8 P / N             8 P / N              8 P / N
 =============  ==================  ===================  =====================================================
 
 ZeRO 1 in bfloat16 is DeepSpeed's BF16_Optimizer: it adds each backward pass's bfloat16 gradients to whole float32 ones.
-Master weights are there in float32 as well: DeepSpeed copies its share.
+In float32 ZeRO 2 keeps the gradients of a rank's share as whole parameters, those at its ends included. Master weights
+are there in float32 as well: DeepSpeed copies its share. On one rank ZeRO 3 splits nothing and copies nothing.
 """
 
 from __future__ import annotations
@@ -81,6 +82,24 @@ def aligned_share(parameters: Iterable[ParameterSize], num_ranks: int) -> int:
     return -(-total // (2 * num_ranks)) * 2
 
 
+def touched_elements(parameters: Sequence[ParameterSize], num_ranks: int) -> int:
+    """Elements of all parameters that a rank's share of the flat buffer touches, for the rank with most of them.
+
+    Example:
+        Parameters of 10 and 3 elements on 4 ranks, 4 elements each: the third rank has the end of the first parameter
+        and the beginning of the second, which are 13 elements.
+    """
+    share = aligned_share(parameters, num_ranks)
+    touched = [0] * num_ranks
+    start = 0
+    for one in parameters:
+        stop = start + one.num_elements
+        for rank in range(start // share, -(-stop // share)):
+            touched[rank] += one.num_elements
+        start = stop
+    return max(touched)
+
+
 def kept_whole(parameters: Iterable[ParameterSize]) -> int:
     """Elements of small parameters, which ZeRO 3 leaves whole on every rank."""
     return sum(one.num_elements for one in parameters if one.num_elements <= _PERSISTENT)
@@ -109,20 +128,24 @@ def state_memory(
         10⁹ trained elements in bfloat16 on 4 ranks, ZeRO 2: 2 GB of weights, 1 GB of gradients, 1 GB of masters, 2 GB
         of moments.
     """
-    trained = [one for one in parameters if one.is_trained]
+    trained = [one for one in parameters if one.is_trained]  # in the model's order, which is the flat buffer's
     num_trained = sum(one.num_elements for one in trained)
     num_frozen = sum(one.num_elements for one in parameters) - num_trained
-    whole = kept_whole(parameters) * weight_bytes
+    is_alone = num_ranks == 1
+    whole = 0 if is_alone else kept_whole(parameters) * weight_bytes
     if zero_stage == 3:
         share = split_elements(trained, num_ranks)
         parts = split_elements(parameters, num_ranks) * weight_bytes
-        weights, gathered = whole + parts, max(0, min(num_trained + num_frozen, _LIVE) * weight_bytes - whole)
+        weights = whole + parts
+        gathered = 0 if is_alone else max(0, min(num_trained + num_frozen, _LIVE) * weight_bytes - whole)
         gradients, stepped = _FP32 * share, min(share, _SUB_GROUP)
     else:
         share, parts, gathered, stepped = aligned_share(trained, num_ranks), 0, 0, aligned_share(trained, num_ranks)
         weights = (share * num_ranks + num_frozen) * weight_bytes
-        gradients = _FP32 * share if zero_stage == 2 else _FP32 * share * num_ranks
-        if zero_stage == 1 and weight_bytes < _FP32:
+        gradients = _FP32 * (share * num_ranks if weight_bytes < _FP32 else num_trained)
+        if zero_stage == 2:
+            gradients = _FP32 * (share if weight_bytes < _FP32 else touched_elements(trained, num_ranks))
+        elif weight_bytes < _FP32:
             gradients += weight_bytes * num_trained
     masters, moments = _FP32 * share, 2 * _FP32 * share
     host = 0

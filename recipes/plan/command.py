@@ -32,7 +32,9 @@ def show_plan(config: Config) -> None:
     if config.cluster.device == "cpu":
         raise PlanError("plan=true computes for GPUs, and cluster.device=cpu uses none; leave it at auto")
     if config.eval.tasks:
-        raise PlanError("plan=true computes for training and for the test questions, not for eval.tasks; leave them out")
+        raise PlanError(
+            "plan=true computes for training and for the test questions, not for eval.tasks; leave them out"
+        )
     assumed, kinds = read_gpus()
     gpu, note = _chosen_gpu(config.plan_for.gpu, kinds)
     with tempfile.TemporaryDirectory(prefix="plan-", ignore_cleanup_errors=True) as name:

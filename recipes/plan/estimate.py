@@ -116,7 +116,9 @@ def estimate(config: Config, facts: Facts) -> Estimate:
     rank = None
     if config.stage != "eval":
         rows = [filled_row(works, config.trainer.micro_batch_tokens) for works in full.values()]
-        rank = max((rank_memory(config, model, row, facts.gpu, facts.assumed) for row in rows), key=lambda one: one.peak)
+        rank = max(
+            (rank_memory(config, model, row, facts.gpu, facts.assumed) for row in rows), key=lambda one: one.peak
+        )
     engine = None
     if any(one.max_response_tokens for one in facts.stages):
         beside = rank if num_gpus(config) == config.trainer.num_ranks and config.stage != "eval" else None

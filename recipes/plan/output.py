@@ -43,7 +43,11 @@ def plan_lines(config: Config, facts: Facts, found: Estimate, notes: Sequence[st
         lines += ["", title, *_memory(found.rank.parts, found.rank.peak, found.rank.capacity)]
     if found.engine is not None:
         engine = found.engine
-        lines += ["", "GPU memory of an engine, on each of its GPUs", *_memory(engine.parts, engine.taken, engine.capacity)]
+        lines += [
+            "",
+            "GPU memory of an engine, on each of its GPUs",
+            *_memory(engine.parts, engine.taken, engine.capacity),
+        ]
         lines.append(_line("sequences of the longest kind at a time", f"{engine.cache / max(1, engine.longest):8.1f}"))
         if engine.beside:
             lines.append(_line("the resting trainer beside it", _gib(engine.beside)))

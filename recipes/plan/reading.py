@@ -113,9 +113,7 @@ class Reader:
         page_tokens: how many tokens a page takes.
     """
 
-    def __init__(
-        self, config: Config, processor: Qwen2_5_VLProcessor, scratch: Path, page_tokens: PageTokens
-    ) -> None:
+    def __init__(self, config: Config, processor: Qwen2_5_VLProcessor, scratch: Path, page_tokens: PageTokens) -> None:
         self._config = config
         self._tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         self._prompts = PromptBuilder(config.prompt, processor)
@@ -160,9 +158,7 @@ class Reader:
         settings, most = self._config.quickstart, self._config.plan_for.max_samples
         counts = {name: getattr(settings, f"num_{name}_samples") for name in WANTED["all"]}
         few = {f"num_{name}_samples": min(count, most) for name, count in counts.items()}
-        built = build_quickstart_data(
-            dataclasses.replace(settings, **few), self._scratch / "data", self._config.seed
-        )
+        built = build_quickstart_data(dataclasses.replace(settings, **few), self._scratch / "data", self._config.seed)
         self._paths = {"sft": built.sft_path, "rl": built.rl_path, "test": built.test_path}
         self._totals = counts
 

@@ -59,9 +59,7 @@ def update_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKi
     num_rows = max(len(rank) for rank in work.rows)
     slowest = 0.0
     for rank in work.rows:
-        seconds = [
-            update_operations(model, row, recomputes=config.model.gradient_checkpointing) / rate for row in rank
-        ]
+        seconds = [update_operations(model, row, recomputes=config.model.gradient_checkpointing) / rate for row in rank]
         seconds += [0.0] * (num_rows - len(seconds))  # blank rows, in step with the others
         slowest = max(slowest, sum(max(one, a_row) for one in seconds))
     share = model.num_trained / trainer.num_ranks
