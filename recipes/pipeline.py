@@ -38,7 +38,8 @@ def run(config: Config) -> Path | None:
         RsgrpoError: something that a user can act on; nothing that was finished is lost.
     """
     if config.plan:
-        return show_plan(config)
+        show_plan(config)
+        return None
     if config.eval.tasks:
         return run_benchmarks(config)
     with ExitStack() as stack:

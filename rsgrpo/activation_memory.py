@@ -27,6 +27,7 @@ from rsgrpo.model_sizes import ModelSizes, StackSizes
 
 _FP32 = 4
 _CHUNK_LOGITS = {"gpu": 2**26, "cpu": 2**24}  # logprobs.py
+_BLOCK_WEIGHTS = {"gpu": 2**24, "cpu": 2**22}  # likewise: of the head, where bfloat16 is multiplied in float32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,10 +135,18 @@ def _head(model: ModelSizes, row: RowSize, *, b: int, device: str) -> int:
     hidden, is_narrow = model.language.hidden, b < _FP32
     logits = min(row.num_response_tokens * model.vocabulary, max(_CHUNK_LOGITS[device], model.vocabulary))
     forward = 2 * _FP32 * logits  # and their exponentials
+    weights = model.vocabulary * hidden
+    block = min(weights, _BLOCK_WEIGHTS[device]) if is_narrow else 0
+    tokens = logits // model.vocabulary  # of a chunk
+    # A CPU multiplies bfloat16 as float32 copies, a block of the head's words at a time.
+    copies = _FP32 * (block + tokens * (block // hidden + hidden)) if is_narrow and device == "cpu" else 0
+    forward += copies
     backward = (_FP32 + b * is_narrow) * logits
+    if is_narrow:
+        backward = max(backward, b * logits + copies)
     if model.is_head_trained:
-        # In float32 while it is summed; then, and for a chunk's share of it, in the weights' precision.
-        backward += (_FP32 + b * is_narrow) * model.vocabulary * hidden
+        # In float32 while it is summed, a block's product beside it; then in the weights' precision as well.
+        backward = _FP32 * weights + max(backward, b * logits + copies + _FP32 * block, b * is_narrow * weights)
     norm = (_FP32 + b) * row.num_tokens * hidden
     return norm + 2 * b * row.num_response_tokens * hidden + max(forward, backward)
 

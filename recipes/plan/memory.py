@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recipes.plan.gpus import Assumptions, GpuKind
 from rsgrpo.activation_memory import ActivationMemory, RowSize, activation_memory
 from rsgrpo.config import Config
 from rsgrpo.model_sizes import ModelSizes
 from rsgrpo.state_memory import StateMemory, state_memory
+from rsgrpo.topology import engine_memory_frac
 
 GIB = 1 << 30
 _MIB = 1 << 20
-_OWN_FRAC, _SHARED_FRAC = 0.9, 0.6  # where rollout.gpu_memory_frac leaves it open
-_PAGE_CACHE = GIB  # of a rank's processed pages (vlm.PromptEncoder)
+_PAGE_CACHE = 3 << 27  # of a rank's packed pages (vlm.PromptEncoder)
 
 
 def weight_bytes(config: Config) -> int:
@@ -43,7 +43,8 @@ def num_gpus(config: Config) -> int:
 
 def engine_frac(config: Config) -> float:
     """Share of a GPU's memory that an engine takes."""
-    return config.rollout.gpu_memory_frac or (_SHARED_FRAC if shares_gpus(config) else _OWN_FRAC)
+    topology = "colocated" if shares_gpus(config) else "disaggregated"
+    return engine_memory_frac(replace(config, cluster=replace(config.cluster, topology=topology)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,10 +215,9 @@ def engine_memory(
     parts["KV cache"] = max(0, cache)
     beside = 0
     if rank is not None:
-        # While engines sample, weights and states wait on the host; what DeepSpeed holds apart stays.
-        kept = rank.states.buckets + rank.states.gradients if config.trainer.zero_stage != 2 else 0
+        # While engines sample, weights and states wait on the host; gradients and DeepSpeed's buckets are let go.
         bucket = rollout.weight_bucket_mib * _MIB
-        beside = kept + int(assumed.context_gib * GIB) + 2 * bucket
+        beside = int(assumed.context_gib * GIB) + 2 * bucket
     return EngineMemory(
         parts=parts,
         taken=taken,
@@ -242,7 +242,7 @@ def host_memory(config: Config, model: ModelSizes, rank: RankMemory | None, num_
     whole = b * model.num_elements
     parts: dict[str, int] = {}
     if rank is not None:
-        parts["loading (each rank the whole model)"] = num_ranks_a_node * whole
+        parts["loading (a tensor a rank)"] = num_ranks_a_node * b * max(one.num_elements for one in model.parameters)
         if rank.states.host:
             parts["offloaded states"] = num_ranks_a_node * rank.states.host
         if shares_gpus(config):

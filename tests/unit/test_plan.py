@@ -26,9 +26,11 @@ from rsgrpo.config import (
     LoraConfig,
     ModelConfig,
     PlanConfig,
+    RewardConfig,
     RlConfig,
     RolloutConfig,
     SamplingConfig,
+    ScopeConfig,
     SftConfig,
     TrainerConfig,
 )
@@ -96,14 +98,11 @@ def _config(**trainer: object) -> Config:
         trainer=TrainerConfig(**{"num_ranks": 4, "zero_stage": 3, **trainer}),  # type: ignore[arg-type]
         rl=RlConfig(prompts_per_step=2, samples_per_prompt=4),
         rollout=RolloutConfig(num_workers=4),
-        rewards=Config.__dataclass_fields__["rewards"].default_factory()  # type: ignore[misc]
-        | {"accuracy": _reward()},
+        rewards={"accuracy": _reward()},
     )
 
 
-def _reward():  # type: ignore[no-untyped-def]
-    from rsgrpo.config import RewardConfig, ScopeConfig
-
+def _reward() -> RewardConfig:
     return RewardConfig(function="rewards.accuracy:accuracy", scope=ScopeConfig(start="begin", stop="end"))
 
 
@@ -339,7 +338,7 @@ def test_what_cannot_fit_is_refused_behind_the_table(
         file, tmp_path / "run", model=ModelConfig(path=str(folder)), plan_for=PlanConfig(gpu="RTX-4090")
     )
     config = dataclasses.replace(config, trainer=TrainerConfig(num_ranks=1, zero_stage=2))
-    with pytest.raises(PlanError, match="does not fit: a rank needs .* GiB of an RTX-4090; .* would fit") as raised:
+    with pytest.raises(PlanError, match=r"does not fit: a rank needs .* GiB of an RTX-4090; .* would fit") as raised:
         show_plan(config)
     assert len(str(raised.value)) <= 500
     assert "GPU memory of a rank" in capsys.readouterr().out

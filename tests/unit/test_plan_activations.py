@@ -11,16 +11,16 @@ import torch
 
 from rsgrpo.activation_memory import RowSize, activation_memory
 from rsgrpo.batching import plan_micro_batches
-from rsgrpo.config import LossConfig, LoraConfig, ModelConfig
+from rsgrpo.config import LoraConfig, LossConfig, ModelConfig
 from rsgrpo.model_sizes import model_sizes
 from rsgrpo.objective import row_loss
 from rsgrpo.policy_model import group_sizes
-from tests.live_bytes import LiveBytes
+from tests.held_bytes import HeldBytes
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from bare_step import BareStep  # noqa: E402
-from workload import NARROW, GroupShape, build_group, build_model  # noqa: E402
+from bare_step import BareStep
+from workload import NARROW, GroupShape, build_group, build_model
 
 # Pages with a short question and two long answers; a text alone with many answers; nearly all of it pages.
 SHAPES = {
@@ -56,7 +56,7 @@ def _peaks(folder: Path, config: ModelConfig, shape: GroupShape, place: Path) ->
             parameter.grad = torch.zeros_like(parameter)
     lasting = [*step.model.parameters(), *(one.grad for one in step.model.parameters() if one.grad is not None)]
     lasting += [batch.pixel_values] if batch.pixel_values is not None else []
-    with LiveBytes(lasting) as live:
+    with HeldBytes(lasting) as live:
         logprobs, _ = step.policy(batch)
         row_loss(batch, logprobs, "policy", LossConfig(importance_cap=0.0))[0].backward()
     row = RowSize(
