@@ -73,8 +73,8 @@ def _stage_lines(stage: StageEstimate) -> list[str]:
         lines.append(_line("sampled tokens of a step", f"{stage.sampled_tokens:12,.0f}"))
     lines.append(_line("rows of the fullest rank", f"{stage.rows:12,.1f}"))
     lines.append(_line("longest prompt", f"{stage.longest_prompt:12,d} tokens"))
-    lines += [_line(f"{name}, expected", f"{seconds:12,.1f} s") for name, seconds in stage.seconds.items()]
-    return [*lines, _line("a step, expected", f"{stage.step_seconds:12,.1f} s")]
+    lines += [_line(f"{name}, expected", f"{seconds:12,.2f} s") for name, seconds in stage.seconds.items()]
+    return [*lines, _line("a step, expected", f"{stage.step_seconds:12,.2f} s")]
 
 
 def _total(config: Config, facts: Facts, found: Estimate) -> list[str]:
