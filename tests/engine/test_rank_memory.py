@@ -102,8 +102,8 @@ def _lend(world: World, case: Case) -> None:
 
 CASES = [
     *[Case(num_ranks, zero_stage) for num_ranks in (1, 2) for zero_stage in (1, 2, 3)],
-    *[Case(2, zero_stage, dtype="float32") for zero_stage in (1, 2, 3)],
-    *[Case(2, zero_stage, lora=4) for zero_stage in (2, 3)],
+    *[Case(2, zero_stage, dtype="float32") for zero_stage in (1, 3)],
+    Case(2, 3, lora=4),
 ]
 
 
@@ -116,8 +116,16 @@ def test_a_device_that_is_lent_away_is_empty_and_comes_back_to_the_bit(worlds, g
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("frozen", [False, True], ids=["policy", "reference"])
-@pytest.mark.parametrize("case", [Case(2, 3), Case(2, 3, dtype="float32"), Case(2, 3, lora=4), Case(2, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("case", "frozen"),
+    [
+        (Case(2, 2), False),
+        (Case(2, 3, dtype="float32"), False),
+        (Case(2, 3, lora=4), False),
+        (Case(2, 3), True),
+    ],
+    ids=["zero2 policy", "zero3 policy", "zero3 adapters", "zero3 reference"],
+)
 def test_a_rank_never_loads_more_than_what_it_keeps_and_one_tensor(worlds, case, frozen):
     world = worlds[case.num_ranks]
     world.each(Rank.rebuild, case.config, OPTIMIZER)
