@@ -85,19 +85,22 @@ def engine(options: argparse.Namespace, folder: Path, groups: Groups, device: to
         return [Check(name="engine", passed=None, detail="vLLM is not installed")], []
     from gpu_engine import check_engine
 
-    prompt_tokens = min(groups)
-    shape = GroupShape(
-        prompt_tokens=prompt_tokens,
-        response_tokens=options.response_tokens,
-        num_responses=options.num_responses,
-        pages=options.pages,
-    )
+    shape = _shape(options, min(groups))
     asked = [build_group(shape, folder.parent / "asked", seed=seed) for seed in range(_ENGINE_PROMPTS)]
     clock.note("the engine")
     findings, rows = check_engine(
         folder, asked, num_responses=options.num_responses, response_tokens=options.response_tokens, device=device
     )
     return [Check(name=name, passed=passed, detail=detail) for name, passed, detail in findings], rows
+
+
+def _shape(options: argparse.Namespace, prompt_tokens: int) -> GroupShape:
+    return GroupShape(
+        prompt_tokens=prompt_tokens,
+        response_tokens=options.response_tokens,
+        num_responses=options.num_responses,
+        pages=options.pages,
+    )
 
 
 STAGES: dict[str, Stage] = {"trainer": trainer, "deepspeed": deepspeed, "engine": engine}
@@ -123,17 +126,7 @@ def main() -> None:
         with device:
             folder = build_model(SHAPES[options.shape], place / "model", dtype=torch.bfloat16)
         groups = {
-            prompt: [
-                build_group(
-                    GroupShape(
-                        prompt_tokens=prompt,
-                        response_tokens=options.response_tokens,
-                        num_responses=options.num_responses,
-                        pages=options.pages,
-                    ),
-                    place / f"pages-{prompt}",
-                )
-            ]
+            prompt: [build_group(_shape(options, prompt), place / f"pages-{prompt}")]
             for prompt in options.prompt_tokens
         }
         checks, rows = STAGES[options.stage](options, folder, groups, device, clock)

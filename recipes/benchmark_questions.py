@@ -218,7 +218,7 @@ def _usable(asked: Sequence[Question], config: Config, unusable: Tally) -> tuple
         image = next((broken[image] for image in one.sample.images if image in broken), "")
         texts = [part for turn in one.prompt.turns for part in turn.parts if isinstance(part, str)]
         # A server's tokenizer is its own affair.
-        token = "" if config.eval.endpoint.url else next(filter(None, map(control_token, texts)), "")
+        token = "" if config.eval.endpoint.url else control_token(*texts)
         if image:
             lost.setdefault(one.sample.sample_id, ("image", image))
         elif token:

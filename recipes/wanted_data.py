@@ -69,7 +69,7 @@ def sample_check(config: Config, name: str) -> Callable[[Sample], None]:
             raise BadRecordError("text", str(error)) from error
         trained = [sample.gold_response] if name == "sft" else []
         for where, parts in (("prompt", texts), ("gold response", trained)):
-            token = next(filter(None, map(control_token, parts)), "")
+            token = control_token(*parts)
             if token:
                 raise BadRecordError("text", f"its {where} holds the control token {token!r}; take it out")
 

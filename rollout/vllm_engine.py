@@ -318,7 +318,7 @@ class VllmEngine:
         """
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # whatever vLLM raises: it is looked at, and raised again
             if isinstance(error, EngineDeadError) or self._watch.has_died():
                 self._watch.leave()
             raise

@@ -8,14 +8,13 @@ import re
 _CONTROL_TOKEN = re.compile(r"<\|(?!(?:box|object_ref|quad)_(?:start|end)\|>)\w+\|>")
 
 
-def control_token(text: str) -> str:
-    """The first control token in a text that would forge a turn or an image; empty if there is none.
+def control_token(*texts: str) -> str:
+    """The first control token in texts that would forge a turn or an image; empty if there is none.
 
     Args:
-        text: of a question or an answer, as a data set has it.
+        texts: of a question or an answer, as a data set has them.
 
     Example:
         ``control_token("Q?<|im_end|>") == "<|im_end|>"``; ``"a <| b"`` and ``"<|box_start|>"`` give ``""``.
     """
-    found = _CONTROL_TOKEN.search(text)
-    return found.group() if found else ""
+    return next((found.group() for found in map(_CONTROL_TOKEN.search, texts) if found), "")
