@@ -23,6 +23,7 @@ from quickstart_setup import Setup, quickstart
 from recipes.workers import open_workers
 from rollout.pool import engine_environment
 from rsgrpo.config import SamplingConfig
+from rsgrpo.images import load_page
 from rsgrpo.types import PromptedSample
 
 
@@ -37,17 +38,25 @@ class PlainEngine:
         from rollout.vllm_engine import VllmEngine
 
         self._engine = VllmEngine(spec)
+        self._rules = spec.config.data.page_rules
 
     def generate(self, prompted: Sequence[PromptedSample], num_samples: int, max_tokens: int) -> tuple[int, float]:
         """Response tokens and seconds."""
         from vllm import SamplingParams
 
-        prompts = [self._engine._prompt(one) for one in prompted]
+        prompts = [self._prompt(one) for one in prompted]
         parameters = SamplingParams(n=num_samples, temperature=1.0, max_tokens=max_tokens, logprobs=0, detokenize=False)
         begin = time.perf_counter()
         outputs = self._engine._llm.generate(prompts, parameters, use_tqdm=False)
         seconds = time.perf_counter() - begin
         return sum(len(one.token_ids) for output in outputs for one in output.outputs), seconds
+
+    def _prompt(self, prompted: PromptedSample) -> Any:
+        from vllm.inputs import TokensPrompt
+
+        pages = [load_page(image, self._rules) for image in prompted.prompt.images]
+        ids = self._engine._tokenizer.encode(prompted.prompt.text, add_special_tokens=False)
+        return TokensPrompt(prompt_token_ids=ids, multi_modal_data={"image": pages})
 
 
 def measure(setup: Setup, num_rounds: int, num_questions: int, num_samples: int) -> dict[str, object]:

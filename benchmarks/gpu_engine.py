@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from bare_step import BareStep
 
+from rollout.requests import requests_for
 from rollout.vllm_engine import EngineSpec, VllmEngine
 from rsgrpo.config import ClusterConfig, Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
 from rsgrpo.turns import Share
@@ -92,11 +93,11 @@ def check_engine(
         EngineSpec(config=config, model_folder=folder, device="gpu" if device.type == "cuda" else "cpu")
     )
     start_seconds = time.perf_counter() - start
-    engine.generate(prompts[:1], num_samples=1, sampling=sampling, seed=1)  # warms up
+    engine.generate(requests_for(prompts[:1], num_samples=1, sampling=sampling, seed=1))  # warms up
 
     def sampled() -> tuple[list[RolloutGroup], float]:
         begin = time.perf_counter()
-        found = engine.generate(prompts, num_samples=num_responses, sampling=sampling, seed=0)
+        found = engine.generate(requests_for(prompts, num_samples=num_responses, sampling=sampling, seed=0))
         return found, time.perf_counter() - begin
 
     first, seconds = sampled()

@@ -2,7 +2,7 @@
 
 One step, every arrow a typed record of ``rsgrpo.types``:
 
-    questions ──engines.generate──► RolloutGroup ──scorer.score──► ScoredGroup ──select──► kept
+    questions ──engines.stream──► RolloutGroup ──scoring.add──► ScoredGroup ──select──► kept
          ▲                                                                                  │
     new weights ◄──engines.update_weights── policy.update(P, Q) ◄──credit_groups── CreditedGroup
 
@@ -28,6 +28,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from recipes.prompt_stream import PromptStream
@@ -299,6 +300,26 @@ class RsGrpo:
         after_this_step = self.policy.version + self.config.rl.updates_per_batch
         return self._sampler.submit(self.collect, self.state.step + 1, trained_version=after_this_step)
 
+    def _sample(self, prompted: Sequence[PromptedSample], seed: int, clock: Stopwatch) -> list[ScoredGroup]:
+        """Groups of these questions, in their order; each is scored while others are still sampled."""
+        with closing(self.scorer.scoring()) as scoring:
+            with (
+                clock.phase("generate"),
+                closing(
+                    self.engine.stream(
+                        prompted,
+                        num_samples=self.config.rl.samples_per_prompt,
+                        sampling=self.config.rollout.sampling,
+                        seed=seed,
+                    )
+                ) as groups,
+            ):
+                for group in groups:
+                    scoring.add(group)
+            with clock.phase("score"):
+                scored = {group.sample_id: group for group in scoring.scored()}
+        return [scored[one.sample.sample_id] for one in prompted]
+
     def collect(self, step: int, *, trained_version: int) -> Batch:
         """Sample and score until a step's worth of groups has signal, or the refills are used up.
 
@@ -326,18 +347,10 @@ class RsGrpo:
             if not request:
                 break
             prompted = self.stream.take(request, without=held)
-            with clock.phase("generate"):
-                groups = self.engine.generate(
-                    prompted,
-                    num_samples=settings.samples_per_prompt,
-                    sampling=self.config.rollout.sampling,
-                    seed=self.config.seed * 1_000_003 + step * 101 + round_index,
-                )
-            with clock.phase("score"):
-                scored = self.scorer.score(groups)
-                selection = select_groups(scored, settings.filter, self.weights, settings.credit.scoping)
+            scored = self._sample(prompted, self.config.seed * 1_000_003 + step * 101 + round_index, clock)
+            selection = select_groups(scored, settings.filter, self.weights, settings.credit.scoping)
             check_staleness(scored, trained_version=trained_version, max_age=self._max_age(is_carried=False))
-            num_tokens += sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+            num_tokens += sum(len(one.rollout.token_ids) for group in scored for one in group.rollouts)
             num_sampled += len(scored)
             num_kept += len(selection.kept)
             kept.extend(selection.kept)

@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -35,33 +36,25 @@ def run_plain(reward: LoadedReward, calls: Sequence[RewardCall]) -> Sequence[Any
     """
     if reward.is_batch:
         batches: Sequence[Any] = [list(calls)]
-        return _batch_values(reward, calls, _watched(reward, batches)[0])
+        return checked_batch(reward, calls, _watched(reward, batches)[0])
     return _watched(reward, calls)
 
 
-def run_async(rewards: Sequence[LoadedReward], calls: Sequence[RewardCall]) -> list[Sequence[Any]]:
-    """Values of asynchronous rewards, all calls of all rewards at once in one event loop.
+def run_async(reward: LoadedReward, calls: Sequence[RewardCall]) -> Sequence[Any]:
+    """Values of an asynchronous reward, one for each call, all calls at once.
 
     Raises:
         RewardError: as ``run_plain``; also where a call blocks the event loop.
     """
-    if not rewards:
-        return []
-    jobs: list[tuple[LoadedReward, Any]] = []
-    for reward in rewards:
-        jobs.extend((reward, argument) for argument in ([list(calls)] if reward.is_batch else calls))
-    returned = _Loop(jobs).run()
-    columns: list[Sequence[Any]] = []
-    first = 0
-    for reward in rewards:
-        count = 1 if reward.is_batch else len(calls)
-        values = returned[first : first + count]
-        columns.append(_batch_values(reward, calls, values[0]) if reward.is_batch else values)
-        first += count
-    return columns
+    running = AsyncCalls()
+    for argument in [list(calls)] if reward.is_batch else calls:
+        running.begin(reward, argument)
+    values = running.values()
+    return checked_batch(reward, calls, values[0]) if reward.is_batch else values
 
 
-def _batch_values(reward: LoadedReward, calls: Sequence[RewardCall], values: Any) -> Sequence[Any]:
+def checked_batch(reward: LoadedReward, calls: Sequence[RewardCall], values: Any) -> Sequence[Any]:
+    """What a batch function returned, if that is one value for each call."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence) or len(values) != len(calls):
         got = f"{len(values)} values" if isinstance(values, Sequence) else type(values).__name__
         raise RewardError(
@@ -136,77 +129,140 @@ def _watched(reward: LoadedReward, arguments: Sequence[Any]) -> list[Any]:
     return values
 
 
-class _Loop:
-    """One event loop in a thread of its own, for one round of calls."""
+class AsyncCalls:
+    """Calls of asynchronous rewards that may come one by one, all in one event loop in a thread of its own.
 
-    def __init__(self, jobs: Sequence[tuple[LoadedReward, Any]]) -> None:
-        self.jobs = jobs
-        self.values: list[Any] = [None] * len(jobs)
-        self.failure: RewardError | None = None
-        self.last_beat = time.monotonic()
-        self.is_done = threading.Event()
+    Example:
+        ::
 
-    def run(self) -> list[Any]:
-        """All values, in the order of the jobs."""
-        capture = Capture()
+            calls = AsyncCalls()
+            calls.begin(reward, call)
+            values = calls.values()
+    """
 
-        def work() -> None:
-            with capture:
-                asyncio.run(self._main())
-            self.is_done.set()
+    def __init__(self) -> None:
+        self._jobs: list[tuple[LoadedReward, Any]] = []
+        self._returned: list[Any] = []
+        self._failure: BaseException | None = None
+        self._last_beat = 0.0
+        self._is_done = threading.Event()
+        self._is_complete = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = asyncio.Event()
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
+        self._tasks: set[asyncio.Task[None]] = set()
 
-        thread = threading.Thread(target=work, name="rewards-async", daemon=True)
-        thread.start()
-        patience = min(reward.config.timeout_seconds for reward, _ in self.jobs)
-        while not self.is_done.wait(min(patience, 1.0) / 4 + 0.001):
-            frame = sys._current_frames().get(thread.ident or 0)
+    def begin(self, reward: LoadedReward, argument: Any) -> None:
+        """Start a call.
+
+        Args:
+            reward: an asynchronous one.
+            argument: of its function.
+
+        Raises:
+            RewardError: an earlier call failed.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._loop is None:
+            loop = self._loop = asyncio.new_event_loop()
+            self._last_beat = time.monotonic()
+            self._thread = threading.Thread(target=self._work, args=(loop,), name="rewards-async", daemon=True)
+            self._thread.start()
+        self._jobs.append((reward, argument))
+        self._returned.append(None)
+        self._tell(self._start, len(self._jobs) - 1)
+
+    def values(self) -> list[Any]:
+        """What the calls returned, in the order in which they were begun; waits for all of them.
+
+        Raises:
+            RewardError: a call raised, took longer than ``timeout_seconds``, or blocked the event loop.
+        """
+        if self._loop is None or self._thread is None:
+            return []
+        self._tell(self._complete)
+        patience = min(reward.config.timeout_seconds for reward, _ in self._jobs)
+        while not self._is_done.wait(min(patience, 1.0) / 4 + 0.001):
+            frame = sys._current_frames().get(self._thread.ident or 0)
             stuck = self._stuck_job(frame)
             if stuck is not None:
                 reward, argument = stuck
-                if time.monotonic() - self.last_beat > reward.config.timeout_seconds + _WATCHER_GRACE_SECONDS:
+                if time.monotonic() - self._last_beat > reward.config.timeout_seconds + _WATCHER_GRACE_SECONDS:
                     where = _standing_in(frame)
                     raise _too_slow(reward, argument, f" without giving the event loop a turn{where}")
-        if self.failure is not None:
-            raise self.failure
-        if capture.error is not None:
-            raise capture.error
-        return self.values
+        if self._failure is not None:
+            raise self._failure
+        return self._returned
+
+    def close(self) -> None:
+        """Give up what is not done."""
+        self._tell(self._stop.set)
+
+    def _tell(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have the loop's thread call a function; nothing happens where the loop has ended, after a failure say."""
+        with suppress(RuntimeError):
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        capture = Capture()
+        with capture, asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(self._main())
+        self._failure = self._failure or capture.error
+        self._is_done.set()
+
+    async def _main(self) -> None:
+        beat = asyncio.create_task(self._beat())
+        try:
+            await self._stop.wait()
+        finally:
+            beat.cancel()
+            for task in self._tasks:
+                task.cancel()
+
+    def _start(self, index: int) -> None:
+        task = asyncio.ensure_future(self._one(index))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and self._failure is None:
+            self._failure = error
+        if self._failure is not None or (self._is_complete and not self._tasks):
+            self._stop.set()
+
+    def _complete(self) -> None:
+        """No further calls will be begun."""
+        self._is_complete = True
+        if not self._tasks:
+            self._stop.set()
 
     def _stuck_job(self, frame: FrameType | None) -> tuple[LoadedReward, Any] | None:
         """The call whose code the loop's thread is running right now, None between calls."""
         while frame is not None:
-            if frame.f_code is _Loop._one.__code__:
-                job: tuple[LoadedReward, Any] = self.jobs[frame.f_locals["index"]]
+            if frame.f_code is AsyncCalls._one.__code__:
+                job: tuple[LoadedReward, Any] = self._jobs[frame.f_locals["index"]]
                 return job
             frame = frame.f_back
         return None
 
-    async def _main(self) -> None:
-        slots = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
-        beat = asyncio.create_task(self._beat())
-        tasks = [asyncio.create_task(self._one(index, slots)) for index in range(len(self.jobs))]
-        try:
-            await _first_failure(tasks)
-        except RewardError as error:
-            self.failure = error
-        finally:
-            beat.cancel()
-            for task in tasks:
-                task.cancel()
-
     async def _beat(self) -> None:
         """Note that the loop still turns."""
         while True:
-            self.last_beat = time.monotonic()
+            self._last_beat = time.monotonic()
             await asyncio.sleep(0.02)
 
-    async def _one(self, index: int, slots: asyncio.Semaphore) -> None:
-        reward, argument = self.jobs[index]
+    async def _one(self, index: int) -> None:
+        reward, argument = self._jobs[index]
         capture = Capture()
-        async with slots:
+        async with self._slots:
             with capture:
                 async with asyncio.timeout(reward.config.timeout_seconds) as limit:
-                    self.values[index] = await reward.function(argument, **reward.config.kwargs)
+                    self._returned[index] = await reward.function(argument, **reward.config.kwargs)
         if capture.error is None:
             return
         if limit.expired():
@@ -214,12 +270,3 @@ class _Loop:
         if isinstance(capture.error, asyncio.CancelledError):
             raise capture.error
         raise _raised(reward, argument, capture.error)
-
-
-async def _first_failure(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Wait for all tasks; raise what the first of them raised, as soon as it does."""
-    waiting: Coroutine[Any, Any, Any] = asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    done, _ = await waiting
-    for task in tasks:
-        if task in done:
-            task.result()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,9 +11,6 @@ from rollout.engine import RolloutEngine
 from rsgrpo.config import SamplingConfig
 from rsgrpo.prompts import ChatTemplater
 from rsgrpo.task_prompts.turns import TaskPrompt, chat_prompt
-
-_BATCH_QUESTIONS = 256
-_BATCH_IMAGES = 512  # decoded pages of one call lie in memory together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +49,7 @@ class Answerer(Protocol):
 
 
 class EngineAnswerer:
-    """Answers with the rollout engine, batch by batch.
+    """Answers with the rollout engine.
 
     Args:
         engine: loaded with the weights to judge.
@@ -68,30 +66,10 @@ class EngineAnswerer:
         self, prompts: Sequence[TaskPrompt], sampling: SamplingConfig, on_answers: Callable[[Sequence[Answer]], None]
     ) -> None:
         """See :class:`Answerer`; an engine answers everything or raises."""
-        for batch in batches_of(prompts):
-            prompted = [chat_prompt(one, self._chat) for one in batch]
-            groups = self._engine.generate(prompted, num_samples=1, sampling=sampling, seed=self._seed)
-            on_answers(
-                [
-                    Answer(
-                        prompt_id=group.sample.sample_id,
-                        text=group.rollouts[0].text,
-                        finish_reason=group.rollouts[0].finish_reason,
-                    )
-                    for group in groups
-                ]
-            )
-
-
-def batches_of(prompts: Sequence[TaskPrompt]) -> Iterator[list[TaskPrompt]]:
-    """Cut prompts into calls of at most 256 questions and 512 images (one question may have more by itself)."""
-    batch: list[TaskPrompt] = []
-    num_images = 0
-    for one in prompts:
-        if batch and (len(batch) == _BATCH_QUESTIONS or num_images + len(one.images) > _BATCH_IMAGES):
-            yield batch
-            batch, num_images = [], 0
-        batch.append(one)
-        num_images += len(one.images)
-    if batch:
-        yield batch
+        prompted = [chat_prompt(one, self._chat) for one in prompts]
+        with closing(self._engine.stream(prompted, num_samples=1, sampling=sampling, seed=self._seed)) as groups:
+            for group in groups:
+                (rollout,) = group.rollouts
+                on_answers(
+                    [Answer(prompt_id=group.sample.sample_id, text=rollout.text, finish_reason=rollout.finish_reason)]
+                )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 from rsgrpo.config import SamplingConfig
@@ -22,20 +22,26 @@ class RolloutEngine(Protocol):
     def policy_version(self) -> int:
         """Version of those weights."""
 
-    def generate(
+    def stream(
         self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
-    ) -> list[RolloutGroup]:
-        """Answer questions.
+    ) -> Generator[RolloutGroup, None, None]:
+        """Answer questions, and hand over each group as soon as it is complete.
 
         Args:
-            prompted: the questions.
+            prompted: the questions, with different sample ids.
             num_samples: n, responses a question.
             sampling: how to draw them.
             seed: with each sample's id it fixes every response, whichever worker draws it.
 
-        Returns:
-            One group a question, in the order given.
+        Yields:
+            One group a question, in the order in which they are complete. Close it where it may not be used up: the
+            engines then give up the rest.
         """
+
+    def generate(
+        self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
+    ) -> list[RolloutGroup]:
+        """As ``stream``; all groups together, in the order of the questions."""
 
     def update_weights(self, update: WeightUpdate) -> None:
         """Take new weights, check them against their checksum, and forget everything cached."""

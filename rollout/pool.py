@@ -1,14 +1,18 @@
-"""The pool of rollout workers: work shared out evenly, a dead worker replaced, its requests run again."""
+"""The pool of rollout workers: they draw from one queue; a dead one is replaced, and its requests run again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from rollout.engine import RolloutError
+from rollout.requests import EnginePace, RequestQueue, request_seed, requests_for
+from rollout.sampling import SamplingCall
 from rollout.weight_stream import EngineDiedError, WeightStream
 from rsgrpo.cluster import REPOSITORY
 from rsgrpo.config import Config, SamplingConfig
@@ -20,6 +24,8 @@ from rsgrpo.policy_setup import features_folder
 from rsgrpo.turns import Phase, Share, Turns
 from rsgrpo.types import PromptedSample, RolloutGroup
 from rsgrpo.weight_transfer import WeightSender
+
+_WAITING_REQUESTS = 4
 
 
 def engine_environment(config: Config, device: str, num_threads: int) -> dict[str, str]:
@@ -85,6 +91,8 @@ class RolloutPool:
         self._is_streamed = False
         self._is_ready = False
         self._is_closed = False
+        self._behind: set[int] = set()
+        self._paces: dict[int, EnginePace] = {}
         self._placement = placement
         self._rank_gpus = tuple(rank_gpus)
         self._turns: Turns | None = None
@@ -190,38 +198,58 @@ class RolloutPool:
         except ray.exceptions.RayError as error:
             raise RolloutError(f"rollout worker {index} could not load its engine: {reason(error)}") from error
 
-    def generate(
+    def stream(
         self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
-    ) -> list[RolloutGroup]:
-        """See :class:`rollout.engine.RolloutEngine`. Worker w answers questions w, w + workers, …
+    ) -> Generator[RolloutGroup, None, None]:
+        """See :class:`rollout.engine.RolloutEngine`.
 
         Raises:
             RolloutError: workers died more than ``rollout.max_restarts`` times, or took too long.
         """
         self.wait_ready()
         self._take(Phase.SAMPLING)
-        groups: dict[int, RolloutGroup] = {}
-        num_workers = len(self._workers)
-        shares = {worker: list(range(worker, len(prompted), num_workers)) for worker in range(num_workers)}
-        shares = {worker: share for worker, share in shares.items() if share}
-        while shares:
-            calls = {
-                worker: self._workers[worker].generate.remote(
-                    [prompted[index] for index in share], num_samples, sampling, seed
-                )
-                for worker, share in shares.items()
-            }
-            answered = self._answers(calls, "answer")
-            for worker, found in answered.items():
-                groups.update(zip(shares[worker], found, strict=True))
-            shares = {worker: share for worker, share in shares.items() if worker not in answered}
-            if shares and self._is_streamed and self._config.rl.max_staleness_steps and not self._is_closed:
-                raise RolloutError(
-                    "a rollout worker died while the trainer worked on newer weights, which it cannot send now "
-                    "(rl.max_staleness_steps=1); go on with resume=auto"
-                )
-            self._replace(shares)
-        return [groups[index] for index in range(len(prompted))]
+        self._catch_up()
+        settings = self._config.rollout
+        requests = requests_for(prompted, num_samples=num_samples, sampling=sampling, seed=seed)
+        # As many responses as run at once, and further requests that are made ready meanwhile.
+        capacity = math.ceil(settings.max_num_sequences / num_samples) + _WAITING_REQUESTS
+        queue = RequestQueue(requests, range(len(self._workers)), capacity=capacity, paces=self._paces)
+        call_seed = request_seed(seed, "/".join(request.sample_id for request in requests))
+        for worker in self._workers:
+            worker.seed_call.remote(call_seed)
+        call = SamplingCall(
+            dict(enumerate(self._workers)),
+            queue,
+            timeout_seconds=settings.generate_timeout_seconds,
+            replaced=lambda number, others_live: self._replaced(number, call_seed, others_live),
+        )
+        with closing(call.groups()) as groups:
+            yield from groups
+        self._paces = queue.paces()
+
+    def generate(
+        self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
+    ) -> list[RolloutGroup]:
+        """See :class:`rollout.engine.RolloutEngine`; raises as ``stream`` does."""
+        groups = {
+            group.sample.sample_id: group
+            for group in self.stream(prompted, num_samples=num_samples, sampling=sampling, seed=seed)
+        }
+        return [groups[one.sample.sample_id] for one in prompted]
+
+    def _replaced(self, number: int, call_seed: int, others_live: bool) -> Any | None:
+        """Start a worker in place of one that died while it sampled; wait for it only if no other is left."""
+        self._begin_anew([number])
+        if others_live:
+            return None
+        if self._is_streamed and self._config.rl.max_staleness_steps:
+            raise RolloutError(
+                "the last rollout worker died while the trainer worked on newer weights, which it cannot send now "
+                "(rl.max_staleness_steps=1); go on with resume=auto"
+            )
+        self._catch_up()
+        self._workers[number].seed_call.remote(call_seed)
+        return self._workers[number]
 
     def _answers(self, calls: dict[int, ray.ObjectRef], what: str) -> dict[int, Any]:
         """Values of calls to workers, without those that died under them.
@@ -248,21 +276,28 @@ class RolloutPool:
                 raise
         return values
 
-    def _replace(self, dead: Iterable[int]) -> None:
-        """New workers with the newest weights in place of dead ones; one that dies on the way is replaced as well."""
+    def _begin_anew(self, dead: Iterable[int]) -> None:
+        """Start workers in place of dead ones; they load in the background, and lack the newest weights."""
         dead = list(dead)
-        while dead:
-            self._count_restarts(dead)
-            self._stream.forget()
-            # As at the start: an engine measures the memory that it finds free.
-            self._take(Phase.SAMPLING)
-            for worker in dead:
-                self._workers[worker] = self._new_worker(worker)
-            for worker in dead:
+        if not dead:
+            return
+        self._count_restarts(dead)
+        self._stream.forget()
+        # As at the start: an engine measures the memory that it finds free.
+        self._take(Phase.SAMPLING)
+        for worker in dead:
+            self._workers[worker] = self._new_worker(worker)
+        self._behind.update(dead)
+
+    def _catch_up(self) -> None:
+        """Give workers that were started anew the newest weights; one that dies on the way is replaced as well."""
+        while self._behind:
+            behind, self._behind = sorted(self._behind), set()
+            for worker in behind:
                 self._wait_for(worker)
             if self._whole is None:
                 return
-            dead = self._hand_over(self._whole(), dead)
+            self._begin_anew(self._hand_over(self._whole(), behind))
             self._take(Phase.SAMPLING)
 
     def _count_restarts(self, dead: Sequence[int]) -> None:
@@ -282,7 +317,11 @@ class RolloutPool:
         self.wait_ready()
         # Not the update itself: it would keep a copy of the weights in memory for as long as the run lasts.
         self._version, self._whole, self._is_streamed = update.version.version, update.whole, update.sender is not None
-        self._replace(self._hand_over(update, range(len(self._workers))))
+        for worker in sorted(self._behind):
+            self._wait_for(worker)
+        self._behind.clear()
+        self._begin_anew(self._hand_over(update, range(len(self._workers))))
+        self._catch_up()
 
     def _hand_over(self, update: WeightUpdate, workers: Iterable[int]) -> list[int]:
         """Give weights to these workers, or to all where they are streamed; returns those that died under it."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,29 +14,37 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.logprobs import FlatLogprobs
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from rollout.engine import RolloutError
 from rollout.engine_watch import EngineWatch, process_and_parent
 from rollout.layer_loading import begin_loading, finish_loading, load_bucket, unfinished_layers
 from rollout.page_embeds import PageEmbeds
+from rollout.rendering import PromptRenderer
+from rollout.requests import RolloutRequest, request_seed
 from rollout.token_ban import ban_tokens
 from rollout.weight_loading import begin_update, call_pickled, finish_update, join_trainer, receive_bucket
 from rsgrpo.banned_tokens import banned_token_ids
 from rsgrpo.config import Config, SamplingConfig
 from rsgrpo.errors import shown
-from rsgrpo.images import load_page
+from rsgrpo.page_feed import decoded_pages
 from rsgrpo.token_offsets import TokenTable
 from rsgrpo.topology import engine_memory_frac, transfer_kind
 from rsgrpo.turns import Share
-from rsgrpo.types import PromptedSample, Rollout, RolloutGroup, WeightBucket, WeightVersion
+from rsgrpo.types import Rollout, RolloutGroup, WeightBucket, WeightVersion
 from rsgrpo.weight_transfer import StagedBucket
 from rsgrpo.weights import bucket_checksum, format_checksum
 
-_MAX_SEED = 2**31 - 1
+# A call returns what is answered after the first number of steps, or after the second if nothing is.
+_MIN_STEPS = 8
+_MAX_STEPS = 64
+_MAX_READY_PROMPTS = 4
+_PAGE_BYTES = 384 * 2**20
 _BACKENDS = {"cuda_ipc": "ipc", "nccl": "nccl"}
 _KEPT_AWAKE: dict[Share, tuple[str, ...]] = {
     Share.NOTHING: (),
@@ -62,8 +70,20 @@ class EngineSpec:
     features_folder: Path | None = None
 
 
+def _cpu_settings(config: Config) -> dict[str, Any]:
+    settings = config.rollout
+    if settings.num_workers == 1:
+        return {"max_num_batched_tokens": settings.max_batched_tokens}
+    # A request's generator cannot be rewound after a prefill that is cut, so none is (see VllmEngine.seed_call).
+    return {
+        "max_num_batched_tokens": max(settings.max_batched_tokens, settings.max_model_tokens),
+        "enable_chunked_prefill": False,
+    }
+
+
 def _gpu_settings(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {
+        "max_num_batched_tokens": config.rollout.max_batched_tokens,
         "gpu_memory_utilization": engine_memory_frac(config),
         "enable_sleep_mode": config.cluster.topology == "colocated" and config.stage != "eval",
     }
@@ -71,16 +91,6 @@ def _gpu_settings(config: Config) -> dict[str, Any]:
     if kind in _BACKENDS:
         settings["weight_transfer_config"] = {"backend": _BACKENDS[kind]}
     return settings
-
-
-def request_seed(seed: int, sample_id: str) -> int:
-    """A request's seed: the same in every process, whichever worker draws it.
-
-    Example:
-        ``request_seed(0, "q7")`` is the same number on every machine.
-    """
-    digest = hashlib.blake2b(f"{seed}/{sample_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % _MAX_SEED
 
 
 def sampled_logprobs(flat: FlatLogprobs) -> NDArray[np.float32]:
@@ -107,16 +117,13 @@ class VllmEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         settings = spec.config.rollout
-        self._data = spec.config.data
-        self._has_request_seeds = spec.device == "gpu"
-        on_gpu: dict[str, Any] = {}
-        if spec.device == "gpu":
-            on_gpu = _gpu_settings(spec.config)
+        # Of several engines, whichever draws a request answers it alike.
+        self._has_request_seeds = spec.device == "gpu" or settings.num_workers > 1
+        by_device = _gpu_settings(spec.config) if spec.device == "gpu" else _cpu_settings(spec.config)
         # On a GPU vLLM runs its engine in a process of its own, on a CPU in this one, unless the environment says so.
         self._is_in_process = spec.device == "cpu" and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
         self._share = Share.ALL
         self._is_updating = False
-        self._page_rules = self._data.page_rules
         self._llm = LLM(
             model=str(spec.model_folder),
             dtype=spec.config.model.dtype,
@@ -126,81 +133,143 @@ class VllmEngine:
             distributed_executor_backend="mp" if settings.tensor_parallel_size > 1 else None,
             max_model_len=settings.max_model_tokens,
             max_num_seqs=settings.max_num_sequences,
-            max_num_batched_tokens=settings.max_batched_tokens,
             enforce_eager=settings.enforce_eager,
             enable_prefix_caching=True,
-            limit_mm_per_prompt={"image": self._data.max_images, "video": 0},
+            limit_mm_per_prompt={"image": spec.config.data.max_images, "video": 0},
             enable_mm_embeds=settings.image_embeds,
             # The trainer computes logits in float32; the engine's, rounded to bfloat16, would stand apart from them.
             hf_overrides={"head_dtype": "float32"} if spec.config.model.dtype == "bfloat16" else {},
             logprobs_mode="processed_logprobs",
             generation_config="vllm",  # a model's own sampling defaults would change what log-probabilities mean
             disable_log_stats=True,
-            **on_gpu,
+            **by_device,
         )
         self._watch = EngineWatch(self._llm.collective_rpc(process_and_parent))
         self._embeds: PageEmbeds | None = None
         if settings.image_embeds and spec.features_folder is not None:
             self._embeds = PageEmbeds(spec.config, spec.model_folder, spec.features_folder, spec.device)
         self._tokenizer = self._llm.get_tokenizer()
-        self._max_model_tokens = settings.max_model_tokens
+        self._settings = settings
+        self._numbers = itertools.count()
+        self._open: dict[str, RolloutRequest] = {}
+        self._feed = decoded_pages(
+            spec.config.data.page_rules, max_bytes=_PAGE_BYTES, num_threads=torch.get_num_threads()
+        )
+        self._renderer = PromptRenderer(self._render, self._pages, max_ahead=_MAX_READY_PROMPTS)
         self._table = TokenTable.from_tokenizer(self._tokenizer)
         vocabulary_size = self._llm.model_config.get_vocab_size()
         self._in_workers(ban_tokens, banned_token_ids(self._tokenizer, vocabulary_size))
         self.policy_version = 0
 
-    def generate(
-        self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
-    ) -> list[RolloutGroup]:
-        """See :class:`rollout.engine.RolloutEngine`."""
+    def seed_call(self, seed: int) -> None:
+        """Begin a call's random numbers, where one generator serves all of its requests.
+
+        vLLM cannot rewind a CPU generator after a cut prefill. An engine alone lives in this process and schedules by
+        nothing but its requests, so that one generator gives the same responses again; of several engines on CPUs each
+        request has its own, and no prefill is cut. (torch.manual_seed would also write down a stack trace for every
+        kind of device that is not there: 13 ms.)
+        """
         if not self._has_request_seeds:
-            # vLLM cannot rewind a CPU generator after a cut prefill, so one seed serves the whole call: the
-            # engine lives in this process and schedules by nothing but the requests. (torch.manual_seed would
-            # also write down a stack trace for every kind of device that is not there: 13 ms.)
-            torch.default_generator.manual_seed(request_seed(seed, "/".join(one.sample.sample_id for one in prompted)))
-        prompts = [self._prompt(one) for one in prompted]
-        parameters = [self._parameters(one.sample.sample_id, num_samples, sampling, seed) for one in prompted]
+            torch.default_generator.manual_seed(seed)
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[RolloutGroup]:
+        """Answer requests; their groups in the same order. Raises what ``advance`` does."""
+        groups = {group.sample.sample_id: group for group in self.advance(requests)}
+        while len(groups) < len(requests):
+            groups.update((group.sample.sample_id, group) for group in self.advance(()))
+        return [groups[request.sample_id] for request in requests]
+
+    def advance(self, requests: Sequence[RolloutRequest]) -> list[RolloutGroup]:
+        """Take further requests, and sample until some are answered.
+
+        Args:
+            requests: queued behind those that wait.
+
+        Returns:
+            The groups that are complete; none if it takes longer, or nothing is left to do.
+
+        Raises:
+            RolloutError: a prompt leaves no room for a response.
+            Exception: what reading a page raised, or vLLM.
+        """
+        groups: list[RolloutGroup] = []
+        num_steps = 0
+        self._renderer.put(requests)
         with self._engine_alive():
-            outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
-        return [self._group(one, output, sampling) for one, output in zip(prompted, outputs, strict=True)]
+            while (self._open or len(self._renderer)) and num_steps < (_MIN_STEPS if groups else _MAX_STEPS):
+                self._admit()
+                groups.extend(self._answered(output) for output in self._llm.llm_engine.step() if output.finished)
+                num_steps += 1
+        return groups
 
-    def _prompt(self, prompted: PromptedSample) -> TokensPrompt:
-        prompt = prompted.prompt
+    def clear(self) -> None:
+        """Give up all requests."""
+        self._renderer.clear()
+        with self._engine_alive():
+            self._llm.llm_engine.abort_request(list(self._open))
+            self._llm.llm_engine.reset_mm_cache()  # its two ends must not differ by what was rendered and not sent
+        self._open.clear()
+
+    def _admit(self) -> None:
+        """Hand requests to vLLM: as many as its next step can begin with, so that pages wait outside until then."""
+        engine = self._llm.llm_engine
+        num_tokens = 0
+        while (
+            len(self._renderer)
+            and num_tokens < self._settings.max_batched_tokens
+            and engine.get_num_unfinished_requests() < self._settings.max_num_sequences
+        ):
+            request, prompt = self._renderer.take()
+            num_tokens += len(prompt["prompt_token_ids"])
+            number = str(next(self._numbers))
+            self._open[number] = request
+            engine.add_request(number, prompt, self._parameters(request))
+
+    def _pages(self, requests: Sequence[RolloutRequest]) -> Generator[tuple[Image.Image, ...], None, None]:
+        """Decoded pages of each request; none where their features are fed."""
+        return self._feed.pages([() if self._embeds else request.prompted.prompt.images for request in requests])
+
+    def _render(self, request: RolloutRequest, pages: tuple[Image.Image, ...]) -> Any:
+        """What vLLM makes of a prompt: token ids with images expanded, and the images' pixels for the model."""
+        prompt = request.prompted.prompt
         ids = self._tokenizer.encode(prompt.text, add_special_tokens=False)
-        if not prompt.images:
-            return TokensPrompt(prompt_token_ids=ids)
-        if self._embeds is not None:
-            return TokensPrompt(prompt_token_ids=ids, multi_modal_data={"image": self._embeds.of(prompt.images)})
-        pages = [load_page(image, self._page_rules) for image in prompt.images]
-        return TokensPrompt(prompt_token_ids=ids, multi_modal_data={"image": pages})
+        tokens = TokensPrompt(prompt_token_ids=ids)
+        if prompt.images:
+            images = list(pages) if self._embeds is None else self._embeds.of(prompt.images)
+            tokens["multi_modal_data"] = {"image": images}
+        return self._llm.llm_engine.renderer.render_cmpl([tokens])[0]
 
-    def _parameters(self, sample_id: str, num_samples: int, sampling: SamplingConfig, seed: int) -> SamplingParams:
+    def _parameters(self, request: RolloutRequest) -> SamplingParams:
+        sampling = request.sampling
+        has_seed = self._has_request_seeds and sampling.temperature > 0
         return SamplingParams(
-            n=num_samples,
+            n=request.num_samples,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             repetition_penalty=sampling.repetition_penalty,
             max_tokens=sampling.max_response_tokens,
-            seed=request_seed(seed, sample_id) if self._has_request_seeds and sampling.temperature > 0 else None,
+            seed=request_seed(request.seed, request.sample_id) if has_seed else None,
             logprobs=0,  # the sampled token's alone
             flat_logprobs=True,  # numbers in lists: an object a token would cost five times as much
             detokenize=False,  # texts come from the ids' own bytes, with offsets
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _group(self, prompted: PromptedSample, output: Any, sampling: SamplingConfig) -> RolloutGroup:
+    def _answered(self, output: Any) -> RolloutGroup:
+        request = self._open.pop(output.request_id)
         num_prompt_tokens = len(output.prompt_token_ids)
-        if num_prompt_tokens >= self._max_model_tokens:
+        if num_prompt_tokens >= self._settings.max_model_tokens:
             raise RolloutError(
-                f"the prompt of sample {prompted.sample.sample_id!r} has {num_prompt_tokens} tokens, "
-                f"rollout.max_model_tokens={self._max_model_tokens} leaves no room for a response; raise it"
+                f"the prompt of sample {request.sample_id!r} has {num_prompt_tokens} tokens, "
+                f"rollout.max_model_tokens={self._settings.max_model_tokens} leaves no room for a response; raise it"
             )
         return RolloutGroup(
-            sample=prompted.sample,
-            prompt=prompted.prompt,
+            sample=request.prompted.sample,
+            prompt=request.prompted.prompt,
             prompt_token_ids=np.asarray(output.prompt_token_ids, dtype=np.int32),
             rollouts=tuple(
-                self._rollout(prompted.sample.sample_id, one, sampling)
+                self._rollout(request.sample_id, one, request.sampling)
                 for one in sorted(output.outputs, key=lambda completion: completion.index)
             ),
         )

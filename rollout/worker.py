@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import ray
 
+from rollout.requests import RolloutRequest
 from rollout.vllm_engine import EngineSpec, VllmEngine
-from rsgrpo.config import SamplingConfig
 from rsgrpo.turns import Share
-from rsgrpo.types import PromptedSample, RolloutGroup, WeightVersion
+from rsgrpo.types import RolloutGroup, WeightVersion
 from rsgrpo.weight_transfer import StagedBucket
 
 
@@ -28,11 +28,17 @@ class RolloutWorker:
         """The process id, once the engine answers."""
         return os.getpid()
 
-    def generate(
-        self, prompted: Sequence[PromptedSample], num_samples: int, sampling: SamplingConfig, seed: int
-    ) -> list[RolloutGroup]:
-        """See :class:`rollout.engine.RolloutEngine`."""
-        return self._engine.generate(prompted, num_samples=num_samples, sampling=sampling, seed=seed)
+    def seed_call(self, seed: int) -> None:
+        """Begin a call's random numbers; see :meth:`rollout.vllm_engine.VllmEngine.seed_call`."""
+        self._engine.seed_call(seed)
+
+    def advance(self, requests: Sequence[RolloutRequest]) -> list[RolloutGroup]:
+        """Take further requests, and sample until some are answered."""
+        return self._engine.advance(requests)
+
+    def clear(self) -> None:
+        """Give up all requests."""
+        self._engine.clear()
 
     def update_weights(self, buckets: Sequence[ray.ObjectRef], version: WeightVersion, is_complete: bool) -> None:
         """Fetch the buckets from the object store and load them."""

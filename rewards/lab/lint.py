@@ -140,7 +140,7 @@ def _scores(rewards: Sequence[LoadedReward], cases: Sequence[Case], texts: Seque
     calls = [_call(case, text) for case, text in zip(cases, texts, strict=True)]
     totals: list[float | None] = [None] * len(calls)
     for reward in rewards:
-        values = run_async([reward], calls)[0] if reward.is_async else run_plain(reward, calls)
+        values = run_async(reward, calls) if reward.is_async else run_plain(reward, calls)
         for index, value in enumerate(values):
             number = _number(reward, value)
             if number is not None:

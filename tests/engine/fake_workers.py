@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rollout import weight_loading
-from rsgrpo.config import SamplingConfig
+from rollout.requests import RolloutRequest
 from rsgrpo.turns import Share
-from rsgrpo.types import PromptedSample, ResponseStats, RolloutGroup, TrainingGroup
+from rsgrpo.types import ResponseStats, RolloutGroup, TrainingGroup
 from rsgrpo.weight_transfer import BucketStager, StagedBucket
 from tests.unit.test_weight_transfer import FakeModel, FakeTransfer, FakeVllmWorker, StagerWithoutGpu
 
@@ -143,15 +143,22 @@ class FakeEngine:
     def hold(self, share: Share) -> None:
         self._share = share
 
-    def generate(
-        self, prompted: list[PromptedSample], num_samples: int, sampling: SamplingConfig, seed: int
-    ) -> list[RolloutGroup]:
+    def seed_call(self, seed: int) -> None:
+        pass
+
+    def clear(self) -> None:
+        raise AssertionError("every call is used up")
+
+    def advance(self, requests: list[RolloutRequest]) -> list[RolloutGroup]:
         assert self._share == Share.ALL
         return [
             RolloutGroup(
-                sample=one.sample, prompt=one.prompt, prompt_token_ids=np.zeros(1, dtype=np.int32), rollouts=()
+                sample=one.prompted.sample,
+                prompt=one.prompted.prompt,
+                prompt_token_ids=np.zeros(1, dtype=np.int32),
+                rollouts=(),
             )
-            for one in prompted
+            for one in requests
         ]
 
     def weights(self) -> tuple[int, dict[str, Tensor]]:

@@ -23,6 +23,7 @@ import vllm.v1.executor.multiproc_executor
 import vllm.v1.worker.cpu_worker
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from rollout.requests import requests_for
 from rollout.vllm_engine import EngineSpec, VllmEngine
 from rsgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
 from rsgrpo.policy_model import load_processor
@@ -72,7 +73,7 @@ class Worker:
         return engine_processes(self)
 
     def sample(self) -> list[RolloutGroup]:
-        return self._engine.generate([self._question], num_samples=2, sampling=SAMPLING, seed=0)
+        return self._engine.generate(requests_for([self._question], num_samples=2, sampling=SAMPLING, seed=0))
 
     def take_weights(self, names: str = "") -> None:
         """Those of the other model, or of its parameters with such names; a bucket for every eight of them."""

@@ -19,6 +19,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 import rollout.pool
 from rollout.pool import RolloutPool, engine_environment
+from rollout.requests import requests_for
 from rsgrpo.cluster import REPOSITORY
 from rsgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
 from rsgrpo.policy_model import load_processor
@@ -168,7 +169,7 @@ def test_the_pool_replaces_an_engine_that_died_and_gives_it_the_newest_weights(
         core, *others = ray.get(pool._workers[0].__ray_call__.remote(engine_processes))
         assert core != worker
         os.kill(core, signal.SIGSTOP)
-        call = pool._workers[0].generate.remote([question], 2, sampling, 0)
+        call = pool._workers[0].advance.remote(requests_for([question], num_samples=2, sampling=sampling, seed=0))
         assert ray.wait([call], timeout=UNDER_WAY_SECONDS) == ([], [call])
         os.kill(core, signal.SIGKILL)
         _check_gone(worker, [core, *others])

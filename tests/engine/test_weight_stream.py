@@ -112,6 +112,9 @@ def test_engines_follow_the_ranks_and_a_new_one_gets_everything(ranks: list[Any]
         os.kill(ray.get(pool._workers[1].ready.remote()), signal.SIGKILL)
         assert [group.sample.sample_id for group in generate()] == ["q0", "q1", "q2", "q3", "q4"]
         assert (pool.num_restarts, trainer.share) == (1, Share.NOTHING)
+        # It loads while the other answers, and is there for the next call.
+        assert [group.sample.sample_id for group in generate()] == ["q0", "q1", "q2", "q3", "q4"]
+        assert (pool.num_restarts, trainer.share) == (1, Share.NOTHING)
         _check(pool, 2, present=1)
 
 

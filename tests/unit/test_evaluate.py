@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,12 @@ class FakeEngine:
     def generate(
         self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
     ) -> list[RolloutGroup]:
-        return [_group(one) for one in prompted]
+        return list(self.stream(prompted, num_samples=num_samples, sampling=sampling, seed=seed))
+
+    def stream(
+        self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
+    ) -> Generator[RolloutGroup, None, None]:
+        yield from map(_group, prompted)
 
     def update_weights(self, update: WeightUpdate) -> None:
         raise AssertionError("an evaluation changes no weights")

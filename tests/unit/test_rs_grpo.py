@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -76,6 +76,12 @@ class FakeEngine:
             raise RolloutError("the engine fell over")
         return [self._group(one.sample.sample_id, num_samples, seed) for one in prompted]
 
+    def stream(
+        self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
+    ) -> Generator[RolloutGroup, None, None]:
+        # The last question's answers come first.
+        yield from reversed(self.generate(prompted, num_samples=num_samples, sampling=sampling, seed=seed))
+
     def _group(self, sample_id: str, num_samples: int, seed: int) -> RolloutGroup:
         rng = np.random.default_rng((seed, int(sample_id[1:]), self.policy_version))
         rollouts = []
@@ -126,8 +132,28 @@ class FakePolicy:
         return WeightUpdate(version=stamp, buckets=(), is_complete=True, whole=self.weights)
 
 
+class FakeScoring:
+    """Judges all groups at the end."""
+
+    def __init__(self, score: Callable[[Sequence[RolloutGroup]], list[ScoredGroup]]) -> None:
+        self._score = score
+        self._groups: list[RolloutGroup] = []
+
+    def add(self, group: RolloutGroup) -> None:
+        self._groups.append(group)
+
+    def scored(self) -> list[ScoredGroup]:
+        return self._score(self._groups)
+
+    def close(self) -> None:
+        self._groups.clear()
+
+
 class FakeScorer:
     """A reward that is the response's length; groups of equal lengths have no signal."""
+
+    def scoring(self) -> FakeScoring:
+        return FakeScoring(self.score)
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         return [

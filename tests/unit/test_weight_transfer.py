@@ -229,9 +229,7 @@ def test_only_the_warning_of_a_kept_layer_is_kept_back() -> None:
     def passes(message: str) -> bool:
         # The logger's filters are asked directly: its level, handlers and "disabled"
         # are the process's, and other tests and libraries set them.
-        record = logger.makeRecord(
-            logger.name, logging.WARNING, "layerwise.py", 1, message, ("Qwen2RMSNorm",), None
-        )
+        record = logger.makeRecord(logger.name, logging.WARNING, "layerwise.py", 1, message, ("Qwen2RMSNorm",), None)
         return bool(logger.filter(record))
 
     with without_kept_layers():

@@ -1,0 +1,204 @@
+"""Rewards of a step's groups as these come: what can be judged by itself is, while others are still sampled.
+
+    add(group) ──► asynchronous rewards: all at once, in one event loop
+               └─► plain rewards: one call after the other, in one thread
+    scored()   ──► batch rewards: all calls of the step together
+
+A failure stops the step and names the reward, the sample and the rollout: an exception never becomes a reward.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from numbers import Real
+from typing import Any
+
+from rewards.base import RewardCall, RewardError
+from rewards.plugins import LoadedReward
+from rewards.running import AsyncCalls, checked_batch, run_plain
+from rewards.scopes import LocatedScope, ScopeRequest, locate_scopes
+from rsgrpo.sections import parse_response
+from rsgrpo.types import RolloutGroup, Sample, ScopedReward, ScoredGroup, ScoredRollout
+
+# float32's reach, squares included: credit is computed from squared differences of rewards.
+_LARGEST_VALUE = 1e18
+
+PageSizes = Callable[[int], tuple[int, int]]
+
+
+class Scoring:
+    """Judges the groups of one step. Close it, whether or not it came to its end.
+
+    Args:
+        rewards: to judge by; their order is the order of ``ScoredRollout.rewards``.
+        page_sizes: gives a sample's image sizes, for the rewards that ask; None: not known.
+
+    Example:
+        ::
+
+            with closing(scorer.scoring()) as scoring:
+                for group in engine.stream(...):
+                    scoring.add(group)
+                scored = scoring.scored()
+    """
+
+    def __init__(self, rewards: Sequence[LoadedReward], page_sizes: Callable[[Sample], PageSizes | None]) -> None:
+        self._rewards = rewards
+        self._page_sizes = page_sizes
+        self._at_once = [reward for reward in rewards if reward.is_async and not reward.is_batch]
+        self._in_turn = [reward for reward in rewards if not reward.is_async and not reward.is_batch]
+        self._groups: list[RolloutGroup] = []
+        self._calls: list[RewardCall] = []
+        self._async_calls = AsyncCalls()
+        self._waiting: deque[RewardCall] = deque()
+        self._values: dict[str, list[Any]] = {reward.name: [] for reward in self._in_turn}
+        self._thread = ThreadPoolExecutor(1, "rewards")
+        self._rounds: deque[Future[None]] = deque()
+
+    def add(self, group: RolloutGroup) -> None:
+        """Begin to judge a group.
+
+        Args:
+            group: rollouts, with the sample that they answer.
+
+        Raises:
+            RewardError: a reward failed on an earlier group.
+        """
+        self._groups.append(group)
+        page_sizes = self._page_sizes(group.sample)
+        for rollout in group.rollouts:
+            call = RewardCall(
+                sample=group.sample,
+                text=rollout.text,
+                parsed=parse_response(rollout.text),
+                token_ids=rollout.token_ids,
+                finish_reason=rollout.finish_reason,
+                num_tokens=len(rollout.token_ids),
+                rollout_index=rollout.rollout_index,
+                page_sizes=page_sizes,
+            )
+            self._calls.append(call)
+            self._waiting.append(call)
+            for reward in self._at_once:
+                self._async_calls.begin(reward, call)
+        self._rounds.append(self._thread.submit(self._judge_waiting))
+        while self._rounds[0].done():
+            self._rounds.popleft().result()
+            if not self._rounds:
+                break
+
+    def scored(self) -> list[ScoredGroup]:
+        """All groups, judged, in the order in which they were added.
+
+        Raises:
+            RewardError: a reward raised, took longer than its ``timeout_seconds``, or returned what is no finite
+                number, None, or (``evidence_line``) one of these an image.
+        """
+        columns = self._columns() if self._calls else [[] for _ in self._rewards]
+        requests = tuple(
+            ScopeRequest(scope=reward.config.scope, on_missing=reward.config.on_missing) for reward in self._rewards
+        )
+        scored = []
+        row = 0
+        for group in self._groups:
+            rollouts = []
+            for rollout in group.rollouts:
+                located = locate_scopes(
+                    requests, self._calls[row].parsed, rollout.token_char_starts, len(group.sample.images)
+                )
+                rewards = [
+                    entry
+                    for reward, column, scopes in zip(self._rewards, columns, located, strict=True)
+                    for entry in _entries(reward, column[row], scopes)
+                ]
+                rollouts.append(ScoredRollout(rollout=rollout, rewards=tuple(rewards)))
+                row += 1
+            scored.append(ScoredGroup(group=group, rollouts=tuple(rollouts)))
+        return scored
+
+    def close(self) -> None:
+        """Give up what is not done."""
+        self._async_calls.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _judge_waiting(self) -> None:
+        """Plain rewards of all calls that wait; in the thread."""
+        calls = []
+        while self._waiting:
+            calls.append(self._waiting.popleft())
+        if calls:
+            for reward in self._in_turn:
+                self._values[reward.name].extend(run_plain(reward, calls))
+
+    def _columns(self) -> list[list[tuple[float | None, ...]]]:
+        """For each reward, for each call, the checked values (one, or one an image)."""
+        together = [reward for reward in self._rewards if reward.is_async and reward.is_batch]
+        for reward in together:
+            self._async_calls.begin(reward, list(self._calls))
+        returned: dict[str, Sequence[Any]] = {
+            reward.name: run_plain(reward, self._calls)
+            for reward in self._rewards
+            if reward.is_batch and not reward.is_async
+        }
+        for judged in self._rounds:
+            judged.result()
+        values = self._async_calls.values()
+        num_single = len(values) - len(together)
+        for index, reward in enumerate(self._at_once):
+            returned[reward.name] = values[index : num_single : len(self._at_once)]
+        for reward, value in zip(together, values[num_single:], strict=True):
+            returned[reward.name] = checked_batch(reward, self._calls, value)
+        returned |= self._values
+        return [
+            [_checked(reward, call, value) for call, value in zip(self._calls, returned[reward.name], strict=True)]
+            for reward in self._rewards
+        ]
+
+
+def _entries(
+    reward: LoadedReward, values: tuple[float | None, ...], scopes: tuple[LocatedScope, ...]
+) -> list[ScopedReward]:
+    return [
+        ScopedReward(
+            name=reward.name,
+            value=value,
+            spans=scope.spans,
+            scope_found=scope.found,
+            image_index=scope.image_index,
+        )
+        for value, scope in zip(values, scopes, strict=True)
+    ]
+
+
+def _checked(reward: LoadedReward, call: RewardCall, returned: Any) -> tuple[float | None, ...]:
+    """The values as floats, or a refusal that shows what was returned."""
+    if not reward.config.scope.evidence_line:
+        return (_number(reward, call, returned),)
+    num_images = len(call.sample.images)
+    if isinstance(returned, str | bytes) or not isinstance(returned, Sequence):
+        raise _refusal(reward, call, returned, f"a list of {num_images} values, one an image of the sample")
+    if len(returned) != num_images:
+        raise _refusal(reward, call, returned, f"{num_images} values, one an image of the sample, not {len(returned)}")
+    return tuple(_number(reward, call, value) for value in returned)
+
+
+def _number(reward: LoadedReward, call: RewardCall, value: Any) -> float | None:
+    if value is None:
+        return None
+    # Real covers int, bool, float and numpy scalars; a tensor or a text is a mistake.
+    if isinstance(value, int | float | Real):
+        number = float(min(max(value, -2 * _LARGEST_VALUE), 2 * _LARGEST_VALUE))  # an int may be too long for a float
+        if abs(number) <= _LARGEST_VALUE:  # NaN is not
+            return number
+    raise _refusal(
+        reward, call, value, f"a finite number of at most {_LARGEST_VALUE:g}, or None where the reward does not apply"
+    )
+
+
+def _refusal(reward: LoadedReward, call: RewardCall, returned: Any, wanted: str) -> RewardError:
+    return RewardError(
+        f"reward {reward.name!r} ({reward.config.function}) returned {returned!r} ({type(returned).__name__}) for "
+        f"sample {call.sample.sample_id!r} rollout {call.rollout_index}; it must return {wanted}"
+    )
