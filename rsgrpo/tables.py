@@ -7,6 +7,7 @@ Cells with media are ``binary`` columns whose values begin as an image or video 
 from __future__ import annotations
 
 import glob
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -23,6 +24,7 @@ _OPEN_TABLES = 8  # memory-mapped: an open table costs address space, hardly any
 _BATCH_ROWS = 256
 _HEAD_BYTES = 64
 _NAME_CHARACTERS = 120  # of a path within a table, as messages show it
+_OPENING = threading.Lock()  # pages are read by several threads, but `datasets` and its progress bars are made for one
 
 
 class TableError(RsgrpoError, ValueError):
@@ -128,7 +130,8 @@ def open_table(file: str) -> Any:
         state = Path(file).stat()
     except OSError as error:
         raise TableError(f"{shown(file)} does not exist; put it back beside the data file") from error
-    return _mapped(file, state.st_size, state.st_mtime_ns)
+    with _OPENING:
+        return _mapped(file, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=_OPEN_TABLES)

@@ -154,8 +154,8 @@ def _makespan(queue: RequestQueue, steps: list[list[int]], speeds: list[float], 
 
     A step takes 1 + ``batch_cost`` times the responses that run, over the engine's speed.
     """
-    running = {
-        number: [[list(steps[int(one[1:])]), one] for one in _ids(dealt)]
+    running: dict[int, list[tuple[list[int], str]]] = {
+        number: [(list(steps[int(one[1:])]), one) for one in _ids(dealt)]
         for number, dealt in queue.deal(now_seconds=0.0).items()
     }
     clock = [(0.0, number) for number in running]
@@ -164,12 +164,11 @@ def _makespan(queue: RequestQueue, steps: list[list[int]], speeds: list[float], 
         now, number = heapq.heappop(clock)
         batch = running[number]
         now += (1 + batch_cost * sum(len(left) for left, _ in batch)) / speeds[number]
-        for entry in batch:
-            entry[0] = [left - 1 for left in entry[0] if left > 1]
+        batch = [([steps_left - 1 for steps_left in left if steps_left > 1], one) for left, one in batch]
         done = {one: sum(steps[int(one[1:])]) for left, one in batch if not left}
         running[number] = [entry for entry in batch if entry[0]]
         drawn = queue.answered(number, done, now_seconds=now)
-        running[number] += [[list(steps[int(one[1:])]), one] for one in _ids(drawn)]
+        running[number] += [(list(steps[int(one[1:])]), one) for one in _ids(drawn)]
         if running[number]:
             heapq.heappush(clock, (now, number))
         end = now
