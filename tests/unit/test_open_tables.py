@@ -15,9 +15,7 @@ import pytest
 from rsgrpo import tables
 
 
-def test_threads_open_tables_one_after_the_other_and_each_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_open_tables_one_after_the_other_and_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [tmp_path / f"{index}.parquet" for index in range(4)]
     for index, file in enumerate(files):
         pyarrow.parquet.write_table(pyarrow.table({"row": [index]}), file)
