@@ -19,7 +19,8 @@ What differs from the public implementation (``rl.credit.compat: reference`` giv
 7. With ``rl.max_staleness_steps: 1`` the next batch is sampled while the policy is updated on the present
    one. Its weights are then one step old, so pi_old is what the engine said when it sampled, which the
    clipped ratio corrects for; groups that are older than the bound are dropped, and a batch that holds one
-   stops the run.
+   stops the run. With ``rl.partial_rollouts`` the engines get the new weights as soon as they are there, and
+   responses go on under them: each token keeps the version and the log-probability that it was sampled with.
 """
 
 from __future__ import annotations
@@ -219,17 +220,22 @@ class RsGrpo:
         ahead = None if is_last else self._sample_ahead()
         credited, metrics = self._train(batch, clock)
         self.state.ahead = None
+        if credited and self.config.rl.partial_rollouts:
+            self._give_weights(clock)
         if ahead is not None:
             with clock.phase("wait_for_samples"):
                 self.state.ahead = ahead.result()
-        if credited:
-            with clock.phase("weights"):
-                self.engine.update_weights(self.policy.weights())
+        if credited and not self.config.rl.partial_rollouts:
+            self._give_weights(clock)
         self.state.step += 1
         self.state.position = self.stream.position
         seconds = {**batch.seconds, **clock.seconds, "step": clock.total_seconds}
         metrics = {**batch.metrics, **metrics, **{f"time/{phase}": value for phase, value in seconds.items()}}
         return StepReport(step=self.state.step, metrics=metrics, credited=credited)
+
+    def _give_weights(self, clock: Stopwatch) -> None:
+        with clock.phase("weights"):
+            self.engine.update_weights(self.policy.weights())
 
     def _train(self, batch: Batch, clock: Stopwatch) -> tuple[list[CreditedGroup], dict[str, float]]:
         """Credit and update; a batch without groups changes nothing."""

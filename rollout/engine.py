@@ -44,4 +44,7 @@ class RolloutEngine(Protocol):
         """As ``stream``; all groups together, in the order of the questions."""
 
     def update_weights(self, update: WeightUpdate) -> None:
-        """Take new weights, check them against their checksum, and forget everything cached."""
+        """Take new weights, check them against their checksum, and forget everything cached.
+
+        Where another thread is in the middle of ``stream``, its responses go on under the new weights.
+        """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -96,6 +97,9 @@ class RolloutPool:
         self._placement = placement
         self._rank_gpus = tuple(rank_gpus)
         self._turns: Turns | None = None
+        # New weights may come from another thread in the middle of a stream: its calls wait until all engines have
+        # them.
+        self._sending = threading.RLock()
         self._stream = WeightStream(
             gpus_per_engine=config.rollout.tensor_parallel_size,
             timeout_seconds=config.rollout.generate_timeout_seconds,
@@ -207,8 +211,9 @@ class RolloutPool:
             RolloutError: workers died more than ``rollout.max_restarts`` times, or took too long.
         """
         self.wait_ready()
-        self._take(Phase.SAMPLING)
-        self._catch_up()
+        with self._sending:
+            self._take(Phase.SAMPLING)
+            self._catch_up()
         settings = self._config.rollout
         requests = requests_for(prompted, num_samples=num_samples, sampling=sampling, seed=seed)
         # As many responses as run at once, and further requests that are made ready meanwhile.
@@ -221,7 +226,8 @@ class RolloutPool:
             dict(enumerate(self._workers)),
             queue,
             timeout_seconds=settings.generate_timeout_seconds,
-            replaced=lambda number, others_live: self._replaced(number, call_seed, others_live),
+            sending=self._sending,
+            replaced=lambda number, died, others_live: self._replaced(number, died, call_seed, others_live),
         )
         with closing(call.groups()) as groups:
             yield from groups
@@ -237,19 +243,21 @@ class RolloutPool:
         }
         return [groups[one.sample.sample_id] for one in prompted]
 
-    def _replaced(self, number: int, call_seed: int, others_live: bool) -> Any | None:
+    def _replaced(self, number: int, died: Any, call_seed: int, others_live: bool) -> Any | None:
         """Start a worker in place of one that died while it sampled; wait for it only if no other is left."""
-        self._begin_anew([number])
-        if others_live:
-            return None
-        if self._is_streamed and self._config.rl.max_staleness_steps:
-            raise RolloutError(
-                "the last rollout worker died while the trainer worked on newer weights, which it cannot send now "
-                "(rl.max_staleness_steps=1); go on with resume=auto"
-            )
-        self._catch_up()
-        self._workers[number].seed_call.remote(call_seed)
-        return self._workers[number]
+        with self._sending:
+            if self._workers[number] is died:  # else an update found it dead before
+                self._begin_anew([number])
+            if others_live:
+                return None
+            if self._is_streamed and self._config.rl.max_staleness_steps:
+                raise RolloutError(
+                    "the last rollout worker died while the trainer worked on newer weights, which it cannot send now "
+                    "(rl.max_staleness_steps=1); go on with resume=auto"
+                )
+            self._catch_up()
+            self._workers[number].seed_call.remote(call_seed)
+            return self._workers[number]
 
     def _answers(self, calls: dict[int, ray.ObjectRef], what: str) -> dict[int, Any]:
         """Values of calls to workers, without those that died under them.
@@ -315,6 +323,10 @@ class RolloutPool:
     def update_weights(self, update: WeightUpdate) -> None:
         """See :class:`rollout.engine.RolloutEngine`; a worker that died meanwhile is replaced."""
         self.wait_ready()
+        with self._sending:
+            self._update_weights(update)
+
+    def _update_weights(self, update: WeightUpdate) -> None:
         # Not the update itself: it would keep a copy of the weights in memory for as long as the run lasts.
         self._version, self._whole, self._is_streamed = update.version.version, update.whole, update.sender is not None
         for worker in sorted(self._behind):

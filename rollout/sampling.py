@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
@@ -23,8 +24,9 @@ class SamplingCall:
         workers: the engines' actors, by number.
         queue: who answers what.
         timeout_seconds: how long an engine may say nothing.
-        replaced: called with the number of an engine that died, and whether others live; gives the actor that takes
-            its place at once, or None: the others finish without it.
+        sending: held while requests are sent: nobody else's calls to the workers come in between.
+        replaced: called with the number and the actor of an engine that died, and whether others live; gives the actor
+            that takes its place at once, or None: the others finish without it.
     """
 
     def __init__(
@@ -33,11 +35,13 @@ class SamplingCall:
         queue: RequestQueue,
         *,
         timeout_seconds: float,
-        replaced: Callable[[int, bool], Any | None],
+        sending: threading.RLock,
+        replaced: Callable[[int, Any, bool], Any | None],
     ) -> None:
         self._workers = dict(workers)
         self._queue = queue
         self._timeout_seconds = timeout_seconds
+        self._sending = sending
         self._replaced = replaced
         self._calls: dict[ray.ObjectRef, int] = {}
         self._heard_seconds: dict[int, float] = {}
@@ -75,7 +79,8 @@ class SamplingCall:
             self._send(number, ())
 
     def _send(self, number: int, requests: Sequence[RolloutRequest]) -> None:
-        self._calls[self._workers[number].advance.remote(list(requests))] = number
+        with self._sending:
+            self._calls[self._workers[number].advance.remote(list(requests))] = number
 
     def _next(self) -> tuple[int, list[RolloutGroup] | None]:
         """The next answer and whose it is; None: that engine died."""
@@ -100,10 +105,10 @@ class SamplingCall:
 
     def _lose(self, number: int) -> None:
         """Give the requests of an engine that died to the others, or to the one that takes its place."""
-        del self._workers[number]
+        died = self._workers.pop(number)
         self._calls = {call: other for call, other in self._calls.items() if other != number}
         self._queue.lost(number)
-        worker = self._replaced(number, bool(self._workers))
+        worker = self._replaced(number, died, bool(self._workers))
         if worker is not None:
             self._workers[number] = worker
         for other in self._workers:

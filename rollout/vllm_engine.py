@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
-from vllm.logprobs import FlatLogprobs
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from rollout.completions import rollout_of
 from rollout.engine import RolloutError
 from rollout.engine_watch import EngineWatch, process_and_parent
 from rollout.layer_loading import begin_loading, finish_loading, load_bucket, unfinished_layers
@@ -30,13 +29,13 @@ from rollout.requests import RolloutRequest, request_seed
 from rollout.token_ban import ban_tokens
 from rollout.weight_loading import begin_update, call_pickled, finish_update, join_trainer, receive_bucket
 from rsgrpo.banned_tokens import banned_token_ids
-from rsgrpo.config import Config, SamplingConfig
+from rsgrpo.config import Config
 from rsgrpo.errors import shown
 from rsgrpo.page_feed import decoded_pages
 from rsgrpo.token_offsets import TokenTable
 from rsgrpo.topology import engine_memory_frac, transfer_kind
 from rsgrpo.turns import Share
-from rsgrpo.types import Rollout, RolloutGroup, WeightBucket, WeightVersion
+from rsgrpo.types import RolloutGroup, WeightBucket, WeightVersion
 from rsgrpo.weight_transfer import StagedBucket
 from rsgrpo.weights import bucket_checksum, format_checksum
 
@@ -93,21 +92,6 @@ def _gpu_settings(config: Config) -> dict[str, Any]:
     return settings
 
 
-def sampled_logprobs(flat: FlatLogprobs) -> NDArray[np.float32]:
-    """Log-probabilities of the sampled tokens, which lead their positions.
-
-    Args:
-        flat: of one response.
-
-    Returns:
-        [R] float32.
-    """
-    logprobs = np.asarray(flat.logprobs, dtype=np.float32)
-    if len(logprobs) == len(flat.start_indices):  # nothing but the sampled token at each position
-        return logprobs
-    return logprobs[np.asarray(flat.start_indices, dtype=np.int64)]
-
-
 class VllmEngine:
     """vLLM with real weights, greedy or sampled, log-probabilities at the sampling temperature.
 
@@ -124,6 +108,7 @@ class VllmEngine:
         self._is_in_process = spec.device == "cpu" and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
         self._share = Share.ALL
         self._is_updating = False
+        self._is_paused = False
         self._llm = LLM(
             model=str(spec.model_folder),
             dtype=spec.config.model.dtype,
@@ -160,6 +145,7 @@ class VllmEngine:
         vocabulary_size = self._llm.model_config.get_vocab_size()
         self._in_workers(ban_tokens, banned_token_ids(self._tokenizer, vocabulary_size))
         self.policy_version = 0
+        self._llm.llm_engine.set_weight_version("0")
 
     def seed_call(self, seed: int) -> None:
         """Begin a call's random numbers, where one generator serves all of its requests.
@@ -269,25 +255,9 @@ class VllmEngine:
             prompt=request.prompted.prompt,
             prompt_token_ids=np.asarray(output.prompt_token_ids, dtype=np.int32),
             rollouts=tuple(
-                self._rollout(request.sample_id, one, request.sampling)
+                rollout_of(request, one, self._table)
                 for one in sorted(output.outputs, key=lambda completion: completion.index)
             ),
-        )
-
-    def _rollout(self, sample_id: str, completion: Any, sampling: SamplingConfig) -> Rollout:
-        ids = np.asarray(completion.token_ids, dtype=np.int32)
-        logprobs = sampled_logprobs(completion.logprobs)
-        text, starts = self._table.decode(ids)
-        return Rollout(
-            sample_id=sample_id,
-            rollout_index=completion.index,
-            token_ids=ids,
-            logprobs=logprobs,
-            text=text,
-            token_char_starts=starts,
-            finish_reason=completion.finish_reason,
-            policy_version=self.policy_version,
-            temperature=sampling.temperature,
         )
 
     def update_weights(self, buckets: Sequence[WeightBucket], version: WeightVersion, *, is_complete: bool) -> None:
@@ -309,6 +279,7 @@ class VllmEngine:
                 f"the weights of version {version.version} arrived with checksum {format_checksum(checksum)}, sent was "
                 f"{version.checksum}; the transfer is broken: look for memory faults or a full object store"
             )
+        self._pause()
         self._in_workers(begin_loading)
         for bucket in buckets:
             # One call each: vLLM's messages between processes end at 4 GiB.
@@ -335,6 +306,7 @@ class VllmEngine:
         """Open a weight update from the trainer's GPUs; one that was given up before its end is closed first."""
         if self._is_updating:
             self._in_workers(finish_update)
+        self._pause()
         self._in_workers(begin_update)
         self._is_updating = True
 
@@ -398,10 +370,21 @@ class VllmEngine:
                 return self._llm.collective_rpc(function, args=arguments)
             return self._llm.collective_rpc(call_pickled, args=(pickle.dumps((function, arguments), protocol=5),))
 
+    def _pause(self) -> None:
+        """Hold what is under way between two tokens; in this process nothing runs between two calls anyhow."""
+        if self._open and not self._is_in_process:
+            with self._engine_alive():
+                self._llm.llm_engine.engine_core.call_utility("pause_scheduler", "keep", False)
+            self._is_paused = True
+
     def _take_version(self, version: int) -> None:
-        # Features of the old vision tower and keys of the old layers must not meet the new weights.
         with self._engine_alive():
-            self._llm.reset_prefix_cache()
-            self._llm.llm_engine.reset_mm_cache()
+            # Features of the old vision tower and keys of the old layers must not meet the new weights: a response that
+            # is under way keeps its tokens, and vLLM works through them and its prompt again.
+            self._llm.reset_prefix_cache(reset_running_requests=True)
             self._llm.llm_engine.reset_encoder_cache()
+            self._llm.llm_engine.set_weight_version(str(version))
+            if self._is_paused:
+                self._llm.llm_engine.engine_core.call_utility("resume_scheduler")
+        self._is_paused = False
         self.policy_version = version

@@ -164,17 +164,24 @@ def _clipped_before(log_ratio: NDArray[np.float32], loss: LossConfig) -> NDArray
 
 
 def _policy_and_engine(seen: Sequence[_Seen]) -> dict[str, float]:
-    newest = max((one.credited.scored.rollout.policy_version for one in seen), default=0)
-    # Groups carried over were sampled by older weights: their gap is honest staleness, not disagreement.
-    fresh = [one for one in seen if one.credited.scored.rollout.policy_version == newest]
-    gap = _joined(one.credited.scored.rollout.logprobs - one.stats.logprobs for one in fresh)
+    rollouts = [one.credited.scored.rollout for one in seen]
+    newest = max((rollout.newest_version for rollout in rollouts), default=0)
+    # What older weights sampled (groups carried over, the first tokens of responses that went on under new weights) is
+    # off by honest staleness, not by disagreement.
+    fresh = [rollout.is_of_version(newest) for rollout in rollouts]
+    gap = _joined(
+        (rollout.logprobs - one.stats.logprobs)[is_fresh]
+        for rollout, one, is_fresh in zip(rollouts, seen, fresh, strict=True)
+    )
+    num_tokens = sum(len(is_fresh) for is_fresh in fresh)
     difference = -gap.astype(np.float64)
     return {
         "policy/entropy": _mean(_joined(one.stats.entropy for one in seen)),
         "engine/logprob_gap_mean": _mean(np.abs(gap)),
         "engine/logprob_gap_max": float(np.abs(gap).max()) if len(gap) else 0.0,
         "engine/kl": float(np.mean(np.expm1(difference) - difference)) if len(gap) else 0.0,
-        "engine/stale_frac": 1.0 - len(fresh) / len(seen) if seen else 0.0,
+        "engine/stale_frac": 1.0 - len(gap) / num_tokens if num_tokens else 0.0,
+        "engine/mixed_versions_frac": _mean([rollout.newest_version > rollout.policy_version for rollout in rollouts]),
     }
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
 
 SECTION_TAGS = ("observe", "evidence", "think", "answer")
 """The four sections of an EVisRAG response, in the order in which they must stand."""
@@ -160,8 +161,10 @@ class Rollout:
             that holds no first character of its own (a special token at the end, the tail of a
             multi-byte character) carries the start of the character that follows it, or ``len(text)``.
         finish_reason: ``stop`` (end of sequence sampled) or ``length`` (cut at the limit).
-        policy_version: version stamp of the weights that sampled it.
+        policy_version: version stamp of the weights that sampled its first token.
         temperature: at which it was sampled; 0: greedily.
+        token_versions: [R] int32, version stamp of the weights that sampled each token, never falling, where weights
+            came in the middle (``rl.partial_rollouts``); None: ``policy_version`` sampled all of them.
     """
 
     sample_id: str
@@ -173,6 +176,19 @@ class Rollout:
     finish_reason: str
     policy_version: int
     temperature: float = 1.0
+    token_versions: IntArray | None = None
+
+    def is_of_version(self, version: int) -> BoolArray:
+        """[R] bool, which tokens the weights of that version sampled."""
+        if self.token_versions is None:
+            return np.full(len(self.token_ids), self.policy_version == version)
+        return np.equal(self.token_versions, version)
+
+    @property
+    def newest_version(self) -> int:
+        """Version stamp of the weights that sampled its last token."""
+        versions = self.token_versions
+        return self.policy_version if versions is None or not len(versions) else int(versions[-1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

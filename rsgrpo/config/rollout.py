@@ -80,6 +80,7 @@ class RolloutConfig:
     """CPU threads of each engine; 0: its share of its node's cores (docs/scaling.md)."""
     start_timeout_seconds: float = 900.0
     generate_timeout_seconds: float = 3600.0
+    """How long an engine may say nothing while it samples, or a call to it may take."""
     max_restarts: int = 2
     """How often a dead worker is replaced before the run stops."""
     weight_transfer: str = "auto"

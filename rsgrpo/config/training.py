@@ -327,6 +327,10 @@ class RlConfig:
     """0, synchronous: every batch is sampled under the weights that it trains. 1, asynchronous: the next
     batch is sampled while the trainer updates on the present one, so its weights are one step older; pi_old
     is then the engine's log-probabilities (``rl.loss.old_logprobs=auto``)."""
+    partial_rollouts: bool = False
+    """Asynchronous mode only: the engines get new weights as soon as the trainer has them, in the middle of responses,
+    which go on under them; every token keeps its own version and log-probability. Which token that is depends on
+    the clock, so that a resumed run is no longer equal to the bit."""
     max_logprob_gap: float = 0.5
     """Mean |engine - trainer| log-probability gap in nats beyond which the weights count as stale."""
     validation_samples: int = 0
@@ -346,6 +350,11 @@ class RlConfig:
             raise ConfigError(
                 f"rl.max_staleness_steps={self.max_staleness_steps} is not known; choose 0 (synchronous) or 1 "
                 "(the next batch is sampled during the update)"
+            )
+        if self.partial_rollouts and not self.max_staleness_steps:
+            raise ConfigError(
+                "rl.partial_rollouts=true is for batches that are sampled during the update; set "
+                "rl.max_staleness_steps=1, or leave it out"
             )
         at_least("rl.save_every_steps", self.save_every_steps, 1)
         at_least("rl.validation_samples", self.validation_samples, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import ray
 import torch
@@ -32,6 +32,33 @@ def largest_gap(
                 expected = plain_logprobs(model, processor, group.prompt, rollout.token_ids)
             gaps.append(float((expected - torch.from_numpy(rollout.logprobs.copy())).abs().max()))
     return max(gaps)
+
+
+def largest_gap_by_version(
+    groups: list[RolloutGroup],
+    models: Mapping[int, Qwen2_5_VLForConditionalGeneration],
+    processor: Qwen2_5_VLProcessor,
+) -> float:
+    """As ``largest_gap``, each token against the model of the version that sampled it.
+
+    All that came before the token is worked through by that model too: nothing is kept of the weights before.
+    """
+    gaps = []
+    for group in groups:
+        for rollout in group.rollouts:
+            for version, model in models.items():
+                is_sampled = torch.from_numpy(rollout.is_of_version(version))
+                if is_sampled.any():
+                    with torch.no_grad():
+                        expected = plain_logprobs(model, processor, group.prompt, rollout.token_ids)
+                    gap = (expected - torch.from_numpy(rollout.logprobs.copy())).abs()
+                    gaps.append(float(gap[is_sampled].max()))
+    return max(gaps)
+
+
+def num_mixed(groups: list[RolloutGroup]) -> int:
+    """Responses that went on under new weights."""
+    return sum(rollout.token_versions is not None for group in groups for rollout in group.rollouts)
 
 
 def weight_update(

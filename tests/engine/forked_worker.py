@@ -30,7 +30,7 @@ from rsgrpo.policy_model import load_processor
 from rsgrpo.turns import Share
 from rsgrpo.types import ImageRef, PromptedSample, RolloutGroup, Sample, WeightVersion
 from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
-from tests.engine.answers import largest_gap
+from tests.engine.answers import largest_gap, largest_gap_by_version, num_mixed
 from tests.engine.broken_model import break_model, engine_processes
 from tests.tiny_model import make_group
 
@@ -46,6 +46,7 @@ class Worker:
     """
 
     def __init__(self, root: Path) -> None:
+        self._first = Qwen2_5_VLForConditionalGeneration.from_pretrained(root / "model").eval()
         self._other = Qwen2_5_VLForConditionalGeneration.from_pretrained(root / "other").eval()
         self._processor = load_processor(root / "other")
         pages = [ImageRef(path="imgs/0.png", file=str(root / "0.png"))]
@@ -107,6 +108,22 @@ class Worker:
         self.take_weights("language_model")
         return gaps | {"language model": largest_gap(self.sample(), self._other, self._processor)}
 
+    def go_on(self) -> dict[str, float]:
+        """Gap to transformers of responses that are half done when weights come, each token under its own version."""
+        sampling = SamplingConfig(max_response_tokens=100)  # a call ends after 64 steps
+        (request,) = requests_for([self._question], num_samples=2, sampling=sampling, seed=0)
+        assert not self._engine.advance([request])
+        self.take_weights()
+        groups: list[RolloutGroup] = []
+        while not groups:
+            groups += self._engine.advance(())
+        models = {0: self._first, 1: self._other}
+        return {
+            "mixed": num_mixed(groups),
+            "gap": largest_gap_by_version(groups, models, self._processor),
+            "gap under the first weights": largest_gap_by_version(groups, {1: self._first}, self._processor),
+        }
+
 
 def _work(root: Path, call: str) -> None:
     """In the forked process: get ready, wait for leave to begin, and call."""
@@ -118,7 +135,7 @@ def _work(root: Path, call: str) -> None:
         while not (root / "go").exists():
             time.sleep(0.05)
         found = getattr(worker, call)()
-        _say({"returned": found if call == "compare" else None})
+        _say({"returned": found if call in ("compare", "go_on") else None})
         worker._engine._watch.leave()
     except BaseException:
         traceback.print_exc()

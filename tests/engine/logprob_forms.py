@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from vllm.logprobs import append_logprobs_for_next_position, create_sample_logprobs
 
-from rollout.vllm_engine import sampled_logprobs
+from rollout.completions import sampled_logprobs
 
 
 def both_forms(_worker: Any, num_ranks: int) -> tuple[np.ndarray, np.ndarray]:

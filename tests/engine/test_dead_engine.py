@@ -98,6 +98,16 @@ def test_an_engine_of_several_processes_takes_weights_and_agrees_with_transforme
     _check_gone(worker, engine)
 
 
+def test_responses_under_way_wait_for_new_weights_and_go_on_under_them(workers: Workers) -> None:
+    workers.begin("go_on")
+    workers.go()
+    found = workers.read()["returned"]
+    assert found["mixed"] == 2
+    assert found["gap"] < MAX_GAP_NATS
+    assert found["gap under the first weights"] > 10 * MAX_GAP_NATS
+    assert workers.read() == {"status": ENDED_WITH_ITS_ENGINE}
+
+
 @pytest.mark.parametrize(
     ("call", "victim"),
     [

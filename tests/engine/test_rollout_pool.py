@@ -23,7 +23,7 @@ from rsgrpo.lora import adapter_layers, adapter_parameters, exported_parameters,
 from rsgrpo.policy import WeightUpdate
 from rsgrpo.policy_model import load_model, load_processor
 from rsgrpo.types import PromptedSample, Sample, WeightVersion
-from tests.engine.answers import MAX_GAP_NATS, largest_gap, weight_update
+from tests.engine.answers import MAX_GAP_NATS, largest_gap, largest_gap_by_version, num_mixed, weight_update
 from tests.engine.kept_layers import heard, listen
 from tests.engine.local_ray import local_ray
 from tests.engine.logprob_forms import both_forms
@@ -152,6 +152,46 @@ def test_engine_agrees_with_transformers_before_and_after_updates(
     assert largest_gap(fourth, model, processor) > 10 * MAX_GAP_NATS
     model.load_state_dict(dict(merged), strict=False)
     assert largest_gap(fourth, model, processor) < MAX_GAP_NATS
+
+
+def test_responses_go_on_under_weights_that_come_in_the_middle(
+    pool: RolloutPool, folder: Path, questions: list[PromptedSample]
+) -> None:
+    old = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
+    new = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    pool.update_weights(weight_update(old.named_parameters(), 20))
+    # Each engine runs 8 questions at a time. A call lasts 64 steps at most, so that the first of them, of 150 tokens
+    # each, are far from their end when the first answer is there: of these or of those that came after them.
+    many = [
+        PromptedSample(
+            sample=dataclasses.replace(one.sample, sample_id=f"{one.sample.sample_id}-{copy}"),
+            prompt=dataclasses.replace(one.prompt, sample_id=f"{one.sample.sample_id}-{copy}"),
+        )
+        for copy in range(10)
+        for one in questions
+    ]
+    stream = pool.stream(many, num_samples=2, sampling=SamplingConfig(max_response_tokens=150), seed=2)
+    groups = [next(stream)]
+    pool.update_weights(weight_update(new.named_parameters(), 21))
+    groups += list(stream)
+    assert sorted(group.sample.sample_id for group in groups) == sorted(one.sample.sample_id for one in many)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    assert {version for one in rollouts for version in (one.policy_version, one.newest_version)} == {20, 21}
+    mixed = [rollout for rollout in rollouts if rollout.token_versions is not None]
+    assert mixed
+    for rollout in mixed:
+        assert rollout.token_versions is not None
+        assert rollout.token_versions.shape == rollout.token_ids.shape
+        assert set(rollout.token_versions.tolist()) == {20, 21}
+        assert (np.diff(rollout.token_versions) >= 0).all()
+    processor = load_processor(folder)
+    shown = [group for group in groups if num_mixed([group])][:4] + groups[:1] + groups[-1:]
+    assert largest_gap_by_version(shown, {20: old, 21: new}, processor) < MAX_GAP_NATS
+    # The versions matter: under the weights before, the tokens of the second half look quite different.
+    assert largest_gap_by_version(shown, {20: old, 21: old}, processor) > 10 * MAX_GAP_NATS
 
 
 def test_responses_hold_no_banned_token_and_their_text_is_their_bytes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -44,7 +45,8 @@ def _call(workers: dict[int, Any], num_requests: int, *, timeout: float = 60.0, 
         workers,
         RequestQueue(requests, list(workers), capacity=3),
         timeout_seconds=timeout,
-        replaced=lambda number, others_live: heirs.pop() if heirs and not others_live else None,
+        sending=threading.RLock(),
+        replaced=lambda number, died, others_live: heirs.pop() if heirs and not others_live else None,
     ).groups()
 
 

@@ -37,6 +37,7 @@ from rsgrpo.types import (
     ChatPrompt,
     PromptedSample,
     ResponseStats,
+    Rollout,
     RolloutGroup,
     Sample,
     ScoredGroup,
@@ -99,6 +100,44 @@ class FakeEngine:
 
 
 @dataclass
+class InterruptedEngine(FakeEngine):
+    """Every call after the first is in the middle of its responses when new weights come, and waits for them."""
+
+    has_begun: threading.Event = field(default_factory=threading.Event)
+    is_updated: threading.Event = field(default_factory=threading.Event)
+
+    def stream(
+        self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
+    ) -> Generator[RolloutGroup, None, None]:
+        groups = self.generate(prompted, num_samples=num_samples, sampling=sampling, seed=seed)
+        if len(self.calls) > 1:
+            self.is_updated.clear()
+            self.has_begun.set()
+            assert self.is_updated.wait(WAIT_SECONDS), "weights come only after the samples"
+            groups = [
+                dataclasses.replace(group, rollouts=tuple(map(self._with_a_token, group.rollouts))) for group in groups
+            ]
+        yield from groups
+
+    def _with_a_token(self, rollout: Rollout) -> Rollout:
+        """One more, of the weights that came."""
+        return dataclasses.replace(
+            rollout,
+            token_ids=np.append(rollout.token_ids, np.int32(1)),
+            logprobs=np.append(rollout.logprobs, np.float32(-1.0)),
+            token_char_starts=np.append(rollout.token_char_starts, np.int32(0)),
+            token_versions=np.array(
+                [rollout.policy_version] * len(rollout.token_ids) + [self.policy_version], dtype=np.int32
+            ),
+        )
+
+    def update_weights(self, update: WeightUpdate) -> None:
+        super().update_weights(update)
+        self.has_begun.clear()
+        self.is_updated.set()
+
+
+@dataclass
 class FakePolicy:
     """Counts updates and remembers what each was given."""
 
@@ -106,8 +145,11 @@ class FakePolicy:
     updates: list[tuple[int, tuple[TrainingGroup, ...], LossConfig]] = field(default_factory=list)
     has_updated: threading.Event | None = None
     kl_reference: float = 0.0
+    may_update: threading.Event | None = None
 
     def update(self, groups: Sequence[TrainingGroup], objective: str, loss: LossConfig) -> UpdateResult:
+        if self.may_update is not None:
+            assert self.may_update.wait(WAIT_SECONDS)
         self.updates.append((self.version, tuple(groups), loss))
         self.version += 1
         if self.has_updated is not None:
@@ -249,6 +291,44 @@ def test_asynchronous_sampling_overlaps_the_update_and_is_one_step_old() -> None
     assert training.state.ahead is None
     assert reports[0].metrics["time/wait_for_samples"] >= 0.0
     assert [report.metrics["engine/staleness_updates"] for report in reports] == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_engines_get_new_weights_in_the_middle_of_the_batch_that_is_sampled_ahead() -> None:
+    engine = InterruptedEngine()
+    policy = FakePolicy(may_update=engine.has_begun)
+    config = _config(max_staleness_steps=1, partial_rollouts=True, filter=FilterConfig(carry_over=False, max_refills=0))
+    training = _training(config, engine, policy)
+    reports = [training.train_step() for _ in range(4)]
+    # A response is as old as its first token; its last one is of the weights that it is trained on.
+    assert _ages(policy, reports) == [{0}, {1}, {1}, {1}]
+    assert [report.metrics["engine/mixed_versions_frac"] for report in reports] == [0.0, 1.0, 1.0, 1.0]
+    assert engine.policy_version == policy.version == 4
+    for _, groups, loss in policy.updates[1:]:
+        # The importance weight goes by what each token was sampled with, whichever weights did it.
+        assert loss.old_logprobs == "engine"
+        assert all(float(cast(Any, one.rollout_logprobs)[-1]) == -1.0 for group in groups for one in group.responses)
+
+
+def test_a_batch_of_two_versions_comes_back_from_a_checkpoint() -> None:
+    engine = InterruptedEngine()
+    policy = FakePolicy(may_update=engine.has_begun)
+    training = _training(_config(max_staleness_steps=1, partial_rollouts=True), engine, policy)
+    training.train_step()
+    ahead, restored = training.state.ahead, _restored(training.state).ahead
+    assert ahead is not None
+    assert restored is not None
+    rollouts = [[rollout for group in batch.groups for rollout in group.group.rollouts] for batch in (ahead, restored)]
+    for saved, read in zip(*rollouts, strict=True):
+        assert saved.token_versions is not None
+        assert read.token_versions is not None
+        np.testing.assert_array_equal(read.token_versions, saved.token_versions)
+        assert read.newest_version == saved.policy_version + 1
+        assert read.is_of_version(saved.policy_version).sum() == len(saved.token_ids) - 1
+
+
+def test_partial_rollouts_without_sampling_ahead_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"set rl\.max_staleness_steps=1"):
+        RlConfig(partial_rollouts=True)
 
 
 def test_pi_old_may_be_recomputed_from_the_trainer_although_samples_are_old() -> None:

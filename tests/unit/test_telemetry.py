@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -158,6 +159,20 @@ def test_the_gap_is_taken_over_tokens_of_the_newest_weights() -> None:
     k3 = (math.exp(-0.25) - 1 + 0.25 + math.exp(0.5) - 1 - 0.5) / 2
     assert values["engine/kl"] == pytest.approx(k3)
     assert values["engine/stale_frac"] == 0.5
+
+
+def test_of_a_response_that_went_on_under_new_weights_only_the_tokens_of_these_count() -> None:
+    rollout = scored_rollout(
+        "g", 0, 3, [scoped_reward("a", 1.0, (0, 3))], logprobs=[-9.0, -1.0, -2.0], policy_version=6
+    )
+    mixed = dataclasses.replace(rollout.rollout, token_versions=np.array([6, 7, 7], np.int32))
+    older = scored_rollout("g", 1, 1, [scoped_reward("a", 0.0, (0, 1))], logprobs=[-9.0], policy_version=6)
+    scored = scored_group("g", [dataclasses.replace(rollout, rollout=mixed), older])
+    credited = credit_groups([scored], {"a": 1.0}, CreditConfig())
+    values = step_telemetry(credited, [stats(0, [0.0, -1.25, -1.5]), stats(1, [0.0])], {"a": 1.0})
+    assert values["engine/logprob_gap_mean"] == 0.375  # of 0.25 and 0.5
+    assert values["engine/stale_frac"] == 0.5  # two of four tokens
+    assert values["engine/mixed_versions_frac"] == 0.5  # one of two responses
 
 
 def test_lengths_truncation_and_entropy_by_response() -> None:

@@ -1,0 +1,70 @@
+"""What vLLM says of one response, as a record of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollout.requests import RolloutRequest
+from rsgrpo.token_offsets import TokenTable
+from rsgrpo.types import Rollout
+
+
+def rollout_of(request: RolloutRequest, completion: Any, table: TokenTable) -> Rollout:
+    """A finished response.
+
+    Args:
+        request: that it answers.
+        completion: vLLM's ``CompletionOutput``, with flat log-probabilities.
+        table: gives the text of its tokens, and where each begins in it.
+    """
+    ids = np.asarray(completion.token_ids, dtype=np.int32)
+    versions = token_versions(completion.weight_versions)
+    text, starts = table.decode(ids)
+    return Rollout(
+        sample_id=request.sample_id,
+        rollout_index=completion.index,
+        token_ids=ids,
+        logprobs=sampled_logprobs(completion.logprobs),
+        text=text,
+        token_char_starts=starts,
+        finish_reason=completion.finish_reason,
+        policy_version=int(versions[0]),
+        temperature=request.sampling.temperature,
+        token_versions=versions if versions[0] != versions[-1] else None,
+    )
+
+
+def sampled_logprobs(flat: Any) -> NDArray[np.float32]:
+    """Log-probabilities of the sampled tokens, which lead their positions.
+
+    Args:
+        flat: vLLM's ``FlatLogprobs`` of one response.
+
+    Returns:
+        [R] float32.
+    """
+    logprobs = np.asarray(flat.logprobs, dtype=np.float32)
+    if len(logprobs) == len(flat.start_indices):  # nothing but the sampled token at each position
+        return logprobs
+    return logprobs[np.asarray(flat.start_indices, dtype=np.int64)]
+
+
+def token_versions(spans: Sequence[Any]) -> NDArray[np.int32]:
+    """Version of the weights that sampled each token.
+
+    Args:
+        spans: vLLM's ``WeightVersionSpan`` of one response, one after the other.
+
+    Returns:
+        [R] int32.
+
+    Example:
+        Two tokens of version 3 and one of version 4 give [3, 3, 4].
+    """
+    return np.repeat(
+        np.array([int(span.version) for span in spans], dtype=np.int32), [span.end - span.start for span in spans]
+    )
