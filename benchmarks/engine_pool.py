@@ -1,9 +1,11 @@
 """Tokens per second through the pool of engines against vLLM alone on the same requests, turn by turn.
 
-Both run the same vLLM with the same settings, each in a process of its own. "Alone" is timed around ``LLM.generate``
+All run the same vLLM with the same settings, in processes of their own. "Alone" is timed around ``LLM.generate``
 inside that process, with images read beforehand and without texts; the pool is timed in the driver, with everything
-that training gets: pages read, requests sent, texts with offsets, log-probabilities, records sent back. The same tokens
-are banned on both sides, or responses would differ in length by a twentieth.
+that training gets: pages read, requests sent, texts with offsets, log-probabilities, records sent back. "Step" is
+what a training step waits for: the same, each group scored by the recipe's rewards as it comes, until the last one is
+scored. Before every call all caches are emptied, as new weights do, and questions come once on each side. The same
+tokens are banned everywhere, or responses would differ in length by a twentieth.
 
     uv run python benchmarks/engine_pool.py --rounds 6
 """
@@ -14,6 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import ray
@@ -21,6 +24,8 @@ from json_line import report
 from quickstart_setup import Setup, quickstart
 
 from recipes.workers import open_workers
+from rewards.scorer import Scorer
+from rollout.engine import RolloutEngine
 from rollout.pool import engine_environment
 from rsgrpo.config import SamplingConfig
 from rsgrpo.images import load_page
@@ -44,6 +49,7 @@ class PlainEngine:
         """Response tokens and seconds."""
         from vllm import SamplingParams
 
+        forget(self)
         prompts = [self._prompt(one) for one in prompted]
         parameters = SamplingParams(n=num_samples, temperature=1.0, max_tokens=max_tokens, logprobs=0, detokenize=False)
         begin = time.perf_counter()
@@ -59,12 +65,34 @@ class PlainEngine:
         return TokensPrompt(prompt_token_ids=ids, multi_modal_data={"image": pages})
 
 
+def forget(holder: Any) -> None:
+    """Empty the caches of the engine that a worker holds."""
+    engine = holder._engine
+    engine._take_version(engine.policy_version)
+    engine._llm.llm_engine.reset_mm_cache()
+
+
+def timed_step(
+    engine: RolloutEngine, scorer: Scorer, questions: Sequence[PromptedSample], num_samples: int, max_tokens: int
+) -> tuple[int, float]:
+    """Response tokens, and seconds until all of them are scored."""
+    begin = time.perf_counter()
+    sampling = SamplingConfig(max_response_tokens=max_tokens)
+    with closing(scorer.scoring()) as scoring:
+        for group in engine.stream(questions, num_samples=num_samples, sampling=sampling, seed=0):
+            scoring.add(group)
+        scored = scoring.scored()
+    seconds = time.perf_counter() - begin
+    return sum(len(one.rollout.token_ids) for group in scored for one in group.rollouts), seconds
+
+
 def measure(setup: Setup, num_rounds: int, num_questions: int, num_samples: int) -> dict[str, object]:
     from rollout.vllm_engine import EngineSpec
 
     config, model, cluster = setup.config, setup.prepared.base_model, setup.cluster
     sampling = SamplingConfig(max_response_tokens=config.rollout.sampling.max_response_tokens)
-    speeds: dict[str, list[float]] = {"pool": [], "alone": []}
+    sides = ("pool", "alone", "step")
+    speeds: dict[str, list[float]] = {side: [] for side in sides}
     with open_workers(config, model, cluster) as workers:
         device = workers.fitted.config.cluster.device
         environment = engine_environment(config, device, config.rollout.num_threads or cluster.num_cores)
@@ -79,10 +107,16 @@ def measure(setup: Setup, num_rounds: int, num_questions: int, num_samples: int)
         # The first round is not counted: it fills caches and allocators.
         for index in range(num_rounds + 1):
             questions = setup.prepared.test[index * num_questions : (index + 1) * num_questions]
-            for side in ("pool", "alone") if index % 2 else ("alone", "pool"):
+            for side in (*sides[index % 3 :], *sides[: index % 3]):
+                if side != "alone":
+                    ray.get([worker.__ray_call__.remote(forget) for worker in workers.engine._workers])
                 if side == "alone":
                     call = plain.generate.remote(questions, num_samples, sampling.max_response_tokens)
                     tokens, seconds = ray.get(call)
+                elif side == "step":
+                    tokens, seconds = timed_step(
+                        workers.engine, setup.prepared.scorer, questions, num_samples, sampling.max_response_tokens
+                    )
                 else:
                     begin = time.perf_counter()
                     groups = workers.engine.generate(questions, num_samples=num_samples, sampling=sampling, seed=index)
@@ -91,15 +125,21 @@ def measure(setup: Setup, num_rounds: int, num_questions: int, num_samples: int)
                 if index:
                     speeds[side].append(tokens / seconds)
         ray.kill(plain)
-    ratios = [pool / alone for pool, alone in zip(speeds["pool"], speeds["alone"], strict=True)]
+    ratios = {
+        side: [one / alone for one, alone in zip(speeds[side], speeds["alone"], strict=True)]
+        for side in ("pool", "step")
+    }
     return {
         "questions": num_questions,
         "samples": num_samples,
         "max_response_tokens": sampling.max_response_tokens,
         "pool_tokens_per_second": round(statistics.median(speeds["pool"])),
         "alone_tokens_per_second": round(statistics.median(speeds["alone"])),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_by_round": [round(ratio, 3) for ratio in ratios],
+        "step_tokens_per_second": round(statistics.median(speeds["step"])),
+        "ratio": round(statistics.median(ratios["pool"]), 3),
+        "ratio_by_round": [round(ratio, 3) for ratio in ratios["pool"]],
+        "step_ratio": round(statistics.median(ratios["step"]), 3),
+        "step_ratio_by_round": [round(ratio, 3) for ratio in ratios["step"]],
         "target": 0.95,
     }
 
