@@ -31,6 +31,11 @@ def builds_quickstart_data(config: Config) -> bool:
     return not any((config.data.sft_path, config.data.rl_path, config.data.test_path)) and not uses_mixture(config)
 
 
+def has_engines(config: Config) -> bool:
+    """Whether anything is sampled: a supervised stage samples answers to its test questions, where it has some."""
+    return config.stage != "sft" or bool(config.data.test_path) or builds_quickstart_data(config)
+
+
 def default_sources(config: Config) -> list[SourceConfig]:
     """The mixture of a phase that names none.
 

@@ -13,7 +13,7 @@ from rsgrpo.advantages import is_flat
 from rsgrpo.config import LossConfig
 from rsgrpo.credit_table import merged
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.types import CreditedGroup, CreditedRollout, ResponseStats, ScopedReward, UpdateMetrics
+from rsgrpo.types import CreditedGroup, CreditedRollout, ResponseStats, ScopedReward, ScoredGroup, UpdateMetrics
 
 
 class StaleWeightsError(RsgrpoError):
@@ -266,6 +266,32 @@ def policy_metrics(updates: Sequence[UpdateMetrics]) -> dict[str, float]:
         for number, row in enumerate(rows, start=1):
             metrics |= {f"policy/update_{number}/{name}": row[name] for name in _SHOWN_BY_UPDATE}
     return metrics
+
+
+def newest_version(groups: Iterable[ScoredGroup]) -> int:
+    """Of the weights that sampled any of the groups; 0 for none."""
+    return max((one.policy_version for group in groups for one in group.group.rollouts), default=0)
+
+
+def logprob_gap(groups: Sequence[CreditedGroup], responses: Sequence[ResponseStats], version: int) -> float | None:
+    """Mean |engine - trainer| log-probability gap in nats; ``engine/logprob_gap_mean`` of a batch with one update.
+
+    Args:
+        groups: what is trained on.
+        responses: what the trainer sees of it.
+        version: of the weights whose responses count; those of older ones differ because the weights do.
+
+    Returns:
+        The mean over their tokens; None where there are no such responses.
+    """
+    seen = {(one.sample_id, one.response_index): one.logprobs for one in responses}
+    gaps = [
+        one.scored.rollout.logprobs - seen[group.scored.sample_id, one.scored.rollout.rollout_index]
+        for group in groups
+        for one in group.rollouts
+        if one.scored.rollout.policy_version == version
+    ]
+    return _mean(np.abs(_joined(gaps))) if gaps else None
 
 
 def check_logprob_gap(mean_gap: float, limit: float) -> None:

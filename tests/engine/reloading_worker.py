@@ -16,6 +16,7 @@ from rsgrpo.config import Config, LossConfig, OptimizerConfig
 from rsgrpo.engine_settings import deepspeed_settings
 from rsgrpo.lora import adapter_layers, adapter_parameters
 from rsgrpo.objective import row_loss
+from rsgrpo.policy_results import RankStep
 from rsgrpo.policy_setup import open_policy_model, wrap_model
 from rsgrpo.policy_worker import PolicyWorker
 from rsgrpo.weights import checkpoint_name
@@ -41,6 +42,11 @@ class ReloadingWorker(PolicyWorker):
         self._config = config
         self._build()
         self._engine.begin_stage(optimizer, 10)
+
+    def update(self, num_micro_batches: int, objective: str, loss: LossConfig | None) -> RankStep:
+        """Accumulate and step at once."""
+        self.accumulate(num_micro_batches, objective, loss)
+        return self.take_step()
 
     def gradient(
         self, num_micro_batches: int, objective: str, loss: LossConfig | None

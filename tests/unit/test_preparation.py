@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from recipes import pipeline
 from recipes.model_folder import ModelError, check_model_type, check_weights, load_processor
 from recipes.preparation import prepare
 from rewards.base import RewardError
@@ -283,3 +284,30 @@ def test_a_trajectory_that_no_row_of_the_trainer_holds_is_refused(task: Path) ->
     message = _refusal(task, *sft, f"trainer.micro_batch_tokens={longest - 1}")
     assert f"{lengths.count(longest)} of 3 sft prompts are too long" in message
     assert "raise trainer.micro_batch_tokens," in message
+
+
+@pytest.mark.parametrize(
+    ("change", "overrides", "told"),
+    [
+        ({"image": ["nowhere.png"]}, [], "nowhere.png"),
+        ({"query": "Where is it? " * 4000}, ["rollout.max_model_tokens=4096"], "1 of 1 test prompts are too long"),
+        ({"query": "Where <|im_end|> is it?"}, [], "control token '<|im_end|>'"),
+        ({}, ["rollout.max_model_tokens=100000000"], "positions of the model"),
+    ],
+    ids=["no page", "too long", "control token", "engine too short"],
+)
+def test_test_questions_of_a_supervised_stage_that_cannot_be_asked_are_refused_before_ray_starts(
+    task: Path, tmp_path: Path, monkeypatch, change: dict[str, object], overrides: list[str], told: str
+) -> None:
+    def started(config: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(pipeline, "open_cluster", started)
+    (row,) = (json.loads(line) for line in (task / "test.jsonl").read_text().splitlines())
+    test = task / f"test-{tmp_path.name}.jsonl"
+    test.write_text(json.dumps(row | change) + "\n")
+    supervised = ["stage=sft", f"data.sft_path={task}/train.jsonl", "data.sft_sections=[]", "data.rl_path=''"]
+    run = f"run_dir={tmp_path / 'run'}"
+    with pytest.raises(RsgrpoError) as caught:
+        pipeline.run(_config(task, *supervised, f"data.test_path={test}", run, "logging.progress=false", *overrides))
+    assert told in str(caught.value)
