@@ -26,8 +26,9 @@ from rsgrpo.generated.tasks import write_task
 from rsgrpo.known_pages import KNOWN_PAGES
 from rsgrpo.page_view import read_view
 from rsgrpo.progress import Progress
+from rsgrpo.prompts import QuestionWriter
 from rsgrpo.run_folder import RunFolder
-from rsgrpo.types import ImageRef
+from rsgrpo.types import ImageRef, Sample
 from tests.unit.report_run import sampled_group
 
 GOLD = "<observe>cards</observe>\n<answer>4</answer>"
@@ -61,6 +62,19 @@ def _refusal(task: Path, *overrides: str) -> str:
 def test_generated_data_and_a_small_model_pass(task: Path) -> None:
     prepared = prepare(_config(task), RunFolder(root=task / "run"), Progress(False))
     assert (len(prepared.rl), len(prepared.test), prepared.num_skipped) == (3, 1, 0)
+
+
+def test_a_template_is_rendered_once_a_question(task: Path, tmp_path: Path, monkeypatch) -> None:
+    rendered: list[str] = []
+    render = QuestionWriter._render
+
+    def counted(writer: QuestionWriter, sample: Sample) -> str:
+        rendered.append(sample.sample_id)
+        return render(writer, sample)
+
+    monkeypatch.setattr(QuestionWriter, "_render", counted)
+    prepared = prepare(_config(task), RunFolder(root=tmp_path / "run"), Progress(False))
+    assert sorted(rendered) == sorted(one.sample.sample_id for one in (*prepared.rl, *prepared.test))
 
 
 def test_a_second_start_reads_no_page_and_reports_the_same_of_them(task: Path, tmp_path: Path, monkeypatch) -> None:
