@@ -27,7 +27,7 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 
 from rsgrpo.config import Config, OptimizerConfig
-from rsgrpo.engine_settings import deepspeed_settings, learning_rate, parameter_groups
+from rsgrpo.engine_settings import deepspeed_settings, learning_rate, parameter_groups, trained_elements
 from rsgrpo.lora import exported_parameters, of_trained_layers
 from rsgrpo.offload import StoragePark
 from rsgrpo.policy_model import MicroBatch, PolicyModel
@@ -127,7 +127,7 @@ class DeepSpeedEngine:
             # Else DeepSpeed compiles an extension for shared-memory inference, which training never calls: a
             # minute at the first start, and a lock that hangs every later start if that one was killed.
             deepspeed.ops.__compatible_ops__ = {}
-        settings = deepspeed_settings(config, device)
+        settings = deepspeed_settings(config, device, num_trained=trained_elements(model))
         fill_model(model, weights, settings, device)
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
@@ -396,7 +396,7 @@ class FrozenEngine:
         model.requires_grad_(False).eval()
         self._model: nn.Module = model
         self._device = device
-        settings = deepspeed_settings(config, device)
+        settings = deepspeed_settings(config, device, num_trained=0)
         settings["zero_optimization"].pop("offload_optimizer", None)
         fill_model(model, weights, settings, device)
         if config.trainer.zero_stage == 3:

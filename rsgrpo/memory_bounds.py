@@ -26,3 +26,19 @@ FRAMES = 2
 
 FP32 = 4
 """Bytes of a float32 number."""
+
+_MOST_IN_BUCKET = 500_000_000  # DeepSpeed's own default
+
+
+def bucket_elements(num_trained: int) -> int:
+    """Elements of a buffer through which DeepSpeed sums gradients over ranks; it is always allocated whole.
+
+    One that holds all gradients is never given away half full, so that a larger one would sum the same.
+
+    Args:
+        num_trained: elements of the parameters that are trained.
+
+    Example:
+        11 elements take 12, an even number; 7·10⁹ take 5·10⁸.
+    """
+    return min(_MOST_IN_BUCKET, max(2, -(-num_trained // 2) * 2))

@@ -23,11 +23,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rsgrpo.memory_bounds import FP32
+from rsgrpo.memory_bounds import FP32, bucket_elements
 from rsgrpo.model_sizes import ParameterSize
 
-# DeepSpeed's defaults, which deepspeed_engine.py leaves alone; elements.
-_REDUCE_BUCKET = 500_000_000
+# DeepSpeed's defaults, which engine_settings.py leaves alone: bounds that allocate nothing by themselves; elements.
 _PERSISTENT = 100_000  # parameters up to this size stay whole under ZeRO 3
 _LIVE = 1_000_000_000  # whole parameters that ZeRO 3 keeps at a time
 _SUB_GROUP = 1_000_000_000  # that ZeRO 3's optimizer steps through at a time
@@ -172,10 +171,11 @@ def state_memory(
 
 def _buckets(num_trained: int, *, zero_stage: int, weight_bytes: int) -> int:
     """Buffers of GPUs: two take turns under ZeRO 1 and 2 (``overlap_comm``)."""
-    summed = FP32 * min(num_trained, _REDUCE_BUCKET)
+    bucket = bucket_elements(num_trained)
+    summed = FP32 * min(num_trained, bucket)
     if zero_stage == 3:
-        return FP32 * _REDUCE_BUCKET
+        return FP32 * bucket
     if weight_bytes == FP32:
-        return 2 * FP32 * _REDUCE_BUCKET
+        return 2 * FP32 * bucket
     # BF16_Optimizer sums its whole gradients through copies; ZeRO 2 collects in bfloat16 and sums in float32.
-    return summed if zero_stage == 1 else 2 * weight_bytes * _REDUCE_BUCKET + summed
+    return summed if zero_stage == 1 else 2 * weight_bytes * bucket + summed

@@ -13,7 +13,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
-from rsgrpo.engine_settings import deepspeed_settings
+from rsgrpo.engine_settings import deepspeed_settings, trained_elements
 from rsgrpo.lora import adapter_layers, adapter_parameters
 from rsgrpo.objective import row_loss
 from rsgrpo.policy_results import RankStep
@@ -102,7 +102,8 @@ class ReloadingWorker(PolicyWorker):
             if frozen:
                 FrozenEngine(model, self._config, device=device, weights=opened.weights)
             else:
-                fill_model(model, opened.weights, deepspeed_settings(self._config, device), device)
+                settings = deepspeed_settings(self._config, device, num_trained=trained_elements(model))
+                fill_model(model, opened.weights, settings, device)
         parameters = list(model.parameters())
         sizes = [math.prod(getattr(one, "ds_shape", one.shape)) * one.element_size() for one in parameters]
         # Beside its share a rank keeps small parameters whole.
