@@ -25,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -105,19 +104,14 @@ class MeasuredWorker(PolicyWorker):
         """Plan (not timed: pages are processed once and cached), then one update; its gradient is kept, untimed."""
         num_micro_batches = self.prepare(groups)
         clock = Clock()
-        step = self._engine.step
-
-        def kept() -> Any:
-            clock.stop()
-            self.last_gradient = self._gradient()
-            clock.start()
-            return step()
-
-        with patch.object(self._engine, "step", kept):
-            clock.start()
-            update = self.update(num_micro_batches, "policy", LOSS)
-            self._wait()
-            clock.stop()
+        clock.start()
+        update = self.accumulate(num_micro_batches, "policy", LOSS)
+        clock.stop()
+        self.last_gradient = self._gradient()
+        clock.start()
+        self.take_step()
+        self._wait()
+        clock.stop()
         return Timing(
             seconds=clock.seconds,
             cpu_seconds=clock.cpu_seconds,

@@ -9,12 +9,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from recipes.wanted_data import WANTED, builds_quickstart_data, uses_mixture
+from recipes.wanted_data import WANTED, builds_quickstart_data, has_engines, uses_mixture
 from rewards.plugins import load_rewards
 from rsgrpo.benchmarks import find_benchmarks
 from rsgrpo.config import Config, ConfigError, SourceConfig
 from rsgrpo.data_files import DataError, data_files
-from rsgrpo.device import choose_device
+from rsgrpo.device import check_build, choose_device
 from rsgrpo.errors import shown
 from rsgrpo.machine import REPOSITORY, check_cluster, has_gpu_files, prepare_process
 from rsgrpo.prompts import template_fingerprint
@@ -57,14 +57,17 @@ def check_first(config: Config) -> list[str]:
 
 
 def _check_device(config: Config) -> None:
-    """On this machine, what is decided once Ray runs can be decided now, but for how many GPUs there are."""
-    if config.cluster.address or config.eval.endpoint.url:
+    """What is decided once Ray runs can be decided now, but for how many GPUs there are."""
+    samples = has_engines(config)
+    if config.eval.endpoint.url:
         return
-    # Whether a supervised stage has test questions, which an engine answers, shows later.
-    has_engines = config.stage != "sft"
-    choice = choose_device(config.cluster, int(has_gpu_files()), has_engines=has_engines)
+    if config.cluster.address:
+        if samples:
+            check_build(config.cluster)
+        return
+    choice = choose_device(config.cluster, int(has_gpu_files()), has_engines=samples)
     if choice.device == "cpu":
-        check_topology(config, device="cpu", gpus_per_node=(), has_engines=has_engines)
+        check_topology(config, device="cpu", gpus_per_node=(), has_engines=samples)
 
 
 def _check_model_path(key: str, path: str) -> None:

@@ -28,7 +28,7 @@ from rsgrpo.images import page_size
 from rsgrpo.lora import check_adapters
 from rsgrpo.page_view import PageView, model_view, write_view
 from rsgrpo.progress import Progress
-from rsgrpo.prompts import PUBLISHED_TEMPLATES, PromptBuilder, template_fingerprint
+from rsgrpo.prompts import PUBLISHED_TEMPLATES, PromptBuilder, QuestionWriter, template_fingerprint
 from rsgrpo.quickstart.dataset import build_quickstart_data, corpus
 from rsgrpo.quickstart.model import build_quickstart_model
 from rsgrpo.run_folder import RunFolder
@@ -81,7 +81,8 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
     """
     rewards = load_rewards(config.scored_rewards, REPOSITORY)
     with progress.phase("Reading data and model"):
-        loaded = _load_data(config, folder)
+        writer = QuestionWriter(config.prompt)
+        loaded = _load_data(config, folder, writer)
         base_model = find_base_model(config, folder)
         processor = load_processor(base_model, f"model.path={config.model.path!r}")
         _check_start_model(config, base_model)
@@ -92,7 +93,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         scorer = Scorer(rewards, view)
         if "rl" in loaded:
             scorer.check_samples(loaded["rl"].samples)
-        builder = PromptBuilder(config.prompt, processor)
+        builder = PromptBuilder(config.prompt, processor, writer)
         lengths = PromptLengths(config, processor)
         num_skipped = sum(sum(one.skipped.values()) for one in loaded.values())
         prompted: dict[str, tuple[PromptedSample, ...]] = {}
@@ -162,7 +163,7 @@ def _page_view(config: Config, processor: Qwen2_5_VLProcessor) -> PageView:
     return model_view(config.data, processor.image_processor)
 
 
-def _load_data(config: Config, folder: RunFolder) -> Mapping[str, LoadedData]:
+def _load_data(config: Config, folder: RunFolder, writer: QuestionWriter) -> Mapping[str, LoadedData]:
     data = config.data
     paths = {"sft": data.sft_path, "rl": data.rl_path, "test": data.test_path}
     if builds_quickstart_data(config):
@@ -175,7 +176,8 @@ def _load_data(config: Config, folder: RunFolder) -> Mapping[str, LoadedData]:
             continue
         if not paths[name]:
             raise DataError(f"stage={config.stage} needs data.{name}_path; set it, or choose another stage")
-        loaded[name] = load_samples(paths[name], data, is_training=name != "test", check=sample_check(config, name))
+        check = sample_check(config, name, writer.parts_ahead)
+        loaded[name] = load_samples(paths[name], data, is_training=name != "test", check=check)
     return loaded
 
 

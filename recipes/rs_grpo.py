@@ -31,6 +31,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 
 from recipes.prompt_stream import PromptStream
 from rewards.scorer import Scorer
@@ -42,7 +43,14 @@ from rsgrpo.losses import adapted_kl_coefficient
 from rsgrpo.policy import Policy
 from rsgrpo.selection import select_groups
 from rsgrpo.stopwatch import Stopwatch
-from rsgrpo.telemetry import StaleWeightsError, check_logprob_gap, policy_metrics, step_telemetry
+from rsgrpo.telemetry import (
+    StaleWeightsError,
+    check_logprob_gap,
+    logprob_gap,
+    newest_version,
+    policy_metrics,
+    step_telemetry,
+)
 from rsgrpo.types import (
     CreditedGroup,
     PromptedSample,
@@ -200,6 +208,7 @@ class RsGrpo:
         self.state = state
         self.stream = PromptStream(questions, seed=config.seed, shuffle=config.rl.shuffle, position=state.position)
         self._old: OldLogprobs = {}
+        self._unchecked_version: int | None = None  # whose responses no update of the batch held so far
         self.weights = {name: reward.weight for name, reward in config.rewards.items()}
         self.loss = config.rl.loss
         self._sampler: ThreadPoolExecutor | None = None
@@ -243,12 +252,16 @@ class RsGrpo:
         credited: list[CreditedGroup] = []
         seen: list[ResponseStats] = []
         updates: list[UpdateMetrics] = []
+        self._unchecked_version = newest_version(batch.groups)
         for groups in self._updates(batch.groups, clock):
             with clock.phase("credit"):
                 part = credit_groups(groups, self.weights, self.config.rl.credit)
             with clock.phase("update"):
                 result = self.policy.update(
-                    training_groups(part, self._old, self._kl_weights(groups)), "policy", self.loss
+                    training_groups(part, self._old, self._kl_weights(groups)),
+                    "policy",
+                    self.loss,
+                    before_step=partial(self._check_gap, part),
                 )
             updates.append(result.metrics)
             if self.loss.kl.coefficient:
@@ -263,8 +276,19 @@ class RsGrpo:
                 before = list(self._old.values()) or seen
                 metrics |= policy_metrics(updates)
                 metrics |= step_telemetry(credited, before, self.weights, updated=seen, loss=self.loss)
-            check_logprob_gap(metrics["engine/logprob_gap_mean"], self.config.rl.max_logprob_gap)
         return credited, metrics
+
+    def _check_gap(self, part: Sequence[CreditedGroup], seen: Sequence[ResponseStats]) -> None:
+        """Refuse a batch's first update, before its step, where engine and trainer cannot hold the same weights.
+
+        First is the first with responses of the newest weights: others, carried over, differ because weights do.
+        """
+        if self._unchecked_version is None:
+            return
+        gap = logprob_gap(part, seen, self._unchecked_version)
+        if gap is not None:
+            check_logprob_gap(gap, self.config.rl.max_logprob_gap)
+            self._unchecked_version = None
 
     def _kl_coefficient(self) -> float:
         """Where the controller stands; the settings' own where it did not begin, or does not steer."""

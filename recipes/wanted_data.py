@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rsgrpo.config import Config, SourceConfig
 from rsgrpo.control_tokens import control_token
 from rsgrpo.data_files import DataError
-from rsgrpo.prompts import PromptTemplateError, QuestionWriter
+from rsgrpo.prompts import PromptTemplateError
 from rsgrpo.readers.findings import BadRecordError
 from rsgrpo.sections import parse_response
 from rsgrpo.types import Sample
@@ -31,6 +31,11 @@ def builds_quickstart_data(config: Config) -> bool:
     return not any((config.data.sft_path, config.data.rl_path, config.data.test_path)) and not uses_mixture(config)
 
 
+def has_engines(config: Config) -> bool:
+    """Whether anything is sampled: a supervised stage samples answers to its test questions, where it has some."""
+    return config.stage != "sft" or bool(config.data.test_path) or builds_quickstart_data(config)
+
+
 def default_sources(config: Config) -> list[SourceConfig]:
     """The mixture of a phase that names none.
 
@@ -45,18 +50,20 @@ def default_sources(config: Config) -> list[SourceConfig]:
     return [SourceConfig(format=data.format, path=data.sft_path, media_root=data.image_root)]
 
 
-def sample_check(config: Config, name: str) -> Callable[[Sample], None]:
+def sample_check(
+    config: Config, name: str, word: Callable[[Sample], tuple[str | None, ...]]
+) -> Callable[[Sample], None]:
     """What a data set's samples must have beyond what they are read from.
 
     Args:
         config: prompt and sections.
         name: ``sft``, ``rl`` or ``test``.
+        word: puts a question into words (:meth:`rsgrpo.prompts.QuestionWriter.parts`).
 
     Returns:
         A function that raises BadRecordError: a trajectory cannot be imitated, the prompt's template fails on the
         question, or a text holds a control token.
     """
-    writer = QuestionWriter(config.prompt)
 
     def check(sample: Sample) -> None:
         if name == "sft":
@@ -64,7 +71,7 @@ def sample_check(config: Config, name: str) -> Callable[[Sample], None]:
             if problem:
                 raise BadRecordError("gold", problem)
         try:
-            texts = [part for part in writer.parts(sample) if part is not None]
+            texts = [part for part in word(sample) if part is not None]
         except PromptTemplateError as error:
             raise BadRecordError("text", str(error)) from error
         trained = [sample.gold_response] if name == "sft" else []

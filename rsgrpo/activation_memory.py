@@ -23,11 +23,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rsgrpo.memory_bounds import BLOCK_WEIGHTS, CHUNK_LOGITS, FP32
 from rsgrpo.model_sizes import ModelSizes, StackSizes
-
-_FP32 = 4
-_CHUNK_LOGITS = {"gpu": 2**26, "cpu": 2**24}  # logprobs.py
-_BLOCK_WEIGHTS = {"gpu": 2**24, "cpu": 2**22}  # likewise: of the head, where bfloat16 is multiplied in float32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +97,7 @@ def activation_memory(
     head_gradient = b * model.vocabulary * language.hidden if model.is_head_trained else 0
     waiting = head_gradient if model.is_tied else 0
     return ActivationMemory(
-        pixels=_FP32 * row.num_patches * model.patch_values,
+        pixels=FP32 * row.num_patches * model.patch_values,
         kept=kept,
         vision_kept=_vision_kept(model, row.num_patches, b=b, recomputes=recomputes),
         vision=stream + _vision_runs(model, row.num_patches, b=b),
@@ -111,8 +108,8 @@ def activation_memory(
 
 def _kept(stack: StackSizes, tokens: int, *, b: int, keeps_scaled: bool) -> int:
     """What a block keeps for its backward pass."""
-    norms = 2 * tokens * stack.hidden * (_FP32 + b * (1 + keeps_scaled))
-    attention = b * tokens * (3 * stack.query_width + 2 * stack.key_width) + _FP32 * tokens * stack.heads
+    norms = 2 * tokens * stack.hidden * (FP32 + b * (1 + keeps_scaled))
+    attention = b * tokens * (3 * stack.query_width + 2 * stack.key_width) + FP32 * tokens * stack.heads
     return norms + attention + 4 * b * tokens * stack.intermediate
 
 
@@ -126,28 +123,28 @@ def _backward(stack: StackSizes, tokens: int, *, b: int) -> int:
     in_mlp = 2 * b * tokens * stack.intermediate
     # The door that works in tiles holds queries, keys, values, their gradients and three widths of outputs in float32.
     widths = 2 * (stack.query_width + 2 * stack.key_width) + 3 * stack.query_width
-    in_attention = _FP32 * tokens * widths - 4 * b * tokens * stack.intermediate
+    in_attention = FP32 * tokens * widths - 4 * b * tokens * stack.intermediate
     return b * tokens * stack.hidden + max(in_mlp, in_attention)
 
 
 def _head(model: ModelSizes, row: RowSize, *, b: int, device: str) -> int:
     """The last norm, the responses' states and their gradients, and the larger of both passes over the chunks."""
-    hidden, is_narrow = model.language.hidden, b < _FP32
-    logits = min(row.num_response_tokens * model.vocabulary, max(_CHUNK_LOGITS[device], model.vocabulary))
-    forward = 2 * _FP32 * logits  # and their exponentials
+    hidden, is_narrow = model.language.hidden, b < FP32
+    logits = min(row.num_response_tokens * model.vocabulary, max(CHUNK_LOGITS[device], model.vocabulary))
+    forward = 2 * FP32 * logits  # and their exponentials
     weights = model.vocabulary * hidden
-    block = min(weights, _BLOCK_WEIGHTS[device]) if is_narrow else 0
+    block = min(weights, BLOCK_WEIGHTS[device]) if is_narrow else 0
     tokens = logits // model.vocabulary  # of a chunk
     # A CPU multiplies bfloat16 as float32 copies, a block of the head's words at a time.
-    copies = _FP32 * (block + tokens * (block // hidden + hidden)) if is_narrow and device == "cpu" else 0
+    copies = FP32 * (block + tokens * (block // hidden + hidden)) if is_narrow and device == "cpu" else 0
     forward += copies
-    backward = (_FP32 + b * is_narrow) * logits
+    backward = (FP32 + b * is_narrow) * logits
     if is_narrow:
         backward = max(backward, b * logits + copies)
     if model.is_head_trained:
         # In float32 while it is summed, a block's product beside it; then in the weights' precision as well.
-        backward = _FP32 * weights + max(backward, b * logits + copies + _FP32 * block, b * is_narrow * weights)
-    norm = (_FP32 + b) * row.num_tokens * hidden
+        backward = FP32 * weights + max(backward, b * logits + copies + FP32 * block, b * is_narrow * weights)
+    norm = (FP32 + b) * row.num_tokens * hidden
     return norm + 2 * b * row.num_response_tokens * hidden + max(forward, backward)
 
 
@@ -157,14 +154,14 @@ def _vision_kept(model: ModelSizes, patches: int, *, b: int, recomputes: bool) -
         return 0
     tower = model.vision
     block = b * patches * tower.hidden if recomputes else _kept(tower, patches, b=b, keeps_scaled=True)
-    projector = patches * tower.hidden * (_FP32 + 4 * b)
+    projector = patches * tower.hidden * (FP32 + 4 * b)
     return tower.layers * block + projector + _vision_inputs(model, patches, b=b)
 
 
 def _vision_inputs(model: ModelSizes, patches: int, *, b: int) -> int:
     """Pixels in the tower's precision where that is another, and the float32 angles of rows and columns."""
-    copied = b * patches * model.patch_values if b < _FP32 else 0
-    return copied + 2 * _FP32 * patches * model.vision.head_size
+    copied = b * patches * model.patch_values if b < FP32 else 0
+    return copied + 2 * FP32 * patches * model.vision.head_size
 
 
 def _vision_runs(model: ModelSizes, patches: int, *, b: int) -> int:
@@ -172,7 +169,7 @@ def _vision_runs(model: ModelSizes, patches: int, *, b: int) -> int:
     tower = model.vision
     # A block turns queries and keys by their angles in float32: six widths at a time, beside five in its precision
     # (in float32 the copies are the tensors themselves: eleven in all).
-    turning = patches * tower.hidden * (5 * b + 6 * _FP32)
+    turning = patches * tower.hidden * (5 * b + 6 * FP32)
     forward = max(turning, b * patches * (2 * tower.hidden + 3 * tower.intermediate))
     if not model.is_vision_trained:
         return forward + _vision_inputs(model, patches, b=b)

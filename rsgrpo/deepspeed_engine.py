@@ -8,7 +8,7 @@ gradients are sums over micro-batches and ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,8 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 
 from rsgrpo.config import Config, OptimizerConfig
-from rsgrpo.engine_settings import deepspeed_settings, learning_rate, parameter_groups
-from rsgrpo.lora import ExportedParameter, exported_parameters, of_trained_layers
+from rsgrpo.engine_settings import deepspeed_settings, learning_rate, parameter_groups, trained_elements
+from rsgrpo.lora import exported_parameters, of_trained_layers
 from rsgrpo.offload import StoragePark
 from rsgrpo.policy_model import MicroBatch, PolicyModel
 from rsgrpo.rank_share import (
@@ -44,6 +44,7 @@ from rsgrpo.rank_share import (
 )
 from rsgrpo.stored_weights import StoredWeights
 from rsgrpo.turns import Share
+from rsgrpo.zero_internals import by_bytes, drop_gradients, on_device, weights_of
 
 _VISION_GROUP = 1
 
@@ -126,7 +127,7 @@ class DeepSpeedEngine:
             # Else DeepSpeed compiles an extension for shared-memory inference, which training never calls: a
             # minute at the first start, and a lock that hangs every later start if that one was killed.
             deepspeed.ops.__compatible_ops__ = {}
-        settings = deepspeed_settings(config, device)
+        settings = deepspeed_settings(config, device, num_trained=trained_elements(model))
         fill_model(model, weights, settings, device)
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
@@ -211,6 +212,10 @@ class DeepSpeedEngine:
             num_skipped_in_row=self.num_skipped_in_row,
         )
 
+    def drop_gradients(self) -> None:
+        """Forget what was accumulated: weights, moments and counters are as before."""
+        drop_gradients(self._engine.optimizer, self._zero_stage)
+
     def gathered_parameters(self, *, trainable_only: bool, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
         """All parameters, whole, in lists of at most ``max_bytes`` (one larger parameter makes a list).
 
@@ -224,7 +229,7 @@ class DeepSpeedEngine:
         exported = exported_parameters(self._engine.module.model)
         if trainable_only:
             exported = of_trained_layers(exported)
-        for chunk in _by_bytes(exported, max_bytes):
+        for chunk in by_bytes(exported, max_bytes):
             with self._whole([parameter for one in chunk for parameter in one.parameters]):
                 yield [(one.name, one.tensor()) for one in chunk]
 
@@ -239,12 +244,12 @@ class DeepSpeedEngine:
             share: what stays on the device: nothing, the weights, or all.
         """
         if share < Share.ALL == self._share:
-            weights = {tensor.untyped_storage().data_ptr() for tensor in _weights_of(self._engine.module)}
+            weights = {tensor.untyped_storage().data_ptr() for tensor in weights_of(self._engine.module)}
             # Under ZeRO 3 the master weights of a float32 model are its weights.
             self._states_park.move_out(t for t in self._states() if t.untyped_storage().data_ptr() not in weights)
             self._states_park.let_go(self._scratch())
         if share < Share.WEIGHTS <= self._share:
-            self._weights_park.move_out(_on_device(_weights_of(self._engine.module), self._device))
+            self._weights_park.move_out(on_device(weights_of(self._engine.module), self._device))
         if self._share < Share.WEIGHTS <= share:
             self._weights_park.bring_back()
         if self._share < Share.ALL == share:
@@ -262,18 +267,18 @@ class DeepSpeedEngine:
             # The optimizer sees them during its step only.
             masters = [parameter.data for parameter in zero.fp32_partitioned_groups_flat]
         moments = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-        return _on_device([*masters, *moments], self._device)
+        return on_device([*masters, *moments], self._device)
 
     def _scratch(self) -> Iterator[Tensor]:
         """Buffers that DeepSpeed keeps from step to step though nothing in them outlives a step."""
         zero = self._engine.optimizer
         if self._zero_stage == 3:
             buckets = [bucket.buffer for bucket in zero.ipg_buckets.values() if bucket.buffer is not None]
-            return _on_device([zero.grad_partitions_flat_buffer, *buckets], self._device)
+            return on_device([zero.grad_partitions_flat_buffer, *buckets], self._device)
         if isinstance(zero, BF16_Optimizer):  # ZeRO 1 of a bfloat16 model
-            return _on_device(zero.fp32_groups_gradients_flat, self._device)
+            return on_device(zero.fp32_groups_gradients_flat, self._device)
         if self._config.trainer.offload_optimizer:
-            return _on_device([zero.temp_grad_buffer_for_gpu_offload], self._device)
+            return on_device([zero.temp_grad_buffer_for_gpu_offload], self._device)
         return iter(())
 
     def save(self, folder: Path) -> None:
@@ -377,33 +382,6 @@ class DeepSpeedEngine:
         self._engine.optimizer.load_state_dict([state] * self.world_size, load_from_fp32_weights=True)
 
 
-def _weights_of(model: nn.Module) -> list[Tensor]:
-    """Parameters, whole or this rank's partitions of them, and buffers."""
-    parameters = list(model.parameters())
-    partitions = [parameter.ds_tensor for parameter in parameters if hasattr(parameter, "ds_id")]
-    return [*(parameter.data for parameter in parameters), *partitions, *model.buffers()]
-
-
-def _on_device(tensors: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Those that take the device's memory: what is offloaded is on the host already."""
-    return (tensor for tensor in tensors if tensor.device.type == device.type)
-
-
-def _by_bytes(exported: list[ExportedParameter], max_bytes: int) -> Iterator[list[ExportedParameter]]:
-    chunk: list[ExportedParameter] = []
-    used = 0
-    for one in exported:
-        base = one.base
-        size = (base.ds_numel if hasattr(base, "ds_numel") else base.numel()) * base.element_size()
-        if chunk and used + size > max_bytes:
-            yield chunk
-            chunk, used = [], 0
-        chunk.append(one)
-        used += size
-    if chunk:
-        yield chunk
-
-
 class FrozenEngine:
     """A model that never changes, on one rank: split over the ranks as the policy is under ZeRO 3, else whole.
 
@@ -418,7 +396,7 @@ class FrozenEngine:
         model.requires_grad_(False).eval()
         self._model: nn.Module = model
         self._device = device
-        settings = deepspeed_settings(config, device)
+        settings = deepspeed_settings(config, device, num_trained=0)
         settings["zero_optimization"].pop("offload_optimizer", None)
         fill_model(model, weights, settings, device)
         if config.trainer.zero_stage == 3:
@@ -438,6 +416,6 @@ class FrozenEngine:
         if share == Share.ALL:
             self._park.bring_back()
         elif not self._park.num_bytes:
-            self._park.move_out(_on_device(_weights_of(self._model), self._device))
+            self._park.move_out(on_device(weights_of(self._model), self._device))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

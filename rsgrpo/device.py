@@ -124,6 +124,19 @@ def choose_device(cluster: ClusterConfig, num_gpus: int, *, has_engines: bool = 
     )
 
 
+def check_build(cluster: ClusterConfig) -> None:
+    """Refuse what the installed vLLM can do on no cluster, however many GPUs it has, before it is joined.
+
+    Args:
+        cluster: ``device``.
+
+    Raises:
+        MachineError: there is no usable vLLM, or it is built for the other device.
+    """
+    build = vllm_build()
+    _check_build(cluster, build, int("gpu" in (build.device, cluster.device)), "")
+
+
 def _check_build(cluster: ClusterConfig, build: VllmBuild, num_gpus: int, has: str) -> None:
     """Refuse what the installed vLLM cannot do."""
     if build.problem:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rsgrpo.config import Config, OptimizerConfig
+from rsgrpo.memory_bounds import bucket_elements
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
@@ -30,12 +31,13 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
     return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-def deepspeed_settings(config: Config, device: torch.device) -> dict[str, Any]:
+def deepspeed_settings(config: Config, device: torch.device, *, num_trained: int) -> dict[str, Any]:
     """Settings as DeepSpeed takes them.
 
     Args:
         config: ZeRO stage, precision, offloading, clipping.
         device: of the rank.
+        num_trained: elements of the model's trained parameters.
     """
     trainer = config.trainer
     is_gpu = device.type == "cuda"
@@ -44,6 +46,8 @@ def deepspeed_settings(config: Config, device: torch.device) -> dict[str, Any]:
         # Overlap uses side streams: nothing to gain on a CPU, where it costs a copy of the buckets.
         "overlap_comm": is_gpu,
         "contiguous_gradients": True,
+        "reduce_bucket_size": bucket_elements(num_trained),
+        "allgather_bucket_size": bucket_elements(num_trained),
     }
     if trainer.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": is_gpu}
@@ -64,6 +68,11 @@ def deepspeed_settings(config: Config, device: torch.device) -> dict[str, Any]:
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
+
+
+def trained_elements(model: nn.Module) -> int:
+    """Elements of the parameters that are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:

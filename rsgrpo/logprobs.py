@@ -13,24 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from rsgrpo.banned_tokens import BAN_BIAS
-
-# Logits held at a time, in float32: 256 MiB on a GPU, some 440 rows of Qwen's vocabulary, enough to keep it busy;
-# 64 MiB on a CPU, which gains nothing from more.
-_CHUNK_LOGITS = {"cuda": 2**26, "cpu": 2**24}
-
-
-# Elements of the head's weight that are handled at a time where a product needs them, or makes their gradient, in
-# float32: 64 MiB on a GPU, 16 MiB on a CPU.
-_BLOCK_WEIGHTS = {"cuda": 2**24, "cpu": 2**22}
+from rsgrpo.memory_bounds import BLOCK_WEIGHTS, CHUNK_LOGITS
 
 
 def _kind(tensor: Tensor) -> str:
-    return "cpu" if tensor.device.type == "cpu" else "cuda"
+    return "cpu" if tensor.device.type == "cpu" else "gpu"
 
 
 def _blocks(weight: Tensor) -> Iterator[slice]:
     """Words of the vocabulary, so many at a time that float32 copies of their weights stay small."""
-    size = max(1, _BLOCK_WEIGHTS[_kind(weight)] // weight.shape[1])
+    size = max(1, BLOCK_WEIGHTS[_kind(weight)] // weight.shape[1])
     return (slice(start, start + size) for start in range(0, len(weight), size))
 
 
@@ -38,14 +30,14 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` of two matrices in float32: bfloat16 operands are multiplied exactly, and no sum is rounded."""
     if left.dtype != torch.bfloat16:
         return (left @ right).float()
-    if _kind(left) == "cuda":
+    if _kind(left) == "gpu":
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
 
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """[T, V] float32: a GPU's product reads bfloat16 as it is, a CPU's needs float32 copies, block by block."""
-    if hidden.dtype != torch.bfloat16 or _kind(hidden) == "cuda":
+    if hidden.dtype != torch.bfloat16 or _kind(hidden) == "gpu":
         return _product(hidden, weight.T)
     logits = hidden.new_empty(len(hidden), len(weight), dtype=torch.float32)
     for block in _blocks(weight):
@@ -55,7 +47,7 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 def _grad_states(grad_logits: Tensor, weight: Tensor) -> Tensor:
     """[T, H] of the weight's precision, summed over the vocabulary in float32 and rounded once."""
-    if grad_logits.dtype != torch.bfloat16 or _kind(weight) == "cuda":
+    if grad_logits.dtype != torch.bfloat16 or _kind(weight) == "gpu":
         return grad_logits @ weight  # a GPU sums bfloat16 products in float32
     total = grad_logits.new_zeros(len(grad_logits), weight.shape[1], dtype=torch.float32)
     for block in _blocks(weight):
@@ -189,6 +181,6 @@ def response_logprobs(
         Zero hidden states over a vocabulary of 4: every log-probability is ``-log 4 = -1.386``,
         every entropy ``1.386``.
     """
-    chunk = chunk_tokens or max(1, _CHUNK_LOGITS[_kind(hidden)] // len(weight))
+    chunk = chunk_tokens or max(1, CHUNK_LOGITS[_kind(hidden)] // len(weight))
     logprobs, entropy = _ResponseLogprobs.apply(hidden, weight, bias, temperatures, targets, chunk)  # type: ignore[no-untyped-call]
     return logprobs, entropy

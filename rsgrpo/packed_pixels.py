@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import Qwen2VLImageProcessor
 
-_CHANNELS, _FRAMES, _LEVELS = 3, 2, 256
-_FLOAT32_BYTES = 4
+from rsgrpo.memory_bounds import CHANNELS, FP32, FRAMES
+
+_LEVELS = 256
 _TRIED_TOKENS = 4  # a side of the picture that a processor is tried on: it has more pixels than there are levels
 
 Grid = tuple[int, int, int]
@@ -34,17 +35,17 @@ class PixelPacker:
 
     def _find_tables(self, side: int) -> Tensor | None:
         """[3, 256] float32, what each level of each channel becomes; None: pixels are not made so."""
-        numbers = np.arange(_CHANNELS * side * side, dtype=np.int64)
-        every_level = Image.fromarray((numbers % _LEVELS).astype(np.uint8).reshape(side, side, _CHANNELS))
+        numbers = np.arange(CHANNELS * side * side, dtype=np.int64)
+        every_level = Image.fromarray((numbers % _LEVELS).astype(np.uint8).reshape(side, side, CHANNELS))
         packed, _ = self._bits(every_level, do_resize=False)
         if packed is None:
             return None
         whole, _ = self._processed(every_level, do_resize=False)
-        made = whole.reshape(len(whole), _CHANNELS, _FRAMES, -1)[:, :, 0]
-        tables = torch.full((_CHANNELS, _LEVELS), torch.nan)
-        for channel in range(_CHANNELS):
+        made = whole.reshape(len(whole), CHANNELS, FRAMES, -1)[:, :, 0]
+        tables = torch.full((CHANNELS, _LEVELS), torch.nan)
+        for channel in range(CHANNELS):
             tables[channel][packed[:, channel].reshape(-1).long()] = made[:, channel].reshape(-1)
-        noise = np.random.default_rng(0).integers(0, _LEVELS, (side - 9, side + 5, _CHANNELS), dtype=np.uint8)
+        noise = np.random.default_rng(0).integers(0, _LEVELS, (side - 9, side + 5, CHANNELS), dtype=np.uint8)
         tried = Image.fromarray(noise)
         again, _ = self._bits(tried)
         is_same = again is not None and torch.equal(_unpacked(again, tables), self._processed(tried)[0])
@@ -67,8 +68,8 @@ class PixelPacker:
 
     def num_bytes(self, num_patches: int) -> int:
         """How much memory a page's packed pixels take."""
-        factor = _FRAMES * _FLOAT32_BYTES if self._tables is None else 1
-        return num_patches * _CHANNELS * self._patch_numbers * factor
+        factor = FRAMES * FP32 if self._tables is None else 1
+        return num_patches * CHANNELS * self._patch_numbers * factor
 
     def unpacked(self, pixels: Tensor) -> Tensor:
         """[patches, 1176] float32, as the processor makes them, on the device of ``pixels``."""
@@ -84,14 +85,14 @@ class PixelPacker:
         features = self._processor(images=[page], return_tensors="pt", do_rescale=False, do_normalize=False, **settings)
         frames, rows, columns = features["image_grid_thw"][0].tolist()
         bits = features["pixel_values"]
-        if bits.dtype != torch.uint8 or bits.shape[1] != _CHANNELS * _FRAMES * self._patch_numbers:
+        if bits.dtype != torch.uint8 or bits.shape[1] != CHANNELS * FRAMES * self._patch_numbers:
             return None, (frames, rows, columns)
-        return bits.reshape(len(bits), _CHANNELS, _FRAMES, -1)[:, :, 0].contiguous(), (frames, rows, columns)
+        return bits.reshape(len(bits), CHANNELS, FRAMES, -1)[:, :, 0].contiguous(), (frames, rows, columns)
 
 
 def _unpacked(packed: Tensor, tables: Tensor) -> Tensor:
     numbers = [
         tables[channel].index_select(0, packed[:, channel].reshape(-1).int()).reshape(len(packed), -1)
-        for channel in range(_CHANNELS)
+        for channel in range(CHANNELS)
     ]
-    return torch.stack(numbers, dim=1)[:, :, None].expand(-1, -1, _FRAMES, -1).reshape(len(packed), -1)
+    return torch.stack(numbers, dim=1)[:, :, None].expand(-1, -1, FRAMES, -1).reshape(len(packed), -1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,27 +15,21 @@ from rsgrpo.attention import DoorChoice
 from rsgrpo.batching import balance, step_cost
 from rsgrpo.checkpoint import CheckpointError, PolicyMeta, read_policy_meta, write_folder, write_policy_meta
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
-from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.errors import RsgrpoError
 from rsgrpo.faults import FaultyBatch, write_faulty_batch
 from rsgrpo.manifest import FileDigest, write_manifest
 from rsgrpo.placement import ON_CPU, Placement, rank_environment
-from rsgrpo.policy_results import RankUpdate, in_order, update_metrics
+from rsgrpo.policy_results import RankPass, RankStep, in_order, update_metrics
 from rsgrpo.policy_setup import WorkerSpec, features_folder
 from rsgrpo.policy_worker import GatheredWeights, PolicyWorker
+from rsgrpo.rank_calls import RankCalls
 from rsgrpo.topology import transfer_kind
 from rsgrpo.turns import Phase, Share, Turns
 from rsgrpo.types import ResponseStats, TrainingGroup, UpdateResult, WeightVersion
 from rsgrpo.weight_transfer import RankStream, WeightSender
 from rsgrpo.weights import format_checksum
 
-_LOG_LINES = 20
-_SHOWN_LOG = 100  # characters of the last line; the file has the rest
-
 Objective = Literal["policy", "nll"]
-
-
-class PolicyWorkerDiedError(RsgrpoError):
-    """A training rank's process is gone; the message names the rank and shows its last log lines."""
 
 
 class TooManySkippedStepsError(RsgrpoError):
@@ -88,11 +81,10 @@ class Policy:
 
     def __init__(self, config: Config, workers: list[Any], device: str) -> None:
         self._config = config
-        self._workers = workers
+        self._ranks = RankCalls(workers, config.trainer.timeout_seconds)
         self._transfer = transfer_kind(config, device)
         self._turns: Turns | None = None
         self._loading: list[ray.ObjectRef] | None = None
-        self._log_paths: list[str] = []
         self._version = 0
         self._has_sent_all = False
         self._origin = ""
@@ -147,8 +139,8 @@ class Policy:
         return policy
 
     def _load(self) -> None:
-        address = self._workers[0].address.remote()
-        self._loading = [worker.load.remote(address) for worker in self._workers]
+        address = self._ranks.workers[0].address.remote()
+        self._loading = [worker.load.remote(address) for worker in self._ranks.workers]
 
     @property
     def version(self) -> int:
@@ -169,8 +161,10 @@ class Policy:
         if self._loading is None:
             self._load()
         if self._loading:
-            self._log_paths = cast(list[str], self._collect([worker.log_path.remote() for worker in self._workers]))
-            self._origin = self._collect(self._loading, in_step=True)[0]
+            self._ranks.log_paths = cast(
+                list[str], self._ranks.collect([worker.log_path.remote() for worker in self._ranks.workers])
+            )
+            self._origin = self._ranks.collect(self._loading, in_step=True)[0]
             self._loading = []
 
     def take_turns(self, turns: Turns) -> None:
@@ -186,16 +180,16 @@ class Policy:
         if self._loading is None and share == Share.NOTHING:
             return
         self._wait_loaded()
-        self._collect([worker.hold.remote(share) for worker in self._workers])
+        self._ranks.collect([worker.hold.remote(share) for worker in self._ranks.workers])
 
     def gpus(self) -> tuple[str, ...]:
         """The GPU of each rank, as its node numbers them."""
-        return tuple(self._collect([worker.gpu.remote() for worker in self._workers]))
+        return tuple(self._ranks.collect([worker.gpu.remote() for worker in self._ranks.workers]))
 
     def attention(self) -> tuple[DoorChoice, ...]:
         """What each rank computes attention with, and why with nothing faster."""
         self.wait_ready()
-        return tuple(self._collect([worker.attention.remote() for worker in self._workers]))
+        return tuple(self._ranks.collect([worker.attention.remote() for worker in self._ranks.workers]))
 
     def begin_from(self, folder: Path, *, needs_reference: bool) -> None:
         """Say which model a stage starts from, before it begins or goes on from a checkpoint.
@@ -208,8 +202,8 @@ class Policy:
             needs_reference: whether updates of the objective ``policy`` need the reference's log-probabilities.
         """
         self.wait_ready()
-        calls = [worker.begin_from.remote(folder, needs_reference) for worker in self._workers]
-        self._origin = self._collect(calls, in_step=True)[0]
+        calls = [worker.begin_from.remote(folder, needs_reference) for worker in self._ranks.workers]
+        self._origin = self._ranks.collect(calls, in_step=True)[0]
 
     def begin_stage(self, optimizer: OptimizerConfig, num_steps: int) -> None:
         """Start a stage: fresh moments, a new schedule.
@@ -219,10 +213,15 @@ class Policy:
             num_steps: optimizer steps of the stage (a cosine ends there).
         """
         self.wait_ready()
-        self._collect([worker.begin_stage.remote(optimizer, num_steps) for worker in self._workers])
+        self._ranks.collect([worker.begin_stage.remote(optimizer, num_steps) for worker in self._ranks.workers])
 
     def update(
-        self, groups: Sequence[TrainingGroup], objective: Objective, loss: LossConfig | None = None
+        self,
+        groups: Sequence[TrainingGroup],
+        objective: Objective,
+        loss: LossConfig | None = None,
+        *,
+        before_step: Callable[[Sequence[ResponseStats]], None] | None = None,
     ) -> UpdateResult:
         """One optimizer step.
 
@@ -230,6 +229,8 @@ class Policy:
             groups: the whole step's responses; their streams carry the division by the token counts.
             objective: ``policy`` for the clipped two-stream loss, ``nll`` for weighted likelihood.
             loss: clipping and importance correction; needed for ``policy``.
+            before_step: looks at what the ranks saw of the responses, in the order of ``groups``; if it raises,
+                there is no step: weights, moments and counters stay, the gradient is forgotten.
 
         Returns:
             Numbers of the step, and log-probabilities and entropy of every response token under the
@@ -242,21 +243,29 @@ class Policy:
             raise ValueError("objective='policy' needs loss=LossConfig(...)")
         with self._one_at_a_time:
             num_micro_batches, planned = self._prepare(groups)
-            calls = [worker.update.remote(num_micro_batches, objective, loss) for worker in self._workers]
-            ranks = cast(list[RankUpdate], self._collect(calls, in_step=True))
-            if not ranks[0].is_skipped:
+            calls = [worker.accumulate.remote(num_micro_batches, objective, loss) for worker in self._ranks.workers]
+            passes = cast(list[RankPass], self._ranks.collect(calls, in_step=True))
+            try:
+                stats = in_order(groups, [one for rank in passes for one in rank.responses])
+                if before_step is not None:
+                    before_step(stats)
+            except Exception:
+                self._ranks.collect([worker.drop_gradients.remote() for worker in self._ranks.workers], in_step=True)
+                raise
+            calls = [worker.take_step.remote() for worker in self._ranks.workers]
+            steps = cast(list[RankStep], self._ranks.collect(calls, in_step=True))
+            if not steps[0].is_skipped:
                 self._version += 1
-        if ranks[0].is_skipped and ranks[0].num_skipped_in_row >= self._config.trainer.max_skipped_steps:
+        if steps[0].is_skipped and steps[0].num_skipped_in_row >= self._config.trainer.max_skipped_steps:
             kept = self._keep_fault(
                 FaultyBatch(groups=tuple(groups), objective=objective, loss=loss, version=self._version)
             )
             raise TooManySkippedStepsError(
-                f"the gradient was not finite for {ranks[0].num_skipped_in_row} steps in a row "
+                f"the gradient was not finite for {steps[0].num_skipped_in_row} steps in a row "
                 f"(trainer.max_skipped_steps={self._config.trainer.max_skipped_steps}); the weights are those before "
                 f"them, {kept}: lower the learning rate, or use model.dtype=float32, and go on with resume=auto"
             )
-        stats = [one for rank in ranks for one in rank.responses]
-        return UpdateResult(metrics=update_metrics(ranks, planned), responses=in_order(groups, stats))
+        return UpdateResult(metrics=update_metrics(passes, steps, planned), responses=stats)
 
     def _keep_fault(self, batch: FaultyBatch) -> str:
         """Write a batch, and the model that it fails on, into the run folder; says where, or why not."""
@@ -279,7 +288,9 @@ class Policy:
         """
         with self._one_at_a_time:
             num_micro_batches, _ = self._prepare(groups)
-            ranks = self._collect([worker.score.remote(num_micro_batches) for worker in self._workers], in_step=True)
+            ranks = self._ranks.collect(
+                [worker.score.remote(num_micro_batches) for worker in self._ranks.workers], in_step=True
+            )
         return in_order(groups, [one for rank in ranks for one in rank])
 
     def _prepare(self, groups: Sequence[TrainingGroup]) -> tuple[int, int]:
@@ -287,11 +298,11 @@ class Policy:
         if not groups:
             raise ValueError("there are no groups to train on or to score")
         self.wait_ready()
-        shares = balance([_cost(group) for group in groups], len(self._workers))
-        counts = self._collect(
+        shares = balance([_cost(group) for group in groups], len(self._ranks.workers))
+        counts = self._ranks.collect(
             [
                 worker.prepare.remote([groups[index] for index in share])
-                for worker, share in zip(self._workers, shares, strict=True)
+                for worker, share in zip(self._ranks.workers, shares, strict=True)
             ]
         )
         return max(counts), sum(counts)
@@ -321,14 +332,16 @@ class Policy:
                     whole=whole,
                     sender=RankStream(
                         self._transfer,
-                        self._workers,
-                        partial(self._collect, in_step=True),
+                        self._ranks.workers,
+                        partial(self._ranks.collect, in_step=True),
                         max_bucket_bytes=max_bucket_bytes,
                         trainable_only=leaves_frozen_out,
                     ),
                 )
-            calls = [worker.gather_weights.remote(max_bucket_bytes, leaves_frozen_out) for worker in self._workers]
-            gathered = cast(list[GatheredWeights], self._collect(calls, in_step=True))
+            calls = [
+                worker.gather_weights.remote(max_bucket_bytes, leaves_frozen_out) for worker in self._ranks.workers
+            ]
+            gathered = cast(list[GatheredWeights], self._ranks.collect(calls, in_step=True))
             return WeightUpdate(
                 version=WeightVersion(version=self._version, checksum=format_checksum(gathered[0].checksum)),
                 buckets=gathered[0].buckets,
@@ -394,51 +407,12 @@ class Policy:
 
     def _each(self, method: Literal["export", "save", "restore"], folder: Path) -> list[Any]:
         calls = {
-            "export": [worker.export for worker in self._workers],
-            "save": [worker.save for worker in self._workers],
-            "restore": [worker.restore for worker in self._workers],
+            "export": [worker.export for worker in self._ranks.workers],
+            "save": [worker.save for worker in self._ranks.workers],
+            "restore": [worker.restore for worker in self._ranks.workers],
         }
-        return self._collect([call.remote(folder) for call in calls[method]], in_step=True)
+        return self._ranks.collect([call.remote(folder) for call in calls[method]], in_step=True)
 
     def close(self) -> None:
         """End the ranks."""
-        for worker in self._workers:
-            ray.kill(worker)
-        self._workers = []
-
-    def _collect(self, references: list[ray.ObjectRef], *, in_step: bool = False) -> list[Any]:
-        """Results of all ranks, or the first failure.
-
-        Args:
-            references: one a rank.
-            in_step: the ranks wait for each other; after a failure they would wait for ever, so they end.
-        """
-        waiting = list(references)
-        while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1)
-            rank = references.index(done[0])
-            try:
-                ray.get(done[0])
-            except ray.exceptions.RayActorError as error:
-                message = (
-                    f"training rank {rank} of {len(references)} died ({self._last_words(rank)}); checkpoints are "
-                    "untouched: go on with resume=auto; if the log does not say why, the system may have ended the "
-                    "process for want of memory: lower trainer.micro_batch_tokens"
-                )
-                self.close()
-                raise PolicyWorkerDiedError(message) from error
-            except ray.exceptions.RayTaskError as error:
-                if in_step:
-                    self.close()
-                # The cause is the worker's own exception: an RsgrpoError reads as if raised here.
-                if isinstance(error.cause, (RsgrpoError, OSError)):
-                    raise error.cause from error
-                raise
-        return cast(list[Any], ray.get(references))
-
-    def _last_words(self, rank: int) -> str:
-        if rank >= len(self._log_paths) or not Path(self._log_paths[rank]).is_file():
-            return "its log is on another node or was not written; see Ray's session folder"
-        with Path(self._log_paths[rank]).open(errors="replace") as lines:
-            last = next(reversed([line for line in deque(lines, maxlen=_LOG_LINES) if line.strip()]), "nothing")
-        return f"last line of {shown(self._log_paths[rank])}: {shown(last, _SHOWN_LOG)}"
+        self._ranks.close()

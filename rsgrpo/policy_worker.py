@@ -1,8 +1,9 @@
 """One rank of the policy: the Ray actor that holds a share of the weights and trains them.
 
-A step comes in two calls. ``prepare`` encodes prompts and plans micro-batches: whatever is wrong with
+A step comes in several calls. ``prepare`` encodes prompts and plans micro-batches: whatever is wrong with
 the data is found there (of pages, with the header), before any rank waits for another in a collective.
-``update`` or ``score`` then runs the same number of micro-batches on every rank.
+``accumulate`` or ``score`` then runs the same number of micro-batches on every rank, and what the ranks saw
+decides whether ``take_step`` follows on ``accumulate``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ from rsgrpo.lora import adapters_off
 from rsgrpo.manifest import FileDigest, digest
 from rsgrpo.objective import RankTotals, row_loss, sum_totals
 from rsgrpo.policy_model import MicroBatch, RowBuilder, group_sizes, load_processor, take_vision_tower
-from rsgrpo.policy_results import RankUpdate
+from rsgrpo.policy_results import RankPass, RankStep, response_stats
 from rsgrpo.policy_setup import (
     WorkerSpec,
     frozen_checksum,
@@ -273,8 +273,8 @@ class PolicyWorker:
             budget = self._config.trainer.micro_batch_tokens
             raise memory_error(error, self._row, budget=budget, device=self._spec.torch_device) from error
 
-    def update(self, num_micro_batches: int, objective: str, loss: LossConfig | None) -> RankUpdate:
-        """Forward, backward and one optimizer step over what was prepared.
+    def accumulate(self, num_micro_batches: int, objective: str, loss: LossConfig | None) -> RankPass:
+        """Forward and backward over what was prepared; :meth:`take_step` or :meth:`drop_gradients` ends it.
 
         Args:
             num_micro_batches: the most that any rank planned.
@@ -288,28 +288,38 @@ class PolicyWorker:
             value, row_totals = row_loss(batch, logprobs, objective, loss)
             if index < len(self._plan):
                 totals.append(row_totals)
-                stats.extend(self._stats(self._plan[index], logprobs, entropy))
+                stats.extend(response_stats(self._plan[index], self._groups, logprobs, entropy))
             return value
 
         makers = self._row_makers(num_micro_batches, with_reference=self._has_reference and objective == "policy")
         start = time.perf_counter()
         with self._naming_memory(), self._pixels.of_step(self._plan, self._prompts):
             self._engine.accumulate(makers, loss_of)
-            middle = time.perf_counter()
-            self._row = None
-            outcome = self._engine.step()
-        return RankUpdate(
+        return RankPass(
             totals=sum_totals(totals),
             responses=tuple(stats),
+            forward_backward_seconds=time.perf_counter() - start,
+            process_seconds=self._process_seconds + self._pixels.waited_seconds,
+            num_cached_images=self._num_hits() - self._num_hits_before,
+        )
+
+    def take_step(self) -> RankStep:
+        """One optimizer step with what was accumulated."""
+        self._row = None
+        start = time.perf_counter()
+        with self._naming_memory():
+            outcome = self._engine.step()
+        return RankStep(
             grad_norm=outcome.grad_norm,
             learning_rate=outcome.learning_rate,
             is_skipped=outcome.is_skipped,
             num_skipped_in_row=outcome.num_skipped_in_row,
-            forward_backward_seconds=middle - start,
-            optimizer_seconds=time.perf_counter() - middle,
-            process_seconds=self._process_seconds + self._pixels.waited_seconds,
-            num_cached_images=self._num_hits() - self._num_hits_before,
+            optimizer_seconds=time.perf_counter() - start,
         )
+
+    def drop_gradients(self) -> None:
+        """Forget what was accumulated: the next step is as if it had never been."""
+        self._engine.drop_gradients()
 
     def score(self, num_micro_batches: int) -> tuple[ResponseStats, ...]:
         """Log-probabilities and entropy of what was prepared, without gradients.
@@ -323,27 +333,8 @@ class PolicyWorker:
                 with self._naming_memory():
                     logprobs, entropy = self._engine.score(make())
                 if index < len(self._plan):
-                    stats.extend(self._stats(self._plan[index], logprobs, entropy))
+                    stats.extend(response_stats(self._plan[index], self._groups, logprobs, entropy))
         return tuple(stats)
-
-    def _stats(self, pieces: Sequence[Piece], logprobs: Tensor, entropy: Tensor) -> list[ResponseStats]:
-        lengths = [length for piece in pieces for length in piece.response_lengths]
-        ends = np.cumsum(lengths)[:-1]
-        owners = [(self._groups[piece.group], i) for piece in pieces for i in piece.responses]
-        return [
-            ResponseStats(
-                sample_id=group.sample_id,
-                response_index=group.responses[i].response_index,
-                logprobs=own_logprobs.copy(),
-                entropy=own_entropy.copy(),
-            )
-            for (group, i), own_logprobs, own_entropy in zip(
-                owners,
-                np.split(logprobs.detach().float().cpu().numpy(), ends),
-                np.split(entropy.detach().float().cpu().numpy(), ends),
-                strict=True,
-            )
-        ]
 
     def _tensors(self, *, trainable_only: bool, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
         """The engine's parameters, and those of a tower that stands outside it."""

@@ -64,6 +64,12 @@ class QuestionWriter:
     def __init__(self, prompt: PromptConfig) -> None:
         self._prompt = prompt
         self._template = _load_template(prompt.path)
+        self._ahead: dict[tuple[object, ...], tuple[str | None, ...]] = {}
+
+    def parts_ahead(self, sample: Sample) -> tuple[str | None, ...]:
+        """As :meth:`parts`, whose next call for a question like this one gives the same back: it is rendered once."""
+        parts = self._ahead[_worded(sample)] = self.parts(sample)
+        return parts
 
     def parts(self, sample: Sample) -> tuple[str | None, ...]:
         """Text, and None for each image, in the order in which they are read.
@@ -71,6 +77,9 @@ class QuestionWriter:
         Raises:
             PromptTemplateError: the template fails on this question.
         """
+        rendered = self._ahead.pop(_worded(sample), None) if self._ahead else None
+        if rendered is not None:
+            return rendered
         if self._prompt.image_order == "markers" and sample.prompt:
             return split_markers(sample.prompt)
         text = self._render(sample) if sample.question else sample.prompt.replace(IMAGE_MARKER, "").strip()
@@ -89,6 +98,11 @@ class QuestionWriter:
             ) from error
 
 
+def _worded(sample: Sample) -> tuple[object, ...]:
+    """What a question's wording depends on."""
+    return sample.question, sample.prompt, len(sample.images), sample.choices
+
+
 class PromptBuilder:
     """Builds chat prompts: the user's turn of :class:`QuestionWriter` within the model's chat template.
 
@@ -97,15 +111,16 @@ class PromptBuilder:
     Args:
         prompt: template, image order, system turn.
         chat: the model's tokenizer or processor.
+        writer: of ``prompt``, where it has rendered questions already; None: a new one.
 
     Raises:
         PromptTemplateError: the template is missing, is no Jinja, or does not use ``question``.
     """
 
-    def __init__(self, prompt: PromptConfig, chat: ChatTemplater) -> None:
+    def __init__(self, prompt: PromptConfig, chat: ChatTemplater, writer: QuestionWriter | None = None) -> None:
         self._prompt = prompt
         self._chat = chat
-        self._writer = QuestionWriter(prompt)
+        self._writer = writer or QuestionWriter(prompt)
 
     def build(self, sample: Sample) -> ChatPrompt:
         """Build one prompt.

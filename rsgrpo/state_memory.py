@@ -23,14 +23,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rsgrpo.memory_bounds import FP32, bucket_elements
 from rsgrpo.model_sizes import ParameterSize
 
-# DeepSpeed's defaults, which deepspeed_engine.py leaves alone; elements.
-_REDUCE_BUCKET = 500_000_000
+# DeepSpeed's defaults, which engine_settings.py leaves alone: bounds that allocate nothing by themselves; elements.
 _PERSISTENT = 100_000  # parameters up to this size stay whole under ZeRO 3
 _LIVE = 1_000_000_000  # whole parameters that ZeRO 3 keeps at a time
 _SUB_GROUP = 1_000_000_000  # that ZeRO 3's optimizer steps through at a time
-_FP32 = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,20 +137,20 @@ def state_memory(
         parts = split_elements(parameters, num_ranks) * weight_bytes
         weights = whole + parts
         gathered = 0 if is_alone else max(0, min(num_trained + num_frozen, _LIVE) * weight_bytes - whole)
-        gradients, stepped = _FP32 * share, min(share, _SUB_GROUP)
+        gradients, stepped = FP32 * share, min(share, _SUB_GROUP)
     else:
         share, parts, gathered, stepped = aligned_share(trained, num_ranks), 0, 0, aligned_share(trained, num_ranks)
         weights = (share * num_ranks + num_frozen) * weight_bytes
-        gradients = _FP32 * (share * num_ranks if weight_bytes < _FP32 else num_trained)
+        gradients = FP32 * (share * num_ranks if weight_bytes < FP32 else num_trained)
         if zero_stage == 2:
-            gradients = _FP32 * (share if weight_bytes < _FP32 else touched_elements(trained, num_ranks))
-        elif weight_bytes < _FP32:
+            gradients = FP32 * (share if weight_bytes < FP32 else touched_elements(trained, num_ranks))
+        elif weight_bytes < FP32:
             gradients += weight_bytes * num_trained
-    masters, moments = _FP32 * share, 2 * _FP32 * share
+    masters, moments = FP32 * share, 2 * FP32 * share
     host = 0
     if offload_optimizer:
         # Beside them DeepSpeed keeps the weights that it is going to send back.
-        host = masters + moments + _FP32 * share + (weight_bytes * share if zero_stage < 3 else 0)
+        host = masters + moments + FP32 * share + (weight_bytes * share if zero_stage < 3 else 0)
         gradients = gradients if zero_stage == 1 else 0
         masters = moments = stepped = 0
     if offload_parameters:
@@ -165,17 +164,18 @@ def state_memory(
         gathered=gathered,
         buckets=_buckets(num_trained, zero_stage=zero_stage, weight_bytes=weight_bytes),
         # AdamW's denominator for all elements at once, and the gradients in one piece.
-        step=2 * _FP32 * stepped,
+        step=2 * FP32 * stepped,
         host=host,
     )
 
 
 def _buckets(num_trained: int, *, zero_stage: int, weight_bytes: int) -> int:
     """Buffers of GPUs: two take turns under ZeRO 1 and 2 (``overlap_comm``)."""
-    summed = _FP32 * min(num_trained, _REDUCE_BUCKET)
+    bucket = bucket_elements(num_trained)
+    summed = FP32 * min(num_trained, bucket)
     if zero_stage == 3:
-        return _FP32 * _REDUCE_BUCKET
-    if weight_bytes == _FP32:
-        return 2 * _FP32 * _REDUCE_BUCKET
+        return FP32 * bucket
+    if weight_bytes == FP32:
+        return 2 * FP32 * bucket
     # BF16_Optimizer sums its whole gradients through copies; ZeRO 2 collects in bfloat16 and sums in float32.
-    return summed if zero_stage == 1 else 2 * weight_bytes * _REDUCE_BUCKET + summed
+    return summed if zero_stage == 1 else 2 * weight_bytes * bucket + summed

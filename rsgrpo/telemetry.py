@@ -13,7 +13,15 @@ from rsgrpo.advantages import is_flat
 from rsgrpo.config import LossConfig
 from rsgrpo.credit_table import merged
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.types import CreditedGroup, CreditedRollout, ResponseStats, ScopedReward, UpdateMetrics
+from rsgrpo.types import (
+    CreditedGroup,
+    CreditedRollout,
+    ResponseStats,
+    Rollout,
+    ScopedReward,
+    ScoredGroup,
+    UpdateMetrics,
+)
 
 
 class StaleWeightsError(RsgrpoError):
@@ -168,12 +176,8 @@ def _policy_and_engine(seen: Sequence[_Seen]) -> dict[str, float]:
     newest = max((rollout.newest_version for rollout in rollouts), default=0)
     # What older weights sampled (groups carried over, the first tokens of responses that went on under new weights) is
     # off by honest staleness, not by disagreement.
-    fresh = [rollout.is_of_version(newest) for rollout in rollouts]
-    gap = _joined(
-        (rollout.logprobs - one.stats.logprobs)[is_fresh]
-        for rollout, one, is_fresh in zip(rollouts, seen, fresh, strict=True)
-    )
-    num_tokens = sum(len(is_fresh) for is_fresh in fresh)
+    gap = _joined(_gap(one.credited.scored.rollout, one.stats.logprobs, newest) for one in seen)
+    num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
     difference = -gap.astype(np.float64)
     return {
         "policy/entropy": _mean(_joined(one.stats.entropy for one in seen)),
@@ -273,6 +277,36 @@ def policy_metrics(updates: Sequence[UpdateMetrics]) -> dict[str, float]:
         for number, row in enumerate(rows, start=1):
             metrics |= {f"policy/update_{number}/{name}": row[name] for name in _SHOWN_BY_UPDATE}
     return metrics
+
+
+def newest_version(groups: Iterable[ScoredGroup]) -> int:
+    """Of the weights that sampled any of the groups; 0 for none."""
+    return max((one.newest_version for group in groups for one in group.group.rollouts), default=0)
+
+
+def logprob_gap(groups: Sequence[CreditedGroup], responses: Sequence[ResponseStats], version: int) -> float | None:
+    """Mean |engine - trainer| log-probability gap in nats; ``engine/logprob_gap_mean`` of a batch with one update.
+
+    Args:
+        groups: what is trained on.
+        responses: what the trainer sees of it.
+        version: of the weights whose responses count; those of older ones differ because the weights do.
+
+    Returns:
+        The mean over their tokens; None where there are no such responses.
+    """
+    seen = {(one.sample_id, one.response_index): one.logprobs for one in responses}
+    gaps = _joined(
+        _gap(one.scored.rollout, seen[group.scored.sample_id, one.scored.rollout.rollout_index], version)
+        for group in groups
+        for one in group.rollouts
+    )
+    return _mean(np.abs(gaps)) if len(gaps) else None
+
+
+def _gap(rollout: Rollout, logprobs: NDArray[np.float32], version: int) -> NDArray[np.float32]:
+    """Engine minus trainer, of the tokens that weights of that version sampled."""
+    return (rollout.logprobs - logprobs)[rollout.is_of_version(version)]
 
 
 def check_logprob_gap(mean_gap: float, limit: float) -> None:

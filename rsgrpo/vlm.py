@@ -23,12 +23,12 @@ from rsgrpo.batching import Piece
 from rsgrpo.coordinates import smart_resize
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.images import load_page, page_size
+from rsgrpo.memory_bounds import PAGE_BYTES
 from rsgrpo.packed_pixels import PixelPacker
 from rsgrpo.page_feed import PageFeed
 from rsgrpo.page_rules import PageRules
 from rsgrpo.types import ChatPrompt, ImageRef, IntArray, TrainingResponse
 
-_PIXEL_BYTES = 3 * 2**27  # 86 pages of 1.57 million pixels, packed
 _MAX_PAGE_THREADS = 4  # of a rank: each takes some 100 MB while it works, and reads ten pages a second
 
 
@@ -173,7 +173,7 @@ class PromptEncoder:
         *,
         rules: PageRules,
         max_prompt_tokens: int,
-        pixel_bytes: int = _PIXEL_BYTES,
+        pixel_bytes: int = PAGE_BYTES,
         num_threads: int = 1,
         stored_grid: Callable[[ImageRef], tuple[int, int, int] | None] | None = None,
     ) -> None:

@@ -23,7 +23,7 @@ from rsgrpo.errors import RsgrpoError
 from rsgrpo.image_bytes import ImageError
 from rsgrpo.images import MAX_ASPECT_RATIO, page_facts
 from rsgrpo.page_rules import PageRules
-from rsgrpo.prompts import PromptTemplateError
+from rsgrpo.prompts import PromptTemplateError, QuestionWriter
 
 if TYPE_CHECKING:
     from rsgrpo.types import ImageRef, Sample
@@ -96,7 +96,7 @@ def _set_checks(subject: Subject, config: Config, name: str, path: str) -> Itera
     """A data set that is held in memory, read as the run reads it."""
     title = f"{name} data"
     try:
-        check = sample_check(config, name)
+        check = sample_check(config, name, QuestionWriter(config.prompt).parts)
     except PromptTemplateError as error:
         yield refused(title, error)
         return

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from recipes.plan.gpus import Assumptions, GpuKind
 from rsgrpo.activation_memory import ActivationMemory, RowSize, activation_memory
 from rsgrpo.config import Config
+from rsgrpo.memory_bounds import PAGE_BYTES
 from rsgrpo.model_sizes import ModelSizes
 from rsgrpo.state_memory import StateMemory, state_memory
 from rsgrpo.topology import engine_memory_frac
 
 GIB = 1 << 30
 _MIB = 1 << 20
-_PAGE_CACHE = 3 << 27  # of a rank's packed pages (vlm.PromptEncoder)
 
 
 def weight_bytes(config: Config) -> int:
@@ -248,7 +248,7 @@ def host_memory(config: Config, model: ModelSizes, rank: RankMemory | None, num_
         if shares_gpus(config):
             waits = rank.states.weights + rank.states.masters + rank.states.moments
             parts["the trainer while engines sample"] = num_ranks_a_node * waits
-        parts["processed pages"] = num_ranks_a_node * (_PAGE_CACHE + rank.activations.pixels)
+        parts["processed pages"] = num_ranks_a_node * (PAGE_BYTES + rank.activations.pixels)
     if config.stage != "sft":
         parts["weights on their way"] = 2 * config.rollout.weight_bucket_mib * _MIB
         if shares_gpus(config):

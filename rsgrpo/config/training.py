@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 
 from rsgrpo.config.checks import (
     MAX_PROCESSES,
+    MAX_SECONDS,
     MAX_THREADS,
     ConfigError,
     at_least,
+    at_most,
     between,
     check_share,
     more_than,
@@ -72,11 +74,16 @@ class TrainerConfig:
     """Compute a group's prompt once for its n responses (same gradient, less work)."""
     max_skipped_steps: int = 3
     """Stop after this many steps in a row with a non-finite gradient."""
+    timeout_seconds: float = 7200.0
+    """How long the ranks may take for one call (to load the model, for a batch's passes, for a checkpoint) before they
+    count as hanging. A rank that dies is noticed at once."""
 
     def __post_init__(self) -> None:
         between("trainer.num_ranks", self.num_ranks, 1, MAX_PROCESSES)
         between("trainer.num_threads", self.num_threads, 0, MAX_THREADS)
         at_least("trainer.max_skipped_steps", self.max_skipped_steps, 1)
+        more_than("trainer.timeout_seconds", self.timeout_seconds, 0.0)
+        at_most("trainer.timeout_seconds", self.timeout_seconds, MAX_SECONDS)
         at_least("trainer.micro_batch_tokens", self.micro_batch_tokens, 1)
         at_least("trainer.micro_batch_pairs", self.micro_batch_pairs, 0)
         if self.zero_stage not in (1, 2, 3):

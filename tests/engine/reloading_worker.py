@@ -13,9 +13,10 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
-from rsgrpo.engine_settings import deepspeed_settings
+from rsgrpo.engine_settings import deepspeed_settings, trained_elements
 from rsgrpo.lora import adapter_layers, adapter_parameters
 from rsgrpo.objective import row_loss
+from rsgrpo.policy_results import RankStep
 from rsgrpo.policy_setup import open_policy_model, wrap_model
 from rsgrpo.policy_worker import PolicyWorker
 from rsgrpo.weights import checkpoint_name
@@ -41,6 +42,11 @@ class ReloadingWorker(PolicyWorker):
         self._config = config
         self._build()
         self._engine.begin_stage(optimizer, 10)
+
+    def update(self, num_micro_batches: int, objective: str, loss: LossConfig | None) -> RankStep:
+        """Accumulate and step at once."""
+        self.accumulate(num_micro_batches, objective, loss)
+        return self.take_step()
 
     def gradient(
         self, num_micro_batches: int, objective: str, loss: LossConfig | None
@@ -96,7 +102,8 @@ class ReloadingWorker(PolicyWorker):
             if frozen:
                 FrozenEngine(model, self._config, device=device, weights=opened.weights)
             else:
-                fill_model(model, opened.weights, deepspeed_settings(self._config, device), device)
+                settings = deepspeed_settings(self._config, device, num_trained=trained_elements(model))
+                fill_model(model, opened.weights, settings, device)
         parameters = list(model.parameters())
         sizes = [math.prod(getattr(one, "ds_shape", one.shape)) * one.element_size() for one in parameters]
         # Beside its share a rank keeps small parameters whole.

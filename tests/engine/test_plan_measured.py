@@ -72,6 +72,16 @@ def _gradients(worker: ReloadingWorker, num_rows: int) -> int:
     return max(*found, _gradient_bytes(worker))
 
 
+def _bucket_bytes(worker: ReloadingWorker) -> int:
+    """Of what gradients are summed through: ZeRO 3 keeps its one buffer, ZeRO 1 and 2 make theirs anew each time."""
+    optimizer = worker._engine._engine.optimizer
+    if hasattr(optimizer, "grad_partitions_flat_buffer"):
+        return _num_bytes([bucket.buffer for bucket in optimizer.ipg_buckets.values()])
+    if not hasattr(optimizer, "ipg_buckets"):  # ZeRO 1 in bfloat16
+        return 0
+    return optimizer.reduce_bucket_size * optimizer._gradient_reduction_buffer_dtype().itemsize
+
+
 def _states(worker: ReloadingWorker) -> tuple[int, int, int]:
     """Weights, masters and moments after a step."""
     worker.step()
@@ -100,6 +110,7 @@ def test_states_take_what_the_plan_says(
     world.each(ReloadingWorker.rebuild, config, _OPTIMIZER)
     rows = max(world.each(ReloadingWorker.prepare, [group]))
     gradients = world.each(_gradients, rows)
+    buckets = world.each(_bucket_bytes)
     measured = world.each(_states)
     expected = state_memory(
         model_sizes(folder, config.model).parameters,
@@ -113,3 +124,8 @@ def test_states_take_what_the_plan_says(
         assert weights == pytest.approx(expected.weights, rel=0.02)
         assert masters == pytest.approx(expected.masters, rel=0.02)
         assert moments == pytest.approx(expected.moments, rel=0.02)
+    trained = [one.num_elements for one in model_sizes(folder, config.model).parameters if one.is_trained]
+    is_bf16_optimizer = zero_stage == 1 and dtype == "bfloat16"
+    width = 2 if zero_stage == 2 and dtype == "bfloat16" else 4
+    # All trained elements, one more where they are odd; on a GPU two buffers take turns under ZeRO 1 and 2.
+    assert buckets == [0 if is_bf16_optimizer else width * (sum(trained) + sum(trained) % 2)] * num_ranks

@@ -6,7 +6,8 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,11 @@ from rsgrpo.config import Config, DataConfig, KlConfig, LossConfig, ModelConfig,
 from rsgrpo.faults import read_faulty_batch
 from rsgrpo.image_bytes import ImageError
 from rsgrpo.manifest import folder_problem
-from rsgrpo.policy import Policy, PolicyWorkerDiedError, TooManySkippedStepsError
+from rsgrpo.policy import Policy, TooManySkippedStepsError
 from rsgrpo.policy_model import load_processor
-from rsgrpo.types import TrainingGroup, UpdateResult
+from rsgrpo.rank_calls import PolicyWorkerDiedError, PolicyWorkerSilentError
+from rsgrpo.telemetry import StaleWeightsError
+from rsgrpo.types import ResponseStats, TrainingGroup, UpdateResult
 from rsgrpo.vlm import PromptError
 from rsgrpo.weights import bucket_checksum, bucket_tensors, format_checksum
 from tests.engine.fake_rank import WAITING_SECONDS, FakeRank
@@ -189,6 +192,28 @@ def test_metrics_and_statistics_of_an_update(policy, groups):
     assert any(np.abs(a.logprobs - b.logprobs).max() > 1e-4 for a, b in zip(scored, moved, strict=True))
 
 
+def test_a_step_that_is_refused_changes_nothing_and_the_next_is_as_if_it_had_not_been(pair, groups, tmp_path):
+    refused, untouched = pair
+    refused.begin_stage(OPTIMIZER, 8)
+    refused.update(groups, "policy", LOSS)
+    refused.save_checkpoint(tmp_path / "policy")
+    untouched.load_checkpoint(tmp_path / "policy")
+    version, checksum = refused.version, refused.weights(trainable_only=False).version.checksum
+    seen: list[ResponseStats] = []
+
+    def refuse(stats: Sequence[ResponseStats]) -> None:
+        seen.extend(stats)
+        raise StaleWeightsError("too far apart")
+
+    with pytest.raises(StaleWeightsError, match="too far apart"):
+        refused.update(groups[:2], "policy", LOSS, before_step=refuse)
+    assert [(one.sample_id, one.response_index) for one in seen] == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1)]
+    assert (refused.version, refused.weights(trainable_only=False).version.checksum) == (version, checksum)
+    assert _same(refused.update(groups, "policy", LOSS), untouched.update(groups, "policy", LOSS))
+    checksums = {one.weights(trainable_only=False).version.checksum for one in pair}
+    assert len(checksums) == 1 and checksum not in checksums
+
+
 def test_given_old_logprobs_make_the_ratio(policy, groups):
     policy.begin_stage(OPTIMIZER, 8)
     scored = {(one.sample_id, one.response_index): one for one in policy.score(groups)}
@@ -293,7 +318,7 @@ def test_too_many_skipped_steps_stop_the_run_and_leave_what_reproduces_them(poli
 
 def test_a_dead_rank_is_named_with_its_last_words_and_its_checkpoint_lives(pair, groups, tmp_path):
     survivor, doomed = pair
-    pid = int(Path(doomed._log_paths[0]).stem.rsplit("-", 1)[1])
+    pid = int(Path(doomed._ranks.log_paths[0]).stem.rsplit("-", 1)[1])
     doomed.begin_stage(OPTIMIZER, 8)
     doomed.update(groups, "policy", LOSS)
     doomed.save_checkpoint(tmp_path / "policy")
@@ -307,17 +332,47 @@ def test_a_dead_rank_is_named_with_its_last_words_and_its_checkpoint_lives(pair,
     assert _same(survivor.update(groups, "policy", LOSS), expected)
 
 
-def test_a_rank_that_dies_while_another_waits_for_it_is_named_at_once(cluster, groups, run_dir):
-    workers = [
-        ray.remote(FakeRank).options(num_cpus=0, runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}}).remote(dies)
-        for dies in (False, True)
-    ]
-    policy = Policy(_config(run_dir, num_ranks=2), workers, "cpu")
+@contextmanager
+def _fake_ranks(config: Config, *doings: str) -> Iterator[Policy]:
+    environment = {"env_vars": {"PYTHONPATH": str(REPOSITORY)}}
+    workers = [ray.remote(FakeRank).options(num_cpus=0, runtime_env=environment).remote(doing) for doing in doings]
+    policy = Policy(config, workers, "cpu")
     policy._loading = []  # they have no model to load
-    start = time.monotonic()
-    with pytest.raises(PolicyWorkerDiedError, match="training rank 1 of 2 died"):
-        policy.update(groups, "nll")
-    assert time.monotonic() - start < WAITING_SECONDS / 2
+    yield policy
+    policy.close()
+
+
+@pytest.mark.parametrize("other", ["waits", "fails"])
+def test_a_rank_that_dies_while_another_needs_it_is_named_at_once(cluster, groups, run_dir, other):
+    # the other one waits for it, or sees first that the connection is gone
+    with _fake_ranks(_config(run_dir, num_ranks=2), other, "dies") as policy:
+        start = time.monotonic()
+        with pytest.raises(PolicyWorkerDiedError, match="training rank 1 of 2 died"):
+            policy.update(groups, "nll")
+        assert time.monotonic() - start < WAITING_SECONDS / 2
+
+
+def test_ranks_that_say_nothing_are_named_and_ended(cluster, groups, run_dir):
+    with _fake_ranks(_config(run_dir, num_ranks=2, timeout_seconds=60), "answers", "waits") as policy:
+        policy._prepare(groups)  # their processes have started
+        policy._ranks._timeout_seconds = 1.5
+        with pytest.raises(
+            PolicyWorkerSilentError,
+            match=r"rank 1 of 2 did not answer within trainer\.timeout_seconds=1\.5.*resume=auto",
+        ):
+            policy.update(groups, "nll")
+        assert policy._ranks.workers == []
+
+
+def test_a_rank_that_dies_while_it_gives_out_weights_is_named_at_once(cluster, run_dir):
+    with _fake_ranks(_config(run_dir, num_ranks=2), "waits", "dies") as policy:
+        policy._transfer = "cuda_ipc"
+        sender = policy.weights().sender
+        assert sender is not None
+        start = time.monotonic()
+        with pytest.raises(PolicyWorkerDiedError, match="training rank 1 of 2 died"):
+            next(sender.buckets())
+        assert time.monotonic() - start < WAITING_SECONDS / 2
 
 
 def test_a_page_damaged_since_the_start_is_named_though_another_rank_waits(cluster, folder, run_dir, tmp_path):

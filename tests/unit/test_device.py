@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recipes.doctor.machine import topology_check, vllm_check
+from recipes.first_checks import check_first
 from rollout.pool import engine_environment
 from rsgrpo import device
 from rsgrpo.config import ClusterConfig, Config
@@ -195,6 +197,40 @@ def test_a_device_that_the_build_cannot_use_is_refused_with_the_command_that_hel
 @pytest.mark.parametrize(("num_gpus", "expected"), [(0, "cpu"), (4, "gpu")])
 def test_where_nothing_is_sampled_the_build_does_not_matter(installed: str, num_gpus: int, expected: str) -> None:
     assert choose_device(ClusterConfig(), num_gpus, has_engines=False).device == expected
+
+
+@pytest.mark.parametrize(
+    ("installed", "cluster", "told"),
+    [
+        ("gpu", {"device": "cpu"}, "vllm 0\\.32\\.0.* is its GPU build, which does not run on a CPU"),
+        ("gpu", {"device": "cpu", "address": "10.0.0.1:6379"}, "is its GPU build, which does not run on a CPU"),
+        ("cpu", {"device": "gpu", "address": "10.0.0.1:6379"}, "asks for GPUs, but .* is its CPU build"),
+        ("none", {}, "is not installed"),
+        ("none", {"address": "10.0.0.1:6379"}, "is not installed"),
+    ],
+    indirect=["installed"],
+)
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_a_build_that_cannot_sample_is_refused_before_ray_is_started_or_joined(
+    installed: str, cluster: dict[str, str], told: str, stage: str, tmp_path: Path
+) -> None:
+    # first_checks.py imports no Ray (pyproject.toml); a supervised stage samples answers to its test questions
+    overrides = [f"stage={stage}", f"run_dir={tmp_path}", *(f"cluster.{key}='{one}'" for key, one in cluster.items())]
+    with pytest.raises(MachineError, match=told):
+        check_first(composed(*overrides))
+
+
+@pytest.mark.parametrize("installed", list(BUILDS), indirect=True)
+def test_a_supervised_stage_without_test_questions_needs_no_build(installed: str, tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text("{}\n")
+    check_first(
+        composed(
+            "stage=sft",
+            f"run_dir={tmp_path}/run",
+            f"data.mixture=[{{format: llava, path: {tmp_path}/chats.jsonl}}]",
+            "cluster.device=cpu",
+        )
+    )
 
 
 @pytest.mark.parametrize(

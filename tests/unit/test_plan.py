@@ -35,6 +35,7 @@ from rsgrpo.config import (
     TrainerConfig,
 )
 from rsgrpo.data import load_samples, write_evisrag
+from rsgrpo.memory_bounds import bucket_elements
 from rsgrpo.model_sizes import ParameterSize, model_sizes
 from rsgrpo.prompts import PromptBuilder
 from rsgrpo.state_memory import aligned_share, split_elements, state_memory
@@ -143,6 +144,21 @@ def test_twice_the_ranks_halve_what_is_split(found: list[ParameterSize], num_ran
     for split in (aligned_share, split_elements):
         few, many = split(found, num_ranks), split(found, 2 * num_ranks)
         assert few <= 2 * many <= few + 4 * len(found)  # rounded up
+
+
+def test_buckets_grow_with_the_model_up_to_deepspeeds_own_size() -> None:
+    assert [bucket_elements(count) for count in (0, 1, 10, 11)] == [2, 2, 10, 12]
+    assert bucket_elements(499_999_999) == bucket_elements(7 * 10**9) == 500_000_000
+    small, large = (
+        ParameterSize(name="a", num_elements=count, is_trained=True, is_vision=False) for count in (10**6, 7 * 10**9)
+    )
+
+    def buckets(one: ParameterSize, zero_stage: int, weight_bytes: int) -> int:
+        return state_memory([one], num_ranks=2, zero_stage=zero_stage, weight_bytes=weight_bytes).buckets
+
+    # ZeRO 3: one of float32. ZeRO 2: two that take turns, in bfloat16 their sum in float32 beside them.
+    assert (buckets(small, 3, 2), buckets(small, 2, 4), buckets(small, 2, 2)) == (4 * 10**6, 8 * 10**6, 8 * 10**6)
+    assert (buckets(large, 3, 2), buckets(large, 2, 4), buckets(large, 2, 2)) == (2 * 10**9, 4 * 10**9, 4 * 10**9)
 
 
 def test_only_adapters_have_moments_in_lora(folder: Path) -> None:

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from recipes import pipeline
 from recipes.model_folder import ModelError, check_model_type, check_weights, load_processor
 from recipes.preparation import prepare
 from rewards.base import RewardError
@@ -25,8 +26,9 @@ from rsgrpo.generated.tasks import write_task
 from rsgrpo.known_pages import KNOWN_PAGES
 from rsgrpo.page_view import read_view
 from rsgrpo.progress import Progress
+from rsgrpo.prompts import QuestionWriter
 from rsgrpo.run_folder import RunFolder
-from rsgrpo.types import ImageRef
+from rsgrpo.types import ImageRef, Sample
 from tests.unit.report_run import sampled_group
 
 GOLD = "<observe>cards</observe>\n<answer>4</answer>"
@@ -60,6 +62,19 @@ def _refusal(task: Path, *overrides: str) -> str:
 def test_generated_data_and_a_small_model_pass(task: Path) -> None:
     prepared = prepare(_config(task), RunFolder(root=task / "run"), Progress(False))
     assert (len(prepared.rl), len(prepared.test), prepared.num_skipped) == (3, 1, 0)
+
+
+def test_a_template_is_rendered_once_a_question(task: Path, tmp_path: Path, monkeypatch) -> None:
+    rendered: list[str] = []
+    render = QuestionWriter._render
+
+    def counted(writer: QuestionWriter, sample: Sample) -> str:
+        rendered.append(sample.sample_id)
+        return render(writer, sample)
+
+    monkeypatch.setattr(QuestionWriter, "_render", counted)
+    prepared = prepare(_config(task), RunFolder(root=tmp_path / "run"), Progress(False))
+    assert sorted(rendered) == sorted(one.sample.sample_id for one in (*prepared.rl, *prepared.test))
 
 
 def test_a_second_start_reads_no_page_and_reports_the_same_of_them(task: Path, tmp_path: Path, monkeypatch) -> None:
@@ -283,3 +298,30 @@ def test_a_trajectory_that_no_row_of_the_trainer_holds_is_refused(task: Path) ->
     message = _refusal(task, *sft, f"trainer.micro_batch_tokens={longest - 1}")
     assert f"{lengths.count(longest)} of 3 sft prompts are too long" in message
     assert "raise trainer.micro_batch_tokens," in message
+
+
+@pytest.mark.parametrize(
+    ("change", "overrides", "told"),
+    [
+        ({"image": ["nowhere.png"]}, [], "nowhere.png"),
+        ({"query": "Where is it? " * 4000}, ["rollout.max_model_tokens=4096"], "1 of 1 test prompts are too long"),
+        ({"query": "Where <|im_end|> is it?"}, [], "control token '<|im_end|>'"),
+        ({}, ["rollout.max_model_tokens=100000000"], "positions of the model"),
+    ],
+    ids=["no page", "too long", "control token", "engine too short"],
+)
+def test_test_questions_of_a_supervised_stage_that_cannot_be_asked_are_refused_before_ray_starts(
+    task: Path, tmp_path: Path, monkeypatch, change: dict[str, object], overrides: list[str], told: str
+) -> None:
+    def started(config: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(pipeline, "open_cluster", started)
+    (row,) = (json.loads(line) for line in (task / "test.jsonl").read_text().splitlines())
+    test = task / f"test-{tmp_path.name}.jsonl"
+    test.write_text(json.dumps(row | change) + "\n")
+    supervised = ["stage=sft", f"data.sft_path={task}/train.jsonl", "data.sft_sections=[]", "data.rl_path=''"]
+    run = f"run_dir={tmp_path / 'run'}"
+    with pytest.raises(RsgrpoError) as caught:
+        pipeline.run(_config(task, *supervised, f"data.test_path={test}", run, "logging.progress=false", *overrides))
+    assert told in str(caught.value)

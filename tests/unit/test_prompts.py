@@ -9,7 +9,7 @@ import pytest
 from jinja2 import Environment
 
 from rsgrpo.config import PromptConfig
-from rsgrpo.prompts import PUBLISHED_TEMPLATES, PromptBuilder, PromptTemplateError, template_fingerprint
+from rsgrpo.prompts import PUBLISHED_TEMPLATES, PromptBuilder, PromptTemplateError, QuestionWriter, template_fingerprint
 from rsgrpo.quickstart.tokenizer import CHAT_TEMPLATE
 from rsgrpo.types import ImageRef, Sample
 
@@ -63,6 +63,20 @@ def test_a_question_wins_over_a_ready_prompt_unless_markers_are_asked_for(templa
     only_ready = make_sample(question="", prompt=ready)
     assert text(only_ready, template, "images_first") == HEAD + PAD + PAD + "Another text" + TAIL
     assert text(make_sample(), template, "markers") == text(make_sample(), template, "text_first")
+
+
+def test_a_question_that_was_looked_at_ahead_is_rendered_once(template: str):
+    writer = QuestionWriter(PromptConfig(path=template))
+    sample = make_sample()
+    looked_at = writer.parts_ahead(sample)
+    assert looked_at == ("2 pages. Question: Who won?", None, None)
+    assert writer.parts(sample) is looked_at
+    # it is not held on to
+    again = writer.parts(sample)
+    assert again == looked_at and again is not looked_at
+    # another number of pages is another question
+    writer.parts_ahead(sample)
+    assert writer.parts(make_sample(num_images=1)) == ("1 pages. Question: Who won?", None)
 
 
 def test_an_empty_system_turn_is_written_out(template: str):

@@ -29,6 +29,7 @@ def test_packages_with_common_names_are_ours(package: str) -> None:
     ("module", "heavy"),
     [
         ("rsgrpo.config", ("torch", "ray", "vllm", "deepspeed", "transformers")),
+        ("rsgrpo.memory_bounds", ("torch", "transformers", "ray", "vllm", "deepspeed")),
         ("rsgrpo.advantages", ("torch", "ray", "vllm", "deepspeed")),
         ("rsgrpo.losses", ("ray", "vllm", "deepspeed")),
         ("rewards.scorer", ("torch", "ray", "vllm", "deepspeed")),

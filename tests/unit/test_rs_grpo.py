@@ -147,14 +147,22 @@ class FakePolicy:
     kl_reference: float = 0.0
     may_update: threading.Event | None = None
 
-    def update(self, groups: Sequence[TrainingGroup], objective: str, loss: LossConfig) -> UpdateResult:
+    def update(
+        self,
+        groups: Sequence[TrainingGroup],
+        objective: str,
+        loss: LossConfig,
+        *,
+        before_step: Callable[[Sequence[ResponseStats]], None],
+    ) -> UpdateResult:
         if self.may_update is not None:
             assert self.may_update.wait(WAIT_SECONDS)
+        stats = self.score(groups)
+        before_step(stats)
         self.updates.append((self.version, tuple(groups), loss))
         self.version += 1
         if self.has_updated is not None:
             self.has_updated.set()
-        stats = self.score(groups)
         return UpdateResult(metrics=_metrics(self.kl_reference), responses=stats)
 
     def score(self, groups: Sequence[TrainingGroup]) -> tuple[ResponseStats, ...]:
@@ -343,6 +351,45 @@ def test_pi_old_may_be_recomputed_from_the_trainer_although_samples_are_old() ->
             # What FakePolicy.score says: 0.01 above the engine.
             assert response.old_logprobs is not None and response.rollout_logprobs is not None
             np.testing.assert_allclose(response.old_logprobs - response.rollout_logprobs, 0.01, atol=1e-6)
+
+
+@dataclass
+class PolicyThatDisagrees(FakePolicy):
+    """What it sees of a response lies that many nats above the engine's, from the given update on."""
+
+    gaps: Sequence[float] = ()
+    num_asked: int = 0
+
+    def score(self, groups: Sequence[TrainingGroup]) -> tuple[ResponseStats, ...]:
+        gap = self.gaps[min(self.num_asked, len(self.gaps) - 1)]
+        self.num_asked += 1
+        return tuple(
+            dataclasses.replace(one, logprobs=one.logprobs + np.float32(gap - 0.01)) for one in super().score(groups)
+        )
+
+
+def test_a_gap_beyond_the_limit_is_refused_before_the_step() -> None:
+    policy = PolicyThatDisagrees(gaps=[0.7])
+    training = _training(_config(), FakeEngine(), policy)
+    with pytest.raises(StaleWeightsError, match=r"0\.7000 nats on average, more than rl\.max_logprob_gap=0\.5"):
+        training.train_step(is_last=True)
+    assert policy.updates == [] and policy.version == 0
+    # a higher limit takes the same batch
+    policy = PolicyThatDisagrees(gaps=[0.7])
+    _training(_config(max_logprob_gap=0.8), FakeEngine(), policy).train_step(is_last=True)
+    assert policy.version == 1
+
+
+def test_the_first_of_several_updates_decides_whether_engine_and_trainer_agree() -> None:
+    # afterwards the trainer's weights are others than those that sampled
+    config = _config(updates_per_batch=2, loss=LossConfig(old_logprobs="engine"))
+    policy = PolicyThatDisagrees(gaps=[0.1, 0.7])
+    _training(config, FakeEngine(), policy).train_step(is_last=True)
+    assert policy.version == 2
+    policy = PolicyThatDisagrees(gaps=[0.7, 0.1])
+    with pytest.raises(StaleWeightsError, match=r"0\.7000 nats"):
+        _training(config, FakeEngine(), policy).train_step(is_last=True)
+    assert policy.version == 0
 
 
 def _kl_sums(policy: FakePolicy) -> list[float]:

@@ -16,7 +16,7 @@ from rsgrpo.advantages import credit_groups
 from rsgrpo.config import CreditConfig, LossConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.losses import two_stream_loss
-from rsgrpo.telemetry import StaleWeightsError, check_logprob_gap, step_telemetry
+from rsgrpo.telemetry import StaleWeightsError, check_logprob_gap, logprob_gap, newest_version, step_telemetry
 from rsgrpo.types import CreditedGroup, ResponseStats, ScopedReward
 from tests.examples import examples
 from tests.unit.strategies import Step, scoped_reward, scored_group, scored_rollout, simple_group, steps
@@ -159,6 +159,12 @@ def test_the_gap_is_taken_over_tokens_of_the_newest_weights() -> None:
     k3 = (math.exp(-0.25) - 1 + 0.25 + math.exp(0.5) - 1 - 0.5) / 2
     assert values["engine/kl"] == pytest.approx(k3)
     assert values["engine/stale_frac"] == 0.5
+    # and so before the step: (0.25 + 0.5) / 2 by itself
+    seen = [stats(0, [-1.25, -1.5]), stats(1, [0.0, 0.0])]
+    assert newest_version([group.scored for group in credited]) == 7
+    assert logprob_gap(credited, seen, 7) == 0.375
+    assert logprob_gap(credited, seen, 6) == 9.0
+    assert logprob_gap(credited, seen, 5) is None
 
 
 def test_of_a_response_that_went_on_under_new_weights_only_the_tokens_of_these_count() -> None:

@@ -70,7 +70,7 @@ def test_a_page_damaged_after_the_start_is_named_by_the_step_and_the_next_step_r
     damaged[len(damaged) // 2] ^= 1
     file.write_bytes(damaged)
     num_micro_batches = worker.prepare(groups)  # its header is whole
-    for step in (worker.score, lambda count: worker.update(count, "nll", None)):
+    for step in (worker.score, lambda count: worker.accumulate(count, "nll", None)):
         with pytest.raises(ImageError, match=r"imgs/2\.png.*truncated or damaged"):
             step(num_micro_batches)
     file.write_bytes(whole)
