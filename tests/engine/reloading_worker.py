@@ -69,9 +69,16 @@ class ReloadingWorker(PolicyWorker):
         """Bytes of weights and of optimizer states that wait on the host."""
         return self._engine._weights_park.num_bytes, self._engine._states_park.num_bytes
 
+    def live_bytes(self) -> int:
+        """Bytes of all tensors of the process, pages apart."""
+        self.forget_pages()
+        return sum(storage.nbytes() for storage in tensor_storages().values())
+
     def let_model_go(self) -> None:
-        """End what was built. Whatever stays of it (DeepSpeed keeps some) does not count later."""
+        """End what was built. Whatever stays of it does not count later."""
         self._engine.close()
+        if self._reference is not None:
+            self._reference.close()
         del self._engine, self._model, self._rows, self._reference
         self._old = [(key, StorageWeakRef(storage)) for key, storage in tensor_storages().items()]
 
