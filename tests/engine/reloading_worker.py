@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import gc
 import math
 import resource
 from dataclasses import dataclass
@@ -160,6 +162,8 @@ class ReloadingWorker(PolicyWorker):
 
     def update_with_bytes_left(self, num_bytes: int) -> None:
         """An update of what was prepared in a process that may not grow by more."""
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps for later would be used first
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limits = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + num_bytes, limits[1]))
