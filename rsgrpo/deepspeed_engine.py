@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import deepspeed.ops
@@ -44,7 +45,7 @@ from rsgrpo.rank_share import (
 )
 from rsgrpo.stored_weights import StoredWeights
 from rsgrpo.turns import Share
-from rsgrpo.zero_internals import by_bytes, drop_gradients, on_device, weights_of
+from rsgrpo.zero_internals import by_bytes, drop_gradients, let_go, on_device, weights_of
 
 _VISION_GROUP = 1
 
@@ -155,6 +156,8 @@ class DeepSpeedEngine:
     def close(self) -> None:
         """Let go of the model, so that another can take its place."""
         self._engine.destroy()
+        if self._zero_stage == 3:
+            let_go(self._engine)
 
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         return self._engine.optimizer.optimizer
@@ -404,7 +407,15 @@ class FrozenEngine:
             self._model.eval()
         else:
             model.to(device)
+        self._is_split = config.trainer.zero_stage == 3
         self._park = StoragePark()
+
+    def close(self) -> None:
+        """Let go of the model."""
+        if self._is_split:
+            engine: Any = self._model
+            engine.destroy()
+            let_go(engine)
 
     @torch.no_grad()
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:

@@ -187,9 +187,13 @@ class PolicyWorker:
         if has_adapters and folder != self._spec.model_folder:
             self._spec = dataclasses.replace(self._spec, model_folder=folder)
             self._engine.close()
+            if self._reference is not None:
+                self._reference.close()
             del self._engine, self._model
             gc.collect()
             self._build()
+        if self._reference is not None:
+            self._reference.close()
         self._has_reference, self._reference = needs_reference, None
         if not needs_reference or has_adapters:
             return self._origin

@@ -49,6 +49,28 @@ def _zero_gradients(masters: Iterable[Tensor]) -> None:
             master.grad.zero_()
 
 
+def let_go(engine: Any) -> None:
+    """Cut a ZeRO 3 engine that was destroyed loose from its tensors, so that their memory is free at once.
+
+    Its parameters hold closures over the optimizer, and its modules' hooks and autograd functions over the engine;
+    Python's collector does not free that ring.
+
+    Args:
+        engine: of DeepSpeed; neither it nor its model can be used afterwards.
+    """
+    optimizer = engine.optimizer
+    inner = getattr(optimizer, "optimizer", None)  # torch's; a frozen model has none
+    for parameter in engine.module.parameters():
+        vars(parameter).clear()  # this rank's part of it, too
+        parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+        parameter.grad = None
+    if inner is not None:
+        inner.state.clear()
+        inner.param_groups.clear()
+    vars(optimizer).clear()
+    engine.optimizer = None
+
+
 def weights_of(model: nn.Module) -> list[Tensor]:
     """Parameters, whole or this rank's partitions of them, and buffers."""
     parameters = list(model.parameters())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import gc
 import math
 import resource
 from dataclasses import dataclass
@@ -69,9 +71,16 @@ class ReloadingWorker(PolicyWorker):
         """Bytes of weights and of optimizer states that wait on the host."""
         return self._engine._weights_park.num_bytes, self._engine._states_park.num_bytes
 
+    def live_bytes(self) -> int:
+        """Bytes of all tensors of the process, pages apart."""
+        self.forget_pages()
+        return sum(storage.nbytes() for storage in tensor_storages().values())
+
     def let_model_go(self) -> None:
-        """End what was built. Whatever stays of it (DeepSpeed keeps some) does not count later."""
+        """End what was built. Whatever stays of it does not count later."""
         self._engine.close()
+        if self._reference is not None:
+            self._reference.close()
         del self._engine, self._model, self._rows, self._reference
         self._old = [(key, StorageWeakRef(storage)) for key, storage in tensor_storages().items()]
 
@@ -153,6 +162,8 @@ class ReloadingWorker(PolicyWorker):
 
     def update_with_bytes_left(self, num_bytes: int) -> None:
         """An update of what was prepared in a process that may not grow by more."""
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps for later would be used first
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limits = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + num_bytes, limits[1]))

@@ -201,7 +201,8 @@ def test_the_kl_term_pulls_each_token_towards_the_reference(worlds, folder, grou
     term = np.linalg.norm(expected - without)
     assert term > 0.01 * np.linalg.norm(expected)
     assert np.linalg.norm(actual - expected) < 1e-3 * term
-    totals = [one.totals.kl_reference_sum for one in world.each(Rank.update, world.prepare(with_term), "policy", loss)]
+    passes = world.each(Rank.accumulate, world.prepare(with_term), "policy", loss)
+    totals = [one.totals.kl_reference_sum for one in passes]
     # reported is k3 = exp(-d) - 1 + d
     assert sum(totals) == pytest.approx(sum(float((np.expm1(-d) + d).sum()) for d in distance.values()), rel=1e-3)
 
@@ -251,18 +252,19 @@ def test_cached_pages_are_counted(worlds, groups, tmp_path):
     counts = []
     for _ in range(2):
         world.each(Rank.prepare, groups)
-        update = world.each(Rank.update, 1, "nll", None)[0]
+        update = world.each(Rank.accumulate, 1, "nll", None)[0]
+        world.each(Rank.take_step)
         counts.append((update.totals.num_images, update.num_cached_images))
     assert counts == [(3, 0), (3, 3)]  # one row shows each of the three pages once
 
 
 def test_a_row_that_memory_does_not_hold_is_named_with_its_need(worlds):
     world = worlds[1]
-    world.each(Rank.rebuild, _config(micro_batch_tokens=5000), OPTIMIZER)
-    # The mask of 4,000 tokens alone takes 64 MB.
-    world.each(Rank.prepare, [make_group("long", [], [2000, 1900], seed=1)])
+    world.each(Rank.rebuild, _config(micro_batch_tokens=40000), OPTIMIZER)
+    # What the layers keep of 32,000 tokens takes more than the C library has left over from earlier tests.
+    world.each(Rank.prepare, [make_group("long", [], [16000, 15900], seed=1)])
     with pytest.raises(TrainerMemoryError) as caught:
-        world.each(Rank.update_with_bytes_left, 2**24)
+        world.each(Rank.update_with_bytes_left, 2**22)
     message = str(caught.value)
     assert "2 responses) needed at least" in message and "GiB more were asked for" in message
-    assert "set trainer.micro_batch_tokens below 39" in message and "(now 5000)" in message
+    assert "set trainer.micro_batch_tokens below 319" in message and "(now 40000)" in message

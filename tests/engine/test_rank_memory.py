@@ -171,3 +171,20 @@ def test_a_tower_that_a_step_does_not_use_has_no_gradient_of_the_step_before(wor
     assert tower and all(not value.any() for value in tower)
     assert any(value.any() for name, value in gradient.items() if not name.startswith("visual."))
     world.each(Rank.step)
+
+
+@pytest.mark.parametrize("case", [Case(1, 2), Case(1, 3), Case(2, 3)], ids=str)
+def test_a_closed_engine_leaves_nothing_behind(worlds, folder, groups, case):
+    world = worlds[case.num_ranks]
+    world.each(Rank.rebuild, case.config, OPTIMIZER)
+    world.each(Rank.let_model_go)
+    before = world.each(Rank.live_bytes)
+    world.each(Rank.rebuild, case.config, OPTIMIZER)
+    world.each(Rank.begin_from, folder, True)  # a frozen reference beside it
+    world.each(Rank.update, world.prepare(groups), "policy", LOSS)
+    held = world.each(Rank.live_bytes)
+    world.each(Rank.let_model_go)
+    for empty, full, left in zip(before, held, world.each(Rank.live_bytes), strict=True):
+        # Some 250,000 parameters: 12 bytes each for master and moments, half of them on each of two ranks.
+        assert full > empty + 12 * 200_000 / case.num_ranks
+        assert left < empty + 20_000

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rsgrpo import logprobs as logprobs_module
+from rsgrpo import memory_bounds
 from rsgrpo.logprobs import LogprobHead, response_logprobs
 from tests.live_bytes import LiveBytes
 
@@ -78,7 +78,7 @@ def test_frozen_weight_gets_no_gradient_and_hidden_still_does():
 
 @pytest.mark.parametrize("block_weights", [2**22, 7 * 32], ids=["one block", "blocks of seven words"])
 def test_a_bfloat16_head_computes_and_keeps_its_logits_in_float32(monkeypatch, block_weights):
-    monkeypatch.setitem(logprobs_module.BLOCK_WEIGHTS, "cpu", block_weights)
+    monkeypatch.setitem(memory_bounds.BLOCK_WEIGHTS, "cpu", block_weights)
     generator = torch.Generator().manual_seed(2)
     hidden = torch.randn(40, 32, generator=generator).bfloat16().requires_grad_()
     weight = torch.randn(101, 32, generator=generator).bfloat16().requires_grad_()
@@ -113,8 +113,8 @@ def test_the_weights_gradient_is_not_rounded_between_chunks():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_more_logits_than_a_chunk_and_no_more_float32_weights_than_a_block_exist(monkeypatch, dtype):
-    monkeypatch.setitem(logprobs_module.CHUNK_LOGITS, "cpu", 2**15)  # 128 KiB, 8 rows
-    monkeypatch.setitem(logprobs_module.BLOCK_WEIGHTS, "cpu", 2**15)  # 128 KiB, 512 words
+    monkeypatch.setitem(memory_bounds.CHUNK_LOGITS, "cpu", 2**15)  # 128 KiB, 8 rows
+    monkeypatch.setitem(memory_bounds.BLOCK_WEIGHTS, "cpu", 2**15)  # 128 KiB, 512 words
     hidden = torch.randn(128, 64).to(dtype).requires_grad_()
     weight = torch.randn(4096, 64).to(dtype).requires_grad_()
     targets = torch.randint(0, 4096, (128,))
