@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rsgrpo import interrupts
 from rsgrpo.errors import RsgrpoError, shown
 
 MAX_SENTENCE = 490
@@ -132,7 +133,7 @@ def _foreseen(error: BaseException) -> str:
     if isinstance(error, RsgrpoError):
         return str(error) or type(error).__name__
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command with resume=auto goes on from the newest checkpoint"
+        return interrupts.sentence()
     if isinstance(error, MemoryError):
         return f"this process ran out of memory; use fewer or smaller data files, or a larger machine, {_GO_ON}"
     named = next(filter(None, (_BY_NAME.get(name) for name in _names(error))), "")
