@@ -17,6 +17,7 @@ from typing import IO
 from PIL import Image, ImageFile
 
 from rsgrpo.image_kinds import describe_non_image
+from rsgrpo.pixels import part_of_canvas
 from rsgrpo.png import SIGNATURE as PNG_SIGNATURE
 from rsgrpo.png import PngFile, exif_orientation, read_png, xmp_orientation
 
@@ -182,7 +183,7 @@ def _facts(image: Image.Image, png: PngFile | None) -> PageFacts:
         width=width,
         height=height,
         orientation=orientation,
-        has_transparency=image.has_transparency_data,
+        has_transparency=image.has_transparency_data or part_of_canvas(image) is not None,
         bits=_bits(image, png),
         num_frames=_num_frames(image, png),
     )

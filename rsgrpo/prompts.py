@@ -13,6 +13,7 @@ from rsgrpo.config import PromptConfig
 from rsgrpo.control_tokens import control_token
 from rsgrpo.data import split_markers
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.special_files import special_kind
 from rsgrpo.types import IMAGE_MARKER, ChatPrompt, PromptedSample, Sample
 
 IMAGE_PLACEHOLDER = "<|image_pad|>"
@@ -177,8 +178,11 @@ def _load_template(path: str) -> Template:
     candidates = (Path(path), Path(__file__).parent.parent / path)
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
+        kinds = ("a folder" if path and place.is_dir() else special_kind(place) for place in candidates)
+        kind = next(filter(None, kinds), "")
         raise PromptTemplateError(
-            f"prompt.path={path!r} does not exist; name a Jinja file, such as those in configs/prompt"
+            f"prompt.path={path!r} {f'is {kind}' if kind else 'does not exist'}; name a Jinja file, such as those in "
+            "configs/prompt"
         )
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     try:

@@ -18,6 +18,7 @@ from typing import NoReturn
 from rsgrpo import interrupts
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures.sentences import MAX_SENTENCE, explain
+from rsgrpo.home import HomeError, choose_home
 
 TRACEBACK_VARIABLE = "RSGRPO_TRACEBACK"
 """Set to 1, a command that fails shows its traceback as well."""
@@ -59,6 +60,8 @@ def run_command(
         130 after Ctrl-C, 143 after SIGTERM.
     """
     open_standard_streams()
+    with contextlib.suppress(HomeError, OSError):  # most commands do without
+        choose_home()
     with interrupts.heeded():
         return _run(command, log_folder, error_status)
 

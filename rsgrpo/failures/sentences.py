@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -136,6 +137,9 @@ def _foreseen(error: BaseException) -> str:
         return interrupts.sentence()
     if isinstance(error, MemoryError):
         return f"this process ran out of memory; use fewer or smaller data files, or a larger machine, {_GO_ON}"
+    if os.strerror(errno.ENOSPC) in str(error):  # of a library that writes by itself, in words of its own
+        what, way_out = _SYSTEM[errno.ENOSPC]
+        return (isinstance(error, OSError) and _system_sentence(error)) or f"{what} ({reason(error)}); {way_out}"
     named = next(filter(None, (_BY_NAME.get(name) for name in _names(error))), "")
     if named:
         return _with_detail(named, error)

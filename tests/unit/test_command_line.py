@@ -319,6 +319,10 @@ MISTAKES = [
     (["seed=1", "--cfg", "job", "rl.max_step=3"], "rl.max_steps"),
     (["a" * 5000], "aaaa"),
     (["prompt.system=" + "=" * 5000], "prompt.system"),
+    (["run_dir=“runs/a”"], "the curly quote “"),
+    (["prompt.system=’Say so’"], "the curly quote ’"),
+    (["eval.tasks=[“evisrag/chartqa”]"], "the curly quote “"),
+    (["“run_dir=runs/a”"], "the curly quote “"),
 ]
 
 
@@ -396,6 +400,12 @@ def test_a_good_command_reaches_the_pipeline(call: Any, tmp_path: Path) -> None:
     status, _, begun = call(f"run_dir={tmp_path / 'run'}", "rl.max_steps=3", 'prompt.system="a=b, {c}"')
     assert status == 0
     assert [(one.rl.max_steps, one.prompt.system) for one in begun] == [(3, "a=b, {c}")]
+
+
+@pytest.mark.parametrize("text", ["He said: “yes”", "“yes”, “no”", "l’été", "«a»"])
+def test_curly_quotes_inside_straight_ones_are_meant(call: Any, tmp_path: Path, text: str) -> None:
+    status, told, begun = call(f"run_dir={tmp_path / 'run'}", f'prompt.system="{text}"')
+    assert (status, told, [one.prompt.system for one in begun]) == (0, "", [text])
 
 
 @pytest.mark.parametrize(
