@@ -3,224 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import threading
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
-import numpy as np
 import pytest
 
-from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport, check_staleness
+from recipes.rs_grpo import RsGrpoState, StepReport
 from recipes.stages import planned_steps, step_note
 from rewards.scorer import Scorer
-from rollout.engine import RolloutError
 from rsgrpo.config import (
-    Config,
-    ConfigError,
     CreditConfig,
     FilterConfig,
     KlConfig,
     LossConfig,
-    RewardConfig,
     RlConfig,
-    RolloutConfig,
-    SamplingConfig,
-    ScopeConfig,
 )
-from rsgrpo.policy import Policy, WeightUpdate
 from rsgrpo.progress import MAX_COLUMNS
-from rsgrpo.record_codec import Arrays, from_plain, to_plain
-from rsgrpo.telemetry import StaleWeightsError
 from rsgrpo.types import (
-    ChatPrompt,
-    PromptedSample,
-    ResponseStats,
     RolloutGroup,
-    Sample,
     ScoredGroup,
-    ScoredRollout,
-    TrainingGroup,
-    UpdateMetrics,
-    UpdateResult,
-    WeightVersion,
 )
-from tests.unit.strategies import scoped_reward, scored_group, scored_rollout
-
-WAIT_SECONDS = 20.0
-QUESTIONS = [
-    PromptedSample(sample=Sample(sample_id=f"q{index}"), prompt=ChatPrompt(sample_id=f"q{index}", text=""))
-    for index in range(40)
-]
-
-
-@dataclass
-class FakeEngine:
-    """Rollouts whose token ids are drawn from seed, question and weights alone."""
-
-    policy_version: int = 0
-    calls: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
-    may_sample: threading.Event | None = None
-    misses_updates: bool = False
-    fails_at_call: int = -1
-
-    def generate(
-        self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
-    ) -> list[RolloutGroup]:
-        if self.calls and self.may_sample is not None:
-            assert self.may_sample.wait(WAIT_SECONDS)
-            self.may_sample.clear()
-        self.calls.append((self.policy_version, tuple(one.sample.sample_id for one in prompted)))
-        if len(self.calls) == self.fails_at_call:
-            raise RolloutError("the engine fell over")
-        return [self._group(one.sample.sample_id, num_samples, seed) for one in prompted]
-
-    def stream(
-        self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
-    ) -> Generator[RolloutGroup, None, None]:
-        # The last question's answers come first.
-        yield from reversed(self.generate(prompted, num_samples=num_samples, sampling=sampling, seed=seed))
-
-    def _group(self, sample_id: str, num_samples: int, seed: int) -> RolloutGroup:
-        rng = np.random.default_rng((seed, int(sample_id[1:]), self.policy_version))
-        rollouts = []
-        for index in range(num_samples):
-            length = int(rng.integers(1, 5))
-            one = scored_rollout(
-                sample_id, index, length, (), logprobs=rng.normal(-1, 0.1, length), policy_version=self.policy_version
-            )
-            rollouts.append(one)
-        return scored_group(sample_id, rollouts).group
-
-    def update_weights(self, update: WeightUpdate) -> None:
-        if not self.misses_updates:
-            self.policy_version = update.version.version
-
-
-@dataclass
-class FakePolicy:
-    """Counts updates and remembers what each was given."""
-
-    version: int = 0
-    updates: list[tuple[int, tuple[TrainingGroup, ...], LossConfig]] = field(default_factory=list)
-    has_updated: threading.Event | None = None
-    kl_reference: float = 0.0
-
-    def update(self, groups: Sequence[TrainingGroup], objective: str, loss: LossConfig) -> UpdateResult:
-        self.updates.append((self.version, tuple(groups), loss))
-        self.version += 1
-        if self.has_updated is not None:
-            self.has_updated.set()
-        stats = self.score(groups)
-        return UpdateResult(metrics=_metrics(self.kl_reference), responses=stats)
-
-    def score(self, groups: Sequence[TrainingGroup]) -> tuple[ResponseStats, ...]:
-        return tuple(
-            ResponseStats(
-                sample_id=group.sample_id,
-                response_index=one.response_index,
-                logprobs=cast(Any, one.rollout_logprobs) + np.float32(0.01),
-                entropy=np.zeros(len(one.token_ids), np.float32),
-            )
-            for group in groups
-            for one in group.responses
-        )
-
-    def weights(self) -> WeightUpdate:
-        stamp = WeightVersion(version=self.version, checksum="00000000")
-        return WeightUpdate(version=stamp, buckets=(), is_complete=True, whole=self.weights)
-
-
-class FakeScoring:
-    """Judges all groups at the end."""
-
-    def __init__(self, score: Callable[[Sequence[RolloutGroup]], list[ScoredGroup]]) -> None:
-        self._score = score
-        self._groups: list[RolloutGroup] = []
-
-    def add(self, group: RolloutGroup) -> None:
-        self._groups.append(group)
-
-    def scored(self) -> list[ScoredGroup]:
-        return self._score(self._groups)
-
-    def close(self) -> None:
-        self._groups.clear()
-
-
-class FakeScorer:
-    """A reward that is the response's length; groups of equal lengths have no signal."""
-
-    def scoring(self) -> FakeScoring:
-        return FakeScoring(self.score)
-
-    def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
-        return [
-            ScoredGroup(
-                group=group,
-                rollouts=tuple(
-                    ScoredRollout(
-                        rollout=one,
-                        rewards=(scoped_reward("length", float(len(one.token_ids)), (0, len(one.token_ids))),),
-                    )
-                    for one in group.rollouts
-                ),
-            )
-            for group in groups
-        ]
-
-
-def _restored(state: RsGrpoState) -> RsGrpoState:
-    """As a checkpoint gives it back."""
-    arrays: Arrays = {}
-    return from_plain(RsGrpoState, json.loads(json.dumps(to_plain(state, arrays))), arrays)
-
-
-def _metrics(kl_reference: float) -> UpdateMetrics:
-    return UpdateMetrics(
-        loss=0.0,
-        grad_norm=1.0,
-        learning_rate=1.0,
-        num_response_tokens=1,
-        num_forward_tokens=1,
-        num_images=0,
-        num_micro_batches=1,
-        clip_fraction=0.0,
-        kl_old=0.0,
-        importance_weight_mean=1.0,
-        is_skipped=False,
-        forward_backward_seconds=0.0,
-        optimizer_seconds=0.0,
-        process_seconds=0.0,
-        kl_reference=kl_reference,
-    )
-
-
-def _config(**rl: Any) -> Config:
-    values: dict[str, Any] = {"prompts_per_step": 4, "samples_per_prompt": 3, **rl}
-    reward = RewardConfig(function="a:b", scope=ScopeConfig(start="begin", stop="end"))
-    return Config(stage="rl", rl=RlConfig(**values), rewards={"length": reward})
-
-
-def _training(config: Config, engine: FakeEngine, policy: FakePolicy, state: RsGrpoState | None = None) -> RsGrpo:
-    return RsGrpo(
-        config=config,
-        policy=cast(Policy, policy),
-        engine=engine,
-        scorer=cast(Scorer, FakeScorer()),
-        questions=QUESTIONS,
-        state=state or RsGrpoState(),
-    )
-
-
-def _ages(policy: FakePolicy, reports: Sequence[StepReport]) -> list[set[int]]:
-    """How many updates older than the policy the rollouts of each step were."""
-    versions = [version for version, _, _ in policy.updates]
-    return [
-        {versions[step] - one.scored.rollout.policy_version for group in report.credited for one in group.rollouts}
-        for step, report in enumerate(reports)
-    ]
+from tests.unit.rl_fakes import (
+    FakeEngine,
+    FakePolicy,
+    FakeScorer,
+    _ages,
+    _config,
+    _restored,
+    _training,
+)
 
 
 def test_synchronous_steps_train_on_their_own_weights() -> None:
@@ -232,37 +43,6 @@ def test_synchronous_steps_train_on_their_own_weights() -> None:
     assert {loss.old_logprobs for _, _, loss in policy.updates} == {"auto"}
     assert training.state.ahead is None
     assert "time/wait_for_samples" not in reports[0].metrics
-
-
-def test_asynchronous_sampling_overlaps_the_update_and_is_one_step_old() -> None:
-    # Each sampling after the first waits for an update to begin, which a driver that samples before it
-    # updates would never reach; and each update of a later step needs the batch sampled beside the last one.
-    begun = threading.Event()
-    engine, policy = FakeEngine(may_sample=begun), FakePolicy(has_updated=begun)
-    config = _config(max_staleness_steps=1, filter=FilterConfig(carry_over=False, max_refills=0))
-    training = _training(config, engine, policy)
-    reports = [training.train_step(is_last=step == 3) for step in range(4)]
-    assert _ages(policy, reports) == [{0}, {1}, {1}, {1}]
-    # One sampling a step, the last step samples nothing ahead.
-    assert [version for version, _ in engine.calls] == [0, 0, 1, 2]
-    assert {loss.old_logprobs for _, _, loss in policy.updates} == {"engine"}
-    assert training.state.ahead is None
-    assert reports[0].metrics["time/wait_for_samples"] >= 0.0
-    assert [report.metrics["engine/staleness_updates"] for report in reports] == [0.0, 1.0, 1.0, 1.0]
-
-
-def test_pi_old_may_be_recomputed_from_the_trainer_although_samples_are_old() -> None:
-    policy = FakePolicy()
-    config = _config(max_staleness_steps=1, loss=LossConfig(old_logprobs="recompute"))
-    training = _training(config, FakeEngine(), policy)
-    training.train_step()
-    training.train_step(is_last=True)
-    for _, groups, loss in policy.updates:
-        assert loss.old_logprobs == "recompute"
-        for response in (one for group in groups for one in group.responses):
-            # What FakePolicy.score says: 0.01 above the engine.
-            assert response.old_logprobs is not None and response.rollout_logprobs is not None
-            np.testing.assert_allclose(response.old_logprobs - response.rollout_logprobs, 0.01, atol=1e-6)
 
 
 def _kl_sums(policy: FakePolicy) -> list[float]:
@@ -356,107 +136,6 @@ def test_a_step_reports_clipping_by_scope_and_every_update_of_its_batch() -> Non
     credited = sum(one.scored.num_tokens for one in rollouts if one.advantages[0])
     assert report.metrics["scope/length/clip_frac"] == pytest.approx(up / credited)
     assert "policy/update_1/grad_norm" not in report.metrics
-
-
-@pytest.mark.parametrize("staleness", [0, 1])
-@pytest.mark.parametrize("updates", [1, 2])
-def test_going_on_from_a_checkpoint_equals_never_stopping(staleness: int, updates: int) -> None:
-    config = _config(max_staleness_steps=staleness, updates_per_batch=updates)
-
-    def run(interrupted_after: int) -> tuple[list[Any], list[Any]]:
-        engine, policy = FakeEngine(), FakePolicy()
-        training = _training(config, engine, policy)
-        for step in range(6):
-            if step == interrupted_after:
-                state = _restored(training.state)
-                # A new process: an engine with the policy's weights, as run_rl makes it.
-                calls, engine = engine.calls, FakeEngine(policy_version=policy.version)
-                engine.calls = calls
-                training = _training(config, engine, policy, state)
-            training.train_step(is_last=step == 5)
-        trained = [
-            (version, [(g.sample_id, [r.token_ids.tolist() for r in g.responses]) for g in groups])
-            for version, groups, _ in policy.updates
-        ]
-        return trained, engine.calls
-
-    whole = run(-1)
-    assert [run(step) for step in range(1, 6)] == [whole] * 5
-
-
-@pytest.mark.parametrize("staleness", [0, 1])
-def test_no_group_is_lost_or_trained_on_twice(staleness: int) -> None:
-    engine, policy = FakeEngine(), FakePolicy()
-    training = _training(_config(max_staleness_steps=staleness, filter=FilterConfig(mode="none")), engine, policy)
-    for step in range(6):
-        training.train_step(is_last=step == 5)
-    # 24 groups of the 40 questions: no question twice, in the order in which they were sampled.
-    trained = [group.sample_id for _, groups, _ in policy.updates for group in groups]
-    assert trained == [sample_id for _, ids in engine.calls for sample_id in ids]
-    assert len(set(trained)) == 24
-
-
-def test_groups_older_than_the_bound_are_dropped_and_counted() -> None:
-    policy = FakePolicy(version=5)
-    training = _training(_config(), FakeEngine(policy_version=5), policy)
-    old, fresh = (
-        FakeScorer().score(
-            FakeEngine(policy_version=version).generate(
-                [QUESTIONS[index]], num_samples=3, sampling=SamplingConfig(), seed=1
-            )
-        )[0]
-        for index, version in ((30, 3), (31, 4))
-    )
-    training.state.carried = [old, fresh]
-    # Carried over once is one update old at most: version 4 of 5 stays, version 3 goes.
-    report = training.train_step()
-    assert report.metrics["selection/dropped_stale_groups"] == 1.0
-    assert report.metrics["selection/carried_groups"] == 1.0
-    ids = [group.scored.sample_id for group in report.credited]
-    assert "q31" in ids
-    assert "q30" not in ids
-
-
-@pytest.mark.parametrize("staleness", [0, 1])
-def test_an_engine_that_misses_weight_updates_stops_the_run(staleness: int) -> None:
-    engine = FakeEngine(misses_updates=True)
-    training = _training(_config(max_staleness_steps=staleness), engine, FakePolicy())
-    with pytest.raises(StaleWeightsError, match=r"sampled under weights of version 0.*engines missed a weight update"):
-        for _ in range(3):
-            training.train_step()
-
-
-def test_staleness_is_bounded_on_both_sides() -> None:
-    group = scored_group("q0", [scored_rollout("q0", index, 2, (), policy_version=6) for index in range(2)])
-    check_staleness([group], trained_version=7, max_age=1)
-    check_staleness([group], trained_version=6, max_age=0)
-    for version, age in ((8, 1), (5, 1), (7, 0)):
-        with pytest.raises(StaleWeightsError, match="'q0' was sampled under weights of version 6"):
-            check_staleness([group], trained_version=version, max_age=age)
-
-
-def test_what_goes_wrong_in_sampling_ahead_is_raised_in_the_step() -> None:
-    training = _training(_config(max_staleness_steps=1), FakeEngine(fails_at_call=2), FakePolicy())
-    with pytest.raises(RolloutError, match="fell over"):
-        training.train_step()
-
-
-@pytest.mark.parametrize("value", [-1, 2])
-def test_other_bounds_of_staleness_are_refused(value: int) -> None:
-    with pytest.raises(ConfigError, match=f"max_staleness_steps={value} is not known; choose 0"):
-        RlConfig(max_staleness_steps=value)
-
-
-def test_colocated_refuses_what_it_cannot_do() -> None:
-    reward = {"length": RewardConfig(function="a:b", scope=ScopeConfig(start="begin", stop="end"))}
-    base = Config(stage="rl", rewards=reward)
-    cluster = type(base.cluster)(topology="colocated")
-    with pytest.raises(ConfigError, match="take turns on the same GPUs"):
-        Config(stage="rl", rewards=reward, cluster=cluster, rl=RlConfig(max_staleness_steps=1))
-    with pytest.raises(ConfigError, match=r"num_ranks=1 must equal rollout.num_workers=2 × .*=2 = 4"):
-        Config(
-            stage="rl", rewards=reward, cluster=cluster, rollout=RolloutConfig(num_workers=2, tensor_parallel_size=2)
-        )
 
 
 @pytest.mark.parametrize(
