@@ -14,7 +14,7 @@ from pathlib import Path
 
 from recipes.benchmark_tasks import run_benchmarks
 from recipes.job import Job
-from recipes.model_folder import check_limits
+from recipes.model_folder import check_limits, check_sizes
 from recipes.plan.command import show_plan
 from recipes.preparation import prepare
 from recipes.stages import run_evaluation, run_rl, run_sft
@@ -48,6 +48,7 @@ def run(config: Config) -> Path | None:
         if folder.note:
             progress.line(folder.note)
         prepared = prepare(config, folder, progress)
+        check_sizes(prepared.base_model)
         check_limits(prepared.base_model, config)
         begin_run(folder, config)
         cluster = stack.enter_context(open_cluster(config.cluster))

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined, Template, TemplateError, meta
 from rsgrpo.config import PromptConfig
 from rsgrpo.control_tokens import control_token
 from rsgrpo.data import split_markers
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.special_files import special_kind
 from rsgrpo.types import IMAGE_MARKER, ChatPrompt, PromptedSample, Sample
 
@@ -138,7 +138,13 @@ class PromptBuilder:
             {"role": "system", "content": self._prompt.system},
             {"role": "user", "content": content},
         ]
-        text = self._chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self._chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise PromptTemplateError(
+                f"sample {sample.sample_id!r}: the model folder's chat template cannot be rendered: {shown(error)}; "
+                "use a model folder with Qwen2.5-VL's chat template"
+            ) from error
         if text.count(IMAGE_PLACEHOLDER) != len(sample.images):
             raise PromptTemplateError(
                 f"sample {sample.sample_id!r}: the chat template gives {text.count(IMAGE_PLACEHOLDER)} image "

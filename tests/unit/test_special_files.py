@@ -122,7 +122,8 @@ def test_other_settings_are_named(kind: str, tmp_path: Path) -> None:
     if kind != "folder in a circle":
         config = Config(stage="sft", run_dir=str(tmp_path / "run"))
         config.model.path = str(tmp_path / "model")
-        assert "model.path" in told(lambda: check_first(config))
+        assert KINDS[kind] in told(lambda: check_first(config))
+        assert "config.json" in told(lambda: check_first(config))
     if kind != "dangling":
 
         def run() -> None:
@@ -130,6 +131,30 @@ def test_other_settings_are_named(kind: str, tmp_path: Path) -> None:
                 pass
 
         assert KINDS[kind] in told(run)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "circle", "dangling"])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_a_file_of_a_model_is_named(kind: str, name: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    make("dangling", model / "notes.md")  # nobody reads it
+    make(kind, model / name)
+    config = Config(stage="sft", run_dir=str(tmp_path / "run"))
+    config.model.path = str(model)
+    sentence = told(lambda: check_first(config))
+    assert name in sentence
+    assert KINDS[kind] in sentence
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", "\0"])
+def test_a_damaged_generation_config_is_named_before_workers_start(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "generation_config.json").write_text(content)
+    config = Config(stage="sft", run_dir=str(tmp_path / "run"))
+    config.model.path = str(tmp_path)
+    assert "generation_config.json" in told(lambda: check_first(config))
 
 
 def test_a_file_as_run_folder_and_a_folder_as_template(tmp_path: Path) -> None:
