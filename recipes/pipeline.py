@@ -21,6 +21,7 @@ from recipes.stages import run_evaluation, run_rl, run_sft
 from rsgrpo.cluster import open_cluster
 from rsgrpo.config import Config
 from rsgrpo.progress import Progress
+from rsgrpo.quiet import hush_cuda_search
 from rsgrpo.report import build_report
 from rsgrpo.run_folder import begin_run, open_run_folder
 
@@ -37,6 +38,7 @@ def run(config: Config) -> Path | None:
     Raises:
         RsgrpoError: something that a user can act on; nothing that was finished is lost.
     """
+    hush_cuda_search()
     if config.plan:
         show_plan(config)
         return None

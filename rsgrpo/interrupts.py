@@ -41,8 +41,7 @@ class _Watch:
         self.number = 0
         self.cleanings: list[_Cleaning] = []
         self.is_own = False
-        self._since = 0.0
-        self._lock = threading.Lock()
+        self._is_raised = False
         self._is_ending = threading.Lock()
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
@@ -53,35 +52,35 @@ class _Watch:
         self._thread = threading.Thread(target=self._wait, name="interrupts", daemon=True)
         self._thread.start()
 
-    def note(self, number: int) -> bool:
-        """Remember a signal; whether it is a second one, that wants the end at once."""
-        if not self._counts(number):
-            return False
-        with self._lock:
-            if self.number:
-                return time.monotonic() - self._since > _SAME_SECONDS
-            self.number, self._since = number, time.monotonic()
-            return False
-
     def _counts(self, number: int) -> bool:
         is_meant = number in _HEEDED and number not in self._ignored
         return is_meant and not (self.is_own and number == signal.SIGINT)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self.note(number)
-        if self._counts(number) or self.is_own:
+        counts = self._counts(number)
+        if counts:
+            if self._is_raised:
+                return  # the main thread is on its way out already; the other one judges the second signal
+            self._is_raised = True
+            self.number = self.number or number
+        if counts or self.is_own:
             raise KeyboardInterrupt
 
     def _wait(self) -> None:
+        first = 0.0
         while True:
-            left = max(0.0, self._since + GRACE_SECONDS - time.monotonic()) if self.number else None
+            left = max(0.0, first + GRACE_SECONDS - time.monotonic()) if first else None
             if not select.select([self._reading], [], [], left)[0]:
                 self.end_now()
             for number in os.read(self._reading, 64):
                 if number == _STOP[0]:
                     return
-                if self.note(number):
+                if not self._counts(number):
+                    continue
+                if first and time.monotonic() - first > _SAME_SECONDS:
                     self.end_now()
+                self.number = self.number or number
+                first = first or time.monotonic()
 
     def end_now(self) -> NoReturn:
         """Say so, clean up as far as that goes quickly, and end the process."""

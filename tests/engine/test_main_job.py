@@ -102,6 +102,7 @@ def test_whole_job_then_killed_and_resumed_equals_uninterrupted(tmp_path: Path) 
     if newest_step < 4:
         seconds = interrupt_once(going_on, lambda: _num_rl_steps(killed) > newest_step)
         assert seconds < 20
+        killed = killed.rename(tmp_path / "moved")  # what it goes on from knows no absolute path
         going_on = _start(killed, "resume=auto")
     assert "going on from rl-00000" in finish(going_on)
     weights = [folder / "models" / "rl" / "model.safetensors" for folder in (whole, killed)]
