@@ -3,19 +3,21 @@
 ``uv run train.py --cfg job`` prints the composed settings; rsgrpo/config/ says what each means.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import hydra
-from omegaconf import DictConfig
+from rsgrpo.failures import run_program
 
-from rsgrpo.config import Config, ConfigError, load_config, register_schema
-from rsgrpo.errors import shown
-from rsgrpo.failures import run_command
-from rsgrpo.failures.overrides import check_call, hydra_raises
+if TYPE_CHECKING:  # what takes long to import is imported where Ctrl-C is already heeded
+    from omegaconf import DictConfig
+
+    from rsgrpo.config import Config
 
 _begun: list[Config] = []
 
@@ -25,6 +27,10 @@ def compose() -> list[DictConfig]:
 
     Nothing is composed where hydra itself answers: ``--cfg``, ``--help``, ``--info``.
     """
+    import hydra
+
+    from rsgrpo.failures.overrides import check_call, hydra_raises
+
     found: list[DictConfig] = []
     with hydra_raises():
         sys.argv[1:] = check_call(sys.argv[1:])
@@ -39,6 +45,9 @@ def check_apart(configs: Sequence[Config]) -> None:
     Raises:
         ConfigError: names the folder.
     """
+    from rsgrpo.config import ConfigError
+    from rsgrpo.errors import shown
+
     begun = Counter(str(Path(one.run_dir).absolute()) for one in configs if one.resume == "never")
     folder, count = max(begun.items(), key=lambda item: item[1], default=("", 0))
     if count > 1:
@@ -53,6 +62,8 @@ def main() -> None:
     # Under `uv run`, Ray would ship this folder to its workers and have uv build them an environment each;
     # ours use the one that this process runs in. Ray reads the setting when it is imported.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    from rsgrpo.config import load_config, register_schema
+
     register_schema()
     configs = [load_config(composed) for composed in compose()]
     check_apart(configs)
@@ -69,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, log_folder=lambda: Path(_begun[-1].run_dir) if _begun else None))
+    run_program(main, log_folder=lambda: Path(_begun[-1].run_dir) if _begun else None)

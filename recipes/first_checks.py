@@ -11,6 +11,7 @@ from pathlib import Path
 
 from recipes.wanted_data import WANTED, builds_quickstart_data, has_engines, uses_mixture
 from rewards.plugins import load_rewards
+from rsgrpo.atomic_files import FileError, read_json_object
 from rsgrpo.benchmarks import find_benchmarks
 from rsgrpo.config import Config, ConfigError, SourceConfig
 from rsgrpo.data_files import DataError, data_files
@@ -20,8 +21,10 @@ from rsgrpo.machine import REPOSITORY, check_cluster, has_gpu_files, prepare_pro
 from rsgrpo.prompts import template_fingerprint
 from rsgrpo.readers.sources import source_files
 from rsgrpo.run_folder import open_run_folder
+from rsgrpo.special_files import special_kind
 from rsgrpo.topology import check_topology
 
+_MODEL_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -45,6 +48,7 @@ def check_first(config: Config) -> list[str]:
     _check_model_path("model.path", config.model.path)
     if config.stage == "eval":
         _check_folder("eval.checkpoint", config.eval.checkpoint)
+        _check_model_files("eval.checkpoint", config.eval.checkpoint)
     if config.eval.tasks:
         _check_benchmarks(config)
     else:
@@ -73,6 +77,7 @@ def _check_device(config: Config) -> None:
 def _check_model_path(key: str, path: str) -> None:
     """A folder, or what could be the name of a model on the hub."""
     if not path or Path(path).is_dir():
+        _check_model_files(key, path)
         _check_model_type(key, path)
         return
     if Path(path).exists():
@@ -81,6 +86,20 @@ def _check_model_path(key: str, path: str) -> None:
         raise ConfigError(
             f"{key}={shown(path)}: there is no such folder, and it is no name of a model on the hub; check the path"
         )
+
+
+def _check_model_files(key: str, path: str) -> None:
+    """Refuse what libraries would wait for, or stumble over once workers have started."""
+    for file in sorted(Path(path).iterdir()) if path else ():
+        kind = special_kind(file) if file.suffix in _MODEL_SUFFIXES and not file.name.startswith(".") else ""
+        if kind:
+            raise ConfigError(f"{key}={shown(path)}: {shown(file.name)} in it is {kind}; put the file itself there")
+    generation = Path(path) / "generation_config.json"
+    if path and generation.is_file():
+        try:
+            read_json_object(generation)
+        except FileError as error:
+            raise ConfigError(f"{key}={shown(path)}: {error}; fetch the model again, or remove the file") from error
 
 
 def _check_model_type(key: str, path: str) -> None:

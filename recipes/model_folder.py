@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,14 @@ from safetensors import SafetensorError, safe_open
 from rsgrpo.config import Config, ConfigError
 from rsgrpo.config.rollout import MAX_BUCKET_MIB
 from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.failures import reason
 from rsgrpo.natural_order import visible_files
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLProcessor
 
 _MODEL_TYPE = "qwen2_5_vl"
+_NUMBERED = re.compile(r"\b(layers|blocks)\.(\d+)\.")
 _INDEX = "model.safetensors.index.json"
 
 
@@ -75,6 +78,57 @@ def check_weights(folder: Path, setting: str) -> None:
             ) from error
 
 
+def check_sizes(folder: Path) -> None:
+    """Refuse a ``config.json`` that describes no model, or another one than the weights beside it.
+
+    Args:
+        folder: of the model.
+
+    Raises:
+        ModelError: names the size that does not fit.
+    """
+    import torch
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):  # without memory for weights
+            Qwen2_5_VLForConditionalGeneration(config)
+    except Exception as error:  # what stands in the file decides what transformers stumbles over
+        raise ModelError(
+            f"{shown(folder)}: config.json describes no Qwen2.5-VL that can be built: {reason(error)}; copy it from "
+            "the model that the weights belong to"
+        ) from error
+    embedding, num_layers, num_blocks = _sizes_of_weights(folder)
+    text = config.get_text_config()
+    wanted = {
+        "vocab_size and hidden_size": (embedding, (text.vocab_size, text.hidden_size)),
+        "num_hidden_layers": (num_layers, text.num_hidden_layers),
+        "vision_config.depth": (num_blocks, config.vision_config.depth),
+    }
+    for name, (found, said) in wanted.items():
+        if found != said:
+            raise ModelError(
+                f"{shown(folder)}: its weights have {name} {found}, its config.json says {said}; copy config.json from "
+                "the model that the weights belong to"
+            )
+
+
+def _sizes_of_weights(folder: Path) -> tuple[tuple[int, ...], int, int]:
+    """Shape of the embedding, layers of the language model, blocks of the vision tower."""
+    shape: tuple[int, ...] = ()
+    layers, blocks = {-1}, {-1}
+    for file in visible_files(folder, "*.safetensors"):
+        with safe_open(file, framework="np") as weights:
+            for name in weights.keys():  # noqa: SIM118 - it is no dictionary
+                if name.endswith("embed_tokens.weight"):
+                    shape = tuple(weights.get_slice(name).get_shape())
+                numbered = _NUMBERED.search(name)
+                if numbered:
+                    (blocks if numbered[1] == "blocks" else layers).add(int(numbered[2]))
+    return shape, max(layers) + 1, max(blocks) + 1
+
+
 def check_limits(folder: Path, config: Config) -> None:
     """Refuse sizes that the engine would refuse after loading the model.
 
@@ -124,14 +178,19 @@ def load_processor(folder: Path, setting: str) -> Qwen2_5_VLProcessor:
 
     try:
         processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what stands in its files decides what transformers stumbles over
         raise ModelError(
-            f"{setting} has no complete processor: {str(error).splitlines()[0]}; copy preprocessor_config.json, "
+            f"{setting} has no complete processor: {reason(error)}; copy preprocessor_config.json, "
             "the tokenizer's files and chat_template.jinja from the model that it was trained from"
         ) from error
     if not isinstance(processor, Qwen2_5_VLProcessor):
         raise ModelError(
             f"{setting} has a {type(processor).__name__} where a Qwen2_5_VLProcessor is needed; copy "
             "preprocessor_config.json and the tokenizer's files from the model that it was trained from"
+        )
+    if not processor.chat_template:
+        raise ModelError(
+            f"{setting} has no chat template, or an empty one; copy chat_template.jinja from the model that it was "
+            "trained from"
         )
     return processor

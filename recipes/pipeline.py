@@ -14,13 +14,14 @@ from pathlib import Path
 
 from recipes.benchmark_tasks import run_benchmarks
 from recipes.job import Job
-from recipes.model_folder import check_limits
+from recipes.model_folder import check_limits, check_sizes
 from recipes.plan.command import show_plan
 from recipes.preparation import prepare
 from recipes.stages import run_evaluation, run_rl, run_sft
 from rsgrpo.cluster import open_cluster
 from rsgrpo.config import Config
 from rsgrpo.progress import Progress
+from rsgrpo.quiet import hush_cuda_search
 from rsgrpo.report import build_report
 from rsgrpo.run_folder import begin_run, open_run_folder
 
@@ -37,6 +38,7 @@ def run(config: Config) -> Path | None:
     Raises:
         RsgrpoError: something that a user can act on; nothing that was finished is lost.
     """
+    hush_cuda_search()
     if config.plan:
         show_plan(config)
         return None
@@ -48,6 +50,7 @@ def run(config: Config) -> Path | None:
         if folder.note:
             progress.line(folder.note)
         prepared = prepare(config, folder, progress)
+        check_sizes(prepared.base_model)
         check_limits(prepared.base_model, config)
         begin_run(folder, config)
         cluster = stack.enter_context(open_cluster(config.cluster))

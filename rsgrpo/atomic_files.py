@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.special_files import open_regular
 
 _PARTIAL_SUFFIX = ".partial"
 
@@ -108,7 +109,8 @@ def read_bytes(path: Path) -> bytes:
         FileError: it is missing, empty, a folder, or may not be read.
     """
     try:
-        content = path.read_bytes()
+        with open_regular(str(path)) as file:
+            content = file.readall()
     except FileNotFoundError as error:
         raise FileError(f"{shown(path)} is missing") from error
     except OSError as error:

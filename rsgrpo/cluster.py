@@ -15,6 +15,7 @@ from pathlib import Path
 import ray
 from ray._common.utils import get_default_ray_temp_dir
 
+from rsgrpo import interrupts
 from rsgrpo.config import ClusterConfig
 from rsgrpo.failures import reason
 from rsgrpo.machine import REPOSITORY, ClusterError, check_cluster, no_cluster
@@ -25,6 +26,7 @@ __all__ = ["REPOSITORY", "Cluster", "ClusterError", "open_cluster"]
 _START_TRIES = 3  # on a busy machine Ray's own processes may miss each other's deadlines
 
 _SHUTDOWN_SECONDS = 5.0
+_INTERRUPTED_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +147,7 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     mark = new_mark()
     with ExitStack() as stack:
         if config.address:
-            stack.callback(ray.shutdown)
+            stack.callback(_leave_ray)
             with _own_termination():
                 _join(config)
         else:
@@ -153,7 +155,9 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
             stack.callback(end_marked, mark)
             guard = Guard(mark)
             stack.callback(guard.dismiss)
-            stack.callback(ray.shutdown)
+            # The guard kills what is left once this process is gone: what is connected to Ray would be ended with it.
+            stack.callback(interrupts.at_forced_end(guard.silence))
+            stack.callback(_leave_ray)
             with _own_termination():
                 _start(mark)
             guard.watch(_head_processes())
@@ -170,6 +174,31 @@ def _own_termination() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+
+def _leave_ray() -> None:
+    """Ray's shutdown; after Ctrl-C or SIGTERM it gets some seconds, then the process ends without."""
+    is_done = threading.Event()
+
+    def leave() -> None:
+        try:
+            ray.shutdown()
+        finally:
+            is_done.set()
+
+    # In a thread of its own: broken off in the middle, it would leave this process connected to what is killed next.
+    threading.Thread(target=leave, name="ray-shutdown", daemon=True).start()
+    interrupted: KeyboardInterrupt | None = None
+    try:
+        if not interrupts.received():
+            is_done.wait()
+    except KeyboardInterrupt as error:
+        interrupted = error
+    if interrupts.received() and not is_done.wait(_INTERRUPTED_SECONDS):
+        interrupts.end_now()
+    is_done.wait()
+    if interrupted is not None:
+        raise interrupted
 
 
 @contextmanager

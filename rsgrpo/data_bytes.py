@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.lfs import LFS_ADVICE, is_lfs_pointer
+from rsgrpo.special_files import open_regular
 
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 _HEAD_BYTES = 256
@@ -44,8 +45,8 @@ def check_kind(file: Path) -> None:
         DataError: it cannot be opened, is empty, a Git LFS pointer, packed, or a web page.
     """
     try:
-        with file.open("rb") as stream:
-            head = stream.read(_HEAD_BYTES)
+        with open_regular(str(file)) as stream:
+            head = stream.read(_HEAD_BYTES) or b""
     except OSError as error:
         raise DataError(f"{shown(file)} cannot be read: {error.strerror}; make it readable, or name another") from error
     if not head:

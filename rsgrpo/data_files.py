@@ -13,6 +13,7 @@ from rsgrpo.errors import shown
 from rsgrpo.hub import hub_problem
 from rsgrpo.media_paths import address_scheme, likely_cause, spellings
 from rsgrpo.natural_order import natural_key
+from rsgrpo.special_files import special_kind
 from rsgrpo.tables import TABLE_SUFFIXES
 
 TEST_FILE = "top3_test.jsonl"
@@ -92,7 +93,8 @@ def _found(path: str) -> list[Path]:
     if place.is_file():
         return [_known_kind(place)]
     if not place.is_dir():
-        raise DataError(f"{shown(location)} is neither a file nor a folder; name a data file")
+        kind = special_kind(place) or "neither a file nor a folder"
+        raise DataError(f"{shown(location)} is {kind}; name a data file")
     return _files_of_folder(place, location, split)
 
 
@@ -125,10 +127,9 @@ def _known_kind(file: Path) -> Path:
 def _elsewhere(location: str) -> Path:
     """What is no path here: a data set of the hub, or nothing."""
     place = Path(location)
-    if place.is_symlink():
-        raise DataError(
-            f"{shown(location)} is a link to {shown(place.readlink())}, which does not exist; mend the link"
-        )
+    kind = special_kind(place)
+    if kind:
+        raise DataError(f"{shown(location)} is {kind}; mend the link")
     is_name = _HUB_ID.fullmatch(location) and place.suffix.lower() not in (*_SUFFIXES, *_WAYS_OUT)
     if is_name and not place.parent.is_dir():
         return _fetch_from_hub(location)

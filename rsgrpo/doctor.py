@@ -10,10 +10,13 @@ import os
 import sys
 import time
 
+from rsgrpo.failures.command import open_standard_streams
+
 
 def main() -> int:
     """Examine; 0 without problems, 1 with, 130 after Ctrl-C."""
     begin = time.perf_counter()
+    open_standard_streams()
     # transformers and the hub talk on standard error about what the doctor says itself.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.media_paths import likely_cause
+from rsgrpo.special_files import open_regular, special_kind
 from rsgrpo.tables import TableError, media_view, open_table
 from rsgrpo.types import ImageRef
 
@@ -79,6 +80,9 @@ def _naming(ref: ImageRef) -> Iterator[None]:
     except IsADirectoryError as error:
         raise ImageError(f"image {name!r} is a folder, {shown(ref.file)}; name the image file in it") from error
     except (OSError, ValueError) as error:
+        kind = special_kind(ref.file) if ref.file else ""
+        if kind:
+            raise ImageError(f"image {name!r} is no file: {shown(ref.file)} is {kind}; name the image file") from error
         words = error.strerror if isinstance(error, OSError) else error
         raise ImageError(f"image {name!r} cannot be read from {shown(ref.file)}: {words}; make it readable") from error
 
@@ -103,7 +107,7 @@ def _open(ref: ImageRef) -> io.RawIOBase:
     """The one place where pages' bytes come from."""
     if ref.parquet_file:
         return _ViewFile(media_view(ref.parquet_file, ref.parquet_column, ref.parquet_row, ref.parquet_index))
-    return io.FileIO(Path(ref.file))
+    return open_regular(ref.file)
 
 
 class _ViewFile(io.RawIOBase):

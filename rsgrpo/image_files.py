@@ -17,6 +17,8 @@ from typing import IO
 from PIL import Image, ImageFile
 
 from rsgrpo.image_kinds import describe_non_image
+from rsgrpo.jpeg import plain_header
+from rsgrpo.pixels import part_of_canvas
 from rsgrpo.png import SIGNATURE as PNG_SIGNATURE
 from rsgrpo.png import PngFile, exif_orientation, read_png, xmp_orientation
 
@@ -24,7 +26,9 @@ _HEADER_BUFFER_BYTES = 4096  # read at once where a header lies in many small pi
 
 _ORIENTATION = 0x0112  # the EXIF tag, and TIFF's
 _BITS_TAG = 258  # TIFF's bits of a sample
-_SIDEWAYS = 5  # this orientation and those above swap width and height
+SIDEWAYS = 5
+"""This orientation and those above swap width and height."""
+_JPEG_START = b"\xff\xd8\xff"
 _NOT_OURS = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})  # need other programs, or are no pictures
 _LIKELY_READERS = {b"\x89P": ("PNG",), b"\xff\xd8": ("JPEG",)}  # asked first
 _CHECKS_ITSELF = (b"II", b"MM", b"RIFF")  # TIFF and WebP: their readers apply Pillow's limit while they open
@@ -87,15 +91,23 @@ class OpenPage:
 
     Attributes:
         data: the file.
-        image: not decoded yet.
         facts: about it.
         is_turned: whether Pillow turns it upright by itself when it decodes.
+        opened: by Pillow; None: its header was read without.
     """
 
     data: bytes
-    image: Image.Image
     facts: PageFacts
-    is_turned: bool
+    is_turned: bool = False
+    opened: Image.Image | None = None
+
+    @property
+    def image(self) -> Image.Image:
+        """As Pillow opens it, not decoded yet."""
+        if self.opened is not None:
+            return self.opened
+        with _foreign_code():
+            return _opened_or_refused(self.data)
 
 
 def open_page(data: bytes, *, check: bool = False) -> OpenPage:
@@ -113,12 +125,13 @@ def open_page(data: bytes, *, check: bool = False) -> OpenPage:
     png: PngFile | None = None
     if data.startswith(PNG_SIGNATURE):
         png = read_png(data, check=check)
-    pixels = data if png is None else png.pixels
+    elif data.startswith(_JPEG_START) and (plain := plain_header(data)) is not None:
+        width, height, num_components = plain
+        mode = "L" if num_components == 1 else "RGB"
+        return OpenPage(data=data, facts=PageFacts(format="JPEG", mode=mode, width=width, height=height))
     with _foreign_code():
-        image = _opened(lambda: io.BytesIO(pixels))
-        if image is None:
-            raise NoImageError(*describe_non_image(data))
-        return OpenPage(data=data, image=image, facts=_facts(image, png), is_turned=image.format == "TIFF")
+        image = _opened_or_refused(data if png is None else png.pixels)
+        return OpenPage(data=data, facts=_facts(image, png), is_turned=image.format == "TIFF", opened=image)
 
 
 def read_facts(file: io.RawIOBase) -> PageFacts:
@@ -174,7 +187,7 @@ def _facts(image: Image.Image, png: PngFile | None) -> PageFacts:
     width, height = image.size
     # Pillow measures a TIFF file as its own tag turns it, but not as XMP does.
     is_measured = image.format == "TIFF" and _ORIENTATION in image.tag_v2  # type: ignore[attr-defined]
-    if orientation >= _SIDEWAYS and not is_measured:
+    if orientation >= SIDEWAYS and not is_measured:
         width, height = height, width
     return PageFacts(
         format="JPEG" if image.format == "MPO" else image.format or "",
@@ -182,10 +195,17 @@ def _facts(image: Image.Image, png: PngFile | None) -> PageFacts:
         width=width,
         height=height,
         orientation=orientation,
-        has_transparency=image.has_transparency_data,
+        has_transparency=image.has_transparency_data or part_of_canvas(image) is not None,
         bits=_bits(image, png),
         num_frames=_num_frames(image, png),
     )
+
+
+def _opened_or_refused(data: bytes) -> Image.Image:
+    image = _opened(lambda: io.BytesIO(data))
+    if image is None:
+        raise NoImageError(*describe_non_image(data))
+    return image
 
 
 def _opened(stream: Callable[[], IO[bytes]]) -> Image.Image | None:
@@ -311,6 +331,7 @@ def _num_frames(image: Image.Image, png: PngFile | None) -> int:
 
 __all__ = [
     "DECODING_ERRORS",
+    "SIDEWAYS",
     "NoImageError",
     "OpenPage",
     "PageFacts",

@@ -25,6 +25,7 @@ from rsgrpo.errors import shown
 from rsgrpo.image_bytes import ImageError, image_place, page_bytes, page_file, page_stamp
 from rsgrpo.image_files import (
     DECODING_ERRORS,
+    SIDEWAYS,
     NoImageError,
     OpenPage,
     PageFacts,
@@ -284,8 +285,7 @@ def _decoded_jpeg(page: OpenPage, size: tuple[int, int]) -> Image.Image | None:
     if page.facts.num_pixels > _LARGE_PIXELS:
         width, height = _REDUCED_FACTOR * size[0], _REDUCED_FACTOR * size[1]
         if 2 * width <= page.facts.width and 2 * height <= page.facts.height:
-            is_sideways = (page.facts.width, page.facts.height) != page.image.size
-            least_size = (height, width) if is_sideways else (width, height)
+            least_size = (height, width) if page.facts.orientation >= SIDEWAYS else (width, height)
     pixels = jpeg_pixels(page.data, least_size=least_size)
     if pixels is None:
         return None
@@ -301,6 +301,9 @@ def _for_pillow(page: OpenPage) -> Image.Image:
 
 def _ends_blank(image: Image.Image) -> bool:
     """Whether the last rows, of either interlaced half, are zero: what decoders leave where a file's rows end early."""
+    last = image.getpixel((image.width - 1, image.height - 1))
+    if any(last) if isinstance(last, tuple) else last:
+        return False  # as of nearly all pages
     return not image.crop((0, image.height - 2, image.width, image.height)).tobytes().strip(b"\0")
 
 

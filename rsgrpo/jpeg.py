@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from struct import unpack_from
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those three are tables and an extension
 _NUM_COEFFICIENTS = 64
+_PLAIN_FRAMES = frozenset({0xC0, 0xC2})  # baseline and progressive
+_PLAIN_SEGMENTS = frozenset({0xC4, 0xDB, 0xDD, 0xE0, 0xFE})  # tables, restarts, JFIF, comments
 
 _SURPLUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")
@@ -59,6 +62,32 @@ class _Layout:
     end: int = -1
     first_symbols: dict[int, int] = field(default_factory=dict)
     coverage: dict[int, list[int]] = field(default_factory=dict)
+
+
+def plain_header(data: bytes) -> tuple[int, int, int] | None:
+    """Width, height and number of colour components of an ordinary file; None: its header needs a closer look.
+
+    Ordinary is what nearly all files are: grey or three colours in 8 bits, nothing but tables, JFIF's own note and
+    comments in front of the image data. Notes that may turn the picture or add others to it are left to Pillow.
+
+    Args:
+        data: the file.
+    """
+    found: tuple[int, int, int] | None = None
+    position = 2
+    while position + 10 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xDA:
+            return found
+        if marker in _PLAIN_FRAMES:
+            depth, height, width, components = unpack_from(">BHHB", data, position + 4)
+            if found is not None or depth != 8 or components not in (1, 3) or not width or not height:
+                return None
+            found = width, height, components
+        elif marker not in _PLAIN_SEGMENTS or (marker == 0xE0 and data[position + 4 : position + 8] != b"JFIF"):
+            return None
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
 
 
 def jpeg_pixels(data: bytes, *, least_size: tuple[int, int] | None = None) -> NDArray[np.uint8] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rsgrpo.config import ClusterConfig
 from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.home import choose_home
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -42,7 +43,7 @@ def prepare_process() -> list[str]:
     Raises:
         MachineError: no usable folder for temporary files, or too few open files are allowed.
     """
-    lines = [line for line in (_choose_temporary_folder(), _choose_home()) if line]
+    lines = [line for line in (_choose_temporary_folder(), choose_home()) if line]
     _allow_open_files()
     return lines
 
@@ -92,23 +93,6 @@ def _folder_problem(place: str) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return f"only {free >> 20} MiB are free, {_MIN_FREE_BYTES >> 20} are needed" if free < _MIN_FREE_BYTES else ""
-
-
-def _choose_home() -> str:
-    """Caches of libraries lie in the home folder: a user without one gets a folder of temporary files."""
-    try:
-        home = os.environ.get("HOME") or str(Path.home())
-    except RuntimeError:  # the user id has no entry in the system's list of users, as in some containers
-        home = ""
-    # Libraries ask for the user's name, and fail where the system knows none.
-    os.environ.setdefault("USER", str(os.getuid()))
-    if home and Path(home).is_dir():
-        os.environ["HOME"] = home
-        return ""
-    instead = Path(tempfile.gettempdir()) / f"rsgrpo-home-{os.getuid()}"
-    instead.mkdir(mode=0o700, exist_ok=True)
-    os.environ["HOME"] = str(instead)
-    return f"HOME={shown(home)} is no folder: {instead} is used for caches"
 
 
 def _allow_open_files() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from rsgrpo.errors import shown
+from rsgrpo.special_files import special_kind
 
 _ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+)://")
 _DRIVE = re.compile(r"\s*(?:file:/*)?[A-Za-z]:[\\/]")
@@ -116,6 +117,9 @@ def likely_cause(written: str, prefixes: Sequence[str]) -> str:
     for file in _below(written.strip(), prefixes):
         if os.path.isdir(file):  # noqa: PTH112
             return f"{shown(file)} is a folder, not a file: name the files in it"
+        kind = special_kind(file)
+        if kind:
+            return f"it is {kind}: put a file there"
     drive = _DRIVE.match(written)
     if drive or "\\" in written:
         slashed = f"/{written[drive.end() :]}" if drive else written

@@ -9,7 +9,7 @@ from PIL import ImageColor
 
 Colour = tuple[int, int, int]
 
-READING_VERSION = 3
+READING_VERSION = 4
 """Goes up with every change of what ``rsgrpo.images`` makes of a file: features of pages that were stored before it
 are then computed again."""
 

@@ -45,6 +45,14 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+def part_of_canvas(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """Where a GIF file's first picture lies on a canvas that it leaves partly bare; None: it covers it."""
+    if image.format != "GIF" or image.tell():
+        return None  # later pictures of an animation come composed
+    extent = getattr(image, "dispose_extent", None)
+    return None if extent is None or extent == (0, 0, *image.size) else extent
+
+
 def plain_pixels(image: Image.Image, *, bit_depth: int, background: Colour) -> Image.Image:
     """A decoded image of any mode as ``RGB``, or as ``L`` where it has neither colours nor transparency.
 
@@ -60,7 +68,14 @@ def plain_pixels(image: Image.Image, *, bit_depth: int, background: Colour) -> I
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     has_idle_alpha = image.format in _IDLE_ALPHA
+    part = part_of_canvas(image)
     image = _with_alpha(image, bit_depth)
+    if part is not None:
+        canvas = Image.new(
+            "RGBA", image.size
+        )  # bare parts are transparent; Pillow gives them the palette's first colour
+        canvas.paste(image.convert("RGBA").crop(part), part[:2])
+        image = canvas
     if image.mode in ("RGBA", "LA"):
         if has_idle_alpha and image.getextrema()[-1] == (0, 0):
             return image.convert(image.mode.removesuffix("A"))

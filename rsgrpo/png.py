@@ -150,8 +150,8 @@ def _chunks(data: Sliceable) -> Iterator[tuple[bytes, int, int]]:
     position = len(SIGNATURE)
     while position < len(data):
         head = bytes(data[position : position + 8])
-        stop = position + 12 + int.from_bytes(head[:4], "big")
         name = head[4:]
+        stop = position + 12 + int.from_bytes(head[:4], "big")
         if stop > len(data) or len(name) < 4:
             raise PngDamageError(f"it ends inside its part {name.decode('latin-1')!r}")
         yield name, position, stop

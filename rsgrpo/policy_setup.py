@@ -22,6 +22,7 @@ from rsgrpo.policy_model import (
     use_window_attention,
     weights_dtype,
 )
+from rsgrpo.quiet import hush_cuda_search
 from rsgrpo.vision_cache import FeatureStore, PageFeatures
 from rsgrpo.weights import tensors_checksum
 
@@ -52,6 +53,16 @@ class WorkerSpec:
     def torch_device(self) -> torch.device:
         """Where this rank computes: Ray shows each worker its own GPU only."""
         return torch.device("cuda", 0) if self.device == "gpu" else torch.device("cpu")
+
+
+def begin_process(spec: WorkerSpec) -> None:
+    """What a worker's process needs before it imports DeepSpeed.
+
+    Args:
+        spec: of the worker.
+    """
+    torch.set_num_threads(spec.num_threads)
+    hush_cuda_search()
 
 
 def open_policy_model(folder: Path, spec: WorkerSpec, processor: Qwen2_5_VLProcessor) -> OpenedModel:

@@ -37,6 +37,7 @@ from rsgrpo.policy_model import MicroBatch, RowBuilder, group_sizes, load_proces
 from rsgrpo.policy_results import RankPass, RankStep, response_stats
 from rsgrpo.policy_setup import (
     WorkerSpec,
+    begin_process,
     frozen_checksum,
     open_page_features,
     open_policy_model,
@@ -112,7 +113,7 @@ class PolicyWorker:
         """
         spec = self._spec
         host, port = address
-        torch.set_num_threads(spec.num_threads)
+        begin_process(spec)
         os.environ |= {
             "MASTER_ADDR": host,
             "MASTER_PORT": str(port),

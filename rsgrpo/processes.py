@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from rsgrpo import interrupts
+
 RUN_VARIABLE = "RSGRPO_RUN"
 """Environment variable that everything a run starts inherits; its value is the run's own."""
 
@@ -128,13 +130,15 @@ class HeadWatch:
     def _look(self) -> None:
         while not self._is_over.wait(_LOOK_SECONDS):
             if self.has_died():
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                interrupts.interrupt_main_thread()
                 if not self._is_over.wait(_GRACE_SECONDS):
                     self.leave()
                 return
 
     def leave(self) -> NoReturn:
         """Say what died, kill what is left, and end this process: nothing in it can go on."""
+        if interrupts.received():  # a scheduler that ends a job may tell Ray's processes too
+            interrupts.end_now()
         print(f"error: {self.message}", file=sys.stderr, flush=True)
         self._guard.silence()
         end_marked(self._mark)
@@ -199,6 +203,9 @@ def stand_guard(mark: str) -> None:
     Args:
         mark: of the run.
     """
+    # A scheduler that ends a job tells all its processes; this one has work left when the others are gone.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     told = sys.stdin.read().splitlines()  # until the run closes its end, or has none any more
     if _DISMISSED in told:
         return

@@ -12,7 +12,8 @@ from jinja2 import Environment, StrictUndefined, Template, TemplateError, meta
 from rsgrpo.config import PromptConfig
 from rsgrpo.control_tokens import control_token
 from rsgrpo.data import split_markers
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.special_files import special_kind
 from rsgrpo.types import IMAGE_MARKER, ChatPrompt, PromptedSample, Sample
 
 IMAGE_PLACEHOLDER = "<|image_pad|>"
@@ -152,7 +153,13 @@ class PromptBuilder:
             {"role": "system", "content": self._prompt.system},
             {"role": "user", "content": content},
         ]
-        text = self._chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self._chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise PromptTemplateError(
+                f"sample {sample.sample_id!r}: the model folder's chat template cannot be rendered: {shown(error)}; "
+                "use a model folder with Qwen2.5-VL's chat template"
+            ) from error
         if text.count(IMAGE_PLACEHOLDER) != len(sample.images):
             raise PromptTemplateError(
                 f"sample {sample.sample_id!r}: the chat template gives {text.count(IMAGE_PLACEHOLDER)} image "
@@ -192,8 +199,11 @@ def _load_template(path: str) -> Template:
     candidates = (Path(path), Path(__file__).parent.parent / path)
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
+        kinds = ("a folder" if path and place.is_dir() else special_kind(place) for place in candidates)
+        kind = next(filter(None, kinds), "")
         raise PromptTemplateError(
-            f"prompt.path={path!r} does not exist; name a Jinja file, such as those in configs/prompt"
+            f"prompt.path={path!r} {f'is {kind}' if kind else 'does not exist'}; name a Jinja file, such as those in "
+            "configs/prompt"
         )
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     try:

@@ -31,6 +31,7 @@ from yaml import YAMLError
 from rsgrpo.atomic_files import FileError, read_bytes, shown_error, write_text
 from rsgrpo.config import Config, ConfigError, resolved_yaml
 from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.special_files import special_kind
 
 _FIXED_BY_A_RUN = ("seed", "model", "quickstart", "data", "prompt", "sft", "rl", "rewards", "rollout.sampling")
 _ODDITIES = (ValueError, TypeError, AttributeError, AssertionError)  # what OmegaConf leaves to Python
@@ -200,7 +201,9 @@ def open_run_folder(config: Config) -> Iterator[RunFolder]:
         folder.root.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder.root / ".lock", os.O_CREAT | os.O_RDWR)
     except OSError as error:
-        raise RunFolderError(f"cannot write the run folder {folder.root}: {error}; choose another run_dir") from error
+        kind = "a file" if folder.root.is_file() else special_kind(folder.root)
+        reason = f"it is {kind}" if kind else error
+        raise RunFolderError(f"cannot write the run folder {folder.root}: {reason}; choose another run_dir") from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import io
 import os
-import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
+from rsgrpo import interrupts
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures.sentences import MAX_SENTENCE, explain
+from rsgrpo.home import HomeError, choose_home
 
 TRACEBACK_VARIABLE = "RSGRPO_TRACEBACK"
 """Set to 1, a command that fails shows its traceback as well."""
@@ -26,9 +26,6 @@ TRACEBACK_VARIABLE = "RSGRPO_TRACEBACK"
 LOG_NAME = "error.log"
 
 _USAGE_STATUS = 2
-_INTERRUPTED_STATUS = 130  # as a shell gives it for Ctrl-C
-_ENDED_STATUS = 143
-_ENDED = "ended by SIGTERM; the same command with resume=auto goes on from the newest checkpoint"
 
 
 class UsageError(RsgrpoError):
@@ -62,26 +59,64 @@ def run_command(
         The exit status: what the command returned; ``error_status`` after an error, 2 after a mistake in the call,
         130 after Ctrl-C, 143 after SIGTERM.
     """
-    requests: list[int] = []
-    before = _catch_termination(requests)
+    open_standard_streams()
+    with contextlib.suppress(HomeError, OSError):  # most commands do without
+        choose_home()
+    with interrupts.heeded():
+        return _run(command, log_folder, error_status)
+
+
+def run_program(command: Callable[[], int | None], *, log_folder: Callable[[], Path | None] = lambda: None) -> NoReturn:
+    """Run a command as :func:`run_command` does, and end the process with it, also where other threads hang.
+
+    Args:
+        command: the work; what takes long to import is imported in it.
+        log_folder: as there.
+    """
+    open_standard_streams()
+    with interrupts.heeded():
+        status = _run(command, log_folder, 1)
+        if interrupts.received():
+            # The watch over a slow end goes on; afterwards C++ destructors may wait for what is gone.
+            with contextlib.suppress(BaseException):
+                atexit._run_exitfuncs()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(status)
+    sys.exit(status)
+
+
+def open_standard_streams() -> None:
+    """Open what was closed before the start (``>&-``): a file opened later would get its number, and be printed to."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # gets the number: it is the lowest that is free
+            os.set_inheritable(opened, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", errors="replace", closefd=False))  # noqa: SIM115
+
+
+def _run(command: Callable[[], int | None], log_folder: Callable[[], Path | None], error_status: int) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that only knows ASCII is no reason to stop
     try:
         _check_current_folder()
         status = command() or 0
-        if sys.stdout is not None:  # None: it was closed before the start
-            sys.stdout.flush()
+        sys.stdout.flush()
         return status
-    except KeyboardInterrupt as error:
-        if requests:
-            return _say(_ENDED, _ENDED_STATUS)
-        return _say(explain(error).sentence, _INTERRUPTED_STATUS)
+    except KeyboardInterrupt:
+        return _say(interrupts.sentence(), interrupts.status())
     except BrokenPipeError:
         # Nobody reads on (`… | head`): nothing more may be written, also not when Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error_status
     except Exception as error:
+        if interrupts.received():  # what fails on the way out is no news
+            return _say(interrupts.sentence(), interrupts.status())
         failure = explain(error)
         sentence = failure.sentence
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
@@ -89,9 +124,6 @@ def run_command(
         elif not failure.is_foreseen:
             sentence = f"{sentence}; {_kept_traceback(error, log_folder())}"
         return _say(f"error: {sentence}", _USAGE_STATUS if isinstance(error, UsageError) else error_status)
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _check_current_folder() -> None:
@@ -99,20 +131,6 @@ def _check_current_folder() -> None:
         Path.cwd()
     except OSError as error:
         raise RsgrpoError("the current folder is gone; cd to one that exists, and start again") from error
-
-
-def _catch_termination(
-    requests: list[int],
-) -> signal.Handlers | Callable[[int, FrameType | None], object] | int | None:
-    """Let SIGTERM end the work as Ctrl-C does, and note it: Ray raises a plain KeyboardInterrupt for either."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        requests.append(number)
-        raise KeyboardInterrupt
-
-    return signal.signal(signal.SIGTERM, end)
 
 
 def _say(sentence: str, status: int) -> int:

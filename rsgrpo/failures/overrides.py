@@ -20,6 +20,9 @@ from rsgrpo.failures.command import CommandParser
 from rsgrpo.failures.sentences import explain, reason
 
 _VARIABLE = "HYDRA_FULL_ERROR"
+_STRAIGHT_TEXT = re.compile(r"""(?<=[=\[,:({])\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')""")
+_CURLY_QUOTE = re.compile(r"(?:^|[=\[,:({])\s*([“”„‟‘’‚‛«»])")
+"""One where a text begins; inside a text it is meant."""
 
 
 @contextmanager
@@ -84,6 +87,12 @@ def check_call(arguments: Sequence[str]) -> list[str]:
     if given.resolve and given.cfg is None and not given.help:
         parser.error("--resolve only goes with --cfg")
     for override in given.overrides:
+        curly = _CURLY_QUOTE.search(_STRAIGHT_TEXT.sub("", override))
+        if curly is not None:
+            raise ConfigError(
+                f"{shown(override, 200)} has the curly quote {curly[1]}, as word processors write it, which would be a "
+                "part of the value; write straight quotes, \" or '"
+            )
         if given.multirun and re.search(r"=\s*(range|choice)\(", override) and not _num_runs(override):
             parser.error(f"{shown(override, 120)} sweeps over nothing; give it at least one value")
     options = list(arguments)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rsgrpo import interrupts
 from rsgrpo.errors import RsgrpoError, shown
 
 MAX_SENTENCE = 490
@@ -132,9 +134,12 @@ def _foreseen(error: BaseException) -> str:
     if isinstance(error, RsgrpoError):
         return str(error) or type(error).__name__
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command with resume=auto goes on from the newest checkpoint"
+        return interrupts.sentence()
     if isinstance(error, MemoryError):
         return f"this process ran out of memory; use fewer or smaller data files, or a larger machine, {_GO_ON}"
+    if os.strerror(errno.ENOSPC) in str(error):  # of a library that writes by itself, in words of its own
+        what, way_out = _SYSTEM[errno.ENOSPC]
+        return (isinstance(error, OSError) and _system_sentence(error)) or f"{what} ({reason(error)}); {way_out}"
     named = next(filter(None, (_BY_NAME.get(name) for name in _names(error))), "")
     if named:
         return _with_detail(named, error)

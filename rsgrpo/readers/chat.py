@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rsgrpo.errors import shown
+from rsgrpo.readers.fields import written_list
 from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.formats import likely_format
 from rsgrpo.types import IMAGE_MARKER, Turn
@@ -85,7 +86,7 @@ def chat(record: Mapping[str, Any], remark: Remark) -> tuple[list[Turn], Mapping
 
 def _given(record: Mapping[str, Any]) -> Sequence[Any]:
     for key in _LIST_KEYS:
-        given = record.get(key)
+        given = written_list(record.get(key))
         if isinstance(given, list) and given:
             return given
     key = next((key for key in _LIST_KEYS if record.get(key) is not None), "")
@@ -273,3 +274,5 @@ def _check_order(turns: list[Turn], record: Mapping[str, Any], remark: Remark) -
         if talk and talk == (["user", "assistant"] * len(talk))[: len(talk)]:
             why = "; the last question has no answer" + likely_format(record, "sharegpt")
         raise BadRecordError("turns", f"question and answer must take turns, got {', '.join(roles)[:80]}{why}")
+    if not turns[start].text.strip():
+        raise BadRecordError("no question", "its first question is blank: nothing is asked; write it, or leave it out")

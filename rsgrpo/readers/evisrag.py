@@ -19,7 +19,7 @@ from rsgrpo.image_bytes import ImageError
 from rsgrpo.images import page_size
 from rsgrpo.media_store import MediaStore
 from rsgrpo.page_rules import PageRules
-from rsgrpo.readers.fields import id_field, media_list
+from rsgrpo.readers.fields import id_field, media_list, written_list
 from rsgrpo.readers.findings import BadRecordError, Remark
 from rsgrpo.readers.formats import likely_format
 from rsgrpo.readers.media import MediaFinder
@@ -100,6 +100,11 @@ def evisrag_sample(
     _refuse_other_media(columns, question, prompt)
     images = media.find_all(values, shown(sample_id, 60))
     paths = [value if isinstance(value, str) else ref.path for value, ref in zip(values, images, strict=True)]
+    if not (prompt.replace(IMAGE_MARKER, "") if prompt else question).strip():
+        name = data.prompt_column if prompt else data.question_column
+        raise BadRecordError(
+            "no question", f"its {name!r} is blank: nothing is asked; write the question, or leave it out"
+        )
     answers, gold = _answers(columns, data)
     positive = _gold_pages(columns.pop(_POSITIVE_COLUMN, None), paths)
     try:
@@ -179,6 +184,7 @@ def _gold_pages(value: object, paths: Sequence[object]) -> tuple[int, ...]:
     """Which of the pages a ``posImgs`` names: a list of paths, or one; those that were not retrieved match none."""
     if value is None:
         return ()
+    value = written_list(value)
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise BadRecordError(

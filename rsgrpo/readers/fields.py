@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -11,6 +13,10 @@ from typing import Any
 from rsgrpo.errors import shown
 from rsgrpo.ids import plain_id
 from rsgrpo.readers.findings import BadRecordError
+
+_LONGEST_LIST = 1 << 20  # characters of a list in a text
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+_QUOTED_TEXTS = re.compile(rf"\[\s*(?:{_QUOTED.pattern})(?:[\s,]+(?:{_QUOTED.pattern}))*[\s,]*\]")
 
 
 def text_field(record: Mapping[str, Any], name: str) -> str:
@@ -60,11 +66,33 @@ def media_field(record: Mapping[str, Any], *names: str) -> list[object]:
     return media_list(values[-1])
 
 
+def written_list(value: object) -> object:
+    """A list that stands in a text, as JSON, Python or numpy write it; anything else as it is.
+
+    Args:
+        value: of a column; tables made from CSV files hold their lists like this.
+
+    Example:
+        ``['a.png', 'b.png']``, ``["a.png", "b.png"]`` and ``['a.png' 'b.png']`` are the same two names.
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    if text[:1] != "[" or text[-1] != "]" or len(text) > _LONGEST_LIST:
+        return value
+    with suppress(ValueError, RecursionError):
+        return json.loads(text)
+    if _QUOTED_TEXTS.fullmatch(text):
+        # One by one: between texts that no comma parts, as numpy writes them, Python sees a single one.
+        with suppress(ValueError, SyntaxError):
+            return [ast.literal_eval(one) for one in _QUOTED.findall(text)]
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        found = ast.literal_eval(text)
+        return found if isinstance(found, list) else value
+    return value
+
+
 def media_list(value: object) -> list[object]:
-    """One image, video or sound, or a list of them (also as JSON in a text), as a list; nothing for null."""
-    if isinstance(value, str) and value.lstrip()[:1] == "[":
-        with suppress(ValueError):
-            value = json.loads(value)
+    """One image, video or sound, or a list of them (also written in a text), as a list; nothing for null."""
+    value = written_list(value)
     if isinstance(value, list):
         return list(value)
     return [] if value is None else [value]

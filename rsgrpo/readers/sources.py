@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from rsgrpo.data_files import DataError, data_files
+from rsgrpo.errors import shown
 from rsgrpo.readers.records import raw_records
+from rsgrpo.special_files import open_regular, special_kind
 
 _SAMPLING = re.compile(r"all|(first|end|random):(\d+)(%?)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -71,8 +73,13 @@ def _manifest(file: Path) -> tuple[SourceFile, ...]:
     import yaml
 
     try:
-        content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        with open_regular(str(file)) as stream:
+            content: Any = yaml.safe_load(stream.readall().decode("utf-8"))
+    except OSError as error:
+        kind = special_kind(file)
+        told = f"is {kind}" if kind else f"cannot be read: {error.strerror}"
+        raise DataError(f"{shown(file)} {told}; name a YAML manifest") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read as a YAML manifest: {error}") from error
     entries = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from rsgrpo.metrics import METRICS_FILE, read_metrics
 from rsgrpo.run_folder import read_settings
 from rsgrpo.summary import read_summary
-from tests.engine.train_process import finish, kill_once_there, start
+from tests.engine.train_process import finish, interrupt_once, kill_once_there, start
 from tests.pickles import pickled_files
 
 pytestmark = pytest.mark.engine
@@ -58,6 +59,10 @@ def _metrics(folder: Path) -> list[dict[str, object]]:
     ]
 
 
+def _num_rl_steps(folder: Path) -> int:
+    return max((row.step for row in read_metrics(folder / METRICS_FILE) if row.stage == "rl"), default=0)
+
+
 def test_whole_job_then_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     output = finish(_start(whole, environment=ONE_GPU))
@@ -94,7 +99,16 @@ def test_whole_job_then_killed_and_resumed_equals_uninterrupted(tmp_path: Path) 
         refused = finish(_start(killed, "resume=auto"), exit_status=1)
         assert f"rl-000002: policy/{share.name} has {len(content) // 2} bytes instead of {len(content)}" in refused
         share.write_bytes(content)
-    assert "going on from rl-00000" in finish(_start(killed, "resume=auto"))
+
+    # Ctrl-C behind the checkpoint that it goes on from, in the middle of a step.
+    going_on = _start(killed, "resume=auto")
+    newest_step = int(max((killed / "checkpoints").glob("rl-*")).name[-6:])
+    if newest_step < 4:
+        seconds = interrupt_once(going_on, lambda: _num_rl_steps(killed) > newest_step)
+        assert seconds < 20
+        killed = killed.rename(tmp_path / "moved")  # what it goes on from knows no absolute path
+        going_on = _start(killed, "resume=auto")
+    assert "going on from rl-00000" in finish(going_on)
     weights = [folder / "models" / "rl" / "model.safetensors" for folder in (whole, killed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert _metrics(whole) == _metrics(killed)

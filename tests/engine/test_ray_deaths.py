@@ -12,6 +12,7 @@ import pytest
 
 from rsgrpo.cluster import REPOSITORY
 from rsgrpo.processes import is_alive, marked_processes
+from tests.programs import heed_interrupts
 
 pytestmark = pytest.mark.engine
 
@@ -36,6 +37,7 @@ def test_a_death_is_named_and_leaves_nothing(killed: str, number: int, status: i
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
     assert process.stdout is not None
     line = process.stdout.readline()

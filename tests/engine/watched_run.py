@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 
 import ray
 
 from rsgrpo.cluster import _head_processes, open_cluster
 from rsgrpo.config import ClusterConfig
-from rsgrpo.failures import run_command
+from rsgrpo.failures import run_program
 from rsgrpo.processes import RUN_VARIABLE
 
 
@@ -33,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_program(main)

@@ -105,7 +105,7 @@ def test_a_broken_link_and_a_pipe_are_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"is a link to .*which does not exist"):
         data_files(str(tmp_path / "link.jsonl"))
     os.mkfifo(tmp_path / "pipe.jsonl")
-    with pytest.raises(DataError, match="neither a file nor a folder"):
+    with pytest.raises(DataError, match="is a pipe; name a data file"):
         data_files(str(tmp_path / "pipe.jsonl"))
 
 
@@ -115,7 +115,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytes
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("rsgrpo.data_bytes.open_regular", refuse)
     with pytest.raises(DataError, match=r"a\.jsonl cannot be read: Permission denied"):
         data_files(str(file))
 

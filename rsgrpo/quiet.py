@@ -1,0 +1,20 @@
+"""Lines of libraries that say nothing to whoever reads a run's logs."""
+
+from __future__ import annotations
+
+import logging
+
+_CUDA_SEARCH = "torch.utils.cpp_extension"
+_NO_CUDA = "No CUDA runtime is found"
+
+
+def hush_cuda_search() -> None:
+    """Keep torch from saying, on a machine with ``CUDA_HOME`` but without a GPU, that it finds no CUDA.
+
+    DeepSpeed makes it look when it is imported; we say ourselves which device a run uses.
+    """
+    logging.getLogger(_CUDA_SEARCH).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_NO_CUDA)
