@@ -7,44 +7,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 import recipes.lmms_tasks
 import rewards.lab.__main__
 import rsgrpo.generated.__main__
 import rsgrpo.report.__main__
 import rsgrpo.rescore.__main__
-import train
-from rsgrpo.config import Config
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.failures import MAX_SENTENCE, explain, run_command
 from tests.unit.command_line import REPOSITORY, is_one_sentence
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path):
-    """``train.py`` in this process: exit status, standard error, and the settings that the pipeline was given."""
-    begun: list[Config] = []
-    pipeline = ModuleType("recipes.pipeline")
-    pipeline.run = begun.append  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "recipes.pipeline", pipeline)
-
-    def called(*arguments: str) -> tuple[int, str, list[Config]]:
-        begun.clear()
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        GlobalHydra.instance().clear()
-        try:
-            status = run_command(train.main, log_folder=lambda: tmp_path)
-        except SystemExit as end:  # hydra leaves by itself
-            status = int(end.code or 0)
-        return status, capfd.readouterr().err, list(begun)
-
-    return called
-
 
 MODULES: list[tuple[Any, list[str], str]] = [
     (rsgrpo.report.__main__, [], "run_folder"),

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import pytest
 
 from rsgrpo.page_rules import PageRules
-from rsgrpo.types import ImageRef
 from tests.unit.handmade_images import (
     WHITE,
     Pixels,
@@ -18,18 +16,6 @@ from tests.unit.handmade_images import (
     png,
     read,
 )
-
-
-@pytest.fixture(scope="module")
-def keep(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], ImageRef]:
-    """Puts bytes into a file; the next ones go over them."""
-    file = tmp_path_factory.mktemp("pages") / "page"
-
-    def put(data: bytes) -> ImageRef:
-        file.write_bytes(data)
-        return ImageRef(path="page", file=str(file))
-
-    return put
 
 
 def tiff(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +29,6 @@ from tests.unit.handmade_images import (
     shown_upright,
     stored,
 )
-
-
-@pytest.fixture(scope="module")
-def keep(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], ImageRef]:
-    """Puts bytes into a file; the next ones go over them."""
-    file = tmp_path_factory.mktemp("pages") / "page"
-
-    def put(data: bytes) -> ImageRef:
-        file.write_bytes(data)
-        return ImageRef(path="page", file=str(file))
-
-    return put
 
 
 @pytest.mark.parametrize("mode", ["YCbCr", "LAB", "HSV", "CMYK", "La", "RGBa", "PA", "I", "F", "RGBX"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from PIL import Image, ImageDraw
 
 from rsgrpo.images import load_page, page_size
 from rsgrpo.page_rules import PageRules
-from rsgrpo.types import ImageRef
 from tests.examples import examples
 from tests.unit.handmade_images import (
     MODES,
@@ -27,19 +25,6 @@ from tests.unit.handmade_images import (
     shown_upright,
     stored,
 )
-
-
-@pytest.fixture(scope="module")
-def keep(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], ImageRef]:
-    """Puts bytes into a file; the next ones go over them."""
-    file = tmp_path_factory.mktemp("pages") / "page"
-
-    def put(data: bytes) -> ImageRef:
-        file.write_bytes(data)
-        return ImageRef(path="page", file=str(file))
-
-    return put
-
 
 FORMATS = {"PNG": MODES, "TIFF": MODES, "WEBP": ["RGB", "RGBA"], "AVIF": ["RGB"], "JPEG": ["L", "RGB", "CMYK"]}
 
