@@ -246,7 +246,7 @@ class RolloutPool:
     def _replaced(self, number: int, died: Any, call_seed: int, others_live: bool) -> Any | None:
         """Start a worker in place of one that died while it sampled; wait for it only if no other is left."""
         with self._sending:
-            if self._workers[number] is died:  # else an update found it dead before
+            if self._is_closed or self._workers[number] is died:  # else an update found it dead before
                 self._begin_anew([number])
             if others_live:
                 return None

@@ -109,12 +109,17 @@ class FakeEngine:
         self._share = Share.ALL
         self._has_joined = False
         self._dies = False
+        self._stands_still: Path | None = None
 
     def ready(self) -> int:
         return os.getpid()
 
     def damage(self, name: str) -> None:
         self._worker.damages = name
+
+    def stand_still(self, noted: Path) -> None:
+        """Answer nothing from here on; the file appears when something is asked."""
+        self._stands_still = noted
 
     def die_in_transfer(self) -> None:
         self._dies = True
@@ -151,6 +156,9 @@ class FakeEngine:
 
     def advance(self, requests: list[RolloutRequest]) -> list[RolloutGroup]:
         assert self._share == Share.ALL
+        if self._stands_still is not None:
+            self._stands_still.touch()
+            time.sleep(600)
         return [
             RolloutGroup(
                 sample=one.prompted.sample,

@@ -181,6 +181,19 @@ def test_a_death_in_a_broadcast_stops_the_run(ranks: list[Any]) -> None:
             pool.update_weights(update)
 
 
+def test_a_call_that_another_thread_waits_for_ends_with_the_pool(ranks: list[Any], tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    with ThreadPoolExecutor() as threads, _pool(2) as pool:
+        pool.update_weights(_update(ranks, 1, trainable_only=False))
+        ray.get([worker.stand_still.remote(asked) for worker in pool._workers])
+        waiting = threads.submit(pool.generate, QUESTIONS, num_samples=1, sampling=SamplingConfig(), seed=0)
+        while not asked.exists():
+            time.sleep(0.05)
+        pool.close()
+        with pytest.raises(RolloutError, match="ended while they sampled"):
+            waiting.result(timeout=60)
+
+
 def test_weights_asked_for_by_another_thread_come_after_the_call_that_is_under_way(
     cluster: None, tmp_path: Path
 ) -> None:
