@@ -84,10 +84,8 @@ class Scoring:
             for reward in self._at_once:
                 self._async_calls.begin(reward, call)
         self._rounds.append(self._thread.submit(self._judge_waiting))
-        while self._rounds[0].done():
+        while self._rounds and self._rounds[0].done():
             self._rounds.popleft().result()
-            if not self._rounds:
-                break
 
     def scored(self) -> list[ScoredGroup]:
         """All groups, judged, in the order in which they were added.
