@@ -1,7 +1,8 @@
 """Engines laid out as on GPUs, at the price of a fork: EngineCore and vLLM's workers are processes of their own.
 
-Importing vLLM takes longer than all that is tested here. This process does it once; for each line that it reads it
-forks a worker, whose engine vLLM forks in turn, and writes down how that worker ended.
+Importing vLLM takes longer than all that is tested here. This process does it once; for each line that it reads, a
+number and a call, it forks a worker, whose engine vLLM forks in turn, and writes down how that worker ended. Whatever
+is written of a worker carries its number.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch._dynamo
 import torch._inductor.config  # noqa: F401
@@ -23,7 +25,7 @@ import vllm.v1.executor.multiproc_executor
 import vllm.v1.worker.cpu_worker
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from rollout.requests import requests_for
+from rollout.requests import RolloutRequest, requests_for
 from rollout.vllm_engine import EngineSpec, VllmEngine
 from rsgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
 from rsgrpo.policy_model import load_processor
@@ -35,6 +37,7 @@ from tests.engine.broken_model import break_model, engine_processes
 from tests.tiny_model import make_group
 
 RAISED = 8
+MAX_MODEL_TOKENS = 512
 SAMPLING = SamplingConfig(max_response_tokens=16)
 
 
@@ -60,7 +63,7 @@ class Worker:
             rollout=RolloutConfig(
                 sampling=SAMPLING,
                 tensor_parallel_size=2,
-                max_model_tokens=128,
+                max_model_tokens=MAX_MODEL_TOKENS,
                 max_num_sequences=4,
                 max_batched_tokens=128,
                 enforce_eager=True,
@@ -109,8 +112,20 @@ class Worker:
         return gaps | {"language model": largest_gap(self.sample(), self._other, self._processor)}
 
     def go_on(self) -> dict[str, float]:
-        """Gap to transformers of responses that are half done when weights come, each token under its own version."""
-        sampling = SamplingConfig(max_response_tokens=100)  # a call ends after 64 steps
+        """Gap to transformers of responses that are half done when weights come, each token under its own version.
+
+        No response may be complete before: none ends by itself, and all are longer by far than EngineCore, which waits
+        for nobody, gets ahead of a call.
+        """
+        parameters = self._engine._parameters
+
+        def endless(request: RolloutRequest) -> Any:
+            found = parameters(request)
+            found.ignore_eos = True
+            return found
+
+        self._engine._parameters = endless  # type: ignore[method-assign]
+        sampling = SamplingConfig(max_response_tokens=MAX_MODEL_TOKENS - 64)
         (request,) = requests_for([self._question], num_samples=2, sampling=sampling, seed=0)
         assert not self._engine.advance([request])
         self.take_weights()
@@ -125,25 +140,25 @@ class Worker:
         }
 
 
-def _work(root: Path, call: str) -> None:
+def _work(root: Path, number: int, call: str) -> None:
     """In the forked process: get ready, wait for leave to begin, and call."""
     try:
         worker = Worker(root)
         if call == "wake_up":
             worker.fall_asleep()
-        _say({"worker": os.getpid(), "engine": worker.processes()})
+        _say(number, {"worker": os.getpid(), "engine": worker.processes()})
         while not (root / "go").exists():
             time.sleep(0.05)
         found = getattr(worker, call)()
-        _say({"returned": found if call in ("compare", "go_on") else None})
+        _say(number, {"returned": found if call in ("compare", "go_on") else None})
         worker._engine._watch.leave()
     except BaseException:
         traceback.print_exc()
         os._exit(RAISED)
 
 
-def _say(what: dict[str, object]) -> None:
-    print(json.dumps(what), flush=True)
+def _say(number: int, what: dict[str, object]) -> None:
+    print(json.dumps({"number": number} | what), flush=True)
 
 
 def main() -> None:
@@ -153,11 +168,12 @@ def main() -> None:
     for module in (vllm.v1.engine.utils, vllm.v1.executor.multiproc_executor):
         module.get_mp_context = lambda: multiprocessing.get_context("fork")
     for line in sys.stdin:
+        number, call = line.split()
         pid = os.fork()
         if not pid:
-            _work(root, line.strip())
+            _work(root, int(number), call)
         _, status = os.waitpid(pid, 0)
-        _say({"status": os.waitstatus_to_exitcode(status)})
+        _say(int(number), {"status": os.waitstatus_to_exitcode(status)})
 
 
 if __name__ == "__main__":

@@ -43,12 +43,15 @@ class Workers:
 
     root: Path
     process: subprocess.Popen[str]
+    number: int = 0
+    """Of the worker begun last."""
 
     def begin(self, call: str) -> tuple[int, list[int]]:
         """A worker that waits to do this; its id, and those of its engine's processes, EngineCore's first."""
         (self.root / "go").unlink(missing_ok=True)
         assert self.process.stdin is not None
-        print(call, file=self.process.stdin, flush=True)
+        self.number += 1
+        print(self.number, call, file=self.process.stdin, flush=True)
         begun = self.read()
         return begun["worker"], begun["engine"]
 
@@ -57,8 +60,12 @@ class Workers:
 
     def read(self) -> Any:
         assert self.process.stdout is not None
-        # vLLM writes its log there as well.
-        return next(json.loads(line) for line in self.process.stdout if line.startswith("{"))
+        for line in self.process.stdout:  # vLLM's log is among it, and what a test before this one left unread
+            if line.startswith("{"):
+                said = json.loads(line)
+                if said.pop("number") == self.number:
+                    return said
+        raise AssertionError(f"the process that forks workers ended with {self.process.wait()}")
 
 
 @pytest.fixture(scope="module")
