@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -130,6 +131,11 @@ VALUES: list[Any] = [
 CODECS = ["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32-be", "latin-1", "utf-16-le"]
 
 
+def odd_value(draw: random.Random) -> Any:
+    """A copy: the next accident may change it, or put it into itself."""
+    return copy.deepcopy(draw.choice(VALUES))
+
+
 def mutated(rows: list[dict[str, Any]], draw: random.Random) -> bytes:
     """A prediction file after a few accidents."""
     changed: list[Any] = [dict(row) for row in rows]
@@ -138,13 +144,11 @@ def mutated(rows: list[dict[str, Any]], draw: random.Random) -> bytes:
         row = changed[place]
         kind = draw.randrange(7)
         if kind == 0 or not isinstance(row, dict) or not row:
-            changed[place] = draw.choice(VALUES)
+            changed[place] = odd_value(draw)
         elif kind == 1:
-            row[draw.choice([*row])] = draw.choice(VALUES)
+            row[draw.choice([*row])] = odd_value(draw)
         elif kind == 2:
-            row[str(draw.choice(["needle_position", "retrieved", "relevant", "id", "text", "question"]))] = draw.choice(
-                VALUES
-            )
+            row[draw.choice(["needle_position", "retrieved", "relevant", "id", "text", "question"])] = odd_value(draw)
         elif kind == 3:
             row[draw.choice(["output", "qid ", "Pred"])] = row.pop(draw.choice([*row]))
         elif kind == 4:
@@ -155,7 +159,7 @@ def mutated(rows: list[dict[str, Any]], draw: random.Random) -> bytes:
             for one in changed:
                 if isinstance(one, dict) and one:
                     name = draw.choice([*row])
-                    one[name] = draw.choice(VALUES)
+                    one[name] = odd_value(draw)
     forms = [lines(changed), lines(changed), json.dumps(changed, indent=draw.choice([None, 1]))]
     forms += [json.dumps({"results": changed}), json.dumps({str(n): one for n, one in enumerate(changed)})]
     text = draw.choice(forms)
