@@ -77,8 +77,8 @@ class Job:
             open_workers(self.config, self.start_model, self._cluster, needs_engine=needs_engine)
         )
         self._say(*workers.fitted.lines)
-        self._device = workers.fitted.config.cluster.device
-        begin_run(self.folder, workers.fitted.config)  # the record says what was decided where settings say auto
+        self.config = workers.fitted.config
+        begin_run(self.folder, self.config)  # the record says what was decided where settings left it open
         if workers.engine is not None:
             self.engine = workers.engine
         if workers.policy is not None:
@@ -249,7 +249,7 @@ class Job:
                 stage=self.config.stage,
                 recipe=self.config.name,
                 seed=self.config.seed,
-                device=self._device,
+                device=self.config.cluster.device,
                 num_cores=self._cluster.num_cores,
                 versions=collect_versions(REPOSITORY),
                 prompt_fingerprint=self.prepared.prompt_fingerprint,

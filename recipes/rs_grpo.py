@@ -212,7 +212,9 @@ class RsGrpo:
         self.weights = {name: reward.weight for name, reward in config.rewards.items()}
         self.loss = config.rl.loss
         self._sampler: ThreadPoolExecutor | None = None
-        if config.rl.max_staleness_steps:
+        if not config.rl.max_staleness_steps:
+            state.ahead = None  # of a run that sampled ahead, and now goes on where that is not possible
+        else:
             self._sampler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sample-ahead")
             if self.loss.old_logprobs == "auto":
                 self.loss = dataclasses.replace(self.loss, old_logprobs="engine")

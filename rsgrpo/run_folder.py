@@ -159,6 +159,8 @@ def _settings_of(folder: RunFolder) -> Config:
 
 def _check_same_settings(folder: RunFolder, config: Config) -> None:
     old = _settings_of(folder)
+    if config.rl.max_staleness_steps < 0:  # whatever was decided then, and whatever is decided now
+        config = replace(config, rl=replace(config.rl, max_staleness_steps=old.rl.max_staleness_steps))
     differing = _differing_keys(old, config)
     if differing:
         raise RunFolderError(

@@ -46,7 +46,8 @@ def share_threads(
     engine_processes = size + 1 if size > 1 else 1
     of_ranks = Counter(rank_nodes)
     of_engines = Counter({node: count * engine_processes for node, count in Counter(engine_nodes).items()})
-    if config.cluster.device == "gpu" or config.rl.max_staleness_steps:
+    samples_ahead = config.stage in ("rl", "all") and config.rl.max_staleness_steps
+    if config.cluster.device == "gpu" or samples_ahead:
         of_ranks = of_engines = of_ranks + of_engines
     return Threads(
         ranks=tuple(config.trainer.num_threads or max(1, cores[node] // of_ranks[node]) for node in rank_nodes),

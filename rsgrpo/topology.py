@@ -120,12 +120,20 @@ def fit(config: Config, *, gpus_per_node: Sequence[int], has_engines: bool = Tru
         TopologyError: ranks and engines find no place.
 
     Example:
-        The quickstart with vLLM's GPU build and ``gpus_per_node=(1,)``: ``device=gpu``, ``topology=colocated``.
+        The quickstart with vLLM's GPU build and ``gpus_per_node=(1,)``: ``device=gpu``, ``topology=colocated``,
+        ``rl.max_staleness_steps=0``; with the CPU build ``device=cpu``, ``disaggregated`` and 1.
     """
     num_gpus = sum(gpus_per_node)
     choice = choose_device(config.cluster, num_gpus, has_engines=has_engines)
     topology = _topology(config, choice.device, gpus_per_node, has_engines=has_engines)
-    fitted = replace(config, cluster=replace(config.cluster, device=choice.device, topology=topology))
+    staleness = config.rl.max_staleness_steps
+    if staleness < 0:
+        staleness = int(topology != "colocated")
+    fitted = replace(
+        config,
+        cluster=replace(config.cluster, device=choice.device, topology=topology),
+        rl=replace(config.rl, max_staleness_steps=staleness),
+    )
     check_topology(fitted, device=choice.device, gpus_per_node=gpus_per_node, has_engines=has_engines)
     if choice.device == "cpu":
         return Fitted(config=fitted, lines=tuple(choice.note.split("; ")) if choice.note else ())

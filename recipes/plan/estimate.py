@@ -15,6 +15,7 @@ from recipes.plan.memory import (
     host_memory,
     num_gpus,
     rank_memory,
+    samples_ahead,
 )
 from recipes.plan.timing import mean, sampling_seconds, scoring_seconds, update_seconds, weights_seconds
 from recipes.plan.workload import PageTokens, Stage, StepWork, filled_row, step_work, steps_of
@@ -180,7 +181,7 @@ def _stage(
         if stage.max_response_tokens:
             seconds["send weights"] = weights_seconds(config, model, gpu, assumed)
     total = sum(seconds.values())
-    if config.rl.max_staleness_steps and "sample" in seconds:
+    if samples_ahead(config) and "sample" in seconds:
         total = max(seconds["sample"], total - seconds["sample"])  # both at a time
     return StageEstimate(
         name=stage.name,

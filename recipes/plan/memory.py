@@ -30,7 +30,17 @@ def shares_gpus(config: Config) -> bool:
         return config.cluster.topology == "colocated"
     engines = config.rollout.num_workers * config.rollout.tensor_parallel_size
     known = config.cluster.num_nodes * config.cluster.gpus_per_node
-    return 0 < known < config.trainer.num_ranks + engines and engines == config.trainer.num_ranks
+    return (
+        0 < known < config.trainer.num_ranks + engines
+        and engines == config.trainer.num_ranks
+        and config.rl.max_staleness_steps < 1
+    )
+
+
+def samples_ahead(config: Config) -> bool:
+    """Whether the next batch is sampled during an update."""
+    staleness = config.rl.max_staleness_steps
+    return not shares_gpus(config) if staleness < 0 else staleness > 0
 
 
 def num_gpus(config: Config) -> int:

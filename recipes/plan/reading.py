@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 
 from recipes.model_folder import ModelError, check_model_type
+from recipes.plan.memory import samples_ahead
 from recipes.plan.workload import DataSet, Item, PageTokens, Stage
 from recipes.stages import planned_steps
 from recipes.wanted_data import WANTED, builds_quickstart_data, default_sources, uses_mixture
@@ -292,7 +293,7 @@ class Reader:
         data = self._held("rl", samples=True)
         trained = data.num_items - min(rl.validation_samples, data.num_items // 2)
         is_scored = rl.loss.old_logprobs == "recompute" or (
-            rl.updates_per_batch > 1 and rl.loss.old_logprobs == "auto" and not rl.max_staleness_steps
+            rl.updates_per_batch > 1 and rl.loss.old_logprobs == "auto" and not samples_ahead(config)
         )
         return Stage(
             name="rl",

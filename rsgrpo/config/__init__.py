@@ -209,7 +209,7 @@ class Config:
             )
 
     def _check_colocated(self) -> None:
-        if self.rl.max_staleness_steps:
+        if self.rl.max_staleness_steps > 0:
             raise ConfigError(
                 "rl.max_staleness_steps=1 samples while the trainer works, cluster.topology=colocated lets them take "
                 "turns on the same GPUs; choose one of the two"

@@ -333,7 +333,8 @@ class RlConfig:
     max_staleness_steps: int = 0
     """0, synchronous: every batch is sampled under the weights that it trains. 1, asynchronous: the next
     batch is sampled while the trainer updates on the present one, so its weights are one step older; pi_old
-    is then the engine's log-probabilities (``rl.loss.old_logprobs=auto``)."""
+    is then the engine's log-probabilities (``rl.loss.old_logprobs=auto``). -1: 1 where ranks and engines have cores
+    or GPUs of their own, 0 where they take turns on the same GPUs."""
     partial_rollouts: bool = False
     """Asynchronous mode only: the engines get new weights as soon as the trainer has them, in the middle of responses,
     which go on under them; every token keeps its own version and log-probability. Which token that is depends on
@@ -353,12 +354,12 @@ class RlConfig:
         more_than("rl.max_logprob_gap", self.max_logprob_gap, 0.0)
         at_least("rl.rollouts_in_report", self.rollouts_in_report, 0)
         at_least("rl.updates_per_batch", self.updates_per_batch, 1)
-        if self.max_staleness_steps not in (0, 1):
+        if self.max_staleness_steps not in (-1, 0, 1):
             raise ConfigError(
-                f"rl.max_staleness_steps={self.max_staleness_steps} is not known; choose 0 (synchronous) or 1 "
-                "(the next batch is sampled during the update)"
+                f"rl.max_staleness_steps={self.max_staleness_steps} is not known; choose 0 (synchronous), 1 "
+                "(the next batch is sampled during the update) or -1 (1 where that is possible)"
             )
-        if self.partial_rollouts and not self.max_staleness_steps:
+        if self.partial_rollouts and self.max_staleness_steps != 1:
             raise ConfigError(
                 "rl.partial_rollouts=true is for batches that are sampled during the update; set "
                 "rl.max_staleness_steps=1, or leave it out"

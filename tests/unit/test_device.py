@@ -99,6 +99,7 @@ def test_the_first_command_takes_turns_on_one_gpu_and_spreads_over_two(
     assert (fitted.config.cluster.device, fitted.config.cluster.topology) == ("gpu", topology)
     assert transfer_kind(fitted.config, "gpu") == kind
     assert fitted.lines[1] == f"cluster.topology={topology}, chosen by auto"
+    assert fitted.config.rl.max_staleness_steps == (topology == "disaggregated")
 
 
 @with_build("gpu")
@@ -116,6 +117,12 @@ def test_every_recipe_finds_a_place_on_one_gpu(installed: str, recipe: str) -> N
         own.rl.prompts_per_step,
         own.sft.samples_per_step,
     )
+
+
+@with_build("cpu")
+def test_the_first_command_samples_during_updates_on_a_cpu(installed: str) -> None:
+    assert fit(composed(), gpus_per_node=(0,)).config.rl.max_staleness_steps == 1
+    assert fit(composed("rl.max_staleness_steps=0"), gpus_per_node=(0,)).config.rl.max_staleness_steps == 0
 
 
 @with_build("cpu")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rsgrpo.config import Config, ConfigError, OptimizerConfig, SftConfig
+from rsgrpo.config import Config, ConfigError, OptimizerConfig, RlConfig, SftConfig
 from rsgrpo.run_folder import RunFolderError, begin_run, open_run_folder
 
 
@@ -39,6 +39,17 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         begin_run(folder, _config(tmp_path))
     other = _config(tmp_path, resume="auto", sft=SftConfig(optimizer=OptimizerConfig(learning_rate=1.0)))
     with pytest.raises(RunFolderError, match="other settings under sft;"), open_run_folder(other):
+        pass
+
+
+@pytest.mark.parametrize("decided", [0, 1])
+def test_what_was_left_open_may_have_been_decided_either_way(tmp_path: Path, decided: int) -> None:
+    with open_run_folder(_config(tmp_path)) as folder:
+        begin_run(folder, _config(tmp_path, rl=RlConfig(max_staleness_steps=decided)))
+    with open_run_folder(_config(tmp_path, resume="auto", rl=RlConfig(max_staleness_steps=-1))):
+        pass
+    other = _config(tmp_path, resume="auto", rl=RlConfig(max_staleness_steps=1 - decided))
+    with pytest.raises(RunFolderError, match="other settings under rl;"), open_run_folder(other):
         pass
 
 

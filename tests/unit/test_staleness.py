@@ -143,13 +143,28 @@ def test_staleness_is_bounded_on_both_sides() -> None:
             check_staleness([group], trained_version=version, max_age=age)
 
 
+def test_a_batch_sampled_ahead_is_left_where_the_run_goes_on_without_sampling_ahead() -> None:
+    engine = FakeEngine()
+    ahead = new_training(rl_config(max_staleness_steps=1), engine, FakePolicy())
+    ahead.train_step()
+    assert ahead.state.ahead is not None
+    fresh = FakeEngine(policy_version=1)
+    training = new_training(rl_config(), fresh, FakePolicy(version=1), ahead.state)
+    report = training.train_step()
+    # Its two batches of questions, the one trained on and the one left out, are not asked again.
+    asked = {sample_id for _, ids in engine.calls for sample_id in ids}
+    assert len(asked) == 8
+    assert [group.scored.sample_id for group in report.credited] == [one for _, ids in fresh.calls for one in ids]
+    assert not asked & {group.scored.sample_id for group in report.credited}
+
+
 def test_what_goes_wrong_in_sampling_ahead_is_raised_in_the_step() -> None:
     training = new_training(rl_config(max_staleness_steps=1), FakeEngine(fails_at_call=2), FakePolicy())
     with pytest.raises(RolloutError, match="fell over"):
         training.train_step()
 
 
-@pytest.mark.parametrize("value", [-1, 2])
+@pytest.mark.parametrize("value", [-2, 2])
 def test_other_bounds_of_staleness_are_refused(value: int) -> None:
     with pytest.raises(ConfigError, match=f"max_staleness_steps={value} is not known; choose 0"):
         RlConfig(max_staleness_steps=value)

@@ -57,6 +57,8 @@ def test_sampling_during_the_update_leaves_no_turns_to_take() -> None:
     config = placed("cpu", staleness=1)
     shared = share_threads(config, cores={"a": 8}, rank_nodes=["a"], engine_nodes=["a"])
     assert shared == Threads(ranks=(4,), engines=(4,))
+    without_rl = share_threads(replace(config, stage="sft"), cores={"a": 8}, rank_nodes=["a"], engine_nodes=["a"])
+    assert without_rl == Threads(ranks=(8,), engines=(8,))
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
