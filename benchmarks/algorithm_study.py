@@ -105,6 +105,7 @@ def _train(folder: Path, cores: list[int], overrides: list[str]) -> None:
         "resume=auto",
         "logging.wandb_mode=disabled",
         f"rollout.num_threads={len(cores)}",
+        "rl.max_staleness_steps=0",
         *overrides,
     ]
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,12 @@ from rsgrpo.config import Config, load_config, register_schema
 from rsgrpo.progress import Progress
 from rsgrpo.run_folder import RunFolder
 
-SMALL = ("quickstart.num_sft_samples=16", "quickstart.num_rl_samples=1024", "quickstart.num_test_samples=16")
+SMALL = (
+    "quickstart.num_sft_samples=16",
+    "quickstart.num_rl_samples=1024",
+    "quickstart.num_test_samples=16",
+    "rl.max_staleness_steps=0",  # one side at a time is measured, with all cores
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

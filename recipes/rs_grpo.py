@@ -189,6 +189,9 @@ class RsGrpo:
         scorer: the rewards.
         questions: what to train on.
         state: where to go on.
+
+    Raises:
+        ValueError: ``rl.max_staleness_steps`` is undecided (:func:`rsgrpo.topology.fit` decides it).
     """
 
     def __init__(
@@ -201,6 +204,8 @@ class RsGrpo:
         questions: Sequence[PromptedSample],
         state: RsGrpoState,
     ) -> None:
+        if config.rl.max_staleness_steps < 0:
+            raise ValueError("rl.max_staleness_steps=-1 is to be decided before: take the settings that fit() gives")
         self.config = config
         self.policy = policy
         self.engine = engine
