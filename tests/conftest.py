@@ -11,10 +11,14 @@ from typing import Any
 import hypothesis
 import pytest
 
+from rsgrpo.processes import keep_bytecode
 from tests.examples import EXAMPLES
 
 # As train.py does, before anything imports Ray: workers run in this environment, not in one that uv builds.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+# Tests start a hundred processes that import vLLM, DeepSpeed or transformers.
+keep_bytecode()
 
 # The default run draws the same examples every time: a test that passes today passes tomorrow. The deep one looks for
 # new ones, ten times as many (`HYPOTHESIS_PROFILE=deep`); what it finds becomes a plain test of its own.

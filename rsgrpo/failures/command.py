@@ -19,6 +19,7 @@ from rsgrpo import interrupts
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures.sentences import MAX_SENTENCE, explain
 from rsgrpo.home import HomeError, choose_home
+from rsgrpo.processes import keep_bytecode
 
 TRACEBACK_VARIABLE = "RSGRPO_TRACEBACK"
 """Set to 1, a command that fails shows its traceback as well."""
@@ -100,6 +101,7 @@ def open_standard_streams() -> None:
 
 
 def _run(command: Callable[[], int | None], log_folder: Callable[[], Path | None], error_status: int) -> int:
+    keep_bytecode()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that only knows ASCII is no reason to stop

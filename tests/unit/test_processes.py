@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,20 @@ def test_a_guard_speaks_only_for_a_run_that_did_not(end: str, told: str) -> None
     assert (marked_processes(mark) == []) == bool(told)
     worker.kill()
     worker.wait()
+
+
+def test_a_command_and_what_it_starts_keep_their_bytecode(tmp_path: Path) -> None:
+    (tmp_path / "first.py").touch()
+    (tmp_path / "second.py").touch()
+    program = """
+import subprocess, sys
+from rsgrpo.failures import run_program
+def command():
+    import first
+    subprocess.run([sys.executable, "-c", "import second"], check=True)
+run_program(command)
+"""
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    kept = {file.name.split(".")[0] for file in (tmp_path / "__pycache__").iterdir()}
+    assert kept == {"first", "second"}
