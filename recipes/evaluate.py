@@ -1,4 +1,4 @@
-"""Answer the test questions with the engine and score the answers; no weights change."""
+"""Answer questions with the engine, score the answers, and compare it with the trainer; no weights change."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from rewards.scorer import Scorer
 from rollout.engine import RolloutEngine
 from rsgrpo.atomic_files import FileError, read_json_object, write_json
@@ -17,8 +19,10 @@ from rsgrpo.benchmarks.prediction_files import write_lines
 from rsgrpo.config import Config
 from rsgrpo.errors import shown
 from rsgrpo.evisrag_metrics import EvaluationMetrics, ResponseScore, aggregate, score_response
+from rsgrpo.policy import Policy
 from rsgrpo.record_codec import RecordError, from_plain
-from rsgrpo.types import PromptedSample, RolloutGroup, ScoredGroup
+from rsgrpo.telemetry import gap_metrics
+from rsgrpo.types import PromptedSample, RolloutGroup, ScoredGroup, TrainingGroup, TrainingResponse
 
 _METRICS_FILE = "metrics.json"
 _REWARDS_FILE = "rewards.json"
@@ -166,3 +170,48 @@ def evaluate(
     write_json(folder / _REWARDS_FILE, dict(found.rewards), indent=2)
     write_json(folder / _METRICS_FILE, dataclasses.asdict(found.metrics), indent=2)
     return found, groups
+
+
+def compare_engine(
+    policy: Policy, engine: RolloutEngine, prompted: Sequence[PromptedSample], config: Config
+) -> dict[str, float]:
+    """|engine - trainer| log-probability gap in nats, of fresh responses: between steps both hold the same weights.
+
+    Steps with ``rl.max_staleness_steps=1`` do not show it, since older weights sampled what they train on.
+
+    Args:
+        policy: the ranks.
+        engine: the rollout workers.
+        prompted: to be answered once each.
+        config: how responses are sampled.
+
+    Returns:
+        ``engine/logprob_gap_mean`` and ``engine/logprob_gap_max``.
+    """
+    groups = engine.generate(prompted, num_samples=1, sampling=config.rollout.sampling, seed=config.seed)
+    seen = policy.score([_looked_at(group) for group in groups])
+    logprobs = {one.sample_id: one.logprobs for one in seen}
+    return gap_metrics(
+        np.concatenate([group.rollouts[0].logprobs - logprobs[group.sample.sample_id] for group in groups])
+    )
+
+
+def _looked_at(group: RolloutGroup) -> TrainingGroup:
+    """A response that the ranks are not to learn from."""
+    (rollout,) = group.rollouts
+    nothing = np.zeros(len(rollout.token_ids), np.float32)
+    return TrainingGroup(
+        sample_id=group.sample.sample_id,
+        prompt=group.prompt,
+        prompt_token_ids=group.prompt_token_ids,
+        responses=(
+            TrainingResponse(
+                response_index=rollout.rollout_index,
+                token_ids=rollout.token_ids,
+                positive=nothing,
+                negative=nothing,
+                rollout_logprobs=rollout.logprobs,
+                temperature=rollout.temperature,
+            ),
+        ),
+    )

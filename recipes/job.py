@@ -71,7 +71,6 @@ class Job:
         def read_image(ref: ImageRef) -> object:
             return load_page(ref, rules)
 
-        self.logger = self._stack.enter_context(RunLogger(self.folder.root, self.config, read_image))
         needs_engine = bool(self.prepared.test) or self.config.stage != "sft"
         workers = self._stack.enter_context(
             open_workers(self.config, self.start_model, self._cluster, needs_engine=needs_engine)
@@ -79,6 +78,8 @@ class Job:
         self._say(*workers.fitted.lines)
         self.config = workers.fitted.config
         begin_run(self.folder, self.config)  # the record says what was decided where settings left it open
+        # While the workers load: a dashboard takes seconds to begin.
+        self.logger = self._stack.enter_context(RunLogger(self.folder.root, self.config, read_image))
         if workers.engine is not None:
             self.engine = workers.engine
         if workers.policy is not None:
@@ -117,14 +118,15 @@ class Job:
         for line in lines:
             self.progress.line(line)
 
-    def begin_from(self, model: Path, *, needs_reference: bool) -> None:
+    def begin_from(self, model: Path, *, needs_reference: bool, is_alone: bool) -> None:
         """Tell the policy which model a stage starts from; say, and keep, what it computes attention with.
 
         Args:
             model: see :meth:`rsgrpo.policy.Policy.begin_from`.
             needs_reference: see there.
+            is_alone: see there.
         """
-        self.policy.begin_from(model, needs_reference=needs_reference)
+        self.policy.begin_from(model, needs_reference=needs_reference, is_alone=is_alone)
         choices = self.policy.attention()
         write_json(self.folder.attention_file, [to_plain(choice) for choice in choices], indent=1)
         lines = list(dict.fromkeys(line for choice in choices for line in choice.lines()))

@@ -260,6 +260,7 @@ class RsGrpo:
         seen: list[ResponseStats] = []
         updates: list[UpdateMetrics] = []
         self._unchecked_version = newest_version(batch.groups)
+        trained_version = self.policy.version
         for groups in self._updates(batch.groups, clock):
             with clock.phase("credit"):
                 part = credit_groups(groups, self.weights, self.config.rl.credit)
@@ -282,7 +283,9 @@ class RsGrpo:
             with clock.phase("telemetry"):
                 before = list(self._old.values()) or seen
                 metrics |= policy_metrics(updates)
-                metrics |= step_telemetry(credited, before, self.weights, updated=seen, loss=self.loss)
+                metrics |= step_telemetry(
+                    credited, before, self.weights, updated=seen, loss=self.loss, trained_version=trained_version
+                )
         return credited, metrics
 
     def _check_gap(self, part: Sequence[CreditedGroup], seen: Sequence[ResponseStats]) -> None:

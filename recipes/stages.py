@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from recipes.evaluate import validate
+from recipes.evaluate import compare_engine, validate
 from recipes.job import Job
 from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport
 from recipes.sft import SftPhase, SftState, SupervisedTraining
@@ -15,7 +15,9 @@ from rsgrpo.config import RlConfig
 from rsgrpo.image_counts import ImageCounts, update_report
 from rsgrpo.progress import step_line
 from rsgrpo.recorder import record_groups
+from rsgrpo.types import PromptedSample
 
+_COMPARED_RESPONSES = 8  # by engine and trainer
 _NUM_SHOWN_REWARDS = 3  # on the line of a step: those that weigh most
 _SHOWN_METRICS = {
     "total": "reward/total",
@@ -37,7 +39,7 @@ def run_sft(job: Job) -> None:
 
 
 def _train_sft(job: Job) -> None:
-    job.begin_from(job.start_model, needs_reference=False)
+    job.begin_from(job.start_model, needs_reference=False, is_alone=True)
     state = job.restore("sft", SftState) or SftState()
     phases = job.prepared.sft
     num_steps = sum(phase.num_steps for phase in phases)
@@ -136,7 +138,7 @@ def _train_rl(job: Job) -> None:
     questions, validation = job.prepared.rl[:num_trained], job.prepared.rl[num_trained:]
     if settings.validation_samples and not validation:
         job.progress.line(f"no validation: {len(questions)} question is too few to hold one out")
-    job.begin_from(job.start_model, needs_reference=settings.loss.kl.coefficient > 0)
+    job.begin_from(job.start_model, needs_reference=settings.loss.kl.coefficient > 0, is_alone=False)
     state = job.restore("rl", RsGrpoState)
     training = RsGrpo(
         config=job.config,
@@ -160,11 +162,8 @@ def _train_rl(job: Job) -> None:
         phase.advance(count=training.state.step)
         while training.state.step < num_steps:
             report = training.train_step(is_last=training.state.step + 1 == num_steps)
-            if validation and (report.step % settings.validate_every_steps == 0 or report.step == num_steps):
-                measured = validate(job.engine, validation, job.config, job.prepared.scorer).numbers()
-                report = dataclasses.replace(
-                    report, metrics={**report.metrics, **{f"eval/{name}": value for name, value in measured.items()}}
-                )
+            if report.step % settings.validate_every_steps == 0 or report.step == num_steps:
+                report = dataclasses.replace(report, metrics={**report.metrics, **_measured(job, validation)})
             job.logger.log("rl", report.step, report.metrics)
             phase.advance(_rl_line(report, num_steps, training.weights))
             note = step_note(report, min(settings.prompts_per_step, len(questions)))
@@ -178,6 +177,18 @@ def _train_rl(job: Job) -> None:
             if report.step % settings.save_every_steps == 0:
                 job.save("rl", report.step, training.state)
     job.policy.export_model(job.folder.model("rl"))
+
+
+def _measured(job: Job, validation: Sequence[PromptedSample]) -> dict[str, float]:
+    """What is looked at between two steps now and then: held-out questions, and whether engine and trainer agree."""
+    metrics: dict[str, float] = {}
+    if validation:
+        found = validate(job.engine, validation, job.config, job.prepared.scorer).numbers()
+        metrics = {f"eval/{name}": value for name, value in found.items()}
+    if job.config.rl.max_staleness_steps:
+        shown = (validation or job.prepared.rl)[:_COMPARED_RESPONSES]
+        metrics |= compare_engine(job.policy, job.engine, shown, job.config)
+    return metrics
 
 
 def _rl_line(report: StepReport, num_steps: int, weights: Mapping[str, float]) -> str:

@@ -53,7 +53,14 @@ def open_workers(
         placement, threads = stack.enter_context(open_placement(config, cluster, has_engines=needs_engine))
         policy = None
         if config.stage != "eval":
-            policy = Policy.start(config, model_folder, device=device, num_threads=threads.ranks, placement=placement)
+            policy = Policy.start(
+                config,
+                model_folder,
+                device=device,
+                num_threads=threads.ranks,
+                num_threads_alone=threads.ranks_alone,
+                placement=placement,
+            )
             stack.callback(policy.close)
         engine = None
         if needs_engine:

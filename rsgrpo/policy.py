@@ -100,6 +100,7 @@ class Policy:
         *,
         device: str,
         num_threads: int | Sequence[int],
+        num_threads_alone: Sequence[int] = (),
         placement: Placement = ON_CPU,
     ) -> Policy:
         """Start the ranks and return at once; they load the model in the background.
@@ -109,6 +110,7 @@ class Policy:
             model_folder: a Qwen2.5-VL folder that every node can read.
             device: ``cpu`` or ``gpu``.
             num_threads: CPU threads of each rank; one number: of all of them.
+            num_threads_alone: the same, while no engine works; empty: no others.
             placement: where the ranks run; where they share GPUs, they load at their first turn.
 
         Returns:
@@ -128,6 +130,7 @@ class Policy:
                     world_size=num_ranks,
                     device=device,
                     num_threads=threads[rank],
+                    num_threads_alone=(num_threads_alone or threads)[rank],
                     features_folder=features_folder(config),
                 )
             )
@@ -191,7 +194,7 @@ class Policy:
         self.wait_ready()
         return tuple(self._ranks.collect([worker.attention.remote() for worker in self._ranks.workers]))
 
-    def begin_from(self, folder: Path, *, needs_reference: bool) -> None:
+    def begin_from(self, folder: Path, *, needs_reference: bool, is_alone: bool = False) -> None:
         """Say which model a stage starts from, before it begins or goes on from a checkpoint.
 
         Adapters begin at zero on that model. The KL term holds on to it: each rank keeps a frozen copy, or with
@@ -200,9 +203,10 @@ class Policy:
         Args:
             folder: what the ranks were started with, or what :meth:`export_model` wrote at the last stage's end.
             needs_reference: whether updates of the objective ``policy`` need the reference's log-probabilities.
+            is_alone: whether no engine works during the stage; the ranks then use the engines' CPU threads as well.
         """
         self.wait_ready()
-        calls = [worker.begin_from.remote(folder, needs_reference) for worker in self._ranks.workers]
+        calls = [worker.begin_from.remote(folder, needs_reference, is_alone) for worker in self._ranks.workers]
         self._origin = self._ranks.collect(calls, in_step=True)[0]
 
     def begin_stage(self, optimizer: OptimizerConfig, num_steps: int) -> None:

@@ -39,6 +39,7 @@ class WorkerSpec:
         device: ``cpu`` or ``gpu``.
         num_threads: CPU threads that this rank may use.
         features_folder: where features of pages are kept; None: nowhere.
+        num_threads_alone: CPU threads while no engine works; 0: as ever.
     """
 
     config: Config
@@ -48,6 +49,7 @@ class WorkerSpec:
     device: str
     num_threads: int
     features_folder: Path | None = None
+    num_threads_alone: int = 0
 
     @property
     def torch_device(self) -> torch.device:

@@ -169,7 +169,7 @@ class PolicyWorker:
         """What this rank computes attention with."""
         return self._rows.choice
 
-    def begin_from(self, folder: Path, needs_reference: bool) -> str:
+    def begin_from(self, folder: Path, needs_reference: bool, is_alone: bool) -> str:
         """Make a model the one that the stage starts from.
 
         Adapters begin at zero on it, and the KL term holds on to it: with adapters those are the policy's own
@@ -178,12 +178,14 @@ class PolicyWorker:
         Args:
             folder: of the model; the weights of a policy without adapters stay as they are.
             needs_reference: whether the objective has a KL term.
+            is_alone: whether no engine works during the stage.
 
         Returns:
             Checksum of what a checkpoint of the stage rests on beside its own files (rank 0); empty: nothing.
         """
         from rsgrpo.deepspeed_engine import FrozenEngine
 
+        torch.set_num_threads((is_alone and self._spec.num_threads_alone) or self._spec.num_threads)
         has_adapters = self._config.model.lora.rank > 0
         if has_adapters and folder != self._spec.model_folder:
             self._spec = dataclasses.replace(self._spec, model_folder=folder)

@@ -16,10 +16,12 @@ class Threads:
     Attributes:
         ranks: of each training rank.
         engines: of each engine, and of each of its tensor parallel workers.
+        ranks_alone: of each training rank while no engine works, as in supervised training.
     """
 
     ranks: tuple[int, ...]
     engines: tuple[int, ...]
+    ranks_alone: tuple[int, ...]
 
 
 def share_threads(
@@ -39,17 +41,19 @@ def share_threads(
         engine_nodes: node of each engine.
 
     Example:
-        Two ranks and one engine on a node of 48 cores: 16 threads each on GPUs; on a CPU 24 for each rank, which are
-        at work together, and 48 for the engine.
+        Two ranks and one engine on a node of 48 cores: 16 threads each on GPUs, 24 for each rank alone; on a CPU 24
+        for each rank, which are at work together, and 48 for the engine.
     """
     size = config.rollout.tensor_parallel_size
     engine_processes = size + 1 if size > 1 else 1
-    of_ranks = Counter(rank_nodes)
+    of_ranks = alone = Counter(rank_nodes)
     of_engines = Counter({node: count * engine_processes for node, count in Counter(engine_nodes).items()})
     samples_ahead = config.stage in ("rl", "all") and config.rl.max_staleness_steps
     if config.cluster.device == "gpu" or samples_ahead:
         of_ranks = of_engines = of_ranks + of_engines
+    own = config.trainer.num_threads
     return Threads(
-        ranks=tuple(config.trainer.num_threads or max(1, cores[node] // of_ranks[node]) for node in rank_nodes),
+        ranks=tuple(own or max(1, cores[node] // of_ranks[node]) for node in rank_nodes),
         engines=tuple(config.rollout.num_threads or max(1, cores[node] // of_engines[node]) for node in engine_nodes),
+        ranks_alone=tuple(own or max(1, cores[node] // alone[node]) for node in rank_nodes),
     )

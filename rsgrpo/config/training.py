@@ -344,6 +344,8 @@ class RlConfig:
     validation_samples: int = 0
     """Held out of the questions and answered now and then for the curves ``eval/*``; 0: none."""
     validate_every_steps: int = 20
+    """With ``max_staleness_steps=1`` engine and trainer are compared as often, on a few responses
+    (``engine/logprob_gap_*``)."""
     save_every_steps: int = 10
     rollouts_in_report: int = 4
     """Groups kept in full, with credit, for the report each time a checkpoint is written."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from recipes.evaluate import compare_engine
 from recipes.rs_grpo import check_staleness
 from rollout.engine import RolloutError
 from rsgrpo.config import (
@@ -21,6 +22,7 @@ from rsgrpo.config import (
     SamplingConfig,
     ScopeConfig,
 )
+from rsgrpo.policy import Policy
 from rsgrpo.telemetry import StaleWeightsError
 from tests.unit.rl_fakes import (
     QUESTIONS,
@@ -156,6 +158,18 @@ def test_a_batch_sampled_ahead_is_left_where_the_run_goes_on_without_sampling_ah
     assert len(asked) == 8
     assert [group.scored.sample_id for group in report.credited] == [one for _, ids in fresh.calls for one in ids]
     assert not asked & {group.scored.sample_id for group in report.credited}
+
+
+def test_steps_that_sample_ahead_show_no_gap_but_the_first_and_a_comparison_between_steps_does() -> None:
+    engine, policy = FakeEngine(), FakePolicy()
+    config = rl_config(max_staleness_steps=1)
+    training = new_training(config, engine, policy)
+    shown = ["engine/logprob_gap_max" in training.train_step().metrics for _ in range(3)]
+    assert shown == [True, False, False]
+    # The policy of this test says 0.01 nats more of every token than the engine.
+    found = compare_engine(cast(Policy, policy), engine, QUESTIONS[:5], config)
+    assert found == pytest.approx({"engine/logprob_gap_mean": 0.01, "engine/logprob_gap_max": 0.01}, rel=1e-4)
+    assert engine.calls[-1] == (policy.version, ("q0", "q1", "q2", "q3", "q4"))
 
 
 def test_what_goes_wrong_in_sampling_ahead_is_raised_in_the_step() -> None:

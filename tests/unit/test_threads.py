@@ -34,38 +34,39 @@ def test_all_processes_of_a_node_share_its_cores_on_gpus() -> None:
     # Eight ranks and four engines with a worker for each of two parts: 8 + 4 · (1 + 2) = 20 processes; 192 / 20 = 9.6.
     config = placed("gpu", ranks=8, engines=4, size=2)
     shared = share_threads(config, cores={"a": 192}, rank_nodes=["a"] * 8, engine_nodes=["a"] * 4)
-    assert shared == Threads(ranks=(9,) * 8, engines=(9,) * 4)
+    assert shared == Threads(ranks=(9,) * 8, engines=(9,) * 4, ranks_alone=(24,) * 8)
 
 
 def test_every_node_shares_its_own_cores() -> None:
     # Two ranks alone on 96 cores: 48 each; one rank beside two engines on 64: 64 / 3 = 21.
     config = placed("gpu", ranks=3, engines=2)
     shared = share_threads(config, cores={"a": 96, "b": 64}, rank_nodes=["a", "b", "a"], engine_nodes=["b", "b"])
-    assert shared == Threads(ranks=(48, 21, 48), engines=(21, 21))
+    assert shared == Threads(ranks=(48, 21, 48), engines=(21, 21), ranks_alone=(48, 64, 48))
 
 
 def test_on_a_cpu_ranks_and_engines_take_turns_on_all_cores() -> None:
     one = placed("cpu", ranks=1, engines=1)
-    assert share_threads(one, cores={"a": 2}, rank_nodes=["a"], engine_nodes=["a"]) == Threads(ranks=(2,), engines=(2,))
+    shared = share_threads(one, cores={"a": 2}, rank_nodes=["a"], engine_nodes=["a"])
+    assert shared == Threads(ranks=(2,), engines=(2,), ranks_alone=(2,))
     # Two ranks are at work at once, and so are four engines.
     more = placed("cpu", ranks=2, engines=4)
     shared = share_threads(more, cores={"a": 16}, rank_nodes=["a"] * 2, engine_nodes=["a"] * 4)
-    assert shared == Threads(ranks=(8, 8), engines=(4,) * 4)
+    assert shared == Threads(ranks=(8, 8), engines=(4,) * 4, ranks_alone=(8, 8))
 
 
 def test_sampling_during_the_update_leaves_no_turns_to_take() -> None:
     config = placed("cpu", staleness=1)
     shared = share_threads(config, cores={"a": 8}, rank_nodes=["a"], engine_nodes=["a"])
-    assert shared == Threads(ranks=(4,), engines=(4,))
+    assert shared == Threads(ranks=(4,), engines=(4,), ranks_alone=(8,))
     without_rl = share_threads(replace(config, stage="sft"), cores={"a": 8}, rank_nodes=["a"], engine_nodes=["a"])
-    assert without_rl == Threads(ranks=(8,), engines=(8,))
+    assert without_rl == Threads(ranks=(8,), engines=(8,), ranks_alone=(8,))
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_explicit_threads_hold(device: str) -> None:
     config = placed(device, ranks=2, engines=1, threads=(3, 5))
     shared = share_threads(config, cores={"a": 64}, rank_nodes=["a", "a"], engine_nodes=["a"])
-    assert shared == Threads(ranks=(3, 3), engines=(5,))
+    assert shared == Threads(ranks=(3, 3), engines=(5,), ranks_alone=(3, 3))
 
 
 @given(
@@ -82,6 +83,8 @@ def test_no_core_is_given_away_twice_and_nobody_gets_none(
     shared = share_threads(config, cores={"a": cores}, rank_nodes=["a"] * ranks, engine_nodes=["a"] * engines)
     assert (len(shared.ranks), len(shared.engines)) == (ranks, engines)
     assert min((*shared.ranks, *shared.engines), default=1) >= 1
+    assert all(alone >= beside for alone, beside in zip(shared.ranks_alone, shared.ranks, strict=True))
+    assert sum(shared.ranks_alone) <= max(cores, ranks)
     num_processes = engines * (1 if size == 1 else size + 1)
     of_engines = sum(shared.engines) // max(engines, 1) * num_processes
     sides = [sum(shared.ranks) + of_engines] if device == "gpu" else [sum(shared.ranks), of_engines]
@@ -120,9 +123,9 @@ def test_the_cluster_is_read_from_rays_nodes(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_quickstart_gives_trainer_and_engine_all_cores() -> None:
     two = Cluster(nodes=(Node(node_id="own", cores=2, gpus=0),), num_cores=2)
     with open_placement(placed("cpu", stage="all"), two) as (placement, threads):
-        assert threads == Threads(ranks=(2,), engines=(2,))
+        assert threads == Threads(ranks=(2,), engines=(2,), ranks_alone=(2,))
         assert not placement.is_shared
     with open_placement(placed("cpu", stage="eval", engines=2), two) as (_, threads):
-        assert threads == Threads(ranks=(), engines=(1, 1))
+        assert threads == Threads(ranks=(), engines=(1, 1), ranks_alone=())
     with open_placement(placed("cpu", stage="sft"), two, has_engines=False) as (_, threads):
-        assert threads == Threads(ranks=(2,), engines=())
+        assert threads == Threads(ranks=(2,), engines=(), ranks_alone=(2,))
