@@ -97,6 +97,25 @@ class RsGrpoState:
     ahead: Batch | None = None
     kl_coefficient: float = 0.0
 
+    def find_pages(self, questions: Sequence[PromptedSample]) -> None:
+        """Let groups of a checkpoint look for their pages where the data lie now: the run folder may have moved.
+
+        Args:
+            questions: of this process, whose groups they are by sample id.
+        """
+        by_id = {one.sample.sample_id: one for one in questions}
+
+        def found(scored: ScoredGroup) -> ScoredGroup:
+            own = by_id.get(scored.sample_id)
+            if own is None:
+                return scored
+            group = dataclasses.replace(scored.group, sample=own.sample, prompt=own.prompt)
+            return dataclasses.replace(scored, group=group)
+
+        self.carried = [found(group) for group in self.carried]
+        if self.ahead is not None:
+            self.ahead = dataclasses.replace(self.ahead, groups=tuple(found(group) for group in self.ahead.groups))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
@@ -211,6 +230,7 @@ class RsGrpo:
         self.engine = engine
         self.scorer = scorer
         self.state = state
+        state.find_pages(questions)
         self.stream = PromptStream(questions, seed=config.seed, shuffle=config.rl.shuffle, position=state.position)
         self._old: OldLogprobs = {}
         self._unchecked_version: int | None = None  # whose responses no update of the batch held so far
@@ -260,7 +280,7 @@ class RsGrpo:
         seen: list[ResponseStats] = []
         updates: list[UpdateMetrics] = []
         self._unchecked_version = newest_version(batch.groups)
-        trained_version = self.policy.version
+        is_on_policy = self._unchecked_version == self.policy.version
         for groups in self._updates(batch.groups, clock):
             with clock.phase("credit"):
                 part = credit_groups(groups, self.weights, self.config.rl.credit)
@@ -281,10 +301,15 @@ class RsGrpo:
             seen.extend(result.responses)
         if credited:
             with clock.phase("telemetry"):
-                before = list(self._old.values()) or seen
                 metrics |= policy_metrics(updates)
                 metrics |= step_telemetry(
-                    credited, before, self.weights, updated=seen, loss=self.loss, trained_version=trained_version
+                    credited,
+                    list(self._old.values()) or seen,
+                    self.weights,
+                    updated=seen,
+                    loss=self.loss,
+                    # Without pi_old of its own, what a batch's later updates saw is their predecessors' doing.
+                    is_on_policy=is_on_policy and (bool(self._old) or len(updates) == 1),
                 )
         return credited, metrics
 

@@ -77,7 +77,7 @@ def step_telemetry(
     *,
     updated: Sequence[ResponseStats] = (),
     loss: LossConfig | None = None,
-    trained_version: int | None = None,
+    is_on_policy: bool = True,
 ) -> dict[str, float]:
     """Numbers of one step.
 
@@ -88,7 +88,7 @@ def step_telemetry(
         updated: what the trainer saw during the updates, where a batch is used for several; empty: the
             same as ``responses``.
         loss: the clip bounds, for ``scope/<name>/clip_frac``; None leaves that metric out.
-        trained_version: of the policy when the batch came; None: that of the batch's newest weights.
+        is_on_policy: whether ``responses`` were seen under the batch's newest weights.
 
     Returns:
         Metric name to value, never NaN. ``scope/<name>/found_frac`` is the share of responses with the scope
@@ -96,8 +96,8 @@ def step_telemetry(
         values are equal, ``clip_frac`` that of the tokens credited by the reward on which clipping was
         active; ``scope/sign_conflict_frac`` the share of credited tokens that one reward pulls up and
         another down; ``engine/kl`` is the k3 estimate of KL(engine, trainer) over the response tokens of the newest
-        weights, ``engine/logprob_gap_*`` |engine - trainer| in nats there, left out where these weights are older
-        than the policy's: the gap would be what the policy learned since.
+        weights, ``engine/logprob_gap_*`` |engine - trainer| in nats there, left out off policy: it would be what the
+        policy learned since.
 
     Raises:
         ValueError: a trained response is missing from ``responses``, or its lengths differ.
@@ -130,7 +130,7 @@ def step_telemetry(
             [float(one.credited.scored.rollout.finish_reason == "length") for one in seen]
         ),
     }
-    return metrics | _policy_and_engine(seen, trained_version)
+    return metrics | _policy_and_engine(seen, is_on_policy=is_on_policy)
 
 
 def _seen(
@@ -174,7 +174,7 @@ def _clipped_before(log_ratio: NDArray[np.float32], loss: LossConfig) -> NDArray
     return np.concatenate((np.zeros((2, 1), np.int64), np.cumsum(clipped, axis=1)), axis=1)
 
 
-def _policy_and_engine(seen: Sequence[_Seen], trained_version: int | None) -> dict[str, float]:
+def _policy_and_engine(seen: Sequence[_Seen], *, is_on_policy: bool) -> dict[str, float]:
     rollouts = [one.credited.scored.rollout for one in seen]
     newest = max((rollout.newest_version for rollout in rollouts), default=0)
     # What older weights sampled (groups carried over, the first tokens of responses that went on under new weights) is
@@ -182,7 +182,7 @@ def _policy_and_engine(seen: Sequence[_Seen], trained_version: int | None) -> di
     gap = _joined(_gap(one.credited.scored.rollout, one.stats.logprobs, newest) for one in seen)
     num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
     difference = -gap.astype(np.float64)
-    metrics = gap_metrics(gap) if trained_version in (None, newest) else {}
+    metrics = gap_metrics(gap) if is_on_policy else {}
     return metrics | {
         "policy/entropy": _mean(_joined(one.stats.entropy for one in seen)),
         "engine/kl": float(np.mean(np.expm1(difference) - difference)) if len(gap) else 0.0,

@@ -29,7 +29,6 @@ SMALL = (
     "rl.samples_per_prompt=3",
     "rl.save_every_steps=2",
     "rl.updates_per_batch=2",
-    "rollout.num_workers=2",
     "rollout.sampling.max_response_tokens=24",
     "rollout.sampling.temperature=1.2",  # engine and trainer must agree at any
     "eval.sampling.max_response_tokens=24",

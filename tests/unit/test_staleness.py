@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from recipes.evaluate import compare_engine
-from recipes.rs_grpo import check_staleness
+from recipes.rs_grpo import Batch, RsGrpoState, check_staleness
 from rollout.engine import RolloutError
 from rsgrpo.config import (
     Config,
@@ -24,6 +25,7 @@ from rsgrpo.config import (
 )
 from rsgrpo.policy import Policy
 from rsgrpo.telemetry import StaleWeightsError
+from rsgrpo.types import ImageRef
 from tests.unit.rl_fakes import (
     QUESTIONS,
     FakeEngine,
@@ -145,6 +147,26 @@ def test_staleness_is_bounded_on_both_sides() -> None:
             check_staleness([group], trained_version=version, max_age=age)
 
 
+def test_groups_of_a_checkpoint_look_for_their_pages_where_the_data_lie_now() -> None:
+    engine = FakeEngine()
+    carried, ahead, unknown = (
+        FakeScorer().score(engine.generate([one], num_samples=2, sampling=SamplingConfig(), seed=1))[0]
+        for one in (QUESTIONS[1], QUESTIONS[2], QUESTIONS[3])
+    )
+    state = RsGrpoState(carried=[carried], ahead=Batch(groups=(ahead, unknown), metrics={}, seconds={}))
+    moved = [
+        dataclasses.replace(one, prompt=dataclasses.replace(one.prompt, images=(ImageRef(path="p", file="/new/p"),)))
+        for one in QUESTIONS[:3]
+    ]
+    state.find_pages(moved)
+    assert state.ahead is not None
+    found = [*state.carried, *state.ahead.groups]
+    assert [one.group.prompt for one in found] == [moved[1].prompt, moved[2].prompt, unknown.group.prompt]
+    # Nothing else of them changes.
+    for one, before in zip(found, (carried, ahead, unknown), strict=True):
+        assert one.rollouts == before.rollouts and one.group.rollouts == before.group.rollouts
+
+
 def test_a_batch_sampled_ahead_is_left_where_the_run_goes_on_without_sampling_ahead() -> None:
     engine = FakeEngine()
     ahead = new_training(rl_config(max_staleness_steps=1), engine, FakePolicy())
@@ -166,6 +188,10 @@ def test_steps_that_sample_ahead_show_no_gap_but_the_first_and_a_comparison_betw
     training = new_training(config, engine, policy)
     shown = ["engine/logprob_gap_max" in training.train_step().metrics for _ in range(3)]
     assert shown == [True, False, False]
+    # Of two updates the second sees what the first has done, unless log-probabilities were taken before.
+    for settings in ({"max_staleness_steps": 1}, {}):
+        several = new_training(rl_config(updates_per_batch=2, **settings), FakeEngine(), FakePolicy())
+        assert ("engine/logprob_gap_max" in several.train_step().metrics) == (not settings)
     # The policy of this test says 0.01 nats more of every token than the engine.
     found = compare_engine(cast(Policy, policy), engine, QUESTIONS[:5], config)
     assert found == pytest.approx({"engine/logprob_gap_mean": 0.01, "engine/logprob_gap_max": 0.01}, rel=1e-4)
