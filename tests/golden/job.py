@@ -1,0 +1,154 @@
+"""The golden job: supervised and reinforcement learning on the real engines, small enough to be written down whole.
+
+Two supervised steps, then two steps of Reward-Scoped GRPO with two updates each, on one rank, one engine and one
+thread. It starts from a committed model that knows how responses look (:mod:`tests.golden.make_model`): a model made
+from nothing writes no sections, and learning them here would blow up the last bits in which two CPUs differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from recipes.preparation import Prepared, prepare
+from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport
+from recipes.sft import SftState, SupervisedTraining
+from recipes.workers import open_workers
+from rollout.pool import RolloutPool
+from rsgrpo.cluster import open_cluster
+from rsgrpo.config import Config, load_config, register_schema
+from rsgrpo.machine import REPOSITORY
+from rsgrpo.policy import Policy
+from rsgrpo.progress import Progress
+from rsgrpo.run_folder import RunFolder
+from rsgrpo.types import CreditedRollout
+
+FOLDER = Path(__file__).resolve().parent
+MODEL = FOLDER / "model"
+SIZE = (
+    "quickstart.text_hidden=64",
+    "quickstart.text_layers=2",
+    "quickstart.text_heads=2",
+    "quickstart.vision_hidden=32",
+    "quickstart.vision_heads=2",
+    "quickstart.vocabulary_tokens=512",
+)
+JOB = (
+    f"model.path={MODEL}",
+    "quickstart.num_sft_samples=24",
+    "quickstart.num_rl_samples=24",
+    "quickstart.num_test_samples=1",
+    "sft.max_steps=2",
+    "sft.samples_per_step=6",
+    "sft.optimizer.learning_rate=1e-4",
+    "sft.optimizer.warmup_steps=0",
+    "rl.max_steps=2",
+    "rl.prompts_per_step=4",
+    "rl.samples_per_prompt=4",
+    "rl.updates_per_batch=2",
+    "rl.max_staleness_steps=0",
+    "rl.validation_samples=0",
+    "rl.filter.mode=none",
+    "rl.optimizer.learning_rate=1e-4",
+    "rl.optimizer.warmup_steps=0",
+    "trainer.num_threads=1",
+    "rollout.num_threads=1",
+    "rollout.max_num_sequences=16",
+    "rollout.kv_cache_gib=0.25",
+    "logging.progress=false",
+)
+_SHOWN = ("loss", "grad_norm", "clip_fraction")
+
+
+def compose_config(*overrides: str) -> Config:
+    """The quickstart recipe in the golden size, with overrides on top."""
+    GlobalHydra.instance().clear()
+    register_schema()
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base=None):
+        return load_config(compose("config", overrides=[*SIZE, *overrides]))
+
+
+def run_job(folder: Path, *overrides: str) -> dict[str, Any]:
+    """Run the job.
+
+    Args:
+        folder: for its data.
+        overrides: what is to be other than in the golden job.
+
+    Returns:
+        What ``trace.json`` holds: ``sft``, loss and gradient norm of each step; ``rl``, for each step the numbers of
+        its updates, and every response with its tokens, its rewards and their spans, and the credit of its tokens.
+    """
+    config = compose_config(*JOB, f"run_dir={folder}", *overrides)
+    prepared = prepare(config, RunFolder(root=folder), Progress(False))
+    with (
+        open_cluster(config.cluster) as cluster,
+        open_workers(config, prepared.base_model, cluster) as workers,
+    ):
+        assert workers.policy is not None and workers.engine is not None
+        sft = _supervised(prepared, workers.policy)
+        workers.engine.update_weights(workers.policy.weights())
+        return {"sft": sft, "rl": _reinforced(config, prepared, workers.policy, workers.engine)}
+
+
+def _supervised(prepared: Prepared, policy: Policy) -> list[dict[str, float]]:
+    (phase,) = prepared.sft
+    policy.begin_stage(phase.optimizer, phase.num_steps)
+    training = SupervisedTraining(
+        phase=phase,
+        policy=policy,
+        tokenizer=prepared.tokenizer,
+        image_tokens=prepared.image_tokens,
+        state=SftState(),
+    )
+    steps = [training.train_step() for _ in range(phase.num_steps)]
+    return [{"loss": one.loss, "grad_norm": one.grad_norm, "num_tokens": one.num_response_tokens} for one in steps]
+
+
+def _reinforced(config: Config, prepared: Prepared, policy: Policy, engine: RolloutPool) -> list[dict[str, Any]]:
+    policy.begin_stage(config.rl.optimizer, config.rl.max_steps * config.rl.updates_per_batch)
+    training = RsGrpo(
+        config=config,
+        policy=policy,
+        engine=engine,
+        scorer=prepared.scorer,
+        questions=prepared.rl,
+        state=RsGrpoState(),
+    )
+    names = list(config.rewards)
+    return [_step(training.train_step(is_last=step + 1 == config.rl.max_steps), names) for step in range(2)]
+
+
+def _step(report: StepReport, rewards: Sequence[str]) -> dict[str, Any]:
+    shown = {
+        name: value
+        for name, value in report.metrics.items()
+        if name.startswith("policy/") and name.rsplit("/")[-1] in _SHOWN
+    }
+    means = {key: report.metrics[key] for name in rewards if (key := f"reward/{name}/mean") in report.metrics}
+    samples = {
+        group.scored.sample_id: [_response(one) for one in group.rollouts]
+        for group in sorted(report.credited, key=lambda group: group.scored.sample_id)
+    }
+    return {"metrics": dict(sorted((shown | means).items())), "samples": samples}
+
+
+def _response(credited: CreditedRollout) -> dict[str, Any]:
+    rollout = credited.scored.rollout
+    return {
+        "tokens": rollout.token_ids.tolist(),
+        "text": rollout.text,
+        "rewards": {
+            "/".join(map(str, one.key)): {
+                "value": one.value,
+                "spans": [[span.start, span.stop] for span in one.spans],
+            }
+            for one in credited.scored.rewards
+        },
+        "positive": [float(value) for value in credited.positive],
+        "negative": [float(value) for value in credited.negative],
+    }
