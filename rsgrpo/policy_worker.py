@@ -169,7 +169,7 @@ class PolicyWorker:
         """What this rank computes attention with."""
         return self._rows.choice
 
-    def begin_from(self, folder: Path, needs_reference: bool, is_alone: bool) -> str:
+    def begin_from(self, folder: Path, needs_reference: bool, is_alone: bool = False) -> str:
         """Make a model the one that the stage starts from.
 
         Adapters begin at zero on it, and the KL term holds on to it: with adapters those are the policy's own
