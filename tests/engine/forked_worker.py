@@ -124,6 +124,7 @@ class Worker:
             found.ignore_eos = True
             return found
 
+        # In this worker alone, which ends with the call: no setting of ours lets a response go on behind its end.
         self._engine._parameters = endless  # type: ignore[method-assign]
         sampling = SamplingConfig(max_response_tokens=MAX_MODEL_TOKENS - 64)
         (request,) = requests_for([self._question], num_samples=2, sampling=sampling, seed=0)

@@ -27,8 +27,7 @@ from rsgrpo.progress import Progress
 from rsgrpo.run_folder import RunFolder
 from rsgrpo.types import CreditedRollout
 
-FOLDER = Path(__file__).resolve().parent
-MODEL = FOLDER / "model"
+MODEL = Path(__file__).resolve().parent / "model"
 SIZE = (
     "quickstart.text_hidden=64",
     "quickstart.text_layers=2",
@@ -64,26 +63,20 @@ JOB = (
 _SHOWN = ("loss", "grad_norm", "clip_fraction")
 
 
-def compose_config(*overrides: str) -> Config:
-    """The quickstart recipe in the golden size, with overrides on top."""
-    GlobalHydra.instance().clear()
-    register_schema()
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base=None):
-        return load_config(compose("config", overrides=[*SIZE, *overrides]))
-
-
-def run_job(folder: Path, *overrides: str) -> dict[str, Any]:
+def run_job(folder: Path) -> dict[str, Any]:
     """Run the job.
 
     Args:
         folder: for its data.
-        overrides: what is to be other than in the golden job.
 
     Returns:
         What ``trace.json`` holds: ``sft``, loss and gradient norm of each step; ``rl``, for each step the numbers of
         its updates, and every response with its tokens, its rewards and their spans, and the credit of its tokens.
     """
-    config = compose_config(*JOB, f"run_dir={folder}", *overrides)
+    GlobalHydra.instance().clear()
+    register_schema()
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base=None):
+        config = load_config(compose("config", overrides=[*SIZE, *JOB, f"run_dir={folder}"]))
     prepared = prepare(config, RunFolder(root=folder), Progress(False))
     with (
         open_cluster(config.cluster) as cluster,
@@ -119,8 +112,8 @@ def _reinforced(config: Config, prepared: Prepared, policy: Policy, engine: Roll
         questions=prepared.rl,
         state=RsGrpoState(),
     )
-    names = list(config.rewards)
-    return [_step(training.train_step(is_last=step + 1 == config.rl.max_steps), names) for step in range(2)]
+    num_steps, names = config.rl.max_steps, list(config.rewards)
+    return [_step(training.train_step(is_last=step + 1 == num_steps), names) for step in range(num_steps)]
 
 
 def _step(report: StepReport, rewards: Sequence[str]) -> dict[str, Any]:
@@ -129,7 +122,7 @@ def _step(report: StepReport, rewards: Sequence[str]) -> dict[str, Any]:
         for name, value in report.metrics.items()
         if name.startswith("policy/") and name.rsplit("/")[-1] in _SHOWN
     }
-    means = {key: report.metrics[key] for name in rewards if (key := f"reward/{name}/mean") in report.metrics}
+    means = {f"reward/{name}/mean": report.metrics[f"reward/{name}/mean"] for name in rewards}
     samples = {
         group.scored.sample_id: [_response(one) for one in group.rollouts]
         for group in sorted(report.credited, key=lambda group: group.scored.sample_id)
