@@ -69,7 +69,7 @@ def main() -> None:
     check_apart(configs)
     for config in configs:
         # One after the other: what is imported later takes seconds, and a slip need not wait for it.
-        from recipes.first_checks import check_first
+        from recipes.setup.first_checks import check_first
 
         for line in check_first(config):
             print(line, file=sys.stderr)

@@ -42,12 +42,13 @@ ARMS: dict[str, tuple[str, ...]] = {
     "asynchronous": ("rl.max_staleness_steps=1",),
     "no_evidence_reward": ("rewards.evidence.weight=0",),
     "per_image_evidence": (
-        "+rewards.lines={function: 'rewards.evidence:evidence_per_image', scope: {evidence_line: true}, weight: 3}",
+        "+rewards.lines={function: 'rewards.functions.evidence:evidence_per_image', "
+        "scope: {evidence_line: true}, weight: 3}",
         "rewards.evidence.weight=0",
     ),
     OWN_START: (
         "data.sft_sections=[think,answer]",
-        "rewards.format.function=rewards.format:sections",
+        "rewards.format.function=rewards.functions.format:sections",
         "+rewards.format.kwargs={names: [think, answer]}",
         "rewards.overlong.kwargs.min_response_tokens=8",
         "~rewards.evidence",

@@ -19,7 +19,7 @@ from json_line import report
 from quickstart_setup import Setup, quickstart
 
 from recipes.rs_grpo import RsGrpo, RsGrpoState
-from recipes.workers import open_workers
+from recipes.setup.workers import open_workers
 
 
 def timed_block(training: RsGrpo, num_steps: int) -> tuple[float, list[dict[str, float]]]:

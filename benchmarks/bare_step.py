@@ -9,14 +9,21 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from rsgrpo.banned_tokens import banned_token_ids
-from rsgrpo.batching import Piece, plan_micro_batches
 from rsgrpo.config import LossConfig, ModelConfig
-from rsgrpo.objective import row_loss
-from rsgrpo.page_rules import PageRules
-from rsgrpo.policy_model import PolicyModel, RowBuilder, group_sizes, load_model, load_processor, use_window_attention
+from rsgrpo.config.page_rules import PageRules
+from rsgrpo.model.micro_batches import Piece, plan_micro_batches
+from rsgrpo.model.policy_model import (
+    PolicyModel,
+    RowBuilder,
+    group_sizes,
+    load_model,
+    load_processor,
+    use_window_attention,
+)
+from rsgrpo.model.suppressed_tokens import banned_token_ids
+from rsgrpo.model.vlm import PromptEncoder
+from rsgrpo.trainer.objective import row_loss
 from rsgrpo.types import TrainingGroup
-from rsgrpo.vlm import PromptEncoder
 
 LOSS = LossConfig(importance_cap=0.0)
 """On-policy, uncorrected: whoever measures compares rows, not samplers."""

@@ -25,10 +25,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from rewards.plugins import load_rewards
 from rewards.scopes import ScopeRequest, locate_scopes
 from rewards.scorer import Scorer
-from rsgrpo.advantages import credit_groups
+from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.config import CreditConfig, RewardConfig, ScopeConfig
-from rsgrpo.sections import parse_response
-from rsgrpo.token_offsets import TokenTable
+from rsgrpo.text.sections import parse_response
+from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import ChatPrompt, ImageRef, IntArray, Rollout, RolloutGroup, Sample, ScoredGroup
 
 NUM_GROUPS, NUM_SIBLINGS, NUM_TOKENS, NUM_IMAGES = 32, 8, 1536, 5
@@ -52,12 +52,12 @@ SCOPES = {
     "think_copy": (ScopeConfig(start="<think>", stop="<answer>"), 1.0),
 }
 FUNCTIONS = {
-    "accuracy": "rewards.accuracy:accuracy",
-    "evidence": "rewards.evidence:evidence",
-    "format": "rewards.format:format",
-    "overlong": "rewards.length:overlong",
-    "observe_citation": "rewards.copying:observe_citation",
-    "think_copy": "rewards.copying:think_copy",
+    "accuracy": "rewards.functions.accuracy:accuracy",
+    "evidence": "rewards.functions.evidence:evidence",
+    "format": "rewards.functions.format:format",
+    "overlong": "rewards.functions.length:overlong",
+    "observe_citation": "rewards.functions.copying:observe_citation",
+    "think_copy": "rewards.functions.copying:think_copy",
 }
 
 

@@ -23,12 +23,12 @@ import ray
 from json_line import report
 from quickstart_setup import Setup, quickstart
 
-from recipes.workers import open_workers
+from recipes.setup.workers import open_workers
 from rewards.scorer import Scorer
 from rollout.engine import RolloutEngine
 from rollout.pool import engine_environment
 from rsgrpo.config import SamplingConfig
-from rsgrpo.images import load_page
+from rsgrpo.data.images.loading import load_page
 from rsgrpo.types import PromptedSample
 
 

@@ -24,13 +24,13 @@ from json_line import report
 from page_memory import RULES, SIZE
 from quickstart_setup import quickstart_config
 
-from recipes.preparation import prepare
+from recipes.setup.preparation import prepare
 from rollout.pool import engine_environment
 from rollout.requests import RolloutRequest, requests_for
 from rsgrpo.config import SamplingConfig
-from rsgrpo.images import load_page
-from rsgrpo.progress import Progress
-from rsgrpo.run_folder import RunFolder
+from rsgrpo.data.images.loading import load_page
+from rsgrpo.run.folder import RunFolder
+from rsgrpo.run.progress import Progress
 from rsgrpo.types import ChatPrompt, ImageRef, PromptedSample, Sample
 
 

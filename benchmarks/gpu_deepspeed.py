@@ -23,13 +23,13 @@ import torch
 from bare_step import LOSS, BareStep
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # not in its list of names
 
-from rsgrpo.batching import plan_micro_batches
+from rsgrpo.cluster.gpu_sharing import Share
 from rsgrpo.config import Config, ModelConfig, OptimizerConfig, RlConfig, TrainerConfig
-from rsgrpo.deepspeed_engine import DeepSpeedEngine
-from rsgrpo.objective import row_loss
-from rsgrpo.policy_model import MicroBatch, RowBuilder, group_sizes, load_processor
-from rsgrpo.policy_setup import WorkerSpec, open_policy_model, wrap_model
-from rsgrpo.turns import Share
+from rsgrpo.model.micro_batches import plan_micro_batches
+from rsgrpo.model.policy_model import MicroBatch, RowBuilder, group_sizes, load_processor
+from rsgrpo.model.setup import WorkerSpec, open_policy_model, wrap_model
+from rsgrpo.trainer.deepspeed_engine import DeepSpeedEngine
+from rsgrpo.trainer.objective import row_loss
 from rsgrpo.types import TrainingGroup
 
 STAGES = (1, 2, 3)

@@ -18,8 +18,8 @@ from bare_step import BareStep
 
 from rollout.requests import requests_for
 from rollout.vllm_engine import EngineSpec, VllmEngine
+from rsgrpo.cluster.gpu_sharing import Share
 from rsgrpo.config import ClusterConfig, Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
-from rsgrpo.turns import Share
 from rsgrpo.types import PromptedSample, RolloutGroup, Sample, TrainingGroup, TrainingResponse
 
 _MAX_GAP = {"float32": 1e-4, "bfloat16": 0.02}  # nats, mean

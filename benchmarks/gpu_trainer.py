@@ -19,10 +19,10 @@ from logprob_memory import Peak
 from stage import Check, Clock
 from workload import SHAPES
 
-from rsgrpo.attention import door_problem, make_plan, packed_attention
-from rsgrpo.batching import Piece, lay_out
 from rsgrpo.config import ModelConfig
-from rsgrpo.logprobs import response_logprobs
+from rsgrpo.model.attention.choice import door_problem, make_plan, packed_attention
+from rsgrpo.model.logprobs import response_logprobs
+from rsgrpo.model.micro_batches import Piece, lay_out
 from rsgrpo.types import TrainingGroup
 
 _SETTINGS = {"tiled": "sdpa", "varlen": "flash", "flex": "flex"}  # door -> model.attention

@@ -14,8 +14,8 @@ import torch
 import torch.multiprocessing
 from torch.multiprocessing import reductions
 
-from rsgrpo.offload import StoragePark
-from rsgrpo.weight_transfer import BucketStager, StagedBucket, device_checksum
+from rsgrpo.trainer.offload import StoragePark
+from rsgrpo.weights.transfer import BucketStager, StagedBucket, device_checksum
 
 _SHAPE, _NUM_WEIGHTS, _NUM_BUCKETS = (4096, 4096), 8, 4  # buckets of 256 MiB in bfloat16
 

@@ -24,8 +24,8 @@ from torch.multiprocessing.spawn import spawn
 from update_step import OPTIMIZER, MeasuredWorker, Timing, bench_config
 from workload import SHAPES, GroupShape, ModelShape, build_group, build_model, report, shape_text
 
-from rsgrpo.batching import attention_pairs, balance
-from rsgrpo.policy_setup import WorkerSpec
+from rsgrpo.model.micro_batches import attention_pairs, balance
+from rsgrpo.model.setup import WorkerSpec
 from rsgrpo.types import TrainingGroup
 
 BASE = GroupShape(prompt_tokens=1024, response_tokens=64, num_responses=8, pages=4)

@@ -1,9 +1,10 @@
 """What it costs to read plain RGB pages through the one way in for images, against Pillow alone.
 
-Plain pages need none of what it does for others. Each is read by turns as rsgrpo reads it (``rsgrpo.images.load_page``)
-and as it used to (open, load, resize with Pillow), and the medians are compared: ``ratio`` is the old way's time over
-ours, so 1 is as fast, more is faster; ``cpu_ratio`` is the same of processor time, which other programs on the machine
-disturb less. ``check_ms`` is what the look at a page before a run costs. Prints one JSON line.
+Plain pages need none of what it does for others. Each is read by turns as rsgrpo reads it
+(``rsgrpo.data.images.loading.load_page``) and as it used to (open, load, resize with Pillow), and the medians are
+compared: ``ratio`` is the old way's time over ours, so 1 is as fast, more is faster; ``cpu_ratio`` is the same of
+processor time, which other programs on the machine disturb less. ``check_ms`` is what the look at a page before a run
+costs. Prints one JSON line.
 
     python benchmarks/image_reading.py
 """
@@ -22,8 +23,8 @@ import numpy as np
 from json_line import report
 from PIL import Image, ImageDraw
 
-from rsgrpo.images import check_page, load_page, resized_size
-from rsgrpo.page_rules import PageRules
+from rsgrpo.config.page_rules import PageRules
+from rsgrpo.data.images.loading import check_page, load_page, resized_size
 from rsgrpo.types import ImageRef
 
 RULES = PageRules(min_pixels=3136, max_pixels=1568000)

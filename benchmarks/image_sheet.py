@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from rsgrpo.image_bytes import ImageError
-from rsgrpo.images import load_page
-from rsgrpo.page_rules import PageRules
+from rsgrpo.config.page_rules import PageRules
+from rsgrpo.data.images.loading import load_page
+from rsgrpo.data.images.sources import ImageError
 from rsgrpo.types import ImageRef
 
 SHEET = Path(__file__).resolve().parent.parent / "docs" / "images" / "reading.png"

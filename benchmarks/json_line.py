@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from rsgrpo.summary import collect_versions
+from rsgrpo.run.summary import collect_versions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from workload import report
 
-from rsgrpo.batching import Piece, lay_out, predictor_index
-from rsgrpo.logprobs import response_logprobs
+from rsgrpo.model.logprobs import response_logprobs
+from rsgrpo.model.micro_batches import Piece, lay_out, predictor_index
 
 _MIB = 2**20
 

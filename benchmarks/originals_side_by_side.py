@@ -22,11 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from rewards.reference import score_reference
-from rsgrpo.benchmarks.base import BenchmarkError
-from rsgrpo.benchmarks.mig_bench import extract_boxes, official_iou
-from rsgrpo.benchmarks.milebench_text import OriginalRaisesError, normalize, score_choice, score_needle, score_rouge
-from rsgrpo.evisrag_metrics import official_answer, score_answer
+from rewards.functions.upstream import score_reference
+from rsgrpo.evaluation.benchmarks.base import BenchmarkError
+from rsgrpo.evaluation.benchmarks.mig_bench import extract_boxes, official_iou
+from rsgrpo.evaluation.benchmarks.milebench_text import (
+    OriginalRaisesError,
+    normalize,
+    score_choice,
+    score_needle,
+    score_rouge,
+)
+from rsgrpo.evaluation.metrics import official_answer, score_answer
 
 NUM_ROUNDS = 4_000
 STOPS = "stops"

@@ -31,11 +31,11 @@ from json_line import report
 from torch import Tensor
 from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor
 
-from rsgrpo.batching import GroupSize, plan_micro_batches
-from rsgrpo.images import load_page
-from rsgrpo.page_rules import PageRules
+from rsgrpo.config.page_rules import PageRules
+from rsgrpo.data.images.loading import load_page
+from rsgrpo.model.micro_batches import GroupSize, plan_micro_batches
+from rsgrpo.model.vlm import ProcessedImage, PromptEncoder
 from rsgrpo.types import ImageRef
-from rsgrpo.vlm import ProcessedImage, PromptEncoder
 
 RULES = PageRules(min_pixels=3136, max_pixels=1568000)
 SIZE = (1250, 1700)  # of the files; the rule brings it to 1073 × 1460 = 1.57 million pixels

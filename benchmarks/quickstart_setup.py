@@ -13,11 +13,11 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 from hydra import compose, initialize_config_dir
 
-from recipes.preparation import Prepared, prepare
-from rsgrpo.cluster import REPOSITORY, Cluster, open_cluster
+from recipes.setup.preparation import Prepared, prepare
+from rsgrpo.cluster.ray_cluster import REPOSITORY, Cluster, open_cluster
 from rsgrpo.config import Config, load_config, register_schema
-from rsgrpo.progress import Progress
-from rsgrpo.run_folder import RunFolder
+from rsgrpo.run.folder import RunFolder
+from rsgrpo.run.progress import Progress
 
 SMALL = (
     "quickstart.num_sft_samples=16",

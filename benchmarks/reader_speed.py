@@ -25,8 +25,8 @@ from pathlib import Path
 import ijson
 import orjson
 
-from rsgrpo.readers import ReaderOptions, open_reader
-from rsgrpo.readers.records import raw_records
+from rsgrpo.data.readers import ReaderOptions, open_reader
+from rsgrpo.data.readers.records import raw_records
 
 WORDS = ["evidence", "the", "a", "chart", "shows", "12.5", "of", "region", "€", "green", "“left”", "and", "therefore"]
 OPTIONS = ReaderOptions(check_media=False)

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from rsgrpo.benchmarks import find_benchmark
-from rsgrpo.benchmarks.base import MODES, Answered
-from rsgrpo.benchmarks.milebench_text import normalize, rouge_l
+from rsgrpo.evaluation.benchmarks import find_benchmark
+from rsgrpo.evaluation.benchmarks.base import MODES, Answered
+from rsgrpo.evaluation.benchmarks.milebench_text import normalize, rouge_l
 from rsgrpo.types import Sample
 
 NUM_PREDICTIONS = 100_000

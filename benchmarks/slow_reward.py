@@ -21,7 +21,7 @@ from json_line import report
 from quickstart_setup import Setup, quickstart
 
 from recipes.rs_grpo import RsGrpo, RsGrpoState
-from recipes.workers import open_workers
+from recipes.setup.workers import open_workers
 from rewards.base import RewardCall
 from rewards.plugins import LoadedReward
 from rewards.scorer import Scorer

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from json_line import report
 
-from rsgrpo.metrics import METRICS_FILE, MetricRow, read_metrics
+from rsgrpo.run.logger import METRICS_FILE, MetricRow, read_metrics
 
 CONTROLLER = ("score", "credit", "telemetry", "weights")
 

@@ -31,8 +31,8 @@ import torch
 from workload import PAGES, SHAPES, GroupShape, ModelShape, build_group, build_model, report, shape_text
 
 from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
-from rsgrpo.policy_setup import WorkerSpec
-from rsgrpo.policy_worker import PolicyWorker
+from rsgrpo.model.setup import WorkerSpec
+from rsgrpo.trainer.worker import PolicyWorker
 from rsgrpo.types import TrainingGroup
 
 # Weights of about 0.04 do not move by 1e-12 in float32, and AdamW still does all of its work.

@@ -24,10 +24,10 @@ from transformers import Qwen2VLImageProcessor
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from rsgrpo.images import load_page
-from rsgrpo.page_rules import PageRules
+from rsgrpo.config.page_rules import PageRules
+from rsgrpo.data.images.loading import load_page
+from rsgrpo.model.vision_cache import FeatureStore, PageFeatures
 from rsgrpo.types import ImageRef
-from rsgrpo.vision_cache import FeatureStore, PageFeatures
 
 MAX_PIXELS = 10**7
 

@@ -18,7 +18,7 @@ import ray
 from json_line import report
 from quickstart_setup import Setup, quickstart
 
-from recipes.workers import open_workers
+from recipes.setup.workers import open_workers
 
 
 def measure(setup: Setup, num_updates: int) -> dict[str, object]:

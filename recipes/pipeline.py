@@ -12,18 +12,18 @@ import gc
 from contextlib import ExitStack
 from pathlib import Path
 
-from recipes.benchmark_tasks import run_benchmarks
-from recipes.job import Job
-from recipes.model_folder import check_limits, check_sizes
+from recipes.evaluation.benchmark_tasks import run_benchmarks
 from recipes.plan.command import show_plan
-from recipes.preparation import prepare
+from recipes.setup.job import Job
+from recipes.setup.model_folder import check_limits, check_sizes
+from recipes.setup.preparation import prepare
 from recipes.stages import run_evaluation, run_rl, run_sft
-from rsgrpo.cluster import open_cluster
+from rsgrpo.cluster.ray_cluster import open_cluster
 from rsgrpo.config import Config
-from rsgrpo.progress import Progress
-from rsgrpo.quiet import hush_cuda_search
-from rsgrpo.report import build_report
-from rsgrpo.run_folder import begin_run, open_run_folder
+from rsgrpo.run.folder import begin_run, open_run_folder
+from rsgrpo.run.progress import Progress
+from rsgrpo.run.report import build_report
+from rsgrpo.system.quiet import hush_cuda_search
 
 
 def run(config: Config) -> Path | None:

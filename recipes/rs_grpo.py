@@ -36,14 +36,10 @@ from functools import partial
 from recipes.prompt_stream import PromptStream
 from rewards.scorer import Scorer
 from rollout.engine import RolloutEngine
-from rsgrpo.advantages import credit_groups
-from rsgrpo.aggregation import response_weights
-from rsgrpo.config import Config
-from rsgrpo.losses import adapted_kl_coefficient
-from rsgrpo.policy import Policy
-from rsgrpo.selection import select_groups
-from rsgrpo.stopwatch import Stopwatch
-from rsgrpo.telemetry import (
+from rsgrpo.algorithm.advantages import credit_groups
+from rsgrpo.algorithm.aggregation import response_weights
+from rsgrpo.algorithm.losses import adapted_kl_coefficient
+from rsgrpo.algorithm.metrics import (
     StaleWeightsError,
     check_logprob_gap,
     logprob_gap,
@@ -51,6 +47,10 @@ from rsgrpo.telemetry import (
     policy_metrics,
     step_telemetry,
 )
+from rsgrpo.algorithm.selection import select_groups
+from rsgrpo.config import Config
+from rsgrpo.io.timers import Stopwatch
+from rsgrpo.trainer.policy import Policy
 from rsgrpo.types import (
     CreditedGroup,
     PromptedSample,
@@ -210,7 +210,7 @@ class RsGrpo:
         state: where to go on.
 
     Raises:
-        ValueError: ``rl.max_staleness_steps`` is undecided (:func:`rsgrpo.topology.fit` decides it).
+        ValueError: ``rl.max_staleness_steps`` is undecided (:func:`rsgrpo.cluster.topology.fit` decides it).
     """
 
     def __init__(

@@ -15,9 +15,9 @@ import numpy as np
 
 from recipes.sft_data import ConversationSource
 from rsgrpo.config import OptimizerConfig, SftPhaseConfig
-from rsgrpo.conversation_prompts import Conversation, TextEncoder, response_tokens
-from rsgrpo.policy import Policy
-from rsgrpo.readers.findings import Tally
+from rsgrpo.data.readers.findings import Tally
+from rsgrpo.prompts.conversation import Conversation, TextEncoder, response_tokens
+from rsgrpo.trainer.policy import Policy
 from rsgrpo.types import ImageRef, TrainingGroup, TrainingResponse, UpdateMetrics
 
 

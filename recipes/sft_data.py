@@ -9,15 +9,15 @@ from typing import Protocol
 
 from recipes.prompt_stream import PromptStream
 from rsgrpo.config import Config
-from rsgrpo.conversation_prompts import TURN_END, Conversation, ConversationBuilder, ResponsePart, TextEncoder
-from rsgrpo.data_files import DataError
+from rsgrpo.data.files import DataError
+from rsgrpo.data.images.counts import ImageCounts
+from rsgrpo.data.images.loading import check_page
+from rsgrpo.data.images.page_manifest import PageManifest
+from rsgrpo.data.images.sources import ImageError
+from rsgrpo.data.mixture import Mixture
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.image_bytes import ImageError
-from rsgrpo.image_counts import ImageCounts
-from rsgrpo.images import check_page
-from rsgrpo.mixture import Mixture
-from rsgrpo.page_manifest import PageManifest
-from rsgrpo.prompts import PromptTemplateError
+from rsgrpo.prompts.conversation import TURN_END, Conversation, ConversationBuilder, ResponsePart, TextEncoder
+from rsgrpo.prompts.template import PromptTemplateError
 from rsgrpo.types import ImageRef, PromptedSample
 
 

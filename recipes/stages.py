@@ -6,15 +6,15 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from recipes.evaluate import compare_engine, validate
-from recipes.job import Job
+from recipes.evaluation.evaluate import compare_engine, validate
 from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport
+from recipes.setup.job import Job
 from recipes.sft import SftPhase, SftState, SupervisedTraining
-from rsgrpo.atomic_files import write_json
 from rsgrpo.config import RlConfig
-from rsgrpo.image_counts import ImageCounts, update_report
-from rsgrpo.progress import step_line
-from rsgrpo.recorder import record_groups
+from rsgrpo.data.images.counts import ImageCounts, update_report
+from rsgrpo.io.atomic_files import write_json
+from rsgrpo.run.progress import step_line
+from rsgrpo.run.recorder import record_groups
 from rsgrpo.types import PromptedSample
 
 _COMPARED_RESPONSES = 8  # by engine and trainer

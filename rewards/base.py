@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.sections import ParsedResponse
+from rsgrpo.text.sections import ParsedResponse
 from rsgrpo.types import IntArray, Sample
 
 RewardValue = float | None | Sequence[float | None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rsgrpo.sections import ParsedResponse
+from rsgrpo.text.sections import ParsedResponse
 from rsgrpo.types import Box
 
 CONVENTIONS = ("permille", "shares", "pixels")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from rsgrpo.sections import ParsedResponse, parse_response
-from rsgrpo.text import REFUSALS
+from rsgrpo.text.normalise import REFUSALS
+from rsgrpo.text.sections import ParsedResponse, parse_response
 from rsgrpo.types import SECTION_TAGS, Sample
 
 # The siblings of a group and the rewards on them ask for the same gold; a step has a few hundred.

@@ -22,7 +22,7 @@ import numpy as np
 
 from rewards.boxes import response_boxes
 from rsgrpo.config import ScopeConfig
-from rsgrpo.sections import ParsedResponse
+from rsgrpo.text.sections import ParsedResponse
 from rsgrpo.types import IntArray, TokenSpan
 
 

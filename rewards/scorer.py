@@ -9,12 +9,12 @@ from functools import cache
 import numpy as np
 
 from rewards.base import RewardCall, RewardError
-from rewards.exact import exact_answer_problem
 from rewards.gold import gold_problem
+from rewards.gold_check import exact_answer_problem
 from rewards.plugins import LoadedReward
 from rewards.scoring import Scoring
-from rsgrpo.page_view import PageView
-from rsgrpo.sections import parse_response
+from rsgrpo.data.images.page_view import PageView
+from rsgrpo.text.sections import parse_response
 from rsgrpo.types import RolloutGroup, Sample, ScoredGroup
 
 _LISTED_CHARACTERS = 300

@@ -19,7 +19,7 @@ from rewards.base import RewardCall, RewardError
 from rewards.plugins import LoadedReward
 from rewards.running import AsyncCalls, checked_batch, run_plain
 from rewards.scopes import LocatedScope, ScopeRequest, locate_scopes
-from rsgrpo.sections import parse_response
+from rsgrpo.text.sections import parse_response
 from rsgrpo.types import RolloutGroup, Sample, ScopedReward, ScoredGroup, ScoredRollout
 
 # float32's reach, squares included: credit is computed from squared differences of rewards.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollout.requests import RolloutRequest
-from rsgrpo.token_offsets import TokenTable
+from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import Rollout
 
 

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from rsgrpo.config import SamplingConfig
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.policy import WeightUpdate
 from rsgrpo.types import PromptedSample, RolloutGroup
+from rsgrpo.weights.update import WeightUpdate
 
 
 class RolloutError(RsgrpoError):

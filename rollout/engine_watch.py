@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from rsgrpo.processes import is_alive
+from rsgrpo.system.processes import is_alive
 
 _LOOK_SECONDS = 0.5
 

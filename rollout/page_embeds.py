@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from rsgrpo.config import Config
-from rsgrpo.policy_model import load_processor
-from rsgrpo.policy_setup import load_vision_tower, open_page_features
+from rsgrpo.model.policy_model import load_processor
+from rsgrpo.model.setup import load_vision_tower, open_page_features
+from rsgrpo.model.vlm import PromptEncoder
 from rsgrpo.types import ImageRef
-from rsgrpo.vlm import PromptEncoder
 
 
 class PageEmbeds:

@@ -15,16 +15,16 @@ from rollout.engine import RolloutError
 from rollout.requests import EnginePace, RequestQueue, request_seed, requests_for
 from rollout.sampling import SamplingCall
 from rollout.weight_stream import EngineDiedError, WeightStream
-from rsgrpo.cluster import REPOSITORY
+from rsgrpo.cluster.gpu_sharing import Phase, Share, Turns
+from rsgrpo.cluster.placement import ON_CPU, Placement
+from rsgrpo.cluster.ray_cluster import REPOSITORY
 from rsgrpo.config import Config, SamplingConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.failures import reason
-from rsgrpo.placement import ON_CPU, Placement
-from rsgrpo.policy import WeightUpdate
-from rsgrpo.policy_setup import features_folder
-from rsgrpo.turns import Phase, Share, Turns
+from rsgrpo.model.setup import features_folder
 from rsgrpo.types import PromptedSample, RolloutGroup
-from rsgrpo.weight_transfer import WeightSender
+from rsgrpo.weights.transfer import WeightSender
+from rsgrpo.weights.update import WeightUpdate
 
 _WAITING_REQUESTS = 4
 
@@ -180,7 +180,7 @@ class RolloutPool:
         self._turns = turns
 
     def hold(self, share: Share) -> None:
-        """See :class:`rsgrpo.turns.Holder`; a dead worker holds nothing, and is replaced when it has to answer."""
+        """See ``rsgrpo.cluster.gpu_sharing.Holder``; a dead worker holds nothing, and is replaced before it answers."""
         self.wait_ready()
         self._answers(
             {index: worker.hold.remote(share) for index, worker in enumerate(self._workers)}, "go to sleep or wake up"

@@ -26,18 +26,18 @@ from rollout.layer_loading import begin_loading, finish_loading, load_bucket, un
 from rollout.page_embeds import PageEmbeds
 from rollout.rendering import PromptRenderer
 from rollout.requests import RolloutRequest, request_seed
-from rollout.token_ban import ban_tokens
+from rollout.token_suppression import ban_tokens
 from rollout.weight_loading import begin_update, call_pickled, finish_update, join_trainer, receive_bucket
-from rsgrpo.banned_tokens import banned_token_ids
+from rsgrpo.cluster.gpu_sharing import Share
+from rsgrpo.cluster.topology import engine_memory_frac, transfer_kind
 from rsgrpo.config import Config
 from rsgrpo.errors import shown
-from rsgrpo.page_feed import decoded_pages
-from rsgrpo.token_offsets import TokenTable
-from rsgrpo.topology import engine_memory_frac, transfer_kind
-from rsgrpo.turns import Share
+from rsgrpo.model.page_feed import decoded_pages
+from rsgrpo.model.suppressed_tokens import banned_token_ids
+from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import RolloutGroup, WeightBucket, WeightVersion
-from rsgrpo.weight_transfer import StagedBucket
-from rsgrpo.weights import bucket_checksum, format_checksum
+from rsgrpo.weights.buckets import bucket_checksum, format_checksum
+from rsgrpo.weights.transfer import StagedBucket
 
 # A call returns what is answered after the first number of steps, or after the second if nothing is.
 _MIN_STEPS = 8

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rsgrpo.weight_transfer import StagedBucket, device_checksum
+from rsgrpo.weights.transfer import StagedBucket, device_checksum
 
 # One broadcast a bucket: vLLM cuts what it receives where this many bytes are passed, which is never.
 _NEVER_CUT_BYTES = 2**62

@@ -10,7 +10,7 @@ import ray
 from rollout.engine import RolloutError
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.failures import reason
-from rsgrpo.weight_transfer import WeightSender
+from rsgrpo.weights.transfer import WeightSender
 
 
 class EngineDiedError(RolloutError):

@@ -9,9 +9,9 @@ import ray
 
 from rollout.requests import RolloutRequest
 from rollout.vllm_engine import EngineSpec, VllmEngine
-from rsgrpo.turns import Share
+from rsgrpo.cluster.gpu_sharing import Share
 from rsgrpo.types import RolloutGroup, WeightVersion
-from rsgrpo.weight_transfer import StagedBucket
+from rsgrpo.weights.transfer import StagedBucket
 
 
 class RolloutWorker:

@@ -34,7 +34,7 @@ NUMERIC_ID = "id_is_number"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRef:
-    """Where one page image lies; decoded by ``rsgrpo.images.load_page``, never shipped as pixels.
+    """Where one page image lies; decoded by ``rsgrpo.data.images.loading.load_page``, never shipped as pixels.
 
     Attributes:
         path: the path as the data set writes it, such as ``imgs/15.png``; what people see in messages. Of an image

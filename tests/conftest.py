@@ -11,7 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from rsgrpo.processes import keep_bytecode
+from rsgrpo.system.processes import keep_bytecode
 from tests.examples import EXAMPLES
 
 # As train.py does, before anything imports Ray: workers run in this environment, not in one that uv builds.

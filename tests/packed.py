@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
-from rsgrpo.banned_tokens import banned_token_ids
-from rsgrpo.batching import plan_micro_batches
 from rsgrpo.config import ModelConfig
-from rsgrpo.page_rules import PageRules
-from rsgrpo.policy_model import PolicyModel, RowBuilder, group_sizes, load_model, load_processor
+from rsgrpo.config.page_rules import PageRules
+from rsgrpo.model.micro_batches import plan_micro_batches
+from rsgrpo.model.policy_model import PolicyModel, RowBuilder, group_sizes, load_model, load_processor
+from rsgrpo.model.suppressed_tokens import banned_token_ids
+from rsgrpo.model.vision_cache import Grid
+from rsgrpo.model.vlm import ProcessedImage, PromptEncoder
 from rsgrpo.types import ImageRef, TrainingGroup
-from rsgrpo.vision_cache import Grid
-from rsgrpo.vlm import ProcessedImage, PromptEncoder
 from tests.plain_forward import plain_logprobs
 
 Logprobs = dict[tuple[int, int], torch.Tensor]

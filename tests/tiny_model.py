@@ -17,8 +17,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from rsgrpo.banned_tokens import BAN_BIAS, banned_token_ids
-from rsgrpo.quickstart.tokenizer import CHAT_TEMPLATE
+from rsgrpo.data.synthetic.quickstart_tokenizer import CHAT_TEMPLATE
+from rsgrpo.model.suppressed_tokens import BAN_BIAS, banned_token_ids
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
 
 SPECIAL_TOKENS = (

@@ -31,7 +31,7 @@ def run_doctor(
     """
     begin = time.perf_counter() if begin is None else begin
     parser = argparse.ArgumentParser(
-        prog="python -m rsgrpo.doctor",
+        prog="python -m recipes.doctor",
         description="Look at machine, data, model and rewards before a run does, and say what to do.",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for train.py, such as recipe=quickstart")

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 
 from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
 from recipes.doctor.hub import hub_check
-from recipes.wanted_data import WANTED, builds_quickstart_data, default_sources, sample_check, uses_mixture
+from recipes.setup.wanted_data import WANTED, builds_quickstart_data, default_sources, sample_check, uses_mixture
 from rsgrpo.config import Config, QuickstartConfig, SourceConfig
-from rsgrpo.data import load_samples
-from rsgrpo.data_files import DataError
+from rsgrpo.config.page_rules import PageRules
+from rsgrpo.data.evisrag_files import load_samples
+from rsgrpo.data.files import DataError
+from rsgrpo.data.images.loading import MAX_ASPECT_RATIO, page_facts
+from rsgrpo.data.images.sources import ImageError
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.image_bytes import ImageError
-from rsgrpo.images import MAX_ASPECT_RATIO, page_facts
-from rsgrpo.page_rules import PageRules
-from rsgrpo.prompts import PromptTemplateError, QuestionWriter
+from rsgrpo.prompts.template import PromptTemplateError, QuestionWriter
 
 if TYPE_CHECKING:
     from rsgrpo.types import ImageRef, Sample
@@ -75,7 +75,7 @@ def _is_hub_name(path: str) -> bool:
 
 def _quickstart_checks(subject: Subject, config: Config) -> Iterator[Check]:
     """The run builds these; a few are built here in the same way, and read back."""
-    from rsgrpo.quickstart.dataset import build_quickstart_data
+    from rsgrpo.data.synthetic.quickstart import build_quickstart_data
 
     few: Mapping[str, int] = {
         name: min(getattr(config.quickstart, name), _BUILT_SAMPLES)
@@ -141,7 +141,7 @@ def _mixture_checks(subject: Subject, config: Config) -> Iterator[Check]:
 
 
 def _read_source(source: SourceConfig, config: Config, clock: Clock = time.monotonic) -> tuple[Check, list[Sample]]:
-    from rsgrpo.readers import ReaderOptions, open_reader
+    from rsgrpo.data.readers import ReaderOptions, open_reader
 
     title = f"sft data ({source.format})"
     options = ReaderOptions(
@@ -185,7 +185,7 @@ def _read_source(source: SourceConfig, config: Config, clock: Clock = time.monot
 
 def _task_checks(subject: Subject, config: Config) -> Iterator[Check]:
     """Benchmarks, read and worded as the run does it."""
-    from recipes.benchmark_questions import load_tasks
+    from recipes.evaluation.benchmark_questions import load_tasks
 
     try:
         tasks = load_tasks(config, None, subject.scratch / "canvases")

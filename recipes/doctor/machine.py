@@ -18,10 +18,10 @@ from packaging.version import InvalidVersion, Version
 
 from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
 from recipes.doctor.probe import TorchAnswer
+from rsgrpo.cluster.device import VersionOf, choose_device, installed_version, vllm_build
+from rsgrpo.cluster.topology import TopologyError, fit
 from rsgrpo.config import ClusterConfig, Config
-from rsgrpo.device import VersionOf, choose_device, installed_version, vllm_build
-from rsgrpo.machine import MachineError
-from rsgrpo.topology import TopologyError, fit
+from rsgrpo.system.machine import MachineError
 
 _GIB = 1 << 30
 _OWN_MEMORY_BYTES = 5 * _GIB  # driver, one rank, one engine and Ray, each with its libraries, before weights

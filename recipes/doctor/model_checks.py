@@ -9,11 +9,11 @@ from typing import Any
 
 from recipes.doctor.check import Check, Subject, ok, problem, refused
 from recipes.doctor.hub import hub_check
-from recipes.model_folder import ModelError, check_model_type, check_weights
+from recipes.setup.model_folder import ModelError, check_model_type, check_weights
 from rsgrpo.config import Config
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.natural_order import visible_files
-from rsgrpo.prompts import (
+from rsgrpo.io.natural_order import visible_files
+from rsgrpo.prompts.template import (
     IMAGE_PLACEHOLDER,
     PUBLISHED_TEMPLATES,
     PromptBuilder,
@@ -63,8 +63,8 @@ def _quickstart_checks(subject: Subject, config: Config) -> Iterator[Check]:
     """The run builds the small model; its tokenizer is learned here from a few of the texts."""
     import dataclasses
 
-    from rsgrpo.quickstart.dataset import corpus
-    from rsgrpo.quickstart.tokenizer import build_tokenizer
+    from rsgrpo.data.synthetic.quickstart import corpus
+    from rsgrpo.data.synthetic.quickstart_tokenizer import build_tokenizer
 
     few = dataclasses.replace(
         config.quickstart, num_sft_samples=_QUICKSTART_TEXTS, num_rl_samples=1, num_test_samples=1

@@ -10,8 +10,8 @@ from rewards.base import RewardError
 from rewards.plugins import LoadedReward, load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.config import Config
+from rsgrpo.data.images.page_view import PageView
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.page_view import PageView
 from rsgrpo.types import ChatPrompt, PromptedSample, Sample
 
 
@@ -45,7 +45,7 @@ def _load(config: Config, loaded: list[LoadedReward]) -> Iterator[Check]:
 
 def _judge(subject: Subject, loaded: Sequence[LoadedReward], samples: Sequence[Sample]) -> Iterator[Check]:
     """The gold of all samples, and a gold response as if it had been sampled."""
-    from recipes.rehearsal import rehearse  # here, because it imports transformers
+    from recipes.setup.reward_smoke_test import rehearse  # here, because it imports transformers
 
     questions = [
         PromptedSample(sample=sample, prompt=ChatPrompt(sample_id=sample.sample_id, text="", images=sample.images))

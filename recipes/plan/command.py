@@ -7,13 +7,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from recipes.model_folder import check_limits, load_processor
 from recipes.plan.estimate import Facts, estimate
 from recipes.plan.gpus import GpuKind, PlanError, gpu_kind, read_gpus
 from recipes.plan.memory import weight_bytes
 from recipes.plan.output import document, plan_lines, refusal, write_plan
 from recipes.plan.proposals import proposals
 from recipes.plan.reading import PageCounter, Reader, config_folder
+from recipes.setup.model_folder import check_limits, load_processor
 from rsgrpo.config import Config
 
 _DEFAULT_GPU = "H100"

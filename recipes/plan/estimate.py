@@ -19,9 +19,9 @@ from recipes.plan.memory import (
 )
 from recipes.plan.timing import mean, sampling_seconds, scoring_seconds, update_seconds, weights_seconds
 from recipes.plan.workload import PageTokens, Stage, StepWork, filled_row, step_work, steps_of
-from rsgrpo.activation_memory import RowSize
 from rsgrpo.config import Config, ModelConfig
-from rsgrpo.model_sizes import ModelSizes, model_sizes
+from rsgrpo.model.activation_memory import RowSize
+from rsgrpo.model.sizes import ModelSizes, model_sizes
 
 
 @dataclass(kw_only=True, slots=True)

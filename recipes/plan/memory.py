@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass, replace
 
 from recipes.plan.gpus import Assumptions, GpuKind
-from rsgrpo.activation_memory import ActivationMemory, RowSize, activation_memory
+from rsgrpo.cluster.topology import engine_memory_frac
 from rsgrpo.config import Config
-from rsgrpo.memory_bounds import PAGE_BYTES
-from rsgrpo.model_sizes import ModelSizes
-from rsgrpo.state_memory import StateMemory, state_memory
-from rsgrpo.topology import engine_memory_frac
+from rsgrpo.model.activation_memory import ActivationMemory, RowSize, activation_memory
+from rsgrpo.model.memory_bounds import PAGE_BYTES
+from rsgrpo.model.sizes import ModelSizes
+from rsgrpo.trainer.state_memory import StateMemory, state_memory
 
 GIB = 1 << 30
 _MIB = 1 << 20

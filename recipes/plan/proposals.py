@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from recipes.model_folder import check_limits
 from recipes.plan.estimate import Estimate, Facts, estimate
-from rsgrpo.batching import TokenBudgetError
+from recipes.setup.model_folder import check_limits
 from rsgrpo.config import Config, ConfigError
+from rsgrpo.model.micro_batches import TokenBudgetError
 
 _MAX_PROPOSALS = 4
 _LEAST_BUDGET = 1024

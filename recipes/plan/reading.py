@@ -10,19 +10,19 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 
-from recipes.model_folder import ModelError, check_model_type
 from recipes.plan.memory import samples_ahead
 from recipes.plan.workload import DataSet, Item, PageTokens, Stage
+from recipes.setup.model_folder import ModelError, check_model_type
+from recipes.setup.wanted_data import WANTED, builds_quickstart_data, default_sources, uses_mixture
 from recipes.stages import planned_steps
-from recipes.wanted_data import WANTED, builds_quickstart_data, default_sources, uses_mixture
 from rsgrpo.config import Config, SftPhaseConfig, SourceConfig
-from rsgrpo.conversation_prompts import Conversation, ConversationBuilder
-from rsgrpo.data import load_samples
-from rsgrpo.data_files import DataError
+from rsgrpo.data.evisrag_files import load_samples
+from rsgrpo.data.files import DataError
+from rsgrpo.data.hub import hub_problem
+from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.errors import shown
-from rsgrpo.hub import hub_problem
-from rsgrpo.image_tokens import ImageTokens
-from rsgrpo.prompts import PromptBuilder
+from rsgrpo.prompts.conversation import Conversation, ConversationBuilder
+from rsgrpo.prompts.template import PromptBuilder
 from rsgrpo.types import ChatPrompt, ImageRef, Sample
 
 _READ_SECONDS = 15.0  # for one source of a mixture
@@ -41,8 +41,8 @@ def config_folder(config: Config, scratch: Path) -> Path:
     """
     path = config.eval.checkpoint if config.stage == "eval" and config.eval.checkpoint else config.model.path
     if not path:
-        from rsgrpo.quickstart.dataset import corpus
-        from rsgrpo.quickstart.model import build_quickstart_model
+        from rsgrpo.data.synthetic.quickstart import corpus
+        from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 
         texts = corpus(config.quickstart, config.seed)
         return build_quickstart_model(config.quickstart, scratch / "model", config.seed, texts)
@@ -154,7 +154,7 @@ class Reader:
         return tuple(found)
 
     def _build_quickstart(self) -> None:
-        from rsgrpo.quickstart.dataset import build_quickstart_data
+        from rsgrpo.data.synthetic.quickstart import build_quickstart_data
 
         settings, most = self._config.quickstart, self._config.plan_for.max_samples
         counts = {name: getattr(settings, f"num_{name}_samples") for name in WANTED["all"]}
@@ -268,7 +268,7 @@ class Reader:
         return DataSet(name=name, items=items, num_items=max(1, int(total)), is_counted=is_counted)
 
     def _source(self, source: SourceConfig, most: int) -> tuple[list[Sample], int, bool]:
-        from rsgrpo.readers import ReaderOptions, open_reader
+        from rsgrpo.data.readers import ReaderOptions, open_reader
 
         config = self._config
         options = ReaderOptions(

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from recipes.plan.gpus import Assumptions, GpuKind
 from recipes.plan.memory import EngineMemory, weight_bytes
 from recipes.plan.workload import Stage, StepWork
-from rsgrpo.activation_memory import RowSize
 from rsgrpo.config import Config
-from rsgrpo.model_sizes import ModelSizes
+from rsgrpo.model.activation_memory import RowSize
+from rsgrpo.model.sizes import ModelSizes
 
 _STEP_BYTES = 30  # an element of the optimizer: gradient, weight and moments read, three of them and the copy written
 

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rsgrpo.activation_memory import RowSize
-from rsgrpo.batching import GroupSize, balance, plan_micro_batches, step_cost
 from rsgrpo.config import Config
+from rsgrpo.model.activation_memory import RowSize
+from rsgrpo.model.micro_batches import GroupSize, balance, plan_micro_batches, step_cost
 from rsgrpo.types import ImageRef
 
 _SIMULATED_STEPS = 8

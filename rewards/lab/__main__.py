@@ -21,12 +21,12 @@ from rewards.lab.replay import replay
 from rewards.lab.settings import changed_settings, parsed_value, run_settings, yaml_rewards
 from rewards.lab.tables import lint_table, replay_table
 from rewards.plugins import load_rewards
-from rsgrpo.atomic_files import write_json
 from rsgrpo.config import RewardConfig, ScopeConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.failures import CommandParser, run_command
-from rsgrpo.jsonl import cut_line_note
-from rsgrpo.run_folder import RunFolder
+from rsgrpo.io.atomic_files import write_json
+from rsgrpo.io.jsonl import cut_line_note
+from rsgrpo.run.folder import RunFolder
 
 _DEFAULT_SHOWN = 5
 
@@ -87,7 +87,7 @@ def _lint(options: argparse.Namespace) -> int:
     kwargs = {key: parsed_value(value) for key, _, value in (one.partition("=") for one in options.rewards) if value}
     functions = [one for one in options.rewards if "=" not in one]
     if not functions and options.config is None:
-        raise RsgrpoError("lint needs a reward, such as rewards.accuracy:accuracy, or --config FILE")
+        raise RsgrpoError("lint needs a reward, such as rewards.functions.accuracy:accuracy, or --config FILE")
     if options.config is not None:
         loaded = load_rewards(yaml_rewards(options.config), Path.cwd())
         results.append(lint(str(options.config), loaded, options.kind))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from rsgrpo.text import IRRELEVANT
+from rsgrpo.text.normalise import IRRELEVANT
 from rsgrpo.types import SECTION_TAGS, Box, ImageRef, Sample
 
 _REPEATS = 20

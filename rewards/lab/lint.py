@@ -15,7 +15,7 @@ from rewards.gold import gold_problem
 from rewards.lab.cases import CASES, TRICKS, Case
 from rewards.plugins import LoadedReward
 from rewards.running import run_async, run_plain
-from rsgrpo.sections import parse_response
+from rsgrpo.text.sections import parse_response
 
 _KIND_OF_FIELD = {"boxes": "grounding", "choices": "choice", "positive_images": "haystack"}
 _TOKEN = re.compile(r"\w+|[^\w\s]")  # there is no tokenizer here: a word or a sign counts as one token

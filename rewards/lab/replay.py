@@ -17,12 +17,12 @@ import numpy as np
 
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
-from rsgrpo.advantages import credit_groups
+from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.config import Config
+from rsgrpo.data.images.page_view import read_view
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.page_view import read_view
-from rsgrpo.recorder import RecordedGroup, RecordedRollout, read_groups
-from rsgrpo.run_folder import RunFolder
+from rsgrpo.run.folder import RunFolder
+from rsgrpo.run.recorder import RecordedGroup, RecordedRollout, read_groups
 from rsgrpo.types import ChatPrompt, CreditedGroup, CreditedRollout, Rollout, RolloutGroup, Sample, TokenSpan
 
 _ROUNDING = 2e-5  # records hold six significant digits, and advantages divide by a group's spread

@@ -9,10 +9,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from rsgrpo.atomic_files import FileError, shown_error
 from rsgrpo.config import Config, ConfigError, RewardConfig, load_config
 from rsgrpo.errors import shown
-from rsgrpo.run_folder import RunFolder, read_settings
+from rsgrpo.io.atomic_files import FileError, shown_error
+from rsgrpo.run.folder import RunFolder, read_settings
 
 _REPLAYED = ("rewards.", "rl.credit.")
 

@@ -288,7 +288,7 @@ def load_config(composed: DictConfig) -> Config:
         config = build(OmegaConf.merge(OmegaConf.structured(Config), plain))
     except (OmegaConfBaseException, RecursionError) as error:
         # Here: it needs this package to name what a key takes.
-        from rsgrpo.failures.settings import value_sentence
+        from rsgrpo.config.refusals import value_sentence
 
         if isinstance(error, RecursionError):
             raise ConfigError("a setting refers to itself through ${…}; write a value instead") from None

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rsgrpo.config.checks import ConfigError, at_least, at_most, between, check_share, more_than, not_empty, one_of
+from rsgrpo.config.page_rules import MAX_MEGAPIXELS, PageRules, parse_colour
 from rsgrpo.errors import shown
-from rsgrpo.page_rules import MAX_MEGAPIXELS, PageRules, parse_colour
 
 DATA_FORMATS = (
     "evisrag",
@@ -20,7 +20,7 @@ DATA_FORMATS = (
     "vhs",
     "mig_bench",
 )
-"""What ``rsgrpo.readers`` reads."""
+"""What ``rsgrpo.data.readers`` reads."""
 
 BOX_COORDINATES = ("shares", "permille", "pixels")
 """What the numbers of a gold box may count."""

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from rsgrpo import interrupts
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures.sentences import MAX_SENTENCE, explain
-from rsgrpo.home import HomeError, choose_home
-from rsgrpo.processes import keep_bytecode
+from rsgrpo.system import interrupts
+from rsgrpo.system.home import HomeError, choose_home
+from rsgrpo.system.processes import keep_bytecode
 
 TRACEBACK_VARIABLE = "RSGRPO_TRACEBACK"
 """Set to 1, a command that fails shows its traceback as well."""

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rsgrpo import interrupts
 from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.system import interrupts
 
 MAX_SENTENCE = 490
 """Characters of a sentence; with ``error: `` in front of it a line stays below 500."""
@@ -144,7 +144,7 @@ def _foreseen(error: BaseException) -> str:
     if named:
         return _with_detail(named, error)
     if "hydra" in sys.modules or "omegaconf" in sys.modules:
-        from rsgrpo.failures.settings import settings_sentence
+        from rsgrpo.config.refusals import settings_sentence
 
         sentence = settings_sentence(error)
         if sentence:

@@ -8,11 +8,11 @@ import ray
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from rsgrpo.images import load_page
-from rsgrpo.page_rules import PageRules
-from rsgrpo.policy import WeightUpdate
+from rsgrpo.config.page_rules import PageRules
+from rsgrpo.data.images.loading import load_page
 from rsgrpo.types import RolloutGroup, WeightVersion
-from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
+from rsgrpo.weights.buckets import bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
+from rsgrpo.weights.update import WeightUpdate
 from tests.plain_forward import plain_logprobs
 
 MAX_GAP_NATS = 1e-4

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from rollout import weight_loading
 from rollout.requests import RolloutRequest
-from rsgrpo.turns import Share
+from rsgrpo.cluster.gpu_sharing import Share
 from rsgrpo.types import ResponseStats, RolloutGroup, TrainingGroup
-from rsgrpo.weight_transfer import BucketStager, StagedBucket
-from tests.unit.test_weight_transfer import FakeModel, FakeTransfer, FakeVllmWorker, StagerWithoutGpu
+from rsgrpo.weights.transfer import BucketStager, StagedBucket
+from tests.unit.weights.test_transfer import FakeModel, FakeTransfer, FakeVllmWorker, StagerWithoutGpu
 
 CHUNKS = [["tower"], ["layer.0", "layer.1"], ["head"]]
 CPU = torch.device("cpu")

@@ -27,11 +27,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rollout.requests import RolloutRequest, requests_for
 from rollout.vllm_engine import EngineSpec, VllmEngine
+from rsgrpo.cluster.gpu_sharing import Share
 from rsgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
-from rsgrpo.policy_model import load_processor
-from rsgrpo.turns import Share
+from rsgrpo.model.policy_model import load_processor
 from rsgrpo.types import ImageRef, PromptedSample, RolloutGroup, Sample, WeightVersion
-from rsgrpo.weights import bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
+from rsgrpo.weights.buckets import bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
 from tests.engine.answers import largest_gap, largest_gap_by_version, num_mixed
 from tests.engine.broken_model import break_model, engine_processes
 from tests.tiny_model import make_group

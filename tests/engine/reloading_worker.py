@@ -15,13 +15,13 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
-from rsgrpo.engine_settings import deepspeed_settings, trained_elements
-from rsgrpo.lora import adapter_layers, adapter_parameters
-from rsgrpo.objective import row_loss
-from rsgrpo.policy_results import RankStep
-from rsgrpo.policy_setup import open_policy_model, wrap_model
-from rsgrpo.policy_worker import PolicyWorker
-from rsgrpo.weights import checkpoint_name
+from rsgrpo.model.lora import adapter_layers, adapter_parameters
+from rsgrpo.model.setup import open_policy_model, wrap_model
+from rsgrpo.trainer.engine_settings import deepspeed_settings, trained_elements
+from rsgrpo.trainer.objective import row_loss
+from rsgrpo.trainer.results import RankStep
+from rsgrpo.trainer.worker import PolicyWorker
+from rsgrpo.weights.buckets import checkpoint_name
 from tests.live_bytes import LiveBytes, tensor_storages
 
 
@@ -101,7 +101,7 @@ class ReloadingWorker(PolicyWorker):
 
     def loading(self, frozen: bool) -> LoadedBytes:
         """Load the model as a rank does, or the frozen reference, and count; rebuild afterwards."""
-        from rsgrpo.deepspeed_engine import FrozenEngine, fill_model
+        from rsgrpo.trainer.deepspeed_engine import FrozenEngine, fill_model
 
         self.let_model_go()
         device = self._spec.torch_device

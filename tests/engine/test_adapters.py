@@ -21,10 +21,10 @@ from rsgrpo.config import (
     TrainerConfig,
     VisionCacheConfig,
 )
-from rsgrpo.faults import TrainerMemoryError
-from rsgrpo.lora import adapter_layers, adapter_parameters, exported_parameters
+from rsgrpo.model.lora import adapter_layers, adapter_parameters, exported_parameters
+from rsgrpo.trainer.faults import TrainerMemoryError
 from rsgrpo.types import TrainingGroup
-from rsgrpo.weights import checkpoint_name
+from rsgrpo.weights.buckets import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
 from tests.engine.worlds import World, Worlds, started_worlds
 from tests.packed import Packed

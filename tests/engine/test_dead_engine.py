@@ -20,10 +20,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 import rollout.pool
 from rollout.pool import RolloutPool, engine_environment
 from rollout.requests import requests_for
-from rsgrpo.cluster import REPOSITORY
+from rsgrpo.cluster.ray_cluster import REPOSITORY
 from rsgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
-from rsgrpo.policy_model import load_processor
-from rsgrpo.processes import is_alive
+from rsgrpo.model.policy_model import load_processor
+from rsgrpo.system.processes import is_alive
 from rsgrpo.types import PromptedSample, Sample
 from tests.engine.answers import MAX_GAP_NATS, largest_gap, weight_update
 from tests.engine.broken_model import engine_processes

@@ -13,19 +13,19 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from recipes.evaluate import validate
-from recipes.preparation import prepare
+from recipes.evaluation.evaluate import validate
 from recipes.rs_grpo import RsGrpo, RsGrpoState
+from recipes.setup.preparation import prepare
 from rewards.boxes import find_boxes
 from rollout.pool import RolloutPool
 from rsgrpo.config import Config, QuickstartConfig, load_config, register_schema
-from rsgrpo.data import load_samples
-from rsgrpo.generated.tasks import write_task
-from rsgrpo.policy import Policy
-from rsgrpo.progress import Progress
-from rsgrpo.prompts import PromptBuilder
-from rsgrpo.quickstart.model import build_quickstart_model
-from rsgrpo.run_folder import RunFolder
+from rsgrpo.data.evisrag_files import load_samples
+from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
+from rsgrpo.data.synthetic.tasks import write_task
+from rsgrpo.prompts.template import PromptBuilder
+from rsgrpo.run.folder import RunFolder
+from rsgrpo.run.progress import Progress
+from rsgrpo.trainer.policy import Policy
 from rsgrpo.types import CreditedGroup, CreditedRollout, Sample
 from tests.engine.local_ray import local_ray
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from recipes.lmms_tasks import main as write_tasks
-from rsgrpo.benchmarks.lmms_choice import mmmu_choice
+from recipes.evaluation.lmms_tasks import main as write_tasks
 from rsgrpo.errors import RsgrpoError
 from tests.benchmark_data import write_evisrag, write_haystacks, write_mig_bench, write_milebench
 from tests.fake_server import FakeServer, ok
+from tests.oracles.lmms_choice import mmmu_choice
 
 lmms_eval = pytest.importorskip("lmms_eval", reason="lmms-eval is not installed (group dev)")
 
@@ -167,7 +167,7 @@ class _Request:
 
 def _shown_image(server: FakeServer, image: object) -> Image.Image:
     """What the server gets of an image of a task."""
-    from rollout.lmms_eval_model import RsgrpoModel
+    from recipes.evaluation.lmms_eval_model import RsgrpoModel
 
     model = RsgrpoModel(endpoint=server.url, model="m", raw_log="", min_pixels=1)
     model.task_dict = {"t": {"test": {0: {}}}}
@@ -209,7 +209,7 @@ def test_an_image_that_cannot_be_shown_is_named_by_its_request(server: FakeServe
 
 
 def test_arguments_that_cannot_work_are_refused() -> None:
-    from rollout.lmms_eval_model import LmmsEvalError, RsgrpoModel
+    from recipes.evaluation.lmms_eval_model import LmmsEvalError, RsgrpoModel
 
     with pytest.raises(LmmsEvalError, match="not both"):
         RsgrpoModel()

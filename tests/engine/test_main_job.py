@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rsgrpo.metrics import METRICS_FILE, read_metrics
-from rsgrpo.run_folder import read_settings
-from rsgrpo.summary import read_summary
+from rsgrpo.run.folder import read_settings
+from rsgrpo.run.logger import METRICS_FILE, read_metrics
+from rsgrpo.run.summary import read_summary
 from tests.engine.train_process import finish, interrupt_once, kill_once_there, start
 from tests.pickles import pickled_files
 

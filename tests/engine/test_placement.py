@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import ray
 
-from rsgrpo import placement
-from rsgrpo.cluster import REPOSITORY
-from rsgrpo.placement import Placement
-from rsgrpo.topology import Bundle, PlacementPlan, TopologyError, plan_placement
+from rsgrpo.cluster.placement import Placement
+from rsgrpo.cluster.ray_cluster import REPOSITORY, placement
+from rsgrpo.cluster.topology import Bundle, PlacementPlan, TopologyError, plan_placement
 from tests.engine.local_ray import local_ray
 from tests.engine.probe import Probe
-from tests.unit.test_topology import config_of
+from tests.unit.cluster.test_topology import config_of
 
 pytestmark = pytest.mark.engine
 

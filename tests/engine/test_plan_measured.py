@@ -9,10 +9,10 @@ import pytest
 from torch import Tensor
 
 from rsgrpo.config import Config, DataConfig, LoraConfig, ModelConfig, OptimizerConfig, TrainerConfig
-from rsgrpo.model_sizes import model_sizes
-from rsgrpo.objective import row_loss
-from rsgrpo.policy_model import MicroBatch
-from rsgrpo.state_memory import state_memory
+from rsgrpo.model.policy_model import MicroBatch
+from rsgrpo.model.sizes import model_sizes
+from rsgrpo.trainer.objective import row_loss
+from rsgrpo.trainer.state_memory import state_memory
 from tests.engine.reloading_worker import ReloadingWorker
 from tests.engine.worlds import Worlds, started_worlds
 from tests.tiny_model import build_tiny_model, make_group

@@ -17,19 +17,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from rsgrpo.batching import TokenBudgetError
-from rsgrpo.checkpoint import CheckpointError
+from rsgrpo.algorithm.metrics import StaleWeightsError
 from rsgrpo.config import Config, DataConfig, KlConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
-from rsgrpo.faults import read_faulty_batch
-from rsgrpo.image_bytes import ImageError
-from rsgrpo.manifest import folder_problem
-from rsgrpo.policy import Policy, TooManySkippedStepsError
-from rsgrpo.policy_model import load_processor
-from rsgrpo.rank_calls import PolicyWorkerDiedError, PolicyWorkerSilentError
-from rsgrpo.telemetry import StaleWeightsError
+from rsgrpo.data.images.sources import ImageError
+from rsgrpo.io.manifest import folder_problem
+from rsgrpo.model.micro_batches import TokenBudgetError
+from rsgrpo.model.policy_model import load_processor
+from rsgrpo.model.vlm import PromptError
+from rsgrpo.trainer.checkpoint import CheckpointError
+from rsgrpo.trainer.faults import read_faulty_batch
+from rsgrpo.trainer.policy import Policy, TooManySkippedStepsError
+from rsgrpo.trainer.rank_calls import PolicyWorkerDiedError, PolicyWorkerSilentError
 from rsgrpo.types import ResponseStats, TrainingGroup, UpdateResult
-from rsgrpo.vlm import PromptError
-from rsgrpo.weights import bucket_checksum, bucket_tensors, format_checksum
+from rsgrpo.weights.buckets import bucket_checksum, bucket_tensors, format_checksum
 from tests.engine.fake_rank import WAITING_SECONDS, FakeRank
 from tests.engine.local_ray import local_ray
 from tests.pickles import pickled_files

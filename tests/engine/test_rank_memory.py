@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from rsgrpo.cluster.gpu_sharing import Share
 from rsgrpo.config import Config, DataConfig, LoraConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
-from rsgrpo.turns import Share
 from rsgrpo.types import TrainingGroup
-from rsgrpo.weights import checkpoint_name
+from rsgrpo.weights.buckets import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
 from tests.engine.worlds import World, Worlds, started_worlds
 from tests.tiny_model import build_tiny_model, three_groups

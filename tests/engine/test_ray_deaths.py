@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from rsgrpo.cluster import REPOSITORY
-from rsgrpo.processes import is_alive, marked_processes
+from rsgrpo.cluster.ray_cluster import REPOSITORY
+from rsgrpo.system.processes import is_alive, marked_processes
 from tests.programs import heed_interrupts
 
 pytestmark = pytest.mark.engine

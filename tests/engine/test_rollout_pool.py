@@ -17,12 +17,12 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rollout.engine import RolloutError
 from rollout.pool import RolloutPool
-from rsgrpo.banned_tokens import banned_token_ids
 from rsgrpo.config import Config, DataConfig, LoraConfig, ModelConfig, RolloutConfig, SamplingConfig, VisionCacheConfig
-from rsgrpo.lora import adapter_layers, adapter_parameters, exported_parameters, of_trained_layers
-from rsgrpo.policy import WeightUpdate
-from rsgrpo.policy_model import load_model, load_processor
+from rsgrpo.model.lora import adapter_layers, adapter_parameters, exported_parameters, of_trained_layers
+from rsgrpo.model.policy_model import load_model, load_processor
+from rsgrpo.model.suppressed_tokens import banned_token_ids
 from rsgrpo.types import PromptedSample, Sample, WeightVersion
+from rsgrpo.weights.update import WeightUpdate
 from tests.engine.answers import MAX_GAP_NATS, largest_gap, largest_gap_by_version, num_mixed, weight_update
 from tests.engine.kept_layers import heard, listen
 from tests.engine.local_ray import local_ray

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rsgrpo.summary import read_summary
+from rsgrpo.run.summary import read_summary
 from tests.benchmark_data import write_evisrag, write_haystacks, write_mig_bench, write_milebench
 from tests.engine.train_process import finish, start
 from tests.tiny_model import build_tiny_model

@@ -19,17 +19,18 @@ import torch
 
 from rollout.engine import RolloutError
 from rollout.pool import RolloutPool
-from rsgrpo.cluster import REPOSITORY
+from rsgrpo.cluster.gpu_sharing import Phase, Share, Turns
+from rsgrpo.cluster.placement import ON_CPU
+from rsgrpo.cluster.ray_cluster import REPOSITORY
 from rsgrpo.config import SamplingConfig
-from rsgrpo.placement import ON_CPU
-from rsgrpo.policy import Policy, WeightUpdate
-from rsgrpo.turns import Phase, Share, Turns
+from rsgrpo.trainer.policy import Policy
 from rsgrpo.types import ChatPrompt, PromptedSample, Sample, WeightVersion
-from rsgrpo.weight_transfer import RankStream
+from rsgrpo.weights.transfer import RankStream
+from rsgrpo.weights.update import WeightUpdate
 from tests.engine.fake_workers import FakeEngine, FakeRank, SlowRank, weights_of
 from tests.engine.local_ray import local_ray
 from tests.tiny_model import make_group
-from tests.unit.test_topology import config_of
+from tests.unit.cluster.test_topology import config_of
 
 pytestmark = pytest.mark.engine
 

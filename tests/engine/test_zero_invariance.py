@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from rsgrpo.checkpoint import CheckpointError
+from rsgrpo.cluster.gpu_sharing import Share
 from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
-from rsgrpo.policy_model import load_processor
-from rsgrpo.turns import Share
+from rsgrpo.model.policy_model import load_processor
+from rsgrpo.trainer.checkpoint import CheckpointError
 from rsgrpo.types import TrainingGroup
-from rsgrpo.weights import checkpoint_name
+from rsgrpo.weights.buckets import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
 from tests.engine.worlds import Worlds, started_worlds
 from tests.plain_forward import plain_logprobs

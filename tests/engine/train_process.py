@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rsgrpo import interrupts
-from rsgrpo.cluster import REPOSITORY
+from rsgrpo.cluster.ray_cluster import REPOSITORY
+from rsgrpo.system import interrupts
 from tests.programs import heed_interrupts
 
 TIMEOUT_SECONDS = 600

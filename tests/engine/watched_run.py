@@ -8,10 +8,10 @@ import threading
 
 import ray
 
-from rsgrpo.cluster import _head_processes, open_cluster
+from rsgrpo.cluster.ray_cluster import _head_processes, open_cluster
 from rsgrpo.config import ClusterConfig
 from rsgrpo.failures import run_program
-from rsgrpo.processes import RUN_VARIABLE
+from rsgrpo.system.processes import RUN_VARIABLE
 
 
 class Sleeper:

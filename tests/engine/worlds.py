@@ -17,7 +17,7 @@ from typing import Any, TypeVar, TypeVarTuple
 import pytest
 
 from rsgrpo.config import Config
-from rsgrpo.policy_setup import WorkerSpec
+from rsgrpo.model.setup import WorkerSpec
 from rsgrpo.types import TrainingGroup
 from tests.engine.reloading_worker import ReloadingWorker
 
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 _PATIENCE_SECONDS = 300.0  # for what takes a second on an idle machine
 _FORK_SERVER = multiprocessing.get_context("forkserver")
-_FORK_SERVER.set_forkserver_preload(["rsgrpo.policy_worker", "rsgrpo.deepspeed_engine"])
+_FORK_SERVER.set_forkserver_preload(["rsgrpo.trainer.worker", "rsgrpo.trainer.deepspeed_engine"])
 
 _worker: ReloadingWorker | None = None  # in a rank's process: the rank
 

@@ -14,17 +14,17 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from recipes.preparation import Prepared, prepare
 from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport
+from recipes.setup.preparation import Prepared, prepare
+from recipes.setup.workers import open_workers
 from recipes.sft import SftState, SupervisedTraining
-from recipes.workers import open_workers
 from rollout.pool import RolloutPool
-from rsgrpo.cluster import open_cluster
+from rsgrpo.cluster.ray_cluster import open_cluster
 from rsgrpo.config import Config, load_config, register_schema
-from rsgrpo.machine import REPOSITORY
-from rsgrpo.policy import Policy
-from rsgrpo.progress import Progress
-from rsgrpo.run_folder import RunFolder
+from rsgrpo.run.folder import RunFolder
+from rsgrpo.run.progress import Progress
+from rsgrpo.system.machine import REPOSITORY
+from rsgrpo.trainer.policy import Policy
 from rsgrpo.types import CreditedRollout
 
 MODEL = Path(__file__).resolve().parent / "model"

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from rsgrpo.machine import REPOSITORY
+from rsgrpo.system.machine import REPOSITORY
 from tests.golden.job import MODEL, SIZE
 
 _STEPS = 450  # as in the quickstart: most responses are well formed, some answers and lines of evidence right

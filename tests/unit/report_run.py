@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from rsgrpo.config import Config, LoggingConfig, RewardConfig, ScopeConfig, resolved_yaml
-from rsgrpo.evisrag_metrics import EvaluationMetrics
-from rsgrpo.metrics import RunLogger, read_metrics
-from rsgrpo.recorder import record_evaluation, record_groups
-from rsgrpo.sections import parse_response
-from rsgrpo.summary import RunSummary, summarise_rl, summarise_sft, write_summary
+from rsgrpo.evaluation.metrics import EvaluationMetrics
+from rsgrpo.run.logger import RunLogger, read_metrics
+from rsgrpo.run.recorder import record_evaluation, record_groups
+from rsgrpo.run.summary import RunSummary, summarise_rl, summarise_sft, write_summary
+from rsgrpo.text.sections import parse_response
 from rsgrpo.types import (
     ChatPrompt,
     CreditedGroup,

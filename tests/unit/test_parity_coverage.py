@@ -11,7 +11,7 @@ EXCEPTIONS = PARITY_FOLDER / "EXCEPTIONS.md"
 
 
 def test_every_file_of_vectors_is_compared_or_excepted_with_a_reason() -> None:
-    tests = "".join(file.read_text() for file in Path(__file__).parent.glob("test_*.py"))
+    tests = "".join(file.read_text() for file in Path(__file__).parent.rglob("test_*.py"))
     compared = set(re.findall(r"parity\(\"(\w+)\"\)", tests))
     excepted = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| (.+) \|$", EXCEPTIONS.read_text(), re.MULTILINE))
     files = {file.stem for file in PARITY_FOLDER.glob("*.json")}

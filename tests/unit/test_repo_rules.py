@@ -29,14 +29,17 @@ def test_packages_with_common_names_are_ours(package: str) -> None:
     ("module", "heavy"),
     [
         ("rsgrpo.config", ("torch", "ray", "vllm", "deepspeed", "transformers")),
-        ("rsgrpo.memory_bounds", ("torch", "transformers", "ray", "vllm", "deepspeed")),
-        ("rsgrpo.advantages", ("torch", "ray", "vllm", "deepspeed")),
-        ("rsgrpo.losses", ("ray", "vllm", "deepspeed")),
+        ("rsgrpo.model.memory_bounds", ("torch", "transformers", "ray", "vllm", "deepspeed")),
+        ("rsgrpo.algorithm.advantages", ("torch", "ray", "vllm", "deepspeed")),
+        ("rsgrpo.algorithm.losses", ("ray", "vllm", "deepspeed")),
         ("rewards.scorer", ("torch", "ray", "vllm", "deepspeed")),
         ("rewards.lab.__main__", ("torch", "ray", "vllm", "deepspeed", "transformers")),
         ("recipes.doctor.command", ("torch", "transformers", "ray", "vllm", "deepspeed", "datasets", "sklearn")),
-        ("rsgrpo.report", ("torch", "ray", "vllm", "deepspeed")),
-        ("rsgrpo.rescore.__main__", ("torch", "transformers", "ray", "vllm", "deepspeed", "scipy", "matplotlib")),
+        ("rsgrpo.run.report", ("torch", "ray", "vllm", "deepspeed")),
+        (
+            "rsgrpo.evaluation.rescore.__main__",
+            ("torch", "transformers", "ray", "vllm", "deepspeed", "scipy", "matplotlib"),
+        ),
     ],
 )
 def test_light_modules_import_nothing_heavy(module: str, heavy: tuple[str, ...]) -> None:

@@ -1,0 +1,1 @@
+"""Evaluate a model: the data's own questions, benchmarks and lmms-eval."""

@@ -1,0 +1,75 @@
+"""Who answers benchmark questions: our engines, or a server; both hand over each answer as soon as it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
+
+from rollout.engine import RolloutEngine
+from rsgrpo.config import SamplingConfig
+from rsgrpo.evaluation.prompts.turns import TaskPrompt, chat_prompt
+from rsgrpo.prompts.template import ChatTemplater
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What came back for one prompt.
+
+    Attributes:
+        prompt_id: whose answer it is.
+        text: the response; empty if there is none.
+        finish_reason: ``stop`` or ``length`` (cut at the limit), or what the server says.
+        failure: why there is no response; empty where there is one.
+    """
+
+    prompt_id: str
+    text: str = ""
+    finish_reason: str = ""
+    failure: str = ""
+
+
+class Answerer(Protocol):
+    """Answers prompts."""
+
+    def answer(
+        self, prompts: Sequence[TaskPrompt], sampling: SamplingConfig, on_answers: Callable[[Sequence[Answer]], None]
+    ) -> None:
+        """Answer all prompts, in any order.
+
+        Args:
+            prompts: with unique ids.
+            sampling: how to draw responses.
+            on_answers: called with answers as they come; each prompt's comes once.
+
+        Raises:
+            RsgrpoError: nothing can be answered any more; what ``on_answers`` got is good.
+        """
+
+
+class EngineAnswerer:
+    """Answers with the rollout engine.
+
+    Args:
+        engine: loaded with the weights to judge.
+        chat: the model's tokenizer or processor.
+        seed: of the sampling, where there is any.
+    """
+
+    def __init__(self, engine: RolloutEngine, chat: ChatTemplater, seed: int) -> None:
+        self._engine = engine
+        self._chat = chat
+        self._seed = seed
+
+    def answer(
+        self, prompts: Sequence[TaskPrompt], sampling: SamplingConfig, on_answers: Callable[[Sequence[Answer]], None]
+    ) -> None:
+        """See :class:`Answerer`; an engine answers everything or raises."""
+        prompted = [chat_prompt(one, self._chat) for one in prompts]
+        with closing(self._engine.stream(prompted, num_samples=1, sampling=sampling, seed=self._seed)) as groups:
+            for group in groups:
+                (rollout,) = group.rollouts
+                on_answers(
+                    [Answer(prompt_id=group.sample.sample_id, text=rollout.text, finish_reason=rollout.finish_reason)]
+                )

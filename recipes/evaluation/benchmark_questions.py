@@ -1,0 +1,420 @@
+"""From benchmarks as they are downloaded to the prompts that a model gets: find the files, read, word.
+
+| family | files under ``eval.data_root`` | official prompt | response tokens |
+|---|---|---|---|
+| evisrag | ``EVisRAG-Test-ChartQA/`` … | ``prompt.path``, then the first three pages; repetition penalty 1.05 | 2048 |
+| milebench | ``MileBench/ALFRED/ALFRED.json`` … | instruction, context with the images in place, options | 512 |
+| vhs | ``single_needle/VHs_large/visual_haystack_10.json`` … | images in seeded random order, then the question | 128 |
+| mig_bench | ``MIG-Bench/MIG_data.json`` | images, then question and box format | 128 |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rsgrpo.config import Config, PromptConfig, SamplingConfig
+from rsgrpo.data.images.counts import ImageCounts, look_at_pages
+from rsgrpo.data.images.page_manifest import PageManifest
+from rsgrpo.data.images.sources import ImageError
+from rsgrpo.data.readers import ReaderOptions, read_samples
+from rsgrpo.data.readers.findings import Tally, short_report
+from rsgrpo.data.readers.skipping import check_skipped
+from rsgrpo.errors import shown
+from rsgrpo.evaluation.benchmarks import find_benchmarks
+from rsgrpo.evaluation.benchmarks.base import Benchmark, BenchmarkError
+from rsgrpo.evaluation.benchmarks.haystack_files import needle_positions
+from rsgrpo.evaluation.prompts.combine import combine_images
+from rsgrpo.evaluation.prompts.grounding import grounding_text
+from rsgrpo.evaluation.prompts.haystack import haystack_at, haystack_text, shuffled_haystack
+from rsgrpo.evaluation.prompts.milebench import IMAGE_HERE, ContextLimit, milebench_prompt
+from rsgrpo.evaluation.prompts.turns import TaskPrompt, user_prompt
+from rsgrpo.prompts.template import QuestionWriter
+from rsgrpo.text.control_tokens import control_token
+from rsgrpo.types import ImageRef, Sample
+
+_TOP_PAGES = 3
+_EVISRAG_PENALTY = 1.05
+_POSITIONAL = "vhs/positional"
+_HAYSTACK_FILE = re.compile(r"visual_haystack_(\d+|oracle)")
+_ORACLE_IMAGES = 1
+_COMBINED = re.compile(r"_combined_(\d+)$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """One request of a benchmark.
+
+    Attributes:
+        prompt: what the model gets.
+        sample: the record, its images in the order shown (MileBench: as the data set has them).
+        needle_position: where the needle stands (``vhs/positional``); else -1.
+    """
+
+    prompt: TaskPrompt
+    sample: Sample
+    needle_position: int = -1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskQuestions:
+    """All requests of one task, or of one haystack size of it.
+
+    Attributes:
+        name: the task's, with ``@size`` for haystacks; also its folder in the run.
+        benchmark: scores it.
+        questions: in the data set's order.
+        sampling: how to answer.
+        skipped: records that were left out, by reason (``data.on_bad_sample=skip``).
+        images: what its images are; each counts once.
+    """
+
+    name: str
+    benchmark: Benchmark
+    questions: tuple[Question, ...]
+    sampling: SamplingConfig
+    skipped: Mapping[str, int]
+    images: ImageCounts = field(default_factory=ImageCounts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _DataSet:
+    """A file behind a task."""
+
+    name: str
+    benchmark: Benchmark
+    format: str
+    path: Path
+    media_root: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Wording:
+    """What the families' builders need."""
+
+    config: Config
+    writer: QuestionWriter
+    limit: ContextLimit | None
+    canvases: Path
+
+    @property
+    def is_official(self) -> bool:
+        """Whether the benchmark's own words are wanted."""
+        return self.config.eval.prompt_style == "official"
+
+    def evidence_parts(self, sample: Sample) -> tuple[str | ImageRef, ...]:
+        """``prompt.path`` around the question, the images where ``prompt.image_order`` says."""
+        images = iter(sample.images)
+        return tuple(next(images) if part is None else part for part in self.writer.parts(sample))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Family:
+    """How the benchmarks of one family are found and asked."""
+
+    find: Callable[[Benchmark, Config], list[_DataSet]]
+    ask: Callable[[Sample, _Wording, str], Iterator[Question]]
+    response_tokens: int
+    repetition_penalty: float | None = None
+
+
+def load_tasks(config: Config, limit: ContextLimit | None, canvases: Path) -> list[TaskQuestions]:
+    """Read and word everything that ``eval.tasks`` names.
+
+    Args:
+        config: checked settings.
+        limit: MileBench's context limit; None: nothing is cut.
+        canvases: where combined images are drawn.
+
+    Returns:
+        The tasks in the order named; families taken apart.
+
+    Raises:
+        RsgrpoError: a task that is not known, data that are not there or cannot be used, an image that cannot be read.
+    """
+    wanted = {benchmark.name: benchmark for name in config.eval.tasks for benchmark in find_benchmarks(name)}
+    unsupported = [name for name in wanted if _family_name(name) not in FAMILIES]
+    if unsupported:
+        raise BenchmarkError(
+            f"eval.tasks: {', '.join(unsupported)} can be scored but not asked; the families are {', '.join(FAMILIES)}"
+        )
+    data_sets = [
+        one for name, benchmark in wanted.items() for one in FAMILIES[_family_name(name)].find(benchmark, config)
+    ]
+    # Every missing file is known before the first large one is read.
+    writer = QuestionWriter(_prompt_settings(config))
+    wording = _Wording(config=config, writer=writer, limit=limit, canvases=canvases)
+    return [_load(one, wording) for one in data_sets]
+
+
+def _family_name(task: str) -> str:
+    return task.split("/")[0]
+
+
+def _prompt_settings(config: Config) -> PromptConfig:
+    """Official EVisRAG puts the text first, whatever the recipe's training data do."""
+    order = "text_first" if config.eval.prompt_style == "official" else config.prompt.image_order
+    return dataclasses.replace(config.prompt, image_order=order)
+
+
+def _load(data: _DataSet, wording: _Wording) -> TaskQuestions:
+    config, family = wording.config, FAMILIES[_family_name(data.benchmark.name)]
+    is_strict = config.data.on_bad_sample == "reject"
+    options = ReaderOptions(
+        media_root=data.media_root,
+        on_bad_record="error" if is_strict else "skip",
+        max_skipped_frac=config.data.max_skipped_frac,
+        columns=config.data,
+        media_cache=config.data.media_cache,
+    )
+    manifest = PageManifest(config.data.media_cache, [data.format, str(Path(data.path).absolute())])
+    samples, report = read_samples(data.format, data.path, options=options)
+    task = data.benchmark.name
+    if data.format == "mig_bench" and task != "mig_bench":
+        samples = tuple(one for one in samples if one.task == task)
+    if config.eval.max_samples:
+        samples = samples[: config.eval.max_samples]
+    unusable = Tally()
+    asked = _asked(samples, wording, task, unusable)
+    if not asked and not unusable.found:
+        raise BenchmarkError(f"{data.name}: {data.path} holds no question\n{report.text()}")
+    questions, images = _usable(asked, config, unusable)
+    manifest.keep(image for one in asked for image in one.sample.images)
+    findings = unusable.findings()
+    if findings and (is_strict or not questions):
+        advice = "repair them" if not questions else "repair them, or set data.on_bad_sample=skip to go on without them"
+        raise BenchmarkError(short_report(f"{data.name}: questions that cannot be asked", findings, advice))
+    check_skipped(data.name, findings, len(samples), config.data.max_skipped_frac)
+    _check_images(data.name, questions, config)
+    return TaskQuestions(
+        name=data.name,
+        benchmark=data.benchmark,
+        questions=questions,
+        sampling=_sampling(family, wording),
+        skipped={**report.counts(), **{finding.reason: finding.count for finding in findings}},
+        images=images,
+    )
+
+
+def _asked(samples: Sequence[Sample], wording: _Wording, task: str, unusable: Tally) -> list[Question]:
+    """The samples' questions, but for those with a broken image that would be drawn into another."""
+    family = FAMILIES[_family_name(task)]
+    questions: list[Question] = []
+    for sample in samples:
+        try:
+            questions += family.ask(sample, wording, task)
+        except ImageError as error:
+            unusable.add("image", f"{error}")
+    return questions
+
+
+def _usable(asked: Sequence[Question], config: Config, unusable: Tally) -> tuple[tuple[Question, ...], ImageCounts]:
+    """Questions whose images and words our engines can take; a sample that loses one question loses all."""
+    broken, images = look_at_pages((image for one in asked for image in one.sample.images), config.data.page_rules)
+    lost: dict[str, tuple[str, str]] = {}
+    for one in asked:
+        image = next((broken[image] for image in one.sample.images if image in broken), "")
+        texts = [part for turn in one.prompt.turns for part in turn.parts if isinstance(part, str)]
+        # A server's tokenizer is its own affair.
+        token = "" if config.eval.endpoint.url else control_token(*texts)
+        if image:
+            lost.setdefault(one.sample.sample_id, ("image", image))
+        elif token:
+            detail = f"sample {shown(one.sample.sample_id)!r}: its text holds the control token {token!r}"
+            lost.setdefault(one.sample.sample_id, ("text", detail))
+    for reason, detail in lost.values():
+        unusable.add(reason, detail)
+    return tuple(one for one in asked if one.sample.sample_id not in lost), images
+
+
+def _sampling(family: _Family, wording: _Wording) -> SamplingConfig:
+    sampling = wording.config.eval.sampling
+    if not wording.is_official:
+        return sampling
+    return dataclasses.replace(
+        sampling,
+        max_response_tokens=min(sampling.max_response_tokens, family.response_tokens),
+        repetition_penalty=family.repetition_penalty or sampling.repetition_penalty,
+    )
+
+
+def _check_images(name: str, questions: Sequence[Question], config: Config) -> None:
+    most = max(questions, key=lambda one: len(one.prompt.images))
+    if len(most.prompt.images) > config.data.max_images and not config.eval.endpoint.url:
+        raise BenchmarkError(
+            f"{name}: question {most.prompt.prompt_id!r} shows {len(most.prompt.images)} images, the engine is set up "
+            f"for data.max_images={config.data.max_images}; raise it (and rollout.max_model_tokens with it)"
+        )
+
+
+def _existing(name: str, candidates: Sequence[Path]) -> Path:
+    found = next((path for path in candidates if path.exists()), None)
+    if found is None:
+        raise BenchmarkError(
+            f"{name}: none of {', '.join(map(str, candidates))} exists; download the benchmark into eval.data_root"
+        )
+    return found
+
+
+def _root(config: Config) -> Path:
+    root = Path(config.eval.data_root)
+    if not root.is_dir():
+        raise BenchmarkError(f"eval.data_root={str(root)!r} is no folder; name the one that holds the benchmarks")
+    return root.absolute()
+
+
+def _find_evisrag(benchmark: Benchmark, config: Config) -> list[_DataSet]:
+    folder = f"EVisRAG-Test-{benchmark.sets[0]}"
+    path = _existing(benchmark.name, [_root(config) / folder, _root(config) / "EVisRAG-Test" / folder])
+    return [_DataSet(name=benchmark.name, benchmark=benchmark, format="evisrag", path=path)]
+
+
+def _ask_evisrag(sample: Sample, wording: _Wording, task: str) -> Iterator[Question]:
+    shown = dataclasses.replace(sample, images=sample.images[:_TOP_PAGES], task=task)
+    parts = wording.evidence_parts(shown)
+    prompt = user_prompt(sample.sample_id, parts, system=wording.config.prompt.system)
+    yield Question(prompt=prompt, sample=shown)
+
+
+def _find_milebench(benchmark: Benchmark, config: Config) -> list[_DataSet]:
+    name, variant = benchmark.sets[0], benchmark.name.rpartition("/")[2]
+    file = Path(name) / f"{variant if variant.endswith('-adv') else name}.json"
+    if _num_canvases(benchmark.name, config) > 1:
+        raise BenchmarkError(
+            f"{benchmark.name}: MileBench's prompt for combined images shows one; name {name}_combined_1"
+        )
+    path = _existing(benchmark.name, [_root(config) / "MileBench" / file, _root(config) / file])
+    return [_DataSet(name=benchmark.name, benchmark=benchmark, format="milebench", path=path)]
+
+
+def _num_canvases(task: str, config: Config) -> int:
+    """How many canvases the images are combined to, by the task's name or the settings; 0: they stay single."""
+    variant = _COMBINED.search(task)
+    return int(variant[1]) if variant else config.eval.max_canvases
+
+
+def _ask_milebench(sample: Sample, wording: _Wording, task: str) -> Iterator[Question]:
+    canvases = _num_canvases(task, wording.config)
+    images = sample.images
+    if canvases:
+        images = combine_images(
+            sample.sample_id,
+            images,
+            canvases,
+            wording.canvases / sample.metadata["dataset"] / f"combined_{canvases}_images",
+            wording.config.data.page_rules,
+        )
+    built = milebench_prompt(
+        dataset=sample.metadata["dataset"],
+        instruction=sample.metadata["task_instruction"],
+        context=sample.question,
+        num_images=len(sample.images),
+        choices=sample.choices or None,
+        limit=wording.limit,
+        # Our own prompt refers to images by number, as the combined one does.
+        is_combined=bool(canvases) or not wording.is_official,
+    )
+    parts: tuple[str | ImageRef, ...]
+    if wording.is_official:
+        parts = _placed(built.prompt, [images[index] for index in built.kept_images])
+    else:
+        text = built.prompt.removeprefix(f"{IMAGE_HERE}\n")
+        parts = wording.evidence_parts(dataclasses.replace(sample, question=text, images=images, choices=()))
+    prompt = user_prompt(sample.sample_id, parts, system=wording.config.prompt.system)
+    yield Question(prompt=prompt, sample=dataclasses.replace(sample, task=task))
+
+
+def _placed(prompt: str, images: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
+    """Images at the marks; a mark beyond the last image is left out."""
+    parts: list[str | ImageRef] = []
+    waiting = iter(images)
+    for index, text in enumerate(prompt.split(IMAGE_HERE)):
+        image = next(waiting, None) if index else None
+        if image is not None:
+            parts.append(image)
+        parts.append(text)
+    return tuple(parts)
+
+
+def _find_haystacks(benchmark: Benchmark, config: Config) -> list[_DataSet]:
+    kind = "multi_needle" if benchmark.name.endswith("/multi") else "single_needle"
+    root = _root(config)
+    places = [Path(kind) / config.eval.haystack_set]
+    folder = _existing(benchmark.name, [base / one for one in places for base in (root, root / "visual_haystacks")])
+    sizes: dict[int, Path] = {}
+    for file in folder.glob("visual_haystack_*.json"):
+        match = _HAYSTACK_FILE.fullmatch(file.stem)
+        if match is not None:
+            sizes[_ORACLE_IMAGES if match[1] == "oracle" else int(match[1])] = file
+    wanted = config.eval.haystack_sizes or sorted(sizes)
+    missing = [str(size) for size in wanted if size not in sizes]
+    if missing or not wanted:
+        raise BenchmarkError(
+            f"{benchmark.name}: {folder} has the sizes {', '.join(map(str, sorted(sizes))) or 'none'}, not "
+            f"{', '.join(missing) or 'a single one'}; change eval.haystack_sizes, or download the missing files"
+        )
+    photographs = Path(config.eval.image_root) if config.eval.image_root else root / "coco"
+    if not photographs.is_dir():
+        raise BenchmarkError(
+            f"{benchmark.name}: COCO's photographs are not at {photographs}; set eval.image_root to the folder that "
+            "holds val2017 and test2017"
+        )
+    return [
+        _DataSet(
+            name=f"{benchmark.name}@{size}",
+            benchmark=benchmark,
+            format="vhs",
+            path=sizes[size],
+            media_root=str(photographs),
+        )
+        for size in wanted
+    ]
+
+
+def _ask_haystack(sample: Sample, wording: _Wording, task: str) -> Iterator[Question]:
+    needles = [sample.images[index] for index in sample.positive_images]
+    others = [image for index, image in enumerate(sample.images) if index not in set(sample.positive_images)]
+    heaps: dict[str, tuple[ImageRef, ...]] = {}
+    if task == _POSITIONAL:
+        for position in needle_positions(len(sample.images)):
+            heaps[f"{sample.sample_id}/{position}"] = haystack_at(needles, others, position)
+    else:
+        seed = f"{wording.config.seed}/{sample.metadata['file']}/{sample.sample_id}"
+        heaps[sample.sample_id] = shuffled_haystack(needles, others, seed)
+    found = set(needles)
+    for prompt_id, heap in heaps.items():
+        positions = tuple(index for index, image in enumerate(heap) if image in found)
+        shown = dataclasses.replace(sample, images=heap, positive_images=positions, task=task)
+        parts: tuple[str | ImageRef, ...] = (*heap, haystack_text(sample.question))
+        if not wording.is_official:
+            parts = wording.evidence_parts(shown)
+        yield Question(
+            prompt=user_prompt(prompt_id, parts, system=wording.config.prompt.system),
+            sample=shown,
+            needle_position=positions[0] if task == _POSITIONAL else -1,
+        )
+
+
+def _find_mig_bench(benchmark: Benchmark, config: Config) -> list[_DataSet]:
+    path = _existing(benchmark.name, [_root(config) / one / "MIG_data.json" for one in ("MIG-Bench", "MIG_Bench", "")])
+    return [_DataSet(name=benchmark.name, benchmark=benchmark, format="mig_bench", path=path)]
+
+
+def _ask_mig_bench(sample: Sample, wording: _Wording, task: str) -> Iterator[Question]:
+    text = grounding_text(sample.question)
+    parts: tuple[str | ImageRef, ...] = (*sample.images, text)
+    if not wording.is_official:
+        parts = wording.evidence_parts(dataclasses.replace(sample, question=text))
+    yield Question(prompt=user_prompt(sample.sample_id, parts, system=wording.config.prompt.system), sample=sample)
+
+
+FAMILIES: Mapping[str, _Family] = {
+    "evisrag": _Family(find=_find_evisrag, ask=_ask_evisrag, response_tokens=2048, repetition_penalty=_EVISRAG_PENALTY),
+    "milebench": _Family(find=_find_milebench, ask=_ask_milebench, response_tokens=512),
+    "vhs": _Family(find=_find_haystacks, ask=_ask_haystack, response_tokens=128),
+    "mig_bench": _Family(find=_find_mig_bench, ask=_ask_mig_bench, response_tokens=128),
+}
+"""The families by the first part of their tasks' names."""

@@ -1,0 +1,229 @@
+"""Score what a benchmark run answered, in both modes, and say it: files, table, summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes.evaluation.answering import Answer
+from recipes.evaluation.benchmark_questions import Question, TaskQuestions
+from rsgrpo.config import Config
+from rsgrpo.data.images.page_view import PageView
+from rsgrpo.evaluation.benchmarks.base import MODES, Answered, BenchmarkError, BenchmarkResult, Gaps, Mode
+from rsgrpo.evaluation.prompts.grounding import shares_from_pixels, target_image
+from rsgrpo.io.jsonl import append_rows
+from rsgrpo.run.summary import BenchmarkSummary
+from rsgrpo.text.sections import parse_response
+from rsgrpo.types import Sample
+
+REQUEST_FAILED = "request_failed"
+"""Anomaly: the server gave no response to this question, however often it was asked."""
+NOT_ASKED = "prompt_too_long"
+"""Anomaly: the prompt does not fit into the model (``data.on_bad_sample=skip``)."""
+BAD_RECORD = "bad_record"
+"""Anomaly: a record of the benchmark that could not be read (``data.on_bad_sample=skip``)."""
+NO_ANSWER_SECTION = "no_answer_section"
+"""Anomaly: an evidence-style response without an answer section; the whole of it was scored."""
+CUT_RESPONSE = "response_cut"
+"""Anomaly: a response that the token limit cut off."""
+UNKNOWN_TARGET = "unknown_target_image"
+"""Anomaly: pixel boxes on an image that the question does not name; scored as they stand."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskScores:
+    """One task's outcome.
+
+    Attributes:
+        task: what was asked.
+        results: by mode.
+        anomalies: what the run itself saw, by kind; the results hold the scorer's.
+    """
+
+    task: TaskQuestions
+    results: Mapping[Mode, BenchmarkResult]
+    anomalies: Mapping[str, int]
+
+
+def score_task(
+    config: Config,
+    task: TaskQuestions,
+    answers: Mapping[str, Answer],
+    num_too_long: int,
+    folder: Path,
+    view: PageView,
+) -> TaskScores:
+    """Score one task and write predictions, scores and items.
+
+    Args:
+        config: prompt style, coordinates.
+        task: what was asked.
+        answers: by prompt id; failed ones count as missing predictions.
+        num_too_long: prompts that did not fit and were not asked.
+        folder: of the task.
+        view: at which size the model that answered sees pages.
+
+    Returns:
+        Both modes' results, and what was odd.
+
+    Raises:
+        BenchmarkError: not one question has an answer.
+    """
+    answered: list[Answered] = []
+    anomalies: Counter[str] = Counter({BAD_RECORD: sum(task.skipped.values()), NOT_ASKED: num_too_long})
+    answered_ids = set()
+    for question in task.questions:
+        answer = answers.get(question.prompt.prompt_id)
+        if answer is None or answer.failure:
+            anomalies[REQUEST_FAILED] += answer is not None
+            continue
+        text, found = scored_text(config, question, answer, view)
+        anomalies.update(found)
+        answered_ids.add(question.sample.sample_id)
+        answered.append(Answered(sample=question.sample, text=text, needle_position=question.needle_position))
+    if not answered:
+        listed = ", ".join(f"{count} x {kind}" for kind, count in anomalies.items() if count)
+        raise BenchmarkError(
+            f"{task.name}: none of {len(task.questions)} questions has an answer ({listed or 'none was asked'}), so "
+            "there is nothing to score; mend what stopped them and run again with resume=auto"
+        )
+    samples = {question.sample.sample_id: question.sample for question in task.questions}
+    gaps = Gaps(missing=tuple(sample for sample_id, sample in samples.items() if sample_id not in answered_ids))
+    task.benchmark.write_predictions(answered, folder / "predictions", model=config.name)
+    results = {mode: task.benchmark.score(answered, mode, gaps) for mode in MODES}
+    seen = {kind: count for kind, count in sorted(anomalies.items()) if count}
+    scores = TaskScores(task=task, results=results, anomalies=seen)
+    _write_scores(folder, scores)
+    return scores
+
+
+def scored_text(config: Config, question: Question, answer: Answer, view: PageView) -> tuple[str, list[str]]:
+    """What the scorer reads of an answer.
+
+    Args:
+        config: prompt style, coordinates.
+        question: that was asked.
+        answer: the raw one.
+        view: at which size the model that answered sees pages.
+
+    Returns:
+        The text, and anomalies.
+    """
+    anomalies = [CUT_RESPONSE] if answer.finish_reason == "length" else []
+    text = answer.text
+    family = question.sample.task.split("/")[0]
+    # EVisRAG's scorer looks for the answer section by itself.
+    if config.eval.prompt_style == "evidence" and family != "evisrag":
+        section = parse_response(text).content("answer")
+        if section is None:
+            anomalies.append(NO_ANSWER_SECTION)
+        else:
+            text = section.strip()
+    if family == "mig_bench" and config.eval.box_coordinates == "pixels":
+        size = _target_size(question.sample, text, view)
+        if size is None:
+            return text, [*anomalies, UNKNOWN_TARGET]
+        text = shares_from_pixels(text, *size)
+    return text, anomalies
+
+
+def _target_size(sample: Sample, response: str, view: PageView) -> tuple[int, int] | None:
+    """Width and height, as the model saw it, of the image that a box is on; None where nothing says which it is."""
+    index = sample.boxes[0].image_index if sample.boxes else -1
+    if index < 0 and sample.task.endswith("/region"):
+        index = 0  # the other images are crops of the first
+    if index < 0:
+        index = target_image(sample.question, len(sample.images))
+    if index >= 0:
+        return view.seen_size(sample.images[index])
+    sizes = [view.seen_size(image) for image in sample.images]
+    if len(set(sizes)) == 1:
+        return sizes[0]
+    index = target_image(response, len(sizes))  # a response may name its image where the question does not
+    return sizes[index] if index >= 0 else None
+
+
+def write_json(file: Path, value: object) -> None:
+    """Write a JSON file that appears complete or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def _write_scores(folder: Path, scores: TaskScores) -> None:
+    summaries: dict[str, object] = {"anomalies": scores.anomalies}
+    for mode, result in scores.results.items():
+        fields = dataclasses.asdict(result)
+        del fields["items"]  # one a line in their own file
+        summaries[mode] = fields
+    write_json(folder / "scores.json", summaries)
+    file = folder / "items.jsonl"
+    file.unlink(missing_ok=True)
+    for mode, result in scores.results.items():
+        append_rows(file, ({"mode": mode, **dataclasses.asdict(item)} for item in result.items))
+
+
+def table_lines(scores: Sequence[TaskScores]) -> list[str]:
+    """The results as lines of at most 118 columns, one a task.
+
+    Args:
+        scores: of every task.
+
+    Returns:
+        A line a task with anomalies, then a heading and a line a task with both modes' headline and its 95 %
+        interval in percent.
+    """
+    lines = []
+    for one in scores:
+        found = _anomalies(one)
+        if found:
+            listed = ", ".join(f"{count} × {kind}" for kind, count in found.items())
+            lines.append(f"{one.task.name}: {listed}")
+    lines.append(f"{'task':<30}{'answered':>12}  {'metric':<12}{'official':>22}{'strict':>22}")
+    for one in scores:
+        official, strict = (one.results[mode] for mode in MODES)
+        both = "".join(
+            f"{f'{100 * main.value:.2f} [{100 * main.low:.1f}, {100 * main.high:.1f}]':>22}"
+            for main in (official.main, strict.main)
+        )
+        total = len(one.task.questions)
+        lines.append(f"{one.task.name:<30}{f'{_num_answered(one)}/{total}':>12}  {official.main_metric:<12}{both}")
+    return lines
+
+
+def _anomalies(scores: TaskScores) -> dict[str, int]:
+    """What run and scorer saw, by kind; where both modes count a thing, as the mode that found more of it does."""
+    found: Counter[str] = Counter()
+    for result in scores.results.values():
+        found |= Counter(result.anomalies)
+    return dict(sorted((found | Counter(scores.anomalies)).items()))
+
+
+def _num_answered(scores: TaskScores) -> int:
+    not_answered = scores.anomalies.get(REQUEST_FAILED, 0) + scores.anomalies.get(NOT_ASKED, 0)
+    return len(scores.task.questions) - not_answered
+
+
+def summarise_benchmarks(scores: Sequence[TaskScores]) -> dict[str, BenchmarkSummary]:
+    """The headlines for ``summary.json``, by task."""
+    benchmarks = {}
+    for one in scores:
+        official, strict = (one.results[mode] for mode in MODES)
+        benchmarks[one.task.name] = BenchmarkSummary(
+            metric=official.main_metric,
+            official=official.main.value,
+            official_low=official.main.low,
+            official_high=official.main.high,
+            strict=strict.main.value,
+            strict_low=strict.main.low,
+            strict_high=strict.main.high,
+            num_questions=len(one.task.questions),
+            num_answered=_num_answered(one),
+            anomalies=_anomalies(one),
+        )
+    return benchmarks

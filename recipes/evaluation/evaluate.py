@@ -1,0 +1,217 @@
+"""Answer questions with the engine, score the answers, and compare it with the trainer; no weights change."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rewards.scorer import Scorer
+from rollout.engine import RolloutEngine
+from rsgrpo.algorithm.metrics import gap_metrics
+from rsgrpo.config import Config
+from rsgrpo.errors import shown
+from rsgrpo.evaluation.benchmarks.evisrag import public_id
+from rsgrpo.evaluation.benchmarks.prediction_files import write_lines
+from rsgrpo.evaluation.metrics import EvaluationMetrics, ResponseScore, aggregate, score_response
+from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
+from rsgrpo.io.record_codec import RecordError, from_plain
+from rsgrpo.trainer.policy import Policy
+from rsgrpo.types import PromptedSample, RolloutGroup, ScoredGroup, TrainingGroup, TrainingResponse
+
+_METRICS_FILE = "metrics.json"
+_REWARDS_FILE = "rewards.json"
+_CHUNK_QUESTIONS = 256  # between two signs of progress
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What answers to held-out questions are worth.
+
+    Attributes:
+        metrics: EVisRAG's, over all questions.
+        rewards: mean of each of the run's rewards that can judge all of the questions, over the answers to which it
+            applies.
+    """
+
+    metrics: EvaluationMetrics
+    rewards: Mapping[str, float]
+
+    def numbers(self) -> dict[str, float]:
+        """All of it by name, a reward as ``reward/<name>``."""
+        rewards = {f"reward/{name}": value for name, value in self.rewards.items()}
+        return {name: float(value) for name, value in dataclasses.asdict(self.metrics).items()} | rewards
+
+
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """What :func:`evaluate` found before.
+
+    Args:
+        folder: of the evaluation.
+
+    Returns:
+        The means; None: this point was not scored yet.
+
+    Raises:
+        FileError: it was, but the files are empty, cut or something else.
+    """
+    file = folder / _METRICS_FILE
+    if not file.exists() and not file.is_symlink():
+        return None
+    try:
+        metrics = from_plain(EvaluationMetrics, read_json_object(file))
+    except RecordError as error:
+        raise FileError(f"{shown(file)}: {error}") from error
+    rewards_file = folder / _REWARDS_FILE
+    rewards = read_json_object(rewards_file) if rewards_file.exists() else {}  # earlier versions wrote none
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in rewards.values()):
+        raise FileError(f"{shown(rewards_file)} does not hold numbers by reward")
+    return Evaluation(metrics=metrics, rewards={name: float(value) for name, value in rewards.items()})
+
+
+def _score(group: RolloutGroup) -> ResponseScore:
+    sample = group.sample
+    return score_response(
+        group.rollouts[0].text,
+        sample.answers,
+        is_sufficient=sample.is_sufficient,
+        gold_response=sample.gold_response,
+    )
+
+
+def _judge(groups: Sequence[RolloutGroup], scorer: Scorer) -> list[ScoredGroup]:
+    return scorer.limited_to([group.sample for group in groups]).score(groups)
+
+
+def _reward_values(judged: ScoredGroup) -> dict[str, float]:
+    """Each reward's value for the first answer; of one value an image, the mean."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for reward in judged.rollouts[0].rewards:
+        if reward.value is not None:
+            values[reward.name].append(reward.value)
+    return {name: math.fsum(found) / len(found) for name, found in values.items()}
+
+
+def _evaluation(scores: Sequence[ResponseScore], rewards: Sequence[Mapping[str, float]]) -> Evaluation:
+    columns: dict[str, list[float]] = defaultdict(list)
+    for one in rewards:
+        for name, value in one.items():
+            columns[name].append(value)
+    means = {name: math.fsum(values) / len(values) for name, values in columns.items()}
+    return Evaluation(metrics=aggregate(scores), rewards=means)
+
+
+def validate(engine: RolloutEngine, questions: Sequence[PromptedSample], config: Config, scorer: Scorer) -> Evaluation:
+    """Score greedy answers to held-out questions in the middle of training; nothing is written.
+
+    Args:
+        engine: with the weights to judge.
+        questions: that training does not see.
+        config: ``eval`` says how to sample.
+        scorer: the run's rewards.
+    """
+    groups = engine.generate(questions, num_samples=1, sampling=config.eval.sampling, seed=0)
+    return _evaluation([_score(one) for one in groups], [_reward_values(one) for one in _judge(groups, scorer)])
+
+
+def evaluate(
+    engine: RolloutEngine,
+    questions: Sequence[PromptedSample],
+    config: Config,
+    scorer: Scorer,
+    folder: Path,
+    advance: Callable[[int], None],
+) -> tuple[Evaluation, list[RolloutGroup]]:
+    """Greedy answers to ``questions``, their scores, and predictions in the originals' format.
+
+    Args:
+        engine: loaded with the weights to judge.
+        questions: the test set.
+        config: ``eval`` says how to sample.
+        scorer: the run's rewards.
+        folder: gets ``predictions.jsonl`` (``qid``, ``imgs``, ``pred``: what the public evaluation script
+            reads, plus our scores), ``rewards.json`` and ``metrics.json``.
+        advance: called with the number of questions answered since the last call.
+
+    Returns:
+        The means over all questions, and the answered groups.
+    """
+    groups: list[RolloutGroup] = []
+    for start in range(0, len(questions), _CHUNK_QUESTIONS):
+        chunk = questions[start : start + _CHUNK_QUESTIONS]
+        groups.extend(engine.generate(chunk, num_samples=1, sampling=config.eval.sampling, seed=config.seed))
+        advance(len(chunk))
+    scores = [_score(group) for group in groups]
+    rewards = [_reward_values(judged) for judged in _judge(groups, scorer)]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_lines(
+        folder / "predictions.jsonl",
+        [
+            {
+                "qid": public_id(group.sample),
+                "query": group.sample.question,
+                "imgs": [image.path for image in group.sample.images],
+                "pred": group.rollouts[0].text,
+                "answer": list(group.sample.answers),
+                "is_sufficient": group.sample.is_sufficient,
+                **dataclasses.asdict(score),
+                "rewards": values,
+            }
+            for group, score, values in zip(groups, scores, rewards, strict=True)
+        ],
+    )
+    found = _evaluation(scores, rewards)
+    # The metrics come last: they say that this point is done.
+    write_json(folder / _REWARDS_FILE, dict(found.rewards), indent=2)
+    write_json(folder / _METRICS_FILE, dataclasses.asdict(found.metrics), indent=2)
+    return found, groups
+
+
+def compare_engine(
+    policy: Policy, engine: RolloutEngine, prompted: Sequence[PromptedSample], config: Config
+) -> dict[str, float]:
+    """|engine - trainer| log-probability gap in nats, of fresh responses: between steps both hold the same weights.
+
+    Steps with ``rl.max_staleness_steps=1`` do not show it, since older weights sampled what they train on.
+
+    Args:
+        policy: the ranks.
+        engine: the rollout workers.
+        prompted: to be answered once each.
+        config: how responses are sampled.
+
+    Returns:
+        ``engine/logprob_gap_mean`` and ``engine/logprob_gap_max``.
+    """
+    groups = engine.generate(prompted, num_samples=1, sampling=config.rollout.sampling, seed=config.seed)
+    seen = policy.score([_looked_at(group) for group in groups])
+    logprobs = {one.sample_id: one.logprobs for one in seen}
+    return gap_metrics(
+        np.concatenate([group.rollouts[0].logprobs - logprobs[group.sample.sample_id] for group in groups])
+    )
+
+
+def _looked_at(group: RolloutGroup) -> TrainingGroup:
+    """A response that the ranks are not to learn from."""
+    (rollout,) = group.rollouts
+    nothing = np.zeros(len(rollout.token_ids), np.float32)
+    return TrainingGroup(
+        sample_id=group.sample.sample_id,
+        prompt=group.prompt,
+        prompt_token_ids=group.prompt_token_ids,
+        responses=(
+            TrainingResponse(
+                response_index=rollout.rollout_index,
+                token_ids=rollout.token_ids,
+                positive=nothing,
+                negative=nothing,
+                rollout_logprobs=rollout.logprobs,
+                temperature=rollout.temperature,
+            ),
+        ),
+    )

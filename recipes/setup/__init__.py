@@ -1,0 +1,1 @@
+"""What happens before training: checks, data, model and workers."""

@@ -1,0 +1,294 @@
+"""Everything that can be checked before a worker starts: rewards, data, model folder, prompts and their lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
+
+from recipes.setup.model_folder import ModelError, check_model_type, check_weights, load_processor
+from recipes.setup.reward_smoke_test import rehearse
+from recipes.setup.sft_preparation import supervised_phases
+from recipes.setup.wanted_data import WANTED, builds_quickstart_data, sample_check, uses_mixture
+from recipes.sft import SftPhase
+from rewards.plugins import load_rewards
+from rewards.scorer import Scorer
+from rsgrpo.cluster.ray_cluster import REPOSITORY
+from rsgrpo.config import Config
+from rsgrpo.data.evisrag_files import LoadedData, load_samples
+from rsgrpo.data.files import DataError
+from rsgrpo.data.hub import hub_problem
+from rsgrpo.data.images.counts import ImageCounts, update_report
+from rsgrpo.data.images.image_tokens import ImageTokens
+from rsgrpo.data.images.loading import page_size
+from rsgrpo.data.images.page_view import PageView, model_view, write_view
+from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus
+from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
+from rsgrpo.errors import shown
+from rsgrpo.model.lora import check_adapters
+from rsgrpo.prompts.conversation import TURN_END, ConversationBuilder
+from rsgrpo.prompts.template import PUBLISHED_TEMPLATES, PromptBuilder, QuestionWriter, template_fingerprint
+from rsgrpo.run.folder import RunFolder
+from rsgrpo.run.progress import Progress
+from rsgrpo.types import ImageRef, PromptedSample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What the stages work on.
+
+    Attributes:
+        base_model: the model that the run starts from.
+        tokenizer: its tokenizer.
+        scorer: the rewards.
+        sft: the phases of supervised training with their data; empty if the stage does not run.
+        image_tokens: how many positions an image takes in a prompt.
+        rl: questions with gold; likewise.
+        test: held-out questions; none are needed where only conversations are trained on.
+        prompt_fingerprint: which prompt template is used, by name where it is a published one.
+        num_skipped: questions left out because something is wrong with them.
+        images: what was read of images before the stages began.
+    """
+
+    base_model: Path
+    tokenizer: PreTrainedTokenizerBase
+    scorer: Scorer
+    image_tokens: Callable[[ImageRef], int]
+    sft: tuple[SftPhase, ...]
+    rl: tuple[PromptedSample, ...]
+    test: tuple[PromptedSample, ...]
+    prompt_fingerprint: str
+    num_skipped: int
+    images: ImageCounts
+
+
+def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
+    """Build or read everything, and refuse what cannot work.
+
+    Args:
+        config: checked settings.
+        folder: gets the quickstart's data and model.
+        progress: shows what is being done.
+
+    Returns:
+        Data, prompts, rewards and the base model's folder.
+
+    Raises:
+        RsgrpoError: a reward cannot be loaded or fails on a gold response, data are bad, the model is no Qwen2.5-VL,
+            a prompt is too long.
+    """
+    rewards = load_rewards(config.scored_rewards, REPOSITORY)
+    with progress.phase("Reading data and model"):
+        writer = QuestionWriter(config.prompt)
+        loaded = _load_data(config, folder, writer)
+        base_model = find_base_model(config, folder)
+        processor = load_processor(base_model, f"model.path={config.model.path!r}")
+        _check_start_model(config, base_model)
+        if config.stage != "eval":
+            check_adapters(base_model, config.model.lora)
+        view = _page_view(config, processor)
+        write_view(folder.page_view_file, view)
+        scorer = Scorer(rewards, view)
+        if "rl" in loaded:
+            scorer.check_samples(loaded["rl"].samples)
+        builder = PromptBuilder(config.prompt, processor, writer)
+        lengths = PromptLengths(config, processor)
+        num_skipped = sum(sum(one.skipped.values()) for one in loaded.values())
+        prompted: dict[str, tuple[PromptedSample, ...]] = {}
+        for name, data in loaded.items():
+            prompted[name], num_long = lengths.checked(name, [builder.prompted(sample) for sample in data.samples])
+            num_skipped += num_long
+        image_tokens = ImageTokens(processor.image_processor, config.data.page_rules).count
+        phases: tuple[SftPhase, ...] = ()
+        if config.stage in ("sft", "all"):
+            conversations = ConversationBuilder(config.prompt, processor)
+            phases = supervised_phases(
+                config, prompted.get("sft", ()), conversations, processor.tokenizer, image_tokens, progress, folder.root
+            )
+        for name, questions in prompted.items():
+            progress.line(f"{name}: {len(questions)} questions")
+        for name, data in loaded.items():
+            if data.num_mended:
+                progress.line(f"{name}: {data.num_mended} lone surrogates in its texts were replaced by U+FFFD")
+        images = ImageCounts.total(one.images for one in loaded.values())
+        update_report(folder.root, {"images": images.document()})
+        for line in images.lines():
+            progress.line(line)
+        if num_skipped:
+            progress.line(f"left out {num_skipped} bad questions (data.on_bad_sample=skip)")
+        if "rl" in prompted:
+            for line in rehearse(scorer, prompted["rl"], processor.tokenizer):
+                progress.line(line)
+        fingerprint = describe_template(config.prompt.path)
+        progress.line(f"prompt: {fingerprint}")
+    return Prepared(
+        base_model=base_model,
+        tokenizer=processor.tokenizer,
+        scorer=scorer,
+        image_tokens=image_tokens,
+        sft=phases,
+        rl=prompted.get("rl", ()),
+        test=prompted.get("test", ()),
+        prompt_fingerprint=fingerprint,
+        num_skipped=num_skipped,
+        images=images,
+    )
+
+
+def describe_template(path: str) -> str:
+    """Length and hash of the prompt template, and its name where it is a published one."""
+    num_characters, digest = template_fingerprint(path)
+    name = PUBLISHED_TEMPLATES.get((num_characters, digest), Path(path).name)
+    return f"{name} ({num_characters} characters, {digest})"
+
+
+def _check_start_model(config: Config, base_model: Path) -> None:
+    """Refuse weights that workers could not load."""
+    checkpoint = config.eval.checkpoint if config.stage == "eval" else ""
+    if not checkpoint:
+        check_weights(base_model, f"model.path={config.model.path!r}")
+        return
+    setting = f"eval.checkpoint={checkpoint!r}"
+    check_model_type(Path(checkpoint), setting)
+    check_weights(Path(checkpoint), setting)
+
+
+def _page_view(config: Config, processor: Qwen2_5_VLProcessor) -> PageView:
+    """How the model that answers sees pages: the engine takes the processor of the folder that it loads."""
+    checkpoint = config.eval.checkpoint if config.stage == "eval" else ""
+    if checkpoint:
+        processor = load_processor(Path(checkpoint), f"eval.checkpoint={checkpoint!r}")
+    return model_view(config.data, processor.image_processor)
+
+
+def _load_data(config: Config, folder: RunFolder, writer: QuestionWriter) -> Mapping[str, LoadedData]:
+    data = config.data
+    paths = {"sft": data.sft_path, "rl": data.rl_path, "test": data.test_path}
+    if builds_quickstart_data(config):
+        built = build_quickstart_data(config.quickstart, folder.data, config.seed)
+        paths = {"sft": built.sft_path, "rl": built.rl_path, "test": built.test_path}
+    loaded: dict[str, LoadedData] = {}
+    for name in WANTED[config.stage]:
+        is_streamed = name == "sft" and uses_mixture(config)
+        if is_streamed or (name == "test" and config.stage == "sft" and uses_mixture(config) and not paths[name]):
+            continue
+        if not paths[name]:
+            raise DataError(f"stage={config.stage} needs data.{name}_path; set it, or choose another stage")
+        check = sample_check(config, name, writer.parts_ahead)
+        loaded[name] = load_samples(paths[name], data, is_training=name != "test", check=check)
+    return loaded
+
+
+def find_base_model(config: Config, folder: RunFolder) -> Path:
+    """The folder of the model that the run starts from, built or fetched from the hub if need be.
+
+    Args:
+        config: ``model.path`` is a folder, a hub id, or empty: the quickstart's small model.
+        folder: gets the quickstart's model.
+
+    Raises:
+        ModelError: it is no Qwen2.5-VL, or the hub does not give it.
+    """
+    if not config.model.path:
+        texts = corpus(config.quickstart, config.seed)
+        return build_quickstart_model(config.quickstart, folder.base_model, config.seed, texts)
+    path = Path(config.model.path)
+    if not path.is_dir():
+        path = _download(config)
+    check_model_type(path, f"model.path={config.model.path!r}")
+    return path.absolute()
+
+
+def _download(config: Config) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(config.model.path, revision=config.model.revision or None))
+    except Exception as error:  # whatever its network library raises
+        raise ModelError(
+            f"model.path={shown(config.model.path)!r} is neither a folder nor a model that the hub gives: "
+            f"{hub_problem(error, 'model')}; "
+            "give the path of a Qwen2.5-VL folder, or check the name and the network"
+        ) from error
+
+
+class PromptLengths:
+    """Counts tokens from page sizes alone: no pixel is decoded for it.
+
+    Args:
+        config: ``data``, ``rollout`` and ``trainer`` limit a prompt.
+        processor: the model's.
+        max_response_tokens: that must fit beside a prompt that is sampled from; None: those of ``rollout.sampling``.
+    """
+
+    def __init__(self, config: Config, processor: Qwen2_5_VLProcessor, max_response_tokens: int | None = None) -> None:
+        self._config = config
+        self._rules = config.data.page_rules
+        sampling = config.rollout.sampling
+        self._response = sampling.max_response_tokens if max_response_tokens is None else max_response_tokens
+        self._tokenizer = processor.tokenizer
+        self._images = processor.image_processor
+        self._tokens_of_size: dict[tuple[int, int], int] = {}
+
+    def _image_tokens(self, size: tuple[int, int]) -> int:
+        if size not in self._tokens_of_size:
+            patches = self._images.get_number_of_image_patches(size[1], size[0], {})
+            self._tokens_of_size[size] = patches // self._images.merge_size**2
+        return self._tokens_of_size[size]
+
+    def _count(self, prompted: PromptedSample) -> int:
+        text = self._count_text(prompted.prompt.text)
+        sizes = [page_size(image, self._rules) for image in prompted.prompt.images]
+        # Each page's one placeholder in the text gives way to its image tokens.
+        return text + sum(self._image_tokens(size) - 1 for size in sizes)
+
+    def _count_text(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _limits(self, name: str, question: PromptedSample) -> list[tuple[int, str]]:
+        """Most prompt tokens by every rule that holds for a data set, and what to change about each."""
+        data, rollout, trainer = self._config.data, self._config.rollout, self._config.trainer
+        limits = [(data.max_prompt_tokens, "raise data.max_prompt_tokens")]
+        if name == "sft":
+            gold = self._count_text(question.sample.gold_response + TURN_END)
+            budget = min(self._config.sft.max_tokens or trainer.micro_batch_tokens, trainer.micro_batch_tokens)
+            raised = "trainer.micro_batch_tokens (and sft.max_tokens)" if self._config.sft.max_tokens else ""
+            return [*limits, (budget - gold, f"raise {raised or 'trainer.micro_batch_tokens'}")]
+        limits.append((rollout.max_model_tokens - self._response, "raise rollout.max_model_tokens"))
+        if name == "rl":
+            limits.append((trainer.micro_batch_tokens - self._response, "raise trainer.micro_batch_tokens"))
+        return limits
+
+    def checked(self, name: str, questions: Sequence[PromptedSample]) -> tuple[tuple[PromptedSample, ...], int]:
+        """Questions that fit, and how many were left out.
+
+        Args:
+            name: ``sft``: the gold response stands behind the prompt in a row of the trainer; ``rl``: a sampled one,
+                in the engine and the trainer; any other: a sampled one in the engine.
+            questions: with their prompts.
+
+        Raises:
+            DataError: one is too long (``data.on_bad_sample=reject``), or all are.
+        """
+        fitting: list[PromptedSample] = []
+        worst: tuple[int, str] = (0, "")
+        for question in questions:
+            count = self._count(question)
+            limit, way_out = min(self._limits(name, question))
+            if count <= limit:
+                fitting.append(question)
+            elif count - limit > worst[0]:
+                worst = (
+                    count - limit,
+                    f"the prompt of sample {shown(question.sample.sample_id)!r} has {count} tokens, {limit} are left "
+                    f"for it; {way_out}, lower data.max_pixels",
+                )
+        num_long = len(questions) - len(fitting)
+        if num_long and (self._config.data.on_bad_sample == "reject" or not fitting):
+            raise DataError(
+                f"{num_long} of {len(questions)} {name} prompts are too long ({worst[1]}), or set "
+                "data.on_bad_sample=skip"
+            )
+        return tuple(fitting), num_long

@@ -1,0 +1,84 @@
+"""Rewards, tried before workers start: one that cannot work is found in a second, not after the first rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rewards.boxes import find_boxes
+from rewards.scorer import Scorer
+from rsgrpo.text.token_offsets import TokenTable
+from rsgrpo.types import PromptedSample, Rollout, RolloutGroup, Sample
+
+_LEAST_IOU = 0.8  # gold text is rounded, to thousandths or pixels; numbers of another convention overlap less
+
+
+def rehearse(
+    scorer: Scorer, questions: Sequence[PromptedSample], tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, ...]:
+    """Judge gold responses as if they had been sampled: one of each kind of question, since rewards differ in them.
+
+    Args:
+        scorer: the rewards.
+        questions: whose gold responses, or first accepted answers, are judged.
+        tokenizer: gives the tokens.
+
+    Returns:
+        Lines of warning: gold text whose boxes a reward does not take for gold, so that text, prompt and reward
+        may not mean the same numbers.
+
+    Raises:
+        RewardError: a reward raises, hangs, or returns what is no reward.
+    """
+    chosen = list({_kind(question.sample): question for question in reversed(questions)}.values())[::-1]
+    table = TokenTable.from_tokenizer(tokenizer)
+    scored = scorer.score([_answered(question, tokenizer, table) for question in chosen])
+    exact = {reward.name: reward for reward in scorer.rewards if reward.exact_answer is not None}
+    warnings: dict[str, tuple[str, ...]] = {}
+    for question, group in zip(chosen, scored, strict=True):
+        (rollout,) = group.rollouts
+        if len(find_boxes(rollout.rollout.text)) != len(question.sample.boxes) or not question.sample.boxes:
+            continue
+        for value in rollout.rewards:
+            if value.name in exact and value.value is not None and value.value < _LEAST_IOU:
+                warnings.setdefault(
+                    value.name,
+                    (
+                        f"warning: the gold text of {question.sample.sample_id!r:.40} earns {value.value:.2f} by "
+                        f"rewards.{value.name:.20}: it counts otherwise",
+                        f"  than {exact[value.name].config.kwargs!s:.60}; let the prompt ask for what is rewarded",
+                    ),
+                )
+    return tuple(line for lines in warnings.values() for line in lines)
+
+
+def _kind(sample: Sample) -> tuple[bool, ...]:
+    """What of a question rewards may look at: which of its fields hold something."""
+    fields = (sample.gold_response, sample.answers, sample.boxes, sample.choices, sample.positive_images, sample.images)
+    return (sample.is_sufficient, *(bool(field) for field in fields))
+
+
+def _answered(question: PromptedSample, tokenizer: PreTrainedTokenizerBase, table: TokenTable) -> RolloutGroup:
+    """The question with its gold as the one response."""
+    sample = question.sample
+    written = sample.gold_response or next(iter(sample.answers), "")
+    ids = [*tokenizer.encode(written, add_special_tokens=False), tokenizer.eos_token_id]
+    text, starts = table.decode(ids)
+    rollout = Rollout(
+        sample_id=sample.sample_id,
+        rollout_index=0,
+        token_ids=np.array(ids, dtype=np.int32),
+        logprobs=np.zeros(len(ids), dtype=np.float32),
+        text=text,
+        token_char_starts=starts,
+        finish_reason="stop",
+        policy_version=0,
+    )
+    return RolloutGroup(
+        sample=sample,
+        prompt=question.prompt,
+        prompt_token_ids=np.zeros(0, dtype=np.int32),
+        rollouts=(rollout,),
+    )

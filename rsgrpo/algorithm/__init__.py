@@ -1,0 +1,1 @@
+"""Reward-Scoped GRPO on plain numbers: advantages, token credit, selection and the loss."""

@@ -1,0 +1,304 @@
+"""From rewards to token credit: group normalisation, then two streams a token (rs_grpo, "Credit", "Loss").
+
+For reward k and sibling i of a group, ``A_ik = (r_ik - mean r_k) / (std r_k + eps)`` (GRPO, arXiv 2402.03300
+§4.1.2; unbiased std). The streams hold what all rewards together give a token:
+
+    P_it = (1/W) sum_k w_k M_kit max(A_ik, 0) / N_k        Q_it = (1/W) sum_k w_k M_kit max(-A_ik, 0) / N_k
+
+M_kit says whether token t is in the scope of reward k, N_k counts those tokens over the whole optimizer step
+(``aggregation.py`` has the other denominators), and W sums the weights of the rewards that have signal in it.
+With ``scoping: whole`` there is one reward, the weighted sum, on the whole response: GRPO and its relatives.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsgrpo.algorithm.aggregation import token_weights
+from rsgrpo.algorithm.credit_table import TOTAL, CreditTable, Matrix, credit_table, whole_view
+from rsgrpo.config import CreditConfig
+from rsgrpo.types import CreditedGroup, CreditedRollout, ScoredGroup, TokenSpan
+
+FLAT_SPREAD = 1.0e-6
+"""Values of a group that lie closer together than this, relative to their size, are equal: the difference is
+rounding, which must never become a gradient. Sizes below 1 count as 1, or the rounding left over around zero
+(0.1 + 0.2 - 0.3 = 6e-17) would pass for a difference."""
+
+Partition = Sequence[Sequence[tuple[str, int]]]
+"""Micro-batches as the public implementation cuts them: (sample id, rollout index)."""
+
+
+def is_flat(values: NDArray[np.float64]) -> bool:
+    """Whether all values are equal up to rounding.
+
+    Example:
+        ``[2.1] * 8`` is flat, ``[0.0, 1.0]`` is not; so is a single value.
+    """
+    if len(values) < 2:
+        return True
+    low, high = float(values.min()), float(values.max())
+    return high - low < FLAT_SPREAD * max(1.0, abs(low), abs(high))
+
+
+def normalise(
+    values: Matrix, config: CreditConfig, batch_std: Matrix | float = 1.0, batch_mean: Matrix | float = 0.0
+) -> Matrix:
+    """Advantages of one group.
+
+    Args:
+        values: [n] one reward of the n siblings, or [n, K] K rewards; NaN where a reward does not apply.
+        config: baseline, scale and epsilon; ``compat: reference`` overrules them all but epsilon.
+        batch_std: [K], unbiased std of each reward over the step, for ``scale: batch_std``.
+        batch_mean: [K], mean of each reward over the step, for ``baseline: batch_mean``; NaN where the reward
+            is flat over the whole step.
+
+    Returns:
+        The shape of ``values``; exactly 0 where what is compared (the group; the step for ``batch_mean``) is
+        flat and where a reward does not apply.
+
+    Example:
+        ``[1, 0]`` with mean 0.5 and unbiased std 0.7071 gives ``[0.7071, -0.7071]``.
+    """
+    if config.compat == "reference":
+        return _reference_advantages(values, config.epsilon)
+    applies = ~np.isnan(values)
+    count = applies.sum(axis=0)
+    others = np.maximum(count - 1, 1)
+    if config.baseline == "batch_mean":
+        varies = applies & ~np.isnan(batch_mean)
+        baseline = np.broadcast_to(batch_mean, count.shape)
+    else:
+        low = np.where(applies, values, np.inf).min(axis=0)
+        high = np.where(applies, values, -np.inf).max(axis=0)
+        # The same test as is_flat; a reward that applies to no sibling has high - low = -inf.
+        has_spread = high - low >= FLAT_SPREAD * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
+        varies = applies & (count > 1) & has_spread
+        baseline = np.where(applies, values, 0.0).sum(axis=0) / np.maximum(count, 1)
+    centred: Matrix = np.where(varies, values - baseline, 0.0)
+    if config.scale == "none":
+        scale: Matrix | float = 1.0
+    elif config.scale == "batch_std":
+        scale = batch_std + config.epsilon
+    else:
+        scale = np.sqrt((centred**2).sum(axis=0) / others) + config.epsilon
+    if config.baseline == "leave_one_out":
+        # r_i - mean of the others = (r_i - mean) n / (n - 1)
+        centred = centred * (count / others)
+    # Where nothing varies the scale may be 0 (epsilon = 0); the advantage is 0 all the same.
+    return np.divide(centred, scale, out=np.zeros_like(centred), where=centred != 0.0)
+
+
+def _reference_advantages(values: Matrix, epsilon: float) -> Matrix:
+    """The public code's arithmetic: float32, and no test for a flat group (its defect D5).
+
+    Its mean adds one value after the other, as here; numpy's own sum adds in pairs, which is exact for eight
+    equal values and would hide the defect. Its std takes that float32 mean and adds squares in double.
+    """
+    applies = ~np.isnan(values)
+    count = applies.sum(axis=0)
+    single = np.where(applies, values, 0.0).astype(np.float32)
+    mean = np.add.accumulate(single, axis=0)[-1] / np.maximum(count, 1).astype(np.float32)
+    squares = np.where(applies, single.astype(np.float64) - mean.astype(np.float64), 0.0) ** 2
+    std = np.sqrt(squares.sum(axis=0) / np.maximum(count - 1, 1)).astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = (single - mean) / (std + np.float32(epsilon))
+    return np.where(applies & (count > 1) & (single != mean), scaled, np.float32(0.0)).astype(np.float64)
+
+
+def _advantages(tables: Sequence[CreditTable], config: CreditConfig) -> list[Matrix]:
+    """A of every group, [n, K]; 0 where a sibling lacks the scope."""
+    pooled: dict[tuple[str, int], list[Matrix]] = defaultdict(list)
+    if config.scale == "batch_std" or config.baseline == "batch_mean":
+        for table in tables:
+            for column, key in enumerate(table.keys):
+                values = table.values[:, column]
+                pooled[key].append(values[~np.isnan(values)])
+    stds: dict[tuple[str, int], float] = {}
+    means: dict[tuple[str, int], float] = {}
+    for key, parts in pooled.items():
+        values = np.concatenate(parts)
+        stds[key] = float(values.std(ddof=1)) if len(values) > 1 else 1.0
+        means[key] = float("nan") if is_flat(values) else float(values.mean())
+    return [
+        np.where(
+            table.num_tokens > 0,
+            normalise(
+                table.values,
+                config,
+                np.array([stds.get(key, 1.0) for key in table.keys]),
+                np.array([means.get(key, 0.0) for key in table.keys]),
+            ),
+            0.0,
+        )
+        for table in tables
+    ]
+
+
+def _step_normaliser(
+    tables: Sequence[CreditTable], advantages: Sequence[Matrix], weights: Mapping[str, float], config: CreditConfig
+) -> float:
+    """1/W; 0 where nothing has signal."""
+    if config.normaliser == "all":
+        total = sum(weights.values())
+    else:
+        signal = {
+            name
+            for table, matrix in zip(tables, advantages, strict=True)
+            for name, has_signal in zip(table.names, (matrix != 0.0).any(axis=0).tolist(), strict=True)
+            if has_signal
+        }
+        total = sum(weight for name, weight in weights.items() if name in signal)
+    return 1.0 / total if total else 0.0
+
+
+def _reference_normalisers(
+    groups: Sequence[ScoredGroup],
+    tables: Sequence[CreditTable],
+    advantages: Sequence[Matrix],
+    micro_batches: Partition | None,
+) -> dict[tuple[int, int], float]:
+    """1/K_m by (group, row): K_m counts the rewards whose loss is not zero in the rollout's micro-batch.
+
+    With ratio 1 a reward's loss is minus its advantages, summed over tokens: that sum decides, so that a reward
+    whose pushes cancel is not counted although it has a gradient, as in the public code (its defect D2). Where
+    it divides 0 by 0 (K_m = 0, defect D3) the credit here is 0.
+    """
+    place = {
+        (group.sample_id, one.rollout.rollout_index): (index, row)
+        for index, group in enumerate(groups)
+        for row, one in enumerate(group.rollouts)
+    }
+    batches: Partition = [list(place)] if micro_batches is None else micro_batches
+    named = [member for batch in batches for member in batch]
+    if sorted(named) != sorted(place) or len(place) != sum(len(group.rollouts) for group in groups):
+        raise ValueError(
+            f"micro_batches names {len(named)} rollouts, the step has {sum(len(one.rollouts) for one in groups)}: "
+            "every (sample id, rollout index) of the step must be unique and stand in exactly one micro-batch"
+        )
+    result: dict[tuple[int, int], float] = {}
+    for batch in batches:
+        losses: dict[str, float] = defaultdict(float)
+        for index, row in (place[member] for member in batch):
+            table = tables[index]
+            for name, loss in zip(table.names, advantages[index][row] * table.num_tokens[row], strict=True):
+                losses[name] += float(loss)
+        num_active = sum(loss != 0.0 for loss in losses.values())
+        result |= {place[member]: 1.0 / num_active if num_active else 0.0 for member in batch}
+    return result
+
+
+def _check_weights(tables: Sequence[CreditTable], weights: Mapping[str, float]) -> None:
+    unknown = {name for table in tables for name in table.names} - weights.keys()
+    if unknown:
+        raise ValueError(f"no weight is given for the rewards {', '.join(sorted(unknown))}; set rewards.<name>.weight")
+    wrong = [f"{name}={weight}" for name, weight in weights.items() if not 0.0 <= weight < np.inf]
+    if wrong:
+        raise ValueError(f"weights must be finite and at least 0, got {', '.join(wrong)}; turn a reward's sign instead")
+
+
+def credit_groups(
+    groups: Sequence[ScoredGroup],
+    weights: Mapping[str, float],
+    config: CreditConfig,
+    micro_batches: Partition | None = None,
+) -> list[CreditedGroup]:
+    """Turn one optimizer step's scored groups into per-token credit.
+
+    Args:
+        groups: everything that the optimizer step trains on: N_k and W are counted over it.
+        weights: w_k by reward name, at least 0; they act after the normalisation.
+        config: scoping, baseline, scale, normaliser and aggregation. ``compat: reference`` takes the public
+            code's float32 arithmetic, ignores weights but 0 (they cancel in its z-scores) and divides by its K_m.
+        micro_batches: only for ``compat: reference``, whose K_m depends on how a step is cut; None: the
+            whole step is one micro-batch.
+
+    Returns:
+        The groups, every rollout with its advantages (in the order of its rewards) and its two streams,
+        float32, aligned with ``rollout.token_ids``, 0 outside every scope. With ``scoping: whole`` every
+        reward with a weight carries the advantage of the weighted sum.
+
+    Raises:
+        ValueError: a reward without a weight, siblings with different rewards, a span beyond its response,
+            or micro-batches that are no partition of the step.
+
+    Example:
+        Two siblings of 4 tokens, reward "answer" 1 and 0 on tokens [2, 4), weight 3, no other reward:
+        N = 4, W = 3, so the first has P = [0, 0, 0.1768, 0.1768] (0.7071 / 4) and Q = 0, the second the
+        same the other way round.
+    """
+    tables = [credit_table(group) for group in groups]
+    _check_weights(tables, weights)
+    if config.scoping == "whole":
+        views = [whole_view(group, weights) for group in groups]
+        whole = _credit(views, [credit_table(view) for view in views], {TOTAL: 1.0}, config, None)
+        return [_of_every_reward(group, view, weights) for group, view in zip(groups, whole, strict=True)]
+    return _credit(groups, tables, weights, config, micro_batches)
+
+
+def _of_every_reward(group: ScoredGroup, view: CreditedGroup, weights: Mapping[str, float]) -> CreditedGroup:
+    """Credit of the weighted sum, under the rewards that it was made of."""
+    return CreditedGroup(
+        scored=group,
+        rollouts=tuple(
+            CreditedRollout(
+                scored=scored,
+                advantages=tuple(one.advantages[0] if weights[reward.name] else 0.0 for reward in scored.rewards),
+                positive=one.positive,
+                negative=one.negative,
+            )
+            for scored, one in zip(group.rollouts, view.rollouts, strict=True)
+        ),
+    )
+
+
+def _credit(
+    groups: Sequence[ScoredGroup],
+    tables: Sequence[CreditTable],
+    weights: Mapping[str, float],
+    config: CreditConfig,
+    micro_batches: Partition | None,
+) -> list[CreditedGroup]:
+    advantages = _advantages(tables, config)
+    by_place: Mapping[tuple[int, int], float] = {}
+    if config.compat == "reference":
+        # Weights cancel in z-scores, but for 0: the z-score of 0 r is 0.
+        step_normaliser, weights = 1.0, {name: float(weight > 0) for name, weight in weights.items()}
+        for table, matrix in zip(tables, advantages, strict=True):
+            matrix *= [weights[name] for name in table.names]
+        by_place = _reference_normalisers(groups, tables, advantages, micro_batches)
+    else:
+        step_normaliser = _step_normaliser(tables, advantages, weights, config)
+    credited: list[CreditedGroup] = []
+    shares = token_weights(tables, config)
+    for index, (group, table, matrix, share) in enumerate(zip(groups, tables, advantages, shares, strict=True)):
+        by_reward = np.array([weights[name] for name in table.names])
+        amounts = (matrix * share * by_reward * step_normaliser).tolist()
+        values = matrix.tolist()
+        rollouts: list[CreditedRollout] = []
+        for row, rollout in enumerate(group.rollouts):
+            positive, negative = _streams(
+                amounts[row], table.spans[row], rollout.num_tokens, by_place.get((index, row), 1.0)
+            )
+            rollouts.append(
+                CreditedRollout(scored=rollout, advantages=tuple(values[row]), positive=positive, negative=negative)
+            )
+        credited.append(CreditedGroup(scored=group, rollouts=tuple(rollouts)))
+    return credited
+
+
+def _streams(
+    amounts: Sequence[float], spans: Sequence[Sequence[TokenSpan]], num_tokens: int, factor: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """P and Q of one response; summed in double, because rewards of very different N_k meet in a token."""
+    streams = np.zeros((2, num_tokens), dtype=np.float64)
+    for amount, cell in zip(amounts, spans, strict=True):
+        if amount:
+            stream = streams[0] if amount > 0 else streams[1]
+            for span in cell:
+                stream[span.start : span.stop] += abs(amount) * factor
+    single = streams.astype(np.float32)
+    return single[0], single[1]

@@ -1,0 +1,132 @@
+"""Which groups to train on: those in which siblings differ (rs_grpo, "Which groups to train on")."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rsgrpo.algorithm.advantages import is_flat
+from rsgrpo.algorithm.credit_table import TOTAL, group_totals, whole_view
+from rsgrpo.config import FilterConfig
+from rsgrpo.types import ScoredGroup
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Selection:
+    """What to train on.
+
+    Attributes:
+        kept: in the order given.
+        dropped: how many groups were left out, by reason.
+    """
+
+    kept: tuple[ScoredGroup, ...]
+    dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CarryOver:
+    """Groups with signal that wait for a step; a checkpoint keeps it as it is.
+
+    Attributes:
+        groups: oldest first.
+    """
+
+    groups: tuple[ScoredGroup, ...] = ()
+
+    def add(self, groups: Iterable[ScoredGroup]) -> CarryOver:
+        """The state with freshly kept groups behind those that wait."""
+        return CarryOver(groups=(*self.groups, *groups))
+
+    def take(self, count: int) -> tuple[tuple[ScoredGroup, ...], CarryOver]:
+        """A step's groups, and the state that is left.
+
+        Args:
+            count: how many the step wants, at least 0.
+
+        Returns:
+            The oldest ``count`` groups, or all there are: a step trains on what there is.
+
+        Raises:
+            ValueError: ``count`` is negative.
+
+        Example:
+            With groups a, b, c waiting, ``take(2)`` gives a and b and leaves c.
+        """
+        if count < 0:
+            raise ValueError(f"a step cannot take {count} groups; ask for 0 or more")
+        return self.groups[:count], CarryOver(groups=self.groups[count:])
+
+
+def has_signal(group: ScoredGroup, weights: Mapping[str, float]) -> bool:
+    """Whether any reward with a weight gives some token of the group credit.
+
+    That is: its values differ among siblings, and one that is off the mean has a token in scope.
+
+    Example:
+        Accuracy 1, 1, 0 has signal; 1, 1, 1 has none, nor has a reward whose scope no sibling contains.
+    """
+    values: dict[tuple[str, int], list[float]] = {}
+    has_tokens: dict[tuple[str, int], list[bool]] = {}
+    for rollout in group.rollouts:
+        for reward in rollout.rewards:
+            if reward.value is None or weights.get(reward.name, 0.0) <= 0.0:
+                continue
+            values.setdefault(reward.key, []).append(reward.value)
+            has_tokens.setdefault(reward.key, []).append(any(span.stop > span.start for span in reward.spans))
+    for key, found in values.items():
+        array = np.array(found, dtype=np.float64)
+        if any(has_tokens[key]) and not is_flat(array) and (array != array.mean())[has_tokens[key]].any():
+            return True
+    return False
+
+
+def _has_credit(group: ScoredGroup, weights: Mapping[str, float], scoping: str) -> bool:
+    if scoping == "whole":
+        return has_signal(whole_view(group, weights), {TOTAL: 1.0})
+    return has_signal(group, weights)
+
+
+def mean_total(group: ScoredGroup, weights: Mapping[str, float]) -> float:
+    """Mean over siblings of the weighted sum of rewards: what the public filter looks at; 0 where none applies.
+
+    Example:
+        Accuracy 1 and 0 with weight 3, format 1 and 1 with weight 1: (4 + 1) / 2 = 2.5.
+    """
+    totals = [total for total in group_totals(group, weights) if total is not None]
+    return float(np.mean(totals)) if totals else 0.0
+
+
+def select_groups(
+    groups: Sequence[ScoredGroup], config: FilterConfig, weights: Mapping[str, float], scoping: str = "scoped"
+) -> Selection:
+    """Keep the groups that the settings ask for.
+
+    Args:
+        groups: freshly scored.
+        config: ``signal`` keeps groups in which any reward varies; ``mean_range`` is the public rule
+            ``low < mean weighted sum < high``; ``none`` keeps all.
+        weights: by reward name.
+        scoping: ``rl.credit.scoping``; where credit is given for the weighted sum (``whole``), ``signal`` asks
+            whether that varies.
+
+    Returns:
+        Kept groups and reasons for the others; an empty ``kept`` is no error.
+
+    Example:
+        Of one group with accuracies 1, 0 and one with 1, 1, ``signal`` keeps the first and reports
+        ``{"no_signal": 1}``.
+    """
+    kept: list[ScoredGroup] = []
+    dropped: Counter[str] = Counter()
+    for group in groups:
+        if config.mode == "signal" and not _has_credit(group, weights, scoping):
+            dropped["no_signal"] += 1
+        elif config.mode == "mean_range" and not config.low < mean_total(group, weights) < config.high:
+            dropped["mean_out_of_range"] += 1
+        else:
+            kept.append(group)
+    return Selection(kept=tuple(kept), dropped=dict(dropped))

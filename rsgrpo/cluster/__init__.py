@@ -1,0 +1,1 @@
+"""Ray, and where ranks and engines run on it."""

@@ -1,0 +1,62 @@
+"""What decides how a page's file becomes the pixels that a model sees; one record, so that nobody forgets a part."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from PIL import ImageColor
+
+Colour = tuple[int, int, int]
+
+READING_VERSION = 4
+"""Goes up with every change of what ``rsgrpo.data.images.loading`` makes of a file: features of pages that were stored
+before it are then computed again."""
+
+MAX_MEGAPIXELS = 256.0
+"""Default of ``data.max_image_megapixels``: 16,000 × 16,000, which takes about 2 GB of memory while it is read."""
+
+
+def parse_colour(name: str) -> Colour:
+    """A colour from its name or from ``#rrggbb``.
+
+    Args:
+        name: such as ``white``, ``#fff`` or ``rgb(255, 250, 240)``.
+
+    Raises:
+        ValueError: it is no colour, or a transparent one.
+    """
+    found = ImageColor.getrgb(name)
+    if len(found) != 3:
+        raise ValueError(f"{name!r} is transparent itself")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageRules:
+    """How pages are read; ``DataConfig.page_rules`` makes it from the settings.
+
+    Attributes:
+        min_pixels: smaller pages are scaled up to this area; None: no bound.
+        max_pixels: larger pages are scaled down to this area; None: no bound.
+        background: what shows through where a page is transparent, as red, green and blue from 0 to 255.
+        max_megapixels: files with more are refused: they would take too much memory while they are read.
+
+    Example:
+        ``PageRules(min_pixels=3136, max_pixels=1568000)``; ``PageRules()`` leaves every page its own size.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    background: Colour = (255, 255, 255)
+    max_megapixels: float = MAX_MEGAPIXELS
+
+    @property
+    def full_size(self) -> PageRules:
+        """The same without bounds: pages keep the size that they have."""
+        return dataclasses.replace(self, min_pixels=None, max_pixels=None)
+
+    @property
+    def fingerprint(self) -> str:
+        """Everything that a page's pixels depend on beside its bytes and the libraries that decode them."""
+        return f"{READING_VERSION}/{self.min_pixels}/{self.max_pixels}/{','.join(map(str, self.background))}"

@@ -1,0 +1,1 @@
+"""From files on disk to samples: formats, media, images, mixtures and generated data sets."""

@@ -1,0 +1,44 @@
+"""How many positions a page takes in a prompt, from its size alone: no pixel is decoded for it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rsgrpo.config.page_rules import PageRules
+from rsgrpo.data.images.loading import page_size
+from rsgrpo.types import ImageRef
+
+
+class PatchCounter(Protocol):
+    """What is needed of Qwen2.5-VL's image processor."""
+
+    merge_size: int
+
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, object]) -> int:
+        """Patches of an image of that size."""
+
+
+class ImageTokens:
+    """Counts image tokens.
+
+    Args:
+        image_processor: the model's.
+        rules: how pages are read (``DataConfig.page_rules``).
+    """
+
+    def __init__(self, image_processor: PatchCounter, rules: PageRules) -> None:
+        self._images = image_processor
+        self._rules = rules
+        self._of_size: dict[tuple[int, int], int] = {}
+
+    def count(self, ref: ImageRef) -> int:
+        """Image tokens of a page.
+
+        Raises:
+            ImageError: the page is missing, no image, or has a size that the processor does not take.
+        """
+        size = page_size(ref, self._rules)
+        if size not in self._of_size:
+            patches = self._images.get_number_of_image_patches(size[1], size[0], {})
+            self._of_size[size] = patches // self._images.merge_size**2
+        return self._of_size[size]

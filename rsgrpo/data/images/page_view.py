@@ -1,0 +1,162 @@
+"""At which size the model sees a page: the one place that knows.
+
+A page is resized twice: by us (``rsgrpo.data.images.loading``, between ``data.min_pixels`` and ``data.max_pixels``),
+then by the model's own image processor, which has bounds of its own (``preprocessor_config.json``) and brings both
+sides to multiples of one image token. Pixels that Qwen2.5-VL writes are those of the second size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from rsgrpo.config import DataConfig, EndpointConfig
+from rsgrpo.config.page_rules import PageRules
+from rsgrpo.data.images.loading import page_size, resized_size
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.text.coordinates import PATCH_SIDE, smart_resize
+from rsgrpo.types import ImageRef
+
+_EDGES = ("shortest_edge", "longest_edge")
+
+
+class PageViewError(RsgrpoError, ValueError):
+    """The size at which a model sees its pages cannot be told; the message says what is missing."""
+
+
+class SizedProcessor(Protocol):
+    """What is needed of Qwen2.5-VL's image processor."""
+
+    size: object
+    """Its bounds: an area each, by ``shortest_edge`` and ``longest_edge``."""
+    patch_size: int
+    merge_size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageView:
+    """How pages reach the model. Made once, from the settings and the model's processor, and handed to all who ask.
+
+    Attributes:
+        min_pixels: ``data.min_pixels``: smaller pages are scaled up to this area before the processor sees them.
+        max_pixels: ``data.max_pixels``, likewise down.
+        processor_min_pixels: smallest area of the processor.
+        processor_max_pixels: largest.
+        processor_factor: pixels of one image token, per side: patch size times merge size.
+
+    Example:
+        ``PageView(min_pixels=3136, max_pixels=1568000).of_size(2000, 2000)`` is ``(1260, 1260)``: we send 1252²,
+        which is 44.7 tokens a side.
+    """
+
+    min_pixels: int
+    max_pixels: int
+    processor_min_pixels: int = 3136
+    processor_max_pixels: int = 12845056
+    processor_factor: int = PATCH_SIDE
+
+    def of_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height at which the model sees a page of this size.
+
+        Args:
+            width: of the page as it is stored (upright), in pixels.
+            height: likewise.
+
+        Raises:
+            CoordinateError: a strip of more than 200 to 1, or a page of which the bounds leave nothing.
+        """
+        return self._processed(resized_size(width, height, self.min_pixels, self.max_pixels))
+
+    def seen_size(self, ref: ImageRef) -> tuple[int, int]:
+        """Width and height at which the model sees a page, from the file's header alone.
+
+        Raises:
+            ImageError: the page is missing or no image.
+            CoordinateError: as :meth:`of_size`.
+        """
+        rules = PageRules(min_pixels=self.min_pixels, max_pixels=self.max_pixels, max_megapixels=math.inf)
+        return self._processed(page_size(ref, rules))
+
+    def _processed(self, size: tuple[int, int]) -> tuple[int, int]:
+        return smart_resize(
+            *size,
+            min_pixels=self.processor_min_pixels,
+            max_pixels=self.processor_max_pixels,
+            factor=self.processor_factor,
+        )
+
+
+def model_view(data: DataConfig, image_processor: SizedProcessor) -> PageView:
+    """How a model sees pages that we hand to its processor.
+
+    Args:
+        data: our own bounds.
+        image_processor: of the model that answers.
+
+    Raises:
+        PageViewError: the processor's ``size`` holds no areas.
+    """
+    # A dictionary, or transformers' SizeDict, which is none but reads like one.
+    size = image_processor.size
+    found = {name: _edge(size, name) for name in _EDGES}
+    if any(edge < 1 for edge in found.values()):
+        raise PageViewError(
+            f"the model's image processor has size={size!s:.120}, expected areas in pixels under shortest_edge and "
+            "longest_edge (or min_pixels and max_pixels); copy preprocessor_config.json from the Qwen2.5-VL that the "
+            "model was trained from"
+        )
+    return PageView(
+        min_pixels=data.min_pixels,
+        max_pixels=data.max_pixels,
+        processor_min_pixels=found["shortest_edge"],
+        processor_max_pixels=found["longest_edge"],
+        processor_factor=image_processor.patch_size * image_processor.merge_size,
+    )
+
+
+def endpoint_view(data: DataConfig, endpoint: EndpointConfig) -> PageView:
+    """How a model behind a server sees pages that we send it, by ``eval.endpoint.processor_*``."""
+    return PageView(
+        min_pixels=data.min_pixels,
+        max_pixels=data.max_pixels,
+        processor_min_pixels=endpoint.processor_min_pixels,
+        processor_max_pixels=endpoint.processor_max_pixels,
+        processor_factor=endpoint.processor_factor,
+    )
+
+
+def write_view(file: Path, view: PageView) -> None:
+    """Keep a view beside a run's records: whoever reads them later has no model at hand."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(dataclasses.asdict(view), indent=2) + "\n")
+    partial.replace(file)
+
+
+def read_view(file: Path) -> PageView | None:
+    """What :func:`write_view` kept; None where there is no such file.
+
+    Raises:
+        PageViewError: the file is damaged.
+    """
+    if not file.is_file():
+        return None
+    try:
+        return PageView(**json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise PageViewError(
+            f"{str(file)[-160:]} is damaged ({error!s:.120}); remove it, or take it from a copy"
+        ) from error
+
+
+def _edge(size: object, name: str) -> int:
+    """One of a processor's bounds; 0 where it has none."""
+    try:
+        value = size[name]  # type: ignore[index]
+    except (KeyError, TypeError):
+        return 0
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

@@ -1,0 +1,54 @@
+"""``python -m rsgrpo.data.synthetic grounding|haystack|choice FOLDER``: write a small data set of coloured shapes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rsgrpo.data.synthetic.tasks import MAX_PAGES, TASKS, write_task
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.failures import CommandParser, run_command
+
+_MAX_QUESTIONS = 1_000_000
+_MAX_PIXELS = 4096
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write one data set and say how to train on it; 0 on success."""
+    return run_command(lambda: _command(arguments))
+
+
+def _command(arguments: Sequence[str] | None) -> None:
+    parser = CommandParser(prog="python -m rsgrpo.data.synthetic", description=__doc__)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--train", type=int, default=512, help="questions to train on")
+    parser.add_argument("--test", type=int, default=64, help="questions held out")
+    parser.add_argument("--pages", type=int, default=3, help=f"pages of a question, 2 to {MAX_PAGES}")
+    parser.add_argument("--pixels", type=int, default=224, help="width and height of a page")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    for name, least, most in (
+        ("train", 1, _MAX_QUESTIONS),
+        ("test", 1, _MAX_QUESTIONS),
+        ("pages", 2, MAX_PAGES),
+        ("pixels", 28, _MAX_PIXELS),
+        ("seed", 0, 2**32 - 1),
+    ):
+        if not least <= getattr(options, name) <= most:
+            raise RsgrpoError(f"--{name} {getattr(options, name)} does not fit; it must lie between {least} and {most}")
+    write_task(
+        options.task,
+        options.folder,
+        num_train=options.train,
+        num_test=options.test,
+        num_pages=options.pages,
+        page_pixels=options.pixels,
+        seed=options.seed,
+    )
+    print(f"data.rl_path={options.folder / 'train.jsonl'} data.test_path={options.folder / 'test.jsonl'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

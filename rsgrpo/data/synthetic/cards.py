@@ -1,0 +1,237 @@
+"""The quickstart's task: questions over cards, each a page with one real handwritten digit.
+
+A page shows a lightly tinted card in a coloured frame; the colour is the card's name. Questions ask for the number
+on one card, for the card that shows a number, or for the sum of two cards. The digits are the scans that
+come with scikit-learn (UCI "Optical Recognition of Handwritten Digits", test part: 1,797 scans).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rsgrpo.text.normalise import IRRELEVANT
+from rsgrpo.types import SECTION_TAGS
+
+COLOURS = {
+    "red": (214, 40, 40),
+    "blue": (40, 80, 220),
+    "green": (30, 150, 60),
+    "yellow": (240, 200, 20),
+    "purple": (140, 50, 170),
+    "orange": (245, 130, 20),
+    "pink": (250, 140, 190),
+    "grey": (120, 120, 120),
+}
+"""Cards by name, with the frame's RGB."""
+
+KINDS = ("read", "which", "add")
+"""Read one card; which card shows a number; add two cards, which lie on different pages."""
+
+TURNS = ("read", "add", "which", "add", "read")
+"""The order in which a data set asks. Finding a number is the hardest to learn, so there is less of it."""
+
+NUMBERS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+    "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+)  # fmt: skip
+"""Numbers are written in words: each is then one token, as each colour is, which halves the time to learn them."""
+
+REFUSAL = "insufficient to answer"
+
+_MAX_INK = 16.0  # the scans' grey levels run from 0 to 16
+_INK = (25, 25, 40)
+_TINT_FRAC = 0.25  # of the card's colour in its paper: from the frame alone some seeds do not learn colours in time
+_FRAME_FRAC = 0.11  # of the page's side: enough pixels for a colour, most of the page for the digit
+_PAGE_COUNTS = {2: 0.5, 3: 0.3, 4: 0.2}  # more pages, longer responses: the short ones keep the run short
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """One page.
+
+    Attributes:
+        colour: its name, a key of ``COLOURS``.
+        scan: index of the handwritten digit in scikit-learn's data.
+        digit: what the scan shows.
+    """
+
+    colour: str
+    scan: int
+    digit: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardQuestion:
+    """A question with its gold.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        question: for the prompt.
+        cards: the pages in order.
+        answer: gold answer; ``REFUSAL`` where the pages do not hold it.
+        is_sufficient: whether they do.
+        positive_pages: 0-based indexes of the pages that the answer needs.
+        response: the tagged gold response.
+    """
+
+    kind: str
+    question: str
+    cards: tuple[Card, ...]
+    answer: str
+    is_sufficient: bool
+    positive_pages: tuple[int, ...]
+    response: str
+
+
+@lru_cache(maxsize=1)
+def _scans() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
+
+    data = load_digits()
+    return data.images, data.target
+
+
+def split_scans(sizes: tuple[int, ...], seed: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Deal the scans out so that no handwriting is in two splits.
+
+    Args:
+        sizes: how many scans of each digit every split gets; what is left over goes to the last one.
+        seed: of the shuffle.
+
+    Returns:
+        For each split, ten tuples: the scans of each digit.
+
+    Raises:
+        ValueError: there are too few scans of a digit.
+    """
+    digits = _scans()[1]
+    rng = np.random.default_rng((seed, 0))
+    splits: list[list[tuple[int, ...]]] = [[] for _ in sizes]
+    for digit in range(10):
+        scans = rng.permutation(np.flatnonzero(digits == digit))
+        if sum(sizes) > len(scans):
+            raise ValueError(f"the splits want {sum(sizes)} scans of the digit {digit}, there are {len(scans)}")
+        bounds = [*np.cumsum((0, *sizes[:-1])), len(scans)]
+        for split, (start, stop) in zip(splits, itertools.pairwise(bounds), strict=True):
+            split.append(tuple(int(scan) for scan in scans[start:stop]))
+    return tuple(tuple(split) for split in splits)
+
+
+def draw_page(card: Card, page_pixels: int) -> Image.Image:
+    """Draw a card.
+
+    Args:
+        card: what to draw.
+        page_pixels: side of the square page.
+
+    Returns:
+        RGB image: coloured frame, paper with a tint of it, the scan in dark ink.
+    """
+    frame = max(2, round(_FRAME_FRAC * page_pixels))
+    side = page_pixels - 2 * frame
+    ink = np.clip(_scans()[0][card.scan] / _MAX_INK, 0.0, 1.0)
+    scan = Image.fromarray((255 * ink).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    colour = COLOURS[card.colour]
+    tint = tuple(round(255 + _TINT_FRAC * (part - 255)) for part in colour)
+    page = Image.new("RGB", (page_pixels, page_pixels), colour)
+    page.paste(Image.new("RGB", (side, side), tint), (frame, frame))
+    page.paste(Image.new("RGB", (side, side), _INK), (frame, frame), mask=scan)
+    return page
+
+
+def make_question(
+    kind: str, *, is_sufficient: bool, scans: tuple[tuple[int, ...], ...], rng: np.random.Generator
+) -> CardQuestion:
+    """Draw cards and ask something about them.
+
+    Args:
+        kind: one of ``KINDS``.
+        is_sufficient: whether the pages shall hold the answer. If not, the card asked for is missing
+            (one of the two for ``add``), or no card shows the number.
+        scans: the split's scans of each digit.
+        rng: source of all choices.
+
+    Returns:
+        The question with its gold.
+    """
+    num_pages = int(rng.choice(list(_PAGE_COUNTS), p=list(_PAGE_COUNTS.values())))
+    colours = [str(colour) for colour in rng.permutation(list(COLOURS))]
+    digits = [int(digit) for digit in rng.permutation(10)]  # all different: "which card" has one answer
+    if kind != "which":
+        digits = [int(digit) for digit in rng.integers(0, 10, num_pages)]
+    cards = tuple(
+        Card(colour=colour, scan=int(rng.choice(scans[digit])), digit=digit)
+        for colour, digit in zip(colours[:num_pages], digits[:num_pages], strict=True)
+    )
+    first, second = (int(page) for page in rng.permutation(num_pages)[:2])
+    absent_colour, absent_digit = colours[num_pages], digits[-1]
+    if kind == "read":
+        return _read(cards, first, "" if is_sufficient else absent_colour)
+    if kind == "which":
+        return _which(cards, first, -1 if is_sufficient else absent_digit)
+    if kind == "add":
+        return _add(cards, first, second, "" if is_sufficient else absent_colour)
+    raise ValueError(f"kind={kind!r} is not known; choose one of {', '.join(KINDS)}")
+
+
+def _read(cards: tuple[Card, ...], page: int, absent_colour: str) -> CardQuestion:
+    colour = absent_colour or cards[page].colour
+    question = f"What number is on the {colour} card?"
+    if absent_colour:
+        return _question("read", question, cards, (), f"no {colour} card", "")
+    return _question("read", question, cards, (page,), f"{colour} is {_number(cards[page])}", _number(cards[page]))
+
+
+def _which(cards: tuple[Card, ...], page: int, absent_digit: int) -> CardQuestion:
+    number = NUMBERS[absent_digit] if absent_digit >= 0 else _number(cards[page])
+    question = f"Which card shows {number}?"
+    if absent_digit >= 0:
+        return _question("which", question, cards, (), f"no card is {number}", "")
+    return _question("which", question, cards, (page,), f"{number} is {cards[page].colour}", cards[page].colour)
+
+
+def _add(cards: tuple[Card, ...], left: int, right: int, absent_colour: str) -> CardQuestion:
+    colours = [cards[left].colour, absent_colour or cards[right].colour]
+    question = f"What is {colours[0]} plus {colours[1]}?"
+    if absent_colour:
+        return _question("add", question, cards, (left,), f"no {absent_colour} card", "")
+    total = NUMBERS[cards[left].digit + cards[right].digit]
+    reason = f"{_number(cards[left])} plus {_number(cards[right])} is {total}"
+    return _question("add", question, cards, (left, right), reason, total)
+
+
+def _question(
+    kind: str, question: str, cards: tuple[Card, ...], pages: tuple[int, ...], reason: str, answer: str
+) -> CardQuestion:
+    """Put a question together; an empty ``answer`` is a refusal."""
+    transcripts = [_transcript(card, kind) for card in cards]
+    evidence = "\n".join(
+        f"[{page + 1}]: {transcripts[page] if page in pages else IRRELEVANT}" for page in range(len(cards))
+    )
+    # A blank behind the tag: a word is then the same token here as everywhere else.
+    contents = (f" {', '.join(transcripts)}", f"\n{evidence}\n", f" {reason}", f" {answer or REFUSAL}")
+    response = "\n".join(f"<{tag}>{content}</{tag}>" for tag, content in zip(SECTION_TAGS, contents, strict=True))
+    return CardQuestion(
+        kind=kind,
+        question=question,
+        cards=cards,
+        answer=answer or REFUSAL,
+        is_sufficient=bool(answer),
+        positive_pages=pages,
+        response=response,
+    )
+
+
+def _transcript(card: Card, kind: str) -> str:
+    # What the question names comes first: a card is then found by its number in the same way as by its colour.
+    return f"{_number(card)} {card.colour}" if kind == "which" else f"{card.colour} {_number(card)}"
+
+
+def _number(card: Card) -> str:
+    return NUMBERS[card.digit]

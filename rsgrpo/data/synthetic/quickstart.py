@@ -1,0 +1,132 @@
+"""Write the quickstart's three data sets in EVisRAG's on-disk format."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rsgrpo.config import QuickstartConfig
+from rsgrpo.data.evisrag_files import write_evisrag
+from rsgrpo.data.files import TEST_FILE
+from rsgrpo.data.synthetic.cards import COLOURS, TURNS, Card, CardQuestion, draw_page, make_question, split_scans
+from rsgrpo.types import ImageRef, Sample
+
+_SFT, _RL, _TEST = range(3)
+_NAMES = ("sft", "rl", "test")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuickstartPaths:
+    """Where the data sets lie, ready for ``data.sft_path``, ``data.rl_path`` and ``data.test_path``.
+
+    Attributes:
+        sft_path: JSONL with tagged gold responses; pages in ``images.parquet``.
+        rl_path: likewise, on other handwriting.
+        test_path: folder of the EVisRAG-Test layout; pages are files; handwriting of its own.
+    """
+
+    sft_path: str
+    rl_path: str
+    test_path: str
+
+
+def make_questions(config: QuickstartConfig, seed: int) -> tuple[tuple[CardQuestion, ...], ...]:
+    """All questions: supervised, reinforcement, test; no scan is in two of the three.
+
+    Args:
+        config: how many, and the share without an answer.
+        seed: of everything.
+
+    Returns:
+        Three tuples. The kinds take turns (``TURNS``); in each kind the share of unanswerable questions
+        is exact up to rounding.
+
+    Example:
+        With 300 test questions and ``unanswerable_frac=0.2`` there are 120 to read, 120 to add and 60 to
+        find, a fifth of each unanswerable.
+    """
+    splits = split_scans((config.sft_scans_per_digit, config.rl_scans_per_digit, config.test_scans_per_digit), seed)
+    sizes = (config.num_sft_samples, config.num_rl_samples, config.num_test_samples)
+    return tuple(
+        _draw_questions(size, config.unanswerable_frac, scans, np.random.default_rng((seed, 1 + split)))
+        for split, (size, scans) in enumerate(zip(sizes, splits, strict=True))
+    )
+
+
+def _draw_questions(
+    size: int, unanswerable_frac: float, scans: tuple[tuple[int, ...], ...], rng: np.random.Generator
+) -> tuple[CardQuestion, ...]:
+    questions = []
+    for index in range(size):
+        turn = index // len(TURNS)
+        # Every time the running count of unanswerable ones passes a whole number, the question is one.
+        is_sufficient = int((turn + 1) * unanswerable_frac) == int(turn * unanswerable_frac)
+        questions.append(make_question(TURNS[index % len(TURNS)], is_sufficient=is_sufficient, scans=scans, rng=rng))
+    return tuple(questions[index] for index in rng.permutation(size))
+
+
+def build_quickstart_data(config: QuickstartConfig, folder: Path, seed: int) -> QuickstartPaths:
+    """Write the data sets; the folder appears all at once, and a complete one is left as it is.
+
+    Args:
+        config: sizes.
+        folder: what to write.
+        seed: of everything.
+
+    Returns:
+        Their paths.
+    """
+    paths = QuickstartPaths(
+        sft_path=str(folder / "sft" / "train.jsonl"),
+        rl_path=str(folder / "rl" / "train.jsonl"),
+        test_path=str(folder / "test"),
+    )
+    if folder.exists():
+        return paths
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    sft, rl, test = make_questions(config, seed)
+    _write(partial / "sft" / "train.jsonl", _SFT, sft, config.page_pixels)
+    _write(partial / "rl" / "train.jsonl", _RL, rl, config.page_pixels)
+    _write(partial / "test" / TEST_FILE, _TEST, test, config.page_pixels)
+    partial.replace(folder)
+    return paths
+
+
+def corpus(config: QuickstartConfig, seed: int) -> list[str]:
+    """Texts that the small model's tokenizer learns from: supervised questions and responses."""
+    return [text for question in make_questions(config, seed)[_SFT] for text in (question.question, question.response)]
+
+
+def _write(file: Path, split: int, questions: Sequence[CardQuestion], page_pixels: int) -> None:
+    cards = {_page_path(card): card for question in questions for card in question.cards}
+    samples = [_sample(f"{_NAMES[split]}-{index:05d}", question) for index, question in enumerate(questions)]
+    write_evisrag(
+        file,
+        samples,
+        {path: draw_page(card, page_pixels) for path, card in cards.items()},
+        layout="test" if split == _TEST else "train",
+        as_table=split != _TEST,
+    )
+
+
+def _page_path(card: Card) -> str:
+    # Neither the colour nor the digit: nothing of the answer stands in what a person or a prompt sees.
+    return f"imgs/{card.scan * len(COLOURS) + list(COLOURS).index(card.colour)}.png"
+
+
+def _sample(sample_id: str, question: CardQuestion) -> Sample:
+    return Sample(
+        sample_id=sample_id,
+        question=question.question,
+        images=tuple(ImageRef(path=_page_path(card)) for card in question.cards),
+        answers=(question.answer,),
+        gold_response=question.response,
+        is_sufficient=question.is_sufficient,
+        positive_images=question.positive_pages,
+        metadata={"kind": question.kind},
+    )

@@ -1,0 +1,150 @@
+"""The quickstart's own Qwen2.5-VL: the real architecture, tokenizer rules and processor, only small."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from rsgrpo.config import QuickstartConfig
+from rsgrpo.data.synthetic.quickstart_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, build_tokenizer
+
+_PATCH_PIXELS = 14
+_MERGE = 2
+_MIN_PIXELS = (_PATCH_PIXELS * _MERGE) ** 2
+_MAX_PIXELS = 16 * _MIN_PIXELS
+_MAX_POSITIONS = 4096
+_WINDOW_PIXELS = 112
+
+
+def build_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
+    """The processor for small pages: same patches, merging and normalisation as the full model's."""
+    size = {"shortest_edge": _MIN_PIXELS, "longest_edge": _MAX_PIXELS}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size, patch_size=_PATCH_PIXELS, merge_size=_MERGE),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=size, patch_size=_PATCH_PIXELS, merge_size=_MERGE),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def model_config(config: QuickstartConfig, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+    """Settings of the small model; its ids are the tokenizer's.
+
+    Args:
+        config: sizes.
+        tokenizer: from ``build_tokenizer``.
+
+    Returns:
+        A Qwen2.5-VL config; the embedding has ``vocabulary_tokens`` rows, maybe more than the tokenizer.
+    """
+    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}
+    half_head = config.text_hidden // config.text_heads // 2
+    frame_dims = half_head // 4  # the full model splits its 64 rotary pairs 16 : 24 : 24
+    row_dims = (half_head - frame_dims) // 2
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": config.vocabulary_tokens,
+            "hidden_size": config.text_hidden,
+            "intermediate_size": 3 * config.text_hidden,
+            "num_hidden_layers": config.text_layers,
+            "num_attention_heads": config.text_heads,
+            "num_key_value_heads": max(1, config.text_heads // 2),
+            "max_position_embeddings": _MAX_POSITIONS,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [half_head - 2 * row_dims, row_dims, row_dims],
+            },
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": config.vision_layers,
+            "hidden_size": config.vision_hidden,
+            "intermediate_size": 3 * config.vision_hidden,
+            "num_heads": config.vision_heads,
+            "patch_size": _PATCH_PIXELS,
+            "spatial_merge_size": _MERGE,
+            "temporal_patch_size": 2,
+            "window_size": _WINDOW_PIXELS,
+            "fullatt_block_indexes": [config.vision_layers - 1],
+            "out_hidden_size": config.text_hidden,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+
+
+def _scale_by_width(model: Qwen2_5_VLForConditionalGeneration) -> None:
+    """Draw matrices anew with variance 1/fan-in; embeddings stay.
+
+    The large model's std of 0.02 is far too small at these widths: pages would hardly move the residual
+    stream, and handwriting would take several times as many steps to learn.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2 and "embed_tokens" not in name:
+                parameter.normal_(0.0, parameter[0].numel() ** -0.5)
+
+
+def build_quickstart_model(config: QuickstartConfig, folder: Path, seed: int, corpus: Iterable[str]) -> Path:
+    """Write the small model's folder: config, random weights, tokenizer, processor.
+
+    The folder appears all at once; a complete one is left as it is.
+
+    Args:
+        config: sizes.
+        folder: what to write.
+        seed: of the weights.
+        corpus: texts that the tokenizer learns from.
+
+    Returns:
+        ``folder``; ``from_pretrained``, the trainer and the engines load it like any Qwen2.5-VL.
+    """
+    if (folder / "config.json").exists():
+        return folder
+    tokenizer = build_tokenizer(corpus, config.vocabulary_tokens)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(model_config(config, tokenizer))
+        _scale_to_width(model)
+        _scale_by_width(model)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial)
+    build_processor(tokenizer).save_pretrained(partial)
+    partial.replace(folder)
+    return folder
+
+
+def _scale_to_width(model: Qwen2_5_VLForConditionalGeneration) -> None:
+    """Draw every matrix anew with standard deviation 1/sqrt(inputs).
+
+    The full model's 0.02 suits widths of some thousand; at this width pages and attention start so faint
+    that the pages stay unread for twice as many steps. Embeddings keep 0.02.
+    """
+    embedding = model.get_input_embeddings().weight
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2 and parameter is not embedding:
+                parameter.normal_(0.0, parameter[0].numel() ** -0.5)

@@ -1,0 +1,76 @@
+"""The benchmarks by task name.
+
+``evisrag/chartqa`` names one task; ``evisrag`` all of a family, ``milebench/diagnostic`` all of a group.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from rsgrpo.errors import shown
+from rsgrpo.evaluation.benchmarks.base import Benchmark, BenchmarkError
+from rsgrpo.evaluation.benchmarks.evisrag import SETS as EVISRAG_SETS
+from rsgrpo.evaluation.benchmarks.evisrag import EVisRagBenchmark
+from rsgrpo.evaluation.benchmarks.haystacks import HaystackBenchmark
+from rsgrpo.evaluation.benchmarks.mig_bench import TASKS as MIG_TASKS
+from rsgrpo.evaluation.benchmarks.mig_bench import MigBenchmark
+from rsgrpo.evaluation.benchmarks.milebench import GROUPS as MILEBENCH_GROUPS
+from rsgrpo.evaluation.benchmarks.milebench import SETS as MILEBENCH_SETS
+from rsgrpo.evaluation.benchmarks.milebench import MileBenchmark
+
+__all__ = ["BENCHMARKS", "find_benchmark", "find_benchmarks"]
+
+_ALL: tuple[Benchmark, ...] = (
+    *(EVisRagBenchmark(name=f"evisrag/{set_name.lower()}", set_name=set_name) for set_name in EVISRAG_SETS),
+    *(MileBenchmark(name=f"milebench/{set_name}", set_name=set_name) for set_name in MILEBENCH_SETS),
+    HaystackBenchmark(name="vhs/single", needle_mode="single_needle"),
+    HaystackBenchmark(name="vhs/multi", needle_mode="multi_needle"),
+    HaystackBenchmark(name="vhs/positional", needle_mode="single_needle", is_positional=True),
+    MigBenchmark(name="mig_bench", tasks=MIG_TASKS),
+    *(MigBenchmark(name=f"mig_bench/{task}", tasks=(task,)) for task in MIG_TASKS),
+)
+
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
+"""Every task by its name."""
+
+_NUM_CHOICES = 5  # in a message, the most alike first
+_MILEBENCH_VARIANT = re.compile(r"milebench/(?P<set>.+?)(?:_combined_\d+|-adv)")
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """The benchmark of a task name; ``milebench/<set>_combined_<N>`` and ``milebench/<set>-adv`` are variants.
+
+    Raises:
+        BenchmarkError: there is none; the message lists the choices.
+    """
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    variant = _MILEBENCH_VARIANT.fullmatch(name)
+    if variant and variant["set"] in MILEBENCH_SETS:
+        return MileBenchmark(name=name, set_name=name.partition("/")[2])
+    close = difflib.get_close_matches(name, BENCHMARKS, n=_NUM_CHOICES)
+    choices = list(dict.fromkeys([*close, *BENCHMARKS]))
+    families = sorted({one.partition("/")[0] for one in BENCHMARKS})
+    raise BenchmarkError(
+        f"there is no benchmark '{shown(name)}'; the choices are {', '.join(choices[:_NUM_CHOICES])}, "
+        f"{len(choices) - _NUM_CHOICES} more, and whole families: {', '.join(families)}"
+    )
+
+
+def find_benchmarks(name: str) -> tuple[Benchmark, ...]:
+    """The benchmarks that a task name, a family's or a group's stands for.
+
+    Raises:
+        BenchmarkError: there is none; the message lists the choices.
+
+    Example:
+        ``find_benchmarks("evisrag")`` gives the five sets, ``find_benchmarks("milebench/diagnostic")`` three.
+    """
+    if name in BENCHMARKS:
+        return (BENCHMARKS[name],)
+    group = MILEBENCH_GROUPS.get(name.removeprefix("milebench/"), ()) if name.startswith("milebench/") else ()
+    if group:
+        return tuple(BENCHMARKS[f"milebench/{set_name}"] for set_name in group)
+    family = tuple(benchmark for task, benchmark in BENCHMARKS.items() if task.startswith(f"{name}/"))
+    return family or (find_benchmark(name),)

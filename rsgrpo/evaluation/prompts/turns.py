@@ -1,0 +1,159 @@
+"""Chat turns with images between their words, and the two forms that engines and servers want them in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.prompts.template import IMAGE_PLACEHOLDER, ChatTemplater
+from rsgrpo.text.control_tokens import control_token
+from rsgrpo.types import ChatPrompt, ImageRef, PromptedSample, Sample
+
+_DIGEST_BYTES = 8
+
+
+class TaskPromptError(RsgrpoError, ValueError):
+    """A question cannot be put; the message names it and the way out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatTurn:
+    """One turn.
+
+    Attributes:
+        role: ``system``, ``user`` or ``assistant``.
+        parts: text and images in the order in which they are read.
+    """
+
+    role: str
+    parts: tuple[str | ImageRef, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskPrompt:
+    """One request to a model.
+
+    Attributes:
+        prompt_id: unique in its task.
+        turns: what is said before the answer.
+    """
+
+    prompt_id: str
+    turns: tuple[ChatTurn, ...]
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """All images, in order."""
+        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef))
+
+    def digest(self) -> str:
+        """Changes when a word or the path of an image does; tells whether a kept answer is still the answer to this.
+
+        Returns:
+            Sixteen hexadecimal digits.
+        """
+        state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        for turn in self.turns:
+            state.update(f"\x00{turn.role}".encode())
+            for part in turn.parts:
+                state.update(f"\x01{part.path}".encode() if isinstance(part, ImageRef) else f"\x02{part}".encode())
+        return state.hexdigest()
+
+
+def user_prompt(prompt_id: str, parts: tuple[str | ImageRef, ...], *, system: str = "") -> TaskPrompt:
+    """A single user turn behind a system turn.
+
+    Args:
+        prompt_id: unique in its task.
+        parts: text and images; empty text is left out.
+        system: text of the system turn; an empty one is written out too, because chat templates add their own
+            otherwise.
+    """
+    kept = tuple(part for part in parts if isinstance(part, ImageRef) or part)
+    return TaskPrompt(
+        prompt_id=prompt_id, turns=(ChatTurn(role="system", parts=(system,)), ChatTurn(role="user", parts=kept))
+    )
+
+
+def chat_prompt(prompt: TaskPrompt, chat: ChatTemplater) -> PromptedSample:
+    """Apply a chat template: what the rollout engine takes.
+
+    Args:
+        prompt: the request.
+        chat: the model's tokenizer or processor.
+
+    Returns:
+        The prompt with one ``<|image_pad|>`` an image, beside a sample that carries its id.
+
+    Raises:
+        TaskPromptError: the text holds a control token (:mod:`rsgrpo.text.control_tokens`), or the template drops an
+            image.
+
+    Example:
+        Two images and ``Q?`` in a user turn give ``user\\n`` + 2 × ``<|vision_start|><|image_pad|><|vision_end|>``
+        + ``Q?<|im_end|>\\n<|im_start|>assistant\\n`` at the end.
+    """
+    conversation: list[dict[str, object]] = []
+    for turn in prompt.turns:
+        for part in turn.parts:
+            if isinstance(part, str):
+                _check_text(prompt.prompt_id, part)
+        content: object
+        if any(isinstance(part, ImageRef) for part in turn.parts):
+            content = [
+                {"type": "image"} if isinstance(part, ImageRef) else {"type": "text", "text": part}
+                for part in turn.parts
+            ]
+        else:
+            content = "".join(part for part in turn.parts if isinstance(part, str))
+        conversation.append({"role": turn.role, "content": content})
+    text = chat.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    images = prompt.images
+    if text.count(IMAGE_PLACEHOLDER) != len(images):
+        raise TaskPromptError(
+            f"question {prompt.prompt_id!r}: the chat template gives {text.count(IMAGE_PLACEHOLDER)} image "
+            f"placeholders for {len(images)} images; use a model folder with Qwen2.5-VL's chat template"
+        )
+    return PromptedSample(
+        sample=Sample(sample_id=prompt.prompt_id, images=images),
+        prompt=ChatPrompt(sample_id=prompt.prompt_id, text=text, images=images),
+    )
+
+
+def _check_text(prompt_id: str, text: str) -> None:
+    token = control_token(text)
+    if token:
+        raise TaskPromptError(f"question {prompt_id!r}: its text holds the control token {token!r}; take it out")
+
+
+def openai_messages(prompt: TaskPrompt, image_url: Callable[[ImageRef], str]) -> list[dict[str, object]]:
+    """The messages of an OpenAI-compatible chat request.
+
+    Args:
+        prompt: the request.
+        image_url: gives an image's address, such as a data URL.
+
+    Returns:
+        One message a turn; an empty system turn is left out; turns of text alone carry plain text.
+
+    Example:
+        A user turn of an image and ``Q?`` gives ``{"role": "user", "content": [{"type": "image_url", "image_url":
+        {"url": …}}, {"type": "text", "text": "Q?"}]}``.
+    """
+    messages: list[dict[str, object]] = []
+    for turn in prompt.turns:
+        texts = [part for part in turn.parts if isinstance(part, str)]
+        if len(texts) == len(turn.parts):
+            if turn.role != "system" or any(texts):
+                messages.append({"role": turn.role, "content": "".join(texts)})
+            continue
+        content: list[dict[str, object]] = []
+        for part in turn.parts:
+            if isinstance(part, ImageRef):
+                content.append({"type": "image_url", "image_url": {"url": image_url(part)}})
+            else:
+                content.append({"type": "text", "text": part})
+        messages.append({"role": turn.role, "content": content})
+    return messages

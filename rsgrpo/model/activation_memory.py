@@ -1,0 +1,178 @@
+"""How many bytes a packed row takes in a forward and backward pass, from the model's shapes.
+
+Read off the operations of transformers' Qwen2.5-VL and of this package, and checked against a count of live tensors
+(tests/unit/model/test_activation_memory.py). T tokens, R response tokens, H the stream's width, A and K those of
+queries and keys, I the MLP's, V the vocabulary, L layers, b bytes of the precision.
+
+A layer keeps for its backward pass (``_kept``):
+
+* two norms: the stream in float32 (4 T H), what the norm's weight multiplies (b T H; in LoRA the weight is frozen and
+  nothing is kept) and the result (b T H), which is the input of the matrices behind it;
+* attention: queries, keys and values (b T (A + 2 K)), output and the output matrix's input (2 b T A), one float32 a
+  head and token;
+* the MLP: gate, its SiLU, up, and their product (4 b T I).
+
+With recomputation a layer keeps its input only (b T H), and one layer at a time is computed again. The backward pass
+is largest where the gate and up branches meet: three gradients (3 b T I) beside what is kept, the product gone, and
+the stream's gradient. A tied head's gradient (b V H) waits all the while for the embedding's.
+
+The head holds a chunk of logits in float32 (and, in bfloat16, a copy), and its gradient in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rsgrpo.model.memory_bounds import BLOCK_WEIGHTS, CHUNK_LOGITS, FP32
+from rsgrpo.model.sizes import ModelSizes, StackSizes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowSize:
+    """A packed row.
+
+    Attributes:
+        num_tokens: T.
+        num_response_tokens: R.
+        num_patches: of all its pages, each page once; 0 where their features are stored.
+        num_pairs: pairs of a query and a key that it sees.
+        num_page_pairs: pairs of patches of the same page, both ways.
+    """
+
+    num_tokens: int
+    num_response_tokens: int
+    num_patches: int = 0
+    num_pairs: int = 0
+    num_page_pairs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActivationMemory:
+    """Bytes of a row, beside weights and their gradients.
+
+    Attributes:
+        pixels: of its pages, float32.
+        kept: layers' inputs or, without recomputation, all that they keep; a trained tower's are in ``vision_kept``.
+        vision_kept: what a trained vision tower keeps; 0 for a frozen one.
+        vision: the most that the tower takes while it runs.
+        layer: the most that a layer's backward pass takes beside what is kept.
+        head: the most that the head takes beside what is kept.
+    """
+
+    pixels: int
+    kept: int
+    vision_kept: int
+    vision: int
+    layer: int
+    head: int
+
+    @property
+    def peak(self) -> int:
+        """The most at a time: tower, layers and head come one after the other."""
+        return self.pixels + self.vision_kept + max(self.vision, self.kept + max(self.layer, self.head))
+
+
+def activation_memory(
+    model: ModelSizes, row: RowSize, *, weight_bytes: int, recomputes: bool, device: str = "gpu"
+) -> ActivationMemory:
+    """Bytes of a row.
+
+    Args:
+        model: sizes.
+        row: sizes.
+        weight_bytes: b.
+        recomputes: ``model.gradient_checkpointing``.
+        device: ``gpu`` or ``cpu``: the head's chunks are larger on a GPU.
+
+    Example:
+        A row of 16,384 tokens, 4,096 of them of responses, of Qwen2.5-VL-7B in bfloat16 with recomputation: 3.1 GiB of
+        layers' inputs, 4.8 GiB for one layer.
+    """
+    b, tokens = weight_bytes, row.num_tokens
+    language = model.language
+    stream = b * tokens * language.hidden
+    layer = _kept(language, tokens, b=b, keeps_scaled=not model.adapter_rank) + _adapters(model, tokens, b)
+    angles = 2 * b * tokens * language.head_size
+    kept = angles + language.layers * (stream if recomputes else layer)
+    head_gradient = b * model.vocabulary * language.hidden if model.is_head_trained else 0
+    waiting = head_gradient if model.is_tied else 0
+    return ActivationMemory(
+        pixels=FP32 * row.num_patches * model.patch_values,
+        kept=kept,
+        vision_kept=_vision_kept(model, row.num_patches, b=b, recomputes=recomputes),
+        vision=stream + _vision_runs(model, row.num_patches, b=b),
+        layer=(layer if recomputes else 0) + _backward(language, tokens, b=b) + waiting,
+        head=_head(model, row, b=b, device=device),
+    )
+
+
+def _kept(stack: StackSizes, tokens: int, *, b: int, keeps_scaled: bool) -> int:
+    """What a block keeps for its backward pass."""
+    norms = 2 * tokens * stack.hidden * (FP32 + b * (1 + keeps_scaled))
+    attention = b * tokens * (3 * stack.query_width + 2 * stack.key_width) + FP32 * tokens * stack.heads
+    return norms + attention + 4 * b * tokens * stack.intermediate
+
+
+def _adapters(model: ModelSizes, tokens: int, b: int) -> int:
+    """What the adapters of a layer keep: the narrow result of A, of all seven matrices at most."""
+    return 7 * b * tokens * model.adapter_rank
+
+
+def _backward(stack: StackSizes, tokens: int, *, b: int) -> int:
+    """What a block's backward pass takes beside what it keeps, at its largest: in the MLP, or in attention."""
+    in_mlp = 2 * b * tokens * stack.intermediate
+    # The door that works in tiles holds queries, keys, values, their gradients and three widths of outputs in float32.
+    widths = 2 * (stack.query_width + 2 * stack.key_width) + 3 * stack.query_width
+    in_attention = FP32 * tokens * widths - 4 * b * tokens * stack.intermediate
+    return b * tokens * stack.hidden + max(in_mlp, in_attention)
+
+
+def _head(model: ModelSizes, row: RowSize, *, b: int, device: str) -> int:
+    """The last norm, the responses' states and their gradients, and the larger of both passes over the chunks."""
+    hidden, is_narrow = model.language.hidden, b < FP32
+    logits = min(row.num_response_tokens * model.vocabulary, max(CHUNK_LOGITS[device], model.vocabulary))
+    forward = 2 * FP32 * logits  # and their exponentials
+    weights = model.vocabulary * hidden
+    block = min(weights, BLOCK_WEIGHTS[device]) if is_narrow else 0
+    tokens = logits // model.vocabulary  # of a chunk
+    # A CPU multiplies bfloat16 as float32 copies, a block of the head's words at a time.
+    copies = FP32 * (block + tokens * (block // hidden + hidden)) if is_narrow and device == "cpu" else 0
+    forward += copies
+    backward = (FP32 + b * is_narrow) * logits
+    if is_narrow:
+        backward = max(backward, b * logits + copies)
+    if model.is_head_trained:
+        # In float32 while it is summed, a block's product beside it; then in the weights' precision as well.
+        backward = FP32 * weights + max(backward, b * logits + copies + FP32 * block, b * is_narrow * weights)
+    norm = (FP32 + b) * row.num_tokens * hidden
+    return norm + 2 * b * row.num_response_tokens * hidden + max(forward, backward)
+
+
+def _vision_kept(model: ModelSizes, patches: int, *, b: int, recomputes: bool) -> int:
+    """What a trained tower keeps until the language model's backward pass is through."""
+    if not model.is_vision_trained:
+        return 0
+    tower = model.vision
+    block = b * patches * tower.hidden if recomputes else _kept(tower, patches, b=b, keeps_scaled=True)
+    projector = patches * tower.hidden * (FP32 + 4 * b)
+    return tower.layers * block + projector + _vision_inputs(model, patches, b=b)
+
+
+def _vision_inputs(model: ModelSizes, patches: int, *, b: int) -> int:
+    """Pixels in the tower's precision where that is another, and the float32 angles of rows and columns."""
+    copied = b * patches * model.patch_values if b < FP32 else 0
+    return copied + 2 * FP32 * patches * model.vision.head_size
+
+
+def _vision_runs(model: ModelSizes, patches: int, *, b: int) -> int:
+    """The most that the tower takes at a time."""
+    tower = model.vision
+    # A block turns queries and keys by their angles in float32: six widths at a time, beside five in its precision
+    # (in float32 the copies are the tensors themselves: eleven in all).
+    turning = patches * tower.hidden * (5 * b + 6 * FP32)
+    forward = max(turning, b * patches * (2 * tower.hidden + 3 * tower.intermediate))
+    if not model.is_vision_trained:
+        return forward + _vision_inputs(model, patches, b=b)
+    backward = _kept(tower, patches, b=b, keeps_scaled=True) + _backward(tower, patches, b=b)
+    waiting = b * model.vocabulary * model.language.hidden if model.is_tied and model.is_head_trained else 0
+    return max(forward, backward + waiting)

@@ -1,0 +1,1 @@
+"""Attention over packed rows in which siblings share their prompt."""

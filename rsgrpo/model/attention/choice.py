@@ -1,0 +1,216 @@
+"""Attention over packed rows in which siblings share their prompt.
+
+Doors behind one function, chosen by the plan that the row comes with:
+
+* :class:`~.tiled_plan.TiledPlan` (any device): a tile of scores at a time, through cache or fast memory.
+* :class:`~.varlen.VarlenPlan` (CUDA): FlashAttention over ragged sequences; keys and values of a prompt are
+  repeated for each of its responses, queries are not.
+* :class:`~.flex.FlexPlan` (CUDA; on a CPU forward only): a compiled kernel with a block mask.
+
+The vision tower goes through the same doors, window by window (``windows.py``).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.model.attention.flex import FlexPlan, flex_plan, flex_row_attention
+from rsgrpo.model.attention.tiled import tiled_attention
+from rsgrpo.model.attention.tiled_plan import TiledPlan, tiled_plan
+from rsgrpo.model.attention.varlen import VarlenPlan, flash_kernel_name, varlen_attention, varlen_plan
+from rsgrpo.model.attention.windows import VISION_ATTENTION_NAMES, grouped_window_attention, window_attention
+from rsgrpo.model.micro_batches import PackedRow, Piece, lay_out
+
+ATTENTION_NAME = "rsgrpo_packed"
+
+AttentionPlan = TiledPlan | VarlenPlan | FlexPlan
+
+
+class AttentionUnavailableError(RsgrpoError):
+    """``model.attention`` asks for what this machine cannot do."""
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    attention_plan: AttentionPlan,
+    **_unused: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer over a packed row, as transformers calls it.
+
+    Args:
+        module: the layer; not used.
+        query: [1, query heads, T, D], rotary positions applied.
+        key: [1, key heads, T, D].
+        value: [1, key heads, T, D].
+        attention_mask: None; the plan says who sees whom.
+        scaling: factor of the scores.
+        attention_plan: passed through the language model's keyword arguments.
+
+    Returns:
+        [1, T, query heads, D], and None for the weights.
+    """
+    rows = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
+    if isinstance(attention_plan, VarlenPlan):
+        return varlen_attention(*rows, attention_plan, scaling)[None], None
+    if isinstance(attention_plan, FlexPlan):
+        return flex_row_attention(*rows, attention_plan, scaling)[None], None
+    return tiled_attention(*rows, attention_plan, scaling)[None], None
+
+
+def register_packed_attention() -> None:
+    """Make our attention functions known to transformers under their names."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION_NAME, packed_attention)
+    AttentionInterface.register(VISION_ATTENTION_NAMES["varlen"], window_attention)
+    AttentionInterface.register(VISION_ATTENTION_NAMES["tiled"], grouped_window_attention)
+
+
+# Kernels fail in their own ways where the machine or the build does not have them.
+_KERNEL_ERRORS = (ImportError, NotImplementedError, RuntimeError, TypeError)
+
+
+def make_plan(door: str, row: PackedRow, *, device: torch.device) -> AttentionPlan:
+    """The plan that leads a row through a door.
+
+    Args:
+        door: from :func:`choose_door`.
+        row: where everything stands.
+        device: where the model is.
+    """
+    if door == "varlen":
+        return varlen_plan(row, device=device)
+    if door == "flex":
+        return flex_plan(row, device=device)
+    return tiled_plan(row, device=device)
+
+
+def _trial(door: str, row: PackedRow, *, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Output and gradients of a door on given random inputs, float32."""
+    generator = torch.Generator(device).manual_seed(0)
+    inputs = [
+        torch.randn(1, heads, row.num_tokens, 64, device=device, dtype=dtype, generator=generator).requires_grad_()
+        for heads in (4, 2, 2)
+    ]
+    plan = make_plan(door, row, device=device)
+    query, key, value = inputs
+    out, _ = packed_attention(nn.Identity(), query, key, value, None, scaling=0.125, attention_plan=plan)
+    return [part.detach().float() for part in (out, *torch.autograd.grad(out.float().sin().sum(), inputs))]
+
+
+@functools.cache
+def door_problem(door: str, *, device: torch.device, dtype: torch.dtype) -> str:
+    """Why a fast door cannot be used here; empty if it can.
+
+    The door is tried on a small row against the tiled one, output and gradients: a build without the kernel, or
+    one that aligns causal queries to the start of the keys instead of their end, must not train silently wrong.
+
+    Args:
+        door: ``varlen`` or ``flex``.
+        device: where the model is.
+        dtype: compute precision.
+    """
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    if door == "varlen" and dtype != torch.bfloat16:
+        return f"the precision is {dtype}, not bfloat16"
+    row = lay_out([Piece(group=0, responses=(0, 1), num_prompt_tokens=5, response_lengths=(4, 3))])
+    expected = _trial("tiled", row, device=device, dtype=dtype)
+    try:
+        got = _trial(door, row, device=device, dtype=dtype)
+    except _KERNEL_ERRORS as error:
+        return f"its kernel does not run: {type(error).__name__}: {shown(error)}"
+    gap = max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True))
+    # A gap that is not a number is none, too.
+    return "" if gap < 0.05 else f"its kernel is off by {gap:.3f} on a shared prefix"
+
+
+_DOORS = {"sdpa": "tiled", "flash": "varlen", "flex": "flex"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassedOver:
+    """A setting of ``model.attention`` that ``auto`` could not take.
+
+    Attributes:
+        setting: ``flash`` or ``flex``.
+        reason: why not.
+    """
+
+    setting: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DoorChoice:
+    """What attention over rows is computed with, and why.
+
+    Attributes:
+        setting: of ``model.attention`` that it comes to: ``flash``, ``flex`` or ``sdpa``.
+        device: kind of device, ``cuda`` or ``cpu``.
+        kernel: where ``flash`` is computed: ``flash-attn`` or ``torch``; else empty.
+        passed_over: faster ones that ``auto`` tried before.
+    """
+
+    setting: str
+    device: str
+    kernel: str = ""
+    passed_over: tuple[PassedOver, ...] = ()
+
+    @property
+    def door(self) -> str:
+        """``tiled``, ``varlen`` or ``flex``."""
+        return _DOORS[self.setting]
+
+    def lines(self) -> tuple[str, ...]:
+        """What a person should read: the choice, and a warning where it makes a run much slower than it could be.
+
+        Example:
+            ``attention: sdpa on cpu; not flash: the device is cpu; not flex: the device is cpu``.
+        """
+        taken = f"{self.setting} ({self.kernel})" if self.kernel else self.setting
+        reasons = [f"not {one.setting}: {one.reason}" for one in self.passed_over]
+        first = "; ".join([f"attention: {taken} on {self.device}", *reasons])
+        if self.device == "cpu" or self.setting != "sdpa" or not self.passed_over:
+            return (first,)
+        return (
+            first,
+            "warning: model.attention=auto ended on sdpa, the slowest; set flash or flex to stop where it is missing",
+        )
+
+
+def choose_door(setting: str, *, device: torch.device, dtype: torch.dtype) -> DoorChoice:
+    """Which door ``model.attention`` means here.
+
+    Args:
+        setting: ``auto`` (the first that works of flash, flex, sdpa), or one of them, which nothing else replaces.
+        device: where the model is.
+        dtype: compute precision.
+
+    Raises:
+        AttentionUnavailableError: ``flash`` or ``flex`` without a GPU or its kernel, or ``flash`` in float32.
+    """
+    passed_over: list[PassedOver] = []
+    for name in {"auto": ("flash", "flex"), "sdpa": ()}.get(setting, (setting,)):
+        problem = door_problem(_DOORS[name], device=device, dtype=dtype)
+        if not problem:
+            kernel = flash_kernel_name() if name == "flash" else ""
+            return DoorChoice(setting=name, device=device.type, kernel=kernel, passed_over=tuple(passed_over))
+        if setting != "auto":
+            raise AttentionUnavailableError(
+                f"model.attention={setting} cannot be used: {problem}; set model.attention=auto"
+            )
+        passed_over.append(PassedOver(setting=name, reason=problem))
+    return DoorChoice(setting="sdpa", device=device.type, passed_over=tuple(passed_over))

@@ -1,0 +1,445 @@
+"""The model under training: loading, packed micro-batches, and the forward pass to response log-probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
+
+from rsgrpo.config import ModelConfig
+from rsgrpo.model.attention.choice import (
+    ATTENTION_NAME,
+    AttentionPlan,
+    choose_door,
+    make_plan,
+    register_packed_attention,
+)
+from rsgrpo.model.attention.windows import VISION_ATTENTION_NAMES
+from rsgrpo.model.logprobs import LogprobHead
+from rsgrpo.model.lora import add_adapters
+from rsgrpo.model.micro_batches import GroupSize, PackedRow, Piece, lay_out, predictor_index
+from rsgrpo.model.stored_weights import ModelFolderError, StoredWeights, hollow_parameters, without_values
+from rsgrpo.model.vlm import EncodedPrompt, ProcessedImage, rope_positions, shown_in
+from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class OpenedModel:
+    """A model whose values are still in its folder.
+
+    Attributes:
+        model: as it will be trained; its stored parameters hold no values and take no memory.
+        weights: their values.
+    """
+
+    model: Qwen2_5_VLForConditionalGeneration
+    weights: StoredWeights
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MicroBatch:
+    """One packed row on the device; R counts its response tokens, response by response.
+
+    Attributes:
+        row: where everything stands.
+        token_ids: [T] int64.
+        positions: [3, 1, T] int64, rotary positions.
+        plan: who attends to whom.
+        image_positions: [I] int64, row positions of image tokens.
+        image_features: [I] int64, which feature row each of them shows.
+        pixel_values: [patches, 1176], every page once; None without images.
+        image_grid_thw: [pages, 3] int64; None without images.
+        predictors: [R] int64, the position that predicts each response token.
+        targets: [R] int64, the response tokens.
+        positive: [R] float32, stream P or the token's weight.
+        negative: [R] float32, stream Q.
+        rollout_logprobs: [R] float32, the engine's; None if it gave none.
+        old_logprobs: [R] float32, pi_old; None if it is the forward pass itself.
+        temperatures: [R] float32, at which the response tokens were sampled; None where all are 1.
+        page_features: [features, H], what the frozen vision tower makes of the pages; None: run it on the pixels.
+        reference_logprobs: [R] float32, of the model that the KL term holds on to; None without one.
+        kl_weights: [R] float32, what each token weighs in the KL term; None without one.
+    """
+
+    row: PackedRow
+    token_ids: Tensor
+    positions: Tensor
+    plan: AttentionPlan
+    image_positions: Tensor
+    image_features: Tensor
+    pixel_values: Tensor | None
+    image_grid_thw: Tensor | None
+    predictors: Tensor
+    targets: Tensor
+    positive: Tensor
+    negative: Tensor
+    rollout_logprobs: Tensor | None
+    old_logprobs: Tensor | None
+    temperatures: Tensor | None = None
+    page_features: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+    kl_weights: Tensor | None = None
+
+
+def load_processor(folder: Path) -> Qwen2_5_VLProcessor:
+    """Tokenizer and image processor of a model folder."""
+    return Qwen2_5_VLProcessor.from_pretrained(folder)
+
+
+def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()) -> Qwen2_5_VLForConditionalGeneration:
+    """Load a Qwen2.5-VL for training, whole and on the CPU; ranks open it instead (:func:`open_model`).
+
+    Args:
+        folder: config, weights, tokenizer and processor.
+        config: precision, frozen parts, recomputation.
+        banned_ids: tokens outside the distribution; see ``banned_tokens.py``.
+
+    Raises:
+        ModelFolderError: as :func:`open_model`.
+    """
+    opened = open_model(folder, config, banned_ids)
+    opened.weights.load(opened.model.parameters(), torch.device("cpu"))
+    opened.weights.close()
+    return opened.model
+
+
+def open_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()) -> OpenedModel:
+    """A Qwen2.5-VL for training, with packed attention and the log-probability head, its values not read yet.
+
+    Adapters have their values, on the CPU.
+
+    Args:
+        folder: config, weights, tokenizer and processor.
+        config: precision, frozen parts, recomputation.
+        banned_ids: tokens outside the distribution; see ``banned_tokens.py``.
+
+    Raises:
+        ModelFolderError: the folder does not hold a Qwen2.5-VL, or one with sliding windows; or its weights are not
+            those that its config describes.
+    """
+    try:
+        found = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(f"model.path={str(folder)!r} cannot be read as a model folder: {error}") from error
+    if not isinstance(found, Qwen2_5_VLConfig):
+        raise ModelFolderError(
+            f"model.path={str(folder)!r} holds a {found.model_type!r} model; this library trains Qwen2.5-VL "
+            "('qwen2_5_vl')"
+        )
+    if "sliding_attention" in found.text_config.layer_types:
+        raise ModelFolderError(
+            f"model.path={str(folder)!r} has use_sliding_window=true: some of its layers see a window only, which "
+            "packed rows do not keep to; set it to false in config.json if the model was trained without (as all "
+            "published Qwen2.5-VL were), or train another model"
+        )
+    register_packed_attention()
+    # Buffers (rotary frequencies, in float32) are computed for good; only parameters are left out.
+    with without_values():
+        model = Qwen2_5_VLForConditionalGeneration._from_config(
+            found, dtype=weights_dtype(config), attn_implementation="sdpa"
+        )
+    model.tie_weights()
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    hollow_parameters(model)
+    weights = StoredWeights(folder, model)
+    model.model.language_model.config._attn_implementation = ATTENTION_NAME
+    if config.lora.rank:
+        add_adapters(model, config.lora)
+    elif config.freeze_vision:
+        model.model.visual.requires_grad_(False)
+    model.lm_head = LogprobHead(model.lm_head, banned_ids)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    return OpenedModel(model=model, weights=weights)
+
+
+def weights_dtype(config: ModelConfig) -> torch.dtype:
+    """What ``model.dtype`` means to torch."""
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def use_window_attention(tower: PreTrainedModel, door: str) -> None:
+    """Let a vision tower compute the windows of a layer in few calls.
+
+    Args:
+        tower: loaded with torch's attention, which it calls once a window.
+        door: of the language model's rows.
+    """
+    tower.config._attn_implementation = VISION_ATTENTION_NAMES[door]
+
+
+def take_vision_tower(model: Qwen2_5_VLForConditionalGeneration) -> PreTrainedModel:
+    """Take the frozen tower out of a model whose pages' features are stored: it needs no place in DeepSpeed then.
+
+    Args:
+        model: as :func:`open_model` returns it; every row must come with ``page_features`` from now on.
+    """
+    visual: PreTrainedModel = model.model.visual
+    model.model.visual = None
+    return visual
+
+
+class PolicyModel(nn.Module):
+    """Wraps the model so that one call is one packed row: log-probabilities and entropy of response tokens.
+
+    Args:
+        model: as :func:`open_model` returns it.
+        always_run_vision: run the vision tower on a blank patch where a row has no image, because
+            ranks that gather or reduce its parameters together must all run it.
+    """
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, *, always_run_vision: bool) -> None:
+        super().__init__()
+        self.model = model
+        self._always_run_vision = always_run_vision
+        visual = model.model.visual
+        self._is_vision_frozen = visual is None or not any(one.requires_grad for one in visual.parameters())
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropy of the row's response tokens.
+
+        Args:
+            batch: the row.
+
+        Returns:
+            Two [R] float32 tensors in nats; the entropy carries no gradient.
+        """
+        language = self.model.model.language_model
+        embeddings = language.embed_tokens(batch.token_ids)
+        features = self._image_features(batch) if batch.page_features is None else batch.page_features
+        if features is not None:
+            features = features.to(embeddings.dtype)
+            if len(batch.image_positions):
+                embeddings = embeddings.index_put((batch.image_positions,), features[batch.image_features])
+            else:
+                embeddings = embeddings + 0.0 * features.sum()
+        hidden = language(
+            inputs_embeds=embeddings[None],
+            position_ids=batch.positions,
+            # A ready mapping keeps transformers from building a [T, T] mask; the plan stands in for it.
+            attention_mask={"full_attention": None, "sliding_attention": None},
+            use_cache=False,
+            attention_plan=batch.plan,
+        ).last_hidden_state[0]
+        states = hidden.index_select(0, batch.predictors)
+        logprobs, entropy = self.model.lm_head(states, batch.targets, batch.temperatures)
+        return logprobs, entropy
+
+    def _image_features(self, batch: MicroBatch) -> Tensor | None:
+        visual = self.model.model.visual
+        if visual is None:
+            assert batch.image_grid_thw is None, "a row with pages came without their features"
+            return None
+        pixels, grid = batch.pixel_values, batch.image_grid_thw
+        if pixels is None or grid is None:
+            if not self._always_run_vision:
+                return None
+            merge = visual.spatial_merge_size
+            grid = torch.tensor([[1, merge, merge]], device=batch.token_ids.device)
+            patch = visual.patch_embed
+            width = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
+            pixels = torch.zeros(merge * merge, width, device=batch.token_ids.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_vision_frozen):
+            features: Tensor = visual(pixels.to(visual.dtype), grid_thw=grid).pooler_output
+        return features
+
+
+def group_sizes(groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt]) -> list[GroupSize]:
+    """What ``plan_micro_batches`` needs to know of groups.
+
+    Args:
+        groups: to be packed.
+        prompts: their encoded prompts, one each.
+    """
+    return [
+        GroupSize(
+            sample_id=group.sample_id,
+            num_prompt_tokens=len(prompt.token_ids),
+            response_lengths=tuple(len(one.token_ids) for one in group.responses),
+        )
+        for group, prompt in zip(groups, prompts, strict=True)
+    ]
+
+
+class RowBuilder:
+    """Makes micro-batches out of planned pieces.
+
+    Args:
+        image_token_id: the placeholder's id.
+        config: ``model.attention``.
+        device: where the model is.
+        dtype: compute precision.
+        page_pixels: a page's pixels [patches, 1176], on the device or on the host.
+        page_features: a page's features on the device; None: rows carry pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_token_id: int,
+        config: ModelConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        page_pixels: Callable[[ProcessedImage], Tensor],
+        page_features: Callable[[ProcessedImage], Tensor] | None = None,
+    ) -> None:
+        self._image_token_id = image_token_id
+        self._device = device
+        self._dtype = dtype
+        self._page_pixels = page_pixels
+        self._page_features = page_features
+        self.choice = choose_door(config.attention, device=device, dtype=dtype)
+
+    def build(
+        self, pieces: Sequence[Piece], groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt]
+    ) -> MicroBatch:
+        """Pack pieces into one row.
+
+        Args:
+            pieces: of one micro-batch.
+            groups: the rank's groups, by piece.group.
+            prompts: their encoded prompts.
+        """
+        row = lay_out(pieces)
+        responses = [groups[piece.group].responses[i] for piece in pieces for i in piece.responses]
+        token_ids: list[NDArray[np.int64]] = []
+        positions: list[NDArray[np.int64]] = []
+        for piece in pieces:
+            prompt = prompts[piece.group]
+            token_ids.append(prompt.token_ids)
+            positions.append(prompt.positions)
+            start = int(prompt.positions.max()) + 1
+            for index in piece.responses:
+                ids = groups[piece.group].responses[index].token_ids.astype(np.int64)
+                token_ids.append(ids)
+                positions.append(start + self._response_positions(ids, shown_in(prompt, index)))
+        pages, where, which = self._pages(row, [prompts[piece.group] for piece in pieces], responses)
+        pixels, features = self._shown(pages)
+        return MicroBatch(
+            row=row,
+            token_ids=self._tensor(np.concatenate(token_ids)),
+            positions=self._tensor(np.concatenate(positions, axis=1)[:, None]),
+            plan=make_plan(self.choice.door, row, device=self._device),
+            image_positions=self._tensor(where),
+            image_features=self._tensor(which),
+            pixel_values=pixels,
+            image_grid_thw=torch.tensor([page.grid for page in pages], device=self._device) if pages else None,
+            predictors=self._tensor(predictor_index(row)),
+            targets=self._tensor(np.concatenate([one.token_ids for one in responses]).astype(np.int64)),
+            positive=self._tensor(np.concatenate([one.positive for one in responses]).astype(np.float32)),
+            negative=self._tensor(np.concatenate([one.negative for one in responses]).astype(np.float32)),
+            rollout_logprobs=self._stream(responses, [one.rollout_logprobs for one in responses], "rollout_logprobs"),
+            old_logprobs=self._stream(responses, [one.old_logprobs for one in responses], "old_logprobs"),
+            temperatures=self._tensor(
+                np.concatenate([np.full(len(one.token_ids), one.temperature, dtype=np.float32) for one in responses])
+            )
+            if any(one.temperature != 1.0 for one in responses)
+            else None,
+            kl_weights=self._tensor(
+                np.concatenate([np.full(len(one.token_ids), one.kl_weight, dtype=np.float32) for one in responses])
+            )
+            if any(one.kl_weight for one in responses)
+            else None,
+            page_features=features,
+        )
+
+    def _response_positions(self, ids: NDArray[np.int64], images: Sequence[ProcessedImage]) -> NDArray[np.int64]:
+        """Rotary positions of a response from 0 on, images of later questions included."""
+        if not images:
+            return np.broadcast_to(np.arange(len(ids)), (3, len(ids)))
+        first = images[0]
+        return rope_positions(
+            ids,
+            [image.grid for image in images],
+            image_token_id=self._image_token_id,
+            merge_size=math.isqrt(math.prod(first.grid) // first.num_tokens),
+        )
+
+    def _shown(self, pages: Sequence[ProcessedImage]) -> tuple[Tensor | None, Tensor | None]:
+        """Pixels of all pages, or their features where those are stored."""
+        if not pages:
+            return None, None
+        if self._page_features is not None:
+            return None, torch.cat([self._page_features(page) for page in pages])
+        pixels = [self._page_pixels(page) for page in pages]
+        lengths = [len(one) for one in pixels]
+        row = torch.empty(sum(lengths), pixels[0].shape[1], device=self._device)
+        for part, one in zip(row.split(lengths), pixels, strict=True):
+            part.copy_(one)
+        return row, None
+
+    def blank(self) -> MicroBatch:
+        """A row of one prompt token and one response token without credit, for a rank that has run out of rows."""
+        zero = np.zeros(1, dtype=np.float32)
+        response = TrainingResponse(
+            response_index=0, token_ids=np.zeros(1, dtype=np.int32), positive=zero, negative=zero
+        )
+        prompt = EncodedPrompt(
+            sample_id="", token_ids=np.zeros(1, dtype=np.int64), positions=np.zeros((3, 1), dtype=np.int64), images=()
+        )
+        group = TrainingGroup(
+            sample_id="", prompt=ChatPrompt(sample_id="", text=""), prompt_token_ids=None, responses=(response,)
+        )
+        return self.build(
+            [Piece(group=0, responses=(0,), num_prompt_tokens=1, response_lengths=(1,))], [group], [prompt]
+        )
+
+    def _tensor(self, array: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+    def _stream(
+        self, responses: Sequence[TrainingResponse], streams: Sequence[NDArray[np.float32] | None], name: str
+    ) -> Tensor | None:
+        given = [stream for stream in streams if stream is not None]
+        if not given:
+            return None
+        if len(given) != len(streams):
+            missing = next(one.response_index for one, s in zip(responses, streams, strict=True) if s is None)
+            raise ValueError(f"response {missing} has no {name} but others of its micro-batch have; give all or none")
+        return self._tensor(np.concatenate(given).astype(np.float32))
+
+    def _pages(
+        self, row: PackedRow, prompts: Sequence[EncodedPrompt], responses: Sequence[TrainingResponse]
+    ) -> tuple[list[ProcessedImage], NDArray[np.int64], NDArray[np.int64]]:
+        """Every page once, the row positions of image tokens, and the feature row that each shows."""
+        pages: list[ProcessedImage] = []
+        first_feature: dict[ImageRef, int] = {}
+        num_features = 0
+        where: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
+        which: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
+        # What is shown where: the prompts' pages, then those of responses with questions of their own.
+        shown = [
+            (start, prompt.token_ids, prompt.images) for start, prompt in zip(row.prompt_starts, prompts, strict=True)
+        ]
+        numbers = [index for piece in row.pieces for index in piece.responses]
+        for start, piece, index, response in zip(
+            row.response_starts, row.response_pieces, numbers, responses, strict=True
+        ):
+            images = shown_in(prompts[piece], index)
+            if images:
+                shown.append((start, response.token_ids.astype(np.int64), images))
+        for start, token_ids, images in shown:
+            where.append(start + np.flatnonzero(token_ids == self._image_token_id))
+            for page in images:
+                if page.ref not in first_feature:
+                    first_feature[page.ref] = num_features
+                    num_features += page.num_tokens
+                    pages.append(page)
+                which.append(np.arange(first_feature[page.ref], first_feature[page.ref] + page.num_tokens))
+        return pages, np.concatenate(where), np.concatenate(which)

@@ -1,0 +1,179 @@
+"""What a rank of the policy is built from: the model in the folder, its wrapper, and the frozen tower's features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PreTrainedModel, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+from rsgrpo.config import Config, ModelConfig
+from rsgrpo.data.images.loading import reading_fingerprint
+from rsgrpo.model.attention.choice import choose_door, register_packed_attention
+from rsgrpo.model.lora import exported_parameters
+from rsgrpo.model.policy_model import (
+    OpenedModel,
+    PolicyModel,
+    open_model,
+    take_vision_tower,
+    use_window_attention,
+    weights_dtype,
+)
+from rsgrpo.model.suppressed_tokens import banned_token_ids
+from rsgrpo.model.vision_cache import FeatureStore, PageFeatures
+from rsgrpo.system.quiet import hush_cuda_search
+from rsgrpo.weights.buckets import tensors_checksum
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerSpec:
+    """What a rank needs to start.
+
+    Attributes:
+        config: the run's settings.
+        model_folder: where to load the model from.
+        rank: of this worker.
+        world_size: number of ranks.
+        device: ``cpu`` or ``gpu``.
+        num_threads: CPU threads that this rank may use.
+        features_folder: where features of pages are kept; None: nowhere.
+        num_threads_alone: CPU threads while no engine works; 0: as ever.
+    """
+
+    config: Config
+    model_folder: Path
+    rank: int
+    world_size: int
+    device: str
+    num_threads: int
+    features_folder: Path | None = None
+    num_threads_alone: int = 0
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where this rank computes: Ray shows each worker its own GPU only."""
+        return torch.device("cuda", 0) if self.device == "gpu" else torch.device("cpu")
+
+
+def begin_process(spec: WorkerSpec) -> None:
+    """What a worker's process needs before it imports DeepSpeed.
+
+    Args:
+        spec: of the worker.
+    """
+    torch.set_num_threads(spec.num_threads)
+    hush_cuda_search()
+
+
+def open_policy_model(folder: Path, spec: WorkerSpec, processor: Qwen2_5_VLProcessor) -> OpenedModel:
+    """A model for training or for reference, adapters included, its values not read yet.
+
+    Args:
+        folder: of the model.
+        spec: precision, frozen parts, adapters, device.
+        processor: says which tokens no response may contain.
+
+    Raises:
+        ModelFolderError: the folder does not hold a Qwen2.5-VL.
+    """
+    settings = spec.config.model
+    vocabulary_size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+    opened = open_model(folder, settings, banned_token_ids(processor.tokenizer, vocabulary_size))
+    choice = choose_door(settings.attention, device=spec.torch_device, dtype=opened.model.dtype)
+    use_window_attention(opened.model.model.visual, choice.door)
+    return opened
+
+
+def frozen_checksum(opened: OpenedModel, spec: WorkerSpec) -> str:
+    """Checksum of a model without its adapters; empty on ranks other than the first, which read the same files.
+
+    Args:
+        opened: its values are read one after the other.
+        spec: which rank this is.
+    """
+    if spec.rank:
+        return ""
+    return tensors_checksum((one.name, opened.weights.value(one.base)) for one in exported_parameters(opened.model))
+
+
+def take_filled_tower(opened: OpenedModel, device: torch.device) -> PreTrainedModel:
+    """Take the frozen tower out of a model whose pages' features are stored, with its values.
+
+    Args:
+        opened: loses its tower.
+        device: where the tower shall run.
+    """
+    tower = take_vision_tower(opened.model)
+    opened.weights.load(tower.parameters(), device)
+    return tower
+
+
+def wrap_model(model: Qwen2_5_VLForConditionalGeneration, spec: WorkerSpec) -> PolicyModel:
+    """The model as DeepSpeed sees it.
+
+    Args:
+        model: policy or reference.
+        spec: ZeRO stage, ranks, frozen parts.
+    """
+    is_split, has_company = spec.config.trainer.zero_stage == 3, spec.world_size > 1
+    is_trained = not spec.config.model.freeze_vision
+    # Ranks that gather parameters (ZeRO 3) or reduce the tower's gradients together must all run the tower. And under
+    # ZeRO 3 a parameter without a gradient in a step would be moved by that of the step before, on one rank as well.
+    always_run = (is_split and has_company) or (is_trained and (is_split or has_company))
+    return PolicyModel(model, always_run_vision=always_run)
+
+
+def features_folder(config: Config) -> Path | None:
+    """Where features of pages are kept, as an absolute path; None: nowhere. To be asked in the driver.
+
+    Args:
+        config: ``run_dir`` and ``model.vision_cache.folder``.
+    """
+    folder = config.model.vision_cache.folder
+    return Path(config.run_dir).absolute() / folder if folder else None
+
+
+def open_page_features(
+    tower: PreTrainedModel, config: Config, folder: Path, processor: Qwen2_5_VLProcessor, device: torch.device
+) -> PageFeatures:
+    """A frozen tower with its store; trainer and engine share entries because they build it alike.
+
+    Args:
+        tower: outside the model.
+        config: bound of the store, sizes of pages.
+        folder: of the store.
+        processor: part of what features depend on.
+        device: where the tower shall run.
+
+    Raises:
+        VisionCacheError: the folder cannot be written.
+    """
+    return PageFeatures(
+        tower,
+        FeatureStore(folder, int(config.model.vision_cache.max_gib * 2**30)),
+        processing=f"{reading_fingerprint(config.data.page_rules)}/{processor.image_processor.to_json_string()}",
+        device=device,
+    )
+
+
+def load_vision_tower(folder: Path, config: ModelConfig, device: torch.device) -> PreTrainedModel:
+    """The vision tower alone, as :func:`open_policy_model` would open it.
+
+    Args:
+        folder: of the whole model.
+        config: precision and attention.
+        device: where it will run.
+    """
+    register_packed_attention()
+    dtype = weights_dtype(config)
+    tower: PreTrainedModel = Qwen2_5_VisionTransformerPretrainedModel.from_pretrained(
+        folder,
+        config=AutoConfig.from_pretrained(folder).vision_config,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        key_mapping={r"^(model\.)?visual\.": ""},
+    )
+    use_window_attention(tower, choose_door(config.attention, device=device, dtype=dtype).door)
+    return tower.requires_grad_(False)

@@ -1,0 +1,187 @@
+"""How large a model is, from its config alone: its own class is built without memory, and counted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+from rsgrpo.config import ModelConfig
+from rsgrpo.model.lora import add_adapters
+
+_VISION = "model.visual."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParameterSize:
+    """A parameter of the model.
+
+    Attributes:
+        name: as the model names it, adapters included.
+        num_elements: of it.
+        is_trained: whether the optimizer changes it.
+        is_vision: whether it belongs to the vision tower (the projector included).
+    """
+
+    name: str
+    num_elements: int
+    is_trained: bool
+    is_vision: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StackSizes:
+    """A stack of transformer blocks.
+
+    Attributes:
+        hidden: width of the stream.
+        intermediate: width of the MLP.
+        layers: how many blocks.
+        heads: of queries.
+        key_heads: of keys and values.
+        head_size: width of a head.
+    """
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_heads: int
+    head_size: int
+
+    @property
+    def query_width(self) -> int:
+        """All queries of a token."""
+        return self.heads * self.head_size
+
+    @property
+    def key_width(self) -> int:
+        """All keys of a token; its values are as wide."""
+        return self.key_heads * self.head_size
+
+    @property
+    def matrix_elements(self) -> int:
+        """Elements of all matrices that a token passes: queries, keys, values, output, and the three of the MLP."""
+        attention = self.hidden * (2 * self.query_width + 2 * self.key_width)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSizes:
+    """What memory and time of training depend on.
+
+    Attributes:
+        parameters: each once; a tied head is the embedding.
+        language: the language model's blocks.
+        vision: the vision tower's.
+        vocabulary: rows of the head.
+        is_tied: whether head and embedding are one parameter.
+        patch_values: numbers of a patch (3 channels × 2 frames × 14 × 14).
+        patches_a_token: patches merged into an image token.
+        full_vision_layers: blocks of the tower that attend over a whole page; the others over a window.
+        window_patches: most patches of a window.
+        adapter_rank: r of LoRA; 0: no adapters.
+    """
+
+    parameters: tuple[ParameterSize, ...]
+    language: StackSizes
+    vision: StackSizes
+    vocabulary: int
+    is_tied: bool
+    patch_values: int
+    patches_a_token: int
+    full_vision_layers: int
+    window_patches: int
+    adapter_rank: int
+
+    @property
+    def num_elements(self) -> int:
+        """Of all parameters."""
+        return sum(one.num_elements for one in self.parameters)
+
+    @property
+    def num_trained(self) -> int:
+        """Elements that the optimizer changes."""
+        return sum(one.num_elements for one in self.parameters if one.is_trained)
+
+    @property
+    def num_vision(self) -> int:
+        """Elements of the vision tower, adapters in it included."""
+        return sum(one.num_elements for one in self.parameters if one.is_vision)
+
+    @property
+    def num_adapters(self) -> int:
+        """Elements of adapters, which engines get merged into the weights."""
+        return self.num_trained if self.adapter_rank else 0
+
+    @property
+    def is_vision_trained(self) -> bool:
+        """Whether a gradient passes through the vision tower."""
+        return any(one.is_trained and one.is_vision for one in self.parameters)
+
+    @property
+    def is_head_trained(self) -> bool:
+        """Whether the head has a gradient."""
+        names = ("lm_head.weight", "model.language_model.embed_tokens.weight" if self.is_tied else "lm_head.weight")
+        return any(one.is_trained and one.name in names for one in self.parameters)
+
+
+def model_sizes(folder: Path, config: ModelConfig) -> ModelSizes:
+    """Build the model on torch's meta device, freeze and adapt it as a rank does, and count.
+
+    Args:
+        folder: with ``config.json``; no weights are read, they need not be there.
+        config: frozen parts and adapters.
+
+    Raises:
+        ConfigError: adapters that do not fit the model.
+
+    Example:
+        Qwen2.5-VL-3B has 3,754,622,976 elements, 3,085,938,688 of them in the language model with its tied head.
+    """
+    found = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(found)
+        if config.lora.rank:
+            add_adapters(model, config.lora)
+        elif config.freeze_vision:
+            model.model.visual.requires_grad_(False)
+    text, vision = found.get_text_config(), found.vision_config
+    vision_head = vision.hidden_size // vision.num_heads
+    return ModelSizes(
+        parameters=tuple(
+            ParameterSize(
+                name=name,
+                num_elements=parameter.numel(),
+                is_trained=parameter.requires_grad,
+                is_vision=name.startswith(_VISION),
+            )
+            for name, parameter in model.named_parameters()
+        ),
+        language=StackSizes(
+            hidden=text.hidden_size,
+            intermediate=text.intermediate_size,
+            layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            key_heads=text.num_key_value_heads,
+            head_size=text.hidden_size // text.num_attention_heads,
+        ),
+        vision=StackSizes(
+            hidden=vision.hidden_size,
+            intermediate=vision.intermediate_size,
+            layers=vision.depth,
+            heads=vision.num_heads,
+            key_heads=vision.num_heads,
+            head_size=vision_head,
+        ),
+        vocabulary=text.vocab_size,
+        is_tied=model.lm_head.weight is model.model.language_model.embed_tokens.weight,
+        patch_values=math.prod((vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)),
+        patches_a_token=vision.spatial_merge_size**2,
+        full_vision_layers=len(vision.fullatt_block_indexes),
+        window_patches=(vision.window_size // vision.patch_size) ** 2,
+        adapter_rank=config.lora.rank,
+    )

@@ -1,0 +1,180 @@
+"""Values of a model's parameters, left in its folder until a rank has a place for them.
+
+Ranks of a node start together: were each to load a whole model first, eight of a 7B model would take 130 GB of host
+memory before any of them kept its eighth. So the model is built without values, and each tensor is mapped from its
+file, copied straight to where it belongs, and let go again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.weights.buckets import checkpoint_name
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHOWN_NAMES = 3
+
+
+class ModelFolderError(RsgrpoError, ValueError):
+    """The model folder is not one that can be trained."""
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Inside, modules are made with parameters on the meta device; buffers are computed for good.
+
+    One parameter at a time is allocated, and never written to.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None:
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def hollow_parameters(model: nn.Module) -> None:
+    """Replace parameters on the meta device by ones of the same shape that take no memory, ties kept.
+
+    Values can be put into these in place, on any device, which torch refuses for the meta device. Until then each of
+    them reads as NaN.
+
+    Args:
+        model: made :func:`without_values`; changed in place.
+    """
+    hollow: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in hollow:
+                empty = torch.full((), torch.nan, dtype=parameter.dtype).expand(parameter.shape)
+                hollow[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+            module.register_parameter(name, hollow[parameter])
+
+
+class StoredWeights:
+    """Where the values of a model's parameters lie.
+
+    Args:
+        folder: of the model, with its weights as safetensors.
+        model: without values (:func:`hollow_parameters`), its parameters named as its class names them. What is made
+            of it later (adapters, another head) may rename them.
+
+    Raises:
+        ModelFolderError: a file cannot be read, a tensor is missing or has another shape, or two that should be tied
+            differ.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module) -> None:
+        self._folder = folder
+        self._handles: dict[Path, Any] = {}
+        files = self._files()
+        names: dict[nn.Parameter, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            stored = [one for one in dict.fromkeys((checkpoint_name(name), name)) if one in files]
+            names.setdefault(parameter, []).extend(stored[:1])
+        missing = [name for name, parameter in model.named_parameters() if not names[parameter]]
+        if missing:
+            more = f" and {len(missing) - _SHOWN_NAMES} more" if len(missing) > _SHOWN_NAMES else ""
+            raise self._error(f"lacks the weights {', '.join(missing[:_SHOWN_NAMES])}{more}; fetch the model again")
+        self._places = {parameter: (files[stored[0]], stored[0]) for parameter, stored in names.items()}
+        self._check(names, files)
+
+    def _files(self) -> Mapping[str, Path]:
+        """The file that holds each tensor."""
+        single, index = self._folder / _SINGLE, self._folder / _INDEX
+        try:
+            if single.is_file() or not index.is_file():
+                return dict.fromkeys(self._open(single).keys(), single)
+            listed: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            return {name: self._folder / file for name, file in listed.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._error(f"has a damaged {_INDEX} ({error}); fetch the model again") from error
+
+    def _error(self, problem: str) -> ModelFolderError:
+        return ModelFolderError(f"model.path={shown(self._folder)!r} {problem}")
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._handles:
+            try:
+                self._handles[path] = safe_open(path, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise self._error(
+                    f"holds no weights that can be read: {path.name} ({shown(error)}); weights must be safetensors, as "
+                    "save_pretrained writes them: fetch the model again, or convert it"
+                ) from error
+        return self._handles[path]
+
+    def _check(self, names: Mapping[nn.Parameter, Sequence[str]], files: Mapping[str, Path]) -> None:
+        """Refuse shapes and ties that are not the model's."""
+        for parameter, stored in names.items():
+            for name in stored:
+                try:
+                    shape = tuple(self._open(files[name]).get_slice(name).get_shape())
+                except SafetensorError as error:
+                    raise self._error(f"has a damaged {_INDEX} ({shown(error)}); fetch the model again") from error
+                if shape != tuple(parameter.shape):
+                    raise self._error(
+                        f"holds {name} of shape {list(shape)} where its config.json says {list(parameter.shape)}; "
+                        "fetch both again"
+                    )
+            first, *others = (self._open(files[name]).get_tensor(name) for name in stored)
+            if any(not torch.equal(first, other) for other in others):
+                raise self._error(
+                    f"holds different values for {' and '.join(stored)}, which its config.json ties; set "
+                    "tie_word_embeddings to false there if the model was trained so"
+                )
+
+    def value(self, parameter: nn.Parameter) -> Tensor:
+        """A parameter's whole value in its own precision; mapped from the file where that holds the same precision.
+
+        Args:
+            parameter: of the model.
+        """
+        return self._mapped(parameter).to(parameter.dtype)
+
+    def _mapped(self, parameter: nn.Parameter) -> Tensor:
+        path, name = self._places[parameter]
+        value: Tensor = self._open(path).get_tensor(name)
+        return value
+
+    def filled(self, parameters: Iterable[nn.Parameter], device: torch.device) -> Iterator[nn.Parameter]:
+        """Give parameters their values, each as its turn comes.
+
+        Args:
+            parameters: of the model; those that are not stored (adapters) stay as they are.
+            device: where the values shall lie. On a GPU they go there without a copy in host memory.
+        """
+        for parameter in parameters:
+            if parameter in self._places:
+                # A copy even on a CPU: what is written to mapped memory stays in memory until the file is closed.
+                parameter.data = self._mapped(parameter).to(device, parameter.dtype, copy=True)
+            yield parameter
+
+    def load(self, parameters: Iterable[nn.Parameter], device: torch.device) -> None:
+        """The same for all of them at once.
+
+        Args:
+            parameters: of the model.
+            device: where the values shall lie.
+        """
+        for _ in self.filled(parameters, device):
+            pass
+
+    def close(self) -> None:
+        """Let go of the files; the next value opens its file again."""
+        self._handles = {}

@@ -1,0 +1,1 @@
+"""From a sample to the text that the model reads."""

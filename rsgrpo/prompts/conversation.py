@@ -1,0 +1,206 @@
+"""From a conversation to what the trainer reads: a prompt, and a response of which only the answers are targets.
+
+prompt:    system turn, first question with its images, assistant header
+response:  answer 1 <|im_end|>  | \\n, question 2 with its images, assistant header | answer 2 <|im_end|>  ...
+target:    every token of it    | none                                             | every token of it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsgrpo.config import PromptConfig
+from rsgrpo.data.evisrag_files import split_markers
+from rsgrpo.prompts.template import IMAGE_PLACEHOLDER, ChatTemplater, PromptBuilder, PromptTemplateError
+from rsgrpo.text.control_tokens import control_token
+from rsgrpo.text.coordinates import box_tokens
+from rsgrpo.types import ChatPrompt, ImageRef, IntArray, Sample, Turn
+
+TURN_END = "<|im_end|>"
+"""What Qwen's chat template puts behind every turn; an answer's own is a target, so that the model learns to stop."""
+
+
+class TextEncoder(Protocol):
+    """What is needed of a tokenizer."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResponsePart:
+    """A stretch of a conversation behind its first assistant header.
+
+    Attributes:
+        text: as the chat template writes it, one placeholder an image.
+        is_target: whether the model is to learn it: an answer and the end of its turn.
+        images: of its placeholders, in order; answers have none.
+    """
+
+    text: str
+    is_target: bool
+    images: tuple[ImageRef, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversation:
+    """A conversation, chat template applied.
+
+    Attributes:
+        sample_id: the sample it comes from.
+        prompt: everything up to and with the first assistant header.
+        parts: what follows, targets and what stands between them in turns.
+    """
+
+    sample_id: str
+    prompt: ChatPrompt
+    parts: tuple[ResponsePart, ...]
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """All images, in order."""
+        return (*self.prompt.images, *(image for part in self.parts for image in part.images))
+
+    def renamed(self, sample_id: str) -> Conversation:
+        """The same conversation under another id."""
+        return replace(self, sample_id=sample_id, prompt=replace(self.prompt, sample_id=sample_id))
+
+
+class ConversationBuilder:
+    """Builds conversations.
+
+    A sample with ``turns`` is its conversation, images where the markers stand, its own system turn or that of
+    ``prompt.system``. Any other is one question, written as :class:`PromptBuilder` does, with its gold as the
+    answer: ``gold_response``, else the first of ``answers``, else the first of ``boxes`` in Qwen's box tokens.
+
+    Args:
+        prompt: system turn, and for single questions the template and the image order.
+        chat: the model's tokenizer or processor.
+    """
+
+    def __init__(self, prompt: PromptConfig, chat: ChatTemplater) -> None:
+        self._system = prompt.system
+        self._chat = chat
+        self._single = PromptBuilder(prompt, chat)
+
+    def build(self, sample: Sample) -> Conversation:
+        """Build one conversation.
+
+        Args:
+            sample: with turns, or a question with gold.
+
+        Raises:
+            PromptTemplateError: there is no gold, a text holds a control token such as ``<|im_end|>``, or the
+                chat template changes texts or drops images.
+        """
+        if not sample.turns:
+            gold = self._gold(sample)
+            self._check(sample, gold)
+            answer = ResponsePart(text=gold + TURN_END, is_target=True)
+            return Conversation(sample_id=sample.sample_id, prompt=self._single.build(sample), parts=(answer,))
+        for turn in sample.turns:
+            self._check(sample, turn.text)
+        heads, answers = self._heads(sample)
+        shown = [head.count(IMAGE_PLACEHOLDER) for head in heads]
+        if sum(shown) != len(sample.images):
+            raise PromptTemplateError(
+                f"sample {sample.sample_id!r}: the chat template gives {sum(shown)} image placeholders for "
+                f"{len(sample.images)} images; use a model folder with Qwen2.5-VL's chat template"
+            )
+        prompt = ChatPrompt(sample_id=sample.sample_id, text=heads[0], images=sample.images[: shown[0]])
+        parts = [ResponsePart(text=answers[0] + TURN_END, is_target=True)]
+        first = shown[0]
+        for head, text, count in zip(heads[1:], answers[1:], shown[1:], strict=True):
+            parts.append(ResponsePart(text=head, is_target=False, images=sample.images[first : first + count]))
+            parts.append(ResponsePart(text=text + TURN_END, is_target=True))
+            first += count
+        return Conversation(sample_id=sample.sample_id, prompt=prompt, parts=tuple(parts))
+
+    def _heads(self, sample: Sample) -> tuple[list[str], list[str]]:
+        """What stands in front of each answer since the one before, and the answers."""
+        turns = list(sample.turns)
+        if turns[0].role != "system":
+            turns.insert(0, Turn(role="system", text=self._system))
+        messages = [self._message(turn) for turn in turns]
+        heads: list[str] = []
+        answers: list[str] = []
+        so_far = ""
+        for index, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            text = self._chat.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
+            if not text.startswith(so_far):
+                raise PromptTemplateError(
+                    f"sample {sample.sample_id!r}: the chat template does not write answer {len(answers)} as it "
+                    f"stands, followed by {TURN_END}; use a model folder with Qwen2.5-VL's chat template"
+                )
+            heads.append(text[len(so_far) :])
+            answers.append(turn.text)
+            so_far = text + turn.text + TURN_END
+        return heads, answers
+
+    @staticmethod
+    def _message(turn: Turn) -> dict[str, object]:
+        if turn.role != "user":
+            return {"role": turn.role, "content": turn.text}
+        content = [
+            {"type": "image"} if part is None else {"type": "text", "text": part} for part in split_markers(turn.text)
+        ]
+        return {"role": turn.role, "content": content}
+
+    @staticmethod
+    def _gold(sample: Sample) -> str:
+        if sample.gold_response:
+            return sample.gold_response
+        if sample.answers:
+            return sample.answers[0]
+        if sample.boxes:
+            return box_tokens(sample.boxes[0])
+        raise PromptTemplateError(
+            f"sample {sample.sample_id!r} has neither turns, nor a gold response, nor answers, nor boxes; supervised "
+            "training has nothing to learn from it"
+        )
+
+    @staticmethod
+    def _check(sample: Sample, text: str) -> None:
+        token = control_token(text)
+        if token:
+            raise PromptTemplateError(
+                f"sample {sample.sample_id!r}: its text holds the control token {token!r}; take it out"
+            )
+
+
+def response_tokens(
+    conversation: Conversation, tokenizer: TextEncoder, image_tokens: Callable[[ImageRef], int]
+) -> tuple[IntArray, NDArray[np.bool_]]:
+    """The ids of everything behind the first assistant header, and which of them are targets.
+
+    Part by part, as the engine would meet them: it samples an answer behind a header whose ids are fixed.
+
+    Args:
+        conversation: chat template applied.
+        tokenizer: the policy's.
+        image_tokens: how many positions an image takes; its placeholder is repeated so often.
+
+    Returns:
+        [R] int32 and [R] bool; targets are the tokens of the answers and of the end of each.
+
+    Example:
+        Answers of 3 and 2 tokens with a question of 9 between them: 4 targets, 9 others, 3 targets.
+    """
+    ids: list[int] = []
+    is_target: list[bool] = []
+    for part in conversation.parts:
+        pieces = part.text.split(IMAGE_PLACEHOLDER)
+        text = pieces[0]
+        for image, piece in zip(part.images, pieces[1:], strict=True):
+            text += IMAGE_PLACEHOLDER * image_tokens(image) + piece
+        found = tokenizer.encode(text, add_special_tokens=False)
+        ids += found
+        is_target += [part.is_target] * len(found)
+    return np.asarray(ids, dtype=np.int32), np.asarray(is_target, dtype=np.bool_)

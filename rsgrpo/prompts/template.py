@@ -1,0 +1,219 @@
+"""From a question with pages to the text that the model reads: template, image order, chat template."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from jinja2 import Environment, StrictUndefined, Template, TemplateError, meta
+
+from rsgrpo.config import PromptConfig
+from rsgrpo.data.evisrag_files import split_markers
+from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.io.special_files import special_kind
+from rsgrpo.text.control_tokens import control_token
+from rsgrpo.types import IMAGE_MARKER, ChatPrompt, PromptedSample, Sample
+
+IMAGE_PLACEHOLDER = "<|image_pad|>"
+
+PUBLISHED_TEMPLATES: Mapping[tuple[int, str], str] = {
+    (1955, "7fbff7c28244"): "EVisRAG evidence",
+    (5289, "fde4c872777d"): "EVisRAG one-shot",
+    (496, "5631d593bf70"): "EVisRAG baseline, several images",
+    (484, "afd4bc608bdb"): "EVisRAG baseline, one concatenated image",
+    (761, "63354ab27101"): "EVisRAG CoCoT",
+    (974, "5a87054effd9"): "EVisRAG CCoT",
+    (1482, "58891327b902"): "EVisRAG DDCoT",
+}
+"""Published prompts by length and the first twelve digits of their SHA-256, rendered with ``{query}``."""
+
+_SHA_DIGITS = 12
+
+
+class PromptTemplateError(RsgrpoError, ValueError):
+    """A prompt cannot be built; the message names the template or the sample, and the way out."""
+
+
+class ChatTemplater(Protocol):
+    """A tokenizer or a processor: what knows the model's chat template."""
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, object]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> str:
+        """Render turns as text."""
+
+
+class QuestionWriter:
+    """Words the user's turn.
+
+    The text is the template, rendered with the bare question; a data set that only carries ready prompts
+    gives its own text instead. ``prompt.image_order`` says where the pages go:
+
+    * ``text_first``: behind the text, as EVisRAG evaluates; ``images_first``: in front of it;
+    * ``markers``: where the ready prompt's ``<image>`` markers stand, text verbatim; a sample without a
+      ready prompt is built ``text_first``.
+
+    Args:
+        prompt: template and image order.
+
+    Raises:
+        PromptTemplateError: the template is missing, is no Jinja, or does not use ``question``.
+    """
+
+    def __init__(self, prompt: PromptConfig) -> None:
+        self._prompt = prompt
+        self._template = _load_template(prompt.path)
+        self._ahead: dict[tuple[object, ...], tuple[str | None, ...]] = {}
+
+    def parts_ahead(self, sample: Sample) -> tuple[str | None, ...]:
+        """As :meth:`parts`, whose next call for a question like this one gives the same back: it is rendered once."""
+        parts = self._ahead[_worded(sample)] = self.parts(sample)
+        return parts
+
+    def parts(self, sample: Sample) -> tuple[str | None, ...]:
+        """Text, and None for each image, in the order in which they are read.
+
+        Raises:
+            PromptTemplateError: the template fails on this question.
+        """
+        rendered = self._ahead.pop(_worded(sample), None) if self._ahead else None
+        if rendered is not None:
+            return rendered
+        if self._prompt.image_order == "markers" and sample.prompt:
+            return split_markers(sample.prompt)
+        text = self._render(sample) if sample.question else sample.prompt.replace(IMAGE_MARKER, "").strip()
+        images = (None,) * len(sample.images)
+        return (*images, text) if self._prompt.image_order == "images_first" else (text, *images)
+
+    def _render(self, sample: Sample) -> str:
+        try:
+            return self._template.render(
+                question=sample.question, num_images=len(sample.images), choices=sample.choices
+            )
+        except TemplateError as error:
+            raise PromptTemplateError(
+                f"prompt.path={self._prompt.path!r} fails on sample {sample.sample_id!r}: {error}; "
+                "templates have the variables question and num_images (and choices)"
+            ) from error
+
+
+def _worded(sample: Sample) -> tuple[object, ...]:
+    """What a question's wording depends on."""
+    return sample.question, sample.prompt, len(sample.images), sample.choices
+
+
+class PromptBuilder:
+    """Builds chat prompts: the user's turn of :class:`QuestionWriter` within the model's chat template.
+
+    The system turn is always written out, also an empty one: chat templates add their own otherwise.
+
+    Args:
+        prompt: template, image order, system turn.
+        chat: the model's tokenizer or processor.
+        writer: of ``prompt``, where it has rendered questions already; None: a new one.
+
+    Raises:
+        PromptTemplateError: the template is missing, is no Jinja, or does not use ``question``.
+    """
+
+    def __init__(self, prompt: PromptConfig, chat: ChatTemplater, writer: QuestionWriter | None = None) -> None:
+        self._prompt = prompt
+        self._chat = chat
+        self._writer = writer or QuestionWriter(prompt)
+
+    def build(self, sample: Sample) -> ChatPrompt:
+        """Build one prompt.
+
+        Args:
+            sample: the question.
+
+        Returns:
+            Text up to and with the assistant header, one ``<|image_pad|>`` an image, and the pages in order.
+
+        Raises:
+            PromptTemplateError: the template fails on this question, or the text holds a control token
+                such as ``<|im_end|>``, or the chat template drops an image.
+
+        Example:
+            ``images_first`` with the template ``{{ question }}`` and two pages ends in
+            ``user\\n`` + 2 × ``<|vision_start|><|image_pad|><|vision_end|>`` + the question +
+            ``<|im_end|>\\n<|im_start|>assistant\\n``.
+        """
+        parts = self._writer.parts(sample)
+        for part in parts:
+            if part is not None and control_token(part):
+                raise PromptTemplateError(
+                    f"sample {sample.sample_id!r}: its prompt text holds the control token {control_token(part)!r}; "
+                    "take it out of the question or the template"
+                )
+        content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+        turns: list[dict[str, object]] = [
+            {"role": "system", "content": self._prompt.system},
+            {"role": "user", "content": content},
+        ]
+        try:
+            text = self._chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise PromptTemplateError(
+                f"sample {sample.sample_id!r}: the model folder's chat template cannot be rendered: {shown(error)}; "
+                "use a model folder with Qwen2.5-VL's chat template"
+            ) from error
+        if text.count(IMAGE_PLACEHOLDER) != len(sample.images):
+            raise PromptTemplateError(
+                f"sample {sample.sample_id!r}: the chat template gives {text.count(IMAGE_PLACEHOLDER)} image "
+                f"placeholders for {len(sample.images)} images; use a model folder with Qwen2.5-VL's chat template"
+            )
+        return ChatPrompt(sample_id=sample.sample_id, text=text, images=sample.images)
+
+    def prompted(self, sample: Sample) -> PromptedSample:
+        """The sample together with its prompt."""
+        return PromptedSample(sample=sample, prompt=self.build(sample))
+
+
+def template_fingerprint(path: str) -> tuple[int, str]:
+    """Length and SHA-256 prefix of a template rendered with the question ``{query}``.
+
+    Args:
+        path: of the Jinja file.
+
+    Returns:
+        Characters, and the first twelve hexadecimal digits; a key of ``PUBLISHED_TEMPLATES`` for those.
+
+    Raises:
+        PromptTemplateError: as ``PromptBuilder``.
+
+    Example:
+        A file ``{{ question }}`` gives ``(7, "…")``: the seven characters of ``{query}``.
+    """
+    try:
+        text = _load_template(path).render(question="{query}", num_images=1, choices=())
+    except TemplateError as error:
+        raise PromptTemplateError(f"prompt.path={path!r} cannot be rendered: {error}") from error
+    return len(text), hashlib.sha256(text.encode()).hexdigest()[:_SHA_DIGITS]
+
+
+def _load_template(path: str) -> Template:
+    """Read a template; a relative path is looked for here, then beside the package's ``configs``."""
+    candidates = (Path(path), Path(__file__).parents[2] / path)
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if file is None:
+        kinds = ("a folder" if path and place.is_dir() else special_kind(place) for place in candidates)
+        kind = next(filter(None, kinds), "")
+        raise PromptTemplateError(
+            f"prompt.path={path!r} {f'is {kind}' if kind else 'does not exist'}; name a Jinja file, such as those in "
+            "configs/prompt"
+        )
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    try:
+        source = file.read_text(encoding="utf-8")
+        variables = meta.find_undeclared_variables(environment.parse(source))
+        if "question" not in variables:
+            raise PromptTemplateError(
+                f"prompt.path={path!r} does not use {{{{ question }}}}, so every question would look the same; "
+                "put it where the question belongs (a published prompt has {query} there)"
+            )
+        return environment.from_string(source)
+    except (TemplateError, UnicodeDecodeError, OSError) as error:
+        raise PromptTemplateError(f"prompt.path={path!r} is not a Jinja template: {error}") from error

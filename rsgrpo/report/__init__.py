@@ -1,5 +1,0 @@
-"""One self-contained ``report.html`` of a run: curves, test results, and rollouts with their credit."""
-
-from rsgrpo.report.build import build_report
-
-__all__ = ["build_report"]

@@ -1,0 +1,147 @@
+"""Recorded groups as the page shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rsgrpo.config.page_rules import PageRules
+from rsgrpo.run.recorder import RecordedGroup, RecordedReward, RecordedRollout
+from rsgrpo.run.report.pictures import embed_pictures
+from rsgrpo.text.sections import parse_response
+from rsgrpo.types import SECTION_TAGS
+
+_BUDGET_CHARACTERS = 2_500_000  # of JSON; the whole report stays below 8 MB
+_MAX_EVALUATED = 24  # questions shown of each evaluation, the same ones at every point
+_MAX_IMAGES = 600
+_MAX_WEIGHT = 1e300  # of settings that are shown as they stand in a file
+
+
+def collect_rollouts(
+    groups: Sequence[RecordedGroup], reward_settings: Mapping[str, Any], run_folder: Path, rules: PageRules
+) -> dict[str, Any]:
+    """Choose groups that fit, and describe them.
+
+    Args:
+        groups: everything recorded.
+        reward_settings: ``rewards`` of the config, by name; weights and scopes are shown.
+        run_folder: where moved images are looked for.
+        rules: how the run read them.
+
+    Returns:
+        ``rewards`` (name, weight, scope), ``images`` (data URIs), ``groups``, and ``omitted``, the number
+        of recorded groups that are not shown.
+    """
+    chosen = _within_budget(_choose(groups))
+    pictures = embed_pictures([image for group in chosen for image in group.images][:_MAX_IMAGES], run_folder, rules)
+    numbers = {image: number for number, image in enumerate(pictures)}
+    names = list(dict.fromkeys(r.name for g in chosen for one in g.rollouts if one.positive for r in one.rewards))
+    documents = []
+    for group in chosen:
+        document = _group_document(group)
+        document["images"] = [{"path": image.path, "picture": numbers.get(image)} for image in group.images]
+        documents.append(document)
+    return {
+        "rewards": [_reward_settings(name, reward_settings.get(name)) for name in names],
+        "images": list(pictures.values()),
+        "groups": documents,
+        "omitted": len(groups) - len(chosen),
+    }
+
+
+def _choose(groups: Sequence[RecordedGroup]) -> list[RecordedGroup]:
+    """All training groups, and the first questions of every evaluation."""
+    evaluated: dict[tuple[str, int], int] = {}
+    chosen = []
+    for group in groups:
+        if any(rollout.positive for rollout in group.rollouts):
+            chosen.append(group)
+            continue
+        place = (group.stage, group.step)
+        evaluated[place] = evaluated.get(place, 0) + 1
+        if evaluated[place] <= _MAX_EVALUATED:
+            chosen.append(group)
+    return chosen
+
+
+def _within_budget(groups: list[RecordedGroup]) -> list[RecordedGroup]:
+    """Every second group is left out until the rest fits; first and last steps stay."""
+    sizes = {id(group): len(json.dumps(_group_document(group))) for group in groups}
+    while len(groups) > 1 and sum(sizes[id(group)] for group in groups) > _BUDGET_CHARACTERS:
+        last = groups[-1]
+        groups = groups[::2]
+        if groups[-1] is not last:
+            groups[-1] = last
+    return groups
+
+
+def _reward_settings(name: str, settings: Any) -> dict[str, Any]:
+    if not isinstance(settings, Mapping):
+        return {"name": name, "weight": 1.0, "scope": ""}
+    weight = settings.get("weight")
+    shown = float(weight) if isinstance(weight, int | float) and abs(weight) < _MAX_WEIGHT else 1.0
+    return {"name": name, "weight": shown, "scope": _scope_text(settings.get("scope"))}
+
+
+def _scope_text(scope: Any) -> str:
+    if not isinstance(scope, Mapping):
+        return ""
+    if scope.get("pattern"):
+        return f"every {scope['pattern']}" + (f" in section {scope['section']}" if scope.get("section") else "")
+    if scope.get("section"):
+        return f"section {scope['section']}"
+    if scope.get("evidence_line"):
+        return "each image's evidence line"
+    return f"{scope.get('start', '')} … {scope.get('stop', '')}"
+
+
+def _group_document(group: RecordedGroup) -> dict[str, Any]:
+    return {
+        "stage": group.stage,
+        "step": group.step,
+        "id": group.sample_id,
+        "question": group.question,
+        "answers": list(group.answers),
+        "gold": group.gold_response,
+        "goldSections": _sections(group.gold_response),
+        "isSufficient": group.is_sufficient,
+        "scopeTokens": dict(group.scope_tokens),
+        "rollouts": [_rollout_document(rollout) for rollout in group.rollouts],
+    }
+
+
+def _rollout_document(rollout: RecordedRollout) -> dict[str, Any]:
+    return {
+        "index": rollout.rollout_index,
+        "text": rollout.text,
+        "sections": _sections(rollout.text),
+        "finish": rollout.finish_reason,
+        "version": rollout.policy_version,
+        "starts": list(rollout.token_char_starts),
+        "rewards": [_reward_document(reward) for reward in rollout.rewards],
+        "positive": list(rollout.positive),
+        "negative": list(rollout.negative),
+    }
+
+
+def _reward_document(reward: RecordedReward) -> dict[str, Any]:
+    return {
+        "name": reward.name,
+        "image": reward.image_index,
+        "value": reward.value,
+        "advantage": reward.advantage,
+        "found": reward.scope_found,
+        "spans": [[span.start, span.stop] for span in reward.spans],
+    }
+
+
+def _sections(text: str) -> list[list[Any]]:
+    """Name, first character and end of each section that stands in the text."""
+    sections = parse_response(text).sections
+    return [
+        [name, section.start, section.stop]
+        for name, section in zip(SECTION_TAGS, sections, strict=True)
+        if section is not None
+    ]

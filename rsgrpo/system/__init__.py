@@ -1,0 +1,1 @@
+"""This process and this machine: signals, child processes, home folder, limits."""

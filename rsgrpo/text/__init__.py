@@ -1,0 +1,1 @@
+"""Text of responses: sections, words, tokens and written boxes."""

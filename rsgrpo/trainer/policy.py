@@ -1,0 +1,401 @@
+"""The policy as the recipes see it: typed calls, each of them done by all ranks together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import ray
+
+from rsgrpo.cluster.gpu_sharing import Phase, Share, Turns
+from rsgrpo.cluster.placement import ON_CPU, Placement, rank_environment
+from rsgrpo.cluster.topology import transfer_kind
+from rsgrpo.config import Config, LossConfig, OptimizerConfig
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.io.manifest import FileDigest, write_manifest
+from rsgrpo.model.attention.choice import DoorChoice
+from rsgrpo.model.micro_batches import balance, step_cost
+from rsgrpo.model.setup import WorkerSpec, features_folder
+from rsgrpo.trainer.checkpoint import CheckpointError, PolicyMeta, read_policy_meta, write_folder, write_policy_meta
+from rsgrpo.trainer.faults import FaultyBatch, write_faulty_batch
+from rsgrpo.trainer.rank_calls import RankCalls
+from rsgrpo.trainer.results import RankPass, RankStep, in_order, update_metrics
+from rsgrpo.trainer.worker import GatheredWeights, PolicyWorker
+from rsgrpo.types import ResponseStats, TrainingGroup, UpdateResult, WeightVersion
+from rsgrpo.weights.buckets import format_checksum
+from rsgrpo.weights.transfer import RankStream
+from rsgrpo.weights.update import WeightUpdate
+
+Objective = Literal["policy", "nll"]
+
+
+class TooManySkippedStepsError(RsgrpoError):
+    """Gradients were not finite for ``trainer.max_skipped_steps`` steps in a row."""
+
+
+def _cost(group: TrainingGroup) -> int:
+    """What a group costs to compute, in tokens, or a guess where the engine has not told the prompt's length.
+
+    The guess (four characters a token, 256 tokens an image) only balances ranks; it depends on nothing
+    but the group, so that a resumed run shares work out as the uninterrupted one.
+    """
+    if group.prompt_token_ids is not None:
+        prompt = len(group.prompt_token_ids)
+    else:
+        prompt = len(group.prompt.text) // 4 + 256 * len(group.prompt.images)
+    return step_cost(prompt, [len(response.token_ids) for response in group.responses])
+
+
+class Policy:
+    """The ranks that hold and train the weights. Make one with :meth:`start`.
+
+    Args:
+        config: the run's settings.
+        workers: one actor a rank.
+        device: ``cpu`` or ``gpu``.
+    """
+
+    def __init__(self, config: Config, workers: list[Any], device: str) -> None:
+        self._config = config
+        self._ranks = RankCalls(workers, config.trainer.timeout_seconds)
+        self._transfer = transfer_kind(config, device)
+        self._turns: Turns | None = None
+        self._loading: list[ray.ObjectRef] | None = None
+        self._version = 0
+        self._has_sent_all = False
+        self._origin = ""
+        # Asynchronous mode: a thread that samples asks for weights while another one updates them, and all ranks have
+        # to get these calls in the same order.
+        self._one_at_a_time = threading.RLock()
+
+    @classmethod
+    def start(
+        cls,
+        config: Config,
+        model_folder: Path,
+        *,
+        device: str,
+        num_threads: int | Sequence[int],
+        num_threads_alone: Sequence[int] = (),
+        placement: Placement = ON_CPU,
+    ) -> Policy:
+        """Start the ranks and return at once; they load the model in the background.
+
+        Args:
+            config: the run's settings.
+            model_folder: a Qwen2.5-VL folder that every node can read.
+            device: ``cpu`` or ``gpu``.
+            num_threads: CPU threads of each rank; one number: of all of them.
+            num_threads_alone: the same, while no engine works; empty: no others.
+            placement: where the ranks run; where they share GPUs, they load at their first turn.
+
+        Returns:
+            The policy; every method waits for the ranks where it must.
+        """
+        num_ranks = config.trainer.num_ranks
+        threads = [num_threads] * num_ranks if isinstance(num_threads, int) else num_threads
+        environments = [rank_environment(config, device, own, is_shared=placement.is_shared) for own in threads]
+        workers = [
+            ray.remote(PolicyWorker)
+            .options(**placement.for_rank(rank, environments[rank]))
+            .remote(
+                WorkerSpec(
+                    config=config,
+                    model_folder=model_folder,
+                    rank=rank,
+                    world_size=num_ranks,
+                    device=device,
+                    num_threads=threads[rank],
+                    num_threads_alone=(num_threads_alone or threads)[rank],
+                    features_folder=features_folder(config),
+                )
+            )
+            for rank in range(num_ranks)
+        ]
+        policy = cls(config, workers, device)
+        if not placement.is_shared:
+            policy._load()
+        return policy
+
+    def _load(self) -> None:
+        address = self._ranks.workers[0].address.remote()
+        self._loading = [worker.load.remote(address) for worker in self._ranks.workers]
+
+    @property
+    def version(self) -> int:
+        """How many optimizer steps were taken, over both stages."""
+        return self._version
+
+    def wait_ready(self) -> None:
+        """Wait until every rank has loaded the model.
+
+        Raises:
+            RsgrpoError: the model folder cannot be used, or a rank died.
+        """
+        if self._turns is not None:
+            self._turns.take(Phase.TRAINING)
+        self._wait_loaded()
+
+    def _wait_loaded(self) -> None:
+        if self._loading is None:
+            self._load()
+        if self._loading:
+            self._ranks.log_paths = cast(
+                list[str], self._ranks.collect([worker.log_path.remote() for worker in self._ranks.workers])
+            )
+            self._origin = self._ranks.collect(self._loading, in_step=True)[0]
+            self._loading = []
+
+    def take_turns(self, turns: Turns) -> None:
+        """Share the GPUs with the engines from here on.
+
+        Args:
+            turns: that the engines take as well.
+        """
+        self._turns = turns
+
+    def hold(self, share: Share) -> None:
+        """See :class:`rsgrpo.cluster.gpu_sharing.Holder`."""
+        if self._loading is None and share == Share.NOTHING:
+            return
+        self._wait_loaded()
+        self._ranks.collect([worker.hold.remote(share) for worker in self._ranks.workers])
+
+    def gpus(self) -> tuple[str, ...]:
+        """The GPU of each rank, as its node numbers them."""
+        return tuple(self._ranks.collect([worker.gpu.remote() for worker in self._ranks.workers]))
+
+    def attention(self) -> tuple[DoorChoice, ...]:
+        """What each rank computes attention with, and why with nothing faster."""
+        self.wait_ready()
+        return tuple(self._ranks.collect([worker.attention.remote() for worker in self._ranks.workers]))
+
+    def begin_from(self, folder: Path, *, needs_reference: bool, is_alone: bool = False) -> None:
+        """Say which model a stage starts from, before it begins or goes on from a checkpoint.
+
+        Adapters begin at zero on that model. The KL term holds on to it: each rank keeps a frozen copy, or with
+        adapters computes with its own weights, adapters off. The weights of a policy without adapters stay.
+
+        Args:
+            folder: what the ranks were started with, or what :meth:`export_model` wrote at the last stage's end.
+            needs_reference: whether updates of the objective ``policy`` need the reference's log-probabilities.
+            is_alone: whether no engine works during the stage; the ranks then use the engines' CPU threads as well.
+        """
+        self.wait_ready()
+        calls = [worker.begin_from.remote(folder, needs_reference, is_alone) for worker in self._ranks.workers]
+        self._origin = self._ranks.collect(calls, in_step=True)[0]
+
+    def begin_stage(self, optimizer: OptimizerConfig, num_steps: int) -> None:
+        """Start a stage: fresh moments, a new schedule.
+
+        Args:
+            optimizer: of the stage.
+            num_steps: optimizer steps of the stage (a cosine ends there).
+        """
+        self.wait_ready()
+        self._ranks.collect([worker.begin_stage.remote(optimizer, num_steps) for worker in self._ranks.workers])
+
+    def update(
+        self,
+        groups: Sequence[TrainingGroup],
+        objective: Objective,
+        loss: LossConfig | None = None,
+        *,
+        before_step: Callable[[Sequence[ResponseStats]], None] | None = None,
+    ) -> UpdateResult:
+        """One optimizer step.
+
+        Args:
+            groups: the whole step's responses; their streams carry the division by the token counts.
+            objective: ``policy`` for the clipped two-stream loss, ``nll`` for weighted likelihood.
+            loss: clipping and importance correction; needed for ``policy``.
+            before_step: looks at what the ranks saw of the responses, in the order of ``groups``; if it raises,
+                there is no step: weights, moments and counters stay, the gradient is forgotten.
+
+        Returns:
+            Numbers of the step, and log-probabilities and entropy of every response token under the
+            weights before it, in the order of ``groups``.
+
+        Raises:
+            RsgrpoError: a prompt or response does not fit, a rank died, or gradients stay non-finite.
+        """
+        if objective == "policy" and loss is None:
+            raise ValueError("objective='policy' needs loss=LossConfig(...)")
+        with self._one_at_a_time:
+            num_micro_batches, planned = self._prepare(groups)
+            calls = [worker.accumulate.remote(num_micro_batches, objective, loss) for worker in self._ranks.workers]
+            passes = cast(list[RankPass], self._ranks.collect(calls, in_step=True))
+            try:
+                stats = in_order(groups, [one for rank in passes for one in rank.responses])
+                if before_step is not None:
+                    before_step(stats)
+            except Exception:
+                self._ranks.collect([worker.drop_gradients.remote() for worker in self._ranks.workers], in_step=True)
+                raise
+            calls = [worker.take_step.remote() for worker in self._ranks.workers]
+            steps = cast(list[RankStep], self._ranks.collect(calls, in_step=True))
+            if not steps[0].is_skipped:
+                self._version += 1
+        if steps[0].is_skipped and steps[0].num_skipped_in_row >= self._config.trainer.max_skipped_steps:
+            kept = self._keep_fault(
+                FaultyBatch(groups=tuple(groups), objective=objective, loss=loss, version=self._version)
+            )
+            raise TooManySkippedStepsError(
+                f"the gradient was not finite for {steps[0].num_skipped_in_row} steps in a row "
+                f"(trainer.max_skipped_steps={self._config.trainer.max_skipped_steps}); the weights are those before "
+                f"them, {kept}: lower the learning rate, or use model.dtype=float32, and go on with resume=auto"
+            )
+        return UpdateResult(metrics=update_metrics(passes, steps, planned), responses=stats)
+
+    def _keep_fault(self, batch: FaultyBatch) -> str:
+        """Write a batch, and the model that it fails on, into the run folder; says where, or why not."""
+        folder = Path(self._config.run_dir).absolute() / "faults" / f"{batch.version:06d}"
+        try:
+            write_faulty_batch(folder, batch)
+            self.export_model(folder / "model")
+        except CheckpointError as error:
+            return f"the batch could not be kept ({error})"
+        return f"{folder} holds the last batch and the model that it fails on"
+
+    def score(self, groups: Sequence[TrainingGroup]) -> tuple[ResponseStats, ...]:
+        """Log-probabilities and entropy of responses under the present weights, without an update.
+
+        Args:
+            groups: prompts and responses; their streams are not read.
+
+        Returns:
+            One record a response, in the order of ``groups``.
+        """
+        with self._one_at_a_time:
+            num_micro_batches, _ = self._prepare(groups)
+            ranks = self._ranks.collect(
+                [worker.score.remote(num_micro_batches) for worker in self._ranks.workers], in_step=True
+            )
+        return in_order(groups, [one for rank in ranks for one in rank])
+
+    def _prepare(self, groups: Sequence[TrainingGroup]) -> tuple[int, int]:
+        """Hand the groups out; returns micro-batches of the fullest rank, and of all ranks together."""
+        if not groups:
+            raise ValueError("there are no groups to train on or to score")
+        self.wait_ready()
+        shares = balance([_cost(group) for group in groups], len(self._ranks.workers))
+        counts = self._ranks.collect(
+            [
+                worker.prepare.remote([groups[index] for index in share])
+                for worker, share in zip(self._ranks.workers, shares, strict=True)
+            ]
+        )
+        return max(counts), sum(counts)
+
+    def weights(self, max_bucket_bytes: int = 0, *, trainable_only: bool | None = None) -> WeightUpdate:
+        """The present weights: in the object store, or ready to be sent from GPU to GPU.
+
+        Args:
+            max_bucket_bytes: bound of a bucket, 0: ``rollout.weight_bucket_mib``; one larger parameter makes a bucket
+                of its own.
+            trainable_only: leave out what training does not change; None: only after the first call.
+
+        Returns:
+            Version, and buckets or what sends them; the latter must be sent before the next update.
+        """
+        self.wait_ready()
+        max_bucket_bytes = max_bucket_bytes or self._config.rollout.weight_bucket_mib * 2**20
+        leaves_frozen_out = self._has_sent_all if trainable_only is None else trainable_only
+        whole = partial(self.weights, max_bucket_bytes, trainable_only=False)
+        with self._one_at_a_time:
+            self._has_sent_all = self._has_sent_all or not leaves_frozen_out
+            if self._transfer != "object_store":
+                return WeightUpdate(
+                    version=WeightVersion(version=self._version, checksum=""),
+                    buckets=(),
+                    is_complete=not leaves_frozen_out,
+                    whole=whole,
+                    sender=RankStream(
+                        self._transfer,
+                        self._ranks.workers,
+                        partial(self._ranks.collect, in_step=True),
+                        max_bucket_bytes=max_bucket_bytes,
+                        trainable_only=leaves_frozen_out,
+                    ),
+                )
+            calls = [
+                worker.gather_weights.remote(max_bucket_bytes, leaves_frozen_out) for worker in self._ranks.workers
+            ]
+            gathered = cast(list[GatheredWeights], self._ranks.collect(calls, in_step=True))
+            return WeightUpdate(
+                version=WeightVersion(version=self._version, checksum=format_checksum(gathered[0].checksum)),
+                buckets=gathered[0].buckets,
+                is_complete=not leaves_frozen_out,
+                whole=whole,
+            )
+
+    def export_model(self, folder: Path) -> None:
+        """Write a model folder that ``from_pretrained`` and ``vllm serve`` load, tokenizer and processor included.
+
+        Args:
+            folder: appears complete or not at all.
+        """
+        self.wait_ready()
+
+        def write(partial: Path) -> None:
+            self._each("export", partial)
+
+        write_folder(folder, write)
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Write weights, moments, schedule and counters, enough to go on to the bit.
+
+        Args:
+            folder: appears complete or not at all; every node must reach it.
+        """
+        self.wait_ready()
+
+        def write(partial: Path) -> None:
+            written = cast(list[tuple[FileDigest, ...]], self._each("save", partial))
+            write_policy_meta(partial, PolicyMeta(version=self._version, shape=self._shape(), origin=self._origin))
+            write_manifest(partial, [one for rank in written for one in rank])
+
+        write_folder(folder, write)
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Go on from what :meth:`save_checkpoint` wrote; :meth:`begin_stage` is not to be called again.
+
+        Whether its files are whole is for :func:`rsgrpo.trainer.checkpoint.find_checkpoint` to say before.
+
+        Args:
+            folder: as given to :meth:`save_checkpoint`.
+
+        Raises:
+            CheckpointError: it was written by another version, with other ranks, ZeRO stage or adapters, or rests on
+                another model.
+        """
+        self.wait_ready()
+        meta = read_policy_meta(folder, shape=self._shape(), origin=self._origin)
+        self._each("restore", folder)
+        self._version = meta.version
+        self._has_sent_all = False
+
+    def _shape(self) -> dict[str, int | bool]:
+        """Settings that a checkpoint's files depend on."""
+        config = self._config
+        return {
+            "trainer.num_ranks": config.trainer.num_ranks,
+            "trainer.zero_stage": config.trainer.zero_stage,
+            "model.lora.rank": config.model.lora.rank,
+            "model.vision_cache": bool(config.model.vision_cache.folder),
+        }
+
+    def _each(self, method: Literal["export", "save", "restore"], folder: Path) -> list[Any]:
+        calls = {
+            "export": [worker.export for worker in self._ranks.workers],
+            "save": [worker.save for worker in self._ranks.workers],
+            "restore": [worker.restore for worker in self._ranks.workers],
+        }
+        return self._ranks.collect([call.remote(folder) for call in calls[method]], in_step=True)
+
+    def close(self) -> None:
+        """End the ranks."""
+        self._ranks.close()

@@ -1,0 +1,131 @@
+"""What the ranks report of an update, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from rsgrpo.model.micro_batches import Piece
+from rsgrpo.trainer.objective import RankTotals
+from rsgrpo.types import ResponseStats, TrainingGroup, UpdateMetrics
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RankPass:
+    """What one rank reports of the forward and backward passes of an update.
+
+    Attributes:
+        totals: sums over its rows.
+        responses: statistics of its responses.
+        forward_backward_seconds: of this rank.
+        process_seconds: encoding, planning and waiting for pages, of this rank.
+        num_cached_images: pages whose features were read from the cache.
+    """
+
+    totals: RankTotals
+    responses: tuple[ResponseStats, ...]
+    forward_backward_seconds: float
+    process_seconds: float
+    num_cached_images: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankStep:
+    """What one rank reports of the optimizer step that follows.
+
+    Attributes:
+        grad_norm: over all ranks, before clipping.
+        learning_rate: that the step used.
+        is_skipped: whether the step was skipped.
+        num_skipped_in_row: skipped steps in a row.
+        optimizer_seconds: of this rank.
+    """
+
+    grad_norm: float
+    learning_rate: float
+    is_skipped: bool
+    num_skipped_in_row: int
+    optimizer_seconds: float
+
+
+def response_stats(
+    pieces: Sequence[Piece], groups: Sequence[TrainingGroup], logprobs: Tensor, entropy: Tensor
+) -> list[ResponseStats]:
+    """A row's log-probabilities and entropies, response by response.
+
+    Args:
+        pieces: of the row.
+        groups: that the pieces number.
+        logprobs: [R], of the row's response tokens.
+        entropy: [R].
+    """
+    lengths = [length for piece in pieces for length in piece.response_lengths]
+    ends = np.cumsum(lengths)[:-1]
+    owners = [(groups[piece.group], i) for piece in pieces for i in piece.responses]
+    return [
+        ResponseStats(
+            sample_id=group.sample_id,
+            response_index=group.responses[i].response_index,
+            logprobs=own_logprobs.copy(),
+            entropy=own_entropy.copy(),
+        )
+        for (group, i), own_logprobs, own_entropy in zip(
+            owners,
+            np.split(logprobs.detach().float().cpu().numpy(), ends),
+            np.split(entropy.detach().float().cpu().numpy(), ends),
+            strict=True,
+        )
+    ]
+
+
+def in_order(groups: Sequence[TrainingGroup], stats: Sequence[ResponseStats]) -> tuple[ResponseStats, ...]:
+    """Statistics in the order in which the responses were given.
+
+    Args:
+        groups: of the whole step.
+        stats: of all ranks, in any order.
+
+    Raises:
+        ValueError: a response stands twice in the step.
+    """
+    found: dict[tuple[str, int], ResponseStats] = {(one.sample_id, one.response_index): one for one in stats}
+    keys = [(group.sample_id, response.response_index) for group in groups for response in group.responses]
+    if len(found) != len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"sample {twice[0]!r} response {twice[1]} stands twice in one step; give every response once")
+    return tuple(found[key] for key in keys)
+
+
+def update_metrics(passes: Sequence[RankPass], steps: Sequence[RankStep], num_micro_batches: int) -> UpdateMetrics:
+    """Numbers of a step from those of its ranks.
+
+    Args:
+        passes: of the ranks, in order.
+        steps: likewise.
+        num_micro_batches: that all ranks planned together.
+    """
+    totals = [rank.totals for rank in passes]
+    num_tokens = sum(one.num_response_tokens for one in totals)
+    num_credited = sum(one.num_credited for one in totals)
+    return UpdateMetrics(
+        loss=sum(one.loss for one in totals),
+        grad_norm=steps[0].grad_norm,
+        learning_rate=steps[0].learning_rate,
+        num_response_tokens=num_tokens,
+        num_forward_tokens=sum(one.num_forward_tokens for one in totals),
+        num_images=sum(one.num_images for one in totals),
+        num_micro_batches=num_micro_batches,
+        clip_fraction=sum(one.num_clipped for one in totals) / max(1, num_credited),
+        kl_old=sum(one.kl_old_sum for one in totals) / max(1, num_tokens),
+        importance_weight_mean=sum(one.importance_weight_sum for one in totals) / max(1, num_tokens),
+        masked_fraction=sum(one.num_masked for one in totals) / max(1, num_tokens),
+        kl_reference=sum(one.kl_reference_sum for one in totals) / max(1, num_tokens),
+        is_skipped=steps[0].is_skipped,
+        forward_backward_seconds=max(rank.forward_backward_seconds for rank in passes),
+        optimizer_seconds=max(rank.optimizer_seconds for rank in steps),
+        process_seconds=max(rank.process_seconds for rank in passes),
+        num_cached_images=sum(rank.num_cached_images for rank in passes),
+    )

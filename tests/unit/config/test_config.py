@@ -1,0 +1,147 @@
+"""What hydra composes becomes checked settings; what does not fit is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, MissingConfigException
+
+from rsgrpo.config import Config, ConfigError, load_config, register_schema
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+RECIPES = sorted(path.stem for path in (CONFIGS / "recipe").glob("*.yaml"))
+ALGORITHMS = sorted(path.stem for path in (CONFIGS / "algorithm").glob("*.yaml"))
+REWARD = "rewards.short={function: 'my_rewards.py:short_thinking', scope: {section: think}, weight: 0.5}"
+
+
+def composed(*overrides: str) -> Config:
+    GlobalHydra.instance().clear()
+    register_schema()
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return load_config(compose("config", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_composes(recipe: str) -> None:
+    config = composed(f"recipe={recipe}")
+    assert config.name == recipe
+    assert config.rl.algorithm == "rs_grpo"
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.startswith("sft_")])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_composes_with_every_recipe(recipe: str, algorithm: str) -> None:
+    for overrides in ((f"recipe={recipe}", f"algorithm={algorithm}"), (f"algorithm={algorithm}", f"recipe={recipe}")):
+        config = composed(*overrides)
+        assert (config.name, config.rl.algorithm) == (recipe, algorithm)
+
+
+def test_an_algorithm_overrules_the_recipe_and_the_command_line_overrules_both() -> None:
+    # evisrag_7b clips at 0.28 with a dual clip of 3, GRPO at 0.2 without one; refills are the recipe's own matter
+    config = composed("recipe=evisrag_7b", "algorithm=grpo")
+    assert (config.rl.loss.clip_high, config.rl.loss.dual_clip, config.rl.credit.scoping) == (0.2, 0.0, "whole")
+    assert composed("recipe=quickstart", "algorithm=grpo").rl.filter.max_refills == 0
+    assert composed("recipe=evisrag_7b").rl.loss.clip_high == 0.28
+    chosen = composed("rl.loss.clip_high=0.4", "rl.credit.aggregation=token_mean", "algorithm=grpo")
+    assert (chosen.rl.loss.clip_high, chosen.rl.credit.aggregation) == (0.4, "token_mean")
+
+
+def test_an_unknown_algorithm_is_refused_with_the_choices() -> None:
+    with pytest.raises(MissingConfigException) as error:
+        composed("algorithm=gpro")
+    assert all(name in str(error.value) for name in ("algorithm/gpro", *ALGORITHMS))
+
+
+def test_published_hyper_parameters() -> None:
+    # benchmarks of the public recipe: 32 questions × 8 rollouts, lr 1e-6, clip 0.2/0.28, dual clip 3, SFT batch 64
+    config = composed("recipe=evisrag_7b")
+    rl, sft = config.rl, config.sft
+    assert (rl.prompts_per_step, rl.samples_per_prompt) == (32, 8)
+    assert (rl.optimizer.learning_rate, rl.optimizer.weight_decay) == (1e-6, 0.01)
+    assert (rl.loss.clip_low, rl.loss.clip_high, rl.loss.dual_clip) == (0.2, 0.28, 3.0)
+    assert (sft.optimizer.learning_rate, sft.optimizer.warmup_steps, sft.samples_per_step) == (5e-7, 200, 64)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "phases"),
+    [
+        # name, rate, rate of the vision tower, warm-up, epochs, samples a step, longest conversation
+        ("sft_mammoth_vl", [("si", 1e-5, 2e-6, 0.03, 1, 256, 8192), ("ov", 1e-5, 2e-6, 0.03, 1, 256, 16384)]),
+        ("sft_mgrounding", [("tasks", 5e-6, 0, 0.015, 1, 48, 6000), ("free_form", 4e-6, 0, 0.05, 1, 48, 8192)]),
+        ("sft_mirage", [("retrieve", 1e-5, 0, 0.03, 2, 32, 8192), ("answer", 1e-4, 0, 0.03, 1, 32, 8192)]),
+    ],
+)
+def test_published_supervised_phases(recipe: str, phases: list[tuple[str, float, float, float, int, int, int]]) -> None:
+    config = composed(f"recipe={recipe}")
+    assert config.stage == "sft"
+    assert [
+        (
+            one.name,
+            one.optimizer.learning_rate,
+            one.optimizer.vision_learning_rate,
+            one.warmup_frac,
+            one.num_epochs,
+            one.samples_per_step,
+            one.max_tokens,
+        )
+        for one in config.sft.phases
+    ] == phases
+    assert all((one.optimizer.schedule, one.optimizer.weight_decay) == ("cosine", 0.0) for one in config.sft.phases)
+    longest = max(one.max_tokens for one in config.sft.phases)
+    assert longest <= min(config.trainer.micro_batch_tokens, config.data.max_prompt_tokens)
+
+
+def test_mirage_mixes_in_up_to_thirty_distractors_and_a_retrievers_mistakes() -> None:
+    config = composed("recipe=sft_mirage")
+    assert (config.model.lora.rank, config.model.lora.alpha) == (128, 256.0)
+    retrieve, answer = (one.mixture[0].distractors for one in config.sft.phases)
+    assert (retrieve.min_images, retrieve.max_images, retrieve.relevance, retrieve.noise_chance) == (0, 30, "named", 0)
+    assert (answer.max_images, answer.relevance) == (30, "filter")
+    assert (answer.noise_chance, answer.noise_max_frac) == (0.1, 0.15)
+
+
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_a_reward_is_added_on_the_command_line(plus: str) -> None:
+    config = composed(plus + REWARD)
+    added = config.rewards["short"]
+    assert (added.function, added.scope.section, added.weight) == ("my_rewards.py:short_thinking", "think", 0.5)
+    assert config.rewards["accuracy"].weight == 3.0
+
+
+def test_a_rewards_unwritten_settings_need_no_plus() -> None:
+    assert composed("rewards.accuracy.on_missing=whole").rewards["accuracy"].on_missing == "whole"
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("+foo=1", "foo"),
+        ("+rl.foo=1", "rl.foo"),
+        ("rl.samples_per_prompt=1", "rl.samples_per_prompt=1"),
+        ("rollout.sampling.top_p=0.9", "rollout.sampling.top_p=0.9"),
+        ("rollout.sampling.temperature=0", "rollout.sampling.temperature=0"),
+        ("rewards.accuracy.wieght=2", "rewards.accuracy.wieght"),
+        ("rewards.accuracy.weight=much", "rewards.accuracy.weight"),
+        ("rewards.acuracy.weight=2", "rewards.acuracy.function"),
+        ("rewards.accuracy.scope={section: thought}", "thought"),
+        ("sft.phases=[{name: a}, {name: a}]", "sft.phases"),
+        ("sft.warmup_frac=1.5", "sft.warmup_frac=1.5"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(override: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
+        composed(override)
+
+
+def test_a_frozen_vision_tower_has_no_rate() -> None:
+    with pytest.raises(ConfigError, match=r"set model\.freeze_vision=false"):
+        composed("recipe=sft_mammoth_vl", "model.freeze_vision=true")
+
+
+@pytest.mark.parametrize("override", ["rl.foo=1", "foo=1", "recipe=nosuch", "rl.max_steps=many"])
+def test_hydra_refuses_what_the_schema_lacks(override: str) -> None:
+    with pytest.raises(ConfigCompositionException):
+        composed(override)

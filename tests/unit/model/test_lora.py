@@ -1,0 +1,205 @@
+"""Adapters: what they compute, what trains, and the weights that they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rsgrpo.config import ConfigError, LoraConfig, ModelConfig
+from rsgrpo.model.lora import (
+    adapter_layers,
+    adapter_parameters,
+    adapters_off,
+    check_adapters,
+    exported_parameters,
+    merged_weight,
+)
+from rsgrpo.model.policy_model import load_model
+from rsgrpo.types import TrainingGroup
+from tests.packed import Packed
+from tests.tiny_model import build_tiny_model, make_group, write_pages
+
+
+def _settings(**lora: object) -> ModelConfig:
+    include_vision = bool(lora.get("include_vision", False))
+    return ModelConfig(
+        dtype="float32",
+        freeze_vision=not include_vision,
+        gradient_checkpointing=False,
+        lora=LoraConfig(**({"rank": 4, "alpha": 8.0} | lora)),  # type: ignore[arg-type]
+    )
+
+
+def _train(packed: Packed, seed: int = 0) -> None:
+    """Stand-in for training: adapters of some size."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in adapter_layers(packed.model).values():
+            for parameter in adapter_parameters(layer):
+                parameter.normal_(0.0, 0.2, generator=generator)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("model"), tie=request.param)
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
+    pages = write_pages(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56)])
+    return [make_group("a", pages, [5, 9, 7], seed=1), make_group("b", [], [3, 6], seed=2)]
+
+
+@pytest.mark.parametrize("include_vision", [False, True])
+def test_new_adapters_compute_the_base_model_to_the_bit(folder, groups, include_vision):
+    plain, _ = Packed(folder, _settings(rank=0)).run(groups, share_prefix=True, budget=4000)
+    adapted, _ = Packed(folder, _settings(include_vision=include_vision)).run(groups, share_prefix=True, budget=4000)
+    assert all(torch.equal(plain[key], adapted[key]) for key in plain)
+
+
+def test_adapters_off_compute_the_base_model_to_the_bit_whatever_they_learned(folder, groups):
+    plain, _ = Packed(folder, _settings(rank=0)).run(groups, share_prefix=True, budget=4000)
+    packed = Packed(folder, _settings())
+    _train(packed)
+    with adapters_off(packed.model):
+        off, _ = packed.run(groups, share_prefix=True, budget=4000)
+    on, _ = packed.run(groups, share_prefix=True, budget=4000)
+    assert all(torch.equal(plain[key], off[key]) for key in plain)
+    assert all((plain[key] - on[key]).abs().max() > 1e-3 for key in plain)
+
+
+@pytest.mark.parametrize("include_vision", [False, True])
+def test_exported_weights_compute_what_base_and_adapters_do(folder, groups, include_vision):
+    packed = Packed(folder, _settings(include_vision=include_vision))
+    _train(packed)
+    expected, _ = packed.run(groups, share_prefix=True, budget=4000)
+    plain = Packed(folder, _settings(rank=0))
+    exported = exported_parameters(packed.model)
+    names = [name for name, _ in plain.model.named_parameters()]
+    assert [one.name for one in exported] == names  # a tied head stands once, as in the checkpoint
+    plain.model.load_state_dict({one.name: one.tensor() for one in exported}, strict=False)
+    merged, _ = plain.run(groups, share_prefix=True, budget=4000)
+    for key, want in expected.items():
+        torch.testing.assert_close(merged[key], want, atol=1e-5, rtol=0)
+
+
+def test_only_adapters_train_and_the_tower_has_none(folder):
+    model = load_model(folder, _settings(target_modules=["q_proj", "down_proj"]))
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    # two layers, two targets, A and B
+    assert len(trained) == 8
+    assert all(".lora_A." in name or ".lora_B." in name for name in trained)
+    assert all(".q_proj." in name or ".down_proj." in name for name in trained)
+    assert not any("visual" in name for name in trained)
+    # changed by training: the four merged weights and nothing else
+    changed = [one.name for one in exported_parameters(model) if one.is_trained]
+    assert [name.rsplit(".", 2)[1] for name in changed] == ["q_proj", "down_proj"] * 2
+
+
+def test_the_tower_gets_adapters_when_asked(folder):
+    model = load_model(folder, _settings(include_vision=True))
+    with_adapter = [name for name in adapter_layers(model) if ".visual." in name]
+    # two blocks with fused qkv, proj, and a gated MLP of three layers
+    assert len(with_adapter) == 10
+    assert all(".visual.blocks." in name for name in with_adapter)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_gradient_with_shared_prefix_equals_that_without(folder, groups, recomputed):
+    settings = _settings()
+    settings.gradient_checkpointing = recomputed
+    packed = Packed(folder, settings)
+    _train(packed)
+    _, shared = packed.run(groups, share_prefix=True, budget=4000)
+    _, unshared = packed.run(groups, share_prefix=False, budget=4000)
+    # 2 layers × 4 · (q, k, v, o of 32 → 32, 16, 16, 32; gate, up, down between 32 and 64): r · (inputs + outputs)
+    assert len(shared) == 2 * 4 * (64 + 48 + 48 + 64 + 3 * 96)
+    assert (shared - unshared).norm() < 1e-5 * unshared.norm()
+
+
+def test_merged_weight_by_hand():
+    # W + 0.5 · B A: B A = [[3], [1]] · [[2, 4]] = [[6, 12], [2, 4]]
+    merged = merged_weight(
+        torch.ones(2, 2, dtype=torch.bfloat16), torch.tensor([[2.0, 4.0]]), torch.tensor([[3.0], [1.0]]), 0.5
+    )
+    assert merged.dtype == torch.bfloat16
+    assert merged.tolist() == [[4.0, 7.0], [2.0, 3.0]]
+
+
+def test_settings_that_cannot_be_are_refused(folder):
+    with pytest.raises(
+        ConfigError, match=r"names 'qkv_proj'.*the nearest is .*_proj; choose all-linear, or from q_proj, "
+    ):
+        load_model(folder, _settings(target_modules=["qkv_proj"]))
+    with pytest.raises(ConfigError, match=r"set model\.freeze_vision=true, or model\.lora\.include_vision=true"):
+        ModelConfig(freeze_vision=False, lora=LoraConfig(rank=8))
+    with pytest.raises(ConfigError, match=r"set model\.freeze_vision=false, or model\.lora\.include_vision=false"):
+        ModelConfig(freeze_vision=True, lora=LoraConfig(rank=8, include_vision=True))
+    with pytest.raises(ConfigError, match=r"dropout=1\.0 must lie in"):
+        LoraConfig(dropout=1.0)
+    with pytest.raises(ConfigError, match="target_modules is empty"):
+        LoraConfig(rank=1, target_modules=[])
+
+
+LANGUAGE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def _chosen(folder: Path, targets: object, **lora: object) -> list[str]:
+    """The last names of the layers of the first blocks that get an adapter, in the model's order."""
+    model = load_model(folder, _settings(target_modules=targets, **lora))
+    first = [name for name in adapter_layers(model) if ".layers.0." in name or ".blocks.0." in name]
+    return [name.rpartition(".")[2] for name in first]
+
+
+@pytest.mark.parametrize(
+    ("targets", "chosen"),
+    [
+        ("all-linear", LANGUAGE),
+        (["all-linear"], LANGUAGE),
+        ("q_proj", ("q_proj",)),
+        (["self_attn.q_proj", "mlp.down_proj"], ("q_proj", "down_proj")),
+        (["model.language_model.layers.0.self_attn.v_proj"], ("v_proj",)),
+        (["model.layers.0.self_attn.v_proj"], ("v_proj",)),  # the name in adapters of older transformers
+        (r".*layers\.\d+\.self_attn\.[qk]_proj", ("q_proj", "k_proj")),
+        ([r".*\.mlp\..*"], ("gate_proj", "up_proj", "down_proj")),
+    ],
+)
+def test_targets_are_read_as_peft_reads_them(folder, targets, chosen):
+    assert _chosen(folder, targets) == list(chosen)
+
+
+def test_layers_of_the_tower_can_be_chosen_among(folder):
+    # named ones alone; without any, all of the blocks', as the tower's five layers a block show
+    assert _chosen(folder, ["q_proj", "qkv"], include_vision=True) == ["qkv", "q_proj"]
+    assert len(_chosen(folder, ["q_proj"], include_vision=True)) == 1 + 5
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (
+            {"target_modules": ["q_proj", "qkv"]},
+            r"'qkv', which lies in the vision tower; set model\.lora\.include_vision",
+        ),
+        (
+            {"target_modules": ["lm_head"]},
+            "'lm_head', which lies outside the blocks|'lm_head', which is no linear layer",
+        ),
+        ({"target_modules": ["q_porj"]}, "the nearest is q_proj"),
+        ({"target_modules": ".*nosuch"}, r"'\.\*nosuch', which is no linear layer"),
+        # k_proj of the tiny model: 32 inputs, 2 heads of 8 as outputs
+        ({"rank": 17, "target_modules": ["k_proj"]}, r"rank=17 is more than the 16 rows or columns of .*k_proj"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused_without_loading_weights(folder, lora, message):
+    with pytest.raises(ConfigError, match=message):
+        check_adapters(folder, _settings(**lora).lora)
+    check_adapters(folder, _settings(rank=16, target_modules=["k_proj"]).lora)
+
+
+def test_targets_that_are_no_names_are_refused():
+    for wrong in (None, 3, [3], {"a": 1}, [["q_proj"]], "(", [""]):
+        with pytest.raises(ConfigError, match=r"^model\.lora\.target_modules"):
+            LoraConfig(rank=4, target_modules=wrong)

@@ -1,0 +1,111 @@
+"""Held-out answers are worth what the benchmark's metrics and the run's own rewards say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recipes.evaluation.evaluate import evaluate, validate
+from rewards.plugins import load_rewards
+from rewards.scorer import Scorer
+from rsgrpo.config import Config, RewardConfig, SamplingConfig, ScopeConfig
+from rsgrpo.types import Box, ChatPrompt, ImageRef, PromptedSample, Rollout, RolloutGroup, Sample
+from rsgrpo.weights.update import WeightUpdate
+
+ANSWERS = {
+    "near": "here: (100,100),(300,300)",  # gold is the left half of it: IoU 0.5
+    "none": "nowhere",
+    "lines": "<evidence>[1]: a dog and a cat\n[2]: no relevant information</evidence>",
+}
+REWARDS = {
+    "iou": RewardConfig(function="rewards.functions.grounding:iou", scope=ScopeConfig(pattern="box")),
+    "needle": RewardConfig(function="rewards.functions.haystack:needle_lines", scope=ScopeConfig(evidence_line=True)),
+}
+
+
+@dataclass
+class FakeEngine:
+    """Gives each question the answer with its id."""
+
+    policy_version: int = 0
+
+    def generate(
+        self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
+    ) -> list[RolloutGroup]:
+        return list(self.stream(prompted, num_samples=num_samples, sampling=sampling, seed=seed))
+
+    def stream(
+        self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
+    ) -> Generator[RolloutGroup, None, None]:
+        yield from map(_group, prompted)
+
+    def update_weights(self, update: WeightUpdate) -> None:
+        raise AssertionError("an evaluation changes no weights")
+
+
+def _group(prompted: PromptedSample) -> RolloutGroup:
+    text = ANSWERS[prompted.sample.sample_id]
+    rollout = Rollout(
+        sample_id=prompted.sample.sample_id,
+        rollout_index=0,
+        token_ids=np.zeros(len(text) + 1, dtype=np.int32),
+        logprobs=np.zeros(len(text) + 1, dtype=np.float32),
+        text=text,
+        token_char_starts=np.arange(len(text) + 1, dtype=np.int32),
+        finish_reason="stop",
+        policy_version=0,
+    )
+    return RolloutGroup(
+        sample=prompted.sample,
+        prompt=prompted.prompt,
+        prompt_token_ids=np.zeros(1, dtype=np.int32),
+        rollouts=(rollout,),
+    )
+
+
+def _question(sample_id: str, positive_images: tuple[int, ...] = ()) -> PromptedSample:
+    sample = Sample(
+        sample_id=sample_id,
+        images=(ImageRef(path="1.png"), ImageRef(path="2.png")),
+        answers=("a dog",),
+        boxes=(Box(left=0.1, top=0.1, right=0.2, bottom=0.3, image_index=0),),
+        positive_images=positive_images,
+    )
+    return PromptedSample(sample=sample, prompt=ChatPrompt(sample_id=sample_id, text=""))
+
+
+def _scorer() -> Scorer:
+    return Scorer(load_rewards(REWARDS, Path.cwd()))
+
+
+def test_rewards_are_averaged_over_answers_and_kept_with_each(tmp_path: Path) -> None:
+    questions = [_question("near", positive_images=(0,)), _question("none", positive_images=(0,))]
+    found, groups = evaluate(FakeEngine(), questions, Config(rewards=REWARDS), _scorer(), tmp_path, lambda done: None)
+    # iou: 0.5 and 0 (no box); needle: no lines at all
+    assert found.rewards == pytest.approx({"iou": 0.25, "needle": 0.0})
+    assert json.loads((tmp_path / "rewards.json").read_text()) == pytest.approx(found.rewards)
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [row["rewards"]["iou"] for row in rows] == pytest.approx([0.5, 0.0])
+    assert found.numbers()["reward/iou"] == found.rewards["iou"]
+    assert found.numbers()["num_responses"] == len(groups) == 2
+
+
+def test_one_value_an_image_counts_as_their_mean() -> None:
+    # needle on page 2: both lines are wrong; on page 1: both are right
+    for place, value in ((0, 1.0), (1, 0.0)):
+        found = validate(
+            FakeEngine(), [_question("lines", positive_images=(place,))], Config(rewards=REWARDS), _scorer()
+        )
+        assert found.rewards["needle"] == value
+
+
+def test_rewards_without_gold_in_the_questions_are_left_out() -> None:
+    questions = [_question("near", positive_images=(0,)), _question("lines")]  # the second lacks positive_images
+    found = validate(FakeEngine(), questions, Config(rewards=REWARDS), _scorer())
+    assert set(found.rewards) == {"iou"}
+    assert _scorer().limited_to([one.sample for one in questions[:1]]).rewards == _scorer().rewards
