@@ -268,7 +268,7 @@ def plot(results: list[ArmResult], file: Path) -> None:
     pyplot.close(figure)
 
 
-def _page(markdown: str, image: Path, num_steps: int) -> str:
+def _image(markdown: str, image: Path, num_steps: int) -> str:
     rows = [line.strip("|").split("|") for line in markdown.splitlines() if not line.startswith("|---")]
     cells = "".join(
         "<tr>" + "".join(f"<{kind}>{cell.strip()}</{kind}>" for cell in row) + "</tr>"
@@ -304,7 +304,7 @@ def main() -> None:
         json.dumps({"steps": num_steps, "arms": [asdict(one) for one in results]}, indent=2)
     )
     plot(results, root / "study.png")
-    (root / "study.html").write_text(_page(markdown, root / "study.png", num_steps))
+    (root / "study.html").write_text(_image(markdown, root / "study.png", num_steps))
     print(markdown)
 
 

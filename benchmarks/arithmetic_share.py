@@ -70,7 +70,7 @@ def wait(device: torch.device) -> None:
 
 
 def counted_operations(step: BareStep, groups: list[TrainingGroup], *, budget: int, share_prefix: bool = True) -> int:
-    """Floating-point operations of all matrix products of an update; attention must be made of them (door tiled)."""
+    """Floating-point operations of all matrix products of an update; attention must be made of them (backend tiled)."""
     with FlopCounterMode(display=False) as counter:
         step.update(groups, budget=budget, share_prefix=share_prefix)
     return int(counter.get_total_flops())

@@ -47,7 +47,7 @@ def measure(setup: Setup, num_steps: int, num_blocks: int) -> dict[str, object]:
                     policy=workers.policy,
                     engine=workers.engine,
                     scorer=setup.prepared.scorer,
-                    questions=setup.prepared.rl,
+                    prompts=setup.prepared.rl,
                     state=RsGrpoState(step=step, position=step * config.rl.prompts_per_step),
                 )
                 block_seconds, metrics = timed_block(training, num_steps)

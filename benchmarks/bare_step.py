@@ -10,17 +10,17 @@ import torch
 from transformers import AutoConfig
 
 from rsgrpo.config import LossConfig, ModelConfig
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.model.micro_batches import Piece, plan_micro_batches
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.model.micro_batches import Segment, plan_micro_batches
 from rsgrpo.model.policy_model import (
+    MicroBatchBuilder,
     PolicyModel,
-    RowBuilder,
     group_sizes,
     load_model,
     load_processor,
     use_window_attention,
 )
-from rsgrpo.model.suppressed_tokens import banned_token_ids
+from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.model.vlm import PromptEncoder
 from rsgrpo.trainer.objective import row_loss
 from rsgrpo.types import TrainingGroup
@@ -34,7 +34,7 @@ class BareStep:
 
     Args:
         folder: of the model.
-        config: precision, door, recomputation.
+        config: precision, backend, recomputation.
         device: where it runs.
         learning_rate: of AdamW.
     """
@@ -44,21 +44,21 @@ class BareStep:
     ) -> None:
         processor = load_processor(folder)
         self.encoder = PromptEncoder(
-            processor, rules=PageRules(min_pixels=784, max_pixels=10**8), max_prompt_tokens=10**6
+            processor, rules=ImageRules(min_pixels=784, max_pixels=10**8), max_prompt_tokens=10**6
         )
         vocabulary_size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
-        banned = banned_token_ids(processor.tokenizer, vocabulary_size)
-        self.model = load_model(folder, config, banned).to(device)
+        suppressed = suppressed_token_ids(processor.tokenizer, vocabulary_size)
+        self.model = load_model(folder, config, suppressed).to(device)
         self.policy = PolicyModel(self.model, always_run_vision=False)
         dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-        self.rows = RowBuilder(
+        self.rows = MicroBatchBuilder(
             image_token_id=self.encoder.image_token_id,
             config=config,
             device=device,
             dtype=dtype,
-            page_pixels=self.encoder.pixels,
+            image_pixels=self.encoder.pixels,
         )
-        use_window_attention(self.model.model.visual, self.rows.choice.door)
+        use_window_attention(self.model.model.visual, self.rows.choice.backend)
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0, foreach=True)
 
@@ -67,8 +67,8 @@ class BareStep:
         prompts = self.encoder.encode([group.prompt for group in groups])
         sizes = group_sizes(groups, prompts)
         plan = plan_micro_batches(sizes, budget=budget, share_prefix=share_prefix)
-        for pieces in plan:
-            batch = self.rows.build(pieces, groups, prompts)
+        for segments in plan:
+            batch = self.rows.build(segments, groups, prompts)
             logprobs, _ = self.policy(batch)
             row_loss(batch, logprobs, "policy", LOSS)[0].backward()
         return len(plan)
@@ -92,13 +92,13 @@ class BareStep:
         """Of all response tokens of one group."""
         prompts = self.encoder.encode([group.prompt for group in groups])
         lengths = tuple(len(one.token_ids) for one in groups[0].responses)
-        piece = Piece(
+        segment = Segment(
             group=0,
             responses=tuple(range(len(lengths))),
             num_prompt_tokens=len(prompts[0].token_ids),
             response_lengths=lengths,
         )
         with torch.no_grad():
-            logprobs, _ = self.policy(self.rows.build([piece], groups, prompts))
+            logprobs, _ = self.policy(self.rows.build([segment], groups, prompts))
         found: np.ndarray[Any, Any] = logprobs.float().cpu().numpy()
         return found

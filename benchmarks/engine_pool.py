@@ -5,7 +5,7 @@ inside that process, with images read beforehand and without texts; the pool is 
 that training gets: pages read, requests sent, texts with offsets, log-probabilities, records sent back. "Step" is
 what a training step waits for: the same, each group scored by the recipe's rewards as it comes, until the last one is
 scored. Before every call all caches are emptied, as new weights do, and questions come once on each side. The same
-tokens are banned everywhere, or responses would differ in length by a twentieth.
+tokens are suppressed everywhere, or responses would differ in length by a twentieth.
 
     uv run python benchmarks/engine_pool.py --rounds 6
 """
@@ -28,7 +28,7 @@ from rewards.scorer import Scorer
 from rollout.engine import RolloutEngine
 from rollout.pool import engine_environment
 from rsgrpo.config import SamplingConfig
-from rsgrpo.data.images.loading import load_page
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.types import PromptedSample
 
 
@@ -43,7 +43,7 @@ class PlainEngine:
         from rollout.vllm_engine import VllmEngine
 
         self._engine = VllmEngine(spec)
-        self._rules = spec.config.data.page_rules
+        self._rules = spec.config.data.image_rules
 
     def generate(self, prompted: Sequence[PromptedSample], num_samples: int, max_tokens: int) -> tuple[int, float]:
         """Response tokens and seconds."""
@@ -60,7 +60,7 @@ class PlainEngine:
     def _prompt(self, prompted: PromptedSample) -> Any:
         from vllm.inputs import TokensPrompt
 
-        pages = [load_page(image, self._rules) for image in prompted.prompt.images]
+        pages = [load_image(image, self._rules) for image in prompted.prompt.images]
         ids = self._engine._tokenizer.encode(prompted.prompt.text, add_special_tokens=False)
         return TokensPrompt(prompt_token_ids=ids, multi_modal_data={"image": pages})
 
@@ -73,13 +73,13 @@ def forget(holder: Any) -> None:
 
 
 def timed_step(
-    engine: RolloutEngine, scorer: Scorer, questions: Sequence[PromptedSample], num_samples: int, max_tokens: int
+    engine: RolloutEngine, scorer: Scorer, prompts: Sequence[PromptedSample], num_samples: int, max_tokens: int
 ) -> tuple[int, float]:
     """Response tokens, and seconds until all of them are scored."""
     begin = time.perf_counter()
     sampling = SamplingConfig(max_response_tokens=max_tokens)
     with closing(scorer.scoring()) as scoring:
-        for group in engine.stream(questions, num_samples=num_samples, sampling=sampling, seed=0):
+        for group in engine.stream(prompts, num_samples=num_samples, sampling=sampling, seed=0):
             scoring.add(group)
         scored = scoring.scored()
     seconds = time.perf_counter() - begin
@@ -106,20 +106,20 @@ def measure(setup: Setup, num_rounds: int, num_questions: int, num_samples: int)
         workers.engine.wait_ready()
         # The first round is not counted: it fills caches and allocators.
         for index in range(num_rounds + 1):
-            questions = setup.prepared.test[index * num_questions : (index + 1) * num_questions]
+            prompts = setup.prepared.test[index * num_questions : (index + 1) * num_questions]
             for side in (*sides[index % 3 :], *sides[: index % 3]):
                 if side != "alone":
                     ray.get([worker.__ray_call__.remote(forget) for worker in workers.engine._workers])
                 if side == "alone":
-                    call = plain.generate.remote(questions, num_samples, sampling.max_response_tokens)
+                    call = plain.generate.remote(prompts, num_samples, sampling.max_response_tokens)
                     tokens, seconds = ray.get(call)
                 elif side == "step":
                     tokens, seconds = timed_step(
-                        workers.engine, setup.prepared.scorer, questions, num_samples, sampling.max_response_tokens
+                        workers.engine, setup.prepared.scorer, prompts, num_samples, sampling.max_response_tokens
                     )
                 else:
                     begin = time.perf_counter()
-                    groups = workers.engine.generate(questions, num_samples=num_samples, sampling=sampling, seed=index)
+                    groups = workers.engine.generate(prompts, num_samples=num_samples, sampling=sampling, seed=index)
                     seconds = time.perf_counter() - begin
                     tokens = sum(len(one.token_ids) for group in groups for one in group.rollouts)
                 if index:
@@ -151,9 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--set", nargs="*", default=[], help="further settings, as for train.py")
     options = parser.parse_args(arguments)
-    num_test = options.questions * (options.rounds + 1)
+    num_test = options.prompts * (options.rounds + 1)
     with quickstart(["stage=eval", f"quickstart.num_test_samples={num_test}", *options.set]) as setup:
-        report("engine_pool", measure(setup, options.rounds, options.questions, options.samples))
+        report("engine_pool", measure(setup, options.rounds, options.prompts, options.samples))
 
 
 if __name__ == "__main__":

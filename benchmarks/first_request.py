@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from image_reading import photograph, written_page
+from image_reading import photograph, written_image
 from json_line import report
 from page_memory import RULES, SIZE
 from quickstart_setup import quickstart_config
@@ -28,27 +28,27 @@ from recipes.setup.preparation import prepare
 from rollout.pool import engine_environment
 from rollout.requests import RolloutRequest, requests_for
 from rsgrpo.config import SamplingConfig
-from rsgrpo.data.images.loading import load_page
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.run.progress import Progress
 from rsgrpo.types import ChatPrompt, ImageRef, PromptedSample, Sample
 
 
-def questions(folder: Path, num_prompts: int, num_pages: int, marker: str) -> list[PromptedSample]:
+def prompts(folder: Path, num_prompts: int, num_images: int, marker: str) -> list[PromptedSample]:
     """Prompts with pages of their own: links to few contents, which are read again for each of them."""
     contents = [folder / "written.png", folder / "photograph.jpg"]
-    written_page(*SIZE).save(contents[0])
+    written_image(*SIZE).save(contents[0])
     photograph(*SIZE).save(contents[1])
     found = []
     for prompt in range(num_prompts):
         pages = []
-        for page in range(num_pages):
+        for page in range(num_images):
             source = contents[(prompt + page) % len(contents)]
             link = folder / f"{prompt}-{page}{source.suffix}"
             os.link(source, link)
             pages.append(ImageRef(path=link.name, file=str(link)))
         sample = Sample(sample_id=f"q{prompt}", images=tuple(pages))
-        text = marker * num_pages + "?"
+        text = marker * num_images + "?"
         found.append(
             PromptedSample(sample=sample, prompt=ChatPrompt(sample_id=f"q{prompt}", text=text, images=tuple(pages)))
         )
@@ -95,7 +95,7 @@ def measure(engine: Any, asked: Sequence[RolloutRequest], num_before: int) -> di
     begin = time.perf_counter()
     for request in asked[:num_before]:
         for page in request.prompted.prompt.images:
-            load_page(page, RULES)
+            load_image(page, RULES)
     before = (time.perf_counter() - begin) * len(asked) / num_before
     return {
         "prompts": len(asked),
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         engine = VllmEngine(EngineSpec(config=config, model_folder=prepared.base_model, device="cpu"))
         marker = "<|vision_start|><|image_pad|><|vision_end|>"
         asked = requests_for(
-            questions(folder, options.prompts, options.pages, marker),
+            prompts(folder, options.prompts, options.pages, marker),
             num_samples=8,
             sampling=SamplingConfig(max_response_tokens=64),
             seed=0,

@@ -10,12 +10,12 @@ fails. What would begin later than ``--limit-seconds`` after the start is left o
 
 The trainer's stage:
 
-1. Every attention door that works here gives the tiled door's output and gradients on a random row.
+1. Every attention backend that works here gives the tiled backend's output and gradients on a random row.
 2. Gradients with shared prefixes equal those without, in float32 (below 1e-5) and in bfloat16 (below 0.1).
 3. The pass to log-probabilities takes less than a tenth of what all logits would.
 4. Memory that is given back is free, and weights pass to another process through CUDA IPC with their checksums.
-5. Update time with and without shared prefixes, through every door, at each prompt length: tokens a second, and which
-   share of the card's own matrix product (measured here) the arithmetic of the update reaches.
+5. Update time with and without shared prefixes, through every backend, at each prompt length: tokens a second, and
+   which share of the card's own matrix product (measured here) the arithmetic of the update reaches.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ import torch
 from bare_step import LOSS, BareStep
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # not in its list of names
 
-from rsgrpo.cluster.gpu_sharing import Share
+from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import Config, ModelConfig, OptimizerConfig, RlConfig, TrainerConfig
 from rsgrpo.model.micro_batches import plan_micro_batches
-from rsgrpo.model.policy_model import MicroBatch, RowBuilder, group_sizes, load_processor
+from rsgrpo.model.policy_model import MicroBatch, MicroBatchBuilder, group_sizes, load_processor
 from rsgrpo.model.setup import WorkerSpec, open_policy_model, wrap_model
 from rsgrpo.trainer.deepspeed_engine import DeepSpeedEngine
 from rsgrpo.trainer.objective import row_loss
@@ -92,19 +92,19 @@ class Rank:
         )
         opened = open_policy_model(folder, spec, load_processor(folder))
         self._encoder = step.encoder
-        self._rows = RowBuilder(
+        self._rows = MicroBatchBuilder(
             image_token_id=step.encoder.image_token_id,
             config=config.model,
             device=device,
             dtype=opened.model.dtype,
-            page_pixels=step.encoder.pixels,
+            image_pixels=step.encoder.pixels,
         )
         self.engine = DeepSpeedEngine(wrap_model(opened.model, spec), config, device=device, weights=opened.weights)
 
     def _makers(self, groups: list[TrainingGroup], budget: int) -> list[Any]:
         prompts = self._encoder.encode([group.prompt for group in groups])
         plan = plan_micro_batches(group_sizes(groups, prompts), budget=budget, share_prefix=True)
-        return [lambda pieces=pieces: self._rows.build(pieces, groups, prompts) for pieces in plan]
+        return [lambda segments=segments: self._rows.build(segments, groups, prompts) for segments in plan]
 
     def update(self, groups: list[TrainingGroup], budget: int) -> None:
         """One optimizer step."""
@@ -169,9 +169,9 @@ def check_stage(
     gap = float(np.abs(rank.logprobs(groups, budget) - expected).max())
     seconds += [_timed(device, lambda: rank.update(groups, budget)) for _ in range(repeats)]
     trained = _allocated(device) - base
-    out_seconds = _timed(device, lambda: rank.engine.hold(Share.NOTHING))
+    out_seconds = _timed(device, lambda: rank.engine.set_on_gpu(OnGpu.NOTHING))
     left = _allocated(device) - base
-    back_seconds = _timed(device, lambda: rank.engine.hold(Share.ALL))
+    back_seconds = _timed(device, lambda: rank.engine.set_on_gpu(OnGpu.ALL))
     again = _timed(device, lambda: rank.update(groups, budget))
     rank.engine.close()
     median = statistics.median([*seconds[1:], again])

@@ -18,7 +18,7 @@ from bare_step import BareStep
 
 from rollout.requests import requests_for
 from rollout.vllm_engine import EngineSpec, VllmEngine
-from rsgrpo.cluster.gpu_sharing import Share
+from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import ClusterConfig, Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
 from rsgrpo.types import PromptedSample, RolloutGroup, Sample, TrainingGroup, TrainingResponse
 
@@ -45,8 +45,8 @@ def _training_group(group: RolloutGroup) -> TrainingGroup:
             TrainingResponse(
                 response_index=one.rollout_index,
                 token_ids=one.token_ids,
-                positive=np.zeros(len(one.token_ids), dtype=np.float32),
-                negative=np.zeros(len(one.token_ids), dtype=np.float32),
+                positive_weights=np.zeros(len(one.token_ids), dtype=np.float32),
+                negative_weights=np.zeros(len(one.token_ids), dtype=np.float32),
             )
             for one in group.rollouts
         ),
@@ -103,10 +103,10 @@ def check_engine(
     first, seconds = sampled()
     awake = _used_bytes(device) - before
     begin = time.perf_counter()
-    engine.hold(Share.NOTHING)
+    engine.set_on_gpu(OnGpu.NOTHING)
     sleep_seconds, asleep = time.perf_counter() - begin, _used_bytes(device) - before
     begin = time.perf_counter()
-    engine.hold(Share.ALL)
+    engine.set_on_gpu(OnGpu.ALL)
     wake_seconds = time.perf_counter() - begin
     second, _ = sampled()
     num_tokens = sum(len(one.token_ids) for group in first for one in group.rollouts)

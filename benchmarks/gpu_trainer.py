@@ -20,12 +20,12 @@ from stage import Check, Clock
 from workload import SHAPES
 
 from rsgrpo.config import ModelConfig
-from rsgrpo.model.attention.choice import door_problem, make_plan, packed_attention
+from rsgrpo.model.attention.backend import backend_problem, make_plan, packed_attention
 from rsgrpo.model.logprobs import response_logprobs
-from rsgrpo.model.micro_batches import Piece, lay_out
+from rsgrpo.model.micro_batches import Segment, pack
 from rsgrpo.types import TrainingGroup
 
-_SETTINGS = {"tiled": "sdpa", "varlen": "flash", "flex": "flex"}  # door -> model.attention
+_SETTINGS = {"tiled": "sdpa", "varlen": "flash", "flex": "flex"}  # backend -> model.attention
 _MAX_GAPS = {torch.float32: 1e-5, torch.bfloat16: 0.1}
 
 
@@ -54,15 +54,18 @@ def gap(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
 
 def working_doors(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Doors that can be used, the tiled one first."""
-    return ["tiled", *[door for door in ("varlen", "flex") if not door_problem(door, device=device, dtype=dtype)]]
+    return [
+        "tiled",
+        *[backend for backend in ("varlen", "flex") if not backend_problem(backend, device=device, dtype=dtype)],
+    ]
 
 
 def check_doors(device: torch.device, dtype: torch.dtype) -> list[Check]:
-    """Output and gradients of every door on a row of two prompts with 5 ragged responses."""
-    row = lay_out(
+    """Output and gradients of every backend on a row of two prompts with 5 ragged responses."""
+    row = pack(
         [
-            Piece(group=0, responses=(0, 1, 2), num_prompt_tokens=700, response_lengths=(130, 64, 1)),
-            Piece(group=1, responses=(0, 1), num_prompt_tokens=33, response_lengths=(300, 7)),
+            Segment(group=0, responses=(0, 1, 2), num_prompt_tokens=700, response_lengths=(130, 64, 1)),
+            Segment(group=1, responses=(0, 1), num_prompt_tokens=33, response_lengths=(300, 7)),
         ]
     )
     generator = torch.Generator(device).manual_seed(0)
@@ -72,21 +75,21 @@ def check_doors(device: torch.device, dtype: torch.dtype) -> list[Check]:
     ]
     upstream = torch.randn(1, row.num_tokens, 8, 128, device=device, dtype=dtype, generator=generator)
 
-    def through(door: str) -> list[torch.Tensor]:
-        plan = make_plan(door, row, device=device)
+    def through(backend: str) -> list[torch.Tensor]:
+        plan = make_plan(backend, row, device=device)
         query, key, value = inputs
         out, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=128**-0.5, attention_plan=plan)
         return [part.detach().float() for part in (out, *torch.autograd.grad(out, inputs, upstream))]
 
     expected = through("tiled")
     checks = []
-    for door in ("varlen", "flex"):
-        name = f"door {door} = door tiled, {dtype}"
-        problem = door_problem(door, device=device, dtype=dtype)
+    for backend in ("varlen", "flex"):
+        name = f"backend {backend} = backend tiled, {dtype}"
+        problem = backend_problem(backend, device=device, dtype=dtype)
         if problem:
             checks.append(Check(name=name, passed=None, detail=problem))
             continue
-        found = gap(through(door), expected)
+        found = gap(through(backend), expected)
         checks.append(Check(name=name, passed=found < max(1e-4, _MAX_GAPS[dtype]), detail=f"relative gap {found:.2e}"))
     return checks
 
@@ -98,7 +101,7 @@ def check_sharing(step: BareStep, groups: list[TrainingGroup], budget: int, dtyp
         step.gradient(groups, budget=budget, share_prefix=False),
     )
     return Check(
-        name=f"gradient shared = unshared, {dtype}, door {step.rows.choice.door}",
+        name=f"gradient shared = unshared, {dtype}, backend {step.rows.choice.backend}",
         passed=found < _MAX_GAPS[dtype],
         detail=f"relative gap {found:.2e}",
     )
@@ -136,7 +139,7 @@ def timed_rows(
     """Shared and unshared updates in turns; medians.
 
     Args:
-        step: with its door.
+        step: with its backend.
         groups: to train on.
         options: sizes and repeats.
         prompt_tokens: of the groups.
@@ -162,7 +165,7 @@ def timed_rows(
     return [
         {
             "prompt tokens": prompt_tokens,
-            "door": step.rows.choice.door,
+            "backend": step.rows.choice.backend,
             "path": "shared" if share_prefix else "unshared",
             "seconds": medians[share_prefix],
             "times shared": medians[share_prefix] / medians[True],
@@ -177,7 +180,7 @@ def timed_rows(
 
 
 def run_door(
-    door: str,
+    backend: str,
     dtype: torch.dtype,
     folder: Path,
     groups: dict[int, list[TrainingGroup]],
@@ -186,10 +189,10 @@ def run_door(
     clock: Clock,
     measured: Measured,
 ) -> None:
-    """Checks of a door and, in bfloat16, its times.
+    """Checks of a backend and, in bfloat16, its times.
 
     Args:
-        door: which.
+        backend: which.
         dtype: of the model.
         folder: of the model.
         groups: by prompt tokens.
@@ -198,21 +201,21 @@ def run_door(
         clock: says whether there is time.
         measured: takes what is found.
     """
-    if not clock.has_time(f"door {door}, {dtype}"):
-        measured.checks.append(Check(name=f"door {door}, {dtype}", passed=None, detail="left out: no time"))
+    if not clock.has_time(f"backend {backend}, {dtype}"):
+        measured.checks.append(Check(name=f"backend {backend}, {dtype}", passed=None, detail="left out: no time"))
         return
     precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
-    step = BareStep(folder, ModelConfig(dtype=precision, attention=_SETTINGS[door]), device)
+    step = BareStep(folder, ModelConfig(dtype=precision, attention=_SETTINGS[backend]), device)
     first = min(groups)
     budget = first + options.num_responses * options.response_tokens
     measured.checks.append(check_sharing(step, groups[first], budget, dtype))
     if dtype == torch.bfloat16:
         for prompt_tokens, own in groups.items():
-            if not clock.has_time(f"door {door}, {prompt_tokens} prompt tokens"):
+            if not clock.has_time(f"backend {backend}, {prompt_tokens} prompt tokens"):
                 break
             row_tokens = prompt_tokens + options.num_responses * options.response_tokens
             for share_prefix in (True, False):
-                # The tiled door comes first, and is made of matrix products that torch can count.
+                # The tiled backend comes first, and is made of matrix products that torch can count.
                 if (prompt_tokens, share_prefix) not in measured.operations:
                     measured.operations[prompt_tokens, share_prefix] = counted_operations(
                         step, own, budget=row_tokens, share_prefix=share_prefix
@@ -250,8 +253,8 @@ def run(
     measured.checks.append(Check(name="matrix product alone", passed=None, detail=detail))
     for dtype in (torch.bfloat16, torch.float32):  # what the trainer uses on a GPU first
         measured.checks += [*check_doors(device, dtype), check_logprob_memory(options, device, dtype)]
-        for door in working_doors(device, dtype):
-            run_door(door, dtype, folder, groups, options, device, clock, measured)
+        for backend in working_doors(device, dtype):
+            run_door(backend, dtype, folder, groups, options, device, clock, measured)
     for check in (check_memory, check_cuda_ipc):
         title, passed, detail = check(device)
         measured.checks.append(Check(name=title, passed=passed, detail=detail))

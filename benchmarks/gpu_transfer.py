@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing
 from torch.multiprocessing import reductions
 
-from rsgrpo.trainer.offload import StoragePark
+from rsgrpo.trainer.offload import HostOffloader
 from rsgrpo.weights.transfer import BucketStager, StagedBucket, device_checksum
 
 _SHAPE, _NUM_WEIGHTS, _NUM_BUCKETS = (4096, 4096), 8, 4  # buckets of 256 MiB in bfloat16
@@ -49,11 +49,11 @@ def check_memory(device: torch.device) -> Finding:
         return name, None, "needs a GPU"
     weight = torch.randn(2**28, device=device)
     kept, before = weight[:: 2**14].clone(), torch.cuda.memory_allocated(device)
-    park = StoragePark()
+    park = HostOffloader()
     begin = time.perf_counter()
-    park.move_out([weight])
+    park.offload([weight])
     freed = before - torch.cuda.memory_allocated(device)
-    park.bring_back()
+    park.onload()
     torch.cuda.synchronize(device)
     seconds = time.perf_counter() - begin
     is_same = bool(torch.equal(weight[:: 2**14], kept))

@@ -1,7 +1,7 @@
 """What it costs to read plain RGB pages through the one way in for images, against Pillow alone.
 
 Plain pages need none of what it does for others. Each is read by turns as rsgrpo reads it
-(``rsgrpo.data.images.loading.load_page``) and as it used to (open, load, resize with Pillow), and the medians are
+(``rsgrpo.data.images.loading.load_image``) and as it used to (open, load, resize with Pillow), and the medians are
 compared: ``ratio`` is the old way's time over ours, so 1 is as fast, more is faster; ``cpu_ratio`` is the same of
 processor time, which other programs on the machine disturb less. ``check_ms`` is what the look at a page before a run
 costs. Prints one JSON line.
@@ -23,14 +23,14 @@ import numpy as np
 from json_line import report
 from PIL import Image, ImageDraw
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import check_page, load_page, resized_size
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import check_image, load_image, resized_size
 from rsgrpo.types import ImageRef
 
-RULES = PageRules(min_pixels=3136, max_pixels=1568000)
+RULES = ImageRules(min_pixels=3136, max_pixels=1568000)
 
 
-def written_page(width: int, height: int) -> Image.Image:
+def written_image(width: int, height: int) -> Image.Image:
     """A page of text over a faint texture."""
     rng = np.random.default_rng(0)
     texture = rng.integers(225, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
@@ -71,10 +71,10 @@ def measure(ref: ImageRef, num_rounds: int) -> dict[str, float]:
     """Medians of reads by turns, so that a busy moment of the machine meets both."""
     ways: dict[str, Callable[[], object]] = {
         "before": lambda: as_before(ref),
-        "now": lambda: load_page(ref, RULES),
-        "check": lambda: check_page(ref, RULES),
+        "now": lambda: load_image(ref, RULES),
+        "check": lambda: check_image(ref, RULES),
     }
-    assert np.array_equal(np.asarray(as_before(ref)), np.asarray(load_page(ref, RULES))), "the pixels must be the same"
+    assert np.array_equal(np.asarray(as_before(ref)), np.asarray(load_image(ref, RULES))), "the pixels must be the same"
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(num_rounds):
         for name, read in ways.items():
@@ -93,8 +93,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     options = parser.parse_args()
     pages = {
-        "page_150_dpi": written_page(1240, 1754),
-        "page_300_dpi": written_page(2480, 3508),
+        "page_150_dpi": written_image(1240, 1754),
+        "page_300_dpi": written_image(2480, 3508),
         "photograph": photograph(1600, 1200),
         "thumbnail": photograph(320, 240),
     }

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import load_page
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.types import ImageRef
 
@@ -24,7 +24,7 @@ WIDTH, HEIGHT = 150, 190
 GAP, CAPTION, COLUMNS = 12, 34, 4
 
 
-def drawn_page(scale: int = 1, *, is_transparent: bool = False) -> Image.Image:
+def drawn_image(scale: int = 1, *, is_transparent: bool = False) -> Image.Image:
     """A page with a heading, lines of text and a coloured chart."""
     page = Image.new("RGBA", (WIDTH * scale, HEIGHT * scale), (0, 0, 0, 0) if is_transparent else "white")
     draw = ImageDraw.Draw(page)
@@ -49,11 +49,11 @@ def turned(orientation: int) -> bytes:
     stored_by = {3: Image.Transpose.ROTATE_180, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90}
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(drawn_page().convert("RGB").transpose(stored_by[orientation]), "JPEG", exif=exif, quality=92)
+    return encoded(drawn_image().convert("RGB").transpose(stored_by[orientation]), "JPEG", exif=exif, quality=92)
 
 
 def deep(kind: str) -> bytes:
-    grey = np.asarray(drawn_page().convert("L"), dtype=np.float64) / 255
+    grey = np.asarray(drawn_image().convert("L"), dtype=np.float64) / 255
     if kind == "float":
         return encoded(Image.fromarray((grey * 3 - 1).astype(np.float32)), "TIFF")
     return encoded(Image.fromarray((grey * 60000).astype(np.uint16)), kind)
@@ -61,7 +61,7 @@ def deep(kind: str) -> bytes:
 
 def scan(mode: str) -> bytes:
     """Twelve times the size, with lines one pixel thin below the heading, as 300 dpi scans have them."""
-    page = drawn_page(12).convert("L")
+    page = drawn_image(12).convert("L")
     draw = ImageDraw.Draw(page)
     for top in range(34 * 12, HEIGHT * 12, 29):
         draw.line([0, top, WIDTH * 12, top], fill=0, width=3)
@@ -70,7 +70,7 @@ def scan(mode: str) -> bytes:
 
 def half(fill: str) -> bytes:
     """A JPEG that lost its second half and kept its end marker."""
-    data = encoded(drawn_page(3).convert("RGB"), "JPEG", quality=90)
+    data = encoded(drawn_image(3).convert("RGB"), "JPEG", quality=90)
     cut = int(len(data) * 0.6)
     return data[:cut] + (bytes(len(data) - cut - 2) if fill == "zeros" else b"") + b"\xff\xd9"
 
@@ -78,26 +78,26 @@ def half(fill: str) -> bytes:
 def with_profile() -> bytes:
     notes = PngImagePlugin.PngInfo()
     notes.add_text("Comment", "x" * 2_000_000, zip=True)
-    return encoded(drawn_page().convert("RGB"), "PNG", pnginfo=notes)
+    return encoded(drawn_image().convert("RGB"), "PNG", pnginfo=notes)
 
 
 KINDS: dict[str, Callable[[], bytes]] = {
     "EXIF orientation 6": lambda: turned(6),
     "EXIF orientation 3": lambda: turned(3),
     "EXIF orientation 5, mirrored": lambda: turned(5),
-    "RGBA, transparent paper": lambda: encoded(drawn_page(is_transparent=True), "PNG"),
-    "LA, transparent paper": lambda: encoded(drawn_page(is_transparent=True).convert("LA"), "PNG"),
-    "palette with transparency": lambda: encoded(drawn_page(is_transparent=True).quantize(32), "PNG"),
+    "RGBA, transparent paper": lambda: encoded(drawn_image(is_transparent=True), "PNG"),
+    "LA, transparent paper": lambda: encoded(drawn_image(is_transparent=True).convert("LA"), "PNG"),
+    "palette with transparency": lambda: encoded(drawn_image(is_transparent=True).quantize(32), "PNG"),
     "16-bit grey PNG": lambda: deep("PNG"),
     "16-bit grey TIFF": lambda: deep("TIFF"),
     "32-bit float TIFF, -1 to 2": lambda: deep("float"),
     "1-bit scan, made smaller": lambda: scan("1"),
     "palette scan, made smaller": lambda: scan("P"),
-    "CMYK JPEG": lambda: encoded(drawn_page().convert("RGB").convert("CMYK"), "JPEG", quality=95),
+    "CMYK JPEG": lambda: encoded(drawn_image().convert("RGB").convert("CMYK"), "JPEG", quality=95),
     "JPEG cut, end marker kept": lambda: half("nothing"),
     "JPEG with a hole of zeros": lambda: half("zeros"),
     "PNG with a large text": with_profile,
-    "plain RGB": lambda: encoded(drawn_page().convert("RGB"), "PNG"),
+    "plain RGB": lambda: encoded(drawn_image().convert("RGB"), "PNG"),
 }
 
 
@@ -124,7 +124,7 @@ def as_rsgrpo(data: bytes, folder: Path) -> Image.Image:
     file = folder / "page"
     file.write_bytes(data)
     try:
-        return load_page(ImageRef(path="page", file=str(file)), PageRules(max_pixels=WIDTH * HEIGHT))
+        return load_image(ImageRef(path="page", file=str(file)), ImageRules(max_pixels=WIDTH * HEIGHT))
     except ImageError as error:
         return note("named: " + str(error).split(" is ", 1)[1].split(";")[0])
 

@@ -20,7 +20,7 @@ import torch
 from workload import report
 
 from rsgrpo.model.logprobs import response_logprobs
-from rsgrpo.model.micro_batches import Piece, lay_out, predictor_index
+from rsgrpo.model.micro_batches import Segment, pack, predictor_index
 
 _MIB = 2**20
 
@@ -57,9 +57,9 @@ def run_case(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lengths = (options.response_tokens,) * options.num_responses
-    row = lay_out(
+    row = pack(
         [
-            Piece(
+            Segment(
                 group=0,
                 responses=tuple(range(len(lengths))),
                 num_prompt_tokens=options.prompt_tokens[0],

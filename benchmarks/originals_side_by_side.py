@@ -102,8 +102,8 @@ class Draw:
     def response(self) -> str:
         """Tags and labels in disorder, or nearly in order."""
         if self.random.random() < 0.5:
-            pieces = self.random.choices([*TAGS, *LABELS, *WORDS, *(" " * 9)], k=self.random.randint(0, 25))
-            return "".join(pieces)
+            segments = self.random.choices([*TAGS, *LABELS, *WORDS, *(" " * 9)], k=self.random.randint(0, 25))
+            return "".join(segments)
         lines = (
             f"[{index + 1}]{self.random.choice(('::', ':', ' :', ''))[:1]}"
             + self.random.choice(("no relevant information", self.text(3), self.text(9)))

@@ -26,18 +26,18 @@ from typing import cast
 
 import numpy as np
 import torch
-from image_reading import photograph, written_page
+from image_reading import photograph, written_image
 from json_line import report
 from torch import Tensor
 from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import load_page
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.model.micro_batches import GroupSize, plan_micro_batches
 from rsgrpo.model.vlm import ProcessedImage, PromptEncoder
 from rsgrpo.types import ImageRef
 
-RULES = PageRules(min_pixels=3136, max_pixels=1568000)
+RULES = ImageRules(min_pixels=3136, max_pixels=1568000)
 SIZE = (1250, 1700)  # of the files; the rule brings it to 1073 × 1460 = 1.57 million pixels
 _FILES = 12  # different ones; each stands for many pages, which are read one by one all the same
 _NUMBERS = 1176  # of a patch
@@ -49,7 +49,7 @@ class LiveBytes:
     """Bytes of tensors that are alive, and the most that were at any time."""
 
     def __init__(self) -> None:
-        self.now = self.peak = self.num_pages = 0
+        self.now = self.peak = self.num_images = 0
         self._lock = threading.Lock()
 
     def add(self, tensor: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class LiveBytes:
         with self._lock:
             self.now += tensor.nbytes
             self.peak = max(self.peak, self.now)
-            self.num_pages += 1
+            self.num_images += 1
         weakref.finalize(tensor, self._gone, tensor.nbytes)
         return tensor
 
@@ -92,11 +92,11 @@ def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def write_pages(folder: Path) -> list[Path]:
+def write_images(folder: Path) -> list[Path]:
     """Scans and photographs, PNG and JPEG by turns."""
     files = []
     for number in range(_FILES):
-        page = written_page(*SIZE) if number % 2 else photograph(*SIZE)
+        page = written_image(*SIZE) if number % 2 else photograph(*SIZE)
         files.append(folder / f"{number}.{'png' if number % 4 == 1 else 'jpg'}")
         page.save(files[-1], quality=90)
     return files
@@ -107,7 +107,7 @@ def before(refs: list[ImageRef], processor: Qwen2VLImageProcessor) -> tuple[floa
     start = time.perf_counter()
     kept: list[Tensor] = []
     for first in range(0, len(refs), 64):
-        features = processor(images=[load_page(ref, RULES) for ref in refs[first : first + 64]], return_tensors="pt")
+        features = processor(images=[load_image(ref, RULES) for ref in refs[first : first + 64]], return_tensors="pt")
         lengths = features["image_grid_thw"].prod(dim=1).tolist()
         kept += [one.to(torch.float32).clone() for one in features["pixel_values"].split(lengths)]
     return time.perf_counter() - start, sum(one.nbytes for one in kept)
@@ -136,7 +136,7 @@ def now(
             row = encoder.live.add(torch.empty(sum(lengths), _NUMBERS))
             for part, page in zip(row.split(lengths), pages, strict=True):
                 part.copy_(encoder.live.add(encoder.unpacked(pixels[page.ref])))
-            encoder.live.num_pages -= 1 + len(pages)
+            encoder.live.num_images -= 1 + len(pages)
             del pixels, part
             compute(row)
             del row
@@ -159,7 +159,7 @@ def main() -> None:
     images = Qwen2VLImageProcessor(size={"shortest_edge": 3136, "longest_edge": 12845056})
     num_prompts = arguments.prompts // arguments.ranks
     with tempfile.TemporaryDirectory() as name:
-        files = write_pages(Path(name))
+        files = write_images(Path(name))
         refs = [
             [
                 ImageRef(path=f"{prompt}/{page}", file=str(files[(prompt * arguments.pages + page) % _FILES]))
@@ -191,31 +191,34 @@ def main() -> None:
             budget=arguments.micro_batch_tokens,
             share_prefix=True,
         )
-        rows = [list({page.ref: page for piece in pieces for page in shown[piece.group]}.values()) for pieces in plan]
+        rows = [
+            list({page.ref: page for segment in segments for page in shown[segment.group]}.values())
+            for segments in plan
+        ]
         with Growth() as growth:
             seconds, waited = now(encoder, rows, lambda row: time.sleep(arguments.row_seconds))
         few = [ref for prompt in refs[: arguments.before_prompts] for ref in prompt]
         before_seconds, before_bytes = before(few, images)
-    num_pages = num_prompts * arguments.pages
+    num_images = num_prompts * arguments.pages
     report(
         "page_memory",
         {
-            "pages": num_pages,
+            "pages": num_images,
             "rows": len(rows),
             "threads": arguments.threads,
             "page_mb": round(before_bytes / len(few) / 1e6, 1),
             "peak_gb": round(encoder.live.peak / _GB, 3),
             "rss_gb": round(growth.num_bytes / _GB, 3),
-            "pages_read": encoder.live.num_pages,
+            "pages_read": encoder.live.num_images,
             "header_seconds": round(header_seconds, 2),
             "seconds": round(seconds, 1),
             "waited_seconds": round(waited, 1),
-            "ms_a_page": round(1e3 * (seconds - len(rows) * arguments.row_seconds) / encoder.live.num_pages, 1),
+            "ms_a_page": round(1e3 * (seconds - len(rows) * arguments.row_seconds) / encoder.live.num_images, 1),
             "before": {
-                "peak_gb": round(before_bytes / len(few) * num_pages / _GB, 2),
+                "peak_gb": round(before_bytes / len(few) * num_images / _GB, 2),
                 "ms_a_page": round(1e3 * before_seconds / len(few), 1),
             },
-            "speedup": round(before_seconds / len(few) / (seconds / encoder.live.num_pages), 2),
+            "speedup": round(before_seconds / len(few) / (seconds / encoder.live.num_images), 2),
         },
     )
 

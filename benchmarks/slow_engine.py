@@ -81,9 +81,9 @@ class WaitingEngine:
 
     def tokens_per_second(self, num_steps: int) -> float:
         """With requests enough: of a call that ends before the first engine runs dry."""
-        questions = requests(10 * RUNNING, "alone")
+        prompts = requests(10 * RUNNING, "alone")
         begin, tokens = time.perf_counter(), self.num_tokens
-        self.advance(questions)
+        self.advance(prompts)
         for _ in range(num_steps):
             self.advance(())
         rate = (self.num_tokens - tokens) / (time.perf_counter() - begin)
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--step-seconds", type=float, default=0.004)
     options = parser.parse_args(arguments)
     ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=2)
-    report("slow_engine", measure(options.questions, options.calls, options.step_seconds))
+    report("slow_engine", measure(options.prompts, options.calls, options.step_seconds))
     ray.shutdown()
 
 

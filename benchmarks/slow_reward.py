@@ -69,7 +69,7 @@ def measure(setup: Setup, num_rounds: int, seconds: float) -> dict[str, object]:
                     policy=workers.policy,
                     engine=workers.engine,
                     scorer=scorer,
-                    questions=setup.prepared.rl,
+                    prompts=setup.prepared.rl,
                     state=RsGrpoState(step=step, position=step * config.rl.prompts_per_step),
                 )
                 begin = time.perf_counter()

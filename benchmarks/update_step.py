@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from workload import PAGES, SHAPES, GroupShape, ModelShape, build_group, build_model, report, shape_text
+from workload import IMAGES, SHAPES, GroupShape, ModelShape, build_group, build_model, report, shape_text
 
 from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.model.setup import WorkerSpec
@@ -134,7 +134,7 @@ class MeasuredWorker(PolicyWorker):
         prompts = [prompt for prompt, n in zip(self._prompts, sizes, strict=True) for _ in range(n)]
         prompt_ids = torch.stack([torch.from_numpy(prompt.token_ids) for prompt in prompts])
         completion_ids = torch.stack([torch.from_numpy(one.token_ids.astype(np.int64)) for one in responses])
-        credit = torch.tensor([float(one.positive[0] - one.negative[0]) for one in responses])
+        credit = torch.tensor([float(one.positive_weights[0] - one.negative_weights[0]) for one in responses])
         work: dict[str, Any] = {
             "prompt_ids": prompt_ids,
             "prompt_mask": torch.ones_like(prompt_ids),
@@ -258,7 +258,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--prompt-tokens", type=int, default=2048)
     parser.add_argument("--response-tokens", type=int, default=256)
     parser.add_argument("--num-responses", type=int, default=8, help="n, the group's size")
-    parser.add_argument("--pages", type=int, default=PAGES, help="images, half of the prompt in all; 0: text only")
+    parser.add_argument("--pages", type=int, default=IMAGES, help="images, half of the prompt in all; 0: text only")
     parser.add_argument("--num-groups", type=int, default=1)
     parser.add_argument("--train-vision", action="store_true", help="train the vision tower too (the recipe does not)")
     parser.add_argument("--repeats", type=int, default=3, help="updates of each kind")

@@ -24,15 +24,15 @@ from transformers import Qwen2VLImageProcessor
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import load_page
-from rsgrpo.model.vision_cache import FeatureStore, PageFeatures
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import load_image
+from rsgrpo.model.vision_cache import FeatureStore, ImageFeatures
 from rsgrpo.types import ImageRef
 
 MAX_PIXELS = 10**7
 
 
-def write_page(folder: Path, index: int, side: int) -> ImageRef:
+def write_image(folder: Path, index: int, side: int) -> ImageRef:
     pixels = np.random.default_rng(index).integers(0, 255, (side, side, 3), dtype=np.uint8)
     file = folder / f"{index}.png"
     Image.fromarray(pixels).save(file)
@@ -51,15 +51,15 @@ class Bench:
         self.device = device
         self.features = self.opened(folder)
 
-    def opened(self, folder: Path) -> PageFeatures:
+    def opened(self, folder: Path) -> ImageFeatures:
         """The store as a later run finds it."""
-        return PageFeatures(self.tower, FeatureStore(folder, 2**34), processing="", device=self.device)
+        return ImageFeatures(self.tower, FeatureStore(folder, 2**34), processing="", device=self.device)
 
     def process(self, page: ImageRef) -> dict[str, torch.Tensor]:
         """A page decoded and cut into patches."""
         return dict(
             self.processor(
-                images=[load_page(page, PageRules(min_pixels=1, max_pixels=MAX_PIXELS))], return_tensors="pt"
+                images=[load_image(page, ImageRules(min_pixels=1, max_pixels=MAX_PIXELS))], return_tensors="pt"
             )
         )
 
@@ -93,7 +93,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bench = Bench(folder / "features", options.layers, torch.device(options.device))
-        pages = [write_page(folder, index, options.side) for index in range(options.pages + 1)]
+        pages = [write_image(folder, index, options.side) for index in range(options.pages + 1)]
         bench.show(pages[-1])  # first call of everything
         miss, hit, tower = [], [], []
         computed = []

@@ -31,7 +31,7 @@ from transformers import (
 from rsgrpo.data.synthetic.quickstart_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
 
-PAGES = 4
+IMAGES = 4
 _PIXELS_A_TOKEN = 28  # 14 pixels a patch, 2 × 2 patches a token
 _BYTES = 256
 
@@ -95,7 +95,7 @@ class GroupShape:
     prompt_tokens: int
     response_tokens: int
     num_responses: int
-    pages: int = PAGES
+    pages: int = IMAGES
 
 
 def tokenizer_of(vocabulary: int) -> Qwen2Tokenizer:
@@ -166,7 +166,7 @@ def build_model(shape: ModelShape, folder: Path, *, dtype: torch.dtype = torch.f
     return folder
 
 
-def write_pages(shape: GroupShape, folder: Path, seed: int) -> list[ImageRef]:
+def write_images(shape: GroupShape, folder: Path, seed: int) -> list[ImageRef]:
     """Noise pages with half of the prompt's tokens in all."""
     if not shape.pages:
         return []
@@ -192,7 +192,7 @@ def build_group(shape: GroupShape, folder: Path, *, seed: int = 0, num_groups: i
         seed: of pages, text, responses and advantages.
         num_groups: of the step: credit is divided by the step's response tokens.
     """
-    pages = write_pages(shape, folder, seed)
+    pages = write_images(shape, folder, seed)
     rng = np.random.default_rng(seed)
     marks = "".join("<|vision_start|><|image_pad|><|vision_end|>" for _ in pages)
     image_tokens = 0
@@ -214,8 +214,8 @@ def build_group(shape: GroupShape, folder: Path, *, seed: int = 0, num_groups: i
             TrainingResponse(
                 response_index=index,
                 token_ids=rng.integers(0, _BYTES, shape.response_tokens).astype(np.int32),
-                positive=np.full(shape.response_tokens, max(advantage, 0.0) * weight, dtype=np.float32),
-                negative=np.full(shape.response_tokens, max(-advantage, 0.0) * weight, dtype=np.float32),
+                positive_weights=np.full(shape.response_tokens, max(advantage, 0.0) * weight, dtype=np.float32),
+                negative_weights=np.full(shape.response_tokens, max(-advantage, 0.0) * weight, dtype=np.float32),
             )
             for index, advantage in enumerate(advantages)
         ),

@@ -6,7 +6,7 @@ One step, every arrow a typed record of ``rsgrpo.types``:
          ▲                                                                                  │
     new weights ◄──engines.update_weights── policy.update(P, Q) ◄──credit_groups── CreditedGroup
 
-What differs from the public implementation (``rl.credit.compat: reference`` gives its numbers back):
+What differs from the public implementation (``rl.credit.compat: upstream`` gives its numbers back):
 
 1. Scopes are found in the text and mapped through each sampled token's own characters, not by
    searching for re-encoded tags.
@@ -84,26 +84,26 @@ class RsGrpoState:
     Attributes:
         step: rollout batches trained on so far.
         position: of the prompt stream.
-        carried: groups with signal that did not fit into the last batch.
-        keep_rate: running share of sampled groups that had signal; sizes the next request.
-        ahead: asynchronous mode: the next step's batch, sampled during the last update.
+        leftover: groups with nonzero variance that did not fit into the last batch.
+        acceptance_rate: running share of sampled groups that were kept; sizes the next request.
+        prefetched: asynchronous mode: the next step's batch, sampled during the last update.
         kl_coefficient: of the KL term, where ``rl.loss.kl.target`` steers it; 0: nothing was measured yet.
     """
 
     step: int = 0
     position: int = 0
-    carried: list[ScoredGroup] = field(default_factory=list)
-    keep_rate: float = 1.0
-    ahead: Batch | None = None
+    leftover: list[ScoredGroup] = field(default_factory=list)
+    acceptance_rate: float = 1.0
+    prefetched: Batch | None = None
     kl_coefficient: float = 0.0
 
-    def find_pages(self, questions: Sequence[PromptedSample]) -> None:
+    def find_images(self, prompts: Sequence[PromptedSample]) -> None:
         """Let groups of a checkpoint look for their pages where the data lie now: the run folder may have moved.
 
         Args:
-            questions: of this process, whose groups they are by sample id.
+            prompts: of this process, whose groups they are by sample id.
         """
-        by_id = {one.sample.sample_id: one for one in questions}
+        by_id = {one.sample.sample_id: one for one in prompts}
 
         def found(scored: ScoredGroup) -> ScoredGroup:
             own = by_id.get(scored.sample_id)
@@ -112,9 +112,11 @@ class RsGrpoState:
             group = dataclasses.replace(scored.group, sample=own.sample, prompt=own.prompt)
             return dataclasses.replace(scored, group=group)
 
-        self.carried = [found(group) for group in self.carried]
-        if self.ahead is not None:
-            self.ahead = dataclasses.replace(self.ahead, groups=tuple(found(group) for group in self.ahead.groups))
+        self.leftover = [found(group) for group in self.leftover]
+        if self.prefetched is not None:
+            self.prefetched = dataclasses.replace(
+                self.prefetched, groups=tuple(found(group) for group in self.prefetched.groups)
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +137,7 @@ def training_groups(
     """What the policy workers need of credited groups.
 
     Args:
-        credited: ids, the two streams, the engine's log-probabilities.
+        credited: ids, the token weights, the engine's log-probabilities.
         old: pi_old by (sample id, response index); empty where it is the update's own forward pass.
         kl_weights: what a token weighs in the KL term, by the same key; None: there is no such term.
     """
@@ -148,8 +150,8 @@ def training_groups(
                 TrainingResponse(
                     response_index=one.scored.rollout.rollout_index,
                     token_ids=one.scored.rollout.token_ids,
-                    positive=one.positive,
-                    negative=one.negative,
+                    positive_weights=one.positive_weights,
+                    negative_weights=one.negative_weights,
                     rollout_logprobs=one.scored.rollout.logprobs,
                     old_logprobs=old[key].logprobs
                     if (key := (group.scored.sample_id, one.scored.rollout.rollout_index)) in old
@@ -164,9 +166,9 @@ def training_groups(
     ]
 
 
-def _request_size(missing: int, keep_rate: float, *, most: int) -> int:
-    """How many questions to sample so that about ``missing`` of their groups have signal."""
-    return min(most, max(1, math.ceil(missing / max(keep_rate, 0.1))))
+def _request_size(missing: int, acceptance_rate: float, *, most: int) -> int:
+    """How many questions to sample so that about ``missing`` of their groups are kept."""
+    return min(most, max(1, math.ceil(missing / max(acceptance_rate, 0.1))))
 
 
 def sampled_version(group: ScoredGroup) -> int:
@@ -194,7 +196,7 @@ def check_staleness(groups: Sequence[ScoredGroup], *, trained_version: int, max_
             raise StaleWeightsError(
                 f"sample {group.sample_id!r} was sampled under weights of version {sampled_version(group)}, the policy "
                 f"trains on it at version {trained_version}; at most {max_age} updates may lie between them "
-                "(rl.max_staleness_steps, rl.filter.carry_over): the engines missed a weight update"
+                "(rl.max_staleness_steps, rl.filter.keep_leftover): the engines missed a weight update"
             )
 
 
@@ -206,7 +208,7 @@ class RsGrpo:
         policy: the ranks that hold the weights.
         engine: the rollout workers.
         scorer: the rewards.
-        questions: what to train on.
+        prompts: what to train on.
         state: where to go on.
 
     Raises:
@@ -220,7 +222,7 @@ class RsGrpo:
         policy: Policy,
         engine: RolloutEngine,
         scorer: Scorer,
-        questions: Sequence[PromptedSample],
+        prompts: Sequence[PromptedSample],
         state: RsGrpoState,
     ) -> None:
         if config.rl.max_staleness_steps < 0:
@@ -230,17 +232,17 @@ class RsGrpo:
         self.engine = engine
         self.scorer = scorer
         self.state = state
-        state.find_pages(questions)
-        self.stream = PromptStream(questions, seed=config.seed, shuffle=config.rl.shuffle, position=state.position)
+        state.find_images(prompts)
+        self.stream = PromptStream(prompts, seed=config.seed, shuffle=config.rl.shuffle, position=state.position)
         self._old: OldLogprobs = {}
         self._unchecked_version: int | None = None  # whose responses no update of the batch held so far
         self.weights = {name: reward.weight for name, reward in config.rewards.items()}
         self.loss = config.rl.loss
         self._sampler: ThreadPoolExecutor | None = None
         if not config.rl.max_staleness_steps:
-            state.ahead = None  # of a run that sampled ahead, and now goes on where that is not possible
+            state.prefetched = None  # of a run that sampled ahead, and now goes on where that is not possible
         else:
-            self._sampler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sample-ahead")
+            self._sampler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
             if self.loss.old_logprobs == "auto":
                 self.loss = dataclasses.replace(self.loss, old_logprobs="engine")
 
@@ -251,16 +253,16 @@ class RsGrpo:
             is_last: no step follows, so that nothing is to be sampled ahead.
         """
         clock = Stopwatch()
-        batch = self.state.ahead or self.collect(self.state.step, trained_version=self.policy.version)
-        check_staleness(batch.groups, trained_version=self.policy.version, max_age=self._max_age(is_carried=True))
-        ahead = None if is_last else self._sample_ahead()
+        batch = self.state.prefetched or self.collect(self.state.step, trained_version=self.policy.version)
+        check_staleness(batch.groups, trained_version=self.policy.version, max_age=self._max_age(is_leftover=True))
+        prefetching = None if is_last else self._prefetch()
         credited, metrics = self._train(batch, clock)
-        self.state.ahead = None
+        self.state.prefetched = None
         if credited and self.config.rl.partial_rollouts:
             self._give_weights(clock)
-        if ahead is not None:
+        if prefetching is not None:
             with clock.phase("wait_for_samples"):
-                self.state.ahead = ahead.result()
+                self.state.prefetched = prefetching.result()
         if credited and not self.config.rl.partial_rollouts:
             self._give_weights(clock)
         self.state.step += 1
@@ -352,13 +354,13 @@ class RsGrpo:
         size = max(1, math.ceil(len(kept) / settings.updates_per_batch))
         return [kept[start : start + size] for start in range(0, len(kept), size)]
 
-    def _max_age(self, *, is_carried: bool) -> int:
+    def _max_age(self, *, is_leftover: bool) -> int:
         """How many updates older than the policy the weights that sampled a group may be when it is trained on."""
         settings = self.config.rl
-        num_steps = settings.max_staleness_steps + (is_carried and settings.filter.carry_over)
+        num_steps = settings.max_staleness_steps + (is_leftover and settings.filter.keep_leftover)
         return num_steps * settings.updates_per_batch
 
-    def _sample_ahead(self) -> Future[Batch] | None:
+    def _prefetch(self) -> Future[Batch] | None:
         """Asynchronous mode: start sampling the next step's batch beside this step's updates."""
         if self._sampler is None:
             return None
@@ -386,9 +388,9 @@ class RsGrpo:
         return [scored[one.sample.sample_id] for one in prompted]
 
     def collect(self, step: int, *, trained_version: int) -> Batch:
-        """Sample and score until a step's worth of groups has signal, or the refills are used up.
+        """Sample and score until a step's worth of groups has nonzero variance, or the refills are used up.
 
-        Surplus groups wait in ``state.carried`` for the next step. With too few groups, or fewer questions than a
+        Surplus groups wait in ``state.leftover`` for the next step. With too few groups, or fewer questions than a
         step wants, the step is trained on what there is, and ``selection/filled_frac`` says so.
 
         Args:
@@ -398,15 +400,15 @@ class RsGrpo:
         settings = self.config.rl
         clock = Stopwatch()
         wanted = settings.prompts_per_step
-        oldest = trained_version - self._max_age(is_carried=True)
-        kept = [group for group in self.state.carried if sampled_version(group) >= oldest]
-        num_carried, num_dropped = len(kept), len(self.state.carried) - len(kept)
+        oldest = trained_version - self._max_age(is_leftover=True)
+        kept = [group for group in self.state.leftover if sampled_version(group) >= oldest]
+        num_leftover, num_dropped = len(kept), len(self.state.leftover) - len(kept)
         num_sampled, num_kept, num_tokens = 0, 0, 0
         for round_index in range(1 + settings.filter.max_refills):
             if len(kept) >= wanted:
                 break
             held = {group.sample_id for group in kept}
-            request = _request_size(wanted - len(kept), self.state.keep_rate, most=2 * wanted)
+            request = _request_size(wanted - len(kept), self.state.acceptance_rate, most=2 * wanted)
             # A small data set may hold fewer: then the step trains on what there is.
             request = min(request, self.stream.num_questions - len(held))
             if not request:
@@ -414,20 +416,20 @@ class RsGrpo:
             prompted = self.stream.take(request, without=held)
             scored = self._sample(prompted, self.config.seed * 1_000_003 + step * 101 + round_index, clock)
             selection = select_groups(scored, settings.filter, self.weights, settings.credit.scoping)
-            check_staleness(scored, trained_version=trained_version, max_age=self._max_age(is_carried=False))
+            check_staleness(scored, trained_version=trained_version, max_age=self._max_age(is_leftover=False))
             num_tokens += sum(len(one.rollout.token_ids) for group in scored for one in group.rollouts)
             num_sampled += len(scored)
             num_kept += len(selection.kept)
             kept.extend(selection.kept)
         if num_sampled:
-            self.state.keep_rate = 0.8 * self.state.keep_rate + 0.2 * num_kept / num_sampled
-        self.state.carried = kept[wanted:] if settings.filter.carry_over else []
+            self.state.acceptance_rate = 0.8 * self.state.acceptance_rate + 0.2 * num_kept / num_sampled
+        self.state.leftover = kept[wanted:] if settings.filter.keep_leftover else []
         metrics = {
             "engine/sampled_tokens": float(num_tokens),
             "engine/staleness_updates": float(max((trained_version - sampled_version(g) for g in kept), default=0)),
             "selection/sampled_groups": float(num_sampled),
             "selection/kept_frac": num_kept / num_sampled if num_sampled else 1.0,
-            "selection/carried_groups": float(num_carried),
+            "selection/leftover_groups": float(num_leftover),
             "selection/dropped_stale_groups": float(num_dropped),
             "selection/filled_frac": min(len(kept), wanted) / wanted,
         }

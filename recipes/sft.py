@@ -1,7 +1,7 @@
 """Supervised fine-tuning: loss on the answers only, a token mean over the optimizer step.
 
-The trainer is the one of reinforcement learning: a conversation is a group of one response whose ``positive``
-stream holds 1/N at the targets, N the targets of the whole optimizer step, and 0 at what stands between them.
+The trainer is the one of reinforcement learning: a conversation is a group of one response whose ``positive_weights``
+holds 1/N at the targets, N the targets of the whole optimizer step, and 0 at what stands between them.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def training_groups(
                 TrainingResponse(
                     response_index=0,
                     token_ids=ids,
-                    positive=(is_target / num_targets).astype(np.float32),
-                    negative=np.zeros(len(ids), dtype=np.float32),
+                    positive_weights=(is_target / num_targets).astype(np.float32),
+                    negative_weights=np.zeros(len(ids), dtype=np.float32),
                     images=tuple(image for part in one.parts for image in part.images),
                 ),
             ),
@@ -139,6 +139,6 @@ class SupervisedTraining:
         scored = self.policy.score(groups)
         # The weights of all targets together are 1: their sum is the mean.
         return -sum(
-            float(np.dot(one.logprobs.astype(np.float64), group.responses[0].positive.astype(np.float64)))
+            float(np.dot(one.logprobs.astype(np.float64), group.responses[0].positive_weights.astype(np.float64)))
             for one, group in zip(scored, groups, strict=True)
         )

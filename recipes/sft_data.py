@@ -11,8 +11,8 @@ from recipes.prompt_stream import PromptStream
 from rsgrpo.config import Config
 from rsgrpo.data.files import DataError
 from rsgrpo.data.images.counts import ImageCounts
-from rsgrpo.data.images.loading import check_page
-from rsgrpo.data.images.page_manifest import PageManifest
+from rsgrpo.data.images.image_manifest import ImageManifest
+from rsgrpo.data.images.loading import check_image
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.data.mixture import Mixture
 from rsgrpo.errors import RsgrpoError
@@ -62,14 +62,14 @@ class TrajectorySource:
     """Tagged trajectories that were read and checked before.
 
     Args:
-        questions: with gold responses; the last ones are held out.
+        prompts: with gold responses; the last ones are held out.
         seed: of the order.
         num_held_out: how many, but at most a tenth.
     """
 
-    def __init__(self, questions: Sequence[PromptedSample], *, seed: int, num_held_out: int) -> None:
-        num_trained = len(questions) - min(num_held_out, len(questions) // 10)
-        self._trained, self._held_out = questions[:num_trained], questions[num_trained:]
+    def __init__(self, prompts: Sequence[PromptedSample], *, seed: int, num_held_out: int) -> None:
+        num_trained = len(prompts) - min(num_held_out, len(prompts) // 10)
+        self._trained, self._held_out = prompts[:num_trained], prompts[num_trained:]
         self.images = ImageCounts()  # they were looked at when the trajectories were read
         self._stream = PromptStream(self._trained, seed=seed, shuffle=True)
 
@@ -127,10 +127,10 @@ class MixtureSource:
         self._max_tokens = min(max_tokens or config.trainer.micro_batch_tokens, config.trainer.micro_batch_tokens)
         self._tokenizer = tokenizer
         self._image_tokens = image_tokens
-        self._rules = config.data.page_rules
+        self._rules = config.data.image_rules
         self.images = ImageCounts()
         self._counted: set[ImageRef] = set()
-        self._manifest = PageManifest(config.data.media_cache, mixture.paths)
+        self._manifest = ImageManifest(config.data.media_cache, mixture.paths)
         self._epoch = -1
         self._order = mixture.held_out
 
@@ -201,7 +201,7 @@ class MixtureSource:
         return conversation
 
     def _look_at(self, image: ImageRef) -> None:
-        facts = check_page(image, self._rules)
+        facts = check_image(image, self._rules)
         if image not in self._counted:
             self._counted.add(image)
             self.images.add(facts)

@@ -135,9 +135,9 @@ def run_rl(job: Job) -> None:
 def _train_rl(job: Job) -> None:
     settings = job.config.rl
     num_trained = len(job.prepared.rl) - min(settings.validation_samples, len(job.prepared.rl) // 2)
-    questions, validation = job.prepared.rl[:num_trained], job.prepared.rl[num_trained:]
+    prompts, validation = job.prepared.rl[:num_trained], job.prepared.rl[num_trained:]
     if settings.validation_samples and not validation:
-        job.progress.line(f"no validation: {len(questions)} question is too few to hold one out")
+        job.progress.line(f"no validation: {len(prompts)} question is too few to hold one out")
     job.begin_from(job.start_model, needs_reference=settings.loss.kl.coefficient > 0, is_alone=False)
     state = job.restore("rl", RsGrpoState)
     training = RsGrpo(
@@ -145,15 +145,15 @@ def _train_rl(job: Job) -> None:
         policy=job.policy,
         engine=job.engine,
         scorer=job.prepared.scorer,
-        questions=questions,
+        prompts=prompts,
         state=state or RsGrpoState(),
     )
-    if len(questions) < settings.prompts_per_step:
+    if len(prompts) < settings.prompts_per_step:
         job.progress.line(
-            f"{len(questions)} questions to train on are fewer than rl.prompts_per_step={settings.prompts_per_step}: "
+            f"{len(prompts)} questions to train on are fewer than rl.prompts_per_step={settings.prompts_per_step}: "
             "each step has all of them"
         )
-    num_steps = planned_steps(settings, len(questions))
+    num_steps = planned_steps(settings, len(prompts))
     if state is None:
         job.policy.begin_stage(settings.optimizer, num_steps * settings.updates_per_batch)
     else:
@@ -166,7 +166,7 @@ def _train_rl(job: Job) -> None:
                 report = dataclasses.replace(report, metrics={**report.metrics, **_measured(job, validation)})
             job.logger.log("rl", report.step, report.metrics)
             phase.advance(_rl_line(report, num_steps, training.weights))
-            note = step_note(report, min(settings.prompts_per_step, len(questions)))
+            note = step_note(report, min(settings.prompts_per_step, len(prompts)))
             if note:
                 job.progress.line(note)
             if report.step % settings.save_every_steps == 0 or report.step in (1, num_steps):

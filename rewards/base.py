@@ -44,7 +44,7 @@ class RewardCall:
         finish_reason: ``stop`` or ``length``.
         num_tokens: R, end of sequence included.
         rollout_index: which sibling.
-        page_sizes: gives width and height at which the model saw the sample's image of a 0-based index; None where
+        image_sizes: gives width and height at which the model saw the sample's image of a 0-based index; None where
             no model is known. Rewards ask :meth:`seen_size`.
     """
 
@@ -55,7 +55,7 @@ class RewardCall:
     finish_reason: str
     num_tokens: int
     rollout_index: int
-    page_sizes: Callable[[int], tuple[int, int]] | None = None
+    image_sizes: Callable[[int], tuple[int, int]] | None = None
 
     def seen_size(self, image_index: int) -> tuple[int, int]:
         """Width and height, in pixels, at which the model saw one of the sample's images.
@@ -70,13 +70,13 @@ class RewardCall:
         Example:
             A page of 2000 × 1500 under ``data.max_pixels=1003520`` is sent as 1156 × 867 and seen as ``(1148, 868)``.
         """
-        if self.page_sizes is None:
+        if self.image_sizes is None:
             raise RewardError(
                 f"sample {self.sample.sample_id!r:.80}: it is not known here at which size the model saw its images, "
                 "so pixels mean nothing; score it in a run (train.py), or in the folder of one that kept "
-                "page_view.json, or count in shares or per mille"
+                "image_view.json, or count in shares or per mille"
             )
-        return self.page_sizes(image_index)
+        return self.image_sizes(image_index)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

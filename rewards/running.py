@@ -78,7 +78,7 @@ def _place(reward: LoadedReward, argument: RewardCall | list[RewardCall]) -> str
 
 def _raised(reward: LoadedReward, argument: Any, error: BaseException) -> RewardError:
     failure = RewardError(
-        f"{_place(reward, argument)} raised {type(error).__name__}: {error}; mend the function, or let it return "
+        f"{_place(reward, argument)} raised {type(error).__name__}: {error}; fix the function, or let it return "
         "None where it does not apply"
     )
     failure.__cause__ = error
@@ -88,7 +88,7 @@ def _raised(reward: LoadedReward, argument: Any, error: BaseException) -> Reward
 def _too_slow(reward: LoadedReward, argument: Any, where: str = "") -> RewardError:
     return RewardError(
         f"{_place(reward, argument)} took longer than rewards.{reward.name}.timeout_seconds="
-        f"{reward.config.timeout_seconds:g}{where}; raise the timeout or mend the function"
+        f"{reward.config.timeout_seconds:g}{where}; raise the timeout or fix the function"
     )
 
 

@@ -6,7 +6,7 @@ no character; it belongs to every scope that runs to the end of the response. ``
 scope of several ranges: the tokens of every written box (``rewards.boxes``), from bracket to bracket.
 
 Absent scopes. Where a scope's tag does not stand in the response, ``on_missing: skip`` gives no tokens.
-``on_missing: whole`` is the rule of the public code, and what ``compat: reference`` is to be used with: an
+``on_missing: whole`` is the rule of the public code, and what ``compat: upstream`` is to be used with: an
 absent start tag widens the scope to the beginning, an absent stop tag to the end, each on its own side.
 An absent section, box or evidence line widens to the whole response. In both modes tags in reversed order
 leave no tokens, and ``found`` says whether the scope really stood there.
@@ -72,7 +72,7 @@ def locate_scope(
         sequence), the scope ``{start: <think>, stop: </think>}`` is tokens [0, 3).
     """
     if scope.evidence_line:
-        raise ValueError("an evidence_line scope has one span an image; use locate_scopes")
+        raise ValueError("an evidence_line scope has one span per image; use locate_scopes")
     request = ScopeRequest(scope=scope, on_missing=on_missing)
     return locate_scopes([request], parsed, token_char_starts, num_images=0)[0][0]
 
@@ -89,7 +89,7 @@ def locate_scopes(
         num_images: how many entries an ``evidence_line`` scope gives.
 
     Returns:
-        For each request one entry, for an ``evidence_line`` scope one entry an image, in order.
+        For each request one entry, for an ``evidence_line`` scope one entry per image, in order.
     """
     ranges: list[_Range] = []
     counts: list[int] = []

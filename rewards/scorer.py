@@ -13,7 +13,7 @@ from rewards.gold import gold_problem
 from rewards.gold_check import exact_answer_problem
 from rewards.plugins import LoadedReward
 from rewards.scoring import Scoring
-from rsgrpo.data.images.page_view import PageView
+from rsgrpo.data.images.image_view import ImageView
 from rsgrpo.text.sections import parse_response
 from rsgrpo.types import RolloutGroup, Sample, ScoredGroup
 
@@ -30,7 +30,7 @@ class Scorer:
         >>> scored = scorer.score(groups)
     """
 
-    def __init__(self, rewards: Sequence[LoadedReward], view: PageView | None = None) -> None:
+    def __init__(self, rewards: Sequence[LoadedReward], view: ImageView | None = None) -> None:
         """Take loaded rewards; their order is the order of ``ScoredRollout.rewards``.
 
         Args:
@@ -60,7 +60,7 @@ class Scorer:
                 is_all = len(wrong) <= _NAMED_SAMPLES and len(listed) <= _LISTED_CHARACTERS
                 raise RewardError(
                     f"reward {reward.name!r} cannot judge {len(wrong)} of {len(samples)} samples "
-                    f"({listed[:_LISTED_CHARACTERS]}{'' if is_all else ', …'}); mend their gold, leave them out of the "
+                    f"({listed[:_LISTED_CHARACTERS]}{'' if is_all else ', …'}); fix their gold, leave them out of the "
                     f"data, or remove rewards.{reward.name}"
                 )
 
@@ -76,7 +76,7 @@ class Scorer:
             return "it has no images, and the scope is evidence_line"
         return gold_problem(sample, reward.gold_sections) or exact_answer_problem(reward, self._blank_call(sample))
 
-    def _page_sizes(self, sample: Sample) -> Callable[[int], tuple[int, int]] | None:
+    def _image_sizes(self, sample: Sample) -> Callable[[int], tuple[int, int]] | None:
         """Sizes of a sample's images, each read once, and only if a reward asks."""
         view = self._view
         return None if view is None else cache(lambda index: view.seen_size(sample.images[index]))
@@ -90,12 +90,12 @@ class Scorer:
             finish_reason="stop",
             num_tokens=0,
             rollout_index=0,
-            page_sizes=self._page_sizes(sample),
+            image_sizes=self._image_sizes(sample),
         )
 
     def scoring(self) -> Scoring:
         """Begin to judge groups that come one by one, while others are still sampled."""
-        return Scoring(self.rewards, self._page_sizes)
+        return Scoring(self.rewards, self._image_sizes)
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """Judge groups that are all there; see :class:`rewards.scoring.Scoring`.

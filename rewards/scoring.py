@@ -25,7 +25,7 @@ from rsgrpo.types import RolloutGroup, Sample, ScopedReward, ScoredGroup, Scored
 # float32's reach, squares included: credit is computed from squared differences of rewards.
 _LARGEST_VALUE = 1e18
 
-PageSizes = Callable[[int], tuple[int, int]]
+ImageSizes = Callable[[int], tuple[int, int]]
 
 
 class Scoring:
@@ -33,7 +33,7 @@ class Scoring:
 
     Args:
         rewards: to judge by; their order is the order of ``ScoredRollout.rewards``.
-        page_sizes: gives a sample's image sizes, for the rewards that ask; None: not known.
+        image_sizes: gives a sample's image sizes, for the rewards that ask; None: not known.
 
     Example:
         ::
@@ -44,9 +44,9 @@ class Scoring:
                 scored = scoring.scored()
     """
 
-    def __init__(self, rewards: Sequence[LoadedReward], page_sizes: Callable[[Sample], PageSizes | None]) -> None:
+    def __init__(self, rewards: Sequence[LoadedReward], image_sizes: Callable[[Sample], ImageSizes | None]) -> None:
         self._rewards = rewards
-        self._page_sizes = page_sizes
+        self._image_sizes = image_sizes
         self._at_once = [reward for reward in rewards if reward.is_async and not reward.is_batch]
         self._in_turn = [reward for reward in rewards if not reward.is_async and not reward.is_batch]
         self._groups: list[RolloutGroup] = []
@@ -67,7 +67,7 @@ class Scoring:
             RewardError: a reward failed on an earlier group.
         """
         self._groups.append(group)
-        page_sizes = self._page_sizes(group.sample)
+        image_sizes = self._image_sizes(group.sample)
         for rollout in group.rollouts:
             call = RewardCall(
                 sample=group.sample,
@@ -77,7 +77,7 @@ class Scoring:
                 finish_reason=rollout.finish_reason,
                 num_tokens=len(rollout.token_ids),
                 rollout_index=rollout.rollout_index,
-                page_sizes=page_sizes,
+                image_sizes=image_sizes,
             )
             self._calls.append(call)
             self._waiting.append(call)

@@ -34,7 +34,7 @@ class RolloutEngine(Protocol):
             seed: with each sample's id it fixes every response, whichever worker draws it.
 
         Yields:
-            One group a question, in the order in which they are complete. Close it where it may not be used up: the
+            One group per question, in the order in which they are complete. Close it where it may not be used up: the
             engines then give up the rest.
         """
 

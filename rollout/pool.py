@@ -15,7 +15,7 @@ from rollout.engine import RolloutError
 from rollout.requests import EnginePace, RequestQueue, request_seed, requests_for
 from rollout.sampling import SamplingCall
 from rollout.weight_stream import EngineDiedError, WeightStream
-from rsgrpo.cluster.gpu_sharing import Phase, Share, Turns
+from rsgrpo.cluster.gpu_sharing import GpuSharing, OnGpu, Phase
 from rsgrpo.cluster.placement import ON_CPU, Placement
 from rsgrpo.cluster.ray_cluster import REPOSITORY
 from rsgrpo.config import Config, SamplingConfig
@@ -96,7 +96,7 @@ class RolloutPool:
         self._paces: dict[int, EnginePace] = {}
         self._placement = placement
         self._rank_gpus = tuple(rank_gpus)
-        self._turns: Turns | None = None
+        self._gpu_sharing: GpuSharing | None = None
         # New weights may come from another thread in the middle of a stream: its calls wait until all engines have
         # them.
         self._sending = threading.RLock()
@@ -171,24 +171,25 @@ class RolloutPool:
                 self._wait_for(index)
             self._is_ready = True
 
-    def take_turns(self, turns: Turns) -> None:
+    def share_gpus(self, gpu_sharing: GpuSharing) -> None:
         """Share the GPUs with the trainer from here on.
 
         Args:
-            turns: that the trainer takes as well.
+            gpu_sharing: the one that the trainer takes part in as well.
         """
-        self._turns = turns
+        self._gpu_sharing = gpu_sharing
 
-    def hold(self, share: Share) -> None:
-        """See ``rsgrpo.cluster.gpu_sharing.Holder``; a dead worker holds nothing, and is replaced before it answers."""
+    def set_on_gpu(self, parts: OnGpu) -> None:
+        """See ``rsgrpo.cluster.gpu_sharing``; a dead worker holds nothing, and is replaced before it answers."""
         self.wait_ready()
         self._answers(
-            {index: worker.hold.remote(share) for index, worker in enumerate(self._workers)}, "go to sleep or wake up"
+            {index: worker.set_on_gpu.remote(parts) for index, worker in enumerate(self._workers)},
+            "go to sleep or wake up",
         )
 
     def _take(self, phase: Phase) -> None:
-        if self._turns is not None:
-            self._turns.take(phase)
+        if self._gpu_sharing is not None:
+            self._gpu_sharing.begin(phase)
 
     def _wait_for(self, index: int) -> None:
         timeout = self._config.rollout.start_timeout_seconds

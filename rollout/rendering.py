@@ -40,7 +40,7 @@ class PromptRenderer(Generic[Prompt]):
         max_ahead: int,
     ) -> None:
         self._render = render
-        self._pages = pages
+        self._images = pages
         self._max_ahead = max_ahead
         self._changed = threading.Condition()
         self._waiting: deque[RolloutRequest] = deque()
@@ -105,7 +105,7 @@ class PromptRenderer(Generic[Prompt]):
                 self._changed.notify_all()
 
     def _render_batch(self, batch: Sequence[RolloutRequest]) -> None:
-        with closing(self._pages(batch)) as pages:
+        with closing(self._images(batch)) as pages:
             for request in batch:
                 prompt: Prompt | Exception
                 try:

@@ -1,4 +1,4 @@
-"""The one door to vLLM: an engine inside this process, its weights replaced in place."""
+"""The only module that imports vLLM: an engine inside this process, its weights replaced in place."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from rollout.completions import rollout_of
 from rollout.engine import RolloutError
 from rollout.engine_watch import EngineWatch, process_and_parent
+from rollout.image_embeds import ImageEmbeds
 from rollout.layer_loading import begin_loading, finish_loading, load_bucket, unfinished_layers
-from rollout.page_embeds import PageEmbeds
 from rollout.rendering import PromptRenderer
 from rollout.requests import RolloutRequest, request_seed
-from rollout.token_suppression import ban_tokens
+from rollout.token_suppression import suppress_tokens
 from rollout.weight_loading import begin_update, call_pickled, finish_update, join_trainer, receive_bucket
-from rsgrpo.cluster.gpu_sharing import Share
+from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.cluster.topology import engine_memory_frac, transfer_kind
 from rsgrpo.config import Config
 from rsgrpo.errors import shown
-from rsgrpo.model.page_feed import decoded_pages
-from rsgrpo.model.suppressed_tokens import banned_token_ids
+from rsgrpo.model.image_feed import decoded_images
+from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import RolloutGroup, WeightBucket, WeightVersion
 from rsgrpo.weights.buckets import bucket_checksum, format_checksum
@@ -43,12 +43,12 @@ from rsgrpo.weights.transfer import StagedBucket
 _MIN_STEPS = 8
 _MAX_STEPS = 64
 _MAX_READY_PROMPTS = 4
-_PAGE_BYTES = 384 * 2**20
+_IMAGE_BYTES = 384 * 2**20
 _BACKENDS = {"cuda_ipc": "ipc", "nccl": "nccl"}
-_KEPT_AWAKE: dict[Share, tuple[str, ...]] = {
-    Share.NOTHING: (),
-    Share.WEIGHTS: ("weights",),
-    Share.ALL: ("weights", "kv_cache"),
+_KEPT_AWAKE: dict[OnGpu, tuple[str, ...]] = {
+    OnGpu.NOTHING: (),
+    OnGpu.WEIGHTS: ("weights",),
+    OnGpu.ALL: ("weights", "kv_cache"),
 }
 
 
@@ -106,7 +106,7 @@ class VllmEngine:
         by_device = _gpu_settings(spec.config) if spec.device == "gpu" else _cpu_settings(spec.config)
         # On a GPU vLLM runs its engine in a process of its own, on a CPU in this one, unless the environment says so.
         self._is_in_process = spec.device == "cpu" and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
-        self._share = Share.ALL
+        self._on_gpu = OnGpu.ALL
         self._is_updating = False
         self._is_paused = False
         self._llm = LLM(
@@ -130,20 +130,20 @@ class VllmEngine:
             **by_device,
         )
         self._watch = EngineWatch(self._llm.collective_rpc(process_and_parent))
-        self._embeds: PageEmbeds | None = None
+        self._embeds: ImageEmbeds | None = None
         if settings.image_embeds and spec.features_folder is not None:
-            self._embeds = PageEmbeds(spec.config, spec.model_folder, spec.features_folder, spec.device)
+            self._embeds = ImageEmbeds(spec.config, spec.model_folder, spec.features_folder, spec.device)
         self._tokenizer = self._llm.get_tokenizer()
         self._settings = settings
         self._numbers = itertools.count()
         self._open: dict[str, RolloutRequest] = {}
-        self._feed = decoded_pages(
-            spec.config.data.page_rules, max_bytes=_PAGE_BYTES, num_threads=torch.get_num_threads()
+        self._feed = decoded_images(
+            spec.config.data.image_rules, max_bytes=_IMAGE_BYTES, num_threads=torch.get_num_threads()
         )
-        self._renderer = PromptRenderer(self._render, self._pages, max_ahead=_MAX_READY_PROMPTS)
+        self._renderer = PromptRenderer(self._render, self._images, max_ahead=_MAX_READY_PROMPTS)
         self._table = TokenTable.from_tokenizer(self._tokenizer)
         vocabulary_size = self._llm.model_config.get_vocab_size()
-        self._in_workers(ban_tokens, banned_token_ids(self._tokenizer, vocabulary_size))
+        self._in_workers(suppress_tokens, suppressed_token_ids(self._tokenizer, vocabulary_size))
         self.policy_version = 0
         self._llm.llm_engine.set_weight_version("0")
 
@@ -211,7 +211,7 @@ class VllmEngine:
             self._open[number] = request
             engine.add_request(number, prompt, self._parameters(request))
 
-    def _pages(self, requests: Sequence[RolloutRequest]) -> Generator[tuple[Image.Image, ...], None, None]:
+    def _images(self, requests: Sequence[RolloutRequest]) -> Generator[tuple[Image.Image, ...], None, None]:
         """Decoded pages of each request; none where their features are fed."""
         return self._feed.pages([() if self._embeds else request.prompted.prompt.images for request in requests])
 
@@ -334,22 +334,22 @@ class VllmEngine:
         self._is_updating = False
         self._finish(finish_update, version, is_complete)
 
-    def hold(self, share: Share) -> None:
+    def set_on_gpu(self, parts: OnGpu) -> None:
         """Keep that much on the GPU; the weights wait on the host, the cache is given up.
 
         vLLM's level 1: level 2 would forget the weights, of which only those that training changes come anew.
 
         Args:
-            share: nothing, the weights, or all.
+            parts: nothing, the weights, or all.
         """
         with self._engine_alive():
-            if share < self._share:
+            if parts < self._on_gpu:
                 self._llm.sleep(level=1)
-                self._share = Share.NOTHING
-            missing = [tag for tag in _KEPT_AWAKE[share] if tag not in _KEPT_AWAKE[self._share]]
+                self._on_gpu = OnGpu.NOTHING
+            missing = [tag for tag in _KEPT_AWAKE[parts] if tag not in _KEPT_AWAKE[self._on_gpu]]
             if missing:
                 self._llm.wake_up(tags=missing)
-        self._share = share
+        self._on_gpu = parts
 
     @contextmanager
     def _engine_alive(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ import ray
 
 from rollout.requests import RolloutRequest
 from rollout.vllm_engine import EngineSpec, VllmEngine
-from rsgrpo.cluster.gpu_sharing import Share
+from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.types import RolloutGroup, WeightVersion
 from rsgrpo.weights.transfer import StagedBucket
 
@@ -60,6 +60,6 @@ class RolloutWorker:
         """Close a weight update from the trainer's GPUs."""
         self._engine.finish_update(version, is_complete=is_complete)
 
-    def hold(self, share: Share) -> None:
+    def set_on_gpu(self, parts: OnGpu) -> None:
         """Keep that much on the GPU."""
-        self._engine.hold(share)
+        self._engine.set_on_gpu(parts)

@@ -34,7 +34,7 @@ NUMERIC_ID = "id_is_number"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRef:
-    """Where one page image lies; decoded by ``rsgrpo.data.images.loading.load_page``, never shipped as pixels.
+    """Where one page image lies; decoded by ``rsgrpo.data.images.loading.load_image``, never shipped as pixels.
 
     Attributes:
         path: the path as the data set writes it, such as ``imgs/15.png``; what people see in messages. Of an image
@@ -198,7 +198,7 @@ class RolloutGroup:
     Attributes:
         sample: the question.
         prompt: the prompt as sent.
-        prompt_token_ids: [P] int32, image placeholders expanded to one id an image token.
+        prompt_token_ids: [P] int32, image placeholders expanded to one id per image token.
         rollouts: the siblings, by ``rollout_index``.
     """
 
@@ -272,20 +272,20 @@ class ScoredGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CreditedRollout:
-    """A rollout with the two advantage streams that the loss needs, and what they came from.
+    """A rollout with the positive and negative token weights that the loss needs, and what they came from.
 
     Attributes:
         scored: the rollout and its rewards.
         advantages: A_ik, one number for each entry of ``scored.rewards`` (0.0 where it gives none); with
             ``scoping: whole`` every reward with a weight carries that of the weighted sum.
-        positive: [R] float32, P_t of rs_grpo: the sum of w_k M A+ / (W N_k) over rewards.
-        negative: [R] float32, Q_t: likewise of A-.
+        positive_weights: [R] float32, P_t of rs_grpo: the sum of w_k M A+ / (W N_k) over rewards.
+        negative_weights: [R] float32, Q_t: likewise of A-.
     """
 
     scored: ScoredRollout
     advantages: tuple[float, ...]
-    positive: FloatArray
-    negative: FloatArray
+    positive_weights: FloatArray
+    negative_weights: FloatArray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -300,15 +300,15 @@ class CreditedGroup:
 class TrainingResponse:
     """One response as the trainer sees it: ids, and per-token weights of the loss.
 
-    For policy optimisation ``positive`` and ``negative`` are P and Q. For supervised training
-    ``positive`` is the token's weight in the negative log-likelihood (1/N for a token mean over the
-    optimizer step's N tokens, 0 where masked) and ``negative`` is zero.
+    For policy optimisation ``positive_weights`` and ``negative_weights`` are P and Q. For supervised training
+    ``positive_weights`` is the token's weight in the negative log-likelihood (1/N for a token mean over the
+    optimizer step's N tokens, 0 where masked) and ``negative_weights`` is zero.
 
     Attributes:
         response_index: which sibling this is.
         token_ids: [R] int32.
-        positive: [R] float32, at least 0.
-        negative: [R] float32, at least 0.
+        positive_weights: [R] float32, at least 0.
+        negative_weights: [R] float32, at least 0.
         rollout_logprobs: [R] float32, the engine's; None in supervised training.
         images: pages that the response itself shows (later questions of a conversation), each with a run of
             image placeholders in ``token_ids``.
@@ -320,8 +320,8 @@ class TrainingResponse:
 
     response_index: int
     token_ids: IntArray
-    positive: FloatArray
-    negative: FloatArray
+    positive_weights: FloatArray
+    negative_weights: FloatArray
     rollout_logprobs: FloatArray | None = None
     old_logprobs: FloatArray | None = None
     kl_weight: float = 0.0

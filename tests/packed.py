@@ -9,10 +9,10 @@ import torch
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from rsgrpo.config import ModelConfig
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.model.micro_batches import plan_micro_batches
-from rsgrpo.model.policy_model import PolicyModel, RowBuilder, group_sizes, load_model, load_processor
-from rsgrpo.model.suppressed_tokens import banned_token_ids
+from rsgrpo.model.policy_model import MicroBatchBuilder, PolicyModel, group_sizes, load_model, load_processor
+from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.model.vision_cache import Grid
 from rsgrpo.model.vlm import ProcessedImage, PromptEncoder
 from rsgrpo.types import ImageRef, TrainingGroup
@@ -28,38 +28,38 @@ class Packed:
         self.folder, self.config = folder, config
         self.processor = load_processor(folder)
         vocabulary_size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
-        banned = () if with_banned else banned_token_ids(self.processor.tokenizer, vocabulary_size)
-        self.model = load_model(folder, config, banned)
+        suppressed = () if with_banned else suppressed_token_ids(self.processor.tokenizer, vocabulary_size)
+        self.model = load_model(folder, config, suppressed)
         self.policy = PolicyModel(self.model, always_run_vision=False)
         self.encoder = PromptEncoder(
-            self.processor, rules=PageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000
+            self.processor, rules=ImageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000
         )
-        self.rows = RowBuilder(
+        self.rows = MicroBatchBuilder(
             image_token_id=self.encoder.image_token_id,
             config=config,
             device=torch.device("cpu"),
             dtype=torch.float32,
-            page_pixels=self.encoder.pixels,
+            image_pixels=self.encoder.pixels,
         )
 
     def keep_features(
-        self, stored_grid: Callable[[ImageRef], Grid | None], page_features: Callable[[ProcessedImage], torch.Tensor]
+        self, stored_grid: Callable[[ImageRef], Grid | None], cached_features: Callable[[ProcessedImage], torch.Tensor]
     ) -> None:
         """Take pages' features from elsewhere."""
         self.policy = PolicyModel(self.model, always_run_vision=False)
         self.encoder = PromptEncoder(
             self.processor,
-            rules=PageRules(min_pixels=1, max_pixels=10**7),
+            rules=ImageRules(min_pixels=1, max_pixels=10**7),
             max_prompt_tokens=1000,
             stored_grid=stored_grid,
         )
-        self.rows = RowBuilder(
+        self.rows = MicroBatchBuilder(
             image_token_id=self.encoder.image_token_id,
             config=self.config,
             device=torch.device("cpu"),
             dtype=torch.float32,
-            page_pixels=self.encoder.pixels,
-            page_features=page_features,
+            image_pixels=self.encoder.pixels,
+            cached_features=cached_features,
         )
 
     def run(self, groups: list[TrainingGroup], *, share_prefix: bool, budget: int) -> tuple[Logprobs, torch.Tensor]:
@@ -68,12 +68,12 @@ class Packed:
         sizes = group_sizes(groups, prompts)
         self.model.zero_grad()
         found: Logprobs = {}
-        for pieces in plan_micro_batches(sizes, budget=budget, share_prefix=share_prefix):
-            batch = self.rows.build(pieces, groups, prompts)
+        for segments in plan_micro_batches(sizes, budget=budget, share_prefix=share_prefix):
+            batch = self.rows.build(segments, groups, prompts)
             logprobs, _ = self.policy(batch)
-            (logprobs * (batch.positive - batch.negative)).sum().backward()
-            parts = logprobs.detach().split([n for piece in pieces for n in piece.response_lengths])
-            found |= dict(zip([(p.group, r) for p in pieces for r in p.responses], parts, strict=True))
+            (logprobs * (batch.positive_weights - batch.negative_weights)).sum().backward()
+            parts = logprobs.detach().split([n for segment in segments for n in segment.response_lengths])
+            found |= dict(zip([(p.group, r) for p in segments for r in p.responses], parts, strict=True))
         return found, torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
 
     def alone(self, groups: list[TrainingGroup]) -> tuple[Logprobs, torch.Tensor]:
@@ -84,6 +84,6 @@ class Packed:
         for index, group in enumerate(groups):
             for place, one in enumerate(group.responses):
                 logprobs = plain_logprobs(plain, self.processor, group.prompt, one.token_ids, with_banned=True)
-                (logprobs * torch.from_numpy(one.positive - one.negative)).sum().backward()
+                (logprobs * torch.from_numpy(one.positive_weights - one.negative_weights)).sum().backward()
                 found[index, place] = logprobs.detach()
         return found, torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None])

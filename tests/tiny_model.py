@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from rsgrpo.data.synthetic.quickstart_tokenizer import CHAT_TEMPLATE
-from rsgrpo.model.suppressed_tokens import BAN_BIAS, banned_token_ids
+from rsgrpo.model.suppressed_tokens import SUPPRESSION_BIAS, suppressed_token_ids
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
 
 SPECIAL_TOKENS = (
@@ -95,7 +95,7 @@ def build_tiny_model(folder: Path, *, hidden: int = 32, layers: int = 2, tie: bo
     return folder
 
 
-def write_pages(folder: Path, sizes: list[tuple[int, int]], *, seed: int = 0) -> list[ImageRef]:
+def write_images(folder: Path, sizes: list[tuple[int, int]], *, seed: int = 0) -> list[ImageRef]:
     """Noise pages of (width, height)."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -127,8 +127,8 @@ def make_group(
             TrainingResponse(
                 response_index=index,
                 token_ids=rng.integers(0, 250, length).astype(np.int32),
-                positive=np.maximum(credit, 0),
-                negative=np.maximum(-credit, 0),
+                positive_weights=np.maximum(credit, 0),
+                negative_weights=np.maximum(-credit, 0),
                 rollout_logprobs=rng.normal(-5.5, 0.1, length).astype(np.float32),
             )
         )
@@ -142,7 +142,7 @@ def make_group(
 
 def three_groups(folder: Path) -> list[TrainingGroup]:
     """Ragged groups, two with pages of several sizes, one without any; the pages are written into ``folder``."""
-    pages = write_pages(folder, [(56, 56), (84, 56), (112, 140)])
+    pages = write_images(folder, [(56, 56), (84, 56), (112, 140)])
     return [
         make_group("a", pages[:2], [5, 9, 7], seed=1, scale=0.02),
         make_group("b", pages[1:], [3, 12], seed=2, scale=0.02),
@@ -152,5 +152,5 @@ def three_groups(folder: Path) -> list[TrainingGroup]:
 
 def without_banned(logits: torch.Tensor, processor: Qwen2_5_VLProcessor) -> torch.Tensor:
     """Logits as engine and trainer take them: tokens that no response may contain are out of the distribution."""
-    banned = banned_token_ids(processor.tokenizer, logits.shape[-1])
-    return logits.index_add(-1, torch.tensor(banned), torch.full((len(logits), len(banned)), BAN_BIAS))
+    suppressed = suppressed_token_ids(processor.tokenizer, logits.shape[-1])
+    return logits.index_add(-1, torch.tensor(suppressed), torch.full((len(logits), len(suppressed)), SUPPRESSION_BIAS))

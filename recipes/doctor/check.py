@@ -77,7 +77,7 @@ def refused(name: str, error: BaseException) -> Check:
     cut = max(message.rfind("; "), message.rfind("\n"))
     advice = message[cut + 1 :].strip() if cut >= 0 else ""
     if not advice or len(advice) > MAX_ADVICE or advice.startswith(_TELLS_MORE):
-        return problem(name, message, "mend what the message names; train.py would stop with it")
+        return problem(name, message, "fix what the message names; train.py would stop with it")
     return problem(name, message[:cut], advice)
 
 

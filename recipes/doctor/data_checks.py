@@ -17,13 +17,13 @@ from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
 from recipes.doctor.hub import hub_check
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, default_sources, sample_check, uses_mixture
 from rsgrpo.config import Config, QuickstartConfig, SourceConfig
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.evisrag_files import load_samples
 from rsgrpo.data.files import DataError
-from rsgrpo.data.images.loading import MAX_ASPECT_RATIO, page_facts
+from rsgrpo.data.images.loading import MAX_ASPECT_RATIO, image_facts
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.prompts.template import PromptTemplateError, QuestionWriter
+from rsgrpo.prompts.template import PromptTemplateError, PromptWriter
 
 if TYPE_CHECKING:
     from rsgrpo.types import ImageRef, Sample
@@ -96,7 +96,7 @@ def _set_checks(subject: Subject, config: Config, name: str, path: str) -> Itera
     """A data set that is held in memory, read as the run reads it."""
     title = f"{name} data"
     try:
-        check = sample_check(config, name, QuestionWriter(config.prompt).parts)
+        check = sample_check(config, name, PromptWriter(config.prompt).parts)
     except PromptTemplateError as error:
         yield refused(title, error)
         return
@@ -172,20 +172,20 @@ def _read_source(source: SourceConfig, config: Config, clock: Clock = time.monot
     findings = [*report.skipped, *report.remarks]
     if not report.num_samples:
         first = f": {findings[0].examples[0]}" if findings else ""
-        return problem(title, found + first, "name the right data.format and path, or mend the records"), kept
+        return problem(title, found + first, "name the right data.format and path, or fix the records"), kept
     if not findings:
         return ok(title, found), kept
     found += "; " + ", ".join(f"{one.count} × {one.reason}" for one in findings) + f"; {findings[0].examples[0]}"
     if not report.skipped:
         return ok(title, found), kept
     if config.data.on_bad_sample == "skip":
-        return warning(title, found, "mend the records that are left out, if they are many"), kept
-    return problem(title, found, "mend the records, or set data.on_bad_sample=skip"), kept
+        return warning(title, found, "fix the records that are left out, if they are many"), kept
+    return problem(title, found, "fix the records, or set data.on_bad_sample=skip"), kept
 
 
 def _task_checks(subject: Subject, config: Config) -> Iterator[Check]:
     """Benchmarks, read and worded as the run does it."""
-    from recipes.evaluation.benchmark_questions import load_tasks
+    from recipes.evaluation.benchmark_requests import load_tasks
 
     try:
         tasks = load_tasks(config, None, subject.scratch / "canvases")
@@ -193,8 +193,8 @@ def _task_checks(subject: Subject, config: Config) -> Iterator[Check]:
         yield refused("eval.tasks", error)
         return
     for task in tasks:
-        subject.samples[task.name] = tuple(question.sample for question in task.questions)
-        found = f"{len(task.questions)} questions"
+        subject.samples[task.name] = tuple(question.sample for question in task.requests)
+        found = f"{len(task.requests)} questions"
         if task.skipped:
             reasons = ", ".join(f"{count} × {reason}" for reason, count in task.skipped.items())
             yield warning(task.name, f"{found}; left out {reasons}", "data.on_bad_sample=reject shows which they are")
@@ -225,7 +225,7 @@ def read_header(ref: ImageRef) -> ImageHeader:
     Raises:
         ImageError: it is missing or no image.
     """
-    facts = page_facts(ref, PageRules(max_megapixels=math.inf))
+    facts = image_facts(ref, ImageRules(max_megapixels=math.inf))
     has_transparency = facts.has_transparency and not facts.mode.upper().endswith("A")
     return ImageHeader(
         format=facts.format,

@@ -129,7 +129,7 @@ def address_check(address: str) -> Check:
 def endpoint_check(url: str) -> Check:
     """Whether somebody listens at ``eval.endpoint.url``."""
     parts = urlsplit(url)
-    advice = "start the server, or mend eval.endpoint.url"
+    advice = "start the server, or fix eval.endpoint.url"
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError as error:

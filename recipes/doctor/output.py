@@ -57,7 +57,7 @@ def verdict(checks: Iterable[Check], seconds: float) -> str:
     warnings = f"{counts['warning']} {'warning' if counts['warning'] == 1 else 'warnings'}"
     if counts["problem"]:
         problems = f"{counts['problem']} {'problem' if counts['problem'] == 1 else 'problems'}"
-        return f"{total}: {problems} and {warnings}; a run would not go well before the problems are mended"
+        return f"{total}: {problems} and {warnings}; a run would not go well before the problems are fixed"
     return f"{total}: no problem, {warnings}; the run can start"
 
 

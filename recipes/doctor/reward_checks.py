@@ -10,7 +10,7 @@ from rewards.base import RewardError
 from rewards.plugins import LoadedReward, load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.config import Config
-from rsgrpo.data.images.page_view import PageView
+from rsgrpo.data.images.image_view import ImageView
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.types import ChatPrompt, PromptedSample, Sample
 
@@ -45,29 +45,29 @@ def _load(config: Config, loaded: list[LoadedReward]) -> Iterator[Check]:
 
 def _judge(subject: Subject, loaded: Sequence[LoadedReward], samples: Sequence[Sample]) -> Iterator[Check]:
     """The gold of all samples, and a gold response as if it had been sampled."""
-    from recipes.setup.reward_smoke_test import rehearse  # here, because it imports transformers
+    from recipes.setup.reward_smoke_test import smoke_test_rewards  # here, because it imports transformers
 
-    questions = [
+    prompts = [
         PromptedSample(sample=sample, prompt=ChatPrompt(sample_id=sample.sample_id, text="", images=sample.images))
         for sample in samples
     ]
     assert subject.config is not None
     data = subject.config.data
     # Whatever the processor's own bounds, gold that is written for a page's size earns what it earns.
-    view = PageView(min_pixels=data.min_pixels, max_pixels=data.max_pixels)
+    view = ImageView(min_pixels=data.min_pixels, max_pixels=data.max_pixels)
     judged = []
     for reward in loaded:
         scorer = Scorer((reward,), view)
         try:
             scorer.check_samples(samples)
             if subject.tokenizer is not None:
-                found = rehearse(scorer, questions, subject.tokenizer)
+                found = smoke_test_rewards(scorer, prompts, subject.tokenizer)
                 if found:
                     yield warning(f"reward {reward.name}", found[0], " ".join(found[1:]).strip())
                 judged.append(reward.name)
         except RsgrpoError as error:
             yield refused(f"reward {reward.name}", error)
         except (Exception, SystemExit) as error:  # whatever somebody else's reward raises past the scorer
-            yield problem(f"reward {reward.name}", f"{type(error).__name__}: {error}", "mend the reward function")
+            yield problem(f"reward {reward.name}", f"{type(error).__name__}: {error}", "fix the reward function")
     if judged:
         yield ok("gold response", f"of sample {samples[0].sample_id!r}, judged by {', '.join(judged)}")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.evaluation.answering import Answer
-from recipes.evaluation.benchmark_questions import Question, TaskQuestions
+from recipes.evaluation.benchmark_requests import BenchmarkRequest, TaskRequests
 from rsgrpo.config import Config
-from rsgrpo.data.images.page_view import PageView
+from rsgrpo.data.images.image_view import ImageView
 from rsgrpo.evaluation.benchmarks.base import MODES, Answered, BenchmarkError, BenchmarkResult, Gaps, Mode
 from rsgrpo.evaluation.prompts.grounding import shares_from_pixels, target_image
 from rsgrpo.io.jsonl import append_rows
@@ -44,18 +44,18 @@ class TaskScores:
         anomalies: what the run itself saw, by kind; the results hold the scorer's.
     """
 
-    task: TaskQuestions
+    task: TaskRequests
     results: Mapping[Mode, BenchmarkResult]
     anomalies: Mapping[str, int]
 
 
 def score_task(
     config: Config,
-    task: TaskQuestions,
+    task: TaskRequests,
     answers: Mapping[str, Answer],
     num_too_long: int,
     folder: Path,
-    view: PageView,
+    view: ImageView,
 ) -> TaskScores:
     """Score one task and write predictions, scores and items.
 
@@ -76,7 +76,7 @@ def score_task(
     answered: list[Answered] = []
     anomalies: Counter[str] = Counter({BAD_RECORD: sum(task.skipped.values()), NOT_ASKED: num_too_long})
     answered_ids = set()
-    for question in task.questions:
+    for question in task.requests:
         answer = answers.get(question.prompt.prompt_id)
         if answer is None or answer.failure:
             anomalies[REQUEST_FAILED] += answer is not None
@@ -88,10 +88,10 @@ def score_task(
     if not answered:
         listed = ", ".join(f"{count} x {kind}" for kind, count in anomalies.items() if count)
         raise BenchmarkError(
-            f"{task.name}: none of {len(task.questions)} questions has an answer ({listed or 'none was asked'}), so "
-            "there is nothing to score; mend what stopped them and run again with resume=auto"
+            f"{task.name}: none of {len(task.requests)} questions has an answer ({listed or 'none was asked'}), so "
+            "there is nothing to score; fix what stopped them and run again with resume=auto"
         )
-    samples = {question.sample.sample_id: question.sample for question in task.questions}
+    samples = {question.sample.sample_id: question.sample for question in task.requests}
     gaps = Gaps(missing=tuple(sample for sample_id, sample in samples.items() if sample_id not in answered_ids))
     task.benchmark.write_predictions(answered, folder / "predictions", model=config.name)
     results = {mode: task.benchmark.score(answered, mode, gaps) for mode in MODES}
@@ -101,7 +101,7 @@ def score_task(
     return scores
 
 
-def scored_text(config: Config, question: Question, answer: Answer, view: PageView) -> tuple[str, list[str]]:
+def scored_text(config: Config, question: BenchmarkRequest, answer: Answer, view: ImageView) -> tuple[str, list[str]]:
     """What the scorer reads of an answer.
 
     Args:
@@ -131,7 +131,7 @@ def scored_text(config: Config, question: Question, answer: Answer, view: PageVi
     return text, anomalies
 
 
-def _target_size(sample: Sample, response: str, view: PageView) -> tuple[int, int] | None:
+def _target_size(sample: Sample, response: str, view: ImageView) -> tuple[int, int] | None:
     """Width and height, as the model saw it, of the image that a box is on; None where nothing says which it is."""
     index = sample.boxes[0].image_index if sample.boxes else -1
     if index < 0 and sample.task.endswith("/region"):
@@ -191,7 +191,7 @@ def table_lines(scores: Sequence[TaskScores]) -> list[str]:
             f"{f'{100 * main.value:.2f} [{100 * main.low:.1f}, {100 * main.high:.1f}]':>22}"
             for main in (official.main, strict.main)
         )
-        total = len(one.task.questions)
+        total = len(one.task.requests)
         lines.append(f"{one.task.name:<30}{f'{_num_answered(one)}/{total}':>12}  {official.main_metric:<12}{both}")
     return lines
 
@@ -206,7 +206,7 @@ def _anomalies(scores: TaskScores) -> dict[str, int]:
 
 def _num_answered(scores: TaskScores) -> int:
     not_answered = scores.anomalies.get(REQUEST_FAILED, 0) + scores.anomalies.get(NOT_ASKED, 0)
-    return len(scores.task.questions) - not_answered
+    return len(scores.task.requests) - not_answered
 
 
 def summarise_benchmarks(scores: Sequence[TaskScores]) -> dict[str, BenchmarkSummary]:
@@ -222,7 +222,7 @@ def summarise_benchmarks(scores: Sequence[TaskScores]) -> dict[str, BenchmarkSum
             strict=strict.main.value,
             strict_low=strict.main.low,
             strict_high=strict.main.high,
-            num_questions=len(one.task.questions),
+            num_questions=len(one.task.requests),
             num_answered=_num_answered(one),
             anomalies=_anomalies(one),
         )

@@ -20,7 +20,7 @@ from typing import Any
 from transformers import AutoProcessor, PreTrainedTokenizerBase
 
 from recipes.evaluation.answering import Answer, Answerer, EngineAnswerer
-from recipes.evaluation.benchmark_questions import TaskQuestions, load_tasks
+from recipes.evaluation.benchmark_requests import TaskRequests, load_tasks
 from recipes.evaluation.benchmark_scores import score_task, summarise_benchmarks, table_lines, write_json
 from recipes.evaluation.endpoint import EndpointAnswerer
 from recipes.setup.preparation import PromptLengths, describe_template, find_base_model
@@ -28,7 +28,7 @@ from recipes.setup.workers import open_workers
 from rsgrpo.cluster.ray_cluster import REPOSITORY, open_cluster
 from rsgrpo.config import Config
 from rsgrpo.data.images.counts import ImageCounts, update_report
-from rsgrpo.data.images.page_view import endpoint_view, model_view
+from rsgrpo.data.images.image_view import endpoint_view, model_view
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.prompts.milebench import ContextLimit
 from rsgrpo.evaluation.prompts.turns import TaskPrompt, chat_prompt
@@ -77,7 +77,7 @@ def run_benchmarks(config: Config) -> Path:
             tasks = load_tasks(config, limit, root / "canvases")
             too_long = {task.name: _too_long(task, config, processor) for task in tasks}
             for task in tasks:
-                progress.line(f"{task.name}: {len(task.questions)} questions")
+                progress.line(f"{task.name}: {len(task.requests)} questions")
                 left_out = sum(task.skipped.values())
                 if left_out:
                     progress.line(
@@ -123,14 +123,14 @@ def run_benchmarks(config: Config) -> Path:
 class _Journal:
     """The answers of one task, appended as they come; only those to the prompts of this run count."""
 
-    def __init__(self, folder: Path, task: TaskQuestions) -> None:
+    def __init__(self, folder: Path, task: TaskRequests) -> None:
         self._file = folder / "answers.jsonl"
-        self._digests = {one.prompt.prompt_id: one.prompt.digest() for one in task.questions}
-        if len(self._digests) != len(task.questions):
-            counts = Counter(one.prompt.prompt_id for one in task.questions)
+        self._digests = {one.prompt.prompt_id: one.prompt.digest() for one in task.requests}
+        if len(self._digests) != len(task.requests):
+            counts = Counter(one.prompt.prompt_id for one in task.requests)
             twice = next(prompt_id for prompt_id, count in counts.items() if count > 1)
             raise BenchmarkRunError(f"{task.name}: two questions have the id {twice!r}; make the ids unique")
-        self._prompts = {one.prompt.prompt_id: one.prompt for one in task.questions}
+        self._prompts = {one.prompt.prompt_id: one.prompt for one in task.requests}
         self.answers: dict[str, Answer] = {}
         try:
             for number, row in enumerate(read_rows(self._file), start=1):
@@ -211,13 +211,13 @@ def _context_limit(config: Config, tokenizer: PreTrainedTokenizerBase | None) ->
     )
 
 
-def _too_long(task: TaskQuestions, config: Config, processor: Any) -> set[str]:
+def _too_long(task: TaskRequests, config: Config, processor: Any) -> set[str]:
     """Ids of prompts that do not fit; a server counts for itself."""
     if processor is None:
         return set()
     lengths = PromptLengths(config, processor, task.sampling.max_response_tokens)
-    fitting, _ = lengths.checked(task.name, [chat_prompt(one.prompt, processor) for one in task.questions])
-    return {one.prompt.prompt_id for one in task.questions} - {one.sample.sample_id for one in fitting}
+    fitting, _ = lengths.checked(task.name, [chat_prompt(one.prompt, processor) for one in task.requests])
+    return {one.prompt.prompt_id for one in task.requests} - {one.sample.sample_id for one in fitting}
 
 
 def _check_same_answerer(root: Path, config: Config, model: Path | None) -> None:
@@ -268,13 +268,13 @@ def _open_answerer(
 
 
 def _answer(
-    answerer: Answerer, task: TaskQuestions, prompts: Sequence[TaskPrompt], journal: _Journal, progress: Progress
+    answerer: Answerer, task: TaskRequests, prompts: Sequence[TaskPrompt], journal: _Journal, progress: Progress
 ) -> None:
     if not prompts:
-        progress.line(f"{task.name}: all {len(task.questions)} answers are there")
+        progress.line(f"{task.name}: all {len(task.requests)} answers are there")
         return
-    with progress.phase(f"Answering {task.name}", total=len(task.questions)) as phase:
-        phase.advance(count=len(task.questions) - len(prompts))
+    with progress.phase(f"Answering {task.name}", total=len(task.requests)) as phase:
+        phase.advance(count=len(task.requests) - len(prompts))
         num_answered = num_shown = 0
 
         def keep(answers: Sequence[Answer]) -> None:

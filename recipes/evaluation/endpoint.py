@@ -22,7 +22,7 @@ import httpx
 
 from recipes.evaluation.answering import Answer
 from rsgrpo.config import DataConfig, EndpointConfig, SamplingConfig
-from rsgrpo.data.images.loading import load_page
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.prompts.turns import TaskPrompt, openai_messages
 from rsgrpo.types import ImageRef
@@ -68,7 +68,7 @@ class EndpointAnswerer:
 
     def __init__(self, endpoint: EndpointConfig, data: DataConfig, seed: int) -> None:
         self._endpoint = endpoint
-        self._rules = data.page_rules
+        self._rules = data.image_rules
         self._seed = seed
         self._headers: dict[str, str] = {}
         self._num_failed_in_a_row = 0
@@ -176,7 +176,7 @@ class EndpointAnswerer:
         return body
 
     def _image_url(self, image: ImageRef) -> str:
-        page = load_page(image, self._rules)
+        page = load_image(image, self._rules)
         buffer = io.BytesIO()
         page.save(buffer, format="PNG")
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

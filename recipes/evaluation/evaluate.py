@@ -26,7 +26,7 @@ from rsgrpo.types import PromptedSample, RolloutGroup, ScoredGroup, TrainingGrou
 
 _METRICS_FILE = "metrics.json"
 _REWARDS_FILE = "rewards.json"
-_CHUNK_QUESTIONS = 256  # between two signs of progress
+_CHUNK_PROMPTS = 256  # between two signs of progress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +89,7 @@ def _judge(groups: Sequence[RolloutGroup], scorer: Scorer) -> list[ScoredGroup]:
 
 
 def _reward_values(judged: ScoredGroup) -> dict[str, float]:
-    """Each reward's value for the first answer; of one value an image, the mean."""
+    """Each reward's value for the first answer; of one value per image, the mean."""
     values: dict[str, list[float]] = defaultdict(list)
     for reward in judged.rollouts[0].rewards:
         if reward.value is not None:
@@ -106,32 +106,32 @@ def _evaluation(scores: Sequence[ResponseScore], rewards: Sequence[Mapping[str, 
     return Evaluation(metrics=aggregate(scores), rewards=means)
 
 
-def validate(engine: RolloutEngine, questions: Sequence[PromptedSample], config: Config, scorer: Scorer) -> Evaluation:
+def validate(engine: RolloutEngine, prompts: Sequence[PromptedSample], config: Config, scorer: Scorer) -> Evaluation:
     """Score greedy answers to held-out questions in the middle of training; nothing is written.
 
     Args:
         engine: with the weights to judge.
-        questions: that training does not see.
+        prompts: that training does not see.
         config: ``eval`` says how to sample.
         scorer: the run's rewards.
     """
-    groups = engine.generate(questions, num_samples=1, sampling=config.eval.sampling, seed=0)
+    groups = engine.generate(prompts, num_samples=1, sampling=config.eval.sampling, seed=0)
     return _evaluation([_score(one) for one in groups], [_reward_values(one) for one in _judge(groups, scorer)])
 
 
 def evaluate(
     engine: RolloutEngine,
-    questions: Sequence[PromptedSample],
+    prompts: Sequence[PromptedSample],
     config: Config,
     scorer: Scorer,
     folder: Path,
     advance: Callable[[int], None],
 ) -> tuple[Evaluation, list[RolloutGroup]]:
-    """Greedy answers to ``questions``, their scores, and predictions in the originals' format.
+    """Greedy answers to ``prompts``, their scores, and predictions in the originals' format.
 
     Args:
         engine: loaded with the weights to judge.
-        questions: the test set.
+        prompts: the test set.
         config: ``eval`` says how to sample.
         scorer: the run's rewards.
         folder: gets ``predictions.jsonl`` (``qid``, ``imgs``, ``pred``: what the public evaluation script
@@ -142,8 +142,8 @@ def evaluate(
         The means over all questions, and the answered groups.
     """
     groups: list[RolloutGroup] = []
-    for start in range(0, len(questions), _CHUNK_QUESTIONS):
-        chunk = questions[start : start + _CHUNK_QUESTIONS]
+    for start in range(0, len(prompts), _CHUNK_PROMPTS):
+        chunk = prompts[start : start + _CHUNK_PROMPTS]
         groups.extend(engine.generate(chunk, num_samples=1, sampling=config.eval.sampling, seed=config.seed))
         advance(len(chunk))
     scores = [_score(group) for group in groups]
@@ -208,8 +208,8 @@ def _looked_at(group: RolloutGroup) -> TrainingGroup:
             TrainingResponse(
                 response_index=rollout.rollout_index,
                 token_ids=rollout.token_ids,
-                positive=nothing,
-                negative=nothing,
+                positive_weights=nothing,
+                negative_weights=nothing,
                 rollout_logprobs=rollout.logprobs,
                 temperature=rollout.temperature,
             ),

@@ -46,9 +46,9 @@ from rsgrpo.config import (
     SamplingConfig,
 )
 from rsgrpo.config.checks import one_of
-from rsgrpo.config.page_rules import MAX_MEGAPIXELS, PageRules
+from rsgrpo.config.image_rules import MAX_MEGAPIXELS, ImageRules
 from rsgrpo.data.images.headers import DECODING_ERRORS
-from rsgrpo.data.images.loading import check_page, page_from_image
+from rsgrpo.data.images.loading import check_image, image_from_image
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.data.media_store import MediaStore
 from rsgrpo.data.readers.findings import BadRecordError
@@ -56,7 +56,7 @@ from rsgrpo.data.readers.media import MediaFinder
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.prompts.turns import ChatTurn, TaskPrompt
 from rsgrpo.io.jsonl import append_rows
-from rsgrpo.prompts.template import QuestionWriter
+from rsgrpo.prompts.template import PromptWriter
 from rsgrpo.text.sections import parse_response
 from rsgrpo.types import ImageRef, Sample
 
@@ -154,7 +154,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         self._system = system
         self._least_tokens = max_new_tokens
         self._raw_log = Path(raw_log) if raw_log else None
-        self._writer = QuestionWriter(PromptConfig(path=prompt_path, image_order=image_order))
+        self._writer = PromptWriter(PromptConfig(path=prompt_path, image_order=image_order))
         self._config = Config(
             stage="eval",
             seed=seed,
@@ -286,7 +286,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
             if part["type"] == "text":
                 parts.append(part["text"])
             elif part["type"] == "image":
-                parts.append(_image_file(prompt_id, part["url"], folder, index, self._config.data.page_rules))
+                parts.append(_image_file(prompt_id, part["url"], folder, index, self._config.data.image_rules))
             else:
                 raise LmmsEvalError(f"{prompt_id} shows a {part['type']}; this model reads text and images")
         return tuple(parts)
@@ -345,7 +345,7 @@ class SamplingKey:
         )
 
 
-def _image_file(prompt_id: str, image: Any, folder: Path, index: int, rules: PageRules) -> ImageRef:
+def _image_file(prompt_id: str, image: Any, folder: Path, index: int, rules: ImageRules) -> ImageRef:
     """An image of a task as a file: our engines read pages from disk, in whatever process they run."""
     if isinstance(image, Image.Image):
         ref = _written(prompt_id, image, folder, index, rules)
@@ -356,19 +356,19 @@ def _image_file(prompt_id: str, image: Any, folder: Path, index: int, rules: Pag
         except BadRecordError as error:
             raise LmmsEvalError(f"{prompt_id}: {error}") from error
     try:
-        check_page(ref, rules)
+        check_image(ref, rules)
     except ImageError as error:
         complaint = str(error).partition(";")[0]  # its way out is a setting that lmms-eval does not have
         raise LmmsEvalError(f"{prompt_id}: {complaint}; repair the task's data") from error
     return ref
 
 
-def _written(prompt_id: str, image: Image.Image, folder: Path, index: int, rules: PageRules) -> ImageRef:
+def _written(prompt_id: str, image: Image.Image, folder: Path, index: int, rules: ImageRules) -> ImageRef:
     """An image that the task opened or made, upright and without transparency in a file."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{index}.png"
     try:
-        page = page_from_image(image, rules)
+        page = image_from_image(image, rules)
     except DECODING_ERRORS as error:
         raise LmmsEvalError(f"{prompt_id}: an image is damaged: {shown(error)}; repair the task's data") from error
     page.save(file)

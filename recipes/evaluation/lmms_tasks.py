@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.evaluation.benchmark_questions import TaskQuestions, load_tasks
+from recipes.evaluation.benchmark_requests import TaskRequests, load_tasks
 from rsgrpo.config import Config, DataConfig, EvalConfig
 from rsgrpo.evaluation.prompts.lmms_tasks import document
 from rsgrpo.failures import CommandParser, run_command
@@ -71,7 +71,7 @@ def write_lmms_tasks(config: Config, out: Path) -> list[str]:
         lmms-eval's names of the tasks.
 
     Raises:
-        RsgrpoError: as :func:`recipes.evaluation.benchmark_questions.load_tasks`.
+        RsgrpoError: as :func:`recipes.evaluation.benchmark_requests.load_tasks`.
     """
     tasks = load_tasks(config, None, out / "canvases")
     for task in tasks:
@@ -79,13 +79,13 @@ def write_lmms_tasks(config: Config, out: Path) -> list[str]:
     return [task_name(task.name) for task in tasks]
 
 
-def _write_task(task: TaskQuestions, out: Path) -> None:
+def _write_task(task: TaskRequests, out: Path) -> None:
     name = task_name(task.name)
     rows = (out / f"{name}.jsonl").absolute()
     rows.unlink(missing_ok=True)
     append_rows(
         rows,
-        (document(task.benchmark.name, one.prompt, one.sample, one.needle_position) for one in task.questions),
+        (document(task.benchmark.name, one.prompt, one.sample, one.needle_position) for one in task.requests),
     )
     text = _TASK_FILE.format(
         name=name,

@@ -12,7 +12,7 @@ from recipes.plan.gpus import GpuKind, PlanError, gpu_kind, read_gpus
 from recipes.plan.memory import weight_bytes
 from recipes.plan.output import document, plan_lines, refusal, write_plan
 from recipes.plan.proposals import proposals
-from recipes.plan.reading import PageCounter, Reader, config_folder
+from recipes.plan.reading import ImageCounter, Reader, config_folder
 from recipes.setup.model_folder import check_limits, load_processor
 from rsgrpo.config import Config
 
@@ -42,9 +42,9 @@ def show_plan(config: Config) -> None:
         folder = config_folder(config, scratch)
         check_limits(folder, config)
         processor = load_processor(folder, f"model.path={config.model.path!r}")
-        pages = PageCounter(config, processor)
+        pages = ImageCounter(config, processor)
         stages = Reader(config, processor, scratch, pages.count).stages()
-        facts = Facts(folder=folder, stages=stages, page_tokens=pages.count, gpu=gpu, assumed=assumed)
+        facts = Facts(folder=folder, stages=stages, tokens_of_image=pages.count, gpu=gpu, assumed=assumed)
         found = estimate(config, facts)
         print("\n".join(plan_lines(config, facts, found, [note] if note else [])), flush=True)
         proposed = proposals(config, facts) if found.problems else ()

@@ -18,9 +18,9 @@ from recipes.plan.memory import (
     samples_ahead,
 )
 from recipes.plan.timing import mean, sampling_seconds, scoring_seconds, update_seconds, weights_seconds
-from recipes.plan.workload import PageTokens, Stage, StepWork, filled_row, step_work, steps_of
+from recipes.plan.workload import Stage, StepWork, TokensOfImage, fullest_pack, step_work, steps_of
 from rsgrpo.config import Config, ModelConfig
-from rsgrpo.model.activation_memory import RowSize
+from rsgrpo.model.activation_memory import PackedSize
 from rsgrpo.model.sizes import ModelSizes, model_sizes
 
 
@@ -31,14 +31,14 @@ class Facts:
     Attributes:
         folder: of the model's config.
         stages: of the run; ``eval`` has one that only samples.
-        page_tokens: how many tokens a page takes.
+        tokens_of_image: how many tokens a page takes.
         gpu: kind of GPU.
         assumed: what no formula gives.
     """
 
     folder: Path
     stages: tuple[Stage, ...]
-    page_tokens: PageTokens
+    tokens_of_image: TokensOfImage
     gpu: GpuKind
     assumed: Assumptions
     _models: dict[tuple[object, ...], ModelSizes] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class StageEstimate:
         num_steps: of it.
         tokens: packed tokens of a step, mean of some simulated ones.
         sampled_tokens: of a step, likewise.
-        rows: of the fullest rank, likewise.
+        packs: of the fullest rank, likewise.
         longest_prompt: tokens.
         seconds: of a step by part.
         step_seconds: of a step.
@@ -71,7 +71,7 @@ class StageEstimate:
     num_steps: int
     tokens: float
     sampled_tokens: float
-    rows: float
+    packs: float
     longest_prompt: int
     seconds: dict[str, float]
     step_seconds: float
@@ -110,15 +110,15 @@ def estimate(config: Config, facts: Facts) -> Estimate:
         facts: what was read.
 
     Raises:
-        TokenBudgetError: a prompt with a response does not fit into a row.
+        TokenBudgetError: a prompt with a response does not fit into a sequence.
     """
     model = facts.model(config.model)
     full = {one.name: _works(one, config, facts, model, frac=1.0) for one in facts.stages}
     rank = None
     if config.stage != "eval":
-        rows = [filled_row(works, config.trainer.micro_batch_tokens) for works in full.values()]
+        packs = [fullest_pack(works, config.trainer.micro_batch_tokens) for works in full.values()]
         rank = max(
-            (rank_memory(config, model, row, facts.gpu, facts.assumed) for row in rows), key=lambda one: one.peak
+            (rank_memory(config, model, packed, facts.gpu, facts.assumed) for packed in packs), key=lambda one: one.peak
         )
     engine = None
     if any(one.max_response_tokens for one in facts.stages):
@@ -126,7 +126,7 @@ def estimate(config: Config, facts: Facts) -> Estimate:
         engine = engine_memory(config, model, beside, facts.gpu, facts.assumed)
     stages = tuple(_stage(one, config, facts, model, engine, full[one.name]) for one in facts.stages)
     host = host_memory(config, model, rank, _ranks_a_node(config))
-    uses = _uses(config, rank, engine, host, stages, [row for works in full.values() for row in _rows(works)])
+    uses = _uses(config, rank, engine, host, stages, [packed for works in full.values() for packed in _packs(works)])
     return Estimate(
         rank=rank,
         engine=engine,
@@ -141,13 +141,13 @@ def estimate(config: Config, facts: Facts) -> Estimate:
 
 def _works(stage: Stage, config: Config, facts: Facts, model: ModelSizes, *, frac: float) -> list[StepWork]:
     return [
-        step_work(items, stage, config, facts.page_tokens, patches_a_token=model.patches_a_token, frac=frac)
+        step_work(items, stage, config, facts.tokens_of_image, patches_a_token=model.patches_a_token, frac=frac)
         for items in steps_of(stage)
     ]
 
 
-def _rows(works: list[StepWork]) -> list[RowSize]:
-    return [row for work in works for rank in work.rows for row in rank]
+def _packs(works: list[StepWork]) -> list[PackedSize]:
+    return [packed for work in works for rank in work.packs for packed in rank]
 
 
 def _ranks_a_node(config: Config) -> int:
@@ -188,7 +188,7 @@ def _stage(
         num_steps=stage.num_steps,
         tokens=mean([work.num_tokens for work in works]),
         sampled_tokens=mean([work.num_sampled_tokens for work in works]),
-        rows=mean([max(len(rank) for rank in work.rows) for work in works]),
+        packs=mean([max(len(rank) for rank in work.packs) for work in works]),
         longest_prompt=max(max(work.prompt_tokens) for work in full),
         seconds=seconds,
         step_seconds=total,
@@ -201,14 +201,16 @@ def _uses(
     engine: EngineMemory | None,
     host: dict[str, int],
     stages: tuple[StageEstimate, ...],
-    rows: list[RowSize],
+    packs: list[PackedSize],
 ) -> dict[str, float]:
     """How much of each budget is used."""
     uses: dict[str, float] = {}
     longest = max(one.longest_prompt for one in stages)
     if rank is not None:
         uses["GPU memory of a rank"] = rank.peak / rank.capacity
-        uses["trainer.micro_batch_tokens"] = max(row.num_tokens for row in rows) / config.trainer.micro_batch_tokens
+        uses["trainer.micro_batch_tokens"] = (
+            max(packed.num_tokens for packed in packs) / config.trainer.micro_batch_tokens
+        )
     if engine is not None:
         uses["KV cache for one longest sequence"] = engine.longest / max(1, engine.cache)
         need = longest + config.rollout.sampling.max_response_tokens

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from recipes.plan.gpus import Assumptions, GpuKind
 from rsgrpo.cluster.topology import engine_memory_frac
 from rsgrpo.config import Config
-from rsgrpo.model.activation_memory import ActivationMemory, RowSize, activation_memory
-from rsgrpo.model.memory_bounds import PAGE_BYTES
+from rsgrpo.model.activation_memory import ActivationMemory, PackedSize, activation_memory
+from rsgrpo.model.memory_bounds import IMAGE_BYTES
 from rsgrpo.model.sizes import ModelSizes
 from rsgrpo.trainer.state_memory import StateMemory, state_memory
 
@@ -64,9 +64,9 @@ class RankMemory:
     Attributes:
         parts: bytes by name, in the order in which they are shown; together they are the peak.
         states: what lasts.
-        activations: of the largest row.
+        activations: of the largest sequence.
         reserve: of CUDA, NCCL, the allocator, and an engine that sleeps beside.
-        row: the largest row.
+        packed: the largest sequence.
         peak: most bytes at a time.
         capacity: of the GPU.
     """
@@ -75,7 +75,7 @@ class RankMemory:
     states: StateMemory
     activations: ActivationMemory
     reserve: int
-    row: RowSize
+    packed: PackedSize
     peak: int
     capacity: int
 
@@ -113,13 +113,15 @@ class EngineMemory:
         return self.cache >= self.longest and self.taken + self.beside <= self.capacity
 
 
-def rank_memory(config: Config, model: ModelSizes, row: RowSize, gpu: GpuKind, assumed: Assumptions) -> RankMemory:
-    """A rank at its largest moment: the backward pass of its largest row, or the optimizer's step.
+def rank_memory(
+    config: Config, model: ModelSizes, packed: PackedSize, gpu: GpuKind, assumed: Assumptions
+) -> RankMemory:
+    """A rank at its largest moment: the backward pass of its largest sequence, or the optimizer's step.
 
     Args:
         config: ZeRO stage, ranks, precision, offloading.
         model: sizes.
-        row: the largest.
+        packed: the largest.
         gpu: what it runs on.
         assumed: factor and reserves.
     """
@@ -139,7 +141,7 @@ def rank_memory(config: Config, model: ModelSizes, row: RowSize, gpu: GpuKind, a
         offload_parameters=config.trainer.offload_parameters,
     )
     activations = activation_memory(
-        model, row, weight_bytes=b, recomputes=config.model.gradient_checkpointing, device="gpu"
+        model, packed, weight_bytes=b, recomputes=config.model.gradient_checkpointing, device="gpu"
     )
     reference = 0
     if config.stage in ("rl", "all") and config.rl.loss.kl.coefficient and not config.model.lora.rank:
@@ -168,14 +170,14 @@ def rank_memory(config: Config, model: ModelSizes, row: RowSize, gpu: GpuKind, a
         states=states,
         activations=activations,
         reserve=reserve,
-        row=row,
+        packed=packed,
         peak=sum(parts.values()),
         capacity=int(gpu.memory_gib * GIB),
     )
 
 
 def _working_parts(states: StateMemory, activations: ActivationMemory, factor: float) -> dict[str, int]:
-    """What is there at the largest moment of a row."""
+    """What is there at the largest moment of a sequence."""
     parts: dict[str, int] = {}
     if states.gathered:
         parts["gathered weights"] = states.gathered
@@ -258,7 +260,7 @@ def host_memory(config: Config, model: ModelSizes, rank: RankMemory | None, num_
         if shares_gpus(config):
             waits = rank.states.weights + rank.states.masters + rank.states.moments
             parts["the trainer while engines sample"] = num_ranks_a_node * waits
-        parts["processed pages"] = num_ranks_a_node * (PAGE_BYTES + rank.activations.pixels)
+        parts["processed pages"] = num_ranks_a_node * (IMAGE_BYTES + rank.activations.pixels)
     if config.stage != "sft":
         parts["weights on their way"] = 2 * config.rollout.weight_bucket_mib * _MIB
         if shares_gpus(config):

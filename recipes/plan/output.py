@@ -38,8 +38,8 @@ def plan_lines(config: Config, facts: Facts, found: Estimate, notes: Sequence[st
         more = "" if data.is_counted else " and more (not read to the end)"
         lines.append(f"  data of {stage.name}: {len(data.items)} of {data.num_items}{more} samples looked at")
     if found.rank is not None:
-        row = found.rank.row
-        title = f"GPU memory of a rank, its largest row {row.num_tokens:,} tokens"
+        packed = found.rank.packed
+        title = f"GPU memory of a rank, its largest sequence {packed.num_tokens:,} tokens"
         lines += ["", title, *_memory(found.rank.parts, found.rank.peak, found.rank.capacity)]
     if found.engine is not None:
         engine = found.engine
@@ -71,7 +71,7 @@ def _stage_lines(stage: StageEstimate) -> list[str]:
     ]
     if stage.sampled_tokens:
         lines.append(_line("sampled tokens of a step", f"{stage.sampled_tokens:12,.0f}"))
-    lines.append(_line("rows of the fullest rank", f"{stage.rows:12,.1f}"))
+    lines.append(_line("micro-batches, fullest rank", f"{stage.packs:12,.1f}"))
     lines.append(_line("longest prompt", f"{stage.longest_prompt:12,d} tokens"))
     lines += [_line(f"{name}, expected", f"{seconds:12,.2f} s") for name, seconds in stage.seconds.items()]
     return [*lines, _line("a step, expected", f"{stage.step_seconds:12,.2f} s")]

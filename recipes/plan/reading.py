@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 
 from recipes.plan.memory import samples_ahead
-from recipes.plan.workload import DataSet, Item, PageTokens, Stage
+from recipes.plan.workload import DataSet, Item, Stage, TokensOfImage
 from recipes.setup.model_folder import ModelError, check_model_type
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, default_sources, uses_mixture
 from recipes.stages import planned_steps
@@ -64,7 +64,7 @@ def config_folder(config: Config, scratch: Path) -> Path:
     return folder.absolute()
 
 
-class PageCounter:
+class ImageCounter:
     """Counts image tokens from headers, under any bound of a page's size; each header is read once.
 
     Args:
@@ -73,7 +73,7 @@ class PageCounter:
     """
 
     def __init__(self, config: Config, processor: Qwen2_5_VLProcessor) -> None:
-        self._rules = config.data.page_rules
+        self._rules = config.data.image_rules
         self._processor = processor.image_processor
         self._counters: dict[int, ImageTokens] = {}
         self._known: dict[tuple[ImageRef, int], int] = {}
@@ -111,16 +111,18 @@ class Reader:
         config: the run's.
         processor: the model's.
         scratch: gets the quickstart's data.
-        page_tokens: how many tokens a page takes.
+        tokens_of_image: how many tokens a page takes.
     """
 
-    def __init__(self, config: Config, processor: Qwen2_5_VLProcessor, scratch: Path, page_tokens: PageTokens) -> None:
+    def __init__(
+        self, config: Config, processor: Qwen2_5_VLProcessor, scratch: Path, tokens_of_image: TokensOfImage
+    ) -> None:
         self._config = config
         self._tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         self._prompts = PromptBuilder(config.prompt, processor)
         self._conversations = ConversationBuilder(config.prompt, processor)
         self._scratch = scratch
-        self._page_tokens = page_tokens
+        self._tokens_of_image = tokens_of_image
         data = config.data
         self._paths = {"sft": data.sft_path, "rl": data.rl_path, "test": data.test_path}
         self._totals: dict[str, int] = {}
@@ -186,8 +188,8 @@ class Reader:
         response = config.rollout.sampling.max_response_tokens if is_sampled else 0
         kept = []
         for item in items:
-            prompt = item.prompt_text_tokens + self._pages(item.images)
-            answer = response or item.answer_text_tokens + self._pages(item.answer_images)
+            prompt = item.prompt_text_tokens + self._images(item.images)
+            answer = response or item.answer_text_tokens + self._images(item.answer_images)
             is_short = prompt + answer <= config.trainer.micro_batch_tokens or config.stage == "eval"
             if prompt <= config.data.max_prompt_tokens and is_short:
                 kept.append(item)
@@ -199,8 +201,8 @@ class Reader:
             )
         return tuple(kept)
 
-    def _pages(self, images: Iterable[ImageRef]) -> int:
-        return sum(self._page_tokens(image, self._config.data.max_pixels) for image in images)
+    def _images(self, images: Iterable[ImageRef]) -> int:
+        return sum(self._tokens_of_image(image, self._config.data.max_pixels) for image in images)
 
     def _question(self, sample: Sample) -> Item:
         prompt = self._prompts.build(sample)

@@ -2,7 +2,7 @@
 
 Multiply-adds count twice. A token costs 2 operations an element of the matrices it passes, attention 4 a pair and
 width; the backward pass costs twice the forward one (once where weights are frozen under adapters), recomputation once
-more. Communication is taken to run beside the arithmetic of its row: the longer of both counts.
+more. Communication is taken to run beside the arithmetic of its sequence: the longer of both counts.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from recipes.plan.gpus import Assumptions, GpuKind
 from recipes.plan.memory import EngineMemory, weight_bytes
 from recipes.plan.workload import Stage, StepWork
 from rsgrpo.config import Config
-from rsgrpo.model.activation_memory import RowSize
+from rsgrpo.model.activation_memory import PackedSize
 from rsgrpo.model.sizes import ModelSizes
 
 _STEP_BYTES = 30  # an element of the optimizer: gradient, weight and moments read, three of them and the copy written
 
 
-def forward_operations(model: ModelSizes, row: RowSize) -> tuple[float, float, float]:
-    """Of language model, head and vision tower, for one pass over a row.
+def forward_operations(model: ModelSizes, packed: PackedSize) -> tuple[float, float, float]:
+    """Of language model, head and vision tower, for one pass over a sequence.
 
     Example:
         A text of 1,000 tokens through 10⁹ elements of matrices: 2·10¹² and its attention.
     """
     language, tower = model.language, model.vision
-    blocks = 2.0 * language.matrix_elements * row.num_tokens
-    blocks += 4.0 * row.num_pairs * language.query_width * language.layers
-    head = 2.0 * model.vocabulary * language.hidden * row.num_response_tokens
-    windows = (tower.layers - model.full_vision_layers) * row.num_patches * model.window_patches
-    vision = 2.0 * row.num_patches * (tower.matrix_elements + tower.hidden * model.patch_values)
-    vision += 4.0 * tower.query_width * (windows + model.full_vision_layers * row.num_page_pairs)
+    blocks = 2.0 * language.matrix_elements * packed.num_tokens
+    blocks += 4.0 * packed.num_pairs * language.query_width * language.layers
+    head = 2.0 * model.vocabulary * language.hidden * packed.num_response_tokens
+    windows = (tower.layers - model.full_vision_layers) * packed.num_patches * model.window_patches
+    vision = 2.0 * packed.num_patches * (tower.matrix_elements + tower.hidden * model.patch_values)
+    vision += 4.0 * tower.query_width * (windows + model.full_vision_layers * packed.num_image_pairs)
     return blocks, head, vision
 
 
-def update_operations(model: ModelSizes, row: RowSize, *, recomputes: bool) -> float:
-    """Of forward and backward pass over a row."""
-    blocks, head, vision = forward_operations(model, row)
+def update_operations(model: ModelSizes, packed: PackedSize, *, recomputes: bool) -> float:
+    """Of forward and backward pass over a sequence."""
+    blocks, head, vision = forward_operations(model, packed)
     backward = 1 if model.adapter_rank else 2
     tower = 1 + (2 + recomputes) * model.is_vision_trained
     # The head computes a chunk's logits again in its backward pass, in any case.
@@ -46,7 +46,7 @@ def update_operations(model: ModelSizes, row: RowSize, *, recomputes: bool) -> f
 
 
 def update_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKind, assumed: Assumptions) -> float:
-    """Forward and backward pass over a step's rows, and the optimizer's step; the slowest rank counts."""
+    """Forward and backward pass over a step's sequences, and the optimizer's step; the slowest rank counts."""
     trainer, b = config.trainer, weight_bytes(config)
     others = (trainer.num_ranks - 1) / trainer.num_ranks
     link = assumed.link_share * gpu.link_gb_a_second * 1e9
@@ -56,11 +56,13 @@ def update_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKi
         a_row += 4.0 * model.num_trained * others / link
     if trainer.zero_stage == 3:
         a_row += 2.0 * b * model.num_elements * others / link
-    num_rows = max(len(rank) for rank in work.rows)
+    num_packs = max(len(rank) for rank in work.packs)
     slowest = 0.0
-    for rank in work.rows:
-        seconds = [update_operations(model, row, recomputes=config.model.gradient_checkpointing) / rate for row in rank]
-        seconds += [0.0] * (num_rows - len(seconds))  # blank rows, in step with the others
+    for rank in work.packs:
+        seconds = [
+            update_operations(model, packed, recomputes=config.model.gradient_checkpointing) / rate for packed in rank
+        ]
+        seconds += [0.0] * (num_packs - len(seconds))  # blank sequences, in step with the others
         slowest = max(slowest, sum(max(one, a_row) for one in seconds))
     share = model.num_trained / trainer.num_ranks
     memory = assumed.bandwidth_share * gpu.memory_gb_a_second * 1e9
@@ -73,9 +75,9 @@ def update_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKi
 
 
 def scoring_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKind, assumed: Assumptions) -> float:
-    """One pass without gradients over a step's rows."""
+    """One pass without gradients over a step's sequences."""
     rate = assumed.matrix_share * _peak(config, gpu)
-    return max(sum(sum(forward_operations(model, row)) for row in rank) / rate for rank in work.rows)
+    return max(sum(sum(forward_operations(model, packed)) for packed in rank) / rate for rank in work.packs)
 
 
 def sampling_seconds(
@@ -96,13 +98,13 @@ def sampling_seconds(
     prompt = sum(prompts) / len(prompts)
     held = max(1.0, prompt / stage.num_samples + response)  # a group's prompt lies in the cache once
     at_a_time = max(1, min(sequences, rollout.max_num_sequences, int(engine.cache_tokens / held)))
-    patches = sum(row.num_patches for rank in work.rows for row in rank) // rollout.num_workers
-    read = RowSize(
+    patches = sum(packed.num_patches for rank in work.packs for packed in rank) // rollout.num_workers
+    read = PackedSize(
         num_tokens=sum(prompts),
         num_response_tokens=len(prompts),
         num_patches=patches,
         num_pairs=sum(one * one // 2 for one in prompts),
-        num_page_pairs=sum(row.num_page_pairs for rank in work.rows for row in rank) // rollout.num_workers,
+        num_image_pairs=sum(packed.num_image_pairs for rank in work.packs for packed in rank) // rollout.num_workers,
     )
     reading = sum(forward_operations(model, read)) / (size * assumed.prefill_share * _peak(config, gpu))
     memory = size * assumed.bandwidth_share * gpu.memory_gb_a_second * 1e9

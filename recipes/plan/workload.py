@@ -1,4 +1,4 @@
-"""What a step has to do: lengths of prompts and answers and sizes of pages, cut into rows as the ranks do it."""
+"""What a step has to do: lengths of prompts and answers and sizes of pages, cut into sequences as the ranks do it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rsgrpo.config import Config
-from rsgrpo.model.activation_memory import RowSize
+from rsgrpo.model.activation_memory import PackedSize
 from rsgrpo.model.micro_batches import GroupSize, balance, plan_micro_batches, step_cost
 from rsgrpo.types import ImageRef
 
 _SIMULATED_STEPS = 8
-PageTokens = Callable[[ImageRef, int], int]
+TokensOfImage = Callable[[ImageRef, int], int]
 """Image tokens of a page under a ``data.max_pixels``."""
 
 
@@ -63,7 +63,7 @@ class Stage:
         num_samples: responses to each prompt; 1 where nothing is sampled.
         max_response_tokens: bound of a sampled response; 0: nothing is sampled.
         num_steps: of the stage.
-        passes: forward passes through the policy without gradients, beside the update, for each row.
+        passes: forward passes through the policy without gradients, beside the update, for each sequence.
     """
 
     name: str
@@ -77,22 +77,22 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepWork:
-    """A step's rows, by rank.
+    """A step's sequences, by rank.
 
     Attributes:
-        rows: of each rank.
+        packs: of each rank.
         prompt_tokens: of each prompt that engines read.
         num_sampled_tokens: that they write.
     """
 
-    rows: tuple[tuple[RowSize, ...], ...]
+    packs: tuple[tuple[PackedSize, ...], ...]
     prompt_tokens: tuple[int, ...]
     num_sampled_tokens: int
 
     @property
     def num_tokens(self) -> int:
-        """Packed tokens of all rows."""
-        return sum(row.num_tokens for rank in self.rows for row in rank)
+        """Packed tokens of all sequences."""
+        return sum(packed.num_tokens for rank in self.packs for packed in rank)
 
 
 def steps_of(stage: Stage) -> list[list[Item]]:
@@ -109,27 +109,33 @@ def steps_of(stage: Stage) -> list[list[Item]]:
 
 
 def step_work(
-    items: Sequence[Item], stage: Stage, config: Config, page_tokens: PageTokens, *, patches_a_token: int, frac: float
+    items: Sequence[Item],
+    stage: Stage,
+    config: Config,
+    tokens_of_image: TokensOfImage,
+    *,
+    patches_a_token: int,
+    frac: float,
 ) -> StepWork:
     """Rows of a step.
 
     Args:
         items: of the step.
         stage: how many responses each gets.
-        config: budget of a row, ranks, bound of a page.
-        page_tokens: how many tokens a page takes.
+        config: budget of a sequence, ranks, bound of a page.
+        tokens_of_image: how many tokens a page takes.
         patches_a_token: merged into a token.
         frac: length of sampled responses as a share of their bound.
 
     Raises:
-        TokenBudgetError: a prompt with a response does not fit into a row.
+        TokenBudgetError: a prompt with a response does not fit into a sequence.
     """
     trainer, max_pixels = config.trainer, config.data.max_pixels
     response = max(1, round(frac * stage.max_response_tokens))
     sizes, pages = [], []
     for item in items:
-        tokens = [page_tokens(image, max_pixels) for image in item.images]
-        answer_tokens = [page_tokens(image, max_pixels) for image in item.answer_images]
+        tokens = [tokens_of_image(image, max_pixels) for image in item.images]
+        answer_tokens = [tokens_of_image(image, max_pixels) for image in item.answer_images]
         lengths = (response,) * stage.num_samples
         if not stage.max_response_tokens:
             lengths = (max(1, item.answer_text_tokens + sum(answer_tokens)),)
@@ -147,44 +153,44 @@ def step_work(
             share_prefix=trainer.share_prefix,
             max_pairs=trainer.micro_batch_pairs,
         )
-        rows = []
-        for pieces in plan:
-            patches = [count for group in {piece.group for piece in pieces} for count in pages[share[group]]]
-            rows.append(
-                RowSize(
-                    num_tokens=sum(piece.num_tokens for piece in pieces),
-                    num_response_tokens=sum(sum(piece.response_lengths) for piece in pieces),
+        packs = []
+        for segments in plan:
+            patches = [count for group in {segment.group for segment in segments} for count in pages[share[group]]]
+            packs.append(
+                PackedSize(
+                    num_tokens=sum(segment.num_tokens for segment in segments),
+                    num_response_tokens=sum(sum(segment.response_lengths) for segment in segments),
                     num_patches=0 if config.model.vision_cache.folder else sum(patches),
-                    num_pairs=sum(piece.num_pairs for piece in pieces),
-                    num_page_pairs=sum(count * count for count in patches),
+                    num_pairs=sum(segment.num_pairs for segment in segments),
+                    num_image_pairs=sum(count * count for count in patches),
                 )
             )
-        ranks.append(tuple(rows))
+        ranks.append(tuple(packs))
     sampled = sum(sum(one.response_lengths) for one in sizes) if stage.max_response_tokens else 0
     return StepWork(
-        rows=tuple(ranks),
+        packs=tuple(ranks),
         prompt_tokens=tuple(one.num_prompt_tokens for one in sizes),
         num_sampled_tokens=sampled,
     )
 
 
-def filled_row(work: Sequence[StepWork], budget: int) -> RowSize:
-    """The largest row that steps like these may have.
+def fullest_pack(work: Sequence[StepWork], budget: int) -> PackedSize:
+    """The largest sequence that steps like these may have.
 
-    Of the simulated rows the one with most tokens counts, and that with most pages; a rank whose share is larger than
-    the budget is taken to fill a row up to it some day.
+    Of the simulated sequences the one with most tokens counts, and that with most pages; a rank whose share is larger
+    than the budget is taken to fill a sequence up to it some day.
 
     Args:
         work: of simulated steps, responses at their bound.
         budget: ``trainer.micro_batch_tokens``.
     """
-    rows = [row for one in work for rank in one.rows for row in rank]
-    shares = [sum(row.num_tokens for row in rank) for one in work for rank in one.rows]
-    largest = max(rows, key=lambda row: row.num_tokens)
+    packs = [packed for one in work for rank in one.packs for packed in rank]
+    shares = [sum(packed.num_tokens for packed in rank) for one in work for rank in one.packs]
+    largest = max(packs, key=lambda packed: packed.num_tokens)
     tokens = max(largest.num_tokens, min(budget, max(shares)))
     return dataclasses.replace(
         largest,
         num_tokens=tokens,
-        num_response_tokens=min(tokens, max(row.num_response_tokens for row in rows)),
-        num_patches=max(row.num_patches for row in rows),
+        num_response_tokens=min(tokens, max(packed.num_response_tokens for packed in packs)),
+        num_patches=max(packed.num_patches for packed in packs),
     )

@@ -14,7 +14,7 @@ from recipes.setup.preparation import Prepared
 from recipes.setup.workers import open_workers
 from rsgrpo.cluster.ray_cluster import REPOSITORY, Cluster
 from rsgrpo.config import Config
-from rsgrpo.data.images.loading import load_page
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.io.atomic_files import FileError, write_json
 from rsgrpo.io.jsonl import cut_line_note
 from rsgrpo.io.manifest import CHECKPOINT_VERSION, MANIFEST_FILE, write_manifest
@@ -72,10 +72,10 @@ class Job:
 
     def __enter__(self) -> Job:
         self._check_finished_model()
-        rules = self.config.data.page_rules
+        rules = self.config.data.image_rules
 
         def read_image(ref: ImageRef) -> object:
-            return load_page(ref, rules)
+            return load_image(ref, rules)
 
         needs_engine = bool(self.prepared.test) or self.config.stage != "sft"
         workers = self._stack.enter_context(
@@ -191,14 +191,14 @@ class Job:
         if self._is_scored(point):
             return
         count = self.config.eval.max_samples or len(self.prepared.test)
-        questions = self.prepared.test[:count]
+        prompts = self.prepared.test[:count]
         with (
             self.clock.stage(f"evaluate_{point}"),
-            self.progress.phase(f"Evaluating {point}", total=len(questions)) as phase,
+            self.progress.phase(f"Evaluating {point}", total=len(prompts)) as phase,
         ):
             found, groups = evaluate(
                 self.engine,
-                questions,
+                prompts,
                 self.config,
                 self.prepared.scorer,
                 folder,

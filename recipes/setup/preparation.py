@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 
 from recipes.setup.model_folder import ModelError, check_model_type, check_weights, load_processor
-from recipes.setup.reward_smoke_test import rehearse
+from recipes.setup.reward_smoke_test import smoke_test_rewards
 from recipes.setup.sft_preparation import supervised_phases
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, sample_check, uses_mixture
 from recipes.sft import SftPhase
@@ -22,14 +22,14 @@ from rsgrpo.data.files import DataError
 from rsgrpo.data.hub import hub_problem
 from rsgrpo.data.images.counts import ImageCounts, update_report
 from rsgrpo.data.images.image_tokens import ImageTokens
-from rsgrpo.data.images.loading import page_size
-from rsgrpo.data.images.page_view import PageView, model_view, write_view
+from rsgrpo.data.images.image_view import ImageView, model_view, write_view
+from rsgrpo.data.images.loading import image_size
 from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus
 from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.errors import shown
 from rsgrpo.model.lora import check_adapters
 from rsgrpo.prompts.conversation import TURN_END, ConversationBuilder
-from rsgrpo.prompts.template import PUBLISHED_TEMPLATES, PromptBuilder, QuestionWriter, template_fingerprint
+from rsgrpo.prompts.template import PUBLISHED_TEMPLATES, PromptBuilder, PromptWriter, template_fingerprint
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.run.progress import Progress
 from rsgrpo.types import ImageRef, PromptedSample
@@ -81,15 +81,15 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
     """
     rewards = load_rewards(config.scored_rewards, REPOSITORY)
     with progress.phase("Reading data and model"):
-        writer = QuestionWriter(config.prompt)
+        writer = PromptWriter(config.prompt)
         loaded = _load_data(config, folder, writer)
         base_model = find_base_model(config, folder)
         processor = load_processor(base_model, f"model.path={config.model.path!r}")
         _check_start_model(config, base_model)
         if config.stage != "eval":
             check_adapters(base_model, config.model.lora)
-        view = _page_view(config, processor)
-        write_view(folder.page_view_file, view)
+        view = _image_view(config, processor)
+        write_view(folder.image_view_file, view)
         scorer = Scorer(rewards, view)
         if "rl" in loaded:
             scorer.check_samples(loaded["rl"].samples)
@@ -100,15 +100,15 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         for name, data in loaded.items():
             prompted[name], num_long = lengths.checked(name, [builder.prompted(sample) for sample in data.samples])
             num_skipped += num_long
-        image_tokens = ImageTokens(processor.image_processor, config.data.page_rules).count
+        image_tokens = ImageTokens(processor.image_processor, config.data.image_rules).count
         phases: tuple[SftPhase, ...] = ()
         if config.stage in ("sft", "all"):
             conversations = ConversationBuilder(config.prompt, processor)
             phases = supervised_phases(
                 config, prompted.get("sft", ()), conversations, processor.tokenizer, image_tokens, progress, folder.root
             )
-        for name, questions in prompted.items():
-            progress.line(f"{name}: {len(questions)} questions")
+        for name, prompts in prompted.items():
+            progress.line(f"{name}: {len(prompts)} questions")
         for name, data in loaded.items():
             if data.num_mended:
                 progress.line(f"{name}: {data.num_mended} lone surrogates in its texts were replaced by U+FFFD")
@@ -119,7 +119,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         if num_skipped:
             progress.line(f"left out {num_skipped} bad questions (data.on_bad_sample=skip)")
         if "rl" in prompted:
-            for line in rehearse(scorer, prompted["rl"], processor.tokenizer):
+            for line in smoke_test_rewards(scorer, prompted["rl"], processor.tokenizer):
                 progress.line(line)
         fingerprint = describe_template(config.prompt.path)
         progress.line(f"prompt: {fingerprint}")
@@ -155,7 +155,7 @@ def _check_start_model(config: Config, base_model: Path) -> None:
     check_weights(Path(checkpoint), setting)
 
 
-def _page_view(config: Config, processor: Qwen2_5_VLProcessor) -> PageView:
+def _image_view(config: Config, processor: Qwen2_5_VLProcessor) -> ImageView:
     """How the model that answers sees pages: the engine takes the processor of the folder that it loads."""
     checkpoint = config.eval.checkpoint if config.stage == "eval" else ""
     if checkpoint:
@@ -163,7 +163,7 @@ def _page_view(config: Config, processor: Qwen2_5_VLProcessor) -> PageView:
     return model_view(config.data, processor.image_processor)
 
 
-def _load_data(config: Config, folder: RunFolder, writer: QuestionWriter) -> Mapping[str, LoadedData]:
+def _load_data(config: Config, folder: RunFolder, writer: PromptWriter) -> Mapping[str, LoadedData]:
     data = config.data
     paths = {"sft": data.sft_path, "rl": data.rl_path, "test": data.test_path}
     if builds_quickstart_data(config):
@@ -225,7 +225,7 @@ class PromptLengths:
 
     def __init__(self, config: Config, processor: Qwen2_5_VLProcessor, max_response_tokens: int | None = None) -> None:
         self._config = config
-        self._rules = config.data.page_rules
+        self._rules = config.data.image_rules
         sampling = config.rollout.sampling
         self._response = sampling.max_response_tokens if max_response_tokens is None else max_response_tokens
         self._tokenizer = processor.tokenizer
@@ -240,7 +240,7 @@ class PromptLengths:
 
     def _count(self, prompted: PromptedSample) -> int:
         text = self._count_text(prompted.prompt.text)
-        sizes = [page_size(image, self._rules) for image in prompted.prompt.images]
+        sizes = [image_size(image, self._rules) for image in prompted.prompt.images]
         # Each page's one placeholder in the text gives way to its image tokens.
         return text + sum(self._image_tokens(size) - 1 for size in sizes)
 
@@ -261,20 +261,20 @@ class PromptLengths:
             limits.append((trainer.micro_batch_tokens - self._response, "raise trainer.micro_batch_tokens"))
         return limits
 
-    def checked(self, name: str, questions: Sequence[PromptedSample]) -> tuple[tuple[PromptedSample, ...], int]:
+    def checked(self, name: str, prompts: Sequence[PromptedSample]) -> tuple[tuple[PromptedSample, ...], int]:
         """Questions that fit, and how many were left out.
 
         Args:
             name: ``sft``: the gold response stands behind the prompt in a row of the trainer; ``rl``: a sampled one,
                 in the engine and the trainer; any other: a sampled one in the engine.
-            questions: with their prompts.
+            prompts: with their prompts.
 
         Raises:
             DataError: one is too long (``data.on_bad_sample=reject``), or all are.
         """
         fitting: list[PromptedSample] = []
         worst: tuple[int, str] = (0, "")
-        for question in questions:
+        for question in prompts:
             count = self._count(question)
             limit, way_out = min(self._limits(name, question))
             if count <= limit:
@@ -285,10 +285,9 @@ class PromptLengths:
                     f"the prompt of sample {shown(question.sample.sample_id)!r} has {count} tokens, {limit} are left "
                     f"for it; {way_out}, lower data.max_pixels",
                 )
-        num_long = len(questions) - len(fitting)
+        num_long = len(prompts) - len(fitting)
         if num_long and (self._config.data.on_bad_sample == "reject" or not fitting):
             raise DataError(
-                f"{num_long} of {len(questions)} {name} prompts are too long ({worst[1]}), or set "
-                "data.on_bad_sample=skip"
+                f"{num_long} of {len(prompts)} {name} prompts are too long ({worst[1]}), or set data.on_bad_sample=skip"
             )
         return tuple(fitting), num_long

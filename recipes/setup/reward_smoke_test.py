@@ -15,14 +15,14 @@ from rsgrpo.types import PromptedSample, Rollout, RolloutGroup, Sample
 _LEAST_IOU = 0.8  # gold text is rounded, to thousandths or pixels; numbers of another convention overlap less
 
 
-def rehearse(
-    scorer: Scorer, questions: Sequence[PromptedSample], tokenizer: PreTrainedTokenizerBase
+def smoke_test_rewards(
+    scorer: Scorer, prompts: Sequence[PromptedSample], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, ...]:
     """Judge gold responses as if they had been sampled: one of each kind of question, since rewards differ in them.
 
     Args:
         scorer: the rewards.
-        questions: whose gold responses, or first accepted answers, are judged.
+        prompts: whose gold responses, or first accepted answers, are judged.
         tokenizer: gives the tokens.
 
     Returns:
@@ -32,7 +32,7 @@ def rehearse(
     Raises:
         RewardError: a reward raises, hangs, or returns what is no reward.
     """
-    chosen = list({_kind(question.sample): question for question in reversed(questions)}.values())[::-1]
+    chosen = list({_kind(question.sample): question for question in reversed(prompts)}.values())[::-1]
     table = TokenTable.from_tokenizer(tokenizer)
     scored = scorer.score([_answered(question, tokenizer, table) for question in chosen])
     exact = {reward.name: reward for reward in scorer.rewards if reward.exact_answer is not None}

@@ -58,7 +58,7 @@ def sample_check(
     Args:
         config: prompt and sections.
         name: ``sft``, ``rl`` or ``test``.
-        word: puts a question into words (:meth:`rsgrpo.prompts.template.QuestionWriter.parts`).
+        word: puts a question into words (:meth:`rsgrpo.prompts.template.PromptWriter.parts`).
 
     Returns:
         A function that raises BadRecordError: a trajectory cannot be imitated, the prompt's template fails on the

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rollout.pool import RolloutPool
-from rsgrpo.cluster.gpu_sharing import Turns
+from rsgrpo.cluster.gpu_sharing import GpuSharing
 from rsgrpo.cluster.placement import open_placement
 from rsgrpo.cluster.ray_cluster import Cluster
 from rsgrpo.cluster.topology import Fitted, fit
@@ -74,7 +74,7 @@ def open_workers(
             )
             stack.callback(engine.close)
         if policy is not None and engine is not None and placement.is_shared:
-            turns = Turns(policy, engine)
-            policy.take_turns(turns)
-            engine.take_turns(turns)
+            gpu_sharing = GpuSharing(policy, engine)
+            policy.share_gpus(gpu_sharing)
+            engine.share_gpus(gpu_sharing)
         yield Workers(engine=engine, policy=policy, fitted=fitted)

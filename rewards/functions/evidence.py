@@ -57,7 +57,7 @@ def evidence_per_image(call: RewardCall) -> list[float | None]:
     """Each image's own score, for the scope ``evidence_line``.
 
     Returns:
-        One value an image of the sample: its score in [0, 1], 0.0 where the response has no line for
+        One value per image of the sample: its score in [0, 1], 0.0 where the response has no line for
         it, None where gold has none.
     """
     scores = evidence_scores(call.parsed, parsed_gold(call.sample.gold_response))

@@ -19,7 +19,7 @@ from rewards.boxes import CONVENTIONS, WrittenBox, rectangle, response_boxes
 from rsgrpo.types import SECTION_TAGS, Box
 
 _MAX_MATCHED = 64  # boxes of one response that are looked at, or as many as gold has; others only count as wrong
-_WHOLE_PAGE = {"permille": (1000.0, 1000.0), "shares": (1.0, 1.0), "fraction": (1.0, 1.0)}
+_WHOLE_IMAGE = {"permille": (1000.0, 1000.0), "shares": (1.0, 1.0), "fraction": (1.0, 1.0)}
 
 
 def _argument_problem(arguments: Mapping[str, Any]) -> str:
@@ -31,7 +31,7 @@ def _argument_problem(arguments: Mapping[str, Any]) -> str:
             "data.max_pixels, and the reward counts pixels of the page that the model really saw"
         )
     convention = arguments.get("convention", "permille")
-    if convention != "pixels" and convention not in _WHOLE_PAGE:
+    if convention != "pixels" and convention not in _WHOLE_IMAGE:
         return f"convention={convention!r:.80} is not known; choose one of {', '.join(CONVENTIONS)}"
     section = arguments.get("section", "")
     if section not in ("", *SECTION_TAGS):
@@ -45,7 +45,7 @@ def _argument_problem(arguments: Mapping[str, Any]) -> str:
 def _gold_written(call: RewardCall, convention: str = "permille", section: str = "", threshold: float = 0.0) -> str:
     """The gold boxes as a response that follows the convention to the last digit."""
     written = []
-    for box, (width, height) in zip(call.sample.boxes, _page_sizes(call, convention), strict=True):
+    for box, (width, height) in zip(call.sample.boxes, _image_sizes(call, convention), strict=True):
         numbers = (box.left * width, box.top * height, box.right * width, box.bottom * height)
         written.append("[" + ", ".join(f"{number:.12f}" for number in numbers) + "]")
     text = " ".join(written)
@@ -84,7 +84,7 @@ def iou(call: RewardCall, convention: str = "permille", section: str = "", thres
     written = response_boxes(call.parsed, section)
     if not written or not gold:
         return 0.0
-    sizes = _page_sizes(call, convention)
+    sizes = _image_sizes(call, convention)
     rows = (_overlaps(one, gold, sizes) for one in written)
     found = [row for row in rows if row is not None][: max(_MAX_MATCHED, len(gold))]
     pairs = [[_pair_value(overlap, threshold) for overlap in row] for row in found]
@@ -159,29 +159,29 @@ def _whole_numbers(box: Box, width: float, height: float) -> Box:
     return Box(left=left / width, top=top / height, right=right / width, bottom=bottom / height)
 
 
-def _page_sizes(call: RewardCall, convention: str) -> list[tuple[float, float]]:
+def _image_sizes(call: RewardCall, convention: str) -> list[tuple[float, float]]:
     """What the whole width and height of the page count, for each gold box."""
     problem = _argument_problem({"convention": convention})
     if problem:
         raise RewardError(problem)
     boxes = call.sample.boxes
     if convention != "pixels":
-        return [_WHOLE_PAGE[convention]] * len(boxes)
+        return [_WHOLE_IMAGE[convention]] * len(boxes)
     sizes: dict[int, tuple[float, float]] = {}
     for box in boxes:
         if box.image_index not in sizes:
-            sizes[box.image_index] = _seen_page(call, box.image_index)
+            sizes[box.image_index] = _seen_image(call, box.image_index)
     return [sizes[box.image_index] for box in boxes]
 
 
-def _seen_page(call: RewardCall, image_index: int) -> tuple[float, float]:
+def _seen_image(call: RewardCall, image_index: int) -> tuple[float, float]:
     """The size of the page that a gold box lies on, as the model saw it."""
     num_images = len(call.sample.images)
     candidates = range(num_images) if image_index == -1 else range(image_index, image_index + 1)
     if image_index >= num_images or not num_images:
         raise RewardError(
             f"sample {call.sample.sample_id!r:.80}: a gold box lies on image {image_index}, but the sample has "
-            f"{num_images} images; mend its boxes"
+            f"{num_images} images; fix its boxes"
         )
     sizes = {call.seen_size(index) for index in candidates}
     if len(sizes) > 1:

@@ -51,7 +51,7 @@ def needle_lines(call: RewardCall, min_words: int = 2) -> list[float | None]:
         min_words: of a needle page's line.
 
     Returns:
-        One value a page.
+        One value per page.
 
     Example:
         Needle on page 2 of 3, lines ``[1]: no relevant information``, ``[2]: a truck and a dog``: ``[1, 1, 0]``.

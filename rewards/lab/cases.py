@@ -63,8 +63,8 @@ def _case(kind: str, sections: dict[str, str], gold: dict[str, str], sample: Sam
     )
 
 
-def _images(kind: str, number: int, num_pages: int) -> tuple[ImageRef, ...]:
-    return tuple(ImageRef(path=f"{kind}-{number}-{page}.png") for page in range(1, num_pages + 1))
+def _images(kind: str, number: int, num_images: int) -> tuple[ImageRef, ...]:
+    return tuple(ImageRef(path=f"{kind}-{number}-{page}.png") for page in range(1, num_images + 1))
 
 
 _FACTS = (
@@ -81,7 +81,7 @@ _FACTS = (
 )  # fmt: skip
 
 
-def _pages_cases() -> list[Case]:
+def _images_cases() -> list[Case]:
     cases = []
     for number, (what, fact, own_words, answer, others) in enumerate(_FACTS):
         place = number % 3
@@ -182,7 +182,7 @@ def _grounding_cases() -> list[Case]:
 
 
 CASES: dict[str, list[Case]] = {
-    "pages": _pages_cases(),
+    "pages": _images_cases(),
     "haystack": _haystack_cases(),
     "choice": _choice_cases(),
     "grounding": _grounding_cases(),

@@ -20,7 +20,7 @@ from rsgrpo.text.sections import parse_response
 _KIND_OF_FIELD = {"boxes": "grounding", "choices": "choice", "positive_images": "haystack"}
 _TOKEN = re.compile(r"\w+|[^\w\s]")  # there is no tokenizer here: a word or a sign counts as one token
 _TIE = 1e-9
-_PAGE_SIZE = (1000, 1000)  # the cases' pages are made up; on such ones pixels are per mille
+_IMAGE_SIZE = (1000, 1000)  # the cases' pages are made up; on such ones pixels are per mille
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,12 +159,12 @@ def _call(case: Case, text: str) -> RewardCall:
         finish_reason="length" if is_cut and text else "stop",
         num_tokens=num_tokens,
         rollout_index=0,
-        page_sizes=lambda _: _PAGE_SIZE,
+        image_sizes=lambda _: _IMAGE_SIZE,
     )
 
 
 def _number(reward: LoadedReward, value: object) -> float | None:
-    """A reward's value; of one value an image, the mean."""
+    """A reward's value; of one value per image, the mean."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return _mean([_number(reward, one) for one in value])
     if value is None:

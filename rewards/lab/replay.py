@@ -19,7 +19,7 @@ from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.config import Config
-from rsgrpo.data.images.page_view import read_view
+from rsgrpo.data.images.image_view import read_view
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.run.recorder import RecordedGroup, RecordedRollout, read_groups
@@ -108,21 +108,21 @@ class GroupChange:
     Attributes:
         step: that sampled it.
         sample_id: the question's id.
-        had_signal: whether any token had credit.
-        has_signal: whether any has now.
+        had_credit: whether any token had credit.
+        has_credit: whether any has now.
         rollouts: all siblings.
     """
 
     step: int
     sample_id: str
-    had_signal: bool
-    has_signal: bool
+    had_credit: bool
+    has_credit: bool
     rollouts: tuple[RolloutChange, ...]
 
     @property
     def is_changed(self) -> bool:
         """Whether anything did."""
-        return self.had_signal != self.has_signal or any(one.is_changed for one in self.rollouts)
+        return self.had_credit != self.has_credit or any(one.is_changed for one in self.rollouts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,7 +178,7 @@ def replay(run_folder: Path, before: Config, after: Config, *, stage: str = "rl"
     Raises:
         ReplayError: nothing was recorded for the stage.
         RewardError: a reward cannot be loaded, fails, or needs gold that a recorded sample lacks; one that counts
-            pixels also needs the pages where they were, and ``page_view.json``.
+            pixels also needs the pages where they were, and ``image_view.json``.
 
     Example:
         A group with accuracy 1 and 0, scored with a reward that says 0 and 1: both advantages flip.
@@ -193,7 +193,7 @@ def replay(run_folder: Path, before: Config, after: Config, *, stage: str = "rl"
             "run that has trained with rewards"
         )
     weights_before, weights_after = _weights(before), _weights(after)
-    view = read_view(RunFolder(root=run_folder).page_view_file)
+    view = read_view(RunFolder(root=run_folder).image_view_file)
     scorer = Scorer(load_rewards(after.scored_rewards, Path.cwd()), view)
     changes = []
     for _, step in itertools.groupby(recorded, key=lambda group: group.step):
@@ -259,8 +259,8 @@ def _group_change(
     return GroupChange(
         step=old.step,
         sample_id=old.sample_id,
-        had_signal=any(any(one.positive) or any(one.negative) for one in old.rollouts),
-        has_signal=any(bool(one.positive.any() or one.negative.any()) for one in new.rollouts),
+        had_credit=any(any(one.positive_weights) or any(one.negative_weights) for one in old.rollouts),
+        has_credit=any(bool(one.positive_weights.any() or one.negative_weights.any()) for one in new.rollouts),
         rollouts=rollouts,
     )
 

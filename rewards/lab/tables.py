@@ -16,21 +16,21 @@ def replay_table(result: Replay, num_shown: int) -> str:
         num_shown: groups shown one by one.
     """
     rows = [
-        ["reward", "mean before", "mean after", "changed", "other tokens", "sign flips", "groups gain", "lose signal"]
+        ["reward", "mean before", "mean after", "changed", "other tokens", "sign flips", "groups gain", "lose credit"]
     ]
     for reward in result.rewards:
         counts = (reward.num_changed, reward.num_moved, reward.num_flips, reward.num_gained, reward.num_lost)
         rows.append([reward.name, _value(reward.mean_before), _value(reward.mean_after), *map(str, counts)])
     rollouts = [rollout for group in result.groups for rollout in group.rollouts]
     changed = [group for group in result.groups if group.is_changed]
-    gained = sum(group.has_signal and not group.had_signal for group in result.groups)
-    lost = sum(group.had_signal and not group.has_signal for group in result.groups)
+    gained = sum(group.has_credit and not group.had_credit for group in result.groups)
+    lost = sum(group.had_credit and not group.has_credit for group in result.groups)
     lines = [
         _aligned(rows),
         "",
         f"{len(changed)} of {len(result.groups)} groups and {sum(one.is_changed for one in rollouts)} of "
         f"{len(rollouts)} responses change; {sum(one.is_flip for one in rollouts)} responses are pushed the other way; "
-        f"{gained} groups gain signal, {lost} lose it",
+        f"{gained} groups gain credit, {lost} lose it",
     ]
     if changed and num_shown:
         lines.append("a response's total is its weighted mean advantage, sum of w A over sum of w")
@@ -57,13 +57,13 @@ def lint_table(results: Sequence[Lint]) -> str:
 
 def _size(group: GroupChange) -> tuple[bool, float]:
     moved = sum(abs(one.total_after - one.total_before) for one in group.rollouts)
-    return group.had_signal != group.has_signal, moved
+    return group.had_credit != group.has_credit, moved
 
 
 def _group_lines(group: GroupChange) -> list[str]:
     title = f"step {group.step}  {group.sample_id}"
-    if group.had_signal != group.has_signal:
-        title += "  gains signal" if group.has_signal else "  loses its signal"
+    if group.had_credit != group.has_credit:
+        title += "  gains credit" if group.has_credit else "  loses its credit"
     return [title, *(_rollout_line(one) for one in group.rollouts if one.is_changed)]
 
 

@@ -1,12 +1,12 @@
-"""From rewards to token credit: group normalisation, then two streams a token (rs_grpo, "Credit", "Loss").
+"""From rewards to token credit: group normalisation, then two weights per token (rs_grpo, "Credit", "Loss").
 
 For reward k and sibling i of a group, ``A_ik = (r_ik - mean r_k) / (std r_k + eps)`` (GRPO, arXiv 2402.03300
-§4.1.2; unbiased std). The streams hold what all rewards together give a token:
+§4.1.2; unbiased std). The token weights hold what all rewards together give a token:
 
     P_it = (1/W) sum_k w_k M_kit max(A_ik, 0) / N_k        Q_it = (1/W) sum_k w_k M_kit max(-A_ik, 0) / N_k
 
 M_kit says whether token t is in the scope of reward k, N_k counts those tokens over the whole optimizer step
-(``aggregation.py`` has the other denominators), and W sums the weights of the rewards that have signal in it.
+(``aggregation.py`` has the other denominators), and W sums the weights of the rewards that vary in it.
 With ``scoping: whole`` there is one reward, the weighted sum, on the whole response: GRPO and its relatives.
 """
 
@@ -51,7 +51,7 @@ def normalise(
 
     Args:
         values: [n] one reward of the n siblings, or [n, K] K rewards; NaN where a reward does not apply.
-        config: baseline, scale and epsilon; ``compat: reference`` overrules them all but epsilon.
+        config: baseline, scale and epsilon; ``compat: upstream`` overrules them all but epsilon.
         batch_std: [K], unbiased std of each reward over the step, for ``scale: batch_std``.
         batch_mean: [K], mean of each reward over the step, for ``baseline: batch_mean``; NaN where the reward
             is flat over the whole step.
@@ -63,7 +63,7 @@ def normalise(
     Example:
         ``[1, 0]`` with mean 0.5 and unbiased std 0.7071 gives ``[0.7071, -0.7071]``.
     """
-    if config.compat == "reference":
+    if config.compat == "upstream":
         return _reference_advantages(values, config.epsilon)
     applies = ~np.isnan(values)
     count = applies.sum(axis=0)
@@ -141,17 +141,17 @@ def _advantages(tables: Sequence[CreditTable], config: CreditConfig) -> list[Mat
 def _step_normaliser(
     tables: Sequence[CreditTable], advantages: Sequence[Matrix], weights: Mapping[str, float], config: CreditConfig
 ) -> float:
-    """1/W; 0 where nothing has signal."""
+    """1/W; 0 where nothing varies."""
     if config.normaliser == "all":
         total = sum(weights.values())
     else:
-        signal = {
+        varying = {
             name
             for table, matrix in zip(tables, advantages, strict=True)
-            for name, has_signal in zip(table.names, (matrix != 0.0).any(axis=0).tolist(), strict=True)
-            if has_signal
+            for name, has_nonzero_variance in zip(table.names, (matrix != 0.0).any(axis=0).tolist(), strict=True)
+            if has_nonzero_variance
         }
-        total = sum(weight for name, weight in weights.items() if name in signal)
+        total = sum(weight for name, weight in weights.items() if name in varying)
     return 1.0 / total if total else 0.0
 
 
@@ -211,13 +211,13 @@ def credit_groups(
     Args:
         groups: everything that the optimizer step trains on: N_k and W are counted over it.
         weights: w_k by reward name, at least 0; they act after the normalisation.
-        config: scoping, baseline, scale, normaliser and aggregation. ``compat: reference`` takes the public
+        config: scoping, baseline, scale, normaliser and aggregation. ``compat: upstream`` takes the public
             code's float32 arithmetic, ignores weights but 0 (they cancel in its z-scores) and divides by its K_m.
-        micro_batches: only for ``compat: reference``, whose K_m depends on how a step is cut; None: the
+        micro_batches: only for ``compat: upstream``, whose K_m depends on how a step is cut; None: the
             whole step is one micro-batch.
 
     Returns:
-        The groups, every rollout with its advantages (in the order of its rewards) and its two streams,
+        The groups, every rollout with its advantages (in the order of its rewards) and its token weights,
         float32, aligned with ``rollout.token_ids``, 0 outside every scope. With ``scoping: whole`` every
         reward with a weight carries the advantage of the weighted sum.
 
@@ -247,8 +247,8 @@ def _of_every_reward(group: ScoredGroup, view: CreditedGroup, weights: Mapping[s
             CreditedRollout(
                 scored=scored,
                 advantages=tuple(one.advantages[0] if weights[reward.name] else 0.0 for reward in scored.rewards),
-                positive=one.positive,
-                negative=one.negative,
+                positive_weights=one.positive_weights,
+                negative_weights=one.negative_weights,
             )
             for scored, one in zip(group.rollouts, view.rollouts, strict=True)
         ),
@@ -264,7 +264,7 @@ def _credit(
 ) -> list[CreditedGroup]:
     advantages = _advantages(tables, config)
     by_place: Mapping[tuple[int, int], float] = {}
-    if config.compat == "reference":
+    if config.compat == "upstream":
         # Weights cancel in z-scores, but for 0: the z-score of 0 r is 0.
         step_normaliser, weights = 1.0, {name: float(weight > 0) for name, weight in weights.items()}
         for table, matrix in zip(tables, advantages, strict=True):
@@ -280,25 +280,30 @@ def _credit(
         values = matrix.tolist()
         rollouts: list[CreditedRollout] = []
         for row, rollout in enumerate(group.rollouts):
-            positive, negative = _streams(
+            positive_weights, negative_weights = _token_weights(
                 amounts[row], table.spans[row], rollout.num_tokens, by_place.get((index, row), 1.0)
             )
             rollouts.append(
-                CreditedRollout(scored=rollout, advantages=tuple(values[row]), positive=positive, negative=negative)
+                CreditedRollout(
+                    scored=rollout,
+                    advantages=tuple(values[row]),
+                    positive_weights=positive_weights,
+                    negative_weights=negative_weights,
+                )
             )
         credited.append(CreditedGroup(scored=group, rollouts=tuple(rollouts)))
     return credited
 
 
-def _streams(
+def _token_weights(
     amounts: Sequence[float], spans: Sequence[Sequence[TokenSpan]], num_tokens: int, factor: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """P and Q of one response; summed in double, because rewards of very different N_k meet in a token."""
-    streams = np.zeros((2, num_tokens), dtype=np.float64)
+    token_weights = np.zeros((2, num_tokens), dtype=np.float64)
     for amount, cell in zip(amounts, spans, strict=True):
         if amount:
-            stream = streams[0] if amount > 0 else streams[1]
+            weights_of_sign = token_weights[0] if amount > 0 else token_weights[1]
             for span in cell:
-                stream[span.start : span.stop] += abs(amount) * factor
-    single = streams.astype(np.float32)
+                weights_of_sign[span.start : span.stop] += abs(amount) * factor
+    single = token_weights.astype(np.float32)
     return single[0], single[1]

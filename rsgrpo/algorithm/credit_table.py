@@ -140,7 +140,7 @@ def group_totals(group: ScoredGroup, weights: Mapping[str, float]) -> list[float
         weights: by reward name, for all of them; those of weight 0 do not count.
 
     Returns:
-        One number a sibling; None where no reward applies.
+        One number per sibling; None where no reward applies.
 
     Example:
         A penalty of weight 1 that does not apply, is -0.5 and is -1: totals -0.75 (or None, if it is the only

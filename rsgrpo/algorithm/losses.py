@@ -1,7 +1,7 @@
-"""The objective on flat vectors of response tokens: two credit streams, clipped; and supervised likelihood.
+"""The objective on flat vectors of response tokens: token weights with clipping, and supervised likelihood.
 
 Every function takes ragged tokens laid end to end, [T], and returns a *sum*: the division by token counts
-is already inside the streams, so that micro-batches and ranks simply add up.
+is already inside the token weights, so that micro-batches and ranks simply add up.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MAX_LOG_RATIO = 20.0  # exp(20) is still a finite float32; beyond it a stale to
 
 @dataclass(frozen=True, slots=True)
 class TwoStreamLoss:
-    """Result of :func:`two_stream_loss`.
+    """Result of :func:`clipped_policy_loss`.
 
     Attributes:
         loss: scalar, differentiable.
@@ -34,11 +34,11 @@ class TwoStreamLoss:
         return int(self.clipped.sum())
 
 
-def two_stream_loss(
+def clipped_policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
-    positive: Tensor,
-    negative: Tensor,
+    positive_weights: Tensor,
+    negative_weights: Tensor,
     *,
     clip_low: float,
     clip_high: float,
@@ -60,8 +60,8 @@ def two_stream_loss(
     Args:
         logprobs: [T] float, of the sampled tokens under the policy in training, nats.
         old_logprobs: [T] float, under the policy of the batch; equal to ``logprobs`` on-policy. Detached here.
-        positive: [T] float, P, at least 0.
-        negative: [T] float, Q, at least 0.
+        positive_weights: [T] float, P, at least 0.
+        negative_weights: [T] float, Q, at least 0.
         clip_low: the ratio is clipped below at ``1 - clip_low`` where credit is negative; 1: not at all.
         clip_high: and above at ``1 + clip_high`` where it is positive (``cispo``: both for either sign).
         dual_clip: c, the most that negative credit weighs; 0: no limit.
@@ -85,8 +85,8 @@ def two_stream_loss(
     _check_lengths(
         logprobs=logprobs,
         old_logprobs=old_logprobs,
-        positive=positive,
-        negative=negative,
+        positive_weights=positive_weights,
+        negative_weights=negative_weights,
         importance_weights=importance_weights,
     )
     log_ratio = logprobs - old_logprobs.detach()
@@ -100,13 +100,13 @@ def two_stream_loss(
     match clipping:
         case "ppo":
             penalty_side = torch.maximum(ratio, clipped_ratio).clamp(max=limit)
-            per_token = negative * penalty_side - positive * torch.minimum(ratio, clipped_ratio)
-            clipped = ((positive > 0) & (ratio > clipped_ratio)) | (
-                (negative > 0) & ((ratio < clipped_ratio) | (ratio > limit))
+            per_token = negative_weights * penalty_side - positive_weights * torch.minimum(ratio, clipped_ratio)
+            clipped = ((positive_weights > 0) & (ratio > clipped_ratio)) | (
+                (negative_weights > 0) & ((ratio < clipped_ratio) | (ratio > limit))
             )
         case "cispo":
-            per_token = (negative - positive) * clipped_ratio.detach() * logprobs
-            clipped = ((positive > 0) | (negative > 0)) & (ratio != clipped_ratio)
+            per_token = (negative_weights - positive_weights) * clipped_ratio.detach() * logprobs
+            clipped = ((positive_weights > 0) | (negative_weights > 0)) & (ratio != clipped_ratio)
         case _:
             raise ValueError(f"the clipping {clipping!r} is not known; choose ppo or cispo")
     if importance_weights is not None:
@@ -241,4 +241,4 @@ def adapted_kl_coefficient(coefficient: float, measured: float, target: float) -
 def _check_lengths(**vectors: Tensor | None) -> None:
     shapes = {name: tuple(vector.shape) for name, vector in vectors.items() if vector is not None}
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"the vectors of a loss must have one entry a token, got the shapes {shapes}")
+        raise ValueError(f"the vectors of a loss must have one entry per token, got the shapes {shapes}")

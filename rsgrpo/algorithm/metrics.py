@@ -30,7 +30,7 @@ class StaleWeightsError(RsgrpoError):
 
 @dataclass(slots=True)
 class _Scope:
-    """Sums over one reward's scope; a per-image reward has one entry an image."""
+    """Sums over one reward's scope; a per-image reward has one entry per image."""
 
     num_rollouts: int = 0
     num_entries: int = 0
@@ -163,7 +163,7 @@ def _seen(
 
 
 def _clipped_before(log_ratio: NDArray[np.float32], loss: LossConfig) -> NDArray[np.int64]:
-    """Where ``two_stream_loss`` clips: above for positive credit, below and far above for negative; ``cispo``: both."""
+    """Where ``clipped_policy_loss`` clips: above for positive credit, below and far above for negative."""
     if loss.ratio == "sequence":
         log_ratio = np.full_like(log_ratio, log_ratio.mean())
     above = log_ratio > np.log1p(loss.clip_high)
@@ -242,7 +242,7 @@ def _sign_conflicts(credited: Sequence[CreditedGroup]) -> float:
     num_conflicts = num_credited = 0
     for group in credited:
         for one in group.rollouts:
-            up, down = one.positive > 0, one.negative > 0
+            up, down = one.positive_weights > 0, one.negative_weights > 0
             num_conflicts += int((up & down).sum())
             num_credited += int((up | down).sum())
     return num_conflicts / max(1, num_credited)

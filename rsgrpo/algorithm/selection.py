@@ -29,7 +29,7 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CarryOver:
-    """Groups with signal that wait for a step; a checkpoint keeps it as it is.
+    """Groups with nonzero variance that wait for a step; a checkpoint keeps it as it is.
 
     Attributes:
         groups: oldest first.
@@ -61,13 +61,13 @@ class CarryOver:
         return self.groups[:count], CarryOver(groups=self.groups[count:])
 
 
-def has_signal(group: ScoredGroup, weights: Mapping[str, float]) -> bool:
+def has_nonzero_variance(group: ScoredGroup, weights: Mapping[str, float]) -> bool:
     """Whether any reward with a weight gives some token of the group credit.
 
     That is: its values differ among siblings, and one that is off the mean has a token in scope.
 
     Example:
-        Accuracy 1, 1, 0 has signal; 1, 1, 1 has none, nor has a reward whose scope no sibling contains.
+        Accuracy 1, 1, 0 has; 1, 1, 1 has not, nor has a reward whose scope no sibling contains.
     """
     values: dict[tuple[str, int], list[float]] = {}
     has_tokens: dict[tuple[str, int], list[bool]] = {}
@@ -86,8 +86,8 @@ def has_signal(group: ScoredGroup, weights: Mapping[str, float]) -> bool:
 
 def _has_credit(group: ScoredGroup, weights: Mapping[str, float], scoping: str) -> bool:
     if scoping == "whole":
-        return has_signal(whole_view(group, weights), {TOTAL: 1.0})
-    return has_signal(group, weights)
+        return has_nonzero_variance(whole_view(group, weights), {TOTAL: 1.0})
+    return has_nonzero_variance(group, weights)
 
 
 def mean_total(group: ScoredGroup, weights: Mapping[str, float]) -> float:
@@ -107,23 +107,23 @@ def select_groups(
 
     Args:
         groups: freshly scored.
-        config: ``signal`` keeps groups in which any reward varies; ``mean_range`` is the public rule
+        config: ``nonzero_variance`` keeps groups in which any reward varies; ``mean_range`` is the public rule
             ``low < mean weighted sum < high``; ``none`` keeps all.
         weights: by reward name.
-        scoping: ``rl.credit.scoping``; where credit is given for the weighted sum (``whole``), ``signal`` asks
-            whether that varies.
+        scoping: ``rl.credit.scoping``; where credit is given for the weighted sum (``whole``),
+            ``nonzero_variance`` asks whether that varies.
 
     Returns:
         Kept groups and reasons for the others; an empty ``kept`` is no error.
 
     Example:
-        Of one group with accuracies 1, 0 and one with 1, 1, ``signal`` keeps the first and reports
+        Of one group with accuracies 1, 0 and one with 1, 1, ``nonzero_variance`` keeps the first and reports
         ``{"no_signal": 1}``.
     """
     kept: list[ScoredGroup] = []
     dropped: Counter[str] = Counter()
     for group in groups:
-        if config.mode == "signal" and not _has_credit(group, weights, scoping):
+        if config.mode == "nonzero_variance" and not _has_credit(group, weights, scoping):
             dropped["no_signal"] += 1
         elif config.mode == "mean_range" and not config.low < mean_total(group, weights) < config.high:
             dropped["mean_out_of_range"] += 1

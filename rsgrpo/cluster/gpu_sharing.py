@@ -1,4 +1,4 @@
-"""Who holds the GPUs' memory where trainer and engines share them: they take turns, phase by phase."""
+"""Trainer and engines on the same GPUs: which of them is offloaded and which onloaded in each phase of a step."""
 
 from __future__ import annotations
 
@@ -6,57 +6,57 @@ from enum import Enum, IntEnum
 from typing import Protocol
 
 
-class Share(IntEnum):
-    """How much of its memory a holder keeps on the GPUs."""
+class OnGpu(IntEnum):
+    """What of a model is on the GPUs; the rest is offloaded to the host."""
 
     NOTHING = 0
     WEIGHTS = 1
     ALL = 2
 
 
-class Holder(Protocol):
-    """Trainer or engines: whoever can give its GPU memory back and take it again."""
+class GpuUser(Protocol):
+    """Trainer or engines: what can offload its GPU memory to the host and onload it again."""
 
-    def hold(self, share: Share) -> None:
-        """Keep that much on the GPUs; return when it is done."""
+    def set_on_gpu(self, parts: OnGpu) -> None:
+        """Offload or onload until exactly these parts are on the GPUs."""
 
 
 class Phase(Enum):
     """What the GPUs are used for: the trainer's share and the engines'."""
 
-    TRAINING = (Share.ALL, Share.NOTHING)
-    TRANSFER = (Share.WEIGHTS, Share.WEIGHTS)
-    SAMPLING = (Share.NOTHING, Share.ALL)
+    TRAINING = (OnGpu.ALL, OnGpu.NOTHING)
+    TRANSFER = (OnGpu.WEIGHTS, OnGpu.WEIGHTS)
+    SAMPLING = (OnGpu.NOTHING, OnGpu.ALL)
 
 
-class Turns:
-    """Hands the GPUs' memory over when another phase begins; whoever shrinks does so first.
+class GpuSharing:
+    """Moves memory between GPUs and host when another phase begins: first what is offloaded, then what is onloaded.
 
     At the start the engines hold everything and the trainer has not loaded anything yet.
 
     Args:
-        trainer: loads at its first turn.
+        trainer: loads when its first phase begins.
         engines: loaded.
 
     Example:
-        ``take(Phase.TRAINING)`` after the start: the engines hold nothing, then the trainer holds all.
+        ``begin(Phase.TRAINING)`` after the start: the engines hold nothing, then the trainer holds all.
     """
 
-    def __init__(self, trainer: Holder, engines: Holder) -> None:
-        self._holders = (trainer, engines)
-        self._shares = Phase.SAMPLING.value
+    def __init__(self, trainer: GpuUser, engines: GpuUser) -> None:
+        self._users = (trainer, engines)
+        self._on_gpu = Phase.SAMPLING.value
 
-    def take(self, phase: Phase) -> None:
+    def begin(self, phase: Phase) -> None:
         """Make room for a phase; nothing happens if it goes on.
 
         Args:
             phase: that begins.
         """
         changes = [
-            (holder, wanted, wanted > present)
-            for holder, wanted, present in zip(self._holders, phase.value, self._shares, strict=True)
+            (user, wanted, wanted > present)
+            for user, wanted, present in zip(self._users, phase.value, self._on_gpu, strict=True)
             if wanted != present
         ]
-        for holder, wanted, _ in sorted(changes, key=lambda change: change[2]):
-            holder.hold(wanted)
-        self._shares = phase.value
+        for user, wanted, _ in sorted(changes, key=lambda change: change[2]):
+            user.set_on_gpu(wanted)
+        self._on_gpu = phase.value

@@ -1,7 +1,8 @@
 """Where ranks and engines run, and how weights reach the engines: what the config asks for, on what there is.
 
 Disaggregated, every rank has a GPU and every engine has GPUs of its own. Colocated, an engine shares its GPUs with as
-many ranks, and they take turns (``turns.py``). A rank or an engine never lies on two nodes; ranks and engines may.
+many ranks, and they take turns (``gpu_sharing.py``). A rank or an engine never lies on two nodes;
+ranks and engines may.
 """
 
 from __future__ import annotations

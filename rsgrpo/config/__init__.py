@@ -224,8 +224,8 @@ class Config:
 
     @property
     def scored_rewards(self) -> dict[str, RewardConfig]:
-        """The rewards as they are scored: the public code (``rl.credit.compat: reference``) widens absent scopes."""
-        if self.rl.credit.compat != "reference":
+        """The rewards as they are scored: the public code (``rl.credit.compat: upstream``) widens absent scopes."""
+        if self.rl.credit.compat != "upstream":
             return self.rewards
         return {name: replace(reward, on_missing="whole") for name, reward in self.rewards.items()}
 

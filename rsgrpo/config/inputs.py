@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rsgrpo.config.checks import ConfigError, at_least, at_most, between, check_share, more_than, not_empty, one_of
-from rsgrpo.config.page_rules import MAX_MEGAPIXELS, PageRules, parse_colour
+from rsgrpo.config.image_rules import MAX_MEGAPIXELS, ImageRules, parse_colour
 from rsgrpo.errors import shown
 
 DATA_FORMATS = (
@@ -151,7 +151,7 @@ class QuickstartConfig:
     """Scans of each digit for the test, and all that are left over."""
     unanswerable_frac: float = 0.2
     """Share of questions whose pages do not hold the answer."""
-    page_pixels: int = 28
+    image_pixels: int = 28
     """Width and height of a page; a multiple of 28."""
     text_hidden: int = 128
     text_layers: int = 3
@@ -175,9 +175,9 @@ class QuickstartConfig:
             )
         if not 0.0 <= self.unanswerable_frac < 1.0:
             raise ConfigError(f"quickstart.unanswerable_frac={self.unanswerable_frac} must lie in [0, 1)")
-        if self.page_pixels % 28 or self.page_pixels < 28:
-            raise ConfigError(f"quickstart.page_pixels={self.page_pixels} must be a positive multiple of 28")
-        between("quickstart.page_pixels", self.page_pixels, 28, _MAX_QUICKSTART_PIXELS)
+        if self.image_pixels % 28 or self.image_pixels < 28:
+            raise ConfigError(f"quickstart.image_pixels={self.image_pixels} must be a positive multiple of 28")
+        between("quickstart.image_pixels", self.image_pixels, 28, _MAX_QUICKSTART_PIXELS)
         between("quickstart.vocabulary_tokens", self.vocabulary_tokens, _MIN_VOCABULARY, _MAX_VOCABULARY)
         for part in ("text", "vision"):
             hidden, layers, heads = (getattr(self, f"{part}_{name}") for name in ("hidden", "layers", "heads"))
@@ -363,9 +363,9 @@ class DataConfig:
             raise ConfigError(f"data.test_path is empty although {given} is set; name the held-out questions")
 
     @property
-    def page_rules(self) -> PageRules:
+    def image_rules(self) -> ImageRules:
         """How images are read: the settings that belong together, as one record."""
-        return PageRules(
+        return ImageRules(
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
             background=parse_colour(self.background),

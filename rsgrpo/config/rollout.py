@@ -132,7 +132,7 @@ class ScopeConfig:
     section: str = ""
     """A section by name: ``think`` is ``<think>`` up to and with ``</think>``."""
     evidence_line: bool = False
-    """Each image's own ``[i]:`` line; the reward then returns one value an image."""
+    """Each image's own ``[i]:`` line; the reward then returns one value per image."""
     pattern: str = ""
     """``box``: every box such as ``(x1,y1),(x2,y2)``, bracket to bracket; with ``section``: in that one only."""
 

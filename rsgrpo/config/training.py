@@ -159,19 +159,19 @@ class SftConfig:
 class FilterConfig:
     """Which groups to train on."""
 
-    mode: str = "signal"
-    """``signal``: keep a group if any reward varies in it. ``mean_range``: the public code's rule.
+    mode: str = "nonzero_variance"
+    """``nonzero_variance``: keep a group if any reward varies in it. ``mean_range``: the public code's rule.
     ``none``: keep all."""
     low: float = 0.01
     high: float = 6.9
     """``mean_range``: keep if low < mean weighted sum of the rewards < high."""
     max_refills: int = 3
     """Further rounds of prompts that may be sampled to fill a step."""
-    carry_over: bool = True
-    """Keep surplus groups with signal for the next step (they are stale by one update)."""
+    keep_leftover: bool = True
+    """Keep surplus groups for the next step (they are stale by one update)."""
 
     def __post_init__(self) -> None:
-        one_of("rl.filter.mode", self.mode, ("signal", "mean_range", "none"))
+        one_of("rl.filter.mode", self.mode, ("nonzero_variance", "mean_range", "none"))
         at_least("rl.filter.max_refills", self.max_refills, 0)
         if self.low >= self.high:
             raise ConfigError(
@@ -195,7 +195,7 @@ class CreditConfig:
     scale: str = "group_std"
     """``group_std`` (unbiased), ``batch_std``, or ``none`` (Dr. GRPO)."""
     normaliser: str = "active"
-    """W sums the weights of the rewards with signal in the step (``active``) or of ``all``."""
+    """W sums the weights of the rewards that vary in the step (``active``) or of ``all``."""
     aggregation: str = "scope_tokens"
     """How the tokens of a reward's scope add up over the optimizer step. ``scope_tokens``: their mean.
     ``token_mean``: their sum over the number of all response tokens. ``sequence_mean``: first the mean in each
@@ -206,7 +206,7 @@ class CreditConfig:
     epsilon: float = 1.0e-6
 
     def __post_init__(self) -> None:
-        one_of("rl.credit.compat", self.compat, ("none", "reference"))
+        one_of("rl.credit.compat", self.compat, ("none", "upstream"))
         one_of("rl.credit.scoping", self.scoping, ("scoped", "whole"))
         one_of("rl.credit.baseline", self.baseline, ("group_mean", "leave_one_out", "batch_mean"))
         one_of("rl.credit.scale", self.scale, ("group_std", "batch_std", "none"))
@@ -225,7 +225,7 @@ class CreditConfig:
                 "rl.credit.baseline=batch_mean compares over the batch, rl.credit.scale=group_std within a group; "
                 "set rl.credit.scale to batch_std or none"
             )
-        if self.compat == "reference":
+        if self.compat == "upstream":
             self._check_reference()
 
     def _check_reference(self) -> None:
@@ -237,7 +237,7 @@ class CreditConfig:
         ):
             if value != needed:
                 raise ConfigError(
-                    f"rl.credit.compat=reference is the public formula, which has rl.credit.{key}={needed}, not "
+                    f"rl.credit.compat=upstream is the public formula, which has rl.credit.{key}={needed}, not "
                     f"{value}; leave rl.credit.{key} alone or set rl.credit.compat=none"
                 )
 
@@ -385,13 +385,13 @@ class RlConfig:
                 f"rl.samples_per_prompt={self.samples_per_prompt} leaves a response nothing to be compared with; "
                 "set it to at least 2, or rl.credit.baseline=batch_mean with rl.filter.mode=none"
             )
-        if over_batch and self.filter.mode == "signal":
+        if over_batch and self.filter.mode == "nonzero_variance":
             raise ConfigError(
-                "rl.filter.mode=signal drops groups whose siblings are alike, but with rl.credit.baseline=batch_mean "
-                "they have credit too; set rl.filter.mode=none"
+                "rl.filter.mode=nonzero_variance drops groups whose siblings are alike, but with "
+                "rl.credit.baseline=batch_mean they have credit too; set rl.filter.mode=none"
             )
-        if self.credit.compat == "reference" and (self.loss.ratio, self.loss.clipping) != ("token", "ppo"):
+        if self.credit.compat == "upstream" and (self.loss.ratio, self.loss.clipping) != ("token", "ppo"):
             raise ConfigError(
-                "rl.credit.compat=reference is the public formula, which has rl.loss.ratio=token and "
+                "rl.credit.compat=upstream is the public formula, which has rl.loss.ratio=token and "
                 f"rl.loss.clipping=ppo, not {self.loss.ratio} and {self.loss.clipping}"
             )

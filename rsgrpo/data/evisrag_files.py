@@ -22,8 +22,8 @@ from rsgrpo.config import DataConfig
 from rsgrpo.data.file_bytes import DataError
 from rsgrpo.data.files import IMAGE_TABLE, data_files
 from rsgrpo.data.gold_columns import gold_columns
-from rsgrpo.data.images.counts import ImageCounts, look_at_pages
-from rsgrpo.data.images.page_manifest import PageManifest
+from rsgrpo.data.images.counts import ImageCounts, look_at_images
+from rsgrpo.data.images.image_manifest import ImageManifest
 from rsgrpo.data.media_store import MediaStore
 from rsgrpo.data.readers.evisrag import evisrag_sample
 from rsgrpo.data.readers.findings import TOO_DEEP, BadRecordError, Finding, Tally, short_report
@@ -102,7 +102,7 @@ def load_samples(
     """
     files = data_files(path)
     root = Path(data.image_root) if data.image_root else files[0].parent
-    manifest = PageManifest(data.media_cache, [str(file.absolute()) for file in files])
+    manifest = ImageManifest(data.media_cache, [str(file.absolute()) for file in files])
     pages = MediaFinder((root, files[0].parent), must_exist=True, store=MediaStore(data.media_cache))
 
     def sample_of(columns: dict[str, Any], default_id: str) -> Sample:
@@ -115,10 +115,10 @@ def load_samples(
     for file in files:
         _read_file(file, sample_of, read)
     problems, samples, places = read.problems, read.samples, read.places
-    shown_pages = {ref: None for sample in samples for ref in sample.images} if looks_at_images else {}
-    broken, images = look_at_pages(shown_pages, data.page_rules)
+    shown_images = {ref: None for sample in samples for ref in sample.images} if looks_at_images else {}
+    broken, images = look_at_images(shown_images, data.image_rules)
     if looks_at_images:
-        manifest.keep(shown_pages)
+        manifest.keep(shown_images)
     kept = []
     for sample, place in zip(samples, places, strict=True):
         detail = next((broken[ref] for ref in sample.images if ref in broken), "")

@@ -129,7 +129,7 @@ def _elsewhere(location: str) -> Path:
     place = Path(location)
     kind = special_kind(place)
     if kind:
-        raise DataError(f"{shown(location)} is {kind}; mend the link")
+        raise DataError(f"{shown(location)} is {kind}; fix the link")
     is_name = _HUB_ID.fullmatch(location) and place.suffix.lower() not in (*_SUFFIXES, *_WAYS_OUT)
     if is_name and not place.parent.is_dir():
         return _fetch_from_hub(location)

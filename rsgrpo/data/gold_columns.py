@@ -43,7 +43,7 @@ def take_boxes(
     columns: dict[str, Any],
     paths: Sequence[str],
     coordinates: str = "shares",
-    page_size: Callable[[int], tuple[int, int]] | None = None,
+    image_size: Callable[[int], tuple[int, int]] | None = None,
 ) -> tuple[Box, ...]:
     """Take ``boxes`` out of an item's columns.
 
@@ -52,7 +52,7 @@ def take_boxes(
         paths: of the item's images.
         coordinates: what their numbers count: ``shares`` of the page's width and height, ``permille`` (0 to 1000), or
             ``pixels`` of the image as it is stored, upright.
-        page_size: gives width and height of the item's image of a 0-based index, for ``pixels``.
+        image_size: gives width and height of the item's image of a 0-based index, for ``pixels``.
 
     Returns:
         The boxes.
@@ -71,7 +71,7 @@ def take_boxes(
         return ()
     if not isinstance(value, list):
         raise GoldColumnError(f"{BOXES_COLUMN} must be a list of objects, got {value!r:.80}")
-    return tuple(_box(one, paths, coordinates, page_size) for one in value)
+    return tuple(_box(one, paths, coordinates, image_size) for one in value)
 
 
 def gold_columns(choices: Sequence[str], boxes: Sequence[Box], paths: Sequence[str]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def gold_columns(choices: Sequence[str], boxes: Sequence[Box], paths: Sequence[s
 
 
 def _box(
-    value: object, paths: Sequence[str], coordinates: str, page_size: Callable[[int], tuple[int, int]] | None
+    value: object, paths: Sequence[str], coordinates: str, image_size: Callable[[int], tuple[int, int]] | None
 ) -> Box:
     numbers = _four_numbers(value)
     index = _image_index(value.get("image"), numbers, paths) if isinstance(value, Mapping) else -1
@@ -98,8 +98,8 @@ def _box(
                 'it its "image"'
             )
         index = max(index, 0)
-        assert page_size is not None
-        width, height = page_size(index)
+        assert image_size is not None
+        width, height = image_size(index)
     else:
         width, height = (PER_MILLE, PER_MILLE) if coordinates == "permille" else (1, 1)
     left, top, right, bottom = numbers

@@ -52,8 +52,8 @@ def well_formed(text: str) -> tuple[str, int]:
     try:
         text.encode()
     except UnicodeEncodeError:
-        mended = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        return mended, mended.count("\ufffd") - text.count("\ufffd")
+        fixed = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return fixed, fixed.count("\ufffd") - text.count("\ufffd")
     return text, 0
 
 

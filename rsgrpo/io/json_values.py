@@ -52,7 +52,7 @@ def decode_json(data: bytes) -> tuple[Any, int]:
     try:
         value = json.loads(text)
         if has_halves or HALF_ESCAPE.search(data):
-            return mend_surrogates(value)
+            return replace_surrogates(value)
     except json.JSONDecodeError as error:
         raise JsonValueError(f"{error.msg.removesuffix(' at')} at character {error.pos}") from error
     except RecursionError as error:
@@ -62,7 +62,7 @@ def decode_json(data: bytes) -> tuple[Any, int]:
     return value, 0
 
 
-def mend_surrogates(value: Any) -> tuple[Any, int]:
+def replace_surrogates(value: Any) -> tuple[Any, int]:
     """Replace what UTF-8 cannot hold, in all texts and keys of a value.
 
     Args:
@@ -82,13 +82,13 @@ def mend_surrogates(value: Any) -> tuple[Any, int]:
         count += 1
         return REPLACEMENT
 
-    def mended(one: Any) -> Any:
+    def fixed(one: Any) -> Any:
         if isinstance(one, str):
             return one if one.isascii() else _PAIR_OR_HALF.sub(joined, one)
         if isinstance(one, list):
-            return [mended(part) for part in one]
+            return [fixed(part) for part in one]
         if isinstance(one, dict):
-            return {mended(key): mended(part) for key, part in one.items()}
+            return {fixed(key): fixed(part) for key, part in one.items()}
         return one
 
-    return mended(value), count
+    return fixed(value), count

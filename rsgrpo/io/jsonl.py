@@ -13,7 +13,7 @@ from rsgrpo.io.atomic_files import FileError, parse_json, replacing, shown_error
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add one line a row and flush them to the file.
+    """Add one line per row and flush them to the file.
 
     A half-written last line, left by a killed run, is cut off first: what follows it would be lost with it.
 

@@ -1,1 +1,1 @@
-"""The model under training: loading, packed rows, the forward pass to log-probabilities."""
+"""The model under training: loading, packed sequences, the forward pass to log-probabilities."""

@@ -1,4 +1,4 @@
-"""How many bytes a packed row takes in a forward and backward pass, from the model's shapes.
+"""How many bytes a packed sequence takes in a forward and backward pass, from the model's shapes.
 
 Read off the operations of transformers' Qwen2.5-VL and of this package, and checked against a count of live tensors
 (tests/unit/model/test_activation_memory.py). T tokens, R response tokens, H the stream's width, A and K those of
@@ -28,27 +28,27 @@ from rsgrpo.model.sizes import ModelSizes, StackSizes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RowSize:
-    """A packed row.
+class PackedSize:
+    """A packed sequence.
 
     Attributes:
         num_tokens: T.
         num_response_tokens: R.
         num_patches: of all its pages, each page once; 0 where their features are stored.
         num_pairs: pairs of a query and a key that it sees.
-        num_page_pairs: pairs of patches of the same page, both ways.
+        num_image_pairs: pairs of patches of the same page, both ways.
     """
 
     num_tokens: int
     num_response_tokens: int
     num_patches: int = 0
     num_pairs: int = 0
-    num_page_pairs: int = 0
+    num_image_pairs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActivationMemory:
-    """Bytes of a row, beside weights and their gradients.
+    """Bytes of a sequence, beside weights and their gradients.
 
     Attributes:
         pixels: of its pages, float32.
@@ -73,22 +73,22 @@ class ActivationMemory:
 
 
 def activation_memory(
-    model: ModelSizes, row: RowSize, *, weight_bytes: int, recomputes: bool, device: str = "gpu"
+    model: ModelSizes, packed: PackedSize, *, weight_bytes: int, recomputes: bool, device: str = "gpu"
 ) -> ActivationMemory:
-    """Bytes of a row.
+    """Bytes of a sequence.
 
     Args:
         model: sizes.
-        row: sizes.
+        packed: sizes.
         weight_bytes: b.
         recomputes: ``model.gradient_checkpointing``.
         device: ``gpu`` or ``cpu``: the head's chunks are larger on a GPU.
 
     Example:
-        A row of 16,384 tokens, 4,096 of them of responses, of Qwen2.5-VL-7B in bfloat16 with recomputation: 3.1 GiB of
-        layers' inputs, 4.8 GiB for one layer.
+        A sequence of 16,384 tokens, 4,096 of them of responses, of Qwen2.5-VL-7B in bfloat16 with recomputation: 3.1
+        GiB of layers' inputs, 4.8 GiB for one layer.
     """
-    b, tokens = weight_bytes, row.num_tokens
+    b, tokens = weight_bytes, packed.num_tokens
     language = model.language
     stream = b * tokens * language.hidden
     layer = _kept(language, tokens, b=b, keeps_scaled=not model.adapter_rank) + _adapters(model, tokens, b)
@@ -97,12 +97,12 @@ def activation_memory(
     head_gradient = b * model.vocabulary * language.hidden if model.is_head_trained else 0
     waiting = head_gradient if model.is_tied else 0
     return ActivationMemory(
-        pixels=FP32 * row.num_patches * model.patch_values,
+        pixels=FP32 * packed.num_patches * model.patch_values,
         kept=kept,
-        vision_kept=_vision_kept(model, row.num_patches, b=b, recomputes=recomputes),
-        vision=stream + _vision_runs(model, row.num_patches, b=b),
+        vision_kept=_vision_kept(model, packed.num_patches, b=b, recomputes=recomputes),
+        vision=stream + _vision_runs(model, packed.num_patches, b=b),
         layer=(layer if recomputes else 0) + _backward(language, tokens, b=b) + waiting,
-        head=_head(model, row, b=b, device=device),
+        head=_head(model, packed, b=b, device=device),
     )
 
 
@@ -121,16 +121,16 @@ def _adapters(model: ModelSizes, tokens: int, b: int) -> int:
 def _backward(stack: StackSizes, tokens: int, *, b: int) -> int:
     """What a block's backward pass takes beside what it keeps, at its largest: in the MLP, or in attention."""
     in_mlp = 2 * b * tokens * stack.intermediate
-    # The door that works in tiles holds queries, keys, values, their gradients and three widths of outputs in float32.
+    # The backend that works in tiles holds queries, keys, values, their gradients and three widths of outputs.
     widths = 2 * (stack.query_width + 2 * stack.key_width) + 3 * stack.query_width
     in_attention = FP32 * tokens * widths - 4 * b * tokens * stack.intermediate
     return b * tokens * stack.hidden + max(in_mlp, in_attention)
 
 
-def _head(model: ModelSizes, row: RowSize, *, b: int, device: str) -> int:
+def _head(model: ModelSizes, packed: PackedSize, *, b: int, device: str) -> int:
     """The last norm, the responses' states and their gradients, and the larger of both passes over the chunks."""
     hidden, is_narrow = model.language.hidden, b < FP32
-    logits = min(row.num_response_tokens * model.vocabulary, max(CHUNK_LOGITS[device], model.vocabulary))
+    logits = min(packed.num_response_tokens * model.vocabulary, max(CHUNK_LOGITS[device], model.vocabulary))
     forward = 2 * FP32 * logits  # and their exponentials
     weights = model.vocabulary * hidden
     block = min(weights, BLOCK_WEIGHTS[device]) if is_narrow else 0
@@ -144,8 +144,8 @@ def _head(model: ModelSizes, row: RowSize, *, b: int, device: str) -> int:
     if model.is_head_trained:
         # In float32 while it is summed, a block's product beside it; then in the weights' precision as well.
         backward = FP32 * weights + max(backward, b * logits + copies + FP32 * block, b * is_narrow * weights)
-    norm = (FP32 + b) * row.num_tokens * hidden
-    return norm + 2 * b * row.num_response_tokens * hidden + max(forward, backward)
+    norm = (FP32 + b) * packed.num_tokens * hidden
+    return norm + 2 * b * packed.num_response_tokens * hidden + max(forward, backward)
 
 
 def _vision_kept(model: ModelSizes, patches: int, *, b: int, recomputes: bool) -> int:

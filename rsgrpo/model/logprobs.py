@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rsgrpo.model.memory_bounds import BLOCK_WEIGHTS, CHUNK_LOGITS
-from rsgrpo.model.suppressed_tokens import BAN_BIAS
+from rsgrpo.model.suppressed_tokens import SUPPRESSION_BIAS
 
 
 def _kind(tensor: Tensor) -> str:
@@ -143,7 +143,7 @@ class LogprobHead(nn.Linear):
         bias = None
         if banned_ids:
             bias = torch.zeros(head.out_features)
-            bias[list(banned_ids)] = BAN_BIAS
+            bias[list(banned_ids)] = SUPPRESSION_BIAS
         self.register_buffer("banned_bias", bias, persistent=False)
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, temperatures: Tensor | None = None) -> Any:

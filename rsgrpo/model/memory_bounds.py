@@ -15,7 +15,7 @@ BLOCK_WEIGHTS: Mapping[str, int] = {"gpu": 2**24, "cpu": 2**22}
 """Elements of the head's weight that are handled at a time where a product needs them, or makes their gradient, in
 float32: 64 MiB on a GPU, 16 MiB on a CPU."""
 
-PAGE_BYTES = 3 * 2**27
+IMAGE_BYTES = 3 * 2**27
 """Packed pixels that a rank keeps in host memory: 86 pages of 1.57 million pixels."""
 
 CHANNELS = 3

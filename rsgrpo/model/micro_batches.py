@@ -1,8 +1,8 @@
-"""How a step's responses are cut into micro-batches and laid out in packed rows.
+"""How a step's responses are cut into micro-batches and laid out in packed sequences.
 
-A group's prompt stands once in a row, followed by those of its responses that the micro-batch holds:
+A group's prompt stands once in a sequence, followed by those of its responses that the micro-batch holds:
 
-    row:      [prompt of a | response a0 | response a1 | prompt of b | response b0 | ...]
+    packed:   [prompt of a | response a0 | response a1 | prompt of b | response b0 | ...]
 
 A response attends to its prompt and to itself (``attention.py``), and its positions go on where the
 prompt's stopped. With ``share_prefix=False`` every response brings its own copy of the prompt, through
@@ -46,8 +46,8 @@ class GroupSize:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Piece:
-    """A prompt with some of its responses, side by side in one row.
+class Segment:
+    """A prompt with some of its responses, side by side in one sequence.
 
     Attributes:
         group: index of the group among those that were planned.
@@ -63,32 +63,32 @@ class Piece:
 
     @property
     def num_tokens(self) -> int:
-        """Packed tokens that the piece takes."""
+        """Packed tokens that the segment takes."""
         return self.num_prompt_tokens + sum(self.response_lengths)
 
     @property
     def num_pairs(self) -> int:
-        """Pairs of a query and a key that it sees: the piece's attention work."""
+        """Pairs of a query and a key that it sees: the segment's attention work."""
         return attention_pairs(self.num_prompt_tokens, self.response_lengths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PackedRow:
-    """Where everything stands in one packed row.
+class PackedSequence:
+    """Where everything stands in one packed sequence.
 
     Attributes:
-        pieces: in the order in which they stand.
-        prompt_starts: first token of each piece's prompt.
-        response_starts: first token of every response, piece by piece.
-        response_pieces: which piece each response belongs to.
+        segments: in the order in which they stand.
+        prompt_starts: first token of each segment's prompt.
+        response_starts: first token of every response, segment by segment.
+        response_segments: which segment each response belongs to.
         response_lengths: of every response.
-        num_tokens: length of the row.
+        num_tokens: length of the sequence.
     """
 
-    pieces: tuple[Piece, ...]
+    segments: tuple[Segment, ...]
     prompt_starts: tuple[int, ...]
     response_starts: tuple[int, ...]
-    response_pieces: tuple[int, ...]
+    response_segments: tuple[int, ...]
     response_lengths: tuple[int, ...]
     num_tokens: int
 
@@ -125,56 +125,56 @@ def _check_fits(size: GroupSize, *, budget: int, max_pairs: int) -> None:
         )
 
 
-def split_group(size: GroupSize, index: int, *, budget: int, share_prefix: bool, max_pairs: int = 0) -> list[Piece]:
-    """Cut a group into pieces of at most ``budget`` tokens.
+def split_group(size: GroupSize, index: int, *, budget: int, share_prefix: bool, max_pairs: int = 0) -> list[Segment]:
+    """Cut a group into segments of at most ``budget`` tokens.
 
     Args:
         size: the group's lengths.
-        index: the group's index, which its pieces carry.
-        budget: most packed tokens of a piece (``trainer.micro_batch_tokens``).
-        share_prefix: one prompt for several responses; else every response is a piece of its own.
-        max_pairs: most :func:`attention_pairs` of a piece (``trainer.micro_batch_pairs``); 0: no cap.
+        index: the group's index, which its segments carry.
+        budget: most packed tokens of a segment (``trainer.micro_batch_tokens``).
+        share_prefix: one prompt for several responses; else every response is a segment of its own.
+        max_pairs: most :func:`attention_pairs` of a segment (``trainer.micro_batch_pairs``); 0: no cap.
 
     Returns:
-        Pieces that hold every response once. The longest responses come first, so that those of
-        one piece are of similar length.
+        Segments that hold every response once. The longest responses come first, so that those of
+        one segment are of similar length.
 
     Raises:
         TokenBudgetError: the prompt and its longest response alone are above the budget or the cap.
 
     Example:
-        Prompt 10, responses (5, 9, 7), budget 26: pieces with responses (1, 2) = 26 tokens and (0,) = 15.
+        Prompt 10, responses (5, 9, 7), budget 26: segments with responses (1, 2) = 26 tokens and (0,) = 15.
     """
     _check_fits(size, budget=budget, max_pairs=max_pairs)
     order = sorted(range(len(size.response_lengths)), key=lambda i: (-size.response_lengths[i], i))
-    rows: list[list[int]] = []
+    shares: list[list[int]] = []
     lengths: list[int] = []
     for response in order:
         lengths.append(size.response_lengths[response])
         fits = size.num_prompt_tokens + sum(lengths) <= budget and (
             not max_pairs or attention_pairs(size.num_prompt_tokens, lengths) <= max_pairs
         )
-        if not rows or not share_prefix or not fits:
-            rows.append([])
+        if not shares or not share_prefix or not fits:
+            shares.append([])
             lengths = lengths[-1:]
-        rows[-1].append(response)
+        shares[-1].append(response)
     return [
-        Piece(
+        Segment(
             group=index,
-            responses=tuple(row),
+            responses=tuple(chosen),
             num_prompt_tokens=size.num_prompt_tokens,
-            response_lengths=tuple(size.response_lengths[i] for i in row),
+            response_lengths=tuple(size.response_lengths[i] for i in chosen),
         )
-        for row in rows
+        for chosen in shares
     ]
 
 
 def plan_micro_batches(
     sizes: Sequence[GroupSize], *, budget: int, share_prefix: bool, max_pairs: int = 0
-) -> tuple[tuple[Piece, ...], ...]:
+) -> tuple[tuple[Segment, ...], ...]:
     """Cut one rank's groups into micro-batches of at most ``budget`` packed tokens.
 
-    First fit over pieces from the longest to the shortest: few micro-batches, none above the budget,
+    First fit over segments from the longest to the shortest: few micro-batches, none above the budget,
     the same plan for the same sizes every time. The fullest come first, on every rank: ranks that wait for each
     other at every layer (ZeRO 3) then wait little.
 
@@ -190,23 +190,23 @@ def plan_micro_batches(
     Raises:
         TokenBudgetError: see :func:`split_group`.
     """
-    pieces = [
-        piece
+    segments = [
+        segment
         for index, size in enumerate(sizes)
-        for piece in split_group(size, index, budget=budget, share_prefix=share_prefix, max_pairs=max_pairs)
+        for segment in split_group(size, index, budget=budget, share_prefix=share_prefix, max_pairs=max_pairs)
     ]
-    pieces.sort(key=lambda piece: (-piece.num_tokens, piece.group, piece.responses))
-    batches: list[list[Piece]] = []
+    segments.sort(key=lambda segment: (-segment.num_tokens, segment.group, segment.responses))
+    batches: list[list[Segment]] = []
     free: list[tuple[int, int]] = []  # tokens and pairs
-    for piece in pieces:
-        pairs = piece.num_pairs if max_pairs else 0
-        slot = next((i for i, room in enumerate(free) if room[0] >= piece.num_tokens and room[1] >= pairs), -1)
+    for segment in segments:
+        pairs = segment.num_pairs if max_pairs else 0
+        slot = next((i for i, room in enumerate(free) if room[0] >= segment.num_tokens and room[1] >= pairs), -1)
         if slot < 0:
             batches.append([])
             free.append((budget, max_pairs))
-        batches[slot].append(piece)
-        free[slot] = (free[slot][0] - piece.num_tokens, free[slot][1] - pairs)
-    batches.sort(key=lambda batch: -sum(piece.num_tokens for piece in batch))
+        batches[slot].append(segment)
+        free[slot] = (free[slot][0] - segment.num_tokens, free[slot][1] - pairs)
+    batches.sort(key=lambda batch: -sum(segment.num_tokens for segment in batch))
     return tuple(tuple(batch) for batch in batches)
 
 
@@ -242,35 +242,35 @@ def balance(costs: Sequence[int], num_ranks: int) -> tuple[tuple[int, ...], ...]
     return tuple(tuple(sorted(share)) for share in shares)
 
 
-def lay_out(pieces: Sequence[Piece]) -> PackedRow:
-    """Put pieces one after the other into a row.
+def pack(segments: Sequence[Segment]) -> PackedSequence:
+    """Put segments one after the other into a sequence.
 
     Example:
-        One piece, prompt 3 and responses (2, 4): prompt at 0, responses at 3 and 5, 9 tokens.
+        One segment, prompt 3 and responses (2, 4): prompt at 0, responses at 3 and 5, 9 tokens.
     """
     prompt_starts: list[int] = []
     response_starts: list[int] = []
-    response_pieces: list[int] = []
+    response_segments: list[int] = []
     position = 0
-    for index, piece in enumerate(pieces):
+    for index, segment in enumerate(segments):
         prompt_starts.append(position)
-        position += piece.num_prompt_tokens
-        for length in piece.response_lengths:
+        position += segment.num_prompt_tokens
+        for length in segment.response_lengths:
             response_starts.append(position)
-            response_pieces.append(index)
+            response_segments.append(index)
             position += length
-    return PackedRow(
-        pieces=tuple(pieces),
+    return PackedSequence(
+        segments=tuple(segments),
         prompt_starts=tuple(prompt_starts),
         response_starts=tuple(response_starts),
-        response_pieces=tuple(response_pieces),
-        response_lengths=tuple(length for piece in pieces for length in piece.response_lengths),
+        response_segments=tuple(response_segments),
+        response_lengths=tuple(length for segment in segments for length in segment.response_lengths),
         num_tokens=position,
     )
 
 
-def predictor_index(row: PackedRow) -> IndexArray:
-    """Which position of the row predicts each response token.
+def predictor_index(packed: PackedSequence) -> IndexArray:
+    """Which position of the sequence predicts each response token.
 
     Token 0 of a response is predicted at the last position of its prompt (all siblings share it),
     token t at the response's own position t - 1.
@@ -282,8 +282,10 @@ def predictor_index(row: PackedRow) -> IndexArray:
         Prompt 3, responses (2, 4): ``[2, 3,  2, 5, 6, 7]``.
     """
     parts: list[IndexArray] = []
-    for start, piece, length in zip(row.response_starts, row.response_pieces, row.response_lengths, strict=True):
+    for start, segment, length in zip(
+        packed.response_starts, packed.response_segments, packed.response_lengths, strict=True
+    ):
         index = np.arange(start - 1, start - 1 + length, dtype=np.int64)
-        index[0] = row.prompt_starts[piece] + row.pieces[piece].num_prompt_tokens - 1
+        index[0] = packed.prompt_starts[segment] + packed.segments[segment].num_prompt_tokens - 1
         parts.append(index)
     return np.concatenate(parts)

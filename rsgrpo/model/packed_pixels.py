@@ -55,7 +55,7 @@ class PixelPacker:
         """A page's pixels and its grid (frames, rows, columns).
 
         Args:
-            page: as ``load_page`` gives it.
+            page: as ``load_image`` gives it.
 
         Returns:
             [patches, 3, 196] uint8, or [patches, 1176] float32 where they cannot be packed.

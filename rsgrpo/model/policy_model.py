@@ -21,17 +21,17 @@ from transformers import (
 )
 
 from rsgrpo.config import ModelConfig
-from rsgrpo.model.attention.choice import (
+from rsgrpo.model.attention.backend import (
     ATTENTION_NAME,
     AttentionPlan,
-    choose_door,
+    choose_backend,
     make_plan,
     register_packed_attention,
 )
 from rsgrpo.model.attention.windows import VISION_ATTENTION_NAMES
 from rsgrpo.model.logprobs import LogprobHead
 from rsgrpo.model.lora import add_adapters
-from rsgrpo.model.micro_batches import GroupSize, PackedRow, Piece, lay_out, predictor_index
+from rsgrpo.model.micro_batches import GroupSize, PackedSequence, Segment, pack, predictor_index
 from rsgrpo.model.stored_weights import ModelFolderError, StoredWeights, hollow_parameters, without_values
 from rsgrpo.model.vlm import EncodedPrompt, ProcessedImage, rope_positions, shown_in
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
@@ -52,30 +52,30 @@ class OpenedModel:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MicroBatch:
-    """One packed row on the device; R counts its response tokens, response by response.
+    """One packed sequence on the device; R counts its response tokens, response by response.
 
     Attributes:
-        row: where everything stands.
+        packed: where everything stands.
         token_ids: [T] int64.
         positions: [3, 1, T] int64, rotary positions.
         plan: who attends to whom.
-        image_positions: [I] int64, row positions of image tokens.
+        image_positions: [I] int64, packed positions of image tokens.
         image_features: [I] int64, which feature row each of them shows.
         pixel_values: [patches, 1176], every page once; None without images.
         image_grid_thw: [pages, 3] int64; None without images.
         predictors: [R] int64, the position that predicts each response token.
         targets: [R] int64, the response tokens.
-        positive: [R] float32, stream P or the token's weight.
-        negative: [R] float32, stream Q.
+        positive_weights: [R] float32, P, or the token's weight.
+        negative_weights: [R] float32, Q.
         rollout_logprobs: [R] float32, the engine's; None if it gave none.
         old_logprobs: [R] float32, pi_old; None if it is the forward pass itself.
         temperatures: [R] float32, at which the response tokens were sampled; None where all are 1.
-        page_features: [features, H], what the frozen vision tower makes of the pages; None: run it on the pixels.
+        cached_features: [features, H], what the frozen vision tower makes of the pages; None: run it on the pixels.
         reference_logprobs: [R] float32, of the model that the KL term holds on to; None without one.
         kl_weights: [R] float32, what each token weighs in the KL term; None without one.
     """
 
-    row: PackedRow
+    packed: PackedSequence
     token_ids: Tensor
     positions: Tensor
     plan: AttentionPlan
@@ -85,12 +85,12 @@ class MicroBatch:
     image_grid_thw: Tensor | None
     predictors: Tensor
     targets: Tensor
-    positive: Tensor
-    negative: Tensor
+    positive_weights: Tensor
+    negative_weights: Tensor
     rollout_logprobs: Tensor | None
     old_logprobs: Tensor | None
     temperatures: Tensor | None = None
-    page_features: Tensor | None = None
+    cached_features: Tensor | None = None
     reference_logprobs: Tensor | None = None
     kl_weights: Tensor | None = None
 
@@ -174,21 +174,21 @@ def weights_dtype(config: ModelConfig) -> torch.dtype:
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
-def use_window_attention(tower: PreTrainedModel, door: str) -> None:
+def use_window_attention(tower: PreTrainedModel, backend: str) -> None:
     """Let a vision tower compute the windows of a layer in few calls.
 
     Args:
         tower: loaded with torch's attention, which it calls once a window.
-        door: of the language model's rows.
+        backend: of the language model's sequences.
     """
-    tower.config._attn_implementation = VISION_ATTENTION_NAMES[door]
+    tower.config._attn_implementation = VISION_ATTENTION_NAMES[backend]
 
 
 def take_vision_tower(model: Qwen2_5_VLForConditionalGeneration) -> PreTrainedModel:
     """Take the frozen tower out of a model whose pages' features are stored: it needs no place in DeepSpeed then.
 
     Args:
-        model: as :func:`open_model` returns it; every row must come with ``page_features`` from now on.
+        model: as :func:`open_model` returns it; every sequence must come with ``cached_features`` from now on.
     """
     visual: PreTrainedModel = model.model.visual
     model.model.visual = None
@@ -196,11 +196,11 @@ def take_vision_tower(model: Qwen2_5_VLForConditionalGeneration) -> PreTrainedMo
 
 
 class PolicyModel(nn.Module):
-    """Wraps the model so that one call is one packed row: log-probabilities and entropy of response tokens.
+    """Wraps the model so that one call is one packed sequence: log-probabilities and entropy of response tokens.
 
     Args:
         model: as :func:`open_model` returns it.
-        always_run_vision: run the vision tower on a blank patch where a row has no image, because
+        always_run_vision: run the vision tower on a blank patch where a sequence has no image, because
             ranks that gather or reduce its parameters together must all run it.
     """
 
@@ -212,17 +212,17 @@ class PolicyModel(nn.Module):
         self._is_vision_frozen = visual is None or not any(one.requires_grad for one in visual.parameters())
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropy of the row's response tokens.
+        """Log-probabilities and entropy of the sequence's response tokens.
 
         Args:
-            batch: the row.
+            batch: the sequence.
 
         Returns:
             Two [R] float32 tensors in nats; the entropy carries no gradient.
         """
         language = self.model.model.language_model
         embeddings = language.embed_tokens(batch.token_ids)
-        features = self._image_features(batch) if batch.page_features is None else batch.page_features
+        features = self._image_features(batch) if batch.cached_features is None else batch.cached_features
         if features is not None:
             features = features.to(embeddings.dtype)
             if len(batch.image_positions):
@@ -277,16 +277,16 @@ def group_sizes(groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt
     ]
 
 
-class RowBuilder:
-    """Makes micro-batches out of planned pieces.
+class MicroBatchBuilder:
+    """Makes micro-batches out of planned segments.
 
     Args:
         image_token_id: the placeholder's id.
         config: ``model.attention``.
         device: where the model is.
         dtype: compute precision.
-        page_pixels: a page's pixels [patches, 1176], on the device or on the host.
-        page_features: a page's features on the device; None: rows carry pixels.
+        image_pixels: a page's pixels [patches, 1176], on the device or on the host.
+        cached_features: a page's features on the device; None: sequences carry pixels.
     """
 
     def __init__(
@@ -296,54 +296,58 @@ class RowBuilder:
         config: ModelConfig,
         device: torch.device,
         dtype: torch.dtype,
-        page_pixels: Callable[[ProcessedImage], Tensor],
-        page_features: Callable[[ProcessedImage], Tensor] | None = None,
+        image_pixels: Callable[[ProcessedImage], Tensor],
+        cached_features: Callable[[ProcessedImage], Tensor] | None = None,
     ) -> None:
         self._image_token_id = image_token_id
         self._device = device
         self._dtype = dtype
-        self._page_pixels = page_pixels
-        self._page_features = page_features
-        self.choice = choose_door(config.attention, device=device, dtype=dtype)
+        self._image_pixels = image_pixels
+        self._cached_features = cached_features
+        self.choice = choose_backend(config.attention, device=device, dtype=dtype)
 
     def build(
-        self, pieces: Sequence[Piece], groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt]
+        self, segments: Sequence[Segment], groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt]
     ) -> MicroBatch:
-        """Pack pieces into one row.
+        """Pack segments into one sequence.
 
         Args:
-            pieces: of one micro-batch.
-            groups: the rank's groups, by piece.group.
+            segments: of one micro-batch.
+            groups: the rank's groups, by segment.group.
             prompts: their encoded prompts.
         """
-        row = lay_out(pieces)
-        responses = [groups[piece.group].responses[i] for piece in pieces for i in piece.responses]
+        packed = pack(segments)
+        responses = [groups[segment.group].responses[i] for segment in segments for i in segment.responses]
         token_ids: list[NDArray[np.int64]] = []
         positions: list[NDArray[np.int64]] = []
-        for piece in pieces:
-            prompt = prompts[piece.group]
+        for segment in segments:
+            prompt = prompts[segment.group]
             token_ids.append(prompt.token_ids)
             positions.append(prompt.positions)
             start = int(prompt.positions.max()) + 1
-            for index in piece.responses:
-                ids = groups[piece.group].responses[index].token_ids.astype(np.int64)
+            for index in segment.responses:
+                ids = groups[segment.group].responses[index].token_ids.astype(np.int64)
                 token_ids.append(ids)
                 positions.append(start + self._response_positions(ids, shown_in(prompt, index)))
-        pages, where, which = self._pages(row, [prompts[piece.group] for piece in pieces], responses)
+        pages, where, which = self._images(packed, [prompts[segment.group] for segment in segments], responses)
         pixels, features = self._shown(pages)
         return MicroBatch(
-            row=row,
+            packed=packed,
             token_ids=self._tensor(np.concatenate(token_ids)),
             positions=self._tensor(np.concatenate(positions, axis=1)[:, None]),
-            plan=make_plan(self.choice.door, row, device=self._device),
+            plan=make_plan(self.choice.backend, packed, device=self._device),
             image_positions=self._tensor(where),
             image_features=self._tensor(which),
             pixel_values=pixels,
             image_grid_thw=torch.tensor([page.grid for page in pages], device=self._device) if pages else None,
-            predictors=self._tensor(predictor_index(row)),
+            predictors=self._tensor(predictor_index(packed)),
             targets=self._tensor(np.concatenate([one.token_ids for one in responses]).astype(np.int64)),
-            positive=self._tensor(np.concatenate([one.positive for one in responses]).astype(np.float32)),
-            negative=self._tensor(np.concatenate([one.negative for one in responses]).astype(np.float32)),
+            positive_weights=self._tensor(
+                np.concatenate([one.positive_weights for one in responses]).astype(np.float32)
+            ),
+            negative_weights=self._tensor(
+                np.concatenate([one.negative_weights for one in responses]).astype(np.float32)
+            ),
             rollout_logprobs=self._stream(responses, [one.rollout_logprobs for one in responses], "rollout_logprobs"),
             old_logprobs=self._stream(responses, [one.old_logprobs for one in responses], "old_logprobs"),
             temperatures=self._tensor(
@@ -356,7 +360,7 @@ class RowBuilder:
             )
             if any(one.kl_weight for one in responses)
             else None,
-            page_features=features,
+            cached_features=features,
         )
 
     def _response_positions(self, ids: NDArray[np.int64], images: Sequence[ProcessedImage]) -> NDArray[np.int64]:
@@ -375,20 +379,20 @@ class RowBuilder:
         """Pixels of all pages, or their features where those are stored."""
         if not pages:
             return None, None
-        if self._page_features is not None:
-            return None, torch.cat([self._page_features(page) for page in pages])
-        pixels = [self._page_pixels(page) for page in pages]
+        if self._cached_features is not None:
+            return None, torch.cat([self._cached_features(page) for page in pages])
+        pixels = [self._image_pixels(page) for page in pages]
         lengths = [len(one) for one in pixels]
-        row = torch.empty(sum(lengths), pixels[0].shape[1], device=self._device)
-        for part, one in zip(row.split(lengths), pixels, strict=True):
+        joined = torch.empty(sum(lengths), pixels[0].shape[1], device=self._device)
+        for part, one in zip(joined.split(lengths), pixels, strict=True):
             part.copy_(one)
-        return row, None
+        return joined, None
 
     def blank(self) -> MicroBatch:
-        """A row of one prompt token and one response token without credit, for a rank that has run out of rows."""
+        """A sequence of one prompt token and one response token without credit, for a rank that has no more."""
         zero = np.zeros(1, dtype=np.float32)
         response = TrainingResponse(
-            response_index=0, token_ids=np.zeros(1, dtype=np.int32), positive=zero, negative=zero
+            response_index=0, token_ids=np.zeros(1, dtype=np.int32), positive_weights=zero, negative_weights=zero
         )
         prompt = EncodedPrompt(
             sample_id="", token_ids=np.zeros(1, dtype=np.int64), positions=np.zeros((3, 1), dtype=np.int64), images=()
@@ -397,27 +401,27 @@ class RowBuilder:
             sample_id="", prompt=ChatPrompt(sample_id="", text=""), prompt_token_ids=None, responses=(response,)
         )
         return self.build(
-            [Piece(group=0, responses=(0,), num_prompt_tokens=1, response_lengths=(1,))], [group], [prompt]
+            [Segment(group=0, responses=(0,), num_prompt_tokens=1, response_lengths=(1,))], [group], [prompt]
         )
 
     def _tensor(self, array: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
     def _stream(
-        self, responses: Sequence[TrainingResponse], streams: Sequence[NDArray[np.float32] | None], name: str
+        self, responses: Sequence[TrainingResponse], values: Sequence[NDArray[np.float32] | None], name: str
     ) -> Tensor | None:
-        given = [stream for stream in streams if stream is not None]
+        given = [value for value in values if value is not None]
         if not given:
             return None
-        if len(given) != len(streams):
-            missing = next(one.response_index for one, s in zip(responses, streams, strict=True) if s is None)
+        if len(given) != len(values):
+            missing = next(one.response_index for one, s in zip(responses, values, strict=True) if s is None)
             raise ValueError(f"response {missing} has no {name} but others of its micro-batch have; give all or none")
         return self._tensor(np.concatenate(given).astype(np.float32))
 
-    def _pages(
-        self, row: PackedRow, prompts: Sequence[EncodedPrompt], responses: Sequence[TrainingResponse]
+    def _images(
+        self, packed: PackedSequence, prompts: Sequence[EncodedPrompt], responses: Sequence[TrainingResponse]
     ) -> tuple[list[ProcessedImage], NDArray[np.int64], NDArray[np.int64]]:
-        """Every page once, the row positions of image tokens, and the feature row that each shows."""
+        """Every page once, the packed positions of image tokens, and the feature row that each shows."""
         pages: list[ProcessedImage] = []
         first_feature: dict[ImageRef, int] = {}
         num_features = 0
@@ -425,13 +429,14 @@ class RowBuilder:
         which: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
         # What is shown where: the prompts' pages, then those of responses with questions of their own.
         shown = [
-            (start, prompt.token_ids, prompt.images) for start, prompt in zip(row.prompt_starts, prompts, strict=True)
+            (start, prompt.token_ids, prompt.images)
+            for start, prompt in zip(packed.prompt_starts, prompts, strict=True)
         ]
-        numbers = [index for piece in row.pieces for index in piece.responses]
-        for start, piece, index, response in zip(
-            row.response_starts, row.response_pieces, numbers, responses, strict=True
+        numbers = [index for segment in packed.segments for index in segment.responses]
+        for start, segment, index, response in zip(
+            packed.response_starts, packed.response_segments, numbers, responses, strict=True
         ):
-            images = shown_in(prompts[piece], index)
+            images = shown_in(prompts[segment], index)
             if images:
                 shown.append((start, response.token_ids.astype(np.int64), images))
         for start, token_ids, images in shown:

@@ -11,7 +11,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 
 from rsgrpo.config import Config, ModelConfig
 from rsgrpo.data.images.loading import reading_fingerprint
-from rsgrpo.model.attention.choice import choose_door, register_packed_attention
+from rsgrpo.model.attention.backend import choose_backend, register_packed_attention
 from rsgrpo.model.lora import exported_parameters
 from rsgrpo.model.policy_model import (
     OpenedModel,
@@ -21,8 +21,8 @@ from rsgrpo.model.policy_model import (
     use_window_attention,
     weights_dtype,
 )
-from rsgrpo.model.suppressed_tokens import banned_token_ids
-from rsgrpo.model.vision_cache import FeatureStore, PageFeatures
+from rsgrpo.model.suppressed_tokens import suppressed_token_ids
+from rsgrpo.model.vision_cache import FeatureStore, ImageFeatures
 from rsgrpo.system.quiet import hush_cuda_search
 from rsgrpo.weights.buckets import tensors_checksum
 
@@ -80,9 +80,9 @@ def open_policy_model(folder: Path, spec: WorkerSpec, processor: Qwen2_5_VLProce
     """
     settings = spec.config.model
     vocabulary_size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
-    opened = open_model(folder, settings, banned_token_ids(processor.tokenizer, vocabulary_size))
-    choice = choose_door(settings.attention, device=spec.torch_device, dtype=opened.model.dtype)
-    use_window_attention(opened.model.model.visual, choice.door)
+    opened = open_model(folder, settings, suppressed_token_ids(processor.tokenizer, vocabulary_size))
+    choice = choose_backend(settings.attention, device=spec.torch_device, dtype=opened.model.dtype)
+    use_window_attention(opened.model.model.visual, choice.backend)
     return opened
 
 
@@ -135,9 +135,9 @@ def features_folder(config: Config) -> Path | None:
     return Path(config.run_dir).absolute() / folder if folder else None
 
 
-def open_page_features(
+def open_image_features(
     tower: PreTrainedModel, config: Config, folder: Path, processor: Qwen2_5_VLProcessor, device: torch.device
-) -> PageFeatures:
+) -> ImageFeatures:
     """A frozen tower with its store; trainer and engine share entries because they build it alike.
 
     Args:
@@ -150,10 +150,10 @@ def open_page_features(
     Raises:
         VisionCacheError: the folder cannot be written.
     """
-    return PageFeatures(
+    return ImageFeatures(
         tower,
         FeatureStore(folder, int(config.model.vision_cache.max_gib * 2**30)),
-        processing=f"{reading_fingerprint(config.data.page_rules)}/{processor.image_processor.to_json_string()}",
+        processing=f"{reading_fingerprint(config.data.image_rules)}/{processor.image_processor.to_json_string()}",
         device=device,
     )
 
@@ -175,5 +175,5 @@ def load_vision_tower(folder: Path, config: ModelConfig, device: torch.device) -
         attn_implementation="sdpa",
         key_mapping={r"^(model\.)?visual\.": ""},
     )
-    use_window_attention(tower, choose_door(config.attention, device=device, dtype=dtype).door)
+    use_window_attention(tower, choose_backend(config.attention, device=device, dtype=dtype).backend)
     return tower.requires_grad_(False)

@@ -1,7 +1,7 @@
 """Tokens that no response may contain; engine and trainer leave them out of the distribution alike.
 
 A sampled image placeholder would make the trainer look for an image that is not there, and an id beyond
-the tokenizer (published models pad their vocabulary) has no text. Both sides add :data:`BAN_BIAS` to these
+the tokenizer (published models pad their vocabulary) has no text. Both sides add :data:`SUPPRESSION_BIAS` to these
 logits, so that their log-probabilities agree even for a model that has not yet learned to avoid them.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-BAN_BIAS = -100.0
-"""Added to a banned token's logit: exp(-100) is nothing."""
+SUPPRESSION_BIAS = -100.0
+"""Added to a suppressed token's logit: exp(-100) is nothing."""
 
 _VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
@@ -23,7 +23,7 @@ class Vocabulary(Protocol):
         """All tokens with their ids."""
 
 
-def banned_token_ids(tokenizer: Vocabulary, vocabulary_size: int) -> tuple[int, ...]:
+def suppressed_token_ids(tokenizer: Vocabulary, vocabulary_size: int) -> tuple[int, ...]:
     """Ids that responses must not contain, in order.
 
     Args:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from rsgrpo.data.images.sources import page_bytes
+from rsgrpo.data.images.sources import image_bytes
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.types import ImageRef
 
@@ -232,7 +232,7 @@ def feature_key(page: bytes, processing: str, tower: str) -> str:
     return digest.hexdigest()
 
 
-class PageFeatures:
+class ImageFeatures:
     """A frozen tower with its store: features of pages, each computed once.
 
     The tower runs page by page, so that a page's features depend on nothing but the page: a run gives the
@@ -309,5 +309,5 @@ class PageFeatures:
 
     def _key(self, ref: ImageRef) -> str:
         if ref not in self._keys:
-            self._keys[ref] = feature_key(page_bytes(ref), self._processing, self._tower)
+            self._keys[ref] = feature_key(image_bytes(ref), self._processing, self._tower)
         return self._keys[ref]

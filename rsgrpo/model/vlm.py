@@ -1,8 +1,8 @@
 """From a chat prompt with page images to what Qwen2.5-VL reads: ids, pixels, 3-D positions.
 
-The pages come from ``images.load_page``, which the rollout engines use as well, so that both sides see
+The pages come from ``images.load_image``, which the rollout engines use as well, so that both sides see
 the same pixels; the ids are checked against those that the engine reports. A prompt is encoded from its pages'
-headers alone: pixels, 24 bytes for one of the page's, come when a row needs them, and are kept packed until then.
+headers alone: pixels, 24 bytes for one of the page's, come when a sequence needs them, and are kept packed until then.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Qwen2_5_VLProcessor
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import load_page, page_size
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import image_size, load_image
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.model.memory_bounds import PAGE_BYTES
-from rsgrpo.model.micro_batches import Piece
+from rsgrpo.model.image_feed import ImageFeed
+from rsgrpo.model.memory_bounds import IMAGE_BYTES
+from rsgrpo.model.micro_batches import Segment
 from rsgrpo.model.packed_pixels import PixelPacker
-from rsgrpo.model.page_feed import PageFeed
 from rsgrpo.text.coordinates import smart_resize
 from rsgrpo.types import ChatPrompt, ImageRef, IntArray, TrainingResponse
 
-_MAX_PAGE_THREADS = 4  # of a rank: each takes some 100 MB while it works, and reads ten pages a second
+_MAX_IMAGE_THREADS = 4  # of a rank: each takes some 100 MB while it works, and reads ten pages a second
 
 
 class PromptError(RsgrpoError, ValueError):
@@ -77,15 +77,17 @@ def shown_in(prompt: EncodedPrompt, response: int) -> tuple[ProcessedImage, ...]
     return prompt.response_images[response] if prompt.response_images else ()
 
 
-def row_pages(pieces: Sequence[Piece], prompts: Sequence[EncodedPrompt]) -> list[ProcessedImage]:
-    """The pages that a row of these pieces shows, each once.
+def micro_batch_images(segments: Sequence[Segment], prompts: Sequence[EncodedPrompt]) -> list[ProcessedImage]:
+    """The pages that a sequence of these segments shows, each once.
 
     Args:
-        pieces: of one micro-batch.
-        prompts: encoded, by piece.group.
+        segments: of one micro-batch.
+        prompts: encoded, by segment.group.
     """
-    shown = [page for piece in pieces for page in prompts[piece.group].images]
-    shown += [page for piece in pieces for index in piece.responses for page in shown_in(prompts[piece.group], index)]
+    shown = [page for segment in segments for page in prompts[segment.group].images]
+    shown += [
+        page for segment in segments for index in segment.responses for page in shown_in(prompts[segment.group], index)
+    ]
     return list({page.ref: page for page in shown}.values())
 
 
@@ -156,11 +158,11 @@ def check_prompt_ids(encoded: EncodedPrompt, engine_ids: IntArray) -> None:
 
 
 class PromptEncoder:
-    """Turns prompts into model inputs, and pages into pixels when they are needed.
+    """GpuSharing prompts into model inputs, and pages into pixels when they are needed.
 
     Args:
         processor: of the model that is trained.
-        rules: how pages are read (``DataConfig.page_rules``).
+        rules: how pages are read (``DataConfig.image_rules``).
         max_prompt_tokens: a longer prompt is an error, never cut.
         pixel_bytes: how much memory the pixels of pages may take, those that are kept for later steps included.
         num_threads: how many pages are read at once.
@@ -171,9 +173,9 @@ class PromptEncoder:
         self,
         processor: Qwen2_5_VLProcessor,
         *,
-        rules: PageRules,
+        rules: ImageRules,
         max_prompt_tokens: int,
-        pixel_bytes: int = PAGE_BYTES,
+        pixel_bytes: int = IMAGE_BYTES,
         num_threads: int = 1,
         stored_grid: Callable[[ImageRef], tuple[int, int, int] | None] | None = None,
     ) -> None:
@@ -181,14 +183,14 @@ class PromptEncoder:
         self._images = processor.image_processor
         self._rules = rules
         self._max_prompt_tokens = max_prompt_tokens
-        self._num_threads = min(num_threads, _MAX_PAGE_THREADS)
+        self._num_threads = min(num_threads, _MAX_IMAGE_THREADS)
         self._stored_grid = stored_grid
         self._grids: dict[ImageRef, tuple[int, int, int]] = {}
         self.image_token_id = int(processor.image_token_id)
         self._merge_size = int(self._images.merge_size)
         self._patch_size = int(self._images.patch_size)
         self._packer = PixelPacker(self._images)
-        self._feed = PageFeed(
+        self._feed = ImageFeed(
             self._process,
             self._num_bytes,
             max_bytes=pixel_bytes,
@@ -201,7 +203,7 @@ class PromptEncoder:
         """Encode prompts; a page that several of them show is processed once.
 
         Args:
-            prompts: chat template applied, one placeholder an image.
+            prompts: chat template applied, one placeholder per image.
 
         Returns:
             One encoded prompt each, in order.
@@ -244,7 +246,7 @@ class PromptEncoder:
         if len(parts) != len(images) + 1:
             raise PromptError(
                 f"sample {prompt.sample_id!r}: the prompt has {len(parts) - 1} {marker} placeholders for "
-                f"{len(images)} images; it needs one placeholder an image"
+                f"{len(images)} images; it needs one placeholder per image"
             )
         text = "".join(part + marker * image.num_tokens for part, image in zip(parts[:-1], images, strict=True))
         ids = self._processor.tokenizer(text + parts[-1], add_special_tokens=False)["input_ids"]
@@ -278,7 +280,7 @@ class PromptEncoder:
         """
         unique = list(dict.fromkeys(refs))
         with ThreadPoolExecutor(self._num_threads) as threads:
-            return dict(zip(unique, threads.map(self._page, unique), strict=True))
+            return dict(zip(unique, threads.map(self._image, unique), strict=True))
 
     def pixels(self, page: ProcessedImage) -> Tensor:
         """A page's pixels [patches, 1176] float32 (3 channels · 2 frames · 14 · 14).
@@ -297,25 +299,27 @@ class PromptEncoder:
         """Pixels [patches, 1176] float32 of what :meth:`pixel_feed` gives, on its device."""
         return self._packer.unpacked(pixels)
 
-    def pixel_feed(self, rows: Sequence[Sequence[ProcessedImage]]) -> Generator[Mapping[ImageRef, Tensor], None, None]:
-        """The packed pixels of row after row, read by threads ahead of need. Close it.
+    def pixel_feed(
+        self, sequences: Sequence[Sequence[ProcessedImage]]
+    ) -> Generator[Mapping[ImageRef, Tensor], None, None]:
+        """The packed pixels of sequence after sequence, read by threads ahead of need. Close it.
 
-        Let go of a row's pixels before asking for those of the next: the bound counts them until then.
+        Let go of a sequence's pixels before asking for those of the next: the bound counts them until then.
 
         Args:
-            rows: the pages of each row.
+            sequences: the pages of each sequence.
 
         Yields:
             By page what :meth:`unpacked` makes pixels of. Stored pages are left out; where features are kept, so are
-            those that an earlier row brought: their features are stored by then.
+            those that an earlier sequence brought: their features are stored by then.
 
         Raises:
-            ImageError: a page of the row is damaged.
-            PromptError: a page of the row is not what it was when the prompt was encoded.
+            ImageError: a page of the sequence is damaged.
+            PromptError: a page of the sequence is not what it was when the prompt was encoded.
         """
         demands: list[list[ImageRef]] = []
         seen: set[ImageRef] = set()
-        for pages in rows:
+        for pages in sequences:
             demands.append([page.ref for page in pages if not page.is_stored and page.ref not in seen])
             if self._stored_grid is not None:
                 seen.update(demands[-1])
@@ -332,7 +336,7 @@ class PromptEncoder:
             # What one thread sets becomes what others begin with: those after us shall begin with what this one has.
             torch.set_num_threads(torch.get_num_threads())
 
-    def _page(self, ref: ImageRef) -> ProcessedImage:
+    def _image(self, ref: ImageRef) -> ProcessedImage:
         stored = self._stored_grid(ref) if self._stored_grid is not None else None
         grid = stored or self._grid(ref)
         num_tokens = grid[0] * grid[1] * grid[2] // self._merge_size**2
@@ -342,7 +346,7 @@ class PromptEncoder:
         """The page's grid, by the size that its header names."""
         if ref not in self._grids:
             width, height = smart_resize(
-                *page_size(ref, self._rules),
+                *image_size(ref, self._rules),
                 min_pixels=self._images.size["shortest_edge"],
                 max_pixels=self._images.size["longest_edge"],
                 factor=self._patch_size * self._merge_size,
@@ -355,7 +359,7 @@ class PromptEncoder:
         return self._packer.num_bytes(frames * rows * columns)
 
     def _process(self, ref: ImageRef) -> Tensor:
-        pixels, found = self._packer.packed(load_page(ref, self._rules))
+        pixels, found = self._packer.packed(load_image(ref, self._rules))
         if found != self._grid(ref):
             raise PromptError(
                 f"image {ref.path!r} has a grid of {found} patches, but had {self._grid(ref)} when its prompt was "

@@ -37,7 +37,7 @@ class ResponsePart:
     """A stretch of a conversation behind its first assistant header.
 
     Attributes:
-        text: as the chat template writes it, one placeholder an image.
+        text: as the chat template writes it, one placeholder per image.
         is_target: whether the model is to learn it: an answer and the end of its turn.
         images: of its placeholders, in order; answers have none.
     """

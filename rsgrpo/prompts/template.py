@@ -45,7 +45,7 @@ class ChatTemplater(Protocol):
         """Render turns as text."""
 
 
-class QuestionWriter:
+class PromptWriter:
     """Words the user's turn.
 
     The text is the template, rendered with the bare question; a data set that only carries ready prompts
@@ -105,7 +105,7 @@ def _worded(sample: Sample) -> tuple[object, ...]:
 
 
 class PromptBuilder:
-    """Builds chat prompts: the user's turn of :class:`QuestionWriter` within the model's chat template.
+    """Builds chat prompts: the user's turn of :class:`PromptWriter` within the model's chat template.
 
     The system turn is always written out, also an empty one: chat templates add their own otherwise.
 
@@ -118,10 +118,10 @@ class PromptBuilder:
         PromptTemplateError: the template is missing, is no Jinja, or does not use ``question``.
     """
 
-    def __init__(self, prompt: PromptConfig, chat: ChatTemplater, writer: QuestionWriter | None = None) -> None:
+    def __init__(self, prompt: PromptConfig, chat: ChatTemplater, writer: PromptWriter | None = None) -> None:
         self._prompt = prompt
         self._chat = chat
-        self._writer = writer or QuestionWriter(prompt)
+        self._writer = writer or PromptWriter(prompt)
 
     def build(self, sample: Sample) -> ChatPrompt:
         """Build one prompt.

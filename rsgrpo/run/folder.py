@@ -1,10 +1,10 @@
 """The one folder that holds everything a run writes, and the rules for going on in it.
 
 config.yaml          settings, every default written out
-metrics.jsonl        one line a step
+metrics.jsonl        one line per step
 rollouts.jsonl       groups kept in full for the report
 attention.json       what each training rank computes attention with, and why with nothing faster
-page_view.json       at which size the model sees a page: our bounds and its processor's
+image_view.json       at which size the model sees a page: our bounds and its processor's
 stage_seconds.json   wall-clock time by stage, over all its processes
 summary.json         what the run reached (README, "summary.json")
 report.html          the same for people
@@ -65,9 +65,9 @@ class RunFolder:
         return self.root / "rollouts.jsonl"
 
     @property
-    def page_view_file(self) -> Path:
+    def image_view_file(self) -> Path:
         """Bounds of pages, ours and the processor's."""
-        return self.root / "page_view.json"
+        return self.root / "image_view.json"
 
     @property
     def attention_file(self) -> Path:

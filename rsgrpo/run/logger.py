@@ -258,15 +258,15 @@ class _Wandb:
     ) -> None:
         rewards = list(dict.fromkeys(r.name for g in credited for one in g.rollouts for r in one.scored.rewards))
         # A column a page: wandb keeps an image in a cell of its own, not a list of them.
-        num_pages = max(len(group.scored.group.sample.images) for group in credited)
-        page_columns = [f"page_{number + 1}" for number in range(num_pages)]
-        columns = ["step", "sample", "question", *page_columns]
+        num_images = max(len(group.scored.group.sample.images) for group in credited)
+        image_columns = [f"page_{number + 1}" for number in range(num_images)]
+        columns = ["step", "sample", "question", *image_columns]
         columns += ["answers", "rollout", "response", "finish_reason", *rewards]
         table = self._module.Table(columns=columns)
         for group in credited:
             sample = group.scored.group.sample
-            pages = [self._page(image, read_image) for image in sample.images]
-            pages += [None] * (num_pages - len(pages))
+            pages = [self._image(image, read_image) for image in sample.images]
+            pages += [None] * (num_images - len(pages))
             for one in group.rollouts:
                 rollout = one.scored.rollout
                 table.add_data(
@@ -282,7 +282,7 @@ class _Wandb:
                 )
         self._run.log({"rl/step": step, "rollouts/groups": table})
 
-    def _page(self, image: ImageRef, read_image: Callable[[ImageRef], object] | None) -> object | None:
+    def _image(self, image: ImageRef, read_image: Callable[[ImageRef], object] | None) -> object | None:
         return image.path if read_image is None else self._module.Image(read_image(image), caption=image.path)
 
 

@@ -60,8 +60,8 @@ class RecordedRollout:
         policy_version: of the weights that wrote it.
         token_char_starts: [R] where each token starts in ``text``.
         rewards: what was said of it.
-        positive: [R] P_t, six significant digits; empty in an evaluation.
-        negative: [R] Q_t, likewise.
+        positive_weights: [R] P_t, six significant digits; empty in an evaluation.
+        negative_weights: [R] Q_t, likewise.
         token_ids: [R] as sampled; empty in records of earlier versions.
     """
 
@@ -71,8 +71,8 @@ class RecordedRollout:
     policy_version: int
     token_char_starts: tuple[int, ...]
     rewards: tuple[RecordedReward, ...] = ()
-    positive: tuple[float, ...] = ()
-    negative: tuple[float, ...] = ()
+    positive_weights: tuple[float, ...] = ()
+    negative_weights: tuple[float, ...] = ()
     token_ids: tuple[int, ...] = ()
 
 
@@ -137,7 +137,7 @@ def record_evaluation(
     *,
     step: int = 0,
 ) -> None:
-    """Append evaluated answers, one response a question.
+    """Append evaluated answers, one response per question.
 
     Args:
         path: ``rollouts.jsonl``.
@@ -248,8 +248,8 @@ def _credited_row(credited: CreditedRollout) -> dict[str, Any]:
     pairs = zip(credited.scored.rewards, credited.advantages, strict=True)
     return _rollout_row(credited.scored.rollout) | {
         "rewards": [_reward_row(reward, advantage) for reward, advantage in pairs],
-        "positive": _rounded(credited.positive),
-        "negative": _rounded(credited.negative),
+        "positive_weights": _rounded(credited.positive_weights),
+        "negative_weights": _rounded(credited.negative_weights),
     }
 
 
@@ -308,7 +308,7 @@ def _check(group: RecordedGroup) -> None:
         edges = (0, *starts, len(rollout.text))
         if tuple(sorted(edges)) != edges:
             raise RecordError(f"the token_char_starts of rollout {rollout.rollout_index} do not follow its text")
-        for name in ("positive", "negative", "token_ids"):
+        for name in ("positive_weights", "negative_weights", "token_ids"):
             values: Sequence[float] = getattr(rollout, name)
             if values and len(values) != len(starts):
                 raise RecordError(f"{len(values)} values of {name} for {len(starts)} tokens")

@@ -81,7 +81,7 @@ class BenchmarkSummary:
         official: by the original's rules, defects included.
         official_low: lower end of its 95 % bootstrap interval.
         official_high: upper end.
-        strict: with the defects mended.
+        strict: with the defects fixed.
         strict_low: as above.
         strict_high: as above.
         num_questions: asked or to be asked.

@@ -3,7 +3,7 @@
 * Shares of width and height, 0 to 1: what a :class:`Box` holds, and MIG-Bench.
 * Per mille, whole numbers 0 to 1000: Qwen2-VL's box tokens and MGrounding-630k.
 * Pixels of the page as the model sees it, whole numbers: what Qwen2.5-VL speaks.
-  :mod:`rsgrpo.data.images.page_view` knows that size; the processor's part in it is :func:`smart_resize`.
+  :mod:`rsgrpo.data.images.image_view` knows that size; the processor's part in it is :func:`smart_resize`.
 """
 
 from __future__ import annotations

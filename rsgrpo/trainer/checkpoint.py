@@ -181,12 +181,12 @@ class PolicyMeta:
     Attributes:
         version: optimizer steps taken.
         shape: settings that its files depend on, by their full names.
-        origin: checksum of frozen weights that it rests on but does not hold; empty: none.
+        base_checksum: checksum of frozen weights that it rests on but does not hold; empty: none.
     """
 
     version: int
     shape: Mapping[str, int | bool]
-    origin: str
+    base_checksum: str
 
 
 def write_policy_meta(folder: Path, meta: PolicyMeta) -> None:
@@ -194,13 +194,13 @@ def write_policy_meta(folder: Path, meta: PolicyMeta) -> None:
     write_json(folder / POLICY_META_FILE, {"checkpoint_version": CHECKPOINT_VERSION, **to_plain(meta)}, indent=1)
 
 
-def read_policy_meta(folder: Path, *, shape: Mapping[str, int | bool], origin: str) -> PolicyMeta:
+def read_policy_meta(folder: Path, *, shape: Mapping[str, int | bool], base_checksum: str) -> PolicyMeta:
     """What a checkpoint says of itself, checked against the present policy.
 
     Args:
         folder: of the policy's checkpoint.
         shape: the present settings.
-        origin: checksum of the present frozen weights.
+        base_checksum: checksum of the present frozen weights.
 
     Raises:
         CheckpointError: there is no checkpoint, or it does not fit the present policy.
@@ -223,10 +223,10 @@ def read_policy_meta(folder: Path, *, shape: Mapping[str, int | bool], origin: s
                 f"{shown(folder)} was written with {key}={shown_value(before)}, now it is {present}; go on with "
                 f"{key}={shown_value(before)}, or start a new run from the exported model"
             )
-    if meta.origin and origin and meta.origin != origin:
+    if meta.base_checksum and base_checksum and meta.base_checksum != base_checksum:
         raise CheckpointError(
-            f"{shown(folder)} belongs to a stage that started from a model with checksum {meta.origin[:8]}, the "
-            f"present one has {origin}: adapters and the KL term's reference need the very same model; put it back in "
-            "its place, or start a new run from the exported model"
+            f"{shown(folder)} belongs to a stage that started from a model with checksum {meta.base_checksum[:8]}, the "
+            f"present one has {base_checksum}: adapters and the KL term's reference need the very same model; put it "
+            "back in its place, or start a new run from the exported model"
         )
     return meta

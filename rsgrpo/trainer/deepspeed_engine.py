@@ -1,4 +1,4 @@
-"""The one door to DeepSpeed: ZeRO stages, accumulation, clipping, checkpoints, gathering parameters.
+"""The only module that imports DeepSpeed: ZeRO stages, accumulation, clipping, checkpoints, gathering parameters.
 
 Imported inside a training worker only. The loss that comes in is already divided by the whole step's
 token counts, so DeepSpeed's own averages (over accumulation steps and over ranks) are undone here:
@@ -27,13 +27,13 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 
-from rsgrpo.cluster.gpu_sharing import Share
+from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import Config, OptimizerConfig
 from rsgrpo.model.lora import exported_parameters, of_trained_layers
 from rsgrpo.model.policy_model import MicroBatch, PolicyModel
 from rsgrpo.model.stored_weights import StoredWeights
 from rsgrpo.trainer.engine_settings import deepspeed_settings, learning_rate, parameter_groups, trained_elements
-from rsgrpo.trainer.offload import StoragePark
+from rsgrpo.trainer.offload import HostOffloader
 from rsgrpo.trainer.rank_share import (
     RankCounters,
     check_fit,
@@ -118,8 +118,8 @@ class DeepSpeedEngine:
         self._num_steps = 1
         self.stage_step = 0
         self.num_skipped_in_row = 0
-        self._weights_park, self._states_park = StoragePark(), StoragePark()
-        self._share = Share.ALL
+        self._weights_offloader, self._states_offloader = HostOffloader(), HostOffloader()
+        self._on_gpu = OnGpu.ALL
         self._device = device
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config), lr=config.rl.optimizer.learning_rate, foreach=True
@@ -173,13 +173,13 @@ class DeepSpeedEngine:
             group["weight_decay"] = settings.weight_decay
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropy of a row, with a graph."""
+        """Log-probabilities and entropy of a sequence, with a graph."""
         self._engine.train()
         return self._engine(batch)
 
     @torch.no_grad()
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropy of a row, without a graph."""
+        """Log-probabilities and entropy of a sequence, without a graph."""
         self._engine.eval()
         return self._engine(batch)
 
@@ -189,8 +189,8 @@ class DeepSpeedEngine:
         """Forward and backward over micro-batches; gradients add up.
 
         Args:
-            batches: make the rows, one after the other.
-            loss_of: index, row, log-probabilities and entropy -> the row's share of the step's loss.
+            batches: make the sequences, one after the other.
+            loss_of: index, sequence, log-probabilities and entropy -> the sequence's share of the step's loss.
         """
         for index, make in enumerate(batches):
             self._engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
@@ -240,24 +240,24 @@ class DeepSpeedEngine:
         partitioned = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
         return deepspeed.zero.GatheredParameters(partitioned, enabled=self._zero_stage == 3)
 
-    def hold(self, share: Share) -> None:
+    def set_on_gpu(self, parts: OnGpu) -> None:
         """Move weights and optimizer states to the host, or back.
 
         Args:
-            share: what stays on the device: nothing, the weights, or all.
+            parts: what stays on the device: nothing, the weights, or all.
         """
-        if share < Share.ALL == self._share:
+        if parts < OnGpu.ALL == self._on_gpu:
             weights = {tensor.untyped_storage().data_ptr() for tensor in weights_of(self._engine.module)}
             # Under ZeRO 3 the master weights of a float32 model are its weights.
-            self._states_park.move_out(t for t in self._states() if t.untyped_storage().data_ptr() not in weights)
-            self._states_park.let_go(self._scratch())
-        if share < Share.WEIGHTS <= self._share:
-            self._weights_park.move_out(on_device(weights_of(self._engine.module), self._device))
-        if self._share < Share.WEIGHTS <= share:
-            self._weights_park.bring_back()
-        if self._share < Share.ALL == share:
-            self._states_park.bring_back()
-        self._share = share
+            self._states_offloader.offload(t for t in self._states() if t.untyped_storage().data_ptr() not in weights)
+            self._states_offloader.let_go(self._scratch())
+        if parts < OnGpu.WEIGHTS <= self._on_gpu:
+            self._weights_offloader.offload(on_device(weights_of(self._engine.module), self._device))
+        if self._on_gpu < OnGpu.WEIGHTS <= parts:
+            self._weights_offloader.onload()
+        if self._on_gpu < OnGpu.ALL == parts:
+            self._states_offloader.onload()
+        self._on_gpu = parts
         if torch.cuda.is_available():
             torch.cuda.ipc_collect()  # the bucket that engines read
             torch.cuda.empty_cache()
@@ -408,7 +408,7 @@ class FrozenEngine:
         else:
             model.to(device)
         self._is_split = config.trainer.zero_stage == 3
-        self._park = StoragePark()
+        self._offloader = HostOffloader()
 
     def close(self) -> None:
         """Let go of the model."""
@@ -419,14 +419,14 @@ class FrozenEngine:
 
     @torch.no_grad()
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropy of a row."""
+        """Log-probabilities and entropy of a sequence."""
         return self._model(batch)
 
-    def hold(self, share: Share) -> None:
+    def set_on_gpu(self, parts: OnGpu) -> None:
         """Move the weights to the host, or back where the policy keeps everything."""
-        if share == Share.ALL:
-            self._park.bring_back()
-        elif not self._park.num_bytes:
-            self._park.move_out(on_device(weights_of(self._model), self._device))
+        if parts == OnGpu.ALL:
+            self._offloader.onload()
+        elif not self._offloader.num_bytes:
+            self._offloader.offload(on_device(weights_of(self._model), self._device))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -13,7 +13,7 @@ from rsgrpo.config import LossConfig
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.manifest import CHECKPOINT_VERSION, folder_problem, write_manifest
 from rsgrpo.io.record_codec import read_record, write_record
-from rsgrpo.model.micro_batches import PackedRow
+from rsgrpo.model.micro_batches import PackedSequence
 from rsgrpo.trainer.checkpoint import CheckpointError, write_folder
 from rsgrpo.types import TrainingGroup
 
@@ -25,7 +25,7 @@ _GIB = 2.0**30
 
 
 class TrainerMemoryError(RsgrpoError):
-    """A row did not fit into the memory of a rank; the message says what it needed and which budget to lower."""
+    """A sequence did not fit into the memory of a rank; the message says what it needed and which budget to lower."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -89,18 +89,20 @@ def is_memory_error(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def memory_error(error: BaseException, row: PackedRow | None, *, budget: int, device: torch.device) -> RsgrpoError:
+def memory_error(
+    error: BaseException, packed: PackedSequence | None, *, budget: int, device: torch.device
+) -> RsgrpoError:
     """The failure in the user's terms.
 
     Args:
         error: see :func:`is_memory_error`.
-        row: what was being computed; None: nothing of a row, such as the optimizer's step.
+        packed: what was being computed; None: nothing of a sequence, such as the optimizer's step.
         budget: ``trainer.micro_batch_tokens``.
         device: where the model is.
 
     Example:
-        "out of memory: a row of 8192 tokens (4 responses) needed at least 141.0 GiB: 130.5 GiB were in use, 10.5 GiB
-        more were asked for, cuda:0 has 139.8 GiB; set trainer.micro_batch_tokens below 8192 (now 16384), ..."
+        "out of memory: a sequence of 8192 tokens (4 responses) needed at least 141.0 GiB: 130.5 GiB were in use,
+        10.5 GiB more were asked for, cuda:0 has 139.8 GiB; set trainer.micro_batch_tokens below 8192 (now 16384), ..."
     """
     used, total = _memory(device)
     asked = _asked_bytes(str(error))
@@ -109,18 +111,19 @@ def memory_error(error: BaseException, row: PackedRow | None, *, budget: int, de
         f"{asked / _GIB:.1f} GiB more were asked for, {device} has {total / _GIB:.1f} GiB"
     )
     others = "set trainer.offload_optimizer=true, use more ranks with trainer.zero_stage=3, or set model.lora.rank"
-    if row is None:
+    if packed is None:
         return TrainerMemoryError(f"out of memory: the optimizer step {need}; {others}")
-    num_responses = len(row.response_lengths)
+    num_responses = len(packed.response_lengths)
     if num_responses > 1:
-        way_out = f"set trainer.micro_batch_tokens below {row.num_tokens} (now {budget})"
+        way_out = f"set trainer.micro_batch_tokens below {packed.num_tokens} (now {budget})"
     else:
         way_out = (
             "a single response cannot be cut further: set model.gradient_checkpointing=true, lower data.max_pixels, "
             "data.max_images or rollout.sampling.max_response_tokens"
         )
     return TrainerMemoryError(
-        f"out of memory: a row of {row.num_tokens} tokens ({num_responses} responses) {need}; {way_out}; else {others}"
+        f"out of memory: a sequence of {packed.num_tokens} tokens ({num_responses} responses) {need}; {way_out}; "
+        f"else {others}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What one packed row contributes to the step's objective, and to its metrics."""
+"""What one packed sequence contributes to the step's objective, and to its metrics."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rsgrpo.algorithm.losses import importance_weights, kl_estimate, nll_loss, response_mask, two_stream_loss
+from rsgrpo.algorithm.losses import clipped_policy_loss, importance_weights, kl_estimate, nll_loss, response_mask
 from rsgrpo.config import KlConfig, LossConfig
 from rsgrpo.model.policy_model import MicroBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankTotals:
-    """Sums over one rank's rows of an update.
+    """Sums over one rank's sequences of an update.
 
     Attributes:
         loss: this rank's share of the objective.
         num_response_tokens: trained tokens.
-        num_forward_tokens: tokens of all rows.
+        num_forward_tokens: tokens of all sequences.
         num_images: pages through the vision tower.
         num_clipped: credited tokens where clipping was active.
         num_credited: tokens with credit.
@@ -42,29 +42,29 @@ class RankTotals:
 
 
 def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConfig | None) -> tuple[Tensor, RankTotals]:
-    """A row's share of the step's objective; rows and ranks add up because the streams carry 1/N.
+    """A sequence's share of the step's objective; sequences and ranks add up because the token weights carry 1/N.
 
     Args:
-        batch: the row.
-        logprobs: [R], of the row's response tokens.
-        objective: ``policy`` (rs_grpo's clipped two-stream loss) or ``nll`` (weights in ``positive``).
+        batch: the sequence.
+        logprobs: [R], of the sequence's response tokens.
+        objective: ``policy`` (rs_grpo's clipped loss) or ``nll`` (weights in ``positive_weights``).
         loss: for ``policy``.
 
     Returns:
         The differentiable scalar, and sums for the metrics.
 
     Raises:
-        ValueError: the row has a KL term but nobody scored it under the reference model.
+        ValueError: the sequence has a KL term but nobody scored it under the reference model.
     """
     num_images = 0 if batch.image_grid_thw is None else len(batch.image_grid_thw)
     if objective == "nll":
-        value = nll_loss(logprobs, batch.positive)
+        value = nll_loss(logprobs, batch.positive_weights)
         return value, RankTotals(
             loss=float(value.detach()),
             num_response_tokens=len(logprobs),
-            num_forward_tokens=batch.row.num_tokens,
+            num_forward_tokens=batch.packed.num_tokens,
             num_images=num_images,
-            num_credited=int((batch.positive > 0).sum()),
+            num_credited=int((batch.positive_weights > 0).sum()),
             importance_weight_sum=float(len(logprobs)),
         )
     assert loss is not None
@@ -78,30 +78,30 @@ def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConf
     num_masked = 0
     if loss.response_ratio_bound > 0 and batch.rollout_logprobs is not None:
         own = detached if uses_engine else old
-        kept = response_mask(own, batch.rollout_logprobs, batch.row.response_lengths, loss.response_ratio_bound)
+        kept = response_mask(own, batch.rollout_logprobs, batch.packed.response_lengths, loss.response_ratio_bound)
         weights = kept if weights is None else weights * kept
         num_masked = int((kept == 0).sum())
-    result = two_stream_loss(
+    result = clipped_policy_loss(
         logprobs,
         old,
-        batch.positive,
-        batch.negative,
+        batch.positive_weights,
+        batch.negative_weights,
         clip_low=loss.clip_low,
         clip_high=loss.clip_high,
         dual_clip=loss.dual_clip,
         importance_weights=weights,
         clipping=loss.clipping,
-        response_lengths=batch.row.response_lengths if loss.ratio == "sequence" else None,
+        response_lengths=batch.packed.response_lengths if loss.ratio == "sequence" else None,
     )
     kl_term, kl_sum = _kl_term(batch, logprobs, loss.kl)
     value = result.loss if kl_term is None else result.loss + kl_term
     return value, RankTotals(
         loss=float(value.detach()),
         num_response_tokens=len(logprobs),
-        num_forward_tokens=batch.row.num_tokens,
+        num_forward_tokens=batch.packed.num_tokens,
         num_images=num_images,
         num_clipped=int(result.num_clipped),
-        num_credited=int(((batch.positive > 0) | (batch.negative > 0)).sum()),
+        num_credited=int(((batch.positive_weights > 0) | (batch.negative_weights > 0)).sum()),
         kl_old_sum=float((old - detached).sum()),
         importance_weight_sum=float(len(logprobs) if weights is None else weights.sum()),
         num_masked=num_masked,
@@ -110,7 +110,7 @@ def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConf
 
 
 def _kl_term(batch: MicroBatch, logprobs: Tensor, config: KlConfig) -> tuple[Tensor | None, float]:
-    """The weighted KL estimates of a row, and the sum of their k3 values; None and 0 where it has no KL term."""
+    """The weighted KL estimates of a sequence, and the sum of their k3 values; None and 0 where it has no KL term."""
     if batch.kl_weights is None:
         return None, 0.0
     reference = batch.reference_logprobs

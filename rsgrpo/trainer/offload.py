@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 
-class StoragePark:
-    """Storages whose bytes wait in host memory while their device memory is free.
+class HostOffloader:
+    """Keeps the bytes of storages in host memory while their device memory is free.
 
     Whole storages move, not tensors: DeepSpeed's flat buffers are seen through many views, and each view
     would otherwise get a copy of its own and lose its buffer. Host buffers are kept for the next time, because
     pinning memory is slow.
 
     Example:
-        >>> park, weight = StoragePark(), torch.ones(3)
-        >>> park.move_out([weight, weight[:1]])
+        >>> offloader, weight = HostOffloader(), torch.ones(3)
+        >>> offloader.offload([weight, weight[:1]])
         >>> weight.untyped_storage().nbytes()
         0
-        >>> park.bring_back()
+        >>> offloader.onload()
         >>> weight.tolist()
         [1.0, 1.0, 1.0]
     """
@@ -41,11 +41,11 @@ class StoragePark:
         """How much host memory is kept, for what waits now and for the next time."""
         return self.num_bytes + sum(host.numel() for hosts in self._free.values() for host in hosts)
 
-    def move_out(self, tensors: Iterable[Tensor]) -> None:
+    def offload(self, tensors: Iterable[Tensor]) -> None:
         """Free the device memory of these tensors' storages, each of them once.
 
         Args:
-            tensors: that nobody reads until :meth:`bring_back`.
+            tensors: that nobody reads until :meth:`onload`.
         """
         places: set[int] = set()
         for tensor in tensors:
@@ -64,7 +64,7 @@ class StoragePark:
         """Free the device memory of tensors whose values nobody needs; they come back as zeros.
 
         Args:
-            tensors: that nobody reads until :meth:`bring_back`, nor what they hold now after it.
+            tensors: that nobody reads until :meth:`onload`, nor what they hold now after it.
         """
         for tensor in tensors:
             storage = tensor.untyped_storage()
@@ -72,7 +72,7 @@ class StoragePark:
                 self._let_go.append((storage, storage.nbytes()))
                 storage.resize_(0)
 
-    def bring_back(self) -> None:
+    def onload(self) -> None:
         """Give every storage its memory and its bytes again."""
         for storage, num_bytes in self._let_go:
             storage.resize_(num_bytes)

@@ -10,13 +10,13 @@ from typing import Any, Literal, cast
 
 import ray
 
-from rsgrpo.cluster.gpu_sharing import Phase, Share, Turns
+from rsgrpo.cluster.gpu_sharing import GpuSharing, OnGpu, Phase
 from rsgrpo.cluster.placement import ON_CPU, Placement, rank_environment
 from rsgrpo.cluster.topology import transfer_kind
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.io.manifest import FileDigest, write_manifest
-from rsgrpo.model.attention.choice import DoorChoice
+from rsgrpo.model.attention.backend import BackendChoice
 from rsgrpo.model.micro_batches import balance, step_cost
 from rsgrpo.model.setup import WorkerSpec, features_folder
 from rsgrpo.trainer.checkpoint import CheckpointError, PolicyMeta, read_policy_meta, write_folder, write_policy_meta
@@ -54,7 +54,7 @@ class Policy:
 
     Args:
         config: the run's settings.
-        workers: one actor a rank.
+        workers: one actor per rank.
         device: ``cpu`` or ``gpu``.
     """
 
@@ -62,11 +62,11 @@ class Policy:
         self._config = config
         self._ranks = RankCalls(workers, config.trainer.timeout_seconds)
         self._transfer = transfer_kind(config, device)
-        self._turns: Turns | None = None
+        self._gpu_sharing: GpuSharing | None = None
         self._loading: list[ray.ObjectRef] | None = None
         self._version = 0
         self._has_sent_all = False
-        self._origin = ""
+        self._base_checksum = ""
         # Asynchronous mode: a thread that samples asks for weights while another one updates them, and all ranks have
         # to get these calls in the same order.
         self._one_at_a_time = threading.RLock()
@@ -90,7 +90,7 @@ class Policy:
             device: ``cpu`` or ``gpu``.
             num_threads: CPU threads of each rank; one number: of all of them.
             num_threads_alone: the same, while no engine works; empty: no others.
-            placement: where the ranks run; where they share GPUs, they load at their first turn.
+            placement: where the ranks run; where they share GPUs, they load when they first train.
 
         Returns:
             The policy; every method waits for the ranks where it must.
@@ -135,8 +135,8 @@ class Policy:
         Raises:
             RsgrpoError: the model folder cannot be used, or a rank died.
         """
-        if self._turns is not None:
-            self._turns.take(Phase.TRAINING)
+        if self._gpu_sharing is not None:
+            self._gpu_sharing.begin(Phase.TRAINING)
         self._wait_loaded()
 
     def _wait_loaded(self) -> None:
@@ -146,29 +146,29 @@ class Policy:
             self._ranks.log_paths = cast(
                 list[str], self._ranks.collect([worker.log_path.remote() for worker in self._ranks.workers])
             )
-            self._origin = self._ranks.collect(self._loading, in_step=True)[0]
+            self._base_checksum = self._ranks.collect(self._loading, is_collective=True)[0]
             self._loading = []
 
-    def take_turns(self, turns: Turns) -> None:
+    def share_gpus(self, gpu_sharing: GpuSharing) -> None:
         """Share the GPUs with the engines from here on.
 
         Args:
-            turns: that the engines take as well.
+            gpu_sharing: the one that the engines take part in as well.
         """
-        self._turns = turns
+        self._gpu_sharing = gpu_sharing
 
-    def hold(self, share: Share) -> None:
-        """See :class:`rsgrpo.cluster.gpu_sharing.Holder`."""
-        if self._loading is None and share == Share.NOTHING:
+    def set_on_gpu(self, parts: OnGpu) -> None:
+        """See :class:`rsgrpo.cluster.gpu_sharing.GpuUser`."""
+        if self._loading is None and parts == OnGpu.NOTHING:
             return
         self._wait_loaded()
-        self._ranks.collect([worker.hold.remote(share) for worker in self._ranks.workers])
+        self._ranks.collect([worker.set_on_gpu.remote(parts) for worker in self._ranks.workers])
 
     def gpus(self) -> tuple[str, ...]:
         """The GPU of each rank, as its node numbers them."""
         return tuple(self._ranks.collect([worker.gpu.remote() for worker in self._ranks.workers]))
 
-    def attention(self) -> tuple[DoorChoice, ...]:
+    def attention(self) -> tuple[BackendChoice, ...]:
         """What each rank computes attention with, and why with nothing faster."""
         self.wait_ready()
         return tuple(self._ranks.collect([worker.attention.remote() for worker in self._ranks.workers]))
@@ -186,7 +186,7 @@ class Policy:
         """
         self.wait_ready()
         calls = [worker.begin_from.remote(folder, needs_reference, is_alone) for worker in self._ranks.workers]
-        self._origin = self._ranks.collect(calls, in_step=True)[0]
+        self._base_checksum = self._ranks.collect(calls, is_collective=True)[0]
 
     def begin_stage(self, optimizer: OptimizerConfig, num_steps: int) -> None:
         """Start a stage: fresh moments, a new schedule.
@@ -209,8 +209,8 @@ class Policy:
         """One optimizer step.
 
         Args:
-            groups: the whole step's responses; their streams carry the division by the token counts.
-            objective: ``policy`` for the clipped two-stream loss, ``nll`` for weighted likelihood.
+            groups: the whole step's responses; their token weights carry the division by the token counts.
+            objective: ``policy`` for the clipped loss, ``nll`` for weighted likelihood.
             loss: clipping and importance correction; needed for ``policy``.
             before_step: looks at what the ranks saw of the responses, in the order of ``groups``; if it raises,
                 there is no step: weights, moments and counters stay, the gradient is forgotten.
@@ -227,16 +227,18 @@ class Policy:
         with self._one_at_a_time:
             num_micro_batches, planned = self._prepare(groups)
             calls = [worker.accumulate.remote(num_micro_batches, objective, loss) for worker in self._ranks.workers]
-            passes = cast(list[RankPass], self._ranks.collect(calls, in_step=True))
+            passes = cast(list[RankPass], self._ranks.collect(calls, is_collective=True))
             try:
                 stats = in_order(groups, [one for rank in passes for one in rank.responses])
                 if before_step is not None:
                     before_step(stats)
             except Exception:
-                self._ranks.collect([worker.drop_gradients.remote() for worker in self._ranks.workers], in_step=True)
+                self._ranks.collect(
+                    [worker.drop_gradients.remote() for worker in self._ranks.workers], is_collective=True
+                )
                 raise
             calls = [worker.take_step.remote() for worker in self._ranks.workers]
-            steps = cast(list[RankStep], self._ranks.collect(calls, in_step=True))
+            steps = cast(list[RankStep], self._ranks.collect(calls, is_collective=True))
             if not steps[0].is_skipped:
                 self._version += 1
         if steps[0].is_skipped and steps[0].num_skipped_in_row >= self._config.trainer.max_skipped_steps:
@@ -264,15 +266,15 @@ class Policy:
         """Log-probabilities and entropy of responses under the present weights, without an update.
 
         Args:
-            groups: prompts and responses; their streams are not read.
+            groups: prompts and responses; their token weights are not read.
 
         Returns:
-            One record a response, in the order of ``groups``.
+            One record per response, in the order of ``groups``.
         """
         with self._one_at_a_time:
             num_micro_batches, _ = self._prepare(groups)
             ranks = self._ranks.collect(
-                [worker.score.remote(num_micro_batches) for worker in self._ranks.workers], in_step=True
+                [worker.score.remote(num_micro_batches) for worker in self._ranks.workers], is_collective=True
             )
         return in_order(groups, [one for rank in ranks for one in rank])
 
@@ -316,7 +318,7 @@ class Policy:
                     sender=RankStream(
                         self._transfer,
                         self._ranks.workers,
-                        partial(self._ranks.collect, in_step=True),
+                        partial(self._ranks.collect, is_collective=True),
                         max_bucket_bytes=max_bucket_bytes,
                         trainable_only=leaves_frozen_out,
                     ),
@@ -324,7 +326,7 @@ class Policy:
             calls = [
                 worker.gather_weights.remote(max_bucket_bytes, leaves_frozen_out) for worker in self._ranks.workers
             ]
-            gathered = cast(list[GatheredWeights], self._ranks.collect(calls, in_step=True))
+            gathered = cast(list[GatheredWeights], self._ranks.collect(calls, is_collective=True))
             return WeightUpdate(
                 version=WeightVersion(version=self._version, checksum=format_checksum(gathered[0].checksum)),
                 buckets=gathered[0].buckets,
@@ -355,7 +357,9 @@ class Policy:
 
         def write(partial: Path) -> None:
             written = cast(list[tuple[FileDigest, ...]], self._each("save", partial))
-            write_policy_meta(partial, PolicyMeta(version=self._version, shape=self._shape(), origin=self._origin))
+            write_policy_meta(
+                partial, PolicyMeta(version=self._version, shape=self._shape(), base_checksum=self._base_checksum)
+            )
             write_manifest(partial, [one for rank in written for one in rank])
 
         write_folder(folder, write)
@@ -373,7 +377,7 @@ class Policy:
                 another model.
         """
         self.wait_ready()
-        meta = read_policy_meta(folder, shape=self._shape(), origin=self._origin)
+        meta = read_policy_meta(folder, shape=self._shape(), base_checksum=self._base_checksum)
         self._each("restore", folder)
         self._version = meta.version
         self._has_sent_all = False
@@ -394,7 +398,7 @@ class Policy:
             "save": [worker.save for worker in self._ranks.workers],
             "restore": [worker.restore for worker in self._ranks.workers],
         }
-        return self._ranks.collect([call.remote(folder) for call in calls[method]], in_step=True)
+        return self._ranks.collect([call.remote(folder) for call in calls[method]], is_collective=True)
 
     def close(self) -> None:
         """End the ranks."""

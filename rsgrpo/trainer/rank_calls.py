@@ -29,7 +29,7 @@ class RankCalls:
     """Waits for the ranks, and ends them all where one of them cannot go on.
 
     Args:
-        workers: one actor a rank.
+        workers: one actor per rank.
         timeout_seconds: how long a call to them may take.
     """
 
@@ -44,12 +44,12 @@ class RankCalls:
             ray.kill(worker)
         self.workers = []
 
-    def collect(self, references: Sequence[ray.ObjectRef], *, in_step: bool = False) -> list[Any]:
+    def collect(self, references: Sequence[ray.ObjectRef], *, is_collective: bool = False) -> list[Any]:
         """Results of all ranks, or the first failure.
 
         Args:
             references: one a rank.
-            in_step: the ranks wait for each other; after a failure they would wait for ever, so they end.
+            is_collective: the ranks wait for each other; after a failure they would wait for ever, so they end.
 
         Raises:
             PolicyWorkerDiedError: a rank died; also where another one failed because of that.
@@ -66,7 +66,7 @@ class RankCalls:
                 self._end_dead(references.index(done[0]), len(references), error)
             if isinstance(error, ray.exceptions.RayTaskError):
                 cause = error.cause
-                if in_step:
+                if is_collective:
                     if not isinstance(cause, RsgrpoError):
                         self._look_for_dead(references, waiting)
                     self.close()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from rsgrpo.model.micro_batches import Piece
+from rsgrpo.model.micro_batches import Segment
 from rsgrpo.trainer.objective import RankTotals
 from rsgrpo.types import ResponseStats, TrainingGroup, UpdateMetrics
 
@@ -18,7 +18,7 @@ class RankPass:
     """What one rank reports of the forward and backward passes of an update.
 
     Attributes:
-        totals: sums over its rows.
+        totals: sums over its sequences.
         responses: statistics of its responses.
         forward_backward_seconds: of this rank.
         process_seconds: encoding, planning and waiting for pages, of this rank.
@@ -52,19 +52,19 @@ class RankStep:
 
 
 def response_stats(
-    pieces: Sequence[Piece], groups: Sequence[TrainingGroup], logprobs: Tensor, entropy: Tensor
+    segments: Sequence[Segment], groups: Sequence[TrainingGroup], logprobs: Tensor, entropy: Tensor
 ) -> list[ResponseStats]:
-    """A row's log-probabilities and entropies, response by response.
+    """A sequence's log-probabilities and entropies, response by response.
 
     Args:
-        pieces: of the row.
-        groups: that the pieces number.
-        logprobs: [R], of the row's response tokens.
+        segments: of the sequence.
+        groups: that the segments number.
+        logprobs: [R], of the sequence's response tokens.
         entropy: [R].
     """
-    lengths = [length for piece in pieces for length in piece.response_lengths]
+    lengths = [length for segment in segments for length in segment.response_lengths]
     ends = np.cumsum(lengths)[:-1]
-    owners = [(groups[piece.group], i) for piece in pieces for i in piece.responses]
+    owners = [(groups[segment.group], i) for segment in segments for i in segment.responses]
     return [
         ResponseStats(
             sample_id=group.sample_id,

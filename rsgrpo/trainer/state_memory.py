@@ -1,4 +1,4 @@
-"""How many bytes a rank keeps between two rows of an update: weights, gradients, master weights, moments, buffers.
+"""How many bytes a rank keeps between two sequences of an update: weights, gradients, master weights, moments, buffers.
 
 P trained and F frozen elements, N ranks, b bytes an element of the weights (bfloat16: 2, float32: 4). What DeepSpeed
 0.19.8 holds under the settings of ``deepspeed_engine.py``, gradients summed in float32:
@@ -163,7 +163,7 @@ def state_memory(
         moments=moments,
         gathered=gathered,
         buckets=_buckets(num_trained, zero_stage=zero_stage, weight_bytes=weight_bytes),
-        # AdamW's denominator for all elements at once, and the gradients in one piece.
+        # AdamW's denominator for all elements at once, and the gradients in one segment.
         step=2 * FP32 * stepped,
         host=host,
     )

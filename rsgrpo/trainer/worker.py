@@ -26,24 +26,24 @@ import torch
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its list of names
 
-from rsgrpo.cluster.gpu_sharing import Share
+from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import LossConfig, OptimizerConfig
 from rsgrpo.io.manifest import FileDigest, digest
-from rsgrpo.model.attention.choice import DoorChoice
+from rsgrpo.model.attention.backend import BackendChoice
 from rsgrpo.model.lora import adapters_off
-from rsgrpo.model.micro_batches import PackedRow, Piece, lay_out, plan_micro_batches
-from rsgrpo.model.policy_model import MicroBatch, RowBuilder, group_sizes, load_processor, take_vision_tower
-from rsgrpo.model.row_pixels import RowPixels
+from rsgrpo.model.micro_batch_pixels import MicroBatchPixels
+from rsgrpo.model.micro_batches import PackedSequence, Segment, pack, plan_micro_batches
+from rsgrpo.model.policy_model import MicroBatch, MicroBatchBuilder, group_sizes, load_processor, take_vision_tower
 from rsgrpo.model.setup import (
     WorkerSpec,
     begin_process,
     frozen_checksum,
-    open_page_features,
+    open_image_features,
     open_policy_model,
     take_filled_tower,
     wrap_model,
 )
-from rsgrpo.model.vision_cache import PageFeatures
+from rsgrpo.model.vision_cache import ImageFeatures
 from rsgrpo.model.vlm import EncodedPrompt, PromptEncoder, check_prompt_ids
 from rsgrpo.trainer.faults import is_memory_error, memory_error
 from rsgrpo.trainer.objective import RankTotals, row_loss, sum_totals
@@ -79,12 +79,12 @@ class PolicyWorker:
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._config = spec.config
-        self._plan: tuple[tuple[Piece, ...], ...] = ()
+        self._plan: tuple[tuple[Segment, ...], ...] = ()
         self._groups: Sequence[TrainingGroup] = ()
         self._prompts: list[EncodedPrompt] = []
         self._process_seconds = 0.0
         self._num_hits_before = 0
-        self._row: PackedRow | None = None
+        self._packed: PackedSequence | None = None
         self._stager: BucketStager | None = None
         self._store: TCPStore | None = None
 
@@ -128,7 +128,7 @@ class PolicyWorker:
         # DeepSpeed finds the group and opens no port of its own.
         torch.distributed.init_process_group(backend, store=self._store, rank=spec.rank, world_size=spec.world_size)
         self._build()
-        return self._origin
+        return self._base_checksum
 
     def _build(self) -> None:
         from rsgrpo.trainer.deepspeed_engine import DeepSpeedEngine, FrozenEngine
@@ -138,36 +138,36 @@ class PolicyWorker:
         self._processor = load_processor(spec.model_folder)
         opened = open_policy_model(spec.model_folder, spec, self._processor)
         self._model = opened.model
-        self._origin = frozen_checksum(opened, spec) if config.model.lora.rank else ""
-        self._features: PageFeatures | None = None
+        self._base_checksum = frozen_checksum(opened, spec) if config.model.lora.rank else ""
+        self._features: ImageFeatures | None = None
         if spec.features_folder is not None:
             folder, device = spec.features_folder, spec.torch_device
             tower = take_filled_tower(opened, device)
-            self._features = open_page_features(tower, config, folder, self._processor, device)
+            self._features = open_image_features(tower, config, folder, self._processor, device)
         self._encoder = PromptEncoder(
             self._processor,
-            rules=config.data.page_rules,
+            rules=config.data.image_rules,
             max_prompt_tokens=config.data.max_prompt_tokens,
             num_threads=spec.num_threads,
             stored_grid=self._features.grid if self._features else None,
         )
-        self._pixels = RowPixels(self._encoder, spec.torch_device, self._features)
-        self._rows = RowBuilder(
+        self._pixels = MicroBatchPixels(self._encoder, spec.torch_device, self._features)
+        self._builder = MicroBatchBuilder(
             image_token_id=self._encoder.image_token_id,
             config=config.model,
             device=spec.torch_device,
             dtype=self._model.dtype,
-            page_pixels=self._pixels.of,
-            page_features=self._pixels.features_of if self._features else None,
+            image_pixels=self._pixels.of,
+            cached_features=self._pixels.features_of if self._features else None,
         )
         wrapped = wrap_model(self._model, spec)
         self._engine = DeepSpeedEngine(wrapped, config, device=spec.torch_device, weights=opened.weights)
         self._has_reference = False
         self._reference: FrozenEngine | None = None
 
-    def attention(self) -> DoorChoice:
+    def attention(self) -> BackendChoice:
         """What this rank computes attention with."""
-        return self._rows.choice
+        return self._builder.choice
 
     def begin_from(self, folder: Path, needs_reference: bool, is_alone: bool = False) -> str:
         """Make a model the one that the stage starts from.
@@ -199,7 +199,7 @@ class PolicyWorker:
             self._reference.close()
         self._has_reference, self._reference = needs_reference, None
         if not needs_reference or has_adapters:
-            return self._origin
+            return self._base_checksum
         opened = open_policy_model(folder, self._spec, self._processor)
         checksum = frozen_checksum(opened, self._spec)
         if self._features is not None:
@@ -251,15 +251,17 @@ class PolicyWorker:
         return self._features.counts.num_hits if self._features else 0
 
     def _row_makers(self, num_micro_batches: int, *, with_reference: bool = False) -> list[Callable[[], MicroBatch]]:
-        """Makers of this rank's rows, blank ones at the end so that all ranks run as many."""
-        makers = [partial(self._make_row, pieces, with_reference) for pieces in self._plan]
-        return [*makers, *[partial(self._make_row, None, with_reference)] * (num_micro_batches - len(makers))]
+        """Makers of this rank's sequences, blank ones at the end so that all ranks run as many."""
+        makers = [partial(self._make_micro_batch, segments, with_reference) for segments in self._plan]
+        return [*makers, *[partial(self._make_micro_batch, None, with_reference)] * (num_micro_batches - len(makers))]
 
-    def _make_row(self, pieces: Sequence[Piece] | None, with_reference: bool) -> MicroBatch:
-        self._row = None if pieces is None else lay_out(pieces)
-        if pieces is not None:
-            self._pixels.begin_row()
-        batch = self._rows.blank() if pieces is None else self._rows.build(pieces, self._groups, self._prompts)
+    def _make_micro_batch(self, segments: Sequence[Segment] | None, with_reference: bool) -> MicroBatch:
+        self._packed = None if segments is None else pack(segments)
+        if segments is not None:
+            self._pixels.begin_micro_batch()
+        batch = (
+            self._builder.blank() if segments is None else self._builder.build(segments, self._groups, self._prompts)
+        )
         if not with_reference:
             return batch
         if self._reference is not None:
@@ -271,14 +273,14 @@ class PolicyWorker:
 
     @contextmanager
     def _naming_memory(self) -> Iterator[None]:
-        """Say what a row needed where memory does not suffice for it."""
+        """Say what a sequence needed where memory does not suffice for it."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
             if not is_memory_error(error):
                 raise
             budget = self._config.trainer.micro_batch_tokens
-            raise memory_error(error, self._row, budget=budget, device=self._spec.torch_device) from error
+            raise memory_error(error, self._packed, budget=budget, device=self._spec.torch_device) from error
 
     def accumulate(self, num_micro_batches: int, objective: str, loss: LossConfig | None) -> RankPass:
         """Forward and backward over what was prepared; :meth:`take_step` or :meth:`drop_gradients` ends it.
@@ -312,7 +314,7 @@ class PolicyWorker:
 
     def take_step(self) -> RankStep:
         """One optimizer step with what was accumulated."""
-        self._row = None
+        self._packed = None
         start = time.perf_counter()
         with self._naming_memory():
             outcome = self._engine.step()
@@ -402,15 +404,15 @@ class PolicyWorker:
         """This rank's GPU, as its node numbers them."""
         return str(ray.get_runtime_context().get_accelerator_ids()["GPU"][0])
 
-    def hold(self, share: Share) -> None:
+    def set_on_gpu(self, parts: OnGpu) -> None:
         """Keep that much of the rank's memory on the GPU.
 
         Args:
-            share: nothing, the weights, or all.
+            parts: nothing, the weights, or all.
         """
-        self._engine.hold(share)
+        self._engine.set_on_gpu(parts)
         if self._reference is not None:
-            self._reference.hold(share)
+            self._reference.set_on_gpu(parts)
 
     def export(self, folder: Path) -> None:
         """Write a model folder that ``from_pretrained`` and vLLM load (rank 0; the others help gather).

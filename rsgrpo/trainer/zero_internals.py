@@ -1,4 +1,4 @@
-"""What DeepSpeed keeps of a model and of a step, where there is no door to it: read and let go of by its names.
+"""What DeepSpeed keeps of a model and of a step, where its interface does not give it: read and let go of by its names.
 
 DeepSpeed itself is not imported; the names are those of 0.19.8.
 """

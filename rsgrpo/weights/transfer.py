@@ -194,7 +194,7 @@ class RankStream:
 
     Args:
         kind: ``cuda_ipc`` or ``nccl``.
-        workers: one actor a rank.
+        workers: one actor per rank.
         collect: waits for calls and gives their values, in order; ends the ranks where one fails.
         max_bucket_bytes: bound of a bucket; one larger parameter makes a bucket of its own.
         trainable_only: leave out what training does not change.

@@ -8,8 +8,8 @@ import ray
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import load_page
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.types import RolloutGroup, WeightVersion
 from rsgrpo.weights.buckets import bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
 from rsgrpo.weights.update import WeightUpdate
@@ -24,7 +24,7 @@ def largest_gap(
     """Between the engine's log-probabilities and transformers' own forward pass on the same ids."""
     gaps = []
     for group in groups:
-        pages = [load_page(page, PageRules(min_pixels=784, max_pixels=10**6)) for page in group.prompt.images] or None
+        pages = [load_image(page, ImageRules(min_pixels=784, max_pixels=10**6)) for page in group.prompt.images] or None
         encoded = processor(text=[group.prompt.text], images=pages)
         assert encoded["input_ids"][0] == group.prompt_token_ids.tolist()
         for rollout in group.rollouts:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rollout import weight_loading
 from rollout.requests import RolloutRequest
-from rsgrpo.cluster.gpu_sharing import Share
+from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.types import ResponseStats, RolloutGroup, TrainingGroup
 from rsgrpo.weights.transfer import BucketStager, StagedBucket
 from tests.unit.weights.test_transfer import FakeModel, FakeTransfer, FakeVllmWorker, StagerWithoutGpu
@@ -106,7 +106,7 @@ class FakeEngine:
         self._worker = FakeVllmWorker(FakeTransfer(self._model, BucketStager("cuda_ipc", CPU)))
         self._gpu = gpu
         self._version = 0
-        self._share = Share.ALL
+        self._share = OnGpu.ALL
         self._has_joined = False
         self._dies = False
         self._stands_still: Path | None = None
@@ -145,8 +145,8 @@ class FakeEngine:
         weight_loading.finish_update(self._worker)
         self._version = version
 
-    def hold(self, share: Share) -> None:
-        self._share = share
+    def set_on_gpu(self, parts: OnGpu) -> None:
+        self._share = parts
 
     def seed_call(self, seed: int) -> None:
         pass
@@ -155,7 +155,7 @@ class FakeEngine:
         raise AssertionError("every call is used up")
 
     def advance(self, requests: list[RolloutRequest]) -> list[RolloutGroup]:
-        assert self._share == Share.ALL
+        assert self._share == OnGpu.ALL
         if self._stands_still is not None:
             self._stands_still.touch()
             time.sleep(600)

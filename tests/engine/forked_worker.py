@@ -27,7 +27,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rollout.requests import RolloutRequest, requests_for
 from rollout.vllm_engine import EngineSpec, VllmEngine
-from rsgrpo.cluster.gpu_sharing import Share
+from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
 from rsgrpo.model.policy_model import load_processor
 from rsgrpo.types import ImageRef, PromptedSample, RolloutGroup, Sample, WeightVersion
@@ -90,10 +90,10 @@ class Worker:
         self._engine.update_weights(buckets, stamp, is_complete=not names)
 
     def fall_asleep(self) -> None:
-        self._engine.hold(Share.NOTHING)
+        self._engine.set_on_gpu(OnGpu.NOTHING)
 
     def wake_up(self) -> None:
-        self._engine.hold(Share.ALL)
+        self._engine.set_on_gpu(OnGpu.ALL)
 
     def fail(self) -> None:
         self._engine._in_workers(break_model)

@@ -69,11 +69,11 @@ class ReloadingWorker(PolicyWorker):
 
     def parked_bytes(self) -> tuple[int, int]:
         """Bytes of weights and of optimizer states that wait on the host."""
-        return self._engine._weights_park.num_bytes, self._engine._states_park.num_bytes
+        return self._engine._weights_offloader.num_bytes, self._engine._states_offloader.num_bytes
 
     def live_bytes(self) -> int:
         """Bytes of all tensors of the process, pages apart."""
-        self.forget_pages()
+        self.forget_images()
         return sum(storage.nbytes() for storage in tensor_storages().values())
 
     def let_model_go(self) -> None:
@@ -81,23 +81,23 @@ class ReloadingWorker(PolicyWorker):
         self._engine.close()
         if self._reference is not None:
             self._reference.close()
-        del self._engine, self._model, self._rows, self._reference
+        del self._engine, self._model, self._builder, self._reference
         self._old = [(key, StorageWeakRef(storage)) for key, storage in tensor_storages().items()]
 
-    def forget_pages(self) -> None:
+    def forget_images(self) -> None:
         """Let go of prompts, processed pages and what they are unpacked with, which lie in host memory."""
         self.prepare([])
         self._encoder._feed._held.clear()
         self._encoder._packer._tables = None
 
     def bytes_on_device(self) -> int:
-        """Bytes of all tensors made since :meth:`let_model_go`, the parks' host memory apart."""
-        parks = [self._engine._weights_park, self._engine._states_park]
+        """Bytes of all tensors made since :meth:`let_model_go`, the offloaders' host memory apart."""
+        offloaders = [self._engine._weights_offloader, self._engine._states_offloader]
         if self._reference is not None:
-            parks.append(self._reference._park)
+            offloaders.append(self._reference._offloader)
         old = {key for key, reference in self._old if not reference.expired()}
         new = sum(storage.nbytes() for key, storage in tensor_storages().items() if key not in old)
-        return new - sum(park.num_host_bytes for park in parks)
+        return new - sum(offloader.num_host_bytes for offloader in offloaders)
 
     def loading(self, frozen: bool) -> LoadedBytes:
         """Load the model as a rank does, or the frozen reference, and count; rebuild afterwards."""

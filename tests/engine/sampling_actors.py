@@ -54,7 +54,7 @@ class StubEngine:
 
 
 def _answer(request: RolloutRequest) -> RolloutGroup:
-    """One token a sample; which engine gave it does not show."""
+    """One token per sample; which engine gave it does not show."""
     one = np.zeros(1, dtype=np.int32)
     return RolloutGroup(
         sample=request.prompted.sample,

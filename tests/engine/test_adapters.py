@@ -185,8 +185,8 @@ def test_the_kl_term_pulls_each_token_towards_the_reference(worlds, folder, grou
             pushed.append(
                 dataclasses.replace(
                     one,
-                    positive=one.positive + np.float32(weight) * np.maximum(-d, 0),
-                    negative=one.negative + np.float32(weight) * np.maximum(d, 0),
+                    positive_weights=one.positive_weights + np.float32(weight) * np.maximum(-d, 0),
+                    negative_weights=one.negative_weights + np.float32(weight) * np.maximum(d, 0),
                 )
             )
         with_term.append(dataclasses.replace(group, responses=tuple(pulled)))

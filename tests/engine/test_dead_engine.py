@@ -28,7 +28,7 @@ from rsgrpo.types import PromptedSample, Sample
 from tests.engine.answers import MAX_GAP_NATS, largest_gap, weight_update
 from tests.engine.broken_model import engine_processes
 from tests.engine.local_ray import local_ray
-from tests.tiny_model import build_tiny_model, make_group, write_pages
+from tests.tiny_model import build_tiny_model, make_group, write_images
 
 pytestmark = pytest.mark.engine
 
@@ -74,7 +74,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engines")
     for name, seed in (("model", 0), ("other", 5)):
         build_tiny_model(folder / name, hidden=128, tie=True, seed=seed)
-    write_pages(folder, [(56, 56)])
+    write_images(folder, [(56, 56)])
     return folder
 
 
@@ -169,7 +169,7 @@ def test_the_pool_replaces_an_engine_that_died_and_gives_it_the_newest_weights(
             max_restarts=1,
         ),
     )
-    pages = write_pages(root, [(56, 56)])
+    pages = write_images(root, [(56, 56)])
     question = PromptedSample(
         sample=Sample(sample_id="q", question="?", images=tuple(pages)), prompt=make_group("q", pages, [1]).prompt
     )

@@ -90,7 +90,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
     """Each recipe on its own data, all with one model that knows how responses look."""
     root = tmp_path_factory.mktemp("tasks")
     for task in RECIPES.values():
-        write_task(task, root / task, num_train=16, num_test=1, num_pages=2, page_pixels=56, seed=0)
+        write_task(task, root / task, num_train=16, num_test=1, num_images=2, image_pixels=56, seed=0)
     configs = {
         recipe: _config(
             recipe,
@@ -140,7 +140,7 @@ def _step(config: Config, engines: tuple[Policy, RolloutPool]) -> tuple[list[Cre
     policy.begin_stage(config.rl.optimizer, 1)
     pool.update_weights(policy.weights(trainable_only=False))
     training = RsGrpo(
-        config=config, policy=policy, engine=pool, scorer=prepared.scorer, questions=prepared.rl, state=RsGrpoState()
+        config=config, policy=policy, engine=pool, scorer=prepared.scorer, prompts=prepared.rl, state=RsGrpoState()
     )
     before = policy.weights().version.checksum
     report = training.train_step()
@@ -188,7 +188,7 @@ def test_grounding_credits_the_tokens_of_boxes(configs, engines):
             # token may go on behind the box
             written = rollout.text[box.start : box.stop]
             assert text.startswith(written) or text.startswith(written[1:])
-        touched = np.flatnonzero(credited.positive + credited.negative)
+        touched = np.flatnonzero(credited.positive_weights + credited.negative_weights)
         inside = [
             index
             for reward in credited.scored.rewards
@@ -197,7 +197,7 @@ def test_grounding_credits_the_tokens_of_boxes(configs, engines):
         ]
         assert set(touched.tolist()) <= set(inside)
     assert num_boxes > 0
-    assert any((credited.positive > 0).any() for credited in _rollouts(groups))
+    assert any((credited.positive_weights > 0).any() for credited in _rollouts(groups))
 
 
 def test_haystack_credits_each_images_own_line_and_the_answer(configs, engines):

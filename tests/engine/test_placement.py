@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import ray
 
+from rsgrpo.cluster import placement
 from rsgrpo.cluster.placement import Placement
-from rsgrpo.cluster.ray_cluster import REPOSITORY, placement
+from rsgrpo.cluster.ray_cluster import REPOSITORY
 from rsgrpo.cluster.topology import Bundle, PlacementPlan, TopologyError, plan_placement
 from tests.engine.local_ray import local_ray
 from tests.engine.probe import Probe

@@ -184,7 +184,9 @@ def test_metrics_and_statistics_of_an_update(policy, groups):
         np.minimum(np.exp(stats.logprobs - one.rollout_logprobs), 2.0)
         for stats, one in zip(result.responses, flat, strict=True)
     ]
-    expected = sum(float((w * (one.negative - one.positive)).sum()) for w, one in zip(weights, flat, strict=True))
+    expected = sum(
+        float((w * (one.negative_weights - one.positive_weights)).sum()) for w, one in zip(weights, flat, strict=True)
+    )
     assert metrics.loss == pytest.approx(expected, rel=1e-4)
     assert metrics.importance_weight_mean == pytest.approx(np.concatenate(weights).mean(), rel=1e-5)
     # the update went somewhere
@@ -231,9 +233,9 @@ def test_given_old_logprobs_make_the_ratio(policy, groups):
     # log old - log new = 0.25 everywhere: ratio e^-0.25 = 0.7788, below 1 - 0.2, so the clip acts where A < 0
     assert result.metrics.kl_old == pytest.approx(0.25, abs=1e-4)
     flat = [one for group in groups for one in group.responses]
-    num_negative = sum(int((one.negative > 0).sum()) for one in flat)
+    num_negative = sum(int((one.negative_weights > 0).sum()) for one in flat)
     assert result.metrics.clip_fraction == pytest.approx(num_negative / 47)
-    expected = sum(float((0.8 * one.negative - 0.7788008 * one.positive).sum()) for one in flat)
+    expected = sum(float((0.8 * one.negative_weights - 0.7788008 * one.positive_weights).sum()) for one in flat)
     assert result.metrics.loss == pytest.approx(expected, rel=1e-4)
 
 
@@ -288,7 +290,8 @@ def test_too_many_skipped_steps_stop_the_run_and_leave_what_reproduces_them(poli
         dataclasses.replace(
             group,
             responses=tuple(
-                dataclasses.replace(one, positive=np.full_like(one.positive, np.nan)) for one in group.responses
+                dataclasses.replace(one, positive_weights=np.full_like(one.positive_weights, np.nan))
+                for one in group.responses
             ),
         )
         for group in groups

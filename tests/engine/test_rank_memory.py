@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from rsgrpo.cluster.gpu_sharing import Share
+from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import Config, DataConfig, LoraConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.types import TrainingGroup
 from rsgrpo.weights.buckets import checkpoint_name
@@ -81,11 +81,11 @@ def _trained(world: World, case: Case, groups: list[TrainingGroup], lent: bool) 
 
 
 def _lend(world: World, case: Case) -> None:
-    world.each(Rank.forget_pages)
+    world.each(Rank.forget_images)
     num_trained = sum(value.size for value in world.each(Rank.weights)[0].values())
     width = 2 if case.dtype == "bfloat16" else 4
     before = world.each(Rank.bytes_on_device)
-    world.each(Rank.hold, Share.NOTHING)
+    world.each(Rank.set_on_gpu, OnGpu.NOTHING)
     left = world.each(Rank.bytes_on_device)
     # What stays are a few scalars; a gradient buffer would be 4 bytes a parameter.
     assert max(left) < 1000
@@ -96,7 +96,7 @@ def _lend(world: World, case: Case) -> None:
         assert states >= (8 if is_own_master else 12) * own
         assert weights >= width * (own if case.zero_stage == 3 else num_trained)
         assert taken >= weights + states
-    world.each(Rank.hold, Share.ALL)
+    world.each(Rank.set_on_gpu, OnGpu.ALL)
     assert world.each(Rank.bytes_on_device) == before
 
 
@@ -163,9 +163,9 @@ def test_ranks_hold_what_the_folder_holds_to_the_bit(worlds, folder, case):
 def test_a_tower_that_a_step_does_not_use_has_no_gradient_of_the_step_before(worlds, groups, zero_stage):
     world = worlds[1]
     world.each(Rank.rebuild, Case(1, zero_stage, dtype="float32").config, OPTIMIZER)
-    with_pages, without = groups[:1], groups[2:]
-    assert with_pages[0].prompt.images and not without[0].prompt.images
-    world.each(Rank.update, world.prepare(with_pages), "policy", LOSS)
+    with_images, without = groups[:1], groups[2:]
+    assert with_images[0].prompt.images and not without[0].prompt.images
+    world.each(Rank.update, world.prepare(with_images), "policy", LOSS)
     _, gradient = world.each(Rank.gradient, world.prepare(without), "policy", LOSS)[0]
     tower = [value for name, value in gradient.items() if name.startswith("visual.")]
     assert tower and all(not value.any() for value in tower)

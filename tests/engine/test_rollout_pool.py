@@ -20,15 +20,15 @@ from rollout.pool import RolloutPool
 from rsgrpo.config import Config, DataConfig, LoraConfig, ModelConfig, RolloutConfig, SamplingConfig, VisionCacheConfig
 from rsgrpo.model.lora import adapter_layers, adapter_parameters, exported_parameters, of_trained_layers
 from rsgrpo.model.policy_model import load_model, load_processor
-from rsgrpo.model.suppressed_tokens import banned_token_ids
+from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.types import PromptedSample, Sample, WeightVersion
 from rsgrpo.weights.update import WeightUpdate
 from tests.engine.answers import MAX_GAP_NATS, largest_gap, largest_gap_by_version, num_mixed, weight_update
+from tests.engine.image_feed import feed_features, feed_pixels
 from tests.engine.kept_layers import heard, listen
 from tests.engine.local_ray import local_ray
 from tests.engine.logprob_forms import both_forms
-from tests.engine.page_feed import feed_features, feed_pixels
-from tests.tiny_model import build_tiny_model, make_group, write_pages
+from tests.tiny_model import build_tiny_model, make_group, write_images
 
 pytestmark = pytest.mark.engine
 
@@ -62,8 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def questions(tmp_path_factory: pytest.TempPathFactory) -> list[PromptedSample]:
-    pages = write_pages(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (56, 84)])
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[PromptedSample]:
+    pages = write_images(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (56, 84)])
     return [
         PromptedSample(
             sample=Sample(sample_id=f"q{index}", question="?", images=tuple(pages[:count])),
@@ -94,15 +94,15 @@ def pool(folder: Path, run_dir: Path) -> Iterator[RolloutPool]:
 
 
 def test_stored_features_give_what_pixels_give(
-    pool: RolloutPool, folder: Path, run_dir: Path, questions: list[PromptedSample]
+    pool: RolloutPool, folder: Path, run_dir: Path, prompts: list[PromptedSample]
 ) -> None:
-    pixels = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
+    pixels = pool.generate(prompts, num_samples=2, sampling=SAMPLING, seed=1)
     stored = run_dir / "features"
     assert not list(stored.glob("*.safetensors"))
     _in_engines(pool, feed_features, _config(run_dir), folder, stored)
-    computed = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
+    computed = pool.generate(prompts, num_samples=2, sampling=SAMPLING, seed=1)
     assert len(list(stored.glob("*.safetensors"))) == 3
-    read = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
+    read = pool.generate(prompts, num_samples=2, sampling=SAMPLING, seed=1)
     _in_engines(pool, feed_pixels)
     for groups in zip(pixels, computed, read, strict=True):
         for one, two, three in zip(*(group.rollouts for group in groups), strict=True):
@@ -112,11 +112,11 @@ def test_stored_features_give_what_pixels_give(
 
 
 def test_engine_agrees_with_transformers_before_and_after_updates(
-    pool: RolloutPool, folder: Path, questions: list[PromptedSample], tmp_path: Path
+    pool: RolloutPool, folder: Path, prompts: list[PromptedSample], tmp_path: Path
 ) -> None:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
     processor = load_processor(folder)
-    first = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
+    first = pool.generate(prompts, num_samples=2, sampling=SAMPLING, seed=1)
     assert [len(group.rollouts) for group in first] == [2, 2, 2]
     assert largest_gap(first, model, processor) < MAX_GAP_NATS
 
@@ -124,7 +124,7 @@ def test_engine_agrees_with_transformers_before_and_after_updates(
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     pool.update_weights(weight_update(model.named_parameters(), 7))
-    second = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
+    second = pool.generate(prompts, num_samples=2, sampling=SAMPLING, seed=1)
     assert {rollout.policy_version for group in second for rollout in group.rollouts} == {7}
     assert largest_gap(second, model, processor) < MAX_GAP_NATS
 
@@ -135,7 +135,7 @@ def test_engine_agrees_with_transformers_before_and_after_updates(
                 parameter.add_(0.05 * torch.randn_like(parameter))
     language = [(name, parameter) for name, parameter in model.named_parameters() if "language_model" in name]
     pool.update_weights(weight_update(language, 8, is_complete=False))
-    third = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
+    third = pool.generate(prompts, num_samples=2, sampling=SAMPLING, seed=1)
     assert largest_gap(third, model, processor) < MAX_GAP_NATS
 
     # Merged adapters: the engine keeps q, k and v in one layer, of which q alone has an adapter.
@@ -148,14 +148,14 @@ def test_engine_agrees_with_transformers_before_and_after_updates(
                 parameter.normal_(0.0, 0.2)
     merged = [(one.name, one.tensor()) for one in of_trained_layers(exported_parameters(adapted))]
     pool.update_weights(weight_update(merged, 9, is_complete=False))
-    fourth = pool.generate(questions, num_samples=2, sampling=SAMPLING, seed=1)
+    fourth = pool.generate(prompts, num_samples=2, sampling=SAMPLING, seed=1)
     assert largest_gap(fourth, model, processor) > 10 * MAX_GAP_NATS
     model.load_state_dict(dict(merged), strict=False)
     assert largest_gap(fourth, model, processor) < MAX_GAP_NATS
 
 
 def test_responses_go_on_under_weights_that_come_in_the_middle(
-    pool: RolloutPool, folder: Path, questions: list[PromptedSample]
+    pool: RolloutPool, folder: Path, prompts: list[PromptedSample]
 ) -> None:
     old = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
     new = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
@@ -171,7 +171,7 @@ def test_responses_go_on_under_weights_that_come_in_the_middle(
             prompt=dataclasses.replace(one.prompt, sample_id=f"{one.sample.sample_id}-{copy}"),
         )
         for copy in range(10)
-        for one in questions
+        for one in prompts
     ]
     stream = pool.stream(many, num_samples=2, sampling=SamplingConfig(max_response_tokens=150), seed=2)
     groups = [next(stream)]
@@ -195,14 +195,14 @@ def test_responses_go_on_under_weights_that_come_in_the_middle(
 
 
 def test_responses_hold_no_banned_token_and_their_text_is_their_bytes(
-    pool: RolloutPool, folder: Path, questions: list[PromptedSample]
+    pool: RolloutPool, folder: Path, prompts: list[PromptedSample]
 ) -> None:
     tokenizer = load_processor(folder).tokenizer
-    banned = set(banned_token_ids(tokenizer, len(tokenizer)))
-    assert banned
-    for group in pool.generate(questions, num_samples=8, sampling=SAMPLING, seed=3):
+    suppressed = set(suppressed_token_ids(tokenizer, len(tokenizer)))
+    assert suppressed
+    for group in pool.generate(prompts, num_samples=8, sampling=SAMPLING, seed=3):
         for rollout in group.rollouts:
-            assert not banned & set(rollout.token_ids.tolist())
+            assert not suppressed & set(rollout.token_ids.tolist())
             assert rollout.text == tokenizer.decode(rollout.token_ids, skip_special_tokens=True)
             assert len(rollout.token_char_starts) == len(rollout.token_ids) == len(rollout.logprobs)
 
@@ -271,11 +271,11 @@ def test_broken_weights_are_refused(pool: RolloutPool, folder: Path) -> None:
 
 
 def test_a_dead_worker_is_replaced_and_its_answers_are_the_same(
-    pool: RolloutPool, questions: list[PromptedSample]
+    pool: RolloutPool, prompts: list[PromptedSample]
 ) -> None:
-    before = pool.generate(questions, num_samples=3, sampling=SAMPLING, seed=5)
+    before = pool.generate(prompts, num_samples=3, sampling=SAMPLING, seed=5)
     os.kill(ray.get(pool._workers[0].ready.remote()), signal.SIGKILL)
-    after = pool.generate(questions, num_samples=3, sampling=SAMPLING, seed=5)
+    after = pool.generate(prompts, num_samples=3, sampling=SAMPLING, seed=5)
     assert pool.num_restarts == 1
     for old, new in zip(before, after, strict=True):
         for left, right in zip(old.rollouts, new.rollouts, strict=True):
@@ -284,4 +284,4 @@ def test_a_dead_worker_is_replaced_and_its_answers_are_the_same(
     # rollout.max_restarts is 1: the next death ends the run, and says how to go on.
     os.kill(ray.get(pool._workers[1].ready.remote()), signal.SIGKILL)
     with pytest.raises(RolloutError, match="resume=auto"):
-        pool.generate(questions, num_samples=1, sampling=SAMPLING, seed=6)
+        pool.generate(prompts, num_samples=1, sampling=SAMPLING, seed=6)

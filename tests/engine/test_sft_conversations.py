@@ -12,26 +12,26 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.engine.train_process import finish, kill_once_there, start
-from tests.tiny_model import write_pages
+from tests.tiny_model import write_images
 
 pytestmark = pytest.mark.engine
 
 
 def _data(folder: Path) -> tuple[Path, Path]:
     """Grounding talks of two turns, and questions on one page each; one record of each file is bad."""
-    write_pages(folder / "imgs", [(28, 28), (56, 28), (28, 56), (56, 56)])
+    write_images(folder / "imgs", [(28, 28), (56, 28), (28, 56), (56, 56)])
     grounding: list[dict[str, Any]] = []
-    questions: list[dict[str, Any]] = []
+    prompts: list[dict[str, Any]] = []
     for number in range(24):
         images = [f"imgs/{number % 4}.png", f"imgs/{(number + 1) % 4}.png"]
         box = f"<|box_start|>({number},10),({number + 100},400)<|box_end|>"
         texts = ["<image><image>\nWhich is it?", f"The {number % 2 + 1}.", "Where?", box]
-        questions.append({"id": number, "image": images[0], "conversations": _turns("<image>\nWhat?", "a page")})
+        prompts.append({"id": number, "image": images[0], "conversations": _turns("<image>\nWhat?", "a page")})
         grounding.append({"id": str(number), "images": images, "conversations": _turns(*texts)})
     grounding[3]["images"] = ["imgs/0.png"]
-    questions[4]["image"] = "imgs/gone.png"
+    prompts[4]["image"] = "imgs/gone.png"
     (folder / "grounding.json").write_text(json.dumps(grounding))
-    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     return folder / "grounding.json", folder / "questions.jsonl"
 
 
@@ -39,9 +39,9 @@ def _turns(*texts: str) -> list[dict[str, str]]:
     return [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(texts)]
 
 
-def _start(run: Path, grounding: Path, questions: Path, *overrides: str) -> subprocess.Popen[str]:
+def _start(run: Path, grounding: Path, prompts: Path, *overrides: str) -> subprocess.Popen[str]:
     one = f"{{format: mgrounding, path: {grounding}, weight: 2.0}}"
-    other = f"{{format: llava, path: {questions}, distractors: {{max_images: 2, relevance: named}}}}"
+    other = f"{{format: llava, path: {prompts}, distractors: {{max_images: 2, relevance: named}}}}"
     optimizer = "{learning_rate: 1.0e-3, vision_learning_rate: 1.0e-9, schedule: cosine}"
     shared = f"optimizer: {optimizer}, samples_per_step: 8"
     first = f"{{name: first, mixture: [{one}, {other}], {shared}, warmup_frac: 0.3, max_steps: 4}}"

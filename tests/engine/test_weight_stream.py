@@ -19,7 +19,7 @@ import torch
 
 from rollout.engine import RolloutError
 from rollout.pool import RolloutPool
-from rsgrpo.cluster.gpu_sharing import Phase, Share, Turns
+from rsgrpo.cluster.gpu_sharing import GpuSharing, OnGpu, Phase
 from rsgrpo.cluster.placement import ON_CPU
 from rsgrpo.cluster.ray_cluster import REPOSITORY
 from rsgrpo.config import SamplingConfig
@@ -39,10 +39,10 @@ pytestmark = pytest.mark.engine
 class FakeTrainer:
     """The trainer's end of taking turns."""
 
-    share: Share = Share.NOTHING
+    parts: OnGpu = OnGpu.NOTHING
 
-    def hold(self, share: Share) -> None:
-        self.share = share
+    def set_on_gpu(self, parts: OnGpu) -> None:
+        self.parts = parts
 
 
 @pytest.fixture(scope="module")
@@ -97,25 +97,25 @@ QUESTIONS = [
 def test_engines_follow_the_ranks_and_a_new_one_gets_everything(ranks: list[Any]) -> None:
     trainer = FakeTrainer()
     with _pool(2) as pool:
-        turns = Turns(trainer, pool)
-        pool.take_turns(turns)
+        gpu_sharing = GpuSharing(trainer, pool)
+        pool.share_gpus(gpu_sharing)
         generate = partial(pool.generate, QUESTIONS, num_samples=1, sampling=SamplingConfig(), seed=0)
         assert [group.sample.sample_id for group in generate()] == ["q0", "q1", "q2", "q3", "q4"]
         pool.update_weights(_update(ranks, 1, trainable_only=False))
         _check(pool, 1, present=0)
-        turns.take(Phase.TRAINING)
+        gpu_sharing.begin(Phase.TRAINING)
         ray.get([rank.train.remote() for rank in ranks])
         pool.update_weights(_update(ranks, 2, trainable_only=True))
-        assert trainer.share == Share.WEIGHTS
+        assert trainer.parts == OnGpu.WEIGHTS
         _check(pool, 2, present=1)
         # One dies asleep. Its questions are asked again, and its heir holds the tower too, which the last update
         # left out.
         os.kill(ray.get(pool._workers[1].ready.remote()), signal.SIGKILL)
         assert [group.sample.sample_id for group in generate()] == ["q0", "q1", "q2", "q3", "q4"]
-        assert (pool.num_restarts, trainer.share) == (1, Share.NOTHING)
+        assert (pool.num_restarts, trainer.parts) == (1, OnGpu.NOTHING)
         # It loads while the other answers, and is there for the next call.
         assert [group.sample.sample_id for group in generate()] == ["q0", "q1", "q2", "q3", "q4"]
-        assert (pool.num_restarts, trainer.share) == (1, Share.NOTHING)
+        assert (pool.num_restarts, trainer.parts) == (1, OnGpu.NOTHING)
         _check(pool, 2, present=1)
 
 

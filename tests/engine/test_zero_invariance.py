@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from rsgrpo.cluster.gpu_sharing import Share
+from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.model.policy_model import load_processor
 from rsgrpo.trainer.checkpoint import CheckpointError
@@ -26,7 +26,7 @@ from rsgrpo.weights.buckets import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
 from tests.engine.worlds import Worlds, started_worlds
 from tests.plain_forward import plain_logprobs
-from tests.tiny_model import build_tiny_model, make_group, without_banned, write_pages
+from tests.tiny_model import build_tiny_model, make_group, without_banned, write_images
 
 pytestmark = pytest.mark.engine
 
@@ -57,7 +57,7 @@ def _oracle(folder: Path, groups: list[TrainingGroup]) -> Oracle:
     for group in groups:
         for one in group.responses:
             logprobs = plain_logprobs(model, processor, group.prompt, one.token_ids)
-            credit = torch.from_numpy(one.positive - one.negative)
+            credit = torch.from_numpy(one.positive_weights - one.negative_weights)
             # On policy rho = 1: nothing is clipped, and d loss = -(P - Q) · weight · d logprob.
             weight = torch.exp(logprobs.detach() - torch.from_numpy(one.rollout_logprobs)).clamp(max=2.0)
             total = total - (credit * weight * torch.exp(logprobs - logprobs.detach())).sum()
@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
-    pages = write_pages(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140), (56, 56)])
+    pages = write_images(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140), (56, 56)])
     return [
         make_group("a", pages[:2], [5, 9, 7], seed=1, scale=0.02),
         make_group("b", pages[1:], [3, 12], seed=2, scale=0.02, question="How many of them are there?"),
@@ -195,7 +195,11 @@ def test_likelihood_objective_equals_the_loss_of_transformers(worlds, folder, gr
     one = groups[0].responses[0]
     group = dataclasses.replace(
         groups[0],
-        responses=(dataclasses.replace(one, positive=np.full(5, 0.2, np.float32), negative=np.zeros(5, np.float32)),),
+        responses=(
+            dataclasses.replace(
+                one, positive_weights=np.full(5, 0.2, np.float32), negative_weights=np.zeros(5, np.float32)
+            ),
+        ),
     )
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
     processor = load_processor(folder)
@@ -210,7 +214,7 @@ def test_likelihood_objective_equals_the_loss_of_transformers(worlds, folder, gr
         image_grid_thw=prompt["image_grid_thw"],
         mm_token_type_ids=(ids == processor.image_token_id).int(),
     ).logits[0]
-    # transformers' own loss, over the distribution that both sides share: without the banned tokens
+    # transformers' own loss, over the distribution that both sides share: without the suppressed tokens
     shared = without_banned(logits, processor)[None]
     expected = model.loss_function(logits=shared, labels=labels, vocab_size=shared.shape[-1])
     expected.backward()
@@ -231,7 +235,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(worlds, groups, zero_stag
     poisoned = dataclasses.replace(
         groups[0],
         responses=tuple(
-            dataclasses.replace(one, positive=np.full_like(one.positive, np.inf)) for one in groups[0].responses
+            dataclasses.replace(one, positive_weights=np.full_like(one.positive_weights, np.inf))
+            for one in groups[0].responses
         ),
     )
     for expected_in_row in (1, 2):
@@ -250,18 +255,18 @@ def test_giving_memory_back_between_steps_changes_nothing(worlds, groups, zero_s
     world = worlds[2]
     config = _config(dtype=dtype, num_ranks=2, zero_stage=zero_stage, micro_batch_tokens=4000)
 
-    def trained(turns: list[list[Share]]) -> list[dict[str, np.ndarray]]:
+    def trained(turns: list[list[OnGpu]]) -> list[dict[str, np.ndarray]]:
         world.each(Rank.rebuild, config, OPTIMIZER)
         for shares in turns:
             world.each(Rank.update, world.prepare(groups), "policy", LOSS)
             for held in shares:
-                world.each(Rank.hold, held)
+                world.each(Rank.set_on_gpu, held)
                 for weights, states in world.each(Rank.parked_bytes):
-                    assert (weights > 0, states > 0) == (held == Share.NOTHING, held < Share.ALL)
+                    assert (weights > 0, states > 0) == (held == OnGpu.NOTHING, held < OnGpu.ALL)
         return world.each(Rank.weights)
 
     plain = trained([[], [], []])
-    nothing, weights, everything = Share
+    nothing, weights, everything = OnGpu
     taken = trained([[weights, nothing, everything], [nothing, weights, everything], [nothing, everything]])
     for one, other in zip(plain, taken, strict=True):
         assert all(np.array_equal(one[name], other[name]) for name in one)

@@ -60,7 +60,7 @@ class World:
         return [call.result(_PATIENCE_SECONDS) for call in calls]
 
     def prepare(self, groups: list[TrainingGroup]) -> int:
-        """Share groups out, unevenly on purpose: all but one to the first rank. The rows of the fullest rank."""
+        """OnGpu groups out, unevenly on purpose: all but one to the first rank. The rows of the fullest rank."""
         shares = [groups] if len(self._ranks) == 1 else [groups[:-1], groups[-1:]]
         return max(self.each_own(ReloadingWorker.prepare, [(part,) for part in shares]))
 

@@ -109,7 +109,7 @@ def _reinforced(config: Config, prepared: Prepared, policy: Policy, engine: Roll
         policy=policy,
         engine=engine,
         scorer=prepared.scorer,
-        questions=prepared.rl,
+        prompts=prepared.rl,
         state=RsGrpoState(),
     )
     num_steps, names = config.rl.max_steps, list(config.rewards)
@@ -142,6 +142,6 @@ def _response(credited: CreditedRollout) -> dict[str, Any]:
             }
             for one in credited.scored.rewards
         },
-        "positive": [float(value) for value in credited.positive],
-        "negative": [float(value) for value in credited.negative],
+        "positive": [float(value) for value in credited.positive_weights],
+        "negative": [float(value) for value in credited.negative_weights],
     }

@@ -1,4 +1,4 @@
-"""The public EVisRAG implementation's objective, written out: what ``compat: reference`` must agree with.
+"""The public EVisRAG implementation's objective, written out: what ``compat: upstream`` must agree with.
 
 Rewards are columns of one dense matrix, scopes dense masks, and every formula keeps the public code's order
 of operations, because its defects live there. Nothing of the training uses this module; it is the oracle for

@@ -129,8 +129,8 @@ def credited_group(sample: Sample, rollouts: list[Rollout], values: dict[str, li
             CreditedRollout(
                 scored=ScoredRollout(rollout=rollout, rewards=tuple(rewards)),
                 advantages=tuple(advantages[name][index] for name in values),
-                positive=streams[0].astype(np.float32),
-                negative=streams[1].astype(np.float32),
+                positive_weights=streams[0].astype(np.float32),
+                negative_weights=streams[1].astype(np.float32),
             )
         )
     prompt = ChatPrompt(sample_id=sample.sample_id, text=sample.question, images=sample.images)
@@ -177,7 +177,7 @@ def make_run(
     config = run_config()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(resolved_yaml(config))
-    samples = [make_sample(f"quickstart-rl-{n:04d}", _pages(folder, n), str(n % 10)) for n in range(6)]
+    samples = [make_sample(f"quickstart-rl-{n:04d}", _images(folder, n), str(n % 10)) for n in range(6)]
     skills = {"before_sft": 0.02, "after_sft": 0.55, "after_rl": 0.82}
     points = ["before_sft"] + [f"after_{stage}" for stage in stages]
     with RunLogger(folder, config) as logger:
@@ -263,7 +263,7 @@ def _spans(rollout: Rollout, start: str, stop: str) -> tuple[TokenSpan, ...]:
     return (TokenSpan(start=begin, stop=end),) if end > begin else ()
 
 
-def _pages(folder: Path, number: int) -> tuple[ImageRef, ...]:
+def _images(folder: Path, number: int) -> tuple[ImageRef, ...]:
     pages = []
     for index, letter in enumerate("AB"):
         file = folder / "data" / "images" / f"{number:04d}_{letter}.png"

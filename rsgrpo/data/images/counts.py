@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.headers import PageFacts
-from rsgrpo.data.images.loading import check_page
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.headers import ImageFacts
+from rsgrpo.data.images.loading import check_image
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.types import ImageRef
 
@@ -45,7 +45,7 @@ class ImageCounts:
     first_frame_only: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
 
-    def add(self, facts: PageFacts) -> None:
+    def add(self, facts: ImageFacts) -> None:
         """Count an image."""
         self.read += 1
         self.oriented += facts.orientation != 1
@@ -82,7 +82,7 @@ class ImageCounts:
         return textwrap.wrap(text, _SCREEN_COLUMNS, subsequent_indent="  ") if said else []
 
 
-def look_at_pages(refs: Iterable[ImageRef], rules: PageRules) -> tuple[dict[ImageRef, str], ImageCounts]:
+def look_at_images(refs: Iterable[ImageRef], rules: ImageRules) -> tuple[dict[ImageRef, str], ImageCounts]:
     """Check pages, several at a time.
 
     Args:
@@ -94,9 +94,9 @@ def look_at_pages(refs: Iterable[ImageRef], rules: PageRules) -> tuple[dict[Imag
     """
     pages = list(dict.fromkeys(refs))
 
-    def look(ref: ImageRef) -> PageFacts | str:
+    def look(ref: ImageRef) -> ImageFacts | str:
         try:
-            return check_page(ref, rules)
+            return check_image(ref, rules)
         except ImageError as error:
             return str(error)
 

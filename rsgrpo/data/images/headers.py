@@ -56,7 +56,7 @@ class NoImageError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PageFacts:
+class ImageFacts:
     """What a file's header says.
 
     Attributes:
@@ -86,7 +86,7 @@ class PageFacts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OpenPage:
+class OpenImage:
     """A file whose header was read.
 
     Attributes:
@@ -97,7 +97,7 @@ class OpenPage:
     """
 
     data: bytes
-    facts: PageFacts
+    facts: ImageFacts
     is_turned: bool = False
     opened: Image.Image | None = None
 
@@ -110,7 +110,7 @@ class OpenPage:
             return _opened_or_refused(self.data)
 
 
-def open_page(data: bytes, *, check: bool = False) -> OpenPage:
+def open_image(data: bytes, *, check: bool = False) -> OpenImage:
     """Open an image file.
 
     Args:
@@ -128,20 +128,20 @@ def open_page(data: bytes, *, check: bool = False) -> OpenPage:
     elif data.startswith(_JPEG_START) and (plain := plain_header(data)) is not None:
         width, height, num_components = plain
         mode = "L" if num_components == 1 else "RGB"
-        return OpenPage(data=data, facts=PageFacts(format="JPEG", mode=mode, width=width, height=height))
+        return OpenImage(data=data, facts=ImageFacts(format="JPEG", mode=mode, width=width, height=height))
     with _foreign_code():
         image = _opened_or_refused(data if png is None else png.pixels)
-        return OpenPage(data=data, facts=_facts(image, png), is_turned=image.format == "TIFF", opened=image)
+        return OpenImage(data=data, facts=_facts(image, png), is_turned=image.format == "TIFF", opened=image)
 
 
-def read_facts(file: io.RawIOBase) -> PageFacts:
-    """What :func:`open_page` says of an image file, reading no more of it than that takes.
+def read_facts(file: io.RawIOBase) -> ImageFacts:
+    """What :func:`open_image` says of an image file, reading no more of it than that takes.
 
     Args:
         file: open and without a buffer.
 
     Raises:
-        Exception: as :func:`open_page`.
+        Exception: as :func:`open_image`.
     """
     parts = _Parts(file)
     png: PngFile | None = None
@@ -182,14 +182,14 @@ class _Parts:
         return self._file.read(max(0, stop - start)) or b""
 
 
-def _facts(image: Image.Image, png: PngFile | None) -> PageFacts:
+def _facts(image: Image.Image, png: PngFile | None) -> ImageFacts:
     orientation = _orientation(image) if png is None else png.orientation
     width, height = image.size
     # Pillow measures a TIFF file as its own tag turns it, but not as XMP does.
     is_measured = image.format == "TIFF" and _ORIENTATION in image.tag_v2  # type: ignore[attr-defined]
     if orientation >= SIDEWAYS and not is_measured:
         width, height = height, width
-    return PageFacts(
+    return ImageFacts(
         format="JPEG" if image.format == "MPO" else image.format or "",
         mode=image.mode,
         width=width,
@@ -284,7 +284,7 @@ def decode(image: Image.Image) -> None:
     """Decode a file that was opened.
 
     Args:
-        image: as :func:`open_page` gives it, or opened by somebody else.
+        image: as :func:`open_image` gives it, or opened by somebody else.
 
     Raises:
         Exception: one of ``DECODING_ERRORS``: the file is cut or damaged.
@@ -332,10 +332,10 @@ def _num_frames(image: Image.Image, png: PngFile | None) -> int:
 __all__ = [
     "DECODING_ERRORS",
     "SIDEWAYS",
+    "ImageFacts",
     "NoImageError",
-    "OpenPage",
-    "PageFacts",
+    "OpenImage",
     "decode",
-    "open_page",
+    "open_image",
     "read_facts",
 ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import page_size
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import image_size
 from rsgrpo.types import ImageRef
 
 
@@ -23,10 +23,10 @@ class ImageTokens:
 
     Args:
         image_processor: the model's.
-        rules: how pages are read (``DataConfig.page_rules``).
+        rules: how pages are read (``DataConfig.image_rules``).
     """
 
-    def __init__(self, image_processor: PatchCounter, rules: PageRules) -> None:
+    def __init__(self, image_processor: PatchCounter, rules: ImageRules) -> None:
         self._images = image_processor
         self._rules = rules
         self._of_size: dict[tuple[int, int], int] = {}
@@ -37,7 +37,7 @@ class ImageTokens:
         Raises:
             ImageError: the page is missing, no image, or has a size that the processor does not take.
         """
-        size = page_size(ref, self._rules)
+        size = image_size(ref, self._rules)
         if size not in self._of_size:
             patches = self._images.get_number_of_image_patches(size[1], size[0], {})
             self._of_size[size] = patches // self._images.merge_size**2

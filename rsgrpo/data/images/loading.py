@@ -5,8 +5,8 @@
               png)                a background         eight)    rule)
                                   (pixels)
 
-Trainer, engines, servers, caches, benchmarks and reports get their pages from ``load_page``, and sizes from
-``page_size``, so that all of them see the same. ``check_page`` says beforehand whether a page can be read, and what
+Trainer, engines, servers, caches, benchmarks and reports get their pages from ``load_image``, and sizes from
+``image_size``, so that all of them see the same. ``check_image`` says beforehand whether a page can be read, and what
 reading will change about it.
 """
 
@@ -21,22 +21,22 @@ from importlib.metadata import version
 from PIL import Image, ImageFile
 from PIL import __version__ as pillow_version
 
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.headers import (
     DECODING_ERRORS,
     SIDEWAYS,
+    ImageFacts,
     NoImageError,
-    OpenPage,
-    PageFacts,
+    OpenImage,
     decode,
-    open_page,
+    open_image,
     read_facts,
 )
 from rsgrpo.data.images.jpeg import END_MARKER, check_jpeg, jpeg_pixels
-from rsgrpo.data.images.known_pages import KNOWN_PAGES, content_digest
+from rsgrpo.data.images.known_images import KNOWN_IMAGES, content_digest
 from rsgrpo.data.images.pixels import plain_pixels, upright
 from rsgrpo.data.images.png import check_rows
-from rsgrpo.data.images.sources import ImageError, image_place, page_bytes, page_file, page_stamp
+from rsgrpo.data.images.sources import ImageError, image_bytes, image_file, image_place, image_stamp
 from rsgrpo.errors import shown
 from rsgrpo.types import ImageRef
 
@@ -77,7 +77,7 @@ def resized_size(width: int, height: int, min_pixels: int | None, max_pixels: in
     return width, height
 
 
-def load_page(ref: ImageRef, rules: PageRules) -> Image.Image:
+def load_image(ref: ImageRef, rules: ImageRules) -> Image.Image:
     """Read a page as a model sees it.
 
     Args:
@@ -92,13 +92,13 @@ def load_page(ref: ImageRef, rules: PageRules) -> Image.Image:
             ``MAX_ASPECT_RATIO`` to 1, or so small a ``max_pixels`` that nothing is left of it.
 
     Example:
-        ``load_page(sample.images[0], config.data.page_rules).size``
+        ``load_image(sample.images[0], config.data.image_rules).size``
     """
-    page = _open(ref, page_bytes(ref), rules)
+    page = _open(ref, image_bytes(ref), rules)
     return _pixels(ref, page, rules, _final_size(ref, page.facts, rules))
 
 
-def read_page(ref: ImageRef, rules: PageRules) -> Image.Image:
+def read_image(ref: ImageRef, rules: ImageRules) -> Image.Image:
     """Read a page in its own size, whatever its proportions: for people, or to be put on a larger sheet.
 
     Args:
@@ -109,30 +109,30 @@ def read_page(ref: ImageRef, rules: PageRules) -> Image.Image:
         An RGB image, upright, fully decoded.
 
     Raises:
-        ImageError: as :func:`load_page`, but for strips.
+        ImageError: as :func:`load_image`, but for strips.
     """
-    page = _open(ref, page_bytes(ref), rules)
+    page = _open(ref, image_bytes(ref), rules)
     return _pixels(ref, page, rules, (page.facts.width, page.facts.height))
 
 
-def page_size(ref: ImageRef, rules: PageRules) -> tuple[int, int]:
-    """Width and height that ``load_page`` would give, from the file's header alone.
+def image_size(ref: ImageRef, rules: ImageRules) -> tuple[int, int]:
+    """Width and height that ``load_image`` would give, from the file's header alone.
 
     Args:
         ref: where the page lies.
         rules: bounds of its size.
 
     Raises:
-        ImageError: the page is missing, no image, or has a size that ``load_page`` refuses.
+        ImageError: the page is missing, no image, or has a size that ``load_image`` refuses.
     """
-    return _final_size(ref, page_facts(ref, rules), rules)
+    return _final_size(ref, image_facts(ref, rules), rules)
 
 
-def reading_fingerprint(rules: PageRules) -> str:
+def reading_fingerprint(rules: ImageRules) -> str:
     """Everything but its bytes that a page's pixels depend on: part of the key of whatever is stored about pages.
 
     Args:
-        rules: as for ``load_page``.
+        rules: as for ``load_image``.
     """
     return f"{rules.fingerprint}/{decoders_fingerprint()}"
 
@@ -142,8 +142,8 @@ def decoders_fingerprint() -> str:
     return f"pillow {pillow_version}/simplejpeg {version('simplejpeg')}"
 
 
-def page_facts(ref: ImageRef, rules: PageRules) -> PageFacts:
-    """What a page's header says; nothing is read where ``check_page`` did so before.
+def image_facts(ref: ImageRef, rules: ImageRules) -> ImageFacts:
+    """What a page's header says; nothing is read where ``check_image`` did so before.
 
     Args:
         ref: where it lies.
@@ -152,15 +152,15 @@ def page_facts(ref: ImageRef, rules: PageRules) -> PageFacts:
     Raises:
         ImageError: the page is missing or no image.
     """
-    facts = KNOWN_PAGES.facts(ref)
+    facts = KNOWN_IMAGES.facts(ref)
     if facts is None:
-        with page_file(ref) as file, _named(ref):
+        with image_file(ref) as file, _named(ref):
             facts = read_facts(file)
     _check_area(ref, facts, rules)
     return facts
 
 
-def check_page(ref: ImageRef, rules: PageRules) -> PageFacts:
+def check_image(ref: ImageRef, rules: ImageRules) -> ImageFacts:
     """Find out whether a page can be read, decoding no more of it than that takes.
 
     A file that was found to be whole is not read again until its size or time changes, and a content that was is not
@@ -169,26 +169,26 @@ def check_page(ref: ImageRef, rules: PageRules) -> PageFacts:
 
     Args:
         ref: where the page lies.
-        rules: as for ``load_page``.
+        rules: as for ``load_image``.
 
     Returns:
         What its header says.
 
     Raises:
-        ImageError: as ``load_page``.
+        ImageError: as ``load_image``.
     """
-    facts = KNOWN_PAGES.facts(ref)
+    facts = KNOWN_IMAGES.facts(ref)
     if facts is None:
-        stamp, data = page_stamp(ref), page_bytes(ref)
+        stamp, data = image_stamp(ref), image_bytes(ref)
         digest = content_digest(data)
-        facts = KNOWN_PAGES.facts_of(digest) or _checked(ref, data, rules)
-        KNOWN_PAGES.learn(ref, stamp, digest, facts)
+        facts = KNOWN_IMAGES.facts_of(digest) or _checked(ref, data, rules)
+        KNOWN_IMAGES.learn(ref, stamp, digest, facts)
     _check_area(ref, facts, rules)
     _final_size(ref, facts, rules)
     return facts
 
 
-def _checked(ref: ImageRef, data: bytes, rules: PageRules) -> PageFacts:
+def _checked(ref: ImageRef, data: bytes, rules: ImageRules) -> ImageFacts:
     """What the header of a whole file says."""
     page = _open(ref, data, rules, check=True)
     _final_size(ref, page.facts, rules)
@@ -199,8 +199,8 @@ def _checked(ref: ImageRef, data: bytes, rules: PageRules) -> PageFacts:
     return page.facts
 
 
-def page_from_image(image: Image.Image, rules: PageRules) -> Image.Image:
-    """An image that another library opened or made, as ``read_page`` would give it from a file.
+def image_from_image(image: Image.Image, rules: ImageRules) -> Image.Image:
+    """An image that another library opened or made, as ``read_image`` would give it from a file.
 
     Args:
         image: of any mode; its EXIF orientation is applied.
@@ -227,14 +227,14 @@ def page_from_image(image: Image.Image, rules: PageRules) -> Image.Image:
     return _bare(turned.copy() if turned is image else turned)
 
 
-def _open(ref: ImageRef, data: bytes, rules: PageRules, *, check: bool = False) -> OpenPage:
+def _open(ref: ImageRef, data: bytes, rules: ImageRules, *, check: bool = False) -> OpenImage:
     with _named(ref):
-        page = open_page(data, check=check)
+        page = open_image(data, check=check)
     _check_area(ref, page.facts, rules)
     return page
 
 
-def _check_area(ref: ImageRef, facts: PageFacts, rules: PageRules) -> None:
+def _check_area(ref: ImageRef, facts: ImageFacts, rules: ImageRules) -> None:
     megapixels = facts.num_pixels / 1e6
     if megapixels > rules.max_megapixels:
         raise ImageError(
@@ -244,7 +244,7 @@ def _check_area(ref: ImageRef, facts: PageFacts, rules: PageRules) -> None:
         )
 
 
-def _final_size(ref: ImageRef, facts: PageFacts, rules: PageRules) -> tuple[int, int]:
+def _final_size(ref: ImageRef, facts: ImageFacts, rules: ImageRules) -> tuple[int, int]:
     """The size that the processor gets, where it takes it."""
     width, height = resized_size(facts.width, facts.height, rules.min_pixels, rules.max_pixels)
     if not width * height:
@@ -262,7 +262,7 @@ def _final_size(ref: ImageRef, facts: PageFacts, rules: PageRules) -> tuple[int,
     return width, height
 
 
-def _pixels(ref: ImageRef, page: OpenPage, rules: PageRules, size: tuple[int, int]) -> Image.Image:
+def _pixels(ref: ImageRef, page: OpenImage, rules: ImageRules, size: tuple[int, int]) -> Image.Image:
     facts = page.facts
     with _named(ref), _turn(facts):
         image = _decoded_jpeg(page, size) if facts.format == "JPEG" else None
@@ -279,7 +279,7 @@ def _pixels(ref: ImageRef, page: OpenPage, rules: PageRules, size: tuple[int, in
         return _bare(image)
 
 
-def _decoded_jpeg(page: OpenPage, size: tuple[int, int]) -> Image.Image | None:
+def _decoded_jpeg(page: OpenImage, size: tuple[int, int]) -> Image.Image | None:
     """The file's pixels as stored; None: Pillow must decode it."""
     least_size = None
     if page.facts.num_pixels > _LARGE_PIXELS:
@@ -292,10 +292,10 @@ def _decoded_jpeg(page: OpenPage, size: tuple[int, int]) -> Image.Image | None:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _for_pillow(page: OpenPage) -> Image.Image:
+def _for_pillow(page: OpenImage) -> Image.Image:
     """What Pillow is to decode; it would not say what is missing of a JPEG file, but would ask for its end marker."""
     if page.facts.format == "JPEG" and check_jpeg(page.data):
-        return open_page(page.data + END_MARKER).image
+        return open_image(page.data + END_MARKER).image
     return page.image
 
 
@@ -316,7 +316,7 @@ def _bare(image: Image.Image) -> Image.Image:
     return plain
 
 
-def _turn(facts: PageFacts) -> threading.Lock | nullcontext[None]:
+def _turn(facts: ImageFacts) -> threading.Lock | nullcontext[None]:
     return _large if facts.num_pixels > _LARGE_PIXELS else nullcontext()
 
 
@@ -340,13 +340,13 @@ def _name(ref: ImageRef) -> str:
 
 __all__ = [
     "MAX_ASPECT_RATIO",
-    "check_page",
+    "check_image",
     "decoders_fingerprint",
-    "load_page",
-    "page_facts",
-    "page_from_image",
-    "page_size",
-    "read_page",
+    "image_facts",
+    "image_from_image",
+    "image_size",
+    "load_image",
+    "read_image",
     "reading_fingerprint",
     "resized_size",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rsgrpo.config.page_rules import Colour
+from rsgrpo.config.image_rules import Colour
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -24,7 +24,7 @@ class ImageError(RsgrpoError, ValueError):
     """A page cannot be read; the message names the image and the way out."""
 
 
-def page_bytes(ref: ImageRef) -> bytes:
+def image_bytes(ref: ImageRef) -> bytes:
     """A page's image file, as it lies on the disk or in its table.
 
     Args:
@@ -40,7 +40,7 @@ def page_bytes(ref: ImageRef) -> bytes:
 
 
 @contextmanager
-def page_file(ref: ImageRef) -> Iterator[io.RawIOBase]:
+def image_file(ref: ImageRef) -> Iterator[io.RawIOBase]:
     """A page's image file, open and without a buffer, for those who need a part of it.
 
     Args:
@@ -94,7 +94,7 @@ def _refuse_pointer(ref: ImageRef, head: bytes) -> None:
         )
 
 
-def page_stamp(ref: ImageRef) -> tuple[int, int] | None:
+def image_stamp(ref: ImageRef) -> tuple[int, int] | None:
     """Size in bytes, and time of the last change in ns, of the file that a page lies in; None: it cannot be told."""
     try:
         status = Path(ref.parquet_file or ref.file).stat()

@@ -1,4 +1,4 @@
-"""Readers of the field's data formats; ``open_reader`` is the door, ``FORMATS`` lists them."""
+"""Readers of the field's data formats; ``open_reader`` opens one, ``FORMATS`` lists them."""
 
 from rsgrpo.data.readers.findings import Finding, ReadReport
 from rsgrpo.data.readers.options import ReaderOptions

@@ -96,7 +96,7 @@ def _meta_data(file: Path) -> Mapping[str, Any]:
 
 
 def visual_haystacks(file: Path, options: ReaderOptions) -> Convert:
-    """Visual Haystacks: ``{"conversations": […], "pos_image": […], "neg_image": […]}``, one question a record.
+    """Visual Haystacks: ``{"conversations": […], "pos_image": […], "neg_image": […]}``, one question per record.
 
     ``sample_id`` is the record's number as the originals name their output, ``007``; ``images`` are the needles,
     then the distractors; ``positive_images`` counts the needles; ``answers`` holds the gold as written;

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rsgrpo.config import DataConfig
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.gold_columns import GoldColumnError, take_boxes, take_choices
-from rsgrpo.data.images.loading import page_size
+from rsgrpo.data.images.loading import image_size
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.data.media_store import MediaStore
 from rsgrpo.data.readers.fields import id_field, media_list, written_list
@@ -106,11 +106,11 @@ def evisrag_sample(
             "no question", f"its {name!r} is blank: nothing is asked; write the question, or leave it out"
         )
     answers, gold = _answers(columns, data)
-    positive = _gold_pages(columns.pop(_POSITIVE_COLUMN, None), paths)
+    positive = _gold_images(columns.pop(_POSITIVE_COLUMN, None), paths)
     try:
         choices = take_choices(columns)
-        rules = PageRules(max_megapixels=math.inf)  # a size takes no memory
-        boxes = take_boxes(columns, paths, data.box_coordinates, lambda index: page_size(images[index], rules))
+        rules = ImageRules(max_megapixels=math.inf)  # a size takes no memory
+        boxes = take_boxes(columns, paths, data.box_coordinates, lambda index: image_size(images[index], rules))
     except GoldColumnError as error:
         raise BadRecordError("gold", str(error)) from error
     except ImageError as error:
@@ -180,7 +180,7 @@ def _answers(columns: dict[str, Any], data: DataConfig) -> tuple[tuple[str, ...]
     return tuple(_texts(columns, data.answer_column, "data.answer_column")), gold
 
 
-def _gold_pages(value: object, paths: Sequence[object]) -> tuple[int, ...]:
+def _gold_images(value: object, paths: Sequence[object]) -> tuple[int, ...]:
     """Which of the pages a ``posImgs`` names: a list of paths, or one; those that were not retrieved match none."""
     if value is None:
         return ()

@@ -210,7 +210,7 @@ def _layout(file: Path, stream: BinaryIO, prefix: str) -> _Layout:
         return _list_or_lines(stream, place, named_lines)
     if opening not in ("{", "") and not named_lines:
         raise DataError(
-            f"{shown(file)} starts with {opening!r}; expected a JSON list ([) of objects, or one object a line"
+            f"{shown(file)} starts with {opening!r}; expected a JSON list ([) of objects, or one object per line"
         )
     stream.seek(place)
     line = stream.readline(_LONGEST_LINE)

@@ -106,7 +106,7 @@ def wanted_records(source: SourceFile, prefix: str, seed: tuple[int, int]) -> by
         seed: of ``random``, which draws without repetition and keeps the file's order.
 
     Returns:
-        One byte a record, 1 where it is wanted, up to the last that is; None: all.
+        One byte per record, 1 where it is wanted, up to the last that is; None: all.
 
     Example:
         ``end:50%`` of a file with three records is ``bytearray([0, 1, 1])``: shares are rounded up.

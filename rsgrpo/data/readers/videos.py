@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rsgrpo.data.images.sources import ImageError, page_bytes
+from rsgrpo.data.images.sources import ImageError, image_bytes
 from rsgrpo.data.inline_media import media_suffix
 from rsgrpo.data.readers.fields import media_field
 from rsgrpo.data.readers.findings import BadRecordError
@@ -135,7 +135,7 @@ def _frames(video: object, label: str, media: MediaFinder, options: ReaderOption
     file, title = place.file, shown(place.path, _LONGEST_NAME - 30)
     try:
         if not file:
-            data = page_bytes(place)
+            data = image_bytes(place)
             file = media.store.keep(data, media_suffix(data))
         choice = FrameChoice(
             frames_per_second=options.frames_per_second, min_frames=options.min_frames, max_frames=options.max_frames

@@ -43,8 +43,8 @@ def _command(arguments: Sequence[str] | None) -> None:
         options.folder,
         num_train=options.train,
         num_test=options.test,
-        num_pages=options.pages,
-        page_pixels=options.pixels,
+        num_images=options.pages,
+        image_pixels=options.pixels,
         seed=options.seed,
     )
     print(f"data.rl_path={options.folder / 'train.jsonl'} data.test_path={options.folder / 'test.jsonl'}")

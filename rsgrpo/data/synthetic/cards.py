@@ -76,7 +76,7 @@ class CardQuestion:
         cards: the pages in order.
         answer: gold answer; ``REFUSAL`` where the pages do not hold it.
         is_sufficient: whether they do.
-        positive_pages: 0-based indexes of the pages that the answer needs.
+        positive_images: 0-based indexes of the pages that the answer needs.
         response: the tagged gold response.
     """
 
@@ -85,7 +85,7 @@ class CardQuestion:
     cards: tuple[Card, ...]
     answer: str
     is_sufficient: bool
-    positive_pages: tuple[int, ...]
+    positive_images: tuple[int, ...]
     response: str
 
 
@@ -123,23 +123,23 @@ def split_scans(sizes: tuple[int, ...], seed: int) -> tuple[tuple[tuple[int, ...
     return tuple(tuple(split) for split in splits)
 
 
-def draw_page(card: Card, page_pixels: int) -> Image.Image:
+def draw_image(card: Card, image_pixels: int) -> Image.Image:
     """Draw a card.
 
     Args:
         card: what to draw.
-        page_pixels: side of the square page.
+        image_pixels: side of the square page.
 
     Returns:
         RGB image: coloured frame, paper with a tint of it, the scan in dark ink.
     """
-    frame = max(2, round(_FRAME_FRAC * page_pixels))
-    side = page_pixels - 2 * frame
+    frame = max(2, round(_FRAME_FRAC * image_pixels))
+    side = image_pixels - 2 * frame
     ink = np.clip(_scans()[0][card.scan] / _MAX_INK, 0.0, 1.0)
     scan = Image.fromarray((255 * ink).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     colour = COLOURS[card.colour]
     tint = tuple(round(255 + _TINT_FRAC * (part - 255)) for part in colour)
-    page = Image.new("RGB", (page_pixels, page_pixels), colour)
+    page = Image.new("RGB", (image_pixels, image_pixels), colour)
     page.paste(Image.new("RGB", (side, side), tint), (frame, frame))
     page.paste(Image.new("RGB", (side, side), _INK), (frame, frame), mask=scan)
     return page
@@ -160,17 +160,17 @@ def make_question(
     Returns:
         The question with its gold.
     """
-    num_pages = int(rng.choice(list(_PAGE_COUNTS), p=list(_PAGE_COUNTS.values())))
+    num_images = int(rng.choice(list(_PAGE_COUNTS), p=list(_PAGE_COUNTS.values())))
     colours = [str(colour) for colour in rng.permutation(list(COLOURS))]
     digits = [int(digit) for digit in rng.permutation(10)]  # all different: "which card" has one answer
     if kind != "which":
-        digits = [int(digit) for digit in rng.integers(0, 10, num_pages)]
+        digits = [int(digit) for digit in rng.integers(0, 10, num_images)]
     cards = tuple(
         Card(colour=colour, scan=int(rng.choice(scans[digit])), digit=digit)
-        for colour, digit in zip(colours[:num_pages], digits[:num_pages], strict=True)
+        for colour, digit in zip(colours[:num_images], digits[:num_images], strict=True)
     )
-    first, second = (int(page) for page in rng.permutation(num_pages)[:2])
-    absent_colour, absent_digit = colours[num_pages], digits[-1]
+    first, second = (int(page) for page in rng.permutation(num_images)[:2])
+    absent_colour, absent_digit = colours[num_images], digits[-1]
     if kind == "read":
         return _read(cards, first, "" if is_sufficient else absent_colour)
     if kind == "which":
@@ -223,7 +223,7 @@ def _question(
         cards=cards,
         answer=answer or REFUSAL,
         is_sufficient=bool(answer),
-        positive_pages=pages,
+        positive_images=pages,
         response=response,
     )
 

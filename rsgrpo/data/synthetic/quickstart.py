@@ -12,7 +12,7 @@ import numpy as np
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.data.evisrag_files import write_evisrag
 from rsgrpo.data.files import TEST_FILE
-from rsgrpo.data.synthetic.cards import COLOURS, TURNS, Card, CardQuestion, draw_page, make_question, split_scans
+from rsgrpo.data.synthetic.cards import COLOURS, TURNS, Card, CardQuestion, draw_image, make_question, split_scans
 from rsgrpo.types import ImageRef, Sample
 
 _SFT, _RL, _TEST = range(3)
@@ -90,9 +90,9 @@ def build_quickstart_data(config: QuickstartConfig, folder: Path, seed: int) -> 
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     sft, rl, test = make_questions(config, seed)
-    _write(partial / "sft" / "train.jsonl", _SFT, sft, config.page_pixels)
-    _write(partial / "rl" / "train.jsonl", _RL, rl, config.page_pixels)
-    _write(partial / "test" / TEST_FILE, _TEST, test, config.page_pixels)
+    _write(partial / "sft" / "train.jsonl", _SFT, sft, config.image_pixels)
+    _write(partial / "rl" / "train.jsonl", _RL, rl, config.image_pixels)
+    _write(partial / "test" / TEST_FILE, _TEST, test, config.image_pixels)
     partial.replace(folder)
     return paths
 
@@ -102,13 +102,13 @@ def corpus(config: QuickstartConfig, seed: int) -> list[str]:
     return [text for question in make_questions(config, seed)[_SFT] for text in (question.question, question.response)]
 
 
-def _write(file: Path, split: int, questions: Sequence[CardQuestion], page_pixels: int) -> None:
+def _write(file: Path, split: int, questions: Sequence[CardQuestion], image_pixels: int) -> None:
     cards = {_page_path(card): card for question in questions for card in question.cards}
     samples = [_sample(f"{_NAMES[split]}-{index:05d}", question) for index, question in enumerate(questions)]
     write_evisrag(
         file,
         samples,
-        {path: draw_page(card, page_pixels) for path, card in cards.items()},
+        {path: draw_image(card, image_pixels) for path, card in cards.items()},
         layout="test" if split == _TEST else "train",
         as_table=split != _TEST,
     )
@@ -127,6 +127,6 @@ def _sample(sample_id: str, question: CardQuestion) -> Sample:
         answers=(question.answer,),
         gold_response=question.response,
         is_sufficient=question.is_sufficient,
-        positive_images=question.positive_pages,
+        positive_images=question.positive_images,
         metadata={"kind": question.kind},
     )

@@ -39,18 +39,18 @@ class Shape:
         """Such as ``red circle``."""
         return f"{self.colour} {self.form}"
 
-    def share(self, page_pixels: int, image_index: int) -> Box:
+    def share(self, image_pixels: int, image_index: int) -> Box:
         """Its box as shares of the page."""
-        left, top, right, bottom = (side / page_pixels for side in self.box)
+        left, top, right, bottom = (side / image_pixels for side in self.box)
         return Box(left=left, top=top, right=right, bottom=bottom, image_index=image_index)
 
 
-def place(kinds: Sequence[tuple[str, str]], page_pixels: int, rng: np.random.Generator) -> tuple[Shape, ...]:
+def place(kinds: Sequence[tuple[str, str]], image_pixels: int, rng: np.random.Generator) -> tuple[Shape, ...]:
     """Give shapes places and sizes on a page.
 
     Args:
         kinds: colour and form of each, at most four.
-        page_pixels: width and height of the page.
+        image_pixels: width and height of the page.
         rng: draws cells and sizes.
 
     Raises:
@@ -58,7 +58,7 @@ def place(kinds: Sequence[tuple[str, str]], page_pixels: int, rng: np.random.Gen
     """
     if len(kinds) > _CELLS**2:
         raise ValueError(f"a page has room for {_CELLS**2} shapes, not {len(kinds)}")
-    cell = page_pixels // _CELLS
+    cell = image_pixels // _CELLS
     shapes = []
     for (colour, form), index in zip(kinds, rng.permutation(_CELLS**2), strict=False):
         side = int(cell * rng.uniform(_SMALLEST, _LARGEST))
@@ -69,9 +69,9 @@ def place(kinds: Sequence[tuple[str, str]], page_pixels: int, rng: np.random.Gen
     return tuple(shapes)
 
 
-def draw(shapes: Sequence[Shape], page_pixels: int) -> Image.Image:
+def draw(shapes: Sequence[Shape], image_pixels: int) -> Image.Image:
     """The page."""
-    page = Image.new("RGB", (page_pixels, page_pixels), (255, 255, 255))
+    page = Image.new("RGB", (image_pixels, image_pixels), (255, 255, 255))
     pen = ImageDraw.Draw(page)
     for shape in shapes:
         left, top, right, bottom = shape.box

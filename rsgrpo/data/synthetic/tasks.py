@@ -36,7 +36,7 @@ class _Drawn:
 
 
 def write_task(
-    task: str, folder: Path, *, num_train: int, num_test: int, num_pages: int, page_pixels: int, seed: int
+    task: str, folder: Path, *, num_train: int, num_test: int, num_images: int, image_pixels: int, seed: int
 ) -> None:
     """Write ``train.jsonl`` and ``test.jsonl`` with their pages beside them.
 
@@ -46,25 +46,25 @@ def write_task(
         folder: where.
         num_train: questions to train on.
         num_test: questions held out.
-        num_pages: of a question, 2 to 8.
-        page_pixels: width and height of a page.
+        num_images: of a question, 2 to 8.
+        image_pixels: width and height of a page.
         seed: of everything.
 
     Raises:
-        ValueError: ``task`` is not known, or ``num_pages`` is out of range.
+        ValueError: ``task`` is not known, or ``num_images`` is out of range.
     """
     if task not in _MAKERS:
         raise ValueError(f"task={task!r} is not known; choose one of {', '.join(_MAKERS)}")
-    if not 2 <= num_pages <= MAX_PAGES:
-        raise ValueError(f"num_pages={num_pages} must lie between 2 and {MAX_PAGES}")
+    if not 2 <= num_images <= MAX_PAGES:
+        raise ValueError(f"num_images={num_images} must lie between 2 and {MAX_PAGES}")
     for split_index, (split, count) in enumerate(zip(_SPLITS, (num_train, num_test), strict=True)):
         samples: list[Sample] = []
         pages: dict[str, Image.Image] = {}
         for index in range(count):
             rng = np.random.default_rng((seed, list(_MAKERS).index(task), split_index, index))
-            drawn = _MAKERS[task](num_pages, page_pixels, rng)
-            paths = [f"imgs/{split}-{index:05d}-{number}.png" for number in range(1, num_pages + 1)]
-            pages |= {path: draw(shapes, page_pixels) for path, shapes in zip(paths, drawn.pages, strict=True)}
+            drawn = _MAKERS[task](num_images, image_pixels, rng)
+            paths = [f"imgs/{split}-{index:05d}-{number}.png" for number in range(1, num_images + 1)]
+            pages |= {path: draw(shapes, image_pixels) for path, shapes in zip(paths, drawn.pages, strict=True)}
             samples.append(
                 Sample(
                     sample_id=f"{task}-{split}-{index:05d}",
@@ -80,17 +80,17 @@ def write_task(
         write_evisrag(folder / f"{split}.jsonl", samples, pages, layout="test", as_table=False)
 
 
-def _grounding(num_pages: int, page_pixels: int, rng: np.random.Generator) -> _Drawn:
+def _grounding(num_images: int, image_pixels: int, rng: np.random.Generator) -> _Drawn:
     """One shape is looked for, and stands on one page only."""
     wanted = int(rng.integers(len(KINDS)))
-    target = int(rng.integers(num_pages))
+    target = int(rng.integers(num_images))
     others = [kind for index, kind in enumerate(KINDS) if index != wanted]
     pages = []
-    for page in range(num_pages):
+    for page in range(num_images):
         kinds = [others[index] for index in rng.permutation(len(others))[:2]]
-        pages.append(place(([KINDS[wanted]] if page == target else []) + kinds, page_pixels, rng))
+        pages.append(place(([KINDS[wanted]] if page == target else []) + kinds, image_pixels, rng))
     shape = pages[target][0]
-    box = shape.share(page_pixels, target)
+    box = shape.share(image_pixels, target)
     left, top, right, bottom = (round(1000 * side) for side in (box.left, box.top, box.right, box.bottom))
     written = f"({left},{top}),({right},{bottom})"
     return _Drawn(
@@ -103,20 +103,20 @@ def _grounding(num_pages: int, page_pixels: int, rng: np.random.Generator) -> _D
     )
 
 
-def _haystack(num_pages: int, page_pixels: int, rng: np.random.Generator) -> _Drawn:
+def _haystack(num_images: int, image_pixels: int, rng: np.random.Generator) -> _Drawn:
     """The anchor names the needle page; whether the other shape stands on it is the question."""
     order = [KINDS[index] for index in rng.permutation(len(KINDS))]
     anchor, asked, rest = order[0], order[1], order[2:]
-    target, is_there = int(rng.integers(num_pages)), bool(rng.integers(2))
+    target, is_there = int(rng.integers(num_images)), bool(rng.integers(2))
     pages = []
-    for page in range(num_pages):
+    for page in range(num_images):
         fillers = [rest[index] for index in rng.permutation(len(rest))[:2]]
         kinds = [anchor, asked if is_there else fillers[0]] if page == target else fillers
-        pages.append(place(kinds, page_pixels, rng))
+        pages.append(place(kinds, image_pixels, rng))
     names = [shape.name for shape in pages[target]]
     lines = [
         f"[{page + 1}]: " + (f"a {names[0]} and a {names[1]}" if page == target else IRRELEVANT)
-        for page in range(num_pages)
+        for page in range(num_images)
     ]
     answer = "yes" if is_there else "no"
     return _Drawn(
@@ -128,17 +128,17 @@ def _haystack(num_pages: int, page_pixels: int, rng: np.random.Generator) -> _Dr
     )
 
 
-def _choice(num_pages: int, page_pixels: int, rng: np.random.Generator) -> _Drawn:
+def _choice(num_images: int, image_pixels: int, rng: np.random.Generator) -> _Drawn:
     """One form stands on one page only; its colour is one of the four options."""
     form = FORMS[int(rng.integers(len(FORMS)))]
     colours = list(COLOURS)
     colour = colours[int(rng.integers(len(colours)))]
-    target = int(rng.integers(num_pages))
+    target = int(rng.integers(num_images))
     others = [kind for kind in KINDS if kind[1] != form]
     pages = []
-    for page in range(num_pages):
+    for page in range(num_images):
         fillers = [others[index] for index in rng.permutation(len(others))[:2]]
-        pages.append(place(([(colour, form)] if page == target else []) + fillers, page_pixels, rng))
+        pages.append(place(([(colour, form)] if page == target else []) + fillers, image_pixels, rng))
     choices = tuple(colours[index] for index in rng.permutation(len(colours)))
     letter = "ABCD"[choices.index(colour)]
     return _Drawn(

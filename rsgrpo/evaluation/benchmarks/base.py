@@ -3,7 +3,7 @@
     read_predictions -> pair_predictions -> Benchmark.score(official | strict) -> BenchmarkResult
 
 ``official`` mode is the original's metric, defects included; where the original would stop with an
-error the item scores 0 and the error is counted. ``strict`` mode mends the defects; each benchmark's
+error the item scores 0 and the error is counted. ``strict`` mode fixes the defects; each benchmark's
 docstring lists what it changes. Nothing is dropped without a count in ``BenchmarkResult.anomalies``.
 """
 
@@ -392,7 +392,7 @@ def _by_place(by_place: Mapping[str, Sample], one: Prediction) -> Sample | None:
 
 
 def last_of_each(answered: Sequence[Answered]) -> tuple[list[Answered], int]:
-    """One prediction a sample (and needle position): the last, as files grow at their end.
+    """One prediction per sample (and needle position): the last, as files grow at their end.
 
     Returns:
         The predictions in order of first appearance, and how many were left out.

@@ -48,7 +48,7 @@ def retained_images(scores: Sequence[float], top_k: int) -> tuple[int, ...]:
         ``retained_images([0.9, 0.2, 0.6], 3) == (1, 1, 1)``, ``retained_images([0.4, 0.45, 0.1], 3) == (0, 1, 0)``.
     """
     if not scores:
-        raise ValueError("there is no image to retain; give one score an image")
+        raise ValueError("there is no image to retain; give one score per image")
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     kept = order[: top_k if max(scores) >= _RELEVANT else 1]
     return tuple(int(index in kept) for index in range(len(scores)))

@@ -85,7 +85,7 @@ class HaystackBenchmark:
         )
 
     def write_predictions(self, answered: Sequence[Answered], folder: Path, *, model: str = "rsgrpo") -> Path:
-        """``<folder>/<model>/<N>_images/<id>.json``, one file a question, as the original's scorer lists them."""
+        """``<folder>/<model>/<N>_images/<id>.json``, one file per question, as the original's scorer lists them."""
         return write_folder(answered, folder / model, is_positional=self.is_positional)
 
     @property

@@ -26,7 +26,7 @@ _LARGEST_POSITION = 10**9
 
 
 class RowReader:
-    """Turns rows into predictions and notes what was wrong with them.
+    """GpuSharing rows into predictions and notes what was wrong with them.
 
     Args:
         path: the file or folder, for messages.

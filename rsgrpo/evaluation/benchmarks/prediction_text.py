@@ -179,7 +179,7 @@ def _rows_of(path: Path, text: str, content: object, columns: Columns) -> list[R
     names = ", ".join(shown(name, _SHOWN) for name in [*content][:5])
     found = f"lists under {', '.join(shown(name, _SHOWN) for name in lists[:5])}" if lists else f"the keys {names}"
     raise BenchmarkError(
-        f"{shown(path)} is an object with {found}; expected a list of predictions, one object a line, an object with "
+        f"{shown(path)} is an object with {found}; expected a list of predictions, one object per line, an object with "
         "one list, or one from id to answer"
     )
 

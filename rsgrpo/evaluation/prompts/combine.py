@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.headers import DECODING_ERRORS, open_page
-from rsgrpo.data.images.loading import read_page, reading_fingerprint
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.headers import DECODING_ERRORS, open_image
+from rsgrpo.data.images.loading import read_image, reading_fingerprint
 from rsgrpo.types import ImageRef
 
 CELL_PIXELS = 800
@@ -84,7 +84,7 @@ def combine_grid(sample_id: str, num_images: int, max_canvases: int) -> tuple[Ca
 
 
 def combine_images(
-    sample_id: str, images: Sequence[ImageRef], max_canvases: int, folder: Path, rules: PageRules
+    sample_id: str, images: Sequence[ImageRef], max_canvases: int, folder: Path, rules: ImageRules
 ) -> tuple[ImageRef, ...]:
     """Draw the canvases of one sample; those that were drawn by the same rules already are left as they are.
 
@@ -115,19 +115,19 @@ def combine_images(
 def _is_drawn(file: Path, drawn_by: str) -> bool:
     """Whether the canvas is there, and shows pictures as they would be read now."""
     try:
-        canvas = open_page(file.read_bytes()).image
+        canvas = open_image(file.read_bytes()).image
     except DECODING_ERRORS:
         return False
     return canvas.info.get("comment") == drawn_by.encode()
 
 
-def _draw(canvas: Canvas, images: Sequence[ImageRef], file: Path, rules: PageRules, drawn_by: str) -> None:
+def _draw(canvas: Canvas, images: Sequence[ImageRef], file: Path, rules: ImageRules, drawn_by: str) -> None:
     sheet = Image.new("RGB", canvas.size)
     font = ImageFont.load_default(_CAPTION_PIXELS)
     draw = ImageDraw.Draw(sheet)
     for index, caption in enumerate(canvas.captions):
         left, top = index % canvas.columns * CELL_PIXELS, index // canvas.columns * CELL_PIXELS
-        page = read_page(images[canvas.first + index], rules)
+        page = read_image(images[canvas.first + index], rules)
         sheet.paste(page.resize((CELL_PIXELS, CELL_PIXELS), Image.Resampling.LANCZOS), (left, top))
         _, _, width, height = draw.textbbox((0, 0), caption, font=font)
         bottom = top + CELL_PIXELS

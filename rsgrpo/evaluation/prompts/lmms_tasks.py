@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import read_page
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import read_image
 from rsgrpo.evaluation.benchmarks import find_benchmark
 from rsgrpo.evaluation.benchmarks.base import MODES, Answered, BenchmarkResult, Mode
 from rsgrpo.evaluation.prompts.turns import TaskPrompt
@@ -54,7 +54,7 @@ def doc_to_messages(doc: Mapping[str, Any], lmms_eval_specific_kwargs: object = 
 def _content(part: str | dict[str, Any]) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    return {"type": "image", "url": part["file"] or read_page(ImageRef(**part), PageRules())}
+    return {"type": "image", "url": part["file"] or read_image(ImageRef(**part), ImageRules())}
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list[Image.Image]:
@@ -64,7 +64,7 @@ def doc_to_visual(doc: Mapping[str, Any]) -> list[Image.Image]:
         ImageError: one cannot be read.
     """
     parts = [part for turn in json.loads(doc["turns"]) for part in turn["parts"]]
-    return [read_page(ImageRef(**part), PageRules()) for part in parts if not isinstance(part, str)]
+    return [read_image(ImageRef(**part), ImageRules()) for part in parts if not isinstance(part, str)]
 
 
 def doc_to_text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: object = None) -> str:
@@ -89,7 +89,7 @@ def aggregate_official(items: Sequence[Mapping[str, Any]]) -> float:
 
 
 def aggregate_strict(items: Sequence[Mapping[str, Any]]) -> float:
-    """The headline with the defects mended."""
+    """The headline with the defects fixed."""
     return _score(items, "strict").main.value
 
 

@@ -1,1 +1,1 @@
-"""Attention over packed rows in which siblings share their prompt."""
+"""Attention over packed sequences in which siblings share their prompt."""

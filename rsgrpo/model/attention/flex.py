@@ -1,4 +1,4 @@
-"""Attention over a packed row with torch's ``flex_attention``: one kernel, skipping blocks that nobody sees.
+"""Attention over a packed sequence with torch's ``flex_attention``: one kernel, skipping blocks that nobody sees.
 
 CUDA only: torch's flex_attention has no backward pass on a CPU, where the forward pass runs as plain products
 (for tests).
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from rsgrpo.model.micro_batches import IndexArray, PackedRow
+from rsgrpo.model.micro_batches import IndexArray, PackedSequence
 
 _BLOCK = 128
 # Every length is compiled anew, for minutes over a run, and under ZeRO 3 all ranks wait for the one that compiles.
@@ -30,7 +30,7 @@ class FlexPlan:
     """Who attends to whom, as ``flex_attention`` wants it.
 
     Attributes:
-        num_tokens: T, of the row.
+        num_tokens: T, of the sequence.
         num_padded: T rounded up, see :func:`padded_length`.
         block_mask: over ``num_padded`` queries and keys.
         is_compiled: whether the kernel is compiled (CUDA); else it runs as plain products (CPU, for tests).
@@ -43,7 +43,7 @@ class FlexPlan:
 
 
 def padded_length(num_tokens: int) -> int:
-    """A row's length, rounded up to a power of two, at least a block.
+    """A sequence's length, rounded up to a power of two, at least a block.
 
     Example:
         1 -> 128, 1,000 -> 1,024, 9,000 -> 16,384.
@@ -77,27 +77,27 @@ def _block_lists(chosen: NDArray[np.bool_], device: torch.device) -> tuple[Tenso
     return torch.from_numpy(counts).to(device)[None, None], torch.from_numpy(indexes).to(device)[None, None]
 
 
-def flex_plan(row: PackedRow, *, device: torch.device) -> FlexPlan:
-    """Block mask for a row.
+def flex_plan(packed: PackedSequence, *, device: torch.device) -> FlexPlan:
+    """Block mask for a sequence.
 
     A query sees a key of its own segment that does not come after it, and every key of its own prompt. At the end
     every position of padding is a segment of its own. Which blocks are seen, in part or wholly, follows from where
     segments start and end: no [T, T] mask is built.
 
     Args:
-        row: where everything stands.
+        packed: where everything stands.
         device: where the model is.
     """
-    num_padded = padded_length(row.num_tokens)
-    num_pieces = len(row.pieces)
-    prompts = [one.num_prompt_tokens for one in row.pieces]
-    starts = np.array([*row.prompt_starts, *row.response_starts], dtype=np.int64)
-    lengths = np.array([*prompts, *row.response_lengths], dtype=np.int64)
-    parents = np.array([*[-1] * num_pieces, *row.response_pieces], dtype=np.int64)
-    num_padding = num_padded - row.num_tokens
+    num_padded = padded_length(packed.num_tokens)
+    num_segments = len(packed.segments)
+    prompts = [one.num_prompt_tokens for one in packed.segments]
+    starts = np.array([*packed.prompt_starts, *packed.response_starts], dtype=np.int64)
+    lengths = np.array([*prompts, *packed.response_lengths], dtype=np.int64)
+    parents = np.array([*[-1] * num_segments, *packed.response_segments], dtype=np.int64)
+    num_padding = num_padded - packed.num_tokens
     overlaps, padding = (
         _overlaps(first, length, num_padded // _BLOCK)
-        for first, length in ((starts, lengths), (np.array([row.num_tokens]), np.array([num_padding])))
+        for first, length in ((starts, lengths), (np.array([packed.num_tokens]), np.array([num_padding])))
     )
     seen = _num_seen(overlaps, np.where(parents[:, None] >= 0, overlaps[parents], 0.0)) + np.diag(padding[0])
     is_whole = seen == _BLOCK * _BLOCK
@@ -115,7 +115,7 @@ def flex_plan(row: PackedRow, *, device: torch.device) -> FlexPlan:
         return own | (parents_at[query] == segments[key])
 
     return FlexPlan(
-        num_tokens=row.num_tokens,
+        num_tokens=packed.num_tokens,
         num_padded=num_padded,
         block_mask=BlockMask.from_kv_blocks(
             *_block_lists((seen > 0) & ~is_whole, device),
@@ -143,8 +143,8 @@ class _Compiled:
         return cls.kernel
 
 
-def flex_row_attention(query: Tensor, key: Tensor, value: Tensor, plan: FlexPlan, scaling: float) -> Tensor:
-    """Attention over a packed row.
+def flex_packed_attention(query: Tensor, key: Tensor, value: Tensor, plan: FlexPlan, scaling: float) -> Tensor:
+    """Attention over a packed sequence.
 
     Args:
         query: [T, query heads, D].

@@ -1,4 +1,4 @@
-"""Attention over a packed row in tiles, on any device.
+"""Attention over a packed sequence in tiles, on any device.
 
 Prompts of similar length are padded to a rectangle, and so are responses of similar length. A prompt's
 queries are causal over the prompt; a response's queries see their prompt and their own past, as two sets
@@ -228,12 +228,12 @@ class _TiledAttention(torch.autograd.Function):
 
 
 class _Pad(torch.autograd.Function):
-    """Row -> slots. Every row position stands in exactly one slot, so the gradient is a gather as well."""
+    """Sequence -> slots. Every packed position stands in exactly one slot, so the gradient is a gather as well."""
 
     @staticmethod
-    def forward(ctx: Any, row: Tensor, plan: TiledPlan) -> Tensor:
+    def forward(ctx: Any, packed: Tensor, plan: TiledPlan) -> Tensor:
         ctx.plan = plan
-        return row.index_select(0, plan.pad_index)
+        return packed.index_select(0, plan.pad_index)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -241,7 +241,7 @@ class _Pad(torch.autograd.Function):
 
 
 class _Unpad(torch.autograd.Function):
-    """Slots -> row; padding gets zero gradient."""
+    """Slots -> sequence; padding gets zero gradient."""
 
     @staticmethod
     def forward(ctx: Any, slots: Tensor, plan: TiledPlan) -> Tensor:
@@ -255,7 +255,7 @@ class _Unpad(torch.autograd.Function):
 
 
 def tiled_attention(query: Tensor, key: Tensor, value: Tensor, plan: TiledPlan, scaling: float) -> Tensor:
-    """Attention over a packed row, a tile of scores at a time.
+    """Attention over a packed sequence, a tile of scores at a time.
 
     Args:
         query: [T, query heads, D].

@@ -1,4 +1,4 @@
-"""How a packed row is laid out for the tiled door: segments of similar length padded to rectangles."""
+"""How a packed sequence is laid out for the tiled backend: segments of similar length padded to rectangles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsgrpo.model.micro_batches import IndexArray, PackedRow
+from rsgrpo.model.micro_batches import IndexArray, PackedSequence
 
 # Padding may cost this factor over the real attention work, and always this many scores: below that
 # a further rectangle costs more in kernel launches than it saves.
@@ -56,13 +56,13 @@ class Block:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TiledPlan:
-    """Index tensors of the tiled door, made once a micro-batch and used by every layer.
+    """Index tensors of the tiled backend, made once a micro-batch and used by every layer.
 
     Attributes:
         blocks: their slots follow each other: prompts, then rectangles of responses, block by block.
-        pad_index: [S] int64, the row position that each slot holds; 0 in padding.
+        pad_index: [S] int64, the packed position that each slot holds; 0 in padding.
         is_real: [S, 1, 1] float32, 1 where the slot is no padding, else 0.
-        unpad_index: [T] int64, the slot that holds each row position.
+        unpad_index: [T] int64, the slot that holds each packed position.
     """
 
     blocks: tuple[Block, ...]
@@ -99,7 +99,7 @@ def _hidden(prompt_lengths: IndexArray, width: int) -> Tensor | None:
 
 
 class _Layout:
-    """Hands out slots; ``held`` is the row position of each, -1 in padding."""
+    """Hands out slots; ``held`` is the packed position of each, -1 in padding."""
 
     def __init__(self) -> None:
         self.held: list[IndexArray] = []
@@ -116,41 +116,41 @@ class _Layout:
         return first
 
 
-def tiled_plan(row: PackedRow, *, device: torch.device) -> TiledPlan:
-    """Index tensors for a row, for the door that works on any device.
+def tiled_plan(packed: PackedSequence, *, device: torch.device) -> TiledPlan:
+    """Index tensors for a sequence, for the backend that works on any device.
 
     Args:
-        row: where everything stands.
+        packed: where everything stands.
         device: where the model is.
     """
-    prompt_lengths = np.array([piece.num_prompt_tokens for piece in row.pieces], dtype=np.int64)
-    by_prompt = sorted(range(len(row.pieces)), key=lambda i: (-prompt_lengths[i], i))
+    prompt_lengths = np.array([segment.num_prompt_tokens for segment in packed.segments], dtype=np.int64)
+    by_prompt = sorted(range(len(packed.segments)), key=lambda i: (-prompt_lengths[i], i))
     blocks: list[Block] = []
     layout = _Layout()
     for size in _similar([(int(prompt_lengths[i]), int(prompt_lengths[i])) for i in by_prompt]):
         members, by_prompt = by_prompt[:size], by_prompt[size:]
         width = int(prompt_lengths[members[0]])
-        first = layout.place([row.prompt_starts[i] for i in members], [int(prompt_lengths[i]) for i in members])
+        first = layout.place([packed.prompt_starts[i] for i in members], [int(prompt_lengths[i]) for i in members])
         prompts = Rectangle(first, size, width, (), torch.arange(size, device=device), 0, None)
         responses: list[Rectangle] = []
-        places = {piece: place for place, piece in enumerate(members)}
+        places = {segment: place for place, segment in enumerate(members)}
         ordered = sorted(
-            (r for r, piece in enumerate(row.response_pieces) if piece in places),
-            key=lambda r: (-row.response_lengths[r], r),
+            (r for r, segment in enumerate(packed.response_segments) if segment in places),
+            key=lambda r: (-packed.response_lengths[r], r),
         )
-        lengths = [row.response_lengths[r] for r in ordered]
+        lengths = [packed.response_lengths[r] for r in ordered]
         for count in _similar([(length, width + length) for length in lengths]):
             chosen, ordered = ordered[:count], ordered[count:]
-            owner = np.array([places[row.response_pieces[r]] for r in chosen], dtype=np.int64)
+            owner = np.array([places[packed.response_segments[r]] for r in chosen], dtype=np.int64)
             own_prompts = prompt_lengths[members][owner]
             hidden = _hidden(own_prompts, width)
             responses.append(
                 Rectangle(
                     start=layout.place(
-                        [row.response_starts[r] for r in chosen], [row.response_lengths[r] for r in chosen]
+                        [packed.response_starts[r] for r in chosen], [packed.response_lengths[r] for r in chosen]
                     ),
                     count=count,
-                    width=row.response_lengths[chosen[0]],
+                    width=packed.response_lengths[chosen[0]],
                     prompts=tuple(zip(owner.tolist(), own_prompts.tolist(), strict=True)),
                     owner=torch.from_numpy(owner).to(device),
                     num_prompt_keys=width,
@@ -160,7 +160,7 @@ def tiled_plan(row: PackedRow, *, device: torch.device) -> TiledPlan:
         blocks.append(Block(prompts, tuple(responses)))
     held = np.concatenate(layout.held)
     is_real = held >= 0
-    unpad_index = np.empty(row.num_tokens, dtype=np.int64)
+    unpad_index = np.empty(packed.num_tokens, dtype=np.int64)
     unpad_index[held[is_real]] = np.flatnonzero(is_real)
     return TiledPlan(
         blocks=tuple(blocks),

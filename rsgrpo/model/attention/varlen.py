@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsgrpo.model.micro_batches import PackedRow
+from rsgrpo.model.micro_batches import PackedSequence
 
 
 @dataclass(frozen=True, slots=True)
 class VarlenPlan:
-    """Index tensors of the FlashAttention door.
+    """Index tensors of the FlashAttention backend.
 
     Attributes:
-        key_index: [K] int64, row position of every key: for a response, its prompt and then itself.
-        own_index: [T] int64, where in ``key_index`` each row position stands as part of its own segment.
-        copies: for every response, the first row position of its prompt, where the response's copy of it starts
+        key_index: [K] int64, packed position of every key: for a response, its prompt and then itself.
+        own_index: [T] int64, where in ``key_index`` each packed position stands as part of its own segment.
+        copies: for every response, the first packed position of its prompt, where the response's copy of it starts
             in ``key_index``, and the prompt's length.
-        query_offsets: [sequences + 1] int32, where each sequence's queries start in the row.
+        query_offsets: [sequences + 1] int32, where each sequence's queries start in the packed sequence.
         key_offsets: [sequences + 1] int32, where each sequence's keys start in ``key_index``.
         max_queries: longest sequence of queries.
         max_keys: longest sequence of keys.
@@ -37,11 +37,11 @@ class VarlenPlan:
     max_keys: int
 
 
-def varlen_plan(row: PackedRow, *, device: torch.device) -> VarlenPlan:
-    """Index tensors for a row, for FlashAttention over ragged sequences.
+def varlen_plan(packed: PackedSequence, *, device: torch.device) -> VarlenPlan:
+    """Index tensors for a sequence, for FlashAttention over ragged sequences.
 
     Args:
-        row: where everything stands.
+        packed: where everything stands.
         device: where the model is.
     """
     keys: list[np.ndarray[Any, Any]] = []
@@ -49,15 +49,15 @@ def varlen_plan(row: PackedRow, *, device: torch.device) -> VarlenPlan:
     own: list[np.ndarray[Any, Any]] = []
     copies: list[tuple[int, int, int]] = []
     response, num_keys = 0, 0
-    for start, piece in zip(row.prompt_starts, row.pieces, strict=True):
-        num_prompt = piece.num_prompt_tokens
+    for start, segment in zip(packed.prompt_starts, packed.segments, strict=True):
+        num_prompt = segment.num_prompt_tokens
         prompt = np.arange(start, start + num_prompt)
         keys.append(prompt)
         query_lengths.append(num_prompt)
         own.append(np.arange(num_keys, num_keys + num_prompt))
         num_keys += num_prompt
-        for length in piece.response_lengths:
-            first = row.response_starts[response]
+        for length in segment.response_lengths:
+            first = packed.response_starts[response]
             keys.append(np.concatenate([prompt, np.arange(first, first + length)]))
             query_lengths.append(length)
             copies.append((start, num_keys, num_prompt))
@@ -77,17 +77,17 @@ def varlen_plan(row: PackedRow, *, device: torch.device) -> VarlenPlan:
 
 
 class _RepeatPrompts(torch.autograd.Function):
-    """Row -> keys of all sequences; a prompt's gradient is the sum over its copies.
+    """Sequence -> keys of all sequences; a prompt's gradient is the sum over its copies.
 
     The backward pass of ``index_select`` would add the copies up in the keys' own precision and, on a GPU, in
-    whatever order its threads come. Here they are added in float32, one after the other in the row's order, and the
-    sum is rounded once.
+    whatever order its threads come. Here they are added in float32, one after the other in the sequence's order, and
+    the sum is rounded once.
     """
 
     @staticmethod
-    def forward(ctx: Any, row: Tensor, plan: VarlenPlan) -> Tensor:
+    def forward(ctx: Any, packed: Tensor, plan: VarlenPlan) -> Tensor:
         ctx.plan = plan
-        return row.index_select(0, plan.key_index)
+        return packed.index_select(0, plan.key_index)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -151,7 +151,7 @@ def flash_sequences(
 
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scaling: float) -> Tensor:
-    """Attention over a packed row; causal from the end, so that a response's queries see its whole prompt.
+    """Attention over a packed sequence; causal from the end, so that a response's queries see its whole prompt.
 
     Args:
         query: [T, query heads, D].

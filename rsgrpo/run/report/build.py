@@ -20,7 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
-from rsgrpo.config.page_rules import PageRules, parse_colour
+from rsgrpo.config.image_rules import ImageRules, parse_colour
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.atomic_files import FileError, shown_error, write_text
 from rsgrpo.io.jsonl import cut_line_note
@@ -113,7 +113,7 @@ def _document(run_folder: Path, notes: list[str]) -> dict[str, Any]:
         "charts": [_chart_document(chart) for chart in collect_charts(rows)],
         "times": collect_times(rows),
         "rollouts": collect_rollouts(
-            groups, rewards if isinstance(rewards, dict) else {}, run_folder, _page_rules(config)
+            groups, rewards if isinstance(rewards, dict) else {}, run_folder, _image_rules(config)
         ),
     }
 
@@ -136,14 +136,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
 
-def _page_rules(config: Mapping[str, Any]) -> PageRules:
+def _image_rules(config: Mapping[str, Any]) -> ImageRules:
     """How the run read images; as by default where its settings are gone."""
     data = config.get("data")
     colour = data.get("background") if isinstance(data, dict) else None
     try:
-        return PageRules(background=parse_colour(colour)) if isinstance(colour, str) else PageRules()
+        return ImageRules(background=parse_colour(colour)) if isinstance(colour, str) else ImageRules()
     except ValueError:
-        return PageRules()
+        return ImageRules()
 
 
 def _chart_document(chart: Chart) -> dict[str, Any]:

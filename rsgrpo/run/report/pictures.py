@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import load_page
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.types import ImageRef
 
@@ -21,7 +21,7 @@ _JPEG_QUALITY = 78
 _READ_SIDE = 4 * _SIDES[0]  # large scans are brought to this square's area first
 
 
-def embed_pictures(images: Iterable[ImageRef], run_folder: Path, rules: PageRules) -> dict[ImageRef, str]:
+def embed_pictures(images: Iterable[ImageRef], run_folder: Path, rules: ImageRules) -> dict[ImageRef, str]:
     """Encode every image once.
 
     Args:
@@ -46,7 +46,7 @@ def embed_pictures(images: Iterable[ImageRef], run_folder: Path, rules: PageRule
     return encoded
 
 
-def _open(image: ImageRef, run_folder: Path, rules: PageRules) -> Image.Image | None:
+def _open(image: ImageRef, run_folder: Path, rules: ImageRules) -> Image.Image | None:
     recorded = Path(image.parquet_file or image.file)
     file = _find(recorded, run_folder)
     if file is None:
@@ -57,7 +57,7 @@ def _open(image: ImageRef, run_folder: Path, rules: PageRules) -> Image.Image | 
         else dataclasses.replace(image, file=str(file))
     )
     try:
-        pixels = load_page(found, rules)
+        pixels = load_image(found, rules)
     except ImageError:
         return None  # the page says that the image is missing
     pixels.thumbnail((_SIDES[0], _SIDES[0]))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.run.recorder import RecordedGroup, RecordedReward, RecordedRollout
 from rsgrpo.run.report.pictures import embed_pictures
 from rsgrpo.text.sections import parse_response
@@ -20,7 +20,7 @@ _MAX_WEIGHT = 1e300  # of settings that are shown as they stand in a file
 
 
 def collect_rollouts(
-    groups: Sequence[RecordedGroup], reward_settings: Mapping[str, Any], run_folder: Path, rules: PageRules
+    groups: Sequence[RecordedGroup], reward_settings: Mapping[str, Any], run_folder: Path, rules: ImageRules
 ) -> dict[str, Any]:
     """Choose groups that fit, and describe them.
 
@@ -37,7 +37,9 @@ def collect_rollouts(
     chosen = _within_budget(_choose(groups))
     pictures = embed_pictures([image for group in chosen for image in group.images][:_MAX_IMAGES], run_folder, rules)
     numbers = {image: number for number, image in enumerate(pictures)}
-    names = list(dict.fromkeys(r.name for g in chosen for one in g.rollouts if one.positive for r in one.rewards))
+    names = list(
+        dict.fromkeys(r.name for g in chosen for one in g.rollouts if one.positive_weights for r in one.rewards)
+    )
     documents = []
     for group in chosen:
         document = _group_document(group)
@@ -56,7 +58,7 @@ def _choose(groups: Sequence[RecordedGroup]) -> list[RecordedGroup]:
     evaluated: dict[tuple[str, int], int] = {}
     chosen = []
     for group in groups:
-        if any(rollout.positive for rollout in group.rollouts):
+        if any(rollout.positive_weights for rollout in group.rollouts):
             chosen.append(group)
             continue
         place = (group.stage, group.step)
@@ -121,8 +123,8 @@ def _rollout_document(rollout: RecordedRollout) -> dict[str, Any]:
         "version": rollout.policy_version,
         "starts": list(rollout.token_char_starts),
         "rewards": [_reward_document(reward) for reward in rollout.rewards],
-        "positive": list(rollout.positive),
-        "negative": list(rollout.negative),
+        "positive": list(rollout.positive_weights),
+        "negative": list(rollout.negative_weights),
     }
 
 

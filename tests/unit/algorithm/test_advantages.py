@@ -13,7 +13,7 @@ from rsgrpo.types import ScopedReward, TokenSpan
 from tests.oracles.upstream_objective import reference_advantages
 from tests.unit.strategies import scoped_reward, scored_group, scored_rollout, simple_group
 
-REFERENCE = CreditConfig(compat="reference")
+REFERENCE = CreditConfig(compat="upstream")
 
 
 def test_options_of_the_normalisation() -> None:
@@ -46,9 +46,9 @@ def test_a_reward_that_does_not_apply_is_left_out_of_the_mean() -> None:
     advantages = [one.advantages[0] for one in group.rollouts]
     np.testing.assert_allclose(advantages, [0.70711, 0.0, -0.70711], atol=1e-5)
     # its two tokens are in scope, but nothing was said of them: N = 4
-    np.testing.assert_allclose(group.rollouts[0].positive, 0.70711 / 4, rtol=1e-5)
-    assert not group.rollouts[1].positive.any()
-    assert not group.rollouts[1].negative.any()
+    np.testing.assert_allclose(group.rollouts[0].positive_weights, 0.70711 / 4, rtol=1e-5)
+    assert not group.rollouts[1].positive_weights.any()
+    assert not group.rollouts[1].negative_weights.any()
 
 
 @pytest.mark.parametrize("scoping", ["scoped", "whole"])
@@ -60,10 +60,12 @@ def test_credit_does_not_depend_on_groups_to_which_no_reward_applies(aggregation
     (alone,) = credit_groups([judged], {"a": 1.0}, config)
     beside = credit_groups([judged, *others], {"a": 1.0}, config)
     for one, same in zip(alone.rollouts, beside[0].rollouts, strict=True):
-        assert one.positive.any() or one.negative.any()
-        np.testing.assert_array_equal(one.positive, same.positive)
-        np.testing.assert_array_equal(one.negative, same.negative)
-    assert not any(one.positive.any() or one.negative.any() for group in beside[1:] for one in group.rollouts)
+        assert one.positive_weights.any() or one.negative_weights.any()
+        np.testing.assert_array_equal(one.positive_weights, same.positive_weights)
+        np.testing.assert_array_equal(one.negative_weights, same.negative_weights)
+    assert not any(
+        one.positive_weights.any() or one.negative_weights.any() for group in beside[1:] for one in group.rollouts
+    )
 
 
 def test_a_reward_that_does_not_apply_pulls_the_weighted_sum_neither_up_nor_down() -> None:
@@ -78,7 +80,9 @@ def test_a_reward_that_does_not_apply_pulls_the_weighted_sum_neither_up_nor_down
     # Where the only reward with a weight does not apply, there is nothing to compare: values None, 1, 0 of the other
     (group,) = credit_groups([scored_group("g", rollouts)], {"format": 0.0, "penalty": 1.0}, config)
     np.testing.assert_allclose([one.advantages[1] for one in group.rollouts], [0.0, 0.70711, -0.70711], atol=1e-5)
-    np.testing.assert_allclose(group.rollouts[1].positive, 0.70711 / (2 * 10), rtol=1e-5)  # R = 2 responses judged
+    np.testing.assert_allclose(
+        group.rollouts[1].positive_weights, 0.70711 / (2 * 10), rtol=1e-5
+    )  # R = 2 responses judged
 
 
 def test_the_public_formula_gives_a_reward_of_weight_0_nothing() -> None:
@@ -87,11 +91,11 @@ def test_the_public_formula_gives_a_reward_of_weight_0_nothing() -> None:
         scored_rollout("g", row, size, [scoped_reward(name, value, (0, size)) for name, value in values.items()])
         for row, (size, values) in enumerate(((4, {"on": 1.0, "off": 0.0}), (5, {"on": 0.0, "off": 1.0})))
     ]
-    config = CreditConfig(compat="reference")
+    config = CreditConfig(compat="upstream")
     (both,) = credit_groups([scored_group("g", rollouts)], {"on": 1.0, "off": 0.0}, config)
     # z = ±0.7071 on 4 + 5 tokens, K_m = 1
-    np.testing.assert_allclose(both.rollouts[0].positive, 0.70711 / 9, rtol=1e-5)
-    assert not both.rollouts[0].negative.any()
+    np.testing.assert_allclose(both.rollouts[0].positive_weights, 0.70711 / 9, rtol=1e-5)
+    assert not both.rollouts[0].negative_weights.any()
     assert [one.advantages[1] for one in both.rollouts] == [0.0, 0.0]
 
 
@@ -104,15 +108,15 @@ def test_a_rollout_without_the_scope_counts_in_the_mean_and_gets_no_credit() -> 
     ]
     (group,) = credit_groups([scored_group("g", rollouts)], {"a": 1.0}, CreditConfig())
     np.testing.assert_allclose([one.advantages[0] for one in group.rollouts], [1.1547, -0.57735, 0.0], rtol=1e-4)
-    np.testing.assert_allclose(group.rollouts[0].positive, [1.1547 / 2, 0.0], rtol=1e-4)
-    assert not group.rollouts[2].negative.any()
+    np.testing.assert_allclose(group.rollouts[0].positive_weights, [1.1547 / 2, 0.0], rtol=1e-4)
+    assert not group.rollouts[2].negative_weights.any()
 
 
 def test_tokens_count_over_the_step_also_without_an_advantage() -> None:
     # g varies, h does not, both have the scope: N = 2 + 2 + 3 + 3 = 10
     groups = [simple_group("g", "a", [1.0, 0.0], [2, 2]), simple_group("h", "a", [1.0, 1.0], [3, 3])]
     first = credit_groups(groups, {"a": 1.0}, CreditConfig())[0].rollouts[0]
-    np.testing.assert_allclose(first.positive, 0.70711 / 10, rtol=1e-5)
+    np.testing.assert_allclose(first.positive_weights, 0.70711 / 10, rtol=1e-5)
 
 
 def test_images_of_one_reward_are_compared_apart_and_counted_together() -> None:
@@ -126,9 +130,9 @@ def test_images_of_one_reward_are_compared_apart_and_counted_together() -> None:
     group = scored_group("g", [scored_rollout("g", 0, 4, rewards(1, 0)), scored_rollout("g", 1, 4, rewards(0, 1))])
     one, other = credit_groups([group], {"line": 2.0}, CreditConfig())[0].rollouts
     amount = 0.70711 / 8
-    np.testing.assert_allclose(one.positive, [amount, 0, 0, 0], rtol=1e-5)
-    np.testing.assert_allclose(one.negative, [0, amount, amount, amount], rtol=1e-5)
-    np.testing.assert_array_equal(other.positive, one.negative)
+    np.testing.assert_allclose(one.positive_weights, [amount, 0, 0, 0], rtol=1e-5)
+    np.testing.assert_allclose(one.negative_weights, [0, amount, amount, amount], rtol=1e-5)
+    np.testing.assert_array_equal(other.positive_weights, one.negative_weights)
 
 
 @pytest.mark.parametrize(("normaliser", "total"), [("active", 3.0), ("all", 5.0)])
@@ -139,27 +143,27 @@ def test_the_normaliser_sums_active_or_all_weights(normaliser: str, total: float
 
     group = scored_group("g", [scored_rollout("g", i, 2, rewards(float(i))) for i in range(2)])
     _, win = credit_groups([group], {"a": 3.0, "b": 2.0}, CreditConfig(normaliser=normaliser))[0].rollouts
-    np.testing.assert_allclose(win.positive, 3.0 / total * 0.70711 / 4, rtol=1e-5)
+    np.testing.assert_allclose(win.positive_weights, 3.0 / total * 0.70711 / 4, rtol=1e-5)
 
 
 def test_a_weight_of_zero_gives_nothing() -> None:
     (group,) = credit_groups([simple_group("g", "a", [1.0, 0.0], [2, 2])], {"a": 0.0}, CreditConfig())
-    assert not any(one.positive.any() or one.negative.any() for one in group.rollouts)
+    assert not any(one.positive_weights.any() or one.negative_weights.any() for one in group.rollouts)
 
 
 def test_a_scope_that_is_empty_over_the_step_gives_nothing() -> None:
     rollouts = [scored_rollout("g", i, 2, [scoped_reward("a", float(i), (1, 1))]) for i in range(2)]
     (group,) = credit_groups([scored_group("g", rollouts)], {"a": 1.0}, CreditConfig(normaliser="all"))
     for one in group.rollouts:
-        np.testing.assert_array_equal(one.positive, [0.0, 0.0])
-        np.testing.assert_array_equal(one.negative, [0.0, 0.0])
+        np.testing.assert_array_equal(one.positive_weights, [0.0, 0.0])
+        np.testing.assert_array_equal(one.negative_weights, [0.0, 0.0])
     assert credit_groups([], {}, CreditConfig()) == []
 
 
 def test_streams_are_aligned_single_precision_vectors() -> None:
     (group,) = credit_groups([simple_group("g", "a", [1.0, 0.0], [2, 0])], {"a": 1.0}, CreditConfig())
-    assert [one.positive.dtype for one in group.rollouts] == [np.float32, np.float32]
-    assert [one.positive.shape for one in group.rollouts] == [(2,), (0,)]
+    assert [one.positive_weights.dtype for one in group.rollouts] == [np.float32, np.float32]
+    assert [one.positive_weights.shape for one in group.rollouts] == [(2,), (0,)]
 
 
 def test_equal_up_to_rounding_is_flat() -> None:
@@ -199,8 +203,8 @@ def test_reference_mode_ignores_weights_and_counts_rewards_with_loss_by_micro_ba
     group = scored_group("g", [scored_rollout("g", 0, 2, rewards(1, 2)), scored_rollout("g", 1, 4, rewards(0, 4))])
     weights = {"a": 3.0, "b": 1.0}
     win, lose = credit_groups([group], weights, REFERENCE)[0].rollouts
-    np.testing.assert_allclose(win.positive, 0.70711 / 6, rtol=1e-5)
-    np.testing.assert_allclose(lose.negative, 0.70711 / 6, rtol=1e-5)
+    np.testing.assert_allclose(win.positive_weights, 0.70711 / 6, rtol=1e-5)
+    np.testing.assert_allclose(lose.negative_weights, 0.70711 / 6, rtol=1e-5)
 
 
 def test_reference_mode_depends_on_the_cut_as_the_public_code_does() -> None:
@@ -212,14 +216,14 @@ def test_reference_mode_depends_on_the_cut_as_the_public_code_does() -> None:
     groups, weights = [scored_group("g", rollouts)], {"a": 1.0, "b": 1.0}
     together = credit_groups(groups, weights, REFERENCE)[0].rollouts[1]
     apart = credit_groups(groups, weights, REFERENCE, [[("g", 0)], [("g", 1)]])[0].rollouts[1]
-    np.testing.assert_allclose(together.negative, 0.70711 / 3 / 2, rtol=1e-5)
-    np.testing.assert_allclose(apart.negative, 0.70711 / 3, rtol=1e-5)
+    np.testing.assert_allclose(together.negative_weights, 0.70711 / 3 / 2, rtol=1e-5)
+    np.testing.assert_allclose(apart.negative_weights, 0.70711 / 3, rtol=1e-5)
 
 
 def test_reference_mode_loses_the_gradient_where_a_loss_cancels() -> None:
     # equal lengths: L = 0.7071·2 - 0.7071·2 = 0 exactly, K = 0; the public code divides 0 by 0
     (group,) = credit_groups([simple_group("g", "a", [1.0, 0.0], [2, 2])], {"a": 1.0}, REFERENCE)
-    assert not any(one.positive.any() or one.negative.any() for one in group.rollouts)
+    assert not any(one.positive_weights.any() or one.negative_weights.any() for one in group.rollouts)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.algorithm.advantages import credit_groups
-from rsgrpo.algorithm.losses import two_stream_loss
+from rsgrpo.algorithm.losses import clipped_policy_loss
 from rsgrpo.algorithm.metrics import StaleWeightsError, check_logprob_gap, logprob_gap, newest_version, step_telemetry
 from rsgrpo.config import CreditConfig, LossConfig
 from rsgrpo.errors import RsgrpoError
@@ -121,17 +121,17 @@ def test_one_rewards_clipping_is_that_of_the_loss(step: Step, seed: int) -> None
             index, length = one.scored.rollout.rollout_index, one.scored.num_tokens
             before.append(stats(index, [0.0] * length, sample_id=group.scored.sample_id))
             after.append(stats(index, generator.normal(size=length).tolist(), sample_id=group.scored.sample_id))
-            result = two_stream_loss(
+            result = clipped_policy_loss(
                 torch.from_numpy(after[-1].logprobs),
                 torch.zeros(length),
-                torch.from_numpy(one.positive),
-                torch.from_numpy(one.negative),
+                torch.from_numpy(one.positive_weights),
+                torch.from_numpy(one.negative_weights),
                 clip_low=LOSS.clip_low,
                 clip_high=LOSS.clip_high,
                 dual_clip=LOSS.dual_clip,
             )
             num_clipped += result.num_clipped
-            num_credited += int(((one.positive > 0) | (one.negative > 0)).sum())
+            num_credited += int(((one.positive_weights > 0) | (one.negative_weights > 0)).sum())
     values = step_telemetry(credited, before, weights, updated=after, loss=LOSS)
     assert values[f"scope/{names[0]}/clip_frac"] == pytest.approx(num_clipped / max(1, num_credited))
 

@@ -36,7 +36,7 @@ from rsgrpo.trainer.objective import row_loss
 from rsgrpo.types import CreditedGroup, ScoredGroup
 from tests.examples import examples
 from tests.unit.algorithm.paper_objectives import PAPERS, Tokens, drawn_tokens, oracle
-from tests.unit.model.rows import micro_batch
+from tests.unit.model.packed_sequences import micro_batch
 from tests.unit.strategies import Step, partitions, scoped_reward, scored_group, scored_rollout, simple_group, steps
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -118,9 +118,9 @@ def test_every_algorithm_has_an_oracle() -> None:
     assert algorithm("rs_grpo").rl.credit == CreditConfig()
     assert algorithm("rs_grpo").rl.loss == LossConfig()
     public = algorithm("reference")
-    assert public.rl.credit == CreditConfig(compat="reference")
+    assert public.rl.credit == CreditConfig(compat="upstream")
     assert public.rl.loss == LossConfig(importance_cap=0.0)
-    assert public.rl.filter == FilterConfig(mode="mean_range", low=0.01, high=6.9, max_refills=19, carry_over=False)
+    assert public.rl.filter == FilterConfig(mode="mean_range", low=0.01, high=6.9, max_refills=19, keep_leftover=False)
     assert {reward.on_missing for reward in public.scored_rewards.values()} == {"whole"}
     assert {reward.on_missing for reward in algorithm("grpo").scored_rewards.values()} == {"skip"}
 
@@ -220,7 +220,7 @@ def test_scoped_credit_stays_in_its_scope_whatever_the_loss(
     found = gradient(library(dataclasses.replace(config, rl=rl), step, tokens, 0.0), tokens)
     assert torch.isfinite(found).all()
     streams = [
-        one.positive + one.negative
+        one.positive_weights + one.negative_weights
         for group in credit_groups(step.groups, step.weights, credit)
         for one in group.rollouts
     ]
@@ -262,8 +262,8 @@ def test_every_aggregation_by_the_definition(step: Step, aggregation: str) -> No
             }[aggregation]
             amount = step.weights[reward.name] / total_weight * advantage / max(1, tokens)
             expected[0 if advantage > 0 else 1] += abs(amount) * mask(one.scored.num_tokens, reward.spans)
-        np.testing.assert_allclose(one.positive, expected[0], rtol=1e-6, atol=1e-30)
-        np.testing.assert_allclose(one.negative, expected[1], rtol=1e-6, atol=1e-30)
+        np.testing.assert_allclose(one.positive_weights, expected[0], rtol=1e-6, atol=1e-30)
+        np.testing.assert_allclose(one.negative_weights, expected[1], rtol=1e-6, atol=1e-30)
 
 
 def mask(num_tokens: int, spans) -> np.ndarray:
@@ -291,8 +291,8 @@ def test_credit_of_the_whole_response_ignores_scopes() -> None:
     (credited,) = credit_groups([group], weights, algorithm("grpo").rl.credit)
     first, second = credited.rollouts
     assert credited.scored is group
-    np.testing.assert_allclose(first.positive, [0.70711 / 4] * 2, rtol=1e-5)
-    np.testing.assert_allclose(second.negative, [0.70711 / 8] * 4, rtol=1e-5)
+    np.testing.assert_allclose(first.positive_weights, [0.70711 / 4] * 2, rtol=1e-5)
+    np.testing.assert_allclose(second.negative_weights, [0.70711 / 8] * 4, rtol=1e-5)
     np.testing.assert_allclose(first.advantages, [0.70711, 0.70711, 0.0], rtol=1e-5)
     np.testing.assert_allclose(second.advantages, [-0.70711, -0.70711, 0.0], rtol=1e-5)
 
@@ -342,11 +342,11 @@ def test_dapo_finds_the_overlong_reward_in_the_recipes(recipe: str) -> None:
         (["rl.credit.aggregation=constant"], "rl.credit.constant_tokens=0"),
         (["rl.credit.baseline=batch_mean", "rl.filter.mode=none"], "rl.credit.scale to batch_std"),
         (["rl.credit.baseline=batch_mean", "rl.credit.scale=none"], "rl.filter.mode=none"),
-        (["rl.credit.compat=reference", "rl.credit.scoping=whole"], "rl.credit.scoping=scoped"),
-        (["rl.credit.compat=reference", "rl.credit.aggregation=token_mean"], "rl.credit.aggregation=scope_tokens"),
-        (["rl.credit.compat=reference", "rl.credit.baseline=leave_one_out"], "rl.credit.baseline=group_mean"),
-        (["rl.credit.compat=reference", "rl.loss.ratio=sequence"], "rl.loss.ratio=token"),
-        (["algorithm=reference", "rl.loss.clipping=cispo"], "rl.loss.clipping=ppo"),
+        (["rl.credit.compat=upstream", "rl.credit.scoping=whole"], "rl.credit.scoping=scoped"),
+        (["rl.credit.compat=upstream", "rl.credit.aggregation=token_mean"], "rl.credit.aggregation=scope_tokens"),
+        (["rl.credit.compat=upstream", "rl.credit.baseline=leave_one_out"], "rl.credit.baseline=group_mean"),
+        (["rl.credit.compat=upstream", "rl.loss.ratio=sequence"], "rl.loss.ratio=token"),
+        (["algorithm=upstream", "rl.loss.clipping=cispo"], "rl.loss.clipping=ppo"),
         (["algorithm=grpo", "rl.samples_per_prompt=1"], "rl.credit.baseline=batch_mean"),
         (["rl.loss.kl.target=0.1"], "rl.loss.kl.coefficient, which is 0"),
         (["rl.loss.kl.estimator=k4"], "k1, k2, k3"),

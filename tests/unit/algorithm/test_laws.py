@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rewards.scopes import locate_scope
 from rsgrpo.algorithm.advantages import credit_groups
-from rsgrpo.algorithm.losses import two_stream_loss
+from rsgrpo.algorithm.losses import clipped_policy_loss
 from rsgrpo.config import CreditConfig, ScopeConfig
 from rsgrpo.text.sections import TAGS, parse_response
 from rsgrpo.types import CreditedGroup, ScoredGroup
@@ -118,11 +118,11 @@ def direct_loss(step: Step, logprobs: Tensor, old: Tensor, normaliser: str = "ac
     return total
 
 
-def flat_streams(credited: list[CreditedGroup]) -> tuple[Tensor, Tensor]:
+def flat_token_weights(credited: list[CreditedGroup]) -> tuple[Tensor, Tensor]:
     rollouts = [one for group in credited for one in group.rollouts]
     return (
-        torch.from_numpy(np.concatenate([one.positive for one in rollouts])),
-        torch.from_numpy(np.concatenate([one.negative for one in rollouts])),
+        torch.from_numpy(np.concatenate([one.positive_weights for one in rollouts])),
+        torch.from_numpy(np.concatenate([one.negative_weights for one in rollouts])),
     )
 
 
@@ -158,16 +158,18 @@ def test_law_1_two_streams_have_the_direct_formulas_gradient(step: Step, seed: i
             for cells in group
         ]
         sides.append(torch.from_numpy(np.concatenate(parts)).double())
-    exact = gradient(two_stream_loss(logprobs, old, sides[0], sides[1], **CLIP).loss, logprobs)
+    exact = gradient(clipped_policy_loss(logprobs, old, sides[0], sides[1], **CLIP).loss, logprobs)
     assert_close(exact, expected, 1e-10, sides)
     # The library's streams are those, rounded to float32 once (half a unit in the last place: 6e-8).
-    streams = flat_streams(credit_groups(step.groups, step.weights, CreditConfig(normaliser=normaliser)))
+    streams = flat_token_weights(credit_groups(step.groups, step.weights, CreditConfig(normaliser=normaliser)))
     # Where r is its group's mean, r - mean is 0 or a rounding of it, up to 2.2e-16 |r|, over a deviation of at least
     # 1e-6: below 1e-9 of the largest entry.
     for stream, side in zip(streams, sides, strict=True):
         largest = float(side.abs().max())
         np.testing.assert_allclose(stream.numpy(), side.numpy(), rtol=1.2e-7, atol=1e-9 * largest)
-    whole = gradient(two_stream_loss(logprobs, old, streams[0].double(), streams[1].double(), **CLIP).loss, logprobs)
+    whole = gradient(
+        clipped_policy_loss(logprobs, old, streams[0].double(), streams[1].double(), **CLIP).loss, logprobs
+    )
     assert_close(whole, expected, 1e-6, streams)
 
 
@@ -195,8 +197,8 @@ def test_law_1_where_two_rewards_cancel_to_the_last_bits():
 def check_law_1_in_single_precision(step: Step, seed: int, drift: float) -> None:
     drawn, old = policies(step.num_tokens, seed, drift)
     logprobs, old = drawn.detach().float().requires_grad_(), old.float()
-    streams = flat_streams(credit_groups(step.groups, step.weights, CreditConfig()))
-    actual = gradient(two_stream_loss(logprobs, old, *streams, **CLIP).loss, logprobs)
+    streams = flat_token_weights(credit_groups(step.groups, step.weights, CreditConfig()))
+    actual = gradient(clipped_policy_loss(logprobs, old, *streams, **CLIP).loss, logprobs)
     # The oracle takes the same rounded log-ratio, so that both clip the same tokens.
     leaf = (logprobs.detach() - old).double().requires_grad_()
     assert_close(actual, gradient(direct_loss(step, leaf, torch.zeros_like(leaf)), leaf), 1e-6, streams)
@@ -206,8 +208,8 @@ def check_law_1_in_single_precision(step: Step, seed: int, drift: float) -> None
 @given(data=st.data(), step=steps(), seed=SEEDS, drift=DRIFTS)
 def test_law_2_gradients_do_not_depend_on_the_cut(data: st.DataObject, step: Step, seed: int, drift: float):
     logprobs, old = policies(step.num_tokens, seed, drift)
-    positive, negative = flat_streams(credit_groups(step.groups, step.weights, CreditConfig()))
-    whole = gradient(two_stream_loss(logprobs, old, positive, negative, **CLIP).loss, logprobs)
+    positive_weights, negative_weights = flat_token_weights(credit_groups(step.groups, step.weights, CreditConfig()))
+    whole = gradient(clipped_policy_loss(logprobs, old, positive_weights, negative_weights, **CLIP).loss, logprobs)
     places: dict[tuple[str, int], slice] = {}
     offset = 0
     for group in step.groups:
@@ -217,7 +219,9 @@ def test_law_2_gradients_do_not_depend_on_the_cut(data: st.DataObject, step: Ste
     added = torch.zeros_like(whole)
     for batch in data.draw(partitions(step.members)):
         chosen = torch.cat([torch.arange(places[member].start, places[member].stop) for member in batch])
-        part = two_stream_loss(logprobs[chosen], old[chosen], positive[chosen], negative[chosen], **CLIP)
+        part = clipped_policy_loss(
+            logprobs[chosen], old[chosen], positive_weights[chosen], negative_weights[chosen], **CLIP
+        )
         added += gradient(part.loss, logprobs)
     assert_close(added, whole, 1e-12)
 
@@ -229,8 +233,8 @@ def test_law_2_credit_does_not_depend_on_the_order_of_groups(data: st.DataObject
     by_id = {group.scored.sample_id: group for group in expected}
     for group in credit_groups(data.draw(st.permutations(step.groups)), step.weights, CreditConfig()):
         for one, other in zip(group.rollouts, by_id[group.scored.sample_id].rollouts, strict=True):
-            np.testing.assert_array_equal(one.positive, other.positive)
-            np.testing.assert_array_equal(one.negative, other.negative)
+            np.testing.assert_array_equal(one.positive_weights, other.positive_weights)
+            np.testing.assert_array_equal(one.negative_weights, other.negative_weights)
 
 
 @LAWS
@@ -251,8 +255,8 @@ def test_law_3_one_reward_on_the_whole_response_is_grpo(data: st.DataObject, see
     ratio = (logprobs - old).exp()
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
     surrogate = torch.where(advantage < 0, torch.maximum(surrogate, 3.0 * advantage), surrogate)
-    streams = flat_streams(credit_groups(groups, step.weights, CreditConfig()))
-    actual = gradient(two_stream_loss(logprobs, old, *streams, **CLIP).loss, logprobs)
+    streams = flat_token_weights(credit_groups(groups, step.weights, CreditConfig()))
+    actual = gradient(clipped_policy_loss(logprobs, old, *streams, **CLIP).loss, logprobs)
     assert_close(actual, gradient(-surrogate.mean(), logprobs), 1e-6)
 
 
@@ -274,8 +278,8 @@ def test_law_3_a_reward_split_over_sections_is_the_reward_on_the_whole(data: st.
     (split,) = credit_groups([scored_group("g", rollouts)], weights, CreditConfig(normaliser="all"))
     (whole,) = credit_groups([simple_group("g", "all", values, [9] * len(values))], {"all": 1.0}, CreditConfig())
     for one, other in zip(split.rollouts, whole.rollouts, strict=True):
-        np.testing.assert_allclose(one.positive, other.positive, rtol=1e-6)
-        np.testing.assert_allclose(one.negative, other.negative, rtol=1e-6)
+        np.testing.assert_allclose(one.positive_weights, other.positive_weights, rtol=1e-6)
+        np.testing.assert_allclose(one.negative_weights, other.negative_weights, rtol=1e-6)
 
 
 COMPARISONS = [
@@ -313,8 +317,8 @@ def test_law_4_permuting_a_group_permutes_its_credit(
             other = expected[group.scored.sample_id, one.scored.rollout.rollout_index]
             # the sums of a mean change their order
             np.testing.assert_allclose(one.advantages, other.advantages, rtol=1e-12, atol=1e-12)
-            np.testing.assert_allclose(one.positive, other.positive, rtol=1e-6, atol=1e-13)
-            np.testing.assert_allclose(one.negative, other.negative, rtol=1e-6, atol=1e-13)
+            np.testing.assert_allclose(one.positive_weights, other.positive_weights, rtol=1e-6, atol=1e-13)
+            np.testing.assert_allclose(one.negative_weights, other.negative_weights, rtol=1e-6, atol=1e-13)
 
 
 @LAWS
@@ -325,8 +329,8 @@ def test_law_4_adding_a_constant_to_a_reward_changes_nothing(step: Step, shift: 
     for group, other in zip(credit_groups(step.groups, step.weights, config), moved, strict=True):
         for one, changed in zip(group.rollouts, other.rollouts, strict=True):
             np.testing.assert_allclose(changed.advantages, one.advantages, rtol=1e-10, atol=1e-12)
-            np.testing.assert_allclose(changed.positive, one.positive, rtol=1e-6, atol=1e-12)
-            np.testing.assert_allclose(changed.negative, one.negative, rtol=1e-6, atol=1e-12)
+            np.testing.assert_allclose(changed.positive_weights, one.positive_weights, rtol=1e-6, atol=1e-12)
+            np.testing.assert_allclose(changed.negative_weights, one.negative_weights, rtol=1e-6, atol=1e-12)
 
 
 @LAWS
@@ -343,16 +347,16 @@ def test_law_4_a_constant_reward_gives_exactly_nothing(value: float, size: int, 
     (group,) = credit_groups([simple_group("g", "a", values, [3] * size)], {"a": 1.0}, config)
     for one in group.rollouts:
         assert one.advantages == (0.0,)
-        np.testing.assert_array_equal(one.positive, 0.0)
-        np.testing.assert_array_equal(one.negative, 0.0)
+        np.testing.assert_array_equal(one.positive_weights, 0.0)
+        np.testing.assert_array_equal(one.negative_weights, 0.0)
 
 
 @LAWS
 @given(step=steps(), seed=SEEDS, drift=DRIFTS)
 def test_law_5_tokens_outside_every_scope_with_signal_have_no_gradient(step: Step, seed: int, drift: float):
     logprobs, old = policies(step.num_tokens, seed, drift)
-    streams = flat_streams(credit_groups(step.groups, step.weights, CreditConfig()))
-    actual = gradient(two_stream_loss(logprobs, old, *streams, **CLIP).loss, logprobs)
+    streams = flat_token_weights(credit_groups(step.groups, step.weights, CreditConfig()))
+    actual = gradient(clipped_policy_loss(logprobs, old, *streams, **CLIP).loss, logprobs)
     inside = [
         sum((mask * bool(factor and advantage) for factor, advantage, mask in cells), np.zeros(len(cells[0][2]), bool))
         for group in direct_cells(step)
@@ -371,9 +375,10 @@ adds one value after the other on every CPU; in others the order depends on vect
 @given(data=st.data(), step=PUBLIC_STEPS)
 def test_law_6_reference_mode_has_the_public_gradient(data: st.DataObject, step: Step):
     batches = data.draw(partitions(step.members))
-    credited = credit_groups(step.groups, step.weights, CreditConfig(compat="reference"), batches)
+    credited = credit_groups(step.groups, step.weights, CreditConfig(compat="upstream"), batches)
     ours = {
-        (group.scored.sample_id, one.scored.rollout.rollout_index): one.negative.astype(float) - one.positive
+        (group.scored.sample_id, one.scored.rollout.rollout_index): one.negative_weights.astype(float)
+        - one.positive_weights
         for group in credited
         for one in group.rollouts
     }
@@ -402,7 +407,7 @@ def test_law_6_reference_mode_has_the_public_gradient(data: st.DataObject, step:
     public = gradient(reference_loss(logprobs, batch, cut, **CLIP), logprobs)
     # A value next to its group's mean, and two rewards that nearly cancel, keep few bits of the float32 difference: the
     # rest is one rounding of values the size of the largest.
-    finite = torch.cat([public[public.isfinite()], *flat_streams(credited)]).abs()
+    finite = torch.cat([public[public.isfinite()], *flat_token_weights(credited)]).abs()
     rounding = 1e-12 + 2.0**-23 * float(finite.max())
     for member, row in rows.items():
         expected = public[row, : len(ours[member])].numpy()
@@ -421,9 +426,9 @@ def test_law_6_reference_mode_has_the_public_gradient(data: st.DataObject, step:
 )
 def test_law_6_widening_is_the_public_fallback(order: list[str], count: int, start: str, stop: str):
     # one token a tag, one a word behind it, one for the end of sequence
-    pieces = [piece for tag in order[:count] for piece in (tag, "w")]
-    text = "".join(pieces)
-    starts = np.array([len("".join(pieces[:index])) for index in range(len(pieces) + 1)], dtype=np.int32)
+    segments = [segment for tag in order[:count] for segment in (tag, "w")]
+    text = "".join(segments)
+    starts = np.array([len("".join(segments[:index])) for index in range(len(segments) + 1)], dtype=np.int32)
     place = {tag: 2 * index for index, tag in enumerate(order[:count])}
     located = locate_scope(ScopeConfig(start=start, stop=stop), parse_response(text), starts, "whole")
     first, end = reference_scope(place.get(start), place.get(stop), len(starts))
@@ -435,13 +440,13 @@ def test_law_6_widening_is_the_public_fallback(order: list[str], count: int, sta
 def test_nothing_is_ever_nan(step: Step, seed: int):
     comparisons = [CreditConfig(baseline=one["baseline"], scale=one["scale"], epsilon=0.0) for one in COMPARISONS]
     whole = [dataclasses.replace(config, scoping="whole") for config in comparisons]
-    for config in (*comparisons, *whole, CreditConfig(compat="reference")):
-        positive, negative = flat_streams(credit_groups(step.groups, step.weights, config))
-        for stream in (positive, negative):
+    for config in (*comparisons, *whole, CreditConfig(compat="upstream")):
+        positive_weights, negative_weights = flat_token_weights(credit_groups(step.groups, step.weights, config))
+        for stream in (positive_weights, negative_weights):
             assert torch.isfinite(stream).all()
             assert (stream >= 0).all()
         # a log-ratio of hundreds of nats must neither overflow nor make 0 * inf
         logprobs, old = policies(step.num_tokens, seed, 300.0)
-        result = two_stream_loss(logprobs, old, positive, negative, **CLIP)
+        result = clipped_policy_loss(logprobs, old, positive_weights, negative_weights, **CLIP)
         assert math.isfinite(result.loss.item())
         assert torch.isfinite(gradient(result.loss, logprobs)).all()

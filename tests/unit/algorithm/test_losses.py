@@ -9,11 +9,11 @@ import torch
 
 from rsgrpo.algorithm.losses import (
     adapted_kl_coefficient,
+    clipped_policy_loss,
     importance_weights,
     kl_estimate,
     nll_loss,
     response_mask,
-    two_stream_loss,
 )
 from tests.oracles.upstream_objective import (
     ReferenceBatch,
@@ -32,7 +32,7 @@ def vector(*values: float) -> torch.Tensor:
 
 def test_the_documented_example() -> None:
     logprobs = vector(-1.0, -2.0).requires_grad_()
-    result = two_stream_loss(logprobs, logprobs.detach(), vector(0.5, 0.0), vector(0.0, 0.25), **CLIP)
+    result = clipped_policy_loss(logprobs, logprobs.detach(), vector(0.5, 0.0), vector(0.0, 0.25), **CLIP)
     assert result.loss.item() == -0.25
     assert torch.autograd.grad(result.loss, logprobs)[0].tolist() == [-0.5, 0.25]
 
@@ -51,14 +51,14 @@ def test_the_documented_example() -> None:
 def test_a_token_under_both_streams(ratio: float, value: float, slope: float, is_clipped: bool) -> None:
     # the bound in the arithmetic of the loss, log and back
     logprobs = vector(math.log(1.0 + 0.28) if ratio == 1.28 else math.log(ratio)).requires_grad_()
-    result = two_stream_loss(logprobs, vector(0.0), vector(2.0), vector(1.0), **CLIP)
+    result = clipped_policy_loss(logprobs, vector(0.0), vector(2.0), vector(1.0), **CLIP)
     assert result.loss.item() == pytest.approx(value)
     assert torch.autograd.grad(result.loss, logprobs)[0].item() == pytest.approx(slope)
     assert bool(result.clipped) is is_clipped
 
 
 def test_uncredited_tokens_are_not_counted_as_clipped() -> None:
-    result = two_stream_loss(vector(2.0, 2.0), vector(0.0, 0.0), vector(0.0, 1.0), vector(0.0, 0.0), **CLIP)
+    result = clipped_policy_loss(vector(2.0, 2.0), vector(0.0, 0.0), vector(0.0, 1.0), vector(0.0, 0.0), **CLIP)
     assert result.clipped.tolist() == [False, True]
     assert result.num_clipped == 1
 
@@ -66,7 +66,7 @@ def test_uncredited_tokens_are_not_counted_as_clipped() -> None:
 def test_extreme_ratios_stay_finite_in_single_precision() -> None:
     # exp(200) overflows float32; -P·min(inf, 1.28) would be fine, but 0·inf on the other stream is NaN
     logprobs = torch.tensor([200.0, -200.0], requires_grad=True)
-    result = two_stream_loss(logprobs, torch.zeros(2), torch.tensor([1.0, 1.0]), torch.zeros(2), **CLIP)
+    result = clipped_policy_loss(logprobs, torch.zeros(2), torch.tensor([1.0, 1.0]), torch.zeros(2), **CLIP)
     assert result.loss.item() == pytest.approx(-1.28)
     assert torch.autograd.grad(result.loss, logprobs)[0].tolist() == [0.0, 0.0]
 
@@ -77,7 +77,7 @@ def test_importance_weights_scale_tokens_and_carry_no_gradient() -> None:
     assert not weights.requires_grad
     # exp(0), exp(0.5), exp(8) cut at 2
     torch.testing.assert_close(weights, vector(1.0, math.exp(0.5), 2.0))
-    loss = two_stream_loss(
+    loss = clipped_policy_loss(
         trainer, trainer.detach(), vector(1.0, 1.0, 1.0), vector(0.0, 0.0, 0.0), importance_weights=weights, **CLIP
     ).loss
     torch.testing.assert_close(torch.autograd.grad(loss, trainer)[0], -weights)
@@ -99,7 +99,7 @@ def test_a_response_is_masked_by_the_geometric_mean_of_its_ratios() -> None:
 def test_the_old_policy_carries_no_gradient() -> None:
     old = vector(-1.0).requires_grad_()
     logprobs = vector(-1.1).requires_grad_()
-    two_stream_loss(logprobs, old, vector(1.0), vector(0.0), **CLIP).loss.backward()
+    clipped_policy_loss(logprobs, old, vector(1.0), vector(0.0), **CLIP).loss.backward()
     assert old.grad is None
     assert logprobs.grad is not None
 
@@ -114,12 +114,12 @@ def test_supervised_loss_is_the_weighted_likelihood() -> None:
 def test_vectors_of_different_length_are_refused() -> None:
     one, two = vector(-1.0), vector(-1.0, -1.0)
     with pytest.raises(ValueError, match=r"'positive': \(1,\)"):
-        two_stream_loss(two, two, one, two, **CLIP)
-    with pytest.raises(ValueError, match="one entry a token"):
+        clipped_policy_loss(two, two, one, two, **CLIP)
+    with pytest.raises(ValueError, match="one entry per token"):
         nll_loss(two, one)
-    with pytest.raises(ValueError, match="one entry a token"):
+    with pytest.raises(ValueError, match="one entry per token"):
         importance_weights(two, one, 2.0)
-    with pytest.raises(ValueError, match="one entry a token"):
+    with pytest.raises(ValueError, match="one entry per token"):
         kl_estimate(two, one, "k3")
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.algorithm.advantages import credit_groups
-from rsgrpo.algorithm.selection import CarryOver, has_signal, select_groups
+from rsgrpo.algorithm.selection import CarryOver, has_nonzero_variance, select_groups
 from rsgrpo.config import CreditConfig, FilterConfig
 from rsgrpo.io.record_codec import Arrays, from_plain, to_plain
 from rsgrpo.types import ScoredGroup
@@ -32,8 +32,8 @@ def test_a_group_has_signal_exactly_if_it_earns_credit(step: Step) -> None:
     # halves keep the means exact, so that a value on the mean is on it in both modules
     for group in step.groups:
         (credited,) = credit_groups([group], step.weights, CreditConfig())
-        earns = any(one.positive.any() or one.negative.any() for one in credited.rollouts)
-        assert has_signal(group, step.weights) == earns
+        earns = any(one.positive_weights.any() or one.negative_weights.any() for one in credited.rollouts)
+        assert has_nonzero_variance(group, step.weights) == earns
 
 
 def test_a_scope_only_where_the_value_is_the_mean_gives_no_signal() -> None:
@@ -42,11 +42,11 @@ def test_a_scope_only_where_the_value_is_the_mean_gives_no_signal() -> None:
         scored_rollout("g", index, 2, [scoped_reward("a", value, *([(0, 2)] if value == 0.5 else []))])
         for index, value in enumerate((0.0, 0.5, 1.0))
     ]
-    assert not has_signal(scored_group("g", rollouts), {"a": 1.0})
+    assert not has_nonzero_variance(scored_group("g", rollouts), {"a": 1.0})
 
 
 def test_rounding_is_no_signal() -> None:
-    assert not has_signal(simple_group("g", "a", [0.1 + 0.2, 0.3], [1, 1]), {"a": 1.0})
+    assert not has_nonzero_variance(simple_group("g", "a", [0.1 + 0.2, 0.3], [1, 1]), {"a": 1.0})
 
 
 @given(totals=st.lists(st.sampled_from((-1.0, 0.0, 0.02, 3.5, 6.9, 7.0)), min_size=2, max_size=5))

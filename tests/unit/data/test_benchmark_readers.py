@@ -250,7 +250,7 @@ def test_going_on_behind_records_that_are_no_objects_keeps_the_numbers(tmp_path:
     assert rest.report.counts() == {"wrong type": 3}
 
 
-PAGES = ["imgs/12.png", "s/2.png", "2.png"]
+IMAGES = ["imgs/12.png", "s/2.png", "2.png"]
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ PAGES = ["imgs/12.png", "s/2.png", "2.png"]
     ],
 )
 def test_gold_pages_are_those_of_equal_paths(tmp_path: Path, positive: object, expected: tuple[int, ...]) -> None:
-    row = {"qid": 1, "query": "q", "answer": ["a"], "image": PAGES, "posImgs": positive}
+    row = {"qid": 1, "query": "q", "answer": ["a"], "image": IMAGES, "posImgs": positive}
     (sample,), report = read_samples("evisrag", write(tmp_path / "top3_test.jsonl", row), options=SKIP)
     assert sample.positive_images == expected
     # A gold page that is not among those shown is normal, unless the pages are said to hold the answer.
@@ -277,7 +277,7 @@ def test_gold_pages_are_those_of_equal_paths(tmp_path: Path, positive: object, e
 
 @pytest.mark.parametrize("positive", [12, True, 0, {"imgs/12.png": 1}, [["imgs/12.png"]], [12], ["imgs/12.png", None]])
 def test_gold_pages_of_another_type_are_named(tmp_path: Path, positive: object) -> None:
-    row = {"qid": 1, "query": "q", "answer": ["a"], "image": PAGES, "posImgs": positive}
+    row = {"qid": 1, "query": "q", "answer": ["a"], "image": IMAGES, "posImgs": positive}
     samples, report = read_samples("evisrag", write(tmp_path / "top3_test.jsonl", row), options=SKIP)
     assert samples == () and report.counts() == {"wrong type": 1}
     assert "posImgs must be a list of paths" in report.text()

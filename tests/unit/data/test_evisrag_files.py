@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rsgrpo.config import DataConfig
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.evisrag_files import load_samples, split_markers, write_evisrag
 from rsgrpo.data.files import DataError
-from rsgrpo.data.images.loading import load_page
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.data.readers.findings import BadRecordError
 from rsgrpo.types import ImageRef, Sample
 
@@ -41,7 +41,7 @@ def write_lines(file: Path, rows: list[dict[str, Any]]) -> str:
     return str(file)
 
 
-def write_page(folder: Path, path: str) -> None:
+def write_image(folder: Path, path: str) -> None:
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (32, 28)).save(folder / path)
 
@@ -54,7 +54,7 @@ def train_row(**changes: Any) -> dict[str, Any]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for number in (1, 2, 3):
-        write_page(tmp_path, f"imgs/{number}.png")
+        write_image(tmp_path, f"imgs/{number}.png")
     return tmp_path
 
 
@@ -109,7 +109,7 @@ def test_pages_come_from_the_table_where_files_are_absent(tmp_path: Path):
     file, row = sample.images
     assert file.file.endswith("imgs/1.png")
     assert (row.parquet_file, row.parquet_row) == (str(tmp_path / "images.parquet"), 1)
-    reds = [np.asarray(load_page(ref, PageRules()))[0, 0, 0] for ref in sample.images]
+    reds = [np.asarray(load_image(ref, ImageRules()))[0, 0, 0] for ref in sample.images]
     assert reds == [9, 2]
 
 
@@ -152,7 +152,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, layout: str, as_table: 
         assert [ref.path for ref in after.images] == [ref.path for ref in before.images]
         assert after.positive_images == (before.positive_images if layout == "test" else ())
         for ref in after.images:
-            assert np.array_equal(np.asarray(load_page(ref, PageRules())), np.asarray(pages[ref.path]))
+            assert np.array_equal(np.asarray(load_image(ref, ImageRules())), np.asarray(pages[ref.path]))
 
 
 def test_json_list_parquet_and_folder_hold_the_same_items(folder: Path):

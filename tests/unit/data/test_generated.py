@@ -14,10 +14,10 @@ from rewards.functions.grounding import box_count, iou
 from rewards.functions.haystack import needle_found, needle_lines, yes_no
 from rewards.functions.multiple_choice import choice
 from rsgrpo.config import DataConfig
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.evisrag_files import load_samples
 from rsgrpo.data.files import DataError
-from rsgrpo.data.images.loading import load_page
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.data.synthetic.shapes import COLOURS, KINDS, draw, place
 from rsgrpo.data.synthetic.tasks import TASKS, write_task
 from rsgrpo.text.sections import parse_response
@@ -25,7 +25,7 @@ from rsgrpo.types import Sample
 
 
 def written(task: str, folder: Path, *, num_train: int = 12, seed: int = 3) -> tuple[Sample, ...]:
-    write_task(task, folder, num_train=num_train, num_test=2, num_pages=3, page_pixels=112, seed=seed)
+    write_task(task, folder, num_train=num_train, num_test=2, num_images=3, image_pixels=112, seed=seed)
     return load_samples(str(folder / "train.jsonl"), DataConfig(), is_training=True).samples
 
 
@@ -54,7 +54,7 @@ def test_grounding_gold_lies_on_its_page(tmp_path: Path) -> None:
         (box,) = sample.boxes
         assert sample.positive_images == (box.image_index,)
         colour = COLOURS[sample.question.split()[2]]
-        page = np.asarray(load_page(sample.images[box.image_index], PageRules()))
+        page = np.asarray(load_image(sample.images[box.image_index], ImageRules()))
         inside = page[round(112 * box.top) : round(112 * box.bottom), round(112 * box.left) : round(112 * box.right)]
         assert (inside == colour).all(axis=2).mean() > 0.45  # half of its box for a triangle, pi / 4 for a circle
         assert iou(honest(sample)) == pytest.approx(1.0, abs=0.05)  # thousandths are rounded

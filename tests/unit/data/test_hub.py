@@ -22,10 +22,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOAD_DATA = """
 from rsgrpo.config import DataConfig
 from rsgrpo.data.evisrag_files import load_samples
-from rsgrpo.data.images.loading import load_page
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.data.images.loading import load_image
+from rsgrpo.config.image_rules import ImageRules
 sample, = load_samples("team/pages", DataConfig(), is_training=False).samples
-print(sample.question, load_page(sample.images[0], PageRules(min_pixels=784, max_pixels=12544)).size)
+print(sample.question, load_image(sample.images[0], ImageRules(min_pixels=784, max_pixels=12544)).size)
 """
 FIND_MODEL = """
 import sys

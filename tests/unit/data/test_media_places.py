@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rsgrpo.config import DataConfig
 from rsgrpo.data.evisrag_files import load_samples
-from rsgrpo.data.images.sources import ImageError, page_bytes
+from rsgrpo.data.images.sources import ImageError, image_bytes
 from rsgrpo.data.inline_media import media_suffix
 from rsgrpo.data.media_store import MediaStore, MediaStoreError
 from rsgrpo.data.readers import open_reader
@@ -84,7 +84,7 @@ def test_a_path_is_found_however_it_is_written(
     for must_exist in (True, False):
         ref = finder(tmp_path, must_exist=must_exist).find(written.replace("{root}", str(tmp_path)))
         assert Path(ref.file).samefile(file)
-        assert page_bytes(ref) == PNG
+        assert image_bytes(ref) == PNG
 
 
 @pytest.mark.parametrize(
@@ -139,18 +139,18 @@ def test_an_object_may_hold_the_path(tmp_path: Path, key: str):
 def test_a_page_of_images_parquet_is_found_however_its_path_is_written(tmp_path: Path):
     pq.write_table(pa.table({"image": [{"bytes": PNG}], "path": ["imgs/a b.png"]}), tmp_path / "images.parquet")
     for written in ("imgs/a b.png", "imgs/a%20b.png", "imgs/a b.png\n"):
-        assert page_bytes(finder(tmp_path).find(written)) == PNG
+        assert image_bytes(finder(tmp_path).find(written)) == PNG
 
 
 def test_a_missing_page_names_the_likely_file_also_when_it_is_opened(tmp_path: Path):
     put(tmp_path / "Page.PNG")
     with pytest.raises(ImageError, match=r"exists as '.*Page\.PNG'"):
-        page_bytes(ImageRef(path="page.png", file=str(tmp_path / "page.png")))
+        image_bytes(ImageRef(path="page.png", file=str(tmp_path / "page.png")))
     with pytest.raises(ImageError, match="is a folder"):
-        page_bytes(ImageRef(path="x", file=str(tmp_path)))
+        image_bytes(ImageRef(path="x", file=str(tmp_path)))
     put(tmp_path / "p.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(ImageError, match="git lfs pull"):
-        page_bytes(ImageRef(path="p.png", file=str(tmp_path / "p.png")))
+        image_bytes(ImageRef(path="p.png", file=str(tmp_path / "p.png")))
 
 
 def test_the_store_keeps_a_content_once_and_whole(tmp_path: Path):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rsgrpo.config import DataConfig
 from rsgrpo.data.evisrag_files import load_samples
 from rsgrpo.data.file_bytes import DataError
-from rsgrpo.data.images.sources import ImageError, page_bytes
+from rsgrpo.data.images.sources import ImageError, image_bytes
 from rsgrpo.data.inline_media import InlineMediaError, inline_media
 from rsgrpo.data.readers import ReaderOptions, open_reader, read_samples
 from rsgrpo.data.readers.indexed import IndexedSamples
@@ -120,7 +120,7 @@ def test_every_format_reads_images_in_text(tmp_path: Path, format: str, has_root
         options = ReaderOptions(media_root=str(tmp_path / "imgs") if has_root else "", check_media=check_media)
         ((sample,), _) = read_samples(format, file, options=options)
         (ref,) = sample.images
-        assert page_bytes(ref) == PNG
+        assert image_bytes(ref) == PNG
         assert len(ref.path) <= 200
         assert "image 0" in ref.path
 
@@ -150,7 +150,7 @@ def test_every_format_reads_bytes_in_parquet(tmp_path: Path, format: str, layout
         columns["qid"] = pa.array([1, 2])
     pq.write_table(pa.table({**columns, key: pa.array([value, value], type=kind)}), tmp_path / "d.parquet")
     (samples, _) = read_samples(format, tmp_path / "d.parquet")
-    assert [page_bytes(ref) for sample in samples for ref in sample.images] == [PNG, PNG]
+    assert [image_bytes(ref) for sample in samples for ref in sample.images] == [PNG, PNG]
     if layout != "path":
         assert samples[1].images[0].parquet_row == 1
 
@@ -204,7 +204,7 @@ def test_image_columns_and_saved_folders_of_datasets(tmp_path: Path):
     for path in (tmp_path / "d.parquet", tmp_path / "saved", f"{tmp_path / 'splits'}@test"):
         samples = load_samples(str(path), DataConfig(), is_training=True).samples
         assert [len(sample.images) for sample in samples] == [2, 1], path
-        assert {page_bytes(ref) for sample in samples for ref in sample.images} == {PNG}
+        assert {image_bytes(ref) for sample in samples for ref in sample.images} == {PNG}
 
 
 def test_a_table_that_was_changed_or_is_none_is_named(tmp_path: Path):
@@ -220,7 +220,7 @@ def test_a_table_that_was_changed_or_is_none_is_named(tmp_path: Path):
         (ImageRef(path="x", parquet_file=table + "x"), "does not exist"),
     ):
         with pytest.raises(ImageError, match=words):
-            page_bytes(ref)
+            image_bytes(ref)
 
 
 def test_a_message_about_inline_media_is_short(tmp_path: Path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rsgrpo.config import ConfigError, DataConfig, QuickstartConfig
 from rsgrpo.data.evisrag_files import load_samples
-from rsgrpo.data.images.loading import load_page
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.data.synthetic.cards import (
     COLOURS,
     KINDS,
@@ -22,7 +22,7 @@ from rsgrpo.data.synthetic.cards import (
     REFUSAL,
     Card,
     CardQuestion,
-    draw_page,
+    draw_image,
     make_question,
     split_scans,
 )
@@ -84,9 +84,9 @@ def test_gold_is_right_well_formed_and_says_no_more_than_the_pages(scans, kind, 
         words = (card.colour, NUMBERS[card.digit])
         transcript = " ".join(reversed(words) if kind == "which" else words)  # what is asked by comes first
         assert transcript in observe
-        assert lines[page].text == (transcript if page in question.positive_pages else IRRELEVANT)
+        assert lines[page].text == (transcript if page in question.positive_images else IRRELEVANT)
     if kind == "add" and is_sufficient:
-        assert len(set(question.positive_pages)) == 2  # two different pages
+        assert len(set(question.positive_images)) == 2  # two different pages
 
 
 def test_no_scan_is_in_two_splits_and_the_last_takes_what_is_left():
@@ -132,7 +132,7 @@ def test_everything_comes_from_the_seed():
 
 @pytest.mark.parametrize("side", [28, 56])
 def test_a_page_shows_the_frame_the_paper_and_the_digit(side: int):
-    page = np.asarray(draw_page(Card(colour="green", scan=0, digit=0), side)).astype(int)
+    page = np.asarray(draw_image(Card(colour="green", scan=0, digit=0), side)).astype(int)
     assert page.shape == (side, side, 3)
     assert tuple(page[0, 0]) == tuple(page[-1, side // 2]) == COLOURS["green"]
     paper = page[side // 8 : -side // 8, side // 8 : -side // 8]
@@ -140,7 +140,7 @@ def test_a_page_shows_the_frame_the_paper_and_the_digit(side: int):
     # A quarter of green (30, 150, 60) in white: 255 - 0.25 * (225, 105, 195) = (198.75, 228.75, 206.25).
     brightest = paper.reshape(-1, 3)[paper.sum(axis=2).argmax()]
     assert tuple(brightest) == (199, 229, 206)
-    other = np.asarray(draw_page(Card(colour="green", scan=1, digit=1), side)).astype(int)
+    other = np.asarray(draw_image(Card(colour="green", scan=1, digit=1), side)).astype(int)
     assert np.abs(page - other).max() > 100  # another scan, another page
 
 
@@ -162,8 +162,8 @@ def test_data_sets_are_written_in_the_public_format_and_read_back(tmp_path: Path
             assert (sample.answers, sample.is_sufficient) == ((question.answer,), question.is_sufficient)
             assert sample.metadata["kind"] == question.kind
             for ref, card in zip(sample.images, question.cards, strict=True):
-                page = load_page(ref, data.page_rules)
-                assert np.array_equal(np.asarray(page), np.asarray(draw_page(card, SMALL.page_pixels)))
+                page = load_image(ref, data.image_rules)
+                assert np.array_equal(np.asarray(page), np.asarray(draw_image(card, SMALL.image_pixels)))
 
 
 def test_a_complete_data_folder_is_left_alone_and_an_unfinished_one_is_not_taken_for_it(tmp_path: Path):
@@ -217,10 +217,10 @@ def test_the_model_folder_loads_like_any_qwen(tmp_path: Path):
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|>"
         "<|vision_end|>Which card shows 7?<|im_end|>\n<|im_start|>assistant\n"
     )
-    page = draw_page(Card(colour="red", scan=0, digit=0), SMALL.page_pixels)
+    page = draw_image(Card(colour="red", scan=0, digit=0), SMALL.image_pixels)
     inputs = processor(text=[text], images=[[page]], return_tensors="pt")
     num_image_tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    assert num_image_tokens == (SMALL.page_pixels // 28) ** 2  # the page is read as it is, not rescaled
+    assert num_image_tokens == (SMALL.image_pixels // 28) ** 2  # the page is read as it is, not rescaled
     with torch.no_grad():
         logits = model(**inputs).logits
     assert logits.shape == (1, inputs["input_ids"].shape[1], SMALL.vocabulary_tokens)

@@ -18,7 +18,7 @@ from rsgrpo.data.file_bytes import DataError, open_utf8
 from rsgrpo.data.readers import ReaderOptions, alike, json_stream, read_samples
 from rsgrpo.data.readers.findings import BadRecordError
 from rsgrpo.data.readers.records import raw_records
-from rsgrpo.io.json_values import decode_json, mend_surrogates
+from rsgrpo.io.json_values import decode_json, replace_surrogates
 
 TEXTS = st.text(alphabet='ab}{],[" \\é\n', max_size=12)
 FIELDS = st.dictionaries(
@@ -207,7 +207,7 @@ ANY = st.recursive(
 
 def like_json(text: str) -> Any:
     """What json reads, halves of surrogate pairs replaced."""
-    return mend_surrogates(json.loads(text))[0]
+    return replace_surrogates(json.loads(text))[0]
 
 
 @given(

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from rsgrpo.config import DataConfig, SourceConfig, VideoConfig
-from rsgrpo.data.images.sources import page_bytes
+from rsgrpo.data.images.sources import image_bytes
 from rsgrpo.data.media_store import MediaStore
 from rsgrpo.data.mixture import Mixture
 from rsgrpo.data.readers import ReaderOptions, read_samples
@@ -275,7 +275,7 @@ def test_sharegpt_s_videos_and_images_come_in_the_order_of_their_markers(tmp_pat
         "i.png",
         "clips/b.mp4 at 0 s",
     ]
-    assert all(page_bytes(image) for image in sample.images)
+    assert all(image_bytes(image) for image in sample.images)
 
 
 def test_frames_without_a_video_file_come_in_natural_order(tmp_path: Path):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.evaluation.benchmarks.haystack_files import needle_positions
 from rsgrpo.evaluation.benchmarks.mig_bench import extract_boxes, strict_boxes
 from rsgrpo.evaluation.prompts.combine import combine_grid, combine_images
@@ -22,7 +22,7 @@ from rsgrpo.evaluation.prompts.milebench import ContextLimit, milebench_prompt
 from rsgrpo.evaluation.prompts.turns import TaskPromptError, chat_prompt, openai_messages, user_prompt
 from rsgrpo.types import ImageRef
 from tests.oracles.upstream_messages import reference_messages
-from tests.tiny_model import write_pages
+from tests.tiny_model import write_images
 
 Parity = Callable[[str], list[dict[str, Any]]]
 
@@ -140,7 +140,7 @@ def test_a_canvas_shows_every_picture_in_its_cell_above_a_caption(tmp_path: Path
     for index, colour in enumerate(colours):
         Image.new("RGB", (40, 20), colour).save(tmp_path / f"{index}.png")
         pictures.append(ImageRef(path=f"{index}.png", file=str(tmp_path / f"{index}.png")))
-    (canvas,) = combine_images("7", pictures, 1, tmp_path / "combined_1_images", PageRules())
+    (canvas,) = combine_images("7", pictures, 1, tmp_path / "combined_1_images", ImageRules())
     assert canvas.path == "combined_1_images/7-0.jpg"
     pixels = np.asarray(Image.open(canvas.file), dtype=int)
     assert pixels.shape == (1600, 1600, 3)
@@ -259,7 +259,7 @@ class Chat:
 
 
 def test_turns_become_a_chat_prompt_and_openai_messages(tmp_path: Path) -> None:
-    pages = write_pages(tmp_path, [(8, 8), (8, 8)])
+    pages = write_images(tmp_path, [(8, 8), (8, 8)])
     prompt = user_prompt("q1", (pages[0], "one ", pages[1], "", "<|box_start|>two"), system="Help.")
     built = chat_prompt(prompt, Chat())
     assert built.prompt.text == "[system]Help.[user]<|image_pad|>one <|image_pad|><|box_start|>two[assistant]"
@@ -286,7 +286,7 @@ def test_a_question_that_forges_a_turn_or_an_image_is_refused() -> None:
 
 
 def test_a_digest_tells_prompts_apart(tmp_path: Path) -> None:
-    pages = write_pages(tmp_path, [(8, 8), (8, 8)])
+    pages = write_images(tmp_path, [(8, 8), (8, 8)])
     prompts = [
         user_prompt("a", (pages[0], "x")),
         user_prompt("a", ("x", pages[0])),

@@ -207,5 +207,5 @@ def test_a_message_of_several_lines_keeps_them_apart_in_one() -> None:
         "a.parquet: 3 items cannot be used:\n  row 0: no image\n  row 1: no image\n  … and 1 more\nmend them"
     )
     assert explain(listed).sentence == (
-        "a.parquet: 3 items cannot be used: row 0: no image; row 1: no image; … and 1 more; mend them"
+        "a.parquet: 3 items cannot be used: row 0: no image; row 1: no image; … and 1 more; fix them"
     )

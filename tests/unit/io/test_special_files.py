@@ -12,10 +12,10 @@ import pytest
 
 from recipes.setup.first_checks import check_first
 from rsgrpo.config import Config, DataConfig
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.evisrag_files import load_samples
 from rsgrpo.data.file_bytes import check_kind
-from rsgrpo.data.images.loading import check_page, load_page, page_size
+from rsgrpo.data.images.loading import check_image, image_size, load_image
 from rsgrpo.data.readers.sources import source_files
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.failures import explain
@@ -94,8 +94,8 @@ def test_files_folders_and_nothing_are_not_special(tmp_path: Path) -> None:
 def test_a_page_is_named(kind: str, tmp_path: Path) -> None:
     path = make(kind, tmp_path / "p.png")
     ref = ImageRef(path="p.png", file=str(path))
-    for read in (load_page, check_page, page_size):
-        sentence = told(lambda read=read: read(ref, PageRules()))  # type: ignore[misc]
+    for read in (load_image, check_image, image_size):
+        sentence = told(lambda read=read: read(ref, ImageRules()))  # type: ignore[misc]
         assert "p.png" in sentence
         assert KINDS[kind] in sentence or kind == "dangling"
     data = tmp_path / "data.jsonl"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rsgrpo.config import LoraConfig, LossConfig, ModelConfig
-from rsgrpo.model.activation_memory import RowSize, activation_memory
+from rsgrpo.model.activation_memory import PackedSize, activation_memory
 from rsgrpo.model.micro_batches import plan_micro_batches
 from rsgrpo.model.policy_model import group_sizes
 from rsgrpo.model.sizes import model_sizes
@@ -59,7 +59,7 @@ def _peaks(folder: Path, config: ModelConfig, shape: GroupShape, place: Path) ->
     with HeldBytes(lasting) as live:
         logprobs, _ = step.policy(batch)
         row_loss(batch, logprobs, "policy", LossConfig(importance_cap=0.0))[0].backward()
-    row = RowSize(
+    row = PackedSize(
         num_tokens=shape.prompt_tokens + shape.num_responses * shape.response_tokens,
         num_response_tokens=shape.num_responses * shape.response_tokens,
         num_patches=0 if batch.pixel_values is None else len(batch.pixel_values),

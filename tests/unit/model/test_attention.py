@@ -15,20 +15,20 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import flex_attention
 
 from rsgrpo.io.record_codec import from_plain, to_plain
-from rsgrpo.model.attention import choice as attention
+from rsgrpo.model.attention import backend as attention
 from rsgrpo.model.attention import flex, tiled, varlen
 from rsgrpo.model.attention import tiled_plan as plans
-from rsgrpo.model.attention.choice import (
+from rsgrpo.model.attention.backend import (
     AttentionUnavailableError,
-    DoorChoice,
+    BackendChoice,
     PassedOver,
-    choose_door,
+    choose_backend,
     packed_attention,
 )
 from rsgrpo.model.attention.flex import flex_plan, padded_length
 from rsgrpo.model.attention.tiled_plan import tiled_plan
 from rsgrpo.model.attention.varlen import varlen_plan
-from rsgrpo.model.micro_batches import PackedRow, Piece, lay_out
+from rsgrpo.model.micro_batches import PackedSequence, Segment, pack
 from tests.examples import examples
 
 HEADS, KEY_HEADS, WIDTH, SCALING = 4, 2, 3, 0.7
@@ -39,10 +39,10 @@ ROWS = st.lists(
 )
 
 
-def _row(shapes: list[tuple[int, list[int]]]) -> PackedRow:
-    return lay_out(
+def _row(shapes: list[tuple[int, list[int]]]) -> PackedSequence:
+    return pack(
         [
-            Piece(
+            Segment(
                 group=i,
                 responses=tuple(range(len(lengths))),
                 num_prompt_tokens=prompt,
@@ -53,7 +53,7 @@ def _row(shapes: list[tuple[int, list[int]]]) -> PackedRow:
     )
 
 
-def _inputs(row: PackedRow, seed: int = 0) -> list[torch.Tensor]:
+def _inputs(row: PackedSequence, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randn(1, heads, row.num_tokens, WIDTH, dtype=torch.float64, generator=generator).requires_grad_()
@@ -69,20 +69,20 @@ def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torc
     return torch.softmax(scores.masked_fill(~seen, -torch.inf), dim=-1) @ value
 
 
-def _reference(row: PackedRow, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def _reference(row: PackedSequence, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Every response as a sequence of its own: prompt + response."""
     out = torch.zeros(row.num_tokens, HEADS, WIDTH, dtype=query.dtype)
     for index, (start, length) in enumerate(zip(row.response_starts, row.response_lengths, strict=True)):
-        piece = row.response_pieces[index]
-        first = row.prompt_starts[piece]
-        num_prompt = row.pieces[piece].num_prompt_tokens
+        segment = row.response_segments[index]
+        first = row.prompt_starts[segment]
+        num_prompt = row.segments[segment].num_prompt_tokens
         where = torch.tensor([*range(first, first + num_prompt), *range(start, start + length)])
         alone = _causal(query[0][:, where], key[0][:, where], value[0][:, where]).transpose(0, 1)
         out = out.index_put((where,), alone)
     return out[None]
 
 
-def _run(row: PackedRow, inputs: list[torch.Tensor]) -> torch.Tensor:
+def _run(row: PackedSequence, inputs: list[torch.Tensor]) -> torch.Tensor:
     query, key, value = inputs
     plan = tiled_plan(row, device=CPU)
     out, weights = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=SCALING, attention_plan=plan)
@@ -201,7 +201,7 @@ def test_flash_doors_hand_their_kernel_the_same_attention(monkeypatch, is_instal
 @examples(3)
 @given(shapes=ROWS)
 def test_flex_sees_the_same(shapes):
-    # torch has no backward pass of flex_attention on a CPU: gradients are tried where the door is chosen, on a GPU
+    # torch has no backward pass of flex_attention on a CPU: gradients are tried where the backend is chosen, on a GPU
     row = _row([(140, [3, 2]), *shapes])  # more than one block of 128
     query, key, value = _inputs(row)
     with torch.no_grad():
@@ -210,14 +210,14 @@ def test_flex_sees_the_same(shapes):
     torch.testing.assert_close(got, _reference(row, query, key, value), atol=1e-12, rtol=0)
 
 
-def _seen(row: PackedRow, num_padded: int) -> torch.Tensor:
+def _seen(row: PackedSequence, num_padded: int) -> torch.Tensor:
     """[padded, padded] bool: which key a query sees, segment by segment; padding sees itself."""
     seen = torch.zeros(num_padded, num_padded, dtype=torch.bool)
-    for start, piece in zip(row.prompt_starts, row.pieces, strict=True):
-        seen[start : start + piece.num_prompt_tokens, start : start + piece.num_prompt_tokens] = True
-    for start, length, owner in zip(row.response_starts, row.response_lengths, row.response_pieces, strict=True):
+    for start, segment in zip(row.prompt_starts, row.segments, strict=True):
+        seen[start : start + segment.num_prompt_tokens, start : start + segment.num_prompt_tokens] = True
+    for start, length, owner in zip(row.response_starts, row.response_lengths, row.response_segments, strict=True):
         first = row.prompt_starts[owner]
-        seen[start : start + length, first : first + row.pieces[owner].num_prompt_tokens] = True
+        seen[start : start + length, first : first + row.segments[owner].num_prompt_tokens] = True
         seen[start : start + length, start : start + length] = True
     return seen.tril() | torch.eye(num_padded, dtype=torch.bool)
 
@@ -291,57 +291,57 @@ def test_bfloat16_rows_are_summed_in_float32():
 
 @pytest.mark.parametrize("working", [("varlen", "flex"), ("flex",), ()])
 def test_auto_takes_the_first_door_that_works(monkeypatch, working):
-    monkeypatch.setattr(attention, "door_problem", lambda door, **_: "" if door in working else "no kernel")
-    assert choose_door("auto", device=CPU, dtype=torch.bfloat16).door == (*working, "tiled")[0]
-    assert choose_door("sdpa", device=CPU, dtype=torch.bfloat16).door == "tiled"
+    monkeypatch.setattr(attention, "backend_problem", lambda backend, **_: "" if backend in working else "no kernel")
+    assert choose_backend("auto", device=CPU, dtype=torch.bfloat16).backend == (*working, "tiled")[0]
+    assert choose_backend("sdpa", device=CPU, dtype=torch.bfloat16).backend == "tiled"
     if "varlen" not in working:
         with pytest.raises(AttentionUnavailableError, match=r"model\.attention=flash cannot be used: no kernel"):
-            choose_door("flash", device=CPU, dtype=torch.bfloat16)
+            choose_backend("flash", device=CPU, dtype=torch.bfloat16)
 
 
 def test_flash_is_refused_on_a_cpu_and_auto_falls_back():
-    choice = choose_door("auto", device=CPU, dtype=torch.bfloat16)
-    assert choice.door == "tiled"
+    choice = choose_backend("auto", device=CPU, dtype=torch.bfloat16)
+    assert choice.backend == "tiled"
     # A CPU has nothing faster: one line, no warning.
     assert choice.lines() == ("attention: sdpa on cpu; not flash: the device is cpu; not flex: the device is cpu",)
-    assert choose_door("sdpa", device=CPU, dtype=torch.float32).lines() == ("attention: sdpa on cpu",)
+    assert choose_backend("sdpa", device=CPU, dtype=torch.float32).lines() == ("attention: sdpa on cpu",)
     with pytest.raises(
         AttentionUnavailableError, match=r"model\.attention=flash.*device is cpu.*model\.attention=auto"
     ):
-        choose_door("flash", device=CPU, dtype=torch.bfloat16)
+        choose_backend("flash", device=CPU, dtype=torch.bfloat16)
     with pytest.raises(AttentionUnavailableError, match=r"model\.attention=flex.*device is cpu"):
-        choose_door("flex", device=CPU, dtype=torch.float32)
+        choose_backend("flex", device=CPU, dtype=torch.float32)
 
 
 def _door_problems_on_a_gpu(monkeypatch, problems):
-    monkeypatch.setattr(attention, "door_problem", lambda door, **_: problems.get(door, ""))
+    monkeypatch.setattr(attention, "backend_problem", lambda backend, **_: problems.get(backend, ""))
     return torch.device("cuda", 0)
 
 
 def test_what_auto_passed_over_is_said_with_its_reason(monkeypatch):
     device = _door_problems_on_a_gpu(monkeypatch, {"varlen": "its kernel does not run: ImportError: no flash"})
-    choice = choose_door("auto", device=device, dtype=torch.bfloat16)
+    choice = choose_backend("auto", device=device, dtype=torch.bfloat16)
     assert (choice.setting, choice.passed_over) == (
         "flex",
         (PassedOver(setting="flash", reason="its kernel does not run: ImportError: no flash"),),
     )
     assert choice.lines() == ("attention: flex on cuda; not flash: its kernel does not run: ImportError: no flash",)
-    assert from_plain(DoorChoice, to_plain(choice)) == choice
+    assert from_plain(BackendChoice, to_plain(choice)) == choice
 
 
 def test_auto_that_ends_on_tiles_on_a_gpu_is_a_warning(monkeypatch):
     device = _door_problems_on_a_gpu(monkeypatch, {"varlen": "no kernel", "flex": "its kernel is off by 0.100"})
-    first, warning = choose_door("auto", device=device, dtype=torch.bfloat16).lines()
+    first, warning = choose_backend("auto", device=device, dtype=torch.bfloat16).lines()
     assert first == "attention: sdpa on cuda; not flash: no kernel; not flex: its kernel is off by 0.100"
     assert warning.startswith("warning: model.attention=auto ended on sdpa")
     # What was asked for is no fallback.
-    assert choose_door("sdpa", device=device, dtype=torch.bfloat16).lines() == ("attention: sdpa on cuda",)
+    assert choose_backend("sdpa", device=device, dtype=torch.bfloat16).lines() == ("attention: sdpa on cuda",)
 
 
 def test_the_kernel_of_flash_is_named(monkeypatch):
     device = _door_problems_on_a_gpu(monkeypatch, {})
     monkeypatch.setattr(attention, "flash_kernel_name", lambda: "torch")
-    assert choose_door("flash", device=device, dtype=torch.bfloat16).lines() == ("attention: flash (torch) on cuda",)
+    assert choose_backend("flash", device=device, dtype=torch.bfloat16).lines() == ("attention: flash (torch) on cuda",)
 
 
 @pytest.mark.parametrize(
@@ -352,20 +352,22 @@ def test_the_kernel_of_flash_is_named(monkeypatch):
     ],
 )
 def test_whatever_a_kernel_raises_is_the_reason(monkeypatch, error, said):
-    def trial(door, *_args, **_kwargs):
-        if door == "tiled":
+    def trial(backend, *_args, **_kwargs):
+        if backend == "tiled":
             return [torch.zeros(2)]
         raise error
 
     monkeypatch.setattr(attention, "_trial", trial)
-    problem = attention.door_problem.__wrapped__
+    problem = attention.backend_problem.__wrapped__
     assert problem("flex", device=torch.device("cuda", 0), dtype=torch.bfloat16).startswith(said)
 
 
 @pytest.mark.parametrize(("off_by", "is_usable"), [(0.01, True), (0.1, False), (float("nan"), False)])
 def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch, off_by, is_usable):
-    monkeypatch.setattr(attention, "_trial", lambda door, *_, **__: [torch.full((2,), off_by * (door != "tiled"))])
-    problem = attention.door_problem.__wrapped__("flex", device=torch.device("cuda", 0), dtype=torch.bfloat16)
+    monkeypatch.setattr(
+        attention, "_trial", lambda backend, *_, **__: [torch.full((2,), off_by * (backend != "tiled"))]
+    )
+    problem = attention.backend_problem.__wrapped__("flex", device=torch.device("cuda", 0), dtype=torch.bfloat16)
     assert (problem == "") == is_usable
 
 

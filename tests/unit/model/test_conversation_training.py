@@ -13,14 +13,14 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from recipes.sft import training_groups
 from rsgrpo.config import ModelConfig
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.model.micro_batches import plan_micro_batches
-from rsgrpo.model.policy_model import PolicyModel, RowBuilder, group_sizes, load_model, load_processor
+from rsgrpo.model.policy_model import MicroBatchBuilder, PolicyModel, group_sizes, load_model, load_processor
 from rsgrpo.model.vlm import PromptEncoder, PromptError
 from rsgrpo.prompts.conversation import Conversation
 from rsgrpo.types import ImageRef, Sample, Turn
-from tests.tiny_model import build_tiny_model, write_pages
+from tests.tiny_model import build_tiny_model, write_images
 from tests.unit.prompts.test_conversation_prompts import builder
 
 
@@ -39,7 +39,7 @@ def conversations(pages: list[ImageRef]) -> list[Conversation]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
-    return write_pages(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140)])
+    return write_images(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140)])
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_images_of_later_questions_are_seen_as_transformers_sees_them(folder: Path, pages: list[ImageRef]):
     processor = load_processor(folder)
-    encoder = PromptEncoder(processor, rules=PageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000)
-    tokens = ImageTokens(processor.image_processor, PageRules(min_pixels=1, max_pixels=10**7))
+    encoder = PromptEncoder(processor, rules=ImageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000)
+    tokens = ImageTokens(processor.image_processor, ImageRules(min_pixels=1, max_pixels=10**7))
     talks = conversations(pages)
     groups = training_groups(talks, processor.tokenizer, tokens.count)
     prompts = [
@@ -60,26 +60,26 @@ def test_images_of_later_questions_are_seen_as_transformers_sees_them(folder: Pa
     sizes = group_sizes(groups, prompts)
     settings = ModelConfig(dtype="float32", gradient_checkpointing=False)
     policy = PolicyModel(load_model(folder, settings), always_run_vision=False)
-    rows = RowBuilder(
+    rows = MicroBatchBuilder(
         image_token_id=encoder.image_token_id,
         config=settings,
         device=torch.device("cpu"),
         dtype=torch.float32,
-        page_pixels=encoder.pixels,
+        image_pixels=encoder.pixels,
     )
-    ((*pieces,),) = plan_micro_batches(sizes, budget=10_000, share_prefix=True)  # all packed into one row
-    batch = rows.build(pieces, groups, prompts)
-    found = policy(batch)[0].detach().split([length for piece in pieces for length in piece.response_lengths])
+    ((*segments,),) = plan_micro_batches(sizes, budget=10_000, share_prefix=True)  # all packed into one row
+    batch = rows.build(segments, groups, prompts)
+    found = policy(batch)[0].detach().split([length for segment in segments for length in segment.response_lengths])
 
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
-    for piece, logprobs in zip(pieces, found, strict=True):
-        talk = talks[piece.group]
+    for segment, logprobs in zip(segments, found, strict=True):
+        talk = talks[segment.group]
         images = [Image.open(page.file).convert("RGB") for page in talk.images] or None
         text = talk.prompt.text + "".join(part.text for part in talk.parts)
         inputs = processor(text=[text], images=images, return_tensors="pt")
         with torch.no_grad():
             logits = plain(**inputs).logits[0, :-1]
-        response = torch.from_numpy(groups[piece.group].responses[0].token_ids.astype(np.int64))
+        response = torch.from_numpy(groups[segment.group].responses[0].token_ids.astype(np.int64))
         assert inputs["input_ids"][0, -len(response) :].tolist() == response.tolist()
         want = torch.log_softmax(logits[-len(response) :], -1).gather(-1, response[:, None])[:, 0]
         torch.testing.assert_close(logprobs, want, atol=2e-5, rtol=1e-4)
@@ -87,9 +87,9 @@ def test_images_of_later_questions_are_seen_as_transformers_sees_them(folder: Pa
 
 def test_every_target_of_a_step_weighs_the_same_and_together_they_weigh_one(folder: Path, pages: list[ImageRef]):
     processor = load_processor(folder)
-    tokens = ImageTokens(processor.image_processor, PageRules(min_pixels=1, max_pixels=10**7))
+    tokens = ImageTokens(processor.image_processor, ImageRules(min_pixels=1, max_pixels=10**7))
     groups = training_groups(conversations(pages), processor.tokenizer, tokens.count)
-    weights = np.concatenate([group.responses[0].positive for group in groups])
+    weights = np.concatenate([group.responses[0].positive_weights for group in groups])
     # answers of 2+3, 15+2 and 2+5+3 bytes with an end each: 32 bytes and 7 ends
     assert (weights > 0).sum() == 32 + 7
     np.testing.assert_allclose(weights[weights > 0], 1 / 39, rtol=1e-6)
@@ -98,7 +98,7 @@ def test_every_target_of_a_step_weighs_the_same_and_together_they_weigh_one(fold
 
 def test_placeholders_that_do_not_fit_the_pages_are_named(folder: Path, pages: list[ImageRef]):
     processor = load_processor(folder)
-    encoder = PromptEncoder(processor, rules=PageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000)
+    encoder = PromptEncoder(processor, rules=ImageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000)
     (group, *_) = training_groups(conversations(pages), processor.tokenizer, lambda image: 1)
     (prompt,) = encoder.encode([group.prompt])
     with pytest.raises(PromptError, match=r"'a': response 0 has 2 image placeholders for 2 images with 26 tokens"):

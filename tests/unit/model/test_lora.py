@@ -19,7 +19,7 @@ from rsgrpo.model.lora import (
 from rsgrpo.model.policy_model import load_model
 from rsgrpo.types import TrainingGroup
 from tests.packed import Packed
-from tests.tiny_model import build_tiny_model, make_group, write_pages
+from tests.tiny_model import build_tiny_model, make_group, write_images
 
 
 def _settings(**lora: object) -> ModelConfig:
@@ -48,7 +48,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
-    pages = write_pages(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56)])
+    pages = write_images(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56)])
     return [make_group("a", pages, [5, 9, 7], seed=1), make_group("b", [], [3, 6], seed=2)]
 
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from rsgrpo.model.micro_batches import (
     GroupSize,
-    Piece,
+    Segment,
     TokenBudgetError,
     attention_pairs,
     balance,
-    lay_out,
+    pack,
     plan_micro_batches,
     predictor_index,
     split_group,
@@ -38,24 +38,24 @@ SIZES = st.lists(
 @given(SIZES, st.integers(70, 400), st.booleans())
 def test_plan_holds_every_response_once_and_keeps_the_budget(sizes, budget, share_prefix):
     plan = plan_micro_batches(sizes, budget=budget, share_prefix=share_prefix)
-    seen = sorted((piece.group, r) for batch in plan for piece in batch for r in piece.responses)
+    seen = sorted((segment.group, r) for batch in plan for segment in batch for r in segment.responses)
     assert seen == [(g, r) for g, size in enumerate(sizes) for r in range(len(size.response_lengths))]
-    fill = [sum(piece.num_tokens for piece in batch) for batch in plan]
+    fill = [sum(segment.num_tokens for segment in batch) for batch in plan]
     assert max(fill) <= budget and fill == sorted(fill, reverse=True)
     assert all(
-        piece.response_lengths == tuple(sizes[piece.group].response_lengths[r] for r in piece.responses)
+        segment.response_lengths == tuple(sizes[segment.group].response_lengths[r] for r in segment.responses)
         for batch in plan
-        for piece in batch
+        for segment in batch
     )
     assert plan == plan_micro_batches(list(sizes), budget=budget, share_prefix=share_prefix)
     if not share_prefix:
-        assert all(len(piece.responses) == 1 for batch in plan for piece in batch)
+        assert all(len(segment.responses) == 1 for batch in plan for segment in batch)
 
 
 def test_split_repeats_the_prompt_where_the_budget_says_so():
     # 10 + 9 + 7 = 26 fills the budget; the response of 5 takes the prompt along: 15
-    pieces = split_group(_size(10, 5, 9, 7), 3, budget=26, share_prefix=True)
-    assert [(p.group, p.responses, p.num_tokens) for p in pieces] == [(3, (1, 2), 26), (3, (0,), 15)]
+    segments = split_group(_size(10, 5, 9, 7), 3, budget=26, share_prefix=True)
+    assert [(p.group, p.responses, p.num_tokens) for p in segments] == [(3, (1, 2), 26), (3, (0,), 15)]
 
 
 def test_small_groups_share_a_micro_batch():
@@ -78,13 +78,13 @@ def test_pairs_of_a_shared_prompt():
 
 @given(SIZES, st.integers(70, 400), st.integers(1600, 9000), st.booleans())
 def test_plan_keeps_the_cap_of_attention_work_as_well(sizes, budget, max_pairs, share_prefix):
-    # the largest single piece: prompt 40, response 30: 820 + 1,200 + 465 pairs
+    # the largest single segment: prompt 40, response 30: 820 + 1,200 + 465 pairs
     max_pairs = max(max_pairs, 2485)
     plan = plan_micro_batches(sizes, budget=budget, share_prefix=share_prefix, max_pairs=max_pairs)
-    seen = sorted((piece.group, r) for batch in plan for piece in batch for r in piece.responses)
+    seen = sorted((segment.group, r) for batch in plan for segment in batch for r in segment.responses)
     assert seen == [(g, r) for g, size in enumerate(sizes) for r in range(len(size.response_lengths))]
-    assert all(sum(piece.num_tokens for piece in batch) <= budget for batch in plan)
-    assert all(sum(piece.num_pairs for piece in batch) <= max_pairs for batch in plan)
+    assert all(sum(segment.num_tokens for segment in batch) <= budget for batch in plan)
+    assert all(sum(segment.num_pairs for segment in batch) <= max_pairs for batch in plan)
 
 
 def test_long_prompts_are_split_by_attention_and_short_ones_by_tokens():
@@ -117,15 +117,15 @@ def test_balance_example():
 
 
 def test_layout_and_predictors():
-    row = lay_out(
+    row = pack(
         [
-            Piece(group=0, responses=(0, 1), num_prompt_tokens=3, response_lengths=(2, 4)),
-            Piece(group=1, responses=(0,), num_prompt_tokens=2, response_lengths=(3,)),
+            Segment(group=0, responses=(0, 1), num_prompt_tokens=3, response_lengths=(2, 4)),
+            Segment(group=1, responses=(0,), num_prompt_tokens=2, response_lengths=(3,)),
         ]
     )
     # prompt 0-2, response 3-4, response 5-8; prompt 9-10, response 11-13
     assert row.prompt_starts == (0, 9)
     assert row.response_starts == (3, 5, 11)
     assert row.num_tokens == 14
-    # siblings' first tokens are predicted at their prompt's last position: 2, and 10 in the second piece
+    # siblings' first tokens are predicted at their prompt's last position: 2, and 10 in the second segment
     assert predictor_index(row).tolist() == [2, 3, 2, 5, 6, 7, 10, 11, 12]

@@ -13,9 +13,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from recipes.rs_grpo import training_groups
 from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.config import CreditConfig, ModelConfig
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.model.micro_batches import Piece
-from rsgrpo.model.policy_model import PolicyModel, RowBuilder, load_model, load_processor
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.model.micro_batches import Segment
+from rsgrpo.model.policy_model import MicroBatchBuilder, PolicyModel, load_model, load_processor
 from rsgrpo.model.vlm import PromptEncoder
 from rsgrpo.types import TrainingGroup
 from tests.tiny_model import build_tiny_model, make_group
@@ -40,18 +40,18 @@ def test_logits_are_divided_by_each_responses_own_temperature(folder: Path) -> N
     config = ModelConfig(dtype="float32", freeze_vision=False, gradient_checkpointing=False)
     model = load_model(folder, config)
     encoder = PromptEncoder(
-        load_processor(folder), rules=PageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000
+        load_processor(folder), rules=ImageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000
     )
     (prompt,) = encoder.encode([group.prompt])
-    rows = RowBuilder(
+    rows = MicroBatchBuilder(
         image_token_id=encoder.image_token_id,
         config=config,
         device=torch.device("cpu"),
         dtype=torch.float32,
-        page_pixels=encoder.pixels,
+        image_pixels=encoder.pixels,
     )
-    piece = Piece(group=0, responses=(0, 1), num_prompt_tokens=len(prompt.token_ids), response_lengths=(7, 4))
-    logprobs, entropy = PolicyModel(model, always_run_vision=False)(rows.build([piece], [group], [prompt]))
+    segment = Segment(group=0, responses=(0, 1), num_prompt_tokens=len(prompt.token_ids), response_lengths=(7, 4))
+    logprobs, entropy = PolicyModel(model, always_run_vision=False)(rows.build([segment], [group], [prompt]))
 
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
     wanted, wanted_entropy = [], []
@@ -68,12 +68,12 @@ def test_logits_are_divided_by_each_responses_own_temperature(folder: Path) -> N
 
 def test_a_row_at_temperature_one_carries_none(folder: Path) -> None:
     config = ModelConfig(dtype="float32")
-    rows = RowBuilder(
+    rows = MicroBatchBuilder(
         image_token_id=0,
         config=config,
         device=torch.device("cpu"),
         dtype=torch.float32,
-        page_pixels=lambda page: torch.ones(4, 1176),
+        image_pixels=lambda page: torch.ones(4, 1176),
     )
     assert rows.blank().temperatures is None
 

@@ -12,10 +12,10 @@ import torch
 
 from rsgrpo.config import ConfigError, ModelConfig, VisionCacheConfig
 from rsgrpo.model.policy_model import load_model, take_vision_tower
-from rsgrpo.model.vision_cache import FeatureStore, PageFeatures, VisionCacheError, feature_key, tower_fingerprint
+from rsgrpo.model.vision_cache import FeatureStore, ImageFeatures, VisionCacheError, feature_key, tower_fingerprint
 from rsgrpo.types import ImageRef
 from tests.packed import Packed
-from tests.tiny_model import build_tiny_model, make_group, write_pages
+from tests.tiny_model import build_tiny_model, make_group, write_images
 
 GRID = (1, 4, 6)
 
@@ -131,14 +131,14 @@ def test_every_input_of_the_features_changes_the_name(model_folder):
 
 
 def test_a_known_page_is_neither_decoded_nor_run_and_gives_the_same_logprobs(model_folder, tmp_path):
-    pages = write_pages(tmp_path / "pages", [(56, 56), (84, 56)])
+    pages = write_images(tmp_path / "pages", [(56, 56), (84, 56)])
     group = make_group("a", pages, [5, 9], seed=1)
     config = ModelConfig(dtype="float32", gradient_checkpointing=False)
     expected, _ = Packed(model_folder, config).run([group], share_prefix=True, budget=4000)
 
-    def run() -> tuple[dict[tuple[int, int], torch.Tensor], PageFeatures, int]:
+    def run() -> tuple[dict[tuple[int, int], torch.Tensor], ImageFeatures, int]:
         packed = Packed(model_folder, config)
-        features = PageFeatures(
+        features = ImageFeatures(
             take_vision_tower(packed.model), _store(tmp_path / "kept"), processing="", device=torch.device("cpu")
         )
         decoded = 0
@@ -162,10 +162,10 @@ def test_a_known_page_is_neither_decoded_nor_run_and_gives_the_same_logprobs(mod
 
 
 def test_a_page_that_left_after_it_was_counted_on_is_computed_again(model_folder, tmp_path):
-    pages = write_pages(tmp_path / "pages", [(56, 56)])
+    pages = write_images(tmp_path / "pages", [(56, 56)])
     packed = Packed(model_folder, ModelConfig(dtype="float32", gradient_checkpointing=False))
     store = _store(tmp_path / "kept")
-    features = PageFeatures(take_vision_tower(packed.model), store, processing="", device=torch.device("cpu"))
+    features = ImageFeatures(take_vision_tower(packed.model), store, processing="", device=torch.device("cpu"))
     packed.keep_features(
         features.grid,
         lambda page: features.features(page.ref, page.grid, lambda: packed.encoder.pixels(page)),

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import load_page
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.model import vlm
 from rsgrpo.model.policy_model import load_processor
 from rsgrpo.model.vlm import PromptEncoder, PromptError, check_prompt_ids, rope_positions
 from rsgrpo.types import ChatPrompt, ImageRef
-from tests.tiny_model import build_tiny_model, make_group, write_pages
+from tests.tiny_model import build_tiny_model, make_group, write_images
 
 SIZES = [(56, 56), (84, 56), (112, 140)]
 
@@ -28,13 +28,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
-    return write_pages(tmp_path_factory.mktemp("pages"), SIZES)
+    return write_images(tmp_path_factory.mktemp("pages"), SIZES)
 
 
 def _encoder(folder: Path, *, limit: int = 1000, pixel_bytes: int = 2**20) -> PromptEncoder:
     return PromptEncoder(
         load_processor(folder),
-        rules=PageRules(min_pixels=1, max_pixels=10**7),
+        rules=ImageRules(min_pixels=1, max_pixels=10**7),
         max_prompt_tokens=limit,
         pixel_bytes=pixel_bytes,
     )
@@ -74,9 +74,9 @@ def test_encoding_equals_the_processor_and_get_rope_index(folder, pages):
 def test_a_page_is_decoded_when_a_row_needs_it_once_and_once_more_after_it_left_the_memory(folder, pages, monkeypatch):
     decoded: list[str] = []
 
-    def counting(ref: ImageRef, rules: PageRules) -> Image.Image:
+    def counting(ref: ImageRef, rules: ImageRules) -> Image.Image:
         decoded.append(ref.path)
-        return load_page(ref, rules)
+        return load_image(ref, rules)
 
     def run(encoder: PromptEncoder, rows: list[list[ImageRef]]) -> list[str]:
         decoded.clear()
@@ -86,7 +86,7 @@ def test_a_page_is_decoded_when_a_row_needs_it_once_and_once_more_after_it_left_
             assert list(pixels) == row
         return sorted(decoded)
 
-    monkeypatch.setattr(vlm, "load_page", counting)
+    monkeypatch.setattr(vlm, "load_image", counting)
     encoder = _encoder(folder)
     assert run(encoder, [pages[:2], [pages[1], pages[0]]]) == ["imgs/0.png", "imgs/1.png"]
     assert run(encoder, [pages[:2]]) == []
@@ -123,16 +123,16 @@ def test_differing_engine_ids_are_refused_with_both_counts(folder, pages):
 
 
 def test_a_page_that_changed_after_its_prompt_was_encoded_is_named(folder, tmp_path):
-    (page,) = write_pages(tmp_path, [(56, 56)])
+    (page,) = write_images(tmp_path, [(56, 56)])
     encoder = _encoder(folder)
     (encoded,) = encoder.encode([_prompt([page])])
-    write_pages(tmp_path, [(84, 56)])
+    write_images(tmp_path, [(84, 56)])
     with pytest.raises(PromptError, match=r"'imgs/0\.png' has a grid of \(1, 4, 6\) patches, but had \(1, 4, 4\)"):
         encoder.pixels(encoded.images[0])
 
 
 def test_a_page_damaged_after_its_prompt_was_encoded_is_named_by_the_thread_that_reads_it(folder, tmp_path):
-    pages = write_pages(tmp_path, [(56, 56), (84, 56)])
+    pages = write_images(tmp_path, [(56, 56), (84, 56)])
     encoder = _encoder(folder)
     prompts = encoder.encode([_prompt([page]) for page in pages])
     file = Path(pages[1].file)

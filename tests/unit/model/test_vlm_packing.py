@@ -11,17 +11,17 @@ import torch
 
 from rsgrpo.config import ModelConfig
 from rsgrpo.model.attention.windows import VISION_ATTENTION_NAMES
-from rsgrpo.model.micro_batches import Piece
+from rsgrpo.model.micro_batches import Segment
 from rsgrpo.model.policy_model import PolicyModel, load_model
 from rsgrpo.model.stored_weights import ModelFolderError
 from rsgrpo.types import TrainingGroup
 from tests.packed import Packed
-from tests.tiny_model import build_tiny_model, make_group, write_pages
+from tests.tiny_model import build_tiny_model, make_group, write_images
 
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
-    pages = write_pages(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140), (56, 56)])
+    pages = write_images(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140), (56, 56)])
     return [
         make_group("a", pages[:2], [5, 9, 7], seed=1),
         # shares a page with the first
@@ -82,9 +82,9 @@ def test_every_token_carries_its_responses_weight_in_the_kl_term(packed, groups)
     )
     prompts = packed.encoder.encode([weighted.prompt])
     num_prompt_tokens = len(prompts[0].token_ids)
-    piece = Piece(group=0, responses=(2, 0), num_prompt_tokens=num_prompt_tokens, response_lengths=(4, 6))
-    assert packed.rows.build([piece], [weighted], prompts).kl_weights.tolist() == [0.0] * 4 + [0.5] * 6
-    assert packed.rows.build([piece], [groups[2]], prompts).kl_weights is None
+    segment = Segment(group=0, responses=(2, 0), num_prompt_tokens=num_prompt_tokens, response_lengths=(4, 6))
+    assert packed.rows.build([segment], [weighted], prompts).kl_weights.tolist() == [0.0] * 4 + [0.5] * 6
+    assert packed.rows.build([segment], [groups[2]], prompts).kl_weights is None
 
 
 def test_blank_row_has_a_finite_zero_gradient_with_and_without_the_tower(packed):
@@ -93,7 +93,7 @@ def test_blank_row_has_a_finite_zero_gradient_with_and_without_the_tower(packed)
         packed.model.zero_grad()
         batch = packed.rows.blank()
         logprobs, _ = policy(batch)
-        (logprobs * batch.positive).sum().backward()
+        (logprobs * batch.positive_weights).sum().backward()
         grads = [p.grad for p in packed.model.parameters() if p.grad is not None]
         assert all(float(grad.abs().max()) == 0.0 for grad in grads)
         visual = [p for p in packed.model.model.visual.parameters() if p.requires_grad]

@@ -14,7 +14,7 @@ from rsgrpo.prompts.template import (
     PUBLISHED_TEMPLATES,
     PromptBuilder,
     PromptTemplateError,
-    QuestionWriter,
+    PromptWriter,
     template_fingerprint,
 )
 from rsgrpo.types import ImageRef, Sample
@@ -72,7 +72,7 @@ def test_a_question_wins_over_a_ready_prompt_unless_markers_are_asked_for(templa
 
 
 def test_a_question_that_was_looked_at_ahead_is_rendered_once(template: str):
-    writer = QuestionWriter(PromptConfig(path=template))
+    writer = PromptWriter(PromptConfig(path=template))
     sample = make_sample()
     looked_at = writer.parts_ahead(sample)
     assert looked_at == ("2 pages. Question: Who won?", None, None)

@@ -154,7 +154,7 @@ class FakeScoring:
 
 
 class FakeScorer:
-    """A reward that is the response's length; groups of equal lengths have no signal."""
+    """A reward that is the response's length; groups of equal lengths have zero variance."""
 
     def scoring(self) -> FakeScoring:
         return FakeScoring(self.score)
@@ -213,7 +213,7 @@ def new_training(config: Config, engine: FakeEngine, policy: FakePolicy, state: 
         policy=cast(Policy, policy),
         engine=engine,
         scorer=cast(Scorer, FakeScorer()),
-        questions=QUESTIONS,
+        prompts=QUESTIONS,
         state=state or RsGrpoState(),
     )
 

@@ -13,14 +13,14 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from recipes.evaluation.answering import Answer
-from recipes.evaluation.benchmark_questions import Question, TaskQuestions
+from recipes.evaluation.benchmark_requests import BenchmarkRequest, TaskRequests
 from recipes.evaluation.benchmark_scores import score_task, scored_text
 from recipes.evaluation.benchmark_tasks import run_benchmarks
 from recipes.evaluation.endpoint import EndpointError
 from rsgrpo.config import Config, ConfigError, DataConfig, EndpointConfig, EvalConfig, SamplingConfig
 from rsgrpo.data.files import DataError
-from rsgrpo.data.images.loading import load_page
-from rsgrpo.data.images.page_view import PageView, endpoint_view
+from rsgrpo.data.images.image_view import ImageView, endpoint_view
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.evaluation.benchmarks import find_benchmarks
 from rsgrpo.evaluation.prompts.turns import TaskPrompt
@@ -143,13 +143,13 @@ def test_an_exact_pixel_answer_scores_as_exact_for_any_size(tmp_path: Path, boun
     data = DataConfig(min_pixels=bounds[0], max_pixels=bounds[1])
     config = dataclasses.replace(_config(tmp_path, "mig_bench", url="http://x", box_coordinates="pixels"), data=data)
     view = endpoint_view(data, config.eval.endpoint)
-    questions, answers = [], {}
+    requests, answers = [], {}
     for width, height in sizes:
         file = tmp_path / f"{width}x{height}.png"
         Image.new("L", (width, height)).save(file)
         page = ImageRef(path=file.name, file=str(file))
         # The server resizes what we send with Qwen2.5-VL's own processor.
-        sent = load_page(page, data.page_rules)
+        sent = load_image(page, data.image_rules)
         high, wide = smart_resize(sent.height, sent.width, factor=28, min_pixels=3136, max_pixels=12845056)
         for number, gold in enumerate(GOLDS):
             box = Box(left=gold[0], top=gold[1], right=gold[2], bottom=gold[3])
@@ -161,13 +161,13 @@ def test_an_exact_pixel_answer_scores_as_exact_for_any_size(tmp_path: Path, boun
                 task="mig_bench/diff",
             )
             prompt = TaskPrompt(prompt_id=sample.sample_id, turns=())
-            questions.append(Question(prompt=prompt, sample=sample))
+            requests.append(BenchmarkRequest(prompt=prompt, sample=sample))
             numbers = [gold[0] * wide, gold[1] * high, gold[2] * wide, gold[3] * high]
             text = json.dumps({"bbox_2d": [round(number, 1) for number in numbers]})
             answers[sample.sample_id] = Answer(prompt_id=sample.sample_id, text=text, finish_reason="stop")
     (benchmark,) = find_benchmarks("mig_bench/diff")
-    task = TaskQuestions(
-        name="mig_bench", benchmark=benchmark, questions=tuple(questions), sampling=SamplingConfig(), skipped={}
+    task = TaskRequests(
+        name="mig_bench", benchmark=benchmark, requests=tuple(requests), sampling=SamplingConfig(), skipped={}
     )
     scores = score_task(config, task, answers, 0, tmp_path / "scores", view)
     assert scores.anomalies == {}
@@ -184,12 +184,12 @@ def test_the_target_of_a_pixel_box_is_found_in_what_is_said(tmp_path: Path) -> N
     for number, size in enumerate([(280, 280), (560, 280), (280, 280)]):
         Image.new("L", size).save(tmp_path / f"{number}.png")
         images.append(ImageRef(path=f"{number}.png", file=str(tmp_path / f"{number}.png")))
-    view = PageView(min_pixels=3136, max_pixels=10**6)
+    view = ImageView(min_pixels=3136, max_pixels=10**6)
     config = _config(tmp_path, "mig_bench", url="http://x", box_coordinates="pixels")
 
     def scored(question: str, response: str, pages: list[ImageRef], task: str = "diff") -> tuple[str, list[str]]:
         sample = Sample(sample_id="q", question=question, images=tuple(pages), task=f"mig_bench/{task}")
-        asked = Question(prompt=TaskPrompt(prompt_id="q", turns=()), sample=sample)
+        asked = BenchmarkRequest(prompt=TaskPrompt(prompt_id="q", turns=()), sample=sample)
         return scored_text(config, asked, Answer(prompt_id="q", text=response, finish_reason="stop"), view)
 
     tenth = "[0.1000000, 0.1000000, 0.5000000, 0.5000000]"

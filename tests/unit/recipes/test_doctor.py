@@ -34,7 +34,7 @@ WITHOUT_TORCH = tuple(step for step in STEPS if not step.asks_torch)
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A grounding data set, and a model folder that can be looked at but not run."""
     folder = tmp_path_factory.mktemp("task")
-    write_task("grounding", folder, num_train=3, num_test=1, num_pages=2, page_pixels=56, seed=0)
+    write_task("grounding", folder, num_train=3, num_test=1, num_images=2, image_pixels=56, seed=0)
     model_folder(folder / "model")
     return folder
 
@@ -372,7 +372,7 @@ def test_a_message_gives_its_way_out_as_the_advice() -> None:
     assert (check.found, check.advice) == ("3 items are bad line 1", "repair them")
     assert refused("x", RsgrpoError("it is bad")).advice
     check = refused("x", RsgrpoError("there is no function 'a'; it has b"))
-    assert check.found == "there is no function 'a'; it has b" and check.advice.startswith("mend")
+    assert check.found == "there is no function 'a'; it has b" and check.advice.startswith("fix")
     long = refused("x", ValueError("y" * 10_000))
     assert len(long.found) == MAX_FOUND and 0 < len(long.advice) <= MAX_ADVICE
     assert shortened("abcdefghij", 7) == "abc…hij"

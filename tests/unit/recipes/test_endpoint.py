@@ -18,7 +18,7 @@ from recipes.evaluation.endpoint import EndpointAnswerer, EndpointError
 from rsgrpo.config import ConfigError, DataConfig, EndpointConfig, SamplingConfig
 from rsgrpo.evaluation.prompts.turns import TaskPrompt, user_prompt
 from tests.fake_server import FakeServer, Reply, ok
-from tests.tiny_model import write_pages
+from tests.tiny_model import write_images
 
 GREEDY = SamplingConfig(temperature=0.0, max_response_tokens=16)
 
@@ -39,8 +39,8 @@ def _answer(server: FakeServer, prompts: list[TaskPrompt], **settings: Any) -> d
     return {one.prompt_id: one for one in answers}
 
 
-def _prompts(*questions: str) -> list[TaskPrompt]:
-    return [user_prompt(question, (question,)) for question in questions]
+def _prompts(*prompts: str) -> list[TaskPrompt]:
+    return [user_prompt(question, (question,)) for question in prompts]
 
 
 def test_every_question_is_answered_by_so_many_requests_at_a_time(server: FakeServer) -> None:
@@ -60,7 +60,7 @@ def test_a_request_carries_settings_key_and_images(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_KEY", "secret")
-    (page,) = write_pages(tmp_path, [(60, 40)])
+    (page,) = write_images(tmp_path, [(60, 40)])
     prompt = user_prompt("a", ("Look: ", page, "What?"), system="Help.")
     assert _answer(server, [prompt], api_key_variable="SOME_KEY")["a"].text == "re: Look: What?"
     (body,), (headers,) = server.bodies, server.headers

@@ -84,8 +84,8 @@ def _scorer() -> Scorer:
 
 
 def test_rewards_are_averaged_over_answers_and_kept_with_each(tmp_path: Path) -> None:
-    questions = [_question("near", positive_images=(0,)), _question("none", positive_images=(0,))]
-    found, groups = evaluate(FakeEngine(), questions, Config(rewards=REWARDS), _scorer(), tmp_path, lambda done: None)
+    prompts = [_question("near", positive_images=(0,)), _question("none", positive_images=(0,))]
+    found, groups = evaluate(FakeEngine(), prompts, Config(rewards=REWARDS), _scorer(), tmp_path, lambda done: None)
     # iou: 0.5 and 0 (no box); needle: no lines at all
     assert found.rewards == pytest.approx({"iou": 0.25, "needle": 0.0})
     assert json.loads((tmp_path / "rewards.json").read_text()) == pytest.approx(found.rewards)
@@ -105,7 +105,7 @@ def test_one_value_an_image_counts_as_their_mean() -> None:
 
 
 def test_rewards_without_gold_in_the_questions_are_left_out() -> None:
-    questions = [_question("near", positive_images=(0,)), _question("lines")]  # the second lacks positive_images
-    found = validate(FakeEngine(), questions, Config(rewards=REWARDS), _scorer())
+    prompts = [_question("near", positive_images=(0,)), _question("lines")]  # the second lacks positive_images
+    found = validate(FakeEngine(), prompts, Config(rewards=REWARDS), _scorer())
     assert set(found.rewards) == {"iou"}
-    assert _scorer().limited_to([one.sample for one in questions[:1]]).rewards == _scorer().rewards
+    assert _scorer().limited_to([one.sample for one in prompts[:1]]).rewards == _scorer().rewards

@@ -75,7 +75,9 @@ class Run:
 def state(step: int) -> RsGrpoState:
     group = simple_group("q1", "a", [1.0, 0.0], [2, 3])
     ahead = Batch(groups=(group,), metrics={"engine/gap": float("nan")}, seconds={"generate": 0.5})
-    return RsGrpoState(step=step, position=7, carried=[group], keep_rate=0.1 + 0.2, ahead=ahead, kl_coefficient=0.05)
+    return RsGrpoState(
+        step=step, position=7, leftover=[group], acceptance_rate=0.1 + 0.2, prefetched=ahead, kl_coefficient=0.05
+    )
 
 
 @pytest.fixture
@@ -87,11 +89,16 @@ def run(tmp_path: Path) -> Run:
 
 def test_the_driver_goes_on_where_it_was(run: Run) -> None:
     restored = run.job.restore("rl", RsGrpoState)
-    assert restored is not None and restored.ahead is not None
-    assert (restored.step, restored.position, restored.keep_rate, restored.kl_coefficient) == (2, 7, 0.1 + 0.2, 0.05)
-    assert [group.sample_id for group in (*restored.carried, *restored.ahead.groups)] == ["q1", "q1"]
-    before = state(2).carried[0].rollouts
-    assert [one.rewards for one in restored.carried[0].rollouts] == [one.rewards for one in before]
+    assert restored is not None and restored.prefetched is not None
+    assert (restored.step, restored.position, restored.acceptance_rate, restored.kl_coefficient) == (
+        2,
+        7,
+        0.1 + 0.2,
+        0.05,
+    )
+    assert [group.sample_id for group in (*restored.leftover, *restored.prefetched.groups)] == ["q1", "q1"]
+    before = state(2).leftover[0].rollouts
+    assert [one.rewards for one in restored.leftover[0].rollouts] == [one.rewards for one in before]
     assert run.policy.loaded == run.file(2, "policy")
     assert run.screen.getvalue() == "  going on from rl-000002\n"
 

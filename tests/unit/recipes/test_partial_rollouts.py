@@ -59,7 +59,7 @@ def test_engines_get_new_weights_in_the_middle_of_the_batch_that_is_sampled_ahea
     engine = InterruptedEngine()
     policy = FakePolicy(may_update=engine.has_begun)
     config = rl_config(
-        max_staleness_steps=1, partial_rollouts=True, filter=FilterConfig(carry_over=False, max_refills=0)
+        max_staleness_steps=1, partial_rollouts=True, filter=FilterConfig(keep_leftover=False, max_refills=0)
     )
     training = new_training(config, engine, policy)
     reports = [training.train_step() for _ in range(4)]
@@ -78,7 +78,7 @@ def test_a_batch_of_two_versions_comes_back_from_a_checkpoint() -> None:
     policy = FakePolicy(may_update=engine.has_begun)
     training = new_training(rl_config(max_staleness_steps=1, partial_rollouts=True), engine, policy)
     training.train_step()
-    ahead, read_back = training.state.ahead, restored(training.state).ahead
+    ahead, read_back = training.state.prefetched, restored(training.state).prefetched
     assert ahead is not None
     assert read_back is not None
     rollouts = [[rollout for group in batch.groups for rollout in group.group.rollouts] for batch in (ahead, read_back)]

@@ -16,7 +16,7 @@ from recipes.plan.estimate import Facts, estimate
 from recipes.plan.gpus import GpuKind, PlanError, gpu_kind, read_gpus
 from recipes.plan.output import plan_lines, refusal
 from recipes.plan.proposals import proposals
-from recipes.plan.reading import PageCounter, Reader, spread
+from recipes.plan.reading import ImageCounter, Reader, spread
 from recipes.plan.workload import DataSet, Item, Stage, step_work, steps_of
 from recipes.setup.preparation import PromptLengths
 from rsgrpo.config import (
@@ -41,7 +41,7 @@ from rsgrpo.prompts.template import PromptBuilder
 from rsgrpo.trainer.state_memory import aligned_share, split_elements, state_memory
 from rsgrpo.types import ImageRef, Sample
 from tests.examples import examples
-from tests.tiny_model import build_tiny_model, write_pages
+from tests.tiny_model import build_tiny_model, write_images
 
 ASSUMED, KINDS = read_gpus()
 
@@ -120,7 +120,9 @@ def _facts(folder: Path, gpu: GpuKind = KINDS["H100"], response: int = 1000) -> 
         max_response_tokens=response,
         num_steps=10,
     )
-    return Facts(folder=folder, stages=(stage,), page_tokens=lambda _, pixels: pixels // 784, gpu=gpu, assumed=ASSUMED)
+    return Facts(
+        folder=folder, stages=(stage,), tokens_of_image=lambda _, pixels: pixels // 784, gpu=gpu, assumed=ASSUMED
+    )
 
 
 @given(found=parameters, num_ranks=st.integers(1, 64), weight_bytes=st.sampled_from([2, 4]))
@@ -194,8 +196,8 @@ def test_tokens_of_a_step_are_those_of_the_data() -> None:
     config = Config(stage="sft", sft=SftConfig(samples_per_step=3), trainer=TrainerConfig(micro_batch_tokens=50))
     work = step_work(steps_of(stage)[0], stage, config, lambda *_: 16, patches_a_token=4, frac=1.0)
     assert work.num_tokens == 61
-    assert [row.num_tokens for row in work.rows[0]] == [46, 15]  # 42 + 4, and 15
-    assert sum(row.num_patches for row in work.rows[0]) == 64
+    assert [row.num_tokens for row in work.packs[0]] == [46, 15]  # 42 + 4, and 15
+    assert sum(row.num_patches for row in work.packs[0]) == 64
 
 
 def test_a_prompt_stands_once_for_the_responses_of_its_row(folder: Path) -> None:
@@ -206,7 +208,7 @@ def test_a_prompt_stands_once_for_the_responses_of_its_row(folder: Path) -> None
     # Two groups of 100 + 3 · 300 prompt tokens and four responses of 500 each, in one row of 16,384.
     assert work.num_tokens == 2 * (1000 + 4 * 500)
     assert work.num_sampled_tokens == 4000
-    assert work.rows[0][0].num_patches == 2 * 300 * 4  # a group shows one page three times: it is encoded once
+    assert work.packs[0][0].num_patches == 2 * 300 * 4  # a group shows one page three times: it is encoded once
 
 
 @given(memory=st.floats(8.0, 200.0))
@@ -282,7 +284,7 @@ def test_samples_are_spread_evenly() -> None:
 
 
 def _write_data(folder: Path, count: int) -> Path:
-    pages = write_pages(folder / "imgs", [(56, 84)] * count)
+    pages = write_images(folder / "imgs", [(56, 84)] * count)
     samples = [
         Sample(
             sample_id=f"q{index}",
@@ -314,7 +316,7 @@ def test_items_have_the_lengths_that_preparation_counts(folder: Path, tmp_path: 
     file = _write_data(tmp_path, 3)
     config = _data_config(file, tmp_path / "run")
     processor = AutoProcessor.from_pretrained(folder)
-    pages = PageCounter(config, processor)
+    pages = ImageCounter(config, processor)
     (stage,) = Reader(config, processor, tmp_path, pages.count).stages()
     lengths = PromptLengths(config, processor)
     builder = PromptBuilder(config.prompt, processor)

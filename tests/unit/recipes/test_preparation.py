@@ -20,12 +20,12 @@ from recipes.setup.preparation import prepare
 from rewards.base import RewardError
 from rsgrpo.config import Config, load_config, register_schema
 from rsgrpo.data.files import DataError
-from rsgrpo.data.images import sources as image_bytes
-from rsgrpo.data.images.known_pages import KNOWN_PAGES
-from rsgrpo.data.images.page_view import read_view
+from rsgrpo.data.images import sources as image_sources
+from rsgrpo.data.images.image_view import read_view
+from rsgrpo.data.images.known_images import KNOWN_IMAGES
 from rsgrpo.data.synthetic.tasks import write_task
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.prompts.template import QuestionWriter
+from rsgrpo.prompts.template import PromptWriter
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.run.progress import Progress
 from rsgrpo.types import ImageRef, Sample
@@ -39,7 +39,7 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A grounding data set, and a small model beside it."""
     folder = tmp_path_factory.mktemp("task")
-    write_task("grounding", folder, num_train=3, num_test=1, num_pages=2, page_pixels=56, seed=0)
+    write_task("grounding", folder, num_train=3, num_test=1, num_images=2, image_pixels=56, seed=0)
     prepared = prepare(_config(folder, "model.path="), RunFolder(root=folder / "run"), Progress(False))
     shutil.copytree(prepared.base_model, folder / "model")
     return folder
@@ -66,13 +66,13 @@ def test_generated_data_and_a_small_model_pass(task: Path) -> None:
 
 def test_a_template_is_rendered_once_a_question(task: Path, tmp_path: Path, monkeypatch) -> None:
     rendered: list[str] = []
-    render = QuestionWriter._render
+    render = PromptWriter._render
 
-    def counted(writer: QuestionWriter, sample: Sample) -> str:
+    def counted(writer: PromptWriter, sample: Sample) -> str:
         rendered.append(sample.sample_id)
         return render(writer, sample)
 
-    monkeypatch.setattr(QuestionWriter, "_render", counted)
+    monkeypatch.setattr(PromptWriter, "_render", counted)
     prepared = prepare(_config(task), RunFolder(root=tmp_path / "run"), Progress(False))
     assert sorted(rendered) == sorted(one.sample.sample_id for one in (*prepared.rl, *prepared.test))
 
@@ -81,20 +81,20 @@ def test_a_second_start_reads_no_page_and_reports_the_same_of_them(task: Path, t
     for page in (task / "imgs").iterdir():
         os.utime(page, (1e9, 1e9))  # written long ago, so that its time says whether it changed
     opened: list[str] = []
-    open_page_file = image_bytes._open
+    open_image_file = image_sources._open
 
     def counted(ref: ImageRef) -> io.RawIOBase:
         opened.append(ref.path)
-        return open_page_file(ref)
+        return open_image_file(ref)
 
-    monkeypatch.setattr(image_bytes, "_open", counted)
+    monkeypatch.setattr(image_sources, "_open", counted)
     config = _config(
         task, f"data.media_cache={tmp_path}/cache", "rewards.iou.kwargs={convention: pixels}", "data.min_pixels=784"
     )
     reports = []
     for name in ("first", "second"):
-        KNOWN_PAGES._by_place.clear()  # as in a new process
-        KNOWN_PAGES._by_content.clear()
+        KNOWN_IMAGES._by_place.clear()  # as in a new process
+        KNOWN_IMAGES._by_content.clear()
         run = RunFolder(root=tmp_path / name)
         prepared = prepare(config, run, Progress(False))
         assert sum(map(len, (prepared.rl, prepared.test))) == 4
@@ -119,7 +119,7 @@ def test_pixel_rewards_know_the_size_that_the_models_own_processor_makes(task: P
     prepared = prepare(
         _config(task, "rewards.iou.kwargs={convention: pixels}", "data.min_pixels=784"), run, Progress(False)
     )
-    view = read_view(run.page_view_file)
+    view = read_view(run.image_view_file)
     assert view is not None
     assert (view.processor_min_pixels, view.processor_max_pixels, view.max_pixels) == (784, 12544, 1003520)
     sample = prepared.rl[0].sample

@@ -36,12 +36,12 @@ from tests.unit.recipes.rl_fakes import (
 
 def test_synchronous_steps_train_on_their_own_weights() -> None:
     engine, policy = FakeEngine(), FakePolicy()
-    training = new_training(rl_config(filter=FilterConfig(carry_over=False)), engine, policy)
+    training = new_training(rl_config(filter=FilterConfig(keep_leftover=False)), engine, policy)
     reports = [training.train_step(is_last=step == 3) for step in range(4)]
     assert ages(policy, reports) == [{0}, {0}, {0}, {0}]
     assert engine.policy_version == policy.version == 4
     assert {loss.old_logprobs for _, _, loss in policy.updates} == {"auto"}
-    assert training.state.ahead is None
+    assert training.state.prefetched is None
     assert "time/wait_for_samples" not in reports[0].metrics
 
 
@@ -88,7 +88,7 @@ def test_a_kl_target_steers_the_coefficient_update_by_update() -> None:
 
 
 class RareScorer(FakeScorer):
-    """Only every third group has signal."""
+    """Only every third group has nonzero variance."""
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         return [
@@ -103,7 +103,7 @@ def test_a_small_data_set_is_asked_again_and_again_and_steps_train_on_what_there
     prompts_per_step: int, carries_over: bool
 ) -> None:
     # 40 questions: with a third of the groups kept, a step of 24 soon wants 43 different ones, one of 64 always does
-    settings = FilterConfig(max_refills=8, carry_over=carries_over)
+    settings = FilterConfig(max_refills=8, keep_leftover=carries_over)
     config = rl_config(prompts_per_step=prompts_per_step, filter=settings)
     engine, policy = FakeEngine(), FakePolicy()
     state = RsGrpoState()

@@ -16,7 +16,7 @@ from rsgrpo.data.files import DataError
 from rsgrpo.data.mixture import Mixture
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.trainer.policy import Policy
-from tests.tiny_model import write_pages
+from tests.tiny_model import write_images
 from tests.unit.prompts.test_conversation_prompts import builder
 
 IMAGE_TOKENS = 10
@@ -43,7 +43,7 @@ def opened(
     on_bad_sample: str = "skip",
     data: DataConfig | None = None,
 ) -> MixtureSource:
-    write_pages(folder / "imgs", [(28, 28)])
+    write_images(folder / "imgs", [(28, 28)])
     file = folder / "d.json"
     file.write_text(json.dumps(records))
     config = Config(

@@ -44,14 +44,14 @@ def test_asynchronous_sampling_overlaps_the_update_and_is_one_step_old() -> None
     # updates would never reach; and each update of a later step needs the batch sampled beside the last one.
     begun = threading.Event()
     engine, policy = FakeEngine(may_sample=begun), FakePolicy(has_updated=begun)
-    config = rl_config(max_staleness_steps=1, filter=FilterConfig(carry_over=False, max_refills=0))
+    config = rl_config(max_staleness_steps=1, filter=FilterConfig(keep_leftover=False, max_refills=0))
     training = new_training(config, engine, policy)
     reports = [training.train_step(is_last=step == 3) for step in range(4)]
     assert ages(policy, reports) == [{0}, {1}, {1}, {1}]
-    # One sampling a step, the last step samples nothing ahead.
+    # One sampling per step, the last step samples nothing ahead.
     assert [version for version, _ in engine.calls] == [0, 0, 1, 2]
     assert {loss.old_logprobs for _, _, loss in policy.updates} == {"engine"}
-    assert training.state.ahead is None
+    assert training.state.prefetched is None
     assert reports[0].metrics["time/wait_for_samples"] >= 0.0
     assert [report.metrics["engine/staleness_updates"] for report in reports] == [0.0, 1.0, 1.0, 1.0]
 
@@ -119,11 +119,11 @@ def test_groups_older_than_the_bound_are_dropped_and_counted() -> None:
         )[0]
         for index, version in ((30, 3), (31, 4))
     )
-    training.state.carried = [old, fresh]
+    training.state.leftover = [old, fresh]
     # Carried over once is one update old at most: version 4 of 5 stays, version 3 goes.
     report = training.train_step()
     assert report.metrics["selection/dropped_stale_groups"] == 1.0
-    assert report.metrics["selection/carried_groups"] == 1.0
+    assert report.metrics["selection/leftover_groups"] == 1.0
     ids = [group.scored.sample_id for group in report.credited]
     assert "q31" in ids
     assert "q30" not in ids
@@ -153,14 +153,14 @@ def test_groups_of_a_checkpoint_look_for_their_pages_where_the_data_lie_now() ->
         FakeScorer().score(engine.generate([one], num_samples=2, sampling=SamplingConfig(), seed=1))[0]
         for one in (QUESTIONS[1], QUESTIONS[2], QUESTIONS[3])
     )
-    state = RsGrpoState(carried=[carried], ahead=Batch(groups=(ahead, unknown), metrics={}, seconds={}))
+    state = RsGrpoState(leftover=[carried], prefetched=Batch(groups=(ahead, unknown), metrics={}, seconds={}))
     moved = [
         dataclasses.replace(one, prompt=dataclasses.replace(one.prompt, images=(ImageRef(path="p", file="/new/p"),)))
         for one in QUESTIONS[:3]
     ]
-    state.find_pages(moved)
-    assert state.ahead is not None
-    found = [*state.carried, *state.ahead.groups]
+    state.find_images(moved)
+    assert state.prefetched is not None
+    found = [*state.leftover, *state.prefetched.groups]
     assert [one.group.prompt for one in found] == [moved[1].prompt, moved[2].prompt, unknown.group.prompt]
     # Nothing else of them changes.
     for one, before in zip(found, (carried, ahead, unknown), strict=True):
@@ -171,7 +171,7 @@ def test_a_batch_sampled_ahead_is_left_where_the_run_goes_on_without_sampling_ah
     engine = FakeEngine()
     ahead = new_training(rl_config(max_staleness_steps=1), engine, FakePolicy())
     ahead.train_step()
-    assert ahead.state.ahead is not None
+    assert ahead.state.prefetched is not None
     fresh = FakeEngine(policy_version=1)
     training = new_training(rl_config(), fresh, FakePolicy(version=1), ahead.state)
     report = training.train_step()

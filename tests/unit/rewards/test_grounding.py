@@ -20,9 +20,9 @@ from rewards.plugins import load_rewards
 from rewards.scopes import ScopeRequest, locate_scope, locate_scopes
 from rewards.scorer import Scorer
 from rsgrpo.config import ConfigError, RewardConfig, ScopeConfig
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import load_page
-from rsgrpo.data.images.page_view import PageView
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.image_view import ImageView
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.text.sections import parse_response
 from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import Box, ImageRef, Sample, TokenSpan
@@ -35,7 +35,7 @@ def call(
     text: str, *boxes: Box, images: tuple[ImageRef, ...] = (), sizes: Sequence[tuple[int, int]] = ()
 ) -> RewardCall:
     return RewardCall(
-        page_sizes=sizes.__getitem__ if sizes else None,
+        image_sizes=sizes.__getitem__ if sizes else None,
         sample=Sample(sample_id="q", images=images, boxes=boxes),
         text=text,
         parsed=parse_response(text),
@@ -239,14 +239,14 @@ def test_a_threshold_takes_the_whole_page_away() -> None:
 def test_pixels_are_those_of_the_page_that_the_model_saw() -> None:
     pages = tuple(ImageRef(path=name) for name in ("page.png", "other.png"))
     sizes = [(112, 56), (196, 56)]
-    on_page = gold(0.0, 0.0, 0.5, 0.5, image_index=0)
-    assert iou(call("(0,0),(56,28)", on_page, images=pages, sizes=sizes), "pixels") == 1.0
+    on_image = gold(0.0, 0.0, 0.5, 0.5, image_index=0)
+    assert iou(call("(0,0),(56,28)", on_image, images=pages, sizes=sizes), "pixels") == 1.0
     with pytest.raises(RewardError, match="do not say on which of 2 images"):
         iou(call("(0,0),(56,28)", ONE, images=pages, sizes=sizes), "pixels")
     with pytest.raises(RewardError, match="lies on image 2, but the sample has 2 images"):
         iou(call("(0,0),(56,28)", gold(0, 0, 1, 1, image_index=2), images=pages, sizes=sizes), "pixels")
     with pytest.raises(RewardError, match="not known here at which size the model saw"):
-        iou(call("(0,0),(56,28)", on_page, images=pages), "pixels")
+        iou(call("(0,0),(56,28)", on_image, images=pages), "pixels")
     with pytest.raises(RewardError, match="convention='percent'"):
         iou(call("(0,0),(56,28)", ONE), "percent")
 
@@ -276,7 +276,7 @@ def test_an_exact_answer_earns_one_for_any_size(
 ) -> None:
     Image.new("L", size).save(tmp_path / "page.png")
     page = ImageRef(path="page.png", file=str(tmp_path / "page.png"))
-    sent = load_page(page, PageRules(min_pixels=ours[0], max_pixels=ours[1]))
+    sent = load_image(page, ImageRules(min_pixels=ours[0], max_pixels=ours[1]))
     high, wide = smart_resize(sent.height, sent.width, factor=28, min_pixels=3136, max_pixels=12845056)
     sides = {"permille": (1000, 1000), "shares": (1, 1), "pixels": (wide, high)}[convention]
     numbers = [edge * side for edge, side in zip((0.1, 0.2, 0.9, 0.95), sides * 2, strict=True)]
@@ -285,7 +285,7 @@ def test_an_exact_answer_earns_one_for_any_size(
     config = RewardConfig(
         function="rewards.functions.grounding:iou", scope=ScopeConfig(pattern="box"), kwargs={"convention": convention}
     )
-    view = PageView(min_pixels=ours[0], max_pixels=ours[1])
+    view = ImageView(min_pixels=ours[0], max_pixels=ours[1])
     scorer = Scorer(load_rewards({"iou": config}, Path.cwd()), view)
     sample = Sample(sample_id="q", images=(page,), boxes=(LARGEST,))
     scorer.check_samples([sample])
@@ -356,7 +356,7 @@ def test_gold_that_cannot_earn_one_is_refused_before_the_start(
         Image.new("L", size).save(tmp_path / name)
         images.append(ImageRef(path=name, file=str(tmp_path / name)))
     config = RewardConfig(function="rewards.functions.grounding:iou", scope=BOX_SCOPE, kwargs=kwargs)
-    scorer = Scorer(load_rewards({"iou": config}, Path.cwd()), PageView(min_pixels=3136, max_pixels=10**6))
+    scorer = Scorer(load_rewards({"iou": config}, Path.cwd()), ImageView(min_pixels=3136, max_pixels=10**6))
     fine = Sample(sample_id="fine", images=tuple(images), boxes=(gold(0.1, 0.1, 0.5, 0.5, 1),))
     bad = Sample(sample_id="bad", images=tuple(images), boxes=(box,))
     with pytest.raises(RewardError, match=rf"reward 'iou' cannot judge 1 of 2 samples \('bad': .*{problem}"):

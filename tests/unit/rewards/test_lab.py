@@ -19,7 +19,7 @@ from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.config import Config, ConfigError, DataConfig, RewardConfig, ScopeConfig, resolved_yaml
-from rsgrpo.data.images.page_view import PageView, write_view
+from rsgrpo.data.images.image_view import ImageView, write_view
 from rsgrpo.run.recorder import read_groups, record_groups
 from rsgrpo.types import Box, ImageRef, Sample
 from tests.unit.report_run import make_sample, response, sampled_group
@@ -86,8 +86,8 @@ def test_an_opposite_reward_turns_every_advantage_round(run: Path) -> None:
     assert mixed.rollouts[0].total_before == pytest.approx(4 * 0.70711 / 5, abs=1e-4)
     assert mixed.rollouts[0].total_after == pytest.approx(-3 * 0.70711 / 4, abs=1e-4)
     assert [rollout.is_flip for rollout in mixed.rollouts] == [True, True]
-    assert not solved.had_signal
-    assert not solved.has_signal
+    assert not solved.had_credit
+    assert not solved.has_credit
     by_name = {reward.name: reward for reward in result.rewards}
     assert (by_name["accuracy"].num_flips, by_name["accuracy"].num_gained, by_name["accuracy"].num_lost) == (4, 0, 0)
     assert (by_name["lines"].mean_after, by_name["lines"].num_lost) == (None, 2)
@@ -105,7 +105,7 @@ def test_pixel_rewards_are_replayed_at_the_size_that_the_run_saw(tmp_path: Path)
     data = DataConfig(max_pixels=1003520)
     config = Config(name="made", stage="rl", rewards=rewards, data=data)
     (tmp_path / "config.yaml").write_text(resolved_yaml(config))
-    view = PageView(min_pixels=data.min_pixels, max_pixels=data.max_pixels)
+    view = ImageView(min_pixels=data.min_pixels, max_pixels=data.max_pixels)
     # sqrt(1003520 / 3e6) = 0.5784: 1156 × 867, 41.3 and 31.0 tokens: 1148 × 868; 0.1 * 1148 = 114.8 and so on
     texts = ["[115, 174, 689, 694]", "[1, 1, 100, 100]"]
     scored = Scorer(load_rewards(rewards, tmp_path), view).score([sampled_group(sample, texts)])
@@ -113,7 +113,7 @@ def test_pixel_rewards_are_replayed_at_the_size_that_the_run_saw(tmp_path: Path)
     record_groups(tmp_path / "rollouts.jsonl", "rl", 1, credit_groups(scored, {"iou": 1.0}, config.rl.credit))
     with pytest.raises(RewardError, match="not known here at which size"):
         replay(tmp_path, config, config)
-    write_view(tmp_path / "page_view.json", view)
+    write_view(tmp_path / "image_view.json", view)
     assert not any(group.is_changed for group in replay(tmp_path, config, config).groups)
 
 
@@ -130,7 +130,7 @@ def test_signal_gained_and_lost_is_counted(run: Path) -> None:
     flat = changed_settings(
         run, None, [f"rewards.accuracy.function={run}/mine.py:same", "~rewards.lines", "~rewards.format"]
     )
-    assert [(group.had_signal, group.has_signal) for group in replay(run, run_settings(run), flat).groups] == [
+    assert [(group.had_credit, group.has_credit) for group in replay(run, run_settings(run), flat).groups] == [
         (True, False), (False, False),
     ] * 2  # fmt: skip
     # the other way round: a run that was trained with the flat reward would gain what it lost
@@ -140,11 +140,11 @@ def test_signal_gained_and_lost_is_counted(run: Path) -> None:
     for group in groups:
         for rollout in group["rollouts"]:
             rollout["rewards"] = [one | {"value": 0.5, "advantage": 0.0} for one in rollout["rewards"][:1]]
-            rollout["positive"] = rollout["negative"] = [0.0] * len(rollout["positive"])
+            rollout["positive_weights"] = rollout["negative_weights"] = [0.0] * len(rollout["positive_weights"])
     file.write_text("".join(json.dumps(group) + "\n" for group in groups))
     back = changed_settings(run, None, ["rewards.accuracy.function=rewards.functions.accuracy:accuracy"])
     result = replay(run, run_settings(run), back)
-    assert [(group.had_signal, group.has_signal) for group in result.groups] == [(False, True), (False, False)] * 2
+    assert [(group.had_credit, group.has_credit) for group in result.groups] == [(False, True), (False, False)] * 2
     assert result.rewards[0].num_gained == 2
 
 

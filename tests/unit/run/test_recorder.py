@@ -28,8 +28,8 @@ def test_a_group_reads_back_with_its_credit(tmp_path: Path) -> None:
         assert one.text == source.scored.rollout.text
         assert one.token_char_starts == tuple(source.scored.rollout.token_char_starts.tolist())
         # six significant digits of a float32
-        assert one.positive == pytest.approx(source.positive.tolist(), rel=1e-5)
-        assert one.negative == pytest.approx(source.negative.tolist(), rel=1e-5)
+        assert one.positive_weights == pytest.approx(source.positive_weights.tolist(), rel=1e-5)
+        assert one.negative_weights == pytest.approx(source.negative_weights.tolist(), rel=1e-5)
         assert one.rewards[0].spans == source.scored.rewards[0].spans
     # r = [1, 0]: mean .5, unbiased std .70711, so A = +-.707107 in six digits
     assert [one.rewards[0].advantage for one in read.rollouts] == [0.707107, -0.707107]
@@ -84,7 +84,7 @@ def test_an_evaluation_has_scores_and_no_credit(tmp_path: Path) -> None:
     (group,) = read_groups(file)
     (rollout,) = group.rollouts
     assert (rollout.rewards[0].name, rollout.rewards[0].value) == ("em", 1.0)
-    assert rollout.positive == () and rollout.negative == ()
+    assert rollout.positive_weights == () and rollout.negative_weights == ()
 
 
 def test_an_evaluation_that_ran_twice_counts_once(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rsgrpo.config import resolved_yaml
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.run.logger import MetricRow
 from rsgrpo.run.recorder import read_groups, record_groups
 from rsgrpo.run.report import build_report
@@ -184,12 +184,15 @@ def test_contributions_of_all_rewards_add_up_to_the_recorded_credit(tmp_path: Pa
     (group,) = read_groups(tmp_path / "r.jsonl")
     total_weight = WEIGHTS["accuracy"] + WEIGHTS["evidence"]  # format does not vary
     for rollout in group.rollouts:
-        credit = [0.0] * len(rollout.positive)
+        credit = [0.0] * len(rollout.positive_weights)
         for reward in rollout.rewards:
             for span in reward.spans:
                 for token in range(span.start, span.stop):
                     credit[token] += WEIGHTS[reward.name] * reward.advantage / group.scope_tokens[reward.name]
-        recorded = [(up - down) * total_weight for up, down in zip(rollout.positive, rollout.negative, strict=True)]
+        recorded = [
+            (up - down) * total_weight
+            for up, down in zip(rollout.positive_weights, rollout.negative_weights, strict=True)
+        ]
         assert credit == pytest.approx(recorded, rel=1e-4, abs=1e-9)
     assert set(SCOPES) == set(WEIGHTS)
 
@@ -222,7 +225,7 @@ def test_images_of_a_moved_run_folder_are_found(tmp_path: Path) -> None:
     moved = ImageRef(path="1.png", file="/gone/runs/old/data/images/1.png")
     broken = ImageRef(path="2.png", file=str(tmp_path / "2.png"))
     (tmp_path / "2.png").write_bytes(b"no image")
-    found = embed_pictures([moved, moved, broken], tmp_path / "new", PageRules())
+    found = embed_pictures([moved, moved, broken], tmp_path / "new", ImageRules())
     assert list(found) == [moved]
     assert found[moved].startswith("data:image/png;base64,")
 
@@ -235,7 +238,7 @@ def test_images_in_a_parquet_table_are_found(tmp_path: Path) -> None:
     cells = [{"bytes": b"no image", "path": "a"}, {"bytes": (tmp_path / "red.png").read_bytes(), "path": "b"}]
     parquet.write_table(pyarrow.table({"image": cells, "path": ["a", "b"]}), tmp_path / "images.parquet")
     refs = [ImageRef(path=str(row), parquet_file=str(tmp_path / "images.parquet"), parquet_row=row) for row in (0, 1)]
-    assert list(embed_pictures(refs, tmp_path, PageRules())) == [refs[1]]
+    assert list(embed_pictures(refs, tmp_path, ImageRules())) == [refs[1]]
 
 
 def test_curves_are_thinned_and_keep_their_ends() -> None:

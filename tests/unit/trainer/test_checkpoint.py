@@ -202,16 +202,16 @@ def test_digests_are_those_of_sha256sum(tmp_path):
 
 
 def test_what_is_no_policy_meta_is_one_sentence(tmp_path):
-    write_policy_meta(tmp_path, PolicyMeta(version=3, shape={"trainer.num_ranks": 2}, origin="x"))
-    assert read_policy_meta(tmp_path, shape={"trainer.num_ranks": 2}, origin="x").version == 3
+    write_policy_meta(tmp_path, PolicyMeta(version=3, shape={"trainer.num_ranks": 2}, base_checksum="x"))
+    assert read_policy_meta(tmp_path, shape={"trainer.num_ranks": 2}, base_checksum="x").version == 3
     with pytest.raises(CheckpointError, match=r"written with trainer\.num_ranks=2, now it is 4"):
-        read_policy_meta(tmp_path, shape={"trainer.num_ranks": 4}, origin="")
+        read_policy_meta(tmp_path, shape={"trainer.num_ranks": 4}, base_checksum="")
     with pytest.raises(CheckpointError, match=r"model\.lora\.rank=None, now it is 4"):
-        read_policy_meta(tmp_path, shape={"model.lora.rank": 4}, origin="")
+        read_policy_meta(tmp_path, shape={"model.lora.rank": 4}, base_checksum="")
     for content, message in (("[]", "object is expected"), ("{", "no JSON"), ("", "empty"), ("{}", "of version 1")):
         (tmp_path / "policy.json").write_text(content)
         with pytest.raises(CheckpointError, match=message):
-            read_policy_meta(tmp_path, shape={}, origin="")
-    (tmp_path / "policy.json").write_text('{"checkpoint_version": 2, "version": "3", "shape": {}, "origin": ""}')
+            read_policy_meta(tmp_path, shape={}, base_checksum="")
+    (tmp_path / "policy.json").write_text('{"checkpoint_version": 2, "version": "3", "shape": {}, "base_checksum": ""}')
     with pytest.raises(CheckpointError, match="version: got '3', expected a whole number"):
-        read_policy_meta(tmp_path, shape={}, origin="")
+        read_policy_meta(tmp_path, shape={}, base_checksum="")

@@ -9,7 +9,7 @@ import torch
 from rsgrpo.config import LossConfig
 from rsgrpo.io.manifest import write_manifest
 from rsgrpo.io.record_codec import RecordError, write_record
-from rsgrpo.model.micro_batches import Piece, lay_out
+from rsgrpo.model.micro_batches import Segment, pack
 from rsgrpo.trainer.checkpoint import CheckpointError
 from rsgrpo.trainer.faults import FaultyBatch, is_memory_error, memory_error, read_faulty_batch, write_faulty_batch
 from rsgrpo.types import TokenSpan
@@ -19,8 +19,8 @@ CPU = torch.device("cpu")
 
 
 def _row(*lengths: int):
-    return lay_out(
-        [Piece(group=0, responses=tuple(range(len(lengths))), num_prompt_tokens=100, response_lengths=lengths)]
+    return pack(
+        [Segment(group=0, responses=tuple(range(len(lengths))), num_prompt_tokens=100, response_lengths=lengths)]
     )
 
 
@@ -33,7 +33,9 @@ def test_a_kept_batch_reads_back_as_it_was(tmp_path):
     assert again.groups[0].prompt == group.prompt
     for one, other in zip(again.groups[0].responses, group.responses, strict=True):
         assert np.array_equal(one.token_ids, other.token_ids)
-        assert np.array_equal(one.positive, other.positive) and np.array_equal(one.negative, other.negative)
+        assert np.array_equal(one.positive_weights, other.positive_weights) and np.array_equal(
+            one.negative_weights, other.negative_weights
+        )
 
 
 def test_what_is_no_batch_is_refused(tmp_path):

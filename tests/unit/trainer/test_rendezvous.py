@@ -61,7 +61,7 @@ def test_the_port_is_held_from_its_choice_until_the_ranks_have_met(
 
     def build(self: PolicyWorker) -> None:
         held.append(not is_free(port))
-        self._origin = str(torch.distributed.get_world_size())
+        self._base_checksum = str(torch.distributed.get_world_size())
 
     monkeypatch.setattr(torch.distributed, "init_process_group", watched_meeting)
     monkeypatch.setattr(PolicyWorker, "_build", build)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import check_page, load_page, page_size
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import check_image, image_size, load_image
 from rsgrpo.types import ImageRef
 
 Pixels = NDArray[Any]
@@ -22,7 +22,7 @@ Pixels = NDArray[Any]
 WHITE = (255, 255, 255)
 
 
-SAFE = PageRules()
+SAFE = ImageRules()
 
 
 def encoded(image: Image.Image, kind: str, **settings: Any) -> bytes:
@@ -56,12 +56,12 @@ def on(background: tuple[int, int, int], colours: Pixels, alpha: Pixels) -> Pixe
     return np.rint(colours.astype(float) * share + np.array(background) * (1 - share))
 
 
-def read(keep: Callable[[bytes], ImageRef], data: bytes, rules: PageRules = SAFE) -> Pixels:
+def read(keep: Callable[[bytes], ImageRef], data: bytes, rules: ImageRules = SAFE) -> Pixels:
     ref = keep(data)
-    image = load_page(ref, rules)
-    facts = check_page(ref, rules)
+    image = load_image(ref, rules)
+    facts = check_image(ref, rules)
     assert image.mode == "RGB" and not image.info and not image.getexif()  # nobody turns it once more
-    assert image.size == page_size(ref, rules) == (facts.width, facts.height)
+    assert image.size == image_size(ref, rules) == (facts.width, facts.height)
     return np.asarray(image).astype(int)
 
 

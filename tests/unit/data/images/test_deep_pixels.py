@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from tests.unit.data.images.handmade_images import (
     WHITE,
     Pixels,
@@ -92,7 +92,7 @@ def test_floats_are_scaled_by_their_data(keep, order):
 
 def test_a_float_that_is_no_number_counts_as_transparent(keep):
     values = np.array([[0.0, np.nan, 1.0]], dtype=np.float32)
-    found = read(keep, tiff(values, sample_format=3), PageRules(background=(10, 20, 30)))
+    found = read(keep, tiff(values, sample_format=3), ImageRules(background=(10, 20, 30)))
     assert found.tolist() == [[[0] * 3, [10, 20, 30], [255] * 3]]
     blank = np.full((2, 2), np.nan, dtype=np.float32)
     assert (read(keep, tiff(blank, sample_format=3)) == 255).all()

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from recipes.evaluation.benchmark_questions import load_tasks
+from recipes.evaluation.benchmark_requests import load_tasks
 from recipes.evaluation.benchmark_tasks import run_benchmarks
 from rsgrpo.config import Config, ConfigError, DataConfig, EndpointConfig, EvalConfig, LoggingConfig, ModelConfig
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.evisrag_files import load_samples
 from rsgrpo.data.files import DataError
 from rsgrpo.data.images.image_tokens import ImageTokens
@@ -24,7 +24,7 @@ from rsgrpo.data.images.loading import reading_fingerprint
 from rsgrpo.evaluation.benchmarks.base import BenchmarkError
 from rsgrpo.evaluation.prompts.combine import combine_images
 from rsgrpo.model.policy_model import load_model, load_processor, take_vision_tower
-from rsgrpo.model.setup import open_page_features
+from rsgrpo.model.setup import open_image_features
 from rsgrpo.model.vlm import PromptEncoder
 from rsgrpo.run.report.pictures import embed_pictures
 from rsgrpo.types import ImageRef
@@ -72,7 +72,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tokens_are_counted_of_the_upright_page(tmp_path: Path, model_folder: Path):
     processor = load_processor(model_folder)
-    rules = PageRules(min_pixels=1, max_pixels=10**6)
+    rules = ImageRules(min_pixels=1, max_pixels=10**6)
     # Strips of 20 × 100: upright they are 100 × 20, which the processor rounds another way than 20 × 100.
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -90,18 +90,18 @@ def test_another_reading_makes_another_key_of_stored_features(tmp_path: Path, mo
     for background in ("white", "#102030"):
         tower = take_vision_tower(load_model(model_folder, ModelConfig(dtype="float32", freeze_vision=True)))
         data = DataConfig(min_pixels=1, background=background)
-        store = open_page_features(
+        store = open_image_features(
             tower, Config(stage="eval", data=data), tmp_path / "store", processor, torch.device("cpu")
         )
         assert store.grid(ref) is None  # nothing of this background is stored yet
-        encoder = PromptEncoder(processor, rules=data.page_rules, max_prompt_tokens=100)
+        encoder = PromptEncoder(processor, rules=data.image_rules, max_prompt_tokens=100)
         (page,) = encoder.pages([ref]).values()
         found[background] = store.features(ref, page.grid, partial(encoder.pixels, page))
         assert store.grid(ref) == page.grid
     assert not torch.equal(found["white"], found["#102030"])
-    rules = PageRules(max_pixels=1000)
-    assert reading_fingerprint(rules) != reading_fingerprint(PageRules(max_pixels=1001))
-    assert reading_fingerprint(rules) == reading_fingerprint(PageRules(max_pixels=1000, max_megapixels=1.0))
+    rules = ImageRules(max_pixels=1000)
+    assert reading_fingerprint(rules) != reading_fingerprint(ImageRules(max_pixels=1001))
+    assert reading_fingerprint(rules) == reading_fingerprint(ImageRules(max_pixels=1000, max_megapixels=1.0))
 
 
 def test_the_report_shows_what_the_model_saw(tmp_path: Path):
@@ -109,7 +109,7 @@ def test_the_report_shows_what_the_model_saw(tmp_path: Path):
     moved = ImageRef(path="b.png", file="/gone/imgs/b.png")
     (tmp_path / "imgs").mkdir()
     inked(tmp_path / "imgs" / "b.png")
-    found = embed_pictures([recorded, moved], tmp_path, PageRules(background=(0, 0, 255), max_pixels=10))
+    found = embed_pictures([recorded, moved], tmp_path, ImageRules(background=(0, 0, 255), max_pixels=10))
     pictures = [Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) for uri in found.values()]
     assert pictures[0].size == (60, 90) and has_red_top(pictures[0])
     assert pictures[1].convert("RGB").getpixel((1, 1)) == (0, 0, 255)
@@ -118,7 +118,7 @@ def test_the_report_shows_what_the_model_saw(tmp_path: Path):
 def test_combined_canvases_show_upright_pictures_and_are_drawn_anew_for_another_background(tmp_path: Path):
     pictures = [sideways(tmp_path / "a.jpg"), inked(tmp_path / "b.png")]
     for background, paper in (((255, 255, 255), 255), ((0, 0, 0), 0), ((255, 255, 255), 255)):
-        rules = PageRules(background=background, min_pixels=3136, max_pixels=4000)
+        rules = ImageRules(background=background, min_pixels=3136, max_pixels=4000)
         (canvas,) = combine_images("7", pictures, 1, tmp_path / "canvases", rules)
         sheet = Image.open(canvas.file).convert("RGB")
         assert has_red_top(sheet.crop((0, 0, 800, 700)))
@@ -168,7 +168,7 @@ def test_a_benchmark_names_a_damaged_image_before_it_asks_or_leaves_its_question
             load_tasks(config, None, tmp_path / "canvases")
         config.data.on_bad_sample = "skip"
         (task,) = load_tasks(config, None, tmp_path / "canvases")
-        assert [one.sample.sample_id for one in task.questions] == ["q1"]
+        assert [one.sample.sample_id for one in task.requests] == ["q1"]
         assert task.skipped["image"] == 1
         run_benchmarks(config)
     finally:
@@ -178,8 +178,8 @@ def test_a_benchmark_names_a_damaged_image_before_it_asks_or_leaves_its_question
 
 
 def test_settings_of_images_are_checked():
-    assert DataConfig(background="#0a141e").page_rules.background == (10, 20, 30)
-    assert DataConfig().page_rules == PageRules(min_pixels=3136, max_pixels=1568000, background=(255, 255, 255))
+    assert DataConfig(background="#0a141e").image_rules.background == (10, 20, 30)
+    assert DataConfig().image_rules == ImageRules(min_pixels=3136, max_pixels=1568000, background=(255, 255, 255))
     for wrong in ("paper", "", "#ffffff80"):
         with pytest.raises(ConfigError, match=r"data\.background"):
             DataConfig(background=wrong)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import check_page, load_page, page_size, read_page
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import check_image, image_size, load_image, read_image
 from rsgrpo.types import ImageRef
 
 RED, BLUE, PAPER = (255, 0, 0), (0, 0, 255), (250, 240, 230)
@@ -37,12 +37,12 @@ def test_what_the_first_picture_leaves_bare_is_background(
 ) -> None:
     (tmp_path / "a.gif").write_bytes(gif((8, 6), place, size, transparent=transparent))
     ref = ImageRef(path="a.gif", file=str(tmp_path / "a.gif"))
-    rules = PageRules(background=PAPER)
+    rules = ImageRules(background=PAPER)
     expected = np.full((6, 8, 3), PAPER, dtype=np.uint8)
     expected[place[1] : place[1] + size[1], place[0] : place[0] + size[0]] = BLUE
     expected[place[1], place[0]] = RED if transparent is None else PAPER
-    assert np.array_equal(np.asarray(load_page(ref, rules)), expected)
-    assert np.array_equal(np.asarray(read_page(ref, rules)), expected)
-    assert page_size(ref, rules) == (8, 6)
+    assert np.array_equal(np.asarray(load_image(ref, rules)), expected)
+    assert np.array_equal(np.asarray(read_image(ref, rules)), expected)
+    assert image_size(ref, rules) == (8, 6)
     is_bare = size != (8, 6)
-    assert check_page(ref, rules).has_transparency == (is_bare or transparent is not None)
+    assert check_image(ref, rules).has_transparency == (is_bare or transparent is not None)

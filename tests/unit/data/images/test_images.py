@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import MAX_ASPECT_RATIO, check_page, load_page, page_size, read_page, resized_size
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import MAX_ASPECT_RATIO, check_image, image_size, load_image, read_image, resized_size
 from rsgrpo.data.images.sources import ImageError, table_rows
 from rsgrpo.types import ImageRef
 from tests.examples import examples
@@ -58,14 +58,14 @@ def test_resize_gives_the_size_and_mode_of_the_original(parity: Callable[[str], 
     assert len(vectors) >= 70
     for vector in vectors:
         inputs, expected = vector["inputs"], vector["expected"]
-        rules = PageRules(min_pixels=inputs["min_pixels"], max_pixels=inputs["max_pixels"])
+        rules = ImageRules(min_pixels=inputs["min_pixels"], max_pixels=inputs["max_pixels"])
         size = resized_size(inputs["width"], inputs["height"], rules.min_pixels, rules.max_pixels)
         assert size == tuple(expected["size"]), vector["id"]
         # Drawing the largest ones takes seconds and shows nothing more; strips are refused.
         if size[0] * size[1] <= 500_000 and max(size) <= 200 * min(size):
             file = tmp_path / "page.png"
             Image.new(inputs.get("mode", "RGB"), (inputs["width"], inputs["height"])).save(file, compress_level=1)
-            image = load_page(file_ref(file), rules)
+            image = load_image(file_ref(file), rules)
             assert (image.size, image.mode) == (size, expected["mode"]), vector["id"]
 
 
@@ -87,29 +87,29 @@ def test_no_page_is_larger_than_the_upper_bound_nor_changed_inside_the_bounds(wi
 )
 @examples(60)
 def test_every_page_is_read_at_the_size_that_was_said_or_refused_by_name(
-    empty_pages, width, height, low, extra, is_strip
+    empty_images, width, height, low, extra, is_strip
 ):
     if is_strip:
         height = max(1, width // 200 + height % 3 - 1)  # about 200 to 1
-    rules = PageRules(min_pixels=low, max_pixels=low + extra)
-    ref = empty_pages(width, height)
+    rules = ImageRules(min_pixels=low, max_pixels=low + extra)
+    ref = empty_images(width, height)
     try:
-        size = page_size(ref, rules)
+        size = image_size(ref, rules)
     except ImageError as error:
         assert "strip" in str(error) or "no pixels left" in str(error)
-        for judge in (check_page, load_page):
+        for judge in (check_image, load_image):
             with pytest.raises(ImageError):
                 judge(ref, rules)
         return
-    check_page(ref, rules)
+    check_image(ref, rules)
     assert max(size) <= MAX_ASPECT_RATIO * min(size)
     smart_resize(size[1], size[0], factor=28, min_pixels=784, max_pixels=10**7)  # the processor takes it
     if size[0] * size[1] < 10**6:
-        assert load_page(ref, rules).size == size
+        assert load_image(ref, rules).size == size
 
 
 @pytest.fixture(scope="module")
-def empty_pages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], ImageRef]:
+def empty_images(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], ImageRef]:
     folder = tmp_path_factory.mktemp("empty")
 
     def make(width: int, height: int) -> ImageRef:
@@ -124,14 +124,14 @@ def test_a_scan_of_196_megapixels_is_read_and_the_limit_of_pillow_stays(tmp_path
     limit = Image.MAX_IMAGE_PIXELS
     Image.new("1", (14000, 14000), 1).save(tmp_path / "map.png", compress_level=1)
     Image.new("1", (14000, 14000), 1).save(tmp_path / "map.tif", compression="group4")
-    rules = PageRules(min_pixels=3136, max_pixels=1568000)
+    rules = ImageRules(min_pixels=3136, max_pixels=1568000)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for name in ("map.png", "map.tif"):
             ref = file_ref(tmp_path / name)
-            assert page_size(ref, rules) == (1252, 1252)  # 14000 · sqrt(1568000 / 14000²) = 1252.2
-            check_page(ref, rules)
-            assert load_page(ref, rules).getextrema() == ((255, 255),) * 3
+            assert image_size(ref, rules) == (1252, 1252)  # 14000 · sqrt(1568000 / 14000²) = 1252.2
+            check_image(ref, rules)
+            assert load_image(ref, rules).getextrema() == ((255, 255),) * 3
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
@@ -140,7 +140,7 @@ def test_a_large_jpeg_is_decoded_smaller_and_keeps_its_lines(tmp_path: Path):
     lines = np.full((8000, 8000), 255, dtype=np.uint8)
     lines[40::80] = 0  # 100 lines, one pixel of 80
     Image.fromarray(lines).save(tmp_path / "a.jpg", quality=90)
-    read = np.asarray(load_page(file_ref(tmp_path / "a.jpg"), PageRules(max_pixels=10**6)))[:, 500, 0]
+    read = np.asarray(load_image(file_ref(tmp_path / "a.jpg"), ImageRules(max_pixels=10**6)))[:, 500, 0]
     assert len(read) == 1000
     is_line = read < 250
     assert int((is_line[1:] & ~is_line[:-1]).sum()) == 100
@@ -150,7 +150,7 @@ def test_a_large_jpeg_is_decoded_smaller_and_keeps_its_lines(tmp_path: Path):
 
 def test_a_page_for_people_may_be_a_strip(tmp_path: Path):
     page(1, 900).save(tmp_path / "a.png")
-    assert read_page(file_ref(tmp_path / "a.png"), PageRules(max_pixels=100)).size == (1, 900)
+    assert read_image(file_ref(tmp_path / "a.png"), ImageRules(max_pixels=100)).size == (1, 900)
 
 
 def test_threads_that_decode_at_once_leave_pillows_leniency_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -163,7 +163,7 @@ def test_threads_that_decode_at_once_leave_pillows_leniency_as_it_was(tmp_path: 
 
     def is_read(ref: ImageRef) -> bool:
         try:
-            load_page(ref, PageRules())
+            load_image(ref, ImageRules())
         except ImageError:
             return False
         return True
@@ -180,8 +180,8 @@ def test_a_page_is_the_same_from_a_file_and_from_a_table(tmp_path: Path):
         tmp_path / "images.parquet", [{"bytes": encoded(page(seed=1))}, {"bytes": encoded(image)}], ["b", "a"]
     )
     assert table_rows(table) == {"b": 0, "a": 1}
-    from_table = load_page(ImageRef(path="a", parquet_file=str(table), parquet_row=1), PageRules())
-    from_file = load_page(file_ref(tmp_path / "a.png"), PageRules())
+    from_table = load_image(ImageRef(path="a", parquet_file=str(table), parquet_row=1), ImageRules())
+    from_file = load_image(file_ref(tmp_path / "a.png"), ImageRules())
     assert np.array_equal(np.asarray(from_table), np.asarray(image))
     assert np.array_equal(np.asarray(from_file), np.asarray(image))
 
@@ -196,19 +196,19 @@ def test_a_table_may_hold_bare_bytes_or_the_hub_image_feature(tmp_path: Path):
     rows = {"image": [{"bytes": encoded(image), "path": None}], "path": ["a"]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(hub))
     for file in (bare, hub):
-        read = load_page(ImageRef(path="a", parquet_file=str(file)), PageRules())
+        read = load_image(ImageRef(path="a", parquet_file=str(file)), ImageRules())
         assert np.array_equal(np.asarray(read), np.asarray(image)), file.name
 
 
 def test_load_page_applies_the_bounds_and_returns_rgb(tmp_path: Path):
     Image.new("P", (100, 100)).save(tmp_path / "p.png")
-    image = load_page(file_ref(tmp_path / "p.png"), PageRules(min_pixels=262144, max_pixels=1568000))
+    image = load_image(file_ref(tmp_path / "p.png"), ImageRules(min_pixels=262144, max_pixels=1568000))
     assert (image.size, image.mode) == ((512, 512), "RGB")  # sqrt(262144 / 10000) = 5.12
 
 
 @pytest.mark.parametrize(
     "read",
-    [lambda ref: check_page(ref, PageRules()), lambda ref: load_page(ref, PageRules())],
+    [lambda ref: check_image(ref, ImageRules()), lambda ref: load_image(ref, ImageRules())],
     ids=["check", "load"],
 )
 class TestBadPages:
@@ -248,17 +248,17 @@ class TestBadPages:
     def test_a_strip_is_judged_by_the_size_that_the_processor_gets(self, tmp_path: Path, read):
         # 1×199 is inside 200 to 1; sqrt(3136 / 199) = 3.97 brings it to 3×789, which is not.
         page(1, 199).save(tmp_path / "tiny.png")
-        for judge in (check_page, load_page, page_size):
+        for judge in (check_image, load_image, image_size):
             with pytest.raises(ImageError, match="1×199, 3×789 after"):
-                judge(file_ref(tmp_path / "tiny.png"), PageRules(min_pixels=3136, max_pixels=1568000))
+                judge(file_ref(tmp_path / "tiny.png"), ImageRules(min_pixels=3136, max_pixels=1568000))
 
     def test_too_many_pixels(self, tmp_path: Path, read):
         page(100, 50).save(tmp_path / "a.png")  # 0.005 megapixels
         ref = file_ref(tmp_path / "a.png")
-        for judge in (check_page, load_page, page_size):
-            judge(ref, PageRules(max_megapixels=0.005))
+        for judge in (check_image, load_image, image_size):
+            judge(ref, ImageRules(max_megapixels=0.005))
             with pytest.raises(ImageError, match=r"100×50.*data\.max_image_megapixels=0\.004.*skip"):
-                judge(ref, PageRules(max_megapixels=0.004))
+                judge(ref, ImageRules(max_megapixels=0.004))
 
     def test_strip(self, read, tmp_path: Path):
         page(1, 201).save(tmp_path / "strip.png")
@@ -310,13 +310,13 @@ def test_check_page_finds_a_flipped_bit_in_a_png(tmp_path: Path):
     data[len(data) // 2] ^= 1
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(ImageError, match="damaged"):
-        check_page(file_ref(tmp_path / "a.png"), PageRules())
+        check_image(file_ref(tmp_path / "a.png"), ImageRules())
 
 
 def test_a_page_scaled_to_nothing_is_refused(tmp_path: Path):
     page(100, 1).save(tmp_path / "a.png")
     with pytest.raises(ImageError, match=r"data\.max_pixels"):
-        load_page(file_ref(tmp_path / "a.png"), PageRules(max_pixels=50))  # sqrt(50 / 100) of 1 row is no row
+        load_image(file_ref(tmp_path / "a.png"), ImageRules(max_pixels=50))  # sqrt(50 / 100) of 1 row is no row
 
 
 def test_a_table_that_is_no_image_table_is_refused(tmp_path: Path):

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.jpeg import JpegDamageError, check_jpeg, jpeg_pixels
-from rsgrpo.data.images.loading import check_page, load_page
+from rsgrpo.data.images.loading import check_image, load_image
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.types import ImageRef
 from tests.examples import examples
@@ -35,7 +35,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def written_page(width: int, height: int) -> Image.Image:
+def written_image(width: int, height: int) -> Image.Image:
     page = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(page)
     for top in range(0, height, 12):
@@ -43,7 +43,7 @@ def written_page(width: int, height: int) -> Image.Image:
     return page
 
 
-PICTURES = {"photograph": noise(400, 300), "page": written_page(400, 300)}
+PICTURES = {"photograph": noise(400, 300), "page": written_image(400, 300)}
 
 
 def encoded(image: Image.Image, quality: int = 90, **way: Any) -> bytes:
@@ -154,6 +154,6 @@ def test_damage_is_named_with_what_to_do(tmp_path: Path):
     data = encoded(PICTURES["page"])
     (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2] + END)
     ref = ImageRef(path="imgs/a.jpg", file=str(tmp_path / "a.jpg"))
-    for judge in (check_page, load_page):
+    for judge in (check_image, load_image):
         with pytest.raises(ImageError, match=r"imgs/a\.jpg.*premature end of data.*data\.on_bad_sample=skip"):
-            judge(ref, PageRules())
+            judge(ref, ImageRules())

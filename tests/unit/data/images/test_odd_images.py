@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from rsgrpo.data.images.counts import ImageCounts, look_at_pages
-from rsgrpo.data.images.headers import open_page
+from rsgrpo.data.images.counts import ImageCounts, look_at_images
+from rsgrpo.data.images.headers import open_image
 from rsgrpo.data.images.jpeg import JpegDamageError
-from rsgrpo.data.images.loading import check_page, load_page, page_from_image, page_size
+from rsgrpo.data.images.loading import check_image, image_from_image, image_size, load_image
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.types import ImageRef
 from tests.unit.data.images.handmade_images import (
@@ -43,7 +43,7 @@ def test_images_that_a_task_made_come_out_as_rgb(mode):
         image = image.convert("RGBA").convert("P").convert("PA")
     else:
         image = image.convert(mode)
-    found = page_from_image(image, SAFE)
+    found = image_from_image(image, SAFE)
     is_grey = mode in ("La", "I", "F")
     expected = np.full(3, 0.299 * 200 + 0.587 * 30 + 0.114 * 60) if is_grey else np.array([200, 30, 60])
     assert found.mode == "RGB" and found.size == (6, 4)
@@ -54,18 +54,18 @@ def test_an_image_from_a_task_is_read_like_its_file(keep):
     for mode in MODES:
         image, _ = stored(mode, 5, 8, 12)
         data = encoded(image, "PNG", exif=exif(6))
-        opened = page_from_image(Image.open(io.BytesIO(data)), SAFE)
+        opened = image_from_image(Image.open(io.BytesIO(data)), SAFE)
         assert np.array_equal(np.asarray(opened), read(keep, data)), mode
 
 
 def test_a_jpeg_with_a_hole_is_refused_from_a_task_as_from_its_file():
     generator = np.random.default_rng(0)
     data = encoded(Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)), "JPEG")
-    page_from_image(Image.open(io.BytesIO(data)), SAFE)
+    image_from_image(Image.open(io.BytesIO(data)), SAFE)
     middle = len(data) * 2 // 3
     holed = data[:middle] + bytes(200) + data[middle + 200 :]
     with pytest.raises(JpegDamageError):
-        page_from_image(Image.open(io.BytesIO(holed)), SAFE)
+        image_from_image(Image.open(io.BytesIO(holed)), SAFE)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
@@ -73,7 +73,7 @@ def test_of_several_pictures_the_first_is_read_and_the_others_are_counted(keep, 
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
     assert np.abs(read(keep, data) - [255, 0, 0]).max() <= 2
-    assert open_page(data).facts.num_frames == 3
+    assert open_image(data).facts.num_frames == 3
 
 
 @pytest.mark.parametrize("place", ["profile", "text", "packed text", "international text"])
@@ -121,7 +121,7 @@ def test_what_was_changed_is_counted(tmp_path: Path):
         (tmp_path / f"{index}.png").write_bytes(encoded(stored(mode, 1, 4, 5)[0], "PNG", exif=exif(orientation)))
         refs.append(ImageRef(path=f"{index}.png", file=str(tmp_path / f"{index}.png")))
     refs.append(ImageRef(path="gone.png", file=str(tmp_path / "gone.png")))
-    broken, counts = look_at_pages(refs + refs[:1], SAFE)
+    broken, counts = look_at_images(refs + refs[:1], SAFE)
     assert list(broken) == refs[-1:]
     assert counts.document() == {
         "read": 6,
@@ -163,8 +163,8 @@ def test_orientation_in_xmp_counts_where_exif_gives_none(keep, kind):
 def test_a_tiff_file_that_xmp_turns_is_not_squeezed(keep):
     pixels = random_pixels(7, 16, 32, 3)
     ref = keep(encoded(Image.fromarray(pixels), "TIFF", tiffinfo={700: XMP_ON_ITS_SIDE}))
-    assert page_size(ref, SAFE) == (16, 32)
-    assert np.array_equal(np.asarray(load_page(ref, SAFE)), np.rot90(pixels, -1))
+    assert image_size(ref, SAFE) == (16, 32)
+    assert np.array_equal(np.asarray(load_image(ref, SAFE)), np.rot90(pixels, -1))
 
 
 def test_an_alpha_channel_that_was_never_filled_does_not_hide_the_picture(keep):
@@ -185,7 +185,7 @@ def test_a_png_file_without_pixels_is_named_before_a_run(keep, pixels, problem):
     head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, 8, 2, 0, 0, 0))
     ref = keep(head + (chunk(b"IDAT", pixels) if pixels else b"") + chunk(b"IEND", b""))
     with pytest.raises(ImageError, match=problem):
-        check_page(ref, SAFE)
+        check_image(ref, SAFE)
 
 
 def test_whatever_a_reader_of_pillow_raises_is_a_damaged_image(keep):
@@ -195,7 +195,7 @@ def test_whatever_a_reader_of_pillow_raises_is_a_damaged_image(keep):
     start = avif.index(b"mdat") + 4
     no_pixels = avif[:start] + bytes(len(avif) - start)
     for data in (without_palette, no_pixels):
-        for look in (check_page, load_page):
+        for look in (check_image, load_image):
             with pytest.raises(ImageError, match="truncated or damaged"):
                 look(keep(data), SAFE)
 
@@ -204,8 +204,8 @@ def test_a_cmyk_photo_without_its_end_marker_is_read(keep):
     data = encoded(Image.new("CMYK", (32, 16), (0, 255, 255, 0)), "JPEG", quality=95)
     whole = read(keep, data)
     ref = keep(data[:-2])
-    assert check_page(ref, SAFE).format == "JPEG"
-    assert np.array_equal(np.asarray(load_page(ref, SAFE)), whole)
+    assert check_image(ref, SAFE).format == "JPEG"
+    assert np.array_equal(np.asarray(load_image(ref, SAFE)), whole)
 
 
 @pytest.mark.parametrize("is_interlaced", [False, True])
@@ -227,4 +227,4 @@ def test_a_png_file_that_packs_too_few_rows_is_refused_and_a_black_page_is_not(k
     one_less = rows[: -(1 + -(-9 * bits // 8))]
     for cut in (one_less, rows[: len(rows) // 2]):
         with pytest.raises(ImageError, match="truncated or damaged"):
-            load_page(keep(written(cut)), SAFE)
+            load_image(keep(written(cut)), SAFE)

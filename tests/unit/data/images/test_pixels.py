@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import load_page, page_size
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import image_size, load_image
 from tests.examples import examples
 from tests.unit.data.images.handmade_images import (
     MODES,
@@ -55,11 +55,11 @@ def test_every_mode_in_every_orientation_is_read_as_a_viewer_shows_it(keep, data
 @examples(60)
 def test_pages_are_converted_and_turned_before_they_are_resized(keep, mode, orientation, seed):
     image, expected = stored(mode, seed, 60, 90)
-    rules = PageRules(max_pixels=1000)
+    rules = ImageRules(max_pixels=1000)
     ref = keep(encoded(image, "PNG", exif=exif(orientation)))
     plain = Image.fromarray(shown_upright(expected, orientation).astype(np.uint8))
-    resized = plain.resize(page_size(ref, rules), Image.Resampling.BICUBIC)
-    assert np.abs(np.asarray(load_page(ref, rules)).astype(int) - np.asarray(resized)).max() <= 1
+    resized = plain.resize(image_size(ref, rules), Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(load_image(ref, rules)).astype(int) - np.asarray(resized)).max() <= 1
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
@@ -69,8 +69,8 @@ def test_hairlines_of_a_scan_survive_being_made_smaller(keep, mode):
     draw = ImageDraw.Draw(page)
     for top in range(100, 3200, 10):
         draw.line([100, top, 2400, top], fill=0)
-    read_page = load_page(keep(encoded(page.convert(mode), "PNG")), PageRules(min_pixels=3136, max_pixels=1568000))
-    is_line = np.asarray(read_page)[:, 550, 0] < 220
+    read_image = load_image(keep(encoded(page.convert(mode), "PNG")), ImageRules(min_pixels=3136, max_pixels=1568000))
+    is_line = np.asarray(read_image)[:, 550, 0] < 220
     assert int((is_line[1:] & ~is_line[:-1]).sum()) == 310
 
 
@@ -84,7 +84,7 @@ def test_transparent_parts_show_the_background_that_was_chosen(keep, mode, backg
     pixels = random_pixels(seed, 9, 7, len(mode))
     image = Image.frombytes(mode, (7, 9), pixels.tobytes())
     colours = np.repeat(pixels[..., :1], 3, axis=2) if mode == "LA" else pixels[..., :3]
-    found = read(keep, encoded(image, "PNG"), PageRules(background=background))
+    found = read(keep, encoded(image, "PNG"), ImageRules(background=background))
     assert np.abs(found - on(background, colours, pixels[..., -1])).max() <= 1
 
 
@@ -96,7 +96,7 @@ def test_one_grey_value_of_a_png_may_be_transparent(keep, depth):
     assert (read(keep, png(width, 1, depth, 0, row, (b"tRNS", b"\0\0"))) == 255).all()
     # With white as the key on a black background, all of it is black.
     key = struct.pack(">H", 2**depth - 1)
-    found = read(keep, png(width, 1, depth, 0, row, (b"tRNS", key)), PageRules(background=(0, 0, 0)))
+    found = read(keep, png(width, 1, depth, 0, row, (b"tRNS", key)), ImageRules(background=(0, 0, 0)))
     assert (found == 0).all()
 
 

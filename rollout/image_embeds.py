@@ -11,12 +11,12 @@ from torch import Tensor
 
 from rsgrpo.config import Config
 from rsgrpo.model.policy_model import load_processor
-from rsgrpo.model.setup import load_vision_tower, open_page_features
+from rsgrpo.model.setup import load_vision_tower, open_image_features
 from rsgrpo.model.vlm import PromptEncoder
 from rsgrpo.types import ImageRef
 
 
-class PageEmbeds:
+class ImageEmbeds:
     """A frozen tower beside the engine, and the store: whoever meets a page first computes it for all.
 
     Args:
@@ -30,10 +30,10 @@ class PageEmbeds:
         place = torch.device("cuda", 0) if device == "gpu" else torch.device("cpu")
         processor = load_processor(model_folder)
         tower = load_vision_tower(model_folder, config.model, place)
-        self._features = open_page_features(tower, config, features_folder, processor, place)
+        self._features = open_image_features(tower, config, features_folder, processor, place)
         self._encoder = PromptEncoder(
             processor,
-            rules=config.data.page_rules,
+            rules=config.data.image_rules,
             max_prompt_tokens=config.data.max_prompt_tokens,
             stored_grid=self._features.grid,
         )

@@ -15,20 +15,20 @@ import pytest
 import torch
 
 from rsgrpo.config import ModelConfig
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import load_page
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.model import vlm
-from rsgrpo.model.micro_batches import Piece, plan_micro_batches
-from rsgrpo.model.policy_model import RowBuilder, group_sizes, load_processor
-from rsgrpo.model.row_pixels import RowPixels
-from rsgrpo.model.vision_cache import FeatureStore, PageFeatures
-from rsgrpo.model.vlm import EncodedPrompt, ProcessedImage, PromptEncoder, row_pages
+from rsgrpo.model.micro_batch_pixels import MicroBatchPixels
+from rsgrpo.model.micro_batches import Segment, plan_micro_batches
+from rsgrpo.model.policy_model import MicroBatchBuilder, group_sizes, load_processor
+from rsgrpo.model.vision_cache import FeatureStore, ImageFeatures
+from rsgrpo.model.vlm import EncodedPrompt, ProcessedImage, PromptEncoder, micro_batch_images
 from rsgrpo.types import ImageRef, TrainingGroup
 from tests.packed import Packed
-from tests.tiny_model import build_tiny_model, make_group, write_pages
+from tests.tiny_model import build_tiny_model, make_group, write_images
 
 SIZES = [(56, 56), (84, 56), (112, 140), (56, 84), (140, 112), (84, 84)]
-RULES = PageRules(min_pixels=1, max_pixels=10**7)
+RULES = ImageRules(min_pixels=1, max_pixels=10**7)
 BYTES = 16 * 588  # of the smallest page, packed: patches of 14 · 14 pixels, 3 channels of a byte
 
 
@@ -48,7 +48,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def pages(tmp_path: Path) -> list[ImageRef]:
-    return write_pages(tmp_path / "pages", SIZES)
+    return write_images(tmp_path / "pages", SIZES)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def groups(pages: list[ImageRef]) -> list[TrainingGroup]:
     ]
 
 
-def _plan(groups: list[TrainingGroup], prompts: list[EncodedPrompt]) -> tuple[tuple[Piece, ...], ...]:
+def _plan(groups: list[TrainingGroup], prompts: list[EncodedPrompt]) -> tuple[tuple[Segment, ...], ...]:
     """Ten responses, each with its own copy of its prompt, in rows as long as the longest of them."""
     sizes = group_sizes(groups, prompts)
     budget = max(one.num_prompt_tokens + max(one.response_lengths) for one in sizes)
@@ -77,26 +77,26 @@ def _gradient(packed: Packed, groups: list[TrainingGroup], encoder: PromptEncode
     found: dict[ImageRef, torch.Tensor] = {}
     if encoder is None:
         refs = list(dict.fromkeys(ref for group in groups for ref in group.prompt.images))
-        images = packed.processor.image_processor(images=[load_page(ref, RULES) for ref in refs], return_tensors="pt")
+        images = packed.processor.image_processor(images=[load_image(ref, RULES) for ref in refs], return_tensors="pt")
         lengths = images["image_grid_thw"].prod(dim=1).tolist()
         found = dict(zip(refs, images["pixel_values"].split(lengths), strict=True))
     now = dict(found)
-    rows = RowBuilder(
+    rows = MicroBatchBuilder(
         image_token_id=packed.encoder.image_token_id,
         config=packed.config,
         device=torch.device("cpu"),
         dtype=torch.float32,
-        page_pixels=lambda page: now[page.ref],
+        image_pixels=lambda page: now[page.ref],
     )
     packed.model.zero_grad()
     results = []
-    feed = encoder.pixel_feed([row_pages(pieces, prompts) for pieces in plan]) if encoder else None
-    for pieces in plan:
+    feed = encoder.pixel_feed([micro_batch_images(segments, prompts) for segments in plan]) if encoder else None
+    for segments in plan:
         if encoder is not None and feed is not None:
             now = {ref: encoder.unpacked(pixels) for ref, pixels in next(feed).items()}
-        batch = rows.build(pieces, groups, prompts)
+        batch = rows.build(segments, groups, prompts)
         logprobs, _ = packed.policy(batch)
-        (logprobs * (batch.positive - batch.negative)).sum().backward()
+        (logprobs * (batch.positive_weights - batch.negative_weights)).sum().backward()
         results.append(logprobs.detach())
     return results + [one.grad.clone() for one in packed.model.parameters() if one.grad is not None]
 
@@ -143,7 +143,7 @@ class Counted:
 def test_a_step_of_many_pages_holds_few_of_them(folder, tmp_path, monkeypatch):
     # Of 40 pages four fit into the bound. A thread may still hold the page that it read
     # when the next one is begun: one more each.
-    refs = write_pages(tmp_path / "pages", [(56, 56)] * 40)
+    refs = write_images(tmp_path / "pages", [(56, 56)] * 40)
     counted = Counted(monkeypatch)
     packed = Packed(folder, ModelConfig(dtype="float32", gradient_checkpointing=False))
     encoder = PromptEncoder(packed.processor, rules=RULES, max_prompt_tokens=1000, pixel_bytes=4 * BYTES, num_threads=2)
@@ -167,14 +167,14 @@ def test_where_features_are_kept_a_page_is_read_for_its_first_row_and_not_at_all
     packed = Packed(folder, ModelConfig(dtype="float32", gradient_checkpointing=False))
     tower = packed.model.model.visual
     store = FeatureStore(tmp_path / "kept", 2**20)
-    features = PageFeatures(tower, store, processing="", device=torch.device("cpu"))
+    features = ImageFeatures(tower, store, processing="", device=torch.device("cpu"))
     encoder = PromptEncoder(
         packed.processor, rules=RULES, max_prompt_tokens=1000, pixel_bytes=1, stored_grid=features.grid
     )
     for is_stored in (False, True):
         counted.reads.clear()
         prompts = encoder.encode([group.prompt for group in groups])
-        rows = [row_pages(pieces, prompts) for pieces in _plan(groups, prompts)]
+        rows = [micro_batch_images(segments, prompts) for segments in _plan(groups, prompts)]
         shown = Counter(page.ref.path for row in rows for page in row)
         assert max(shown.values()) > 1  # pages come again in later rows
         for row, pixels in zip(rows, encoder.pixel_feed(rows), strict=True):
@@ -190,19 +190,19 @@ def test_a_step_hands_out_each_rows_pixels_in_turn_and_reads_a_page_at_once_that
     encoder = PromptEncoder(load_processor(folder), rules=RULES, max_prompt_tokens=1000, pixel_bytes=1)
     prompts = encoder.encode([group.prompt for group in groups])
     plan = _plan(groups, prompts)
-    pixels = RowPixels(encoder, torch.device("cpu"))
+    pixels = MicroBatchPixels(encoder, torch.device("cpu"))
     for _ in range(2):  # a step begins anew, also after one that was left early
         counted.reads.clear()
         with pixels.of_step(plan, prompts):
-            for pieces in plan[:5]:
-                pixels.begin_row()
+            for segments in plan[:5]:
+                pixels.begin_micro_batch()
                 before = sum(counted.reads.values())
-                for page in row_pages(pieces, prompts):
+                for page in micro_batch_images(segments, prompts):
                     assert len(pixels.of(page)) == page.grid[1] * page.grid[2]
                 assert sum(counted.reads.values()) == before
     page = prompts[0].images[0]
     assert torch.equal(pixels.of(page), encoder.pixels(page))
-    pixels.begin_row()  # of no step
+    pixels.begin_micro_batch()  # of no step
     assert len(pixels.of(page)) == 16
 
 
@@ -219,19 +219,19 @@ def test_a_row_shows_the_pages_of_prompts_and_of_responses_once_each():
             response_images=tuple(tuple(map(page, one)) for one in responses),
         )
 
-    pieces = [
-        Piece(group=1, responses=(0, 2), num_prompt_tokens=1, response_lengths=(1, 1)),
-        Piece(group=0, responses=(0,), num_prompt_tokens=1, response_lengths=(1,)),
+    segments = [
+        Segment(group=1, responses=(0, 2), num_prompt_tokens=1, response_lengths=(1, 1)),
+        Segment(group=0, responses=(0,), num_prompt_tokens=1, response_lengths=(1,)),
     ]
     prompts = [prompt("ab"), prompt("bc", ("d", "e", "cf"))]
     # The second prompt's, the first one's, then those of the responses that the row holds: e is in another row.
-    assert [one.ref.path for one in row_pages(pieces, prompts)] == ["b", "c", "a", "d", "f"]
+    assert [one.ref.path for one in micro_batch_images(segments, prompts)] == ["b", "c", "a", "d", "f"]
 
 
 def test_pages_are_read_by_as_many_threads_as_the_rank_may_use_but_no_more_than_four(folder, monkeypatch):
     used: list[int] = []
     processor = load_processor(folder)
-    monkeypatch.setattr(vlm, "PageFeed", lambda *_, num_threads, **__: used.append(num_threads))
+    monkeypatch.setattr(vlm, "ImageFeed", lambda *_, num_threads, **__: used.append(num_threads))
     for given in (1, 3, 64):
         PromptEncoder(processor, rules=RULES, max_prompt_tokens=1000, num_threads=given)
     assert used == [1, 3, 4]

@@ -14,8 +14,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize 
 
 from rewards.functions.grounding import box_iou
 from rsgrpo.config import ConfigError, DataConfig, EndpointConfig
-from rsgrpo.data.images.loading import load_page, resized_size
-from rsgrpo.data.images.page_view import PageView, PageViewError, endpoint_view, model_view, read_view, write_view
+from rsgrpo.data.images.image_view import ImageView, ImageViewError, endpoint_view, model_view, read_view, write_view
+from rsgrpo.data.images.loading import load_image, resized_size
 from rsgrpo.text.coordinates import CoordinateError, from_pixels, to_pixels
 from rsgrpo.types import Box, ImageRef
 from tests.examples import examples
@@ -26,8 +26,8 @@ PROCESSORS = ((3136, 12845056), (784, 12544), (200_704, 1_003_520))
 SIDES = st.integers(1, 14_000)
 
 
-def view(ours: tuple[int, int], processor: tuple[int, int] = PROCESSORS[0]) -> PageView:
-    return PageView(
+def view(ours: tuple[int, int], processor: tuple[int, int] = PROCESSORS[0]) -> ImageView:
+    return ImageView(
         min_pixels=ours[0],
         max_pixels=ours[1],
         processor_min_pixels=processor[0],
@@ -78,7 +78,7 @@ def test_the_real_processor_agrees(
     images = Qwen2VLImageProcessor(size={"shortest_edge": processor[0], "longest_edge": processor[1]})
     found = model_view(data, images)
     assert found == view(ours, processor)
-    grid = images(images=[load_page(ref, data.page_rules)], return_tensors="pt")["image_grid_thw"][0].tolist()
+    grid = images(images=[load_image(ref, data.image_rules)], return_tensors="pt")["image_grid_thw"][0].tolist()
     assert found.seen_size(ref) == (14 * grid[2], 14 * grid[1])
 
 
@@ -109,7 +109,7 @@ def test_bounds_come_from_the_processors_file_in_either_spelling() -> None:
     wide = Qwen2VLImageProcessor(patch_size=16, merge_size=2)
     assert model_view(data, wide).processor_factor == 32
     wide.size = {"height": 224, "width": 224}
-    with pytest.raises(PageViewError, match=r"expected areas in pixels.*preprocessor_config\.json"):
+    with pytest.raises(ImageViewError, match=r"expected areas in pixels.*preprocessor_config\.json"):
         model_view(data, wide)
 
 
@@ -123,11 +123,11 @@ def test_a_server_has_qwens_bounds_unless_told_otherwise() -> None:
 
 
 def test_a_view_is_kept_beside_a_run(tmp_path: Path) -> None:
-    file = tmp_path / "page_view.json"
+    file = tmp_path / "image_view.json"
     assert read_view(file) is None
     write_view(file, view((784, 50176)))
     assert read_view(file) == view((784, 50176))
     for damage in ("{", '{"min_pixels": 1}', "[]"):
         file.write_text(damage)
-        with pytest.raises(PageViewError, match="is damaged"):
+        with pytest.raises(ImageViewError, match="is damaged"):
             read_view(file)

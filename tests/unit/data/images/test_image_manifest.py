@@ -20,24 +20,24 @@ from PIL import Image, PngImagePlugin
 
 from recipes.sft_data import MixtureSource
 from rsgrpo.config import Config, DataConfig, SourceConfig, TrainerConfig
-from rsgrpo.config.page_rules import PageRules
+from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.evisrag_files import LoadedData, load_samples
 from rsgrpo.data.file_bytes import DataError
 from rsgrpo.data.images import loading as images
-from rsgrpo.data.images import sources as image_bytes
-from rsgrpo.data.images.counts import look_at_pages
-from rsgrpo.data.images.headers import DECODING_ERRORS, NoImageError, PageFacts, open_page, read_facts
-from rsgrpo.data.images.known_pages import KNOWN_PAGES
-from rsgrpo.data.images.loading import check_page, page_size
-from rsgrpo.data.images.page_manifest import PageManifest
-from rsgrpo.data.images.sources import ImageError, page_bytes
+from rsgrpo.data.images import sources as image_sources
+from rsgrpo.data.images.counts import look_at_images
+from rsgrpo.data.images.headers import DECODING_ERRORS, ImageFacts, NoImageError, open_image, read_facts
+from rsgrpo.data.images.image_manifest import ImageManifest
+from rsgrpo.data.images.known_images import KNOWN_IMAGES
+from rsgrpo.data.images.loading import check_image, image_size
+from rsgrpo.data.images.sources import ImageError, image_bytes
 from rsgrpo.data.mixture import Mixture
 from rsgrpo.types import ImageRef
 from tests.examples import examples
 from tests.unit.prompts.test_conversation_prompts import builder
 from tests.unit.recipes.test_sft_data import IMAGE_TOKENS, Letters, record
 
-RULES = PageRules(min_pixels=3136, max_pixels=1568000)
+RULES = ImageRules(min_pixels=3136, max_pixels=1568000)
 _LONG_AGO_SECONDS = 1_000_000_000.0
 
 
@@ -46,7 +46,7 @@ class Reads:
 
     def __init__(self) -> None:
         self.num_bytes: Counter[str] = Counter()
-        self._open = image_bytes._open
+        self._open = image_sources._open
 
     def open(self, ref: ImageRef) -> io.RawIOBase:
         reads, name, inner = self, ref.path, self._open(ref)
@@ -76,7 +76,7 @@ class Reads:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
     found = Reads()
-    monkeypatch.setattr(image_bytes, "_open", found.open)
+    monkeypatch.setattr(image_sources, "_open", found.open)
     return found
 
 
@@ -87,8 +87,8 @@ def no_other_tests_pages() -> None:
 
 def forget() -> None:
     """As in a new process."""
-    KNOWN_PAGES._by_place.clear()
-    KNOWN_PAGES._by_content.clear()
+    KNOWN_IMAGES._by_place.clear()
+    KNOWN_IMAGES._by_content.clear()
 
 
 def encoded(kind: str, **options: object) -> bytes:
@@ -159,25 +159,25 @@ def test_a_header_says_what_the_whole_file_says(kind: str, tmp_path: Path):
     data = KINDS[kind]
     (tmp_path / "page").write_bytes(data)
     with io.FileIO(tmp_path / "page") as file:
-        assert outcome(lambda: read_facts(file)) == outcome(lambda: open_page(data).facts)
+        assert outcome(lambda: read_facts(file)) == outcome(lambda: open_image(data).facts)
         assert not file.closed
     if "oriented" in kind:
-        assert open_page(data).facts.orientation == 6
+        assert open_image(data).facts.orientation == 6
 
 
 @given(st.sampled_from(sorted(KINDS)), st.floats(0, 1))
 @examples(150)
 def test_a_header_of_a_cut_file_says_what_the_cut_file_says(kind: str, share: float):
     data = KINDS[kind][: int(share * len(KINDS[kind]))]
-    found = outcome(lambda: read_facts(image_bytes._ViewFile(memoryview(data))))
-    assert found == outcome(lambda: open_page(data).facts)
+    found = outcome(lambda: read_facts(image_sources._ViewFile(memoryview(data))))
+    assert found == outcome(lambda: open_image(data).facts)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF"])
 def test_a_size_takes_a_small_part_of_the_file(kind: str, tmp_path: Path, reads: Reads):
     noise = np.random.default_rng(0).integers(0, 255, (1000, 800, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "page", kind)  # JPEG: 0.7 MB, others: 2.4 MB
-    assert page_size(ImageRef(path="page", file=str(tmp_path / "page")), RULES) == (800, 1000)
+    assert image_size(ImageRef(path="page", file=str(tmp_path / "page")), RULES) == (800, 1000)
     assert 0 < reads.num_bytes["page"] < 0.05 * (tmp_path / "page").stat().st_size
 
 
@@ -185,9 +185,9 @@ def test_a_size_in_a_table_takes_a_small_part_of_the_cell(tmp_path: Path, reads:
     data = encoded("BMP")
     pq.write_table(pa.table({"image": [{"bytes": data}], "path": ["a"]}), tmp_path / "t.parquet")
     ref = ImageRef(path="a", parquet_file=str(tmp_path / "t.parquet"))
-    assert page_size(ref, PageRules()) == (200, 300)
+    assert image_size(ref, ImageRules()) == (200, 300)
     assert 0 < reads.num_bytes["a"] < 0.05 * len(data)
-    assert page_bytes(ref) == data
+    assert image_bytes(ref) == data
 
 
 def data_set(folder: Path) -> Path:
@@ -217,7 +217,7 @@ def start(file: Path, cache: Path) -> LoadedData:
     loaded = load_samples(str(file), data, is_training=False)
     for sample in loaded.samples:
         for ref in sample.images:
-            page_size(ref, data.page_rules)
+            image_size(ref, data.image_rules)
     return loaded
 
 
@@ -239,11 +239,11 @@ def test_the_first_start_reads_every_page_once_and_the_next_none(tmp_path: Path,
 
 def test_other_rules_are_applied_to_pages_that_are_known(tmp_path: Path, reads: Reads):
     ref = settled(tmp_path / "a.png", KINDS["PNG"])
-    check_page(ref, RULES)
+    check_image(ref, RULES)
     reads.num_bytes.clear()
     with pytest.raises(ImageError, match=r"data\.max_image_megapixels=0\.001"):
-        check_page(ref, PageRules(max_megapixels=0.001))
-    assert page_size(ref, PageRules(max_pixels=600)) == (20, 30)  # a hundredth of the area
+        check_image(ref, ImageRules(max_megapixels=0.001))
+    assert image_size(ref, ImageRules(max_pixels=600)) == (20, 30)  # a hundredth of the area
     assert not reads.num_bytes
 
 
@@ -268,7 +268,7 @@ def test_a_content_is_decoded_once_wherever_and_however_often_it_lies(tmp_path: 
     checked: list[str] = []
     check = images._checked
 
-    def counted(ref: ImageRef, data: bytes, rules: PageRules) -> PageFacts:
+    def counted(ref: ImageRef, data: bytes, rules: ImageRules) -> ImageFacts:
         checked.append(ref.path)
         return check(ref, data, rules)
 
@@ -290,12 +290,12 @@ def test_a_file_that_may_be_written_once_more_at_the_same_time_is_not_taken_for_
     file.write_bytes(data)
     now = time.time_ns()
     os.utime(file, ns=(now, now))
-    check_page(ref, RULES)
+    check_image(ref, RULES)
     hole = data[: len(data) // 2] + bytes(300) + data[len(data) // 2 + 300 :]
     file.write_bytes(hole)
     os.utime(file, ns=(now, now))  # as a file system with coarse times has it
     with pytest.raises(ImageError, match="damaged"):
-        check_page(ref, RULES)
+        check_image(ref, RULES)
 
 
 def note_file(cache: Path) -> Path:
@@ -358,11 +358,11 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, reads: Rea
 
 def test_processes_that_write_at_once_leave_a_whole_manifest(tmp_path: Path):
     refs = [settled(tmp_path / f"{number}.png", KINDS["palette"], age=number) for number in range(24)]
-    look_at_pages(refs, RULES)
+    look_at_images(refs, RULES)
     shares = [refs[start::3] for start in range(3)]
-    manifests = [PageManifest(str(tmp_path / "cache"), ["data"]) for _ in shares]
+    manifests = [ImageManifest(str(tmp_path / "cache"), ["data"]) for _ in shares]
 
-    def keep(manifest: PageManifest, share: list[ImageRef]) -> None:
+    def keep(manifest: ImageManifest, share: list[ImageRef]) -> None:
         for stop in range(1, len(share) + 1):
             manifest.keep(share[:stop])
 
@@ -371,14 +371,14 @@ def test_processes_that_write_at_once_leave_a_whole_manifest(tmp_path: Path):
         thread.start()
     for thread in threads:
         thread.join()
-    found = PageManifest(str(tmp_path / "cache"), ["data"])
+    found = ImageManifest(str(tmp_path / "cache"), ["data"])
     # The last to write had all of its own; what another wrote at the very same moment may be missing.
     assert len(found._kept) >= 8
-    assert found._kept.items() <= KNOWN_PAGES.of(refs).items()
+    assert found._kept.items() <= KNOWN_IMAGES.of(refs).items()
     for manifest, share in zip(manifests, shares, strict=True):
         manifest.keep(share)
-    PageManifest(str(tmp_path / "cache"), ["data"]).keep(refs)
-    assert PageManifest(str(tmp_path / "cache"), ["data"])._kept == KNOWN_PAGES.of(refs)
+    ImageManifest(str(tmp_path / "cache"), ["data"]).keep(refs)
+    assert ImageManifest(str(tmp_path / "cache"), ["data"])._kept == KNOWN_IMAGES.of(refs)
     assert [one.name for one in (tmp_path / "cache" / "notes").iterdir()] == [note_file(tmp_path / "cache").name]
 
 
@@ -388,17 +388,17 @@ def test_pages_in_a_table_are_known_by_the_table_and_their_place_in_it(tmp_path:
     pq.write_table(pa.table({"image": cells, "path": ["a", "b"]}), table)
     os.utime(table, (_LONG_AGO_SECONDS, _LONG_AGO_SECONDS))
     refs = [ImageRef(path=name, parquet_file=str(table), parquet_row=row) for row, name in enumerate("ab")]
-    manifest = PageManifest(str(tmp_path / "cache"), ["data"])
-    broken, first = look_at_pages(refs, RULES)
+    manifest = ImageManifest(str(tmp_path / "cache"), ["data"])
+    broken, first = look_at_images(refs, RULES)
     manifest.keep(refs)
     assert not broken and first.kinds == {"PNG RGB": 1, "JPEG RGB": 1}
     forget()
     reads.num_bytes.clear()
-    PageManifest(str(tmp_path / "cache"), ["data"])
-    assert look_at_pages(refs, RULES) == ({}, first)
+    ImageManifest(str(tmp_path / "cache"), ["data"])
+    assert look_at_images(refs, RULES) == ({}, first)
     assert not reads.num_bytes
     os.utime(table, (_LONG_AGO_SECONDS + 1, _LONG_AGO_SECONDS + 1))
-    assert look_at_pages(refs, RULES) == ({}, first)
+    assert look_at_images(refs, RULES) == ({}, first)
     assert set(reads.num_bytes) == {"a", "b"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rollout.page_embeds import PageEmbeds
+from rollout.image_embeds import ImageEmbeds
 from rsgrpo.config import Config
 
 
@@ -14,4 +14,4 @@ def feed_pixels(worker: Any) -> None:
 
 
 def feed_features(worker: Any, config: Config, model_folder: Path, features_folder: Path) -> None:
-    worker._engine._embeds = PageEmbeds(config, model_folder, features_folder, "cpu")
+    worker._engine._embeds = ImageEmbeds(config, model_folder, features_folder, "cpu")

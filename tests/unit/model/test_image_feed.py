@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import load_page
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import load_image
 from rsgrpo.data.images.sources import ImageError
-from rsgrpo.model.page_feed import PageFeed, decoded_pages
+from rsgrpo.model.image_feed import ImageFeed, decoded_images
 from rsgrpo.types import ImageRef
 from tests.examples import examples
-from tests.tiny_model import write_pages
+from tests.tiny_model import write_images
 
 _PATIENCE_SECONDS = 10.0  # for what must happen in another thread; it takes microseconds
 
@@ -78,13 +78,13 @@ class Loader:
             return self._loading + sum(self._sizes[page.number] for page in list(self._live))
 
 
-demands_of_pages = st.lists(st.lists(st.integers(0, 7), max_size=4), max_size=12)
-sizes_of_pages = st.lists(st.integers(0, 9), min_size=8, max_size=8)
+demands_of_images = st.lists(st.lists(st.integers(0, 7), max_size=4), max_size=12)
+sizes_of_images = st.lists(st.integers(0, 9), min_size=8, max_size=8)
 
 
 @given(
-    demands_of_pages,
-    sizes_of_pages,
+    demands_of_images,
+    sizes_of_images,
     st.integers(1, 40),
     st.integers(1, 4),
     st.frozensets(st.integers(0, 7), max_size=2),
@@ -96,7 +96,7 @@ def test_pages_come_in_order_within_the_bound_and_a_broken_one_when_its_turn_com
     loader = Loader(sizes, broken)
     # One demand's own pages may exceed the bound: nothing could be done with less.
     loader.limit = max([max_bytes, *(sum(sizes[number] for number in set(demand)) for demand in demands)])
-    feed = PageFeed(loader.load, loader.num_bytes, max_bytes=max_bytes, num_threads=num_threads)
+    feed = ImageFeed(loader.load, loader.num_bytes, max_bytes=max_bytes, num_threads=num_threads)
     met = 0
     with closing(feed.pages([[loader.refs[number] for number in demand] for demand in demands])) as pages:
         try:
@@ -116,12 +116,12 @@ def test_pages_come_in_order_within_the_bound_and_a_broken_one_when_its_turn_com
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("pages")]
 
 
-@given(demands_of_pages, sizes_of_pages, st.integers(1, 4))
+@given(demands_of_images, sizes_of_images, st.integers(1, 4))
 @examples(50)
 def test_where_all_fit_each_page_is_loaded_once_in_the_next_call_too(demands, sizes, num_threads):
     loader = Loader(sizes)
     loader.limit = sum(sizes)
-    feed = PageFeed(loader.load, loader.num_bytes, max_bytes=loader.limit, num_threads=num_threads)
+    feed = ImageFeed(loader.load, loader.num_bytes, max_bytes=loader.limit, num_threads=num_threads)
     for _ in range(2):
         list(feed.pages([[loader.refs[number] for number in demand] for demand in demands]))
     shown = {number for demand in demands for number in demand}
@@ -132,7 +132,7 @@ def test_what_successive_demands_share_is_loaded_once_however_little_room_there_
     # Page 0 stands in all five, the bound holds two pages: each of the others makes room for the next.
     loader = Loader([1] * 6)
     loader.limit = 2
-    feed = PageFeed(loader.load, loader.num_bytes, max_bytes=2, num_threads=1)
+    feed = ImageFeed(loader.load, loader.num_bytes, max_bytes=2, num_threads=1)
     pages = feed.pages([[loader.refs[0], loader.refs[number]] for number in range(1, 6)])
     while next(pages, None):
         pass
@@ -144,7 +144,7 @@ def test_room_is_made_by_what_is_needed_last():
     # The bound holds three. After [0 1 2], page 3 is due and pages 0, 1 and 2 come again as 1, 0, 2: page 2 gives way.
     loader = Loader([1] * 4)
     loader.limit = 3
-    feed = PageFeed(loader.load, loader.num_bytes, max_bytes=3, num_threads=1)
+    feed = ImageFeed(loader.load, loader.num_bytes, max_bytes=3, num_threads=1)
     pages = feed.pages([[loader.refs[number] for number in demand] for demand in ([0, 1, 2], [3], [1], [0], [2])])
     while next(pages, None):
         pass
@@ -161,7 +161,7 @@ def test_the_first_pages_wait_for_no_later_one_which_is_loaded_meanwhile():
             assert finish.wait(_PATIENCE_SECONDS)
         return ref.path
 
-    feed = PageFeed(load, lambda ref: 1, max_bytes=2, num_threads=2)
+    feed = ImageFeed(load, lambda ref: 1, max_bytes=2, num_threads=2)
     with closing(feed.pages([[first], [later]])) as pages:
         assert next(pages) == ("first",)
         assert begun.wait(_PATIENCE_SECONDS)  # nobody asked for it yet
@@ -172,7 +172,7 @@ def test_the_first_pages_wait_for_no_later_one_which_is_loaded_meanwhile():
 def test_an_early_close_loads_nothing_more_and_leaves_no_thread():
     loader = Loader([1] * 50)
     loader.limit = 50
-    feed = PageFeed(loader.load, loader.num_bytes, max_bytes=50, num_threads=2)
+    feed = ImageFeed(loader.load, loader.num_bytes, max_bytes=50, num_threads=2)
     pages = feed.pages([[ref] for ref in loader.refs])
     next(pages)
     pages.close()
@@ -186,7 +186,7 @@ def test_an_early_close_loads_nothing_more_and_leaves_no_thread():
 def test_a_page_that_could_not_be_loaded_is_tried_again_in_the_next_call():
     loader = Loader([1, 1], broken=frozenset({1}))
     loader.limit = 2
-    feed = PageFeed(loader.load, loader.num_bytes, max_bytes=2, num_threads=1)
+    feed = ImageFeed(loader.load, loader.num_bytes, max_bytes=2, num_threads=1)
     for turn in (1, 2):
         pages = feed.pages([[loader.refs[0]], [loader.refs[1]]])
         assert next(pages)[0].number == 0
@@ -196,13 +196,13 @@ def test_a_page_that_could_not_be_loaded_is_tried_again_in_the_next_call():
 
 
 def test_decoded_pages_are_those_of_load_page_and_a_missing_one_is_named_in_its_turn(tmp_path: Path):
-    rules = PageRules(min_pixels=784, max_pixels=5000)
-    refs = write_pages(tmp_path, [(56, 56), (84, 156), (112, 140)])
+    rules = ImageRules(min_pixels=784, max_pixels=5000)
+    refs = write_images(tmp_path, [(56, 56), (84, 156), (112, 140)])
     gone = ImageRef(path="gone.png", file=str(tmp_path / "gone.png"))
-    feed = decoded_pages(rules, max_bytes=10**6, num_threads=2)
+    feed = decoded_images(rules, max_bytes=10**6, num_threads=2)
     with closing(feed.pages([refs[:2], refs[1:], [gone]])) as pages:
         for demand in (refs[:2], refs[1:]):
             for ref, page in zip(demand, next(pages), strict=True):
-                assert np.array_equal(np.asarray(page), np.asarray(load_page(ref, rules)))
+                assert np.array_equal(np.asarray(page), np.asarray(load_image(ref, rules)))
         with pytest.raises(ImageError, match=r"gone\.png.*does not exist"):
             next(pages)

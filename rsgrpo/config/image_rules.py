@@ -33,8 +33,8 @@ def parse_colour(name: str) -> Colour:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PageRules:
-    """How pages are read; ``DataConfig.page_rules`` makes it from the settings.
+class ImageRules:
+    """How pages are read; ``DataConfig.image_rules`` makes it from the settings.
 
     Attributes:
         min_pixels: smaller pages are scaled up to this area; None: no bound.
@@ -43,7 +43,7 @@ class PageRules:
         max_megapixels: files with more are refused: they would take too much memory while they are read.
 
     Example:
-        ``PageRules(min_pixels=3136, max_pixels=1568000)``; ``PageRules()`` leaves every page its own size.
+        ``ImageRules(min_pixels=3136, max_pixels=1568000)``; ``ImageRules()`` leaves every page its own size.
     """
 
     min_pixels: int | None = None
@@ -52,7 +52,7 @@ class PageRules:
     max_megapixels: float = MAX_MEGAPIXELS
 
     @property
-    def full_size(self) -> PageRules:
+    def full_size(self) -> ImageRules:
         """The same without bounds: pages keep the size that they have."""
         return dataclasses.replace(self, min_pixels=None, max_pixels=None)
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rsgrpo.data.images.headers import PageFacts
-from rsgrpo.data.images.sources import page_stamp
+from rsgrpo.data.images.headers import ImageFacts
+from rsgrpo.data.images.sources import image_stamp
 from rsgrpo.types import ImageRef
 
 Place = tuple[str, str, int, int]
@@ -23,7 +23,7 @@ time: file systems round times, by 2 s at the worst."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KnownPage:
+class KnownImage:
     """A page that was found to be whole.
 
     Attributes:
@@ -34,26 +34,26 @@ class KnownPage:
 
     stamp: tuple[int, int]
     digest: str
-    facts: PageFacts
+    facts: ImageFacts
 
 
-class KnownPages:
+class KnownImages:
     """Whole pages by place and by content. Threads may use it at once."""
 
     def __init__(self) -> None:
-        self._by_place: dict[Place, KnownPage] = {}
-        self._by_content: dict[str, PageFacts] = {}
+        self._by_place: dict[Place, KnownImage] = {}
+        self._by_content: dict[str, ImageFacts] = {}
 
-    def facts(self, ref: ImageRef) -> PageFacts | None:
+    def facts(self, ref: ImageRef) -> ImageFacts | None:
         """What is known of a page whose file is as it was; None: it must be read."""
         known = self._by_place.get(place_of(ref))
-        return known.facts if known is not None and known.stamp == page_stamp(ref) else None
+        return known.facts if known is not None and known.stamp == image_stamp(ref) else None
 
-    def facts_of(self, digest: str) -> PageFacts | None:
+    def facts_of(self, digest: str) -> ImageFacts | None:
         """What is known of a content, wherever it was found."""
         return self._by_content.get(digest)
 
-    def learn(self, ref: ImageRef, stamp: tuple[int, int] | None, digest: str, facts: PageFacts) -> None:
+    def learn(self, ref: ImageRef, stamp: tuple[int, int] | None, digest: str, facts: ImageFacts) -> None:
         """Remember a page that was found to be whole.
 
         Args:
@@ -63,22 +63,22 @@ class KnownPages:
             facts: about it.
         """
         self._by_content[digest] = facts
-        if stamp is not None and stamp == page_stamp(ref) and stamp[1] < time.time_ns() - _SETTLED_NS:
-            self._by_place[place_of(ref)] = KnownPage(stamp=stamp, digest=digest, facts=facts)
+        if stamp is not None and stamp == image_stamp(ref) and stamp[1] < time.time_ns() - _SETTLED_NS:
+            self._by_place[place_of(ref)] = KnownImage(stamp=stamp, digest=digest, facts=facts)
 
-    def add(self, pages: Iterable[tuple[Place, KnownPage]]) -> None:
+    def add(self, pages: Iterable[tuple[Place, KnownImage]]) -> None:
         """Add what an earlier process knew; what this one found out itself stays."""
         for place, known in pages:
             self._by_place.setdefault(place, known)
             self._by_content.setdefault(known.digest, known.facts)
 
-    def of(self, refs: Iterable[ImageRef]) -> dict[Place, KnownPage]:
+    def of(self, refs: Iterable[ImageRef]) -> dict[Place, KnownImage]:
         """What is known of pages, by place; those that are not known are left out."""
         places = (place_of(ref) for ref in refs)
         return {place: self._by_place[place] for place in places if place in self._by_place}
 
 
-KNOWN_PAGES = KnownPages()
+KNOWN_IMAGES = KnownImages()
 """Of this process: whoever asks for a page's size profits from whoever looked at it first."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from recipes.evaluation.benchmark_questions import TaskQuestions, load_tasks
+from recipes.evaluation.benchmark_requests import TaskRequests, load_tasks
 from rsgrpo.config import ConfigError, DataConfig
 from rsgrpo.data.files import DataError
 from rsgrpo.evaluation.benchmarks.base import BenchmarkError
@@ -33,7 +33,7 @@ def _texts(data_root: Path, task: str, **settings: Any) -> dict[str, str]:
         one.prompt.prompt_id: "".join(
             part if isinstance(part, str) else f"<{Path(part.path).name}>" for part in one.prompt.turns[-1].parts
         )
-        for one in unit.questions
+        for one in unit.requests
     }
 
 
@@ -97,11 +97,11 @@ def test_an_adversarial_variant_is_read_from_its_own_file(data_root: Path) -> No
 def test_positional_haystacks_ask_once_a_position(data_root: Path) -> None:
     config = _config(data_root, "vhs/positional", haystack_sizes=[3])
     (unit,) = load_tasks(config, None, data_root)
-    first = [one for one in unit.questions if one.sample.sample_id == "000"]
+    first = [one for one in unit.requests if one.sample.sample_id == "000"]
     assert [one.needle_position for one in first] == [0, 1, 2]
     for one in first:
         assert Path(one.sample.images[one.needle_position].path).name == "3-0-0.jpg"
-    assert len({one.prompt.prompt_id for one in unit.questions}) == 6
+    assert len({one.prompt.prompt_id for one in unit.requests}) == 6
 
 
 def test_response_limits_are_the_benchmarks_own_in_the_official_style(data_root: Path) -> None:
@@ -123,7 +123,7 @@ def test_questions_that_cannot_be_asked_are_named_or_counted_up_to_the_limit(dat
     row = json.loads(file.read_text().splitlines()[0])
     (file.parent / "cut.png").write_bytes((file.parent / row["image"][0]).read_bytes()[:60])
 
-    def load(rows: list[dict[str, Any]], **data: Any) -> TaskQuestions:
+    def load(rows: list[dict[str, Any]], **data: Any) -> TaskRequests:
         file.write_text("".join(json.dumps({**row, "qid": f"q{i}", **change}) + "\n" for i, change in enumerate(rows)))
         config = _config(data_root, "evisrag/chartqa", data=DataConfig(min_pixels=784, **data))
         (task,) = load_tasks(config, None, data_root)
@@ -136,12 +136,12 @@ def test_questions_that_cannot_be_asked_are_named_or_counted_up_to_the_limit(dat
     with pytest.raises(BenchmarkError, match=r"1 × image.*\n.*cut\.png.*damaged"):
         load([{}, cut])
     task = load([{}, cut], on_bad_sample="skip")
-    assert ([one.sample.sample_id for one in task.questions], dict(task.skipped)) == (["q0"], {"image": 1})
+    assert ([one.sample.sample_id for one in task.requests], dict(task.skipped)) == (["q0"], {"image": 1})
     # One may always be left out, two of four only where half may be.
     with pytest.raises(DataError, match=r"2 of 4 records would be left out, more than the 1 that"):
         load([{}, cut, forged, {}], on_bad_sample="skip")
     task = load([{}, cut, forged, {}], on_bad_sample="skip", max_skipped_frac=0.5)
-    kept = [one.sample.sample_id for one in task.questions]
+    kept = [one.sample.sample_id for one in task.requests]
     assert (kept, dict(task.skipped)) == (["q0", "q3"], {"image": 1, "text": 1})
     with pytest.raises(BenchmarkError, match=r"repair them$"):
         load([forged, forged], on_bad_sample="skip")

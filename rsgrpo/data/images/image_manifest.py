@@ -11,9 +11,9 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 
-from rsgrpo.config.page_rules import READING_VERSION
-from rsgrpo.data.images.headers import PageFacts
-from rsgrpo.data.images.known_pages import KNOWN_PAGES, KnownPage, Place, content_digest
+from rsgrpo.config.image_rules import READING_VERSION
+from rsgrpo.data.images.headers import ImageFacts
+from rsgrpo.data.images.known_images import KNOWN_IMAGES, KnownImage, Place, content_digest
 from rsgrpo.data.images.loading import decoders_fingerprint
 from rsgrpo.data.media_store import MediaStore, MediaStoreError
 from rsgrpo.types import ImageRef
@@ -22,7 +22,7 @@ _FORMAT = 1
 _GROWTH = 1.5  # times as many pages as at the last time: then it is worth while to write all of them again
 
 
-class PageManifest:
+class ImageManifest:
     """What is known of a data set's pages. Opening one tells this process what earlier ones knew.
 
     Args:
@@ -32,8 +32,8 @@ class PageManifest:
     Example:
         ::
 
-            manifest = PageManifest(data.media_cache, ["/data/train.jsonl"])
-            broken, counts = look_at_pages(refs, data.page_rules)
+            manifest = ImageManifest(data.media_cache, ["/data/train.jsonl"])
+            broken, counts = look_at_images(refs, data.image_rules)
             manifest.keep(refs)
     """
 
@@ -42,7 +42,7 @@ class PageManifest:
         self._key = "\n".join(["pages", *names])
         self._kept = self._read()
         self._num_looked_at = len(self._kept)
-        KNOWN_PAGES.add(self._kept.items())
+        KNOWN_IMAGES.add(self._kept.items())
 
     def keep(self, refs: Iterable[ImageRef]) -> None:
         """Write down what is known of these pages, beside what was kept before.
@@ -54,7 +54,7 @@ class PageManifest:
         """
         pages = dict.fromkeys(refs)
         self._num_looked_at = max(self._num_looked_at, len(pages))
-        known = KNOWN_PAGES.of(pages)
+        known = KNOWN_IMAGES.of(pages)
         if all(self._kept.get(place) == page for place, page in known.items()):
             return
         self._kept = {**self._read(), **self._kept, **known}  # another run may have added to it meanwhile
@@ -70,9 +70,9 @@ class PageManifest:
         if len(refs) >= _GROWTH * self._num_looked_at:
             self.keep(refs)
 
-    def _read(self) -> dict[Place, KnownPage]:
+    def _read(self) -> dict[Place, KnownImage]:
         try:
-            return _pages(self._store.note(self._key))
+            return _images(self._store.note(self._key))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return {}
 
@@ -81,9 +81,9 @@ def _reading() -> str:
     return f"{_FORMAT}/{READING_VERSION}/{decoders_fingerprint()}"
 
 
-def _document(pages: dict[Place, KnownPage]) -> dict[str, object]:
+def _document(pages: dict[Place, KnownImage]) -> dict[str, object]:
     """As JSON can hold it; few pages differ in their facts, so that those are numbered."""
-    numbers: dict[PageFacts, int] = {}
+    numbers: dict[ImageFacts, int] = {}
     rows = [
         [*place, *page.stamp, page.digest, numbers.setdefault(page.facts, len(numbers))]
         for place, page in pages.items()
@@ -92,16 +92,16 @@ def _document(pages: dict[Place, KnownPage]) -> dict[str, object]:
     return {"reading": _reading(), "digest": content_digest(body.encode()), "body": body}
 
 
-def _pages(document: object) -> dict[Place, KnownPage]:
+def _images(document: object) -> dict[Place, KnownImage]:
     """What :func:`_document` made of them; none, or an exception, where it is something else."""
     if not isinstance(document, dict) or document["reading"] != _reading():
         return {}
     if content_digest(document["body"].encode()) != document["digest"]:
         return {}
     body = json.loads(document["body"])
-    names = [field.name for field in dataclasses.fields(PageFacts)]
-    facts = [PageFacts(**dict(zip(names, values, strict=True))) for values in body["facts"]]
+    names = [field.name for field in dataclasses.fields(ImageFacts)]
+    facts = [ImageFacts(**dict(zip(names, values, strict=True))) for values in body["facts"]]
     return {
-        (file, column, row, index): KnownPage(stamp=(num_bytes, changed_ns), digest=digest, facts=facts[number])
+        (file, column, row, index): KnownImage(stamp=(num_bytes, changed_ns), digest=digest, facts=facts[number])
         for file, column, row, index, num_bytes, changed_ns, digest, number in body["pages"]
     }

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from rsgrpo.config import DataConfig, EndpointConfig
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import page_size, resized_size
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import image_size, resized_size
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.text.coordinates import PATCH_SIDE, smart_resize
 from rsgrpo.types import ImageRef
@@ -24,7 +24,7 @@ from rsgrpo.types import ImageRef
 _EDGES = ("shortest_edge", "longest_edge")
 
 
-class PageViewError(RsgrpoError, ValueError):
+class ImageViewError(RsgrpoError, ValueError):
     """The size at which a model sees its pages cannot be told; the message says what is missing."""
 
 
@@ -38,7 +38,7 @@ class SizedProcessor(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PageView:
+class ImageView:
     """How pages reach the model. Made once, from the settings and the model's processor, and handed to all who ask.
 
     Attributes:
@@ -49,7 +49,7 @@ class PageView:
         processor_factor: pixels of one image token, per side: patch size times merge size.
 
     Example:
-        ``PageView(min_pixels=3136, max_pixels=1568000).of_size(2000, 2000)`` is ``(1260, 1260)``: we send 1252²,
+        ``ImageView(min_pixels=3136, max_pixels=1568000).of_size(2000, 2000)`` is ``(1260, 1260)``: we send 1252²,
         which is 44.7 tokens a side.
     """
 
@@ -78,8 +78,8 @@ class PageView:
             ImageError: the page is missing or no image.
             CoordinateError: as :meth:`of_size`.
         """
-        rules = PageRules(min_pixels=self.min_pixels, max_pixels=self.max_pixels, max_megapixels=math.inf)
-        return self._processed(page_size(ref, rules))
+        rules = ImageRules(min_pixels=self.min_pixels, max_pixels=self.max_pixels, max_megapixels=math.inf)
+        return self._processed(image_size(ref, rules))
 
     def _processed(self, size: tuple[int, int]) -> tuple[int, int]:
         return smart_resize(
@@ -90,7 +90,7 @@ class PageView:
         )
 
 
-def model_view(data: DataConfig, image_processor: SizedProcessor) -> PageView:
+def model_view(data: DataConfig, image_processor: SizedProcessor) -> ImageView:
     """How a model sees pages that we hand to its processor.
 
     Args:
@@ -98,18 +98,18 @@ def model_view(data: DataConfig, image_processor: SizedProcessor) -> PageView:
         image_processor: of the model that answers.
 
     Raises:
-        PageViewError: the processor's ``size`` holds no areas.
+        ImageViewError: the processor's ``size`` holds no areas.
     """
     # A dictionary, or transformers' SizeDict, which is none but reads like one.
     size = image_processor.size
     found = {name: _edge(size, name) for name in _EDGES}
     if any(edge < 1 for edge in found.values()):
-        raise PageViewError(
+        raise ImageViewError(
             f"the model's image processor has size={size!s:.120}, expected areas in pixels under shortest_edge and "
             "longest_edge (or min_pixels and max_pixels); copy preprocessor_config.json from the Qwen2.5-VL that the "
             "model was trained from"
         )
-    return PageView(
+    return ImageView(
         min_pixels=data.min_pixels,
         max_pixels=data.max_pixels,
         processor_min_pixels=found["shortest_edge"],
@@ -118,9 +118,9 @@ def model_view(data: DataConfig, image_processor: SizedProcessor) -> PageView:
     )
 
 
-def endpoint_view(data: DataConfig, endpoint: EndpointConfig) -> PageView:
+def endpoint_view(data: DataConfig, endpoint: EndpointConfig) -> ImageView:
     """How a model behind a server sees pages that we send it, by ``eval.endpoint.processor_*``."""
-    return PageView(
+    return ImageView(
         min_pixels=data.min_pixels,
         max_pixels=data.max_pixels,
         processor_min_pixels=endpoint.processor_min_pixels,
@@ -129,7 +129,7 @@ def endpoint_view(data: DataConfig, endpoint: EndpointConfig) -> PageView:
     )
 
 
-def write_view(file: Path, view: PageView) -> None:
+def write_view(file: Path, view: ImageView) -> None:
     """Keep a view beside a run's records: whoever reads them later has no model at hand."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
@@ -137,18 +137,18 @@ def write_view(file: Path, view: PageView) -> None:
     partial.replace(file)
 
 
-def read_view(file: Path) -> PageView | None:
+def read_view(file: Path) -> ImageView | None:
     """What :func:`write_view` kept; None where there is no such file.
 
     Raises:
-        PageViewError: the file is damaged.
+        ImageViewError: the file is damaged.
     """
     if not file.is_file():
         return None
     try:
-        return PageView(**json.loads(file.read_text()))
+        return ImageView(**json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
-        raise PageViewError(
+        raise ImageViewError(
             f"{str(file)[-160:]} is damaged ({error!s:.120}); remove it, or take it from a copy"
         ) from error
 

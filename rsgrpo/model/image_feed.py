@@ -4,7 +4,7 @@
     threads:   a b   c     d           each page is loaded once while it is held
     held:     <= max_bytes             what was not asked for yet, what is in use, and what may come again
 
-Engines queue their first request while later pages are still being decoded; a trainer builds its first row so.
+Engines queue their first request while later pages are still being decoded; a trainer builds its first sequence so.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
-from rsgrpo.config.page_rules import PageRules
-from rsgrpo.data.images.loading import load_page, page_size
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.images.loading import image_size, load_image
 from rsgrpo.types import ImageRef
 
 _RGB_BYTES = 3  # of a pixel
@@ -27,7 +27,7 @@ Page = TypeVar("Page")
 _Uses = dict[ImageRef, deque[int]]
 
 
-class PageFeed(Generic[Page]):
+class ImageFeed(Generic[Page]):
     """Loads pages ahead of need.
 
     Pages that are not needed any more stay until others need the room, so that what comes again later, in the next
@@ -43,7 +43,7 @@ class PageFeed(Generic[Page]):
     Example:
         ::
 
-            feed = PageFeed(load, num_bytes, max_bytes=2**29, num_threads=8)
+            feed = ImageFeed(load, num_bytes, max_bytes=2**29, num_threads=8)
             with closing(feed.pages([prompt.images for prompt in prompts])) as pages:
                 for prompt in prompts:
                     queue(prompt, next(pages))
@@ -150,8 +150,8 @@ class PageFeed(Generic[Page]):
         return self._held[ref].result()
 
 
-def decoded_pages(rules: PageRules, *, max_bytes: int, num_threads: int) -> PageFeed[Image.Image]:
-    """A feed of pages as ``load_page`` gives them.
+def decoded_images(rules: ImageRules, *, max_bytes: int, num_threads: int) -> ImageFeed[Image.Image]:
+    """A feed of pages as ``load_image`` gives them.
 
     Args:
         rules: how pages are read.
@@ -160,7 +160,7 @@ def decoded_pages(rules: PageRules, *, max_bytes: int, num_threads: int) -> Page
     """
 
     def num_bytes(ref: ImageRef) -> int:
-        width, height = page_size(ref, rules)
+        width, height = image_size(ref, rules)
         return _RGB_BYTES * width * height
 
-    return PageFeed(lambda ref: load_page(ref, rules), num_bytes, max_bytes=max_bytes, num_threads=num_threads)
+    return ImageFeed(lambda ref: load_image(ref, rules), num_bytes, max_bytes=max_bytes, num_threads=num_threads)

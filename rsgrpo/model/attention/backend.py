@@ -1,13 +1,13 @@
-"""Attention over packed rows in which siblings share their prompt.
+"""Attention over packed sequences in which siblings share their prompt.
 
-Doors behind one function, chosen by the plan that the row comes with:
+Backends behind one function, chosen by the plan that the sequence comes with:
 
 * :class:`~.tiled_plan.TiledPlan` (any device): a tile of scores at a time, through cache or fast memory.
 * :class:`~.varlen.VarlenPlan` (CUDA): FlashAttention over ragged sequences; keys and values of a prompt are
   repeated for each of its responses, queries are not.
 * :class:`~.flex.FlexPlan` (CUDA; on a CPU forward only): a compiled kernel with a block mask.
 
-The vision tower goes through the same doors, window by window (``windows.py``).
+The vision tower goes through the same backends, window by window (``windows.py``).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from rsgrpo.errors import RsgrpoError, shown
-from rsgrpo.model.attention.flex import FlexPlan, flex_plan, flex_row_attention
+from rsgrpo.model.attention.flex import FlexPlan, flex_packed_attention, flex_plan
 from rsgrpo.model.attention.tiled import tiled_attention
 from rsgrpo.model.attention.tiled_plan import TiledPlan, tiled_plan
 from rsgrpo.model.attention.varlen import VarlenPlan, flash_kernel_name, varlen_attention, varlen_plan
 from rsgrpo.model.attention.windows import VISION_ATTENTION_NAMES, grouped_window_attention, window_attention
-from rsgrpo.model.micro_batches import PackedRow, Piece, lay_out
+from rsgrpo.model.micro_batches import PackedSequence, Segment, pack
 
 ATTENTION_NAME = "rsgrpo_packed"
 
@@ -47,7 +47,7 @@ def packed_attention(
     attention_plan: AttentionPlan,
     **_unused: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one layer over a packed row, as transformers calls it.
+    """Attention of one layer over a packed sequence, as transformers calls it.
 
     Args:
         module: the layer; not used.
@@ -61,12 +61,12 @@ def packed_attention(
     Returns:
         [1, T, query heads, D], and None for the weights.
     """
-    rows = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
+    states = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
     if isinstance(attention_plan, VarlenPlan):
-        return varlen_attention(*rows, attention_plan, scaling)[None], None
+        return varlen_attention(*states, attention_plan, scaling)[None], None
     if isinstance(attention_plan, FlexPlan):
-        return flex_row_attention(*rows, attention_plan, scaling)[None], None
-    return tiled_attention(*rows, attention_plan, scaling)[None], None
+        return flex_packed_attention(*states, attention_plan, scaling)[None], None
+    return tiled_attention(*states, attention_plan, scaling)[None], None
 
 
 def register_packed_attention() -> None:
@@ -82,54 +82,54 @@ def register_packed_attention() -> None:
 _KERNEL_ERRORS = (ImportError, NotImplementedError, RuntimeError, TypeError)
 
 
-def make_plan(door: str, row: PackedRow, *, device: torch.device) -> AttentionPlan:
-    """The plan that leads a row through a door.
+def make_plan(backend: str, packed: PackedSequence, *, device: torch.device) -> AttentionPlan:
+    """The plan that leads a sequence through a backend.
 
     Args:
-        door: from :func:`choose_door`.
-        row: where everything stands.
+        backend: from :func:`choose_backend`.
+        packed: where everything stands.
         device: where the model is.
     """
-    if door == "varlen":
-        return varlen_plan(row, device=device)
-    if door == "flex":
-        return flex_plan(row, device=device)
-    return tiled_plan(row, device=device)
+    if backend == "varlen":
+        return varlen_plan(packed, device=device)
+    if backend == "flex":
+        return flex_plan(packed, device=device)
+    return tiled_plan(packed, device=device)
 
 
-def _trial(door: str, row: PackedRow, *, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """Output and gradients of a door on given random inputs, float32."""
+def _trial(backend: str, packed: PackedSequence, *, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Output and gradients of a backend on given random inputs, float32."""
     generator = torch.Generator(device).manual_seed(0)
     inputs = [
-        torch.randn(1, heads, row.num_tokens, 64, device=device, dtype=dtype, generator=generator).requires_grad_()
+        torch.randn(1, heads, packed.num_tokens, 64, device=device, dtype=dtype, generator=generator).requires_grad_()
         for heads in (4, 2, 2)
     ]
-    plan = make_plan(door, row, device=device)
+    plan = make_plan(backend, packed, device=device)
     query, key, value = inputs
     out, _ = packed_attention(nn.Identity(), query, key, value, None, scaling=0.125, attention_plan=plan)
     return [part.detach().float() for part in (out, *torch.autograd.grad(out.float().sin().sum(), inputs))]
 
 
 @functools.cache
-def door_problem(door: str, *, device: torch.device, dtype: torch.dtype) -> str:
-    """Why a fast door cannot be used here; empty if it can.
+def backend_problem(backend: str, *, device: torch.device, dtype: torch.dtype) -> str:
+    """Why a fast backend cannot be used here; empty if it can.
 
-    The door is tried on a small row against the tiled one, output and gradients: a build without the kernel, or
+    The backend is tried on a small sequence against the tiled one, output and gradients: a build without the kernel, or
     one that aligns causal queries to the start of the keys instead of their end, must not train silently wrong.
 
     Args:
-        door: ``varlen`` or ``flex``.
+        backend: ``varlen`` or ``flex``.
         device: where the model is.
         dtype: compute precision.
     """
     if device.type != "cuda":
         return f"the device is {device.type}"
-    if door == "varlen" and dtype != torch.bfloat16:
+    if backend == "varlen" and dtype != torch.bfloat16:
         return f"the precision is {dtype}, not bfloat16"
-    row = lay_out([Piece(group=0, responses=(0, 1), num_prompt_tokens=5, response_lengths=(4, 3))])
-    expected = _trial("tiled", row, device=device, dtype=dtype)
+    packed = pack([Segment(group=0, responses=(0, 1), num_prompt_tokens=5, response_lengths=(4, 3))])
+    expected = _trial("tiled", packed, device=device, dtype=dtype)
     try:
-        got = _trial(door, row, device=device, dtype=dtype)
+        got = _trial(backend, packed, device=device, dtype=dtype)
     except _KERNEL_ERRORS as error:
         return f"its kernel does not run: {type(error).__name__}: {shown(error)}"
     gap = max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True))
@@ -154,8 +154,8 @@ class PassedOver:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DoorChoice:
-    """What attention over rows is computed with, and why.
+class BackendChoice:
+    """What attention over sequences is computed with, and why.
 
     Attributes:
         setting: of ``model.attention`` that it comes to: ``flash``, ``flex`` or ``sdpa``.
@@ -170,7 +170,7 @@ class DoorChoice:
     passed_over: tuple[PassedOver, ...] = ()
 
     @property
-    def door(self) -> str:
+    def backend(self) -> str:
         """``tiled``, ``varlen`` or ``flex``."""
         return _DOORS[self.setting]
 
@@ -191,8 +191,8 @@ class DoorChoice:
         )
 
 
-def choose_door(setting: str, *, device: torch.device, dtype: torch.dtype) -> DoorChoice:
-    """Which door ``model.attention`` means here.
+def choose_backend(setting: str, *, device: torch.device, dtype: torch.dtype) -> BackendChoice:
+    """Which backend ``model.attention`` means here.
 
     Args:
         setting: ``auto`` (the first that works of flash, flex, sdpa), or one of them, which nothing else replaces.
@@ -204,13 +204,13 @@ def choose_door(setting: str, *, device: torch.device, dtype: torch.dtype) -> Do
     """
     passed_over: list[PassedOver] = []
     for name in {"auto": ("flash", "flex"), "sdpa": ()}.get(setting, (setting,)):
-        problem = door_problem(_DOORS[name], device=device, dtype=dtype)
+        problem = backend_problem(_DOORS[name], device=device, dtype=dtype)
         if not problem:
             kernel = flash_kernel_name() if name == "flash" else ""
-            return DoorChoice(setting=name, device=device.type, kernel=kernel, passed_over=tuple(passed_over))
+            return BackendChoice(setting=name, device=device.type, kernel=kernel, passed_over=tuple(passed_over))
         if setting != "auto":
             raise AttentionUnavailableError(
                 f"model.attention={setting} cannot be used: {problem}; set model.attention=auto"
             )
         passed_over.append(PassedOver(setting=name, reason=problem))
-    return DoorChoice(setting="sdpa", device=device.type, passed_over=tuple(passed_over))
+    return BackendChoice(setting="sdpa", device=device.type, passed_over=tuple(passed_over))

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rsgrpo.config import Config, PromptConfig, SamplingConfig
-from rsgrpo.data.images.counts import ImageCounts, look_at_pages
-from rsgrpo.data.images.page_manifest import PageManifest
+from rsgrpo.data.images.counts import ImageCounts, look_at_images
+from rsgrpo.data.images.image_manifest import ImageManifest
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.data.readers import ReaderOptions, read_samples
 from rsgrpo.data.readers.findings import Tally, short_report
@@ -32,11 +32,11 @@ from rsgrpo.evaluation.prompts.grounding import grounding_text
 from rsgrpo.evaluation.prompts.haystack import haystack_at, haystack_text, shuffled_haystack
 from rsgrpo.evaluation.prompts.milebench import IMAGE_HERE, ContextLimit, milebench_prompt
 from rsgrpo.evaluation.prompts.turns import TaskPrompt, user_prompt
-from rsgrpo.prompts.template import QuestionWriter
+from rsgrpo.prompts.template import PromptWriter
 from rsgrpo.text.control_tokens import control_token
 from rsgrpo.types import ImageRef, Sample
 
-_TOP_PAGES = 3
+_TOP_IMAGES = 3
 _EVISRAG_PENALTY = 1.05
 _POSITIONAL = "vhs/positional"
 _HAYSTACK_FILE = re.compile(r"visual_haystack_(\d+|oracle)")
@@ -45,7 +45,7 @@ _COMBINED = re.compile(r"_combined_(\d+)$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+class BenchmarkRequest:
     """One request of a benchmark.
 
     Attributes:
@@ -60,13 +60,13 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TaskQuestions:
+class TaskRequests:
     """All requests of one task, or of one haystack size of it.
 
     Attributes:
         name: the task's, with ``@size`` for haystacks; also its folder in the run.
         benchmark: scores it.
-        questions: in the data set's order.
+        requests: in the data set's order.
         sampling: how to answer.
         skipped: records that were left out, by reason (``data.on_bad_sample=skip``).
         images: what its images are; each counts once.
@@ -74,7 +74,7 @@ class TaskQuestions:
 
     name: str
     benchmark: Benchmark
-    questions: tuple[Question, ...]
+    requests: tuple[BenchmarkRequest, ...]
     sampling: SamplingConfig
     skipped: Mapping[str, int]
     images: ImageCounts = field(default_factory=ImageCounts)
@@ -96,7 +96,7 @@ class _Wording:
     """What the families' builders need."""
 
     config: Config
-    writer: QuestionWriter
+    writer: PromptWriter
     limit: ContextLimit | None
     canvases: Path
 
@@ -116,12 +116,12 @@ class _Family:
     """How the benchmarks of one family are found and asked."""
 
     find: Callable[[Benchmark, Config], list[_DataSet]]
-    ask: Callable[[Sample, _Wording, str], Iterator[Question]]
+    ask: Callable[[Sample, _Wording, str], Iterator[BenchmarkRequest]]
     response_tokens: int
     repetition_penalty: float | None = None
 
 
-def load_tasks(config: Config, limit: ContextLimit | None, canvases: Path) -> list[TaskQuestions]:
+def load_tasks(config: Config, limit: ContextLimit | None, canvases: Path) -> list[TaskRequests]:
     """Read and word everything that ``eval.tasks`` names.
 
     Args:
@@ -145,7 +145,7 @@ def load_tasks(config: Config, limit: ContextLimit | None, canvases: Path) -> li
         one for name, benchmark in wanted.items() for one in FAMILIES[_family_name(name)].find(benchmark, config)
     ]
     # Every missing file is known before the first large one is read.
-    writer = QuestionWriter(_prompt_settings(config))
+    writer = PromptWriter(_prompt_settings(config))
     wording = _Wording(config=config, writer=writer, limit=limit, canvases=canvases)
     return [_load(one, wording) for one in data_sets]
 
@@ -160,7 +160,7 @@ def _prompt_settings(config: Config) -> PromptConfig:
     return dataclasses.replace(config.prompt, image_order=order)
 
 
-def _load(data: _DataSet, wording: _Wording) -> TaskQuestions:
+def _load(data: _DataSet, wording: _Wording) -> TaskRequests:
     config, family = wording.config, FAMILIES[_family_name(data.benchmark.name)]
     is_strict = config.data.on_bad_sample == "reject"
     options = ReaderOptions(
@@ -170,7 +170,7 @@ def _load(data: _DataSet, wording: _Wording) -> TaskQuestions:
         columns=config.data,
         media_cache=config.data.media_cache,
     )
-    manifest = PageManifest(config.data.media_cache, [data.format, str(Path(data.path).absolute())])
+    manifest = ImageManifest(config.data.media_cache, [data.format, str(Path(data.path).absolute())])
     samples, report = read_samples(data.format, data.path, options=options)
     task = data.benchmark.name
     if data.format == "mig_bench" and task != "mig_bench":
@@ -181,39 +181,41 @@ def _load(data: _DataSet, wording: _Wording) -> TaskQuestions:
     asked = _asked(samples, wording, task, unusable)
     if not asked and not unusable.found:
         raise BenchmarkError(f"{data.name}: {data.path} holds no question\n{report.text()}")
-    questions, images = _usable(asked, config, unusable)
+    requests, images = _usable(asked, config, unusable)
     manifest.keep(image for one in asked for image in one.sample.images)
     findings = unusable.findings()
-    if findings and (is_strict or not questions):
-        advice = "repair them" if not questions else "repair them, or set data.on_bad_sample=skip to go on without them"
+    if findings and (is_strict or not requests):
+        advice = "repair them" if not requests else "repair them, or set data.on_bad_sample=skip to go on without them"
         raise BenchmarkError(short_report(f"{data.name}: questions that cannot be asked", findings, advice))
     check_skipped(data.name, findings, len(samples), config.data.max_skipped_frac)
-    _check_images(data.name, questions, config)
-    return TaskQuestions(
+    _check_images(data.name, requests, config)
+    return TaskRequests(
         name=data.name,
         benchmark=data.benchmark,
-        questions=questions,
+        requests=requests,
         sampling=_sampling(family, wording),
         skipped={**report.counts(), **{finding.reason: finding.count for finding in findings}},
         images=images,
     )
 
 
-def _asked(samples: Sequence[Sample], wording: _Wording, task: str, unusable: Tally) -> list[Question]:
+def _asked(samples: Sequence[Sample], wording: _Wording, task: str, unusable: Tally) -> list[BenchmarkRequest]:
     """The samples' questions, but for those with a broken image that would be drawn into another."""
     family = FAMILIES[_family_name(task)]
-    questions: list[Question] = []
+    requests: list[BenchmarkRequest] = []
     for sample in samples:
         try:
-            questions += family.ask(sample, wording, task)
+            requests += family.ask(sample, wording, task)
         except ImageError as error:
             unusable.add("image", f"{error}")
-    return questions
+    return requests
 
 
-def _usable(asked: Sequence[Question], config: Config, unusable: Tally) -> tuple[tuple[Question, ...], ImageCounts]:
+def _usable(
+    asked: Sequence[BenchmarkRequest], config: Config, unusable: Tally
+) -> tuple[tuple[BenchmarkRequest, ...], ImageCounts]:
     """Questions whose images and words our engines can take; a sample that loses one question loses all."""
-    broken, images = look_at_pages((image for one in asked for image in one.sample.images), config.data.page_rules)
+    broken, images = look_at_images((image for one in asked for image in one.sample.images), config.data.image_rules)
     lost: dict[str, tuple[str, str]] = {}
     for one in asked:
         image = next((broken[image] for image in one.sample.images if image in broken), "")
@@ -241,8 +243,8 @@ def _sampling(family: _Family, wording: _Wording) -> SamplingConfig:
     )
 
 
-def _check_images(name: str, questions: Sequence[Question], config: Config) -> None:
-    most = max(questions, key=lambda one: len(one.prompt.images))
+def _check_images(name: str, requests: Sequence[BenchmarkRequest], config: Config) -> None:
+    most = max(requests, key=lambda one: len(one.prompt.images))
     if len(most.prompt.images) > config.data.max_images and not config.eval.endpoint.url:
         raise BenchmarkError(
             f"{name}: question {most.prompt.prompt_id!r} shows {len(most.prompt.images)} images, the engine is set up "
@@ -272,11 +274,11 @@ def _find_evisrag(benchmark: Benchmark, config: Config) -> list[_DataSet]:
     return [_DataSet(name=benchmark.name, benchmark=benchmark, format="evisrag", path=path)]
 
 
-def _ask_evisrag(sample: Sample, wording: _Wording, task: str) -> Iterator[Question]:
-    shown = dataclasses.replace(sample, images=sample.images[:_TOP_PAGES], task=task)
+def _ask_evisrag(sample: Sample, wording: _Wording, task: str) -> Iterator[BenchmarkRequest]:
+    shown = dataclasses.replace(sample, images=sample.images[:_TOP_IMAGES], task=task)
     parts = wording.evidence_parts(shown)
     prompt = user_prompt(sample.sample_id, parts, system=wording.config.prompt.system)
-    yield Question(prompt=prompt, sample=shown)
+    yield BenchmarkRequest(prompt=prompt, sample=shown)
 
 
 def _find_milebench(benchmark: Benchmark, config: Config) -> list[_DataSet]:
@@ -296,7 +298,7 @@ def _num_canvases(task: str, config: Config) -> int:
     return int(variant[1]) if variant else config.eval.max_canvases
 
 
-def _ask_milebench(sample: Sample, wording: _Wording, task: str) -> Iterator[Question]:
+def _ask_milebench(sample: Sample, wording: _Wording, task: str) -> Iterator[BenchmarkRequest]:
     canvases = _num_canvases(task, wording.config)
     images = sample.images
     if canvases:
@@ -305,7 +307,7 @@ def _ask_milebench(sample: Sample, wording: _Wording, task: str) -> Iterator[Que
             images,
             canvases,
             wording.canvases / sample.metadata["dataset"] / f"combined_{canvases}_images",
-            wording.config.data.page_rules,
+            wording.config.data.image_rules,
         )
     built = milebench_prompt(
         dataset=sample.metadata["dataset"],
@@ -324,7 +326,7 @@ def _ask_milebench(sample: Sample, wording: _Wording, task: str) -> Iterator[Que
         text = built.prompt.removeprefix(f"{IMAGE_HERE}\n")
         parts = wording.evidence_parts(dataclasses.replace(sample, question=text, images=images, choices=()))
     prompt = user_prompt(sample.sample_id, parts, system=wording.config.prompt.system)
-    yield Question(prompt=prompt, sample=dataclasses.replace(sample, task=task))
+    yield BenchmarkRequest(prompt=prompt, sample=dataclasses.replace(sample, task=task))
 
 
 def _placed(prompt: str, images: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
@@ -374,7 +376,7 @@ def _find_haystacks(benchmark: Benchmark, config: Config) -> list[_DataSet]:
     ]
 
 
-def _ask_haystack(sample: Sample, wording: _Wording, task: str) -> Iterator[Question]:
+def _ask_haystack(sample: Sample, wording: _Wording, task: str) -> Iterator[BenchmarkRequest]:
     needles = [sample.images[index] for index in sample.positive_images]
     others = [image for index, image in enumerate(sample.images) if index not in set(sample.positive_images)]
     heaps: dict[str, tuple[ImageRef, ...]] = {}
@@ -391,7 +393,7 @@ def _ask_haystack(sample: Sample, wording: _Wording, task: str) -> Iterator[Ques
         parts: tuple[str | ImageRef, ...] = (*heap, haystack_text(sample.question))
         if not wording.is_official:
             parts = wording.evidence_parts(shown)
-        yield Question(
+        yield BenchmarkRequest(
             prompt=user_prompt(prompt_id, parts, system=wording.config.prompt.system),
             sample=shown,
             needle_position=positions[0] if task == _POSITIONAL else -1,
@@ -403,12 +405,14 @@ def _find_mig_bench(benchmark: Benchmark, config: Config) -> list[_DataSet]:
     return [_DataSet(name=benchmark.name, benchmark=benchmark, format="mig_bench", path=path)]
 
 
-def _ask_mig_bench(sample: Sample, wording: _Wording, task: str) -> Iterator[Question]:
+def _ask_mig_bench(sample: Sample, wording: _Wording, task: str) -> Iterator[BenchmarkRequest]:
     text = grounding_text(sample.question)
     parts: tuple[str | ImageRef, ...] = (*sample.images, text)
     if not wording.is_official:
         parts = wording.evidence_parts(dataclasses.replace(sample, question=text))
-    yield Question(prompt=user_prompt(sample.sample_id, parts, system=wording.config.prompt.system), sample=sample)
+    yield BenchmarkRequest(
+        prompt=user_prompt(sample.sample_id, parts, system=wording.config.prompt.system), sample=sample
+    )
 
 
 FAMILIES: Mapping[str, _Family] = {

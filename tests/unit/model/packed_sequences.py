@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rsgrpo.model.attention.tiled_plan import tiled_plan
-from rsgrpo.model.micro_batches import Piece, lay_out
+from rsgrpo.model.micro_batches import Segment, pack
 from rsgrpo.model.policy_model import MicroBatch
 from rsgrpo.types import CreditedRollout
 
@@ -22,28 +22,30 @@ def micro_batch(
     reference_logprobs: Tensor | None = None,
     kl_weights: Sequence[float] | None = None,
 ) -> MicroBatch:
-    """A row of one prompt token and these responses, in float64; ``kl_weights``: one a response."""
+    """A sequence of one prompt token and these responses, in float64; ``kl_weights``: one a response."""
     lengths = [one.scored.num_tokens for one in rollouts]
-    piece = Piece(group=0, responses=tuple(range(len(lengths))), num_prompt_tokens=1, response_lengths=tuple(lengths))
-    row = lay_out([piece])
-    positive, negative = (
+    segment = Segment(
+        group=0, responses=tuple(range(len(lengths))), num_prompt_tokens=1, response_lengths=tuple(lengths)
+    )
+    packed = pack([segment])
+    positive_weights, negative_weights = (
         torch.from_numpy(np.concatenate(streams)).double()
-        for streams in ([one.positive for one in rollouts], [one.negative for one in rollouts])
+        for streams in ([one.positive_weights for one in rollouts], [one.negative_weights for one in rollouts])
     )
     empty = torch.zeros(0, dtype=torch.int64)
     return MicroBatch(
-        row=row,
+        packed=packed,
         token_ids=empty,
         positions=empty,
-        plan=tiled_plan(row, device=torch.device("cpu")),
+        plan=tiled_plan(packed, device=torch.device("cpu")),
         image_positions=empty,
         image_features=empty,
         pixel_values=None,
         image_grid_thw=None,
         predictors=empty,
         targets=empty,
-        positive=positive,
-        negative=negative,
+        positive_weights=positive_weights,
+        negative_weights=negative_weights,
         rollout_logprobs=rollout_logprobs,
         old_logprobs=old_logprobs,
         reference_logprobs=reference_logprobs,
