@@ -141,7 +141,7 @@ def build_groups(table: TokenTable, responses: list[IntArray]) -> list[RolloutGr
                 rollouts=tuple(
                     Rollout(
                         sample_id=sample_id,
-                        rollout_index=index,
+                        response_index=index,
                         token_ids=ids,
                         logprobs=np.zeros(len(ids), dtype=np.float32),
                         text=text,

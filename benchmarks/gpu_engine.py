@@ -43,7 +43,7 @@ def _training_group(group: RolloutGroup) -> TrainingGroup:
         prompt_token_ids=None,
         responses=tuple(
             TrainingResponse(
-                response_index=one.rollout_index,
+                response_index=one.response_index,
                 token_ids=one.token_ids,
                 positive_weights=np.zeros(len(one.token_ids), dtype=np.float32),
                 negative_weights=np.zeros(len(one.token_ids), dtype=np.float32),

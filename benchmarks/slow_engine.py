@@ -95,7 +95,7 @@ def answer(request: RolloutRequest) -> RolloutGroup:
     rollouts = tuple(
         Rollout(
             sample_id=request.sample_id,
-            rollout_index=index,
+            response_index=index,
             token_ids=np.zeros(length, dtype=np.int32),
             logprobs=np.zeros(length, dtype=np.float32),
             text="",

@@ -2,7 +2,7 @@
 
 One step, every arrow a typed record of ``rsgrpo.types``:
 
-    questions ──engines.stream──► RolloutGroup ──scoring.add──► ScoredGroup ──select──► kept
+    prompts ───engines.stream───► RolloutGroup ──scoring.add──► ScoredGroup ──select──► kept
          ▲                                                                                  │
     new weights ◄──engines.update_weights── policy.update(P, Q) ◄──credit_groups── CreditedGroup
 
@@ -54,6 +54,7 @@ from rsgrpo.trainer.policy import Policy
 from rsgrpo.types import (
     CreditedGroup,
     PromptedSample,
+    ResponseKey,
     ResponseStats,
     ScoredGroup,
     TrainingGroup,
@@ -107,10 +108,7 @@ class RsGrpoState:
 
         def found(scored: ScoredGroup) -> ScoredGroup:
             own = by_id.get(scored.sample_id)
-            if own is None:
-                return scored
-            group = dataclasses.replace(scored.group, sample=own.sample, prompt=own.prompt)
-            return dataclasses.replace(scored, group=group)
+            return scored if own is None else dataclasses.replace(scored, sample=own.sample, prompt=own.prompt)
 
         self.leftover = [found(group) for group in self.leftover]
         if self.prefetched is not None:
@@ -128,36 +126,34 @@ class StepReport:
     credited: Sequence[CreditedGroup]
 
 
-OldLogprobs = Mapping[tuple[str, int], ResponseStats]
+OldLogprobs = Mapping[ResponseKey, ResponseStats]
 
 
 def training_groups(
-    credited: Sequence[CreditedGroup], old: OldLogprobs, kl_weights: Mapping[tuple[str, int], float] | None = None
+    credited: Sequence[CreditedGroup], old: OldLogprobs, kl_weights: Mapping[ResponseKey, float] | None = None
 ) -> list[TrainingGroup]:
     """What the policy workers need of credited groups.
 
     Args:
         credited: ids, the token weights, the engine's log-probabilities.
-        old: pi_old by (sample id, response index); empty where it is the update's own forward pass.
+        old: pi_old by :attr:`Rollout.key`; empty where it is the update's own forward pass.
         kl_weights: what a token weighs in the KL term, by the same key; None: there is no such term.
     """
     return [
         TrainingGroup(
-            sample_id=group.scored.sample_id,
-            prompt=group.scored.group.prompt,
-            prompt_token_ids=group.scored.group.prompt_token_ids,
+            sample_id=group.sample_id,
+            prompt=group.prompt,
+            prompt_token_ids=group.prompt_token_ids,
             responses=tuple(
                 TrainingResponse(
-                    response_index=one.scored.rollout.rollout_index,
-                    token_ids=one.scored.rollout.token_ids,
+                    response_index=one.rollout.response_index,
+                    token_ids=one.rollout.token_ids,
                     positive_weights=one.positive_weights,
                     negative_weights=one.negative_weights,
-                    rollout_logprobs=one.scored.rollout.logprobs,
-                    old_logprobs=old[key].logprobs
-                    if (key := (group.scored.sample_id, one.scored.rollout.rollout_index)) in old
-                    else None,
-                    kl_weight=0.0 if kl_weights is None else kl_weights[key],
-                    temperature=one.scored.rollout.temperature,
+                    rollout_logprobs=one.rollout.logprobs,
+                    old_logprobs=old[one.key].logprobs if one.key in old else None,
+                    kl_weight=0.0 if kl_weights is None else kl_weights[one.key],
+                    temperature=one.rollout.temperature,
                 )
                 for one in group.rollouts
             ),
@@ -173,7 +169,7 @@ def _request_size(missing: int, acceptance_rate: float, *, most: int) -> int:
 
 def sampled_version(group: ScoredGroup) -> int:
     """The version of the weights that sampled a group: its oldest rollout's stamp."""
-    return min(rollout.policy_version for rollout in group.group.rollouts)
+    return min(one.rollout.policy_version for one in group.rollouts)
 
 
 def check_staleness(groups: Sequence[ScoredGroup], *, trained_version: int, max_age: int) -> None:
@@ -333,13 +329,13 @@ class RsGrpo:
             return self.state.kl_coefficient
         return self.loss.kl.coefficient
 
-    def _kl_weights(self, groups: Sequence[ScoredGroup]) -> dict[tuple[str, int], float] | None:
+    def _kl_weights(self, groups: Sequence[ScoredGroup]) -> dict[ResponseKey, float] | None:
         """What a token of each response weighs in the KL term; None without one: no pass through the reference."""
         if not self.loss.kl.coefficient:
             return None
         coefficient = self._kl_coefficient()
         shares = response_weights(groups, self.config.rl.credit)
-        return {place: coefficient * share for place, share in shares.items()}
+        return {key: coefficient * share for key, share in shares.items()}
 
     def _updates(self, kept: Sequence[ScoredGroup], clock: Stopwatch) -> list[Sequence[ScoredGroup]]:
         """The batch, cut into its optimizer steps; pi_old is computed once where there are several."""
@@ -350,7 +346,7 @@ class RsGrpo:
             with clock.phase("old_logprobs"):
                 unweighted = credit_groups(kept, self.weights, settings.credit)
                 scored = self.policy.score(training_groups(unweighted, {}))
-            self._old = {(one.sample_id, one.response_index): one for one in scored}
+            self._old = {one.key: one for one in scored}
         size = max(1, math.ceil(len(kept) / settings.updates_per_batch))
         return [kept[start : start + size] for start in range(0, len(kept), size)]
 

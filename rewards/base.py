@@ -43,7 +43,7 @@ class RewardCall:
         token_ids: [R] int32, as sampled.
         finish_reason: ``stop`` or ``length``.
         num_tokens: R, end of sequence included.
-        rollout_index: which sibling.
+        response_index: which sibling.
         image_sizes: gives width and height at which the model saw the sample's image of a 0-based index; None where
             no model is known. Rewards ask :meth:`seen_size`.
     """
@@ -54,7 +54,7 @@ class RewardCall:
     token_ids: IntArray
     finish_reason: str
     num_tokens: int
-    rollout_index: int
+    response_index: int
     image_sizes: Callable[[int], tuple[int, int]] | None = None
 
     def seen_size(self, image_index: int) -> tuple[int, int]:

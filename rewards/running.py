@@ -72,7 +72,7 @@ def _place(reward: LoadedReward, argument: RewardCall | list[RewardCall]) -> str
         call, where = argument[0], f"on {len(argument)} calls, of which the first is"
     return (
         f"reward {reward.name!r} ({reward.config.function}) {where} sample {call.sample.sample_id!r} "
-        f"rollout {call.rollout_index}"
+        f"rollout {call.response_index}"
     )
 
 

@@ -89,7 +89,7 @@ class Scorer:
             token_ids=np.zeros(0, dtype=np.int32),
             finish_reason="stop",
             num_tokens=0,
-            rollout_index=0,
+            response_index=0,
             image_sizes=self._image_sizes(sample),
         )
 

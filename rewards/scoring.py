@@ -76,7 +76,7 @@ class Scoring:
                 token_ids=rollout.token_ids,
                 finish_reason=rollout.finish_reason,
                 num_tokens=len(rollout.token_ids),
-                rollout_index=rollout.rollout_index,
+                response_index=rollout.response_index,
                 image_sizes=image_sizes,
             )
             self._calls.append(call)
@@ -113,7 +113,7 @@ class Scoring:
                 ]
                 rollouts.append(ScoredRollout(rollout=rollout, rewards=tuple(rewards)))
                 row += 1
-            scored.append(ScoredGroup(group=group, rollouts=tuple(rollouts)))
+            scored.append(group.with_rollouts(rollouts))
         return scored
 
     def close(self) -> None:
@@ -198,5 +198,5 @@ def _number(reward: LoadedReward, call: RewardCall, value: Any) -> float | None:
 def _refusal(reward: LoadedReward, call: RewardCall, returned: Any, wanted: str) -> RewardError:
     return RewardError(
         f"reward {reward.name!r} ({reward.config.function}) returned {returned!r} ({type(returned).__name__}) for "
-        f"sample {call.sample.sample_id!r} rollout {call.rollout_index}; it must return {wanted}"
+        f"sample {call.sample.sample_id!r} rollout {call.response_index}; it must return {wanted}"
     )

@@ -26,7 +26,7 @@ def rollout_of(request: RolloutRequest, completion: Any, table: TokenTable) -> R
     text, starts = table.decode(ids)
     return Rollout(
         sample_id=request.sample_id,
-        rollout_index=completion.index,
+        response_index=completion.index,
         token_ids=ids,
         logprobs=sampled_logprobs(completion.logprobs),
         text=text,

@@ -7,14 +7,15 @@ numpy (they travel through Ray without a copy) and follow two conventions everyw
   token included; the shift between a position and the token it predicts lives in ``logprobs.py`` only;
 * spans are half-open, ``[start, stop)``.
 
-    Sample -> RolloutGroup -> ScoredGroup -> CreditedGroup -> TrainingGroup -> UpdateResult
-     data       rollout        rewards       advantages       recipe            policy worker
+    Sample -> Group[Rollout] -> Group[ScoredRollout] -> Group[CreditedRollout] -> TrainingGroup -> UpdateResult
+     data      rollout           rewards                 algorithm                 recipe           trainer
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,12 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
+
+ResponseKey = tuple[str, int]
+"""Sample id and ``response_index``: what a response is found by, wherever it went."""
+
+RewardKey = tuple[str, int]
+"""A reward's name and 0-based image, -1 where it is not given image by image: what siblings are compared by."""
 
 SECTION_TAGS = ("observe", "evidence", "think", "answer")
 """The four sections of an EVisRAG response, in the order in which they must stand."""
@@ -153,7 +160,7 @@ class Rollout:
 
     Attributes:
         sample_id: the question it answers.
-        rollout_index: 0 … n-1 inside its group.
+        response_index: 0 … n-1 inside its group.
         token_ids: [R] int32, sampled ids, end-of-sequence included if it was sampled.
         logprobs: [R] float32, natural log, the engine's own at the sampling temperature.
         text: the ids' bytes as text; special tokens add nothing.
@@ -168,7 +175,7 @@ class Rollout:
     """
 
     sample_id: str
-    rollout_index: int
+    response_index: int
     token_ids: IntArray
     logprobs: FloatArray
     text: str
@@ -177,6 +184,11 @@ class Rollout:
     policy_version: int
     temperature: float = 1.0
     token_versions: IntArray | None = None
+
+    @property
+    def key(self) -> ResponseKey:
+        """What the response is found by."""
+        return (self.sample_id, self.response_index)
 
     def is_of_version(self, version: int) -> BoolArray:
         """[R] bool, which tokens the weights of that version sampled."""
@@ -189,23 +201,6 @@ class Rollout:
         """Version stamp of the weights that sampled its last token."""
         versions = self.token_versions
         return self.policy_version if versions is None or not len(versions) else int(versions[-1])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class RolloutGroup:
-    """The n rollouts of one sample, with the prompt ids that the engine really used.
-
-    Attributes:
-        sample: the question.
-        prompt: the prompt as sent.
-        prompt_token_ids: [P] int32, image placeholders expanded to one id per image token.
-        rollouts: the siblings, by ``rollout_index``.
-    """
-
-    sample: Sample
-    prompt: ChatPrompt
-    prompt_token_ids: IntArray
-    rollouts: tuple[Rollout, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,7 +234,7 @@ class ScopedReward:
     image_index: int = -1
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> RewardKey:
         """What siblings are compared by."""
         return (self.name, self.image_index)
 
@@ -252,48 +247,85 @@ class ScoredRollout:
     rewards: tuple[ScopedReward, ...]
 
     @property
+    def key(self) -> ResponseKey:
+        """What the response is found by."""
+        return self.rollout.key
+
+    @property
     def num_tokens(self) -> int:
         """Length of the response in tokens."""
         return len(self.rollout.token_ids)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ScoredGroup:
-    """A group after scoring; every sibling carries the same reward keys in the same order."""
-
-    group: RolloutGroup
-    rollouts: tuple[ScoredRollout, ...]
-
-    @property
-    def sample_id(self) -> str:
-        """The question's id."""
-        return self.group.sample.sample_id
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CreditedRollout:
-    """A rollout with the positive and negative token weights that the loss needs, and what they came from.
+    """A rollout with the token weights of the loss, and what they came from.
 
     Attributes:
-        scored: the rollout and its rewards.
-        advantages: A_ik, one number for each entry of ``scored.rewards`` (0.0 where it gives none); with
-            ``scoping: whole`` every reward with a weight carries that of the weighted sum.
-        positive_weights: [R] float32, P_t of rs_grpo: the sum of w_k M A+ / (W N_k) over rewards.
+        rollout: as sampled.
+        rewards: what its rewards said.
+        advantages: A_ik, one number for each entry of ``rewards`` (0.0 where it gives none); with ``scoping: whole``
+            every reward with a weight carries that of the weighted sum.
+        positive_weights: [R] float32, P_t: the sum of w_k M A+ / (W N_k) over rewards (docs/concepts.md).
         negative_weights: [R] float32, Q_t: likewise of A-.
     """
 
-    scored: ScoredRollout
+    rollout: Rollout
+    rewards: tuple[ScopedReward, ...]
     advantages: tuple[float, ...]
     positive_weights: FloatArray
     negative_weights: FloatArray
 
+    @property
+    def key(self) -> ResponseKey:
+        """What the response is found by."""
+        return self.rollout.key
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the response in tokens."""
+        return len(self.rollout.token_ids)
+
+
+RolloutT = TypeVar("RolloutT", Rollout, ScoredRollout, CreditedRollout)
+OtherT = TypeVar("OtherT", Rollout, ScoredRollout, CreditedRollout)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class CreditedGroup:
-    """A group with credit for every token."""
+class Group(Generic[RolloutT]):
+    """One prompt and its rollouts: as sampled (``RolloutGroup``), scored (``ScoredGroup``) or with credit.
 
-    scored: ScoredGroup
-    rollouts: tuple[CreditedRollout, ...]
+    Attributes:
+        sample: what was asked.
+        prompt: as sent.
+        prompt_token_ids: [P] int32, the ids that the engine used; an image's placeholder is expanded to its tokens.
+        rollouts: the siblings, by ``response_index``; scored ones all carry the same reward keys in the same order.
+    """
+
+    sample: Sample
+    prompt: ChatPrompt
+    prompt_token_ids: IntArray
+    rollouts: tuple[RolloutT, ...]
+
+    @property
+    def sample_id(self) -> str:
+        """What groups go by."""
+        return self.sample.sample_id
+
+    def with_rollouts(self, rollouts: Iterable[OtherT]) -> Group[OtherT]:
+        """The same prompt with other rollouts, such as scored ones.
+
+        Args:
+            rollouts: in the order of the present ones.
+        """
+        return Group(
+            sample=self.sample, prompt=self.prompt, prompt_token_ids=self.prompt_token_ids, rollouts=tuple(rollouts)
+        )
+
+
+RolloutGroup = Group[Rollout]
+ScoredGroup = Group[ScoredRollout]
+CreditedGroup = Group[CreditedRollout]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -346,6 +378,11 @@ class TrainingGroup:
     prompt_token_ids: IntArray | None
     responses: tuple[TrainingResponse, ...]
 
+    @property
+    def keys(self) -> tuple[ResponseKey, ...]:
+        """Of its responses, in order."""
+        return tuple((self.sample_id, one.response_index) for one in self.responses)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ResponseStats:
@@ -362,6 +399,11 @@ class ResponseStats:
     response_index: int
     logprobs: FloatArray
     entropy: FloatArray
+
+    @property
+    def key(self) -> ResponseKey:
+        """What the response is found by."""
+        return (self.sample_id, self.response_index)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

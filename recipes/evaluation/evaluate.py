@@ -206,7 +206,7 @@ def _looked_at(group: RolloutGroup) -> TrainingGroup:
         prompt_token_ids=group.prompt_token_ids,
         responses=(
             TrainingResponse(
-                response_index=rollout.rollout_index,
+                response_index=rollout.response_index,
                 token_ids=rollout.token_ids,
                 positive_weights=nothing,
                 negative_weights=nothing,

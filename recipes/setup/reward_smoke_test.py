@@ -68,7 +68,7 @@ def _answered(question: PromptedSample, tokenizer: PreTrainedTokenizerBase, tabl
     text, starts = table.decode(ids)
     rollout = Rollout(
         sample_id=sample.sample_id,
-        rollout_index=0,
+        response_index=0,
         token_ids=np.array(ids, dtype=np.int32),
         logprobs=np.zeros(len(ids), dtype=np.float32),
         text=text,

@@ -158,7 +158,7 @@ def _call(case: Case, text: str) -> RewardCall:
         token_ids=np.zeros(num_tokens, dtype=np.int32),
         finish_reason="length" if is_cut and text else "stop",
         num_tokens=num_tokens,
-        rollout_index=0,
+        response_index=0,
         image_sizes=lambda _: _IMAGE_SIZE,
     )
 

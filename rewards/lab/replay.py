@@ -79,13 +79,13 @@ class RolloutChange:
     """One response.
 
     Attributes:
-        rollout_index: which sibling.
+        response_index: which sibling.
         total_before: sum of w_k A_ik over the sum of w_k, with the run's weights.
         total_after: likewise, now.
         values: every reward's, those of the run first.
     """
 
-    rollout_index: int
+    response_index: int
     total_before: float
     total_after: float
     values: tuple[ValueChange, ...]
@@ -239,7 +239,7 @@ def _rollout(sample_id: str, recorded: RecordedRollout) -> Rollout:
     token_ids = recorded.token_ids or (-1,) * num_tokens
     return Rollout(
         sample_id=sample_id,
-        rollout_index=recorded.rollout_index,
+        response_index=recorded.response_index,
         token_ids=np.array(token_ids, dtype=np.int32),
         logprobs=np.zeros(num_tokens, dtype=np.float32),
         text=recorded.text,
@@ -269,7 +269,7 @@ def _rollout_change(
     old: RecordedRollout, new: CreditedRollout, weights_before: Mapping[str, float], weights_after: Mapping[str, float]
 ) -> RolloutChange:
     before = {(one.name, one.image_index): (one.value, one.advantage, one.spans) for one in old.rewards}
-    pairs = zip(new.scored.rewards, new.advantages, strict=True)
+    pairs = zip(new.rewards, new.advantages, strict=True)
     after = {reward.key: (reward.value, advantage, reward.spans) for reward, advantage in pairs}
     values = []
     for key in dict.fromkeys((*before, *after)):
@@ -290,7 +290,7 @@ def _rollout_change(
             )
         )
     return RolloutChange(
-        rollout_index=old.rollout_index,
+        response_index=old.response_index,
         total_before=_total(weights_before, [(one.name, one.advantage_before) for one in values]),
         total_after=_total(weights_after, [(one.name, one.advantage_after) for one in values]),
         values=tuple(values),

@@ -69,7 +69,7 @@ def _group_lines(group: GroupChange) -> list[str]:
 
 def _rollout_line(rollout: RolloutChange) -> str:
     total = (
-        f"  response {rollout.rollout_index}: total {_signed(rollout.total_before)} -> {_signed(rollout.total_after)}"
+        f"  response {rollout.response_index}: total {_signed(rollout.total_before)} -> {_signed(rollout.total_after)}"
     )
     values = ", ".join(_value_text(value) for value in rollout.values if value.is_changed)
     return total + ("  FLIP" if rollout.is_flip else "") + (f"  {values}" if values else "")

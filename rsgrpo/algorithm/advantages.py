@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from rsgrpo.algorithm.aggregation import token_weights
 from rsgrpo.algorithm.credit_table import TOTAL, CreditTable, Matrix, credit_table, whole_view
 from rsgrpo.config import CreditConfig
-from rsgrpo.types import CreditedGroup, CreditedRollout, ScoredGroup, TokenSpan
+from rsgrpo.types import CreditedGroup, CreditedRollout, ResponseKey, RewardKey, ScoredGroup, TokenSpan
 
 FLAT_SPREAD = 1.0e-6
 """Values of a group that lie closer together than this, relative to their size, are equal: the difference is
 rounding, which must never become a gradient. Sizes below 1 count as 1, or the rounding left over around zero
 (0.1 + 0.2 - 0.3 = 6e-17) would pass for a difference."""
 
-Partition = Sequence[Sequence[tuple[str, int]]]
+Partition = Sequence[Sequence[ResponseKey]]
 """Micro-batches as the public implementation cuts them: (sample id, rollout index)."""
 
 
@@ -111,14 +111,14 @@ def _reference_advantages(values: Matrix, epsilon: float) -> Matrix:
 
 def _advantages(tables: Sequence[CreditTable], config: CreditConfig) -> list[Matrix]:
     """A of every group, [n, K]; 0 where a sibling lacks the scope."""
-    pooled: dict[tuple[str, int], list[Matrix]] = defaultdict(list)
+    pooled: dict[RewardKey, list[Matrix]] = defaultdict(list)
     if config.scale == "batch_std" or config.baseline == "batch_mean":
         for table in tables:
             for column, key in enumerate(table.keys):
                 values = table.values[:, column]
                 pooled[key].append(values[~np.isnan(values)])
-    stds: dict[tuple[str, int], float] = {}
-    means: dict[tuple[str, int], float] = {}
+    stds: dict[RewardKey, float] = {}
+    means: dict[RewardKey, float] = {}
     for key, parts in pooled.items():
         values = np.concatenate(parts)
         stds[key] = float(values.std(ddof=1)) if len(values) > 1 else 1.0
@@ -167,11 +167,7 @@ def _reference_normalisers(
     whose pushes cancel is not counted although it has a gradient, as in the public code (its defect D2). Where
     it divides 0 by 0 (K_m = 0, defect D3) the credit here is 0.
     """
-    place = {
-        (group.sample_id, one.rollout.rollout_index): (index, row)
-        for index, group in enumerate(groups)
-        for row, one in enumerate(group.rollouts)
-    }
+    place = {one.key: (index, row) for index, group in enumerate(groups) for row, one in enumerate(group.rollouts)}
     batches: Partition = [list(place)] if micro_batches is None else micro_batches
     named = [member for batch in batches for member in batch]
     if sorted(named) != sorted(place) or len(place) != sum(len(group.rollouts) for group in groups):
@@ -241,17 +237,15 @@ def credit_groups(
 
 def _of_every_reward(group: ScoredGroup, view: CreditedGroup, weights: Mapping[str, float]) -> CreditedGroup:
     """Credit of the weighted sum, under the rewards that it was made of."""
-    return CreditedGroup(
-        scored=group,
-        rollouts=tuple(
-            CreditedRollout(
-                scored=scored,
-                advantages=tuple(one.advantages[0] if weights[reward.name] else 0.0 for reward in scored.rewards),
-                positive_weights=one.positive_weights,
-                negative_weights=one.negative_weights,
-            )
-            for scored, one in zip(group.rollouts, view.rollouts, strict=True)
-        ),
+    return group.with_rollouts(
+        CreditedRollout(
+            rollout=scored.rollout,
+            rewards=scored.rewards,
+            advantages=tuple(one.advantages[0] if weights[reward.name] else 0.0 for reward in scored.rewards),
+            positive_weights=one.positive_weights,
+            negative_weights=one.negative_weights,
+        )
+        for scored, one in zip(group.rollouts, view.rollouts, strict=True)
     )
 
 
@@ -285,13 +279,14 @@ def _credit(
             )
             rollouts.append(
                 CreditedRollout(
-                    scored=rollout,
+                    rollout=rollout.rollout,
+                    rewards=rollout.rewards,
                     advantages=tuple(values[row]),
                     positive_weights=positive_weights,
                     negative_weights=negative_weights,
                 )
             )
-        credited.append(CreditedGroup(scored=group, rollouts=tuple(rollouts)))
+        credited.append(group.with_rollouts(rollouts))
     return credited
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from rsgrpo.algorithm.credit_table import CreditTable, Matrix, credit_table, whole_responses
 from rsgrpo.config import CreditConfig
-from rsgrpo.types import ScoredGroup
+from rsgrpo.types import ResponseKey, ScoredGroup
 
 
 def token_weights(tables: Sequence[CreditTable], config: CreditConfig) -> list[Matrix]:
@@ -63,7 +63,7 @@ def token_weights(tables: Sequence[CreditTable], config: CreditConfig) -> list[M
     return weights
 
 
-def response_weights(groups: Sequence[ScoredGroup], config: CreditConfig) -> dict[tuple[str, int], float]:
+def response_weights(groups: Sequence[ScoredGroup], config: CreditConfig) -> dict[ResponseKey, float]:
     """What one token of each response weighs in a term over whole responses, such as the KL term.
 
     Args:
@@ -71,7 +71,7 @@ def response_weights(groups: Sequence[ScoredGroup], config: CreditConfig) -> dic
         config: aggregation and ``constant_tokens``.
 
     Returns:
-        By (sample id, rollout index).
+        By :attr:`Rollout.key`.
 
     Example:
         Responses of 2 and 3 tokens: 1/5 each for a token mean; 1/4 and 1/6 for ``sequence_mean``.
@@ -79,7 +79,7 @@ def response_weights(groups: Sequence[ScoredGroup], config: CreditConfig) -> dic
     views = [whole_responses(group, [0.0] * len(group.rollouts)) for group in groups]  # any value: all of them count
     matrices = token_weights([credit_table(view) for view in views], config)
     return {
-        (group.sample_id, one.rollout.rollout_index): float(weight)
+        one.key: float(weight)
         for group, matrix in zip(groups, matrices, strict=True)
         for one, weight in zip(group.rollouts, matrix[:, 0], strict=True)
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rsgrpo.types import ScopedReward, ScoredGroup, ScoredRollout, TokenSpan
+from rsgrpo.types import RewardKey, ScopedReward, ScoredGroup, ScoredRollout, TokenSpan
 
 TOTAL = "total"
 """Name of the one reward that :func:`whole_view` leaves."""
@@ -53,7 +53,7 @@ class CreditTable:
     """
 
     names: list[str]
-    keys: list[tuple[str, int]]
+    keys: list[RewardKey]
     values: Matrix
     spans: list[list[list[TokenSpan]]]
     num_tokens: NDArray[np.int64]
@@ -95,7 +95,7 @@ def credit_table(group: ScoredGroup) -> CreditTable:
         found = [reward.key for reward in rollout.rewards]
         if found != keys or len(set(found)) != len(found):
             raise ValueError(
-                f"sample {group.sample_id!r} rollout {rollout.rollout.rollout_index} has the rewards {found}, its "
+                f"sample {group.sample_id!r} rollout {rollout.rollout.response_index} has the rewards {found}, its "
                 f"first sibling {keys}; siblings must carry the same rewards, each once, in the same order"
             )
     shape = (len(group.rollouts), len(keys))
@@ -123,7 +123,7 @@ def _checked_spans(group: ScoredGroup, rollout: ScoredRollout, index: int) -> li
         if not 0 <= span.start <= span.stop <= rollout.num_tokens:
             raise ValueError(
                 f"reward {reward.name!r} has the span [{span.start}, {span.stop}) in sample {group.sample_id!r} "
-                f"rollout {rollout.rollout.rollout_index}, whose response has {rollout.num_tokens} tokens; "
+                f"rollout {rollout.rollout.response_index}, whose response has {rollout.num_tokens} tokens; "
                 "spans must lie inside the response"
             )
     return [] if reward.value is None else merged(reward.spans)
@@ -182,20 +182,17 @@ def whole_responses(group: ScoredGroup, values: Sequence[float | None]) -> Score
         group: with any rewards.
         values: one a sibling.
     """
-    return ScoredGroup(
-        group=group.group,
-        rollouts=tuple(
-            ScoredRollout(
-                rollout=one.rollout,
-                rewards=(
-                    ScopedReward(
-                        name=TOTAL,
-                        value=value,
-                        spans=(TokenSpan(start=0, stop=one.num_tokens),),
-                        scope_found=True,
-                    ),
+    return group.with_rollouts(
+        ScoredRollout(
+            rollout=one.rollout,
+            rewards=(
+                ScopedReward(
+                    name=TOTAL,
+                    value=value,
+                    spans=(TokenSpan(start=0, stop=one.num_tokens),),
+                    scope_found=True,
                 ),
-            )
-            for one, value in zip(group.rollouts, values, strict=True)
-        ),
+            ),
+        )
+        for one, value in zip(group.rollouts, values, strict=True)
     )

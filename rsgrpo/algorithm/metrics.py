@@ -17,6 +17,7 @@ from rsgrpo.types import (
     CreditedGroup,
     CreditedRollout,
     ResponseStats,
+    RewardKey,
     Rollout,
     ScopedReward,
     ScoredGroup,
@@ -122,13 +123,11 @@ def step_telemetry(
             metrics[f"scope/{name}/clip_frac"] = scope.num_clipped / max(1, scope.num_credited)
     metrics["reward/total"] = float(sum(weights[name] * metrics[f"reward/{name}/mean"] for name in scopes))
     metrics["scope/sign_conflict_frac"] = _sign_conflicts(credited)
-    lengths = [one.credited.scored.num_tokens for one in seen]
+    lengths = [one.credited.num_tokens for one in seen]
     metrics |= {
         "response/mean_tokens": _mean(lengths),
         "response/max_tokens": float(max(lengths, default=0)),
-        "response/truncated_frac": _mean(
-            [float(one.credited.scored.rollout.finish_reason == "length") for one in seen]
-        ),
+        "response/truncated_frac": _mean([float(one.credited.rollout.finish_reason == "length") for one in seen]),
     }
     return metrics | _policy_and_engine(seen, is_on_policy=is_on_policy)
 
@@ -140,23 +139,22 @@ def _seen(
     loss: LossConfig | None,
 ) -> list[_Seen]:
     """Each rollout beside its statistics."""
-    by_place = {(one.sample_id, one.response_index): one for one in responses}
-    updated_by_place = {(one.sample_id, one.response_index): one for one in updated}
+    by_key = {one.key: one for one in responses}
+    updated_by_key = {one.key: one for one in updated}
     seen: list[_Seen] = []
     for group in credited:
         for one in group.rollouts:
-            place = (group.scored.sample_id, one.scored.rollout.rollout_index)
-            stats = by_place.get(place)
-            if stats is None or len(stats.logprobs) != one.scored.num_tokens:
+            stats = by_key.get(one.key)
+            if stats is None or len(stats.logprobs) != one.num_tokens:
                 found = "nothing" if stats is None else f"{len(stats.logprobs)} tokens"
                 raise ValueError(
-                    f"the trainer reported {found} for sample {place[0]!r} rollout {place[1]}, which has "
-                    f"{one.scored.num_tokens} tokens; pass the statistics of every response that was trained on"
+                    f"the trainer reported {found} for sample {one.key[0]!r} rollout {one.key[1]}, which has "
+                    f"{one.num_tokens} tokens; pass the statistics of every response that was trained on"
                 )
             clipped: NDArray[np.int64] | None = None
             if loss is not None:
-                old = one.scored.rollout.logprobs if loss.old_logprobs == "engine" else stats.logprobs
-                clipped = _clipped_before(updated_by_place.get(place, stats).logprobs - old, loss)
+                old = one.rollout.logprobs if loss.old_logprobs == "engine" else stats.logprobs
+                clipped = _clipped_before(updated_by_key.get(one.key, stats).logprobs - old, loss)
             entropy_before = np.concatenate(([0.0], np.cumsum(stats.entropy, dtype=np.float64)))
             seen.append(_Seen(credited=one, stats=stats, entropy_before=entropy_before, clipped_before=clipped))
     return seen
@@ -175,11 +173,11 @@ def _clipped_before(log_ratio: NDArray[np.float32], loss: LossConfig) -> NDArray
 
 
 def _policy_and_engine(seen: Sequence[_Seen], *, is_on_policy: bool) -> dict[str, float]:
-    rollouts = [one.credited.scored.rollout for one in seen]
+    rollouts = [one.credited.rollout for one in seen]
     newest = max((rollout.newest_version for rollout in rollouts), default=0)
     # What older weights sampled (groups carried over, the first tokens of responses that went on under new weights) is
     # off by honest staleness, not by disagreement.
-    gap = _joined(_gap(one.credited.scored.rollout, one.stats.logprobs, newest) for one in seen)
+    gap = _joined(_gap(one.credited.rollout, one.stats.logprobs, newest) for one in seen)
     num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
     difference = -gap.astype(np.float64)
     metrics = gap_metrics(gap) if is_on_policy else {}
@@ -206,14 +204,13 @@ def gap_metrics(gap: NDArray[np.float32]) -> dict[str, float]:
 def _scope_sums(credited: Sequence[CreditedGroup], seen: Sequence[_Seen]) -> dict[str, _Scope]:
     scopes: dict[str, _Scope] = defaultdict(_Scope)
     for one in seen:
-        scored = one.credited.scored
-        for name in {reward.name for reward in scored.rewards}:
+        for name in {reward.name for reward in one.credited.rewards}:
             scopes[name].num_rollouts += 1
-        for reward, advantage in zip(scored.rewards, one.credited.advantages, strict=True):
+        for reward, advantage in zip(one.credited.rewards, one.credited.advantages, strict=True):
             _add_entry(scopes[reward.name], reward, advantage, one)
     for group in credited:
-        values: dict[tuple[str, int], list[float]] = defaultdict(list)
-        for rollout in group.scored.rollouts:
+        values: dict[RewardKey, list[float]] = defaultdict(list)
+        for rollout in group.rollouts:
             for reward in rollout.rewards:
                 if reward.value is not None:
                     values[reward.key].append(reward.value)
@@ -293,9 +290,9 @@ def policy_metrics(updates: Sequence[UpdateMetrics]) -> dict[str, float]:
     return metrics
 
 
-def newest_version(groups: Iterable[ScoredGroup]) -> int:
+def newest_version(groups: Iterable[ScoredGroup | CreditedGroup]) -> int:
     """Of the weights that sampled any of the groups; 0 for none."""
-    return max((one.newest_version for group in groups for one in group.group.rollouts), default=0)
+    return max((one.rollout.newest_version for group in groups for one in group.rollouts), default=0)
 
 
 def logprob_gap(groups: Sequence[CreditedGroup], responses: Sequence[ResponseStats], version: int) -> float | None:
@@ -309,12 +306,8 @@ def logprob_gap(groups: Sequence[CreditedGroup], responses: Sequence[ResponseSta
     Returns:
         The mean over their tokens; None where there are no such responses.
     """
-    seen = {(one.sample_id, one.response_index): one.logprobs for one in responses}
-    gaps = _joined(
-        _gap(one.scored.rollout, seen[group.scored.sample_id, one.scored.rollout.rollout_index], version)
-        for group in groups
-        for one in group.rollouts
-    )
+    seen = {one.key: one.logprobs for one in responses}
+    gaps = _joined(_gap(one.rollout, seen[one.key], version) for group in groups for one in group.rollouts)
     return _mean(np.abs(gaps)) if len(gaps) else None
 
 

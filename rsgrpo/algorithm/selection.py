@@ -11,7 +11,7 @@ import numpy as np
 from rsgrpo.algorithm.advantages import is_flat
 from rsgrpo.algorithm.credit_table import TOTAL, group_totals, whole_view
 from rsgrpo.config import FilterConfig
-from rsgrpo.types import ScoredGroup
+from rsgrpo.types import RewardKey, ScoredGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -69,8 +69,8 @@ def has_nonzero_variance(group: ScoredGroup, weights: Mapping[str, float]) -> bo
     Example:
         Accuracy 1, 1, 0 has; 1, 1, 1 has not, nor has a reward whose scope no sibling contains.
     """
-    values: dict[tuple[str, int], list[float]] = {}
-    has_tokens: dict[tuple[str, int], list[bool]] = {}
+    values: dict[RewardKey, list[float]] = {}
+    has_tokens: dict[RewardKey, list[bool]] = {}
     for rollout in group.rollouts:
         for reward in rollout.rewards:
             if reward.value is None or weights.get(reward.name, 0.0) <= 0.0:

@@ -19,7 +19,7 @@ from rsgrpo.io.atomic_files import FileError, read_json_object, shown_error, sho
 from rsgrpo.io.record_codec import RecordError, from_plain, to_plain, version_problem
 
 MANIFEST_FILE = "manifest.json"
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 """Of the form of everything in a checkpoint; 1 had no manifest, and pickles, which this release does not open."""
 
 _FILES_OF_VERSION_1 = ("driver.pkl", "policy/mp_rank_00_model_states.pt", "batch.pkl")

@@ -168,7 +168,10 @@ def _codec(kind: Any) -> _Codec:
     if kind in _SIMPLE:
         return _SIMPLE[kind]
     if dataclasses.is_dataclass(kind):
-        return _of_record(kind)
+        return _of_record(kind, {})
+    if dataclasses.is_dataclass(origin):  # a generic record with what its type variables stand for
+        parameters = getattr(origin, "__parameters__", ())
+        return _of_record(origin, dict(zip(parameters, arguments, strict=True)))
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return _of_enum(kind)
     if origin is np.ndarray:
@@ -378,8 +381,16 @@ def _of_mapping(content: Any) -> _Codec:
     return _Codec(lambda value, arrays: convert(value, arrays, 0), lambda value, arrays: convert(value, arrays, 1))
 
 
-def _of_record(kind: Any) -> _Codec:
-    hints = get_type_hints(kind)
+def _filled_in(kind: Any, types_of: Mapping[Any, Any]) -> Any:
+    """An annotation with the type variables of a generic record replaced by what they stand for."""
+    parameters = getattr(kind, "__parameters__", ())
+    if unknown := [one for one in parameters if one not in types_of]:
+        raise TypeError(f"a generic record is read and written as what it holds; {unknown[0]} stands for nothing here")
+    return kind[tuple(types_of[one] for one in parameters)] if parameters else kind
+
+
+def _of_record(kind: Any, types_of: Mapping[Any, Any]) -> _Codec:
+    hints = {name: _filled_in(hint, types_of) for name, hint in get_type_hints(kind).items()}
     fields = {one.name: one for one in dataclasses.fields(kind)}
     needed = {
         name

@@ -256,29 +256,29 @@ class _Wandb:
     def write_rollouts(
         self, step: int, credited: Sequence[CreditedGroup], read_image: Callable[[ImageRef], object] | None
     ) -> None:
-        rewards = list(dict.fromkeys(r.name for g in credited for one in g.rollouts for r in one.scored.rewards))
+        rewards = list(dict.fromkeys(r.name for g in credited for one in g.rollouts for r in one.rewards))
         # A column a page: wandb keeps an image in a cell of its own, not a list of them.
-        num_images = max(len(group.scored.group.sample.images) for group in credited)
+        num_images = max(len(group.sample.images) for group in credited)
         image_columns = [f"page_{number + 1}" for number in range(num_images)]
         columns = ["step", "sample", "question", *image_columns]
         columns += ["answers", "rollout", "response", "finish_reason", *rewards]
         table = self._module.Table(columns=columns)
         for group in credited:
-            sample = group.scored.group.sample
+            sample = group.sample
             pages = [self._image(image, read_image) for image in sample.images]
             pages += [None] * (num_images - len(pages))
             for one in group.rollouts:
-                rollout = one.scored.rollout
+                rollout = one.rollout
                 table.add_data(
                     step,
                     sample.sample_id,
                     sample.question or sample.prompt,
                     *pages,
                     json.dumps(list(sample.answers), ensure_ascii=False),
-                    rollout.rollout_index,
+                    rollout.response_index,
                     rollout.text,
                     rollout.finish_reason,
-                    *(_mean_value(one.scored.rewards, name) for name in rewards),
+                    *(_mean_value(one.rewards, name) for name in rewards),
                 )
         self._run.log({"rl/step": step, "rollouts/groups": table})
 

@@ -54,7 +54,7 @@ class RecordedRollout:
     """One response.
 
     Attributes:
-        rollout_index: which sibling.
+        response_index: which sibling.
         text: the response.
         finish_reason: ``stop`` or ``length``.
         policy_version: of the weights that wrote it.
@@ -65,7 +65,7 @@ class RecordedRollout:
         token_ids: [R] as sampled; empty in records of earlier versions.
     """
 
-    rollout_index: int
+    response_index: int
     text: str
     finish_reason: str
     policy_version: int
@@ -207,7 +207,7 @@ def _scope_tokens(credited: Sequence[CreditedGroup]) -> dict[str, int]:
     totals: dict[str, int] = {}
     for group in credited:
         for rollout in group.rollouts:
-            for reward in rollout.scored.rewards:
+            for reward in rollout.rewards:
                 length = sum(span.stop - span.start for span in reward.spans)
                 totals[reward.name] = totals.get(reward.name, 0) + length
     return totals
@@ -235,7 +235,7 @@ def _score_rows(named: Mapping[str, float]) -> list[dict[str, Any]]:
 
 def _rollout_row(rollout: Rollout) -> dict[str, Any]:
     return {
-        "rollout_index": rollout.rollout_index,
+        "response_index": rollout.response_index,
         "text": rollout.text,
         "finish_reason": rollout.finish_reason,
         "policy_version": rollout.policy_version,
@@ -245,8 +245,8 @@ def _rollout_row(rollout: Rollout) -> dict[str, Any]:
 
 
 def _credited_row(credited: CreditedRollout) -> dict[str, Any]:
-    pairs = zip(credited.scored.rewards, credited.advantages, strict=True)
-    return _rollout_row(credited.scored.rollout) | {
+    pairs = zip(credited.rewards, credited.advantages, strict=True)
+    return _rollout_row(credited.rollout) | {
         "rewards": [_reward_row(reward, advantage) for reward, advantage in pairs],
         "positive_weights": _rounded(credited.positive_weights),
         "negative_weights": _rounded(credited.negative_weights),
@@ -271,7 +271,7 @@ def _sample_row(stage: str, step: int, sample: Sample) -> dict[str, Any]:
 
 
 def _group_row(stage: str, step: int, group: CreditedGroup, scope_tokens: Mapping[str, int]) -> dict[str, Any]:
-    return _sample_row(stage, step, group.scored.group.sample) | {
+    return _sample_row(stage, step, group.sample) | {
         "scope_tokens": dict(scope_tokens),
         "rollouts": [_credited_row(rollout) for rollout in group.rollouts],
     }
@@ -307,11 +307,11 @@ def _check(group: RecordedGroup) -> None:
         starts = rollout.token_char_starts
         edges = (0, *starts, len(rollout.text))
         if tuple(sorted(edges)) != edges:
-            raise RecordError(f"the token_char_starts of rollout {rollout.rollout_index} do not follow its text")
+            raise RecordError(f"the token_char_starts of rollout {rollout.response_index} do not follow its text")
         for name in ("positive_weights", "negative_weights", "token_ids"):
             values: Sequence[float] = getattr(rollout, name)
             if values and len(values) != len(starts):
                 raise RecordError(f"{len(values)} values of {name} for {len(starts)} tokens")
         spans = [span for reward in rollout.rewards for span in reward.spans]
         if any(not 0 <= span.start <= span.stop <= len(starts) for span in spans):
-            raise RecordError(f"a span lies outside the {len(starts)} tokens of rollout {rollout.rollout_index}")
+            raise RecordError(f"a span lies outside the {len(starts)} tokens of rollout {rollout.response_index}")

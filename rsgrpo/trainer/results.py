@@ -91,8 +91,8 @@ def in_order(groups: Sequence[TrainingGroup], stats: Sequence[ResponseStats]) ->
     Raises:
         ValueError: a response stands twice in the step.
     """
-    found: dict[tuple[str, int], ResponseStats] = {(one.sample_id, one.response_index): one for one in stats}
-    keys = [(group.sample_id, response.response_index) for group in groups for response in group.responses]
+    found = {one.key: one for one in stats}
+    keys = [key for group in groups for key in group.keys]
     if len(found) != len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"sample {twice[0]!r} response {twice[1]} stands twice in one step; give every response once")

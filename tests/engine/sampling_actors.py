@@ -63,7 +63,7 @@ def _answer(request: RolloutRequest) -> RolloutGroup:
         rollouts=(
             Rollout(
                 sample_id=request.sample_id,
-                rollout_index=0,
+                response_index=0,
                 token_ids=one,
                 logprobs=np.zeros(1, dtype=np.float32),
                 text="x",

@@ -157,7 +157,7 @@ def test_reference_is_the_policy_at_first_and_never_moves_and_comes_back(
 
 
 def _by_response(world: World, count: int) -> dict[tuple[str, int], np.ndarray]:
-    return {(one.sample_id, one.response_index): one.logprobs for own in world.each(Rank.score, count) for one in own}
+    return {one.key: one.logprobs for own in world.each(Rank.score, count) for one in own}
 
 
 @pytest.mark.parametrize(

@@ -157,8 +157,8 @@ def _step(config: Config, engines: tuple[Policy, RolloutPool]) -> tuple[list[Cre
 
 def _scope_texts(tokenizer: Qwen2Tokenizer, credited: CreditedRollout, name: str, image_index: int = -1) -> list[str]:
     """What the sampled ids of a scope say, span by span."""
-    rollout = credited.scored.rollout
-    (reward,) = (one for one in credited.scored.rewards if one.key == (name, image_index))
+    rollout = credited.rollout
+    (reward,) = (one for one in credited.rewards if one.key == (name, image_index))
     return [tokenizer.decode(rollout.token_ids[span.start : span.stop]) for span in reward.spans]
 
 
@@ -179,7 +179,7 @@ def test_grounding_credits_the_tokens_of_boxes(configs, engines):
     assert 0.0 < metrics["reward/iou/mean"] < 1.0
     num_boxes = 0
     for credited in _rollouts(groups):
-        rollout = credited.scored.rollout
+        rollout = credited.rollout
         boxes = find_boxes(rollout.text)
         texts = _scope_texts(tokenizer, credited, "iou")
         num_boxes += len(boxes)
@@ -190,10 +190,7 @@ def test_grounding_credits_the_tokens_of_boxes(configs, engines):
             assert text.startswith(written) or text.startswith(written[1:])
         touched = np.flatnonzero(credited.positive_weights + credited.negative_weights)
         inside = [
-            index
-            for reward in credited.scored.rewards
-            for span in reward.spans
-            for index in range(span.start, span.stop)
+            index for reward in credited.rewards for span in reward.spans for index in range(span.start, span.stop)
         ]
         assert set(touched.tolist()) <= set(inside)
     assert num_boxes > 0
@@ -207,10 +204,10 @@ def test_haystack_credits_each_images_own_line_and_the_answer(configs, engines):
     assert 0.0 < metrics["reward/needle/mean"] < 1.0
     num_lines = 0
     for group in groups:
-        needle = group.scored.group.sample.positive_images[0]
+        needle = group.sample.positive_images[0]
         for credited in group.rollouts:
             for image_index in range(2):
-                (reward,) = (one for one in credited.scored.rewards if one.key == ("needle", image_index))
+                (reward,) = (one for one in credited.rewards if one.key == ("needle", image_index))
                 for text in _scope_texts(tokenizer, credited, "needle", image_index):
                     # the label's bracket may be merged with what stands in front of it
                     assert text.startswith((f"[{image_index + 1}]:", f"{image_index + 1}]:"))
@@ -226,7 +223,7 @@ def test_multiple_choice_credits_thinking_and_answer(configs, engines):
     tokenizer = _tokenizer(config)
     assert 0.0 < metrics["reward/choice/mean"] < 1.0
     for credited in _rollouts(groups):
-        values = {reward.name: reward.value for reward in credited.scored.rewards}
+        values = {reward.name: reward.value for reward in credited.rewards}
         if values["choice"] == 1.0:
             (text,) = _scope_texts(tokenizer, credited, "choice")
             assert "</think><answer>" in text

@@ -145,7 +145,7 @@ def test_checkpoint_of_another_shape_is_refused(policy, tmp_path):
         policy.load_checkpoint(tmp_path / "nothing")
     # as the release before wrote it
     meta.write_text('{"version": 3, "shape": {}, "origin": ""}')
-    with pytest.raises(CheckpointError, match="is of version 1; this release reads version 2: start a new run"):
+    with pytest.raises(CheckpointError, match="is of version 1; this release reads version 3: start a new run"):
         policy.load_checkpoint(tmp_path / "policy")
 
 
@@ -169,7 +169,7 @@ def test_metrics_and_statistics_of_an_update(policy, groups):
     metrics = result.metrics
     # 5+9+7 + 3+12 + 6+1+4 response tokens, in the order given
     assert metrics.num_response_tokens == 47
-    keys = [(one.sample_id, one.response_index) for one in result.responses]
+    keys = [one.key for one in result.responses]
     assert keys == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("c", 0), ("c", 1), ("c", 2)]
     assert [len(one.logprobs) for one in result.responses] == [5, 9, 7, 3, 12, 6, 1, 4]
     for one, before in zip(result.responses, scored, strict=True):
@@ -209,7 +209,7 @@ def test_a_step_that_is_refused_changes_nothing_and_the_next_is_as_if_it_had_not
 
     with pytest.raises(StaleWeightsError, match="too far apart"):
         refused.update(groups[:2], "policy", LOSS, before_step=refuse)
-    assert [(one.sample_id, one.response_index) for one in seen] == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1)]
+    assert [one.key for one in seen] == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1)]
     assert (refused.version, refused.weights(trainable_only=False).version.checksum) == (version, checksum)
     assert _same(refused.update(groups, "policy", LOSS), untouched.update(groups, "policy", LOSS))
     checksums = {one.weights(trainable_only=False).version.checksum for one in pair}
@@ -218,7 +218,7 @@ def test_a_step_that_is_refused_changes_nothing_and_the_next_is_as_if_it_had_not
 
 def test_given_old_logprobs_make_the_ratio(policy, groups):
     policy.begin_stage(OPTIMIZER, 8)
-    scored = {(one.sample_id, one.response_index): one for one in policy.score(groups)}
+    scored = {one.key: one for one in policy.score(groups)}
     with_old = [
         dataclasses.replace(
             group,

@@ -124,14 +124,14 @@ def _step(report: StepReport, rewards: Sequence[str]) -> dict[str, Any]:
     }
     means = {f"reward/{name}/mean": report.metrics[f"reward/{name}/mean"] for name in rewards}
     samples = {
-        group.scored.sample_id: [_response(one) for one in group.rollouts]
-        for group in sorted(report.credited, key=lambda group: group.scored.sample_id)
+        group.sample_id: [_response(one) for one in group.rollouts]
+        for group in sorted(report.credited, key=lambda group: group.sample_id)
     }
     return {"metrics": dict(sorted((shown | means).items())), "samples": samples}
 
 
 def _response(credited: CreditedRollout) -> dict[str, Any]:
-    rollout = credited.scored.rollout
+    rollout = credited.rollout
     return {
         "tokens": rollout.token_ids.tolist(),
         "text": rollout.text,
@@ -140,7 +140,7 @@ def _response(credited: CreditedRollout) -> dict[str, Any]:
                 "value": one.value,
                 "spans": [[span.start, span.stop] for span in one.spans],
             }
-            for one in credited.scored.rewards
+            for one in credited.rewards
         },
         "positive": [float(value) for value in credited.positive_weights],
         "negative": [float(value) for value in credited.negative_weights],

@@ -24,8 +24,6 @@ from rsgrpo.types import (
     RolloutGroup,
     Sample,
     ScopedReward,
-    ScoredGroup,
-    ScoredRollout,
     TokenSpan,
 )
 
@@ -64,7 +62,7 @@ def make_rollout(text: str, index: int = 0, *, sample_id: str = "q0", version: i
         starts.append(len(text))
     return Rollout(
         sample_id=sample_id,
-        rollout_index=index,
+        response_index=index,
         token_ids=np.arange(len(starts), dtype=np.int32),
         logprobs=np.full(len(starts), -0.5, dtype=np.float32),
         text=text,
@@ -127,18 +125,17 @@ def credited_group(sample: Sample, rollouts: list[Rollout], values: dict[str, li
             )
         credited.append(
             CreditedRollout(
-                scored=ScoredRollout(rollout=rollout, rewards=tuple(rewards)),
+                rollout=rollout,
+                rewards=tuple(rewards),
                 advantages=tuple(advantages[name][index] for name in values),
                 positive_weights=streams[0].astype(np.float32),
                 negative_weights=streams[1].astype(np.float32),
             )
         )
     prompt = ChatPrompt(sample_id=sample.sample_id, text=sample.question, images=sample.images)
-    group = RolloutGroup(
-        sample=sample, prompt=prompt, prompt_token_ids=np.arange(4, dtype=np.int32), rollouts=tuple(rollouts)
+    return CreditedGroup(
+        sample=sample, prompt=prompt, prompt_token_ids=np.arange(4, dtype=np.int32), rollouts=tuple(credited)
     )
-    scored = ScoredGroup(group=group, rollouts=tuple(one.scored for one in credited))
-    return CreditedGroup(scored=scored, rollouts=tuple(credited))
 
 
 def make_group(sample: Sample, skill: float, seed: int, *, size: int = 8, version: int = 0) -> CreditedGroup:

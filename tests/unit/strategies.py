@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike
 from rsgrpo.types import (
     ChatPrompt,
     Rollout,
-    RolloutGroup,
     Sample,
     ScopedReward,
     ScoredGroup,
@@ -47,7 +46,7 @@ class Step:
 
     @property
     def members(self) -> list[tuple[str, int]]:
-        return [(group.sample_id, one.rollout.rollout_index) for group in self.groups for one in group.rollouts]
+        return [one.key for group in self.groups for one in group.rollouts]
 
     @property
     def num_tokens(self) -> int:
@@ -76,7 +75,7 @@ def scored_rollout(
 ) -> ScoredRollout:
     rollout = Rollout(
         sample_id=sample_id,
-        rollout_index=index,
+        response_index=index,
         token_ids=np.zeros(num_tokens, np.int32),
         logprobs=np.zeros(num_tokens, np.float32) if logprobs is None else np.array(logprobs, np.float32),
         text="",
@@ -89,12 +88,9 @@ def scored_rollout(
 
 def scored_group(sample_id: str, rollouts: Sequence[ScoredRollout]) -> ScoredGroup:
     return ScoredGroup(
-        group=RolloutGroup(
-            sample=Sample(sample_id=sample_id),
-            prompt=ChatPrompt(sample_id=sample_id, text=""),
-            prompt_token_ids=np.zeros(1, np.int32),
-            rollouts=tuple(one.rollout for one in rollouts),
-        ),
+        sample=Sample(sample_id=sample_id),
+        prompt=ChatPrompt(sample_id=sample_id, text=""),
+        prompt_token_ids=np.zeros(1, np.int32),
         rollouts=tuple(rollouts),
     )
 
@@ -200,4 +196,4 @@ def with_values(group: ScoredGroup, change: Mapping[str, float]) -> ScoredGroup:
             for reward in one.rewards
         ]
         rollouts.append(ScoredRollout(rollout=one.rollout, rewards=tuple(rewards)))
-    return ScoredGroup(group=group.group, rollouts=tuple(rollouts))
+    return group.with_rollouts(rollouts)

@@ -116,7 +116,7 @@ def _group_document(group: RecordedGroup) -> dict[str, Any]:
 
 def _rollout_document(rollout: RecordedRollout) -> dict[str, Any]:
     return {
-        "index": rollout.rollout_index,
+        "index": rollout.response_index,
         "text": rollout.text,
         "sections": _sections(rollout.text),
         "finish": rollout.finish_reason,

@@ -106,7 +106,7 @@ def test_one_rewards_clipping_is_that_of_the_loss(step: Step, seed: int) -> None
         scored_group(
             group.sample_id,
             [
-                scored_rollout(group.sample_id, one.rollout.rollout_index, one.num_tokens, one.rewards[:1])
+                scored_rollout(group.sample_id, one.rollout.response_index, one.num_tokens, one.rewards[:1])
                 for one in group.rollouts
             ],
         )
@@ -118,9 +118,9 @@ def test_one_rewards_clipping_is_that_of_the_loss(step: Step, seed: int) -> None
     before, after, num_clipped, num_credited = [], [], 0, 0
     for group in credited:
         for one in group.rollouts:
-            index, length = one.scored.rollout.rollout_index, one.scored.num_tokens
-            before.append(stats(index, [0.0] * length, sample_id=group.scored.sample_id))
-            after.append(stats(index, generator.normal(size=length).tolist(), sample_id=group.scored.sample_id))
+            index, length = one.rollout.response_index, one.num_tokens
+            before.append(stats(index, [0.0] * length, sample_id=group.sample_id))
+            after.append(stats(index, generator.normal(size=length).tolist(), sample_id=group.sample_id))
             result = clipped_policy_loss(
                 torch.from_numpy(after[-1].logprobs),
                 torch.zeros(length),
@@ -165,7 +165,7 @@ def test_the_gap_is_taken_over_tokens_of_the_newest_weights() -> None:
     assert values.keys() - later.keys() == {"engine/logprob_gap_mean", "engine/logprob_gap_max"}
     assert later["engine/kl"] == values["engine/kl"]
     # and so before the step: (0.25 + 0.5) / 2 by itself
-    assert newest_version([group.scored for group in credited]) == 7
+    assert newest_version(credited) == 7
     assert logprob_gap(credited, seen, 7) == 0.375
     assert logprob_gap(credited, seen, 6) == 9.0
     assert logprob_gap(credited, seen, 5) is None

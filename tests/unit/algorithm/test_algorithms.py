@@ -60,17 +60,13 @@ def library(
     """The step's loss through selection, credit and rows; ``cut``: which responses share a row."""
     rl = config.rl
     kept = select_groups(step.groups, rl.filter, step.weights, rl.credit.scoping).kept
-    credited = {
-        (group.scored.sample_id, one.scored.rollout.rollout_index): one
-        for group in credit_groups(kept, step.weights, rl.credit)
-        for one in group.rollouts
-    }
+    credited = {one.key: one for group in credit_groups(kept, step.weights, rl.credit) for one in group.rollouts}
     shares = response_weights(kept, rl.credit)
     places: dict[tuple[str, int], slice] = {}
     offset = 0
     for group in step.groups:
         for one in group.rollouts:
-            places[group.sample_id, one.rollout.rollout_index] = slice(offset, offset + one.num_tokens)
+            places[one.key] = slice(offset, offset + one.num_tokens)
             offset += one.num_tokens
     loss = dataclasses.replace(rl.loss, kl=KlConfig(coefficient=beta, estimator="k3"))
     total = 0.0 * tokens.new.sum()
@@ -249,8 +245,8 @@ def test_every_aggregation_by_the_definition(step: Step, aggregation: str) -> No
     num_responses = {name: sum(bool(c[name].any()) for c in covered if name in c) for name in step.weights}
     credited = [one for group in credit_groups(step.groups, step.weights, config) for one in group.rollouts]
     for one, masks in zip(credited, covered, strict=True):
-        expected = np.zeros((2, one.scored.num_tokens))
-        for reward, advantage in zip(one.scored.rewards, one.advantages, strict=True):
+        expected = np.zeros((2, one.num_tokens))
+        for reward, advantage in zip(one.rewards, one.advantages, strict=True):
             tokens = {
                 "token_mean": sum(
                     other.num_tokens
@@ -261,7 +257,7 @@ def test_every_aggregation_by_the_definition(step: Step, aggregation: str) -> No
                 "constant": num_responses[reward.name] * 7,
             }[aggregation]
             amount = step.weights[reward.name] / total_weight * advantage / max(1, tokens)
-            expected[0 if advantage > 0 else 1] += abs(amount) * mask(one.scored.num_tokens, reward.spans)
+            expected[0 if advantage > 0 else 1] += abs(amount) * mask(one.num_tokens, reward.spans)
         np.testing.assert_allclose(one.positive_weights, expected[0], rtol=1e-6, atol=1e-30)
         np.testing.assert_allclose(one.negative_weights, expected[1], rtol=1e-6, atol=1e-30)
 
@@ -290,7 +286,9 @@ def test_credit_of_the_whole_response_ignores_scopes() -> None:
     credited: CreditedGroup
     (credited,) = credit_groups([group], weights, algorithm("grpo").rl.credit)
     first, second = credited.rollouts
-    assert credited.scored is group
+    assert credited.sample is group.sample and [one.rollout for one in credited.rollouts] == [
+        one.rollout for one in group.rollouts
+    ]
     np.testing.assert_allclose(first.positive_weights, [0.70711 / 4] * 2, rtol=1e-5)
     np.testing.assert_allclose(second.negative_weights, [0.70711 / 8] * 4, rtol=1e-5)
     np.testing.assert_allclose(first.advantages, [0.70711, 0.70711, 0.0], rtol=1e-5)

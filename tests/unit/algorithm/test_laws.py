@@ -23,7 +23,7 @@ from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.algorithm.losses import clipped_policy_loss
 from rsgrpo.config import CreditConfig, ScopeConfig
 from rsgrpo.text.sections import TAGS, parse_response
-from rsgrpo.types import CreditedGroup, ScoredGroup
+from rsgrpo.types import CreditedGroup
 from tests.examples import examples
 from tests.oracles.upstream_objective import ReferenceBatch, reference_loss, reference_scope
 from tests.unit.strategies import (
@@ -214,7 +214,7 @@ def test_law_2_gradients_do_not_depend_on_the_cut(data: st.DataObject, step: Ste
     offset = 0
     for group in step.groups:
         for one in group.rollouts:
-            places[group.sample_id, one.rollout.rollout_index] = slice(offset, offset + one.num_tokens)
+            places[one.key] = slice(offset, offset + one.num_tokens)
             offset += one.num_tokens
     added = torch.zeros_like(whole)
     for batch in data.draw(partitions(step.members)):
@@ -230,9 +230,9 @@ def test_law_2_gradients_do_not_depend_on_the_cut(data: st.DataObject, step: Ste
 @given(data=st.data(), step=steps())
 def test_law_2_credit_does_not_depend_on_the_order_of_groups(data: st.DataObject, step: Step):
     expected = credit_groups(step.groups, step.weights, CreditConfig())
-    by_id = {group.scored.sample_id: group for group in expected}
+    by_id = {group.sample_id: group for group in expected}
     for group in credit_groups(data.draw(st.permutations(step.groups)), step.weights, CreditConfig()):
-        for one, other in zip(group.rollouts, by_id[group.scored.sample_id].rollouts, strict=True):
+        for one, other in zip(group.rollouts, by_id[group.sample_id].rollouts, strict=True):
             np.testing.assert_array_equal(one.positive_weights, other.positive_weights)
             np.testing.assert_array_equal(one.negative_weights, other.negative_weights)
 
@@ -303,18 +303,11 @@ def test_law_4_permuting_a_group_permutes_its_credit(
     data: st.DataObject, step: Step, config: CreditConfig, scoping: str
 ):
     config = dataclasses.replace(config, scoping=scoping)
-    shuffled = [
-        ScoredGroup(group=group.group, rollouts=tuple(data.draw(st.permutations(group.rollouts))))
-        for group in step.groups
-    ]
-    expected = {
-        (group.scored.sample_id, one.scored.rollout.rollout_index): one
-        for group in credit_groups(step.groups, step.weights, config)
-        for one in group.rollouts
-    }
+    shuffled = [group.with_rollouts(data.draw(st.permutations(group.rollouts))) for group in step.groups]
+    expected = {one.key: one for group in credit_groups(step.groups, step.weights, config) for one in group.rollouts}
     for group in credit_groups(shuffled, step.weights, config):
         for one in group.rollouts:
-            other = expected[group.scored.sample_id, one.scored.rollout.rollout_index]
+            other = expected[one.key]
             # the sums of a mean change their order
             np.testing.assert_allclose(one.advantages, other.advantages, rtol=1e-12, atol=1e-12)
             np.testing.assert_allclose(one.positive_weights, other.positive_weights, rtol=1e-6, atol=1e-13)
@@ -377,8 +370,7 @@ def test_law_6_reference_mode_has_the_public_gradient(data: st.DataObject, step:
     batches = data.draw(partitions(step.members))
     credited = credit_groups(step.groups, step.weights, CreditConfig(compat="upstream"), batches)
     ours = {
-        (group.scored.sample_id, one.scored.rollout.rollout_index): one.negative_weights.astype(float)
-        - one.positive_weights
+        one.key: one.negative_weights.astype(float) - one.positive_weights
         for group in credited
         for one in group.rollouts
     }

@@ -37,7 +37,7 @@ def honest(sample: Sample) -> RewardCall:
         token_ids=np.zeros(1, dtype=np.int32),
         finish_reason="stop",
         num_tokens=1,
-        rollout_index=0,
+        response_index=0,
     )
 
 
@@ -131,6 +131,6 @@ def test_some_sections_only(text: str, expected: float) -> None:
         token_ids=np.zeros(1, dtype=np.int32),
         finish_reason="stop",
         num_tokens=1,
-        rollout_index=0,
+        response_index=0,
     )
     assert sections(call, ["think", "answer"]) == expected

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.io.atomic_files import FileError
 from rsgrpo.io.record_codec import Arrays, RecordError, from_plain, read_record, to_plain, write_record
-from rsgrpo.types import FloatArray, IntArray
+from rsgrpo.types import CreditedGroup, FloatArray, IntArray
 from tests.examples import examples
 from tests.unit.report_run import make_group, make_sample
 
@@ -50,6 +50,40 @@ class Outer:
     ordered: Sequence[bool]
     named: Mapping[str, Inner | None]
     deep: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
+
+
+Content = TypeVar("Content")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Box(Generic[Content]):
+    many: tuple[Content, ...]
+    one: Content | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shelf:
+    numbers: Box[int]
+    named: list[Box[Named]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Named:
+    name: str
+
+
+def test_a_generic_record_is_read_as_what_the_annotation_says_it_holds() -> None:
+    shelf = Shelf(numbers=Box(many=(1, 2), one=3), named=[Box(many=(Named(name="a"),))])
+    plain = to_plain(shelf)
+    assert plain == {
+        "numbers": {"many": [1, 2], "one": 3},
+        "named": [{"many": [{"name": "a"}], "one": None}],
+    }
+    assert from_plain(Shelf, plain) == shelf
+    with pytest.raises(RecordError, match=r"numbers\.many\[1\]: got 'x', expected a whole number"):
+        from_plain(Shelf, {**plain, "numbers": {"many": [1, "x"]}})
+    with pytest.raises(TypeError, match="stands for nothing here"):
+        to_plain(Box(many=(1,)))
 
 
 ANY_FLOAT = st.floats(allow_nan=True, allow_infinity=True)
@@ -185,14 +219,19 @@ def test_an_array_of_another_precision_is_no_array_of_this_field() -> None:
         from_plain(Inner, {"ids": "0"}, {"0": np.zeros(2, np.float32)})
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Kept:
+    groups: tuple[CreditedGroup, ...]
+
+
 @examples(60)
 @given(place=st.floats(0, 1), cut=st.booleans(), which=st.sampled_from(["json", "safetensors"]))
 def test_damaged_files_give_the_record_or_one_sentence(
     place: float, cut: bool, which: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
-    group = make_group(make_sample(), 0.5, 1, size=2)
-    write_record(folder, "two", group, version=2)
+    kept = Kept(groups=(make_group(make_sample(), 0.5, 1, size=2),))
+    write_record(folder, "two", kept, version=2)
     path = folder / f"two.{which}"
     content = bytearray(path.read_bytes())
     position = min(int(place * len(content)), len(content) - 1)
@@ -202,6 +241,6 @@ def test_damaged_files_give_the_record_or_one_sentence(
         content[position] ^= 0x55
     path.write_bytes(content)
     try:
-        read_record(folder, "two", type(group), version=2)
+        read_record(folder, "two", Kept, version=2)
     except (RecordError, FileError) as error:
         assert isinstance(error, RsgrpoError) and len(str(error)) < 500

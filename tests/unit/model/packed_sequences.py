@@ -23,7 +23,7 @@ def micro_batch(
     kl_weights: Sequence[float] | None = None,
 ) -> MicroBatch:
     """A sequence of one prompt token and these responses, in float64; ``kl_weights``: one a response."""
-    lengths = [one.scored.num_tokens for one in rollouts]
+    lengths = [one.num_tokens for one in rollouts]
     segment = Segment(
         group=0, responses=tuple(range(len(lengths))), num_prompt_tokens=1, response_lengths=tuple(lengths)
     )

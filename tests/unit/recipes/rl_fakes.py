@@ -84,7 +84,7 @@ class FakeEngine:
                 sample_id, index, length, (), logprobs=rng.normal(-1, 0.1, length), policy_version=self.policy_version
             )
             rollouts.append(one)
-        return scored_group(sample_id, rollouts).group
+        return scored_group(sample_id, rollouts).with_rollouts(one.rollout for one in rollouts)
 
     def update_weights(self, update: WeightUpdate) -> None:
         if not self.misses_updates:
@@ -161,15 +161,12 @@ class FakeScorer:
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         return [
-            ScoredGroup(
-                group=group,
-                rollouts=tuple(
-                    ScoredRollout(
-                        rollout=one,
-                        rewards=(scoped_reward("length", float(len(one.token_ids)), (0, len(one.token_ids))),),
-                    )
-                    for one in group.rollouts
-                ),
+            group.with_rollouts(
+                ScoredRollout(
+                    rollout=one,
+                    rewards=(scoped_reward("length", float(len(one.token_ids)), (0, len(one.token_ids))),),
+                )
+                for one in group.rollouts
             )
             for group in groups
         ]
@@ -222,6 +219,6 @@ def ages(policy: FakePolicy, reports: Sequence[StepReport]) -> list[set[int]]:
     """How many updates older than the policy the rollouts of each step were."""
     versions = [version for version, _, _ in policy.updates]
     return [
-        {versions[step] - one.scored.rollout.policy_version for group in report.credited for one in group.rollouts}
+        {versions[step] - one.rollout.policy_version for group in report.credited for one in group.rollouts}
         for step, report in enumerate(reports)
     ]

@@ -52,7 +52,7 @@ def _group(prompted: PromptedSample) -> RolloutGroup:
     text = ANSWERS[prompted.sample.sample_id]
     rollout = Rollout(
         sample_id=prompted.sample.sample_id,
-        rollout_index=0,
+        response_index=0,
         token_ids=np.zeros(len(text) + 1, dtype=np.int32),
         logprobs=np.zeros(len(text) + 1, dtype=np.float32),
         text=text,

@@ -112,7 +112,7 @@ def test_a_small_data_set_is_asked_again_and_again_and_steps_train_on_what_there
         training.scorer = cast(Scorer, RareScorer())
         report = training.train_step()
         state = training.state
-        trained = [group.scored.sample_id for group in report.credited]
+        trained = [group.sample_id for group in report.credited]
         assert 0 < len(trained) == len(set(trained)) <= min(prompts_per_step, 40)
         assert report.metrics["selection/filled_frac"] == len(trained) / prompts_per_step
     assert all(len(set(asked)) == len(asked) <= 40 for _, asked in engine.calls)
@@ -132,8 +132,8 @@ def test_a_step_reports_clipping_by_scope_and_every_update_of_its_batch() -> Non
     config = rl_config(max_staleness_steps=1, loss=LossConfig(clip_high=0.005, clip_low=0.005))
     report = new_training(config, FakeEngine(), FakePolicy()).train_step(is_last=True)
     rollouts = [one for group in report.credited for one in group.rollouts]
-    up = sum(one.scored.num_tokens for one in rollouts if one.advantages[0] > 0)
-    credited = sum(one.scored.num_tokens for one in rollouts if one.advantages[0])
+    up = sum(one.num_tokens for one in rollouts if one.advantages[0] > 0)
+    credited = sum(one.num_tokens for one in rollouts if one.advantages[0])
     assert report.metrics["scope/length/clip_frac"] == pytest.approx(up / credited)
     assert "policy/update_1/grad_norm" not in report.metrics
 

@@ -124,7 +124,7 @@ def test_groups_older_than_the_bound_are_dropped_and_counted() -> None:
     report = training.train_step()
     assert report.metrics["selection/dropped_stale_groups"] == 1.0
     assert report.metrics["selection/leftover_groups"] == 1.0
-    ids = [group.scored.sample_id for group in report.credited]
+    ids = [group.sample_id for group in report.credited]
     assert "q31" in ids
     assert "q30" not in ids
 
@@ -161,10 +161,10 @@ def test_groups_of_a_checkpoint_look_for_their_pages_where_the_data_lie_now() ->
     state.find_images(moved)
     assert state.prefetched is not None
     found = [*state.leftover, *state.prefetched.groups]
-    assert [one.group.prompt for one in found] == [moved[1].prompt, moved[2].prompt, unknown.group.prompt]
+    assert [one.prompt for one in found] == [moved[1].prompt, moved[2].prompt, unknown.prompt]
     # Nothing else of them changes.
     for one, before in zip(found, (carried, ahead, unknown), strict=True):
-        assert one.rollouts == before.rollouts and one.group.rollouts == before.group.rollouts
+        assert one.rollouts == before.rollouts and one.prompt_token_ids is before.prompt_token_ids
 
 
 def test_a_batch_sampled_ahead_is_left_where_the_run_goes_on_without_sampling_ahead() -> None:
@@ -178,8 +178,8 @@ def test_a_batch_sampled_ahead_is_left_where_the_run_goes_on_without_sampling_ah
     # Its two batches of questions, the one trained on and the one left out, are not asked again.
     asked = {sample_id for _, ids in engine.calls for sample_id in ids}
     assert len(asked) == 8
-    assert [group.scored.sample_id for group in report.credited] == [one for _, ids in fresh.calls for one in ids]
-    assert not asked & {group.scored.sample_id for group in report.credited}
+    assert [group.sample_id for group in report.credited] == [one for _, ids in fresh.calls for one in ids]
+    assert not asked & {group.sample_id for group in report.credited}
 
 
 def test_steps_that_sample_ahead_show_no_gap_but_the_first_and_a_comparison_between_steps_does() -> None:

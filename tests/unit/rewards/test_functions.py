@@ -38,7 +38,7 @@ def call(text: str, *, num_tokens: int = 300, num_images: int = 3, **sample: Any
         token_ids=np.zeros(num_tokens, dtype=np.int32),
         finish_reason="stop",
         num_tokens=num_tokens,
-        rollout_index=0,
+        response_index=0,
     )
 
 

@@ -42,7 +42,7 @@ def call(
         token_ids=np.zeros(3, dtype=np.int32),
         finish_reason="stop",
         num_tokens=3,
-        rollout_index=0,
+        response_index=0,
     )
 
 

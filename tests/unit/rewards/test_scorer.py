@@ -51,7 +51,7 @@ def group(sample_id: str, *texts: str, num_images: int = 2) -> RolloutGroup:
         rollouts=tuple(
             Rollout(
                 sample_id=sample_id,
-                rollout_index=index,
+                response_index=index,
                 token_ids=np.zeros(len(text) + 1, dtype=np.int32),
                 logprobs=np.zeros(len(text) + 1, dtype=np.float32),
                 text=text,
@@ -100,7 +100,7 @@ def test_a_call_carries_what_a_reward_may_need() -> None:
     scored = Scorer([loaded("look", look, kwargs={"word": "x"})]).score([group("q0", "a", "<answer>b</answer>")])
     assert [entry.value for rollout in scored[0].rollouts for entry in rollout.rewards] == [None, None]
     call = seen[1]
-    assert (call.sample.sample_id, call.rollout_index, call.num_tokens, call.finish_reason) == ("q0", 1, 19, "stop")
+    assert (call.sample.sample_id, call.response_index, call.num_tokens, call.finish_reason) == ("q0", 1, 19, "stop")
     assert call.parsed.content("answer") == "b"
     assert len(call.token_ids) == 19
 

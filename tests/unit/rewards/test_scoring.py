@@ -62,7 +62,7 @@ def test_batch_rewards_see_all_calls_of_the_step_in_the_order_of_their_groups() 
     seen: list[list[str]] = []
 
     def rank(calls: list[RewardCall]) -> list[float]:
-        seen.append([f"{call.sample.sample_id}/{call.rollout_index}" for call in calls])
+        seen.append([f"{call.sample.sample_id}/{call.response_index}" for call in calls])
         return [float(index) for index, _ in enumerate(calls)]
 
     with closing(Scorer([loaded("rank", rank, is_batch=True)]).scoring()) as scoring:

@@ -40,7 +40,7 @@ def test_every_token_gets_the_version_of_its_span() -> None:
 
 def test_a_response_of_one_version_needs_no_list_of_them() -> None:
     rollout = rollout_of(_request(), _completion(_spans(("3", 0, 2)), 2), TABLE)
-    assert (rollout.sample_id, rollout.rollout_index, rollout.text, rollout.temperature) == ("q", 1, "ab", 0.7)
+    assert (rollout.sample_id, rollout.response_index, rollout.text, rollout.temperature) == ("q", 1, "ab", 0.7)
     assert (rollout.policy_version, rollout.newest_version, rollout.token_versions) == (3, 3, None)
     assert rollout.is_of_version(3).tolist() == [True, True]
     assert rollout.is_of_version(4).tolist() == [False, False]

@@ -23,14 +23,14 @@ def test_a_group_reads_back_with_its_credit(tmp_path: Path) -> None:
     record_groups(file, "rl", 3, [group])
     (read,) = read_groups(file)
     assert (read.stage, read.step, read.sample_id, read.answers) == ("rl", 3, "q0", ("7",))
-    assert read.images == group.scored.group.sample.images
+    assert read.images == group.sample.images
     for one, source in zip(read.rollouts, group.rollouts, strict=True):
-        assert one.text == source.scored.rollout.text
-        assert one.token_char_starts == tuple(source.scored.rollout.token_char_starts.tolist())
+        assert one.text == source.rollout.text
+        assert one.token_char_starts == tuple(source.rollout.token_char_starts.tolist())
         # six significant digits of a float32
         assert one.positive_weights == pytest.approx(source.positive_weights.tolist(), rel=1e-5)
         assert one.negative_weights == pytest.approx(source.negative_weights.tolist(), rel=1e-5)
-        assert one.rewards[0].spans == source.scored.rewards[0].spans
+        assert one.rewards[0].spans == source.rewards[0].spans
     # r = [1, 0]: mean .5, unbiased std .70711, so A = +-.707107 in six digits
     assert [one.rewards[0].advantage for one in read.rollouts] == [0.707107, -0.707107]
     assert read.rollouts[1].rewards[1].value is None
@@ -41,7 +41,7 @@ def test_scope_tokens_count_all_groups_of_the_step_not_only_kept_ones(tmp_path: 
     record_groups(file, "rl", 1, groups, num_kept=1)
     (read,) = read_groups(file)
     assert SCOPES["format"] == ("begin", "end")  # the whole response: N_k is every token of the three groups
-    whole = sum(one.scored.num_tokens for group in groups for one in group.rollouts)
+    whole = sum(one.num_tokens for group in groups for one in group.rollouts)
     assert read.scope_tokens["format"] == whole
     assert 0 < read.scope_tokens["accuracy"] < whole
 

@@ -178,7 +178,7 @@ def test_a_checkpoint_of_version_1_is_refused_by_version_and_not_opened(tmp_path
     folder = tmp_path / "rl-000001"
     folder.mkdir()
     (folder / "driver.pkl").write_bytes(b"\x80\x04not even a pickle")
-    with pytest.raises(CheckpointError, match=r"it is of version 1; this release reads version 2: start a new run"):
+    with pytest.raises(CheckpointError, match=r"it is of version 1; this release reads version 3: start a new run"):
         find_checkpoint(tmp_path, "rl")
 
 
@@ -212,6 +212,6 @@ def test_what_is_no_policy_meta_is_one_sentence(tmp_path):
         (tmp_path / "policy.json").write_text(content)
         with pytest.raises(CheckpointError, match=message):
             read_policy_meta(tmp_path, shape={}, base_checksum="")
-    (tmp_path / "policy.json").write_text('{"checkpoint_version": 2, "version": "3", "shape": {}, "base_checksum": ""}')
+    (tmp_path / "policy.json").write_text('{"checkpoint_version": 3, "version": "3", "shape": {}, "base_checksum": ""}')
     with pytest.raises(CheckpointError, match="version: got '3', expected a whole number"):
         read_policy_meta(tmp_path, shape={}, base_checksum="")

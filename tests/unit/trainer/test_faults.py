@@ -42,7 +42,7 @@ def test_what_is_no_batch_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"no batch that can be used: manifest\.json is missing"):
         read_faulty_batch(tmp_path)
     (tmp_path / "batch.pkl").write_bytes(b"\x80\x04")
-    with pytest.raises(CheckpointError, match="of version 1; this release reads version 2"):
+    with pytest.raises(CheckpointError, match="of version 1; this release reads version 3"):
         read_faulty_batch(tmp_path)
     write_record(tmp_path, "batch", TokenSpan(start=1, stop=2), version=2)
     write_manifest(tmp_path)
