@@ -29,7 +29,7 @@ from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.config import CreditConfig, RewardConfig, ScopeConfig
 from rsgrpo.text.sections import parse_response
 from rsgrpo.text.token_offsets import TokenTable
-from rsgrpo.types import ChatPrompt, ImageRef, IntArray, Rollout, RolloutGroup, Sample, ScoredGroup
+from rsgrpo.types import ChatPrompt, Group, ImageRef, IntArray, Rollout, RolloutGroup, Sample, ScoredGroup
 
 NUM_GROUPS, NUM_SIBLINGS, NUM_TOKENS, NUM_IMAGES = 32, 8, 1536, 5
 # The pre-tokenisation rule of Qwen2: it is what lets `>` merge with a following newline.
@@ -130,7 +130,7 @@ def build_groups(table: TokenTable, responses: list[IntArray]) -> list[RolloutGr
         decoded = [table.decode(ids) for ids in siblings]
         sample_id = f"q{first // NUM_SIBLINGS}"
         groups.append(
-            RolloutGroup(
+            Group(
                 sample=Sample(
                     sample_id=sample_id,
                     images=tuple(ImageRef(path=f"{image}.png") for image in range(NUM_IMAGES)),

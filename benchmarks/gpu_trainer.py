@@ -52,8 +52,8 @@ def gap(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
     return math.sqrt(apart / sum(float(b.double().square().sum()) for b in want))
 
 
-def working_doors(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Doors that can be used, the tiled one first."""
+def working_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Backends that can be used, the tiled one first."""
     return [
         "tiled",
         *[backend for backend in ("varlen", "flex") if not backend_problem(backend, device=device, dtype=dtype)],
@@ -253,7 +253,7 @@ def run(
     measured.checks.append(Check(name="matrix product alone", passed=None, detail=detail))
     for dtype in (torch.bfloat16, torch.float32):  # what the trainer uses on a GPU first
         measured.checks += [*check_doors(device, dtype), check_logprob_memory(options, device, dtype)]
-        for backend in working_doors(device, dtype):
+        for backend in working_backends(device, dtype):
             run_door(backend, dtype, folder, groups, options, device, clock, measured)
     for check in (check_memory, check_cuda_ipc):
         title, passed, detail = check(device)

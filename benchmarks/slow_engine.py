@@ -28,7 +28,7 @@ from json_line import report
 from rollout.requests import EnginePace, RequestQueue, RolloutRequest, requests_for
 from rollout.sampling import SamplingCall
 from rsgrpo.config import SamplingConfig
-from rsgrpo.types import ChatPrompt, PromptedSample, Rollout, RolloutGroup, Sample
+from rsgrpo.types import ChatPrompt, Group, PromptedSample, Rollout, RolloutGroup, Sample
 
 SAMPLES = 4
 RUNNING = 8  # questions that an engine decodes at a time
@@ -105,7 +105,7 @@ def answer(request: RolloutRequest) -> RolloutGroup:
         )
         for index, length in enumerate(lengths(request.sample_id))
     )
-    return RolloutGroup(
+    return Group(
         sample=request.prompted.sample,
         prompt=request.prompted.prompt,
         prompt_token_ids=np.zeros(1, dtype=np.int32),

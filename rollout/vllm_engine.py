@@ -35,7 +35,7 @@ from rsgrpo.errors import shown
 from rsgrpo.model.image_feed import decoded_images
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.text.token_offsets import TokenTable
-from rsgrpo.types import RolloutGroup, WeightBucket, WeightVersion
+from rsgrpo.types import Group, RolloutGroup, WeightBucket, WeightVersion
 from rsgrpo.weights.buckets import bucket_checksum, format_checksum
 from rsgrpo.weights.transfer import StagedBucket
 
@@ -250,7 +250,7 @@ class VllmEngine:
                 f"the prompt of sample {request.sample_id!r} has {num_prompt_tokens} tokens, "
                 f"rollout.max_model_tokens={self._settings.max_model_tokens} leaves no room for a response; raise it"
             )
-        return RolloutGroup(
+        return Group(
             sample=request.prompted.sample,
             prompt=request.prompted.prompt,
             prompt_token_ids=np.asarray(output.prompt_token_ids, dtype=np.int32),

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from rewards.boxes import find_boxes
 from rewards.scorer import Scorer
 from rsgrpo.text.token_offsets import TokenTable
-from rsgrpo.types import PromptedSample, Rollout, RolloutGroup, Sample
+from rsgrpo.types import Group, PromptedSample, Rollout, RolloutGroup, Sample
 
 _LEAST_IOU = 0.8  # gold text is rounded, to thousandths or pixels; numbers of another convention overlap less
 
@@ -76,7 +76,7 @@ def _answered(question: PromptedSample, tokenizer: PreTrainedTokenizerBase, tabl
         finish_reason="stop",
         policy_version=0,
     )
-    return RolloutGroup(
+    return Group(
         sample=sample,
         prompt=question.prompt,
         prompt_token_ids=np.zeros(0, dtype=np.int32),

@@ -23,7 +23,7 @@ from rsgrpo.data.images.image_view import read_view
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.run.recorder import RecordedGroup, RecordedRollout, read_groups
-from rsgrpo.types import ChatPrompt, CreditedGroup, CreditedRollout, Rollout, RolloutGroup, Sample, TokenSpan
+from rsgrpo.types import ChatPrompt, CreditedGroup, CreditedRollout, Group, Rollout, RolloutGroup, Sample, TokenSpan
 
 _ROUNDING = 2e-5  # records hold six significant digits, and advantages divide by a group's spread
 
@@ -225,7 +225,7 @@ def _sampled(group: RecordedGroup) -> RolloutGroup:
         boxes=group.boxes,
         metadata=group.metadata,
     )
-    return RolloutGroup(
+    return Group(
         sample=sample,
         prompt=ChatPrompt(sample_id=group.sample_id, text=group.question, images=group.images),
         prompt_token_ids=np.zeros(0, dtype=np.int32),

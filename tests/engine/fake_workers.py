@@ -15,7 +15,7 @@ from torch import Tensor
 from rollout import weight_loading
 from rollout.requests import RolloutRequest
 from rsgrpo.cluster.gpu_sharing import OnGpu
-from rsgrpo.types import ResponseStats, RolloutGroup, TrainingGroup
+from rsgrpo.types import Group, ResponseStats, RolloutGroup, TrainingGroup
 from rsgrpo.weights.transfer import BucketStager, StagedBucket
 from tests.unit.weights.test_transfer import FakeModel, FakeTransfer, FakeVllmWorker, StagerWithoutGpu
 
@@ -160,7 +160,7 @@ class FakeEngine:
             self._stands_still.touch()
             time.sleep(600)
         return [
-            RolloutGroup(
+            Group(
                 sample=one.prompted.sample,
                 prompt=one.prompted.prompt,
                 prompt_token_ids=np.zeros(1, dtype=np.int32),

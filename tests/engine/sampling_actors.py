@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rollout.requests import RolloutRequest
-from rsgrpo.types import Rollout, RolloutGroup
+from rsgrpo.types import Group, Rollout, RolloutGroup
 
 
 class StubEngine:
@@ -56,7 +56,7 @@ class StubEngine:
 def _answer(request: RolloutRequest) -> RolloutGroup:
     """One token per sample; which engine gave it does not show."""
     one = np.zeros(1, dtype=np.int32)
-    return RolloutGroup(
+    return Group(
         sample=request.prompted.sample,
         prompt=request.prompted.prompt,
         prompt_token_ids=one,

@@ -19,6 +19,7 @@ from rsgrpo.types import (
     ChatPrompt,
     CreditedGroup,
     CreditedRollout,
+    Group,
     ImageRef,
     Rollout,
     RolloutGroup,
@@ -74,7 +75,7 @@ def make_rollout(text: str, index: int = 0, *, sample_id: str = "q0", version: i
 
 def sampled_group(sample: Sample, texts: list[str]) -> RolloutGroup:
     """Responses to a question, as the engine would give them."""
-    return RolloutGroup(
+    return Group(
         sample=sample,
         prompt=ChatPrompt(sample_id=sample.sample_id, text=sample.question),
         prompt_token_ids=np.zeros(1, dtype=np.int32),
@@ -133,9 +134,7 @@ def credited_group(sample: Sample, rollouts: list[Rollout], values: dict[str, li
             )
         )
     prompt = ChatPrompt(sample_id=sample.sample_id, text=sample.question, images=sample.images)
-    return CreditedGroup(
-        sample=sample, prompt=prompt, prompt_token_ids=np.arange(4, dtype=np.int32), rollouts=tuple(credited)
-    )
+    return Group(sample=sample, prompt=prompt, prompt_token_ids=np.arange(4, dtype=np.int32), rollouts=tuple(credited))
 
 
 def make_group(sample: Sample, skill: float, seed: int, *, size: int = 8, version: int = 0) -> CreditedGroup:

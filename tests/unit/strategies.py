@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from rsgrpo.types import (
     ChatPrompt,
+    Group,
     Rollout,
     Sample,
     ScopedReward,
@@ -87,7 +88,7 @@ def scored_rollout(
 
 
 def scored_group(sample_id: str, rollouts: Sequence[ScoredRollout]) -> ScoredGroup:
-    return ScoredGroup(
+    return Group(
         sample=Sample(sample_id=sample_id),
         prompt=ChatPrompt(sample_id=sample_id, text=""),
         prompt_token_ids=np.zeros(1, np.int32),

@@ -26,7 +26,7 @@ def test_the_trainers_stage_runs_on_a_cpu_with_torch_and_transformers_alone():
     result = run("trainer")
     checks = {one["check"]: one["result"] for one in result["checks"]}
     for dtype in ("float32", "bfloat16"):
-        assert checks[f"gradient shared = unshared, torch.{dtype}, door tiled"] == "ok"
+        assert checks[f"gradient shared = unshared, torch.{dtype}, backend tiled"] == "ok"
     # 96 + 2 · 8 tokens stand in one row; without sharing there are two
     assert [(row["path"], row["rows"]) for row in result["rows"]] == [("shared", 1), ("unshared", 2)]
     assert all(0 < row["share of the matrix product"] < 1 for row in result["rows"])

@@ -113,7 +113,7 @@ def test_supervised_loss_is_the_weighted_likelihood() -> None:
 
 def test_vectors_of_different_length_are_refused() -> None:
     one, two = vector(-1.0), vector(-1.0, -1.0)
-    with pytest.raises(ValueError, match=r"'positive': \(1,\)"):
+    with pytest.raises(ValueError, match=r"'positive_weights': \(1,\)"):
         clipped_policy_loss(two, two, one, two, **CLIP)
     with pytest.raises(ValueError, match="one entry per token"):
         nll_loss(two, one)

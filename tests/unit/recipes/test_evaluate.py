@@ -14,7 +14,7 @@ from recipes.evaluation.evaluate import evaluate, validate
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.config import Config, RewardConfig, SamplingConfig, ScopeConfig
-from rsgrpo.types import Box, ChatPrompt, ImageRef, PromptedSample, Rollout, RolloutGroup, Sample
+from rsgrpo.types import Box, ChatPrompt, Group, ImageRef, PromptedSample, Rollout, RolloutGroup, Sample
 from rsgrpo.weights.update import WeightUpdate
 
 ANSWERS = {
@@ -60,7 +60,7 @@ def _group(prompted: PromptedSample) -> RolloutGroup:
         finish_reason="stop",
         policy_version=0,
     )
-    return RolloutGroup(
+    return Group(
         sample=prompted.sample,
         prompt=prompted.prompt,
         prompt_token_ids=np.zeros(1, dtype=np.int32),

@@ -13,7 +13,7 @@ from rewards.base import DeclaredReward, RewardCall, RewardError, needs_gold
 from rewards.plugins import LoadedReward
 from rewards.scorer import Scorer
 from rsgrpo.config import RewardConfig, ScopeConfig
-from rsgrpo.types import ChatPrompt, ImageRef, Rollout, RolloutGroup, Sample, TokenSpan
+from rsgrpo.types import ChatPrompt, Group, ImageRef, Rollout, RolloutGroup, Sample, TokenSpan
 
 WHOLE = ScopeConfig(start="begin", stop="end")
 THINK = ScopeConfig(start="<think>", stop="end")
@@ -44,7 +44,7 @@ def loaded(
 
 def group(sample_id: str, *texts: str, num_images: int = 2) -> RolloutGroup:
     """Rollouts with one token a character and an end-of-sequence token."""
-    return RolloutGroup(
+    return Group(
         sample=Sample(sample_id=sample_id, images=tuple(ImageRef(path=f"{n}.png") for n in range(num_images))),
         prompt=ChatPrompt(sample_id=sample_id, text=""),
         prompt_token_ids=np.zeros(1, dtype=np.int32),

@@ -28,7 +28,7 @@ from rsgrpo.run.logger import read_metrics
 from rsgrpo.run.recorder import read_groups, record_groups, truncate_after
 from rsgrpo.run.report import build_report
 from rsgrpo.run.report.__main__ import main as report_main
-from rsgrpo.types import ChatPrompt, RolloutGroup
+from rsgrpo.types import ChatPrompt, Group
 from tests.examples import examples
 from tests.unit.report_run import make_rollout, make_run, make_sample, response
 
@@ -62,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "stage_seconds.json").write_text('{"sft": 3.5, "rl": 10.0}')
     sample = make_sample()
     rollouts = tuple(make_rollout(response(answer, well_read=True), n) for n, answer in enumerate(("7", "4")))
-    group = RolloutGroup(
+    group = Group(
         sample=sample,
         prompt=ChatPrompt(sample_id="q0", text=sample.question),
         prompt_token_ids=rollouts[0].token_ids,

@@ -185,8 +185,8 @@ def test_a_checkpoint_of_version_1_is_refused_by_version_and_not_opened(tmp_path
 def test_a_manifest_of_a_later_version_or_with_paths_outside_is_refused(tmp_path):
     manifest = _complete(tmp_path / "rl-000001") / "manifest.json"
     document = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(document | {"version": 3}))
-    with pytest.raises(CheckpointError, match="of version 3"):
+    manifest.write_text(json.dumps(document | {"version": 4}))
+    with pytest.raises(CheckpointError, match="of version 4"):
         find_checkpoint(tmp_path, "rl")
     document["files"][0]["name"] = "../../secret"
     manifest.write_text(json.dumps(document))
