@@ -10,8 +10,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from rollout.weight_loading import tie_head, without_kept_layers
-from rsgrpo.types import WeightBucket
-from rsgrpo.weights.buckets import bucket_tensors
+from rsgrpo.weights.buckets import WeightBucket, bucket_tensors
 
 
 def begin_loading(worker: Any) -> None:

@@ -35,8 +35,8 @@ from rsgrpo.errors import shown
 from rsgrpo.model.image_feed import decoded_images
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.text.token_offsets import TokenTable
-from rsgrpo.types import Group, RolloutGroup, WeightBucket, WeightVersion
-from rsgrpo.weights.buckets import bucket_checksum, format_checksum
+from rsgrpo.types import Group, RolloutGroup
+from rsgrpo.weights.buckets import WeightBucket, WeightVersion, bucket_checksum, format_checksum
 from rsgrpo.weights.transfer import StagedBucket
 
 # A call returns what is answered after the first number of steps, or after the second if nothing is.

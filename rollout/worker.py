@@ -10,7 +10,8 @@ import ray
 from rollout.requests import RolloutRequest
 from rollout.vllm_engine import EngineSpec, VllmEngine
 from rsgrpo.cluster.gpu_sharing import OnGpu
-from rsgrpo.types import RolloutGroup, WeightVersion
+from rsgrpo.types import RolloutGroup
+from rsgrpo.weights.buckets import WeightVersion
 from rsgrpo.weights.transfer import StagedBucket
 
 

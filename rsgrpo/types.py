@@ -455,28 +455,3 @@ class UpdateResult:
 
     metrics: UpdateMetrics
     responses: tuple[ResponseStats, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class WeightBucket:
-    """A flattened piece of the weights on its way to the engines.
-
-    Attributes:
-        names: parameter names, as ``from_pretrained`` writes them into a checkpoint.
-        shapes: their shapes.
-        dtype: ``float32`` or ``bfloat16``.
-        data: the tensors' raw bytes, one after the other, uint8.
-    """
-
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    dtype: str
-    data: NDArray[np.uint8]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightVersion:
-    """Stamp of one set of weights: a number that counts updates, and a checksum over all buckets."""
-
-    version: int
-    checksum: str

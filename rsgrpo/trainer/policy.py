@@ -24,8 +24,8 @@ from rsgrpo.trainer.faults import FaultyBatch, write_faulty_batch
 from rsgrpo.trainer.rank_calls import RankCalls
 from rsgrpo.trainer.results import RankPass, RankStep, in_order, update_metrics
 from rsgrpo.trainer.worker import GatheredWeights, PolicyWorker
-from rsgrpo.types import ResponseStats, TrainingGroup, UpdateResult, WeightVersion
-from rsgrpo.weights.buckets import format_checksum
+from rsgrpo.types import ResponseStats, TrainingGroup, UpdateResult
+from rsgrpo.weights.buckets import WeightVersion, format_checksum
 from rsgrpo.weights.transfer import RankStream
 from rsgrpo.weights.update import WeightUpdate
 

@@ -4,11 +4,38 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from rsgrpo.types import WeightBucket
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class WeightBucket:
+    """A flat part of the weights on its way to the engines.
+
+    Attributes:
+        names: parameter names, as ``from_pretrained`` writes them into a checkpoint.
+        shapes: their shapes.
+        dtype: ``float32`` or ``bfloat16``.
+        data: the tensors' raw bytes, one after the other, uint8.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
+    data: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightVersion:
+    """Stamp of one set of weights: a number that counts updates, and a checksum over all buckets."""
+
+    version: int
+    checksum: str
+
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}

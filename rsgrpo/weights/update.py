@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
-from rsgrpo.types import WeightVersion
+from rsgrpo.weights.buckets import WeightVersion
 from rsgrpo.weights.transfer import WeightSender
 
 

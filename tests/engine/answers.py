@@ -10,8 +10,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.loading import load_image
-from rsgrpo.types import RolloutGroup, WeightVersion
-from rsgrpo.weights.buckets import bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
+from rsgrpo.types import RolloutGroup
+from rsgrpo.weights.buckets import WeightVersion, bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
 from rsgrpo.weights.update import WeightUpdate
 from tests.plain_forward import plain_logprobs
 

@@ -30,8 +30,8 @@ from rollout.vllm_engine import EngineSpec, VllmEngine
 from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
 from rsgrpo.model.policy_model import load_processor
-from rsgrpo.types import ImageRef, PromptedSample, RolloutGroup, Sample, WeightVersion
-from rsgrpo.weights.buckets import bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
+from rsgrpo.types import ImageRef, PromptedSample, RolloutGroup, Sample
+from rsgrpo.weights.buckets import WeightVersion, bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
 from tests.engine.answers import largest_gap, largest_gap_by_version, num_mixed
 from tests.engine.broken_model import break_model, engine_processes
 from tests.tiny_model import make_group

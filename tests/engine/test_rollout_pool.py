@@ -21,7 +21,8 @@ from rsgrpo.config import Config, DataConfig, LoraConfig, ModelConfig, RolloutCo
 from rsgrpo.model.lora import adapter_layers, adapter_parameters, exported_parameters, of_trained_layers
 from rsgrpo.model.policy_model import load_model, load_processor
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
-from rsgrpo.types import PromptedSample, Sample, WeightVersion
+from rsgrpo.types import PromptedSample, Sample
+from rsgrpo.weights.buckets import WeightVersion
 from rsgrpo.weights.update import WeightUpdate
 from tests.engine.answers import MAX_GAP_NATS, largest_gap, largest_gap_by_version, num_mixed, weight_update
 from tests.engine.image_feed import feed_features, feed_pixels

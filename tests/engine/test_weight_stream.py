@@ -24,7 +24,8 @@ from rsgrpo.cluster.placement import ON_CPU
 from rsgrpo.cluster.ray_cluster import REPOSITORY
 from rsgrpo.config import SamplingConfig
 from rsgrpo.trainer.policy import Policy
-from rsgrpo.types import ChatPrompt, PromptedSample, Sample, WeightVersion
+from rsgrpo.types import ChatPrompt, PromptedSample, Sample
+from rsgrpo.weights.buckets import WeightVersion
 from rsgrpo.weights.transfer import RankStream
 from rsgrpo.weights.update import WeightUpdate
 from tests.engine.fake_workers import FakeEngine, FakeRank, SlowRank, weights_of

@@ -34,8 +34,8 @@ from rsgrpo.types import (
     TrainingGroup,
     UpdateMetrics,
     UpdateResult,
-    WeightVersion,
 )
+from rsgrpo.weights.buckets import WeightVersion
 from rsgrpo.weights.update import WeightUpdate
 from tests.unit.strategies import scoped_reward, scored_group, scored_rollout
 
