@@ -204,7 +204,7 @@ def test_what_the_system_refuses_is_named(number: int) -> None:
 
 def test_a_message_of_several_lines_keeps_them_apart_in_one() -> None:
     listed = RsgrpoError(
-        "a.parquet: 3 items cannot be used:\n  row 0: no image\n  row 1: no image\n  … and 1 more\nmend them"
+        "a.parquet: 3 items cannot be used:\n  row 0: no image\n  row 1: no image\n  … and 1 more\nfix them"
     )
     assert explain(listed).sentence == (
         "a.parquet: 3 items cannot be used: row 0: no image; row 1: no image; … and 1 more; fix them"
