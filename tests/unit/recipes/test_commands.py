@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,6 +22,7 @@ from recipes.commands.train import help_parser
 from recipes.doctor.settings import read_settings
 from rsgrpo import __version__
 from rsgrpo.failures import run_command
+from tests.programs import TIMEOUT_SECONDS, heed_interrupts
 from tests.unit.command_line import REPOSITORY, is_one_sentence
 
 PROGRAM = Path(sys.executable).parent / "rsgrpo"
@@ -247,3 +250,42 @@ def test_a_module_called_by_its_name_is_the_same_command(name: str, capsys: pyte
         [sys.executable, "-m", MODULES[name], "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert ended.stdout == help_of(capsys, name)
+
+
+def test_ctrl_c_ends_a_command_with_one_line_and_status_130(tmp_path: Path) -> None:
+    running = subprocess.Popen(
+        [PROGRAM, "make-data", "choice", str(tmp_path / "data"), "--train", "1000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
+    while _caught(running.pid) & (1 << signal.SIGTERM - 1) == 0:
+        assert running.poll() is None
+        time.sleep(0.01)
+    time.sleep(1.0)  # into the drawing, which takes minutes
+    running.send_signal(signal.SIGINT)
+    printed, told = running.communicate(timeout=TIMEOUT_SECONDS)
+    assert (running.returncode, printed) == (130, "")
+    assert is_one_sentence(told)
+    assert told.startswith("interrupted")
+
+
+def _caught(pid: int) -> int:
+    """The signals that a process has handlers for, one bit each; SIGTERM is one once Ctrl-C is heeded."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt")]
+    return int(line.split()[1], 16)
+
+
+def test_a_reward_file_is_looked_for_where_the_run_is_started(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    setting = 'rewards.mine={function: "mine.py:reward", scope: {section: think}}'
+    status, told, _ = call(setting, "run_dir=run")
+    assert status == 1
+    assert f"there is no file {tmp_path}/mine.py" in told
+    (tmp_path / "mine.py").write_text("def reward(call):\n    return 1.0\n")
+    status, told, begun = call(setting, "run_dir=run")
+    assert (status, told) == (0, "")
+    assert [one.rewards["mine"].function for one in begun] == ["mine.py:reward"]
