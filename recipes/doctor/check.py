@@ -29,7 +29,7 @@ _TELLS_MORE = (
     "expected ",
     "got ",
 )  # such an ending says what is there, not what to do
-_NOT_MINE = "this check itself failed, the others stand; run train.py to see what it says, and report this line"
+_NOT_MINE = "this check itself failed, the others stand; run `rsgrpo train` to see what it says, and report this line"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,7 @@ def refused(name: str, error: BaseException) -> Check:
     cut = max(message.rfind("; "), message.rfind("\n"))
     advice = message[cut + 1 :].strip() if cut >= 0 else ""
     if not advice or len(advice) > MAX_ADVICE or advice.startswith(_TELLS_MORE):
-        return problem(name, message, "fix what the message names; train.py would stop with it")
+        return problem(name, message, "fix what the message names; `rsgrpo train` would stop with it")
     return problem(name, message[:cut], advice)
 
 

@@ -1,8 +1,9 @@
-"""The doctor's command line."""
+"""The doctor's command line: ``rsgrpo doctor [recipe=NAME] [key=value …] [--json FILE]``."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,40 +13,66 @@ from typing import TextIO
 from recipes.doctor.check import Step
 from recipes.doctor.examination import STEPS, examine
 from recipes.doctor.output import show, verdict, write_json
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.failures.command import CommandParser, run_command
+
+_EXAMPLES = """\
+examples:
+  uv run rsgrpo doctor                          # is this machine ready for the quickstart?
+  uv run rsgrpo doctor recipe=evisrag_3b data.rl_path=data/evisrag/train.jsonl data.test_path=data/evisrag/test.jsonl
+  uv run rsgrpo doctor recipe=evisrag_7b --json checks.json && uv run rsgrpo train recipe=evisrag_7b
+"""
 
 
-def run_doctor(
-    arguments: Sequence[str], file: TextIO | None = None, steps: Sequence[Step] = STEPS, begin: float | None = None
-) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Examine what a training run would need.
+
+    Args:
+        arguments: of the command line; None: those of this process.
+
+    Returns:
+        The exit status: 0 without problems, 1 with.
+    """
+    # transformers and the hub talk on standard error about what the doctor says itself.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return run_command(lambda: run_doctor(sys.argv[1:] if arguments is None else arguments))
+
+
+def command_parser() -> CommandParser:
+    """What the command takes."""
+    parser = CommandParser(
+        prog="rsgrpo doctor",
+        description="Look at machine, data, model and rewards before a run does, and say what to do.\n"
+        "Nothing is started, fetched or written. The exit status is 0 without problems and 1 with.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rsgrpo train`")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as data")
+    return parser
+
+
+def run_doctor(arguments: Sequence[str], file: TextIO | None = None, steps: Sequence[Step] = STEPS) -> int:
     """Examine, print, and say how it went.
 
     Args:
-        arguments: overrides as for ``train.py``, and ``--json FILE``.
+        arguments: settings as for ``rsgrpo train``, and ``--json FILE``.
         file: where to print; None: standard output.
         steps: what to look at.
-        begin: ``time.perf_counter()`` when the command began, before its imports; None: now.
 
     Returns:
         0 without problems, 1 with.
+
+    Raises:
+        RsgrpoError: the file for ``--json`` cannot be written; everything else has been printed by then.
     """
-    begin = time.perf_counter() if begin is None else begin
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.doctor",
-        description="Look at machine, data, model and rewards before a run does, and say what to do.",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for train.py, such as recipe=quickstart")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as data")
-    options = parser.parse_intermixed_args(arguments)
+    begin = time.perf_counter()
+    options = command_parser().parse_intermixed_args(arguments)
     target = file or sys.stdout
     found = list(show(examine(options.overrides, steps=steps), target))
     seconds = time.perf_counter() - begin
     checks = [line.check for line in found]
     print(f"\n{verdict(checks, seconds)}", file=target, flush=True)
     if options.json:
-        try:
-            write_json(options.json, found, options.overrides, seconds)
-        except RsgrpoError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        write_json(options.json, found, options.overrides, seconds)
     return int(any(check.status == "problem" for check in checks))

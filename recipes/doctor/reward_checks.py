@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
-from recipes.doctor.settings import REPOSITORY
 from rewards.base import RewardError
 from rewards.plugins import LoadedReward, load_rewards
 from rewards.scorer import Scorer
@@ -31,7 +31,7 @@ def _load(config: Config, loaded: list[LoadedReward]) -> Iterator[Check]:
     """Say what cannot be loaded; what can goes into ``loaded``."""
     for name, settings in config.scored_rewards.items():
         try:
-            loaded += load_rewards({name: settings}, REPOSITORY)
+            loaded += load_rewards({name: settings}, Path.cwd())
         except RewardError as error:
             yield refused(f"reward {name}", error)
         except SystemExit as error:

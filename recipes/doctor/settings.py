@@ -1,16 +1,14 @@
-"""The settings that a command line means, composed as ``train.py`` does it."""
+"""The settings that a command line means, composed as ``rsgrpo train`` does it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from recipes.commands.train import CONFIGS
 from recipes.doctor.check import Check, Subject, ok
 from rsgrpo.config import Config, load_config, register_schema
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.failures import explain
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class SettingsError(RsgrpoError, ValueError):
@@ -21,7 +19,7 @@ def read_settings(overrides: Sequence[str]) -> Config:
     """Compose and check settings.
 
     Args:
-        overrides: as for ``train.py``, such as ``recipe=quickstart`` and ``rl.max_steps=3``.
+        overrides: as for ``rsgrpo train``, such as ``recipe=quickstart`` and ``rl.max_steps=3``.
 
     Raises:
         RsgrpoError: an override that hydra does not understand, or settings that do not fit.
@@ -33,7 +31,7 @@ def read_settings(overrides: Sequence[str]) -> Config:
     GlobalHydra.instance().clear()
     register_schema()
     try:
-        with initialize_config_dir(str(REPOSITORY / "configs"), version_base=None):
+        with initialize_config_dir(str(CONFIGS), version_base=None):
             composed = compose("config", overrides=list(overrides))
     except HydraException as error:
         raise SettingsError(explain(error).sentence) from error

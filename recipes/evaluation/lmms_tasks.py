@@ -1,6 +1,6 @@
 """Write our benchmarks as lmms-eval tasks.
 
-    uv run python -m recipes.evaluation.lmms_tasks --tasks evisrag/chartqa,vhs/single --data-root DATA --out TASKS
+    uv run rsgrpo tasks --tasks evisrag/chartqa,vhs/single --data-root DATA --out TASKS
     lmms-eval eval --model rsgrpo --model_args checkpoint=FOLDER --include_path TASKS --tasks rsgrpo_evisrag_chartqa
 
 The folder gets, for every task, its questions as JSON lines (official prompts, images by path) and a task file whose
@@ -9,6 +9,7 @@ functions are ``rsgrpo.evaluation.prompts.lmms_tasks``. A task reports two metri
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,14 @@ from rsgrpo.evaluation.prompts.lmms_tasks import document
 from rsgrpo.failures import CommandParser, run_command
 from rsgrpo.io.jsonl import append_rows
 
+_EXAMPLES = """\
+examples:
+  uv run rsgrpo tasks --tasks evisrag/chartqa,vhs/single --data-root DATA --out TASKS
+  uv run rsgrpo tasks --tasks mig_bench --data-root DATA --out TASKS --max-samples 100
+then:
+  uv run --extra lmms lmms-eval eval --model rsgrpo --model_args checkpoint=FOLDER \\
+      --include_path TASKS --tasks rsgrpo_evisrag_chartqa
+"""
 _FUNCTIONS = "rsgrpo.evaluation.prompts.lmms_tasks"
 _TASK_FILE = """\
 task: {name}
@@ -102,14 +111,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(lambda: _command(arguments))
 
 
-def _command(arguments: Sequence[str] | None) -> None:
-    parser = CommandParser(prog="recipes.evaluation.lmms_tasks", description="write our benchmarks as lmms-eval tasks")
-    parser.add_argument("--tasks", required=True, help="such as evisrag/chartqa,vhs/single")
-    parser.add_argument("--data-root", required=True, help="folder that holds the benchmarks")
-    parser.add_argument("--out", required=True, type=Path, help="for --include_path")
+def command_parser() -> CommandParser:
+    """What the command takes."""
+    parser = CommandParser(
+        prog="rsgrpo tasks",
+        description="Write the benchmarks as task files for lmms-eval, and print lmms-eval's names of them.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--tasks", required=True, help="with commas between them, such as evisrag/chartqa,vhs/single")
+    parser.add_argument("--data-root", required=True, help="folder that holds the benchmarks as they are downloaded")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write to; lmms-eval's --include_path")
     parser.add_argument("--image-root", default="", help="COCO's photographs (Visual Haystacks)")
     parser.add_argument("--max-samples", type=int, default=0, help="questions a task; 0: all")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def _command(arguments: Sequence[str] | None) -> None:
+    given = command_parser().parse_args(arguments)
     settings = EvalConfig(
         tasks=given.tasks.split(","),
         data_root=given.data_root,

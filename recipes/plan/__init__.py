@@ -1,4 +1,4 @@
 """Know before you pay: memory, time and cost of a run, from its settings, the model's config and the data.
 
-``train.py plan=true`` starts it; :mod:`recipes.plan.command` puts the parts together.
+``rsgrpo plan`` starts it; :mod:`recipes.plan.command` puts the parts together.
 """

@@ -1,4 +1,4 @@
-"""``train.py plan=true``: read, compute, print; refuse what cannot fit, and say what would."""
+"""``rsgrpo plan``: read, compute, print; refuse what cannot fit, and say what would."""
 
 from __future__ import annotations
 

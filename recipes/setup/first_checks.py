@@ -22,7 +22,7 @@ from rsgrpo.io.atomic_files import FileError, read_json_object
 from rsgrpo.io.special_files import special_kind
 from rsgrpo.prompts.template import template_fingerprint
 from rsgrpo.run.folder import open_run_folder
-from rsgrpo.system.machine import REPOSITORY, check_cluster, has_gpu_files, prepare_process
+from rsgrpo.system.machine import check_cluster, has_gpu_files, prepare_process
 
 _MODEL_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -53,7 +53,7 @@ def check_first(config: Config) -> list[str]:
         _check_benchmarks(config)
     else:
         _check_data(config)
-        load_rewards(config.scored_rewards, REPOSITORY)
+        load_rewards(config.scored_rewards, Path.cwd())
     if not config.plan:  # nor does it write there
         with open_run_folder(config):
             pass

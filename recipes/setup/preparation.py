@@ -15,7 +15,6 @@ from recipes.setup.wanted_data import WANTED, builds_quickstart_data, sample_che
 from recipes.sft import SftPhase
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
-from rsgrpo.cluster.ray_cluster import REPOSITORY
 from rsgrpo.config import Config
 from rsgrpo.data.evisrag_files import LoadedData, load_samples
 from rsgrpo.data.files import DataError
@@ -79,7 +78,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         RsgrpoError: a reward cannot be loaded or fails on a gold response, data are bad, the model is no Qwen2.5-VL,
             a prompt is too long.
     """
-    rewards = load_rewards(config.scored_rewards, REPOSITORY)
+    rewards = load_rewards(config.scored_rewards, Path.cwd())
     with progress.phase("Reading data and model"):
         writer = PromptWriter(config.prompt)
         loaded = _load_data(config, folder, writer)

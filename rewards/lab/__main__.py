@@ -1,11 +1,4 @@
-"""``python -m rewards.lab replay|lint``: try rewards on a CPU, without a model.
-
-    replay RUN_DIR [--config FILE] [rewards.accuracy.weight=1 '+rewards.mine={…}' ~rewards.format …]
-    lint module:function [file.py:function …] [key=value …]
-    lint --config FILE
-
-Exit status: 0; of ``lint`` 1 if a trick earns as much as an honest response; 2 for a mistake in the call.
-"""
+"""``rsgrpo lab replay|lint``: try rewards on a CPU, without a model."""
 
 from __future__ import annotations
 
@@ -29,6 +22,21 @@ from rsgrpo.io.jsonl import cut_line_note
 from rsgrpo.run.folder import RunFolder
 
 _DEFAULT_SHOWN = 5
+_STATUSES = """\
+exit status:
+  0, of lint 1 if a trick earns as much as an honest response, 2 for an error
+"""
+_REPLAY_EXAMPLES = """\
+  uv run rsgrpo lab replay runs/quickstart rewards.accuracy.weight=1 ~rewards.format
+  uv run rsgrpo lab replay runs/quickstart --config configs/recipe/evisrag_7b.yaml --show 1
+  uv run rsgrpo lab replay runs/quickstart \\
+      '+rewards.mine={function: "my_rewards.py:short_thinking", scope: {section: think}}'
+"""
+_LINT_EXAMPLES = """\
+  uv run rsgrpo lab lint rewards.functions.accuracy:accuracy
+  uv run rsgrpo lab lint my_rewards.py:short_thinking max_words=40
+  uv run rsgrpo lab lint --config configs/recipe/quickstart.yaml --json tricks.json
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,30 +50,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
 
     def command() -> int:
-        options = _parser().parse_args(arguments)
+        options = command_parser().parse_args(arguments)
         return _replay(options) if options.command == "replay" else _lint(options)
 
     return run_command(command, error_status=2)
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> CommandParser:
+    """What the command takes."""
+    lines = argparse.RawDescriptionHelpFormatter
     parser = CommandParser(
-        prog="python -m rewards.lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="rsgrpo lab",
+        description="Try rewards on a CPU, without a model: on responses that a run saved, and against known tricks.",
+        epilog=f"examples:\n{_REPLAY_EXAMPLES}{_LINT_EXAMPLES}\n{_STATUSES}",
+        formatter_class=lines,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    again = commands.add_parser("replay", help="score a run's saved responses with other rewards")
-    again.add_argument("run_folder", type=Path)
+    again = commands.add_parser(
+        "replay",
+        help="score a run's saved responses with other rewards",
+        description="Score a run's saved responses with other rewards, and say whose credit changes.",
+        epilog=f"examples:\n{_REPLAY_EXAMPLES}",
+        formatter_class=lines,
+    )
+    again.add_argument("run_folder", type=Path, help="the run_dir of a run, such as runs/quickstart")
     again.add_argument("overrides", nargs="*", help="rewards.NAME.key=value, +rewards.NAME={…}, ~rewards.NAME")
     again.add_argument("--config", type=Path, help="YAML whose rewards take the place of the run's")
-    again.add_argument("--stage", default="rl")
-    again.add_argument("--show", type=int, default=_DEFAULT_SHOWN, help="groups shown one by one")
+    again.add_argument("--stage", default="rl", help="whose responses: rl (default) or another stage of the run")
+    again.add_argument(
+        "--show", type=int, default=_DEFAULT_SHOWN, help=f"groups shown one by one (default {_DEFAULT_SHOWN})"
+    )
     again.add_argument("--json", type=Path, help="write everything there")
-    tricks = commands.add_parser("lint", help="play known tricks on rewards")
+    tricks = commands.add_parser(
+        "lint",
+        help="play known tricks on rewards",
+        description="Play known tricks on rewards: none of them may earn as much as an honest response does.",
+        epilog=f"examples:\n{_LINT_EXAMPLES}\n{_STATUSES}",
+        formatter_class=lines,
+    )
     tricks.add_argument(
         "rewards", nargs="*", help="module:function or file.py:function, and key=value for its arguments"
     )
     tricks.add_argument("--config", type=Path, help="YAML with rewards: judge their weighted sum")
-    tricks.add_argument("--kind", default="", choices=("", *CASES), help="of question; default: what fits the reward")
+    tricks.add_argument(
+        "--kind",
+        default="",
+        choices=("", *CASES),
+        metavar="KIND",
+        help=f"of question: {', '.join(CASES)}; default: what fits the reward",
+    )
     tricks.add_argument("--json", type=Path, help="write everything there")
     return parser
 

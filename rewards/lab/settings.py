@@ -38,7 +38,7 @@ def changed_settings(run_folder: Path, file: Path | None, overrides: Sequence[st
         run_folder: of the run.
         file: YAML whose ``rewards`` take the place of the run's, and whose ``rl.credit`` is laid over them; a
             recipe will do. None: the run's own.
-        overrides: as on the command line of ``train.py``: ``rewards.accuracy.weight=1`` sets a value,
+        overrides: as on the command line of ``rsgrpo train``: ``rewards.accuracy.weight=1`` sets a value,
             ``+rewards.mine={…}`` adds a reward, ``~rewards.format`` takes one out.
 
     Returns:

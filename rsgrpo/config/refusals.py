@@ -151,7 +151,7 @@ def _no_such_key(key: str) -> str:
     alike = difflib.get_close_matches(last, siblings, n=1, cutoff=_CUTOFF) if parent else []
     if alike:
         return f"there is no setting {shown(key)}; the nearest is {shown(parent)}.{alike[0]}"
-    likely = nearest(key, (*setting_keys(), *_GROUPS)) or "; `train.py --cfg job` prints all of them"
+    likely = nearest(key, (*setting_keys(), *_GROUPS)) or "; `rsgrpo train --cfg job` prints all of them"
     return f"there is no setting {shown(key)}{likely}"
 
 

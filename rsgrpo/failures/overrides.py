@@ -56,11 +56,12 @@ def _file_being_read(error: UnicodeDecodeError) -> str:
     return "a settings file"
 
 
-def check_call(arguments: Sequence[str]) -> list[str]:
+def check_call(arguments: Sequence[str], program: str) -> list[str]:
     """Refuse options that hydra does not have, and combinations that it would refuse with a traceback.
 
     Args:
         arguments: behind the program's name.
+        program: that name, for messages.
 
     Returns:
         The same with the overrides in front: hydra does not see those that stand behind an option.
@@ -70,7 +71,7 @@ def check_call(arguments: Sequence[str]) -> list[str]:
     """
     parser = get_args_parser()
     parser.__class__ = CommandParser
-    parser.prog = "train.py"
+    parser.prog = program
     given = parser.parse_intermixed_args(arguments)
     if given.experimental_rerun:
         parser.error("--experimental-rerun would run what a pickle holds; give the overrides of that run instead")

@@ -22,7 +22,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp
     """``train.py`` in this process: exit status, standard error, and the settings that the pipeline was given."""
     from hydra.core.global_hydra import GlobalHydra
 
-    import train
+    from recipes.commands.train import train
 
     begun: list[Config] = []
     pipeline = ModuleType("recipes.pipeline")
@@ -31,10 +31,10 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp
 
     def called(*arguments: str) -> tuple[int, str, list[Config]]:
         begun.clear()
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        monkeypatch.setattr(sys, "argv", sys.argv)  # which the command sets for hydra
         GlobalHydra.instance().clear()
         try:
-            status = run_command(train.main, log_folder=lambda: tmp_path)
+            status = run_command(lambda: train(arguments, "train.py"), log_folder=lambda: tmp_path)
         except SystemExit as end:  # hydra leaves by itself
             status = int(end.code or 0)
         return status, capfd.readouterr().err, list(begun)

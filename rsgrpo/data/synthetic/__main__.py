@@ -1,7 +1,8 @@
-"""``python -m rsgrpo.data.synthetic grounding|haystack|choice FOLDER``: write a small data set of coloured shapes."""
+"""``rsgrpo make-data grounding|haystack|choice FOLDER``: write a small data set of coloured shapes."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,15 @@ from rsgrpo.failures import CommandParser, run_command
 
 _MAX_QUESTIONS = 1_000_000
 _MAX_PIXELS = 4096
+_EXAMPLES = """\
+examples:
+  uv run rsgrpo make-data grounding data/grounding
+  uv run rsgrpo make-data haystack data/haystack --train 2000 --pages 6
+then, with the settings that it prints:
+  uv run rsgrpo train recipe=rl_grounding +machine=laptop stage=all \\
+      data.sft_path=data/grounding/train.jsonl data.sft_sections=[] \\
+      data.rl_path=data/grounding/train.jsonl data.test_path=data/grounding/test.jsonl
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,16 +29,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(lambda: _command(arguments))
 
 
+def command_parser() -> CommandParser:
+    """What the command takes."""
+    parser = CommandParser(
+        prog="rsgrpo make-data",
+        description="Write a small data set of coloured shapes, train.jsonl and test.jsonl with their pages, and print "
+        "the settings\nthat train on it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "task",
+        choices=TASKS,
+        help="grounding: find a shape, answer with its box; haystack: which page, yes or no; choice: pick an option",
+    )
+    parser.add_argument("folder", type=Path, help="where to write; made if need be")
+    parser.add_argument("--train", type=int, default=512, help="questions to train on (default 512)")
+    parser.add_argument("--test", type=int, default=64, help="questions held out (default 64)")
+    parser.add_argument("--pages", type=int, default=3, help=f"pages of a question, 2 to {MAX_PAGES} (default 3)")
+    parser.add_argument("--pixels", type=int, default=224, help="width and height of a page (default 224)")
+    parser.add_argument("--seed", type=int, default=0, help="another one draws other questions (default 0)")
+    return parser
+
+
 def _command(arguments: Sequence[str] | None) -> None:
-    parser = CommandParser(prog="python -m rsgrpo.data.synthetic", description=__doc__)
-    parser.add_argument("task", choices=TASKS)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--train", type=int, default=512, help="questions to train on")
-    parser.add_argument("--test", type=int, default=64, help="questions held out")
-    parser.add_argument("--pages", type=int, default=3, help=f"pages of a question, 2 to {MAX_PAGES}")
-    parser.add_argument("--pixels", type=int, default=224, help="width and height of a page")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+    options = command_parser().parse_args(arguments)
     for name, least, most in (
         ("train", 1, _MAX_QUESTIONS),
         ("test", 1, _MAX_QUESTIONS),

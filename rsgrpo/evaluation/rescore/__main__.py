@@ -1,4 +1,4 @@
-"""``python -m rsgrpo.evaluation.rescore``: score saved predictions, print tables, write JSON, CSV and a picture."""
+"""``rsgrpo rescore``: score saved predictions, print tables, write JSON, CSV and a picture."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ _NAMED_IDS = 10
 _MAX_MESSAGE = 480  # characters
 _SHOWN_ID = 60
 _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for two runs
+_EXAMPLES = """\
+examples:
+  uv run rsgrpo rescore --benchmark evisrag/chartqa --data EVisRAG-Test-ChartQA \\
+      --predictions preds/base.jsonl --out rescored
+  uv run rsgrpo rescore --benchmark milebench --data MileBench --predictions preds/base --compare preds/tuned \\
+      --out rescored        # a whole family, two runs compared sample by sample
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,10 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(lambda: _command(arguments))
 
 
-def _command(arguments: Sequence[str] | None) -> None:
+def command_parser() -> CommandParser:
+    """What the command takes."""
     parser = CommandParser(
-        prog="python -m rsgrpo.evaluation.rescore",
+        prog="rsgrpo rescore",
         description="Score saved predictions without a model, by the original's rules and by strict ones.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--benchmark", required=True, help="a task such as evisrag/chartqa, or a family: milebench")
     parser.add_argument("--data", type=Path, required=True, help="the data set's file or folder, or the family's")
@@ -48,7 +58,11 @@ def _command(arguments: Sequence[str] | None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for scores.json, *.csv and scores.png")
     parser.add_argument("--id-column", help="where the predictions' ids stand, if not where the benchmark's do")
     parser.add_argument("--prediction-column", help="where the answers stand, likewise")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _command(arguments: Sequence[str] | None) -> None:
+    options = command_parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a name that the terminal's encoding lacks must not end the run

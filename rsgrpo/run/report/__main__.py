@@ -1,7 +1,8 @@
-"""``python -m rsgrpo.run.report RUN_FOLDER``: write the report again and print its path."""
+"""``rsgrpo report RUN_FOLDER``: write the report again and print its path."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +11,31 @@ from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures import CommandParser, run_command
 from rsgrpo.run.report.build import build_report
 
+_EXAMPLES = """\
+examples:
+  uv run rsgrpo report runs/quickstart       # writes runs/quickstart/report.html, also while the run goes on
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build one report; 0 on success."""
     return run_command(lambda: _build(arguments))
 
 
-def _build(arguments: Sequence[str] | None) -> None:
-    parser = CommandParser(prog="python -m rsgrpo.run.report", description="Write a run's report.html.")
+def command_parser() -> CommandParser:
+    """What the command takes."""
+    parser = CommandParser(
+        prog="rsgrpo report",
+        description="Write a run's report.html from what its folder holds, and print its path.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("run_folder", type=Path, help="the run_dir of a run, such as runs/quickstart")
-    folder = parser.parse_args(arguments).run_folder
+    return parser
+
+
+def _build(arguments: Sequence[str] | None) -> None:
+    folder = command_parser().parse_args(arguments).run_folder
     try:
         print(build_report(folder, lambda note: print(f"note: {note}", file=sys.stderr)))
     except ValueError as error:

@@ -57,7 +57,7 @@ def build_report(run_folder: Path, say: Callable[[str], None] = lambda note: Non
         ReportError: there is no such folder, or the page cannot be written into it.
 
     Example:
-        ``python -m rsgrpo.run.report runs/quickstart`` prints ``runs/quickstart/report.html``.
+        ``rsgrpo report runs/quickstart`` prints ``runs/quickstart/report.html``.
     """
     if not run_folder.is_dir():
         raise ReportError(f"{shown(run_folder)} is no folder; name the run_dir of a run, such as runs/quickstart")

@@ -393,6 +393,6 @@ def test_exit_status_json_and_verdict_agree(task: Path, tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines if line.startswith("  problem")] == ["problem"]
 
 
-def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_doctor([f"--json={tmp_path}"], io.StringIO(), ()) == 1
-    assert capsys.readouterr().err.startswith(f"error: --json {tmp_path} cannot be written")
+def test_a_report_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RsgrpoError, match=f"^--json {tmp_path} cannot be written"):
+        run_doctor([f"--json={tmp_path}"], io.StringIO(), ())

@@ -1,0 +1,57 @@
+"""Every command of ``rsgrpo``. A new one is a new entry here, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """One command.
+
+    Attributes:
+        summary: what it does, as one line of ``rsgrpo --help``.
+        entry: ``module:function``, imported when the command is called; the function takes the arguments behind the
+            command's name, knows ``--help`` and returns the exit status.
+    """
+
+    summary: str
+    entry: str
+
+
+COMMANDS: Mapping[str, Command] = {
+    "train": Command(
+        summary="train and evaluate: supervised stage, reinforcement stage, report",
+        entry="recipes.commands.train:main",
+    ),
+    "plan": Command(
+        summary="memory, time and cost of a training run, before anything is started",
+        entry="recipes.commands.plan:main",
+    ),
+    "doctor": Command(
+        summary="check machine, data, model and rewards for a training run",
+        entry="recipes.doctor.command:main",
+    ),
+    "report": Command(
+        summary="write a run's report.html again",
+        entry="rsgrpo.run.report.__main__:main",
+    ),
+    "lab": Command(
+        summary="try rewards without a model: on a run's saved responses, and against known tricks",
+        entry="rewards.lab.__main__:main",
+    ),
+    "rescore": Command(
+        summary="score saved predictions, and compare two sets of them sample by sample",
+        entry="rsgrpo.evaluation.rescore.__main__:main",
+    ),
+    "tasks": Command(
+        summary="write the benchmarks as task files for lmms-eval",
+        entry="recipes.evaluation.lmms_tasks:main",
+    ),
+    "make-data": Command(
+        summary="write a small data set of coloured shapes to try a recipe on",
+        entry="rsgrpo.data.synthetic.__main__:main",
+    ),
+}
+"""By name, in the order in which ``rsgrpo --help`` lists them."""
