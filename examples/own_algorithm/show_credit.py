@@ -24,8 +24,8 @@ from rsgrpo.config import Config
 from rsgrpo.failures import CommandParser, run_command
 from rsgrpo.types import (
     ChatPrompt,
+    Group,
     Rollout,
-    RolloutGroup,
     Sample,
     ScopedReward,
     ScoredGroup,
@@ -62,7 +62,7 @@ def _show(name: str) -> None:
     print(f"{name}: {credit.scoping}, {credit.baseline} / {credit.scale}, {credit.aggregation}")
     (group,) = credit_groups([_scored_group()], dict.fromkeys(_REWARDS, 1.0), credit)
     for rollout in group.rollouts:
-        values = [f"{reward.name} {reward.value:.0f}" for reward in rollout.scored.rewards]
+        values = [f"{reward.name} {reward.value:.0f}" for reward in rollout.rewards]
         advantages = [f"{advantage:+.3f}" for advantage in rollout.advantages]
         tokens = [f"{weight:+.4f}" for weight in rollout.positive_weights - rollout.negative_weights]
         print(f"  {', '.join(values)}   advantages {' '.join(advantages)}   tokens {' '.join(tokens)}")
@@ -75,7 +75,7 @@ def _scored_group() -> ScoredGroup:
     rollouts = [
         Rollout(
             sample_id="q",
-            rollout_index=index,
+            response_index=index,
             token_ids=np.arange(_NUM_TOKENS, dtype=np.int32),
             logprobs=np.zeros(_NUM_TOKENS, dtype=np.float32),
             text="abcd",
@@ -85,19 +85,15 @@ def _scored_group() -> ScoredGroup:
         )
         for index in range(3)
     ]
-    group = RolloutGroup(
+    return Group(
         sample=sample,
         prompt=ChatPrompt(sample_id="q", text=sample.question),
         prompt_token_ids=np.zeros(0, dtype=np.int32),
-        rollouts=tuple(rollouts),
-    )
-    return ScoredGroup(
-        group=group,
         rollouts=tuple(
             ScoredRollout(
                 rollout=rollout,
                 rewards=tuple(
-                    ScopedReward(name=name, value=values[rollout.rollout_index], spans=(span,), scope_found=True)
+                    ScopedReward(name=name, value=values[rollout.response_index], spans=(span,), scope_found=True)
                     for name, (span, values) in _REWARDS.items()
                 ),
             )

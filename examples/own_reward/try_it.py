@@ -23,7 +23,7 @@ from rewards.scorer import Scorer
 from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.config import CreditConfig, RewardConfig, ScopeConfig
 from rsgrpo.failures import run_command
-from rsgrpo.types import ChatPrompt, Rollout, RolloutGroup, Sample
+from rsgrpo.types import ChatPrompt, Group, Rollout, Sample
 
 FILE = Path(__file__).resolve().parent / "my_rewards.py"
 KWARGS = {"max_words": 8}
@@ -56,7 +56,7 @@ def _judge(name: str) -> None:
     config = RewardConfig(function=f"{FILE}:{name}", scope=ScopeConfig(section="think"), kwargs=KWARGS)
     scorer = Scorer(load_rewards({name: config}, Path.cwd()))
     sample = Sample(sample_id="bill", question="What is the total?", answers=("310",))
-    group = RolloutGroup(
+    group = Group(
         sample=sample,
         prompt=ChatPrompt(sample_id=sample.sample_id, text=sample.question),
         prompt_token_ids=np.zeros(0, dtype=np.int32),
@@ -65,11 +65,11 @@ def _judge(name: str) -> None:
     (credited,) = credit_groups(scorer.score([group]), {name: 1.0}, CreditConfig())
     print(f"{name}, max_words={KWARGS['max_words']}, scope {{section: think}}")
     for title, one in zip(_RESPONSES, credited.rollouts, strict=True):
-        (reward,) = one.scored.rewards
+        (reward,) = one.rewards
         weights = one.positive_weights - one.negative_weights
-        starts = [*one.scored.rollout.token_char_starts, len(one.scored.rollout.text)]
+        starts = [*one.rollout.token_char_starts, len(one.rollout.text)]
         words = "".join(
-            one.scored.rollout.text[start:stop]
+            one.rollout.text[start:stop]
             for start, stop, weight in zip(starts, starts[1:], [*weights], strict=False)
             if weight
         )
@@ -81,7 +81,7 @@ def _rollout(sample: Sample, index: int, text: str) -> Rollout:
     starts = [found.start() for found in re.finditer(r"</?\w+>|[^\s<]+\s*", text)] + [len(text)]
     return Rollout(
         sample_id=sample.sample_id,
-        rollout_index=index,
+        response_index=index,
         token_ids=np.arange(len(starts), dtype=np.int32),
         logprobs=np.zeros(len(starts), dtype=np.float32),
         text=text,
