@@ -2,8 +2,8 @@
 
 Reads every ``import`` statement of the four packages and writes ``docs/images/packages.svg`` and the table in
 ``docs/packages.md``. A package stands above all that it imports, so that all arrows point down. An arrow that
-follows from others is left out of the picture (recipes -> trainer -> model says that recipes may reach model); the table
-has them all.
+follows from others is left out of the picture (recipes -> trainer -> model says that recipes may reach model); the
+table has them all.
 """
 
 from __future__ import annotations
@@ -121,11 +121,11 @@ def places(imports: Imports) -> dict[str, tuple[float, float]]:
     for arrow in arrows:
         for step, point in enumerate(arrow[1:-1], start=1):
             rows[height[arrow[0]] - step].append(point)
-    joined: dict[str, set[str]] = {point: set() for row in rows for point in row}
+    joined: dict[str, list[str]] = {point: [] for row in rows for point in row}
     for arrow in arrows:
         for upper, lower in pairwise(arrow):
-            joined[upper].add(lower)
-            joined[lower].add(upper)
+            joined[upper].append(lower)
+            joined[lower].append(upper)
     x = {point: float(index * _BOX_WIDTH) for row in rows for index, point in enumerate(row)}
     for turn in range(_SWEEPS):
         for row in rows if turn % 2 else rows[::-1]:
@@ -216,10 +216,10 @@ def page(imports: Imports) -> str:
         "",
         "![Packages and their imports; all arrows point down](images/packages.svg)",
         "",
-        "Blue boxes are parts of `rsgrpo`, the others are packages of their own. A package stands above everything that "
-        "it imports, so all arrows point down. An arrow that follows from others is left out: where `a` imports `b` and "
-        "`b` imports `c`, there is no arrow from `a` to `c`. The table has every import. `lint-imports` checks the "
-        "directions (`pyproject.toml`, `tool.importlinter`).",
+        "Blue boxes are parts of `rsgrpo`, the others are packages of their own. A package stands above everything "
+        "that it imports, so all arrows point down. An arrow that follows from others is left out: where `a` imports "
+        "`b` and `b` imports `c`, there is no arrow from `a` to `c`. The table has every import. `lint-imports` checks "
+        "the directions (`pyproject.toml`, `tool.importlinter`).",
         "",
         "| package | what it is | imports |",
         "|---|---|---|",
@@ -228,9 +228,8 @@ def page(imports: Imports) -> str:
         folder = name.replace(".", "/")
         folder += "/" if (REPOSITORY / folder).is_dir() else ".py"
         targets = ", ".join(f"`{target.removeprefix('rsgrpo.')}`" for target in sorted(imports[name]))
-        lines.append(
-            f"| `{folder}` | {summary_line(name).replace('``', '`').replace('|', chr(92) + '|')} | {targets} |"
-        )
+        summary = summary_line(name).replace("``", "`").replace("|", "\\|")
+        lines.append(f"| `{folder}` | {summary} | {targets} |")
     return "\n".join([*lines, ""])
 
 

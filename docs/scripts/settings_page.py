@@ -1,4 +1,4 @@
-"""Write ``docs/settings.md`` from the field docstrings in ``rsgrpo/config``: ``python -m docs.scripts.settings_page``."""
+"""Write ``docs/settings.md`` from the docstrings in ``rsgrpo/config``: ``python -m docs.scripts.settings_page``."""
 
 from __future__ import annotations
 

@@ -9,15 +9,18 @@ import importlib
 import importlib.util
 import re
 import sys
+import tempfile
 import tomllib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
 import pytest
 
-from rsgrpo.config import Config, load_config, register_schema
+from rewards.lab.settings import changed_settings
+from rsgrpo.config import Config, ConfigError, load_config, register_schema, resolved_yaml
 from rsgrpo.failures.overrides import check_call
 from tests.unit.docs.shell_blocks import REPOSITORY, Command
 
@@ -32,9 +35,11 @@ RSGRPO_COMMANDS = {
 """Commands of ``rsgrpo`` and the modules that they stand for (``python -m MODULE``); ``train`` and ``plan`` are
 ``train.py``."""
 
-_TAKES_SETTINGS = {"recipes.doctor": 0, "rewards.lab": 2}  # from which word on key=value is a setting of train.py
 _MAX_CPU_RANKS = 2  # what tests and examples use on a CPU; recipes for GPUs have more
 _TOOLS = ("ruff", "mypy", "lint-imports", "mkdocs")
+
+
+_PLACEHOLDER = re.compile(r"=[A-Z]+$")
 
 
 class CommandError(AssertionError):
@@ -58,6 +63,8 @@ def check(command: Command) -> None:
         CommandError: says what is wrong.
     """
     words = command.words
+    if command.is_inline:  # `seed=S` means any
+        words = [word for word in words if not _PLACEHOLDER.search(word)]
     needs_gpu = False
     if words[0] == "uv":
         words, needs_gpu = _after_uv_run(command, words)
@@ -69,7 +76,7 @@ def check(command: Command) -> None:
     if program == "train.py":
         needs_gpu |= _check_train(arguments)
     elif program == "rsgrpo":
-        needs_gpu |= _check_rsgrpo(command, arguments)
+        needs_gpu |= _check_rsgrpo(arguments, is_mention=command.is_inline)
     elif program.startswith("benchmarks/"):
         _check_script(program, arguments)
     elif program == "lmms-eval":
@@ -79,7 +86,7 @@ def check(command: Command) -> None:
     elif program == "pytest":
         _check_pytest(arguments)
     elif program.startswith("-m "):
-        _check_module(program.removeprefix("-m "), arguments)
+        _check_module(program.removeprefix("-m "), arguments, is_mention=command.is_inline)
     elif program not in _TOOLS:
         _marked(command, f"no check knows {program!r}")
     elif not (Path(sys.executable).parent / program).exists():
@@ -93,7 +100,7 @@ def _fail(reason: str) -> NoReturn:
 
 
 def _marked(command: Command, reason: str) -> None:
-    if not command.marker:
+    if not command.marker and not command.is_inline:
         _fail(f"{reason}, and its block is not marked")
 
 
@@ -156,7 +163,9 @@ def _check_train(arguments: Sequence[str]) -> bool:
     return asks and not config.plan and not options
 
 
-def _check_rsgrpo(command: Command, arguments: list[str]) -> bool:
+def _check_rsgrpo(arguments: list[str], *, is_mention: bool) -> bool:
+    if arguments == ["--help"]:
+        return False
     if not arguments:
         _fail("rsgrpo needs a command")
     name, *rest = arguments
@@ -166,25 +175,42 @@ def _check_rsgrpo(command: Command, arguments: list[str]) -> bool:
         return _check_train(["plan=true", *rest])
     if name not in RSGRPO_COMMANDS:
         _fail(f"rsgrpo has no command {name!r}; it has train, plan, {', '.join(RSGRPO_COMMANDS)}")
-    _check_module(RSGRPO_COMMANDS[name], rest)
+    _check_module(RSGRPO_COMMANDS[name], rest, is_mention=is_mention)
     return False
 
 
-def _check_module(name: str, arguments: Sequence[str]) -> None:
-    """Give the options to the module's own parser, and what it takes as settings to ``train.py``'s."""
+def _check_module(name: str, arguments: Sequence[str], *, is_mention: bool) -> None:
+    """Give the options to the module's own parser, and what it takes as settings to what reads them.
+
+    A sentence may mention a command without its options.
+    """
     if importlib.util.find_spec(name) is None:
         _fail(f"there is no module {name}")
     if name.startswith("docs.scripts."):
         if arguments:
             _fail(f"python -m {name} takes no options")
         return
+    if is_mention and not arguments:
+        return
     is_package = (REPOSITORY / name.replace(".", "/")).is_dir()
     module = importlib.import_module(f"{name}.__main__" if is_package else name)
     if not _parses(module, name, arguments):
         _fail(f"python -m {name} does not take {' '.join(arguments)}")
-    if name in _TAKES_SETTINGS:
-        settings = [word for word in arguments[_TAKES_SETTINGS[name] :] if "=" in word and "…" not in word]
-        _check_train([word for word in settings if not word.startswith("--")])
+    settings = [word for word in arguments if re.match(r"[+~]?[\w.]+=", word)]
+    if name == "recipes.doctor":
+        _check_train(settings)
+    if name == "rewards.lab" and arguments[0] == "replay":
+        _check_replay(settings)
+
+
+def _check_replay(overrides: Sequence[str]) -> None:
+    """The lab lays its overrides over the settings that a run has written: here the quickstart's."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.yaml").write_text(resolved_yaml(composed(())))
+        try:
+            changed_settings(Path(folder), None, overrides)
+        except ConfigError as error:
+            _fail(f"the lab refuses it: {error}")
 
 
 def _parses(module: ModuleType, name: str, arguments: Sequence[str]) -> bool:
@@ -221,7 +247,9 @@ def _check_script(path: str, arguments: Sequence[str]) -> None:
         if (other := file.with_name(f"{name}.py")).is_file()
     ]
     for option in (word.partition("=")[0] for word in arguments if word.startswith("--")):
-        if not any(f'"{option}"' in source for source in sources):
+        # f"--{name}" makes options of a tuple of names
+        written = (f'"{option}"', f'"{option[2:]}"') if 'f"--{' in sources[0] else (f'"{option}"',)
+        if not any(text in source for text in written for source in sources):
             _fail(f"{path} has no option {option}")
 
 
@@ -234,7 +262,7 @@ def _check_lmms(arguments: Sequence[str]) -> None:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__"
         for argument in (*node.args.args, *node.args.kwonlyargs)
     }
-    for option, value in zip(arguments, arguments[1:], strict=False):
+    for option, value in pairwise(arguments):
         if option == "--model_args":
             unknown = [pair for pair in value.split(",") if pair.partition("=")[0] not in known]
             if unknown:

@@ -66,6 +66,7 @@ def _command(text: str, marker: str = "") -> Command:
         ("uv run rsgrpo rescore --bench evisrag/chartqa --data a --out b", "does not take"),
         ("uv run rsgrpo make-data shapes data/shapes", "does not take"),
         ("uv run rsgrpo lab replay runs/quickstart rewards.accuracy.wieght=2", "wieght"),
+        ("uv run rsgrpo lab replay runs/quickstart rewards.accurracy.weight=2", "accurracy"),
         ("uv run rsgrpo doctor recipes=quickstart", "recipes"),
         ("uv run python -m rsgrpo.reports runs/quickstart", "no module"),
         ("uv run python benchmarks/update_step.py --repeat 3", "--repeat"),

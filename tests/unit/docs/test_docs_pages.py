@@ -12,6 +12,7 @@ import pytest
 
 from docs.scripts import package_picture, results_picture, settings_page
 from docs.scripts.no_network import fetched_addresses
+from rewards.lab.__main__ import main as lab
 from rsgrpo.config import ClusterConfig, Config, LossConfig
 from tests.unit.docs.shell_blocks import DOCUMENTS, REPOSITORY, inline_code, split_page
 
@@ -20,9 +21,8 @@ PAGES = [file for file in DOCUMENTS if file.name != "BENCHMARKS.md"]  # it tells
 
 _FILE = re.compile(r"(?:rsgrpo|rewards|rollout|recipes|configs|tests|benchmarks|docs)/[\w./-]*")
 _MODULE = re.compile(r"(?:rsgrpo|rewards|rollout|recipes)(?:\.[A-Za-z_]\w*)+")
-_SETTING = re.compile(
-    r"[+~]?((?:%s)\.[a-z_*.]+)(?:=.*)?" % "|".join(field.name for field in dataclasses.fields(Config))
-)
+_SECTIONS = "|".join(field.name for field in dataclasses.fields(Config))
+_SETTING = re.compile(rf"[+~]?((?:{_SECTIONS})\.(?!py$)[a-z_*.]+)(?:=.*)?")
 _GROUP = re.compile(r"\+?(recipe|algorithm|machine)=(\w+)")
 
 
@@ -120,6 +120,20 @@ def test_python_examples_are_python(file: Path) -> None:
             compile(block.text, str(file), "exec")
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/rewards.md"])
+def test_the_reward_in_ten_lines_earns_what_the_docs_print(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (reward,) = [block.text for block in split_page(REPOSITORY / name)[0] if "def short_thinking" in block.text]
+    (tmp_path / "my_rewards.py").write_text(reward)
+    monkeypatch.chdir(tmp_path)
+    assert lab(["lint", "my_rewards.py:short_thinking"]) == 1  # a trick pays, as the page says
+    printed = capsys.readouterr().out.splitlines()
+    blocks = split_page(REPOSITORY / "docs" / "rewards.md")[0]
+    (shown,) = [block.text for block in blocks if block.text.startswith("$ uv run rsgrpo lab lint")]
+    assert [line for line in shown.splitlines()[1:] if line not in (*printed, "…")] == []
+
+
 def test_the_settings_page_is_up_to_date() -> None:
     assert settings_page.PAGE.read_text() == settings_page.page(), "run: python -m docs.scripts.settings_page"
 
@@ -132,10 +146,8 @@ def test_the_settings_page_has_every_field_of_every_class() -> None:
     assert rows["rl.loss.kl.target"].default == "0"
     assert rows["sft.phases[].optimizer.schedule"].default == "constant"
     assert rows["rewards.NAME.scope.evidence_line"].default == "false"
-    assert (rows["sft.optimizer.learning_rate"].default, rows["rl.optimizer.learning_rate"].default) == (
-        "5e-07",
-        "1e-06",
-    )
+    rates = [rows[f"{stage}.optimizer.learning_rate"].default for stage in ("sft", "rl")]
+    assert rates == ["5e-07", "1e-06"]
     assert rows["rewards.NAME.function"].default == ""
     written = sum(kind.count('"""') // 2 for kind in _class_sources(ClusterConfig))
     documented = [row for key, row in rows.items() if key.startswith("cluster.") and row.meaning]
