@@ -14,12 +14,16 @@ _FETCHED = re.compile(
 
 
 def fetched_addresses(html: str) -> list[str]:
-    """Addresses that a browser would fetch to show a page; links that a reader may follow do not count."""
-    return [
+    """Addresses that a browser would fetch to show a page; links that a reader may follow do not count.
+
+    For a block of mermaid the theme fetches the program that draws it.
+    """
+    found = [
         match["address"]
         for match in _FETCHED.finditer(html)
         if not re.search(r"rel=[\"']?(?:canonical|prev|next)\b", match[0])
     ]
+    return [*found, *(["mermaid"] if re.search(r"class=[\"']?mermaid\b", html) else [])]
 
 
 def on_post_page(output: str, *, page: Any, config: Any) -> str:

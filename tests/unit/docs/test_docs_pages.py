@@ -223,6 +223,7 @@ def test_names_that_answer_the_five_questions_stand_at_most_two_folders_deep() -
         ('<link rel="stylesheet" href=//fonts.example/f.css>', ["//fonts.example/f.css"]),
         ('<link rel="canonical" href="https://here.example/"><a href="https://there.example">text</a>', []),
         ('<img src="images/method.svg">', []),
+        ('<pre class="mermaid"><code>graph TD</code></pre>', ["mermaid"]),
     ],
 )
 def test_pages_that_would_fetch_something_are_found(html: str, found: list[str]) -> None:
