@@ -9,6 +9,7 @@ table has them all.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Mapping
 from html import escape
 from itertools import pairwise
@@ -60,6 +61,7 @@ def imported_modules(source: str, module: str) -> set[str]:
     return {name for name in found if name.partition(".")[0] in _ROOTS and name != module}
 
 
+@functools.cache
 def package_imports() -> dict[str, frozenset[str]]:
     """Which package imports which, from the sources."""
     found: dict[str, set[str]] = {}
