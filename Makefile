@@ -1,5 +1,5 @@
 # `make check` changes nothing: format, lint, import directions, types, fast tests.
-.PHONY: check format
+.PHONY: check format docs
 check:
 	uv run --no-sync ruff format --check .
 	uv run --no-sync ruff check .
@@ -10,3 +10,6 @@ check:
 format:
 	uv run --no-sync ruff check --fix .
 	uv run --no-sync ruff format .
+
+docs:
+	NO_MKDOCS_2_WARNING=1 uv run --no-sync mkdocs build --strict --quiet
