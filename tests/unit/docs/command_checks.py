@@ -19,21 +19,14 @@ from typing import NoReturn
 
 import pytest
 
+from recipes.commands.table import COMMANDS
 from rewards.lab.settings import changed_settings
 from rsgrpo.config import Config, ConfigError, load_config, register_schema, resolved_yaml
 from rsgrpo.failures.overrides import check_call
 from tests.unit.docs.shell_blocks import REPOSITORY, Command
 
-RSGRPO_COMMANDS = {
-    "report": "rsgrpo.run.report",
-    "rescore": "rsgrpo.evaluation.rescore",
-    "lab": "rewards.lab",
-    "tasks": "recipes.evaluation.lmms_tasks",
-    "make-data": "rsgrpo.data.synthetic",
-    "doctor": "recipes.doctor",
-}
-"""Commands of ``rsgrpo`` and the modules that they stand for (``python -m MODULE``); ``train`` and ``plan`` are
-``train.py``."""
+_MODULES = {name: command.entry.partition(":")[0] for name, command in COMMANDS.items()}
+"""Where each command of ``rsgrpo`` stands."""
 
 _MAX_CPU_RANKS = 2  # what tests and examples use on a CPU; recipes for GPUs have more
 _TOOLS = ("ruff", "mypy", "lint-imports", "mkdocs")
@@ -151,7 +144,7 @@ def composed(overrides: tuple[str, ...]) -> Config:
 def _check_train(arguments: Sequence[str]) -> bool:
     """Whether the settings ask for GPUs; those of a plan, or that are only printed, need none."""
     try:
-        given = check_call(arguments)
+        given = check_call(arguments, "train.py")
         options = [word for word in given if word.startswith("-")]
         overrides = tuple(word for word in given if "=" in word and not word.startswith("-"))
         config = composed(overrides)
@@ -173,9 +166,9 @@ def _check_rsgrpo(arguments: list[str], *, is_mention: bool) -> bool:
         return _check_train(rest)
     if name == "plan":
         return _check_train(["plan=true", *rest])
-    if name not in RSGRPO_COMMANDS:
-        _fail(f"rsgrpo has no command {name!r}; it has train, plan, {', '.join(RSGRPO_COMMANDS)}")
-    _check_module(RSGRPO_COMMANDS[name], rest, is_mention=is_mention)
+    if name not in _MODULES:
+        _fail(f"rsgrpo has no command {name!r}; it has {', '.join(_MODULES)}")
+    _check_module(_MODULES[name], rest, is_mention=is_mention)
     return False
 
 
@@ -197,9 +190,9 @@ def _check_module(name: str, arguments: Sequence[str], *, is_mention: bool) -> N
     if not _parses(module, name, arguments):
         _fail(f"python -m {name} does not take {' '.join(arguments)}")
     settings = [word for word in arguments if re.match(r"[+~]?[\w.]+=", word)]
-    if name == "recipes.doctor":
+    if name.startswith("recipes.doctor"):
         _check_train(settings)
-    if name == "rewards.lab" and arguments[0] == "replay":
+    if name.startswith("rewards.lab") and arguments[0] == "replay":
         _check_replay(settings)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.docs.command_checks import RSGRPO_COMMANDS, CommandError, check
+from recipes.commands import table
+from tests.unit.docs.command_checks import CommandError, check
 from tests.unit.docs.shell_blocks import (
     DOCUMENTS,
     MARKERS,
@@ -44,7 +45,7 @@ def test_the_docs_show_the_two_commands_and_every_command_of_rsgrpo() -> None:
     assert {"uv run train.py", "uv run pytest"} <= shown
     words = [command.words for command in COMMANDS]
     used = {one[one.index("rsgrpo") + 1] for one in words if "rsgrpo" in one[:-1]}
-    assert used >= RSGRPO_COMMANDS.keys()
+    assert used >= table.COMMANDS.keys()
 
 
 def _command(text: str, marker: str = "") -> Command:
