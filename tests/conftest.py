@@ -32,6 +32,19 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+SLOW_FILES = Path(__file__).parent / "slow_files.txt"
+"""Test files that take more than about a second; `make check` leaves them out, `uv run pytest` runs all."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files."""
+    root = Path(__file__).parent.parent
+    slow = {root / line for line in SLOW_FILES.read_text().split()}
+    for item in items:
+        if item.path in slow:
+            item.add_marker(pytest.mark.slow)
+
+
 PARITY_FOLDER = Path(__file__).parent / "data" / "parity"
 
 

@@ -29,7 +29,8 @@ def test_the_trainers_stage_runs_on_a_cpu_with_torch_and_transformers_alone():
         assert checks[f"gradient shared = unshared, torch.{dtype}, backend tiled"] == "ok"
     # 96 + 2 · 8 tokens stand in one row; without sharing there are two
     assert [(row["path"], row["rows"]) for row in result["rows"]] == [("shared", 1), ("unshared", 2)]
-    assert all(0 < row["share of the matrix product"] < 1 for row in result["rows"])
+    # On a busy machine the product may be timed slower than it is, so that nothing bounds the share from above.
+    assert all(row["share of the matrix product"] > 0 for row in result["rows"])
 
 
 def test_a_stage_says_what_it_lacks():

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SLOW_FILES
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("rsgrpo", "recipes", "rewards", "rollout")
 MODULES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
@@ -93,3 +95,9 @@ def test_nothing_that_a_user_may_be_handed_is_written_or_read_as_a_pickle() -> N
 )  # fmt: skip
 def test_the_rule_against_pickles_sees_them(source: str) -> None:
     assert _opens_pickles(ast.parse(source))
+
+
+def test_the_list_of_slow_test_files_names_files() -> None:
+    listed = SLOW_FILES.read_text().split()
+    assert listed == sorted(set(listed))
+    assert [name for name in listed if not (REPOSITORY / name).is_file()] == []

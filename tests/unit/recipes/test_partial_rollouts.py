@@ -81,7 +81,7 @@ def test_a_batch_of_two_versions_comes_back_from_a_checkpoint() -> None:
     ahead, read_back = training.state.prefetched, restored(training.state).prefetched
     assert ahead is not None
     assert read_back is not None
-    rollouts = [[rollout for group in batch.groups for rollout in group.rollouts] for batch in (ahead, read_back)]
+    rollouts = [[one.rollout for group in batch.groups for one in group.rollouts] for batch in (ahead, read_back)]
     for saved, read in zip(*rollouts, strict=True):
         assert saved.token_versions is not None
         assert read.token_versions is not None
