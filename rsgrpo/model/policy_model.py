@@ -284,7 +284,7 @@ class MicroBatchBuilder:
         image_token_id: the placeholder's id.
         config: ``model.attention``.
         device: where the model is.
-        dtype: compute precision.
+        dtype: compute precision, which decides between attention backends.
         image_pixels: a page's pixels [patches, 1176], on the device or on the host.
         cached_features: a page's features on the device; None: sequences carry pixels.
     """
@@ -301,7 +301,6 @@ class MicroBatchBuilder:
     ) -> None:
         self._image_token_id = image_token_id
         self._device = device
-        self._dtype = dtype
         self._image_pixels = image_pixels
         self._cached_features = cached_features
         self.choice = choose_backend(config.attention, device=device, dtype=dtype)
