@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from recipes.evaluation.answering import Answer, Answerer, EngineAnswerer
 from recipes.evaluation.benchmark_requests import TaskRequests, load_tasks
@@ -36,6 +36,7 @@ from rsgrpo.io.atomic_files import write_json
 from rsgrpo.io.ids import well_formed
 from rsgrpo.io.jsonl import append_rows, read_rows
 from rsgrpo.io.timers import StageClock
+from rsgrpo.model.folder import load_processor
 from rsgrpo.run.folder import RunFolder, begin_run, open_run_folder
 from rsgrpo.run.progress import Progress
 from rsgrpo.run.report import build_report
@@ -68,7 +69,7 @@ def run_benchmarks(config: Config) -> Path:
         root = folder.root / "benchmarks"
         with progress.phase("Reading benchmarks"):
             model = None if config.eval.endpoint.url else _model_folder(config, folder)
-            processor = None if model is None else AutoProcessor.from_pretrained(model)
+            processor = None if model is None else load_processor(model)
             view = (
                 endpoint_view(config.data, config.eval.endpoint)
                 if processor is None

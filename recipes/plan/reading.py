@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 
 from recipes.plan.memory import samples_ahead
 from recipes.plan.workload import DataSet, Item, Stage, TokensOfImage
-from recipes.setup.model_folder import ModelError, check_model_type
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, default_sources, uses_mixture
 from recipes.stages import planned_steps
 from rsgrpo.config import Config, SftPhaseConfig, SourceConfig
@@ -21,6 +20,7 @@ from rsgrpo.data.files import DataError
 from rsgrpo.data.hub import hub_problem
 from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.errors import shown
+from rsgrpo.model.folder import ModelError, check_model_type
 from rsgrpo.prompts.conversation import Conversation, ConversationBuilder
 from rsgrpo.prompts.template import PromptBuilder
 from rsgrpo.types import ChatPrompt, ImageRef, Sample

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 
-from recipes.setup.model_folder import ModelError, check_model_type, check_weights, load_processor
 from recipes.setup.reward_smoke_test import smoke_test_rewards
 from recipes.setup.sft_preparation import supervised_phases
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, sample_check, uses_mixture
@@ -23,10 +22,10 @@ from rsgrpo.data.hub import hub_problem
 from rsgrpo.data.images.counts import ImageCounts, update_report
 from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.data.images.image_view import ImageView, model_view, write_view
-from rsgrpo.data.images.loading import image_size
 from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus
 from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.errors import shown
+from rsgrpo.model.folder import ModelError, check_model_type, load_processor, stored_tensors
 from rsgrpo.model.lora import check_adapters
 from rsgrpo.prompts.conversation import TURN_END, ConversationBuilder
 from rsgrpo.prompts.template import PUBLISHED_TEMPLATES, PromptBuilder, PromptWriter, template_fingerprint
@@ -148,11 +147,11 @@ def _check_start_model(config: Config, base_model: Path) -> None:
     """Refuse weights that workers could not load."""
     checkpoint = config.eval.checkpoint if config.stage == "eval" else ""
     if not checkpoint:
-        check_weights(base_model, f"model.path={config.model.path!r}")
+        stored_tensors(base_model, f"model.path={config.model.path!r}")
         return
     setting = f"eval.checkpoint={checkpoint!r}"
     check_model_type(Path(checkpoint), setting)
-    check_weights(Path(checkpoint), setting)
+    stored_tensors(Path(checkpoint), setting)
 
 
 def _image_view(config: Config, processor: Qwen2_5_VLProcessor) -> ImageView:
@@ -225,24 +224,15 @@ class PromptLengths:
 
     def __init__(self, config: Config, processor: Qwen2_5_VLProcessor, max_response_tokens: int | None = None) -> None:
         self._config = config
-        self._rules = config.data.image_rules
         sampling = config.rollout.sampling
         self._response = sampling.max_response_tokens if max_response_tokens is None else max_response_tokens
         self._tokenizer = processor.tokenizer
-        self._images = processor.image_processor
-        self._tokens_of_size: dict[tuple[int, int], int] = {}
-
-    def _image_tokens(self, size: tuple[int, int]) -> int:
-        if size not in self._tokens_of_size:
-            patches = self._images.get_number_of_image_patches(size[1], size[0], {})
-            self._tokens_of_size[size] = patches // self._images.merge_size**2
-        return self._tokens_of_size[size]
+        self._image_tokens = ImageTokens(processor.image_processor, config.data.image_rules).count
 
     def _count(self, prompted: PromptedSample) -> int:
         text = self._count_text(prompted.prompt.text)
-        sizes = [image_size(image, self._rules) for image in prompted.prompt.images]
-        # Each page's one placeholder in the text gives way to its image tokens.
-        return text + sum(self._image_tokens(size) - 1 for size in sizes)
+        # Each image's one placeholder in the text gives way to its image tokens.
+        return text + sum(self._image_tokens(image) - 1 for image in prompted.prompt.images)
 
     def _count_text(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False))

@@ -78,7 +78,7 @@ def test_adapters_gradient_and_sent_weights_equal_those_of_one_process(worlds, f
     config = _config(rank=4, num_ranks=num_ranks, zero_stage=zero_stage)
     world.each(Rank.rebuild, config, OPTIMIZER)
     world.each(Rank.move_adapters)
-    plain = Packed(folder, config.model, with_banned=False)
+    plain = Packed(folder, config.model, with_suppressed=False)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer in adapter_layers(plain.model).values():

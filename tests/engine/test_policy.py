@@ -21,8 +21,8 @@ from rsgrpo.algorithm.metrics import StaleWeightsError
 from rsgrpo.config import Config, DataConfig, KlConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.io.manifest import folder_problem
+from rsgrpo.model.folder import load_processor
 from rsgrpo.model.micro_batches import TokenBudgetError
-from rsgrpo.model.policy_model import load_processor
 from rsgrpo.model.vlm import PromptError
 from rsgrpo.trainer.checkpoint import CheckpointError
 from rsgrpo.trainer.faults import read_faulty_batch

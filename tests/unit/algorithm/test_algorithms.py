@@ -113,11 +113,11 @@ ALL = sorted(path.stem for path in (CONFIGS / "algorithm").glob("*.yaml"))
 
 
 def test_every_algorithm_has_an_oracle() -> None:
-    # rs_grpo and reference have theirs in test_laws (laws 1 and 6); here, that the configs are what those test
-    assert sorted([*PAPERS, "rs_grpo", "reference"]) == ALL
+    # rs_grpo and upstream have theirs in test_laws (laws 1 and 6); here, that the configs are what those test
+    assert sorted([*PAPERS, "rs_grpo", "upstream"]) == ALL
     assert algorithm("rs_grpo").rl.credit == CreditConfig()
     assert algorithm("rs_grpo").rl.loss == LossConfig()
-    public = algorithm("reference")
+    public = algorithm("upstream")
     assert public.rl.credit == CreditConfig(compat="upstream")
     assert public.rl.loss == LossConfig(importance_cap=0.0)
     assert public.rl.filter == FilterConfig(mode="mean_range", low=0.01, high=6.9, max_refills=19, keep_leftover=False)

@@ -80,7 +80,7 @@ def test_declarations_add_up() -> None:
     ("function", "kwargs", "message"),
     [
         ("rewards.nothing:accuracy", {}, "cannot import rewards.nothing"),
-        ("rewards.functions.accuracy:acuracy", {}, "rewards.accuracy has no function 'acuracy'"),
+        ("rewards.functions.accuracy:acuracy", {}, "rewards.functions.accuracy has no function 'acuracy'"),
         ("rewards.functions.accuracy:annotations", {}, "has no function 'annotations'"),
         ("own.py:f", {}, "there is no file"),
         ("rewards.functions.length:overlong", {}, "missing a required argument: 'max_response_tokens'"),
