@@ -43,7 +43,7 @@ class Evaluation:
     rewards: Mapping[str, float]
 
     def numbers(self) -> dict[str, float]:
-        """All of it by name, a reward as ``reward/<name>``."""
+        """All of it by name, as it is logged under ``eval/<name>`` and ``eval/reward/<name>``."""
         rewards = {f"reward/{name}": value for name, value in self.rewards.items()}
         return {name: float(value) for name, value in dataclasses.asdict(self.metrics).items()} | rewards
 

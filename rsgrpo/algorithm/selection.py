@@ -1,4 +1,4 @@
-"""Which groups to train on: those in which siblings differ (rs_grpo, "Which groups to train on")."""
+"""Which groups to train on: those in which siblings differ."""
 
 from __future__ import annotations
 

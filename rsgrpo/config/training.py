@@ -182,7 +182,7 @@ class FilterConfig:
 
 @dataclass(kw_only=True, slots=True)
 class CreditConfig:
-    """From rewards to token credit (rs_grpo, "Credit")."""
+    """From rewards to token credit (:mod:`rsgrpo.algorithm.advantages`)."""
 
     compat: str = "none"
     """``reference`` reproduces the public implementation's formula, defects included; absent scopes of all rewards
@@ -267,7 +267,7 @@ class KlConfig:
 
 @dataclass(kw_only=True, slots=True)
 class LossConfig:
-    """The clipped objective (rs_grpo, "Loss" and "Old log-probabilities")."""
+    """The clipped objective (:mod:`rsgrpo.algorithm.losses`)."""
 
     ratio: str = "token"
     """``token``: each token's own ratio new/old. ``sequence``: the geometric mean over its response, with the
