@@ -185,7 +185,7 @@ class CreditConfig:
     """From rewards to token credit (:mod:`rsgrpo.algorithm.advantages`)."""
 
     compat: str = "none"
-    """``reference`` reproduces the public implementation's formula, defects included; absent scopes of all rewards
+    """``upstream`` reproduces the public implementation's formula, defects included; absent scopes of all rewards
     then widen (``on_missing: whole``)."""
     scoping: str = "scoped"
     """``scoped``: each reward is compared among siblings by itself and speaks to the tokens of its scope.

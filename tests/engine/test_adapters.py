@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,12 +21,11 @@ from rsgrpo.config import (
 )
 from rsgrpo.model.lora import adapter_layers, adapter_parameters, exported_parameters
 from rsgrpo.trainer.faults import TrainerMemoryError
-from rsgrpo.types import TrainingGroup
 from rsgrpo.weights.buckets import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
-from tests.engine.worlds import World, Worlds, started_worlds
+from tests.engine.worlds import World
 from tests.packed import Packed
-from tests.tiny_model import build_tiny_model, make_group, three_groups
+from tests.tiny_model import make_group
 
 pytestmark = pytest.mark.engine
 
@@ -50,22 +47,6 @@ def _config(*, rank: int = 0, cached: bool = False, **trainer: object) -> Config
         data=DataConfig(min_pixels=1, max_pixels=10**7),
         trainer=TrainerConfig(**({"micro_batch_tokens": 110} | trainer)),  # type: ignore[arg-type]
     )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("model"), tie=True)
-
-
-@pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
-    return three_groups(tmp_path_factory.mktemp("pages"))
-
-
-@pytest.fixture(scope="module")
-def worlds(folder: Path) -> Iterator[Worlds]:
-    with started_worlds(_config(), folder) as started:
-        yield started
 
 
 def _flat(named: dict[str, np.ndarray]) -> np.ndarray:

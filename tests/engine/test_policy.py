@@ -28,7 +28,7 @@ from rsgrpo.trainer.checkpoint import CheckpointError
 from rsgrpo.trainer.faults import read_faulty_batch
 from rsgrpo.trainer.policy import Policy, TooManySkippedStepsError
 from rsgrpo.trainer.rank_calls import PolicyWorkerDiedError, PolicyWorkerSilentError
-from rsgrpo.types import ResponseStats, TrainingGroup, UpdateResult
+from rsgrpo.types import ResponseStats, UpdateResult
 from rsgrpo.weights.buckets import bucket_checksum, bucket_tensors, format_checksum
 from tests.engine.fake_rank import WAITING_SECONDS, FakeRank
 from tests.engine.local_ray import local_ray
@@ -51,16 +51,6 @@ def _config(run_dir: Path, **trainer: object) -> Config:
         data=DataConfig(min_pixels=1, max_pixels=10**7),
         trainer=TrainerConfig(micro_batch_tokens=200, **trainer),  # type: ignore[arg-type]
     )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("model"), tie=True)
-
-
-@pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
-    return three_groups(tmp_path_factory.mktemp("pages"))
 
 
 @pytest.fixture(scope="module")

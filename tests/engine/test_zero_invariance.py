@@ -7,7 +7,6 @@ torch's AdamW, in this process.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from rsgrpo.trainer.checkpoint import CheckpointError
 from rsgrpo.types import TrainingGroup
 from rsgrpo.weights.buckets import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
-from tests.engine.worlds import Worlds, started_worlds
 from tests.plain_forward import plain_logprobs
 from tests.tiny_model import build_tiny_model, make_group, without_suppressed, write_images
 
@@ -85,12 +83,6 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
         # without an image: its rank still has to run the vision tower in step with the others
         make_group("c", [], [6, 1, 4], seed=3, scale=0.02),
     ]
-
-
-@pytest.fixture(scope="module")
-def worlds(folder: Path) -> Iterator[Worlds]:
-    with started_worlds(_config(), folder) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
