@@ -18,16 +18,15 @@ from rsgrpo.cluster.ray_cluster import REPOSITORY
 from rsgrpo.config import Config
 from rsgrpo.data.evisrag_files import LoadedData, load_samples
 from rsgrpo.data.files import DataError
-from rsgrpo.data.hub import hub_problem
 from rsgrpo.data.images.counts import ImageCounts, update_report
 from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.data.images.image_view import ImageView, model_view, write_view
 from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus
 from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.errors import shown
-from rsgrpo.model.folder import ModelError, check_model_type, load_processor, stored_tensors
+from rsgrpo.model.folder import check_model_type, find_model, load_processor, stored_tensors
 from rsgrpo.model.lora import check_adapters
-from rsgrpo.prompts.conversation import TURN_END, ConversationBuilder
+from rsgrpo.prompts.conversation import TURN_END, ConversationBuilder, count_tokens
 from rsgrpo.prompts.template import PUBLISHED_TEMPLATES, PromptBuilder, PromptWriter, template_fingerprint
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.run.progress import Progress
@@ -193,24 +192,7 @@ def find_base_model(config: Config, folder: RunFolder) -> Path:
     if not config.model.path:
         texts = corpus(config.quickstart, config.seed)
         return build_quickstart_model(config.quickstart, folder.base_model, config.seed, texts)
-    path = Path(config.model.path)
-    if not path.is_dir():
-        path = _download(config)
-    check_model_type(path, f"model.path={config.model.path!r}")
-    return path.absolute()
-
-
-def _download(config: Config) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(config.model.path, revision=config.model.revision or None))
-    except Exception as error:  # whatever its network library raises
-        raise ModelError(
-            f"model.path={shown(config.model.path)!r} is neither a folder nor a model that the hub gives: "
-            f"{hub_problem(error, 'model')}; "
-            "give the path of a Qwen2.5-VL folder, or check the name and the network"
-        ) from error
+    return find_model(config.model.path, config.model.revision)
 
 
 class PromptLengths:
@@ -229,20 +211,15 @@ class PromptLengths:
         self._tokenizer = processor.tokenizer
         self._image_tokens = ImageTokens(processor.image_processor, config.data.image_rules).count
 
-    def _count(self, prompted: PromptedSample) -> int:
-        text = self._count_text(prompted.prompt.text)
-        # Each image's one placeholder in the text gives way to its image tokens.
-        return text + sum(self._image_tokens(image) - 1 for image in prompted.prompt.images)
-
-    def _count_text(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+    def _count(self, text: str, images: Sequence[ImageRef] = ()) -> int:
+        return count_tokens(text, images, self._tokenizer, self._image_tokens)
 
     def _limits(self, name: str, question: PromptedSample) -> list[tuple[int, str]]:
         """Most prompt tokens by every rule that holds for a data set, and what to change about each."""
         data, rollout, trainer = self._config.data, self._config.rollout, self._config.trainer
         limits = [(data.max_prompt_tokens, "raise data.max_prompt_tokens")]
         if name == "sft":
-            gold = self._count_text(question.sample.gold_response + TURN_END)
+            gold = self._count(question.sample.gold_response + TURN_END)
             budget = min(self._config.sft.max_tokens or trainer.micro_batch_tokens, trainer.micro_batch_tokens)
             raised = "trainer.micro_batch_tokens (and sft.max_tokens)" if self._config.sft.max_tokens else ""
             return [*limits, (budget - gold, f"raise {raised or 'trainer.micro_batch_tokens'}")]
@@ -265,7 +242,7 @@ class PromptLengths:
         fitting: list[PromptedSample] = []
         worst: tuple[int, str] = (0, "")
         for question in prompts:
-            count = self._count(question)
+            count = self._count(question.prompt.text, question.prompt.images)
             limit, way_out = min(self._limits(name, question))
             if count <= limit:
                 fitting.append(question)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from rsgrpo.config import Config, ConfigError
 from rsgrpo.config.rollout import MAX_BUCKET_MIB
+from rsgrpo.data.hub import hub_problem
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures import reason
 from rsgrpo.io.natural_order import visible_files
@@ -21,12 +22,41 @@ if TYPE_CHECKING:
     from transformers import Qwen2_5_VLProcessor
 
 _MODEL_TYPE = "qwen2_5_vl"
+_WITHOUT_WEIGHTS = ("*.json", "*.txt", "*.jinja", "*.model")
 _NUMBERED = re.compile(r"\b(layers|blocks)\.(\d+)\.")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class ModelError(RsgrpoError, ValueError):
     """A model cannot be used; the message names the setting, the folder and the way out."""
+
+
+def find_model(path: str, revision: str, *, with_weights: bool = True) -> Path:
+    """The folder that ``model.path`` names, fetched from the hub if it is no folder here.
+
+    Args:
+        path: a folder, or a model's name on the hub.
+        revision: on the hub; empty: the newest.
+        with_weights: False: only config, tokenizer and processor are fetched.
+
+    Raises:
+        ModelError: it is no Qwen2.5-VL, or the hub does not give it.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        patterns = None if with_weights else list(_WITHOUT_WEIGHTS)
+        try:
+            folder = Path(snapshot_download(path, revision=revision or None, allow_patterns=patterns))
+        except Exception as error:  # whatever its network library raises
+            raise ModelError(
+                f"model.path={shown(path)!r} is neither a folder nor a model that the hub gives: "
+                f"{hub_problem(error, 'model')}; give the path of a Qwen2.5-VL folder"
+                f"{'' if with_weights else ' (its config and tokenizer suffice)'}, or check the name and the network"
+            ) from error
+    check_model_type(folder, f"model.path={path!r}")
+    return folder.absolute()
 
 
 def check_model_type(folder: Path, setting: str = "") -> None:

@@ -66,12 +66,7 @@ def library(
         for one in group.rollouts
     }
     shares = response_weights(kept, rl.credit)
-    places: dict[tuple[str, int], slice] = {}
-    offset = 0
-    for group in step.groups:
-        for one in group.rollouts:
-            places[group.sample_id, one.rollout.rollout_index] = slice(offset, offset + one.num_tokens)
-            offset += one.num_tokens
+    places = step.places
     loss = dataclasses.replace(rl.loss, kl=KlConfig(coefficient=beta, estimator="k3"))
     total = 0.0 * tokens.new.sum()
     for members in [list(places)] if cut is None else cut:
