@@ -112,8 +112,11 @@ def test_weights_in_several_files_and_under_newer_names_are_found(untied, tmp_pa
         save_file({renamed[name]: tensors[name] for name in names if files[name] == file}, folder / file)
     index = {"weight_map": {renamed[name]: files[name] for name in names}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    ours, theirs = load_model(folder, ModelConfig()), load_model(untied, ModelConfig())
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    theirs = load_model(untied, ModelConfig())
+    for _ in range(2):
+        ours = load_model(folder, ModelConfig())
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+        (folder / "model.safetensors.index.json").unlink(missing_ok=True)  # engines find the parts without it as well
 
 
 def test_a_folder_that_lacks_weights_or_has_others_is_refused(untied, tied, tmp_path):
