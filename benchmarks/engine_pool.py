@@ -26,7 +26,7 @@ from quickstart_setup import Setup, quickstart
 from recipes.setup.workers import open_workers
 from rewards.scorer import Scorer
 from rollout.engine import RolloutEngine
-from rollout.pool import engine_environment
+from rsgrpo.cluster.environments import engine_environment
 from rsgrpo.config import SamplingConfig
 from rsgrpo.data.images.loading import load_image
 from rsgrpo.types import PromptedSample

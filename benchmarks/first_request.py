@@ -25,8 +25,8 @@ from page_memory import RULES, SIZE
 from quickstart_setup import quickstart_config
 
 from recipes.setup.preparation import prepare
-from rollout.pool import engine_environment
 from rollout.requests import RolloutRequest, requests_for
+from rsgrpo.cluster.environments import engine_environment
 from rsgrpo.config import SamplingConfig
 from rsgrpo.data.images.loading import load_image
 from rsgrpo.run.folder import RunFolder

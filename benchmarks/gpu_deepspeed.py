@@ -25,8 +25,9 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # not in 
 
 from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import Config, ModelConfig, OptimizerConfig, RlConfig, TrainerConfig
+from rsgrpo.model.folder import load_processor
 from rsgrpo.model.micro_batches import plan_micro_batches
-from rsgrpo.model.policy_model import MicroBatch, MicroBatchBuilder, group_sizes, load_processor
+from rsgrpo.model.policy_model import MicroBatch, MicroBatchBuilder, group_sizes
 from rsgrpo.model.setup import WorkerSpec, open_policy_model, wrap_model
 from rsgrpo.trainer.deepspeed_engine import DeepSpeedEngine
 from rsgrpo.trainer.objective import row_loss

@@ -92,7 +92,7 @@ class MeasuredWorker(PolicyWorker):
             WorkerSpec(config=config, model_folder=folder, rank=0, world_size=1, device=device, num_threads=num_threads)
         )
         worker.load(worker.address())
-        worker._model.lm_head.banned_bias = None  # TRL leaves no tokens out of the distribution
+        worker._model.lm_head.suppressed_bias = None  # TRL leaves no tokens out of the distribution
         worker.begin_stage(OPTIMIZER, 10**6)
         return worker
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from recipes.evaluation.benchmark_tasks import run_benchmarks
 from recipes.plan.command import show_plan
 from recipes.setup.job import Job
-from recipes.setup.model_folder import check_limits, check_sizes
 from recipes.setup.preparation import prepare
 from recipes.stages import run_evaluation, run_rl, run_sft
 from rsgrpo.cluster.ray_cluster import open_cluster
 from rsgrpo.config import Config
+from rsgrpo.model.folder import check_limits, check_sizes
 from rsgrpo.run.folder import begin_run, open_run_folder
 from rsgrpo.run.progress import Progress
 from rsgrpo.run.report import build_report

@@ -37,11 +37,6 @@ class PromptStream:
         """Questions of the data set."""
         return len(self._prompted)
 
-    @property
-    def epoch(self) -> int:
-        """Whole passes over the data so far."""
-        return self.position // len(self._prompted)
-
     def _at(self, position: int) -> PromptedSample:
         epoch, index = divmod(position, len(self._prompted))
         if self._shuffle and self._order_epoch != epoch:

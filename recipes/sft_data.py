@@ -16,7 +16,14 @@ from rsgrpo.data.images.loading import check_image
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.data.mixture import Mixture
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.prompts.conversation import TURN_END, Conversation, ConversationBuilder, ResponsePart, TextEncoder
+from rsgrpo.prompts.conversation import (
+    TURN_END,
+    Conversation,
+    ConversationBuilder,
+    ResponsePart,
+    TextEncoder,
+    count_tokens,
+)
 from rsgrpo.prompts.template import PromptTemplateError
 from rsgrpo.types import ImageRef, PromptedSample
 
@@ -212,7 +219,6 @@ class MixtureSource:
         return RsgrpoError(f"{error}\n(or set data.on_bad_sample=skip to pass over such conversations)")
 
     def _check_length(self, conversation: Conversation) -> None:
-        # Every image's one placeholder in the text gives way to its image tokens.
         prompt = self._num_tokens(conversation.prompt.text, conversation.prompt.images)
         total = prompt + sum(self._num_tokens(part.text, part.images) for part in conversation.parts)
         if prompt > self._max_prompt_tokens or total > self._max_tokens:
@@ -223,8 +229,7 @@ class MixtureSource:
             )
 
     def _num_tokens(self, text: str, images: Sequence[ImageRef]) -> int:
-        num_text = len(self._tokenizer.encode(text, add_special_tokens=False))
-        return num_text + sum(self._image_tokens(image) - 1 for image in images)
+        return count_tokens(text, images, self._tokenizer, self._image_tokens)
 
 
 class _TooLongError(Exception):

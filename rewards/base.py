@@ -13,16 +13,13 @@ a function that takes the list of all calls and returns the list of their values
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.text.sections import ParsedResponse
 from rsgrpo.types import IntArray, Sample
-
-RewardValue = float | None | Sequence[float | None]
-"""What a reward says of one response; the sequence form belongs to the scope ``evidence_line``."""
 
 RewardCallable = Callable[..., Any]
 FunctionT = TypeVar("FunctionT", bound=RewardCallable)

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 
 from rewards.base import DeclaredReward, RewardCallable, RewardError
-from rewards.capture import Capture
 from rsgrpo.config import RewardConfig
 from rsgrpo.errors import shown
 
@@ -120,15 +119,17 @@ def _module_by_name(name: str, module_name: str) -> ModuleType:
             f"rewards.{name}.function: {shown(module_name)!r} is no whole name of a module; write "
             "package.module:function, or a file as path/to/file.py:function"
         )
-    capture = Capture()
-    with capture:
+    try:
         return importlib.import_module(module_name)
-    if isinstance(capture.error, ImportError):
+    except ImportError as error:
         raise RewardError(
-            f"rewards.{name}.function: cannot import {shown(module_name)} ({shown(capture.error)}); name a module on "
-            "the Python path, or a file as path/to/file.py:function"
-        ) from capture.error
-    raise _load_error(name, module_name, capture.error)
+            f"rewards.{name}.function: cannot import {shown(module_name)} ({shown(error)}); name a module on the "
+            "Python path, or a file as path/to/file.py:function"
+        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise _load_error(name, module_name, error) from error
 
 
 def _module_from_file(name: str, file: Path) -> ModuleType:
@@ -143,30 +144,26 @@ def _module_from_file(name: str, file: Path) -> ModuleType:
         raise RewardError(f"rewards.{name}.function: {file} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    capture = Capture()
-    with capture:
+    try:
         spec.loader.exec_module(module)
-    if capture.error is None:
-        return module
-    del sys.modules[module_name]
-    raise _load_error(name, str(file), capture.error)
+    except BaseException as error:
+        del sys.modules[module_name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise _load_error(name, str(file), error) from error
+    return module
 
 
-def _load_error(name: str, source: str, error: BaseException | None) -> BaseException:
+def _load_error(name: str, source: str, error: BaseException) -> RewardError:
     """What a module or file that raises while it is loaded ends the command with."""
-    if isinstance(error, KeyboardInterrupt):
-        return error
     way_out = "; take the exit out of it" if isinstance(error, SystemExit) else ""
-    failure = RewardError(
+    return RewardError(
         f"rewards.{name}.function: cannot load {shown(source)}: {type(error).__name__}: {shown(error)}"
         f"{_line_in(source, error)}{way_out}"
     )
-    failure.__cause__ = error
-    return failure
 
 
-def _line_in(source: str, error: BaseException | None) -> str:
+def _line_in(source: str, error: BaseException) -> str:
     """Where in the file an exception left it; empty where its own message says so."""
-    trace = traceback.extract_tb(error.__traceback__) if error is not None else []
-    lines = [frame.lineno for frame in trace if frame.filename == source]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
     return f" (line {lines[-1]})" if lines else ""

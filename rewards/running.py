@@ -17,7 +17,6 @@ from types import FrameType
 from typing import Any
 
 from rewards.base import RewardCall, RewardError
-from rewards.capture import Capture
 from rewards.plugins import LoadedReward
 
 # Calls in flight in the event loop at a time; more would only queue at the judge behind them.
@@ -77,12 +76,10 @@ def _place(reward: LoadedReward, argument: RewardCall | list[RewardCall]) -> str
 
 
 def _raised(reward: LoadedReward, argument: Any, error: BaseException) -> RewardError:
-    failure = RewardError(
+    return RewardError(
         f"{_place(reward, argument)} raised {type(error).__name__}: {error}; fix the function, or let it return "
         "None where it does not apply"
     )
-    failure.__cause__ = error
-    return failure
 
 
 def _too_slow(reward: LoadedReward, argument: Any, where: str = "") -> RewardError:
@@ -103,17 +100,19 @@ def _standing_in(frame: FrameType | None) -> str:
 def _watched(reward: LoadedReward, arguments: Sequence[Any]) -> list[Any]:
     """Call ``reward`` on each argument in a thread of its own, and watch that it gets on."""
     values: list[Any] = []
-    capture = Capture()
+    failures: list[BaseException] = []
     is_done = threading.Event()
     # Start of the call in progress; the number of values says which call that is.
     started = [time.monotonic()]
     function, kwargs = reward.function, reward.config.kwargs
 
     def work() -> None:
-        with capture:
+        try:
             for argument in arguments:
                 started[0] = time.monotonic()
                 values.append(function(argument, **kwargs))
+        except BaseException as error:  # a plugin's, whatever it is
+            failures.append(error)
         is_done.set()
 
     thread = threading.Thread(target=work, name=f"reward-{reward.name}", daemon=True)
@@ -124,8 +123,8 @@ def _watched(reward: LoadedReward, arguments: Sequence[Any]) -> list[Any]:
         if time.monotonic() - started[0] > timeout and num_done == len(values) < len(arguments):
             frame = sys._current_frames().get(thread.ident or 0)
             raise _too_slow(reward, arguments[num_done], _standing_in(frame))
-    if capture.error is not None:
-        raise _raised(reward, arguments[len(values)], capture.error)
+    if failures:
+        raise _raised(reward, arguments[len(values)], failures[0]) from failures[0]
     return values
 
 
@@ -207,10 +206,11 @@ class AsyncCalls:
                 self._loop.call_soon_threadsafe(function, *arguments)
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        capture = Capture()
-        with capture, asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.run(self._main())
-        self._failure = self._failure or capture.error
+        try:
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                runner.run(self._main())
+        except BaseException as error:
+            self._failure = self._failure or error
         self._is_done.set()
 
     async def _main(self) -> None:
@@ -258,15 +258,13 @@ class AsyncCalls:
 
     async def _one(self, index: int) -> None:
         reward, argument = self._jobs[index]
-        capture = Capture()
         async with self._slots:
-            with capture:
+            try:
                 async with asyncio.timeout(reward.config.timeout_seconds) as limit:
                     self._returned[index] = await reward.function(argument, **reward.config.kwargs)
-        if capture.error is None:
-            return
-        if limit.expired():
-            raise _too_slow(reward, argument)
-        if isinstance(capture.error, asyncio.CancelledError):
-            raise capture.error
-        raise _raised(reward, argument, capture.error)
+            except BaseException as error:  # a plugin's, whatever it is
+                if limit.expired():
+                    raise _too_slow(reward, argument) from error
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                raise _raised(reward, argument, error) from error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rsgrpo.config import Config
-from rsgrpo.model.policy_model import load_processor
+from rsgrpo.model.folder import load_processor
 from rsgrpo.model.setup import load_vision_tower, open_image_features
 from rsgrpo.model.vlm import PromptEncoder
 from rsgrpo.types import ImageRef

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from rollout.engine import RolloutError
 from rollout.requests import EnginePace, RequestQueue, request_seed, requests_for
 from rollout.sampling import SamplingCall
 from rollout.weight_stream import EngineDiedError, WeightStream
+from rollout.worker_calls import explained
+from rsgrpo.cluster.environments import engine_environment
 from rsgrpo.cluster.gpu_sharing import GpuSharing, OnGpu, Phase
 from rsgrpo.cluster.placement import ON_CPU, Placement
-from rsgrpo.cluster.ray_cluster import REPOSITORY
 from rsgrpo.config import Config, SamplingConfig
-from rsgrpo.errors import RsgrpoError
 from rsgrpo.failures import reason
 from rsgrpo.model.setup import features_folder
 from rsgrpo.types import PromptedSample, RolloutGroup
@@ -29,44 +29,14 @@ from rsgrpo.weights.update import WeightUpdate
 _WAITING_REQUESTS = 4
 
 
-def engine_environment(config: Config, device: str, num_threads: int) -> dict[str, str]:
-    """Variables of an engine's process.
-
-    Args:
-        config: the run's settings.
-        device: ``cpu`` or ``gpu``.
-        num_threads: CPU threads that it may use.
-    """
-    variables = {
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": str(num_threads),
-        # Trainer and engine take turns on the same cores: a waiting thread must not spin on one.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        # Weight updates send a function to the engine's workers; they are our own processes.
-        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
-    }
-    if device == "cpu":
-        variables |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.rollout.kv_cache_gib))),
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinned threads would fight the trainer's for their cores
-            "CUDA_VISIBLE_DEVICES": "",  # no library takes a GPU that the engine does not use
-        }
-    return variables
-
-
 class RolloutPool:
-    """Engines behind one call. Make one with :meth:`start`.
+    """Engines behind one call. They load in the background.
 
     Args:
         config: the run's settings.
-        model_folder: what new workers load.
+        model_folder: a Qwen2.5-VL folder that every node can read.
         device: ``cpu`` or ``gpu``.
-        num_threads: CPU threads of each worker; one number: of all of them.
+        num_threads: CPU threads of each worker, unless ``rollout.num_threads`` says otherwise; one number: of all.
         placement: where the workers run.
         rank_gpus: GPU of each training rank, where they are shared.
     """
@@ -78,8 +48,8 @@ class RolloutPool:
         *,
         device: str,
         num_threads: int | Sequence[int],
-        placement: Placement,
-        rank_gpus: Sequence[str],
+        placement: Placement = ON_CPU,
+        rank_gpus: Sequence[str] = (),
     ) -> None:
         self._config = config
         self._model_folder = model_folder
@@ -105,31 +75,6 @@ class RolloutPool:
             timeout_seconds=config.rollout.generate_timeout_seconds,
         )
         self._workers = [self._new_worker(index) for index in range(config.rollout.num_workers)]
-
-    @classmethod
-    def start(
-        cls,
-        config: Config,
-        model_folder: Path,
-        *,
-        device: str,
-        num_threads: int | Sequence[int],
-        placement: Placement = ON_CPU,
-        rank_gpus: Sequence[str] = (),
-    ) -> RolloutPool:
-        """Start the workers and return at once; they load in the background.
-
-        Args:
-            config: the run's settings.
-            model_folder: a Qwen2.5-VL folder that every node can read.
-            device: ``cpu`` or ``gpu``.
-            num_threads: CPU threads of each worker, unless ``rollout.num_threads`` says otherwise; one number: of all.
-            placement: where the workers run.
-            rank_gpus: GPU of each training rank, where they are shared.
-        """
-        return cls(
-            config, model_folder, device=device, num_threads=num_threads, placement=placement, rank_gpus=rank_gpus
-        )
 
     @property
     def policy_version(self) -> int:
@@ -270,19 +215,8 @@ class RolloutPool:
         timeout = self._config.rollout.generate_timeout_seconds
         values: dict[int, Any] = {}
         for worker, call in calls.items():
-            try:
+            with suppress(ray.exceptions.RayActorError), explained(f"rollout worker {worker}", what, timeout):
                 values[worker] = ray.get(call, timeout=timeout)
-            except ray.exceptions.RayActorError:
-                continue
-            except ray.exceptions.GetTimeoutError as error:
-                raise RolloutError(
-                    f"rollout worker {worker} did not {what} within rollout.generate_timeout_seconds={timeout:g}; "
-                    "raise it, or lower rl.prompts_per_step"
-                ) from error
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, RsgrpoError):
-                    raise error.cause from error
-                raise
         return values
 
     def _begin_anew(self, dead: Iterable[int]) -> None:

@@ -11,7 +11,7 @@ import ray
 
 from rollout.engine import RolloutError
 from rollout.requests import RequestQueue, RolloutRequest
-from rsgrpo.errors import RsgrpoError
+from rollout.worker_calls import explained
 from rsgrpo.types import RolloutGroup
 
 
@@ -95,13 +95,10 @@ class SamplingCall:
         number = self._calls.pop(ready[0])
         self._heard_seconds[number] = time.monotonic()
         try:
-            return number, ray.get(ready[0])
+            with explained(f"rollout worker {number}", "answer", self._timeout_seconds):
+                return number, ray.get(ready[0])
         except ray.exceptions.RayActorError:
             return number, None
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RsgrpoError):
-                raise error.cause from error
-            raise
 
     def _lose(self, number: int) -> None:
         """Give the requests of an engine that died to the others, or to the one that takes its place."""

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from rollout.engine import RolloutError
-from rsgrpo.errors import RsgrpoError
+from rollout.worker_calls import explained
 from rsgrpo.failures import reason
 from rsgrpo.weights.transfer import WeightSender
 
@@ -75,17 +75,10 @@ class WeightStream:
 
     def _answers(self, calls: list[ray.ObjectRef]) -> list[Any]:
         try:
-            return list(ray.get(calls, timeout=self._timeout_seconds))
+            # All at once: where one has died, the others wait for it in vain.
+            with explained("a rollout worker", "take new weights", self._timeout_seconds):
+                return list(ray.get(calls, timeout=self._timeout_seconds))
         except ray.exceptions.RayActorError as error:
             raise EngineDiedError(
                 f"a rollout worker died while it took new weights: {reason(error)}; go on with resume=auto"
             ) from error
-        except ray.exceptions.GetTimeoutError as error:
-            raise RolloutError(
-                f"a rollout worker did not take new weights within {self._timeout_seconds:g} s "
-                "(rollout.generate_timeout_seconds); raise it, or go on with resume=auto"
-            ) from error
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RsgrpoError):
-                raise error.cause from error
-            raise

@@ -10,8 +10,9 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from rsgrpo.config import ModelConfig
 from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.model.folder import load_processor
 from rsgrpo.model.micro_batches import plan_micro_batches
-from rsgrpo.model.policy_model import MicroBatchBuilder, PolicyModel, group_sizes, load_model, load_processor
+from rsgrpo.model.policy_model import MicroBatchBuilder, PolicyModel, group_sizes, load_model
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.model.vision_cache import Grid
 from rsgrpo.model.vlm import ProcessedImage, PromptEncoder
@@ -24,11 +25,11 @@ Logprobs = dict[tuple[int, int], torch.Tensor]
 class Packed:
     """A model with what it takes to run groups through it."""
 
-    def __init__(self, folder: Path, config: ModelConfig, *, with_banned: bool = True) -> None:
+    def __init__(self, folder: Path, config: ModelConfig, *, with_suppressed: bool = True) -> None:
         self.folder, self.config = folder, config
         self.processor = load_processor(folder)
         vocabulary_size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
-        suppressed = () if with_banned else suppressed_token_ids(self.processor.tokenizer, vocabulary_size)
+        suppressed = () if with_suppressed else suppressed_token_ids(self.processor.tokenizer, vocabulary_size)
         self.model = load_model(folder, config, suppressed)
         self.policy = PolicyModel(self.model, always_run_vision=False)
         self.encoder = PromptEncoder(
@@ -83,7 +84,7 @@ class Packed:
         found: Logprobs = {}
         for index, group in enumerate(groups):
             for place, one in enumerate(group.responses):
-                logprobs = plain_logprobs(plain, self.processor, group.prompt, one.token_ids, with_banned=True)
+                logprobs = plain_logprobs(plain, self.processor, group.prompt, one.token_ids, with_suppressed=True)
                 (logprobs * torch.from_numpy(one.positive_weights - one.negative_weights)).sum().backward()
                 found[index, place] = logprobs.detach()
         return found, torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None])

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from rsgrpo.types import ChatPrompt
-from tests.tiny_model import without_banned
+from tests.tiny_model import without_suppressed
 
 
 def plain_logprobs(
@@ -18,7 +18,7 @@ def plain_logprobs(
     prompt: ChatPrompt,
     token_ids: NDArray[np.int32],
     *,
-    with_banned: bool = False,
+    with_suppressed: bool = False,
 ) -> torch.Tensor:
     """Log-probabilities [R] of a response, differentiable.
 
@@ -27,7 +27,7 @@ def plain_logprobs(
         processor: the model's.
         prompt: with its pages' files.
         token_ids: [R] of the response.
-        with_banned: leave the tokens that no response may contain in the distribution.
+        with_suppressed: leave the tokens that no response may contain in the distribution.
     """
     pages = [Image.open(page.file).convert("RGB") for page in prompt.images] or None
     encoded = processor(text=[prompt.text], images=pages, return_tensors="pt")
@@ -41,6 +41,6 @@ def plain_logprobs(
             "mm_token_type_ids": (ids == processor.image_token_id).int(),
         }
     logits = model(input_ids=ids, **extra).logits[0, -len(response) - 1 : -1]
-    if not with_banned:
-        logits = without_banned(logits, processor)
+    if not with_suppressed:
+        logits = without_suppressed(logits, processor)
     return torch.log_softmax(logits, -1).gather(-1, response[:, None])[:, 0]

@@ -150,7 +150,7 @@ def three_groups(folder: Path) -> list[TrainingGroup]:
     ]
 
 
-def without_banned(logits: torch.Tensor, processor: Qwen2_5_VLProcessor) -> torch.Tensor:
+def without_suppressed(logits: torch.Tensor, processor: Qwen2_5_VLProcessor) -> torch.Tensor:
     """Logits as engine and trainer take them: tokens that no response may contain are out of the distribution."""
     suppressed = suppressed_token_ids(processor.tokenizer, logits.shape[-1])
     return logits.index_add(-1, torch.tensor(suppressed), torch.full((len(logits), len(suppressed)), SUPPRESSION_BIAS))

@@ -9,10 +9,10 @@ from typing import Any
 
 from recipes.doctor.check import Check, Subject, ok, problem, refused
 from recipes.doctor.hub import hub_check
-from recipes.setup.model_folder import ModelError, check_model_type, check_weights
 from rsgrpo.config import Config
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.io.natural_order import visible_files
+from rsgrpo.model.folder import ModelError, check_model_type, stored_tensors
 from rsgrpo.prompts.template import (
     IMAGE_PLACEHOLDER,
     PUBLISHED_TEMPLATES,
@@ -91,7 +91,7 @@ def folder_checks(folder: Path, setting: str) -> Iterator[Check]:
         return
     yield ok("model", f"{setting}, a Qwen2.5-VL")
     try:
-        check_weights(folder, setting)
+        stored_tensors(folder, setting)
     except ModelError as error:
         yield refused("weights", error)
     else:

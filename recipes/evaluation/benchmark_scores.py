@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from rsgrpo.config import Config
 from rsgrpo.data.images.image_view import ImageView
 from rsgrpo.evaluation.benchmarks.base import MODES, Answered, BenchmarkError, BenchmarkResult, Gaps, Mode
 from rsgrpo.evaluation.prompts.grounding import shares_from_pixels, target_image
-from rsgrpo.io.jsonl import append_rows
+from rsgrpo.io.atomic_files import write_json
+from rsgrpo.io.jsonl import write_rows
 from rsgrpo.run.summary import BenchmarkSummary
 from rsgrpo.text.sections import parse_response
 from rsgrpo.types import Sample
@@ -147,25 +147,21 @@ def _target_size(sample: Sample, response: str, view: ImageView) -> tuple[int, i
     return sizes[index] if index >= 0 else None
 
 
-def write_json(file: Path, value: object) -> None:
-    """Write a JSON file that appears complete or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(file)
-
-
 def _write_scores(folder: Path, scores: TaskScores) -> None:
     summaries: dict[str, object] = {"anomalies": scores.anomalies}
     for mode, result in scores.results.items():
         fields = dataclasses.asdict(result)
         del fields["items"]  # one a line in their own file
         summaries[mode] = fields
-    write_json(folder / "scores.json", summaries)
-    file = folder / "items.jsonl"
-    file.unlink(missing_ok=True)
-    for mode, result in scores.results.items():
-        append_rows(file, ({"mode": mode, **dataclasses.asdict(item)} for item in result.items))
+    write_json(folder / "scores.json", summaries, indent=2)
+    write_rows(
+        folder / "items.jsonl",
+        (
+            {"mode": mode, **dataclasses.asdict(item)}
+            for mode, result in scores.results.items()
+            for item in result.items
+        ),
+    )
 
 
 def table_lines(scores: Sequence[TaskScores]) -> list[str]:

@@ -17,11 +17,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from recipes.evaluation.answering import Answer, Answerer, EngineAnswerer
 from recipes.evaluation.benchmark_requests import TaskRequests, load_tasks
-from recipes.evaluation.benchmark_scores import score_task, summarise_benchmarks, table_lines, write_json
+from recipes.evaluation.benchmark_scores import score_task, summarise_benchmarks, table_lines
 from recipes.evaluation.endpoint import EndpointAnswerer
 from recipes.setup.preparation import PromptLengths, describe_template, find_base_model
 from recipes.setup.workers import open_workers
@@ -32,9 +32,11 @@ from rsgrpo.data.images.image_view import endpoint_view, model_view
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.prompts.milebench import ContextLimit
 from rsgrpo.evaluation.prompts.turns import TaskPrompt, chat_prompt
+from rsgrpo.io.atomic_files import write_json
 from rsgrpo.io.ids import well_formed
 from rsgrpo.io.jsonl import append_rows, read_rows
 from rsgrpo.io.timers import StageClock
+from rsgrpo.model.folder import load_processor
 from rsgrpo.run.folder import RunFolder, begin_run, open_run_folder
 from rsgrpo.run.progress import Progress
 from rsgrpo.run.report import build_report
@@ -67,7 +69,7 @@ def run_benchmarks(config: Config) -> Path:
         root = folder.root / "benchmarks"
         with progress.phase("Reading benchmarks"):
             model = None if config.eval.endpoint.url else _model_folder(config, folder)
-            processor = None if model is None else AutoProcessor.from_pretrained(model)
+            processor = None if model is None else load_processor(model)
             view = (
                 endpoint_view(config.data, config.eval.endpoint)
                 if processor is None
@@ -249,7 +251,7 @@ def _check_same_answerer(root: Path, config: Config, model: Path | None) -> None
                 f"{root} holds answers that differ in {', '.join(differing)} "
                 f"({', '.join(f'{before.get(name)!r}' for name in differing)}); choose another run_dir"
             )
-    write_json(file, answered_by)
+    write_json(file, answered_by, indent=2)
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from rsgrpo.algorithm.metrics import gap_metrics
 from rsgrpo.config import Config
 from rsgrpo.errors import shown
 from rsgrpo.evaluation.benchmarks.evisrag import public_id
-from rsgrpo.evaluation.benchmarks.prediction_files import write_lines
 from rsgrpo.evaluation.metrics import EvaluationMetrics, ResponseScore, aggregate, score_response
 from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
+from rsgrpo.io.jsonl import write_rows
 from rsgrpo.io.record_codec import RecordError, from_plain
 from rsgrpo.trainer.policy import Policy
 from rsgrpo.types import PromptedSample, RolloutGroup, ScoredGroup, TrainingGroup, TrainingResponse
@@ -43,7 +43,7 @@ class Evaluation:
     rewards: Mapping[str, float]
 
     def numbers(self) -> dict[str, float]:
-        """All of it by name, a reward as ``reward/<name>``."""
+        """All of it by name, as it is logged under ``eval/<name>`` and ``eval/reward/<name>``."""
         rewards = {f"reward/{name}": value for name, value in self.rewards.items()}
         return {name: float(value) for name, value in dataclasses.asdict(self.metrics).items()} | rewards
 
@@ -148,8 +148,7 @@ def evaluate(
         advance(len(chunk))
     scores = [_score(group) for group in groups]
     rewards = [_reward_values(judged) for judged in _judge(groups, scorer)]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_lines(
+    write_rows(
         folder / "predictions.jsonl",
         [
             {

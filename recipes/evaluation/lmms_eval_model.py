@@ -26,7 +26,6 @@ from typing import Any
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
-from transformers import AutoProcessor
 
 from recipes.evaluation.answering import Answer, Answerer, EngineAnswerer
 from recipes.evaluation.endpoint import EndpointAnswerer
@@ -56,6 +55,7 @@ from rsgrpo.data.readers.media import MediaFinder
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.prompts.turns import ChatTurn, TaskPrompt
 from rsgrpo.io.jsonl import append_rows
+from rsgrpo.model.folder import load_processor
 from rsgrpo.prompts.template import PromptWriter
 from rsgrpo.text.sections import parse_response
 from rsgrpo.types import ImageRef, Sample
@@ -192,13 +192,13 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
     def _start_engine(self, checkpoint: Path) -> Answerer:
         if not (checkpoint / "config.json").is_file():
             raise LmmsEvalError(f"checkpoint={str(checkpoint)!r} is no model folder (it has no config.json)")
-        processor = AutoProcessor.from_pretrained(checkpoint)
+        processor = load_processor(checkpoint, f"checkpoint={str(checkpoint)!r}")
         cluster = self._open.enter_context(open_cluster(self._config.cluster))
         fitted = fit(self._config, gpus_per_node=cluster.gpus_per_node)
         for line in fitted.lines:
             print(line, file=sys.stderr)
         placement, threads = self._open.enter_context(open_placement(fitted.config, cluster))
-        engine = RolloutPool.start(
+        engine = RolloutPool(
             fitted.config,
             checkpoint.absolute(),
             device=fitted.config.cluster.device,

@@ -13,8 +13,8 @@ from recipes.plan.memory import weight_bytes
 from recipes.plan.output import document, plan_lines, refusal, write_plan
 from recipes.plan.proposals import proposals
 from recipes.plan.reading import ImageCounter, Reader, config_folder
-from recipes.setup.model_folder import check_limits, load_processor
 from rsgrpo.config import Config
+from rsgrpo.model.folder import check_limits, load_processor
 
 _DEFAULT_GPU = "H100"
 

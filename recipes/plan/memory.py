@@ -65,7 +65,6 @@ class RankMemory:
         parts: bytes by name, in the order in which they are shown; together they are the peak.
         states: what lasts.
         activations: of the largest sequence.
-        reserve: of CUDA, NCCL, the allocator, and an engine that sleeps beside.
         packed: the largest sequence.
         peak: most bytes at a time.
         capacity: of the GPU.
@@ -74,7 +73,6 @@ class RankMemory:
     parts: dict[str, int]
     states: StateMemory
     activations: ActivationMemory
-    reserve: int
     packed: PackedSize
     peak: int
     capacity: int
@@ -169,7 +167,6 @@ def rank_memory(
         parts=parts,
         states=states,
         activations=activations,
-        reserve=reserve,
         packed=packed,
         peak=sum(parts.values()),
         capacity=int(gpu.memory_gib * GIB),

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from recipes.plan.estimate import Estimate, Facts, estimate
-from recipes.setup.model_folder import check_limits
 from rsgrpo.config import Config, ConfigError
+from rsgrpo.model.folder import check_limits
 from rsgrpo.model.micro_batches import TokenBudgetError
 
 _MAX_PROPOSALS = 4

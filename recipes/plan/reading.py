@@ -12,21 +12,18 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 
 from recipes.plan.memory import samples_ahead
 from recipes.plan.workload import DataSet, Item, Stage, TokensOfImage
-from recipes.setup.model_folder import ModelError, check_model_type
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, default_sources, uses_mixture
 from recipes.stages import planned_steps
 from rsgrpo.config import Config, SftPhaseConfig, SourceConfig
 from rsgrpo.data.evisrag_files import load_samples
 from rsgrpo.data.files import DataError
-from rsgrpo.data.hub import hub_problem
 from rsgrpo.data.images.image_tokens import ImageTokens
-from rsgrpo.errors import shown
+from rsgrpo.model.folder import find_model
 from rsgrpo.prompts.conversation import Conversation, ConversationBuilder
 from rsgrpo.prompts.template import PromptBuilder
 from rsgrpo.types import ChatPrompt, ImageRef, Sample
 
 _READ_SECONDS = 15.0  # for one source of a mixture
-_WITHOUT_WEIGHTS = ("*.json", "*.txt", "*.jinja", "*.model")
 
 
 def config_folder(config: Config, scratch: Path) -> Path:
@@ -46,22 +43,7 @@ def config_folder(config: Config, scratch: Path) -> Path:
 
         texts = corpus(config.quickstart, config.seed)
         return build_quickstart_model(config.quickstart, scratch / "model", config.seed, texts)
-    folder = Path(path)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(
-                snapshot_download(path, revision=config.model.revision or None, allow_patterns=list(_WITHOUT_WEIGHTS))
-            )
-        except Exception as error:  # whatever its network library raises
-            raise ModelError(
-                f"model.path={shown(path)!r} is neither a folder nor a model that the hub gives: "
-                f"{hub_problem(error, 'model')}; give the path of a Qwen2.5-VL folder (its config and tokenizer "
-                "suffice for a plan), or check the name and the network"
-            ) from error
-    check_model_type(folder, f"model.path={path!r}")
-    return folder.absolute()
+    return find_model(path, config.model.revision, with_weights=False)
 
 
 class ImageCounter:

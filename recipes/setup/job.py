@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import TypeVar
 
 from recipes.evaluation.evaluate import Evaluation, evaluate, read_evaluation
-from recipes.setup.model_folder import check_model_type, check_weights, load_processor
 from recipes.setup.preparation import Prepared
 from recipes.setup.workers import open_workers
 from rsgrpo.cluster.ray_cluster import REPOSITORY, Cluster
@@ -20,6 +19,7 @@ from rsgrpo.io.jsonl import cut_line_note
 from rsgrpo.io.manifest import CHECKPOINT_VERSION, MANIFEST_FILE, write_manifest
 from rsgrpo.io.record_codec import read_record, to_plain, write_record
 from rsgrpo.io.timers import StageClock
+from rsgrpo.model.folder import check_model_type, load_processor, stored_tensors
 from rsgrpo.run.folder import RunFolder, begin_run
 from rsgrpo.run.logger import METRICS_FILE, RunLogger, read_metrics
 from rsgrpo.run.progress import Progress
@@ -117,7 +117,7 @@ class Job:
         folder = self.folder.model(stage)
         setting = f"the run's own models/{stage} (move it away to make it again from the newest checkpoint)"
         check_model_type(folder, setting)
-        check_weights(folder, setting)
+        stored_tensors(folder, setting)
         load_processor(folder, setting)
 
     def _say(self, *lines: str) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 
-from recipes.setup.model_folder import ModelError, check_model_type, check_weights, load_processor
 from recipes.setup.reward_smoke_test import smoke_test_rewards
 from recipes.setup.sft_preparation import supervised_phases
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, sample_check, uses_mixture
@@ -18,16 +17,15 @@ from rewards.scorer import Scorer
 from rsgrpo.config import Config
 from rsgrpo.data.evisrag_files import LoadedData, load_samples
 from rsgrpo.data.files import DataError
-from rsgrpo.data.hub import hub_problem
 from rsgrpo.data.images.counts import ImageCounts, update_report
 from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.data.images.image_view import ImageView, model_view, write_view
-from rsgrpo.data.images.loading import image_size
 from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus
 from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.errors import shown
+from rsgrpo.model.folder import check_model_type, find_model, load_processor, stored_tensors
 from rsgrpo.model.lora import check_adapters
-from rsgrpo.prompts.conversation import TURN_END, ConversationBuilder
+from rsgrpo.prompts.conversation import TURN_END, ConversationBuilder, count_tokens
 from rsgrpo.prompts.template import PUBLISHED_TEMPLATES, PromptBuilder, PromptWriter, template_fingerprint
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.run.progress import Progress
@@ -147,11 +145,11 @@ def _check_start_model(config: Config, base_model: Path) -> None:
     """Refuse weights that workers could not load."""
     checkpoint = config.eval.checkpoint if config.stage == "eval" else ""
     if not checkpoint:
-        check_weights(base_model, f"model.path={config.model.path!r}")
+        stored_tensors(base_model, f"model.path={config.model.path!r}")
         return
     setting = f"eval.checkpoint={checkpoint!r}"
     check_model_type(Path(checkpoint), setting)
-    check_weights(Path(checkpoint), setting)
+    stored_tensors(Path(checkpoint), setting)
 
 
 def _image_view(config: Config, processor: Qwen2_5_VLProcessor) -> ImageView:
@@ -193,24 +191,7 @@ def find_base_model(config: Config, folder: RunFolder) -> Path:
     if not config.model.path:
         texts = corpus(config.quickstart, config.seed)
         return build_quickstart_model(config.quickstart, folder.base_model, config.seed, texts)
-    path = Path(config.model.path)
-    if not path.is_dir():
-        path = _download(config)
-    check_model_type(path, f"model.path={config.model.path!r}")
-    return path.absolute()
-
-
-def _download(config: Config) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(config.model.path, revision=config.model.revision or None))
-    except Exception as error:  # whatever its network library raises
-        raise ModelError(
-            f"model.path={shown(config.model.path)!r} is neither a folder nor a model that the hub gives: "
-            f"{hub_problem(error, 'model')}; "
-            "give the path of a Qwen2.5-VL folder, or check the name and the network"
-        ) from error
+    return find_model(config.model.path, config.model.revision)
 
 
 class PromptLengths:
@@ -224,34 +205,20 @@ class PromptLengths:
 
     def __init__(self, config: Config, processor: Qwen2_5_VLProcessor, max_response_tokens: int | None = None) -> None:
         self._config = config
-        self._rules = config.data.image_rules
         sampling = config.rollout.sampling
         self._response = sampling.max_response_tokens if max_response_tokens is None else max_response_tokens
         self._tokenizer = processor.tokenizer
-        self._images = processor.image_processor
-        self._tokens_of_size: dict[tuple[int, int], int] = {}
+        self._image_tokens = ImageTokens(processor.image_processor, config.data.image_rules).count
 
-    def _image_tokens(self, size: tuple[int, int]) -> int:
-        if size not in self._tokens_of_size:
-            patches = self._images.get_number_of_image_patches(size[1], size[0], {})
-            self._tokens_of_size[size] = patches // self._images.merge_size**2
-        return self._tokens_of_size[size]
-
-    def _count(self, prompted: PromptedSample) -> int:
-        text = self._count_text(prompted.prompt.text)
-        sizes = [image_size(image, self._rules) for image in prompted.prompt.images]
-        # Each page's one placeholder in the text gives way to its image tokens.
-        return text + sum(self._image_tokens(size) - 1 for size in sizes)
-
-    def _count_text(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+    def _count(self, text: str, images: Sequence[ImageRef] = ()) -> int:
+        return count_tokens(text, images, self._tokenizer, self._image_tokens)
 
     def _limits(self, name: str, question: PromptedSample) -> list[tuple[int, str]]:
         """Most prompt tokens by every rule that holds for a data set, and what to change about each."""
         data, rollout, trainer = self._config.data, self._config.rollout, self._config.trainer
         limits = [(data.max_prompt_tokens, "raise data.max_prompt_tokens")]
         if name == "sft":
-            gold = self._count_text(question.sample.gold_response + TURN_END)
+            gold = self._count(question.sample.gold_response + TURN_END)
             budget = min(self._config.sft.max_tokens or trainer.micro_batch_tokens, trainer.micro_batch_tokens)
             raised = "trainer.micro_batch_tokens (and sft.max_tokens)" if self._config.sft.max_tokens else ""
             return [*limits, (budget - gold, f"raise {raised or 'trainer.micro_batch_tokens'}")]
@@ -274,7 +241,7 @@ class PromptLengths:
         fitting: list[PromptedSample] = []
         worst: tuple[int, str] = (0, "")
         for question in prompts:
-            count = self._count(question)
+            count = self._count(question.prompt.text, question.prompt.images)
             limit, way_out = min(self._limits(name, question))
             if count <= limit:
                 fitting.append(question)

@@ -64,7 +64,7 @@ def open_workers(
             stack.callback(policy.close)
         engine = None
         if needs_engine:
-            engine = RolloutPool.start(
+            engine = RolloutPool(
                 config,
                 model_folder,
                 device=device,

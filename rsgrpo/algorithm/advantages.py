@@ -1,4 +1,4 @@
-"""From rewards to token credit: group normalisation, then two weights per token (rs_grpo, "Credit", "Loss").
+"""From rewards to token credit: group normalisation, then two weights per token (RS-GRPO, arXiv 2510.09733).
 
 For reward k and sibling i of a group, ``A_ik = (r_ik - mean r_k) / (std r_k + eps)`` (GRPO, arXiv 2402.03300
 §4.1.2; unbiased std). The token weights hold what all rewards together give a token:

@@ -47,7 +47,7 @@ def clipped_policy_loss(
     clipping: str = "ppo",
     response_lengths: Sequence[int] | None = None,
 ) -> TwoStreamLoss:
-    """Clipped policy objective of all rewards at once (rs_grpo, "Loss").
+    """Clipped policy objective of all rewards at once (RS-GRPO, arXiv 2510.09733).
 
     With ``rho = exp(logprobs - old_logprobs)`` and ``rhobar = clip(rho, 1 - clip_low, 1 + clip_high)``:
 

@@ -1,9 +1,8 @@
-"""Which groups to train on: those in which siblings differ (rs_grpo, "Which groups to train on")."""
+"""Which groups to train on: those in which siblings differ."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,45 +19,9 @@ class Selection:
 
     Attributes:
         kept: in the order given.
-        dropped: how many groups were left out, by reason.
     """
 
     kept: tuple[ScoredGroup, ...]
-    dropped: Mapping[str, int]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class CarryOver:
-    """Groups with nonzero variance that wait for a step; a checkpoint keeps it as it is.
-
-    Attributes:
-        groups: oldest first.
-    """
-
-    groups: tuple[ScoredGroup, ...] = ()
-
-    def add(self, groups: Iterable[ScoredGroup]) -> CarryOver:
-        """The state with freshly kept groups behind those that wait."""
-        return CarryOver(groups=(*self.groups, *groups))
-
-    def take(self, count: int) -> tuple[tuple[ScoredGroup, ...], CarryOver]:
-        """A step's groups, and the state that is left.
-
-        Args:
-            count: how many the step wants, at least 0.
-
-        Returns:
-            The oldest ``count`` groups, or all there are: a step trains on what there is.
-
-        Raises:
-            ValueError: ``count`` is negative.
-
-        Example:
-            With groups a, b, c waiting, ``take(2)`` gives a and b and leaves c.
-        """
-        if count < 0:
-            raise ValueError(f"a step cannot take {count} groups; ask for 0 or more")
-        return self.groups[:count], CarryOver(groups=self.groups[count:])
 
 
 def has_nonzero_variance(group: ScoredGroup, weights: Mapping[str, float]) -> bool:
@@ -114,19 +77,19 @@ def select_groups(
             ``nonzero_variance`` asks whether that varies.
 
     Returns:
-        Kept groups and reasons for the others; an empty ``kept`` is no error.
+        Kept groups; none is no error.
 
     Example:
-        Of one group with accuracies 1, 0 and one with 1, 1, ``nonzero_variance`` keeps the first and reports
-        ``{"no_signal": 1}``.
+        Of one group with accuracies 1, 0 and one with 1, 1, ``nonzero_variance`` keeps the first.
     """
-    kept: list[ScoredGroup] = []
-    dropped: Counter[str] = Counter()
-    for group in groups:
-        if config.mode == "nonzero_variance" and not _has_credit(group, weights, scoping):
-            dropped["no_signal"] += 1
-        elif config.mode == "mean_range" and not config.low < mean_total(group, weights) < config.high:
-            dropped["mean_out_of_range"] += 1
-        else:
-            kept.append(group)
-    return Selection(kept=tuple(kept), dropped=dict(dropped))
+
+    def is_kept(group: ScoredGroup) -> bool:
+        match config.mode:
+            case "nonzero_variance":
+                return _has_credit(group, weights, scoping)
+            case "mean_range":
+                return config.low < mean_total(group, weights) < config.high
+            case _:
+                return True
+
+    return Selection(kept=tuple(filter(is_kept, groups)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,16 +10,13 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rsgrpo.cluster.environments import Environment
 from rsgrpo.cluster.ray_cluster import Cluster
 from rsgrpo.cluster.threads import Threads, share_threads
-from rsgrpo.cluster.topology import PlacementPlan, TopologyError, plan_placement, transfer_kind
+from rsgrpo.cluster.topology import PlacementPlan, TopologyError, plan_placement
 from rsgrpo.config import Config
-from rsgrpo.system.machine import REPOSITORY
 
 _WAIT_SECONDS = 120.0
-_ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-
-Environment = dict[str, str]
 
 
 class Placement:
@@ -119,34 +115,6 @@ def _options(environment: Environment, *, num_gpus: int = 0, strategy: Any = "DE
 
 ON_CPU = Placement(None, None)
 """No reservation: Ray's scheduler decides."""
-
-
-def rank_environment(config: Config, device: str, num_threads: int, *, is_shared: bool = False) -> dict[str, str]:
-    """Variables of a rank's process.
-
-    Args:
-        config: the run's settings.
-        device: ``cpu`` or ``gpu``.
-        num_threads: CPU threads that it may use.
-        is_shared: whether an engine shares its GPU.
-    """
-    variables = {
-        "OMP_NUM_THREADS": str(num_threads),
-        # Trainer and engine take turns on the same cores: a waiting thread must not spin on one.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "PYTHONPATH": str(REPOSITORY),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if device == "cpu":
-        # Without a GPU to see, no library takes one: Ray leaves them visible to processes that asked for none.
-        return variables | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    own = {name: os.environ[name] for name in _ALLOCATOR_VARIABLES if os.environ.get(name)}
-    if own or (is_shared and transfer_kind(config, device) == "cuda_ipc"):
-        # Another process can only map expandable segments where the system lets it take file descriptors from
-        # this one (pidfd_getfd), which containers forbid.
-        return variables | own
-    # Rows of every length would leave gaps between fixed segments that nothing fits into.
-    return variables | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
 
 @contextmanager

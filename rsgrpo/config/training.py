@@ -182,10 +182,10 @@ class FilterConfig:
 
 @dataclass(kw_only=True, slots=True)
 class CreditConfig:
-    """From rewards to token credit (rs_grpo, "Credit")."""
+    """From rewards to token credit (:mod:`rsgrpo.algorithm.advantages`)."""
 
     compat: str = "none"
-    """``reference`` reproduces the public implementation's formula, defects included; absent scopes of all rewards
+    """``upstream`` reproduces the public implementation's formula, defects included; absent scopes of all rewards
     then widen (``on_missing: whole``)."""
     scoping: str = "scoped"
     """``scoped``: each reward is compared among siblings by itself and speaks to the tokens of its scope.
@@ -267,7 +267,7 @@ class KlConfig:
 
 @dataclass(kw_only=True, slots=True)
 class LossConfig:
-    """The clipped objective (rs_grpo, "Loss" and "Old log-probabilities")."""
+    """The clipped objective (:mod:`rsgrpo.algorithm.losses`)."""
 
     ratio: str = "token"
     """``token``: each token's own ratio new/old. ``sequence``: the geometric mean over its response, with the

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.io.atomic_files import replacing
 
 
 class MediaStoreError(RsgrpoError):
@@ -85,15 +85,9 @@ class MediaStore:
         return self.folder / "notes" / f"{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()}.json"
 
     def _write(self, file: Path, data: bytes) -> None:
-        partial = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                partial.write_bytes(data)
-                partial.replace(file)
-            except OSError:
-                partial.unlink(missing_ok=True)
-                raise
+            with replacing(file, is_cache=True) as kept:
+                kept.write(data)
         except OSError as error:
             raise MediaStoreError(
                 f"media of the data set cannot be kept in {shown(self.folder)}: {error.strerror or error}; set "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import reprlib
+import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import IO, Any
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.special_files import open_regular
 
-_PARTIAL_SUFFIX = ".partial"
+PARTIAL_SUFFIX = ".partial"
+"""Of a file or folder that is being written, or was when its process died."""
 
 _values = reprlib.Repr()
 _values.maxstring = _values.maxother = _values.maxlong = 60
@@ -35,13 +38,15 @@ def shown_error(error: BaseException) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, is_cache: bool = False) -> Iterator[IO[bytes]]:
     """A file to write in the block; it takes the place of ``path`` at the end, or vanishes if the block fails.
 
     What is there afterwards is the old file or the new one, even if the machine loses its power.
 
     Args:
         path: its folder is made if need be.
+        is_cache: whether its content can be made again: then several processes may write it at once, and it may be
+            lost with the machine's power.
 
     Yields:
         The file, open for bytes.
@@ -50,16 +55,35 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         OSError: the disk is full, or there is no permission.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + _PARTIAL_SUFFIX)
+    mark = f".{uuid.uuid4().hex}" if is_cache else ""
+    partial = path.with_name(f"{path.name}{mark}{PARTIAL_SUFFIX}")
     try:
         with partial.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if not is_cache:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill in the block; it appears under its name at the end.
+
+    Args:
+        folder: is not there yet; the one that holds it is made if need be.
+
+    Yields:
+        The folder to fill, empty.
+    """
+    partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    partial.replace(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -84,10 +108,23 @@ def write_json(path: Path, document: object, *, indent: int | None = None) -> No
     Raises:
         ValueError: a number is not finite.
     """
+    content = json_bytes(document, indent=indent)
+    with replacing(path) as file:
+        file.write(content)
+
+
+def json_bytes(document: object, *, indent: int | None = None) -> bytes:
+    """JSON in UTF-8, and a line break; a lone surrogate, which UTF-8 cannot say, becomes the escape that says it.
+
+    Args:
+        document: JSON values without NaN or infinity.
+        indent: spaces a level; None: all on one line.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=indent)
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        text = json.dumps(document, allow_nan=False, indent=indent)  # escapes say what UTF-8 cannot
-    write_text(path, text + "\n")
+    return f"{text}\n".encode("utf-8", "backslashreplace")
 
 
 def parse_json(text: bytes | str) -> Any:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rsgrpo.errors import shown
-from rsgrpo.io.atomic_files import FileError, parse_json, replacing, shown_error
+from rsgrpo.io.atomic_files import FileError, json_bytes, parse_json, replacing, shown_error
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -24,7 +23,7 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     Raises:
         ValueError: a row holds NaN or infinity, which JSON cannot say.
     """
-    lines = b"".join(_line(row) for row in rows)
+    lines = b"".join(json_bytes(row) for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         _cut_half_line(file.fileno())
@@ -32,12 +31,19 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         file.flush()
 
 
-def _line(row: dict[str, Any]) -> bytes:
-    text = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        return text.encode()
-    except UnicodeEncodeError:  # a lone surrogate: an escape says it
-        return (json.dumps(row, allow_nan=False) + "\n").encode()
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a file by one line per row, all at once.
+
+    Args:
+        path: the file; its folder is made if need be.
+        rows: JSON objects without NaN or infinity.
+
+    Raises:
+        ValueError: a row holds NaN or infinity; the file is as it was.
+    """
+    with replacing(path) as file:
+        for row in rows:
+            file.write(json_bytes(row))
 
 
 def _cut_half_line(descriptor: int) -> None:
@@ -165,7 +171,7 @@ def keep_rows(path: Path, should_keep: Callable[[dict[str, Any]], bool]) -> int:
     with replacing(path) as file:
         for row in read_rows(path):
             if should_keep(row):
-                file.write(_line(row))
+                file.write(json_bytes(row))
             else:
                 num_dropped += 1
     return num_dropped

@@ -132,25 +132,25 @@ class LogprobHead(nn.Linear):
 
     Args:
         head: the head that it replaces.
-        banned_ids: tokens that no response contains; see ``banned_tokens.py``.
+        suppressed_ids: tokens that no response contains; see :mod:`rsgrpo.model.suppressed_tokens`.
     """
 
-    banned_bias: Tensor | None
+    suppressed_bias: Tensor | None
 
-    def __init__(self, head: nn.Linear, banned_ids: Sequence[int] = ()) -> None:
+    def __init__(self, head: nn.Linear, suppressed_ids: Sequence[int] = ()) -> None:
         super().__init__(head.in_features, head.out_features, bias=False, device="meta")
         self.weight = head.weight
         bias = None
-        if banned_ids:
+        if suppressed_ids:
             bias = torch.zeros(head.out_features)
-            bias[list(banned_ids)] = SUPPRESSION_BIAS
-        self.register_buffer("banned_bias", bias, persistent=False)
+            bias[list(suppressed_ids)] = SUPPRESSION_BIAS
+        self.register_buffer("suppressed_bias", bias, persistent=False)
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None, temperatures: Tensor | None = None) -> Any:
         """Logits as usual, or log-probabilities and entropy where targets are given."""
         if targets is None:
             return super().forward(hidden)
-        return response_logprobs(hidden, self.weight, targets, bias=self.banned_bias, temperatures=temperatures)
+        return response_logprobs(hidden, self.weight, targets, bias=self.suppressed_bias, temperatures=temperatures)
 
 
 def response_logprobs(

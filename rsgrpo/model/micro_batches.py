@@ -4,8 +4,8 @@ A group's prompt stands once in a sequence, followed by those of its responses t
 
     packed:   [prompt of a | response a0 | response a1 | prompt of b | response b0 | ...]
 
-A response attends to its prompt and to itself (``attention.py``), and its positions go on where the
-prompt's stopped. With ``share_prefix=False`` every response brings its own copy of the prompt, through
+A response attends to its prompt and to itself (:mod:`rsgrpo.model.attention.backend`), and its positions go on where
+the prompt's stopped. With ``share_prefix=False`` every response brings its own copy of the prompt, through
 the same code. Everything here is deterministic and free of torch.
 """
 

@@ -15,9 +15,7 @@ from transformers import (
     AutoConfig,
     GenerationConfig,
     PreTrainedModel,
-    Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
 )
 
 from rsgrpo.config import ModelConfig
@@ -29,10 +27,11 @@ from rsgrpo.model.attention.backend import (
     register_packed_attention,
 )
 from rsgrpo.model.attention.windows import VISION_ATTENTION_NAMES
+from rsgrpo.model.folder import ModelError, check_model_type
 from rsgrpo.model.logprobs import LogprobHead
 from rsgrpo.model.lora import add_adapters
 from rsgrpo.model.micro_batches import GroupSize, PackedSequence, Segment, pack, predictor_index
-from rsgrpo.model.stored_weights import ModelFolderError, StoredWeights, hollow_parameters, without_values
+from rsgrpo.model.stored_weights import StoredWeights, hollow_parameters, without_values
 from rsgrpo.model.vlm import EncodedPrompt, ProcessedImage, rope_positions, shown_in
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
 
@@ -95,29 +94,26 @@ class MicroBatch:
     kl_weights: Tensor | None = None
 
 
-def load_processor(folder: Path) -> Qwen2_5_VLProcessor:
-    """Tokenizer and image processor of a model folder."""
-    return Qwen2_5_VLProcessor.from_pretrained(folder)
-
-
-def load_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()) -> Qwen2_5_VLForConditionalGeneration:
+def load_model(
+    folder: Path, config: ModelConfig, suppressed_ids: Sequence[int] = ()
+) -> Qwen2_5_VLForConditionalGeneration:
     """Load a Qwen2.5-VL for training, whole and on the CPU; ranks open it instead (:func:`open_model`).
 
     Args:
         folder: config, weights, tokenizer and processor.
         config: precision, frozen parts, recomputation.
-        banned_ids: tokens outside the distribution; see ``banned_tokens.py``.
+        suppressed_ids: tokens outside the distribution; see :mod:`rsgrpo.model.suppressed_tokens`.
 
     Raises:
-        ModelFolderError: as :func:`open_model`.
+        ModelError: as :func:`open_model`.
     """
-    opened = open_model(folder, config, banned_ids)
+    opened = open_model(folder, config, suppressed_ids)
     opened.weights.load(opened.model.parameters(), torch.device("cpu"))
     opened.weights.close()
     return opened.model
 
 
-def open_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()) -> OpenedModel:
+def open_model(folder: Path, config: ModelConfig, suppressed_ids: Sequence[int] = ()) -> OpenedModel:
     """A Qwen2.5-VL for training, with packed attention and the log-probability head, its values not read yet.
 
     Adapters have their values, on the CPU.
@@ -125,23 +121,16 @@ def open_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()
     Args:
         folder: config, weights, tokenizer and processor.
         config: precision, frozen parts, recomputation.
-        banned_ids: tokens outside the distribution; see ``banned_tokens.py``.
+        suppressed_ids: tokens outside the distribution; see :mod:`rsgrpo.model.suppressed_tokens`.
 
     Raises:
-        ModelFolderError: the folder does not hold a Qwen2.5-VL, or one with sliding windows; or its weights are not
+        ModelError: the folder does not hold a Qwen2.5-VL, or one with sliding windows; or its weights are not
             those that its config describes.
     """
-    try:
-        found = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelFolderError(f"model.path={str(folder)!r} cannot be read as a model folder: {error}") from error
-    if not isinstance(found, Qwen2_5_VLConfig):
-        raise ModelFolderError(
-            f"model.path={str(folder)!r} holds a {found.model_type!r} model; this library trains Qwen2.5-VL "
-            "('qwen2_5_vl')"
-        )
+    check_model_type(folder)
+    found = AutoConfig.from_pretrained(folder)
     if "sliding_attention" in found.text_config.layer_types:
-        raise ModelFolderError(
+        raise ModelError(
             f"model.path={str(folder)!r} has use_sliding_window=true: some of its layers see a window only, which "
             "packed rows do not keep to; set it to false in config.json if the model was trained without (as all "
             "published Qwen2.5-VL were), or train another model"
@@ -162,7 +151,7 @@ def open_model(folder: Path, config: ModelConfig, banned_ids: Sequence[int] = ()
         add_adapters(model, config.lora)
     elif config.freeze_vision:
         model.model.visual.requires_grad_(False)
-    model.lm_head = LogprobHead(model.lm_head, banned_ids)
+    model.lm_head = LogprobHead(model.lm_head, suppressed_ids)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
@@ -284,7 +273,7 @@ class MicroBatchBuilder:
         image_token_id: the placeholder's id.
         config: ``model.attention``.
         device: where the model is.
-        dtype: compute precision.
+        dtype: compute precision, which decides between attention backends.
         image_pixels: a page's pixels [patches, 1176], on the device or on the host.
         cached_features: a page's features on the device; None: sequences carry pixels.
     """
@@ -301,7 +290,6 @@ class MicroBatchBuilder:
     ) -> None:
         self._image_token_id = image_token_id
         self._device = device
-        self._dtype = dtype
         self._image_pixels = image_pixels
         self._cached_features = cached_features
         self.choice = choose_backend(config.attention, device=device, dtype=dtype)

@@ -76,7 +76,7 @@ def open_policy_model(folder: Path, spec: WorkerSpec, processor: Qwen2_5_VLProce
         processor: says which tokens no response may contain.
 
     Raises:
-        ModelFolderError: the folder does not hold a Qwen2.5-VL.
+        ModelError: the folder does not hold a Qwen2.5-VL.
     """
     settings = spec.config.model
     vocabulary_size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size

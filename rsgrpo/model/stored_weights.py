@@ -7,25 +7,20 @@ file, copied straight to where it belongs, and let go again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.errors import shown
+from rsgrpo.model.folder import ModelError, StoredTensor, stored_tensors
 from rsgrpo.weights.buckets import checkpoint_name
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHOWN_NAMES = 3
-
-
-class ModelFolderError(RsgrpoError, ValueError):
-    """The model folder is not one that can be trained."""
 
 
 @contextmanager
@@ -75,64 +70,44 @@ class StoredWeights:
             of it later (adapters, another head) may rename them.
 
     Raises:
-        ModelFolderError: a file cannot be read, a tensor is missing or has another shape, or two that should be tied
+        ModelError: a file cannot be read, a tensor is missing or has another shape, or two that should be tied
             differ.
     """
 
     def __init__(self, folder: Path, model: nn.Module) -> None:
         self._folder = folder
         self._handles: dict[Path, Any] = {}
-        files = self._files()
+        tensors = stored_tensors(folder)
         names: dict[nn.Parameter, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            stored = [one for one in dict.fromkeys((checkpoint_name(name), name)) if one in files]
+            stored = [one for one in dict.fromkeys((checkpoint_name(name), name)) if one in tensors]
             names.setdefault(parameter, []).extend(stored[:1])
         missing = [name for name, parameter in model.named_parameters() if not names[parameter]]
         if missing:
             more = f" and {len(missing) - _SHOWN_NAMES} more" if len(missing) > _SHOWN_NAMES else ""
             raise self._error(f"lacks the weights {', '.join(missing[:_SHOWN_NAMES])}{more}; fetch the model again")
-        self._places = {parameter: (files[stored[0]], stored[0]) for parameter, stored in names.items()}
-        self._check(names, files)
+        self._places = {parameter: (tensors[stored[0]].file, stored[0]) for parameter, stored in names.items()}
+        self._check(names, tensors)
 
-    def _files(self) -> Mapping[str, Path]:
-        """The file that holds each tensor."""
-        single, index = self._folder / _SINGLE, self._folder / _INDEX
-        try:
-            if single.is_file() or not index.is_file():
-                return dict.fromkeys(self._open(single).keys(), single)
-            listed: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            return {name: self._folder / file for name, file in listed.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._error(f"has a damaged {_INDEX} ({error}); fetch the model again") from error
-
-    def _error(self, problem: str) -> ModelFolderError:
-        return ModelFolderError(f"model.path={shown(self._folder)!r} {problem}")
+    def _error(self, problem: str) -> ModelError:
+        return ModelError(f"model.path={shown(self._folder)!r} {problem}")
 
     def _open(self, path: Path) -> Any:
         if path not in self._handles:
-            try:
-                self._handles[path] = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise self._error(
-                    f"holds no weights that can be read: {path.name} ({shown(error)}); weights must be safetensors, as "
-                    "save_pretrained writes them: fetch the model again, or convert it"
-                ) from error
+            self._handles[path] = safe_open(path, framework="pt")
         return self._handles[path]
 
-    def _check(self, names: Mapping[nn.Parameter, Sequence[str]], files: Mapping[str, Path]) -> None:
+    def _check(self, names: Mapping[nn.Parameter, Sequence[str]], tensors: Mapping[str, StoredTensor]) -> None:
         """Refuse shapes and ties that are not the model's."""
         for parameter, stored in names.items():
             for name in stored:
-                try:
-                    shape = tuple(self._open(files[name]).get_slice(name).get_shape())
-                except SafetensorError as error:
-                    raise self._error(f"has a damaged {_INDEX} ({shown(error)}); fetch the model again") from error
+                shape = tensors[name].shape
                 if shape != tuple(parameter.shape):
                     raise self._error(
                         f"holds {name} of shape {list(shape)} where its config.json says {list(parameter.shape)}; "
                         "fetch both again"
                     )
-            first, *others = (self._open(files[name]).get_tensor(name) for name in stored)
+            first, *others = (self._open(tensors[name].file).get_tensor(name) for name in stored)
             if any(not torch.equal(first, other) for other in others):
                 raise self._error(
                     f"holds different values for {' and '.join(stored)}, which its config.json ties; set "

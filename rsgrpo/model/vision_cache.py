@@ -12,10 +12,9 @@ import fcntl
 import hashlib
 import os
 import time
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from rsgrpo.data.images.sources import image_bytes
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.io.atomic_files import PARTIAL_SUFFIX, replacing
 from rsgrpo.types import ImageRef
 
 if TYPE_CHECKING:  # seconds of imports for a name
@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # seconds of imports for a name
 _FORMAT = "1"  # part of every key: a change of layout makes new entries
 _TENSOR = "features"
 _SUFFIX = ".safetensors"
-_PARTIAL = ".partial-"
 _ABANDONED_SECONDS = 3600.0  # a half-written file this old belongs to a process that died
 _DAMAGED = (SafetensorError, KeyError, TypeError, ValueError)  # what reading a file that is no entry may raise
 
@@ -136,14 +135,13 @@ class FeatureStore:
         data = save({_TENSOR: features}, metadata)
         if len(data) > self._max_bytes:
             return
-        partial = self._folder / f"{_PARTIAL}{uuid.uuid4().hex}"
         try:
-            partial.write_bytes(data)
-            with self._locked():
+            # The lock is let go once the file has its name.
+            with ExitStack() as lock, replacing(self._path(key), is_cache=True) as file:
+                file.write(data)
+                lock.enter_context(self._locked())
                 self._make_room(len(data), key)
-                partial.replace(self._path(key))
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise self._error(error) from error
 
     def _make_room(self, num_bytes: int, key: str) -> None:
@@ -156,7 +154,7 @@ class FeatureStore:
                     continue  # a reader found it damaged and removed it
                 if entry.name.endswith(_SUFFIX) and entry.name != key + _SUFFIX:
                     entries.append((status.st_mtime, status.st_size, Path(entry.path)))
-                elif entry.name.startswith(_PARTIAL) and time.time() - status.st_mtime > _ABANDONED_SECONDS:
+                elif entry.name.endswith(PARTIAL_SUFFIX) and time.time() - status.st_mtime > _ABANDONED_SECONDS:
                     Path(entry.path).unlink(missing_ok=True)
         total = num_bytes + sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):

@@ -7,7 +7,7 @@ target:    every token of it    | none                                          
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -173,6 +173,21 @@ class ConversationBuilder:
             raise PromptTemplateError(
                 f"sample {sample.sample_id!r}: its text holds the control token {token!r}; take it out"
             )
+
+
+def count_tokens(
+    text: str, images: Sequence[ImageRef], tokenizer: TextEncoder, image_tokens: Callable[[ImageRef], int]
+) -> int:
+    """How many positions a text takes, its images included.
+
+    Args:
+        text: with one placeholder per image.
+        images: of its placeholders.
+        tokenizer: the policy's.
+        image_tokens: how many positions an image takes; its placeholder gives way to them.
+    """
+    num_text = len(tokenizer.encode(text, add_special_tokens=False))
+    return num_text + sum(image_tokens(image) - 1 for image in images)
 
 
 def response_tokens(

@@ -1,6 +1,6 @@
 """Numbers of every step: ``metrics.jsonl``, TensorBoard and wandb.
 
-A metric's name is ``topic/name`` (``reward/accuracy``, ``scope/evidence_found_frac``, ``policy/grad_norm``,
+A metric's name is ``topic/name`` (``reward/accuracy/mean``, ``scope/evidence/found_frac``, ``policy/grad_norm``,
 ``engine/logprob_gap_mean``, ``time/generate``, ``eval/em``), so that a dashboard has a section a topic.
 ``metrics.jsonl`` is the record that the summary and the report are made from; the others are copies.
 """
@@ -95,8 +95,8 @@ class RunLogger:
         read_image: reads a page for wandb's table of rollouts; None: the table has no images.
 
     Example:
-        ``with RunLogger(folder, config) as log: log.log("rl", 1, {"reward/accuracy": 0.5})`` appends
-        ``{"stage": "rl", "step": 1, "reward/accuracy": 0.5}`` to ``metrics.jsonl``.
+        ``with RunLogger(folder, config) as log: log.log("rl", 1, {"policy/loss": 0.5})`` appends
+        ``{"stage": "rl", "step": 1, "policy/loss": 0.5}`` to ``metrics.jsonl``.
     """
 
     def __init__(

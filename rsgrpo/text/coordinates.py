@@ -76,15 +76,6 @@ def to_per_mille(box: Box) -> tuple[int, int, int, int]:
     return to_pixels(box, (PER_MILLE, PER_MILLE))
 
 
-def from_per_mille(numbers: Sequence[float], image_index: int = -1) -> Box:
-    """The box that four numbers 0 to 1000 (left, top, right, bottom) say.
-
-    Raises:
-        CoordinateError: there are not four, one is out of range, or the box has no area.
-    """
-    return from_pixels(numbers, (PER_MILLE, PER_MILLE), image_index)
-
-
 def to_pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Whole pixels of an image of ``size`` (width, height), such as :func:`smart_resize` gives.
 

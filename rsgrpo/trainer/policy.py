@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import ray
 
+from rsgrpo.cluster.environments import rank_environment
 from rsgrpo.cluster.gpu_sharing import GpuSharing, OnGpu, Phase
-from rsgrpo.cluster.placement import ON_CPU, Placement, rank_environment
+from rsgrpo.cluster.placement import ON_CPU, Placement
 from rsgrpo.cluster.topology import transfer_kind
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
 from rsgrpo.errors import RsgrpoError
@@ -143,9 +144,7 @@ class Policy:
         if self._loading is None:
             self._load()
         if self._loading:
-            self._ranks.log_paths = cast(
-                list[str], self._ranks.collect([worker.log_path.remote() for worker in self._ranks.workers])
-            )
+            self._ranks.log_paths = self._ranks.each(lambda worker: worker.log_path.remote())
             self._base_checksum = self._ranks.collect(self._loading, is_collective=True)[0]
             self._loading = []
 
@@ -162,16 +161,16 @@ class Policy:
         if self._loading is None and parts == OnGpu.NOTHING:
             return
         self._wait_loaded()
-        self._ranks.collect([worker.set_on_gpu.remote(parts) for worker in self._ranks.workers])
+        self._ranks.each(lambda worker: worker.set_on_gpu.remote(parts))
 
     def gpus(self) -> tuple[str, ...]:
         """The GPU of each rank, as its node numbers them."""
-        return tuple(self._ranks.collect([worker.gpu.remote() for worker in self._ranks.workers]))
+        return tuple(self._ranks.each(lambda worker: worker.gpu.remote()))
 
     def attention(self) -> tuple[BackendChoice, ...]:
         """What each rank computes attention with, and why with nothing faster."""
         self.wait_ready()
-        return tuple(self._ranks.collect([worker.attention.remote() for worker in self._ranks.workers]))
+        return tuple(self._ranks.each(lambda worker: worker.attention.remote()))
 
     def begin_from(self, folder: Path, *, needs_reference: bool, is_alone: bool = False) -> None:
         """Say which model a stage starts from, before it begins or goes on from a checkpoint.
@@ -185,8 +184,9 @@ class Policy:
             is_alone: whether no engine works during the stage; the ranks then use the engines' CPU threads as well.
         """
         self.wait_ready()
-        calls = [worker.begin_from.remote(folder, needs_reference, is_alone) for worker in self._ranks.workers]
-        self._base_checksum = self._ranks.collect(calls, is_collective=True)[0]
+        self._base_checksum = self._ranks.each(
+            lambda worker: worker.begin_from.remote(folder, needs_reference, is_alone), is_collective=True
+        )[0]
 
     def begin_stage(self, optimizer: OptimizerConfig, num_steps: int) -> None:
         """Start a stage: fresh moments, a new schedule.
@@ -196,7 +196,7 @@ class Policy:
             num_steps: optimizer steps of the stage (a cosine ends there).
         """
         self.wait_ready()
-        self._ranks.collect([worker.begin_stage.remote(optimizer, num_steps) for worker in self._ranks.workers])
+        self._ranks.each(lambda worker: worker.begin_stage.remote(optimizer, num_steps))
 
     def update(
         self,
@@ -226,19 +226,17 @@ class Policy:
             raise ValueError("objective='policy' needs loss=LossConfig(...)")
         with self._one_at_a_time:
             num_micro_batches, planned = self._prepare(groups)
-            calls = [worker.accumulate.remote(num_micro_batches, objective, loss) for worker in self._ranks.workers]
-            passes = cast(list[RankPass], self._ranks.collect(calls, is_collective=True))
+            passes: list[RankPass] = self._ranks.each(
+                lambda worker: worker.accumulate.remote(num_micro_batches, objective, loss), is_collective=True
+            )
             try:
                 stats = in_order(groups, [one for rank in passes for one in rank.responses])
                 if before_step is not None:
                     before_step(stats)
             except Exception:
-                self._ranks.collect(
-                    [worker.drop_gradients.remote() for worker in self._ranks.workers], is_collective=True
-                )
+                self._ranks.each(lambda worker: worker.drop_gradients.remote(), is_collective=True)
                 raise
-            calls = [worker.take_step.remote() for worker in self._ranks.workers]
-            steps = cast(list[RankStep], self._ranks.collect(calls, is_collective=True))
+            steps: list[RankStep] = self._ranks.each(lambda worker: worker.take_step.remote(), is_collective=True)
             if not steps[0].is_skipped:
                 self._version += 1
         if steps[0].is_skipped and steps[0].num_skipped_in_row >= self._config.trainer.max_skipped_steps:
@@ -273,9 +271,7 @@ class Policy:
         """
         with self._one_at_a_time:
             num_micro_batches, _ = self._prepare(groups)
-            ranks = self._ranks.collect(
-                [worker.score.remote(num_micro_batches) for worker in self._ranks.workers], is_collective=True
-            )
+            ranks = self._ranks.each(lambda worker: worker.score.remote(num_micro_batches), is_collective=True)
         return in_order(groups, [one for rank in ranks for one in rank])
 
     def _prepare(self, groups: Sequence[TrainingGroup]) -> tuple[int, int]:
@@ -323,10 +319,9 @@ class Policy:
                         trainable_only=leaves_frozen_out,
                     ),
                 )
-            calls = [
-                worker.gather_weights.remote(max_bucket_bytes, leaves_frozen_out) for worker in self._ranks.workers
-            ]
-            gathered = cast(list[GatheredWeights], self._ranks.collect(calls, is_collective=True))
+            gathered: list[GatheredWeights] = self._ranks.each(
+                lambda worker: worker.gather_weights.remote(max_bucket_bytes, leaves_frozen_out), is_collective=True
+            )
             return WeightUpdate(
                 version=WeightVersion(version=self._version, checksum=format_checksum(gathered[0].checksum)),
                 buckets=gathered[0].buckets,
@@ -343,7 +338,7 @@ class Policy:
         self.wait_ready()
 
         def write(partial: Path) -> None:
-            self._each("export", partial)
+            self._ranks.each(lambda worker: worker.export.remote(partial), is_collective=True)
 
         write_folder(folder, write)
 
@@ -356,7 +351,9 @@ class Policy:
         self.wait_ready()
 
         def write(partial: Path) -> None:
-            written = cast(list[tuple[FileDigest, ...]], self._each("save", partial))
+            written: list[tuple[FileDigest, ...]] = self._ranks.each(
+                lambda worker: worker.save.remote(partial), is_collective=True
+            )
             write_policy_meta(
                 partial, PolicyMeta(version=self._version, shape=self._shape(), base_checksum=self._base_checksum)
             )
@@ -378,7 +375,7 @@ class Policy:
         """
         self.wait_ready()
         meta = read_policy_meta(folder, shape=self._shape(), base_checksum=self._base_checksum)
-        self._each("restore", folder)
+        self._ranks.each(lambda worker: worker.restore.remote(folder), is_collective=True)
         self._version = meta.version
         self._has_sent_all = False
 
@@ -391,14 +388,6 @@ class Policy:
             "model.lora.rank": config.model.lora.rank,
             "model.vision_cache": bool(config.model.vision_cache.folder),
         }
-
-    def _each(self, method: Literal["export", "save", "restore"], folder: Path) -> list[Any]:
-        calls = {
-            "export": [worker.export for worker in self._ranks.workers],
-            "save": [worker.save for worker in self._ranks.workers],
-            "restore": [worker.restore for worker in self._ranks.workers],
-        }
-        return self._ranks.collect([call.remote(folder) for call in calls[method]], is_collective=True)
 
     def close(self) -> None:
         """End the ranks."""

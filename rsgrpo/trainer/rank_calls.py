@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -43,6 +43,15 @@ class RankCalls:
         for worker in self.workers:
             ray.kill(worker)
         self.workers = []
+
+    def each(self, begin: Callable[[Any], ray.ObjectRef], *, is_collective: bool = False) -> list[Any]:
+        """Begin a call to every rank, and :meth:`collect` the results.
+
+        Args:
+            begin: makes the call to one worker.
+            is_collective: see there.
+        """
+        return self.collect([begin(worker) for worker in self.workers], is_collective=is_collective)
 
     def collect(self, references: Sequence[ray.ObjectRef], *, is_collective: bool = False) -> list[Any]:
         """Results of all ranks, or the first failure.

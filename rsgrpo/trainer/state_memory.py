@@ -56,11 +56,6 @@ class StateMemory:
     step: int
     host: int
 
-    @property
-    def lasting(self) -> int:
-        """What stays on the device during the whole update."""
-        return self.weights + self.gradients + self.masters + self.moments + self.buckets
-
 
 def split_elements(parameters: Iterable[ParameterSize], num_ranks: int) -> int:
     """Elements of a rank's parts under ZeRO 3: each parameter is padded to a multiple of the ranks.

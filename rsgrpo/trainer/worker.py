@@ -30,10 +30,11 @@ from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import LossConfig, OptimizerConfig
 from rsgrpo.io.manifest import FileDigest, digest
 from rsgrpo.model.attention.backend import BackendChoice
+from rsgrpo.model.folder import load_processor
 from rsgrpo.model.lora import adapters_off
 from rsgrpo.model.micro_batch_pixels import MicroBatchPixels
 from rsgrpo.model.micro_batches import PackedSequence, Segment, pack, plan_micro_batches
-from rsgrpo.model.policy_model import MicroBatch, MicroBatchBuilder, group_sizes, load_processor, take_vision_tower
+from rsgrpo.model.policy_model import MicroBatch, MicroBatchBuilder, group_sizes, take_vision_tower
 from rsgrpo.model.setup import (
     WorkerSpec,
     begin_process,

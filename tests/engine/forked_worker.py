@@ -29,7 +29,7 @@ from rollout.requests import RolloutRequest, requests_for
 from rollout.vllm_engine import EngineSpec, VllmEngine
 from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
-from rsgrpo.model.policy_model import load_processor
+from rsgrpo.model.folder import load_processor
 from rsgrpo.types import ImageRef, PromptedSample, RolloutGroup, Sample
 from rsgrpo.weights.buckets import WeightVersion, bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
 from tests.engine.answers import largest_gap, largest_gap_by_version, num_mixed

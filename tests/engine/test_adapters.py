@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,12 +21,11 @@ from rsgrpo.config import (
 )
 from rsgrpo.model.lora import adapter_layers, adapter_parameters, exported_parameters
 from rsgrpo.trainer.faults import TrainerMemoryError
-from rsgrpo.types import TrainingGroup
 from rsgrpo.weights.buckets import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
-from tests.engine.worlds import World, Worlds, started_worlds
+from tests.engine.worlds import World
 from tests.packed import Packed
-from tests.tiny_model import build_tiny_model, make_group, three_groups
+from tests.tiny_model import make_group
 
 pytestmark = pytest.mark.engine
 
@@ -52,22 +49,6 @@ def _config(*, rank: int = 0, cached: bool = False, **trainer: object) -> Config
     )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("model"), tie=True)
-
-
-@pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
-    return three_groups(tmp_path_factory.mktemp("pages"))
-
-
-@pytest.fixture(scope="module")
-def worlds(folder: Path) -> Iterator[Worlds]:
-    with started_worlds(_config(), folder) as started:
-        yield started
-
-
 def _flat(named: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([named[name].ravel() for name in sorted(named)])
 
@@ -78,7 +59,7 @@ def test_adapters_gradient_and_sent_weights_equal_those_of_one_process(worlds, f
     config = _config(rank=4, num_ranks=num_ranks, zero_stage=zero_stage)
     world.each(Rank.rebuild, config, OPTIMIZER)
     world.each(Rank.move_adapters)
-    plain = Packed(folder, config.model, with_banned=False)
+    plain = Packed(folder, config.model, with_suppressed=False)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer in adapter_layers(plain.model).values():

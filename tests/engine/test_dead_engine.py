@@ -18,11 +18,12 @@ import ray
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 import rollout.pool
-from rollout.pool import RolloutPool, engine_environment
+from rollout.pool import RolloutPool
 from rollout.requests import requests_for
+from rsgrpo.cluster.environments import engine_environment
 from rsgrpo.cluster.ray_cluster import REPOSITORY
 from rsgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
-from rsgrpo.model.policy_model import load_processor
+from rsgrpo.model.folder import load_processor
 from rsgrpo.system.processes import is_alive
 from rsgrpo.types import PromptedSample, Sample
 from tests.engine.answers import MAX_GAP_NATS, largest_gap, weight_update
@@ -180,7 +181,7 @@ def test_the_pool_replaces_an_engine_that_died_and_gives_it_the_newest_weights(
         lambda *arguments: engine_environment(*arguments) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
     )
     with local_ray():
-        pool = RolloutPool.start(config, root / "model", device="cpu", num_threads=1)
+        pool = RolloutPool(config, root / "model", device="cpu", num_threads=1)
         pool.update_weights(weight_update(model.named_parameters(), 1))
         worker = ray.get(pool._workers[0].ready.remote())
         core, *others = ray.get(pool._workers[0].__ray_call__.remote(engine_processes))

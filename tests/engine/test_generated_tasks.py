@@ -126,7 +126,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
 def engines(configs: dict[str, Config]) -> Iterator[tuple[Policy, RolloutPool]]:
     config = configs["rl_grounding"]
     with local_ray():
-        pool = RolloutPool.start(config, Path(config.model.path), device="cpu", num_threads=1)
+        pool = RolloutPool(config, Path(config.model.path), device="cpu", num_threads=1)
         policy = Policy.start(config, Path(config.model.path), device="cpu", num_threads=1)
         yield policy, pool
         pool.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from rsgrpo.model.sizes import model_sizes
 from rsgrpo.trainer.objective import row_loss
 from rsgrpo.trainer.state_memory import state_memory
 from tests.engine.reloading_worker import ReloadingWorker
-from tests.engine.worlds import Worlds, started_worlds
+from tests.engine.worlds import Worlds
 from tests.tiny_model import build_tiny_model, make_group
 
 _OPTIMIZER = OptimizerConfig(learning_rate=1e-3)
@@ -24,12 +24,6 @@ _OPTIMIZER = OptimizerConfig(learning_rate=1e-3)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # An MLP matrix has 256 × 512 = 131,072 elements, above the 100,000 that ZeRO 3 leaves whole; the rest is below.
     return build_tiny_model(tmp_path_factory.mktemp("model"), hidden=256, layers=2, tie=True)
-
-
-@pytest.fixture(scope="module")
-def worlds(folder: Path) -> Iterator[Worlds]:
-    with started_worlds(_config(), folder) as started:
-        yield started
 
 
 def _config(dtype: str = "float32", lora: int = 0, **trainer: object) -> Config:

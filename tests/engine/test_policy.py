@@ -21,14 +21,14 @@ from rsgrpo.algorithm.metrics import StaleWeightsError
 from rsgrpo.config import Config, DataConfig, KlConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.io.manifest import folder_problem
+from rsgrpo.model.folder import load_processor
 from rsgrpo.model.micro_batches import TokenBudgetError
-from rsgrpo.model.policy_model import load_processor
 from rsgrpo.model.vlm import PromptError
 from rsgrpo.trainer.checkpoint import CheckpointError
 from rsgrpo.trainer.faults import read_faulty_batch
 from rsgrpo.trainer.policy import Policy, TooManySkippedStepsError
 from rsgrpo.trainer.rank_calls import PolicyWorkerDiedError, PolicyWorkerSilentError
-from rsgrpo.types import ResponseStats, TrainingGroup, UpdateResult
+from rsgrpo.types import ResponseStats, UpdateResult
 from rsgrpo.weights.buckets import bucket_checksum, bucket_tensors, format_checksum
 from tests.engine.fake_rank import WAITING_SECONDS, FakeRank
 from tests.engine.local_ray import local_ray
@@ -51,16 +51,6 @@ def _config(run_dir: Path, **trainer: object) -> Config:
         data=DataConfig(min_pixels=1, max_pixels=10**7),
         trainer=TrainerConfig(micro_batch_tokens=200, **trainer),  # type: ignore[arg-type]
     )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("model"), tie=True)
-
-
-@pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
-    return three_groups(tmp_path_factory.mktemp("pages"))
 
 
 @pytest.fixture(scope="module")

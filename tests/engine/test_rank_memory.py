@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,8 @@ from rsgrpo.config import Config, DataConfig, LoraConfig, LossConfig, ModelConfi
 from rsgrpo.types import TrainingGroup
 from rsgrpo.weights.buckets import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
-from tests.engine.worlds import World, Worlds, started_worlds
-from tests.tiny_model import build_tiny_model, three_groups
+from tests.engine.worlds import World
+from tests.tiny_model import build_tiny_model
 
 pytestmark = pytest.mark.engine
 
@@ -56,17 +55,6 @@ class Case:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Large enough for one tensor to be a small part of it.
     return build_tiny_model(tmp_path_factory.mktemp("model"), hidden=64, layers=4, tie=True)
-
-
-@pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
-    return three_groups(tmp_path_factory.mktemp("pages"))
-
-
-@pytest.fixture(scope="module")
-def worlds(folder: Path) -> Iterator[Worlds]:
-    with started_worlds(Case(1, 2).config, folder) as started:
-        yield started
 
 
 def _trained(world: World, case: Case, groups: list[TrainingGroup], lent: bool) -> list[dict[str, np.ndarray]]:

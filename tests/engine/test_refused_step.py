@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from safetensors import safe_open
 from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.types import TrainingGroup
 from tests.engine.reloading_worker import ReloadingWorker as Rank
-from tests.engine.worlds import World, Worlds, started_worlds
-from tests.tiny_model import build_tiny_model, three_groups
+from tests.engine.worlds import World
 
 pytestmark = pytest.mark.engine
 
@@ -48,22 +46,6 @@ class Case:
                 offload_optimizer=self.offload,
             ),
         )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("model"), tie=True)
-
-
-@pytest.fixture(scope="module")
-def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
-    return three_groups(tmp_path_factory.mktemp("pages"))
-
-
-@pytest.fixture(scope="module")
-def worlds(folder: Path) -> Iterator[Worlds]:
-    with started_worlds(Case(1, 2).config, folder) as started:
-        yield started
 
 
 def _kept(world: World, folder: Path) -> dict[str, bytes | dict[str, str]]:

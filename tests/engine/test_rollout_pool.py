@@ -18,8 +18,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from rollout.engine import RolloutError
 from rollout.pool import RolloutPool
 from rsgrpo.config import Config, DataConfig, LoraConfig, ModelConfig, RolloutConfig, SamplingConfig, VisionCacheConfig
+from rsgrpo.model.folder import load_processor
 from rsgrpo.model.lora import adapter_layers, adapter_parameters, exported_parameters, of_trained_layers
-from rsgrpo.model.policy_model import load_model, load_processor
+from rsgrpo.model.policy_model import load_model
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.types import PromptedSample, Sample
 from rsgrpo.weights.buckets import WeightVersion
@@ -87,7 +88,7 @@ def _in_engines(pool: RolloutPool, function: Callable[..., None], *arguments: ob
 def pool(folder: Path, run_dir: Path) -> Iterator[RolloutPool]:
     """Two engines that could take features, and see pixels."""
     with local_ray():
-        pool = RolloutPool.start(_config(run_dir), folder, device="cpu", num_threads=1)
+        pool = RolloutPool(_config(run_dir), folder, device="cpu", num_threads=1)
         pool.wait_ready()
         _in_engines(pool, feed_pixels)
         yield pool

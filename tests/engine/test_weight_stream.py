@@ -20,7 +20,6 @@ import torch
 from rollout.engine import RolloutError
 from rollout.pool import RolloutPool
 from rsgrpo.cluster.gpu_sharing import GpuSharing, OnGpu, Phase
-from rsgrpo.cluster.placement import ON_CPU
 from rsgrpo.cluster.ray_cluster import REPOSITORY
 from rsgrpo.config import SamplingConfig
 from rsgrpo.trainer.policy import Policy
@@ -61,7 +60,7 @@ def _pool(num_engines: int, *, max_restarts: int = 1) -> Iterator[RolloutPool]:
             "_new_worker",
             lambda self, index: ray.remote(FakeEngine).options(num_cpus=0).remote(f"gpu{index}"),
         )
-        pool = RolloutPool(config, Path("none"), device="cpu", num_threads=1, placement=ON_CPU, rank_gpus=())
+        pool = RolloutPool(config, Path("none"), device="cpu", num_threads=1)
         yield pool
         pool.close()
 

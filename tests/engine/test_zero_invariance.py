@@ -7,7 +7,6 @@ torch's AdamW, in this process.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +18,13 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
-from rsgrpo.model.policy_model import load_processor
+from rsgrpo.model.folder import load_processor
 from rsgrpo.trainer.checkpoint import CheckpointError
 from rsgrpo.types import TrainingGroup
 from rsgrpo.weights.buckets import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
-from tests.engine.worlds import Worlds, started_worlds
 from tests.plain_forward import plain_logprobs
-from tests.tiny_model import build_tiny_model, make_group, without_banned, write_images
+from tests.tiny_model import build_tiny_model, make_group, without_suppressed, write_images
 
 pytestmark = pytest.mark.engine
 
@@ -85,12 +83,6 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
         # without an image: its rank still has to run the vision tower in step with the others
         make_group("c", [], [6, 1, 4], seed=3, scale=0.02),
     ]
-
-
-@pytest.fixture(scope="module")
-def worlds(folder: Path) -> Iterator[Worlds]:
-    with started_worlds(_config(), folder) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +207,7 @@ def test_likelihood_objective_equals_the_loss_of_transformers(worlds, folder, gr
         mm_token_type_ids=(ids == processor.image_token_id).int(),
     ).logits[0]
     # transformers' own loss, over the distribution that both sides share: without the suppressed tokens
-    shared = without_banned(logits, processor)[None]
+    shared = without_suppressed(logits, processor)[None]
     expected = model.loss_function(logits=shared, labels=labels, vocab_size=shared.shape[-1])
     expected.backward()
     world = worlds[1]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 import pytest
 
-from rsgrpo.config import Config
+from rsgrpo.config import Config, ModelConfig
 from rsgrpo.model.setup import WorkerSpec
 from rsgrpo.types import TrainingGroup
 from tests.engine.reloading_worker import ReloadingWorker
@@ -60,7 +60,7 @@ class World:
         return [call.result(_PATIENCE_SECONDS) for call in calls]
 
     def prepare(self, groups: list[TrainingGroup]) -> int:
-        """OnGpu groups out, unevenly on purpose: all but one to the first rank. The rows of the fullest rank."""
+        """Hand groups out, unevenly on purpose: all but one to the first rank. The rows of the fullest rank."""
         shares = [groups] if len(self._ranks) == 1 else [groups[:-1], groups[-1:]]
         return max(self.each_own(ReloadingWorker.prepare, [(part,) for part in shares]))
 
@@ -69,12 +69,12 @@ Worlds = dict[int, World]
 
 
 @contextmanager
-def started_worlds(config: Config, folder: Path) -> Iterator[Worlds]:
-    """Worlds by their number of ranks; they end with the block."""
+def started_worlds(folder: Path) -> Iterator[Worlds]:
+    """Worlds by their number of ranks, to be rebuilt with the settings of a test; they end with the block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DS_ACCELERATOR", "cpu")
         patch.setenv("OMP_NUM_THREADS", "1")
-        ranks = {size: [_start(config, folder, rank, size) for rank in range(size)] for size in (1, 2)}
+        ranks = {size: [_start(folder, rank, size) for rank in range(size)] for size in (1, 2)}
         worlds = {size: World(ranks[size]) for size in ranks}
         for size, world in worlds.items():
             address = ranks[size][0].submit(_do, ReloadingWorker.address, ()).result(_PATIENCE_SECONDS)
@@ -87,6 +87,7 @@ def started_worlds(config: Config, folder: Path) -> Iterator[Worlds]:
                 rank.shutdown()
 
 
-def _start(config: Config, folder: Path, rank: int, size: int) -> ProcessPoolExecutor:
+def _start(folder: Path, rank: int, size: int) -> ProcessPoolExecutor:
+    config = Config(stage="sft", model=ModelConfig(dtype="float32"))
     spec = WorkerSpec(config=config, model_folder=folder, rank=rank, world_size=size, device="cpu", num_threads=1)
     return ProcessPoolExecutor(1, mp_context=_FORK_SERVER, initializer=_become, initargs=(spec,))

@@ -50,6 +50,17 @@ class Step:
         return [one.key for group in self.groups for one in group.rollouts]
 
     @property
+    def places(self) -> dict[tuple[str, int], slice]:
+        """Where each response's tokens stand in the step's flat vectors."""
+        places: dict[tuple[str, int], slice] = {}
+        offset = 0
+        for group in self.groups:
+            for one in group.rollouts:
+                places[group.sample_id, one.rollout.rollout_index] = slice(offset, offset + one.num_tokens)
+                offset += one.num_tokens
+        return places
+
+    @property
     def num_tokens(self) -> int:
         return sum(one.num_tokens for group in self.groups for one in group.rollouts)
 

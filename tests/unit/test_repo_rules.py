@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
+import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,71 @@ def test_modules_and_functions_stay_readable(path: Path) -> None:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno <= MAX_FUNCTION_LINES, node.name
+
+
+# Folders of the repository, and what its files end with: what looks like one of them has to be there.
+_FILE = re.compile(
+    r"(?<![\w./-])((?:benchmarks|configs|docs|examples|recipes|rewards|rollout|rsgrpo|tests)/[\w./-]+"
+    r"\.(?:py|md|yaml|jinja))\b"
+)
+_BARE_FILE = re.compile(r"`(\w+\.(?:py|md|jinja))`")
+_ROLE = re.compile(r":(?:mod|func|class|meth|data|attr):`~?((?:rsgrpo|recipes|rewards|rollout)\.[\w.]+)`")
+_PLACEHOLDERS = {"file.py"}
+
+
+def _texts(path: Path) -> str:
+    """The prose of a file: Markdown, or docstrings and comments of Python."""
+    source = path.read_text()
+    if path.suffix == ".md":
+        return source
+    strings = [
+        node.value.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return "\n".join([*strings, *(token.string for token in tokens if token.type == tokenize.COMMENT)])
+
+
+def _has_name(dotted: str) -> bool:
+    """Whether a module is there and mentions the names that follow it."""
+    parts = dotted.split(".")
+    for number in range(len(parts), 0, -1):
+        place = REPOSITORY.joinpath(*parts[:number])
+        module = place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py"
+        if module.is_file():
+            return all(re.search(rf"\b{name}\b", module.read_text()) for name in parts[number:])
+    return False
+
+
+def test_files_and_names_that_texts_refer_to_exist() -> None:
+    tests = (REPOSITORY / "tests").rglob("*.py")
+    documents = [REPOSITORY / "README.md", REPOSITORY / "BENCHMARKS.md", *(REPOSITORY / "docs").rglob("*.md")]
+    bare = {path.name for path in [REPOSITORY / "train.py", *MODULES, *documents]} | {
+        path.name for path in (REPOSITORY / "configs").rglob("*.jinja")
+    }
+    missing = set()
+    for path in (*MODULES, *tests, *documents):
+        text = _texts(path)
+        place = path.relative_to(REPOSITORY)
+        missing |= {(place, name) for name in _FILE.findall(text) if not (REPOSITORY / name).exists()}
+        missing |= {(place, name) for name in _ROLE.findall(text) if not _has_name(name)}
+        if path in MODULES:
+            missing |= {(place, name) for name in _BARE_FILE.findall(text) if name not in bare | _PLACEHOLDERS}
+    assert missing == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("see ``docs/nothing.md``", ["docs/nothing.md"]),
+        ("tests/unit/test_nothing.py counts it", ["tests/unit/test_nothing.py"]),
+        ("runs/docs/a.md, https://x.org/docs/a.md", []),
+    ],
+)
+def test_the_rule_of_files_sees_them(text: str, found: list[str]) -> None:
+    assert _FILE.findall(text) == found
+    assert not _has_name("rsgrpo.types.NoSuchRecord") and not _has_name("rsgrpo.nothing")
 
 
 # Calls between processes of one run, which nobody hands to anybody.

@@ -15,6 +15,7 @@ from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.headers import ImageFacts
 from rsgrpo.data.images.loading import check_image
 from rsgrpo.data.images.sources import ImageError
+from rsgrpo.io.atomic_files import write_json
 from rsgrpo.types import ImageRef
 
 REPORT_FILE = "data_report.json"
@@ -124,6 +125,4 @@ def update_report(folder: Path, sections: Mapping[str, object]) -> None:
     except (OSError, ValueError):
         before = {}
     content = {**(before if isinstance(before, dict) else {}), **sections}
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-    partial.replace(file)
+    write_json(file, content, indent=2)

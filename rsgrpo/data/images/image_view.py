@@ -18,6 +18,7 @@ from rsgrpo.config import DataConfig, EndpointConfig
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.loading import image_size, resized_size
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.io.atomic_files import write_json
 from rsgrpo.text.coordinates import PATCH_SIDE, smart_resize
 from rsgrpo.types import ImageRef
 
@@ -131,10 +132,7 @@ def endpoint_view(data: DataConfig, endpoint: EndpointConfig) -> ImageView:
 
 def write_view(file: Path, view: ImageView) -> None:
     """Keep a view beside a run's records: whoever reads them later has no model at hand."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(dataclasses.asdict(view), indent=2) + "\n")
-    partial.replace(file)
+    write_json(file, dataclasses.asdict(view), indent=2)
 
 
 def read_view(file: Path) -> ImageView | None:

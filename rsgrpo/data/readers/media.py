@@ -171,7 +171,7 @@ class MediaFinder:
                 f"{label} is at {shown(text, 120)!r}: nothing is fetched from the {_NETS.get(scheme, scheme)}; "
                 "download the file and write its path",
             )
-        return self._in_table(text) or self._missing(text, label, kind, must_exist)
+        return self._in_table(text) or self._missing(text, kind, must_exist)
 
     def _in_table(self, text: str) -> ImageRef | None:
         if self._table is None:
@@ -183,7 +183,7 @@ class MediaFinder:
                 return ImageRef(path=shown(text), parquet_file=str(self._table), parquet_row=self._rows[path])
         return None
 
-    def _missing(self, text: str, label: str, kind: str, must_exist: bool) -> ImageRef:
+    def _missing(self, text: str, kind: str, must_exist: bool) -> ImageRef:
         place = self._place(text)
         if not must_exist:
             return ImageRef(path=shown(text), file=place)

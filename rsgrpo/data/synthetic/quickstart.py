@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from rsgrpo.config import QuickstartConfig
 from rsgrpo.data.evisrag_files import write_evisrag
 from rsgrpo.data.files import TEST_FILE
 from rsgrpo.data.synthetic.cards import COLOURS, TURNS, Card, CardQuestion, draw_image, make_question, split_scans
+from rsgrpo.io.atomic_files import new_folder
 from rsgrpo.types import ImageRef, Sample
 
 _SFT, _RL, _TEST = range(3)
@@ -87,13 +87,11 @@ def build_quickstart_data(config: QuickstartConfig, folder: Path, seed: int) -> 
     )
     if folder.exists():
         return paths
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     sft, rl, test = make_questions(config, seed)
-    _write(partial / "sft" / "train.jsonl", _SFT, sft, config.image_pixels)
-    _write(partial / "rl" / "train.jsonl", _RL, rl, config.image_pixels)
-    _write(partial / "test" / TEST_FILE, _TEST, test, config.image_pixels)
-    partial.replace(folder)
+    with new_folder(folder) as partial:
+        _write(partial / "sft" / "train.jsonl", _SFT, sft, config.image_pixels)
+        _write(partial / "rl" / "train.jsonl", _RL, rl, config.image_pixels)
+        _write(partial / "test" / TEST_FILE, _TEST, test, config.image_pixels)
     return paths
 
 

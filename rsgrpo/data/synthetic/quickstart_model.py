@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from transformers import (
 
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.data.synthetic.quickstart_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, build_tokenizer
+from rsgrpo.io.atomic_files import new_folder
 
 _PATCH_PIXELS = 14
 _MERGE = 2
@@ -128,12 +128,9 @@ def build_quickstart_model(config: QuickstartConfig, folder: Path, seed: int, co
         _scale_by_width(model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save_pretrained(partial)
-    build_processor(tokenizer).save_pretrained(partial)
-    partial.replace(folder)
+    with new_folder(folder) as partial:
+        model.save_pretrained(partial)
+        build_processor(tokenizer).save_pretrained(partial)
     return folder
 
 

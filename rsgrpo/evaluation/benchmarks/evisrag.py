@@ -26,8 +26,9 @@ from rsgrpo.evaluation.benchmarks.base import (
     ScoredItem,
     last_of_each,
 )
-from rsgrpo.evaluation.benchmarks.prediction_files import read_prediction_rows, write_lines
+from rsgrpo.evaluation.benchmarks.prediction_files import read_prediction_rows
 from rsgrpo.evaluation.metrics import official_answer, score_answer, strict_score_answer
+from rsgrpo.io.jsonl import write_rows
 from rsgrpo.types import NUMERIC_ID, Sample
 
 SETS = ("ChartQA", "InfoVQA", "DocVQA", "SlideVQA", "ViDoSeek")
@@ -75,7 +76,7 @@ class EVisRagBenchmark:
     def write_predictions(self, answered: Sequence[Answered], folder: Path, *, model: str = "rsgrpo") -> Path:
         """``<folder>/<set>/<model>.jsonl``: with ``folder`` called ``preds``, the original finds it."""
         path = folder / self.set_name / f"{model}.jsonl"
-        write_lines(
+        write_rows(
             path,
             (
                 {

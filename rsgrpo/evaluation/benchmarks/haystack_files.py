@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rsgrpo.errors import shown
 from rsgrpo.evaluation.benchmarks.base import Answered, BenchmarkError, Columns, PredictionFile
-from rsgrpo.evaluation.benchmarks.prediction_files import RowReader, write_json
+from rsgrpo.evaluation.benchmarks.prediction_files import RowReader
 from rsgrpo.evaluation.benchmarks.prediction_text import read_json
+from rsgrpo.io.atomic_files import write_json
 from rsgrpo.io.ids import plain_id
 from rsgrpo.io.natural_order import visible_files
 
@@ -32,7 +33,7 @@ def write_folder(answered: Sequence[Answered], folder: Path, *, is_positional: b
         if len(replies) > 1 and not is_positional:
             raise BenchmarkError(f"sample '{sample_id}' has {len(replies)} predictions; write one of them")
         ordered = sorted(replies, key=lambda one: one.needle_position)
-        write_json(folder / size / f"{sample_id}.json", _record(ordered, is_positional))
+        write_json(folder / size / f"{sample_id}.json", _record(ordered, is_positional), indent=2)
     sizes = {size for size, _ in records}
     return folder / sizes.pop() if len(sizes) == 1 else folder
 

@@ -12,6 +12,7 @@ predictions count once, the last; missing ones score 0.
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,8 +36,9 @@ from rsgrpo.evaluation.benchmarks.base import (
     last_of_each,
     place_id,
 )
-from rsgrpo.evaluation.benchmarks.prediction_files import RowReader, write_json
+from rsgrpo.evaluation.benchmarks.prediction_files import RowReader
 from rsgrpo.evaluation.benchmarks.prediction_text import prediction_rows
+from rsgrpo.io.atomic_files import write_json
 from rsgrpo.text.sections import parse_response
 from rsgrpo.types import Box, Sample
 
@@ -95,7 +97,8 @@ def extract_boxes(text: str) -> list[float] | list[list[float]]:
         ``extract_boxes("(139,305),(495,743)") == [0.139, 0.305, 0.495, 0.743]``.
     """
     for pattern in _OFFICIAL_PATTERNS:
-        found = [[float(number) for number in match] for match in pattern.findall(text)]
+        # JSON has no infinity, which hundreds of digits would be.
+        found = [[min(float(number), sys.float_info.max) for number in match] for match in pattern.findall(text)]
         if len(found) == 1:
             return [value / _PER_MILLE if value >= 1 else value for value in found[0]]
         if found:
@@ -264,7 +267,7 @@ class MigBenchmark:
                 }
             )
         path = folder / f"{model}_{self.name.rpartition('/')[2]}.json"
-        write_json(path, [*rows, _totals(items)])
+        write_json(path, [*rows, _totals(items)], indent=2)
         return path
 
     @property

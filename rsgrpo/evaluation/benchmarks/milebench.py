@@ -41,7 +41,8 @@ from rsgrpo.evaluation.benchmarks.milebench_text import (
     score_rouge,
     score_substring,
 )
-from rsgrpo.evaluation.benchmarks.prediction_files import read_prediction_rows, write_json
+from rsgrpo.evaluation.benchmarks.prediction_files import read_prediction_rows
+from rsgrpo.io.atomic_files import write_json
 from rsgrpo.text.sections import parse_response
 from rsgrpo.types import Sample
 
@@ -171,6 +172,7 @@ class MileBenchmark:
                 }
                 for one in answered
             ],
+            indent=2,
         )
         return path
 

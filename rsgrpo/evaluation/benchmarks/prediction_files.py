@@ -1,10 +1,9 @@
-"""Read and write prediction files; a row that cannot be read is named, not dropped."""
+"""Read prediction files; a row that cannot be read is named, not dropped."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rsgrpo.errors import shown
@@ -199,23 +198,3 @@ def _answer(value: object) -> tuple[str, str]:
 
 def _either(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-def write_json(path: Path, content: object) -> None:
-    """Replace a file by JSON, all at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    # A lone surrogate, which UTF-8 cannot hold, becomes the JSON escape that it came from.
-    text = json.dumps(content, ensure_ascii=False, indent=2)
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Replace a file by JSON lines, all at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    partial.replace(path)

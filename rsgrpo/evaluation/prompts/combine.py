@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.headers import DECODING_ERRORS, open_image
 from rsgrpo.data.images.loading import read_image, reading_fingerprint
+from rsgrpo.io.atomic_files import replacing
 from rsgrpo.types import ImageRef
 
 CELL_PIXELS = 800
@@ -133,6 +134,5 @@ def _draw(canvas: Canvas, images: Sequence[ImageRef], file: Path, rules: ImageRu
         bottom = top + CELL_PIXELS
         draw.rectangle((left, bottom - height - 16, left + CELL_PIXELS, bottom), fill="black")
         draw.text((left + (CELL_PIXELS - width) / 2, bottom - height - 8), caption, fill="white", font=font)
-    partial = file.with_suffix(".partial")
-    sheet.save(partial, format="JPEG", quality=_JPEG_QUALITY, comment=drawn_by)
-    partial.replace(file)
+    with replacing(file, is_cache=True) as canvas_file:
+        sheet.save(canvas_file, format="JPEG", quality=_JPEG_QUALITY, comment=drawn_by)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rsgrpo.evaluation.benchmarks.base import BenchmarkResult, Mode
-from rsgrpo.evaluation.benchmarks.prediction_files import write_json
 from rsgrpo.evaluation.rescore.comparison import Comparison
 from rsgrpo.evaluation.rescore.scoring import DataSet, Rescored
 from rsgrpo.evaluation.rescore.warnings import run_warnings
+from rsgrpo.io.atomic_files import replacing, write_json
 
 
 def write_files(
@@ -30,7 +31,7 @@ def write_files(
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in ("scores.json", "metrics.csv", "items.csv", "scores.png")]
-    write_json(paths[0], _content(runs, data, comparisons))
+    write_json(paths[0], _content(runs, data, comparisons), indent=2)
     _write_csv(paths[1], ("run", "mode", "group", "metric", "value", "low", "high", "count"), _metric_rows(runs))
     _write_csv(
         paths[2], ("run", "mode", "sample_id", "groups", "parsed", "anomalies", "metric", "value"), _item_rows(runs)
@@ -127,9 +128,9 @@ def _pair_rows(comparisons: Mapping[Mode, Comparison]) -> Iterable[Sequence[obje
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.writer(file)
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+        writer = csv.writer(text)
         writer.writerow(header)
         writer.writerows(rows)
-    partial.replace(path)
+        text.detach()  # which flushes it, and leaves the file open

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from rsgrpo.errors import shown
 from rsgrpo.evaluation.benchmarks.base import MODES, BenchmarkResult, MetricSummary
 from rsgrpo.evaluation.rescore.scoring import Rescored
+from rsgrpo.io.atomic_files import replacing
 from rsgrpo.io.ids import well_formed
 
 _COLOURS = ("#1f5fa8", "#c4561a")  # one a run
@@ -63,9 +64,8 @@ def draw_scores(path: Path, runs: Sequence[Rescored]) -> None:
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    partial = path.with_name(path.name + ".partial")
-    canvas.print_png(str(partial))
-    partial.replace(path)
+    with replacing(path) as file:
+        canvas.print_png(file)
 
 
 def _literal(text: str) -> str:

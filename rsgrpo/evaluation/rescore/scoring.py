@@ -103,7 +103,7 @@ def rescore(
     columns = columns or benchmark.columns
     file = benchmark.read_predictions(predictions, columns)
     pairing = pair_predictions(data.samples, file)
-    _check_any(benchmark, data, predictions, file, pairing, columns)
+    _check_any(benchmark, data, predictions, file, pairing)
     return Rescored(
         run=run,
         name=benchmark.name,
@@ -113,9 +113,7 @@ def rescore(
     )
 
 
-def _check_any(
-    benchmark: Benchmark, data: DataSet, place: Path, file: PredictionFile, pairing: Pairing, columns: Columns
-) -> None:
+def _check_any(benchmark: Benchmark, data: DataSet, place: Path, file: PredictionFile, pairing: Pairing) -> None:
     """Refuse what would give a score out of nothing."""
     where = f"{benchmark.name}: {shown(place, _SHOWN_PATH)}"
     if not file.predictions:

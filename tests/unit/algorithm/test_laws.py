@@ -210,12 +210,7 @@ def test_law_2_gradients_do_not_depend_on_the_cut(data: st.DataObject, step: Ste
     logprobs, old = policies(step.num_tokens, seed, drift)
     positive_weights, negative_weights = flat_token_weights(credit_groups(step.groups, step.weights, CreditConfig()))
     whole = gradient(clipped_policy_loss(logprobs, old, positive_weights, negative_weights, **CLIP).loss, logprobs)
-    places: dict[tuple[str, int], slice] = {}
-    offset = 0
-    for group in step.groups:
-        for one in group.rollouts:
-            places[one.key] = slice(offset, offset + one.num_tokens)
-            offset += one.num_tokens
+    places = step.places
     added = torch.zeros_like(whole)
     for batch in data.draw(partitions(step.members)):
         chosen = torch.cat([torch.arange(places[member].start, places[member].stop) for member in batch])

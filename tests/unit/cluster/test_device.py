@@ -9,10 +9,9 @@ import pytest
 
 from recipes.doctor.machine import topology_check, vllm_check
 from recipes.setup.first_checks import check_first
-from rollout.pool import engine_environment
 from rsgrpo.cluster import device
 from rsgrpo.cluster.device import VllmBuild, choose_device, vllm_build
-from rsgrpo.cluster.placement import rank_environment
+from rsgrpo.cluster.environments import engine_environment, rank_environment
 from rsgrpo.cluster.topology import TopologyError, engine_memory_frac, fit, transfer_kind
 from rsgrpo.config import ClusterConfig, Config
 from rsgrpo.system.machine import MachineError

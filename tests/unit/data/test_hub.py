@@ -30,7 +30,7 @@ print(sample.question, load_image(sample.images[0], ImageRules(min_pixels=784, m
 FIND_MODEL = """
 import sys
 from pathlib import Path
-from recipes.setup.model_folder import ModelError
+from rsgrpo.model.folder import ModelError
 from recipes.setup.preparation import find_base_model
 from rsgrpo.config import Config, ModelConfig
 from rsgrpo.run.folder import RunFolder

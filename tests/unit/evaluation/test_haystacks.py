@@ -19,11 +19,12 @@ from rsgrpo.evaluation.benchmarks.base import (
     Gaps,
     pair_predictions,
 )
-from rsgrpo.evaluation.benchmarks.haystack_bootstrap import Reply, printed_numbers, retained_images
+from rsgrpo.evaluation.benchmarks.haystack_bootstrap import Reply, printed_numbers
 from rsgrpo.evaluation.benchmarks.haystack_files import needle_positions, read_folder
 from rsgrpo.evaluation.benchmarks.haystack_text import holds_token, is_compliant, strict_answer
 from rsgrpo.types import ImageRef, Sample
 from tests.conftest import PARITY_FOLDER
+from tests.oracles.mirage_retriever import retained_images
 
 Parity = Callable[[str], list[dict[str, Any]]]
 

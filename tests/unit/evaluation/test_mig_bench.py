@@ -148,6 +148,14 @@ def test_the_average_over_tasks_weighs_tasks_alike() -> None:
     assert (only.main.value, only.main.count) == (1.0, 1)
 
 
+def test_an_answer_with_hundreds_of_digits_is_scored_and_written(tmp_path: Path) -> None:
+    answered = [Answered(sample=item("7", "region", [0.1, 0.1, 0.4, 0.4]), text=f"(1,2),({'9' * 400},4)")]
+    benchmark = find_benchmark("mig_bench")
+    assert benchmark.score(answered, "official").metrics["iou"].value == 0.0
+    rows = json.loads(benchmark.write_predictions(answered, tmp_path).read_text(), parse_constant=pytest.fail)
+    assert rows[0]["filter_answer"][0] == 0.001
+
+
 def test_the_originals_file_is_written_and_read_with_and_without_ids(tmp_path: Path) -> None:
     gold = [0.1, 0.1, 0.4, 0.4]
     samples = [item("7", "region", gold), item("8", "diff", gold), item("9", "diff", gold)]

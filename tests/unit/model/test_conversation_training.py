@@ -15,8 +15,9 @@ from recipes.sft import training_groups
 from rsgrpo.config import ModelConfig
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.image_tokens import ImageTokens
+from rsgrpo.model.folder import load_processor
 from rsgrpo.model.micro_batches import plan_micro_batches
-from rsgrpo.model.policy_model import MicroBatchBuilder, PolicyModel, group_sizes, load_model, load_processor
+from rsgrpo.model.policy_model import MicroBatchBuilder, PolicyModel, group_sizes, load_model
 from rsgrpo.model.vlm import PromptEncoder, PromptError
 from rsgrpo.prompts.conversation import Conversation
 from rsgrpo.types import ImageRef, Sample, Turn

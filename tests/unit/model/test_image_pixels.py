@@ -18,9 +18,10 @@ from rsgrpo.config import ModelConfig
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.loading import load_image
 from rsgrpo.model import vlm
+from rsgrpo.model.folder import load_processor
 from rsgrpo.model.micro_batch_pixels import MicroBatchPixels
 from rsgrpo.model.micro_batches import Segment, plan_micro_batches
-from rsgrpo.model.policy_model import MicroBatchBuilder, group_sizes, load_processor
+from rsgrpo.model.policy_model import MicroBatchBuilder, group_sizes
 from rsgrpo.model.vision_cache import FeatureStore, ImageFeatures
 from rsgrpo.model.vlm import EncodedPrompt, ProcessedImage, PromptEncoder, micro_batch_images
 from rsgrpo.types import ImageRef, TrainingGroup

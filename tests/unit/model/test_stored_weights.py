@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rsgrpo.config import LoraConfig, ModelConfig
+from rsgrpo.model.folder import ModelError
 from rsgrpo.model.lora import add_adapters, exported_parameters
 from rsgrpo.model.policy_model import load_model, open_model
-from rsgrpo.model.stored_weights import ModelFolderError
 from tests.live_bytes import LiveBytes
 from tests.tiny_model import build_tiny_model
 
@@ -112,8 +112,11 @@ def test_weights_in_several_files_and_under_newer_names_are_found(untied, tmp_pa
         save_file({renamed[name]: tensors[name] for name in names if files[name] == file}, folder / file)
     index = {"weight_map": {renamed[name]: files[name] for name in names}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    ours, theirs = load_model(folder, ModelConfig()), load_model(untied, ModelConfig())
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    theirs = load_model(untied, ModelConfig())
+    for _ in range(2):
+        ours = load_model(folder, ModelConfig())
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+        (folder / "model.safetensors.index.json").unlink(missing_ok=True)  # engines find the parts without it as well
 
 
 def test_a_folder_that_lacks_weights_or_has_others_is_refused(untied, tied, tmp_path):
@@ -121,7 +124,7 @@ def test_a_folder_that_lacks_weights_or_has_others_is_refused(untied, tied, tmp_
 
     def refused(changed: dict[str, torch.Tensor], expected: str) -> None:
         save_file(changed, folder / "model.safetensors")
-        with pytest.raises(ModelFolderError, match=expected) as caught:
+        with pytest.raises(ModelError, match=expected) as caught:
             load_model(folder, ModelConfig())
         assert len(str(caught.value)) <= 500
 
@@ -130,10 +133,10 @@ def test_a_folder_that_lacks_weights_or_has_others_is_refused(untied, tied, tmp_
     refused({name: tensor for name, tensor in tensors.items() if name not in names}, r"lacks the weights .* and 9 more")
     refused(tensors | {"model.norm.weight": torch.ones(7)}, r"model\.norm\.weight of shape \[7\].*says \[32\]")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelFolderError, match=r"holds no weights that can be read: model\.safetensors"):
+    with pytest.raises(ModelError, match=r"holds no weights \(\*\.safetensors\)"):
         load_model(folder, ModelConfig())
     (folder / "model.safetensors.index.json").write_text('{"weights": {}}')
-    with pytest.raises(ModelFolderError, match=r"has a damaged model\.safetensors\.index\.json"):
+    with pytest.raises(ModelError, match=r"has a damaged model\.safetensors\.index\.json"):
         load_model(folder, ModelConfig())
     folder, tensors = _copied(tied, tmp_path)
     embedding = tensors["model.embed_tokens.weight"]

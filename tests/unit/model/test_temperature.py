@@ -14,8 +14,9 @@ from recipes.rs_grpo import training_groups
 from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.config import CreditConfig, ModelConfig
 from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.model.folder import load_processor
 from rsgrpo.model.micro_batches import Segment
-from rsgrpo.model.policy_model import MicroBatchBuilder, PolicyModel, load_model, load_processor
+from rsgrpo.model.policy_model import MicroBatchBuilder, PolicyModel, load_model
 from rsgrpo.model.vlm import PromptEncoder
 from rsgrpo.types import TrainingGroup
 from tests.tiny_model import build_tiny_model, make_group

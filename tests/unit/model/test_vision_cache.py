@@ -84,11 +84,11 @@ def test_the_folder_keeps_to_its_bound_and_what_was_read_longest_ago_goes(tmp_pa
 
 def test_a_half_written_file_of_a_dead_process_goes_and_a_fresh_one_stays(tmp_path):
     for name, age in (("old", 7200.0), ("new", 0.0)):
-        (tmp_path / f".partial-{name}").write_bytes(b"half")
-        then = (tmp_path / f".partial-{name}").stat().st_mtime - age
-        os.utime(tmp_path / f".partial-{name}", (then, then))
+        (tmp_path / f"{name}.partial").write_bytes(b"half")
+        then = (tmp_path / f"{name}.partial").stat().st_mtime - age
+        os.utime(tmp_path / f"{name}.partial", (then, then))
     _store(tmp_path).write("a", torch.ones(4), GRID)
-    assert sorted(path.name for path in tmp_path.glob(".partial-*")) == [".partial-new"]
+    assert sorted(path.name for path in tmp_path.glob("*.partial")) == ["new.partial"]
 
 
 def test_processes_that_write_at_once_keep_whole_entries_and_the_bound(tmp_path):
@@ -107,7 +107,7 @@ def test_processes_that_write_at_once_keep_whole_entries_and_the_bound(tmp_path)
     entries = list(tmp_path.glob("*.safetensors"))
     assert sum(path.stat().st_size for path in entries) <= 20_000
     assert len(entries) > 10
-    assert not list(tmp_path.glob(".partial-*"))
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -13,7 +13,7 @@ from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.loading import load_image
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.model import vlm
-from rsgrpo.model.policy_model import load_processor
+from rsgrpo.model.folder import load_processor
 from rsgrpo.model.vlm import PromptEncoder, PromptError, check_prompt_ids, rope_positions
 from rsgrpo.types import ChatPrompt, ImageRef
 from tests.tiny_model import build_tiny_model, make_group, write_images

@@ -11,9 +11,9 @@ import torch
 
 from rsgrpo.config import ModelConfig
 from rsgrpo.model.attention.windows import VISION_ATTENTION_NAMES
+from rsgrpo.model.folder import ModelError
 from rsgrpo.model.micro_batches import Segment
 from rsgrpo.model.policy_model import PolicyModel, load_model
-from rsgrpo.model.stored_weights import ModelFolderError
 from rsgrpo.types import TrainingGroup
 from tests.packed import Packed
 from tests.tiny_model import build_tiny_model, make_group, write_images
@@ -131,9 +131,9 @@ def test_window_attention_of_the_tower_equals_torch_attention(packed, groups, mo
 
 def test_a_folder_that_is_no_qwen_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ModelFolderError, match="holds a 'gpt2' model"):
+    with pytest.raises(ModelError, match="is a 'gpt2' model"):
         load_model(tmp_path, ModelConfig())
-    with pytest.raises(ModelFolderError, match="cannot be read as a model folder"):
+    with pytest.raises(ModelError, match=r"has no readable config\.json"):
         load_model(tmp_path / "nothing", ModelConfig())
 
 
@@ -143,7 +143,7 @@ def test_sliding_windows_are_refused(tmp_path):
     content["text_config"].pop("layer_types", None)
     content["text_config"] |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
     (folder / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ModelFolderError, match="use_sliding_window=true"):
+    with pytest.raises(ModelError, match="use_sliding_window=true"):
         load_model(folder, ModelConfig())
     # As published: a window is named, but none is used.
     content["text_config"]["use_sliding_window"] = False

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jinja2 import Environment
 
 from rsgrpo.config import PromptConfig
 from rsgrpo.data.synthetic.quickstart_tokenizer import CHAT_TEMPLATE
@@ -16,22 +15,10 @@ from rsgrpo.prompts.template import PromptTemplateError
 from rsgrpo.types import Box, ImageRef, Sample, Turn
 from tests.examples import examples
 from tests.tiny_model import tiny_tokenizer
+from tests.unit.prompts.chat import Chat
 
 PAD = "<|vision_start|><|image_pad|><|vision_end|>"
 TOKENIZER = tiny_tokenizer()
-
-
-class Chat:
-    """The quickstart's chat template without a tokenizer around it."""
-
-    def __init__(self, template: str = CHAT_TEMPLATE) -> None:
-        self.template = Environment().from_string(template)
-
-    def apply_chat_template(
-        self, conversation: list[dict[str, object]], *, tokenize: bool, add_generation_prompt: bool
-    ):
-        assert not tokenize
-        return self.template.render(messages=conversation, add_generation_prompt=add_generation_prompt)
 
 
 def builder(template: str = CHAT_TEMPLATE, system: str = "S") -> ConversationBuilder:

@@ -6,10 +6,8 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from jinja2 import Environment
 
 from rsgrpo.config import PromptConfig
-from rsgrpo.data.synthetic.quickstart_tokenizer import CHAT_TEMPLATE
 from rsgrpo.prompts.template import (
     PUBLISHED_TEMPLATES,
     PromptBuilder,
@@ -18,24 +16,12 @@ from rsgrpo.prompts.template import (
     template_fingerprint,
 )
 from rsgrpo.types import ImageRef, Sample
+from tests.unit.prompts.chat import Chat
 
 ROOT = Path(__file__).parents[3]
 PAD = "<|vision_start|><|image_pad|><|vision_end|>"
 HEAD = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
-
-
-class Chat:
-    """The quickstart's chat template without a tokenizer around it."""
-
-    def __init__(self, template: str = CHAT_TEMPLATE) -> None:
-        self.template = Environment().from_string(template)
-
-    def apply_chat_template(
-        self, conversation: list[dict[str, object]], *, tokenize: bool, add_generation_prompt: bool
-    ):
-        assert not tokenize
-        return self.template.render(messages=conversation, add_generation_prompt=add_generation_prompt)
 
 
 def make_sample(question: str = "Who won?", prompt: str = "", num_images: int = 2) -> Sample:

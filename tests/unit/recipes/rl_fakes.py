@@ -117,7 +117,7 @@ class FakePolicy:
         self.version += 1
         if self.has_updated is not None:
             self.has_updated.set()
-        return UpdateResult(metrics=_metrics(self.kl_reference), responses=stats)
+        return UpdateResult(metrics=update_metrics(self.kl_reference), responses=stats)
 
     def score(self, groups: Sequence[TrainingGroup]) -> tuple[ResponseStats, ...]:
         return tuple(
@@ -178,7 +178,7 @@ def restored(state: RsGrpoState) -> RsGrpoState:
     return from_plain(RsGrpoState, json.loads(json.dumps(to_plain(state, arrays))), arrays)
 
 
-def _metrics(kl_reference: float) -> UpdateMetrics:
+def update_metrics(kl_reference: float) -> UpdateMetrics:
     return UpdateMetrics(
         loss=0.0,
         grad_norm=1.0,

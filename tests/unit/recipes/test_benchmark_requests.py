@@ -12,18 +12,7 @@ from recipes.evaluation.benchmark_requests import TaskRequests, load_tasks
 from rsgrpo.config import ConfigError, DataConfig
 from rsgrpo.data.files import DataError
 from rsgrpo.evaluation.benchmarks.base import BenchmarkError
-from tests.benchmark_data import write_evisrag, write_haystacks, write_mig_bench, write_milebench
 from tests.unit.recipes.benchmark_runs import TASKS, _config
-
-
-@pytest.fixture
-def data_root(tmp_path: Path) -> Path:
-    root = tmp_path / "data"
-    write_evisrag(root)
-    write_milebench(root)
-    write_haystacks(root)
-    write_mig_bench(root)
-    return root
 
 
 def _texts(data_root: Path, task: str, **settings: Any) -> dict[str, str]:

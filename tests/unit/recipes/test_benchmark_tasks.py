@@ -26,7 +26,6 @@ from rsgrpo.evaluation.benchmarks import find_benchmarks
 from rsgrpo.evaluation.prompts.turns import TaskPrompt
 from rsgrpo.run.summary import read_summary
 from rsgrpo.types import Box, ImageRef, Sample
-from tests.benchmark_data import write_evisrag, write_haystacks, write_mig_bench, write_milebench
 from tests.fake_server import FakeServer, Reply, ok
 from tests.unit.recipes.benchmark_runs import TASKS, _config
 
@@ -36,16 +35,6 @@ def server() -> Iterator[FakeServer]:
     server = FakeServer()
     yield server
     server.close()
-
-
-@pytest.fixture
-def data_root(tmp_path: Path) -> Path:
-    root = tmp_path / "data"
-    write_evisrag(root)
-    write_milebench(root)
-    write_haystacks(root)
-    write_mig_bench(root)
-    return root
 
 
 def _reply(question: str, _: int) -> Reply:

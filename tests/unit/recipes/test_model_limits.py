@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import Qwen2_5_VLConfig
 
-from recipes.setup.model_folder import check_limits
 from rsgrpo.config import Config, ConfigError, ModelConfig, RolloutConfig
+from rsgrpo.model.folder import check_limits
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.setup.model_folder import ModelError, check_sizes, load_processor
 from rsgrpo.config import PromptConfig
 from rsgrpo.failures import explain
+from rsgrpo.model.folder import ModelError, check_sizes, load_processor
 from rsgrpo.prompts.template import PromptBuilder, PromptTemplateError
 from rsgrpo.types import ImageRef, Sample
 from tests.tiny_model import build_tiny_model

@@ -321,7 +321,8 @@ def test_items_have_the_lengths_that_preparation_counts(folder: Path, tmp_path: 
     lengths = PromptLengths(config, processor)
     builder = PromptBuilder(config.prompt, processor)
     samples = load_samples(str(file), config.data, is_training=True).samples
-    counted = [lengths._count(builder.prompted(one)) for one in samples]
+    prompts = [builder.prompted(one).prompt for one in samples]
+    counted = [lengths._count(prompt.text, prompt.images) for prompt in prompts]
     planned = [
         item.prompt_text_tokens + sum(pages.count(image, config.data.max_pixels) for image in item.images)
         for item in stage.data.items

@@ -15,7 +15,6 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from recipes import pipeline
-from recipes.setup.model_folder import ModelError, check_model_type, check_weights, load_processor
 from recipes.setup.preparation import prepare
 from rewards.base import RewardError
 from rsgrpo.config import Config, load_config, register_schema
@@ -25,6 +24,7 @@ from rsgrpo.data.images.image_view import read_view
 from rsgrpo.data.images.known_images import KNOWN_IMAGES
 from rsgrpo.data.synthetic.tasks import write_task
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.model.folder import ModelError, check_model_type, load_processor, stored_tensors
 from rsgrpo.prompts.template import PromptWriter
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.run.progress import Progress
@@ -201,18 +201,18 @@ def test_trajectories_need_the_sections_that_the_settings_name(task: Path) -> No
 
 
 def test_model_folders_are_looked_at_file_by_file(task: Path, tmp_path: Path) -> None:
-    check_weights(task / "model", "model.path")
+    stored_tensors(task / "model", "model.path")
     model = shutil.copytree(task / "model", tmp_path / "model")
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelError, match=r"model\.safetensors cannot be read .*fetch the model again"):
-        check_weights(model, "model.path='m'")
+        stored_tensors(model, "model.path='m'")
     weights.unlink()
     with pytest.raises(ModelError, match=r"model\.path='m' holds no weights"):
-        check_weights(model, "model.path='m'")
+        stored_tensors(model, "model.path='m'")
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "model-1-of-2.safetensors"}}))
     with pytest.raises(ModelError, match=r"model-1-of-2\.safetensors"):
-        check_weights(model, "model.path='m'")
+        stored_tensors(model, "model.path='m'")
     (model / "preprocessor_config.json").unlink(missing_ok=True)
     (model / "processor_config.json").unlink(missing_ok=True)
     with pytest.raises(ModelError, match="has no complete processor"):

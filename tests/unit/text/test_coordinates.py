@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as original
 
-from rsgrpo.text.coordinates import box_tokens, from_per_mille, from_pixels, smart_resize, to_per_mille, to_pixels
+from rsgrpo.text.coordinates import box_tokens, from_pixels, smart_resize, to_per_mille, to_pixels
 from rsgrpo.types import Box
 
 SIDES = st.integers(1, 4000)
@@ -45,7 +45,7 @@ def test_sizes_by_hand():
 
 @given(box=boxes())
 def test_per_mille_and_back_moves_no_edge_by_more_than_half_of_one(box: Box):
-    back = from_per_mille(to_per_mille(box), image_index=1)
+    back = from_pixels(to_per_mille(box), (1000, 1000), image_index=1)
     for edge in ("left", "top", "right", "bottom"):
         assert abs(getattr(back, edge) - getattr(box, edge)) <= 0.5 / 1000 + 1e-12
 
@@ -69,4 +69,4 @@ def test_numbers_by_hand():
 @pytest.mark.parametrize("numbers", [(1, 2, 3), (5, 0, 4, 9), (0, 0, 1001, 9), (-1, 0, 4, 9), (0, 4, 9, 4)])
 def test_what_is_no_box_is_refused(numbers: tuple[int, ...]):
     with pytest.raises(ValueError, match=r"four numbers|is no box"):
-        from_per_mille(numbers)
+        from_pixels(numbers, (1000, 1000))

@@ -23,7 +23,8 @@ from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.data.images.loading import reading_fingerprint
 from rsgrpo.evaluation.benchmarks.base import BenchmarkError
 from rsgrpo.evaluation.prompts.combine import combine_images
-from rsgrpo.model.policy_model import load_model, load_processor, take_vision_tower
+from rsgrpo.model.folder import load_processor
+from rsgrpo.model.policy_model import load_model, take_vision_tower
 from rsgrpo.model.setup import open_image_features
 from rsgrpo.model.vlm import PromptEncoder
 from rsgrpo.run.report.pictures import embed_pictures

@@ -1,9 +1,11 @@
-"""A model folder, looked at before workers load it: files, their headers, the processor."""
+"""A model folder, looked at before its weights are loaded: config, headers of the weights, processor."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from rsgrpo.config import Config, ConfigError
 from rsgrpo.config.rollout import MAX_BUCKET_MIB
+from rsgrpo.data.hub import hub_problem
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures import reason
 from rsgrpo.io.natural_order import visible_files
@@ -19,24 +22,54 @@ if TYPE_CHECKING:
     from transformers import Qwen2_5_VLProcessor
 
 _MODEL_TYPE = "qwen2_5_vl"
+_WITHOUT_WEIGHTS = ("*.json", "*.txt", "*.jinja", "*.model")
 _NUMBERED = re.compile(r"\b(layers|blocks)\.(\d+)\.")
-_INDEX = "model.safetensors.index.json"
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class ModelError(RsgrpoError, ValueError):
     """A model cannot be used; the message names the setting, the folder and the way out."""
 
 
-def check_model_type(folder: Path, setting: str) -> None:
+def find_model(path: str, revision: str, *, with_weights: bool = True) -> Path:
+    """The folder that ``model.path`` names, fetched from the hub if it is no folder here.
+
+    Args:
+        path: a folder, or a model's name on the hub.
+        revision: on the hub; empty: the newest.
+        with_weights: False: only config, tokenizer and processor are fetched.
+
+    Raises:
+        ModelError: it is no Qwen2.5-VL, or the hub does not give it.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        patterns = None if with_weights else list(_WITHOUT_WEIGHTS)
+        try:
+            folder = Path(snapshot_download(path, revision=revision or None, allow_patterns=patterns))
+        except Exception as error:  # whatever its network library raises
+            raise ModelError(
+                f"model.path={shown(path)!r} is neither a folder nor a model that the hub gives: "
+                f"{hub_problem(error, 'model')}; give the path of a Qwen2.5-VL folder"
+                f"{'' if with_weights else ' (its config and tokenizer suffice)'}, or check the name and the network"
+            ) from error
+    check_model_type(folder, f"model.path={path!r}")
+    return folder.absolute()
+
+
+def check_model_type(folder: Path, setting: str = "") -> None:
     """Refuse what is no Qwen2.5-VL.
 
     Args:
         folder: of the model.
-        setting: the key and value that name it, for the message.
+        setting: the key and value that name it, for the message; empty: ``model.path``.
 
     Raises:
         ModelError: no readable ``config.json``, or another model's.
     """
+    setting = setting or _own_setting(folder)
     try:
         model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:  # the last: a list or text where an object should be
@@ -45,37 +78,63 @@ def check_model_type(folder: Path, setting: str) -> None:
         raise ModelError(f"{setting} is a {model_type!r} model; rsgrpo trains Qwen2.5-VL ({_MODEL_TYPE!r})")
 
 
-def check_weights(folder: Path, setting: str) -> None:
-    """Refuse a folder whose weights are missing or cut off, by their headers alone.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredTensor:
+    """A tensor of a model's weights.
+
+    Attributes:
+        file: that holds it.
+        shape: of it.
+    """
+
+    file: Path
+    shape: tuple[int, ...]
+
+
+def stored_tensors(folder: Path, setting: str = "") -> dict[str, StoredTensor]:
+    """Every tensor of a model's weights by name, from the headers of their files.
 
     Args:
         folder: of the model.
-        setting: the key and value that name it, for the message.
+        setting: the key and value that name it, for the message; empty: ``model.path``.
 
     Raises:
-        ModelError: names the file.
+        ModelError: there are no weights, or a file of them is missing or cut off.
     """
-    index = folder / _INDEX
+    setting = setting or _own_setting(folder)
+    tensors = {}
+    for file in _weight_files(folder, setting):
+        try:
+            with safe_open(file, framework="np") as weights:
+                for name in weights.keys():  # noqa: SIM118 - it is no dictionary
+                    tensors[name] = StoredTensor(file=file, shape=tuple(weights.get_slice(name).get_shape()))
+        except (OSError, SafetensorError) as error:
+            raise ModelError(
+                f"{setting}: the weights {shown(file)} cannot be read ({shown(error)}); fetch the model again"
+            ) from error
+    return tensors
+
+
+def _own_setting(folder: Path) -> str:
+    return f"model.path={shown(folder)!r}"
+
+
+def _weight_files(folder: Path, setting: str) -> list[Path]:
+    single, index = folder / _SINGLE, folder / _INDEX
+    if single.is_file():
+        return [single]
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{setting}: {index} is damaged ({error}); fetch the model again") from error
-    else:
-        names = [file.name for file in visible_files(folder, "*.safetensors")]
-    if not names:
+            raise ModelError(f"{setting} has a damaged {_INDEX} ({shown(error)}); fetch the model again") from error
+    files = visible_files(folder, "*.safetensors")
+    if not files:
         raise ModelError(
             f"{setting} holds no weights (*.safetensors); fetch the model again, name another folder, or write older "
             "weights (*.bin) anew with transformers' save_pretrained"
         )
-    for name in names:
-        try:
-            with safe_open(folder / name, framework="np"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"{setting}: the weights {folder / name} cannot be read ({error}); fetch the model again"
-            ) from error
+    return files
 
 
 def check_sizes(folder: Path) -> None:
@@ -99,7 +158,7 @@ def check_sizes(folder: Path) -> None:
             f"{shown(folder)}: config.json describes no Qwen2.5-VL that can be built: {reason(error)}; copy it from "
             "the model that the weights belong to"
         ) from error
-    embedding, num_layers, num_blocks = _sizes_of_weights(folder)
+    embedding, num_layers, num_blocks = _sizes_of_weights(stored_tensors(folder))
     text = config.get_text_config()
     wanted = {
         "vocab_size and hidden_size": (embedding, (text.vocab_size, text.hidden_size)),
@@ -114,18 +173,16 @@ def check_sizes(folder: Path) -> None:
             )
 
 
-def _sizes_of_weights(folder: Path) -> tuple[tuple[int, ...], int, int]:
+def _sizes_of_weights(tensors: Mapping[str, StoredTensor]) -> tuple[tuple[int, ...], int, int]:
     """Shape of the embedding, layers of the language model, blocks of the vision tower."""
     shape: tuple[int, ...] = ()
     layers, blocks = {-1}, {-1}
-    for file in visible_files(folder, "*.safetensors"):
-        with safe_open(file, framework="np") as weights:
-            for name in weights.keys():  # noqa: SIM118 - it is no dictionary
-                if name.endswith("embed_tokens.weight"):
-                    shape = tuple(weights.get_slice(name).get_shape())
-                numbered = _NUMBERED.search(name)
-                if numbered:
-                    (blocks if numbered[1] == "blocks" else layers).add(int(numbered[2]))
+    for name, tensor in tensors.items():
+        if name.endswith("embed_tokens.weight"):
+            shape = tensor.shape
+        numbered = _NUMBERED.search(name)
+        if numbered:
+            (blocks if numbered[1] == "blocks" else layers).add(int(numbered[2]))
     return shape, max(layers) + 1, max(blocks) + 1
 
 
@@ -163,12 +220,12 @@ def check_limits(folder: Path, config: Config) -> None:
         )
 
 
-def load_processor(folder: Path, setting: str) -> Qwen2_5_VLProcessor:
+def load_processor(folder: Path, setting: str = "") -> Qwen2_5_VLProcessor:
     """The model's tokenizer and image processor.
 
     Args:
         folder: of the model.
-        setting: the key and value that name it, for the message.
+        setting: the key and value that name it, for the message; empty: ``model.path``.
 
     Raises:
         ModelError: files of either are missing.
@@ -176,6 +233,7 @@ def load_processor(folder: Path, setting: str) -> Qwen2_5_VLProcessor:
     # Here, because it takes ten seconds, and the checks above never need it.
     from transformers import AutoProcessor, Qwen2_5_VLProcessor
 
+    setting = setting or _own_setting(folder)
     try:
         processor = AutoProcessor.from_pretrained(folder)
     except Exception as error:  # what stands in its files decides what transformers stumbles over

@@ -1,0 +1,70 @@
+"""Environment variables of the processes that train and sample."""
+
+from __future__ import annotations
+
+import os
+
+from rsgrpo.cluster.topology import transfer_kind
+from rsgrpo.config import Config
+from rsgrpo.system.machine import REPOSITORY
+
+_ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+Environment = dict[str, str]
+
+
+def _shared_variables(device: str, num_threads: int) -> Environment:
+    variables = {
+        "OMP_NUM_THREADS": str(num_threads),
+        # Trainer and engine take turns on the same cores: a waiting thread must not spin on one.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONPATH": str(REPOSITORY),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    # Without a GPU to see, no library takes one: Ray leaves them visible to processes that asked for none.
+    return variables | {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else variables
+
+
+def rank_environment(config: Config, device: str, num_threads: int, *, is_shared: bool = False) -> Environment:
+    """Variables of a rank's process.
+
+    Args:
+        config: the run's settings.
+        device: ``cpu`` or ``gpu``.
+        num_threads: CPU threads that it may use.
+        is_shared: whether an engine shares its GPU.
+    """
+    variables = _shared_variables(device, num_threads)
+    if device == "cpu":
+        return variables | {"DS_ACCELERATOR": "cpu"}
+    own = {name: os.environ[name] for name in _ALLOCATOR_VARIABLES if os.environ.get(name)}
+    if own or (is_shared and transfer_kind(config, device) == "cuda_ipc"):
+        # Another process can only map expandable segments where the system lets it take file descriptors from
+        # this one (pidfd_getfd), which containers forbid.
+        return variables | own
+    # Packed sequences of every length would leave gaps between fixed segments that nothing fits into.
+    return variables | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
+def engine_environment(config: Config, device: str, num_threads: int) -> Environment:
+    """Variables of an engine's process.
+
+    Args:
+        config: the run's settings.
+        device: ``cpu`` or ``gpu``.
+        num_threads: CPU threads that it may use.
+    """
+    variables = _shared_variables(device, num_threads) | {
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        # Weight updates send a function to the engine's workers; they are our own processes.
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+    }
+    if device == "cpu":
+        variables |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.rollout.kv_cache_gib))),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinned threads would fight the trainer's for their cores
+        }
+    return variables
