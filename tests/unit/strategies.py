@@ -56,7 +56,7 @@ class Step:
         offset = 0
         for group in self.groups:
             for one in group.rollouts:
-                places[group.sample_id, one.rollout.rollout_index] = slice(offset, offset + one.num_tokens)
+                places[one.key] = slice(offset, offset + one.num_tokens)
                 offset += one.num_tokens
         return places
 
