@@ -17,7 +17,7 @@ _MAX_LOG_RATIO = 20.0  # exp(20) is still a finite float32; beyond it a stale to
 
 
 @dataclass(frozen=True, slots=True)
-class TwoStreamLoss:
+class PolicyLoss:
     """Result of :func:`clipped_policy_loss`.
 
     Attributes:
@@ -46,7 +46,7 @@ def clipped_policy_loss(
     importance_weights: Tensor | None = None,
     clipping: str = "ppo",
     response_lengths: Sequence[int] | None = None,
-) -> TwoStreamLoss:
+) -> PolicyLoss:
     """Clipped policy objective of all rewards at once (RS-GRPO, arXiv 2510.09733).
 
     With ``rho = exp(logprobs - old_logprobs)`` and ``rhobar = clip(rho, 1 - clip_low, 1 + clip_high)``:
@@ -111,7 +111,7 @@ def clipped_policy_loss(
             raise ValueError(f"the clipping {clipping!r} is not known; choose ppo or cispo")
     if importance_weights is not None:
         per_token = per_token * importance_weights.detach()
-    return TwoStreamLoss(loss=per_token.sum(), clipped=clipped)
+    return PolicyLoss(loss=per_token.sum(), clipped=clipped)
 
 
 def _sequence_mean(values: Tensor, lengths: Sequence[int]) -> Tensor:
