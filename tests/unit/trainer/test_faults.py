@@ -67,7 +67,7 @@ def test_the_message_names_the_need_and_the_budget_that_helps():
     error = _raised(lambda: torch.empty(2**60, dtype=torch.uint8))
     message = str(memory_error(error, _row(60, 40), budget=300, device=CPU))
     # 2^60 bytes are 2^30 GiB; the row holds 100 + 60 + 40 tokens
-    assert "a row of 200 tokens (2 responses) needed at least" in message
+    assert "a sequence of 200 tokens (2 responses) needed at least" in message
     assert "1073741824.0 GiB more were asked for" in message
     assert "set trainer.micro_batch_tokens below 200 (now 300)" in message
     lone = str(memory_error(error, _row(60), budget=300, device=CPU))
