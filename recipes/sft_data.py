@@ -17,7 +17,7 @@ from rsgrpo.data.images.sources import ImageError
 from rsgrpo.data.mixture import Mixture
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.prompts.conversation import TURN_END, Conversation, ConversationBuilder, ResponsePart, TextEncoder
-from rsgrpo.prompts.template import PromptTemplateError
+from rsgrpo.prompts.template import PromptTemplateError, response_behind
 from rsgrpo.types import ImageRef, PromptedSample
 
 
@@ -91,8 +91,9 @@ class TrajectorySource:
 
 
 def _trajectory(question: PromptedSample) -> Conversation:
-    gold = ResponsePart(text=question.sample.gold_response + TURN_END, is_target=True)
-    return Conversation(sample_id=question.sample.sample_id, prompt=question.prompt, parts=(gold,))
+    gold = response_behind(question.prompt, question.sample.gold_response)
+    answer = ResponsePart(text=gold + TURN_END, is_target=True)
+    return Conversation(sample_id=question.sample.sample_id, prompt=question.prompt, parts=(answer,))
 
 
 class MixtureSource:

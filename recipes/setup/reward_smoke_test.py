@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rewards.boxes import find_boxes
 from rewards.scorer import Scorer
+from rsgrpo.prompts.template import response_behind
 from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import Group, PromptedSample, Rollout, RolloutGroup, Sample
 
@@ -63,7 +64,7 @@ def _kind(sample: Sample) -> tuple[bool, ...]:
 def _answered(question: PromptedSample, tokenizer: PreTrainedTokenizerBase, table: TokenTable) -> RolloutGroup:
     """The question with its gold as the one response."""
     sample = question.sample
-    written = sample.gold_response or next(iter(sample.answers), "")
+    written = response_behind(question.prompt, sample.gold_response) or next(iter(sample.answers), "")
     ids = [*tokenizer.encode(written, add_special_tokens=False), tokenizer.eos_token_id]
     text, starts = table.decode(ids)
     rollout = Rollout(

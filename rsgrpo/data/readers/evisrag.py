@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rsgrpo.config import DataConfig
+from rsgrpo.config import EVISRAG, DataConfig, ResponseFormat
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.gold_columns import GoldColumnError, take_boxes, take_choices
 from rsgrpo.data.images.loading import image_size
@@ -25,7 +25,7 @@ from rsgrpo.data.readers.media import MediaFinder
 from rsgrpo.data.readers.options import Convert, ReaderOptions
 from rsgrpo.errors import shown
 from rsgrpo.text.normalise import is_refusal
-from rsgrpo.text.sections import parse_response
+from rsgrpo.text.sections import ParsedResponse, parse_response
 from rsgrpo.types import IMAGE_MARKER, NUMERIC_ID, Sample
 
 _SUFFICIENT_COLUMN = "is_sufficient"
@@ -54,7 +54,13 @@ def evisrag(file: Path, options: ReaderOptions) -> Convert:
 
 
 def evisrag_sample(
-    record: dict[str, Any], default_id: str, data: DataConfig, media: MediaFinder, *, is_training: bool
+    record: dict[str, Any],
+    default_id: str,
+    data: DataConfig,
+    media: MediaFinder,
+    *,
+    is_training: bool,
+    response_format: ResponseFormat = EVISRAG,
 ) -> Sample:
     """One record of EVisRAG-Train or -Test.
 
@@ -64,6 +70,7 @@ def evisrag_sample(
         data: column names and limits.
         media: finds its pages.
         is_training: too many images are a defect then; else the lowest ranked are left out.
+        response_format: the declared sections; a text in the answer's column that is tagged with them is gold.
 
     Raises:
         BadRecordError: a column is missing or of the wrong type, or markers and images do not match.
@@ -105,7 +112,7 @@ def evisrag_sample(
         raise BadRecordError(
             "no question", f"its {name!r} is blank: nothing is asked; write the question, or leave it out"
         )
-    answers, gold = _answers(columns, data)
+    answers, gold = _answers(columns, data, response_format)
     positive = _gold_images(columns.pop(_POSITIVE_COLUMN, None), paths)
     try:
         choices = take_choices(columns)
@@ -168,16 +175,24 @@ def _refuse_other_media(columns: dict[str, Any], question: str, prompt: str) -> 
             )
 
 
-def _answers(columns: dict[str, Any], data: DataConfig) -> tuple[tuple[str, ...], str]:
+def _answers(columns: dict[str, Any], data: DataConfig, response_format: ResponseFormat) -> tuple[tuple[str, ...], str]:
     """Accepted answers and the tagged gold response; a tagged ``answer`` is both."""
     gold = _text(columns, data.gold_column)
     if isinstance(columns.get(data.answer_column), str):
         text = _text(columns, data.answer_column)
-        answer = parse_response(text).content("answer")
-        if not gold and (answer is not None or "<evidence>" in text):
+        parsed = parse_response(text, response_format)
+        answer = parsed.content("answer") if "answer" in response_format.names else None
+        if not gold and (answer is not None or _is_tagged(parsed)):
             return (() if answer is None else (answer.strip(),)), text
         return (text,), gold
     return tuple(_texts(columns, data.answer_column, "data.answer_column")), gold
+
+
+def _is_tagged(parsed: ParsedResponse) -> bool:
+    """Whether a text has the section with a line per image, or every section that a response must have."""
+    lines, required = parsed.format.lines_section, parsed.format.required
+    has_lines = bool(lines) and parsed.section(lines) is not None
+    return has_lines or (bool(required) and all(parsed.section(name) is not None for name in required))
 
 
 def _gold_images(value: object, paths: Sequence[object]) -> tuple[int, ...]:

@@ -15,8 +15,9 @@ from rewards.functions.copying import observe_citation, think_copy
 from rewards.functions.evidence import evidence, evidence_per_image
 from rewards.functions.format import format as well_formed
 from rewards.functions.length import overlong, overlong_penalty
+from rsgrpo.config import EVISRAG
 from rsgrpo.text.normalise import normalize_answer, set_f1
-from rsgrpo.text.sections import TAGS, parse_response
+from rsgrpo.text.sections import parse_response
 from rsgrpo.types import ImageRef, Sample
 
 Parity = Callable[[str], list[dict[str, Any]]]
@@ -241,7 +242,8 @@ def test_copying_the_answer_into_think_costs_one(think: str, penalty: float) -> 
 
 
 ANY_TEXT = st.lists(
-    st.sampled_from([*TAGS, "\n", "x ", "3.5", "-", "[1]: ", "[2]: ", "[9]: ", NONE, FACT, "é", "[", "<"]), max_size=25
+    st.sampled_from([*EVISRAG.tags, "\n", "x ", "3.5", "-", "[1]: ", "[2]: ", "[9]: ", NONE, FACT, "é", "[", "<"]),
+    max_size=25,
 ).map("".join)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from rewards.base import RewardError
 from rewards.lab.__main__ import main
-from rewards.lab.cases import CASES, TRICKS
+from rewards.lab.cases import TRICKS, cases_of
 from rewards.lab.lint import lint
 from rewards.lab.replay import ReplayError, replay
 from rewards.lab.settings import changed_settings, run_settings, yaml_rewards
@@ -176,7 +176,7 @@ def test_a_new_reward_and_a_new_scope(run: Path) -> None:
 
 def test_rewards_from_another_file_take_the_place_of_the_runs(run: Path) -> None:
     after = changed_settings(run, CONFIGS / "recipe" / "quickstart.yaml", ["rewards.overlong.weight=0"])
-    assert list(after.rewards) == list(yaml_rewards(CONFIGS / "recipe" / "quickstart.yaml"))
+    assert list(after.rewards) == list(yaml_rewards(CONFIGS / "recipe" / "quickstart.yaml")[0])
     result = replay(run, run_settings(run), after)
     # lines is gone, evidence came: both stand in the comparison
     assert [reward.name for reward in result.rewards][:4] == ["accuracy", "lines", "format", "evidence"]
@@ -267,8 +267,8 @@ def test_what_pays_on_our_own_rewards(function: str, kind: str, paying: set[str]
 
 @pytest.mark.parametrize("recipe", ["quickstart", "evisrag_7b", "rl_grounding", "rl_haystack", "rl_multiple_choice"])
 def test_no_trick_pays_on_the_rewards_of_a_recipe_together(recipe: str, tmp_path: Path) -> None:
-    rewards = load_rewards(yaml_rewards(CONFIGS / "recipe" / f"{recipe}.yaml"), tmp_path)
-    assert lint(recipe, rewards).paying == ()
+    rewards, response_format = yaml_rewards(CONFIGS / "recipe" / f"{recipe}.yaml")
+    assert lint(recipe, load_rewards(rewards, tmp_path, response_format), "", response_format).paying == ()
 
 
 def test_a_constant_pays_for_everything_and_length_for_repetition(tmp_path: Path) -> None:
@@ -309,10 +309,12 @@ def test_exit_status_says_whether_a_trick_pays(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_every_case_has_an_honest_response_that_differs_from_its_tricks() -> None:
-    for kind, cases in CASES.items():
+    for kind, cases in cases_of().items():
         assert len({case.sample.sample_id for case in cases}) == len(cases) >= 3
         for trick, write in TRICKS.items():
             # truncation and emptiness change every response; no trick is dead on all kinds
             texts = [write(case) for case in cases]
             assert all(isinstance(text, str) for text in texts), (kind, trick)
-    assert all(any(write(case) != case.text for cases in CASES.values() for case in cases) for write in TRICKS.values())
+    assert all(
+        any(write(case) != case.text for cases in cases_of().values() for case in cases) for write in TRICKS.values()
+    )

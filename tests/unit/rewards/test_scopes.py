@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.scopes import ScopeRequest, locate_scope, locate_scopes
-from rsgrpo.config import ScopeConfig
-from rsgrpo.text.sections import TAGS, parse_response
+from rsgrpo.config import EVISRAG, ScopeConfig
+from rsgrpo.text.sections import parse_response
 from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import TokenSpan
 
@@ -108,7 +108,9 @@ def test_an_unfinished_last_line_keeps_its_last_token() -> None:
 
 
 @given(
-    st.lists(st.sampled_from([*TAGS, "\n", "x", "é", "東<", ">\n", "[1]: a\n", "[2]: b\n"]), max_size=25).map("".join),
+    st.lists(st.sampled_from([*EVISRAG.tags, "\n", "x", "é", "東<", ">\n", "[1]: a\n", "[2]: b\n"]), max_size=25).map(
+        "".join
+    ),
     st.data(),
 )
 def test_adjacent_scopes_partition_the_tokens(text: str, data: st.DataObject) -> None:
@@ -120,7 +122,7 @@ def test_adjacent_scopes_partition_the_tokens(text: str, data: st.DataObject) ->
     assert decoded == text
     parsed = parse_response(text)
     # every tag that stands there cuts the response in two: no token lost, none counted twice
-    for tag in TAGS:
+    for tag in EVISRAG.tags:
         before = locate_scope(ScopeConfig(start="begin", stop=tag), parsed, starts)
         behind = locate_scope(ScopeConfig(start=tag, stop="end"), parsed, starts)
         assert before.found == behind.found == (tag in text)
