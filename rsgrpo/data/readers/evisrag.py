@@ -101,9 +101,7 @@ def evisrag_sample(
             raise BadRecordError(
                 "too many images", f"it has {len(values)} images, more than data.max_images={data.max_images}"
             )
-        values = values[: data.max_images]
-        pieces = prompt.split(IMAGE_MARKER)
-        prompt = IMAGE_MARKER.join(pieces[: data.max_images + 1]) + "".join(pieces[data.max_images + 1 :])
+        values, prompt = values[: data.max_images], _with_markers(prompt, data.max_images)
     _refuse_other_media(columns, question, prompt)
     images = media.find_all(values, shown(sample_id, 60))
     paths = [value if isinstance(value, str) else ref.path for value, ref in zip(values, images, strict=True)]
@@ -139,6 +137,12 @@ def evisrag_sample(
         }
         | ({NUMERIC_ID: "true"} if is_numeric else {}),
     )
+
+
+def _with_markers(prompt: str, count: int) -> str:
+    """A ready prompt with its first markers only."""
+    pieces = prompt.split(IMAGE_MARKER)
+    return IMAGE_MARKER.join(pieces[: count + 1]) + "".join(pieces[count + 1 :])
 
 
 def _images(columns: dict[str, Any], data: DataConfig) -> list[object]:
