@@ -81,12 +81,9 @@ def evisrag_sample(
     question = _text(columns, data.question_column)
     prompt = _text(columns, data.prompt_column)
     if not question and not prompt:
-        raise BadRecordError(
-            "missing column",
-            f"it has neither {data.question_column!r} nor {data.prompt_column!r} (it has "
-            f"{shown(', '.join(map(str, record)), 120)})"
-            + (likely_format(record, "evisrag") or "; set data.question_column or data.prompt_column"),
-        )
+        found = f"it has neither {data.question_column!r} nor {data.prompt_column!r}"
+        advice = likely_format(record, "evisrag") or "; set data.question_column or data.prompt_column"
+        raise BadRecordError("missing column", f"{found} (it has {shown(', '.join(map(str, record)), 120)}){advice}")
     values = _images(columns, data)
     if not values:
         raise BadRecordError("image", "it has no images")
@@ -96,11 +93,10 @@ def evisrag_sample(
             "markers",
             f"its prompt has {num_markers} {IMAGE_MARKER} markers, but it lists {len(values)} images; each needs one",
         )
+    if len(values) > data.max_images and is_training:
+        too_many = f"it has {len(values)} images, more than data.max_images={data.max_images}"
+        raise BadRecordError("too many images", too_many)
     if len(values) > data.max_images:
-        if is_training:
-            raise BadRecordError(
-                "too many images", f"it has {len(values)} images, more than data.max_images={data.max_images}"
-            )
         values, prompt = values[: data.max_images], _with_markers(prompt, data.max_images)
     _refuse_other_media(columns, question, prompt)
     images = media.find_all(values, shown(sample_id, 60))
