@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from rewards.functions.upstream import score_reference
+from rsgrpo.config import EVISRAG
 from rsgrpo.evaluation.benchmarks.base import BenchmarkError
 from rsgrpo.evaluation.benchmarks.mig_bench import extract_boxes, official_iou
 from rsgrpo.evaluation.benchmarks.milebench_text import (
@@ -43,7 +44,7 @@ PLAIN_WORDS = (
 )
 ODD_WORDS = ("\u00a0", "\t", "\n", "\x0b", "\x1c", "\u200b", "e\u0301", "\ud800", "." * 40, "3. 4", " - ")
 WORDS = (*PLAIN_WORDS.split(), *ODD_WORDS)
-TAGS = [f"<{slash}{name}>" for name in ("observe", "evidence", "think", "answer") for slash in ("", "/")]
+TAGS = EVISRAG.tags
 LABELS = [f"[{number}]{colon}" for number in range(1, 8) for colon in (":", "")]
 
 

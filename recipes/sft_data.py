@@ -24,7 +24,7 @@ from rsgrpo.prompts.conversation import (
     TextEncoder,
     count_tokens,
 )
-from rsgrpo.prompts.template import PromptTemplateError
+from rsgrpo.prompts.template import PromptTemplateError, response_behind
 from rsgrpo.types import ImageRef, PromptedSample
 
 
@@ -98,8 +98,9 @@ class TrajectorySource:
 
 
 def _trajectory(question: PromptedSample) -> Conversation:
-    gold = ResponsePart(text=question.sample.gold_response + TURN_END, is_target=True)
-    return Conversation(sample_id=question.sample.sample_id, prompt=question.prompt, parts=(gold,))
+    gold = response_behind(question.prompt, question.sample.gold_response)
+    answer = ResponsePart(text=gold + TURN_END, is_target=True)
+    return Conversation(sample_id=question.sample.sample_id, prompt=question.prompt, parts=(answer,))
 
 
 class MixtureSource:

@@ -5,7 +5,8 @@ A reward is a plain function::
     def mentions_total(call: RewardCall, word: str = "total") -> float | None:
         return 1.0 if word in call.text else 0.0
 
-It returns a number, or None where it has nothing to say about this response. A reward whose scope is
+It returns a number, or None where it has nothing to say about this response. Sections are read by the names that
+``response.sections`` declares (``call.parsed.content("answer")``). A reward whose scope is
 ``evidence_line`` returns one such value an image. ``async def`` works as well: the calls of a step run
 at once in one event loop, a new one each step, so open clients inside the function. ``batch_reward`` marks
 a function that takes the list of all calls and returns the list of their values.
@@ -13,7 +14,7 @@ a function that takes the list of all calls and returns the list of their values
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -22,6 +23,13 @@ from rsgrpo.text.sections import ParsedResponse
 from rsgrpo.types import IntArray, Sample
 
 RewardCallable = Callable[..., Any]
+
+GOLD_FIELDS = ("boxes", "choices", "positive_images")
+"""Fields of a sample that a reward may need; any other name that it needs is a section of the gold response."""
+
+IMAGE_LINES = "per_image_lines"
+"""Stands for the section with one line per image, whatever ``response.sections`` calls it."""
+
 FunctionT = TypeVar("FunctionT", bound=RewardCallable)
 
 
@@ -84,6 +92,9 @@ class DeclaredReward:
         function: takes a ``RewardCall`` (a list of them if ``is_batch``) and keyword arguments.
         is_batch: whether it judges all calls at once.
         gold_sections: sections that the gold response, and fields that the sample, must hold.
+        answer_in: keyword argument that names the section with the answer, which gold must hold; empty: none.
+        sections: that it reads by name.
+        section_arguments: keyword arguments that name sections, one or a list of them.
         argument_problem: see :func:`checks_itself`.
         exact_answer: likewise.
     """
@@ -91,6 +102,9 @@ class DeclaredReward:
     function: RewardCallable
     is_batch: bool = False
     gold_sections: tuple[str, ...] = ()
+    answer_in: str = ""
+    sections: tuple[str, ...] = ()
+    section_arguments: tuple[str, ...] = ()
     argument_problem: Callable[[Mapping[str, Any]], str] | None = None
     exact_answer: Callable[..., str] | None = None
 
@@ -117,16 +131,43 @@ def batch_reward(function: RewardCallable | DeclaredReward) -> DeclaredReward:
     return replace(_declared(function), is_batch=True)
 
 
-def needs_gold(*sections: str) -> Callable[[RewardCallable | DeclaredReward], DeclaredReward]:
+def needs_gold(*sections: str, answer_in: str = "") -> Callable[[RewardCallable | DeclaredReward], DeclaredReward]:
     """Declare sections that the gold response must hold, so that samples are checked before training.
 
-    ``answer`` is also satisfied by ``Sample.answers`` where there is no gold response at all;
-    ``evidence`` needs at least one ``[i]:`` line in it. ``boxes``, ``choices`` and ``positive_images`` name
-    fields of the sample that must not be empty.
+    ``answer`` is also satisfied by ``Sample.answers`` where there is no gold response at all; ``IMAGE_LINES`` is the
+    section with ``per_image_lines``, and needs at least one ``[i]:`` line. ``boxes``, ``choices`` and
+    ``positive_images`` name fields of the sample that must not be empty.
+
+    Args:
+        sections: names of sections and fields.
+        answer_in: keyword argument of the function that names the section with the answer, where that is no fixed one;
+            it is then needed like ``answer``.
+
+    Example:
+        ``@needs_gold("choices", answer_in="section")`` on ``def choice(call, section="answer")``.
     """
 
     def declare(function: RewardCallable | DeclaredReward) -> DeclaredReward:
-        return replace(_declared(function), gold_sections=sections)
+        return replace(_declared(function), gold_sections=sections, answer_in=answer_in)
+
+    return declare
+
+
+def reads_sections(
+    *names: str, arguments: Sequence[str] = ()
+) -> Callable[[RewardCallable | DeclaredReward], DeclaredReward]:
+    """Declare which sections a reward reads: one that ``response.sections`` lacks is refused before a run starts.
+
+    Args:
+        names: of sections that the function knows by name, or ``IMAGE_LINES``.
+        arguments: keyword arguments of the function that name a section, or a list of sections.
+
+    Example:
+        ``@reads_sections(arguments=("section",))`` on ``def accuracy(call, section="answer")``.
+    """
+
+    def declare(function: RewardCallable | DeclaredReward) -> DeclaredReward:
+        return replace(_declared(function), sections=names, section_arguments=tuple(arguments))
 
     return declare
 

@@ -75,15 +75,18 @@ def response_boxes(parsed: ParsedResponse, section: str = "") -> tuple[WrittenBo
 
     Args:
         parsed: the response.
-        section: ``observe``, ``evidence``, ``think`` or ``answer``; empty: the whole response.
+        section: a declared one, of a repeatable one every place where it stands; empty: the whole response.
 
     Returns:
         Boxes in order; none where the section's opening tag is absent.
     """
     if not section:
         return find_boxes(parsed.text)
-    place = parsed.section(section)
-    return () if place is None else find_boxes(parsed.text, place.content_start, place.content_stop)
+    return tuple(
+        box
+        for place in parsed.all_of(section)
+        for box in find_boxes(parsed.text, place.content_start, place.content_stop)
+    )
 
 
 def rectangle(written: WrittenBox, width: float, height: float) -> Box | None:

@@ -31,7 +31,8 @@ def exact_answer_problem(reward: LoadedReward, blank: RewardCall) -> str:
 
     def try_it(call: RewardCall, **kwargs: Any) -> tuple[str, Any]:
         text = exact_answer(call, **kwargs)
-        return text, reward.function(replace(call, text=text, parsed=parse_response(text)), **kwargs)
+        parsed = parse_response(text, call.parsed.format)
+        return text, reward.function(replace(call, text=text, parsed=parsed), **kwargs)
 
     try:
         ((text, value),) = run_plain(replace(reward, function=try_it), [blank])

@@ -8,13 +8,13 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from rewards.base import DeclaredReward, RewardCallable, RewardError
-from rsgrpo.config import RewardConfig
+from rewards.base import GOLD_FIELDS, IMAGE_LINES, DeclaredReward, RewardCallable, RewardError
+from rsgrpo.config import EVISRAG, ResponseFormat, RewardConfig
 from rsgrpo.errors import shown
 
 
@@ -30,6 +30,7 @@ class LoadedReward:
         is_batch: whether it takes the list of all calls.
         gold_sections: what it needs of a gold response.
         exact_answer: writes the response that must earn 1; None: it does not say.
+        answer_section: the one among ``gold_sections`` for which ``Sample.answers`` will do.
     """
 
     name: str
@@ -39,26 +40,30 @@ class LoadedReward:
     is_batch: bool
     gold_sections: tuple[str, ...]
     exact_answer: Callable[..., str] | None = None
+    answer_section: str = "answer"
 
 
-def load_rewards(configs: Mapping[str, RewardConfig], base_folder: Path) -> tuple[LoadedReward, ...]:
+def load_rewards(
+    configs: Mapping[str, RewardConfig], base_folder: Path, response_format: ResponseFormat = EVISRAG
+) -> tuple[LoadedReward, ...]:
     """Load every configured reward.
 
     Args:
         configs: by name.
         base_folder: what ``path/to/file.py:function`` is relative to.
+        response_format: the declared sections.
 
     Returns:
         The rewards, in the order of ``configs``.
 
     Raises:
-        RewardError: a module, file or function that does not exist, or keyword arguments that do not
-            fit the function.
+        RewardError: a module, file or function that does not exist, keyword arguments that do not
+            fit the function, or a section that is not declared.
     """
-    return tuple(_load(name, config, base_folder) for name, config in configs.items())
+    return tuple(_load(name, config, base_folder, response_format) for name, config in configs.items())
 
 
-def _load(name: str, config: RewardConfig, base_folder: Path) -> LoadedReward:
+def _load(name: str, config: RewardConfig, base_folder: Path, response_format: ResponseFormat) -> LoadedReward:
     source, _, function_name = config.function.partition(":")
     is_file = source.endswith(".py")
     module = _module_from_file(name, base_folder / source) if is_file else _module_by_name(name, source)
@@ -73,16 +78,59 @@ def _load(name: str, config: RewardConfig, base_folder: Path) -> LoadedReward:
     problem = reward.argument_problem(config.kwargs) if reward.argument_problem else ""
     if problem:
         raise RewardError(f"rewards.{name}.kwargs: {problem}")
-    _check_signature(name, config, reward.function)
+    arguments = _bound_arguments(name, config, reward.function)
+    answer_section = str(arguments[reward.answer_in]) if reward.answer_in else "answer"
+    gold = tuple(_section_name(one, response_format) for one in reward.gold_sections)
+    _check_sections(name, config, reward, arguments, response_format)
     return LoadedReward(
         name=name,
         config=config,
         function=reward.function,
         is_async=_is_async(reward.function),
         is_batch=reward.is_batch,
-        gold_sections=reward.gold_sections,
+        gold_sections=(*gold, answer_section) if reward.answer_in else gold,
         exact_answer=reward.exact_answer,
+        answer_section=answer_section,
     )
+
+
+def _section_name(name: str, response_format: ResponseFormat) -> str:
+    return response_format.lines_section if name == IMAGE_LINES else name
+
+
+def _check_sections(
+    name: str,
+    config: RewardConfig,
+    reward: DeclaredReward,
+    arguments: Mapping[str, object],
+    response_format: ResponseFormat,
+) -> None:
+    """Refuse a reward that reads a section which is not declared."""
+    for argument in dict.fromkeys((*reward.section_arguments, *filter(None, [reward.answer_in]))):
+        for section in _named_sections(arguments[argument]):
+            if section not in response_format.names:
+                raise RewardError(
+                    f"rewards.{name}.kwargs.{argument}={shown(section, 80)!r} is not declared; "
+                    f"{response_format.declared}"
+                )
+    for section in (*reward.sections, *(one for one in reward.gold_sections if one not in GOLD_FIELDS)):
+        if section == IMAGE_LINES and not response_format.lines_section:
+            raise RewardError(
+                f"rewards.{name}: {config.function} reads one line per image; {response_format.declared}: set "
+                "per_image_lines: true on one of them"
+            )
+        if section != IMAGE_LINES and section not in response_format.names:
+            raise RewardError(
+                f"rewards.{name}: {config.function} reads the section {shown(section, 80)!r}, which is not declared; "
+                f"{response_format.declared}"
+            )
+
+
+def _named_sections(value: object) -> Sequence[object]:
+    """What a keyword argument names; an empty text names none."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return value
+    return [value] if value else []
 
 
 def _is_own(module: ModuleType, value: object) -> bool:
@@ -96,7 +144,8 @@ def _is_async(function: RewardCallable) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-def _check_signature(name: str, config: RewardConfig, function: RewardCallable) -> None:
+def _bound_arguments(name: str, config: RewardConfig, function: RewardCallable) -> Mapping[str, object]:
+    """The arguments that a call gets, defaults included."""
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError) as error:  # Python's own functions written in C may not say what they take
@@ -105,12 +154,14 @@ def _check_signature(name: str, config: RewardConfig, function: RewardCallable) 
             "in Python, whose first argument is the call"
         ) from error
     try:
-        signature.bind(None, **config.kwargs)
+        bound = signature.bind(None, **config.kwargs)
     except TypeError as error:
         raise RewardError(
             f"rewards.{name}.kwargs={config.kwargs} do not fit {config.function}{signature}: {error}; "
             "the first argument is the call, the others come from kwargs"
         ) from error
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def _module_by_name(name: str, module_name: str) -> ModuleType:

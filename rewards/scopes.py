@@ -2,8 +2,10 @@
 
 A scope is first a range of characters, then a range of tokens: a token belongs to the range that holds
 its first character, so two ranges that meet share no token and lose none. The end-of-sequence token has
-no character; it belongs to every scope that runs to the end of the response. ``{pattern: box}`` is the one
-scope of several ranges: the tokens of every written box (``rewards.boxes``), from bracket to bracket.
+no character; it belongs to every scope that runs to the end of the response. Two scopes may have several ranges:
+``{section: look}`` of a repeatable section covers every one of them, ``{pattern: box}`` the tokens of every written
+box (``rewards.boxes``), from bracket to bracket. A tag in ``{start, stop}`` is the first of its kind, and one that the
+prompt wrote stands in front of the first token.
 
 Absent scopes. Where a scope's tag does not stand in the response, ``on_missing: skip`` gives no tokens.
 ``on_missing: whole`` is the rule of the public code, and what ``compat: upstream`` is to be used with: an
@@ -66,6 +68,9 @@ def locate_scope(
 
     Returns:
         Its tokens.
+
+    Raises:
+        ConfigError: it names a section that is not declared.
 
     Example:
         In ``"<think>t</think>"`` with tokens that start at 0, 6, 7, 8, 14, 16 (the last one the end of
@@ -152,10 +157,9 @@ def _tag_range(parsed: ParsedResponse, scope: ScopeConfig, is_whole: bool) -> _R
 
 
 def _section_range(parsed: ParsedResponse, name: str, is_whole: bool) -> _Range:
-    section = parsed.section(name)
-    if section is None:
-        return _absent(parsed, is_whole)
-    return ((section.start, _closing_edge(parsed, section.stop)),), True, -1
+    """Every place where the section stands: one, unless it is repeatable."""
+    ranges = tuple((one.start, _closing_edge(parsed, one.stop)) for one in parsed.all_of(name))
+    return (ranges, True, -1) if ranges else _absent(parsed, is_whole)
 
 
 def _pattern_range(parsed: ParsedResponse, scope: ScopeConfig, is_whole: bool) -> _Range:

@@ -13,6 +13,7 @@ from rewards.gold import gold_problem
 from rewards.gold_check import exact_answer_problem
 from rewards.plugins import LoadedReward
 from rewards.scoring import Scoring
+from rsgrpo.config import EVISRAG, ResponseFormat
 from rsgrpo.data.images.image_view import ImageView
 from rsgrpo.text.sections import parse_response
 from rsgrpo.types import RolloutGroup, Sample, ScoredGroup
@@ -25,20 +26,28 @@ class Scorer:
     """Scores rollout groups with a fixed set of rewards.
 
     Example:
-        >>> scorer = Scorer(load_rewards(config.rewards, Path.cwd()))
+        >>> response_format = config.response.format
+        >>> scorer = Scorer(load_rewards(config.rewards, Path.cwd(), response_format), view, response_format)
         >>> scorer.check_samples(samples)
         >>> scored = scorer.score(groups)
     """
 
-    def __init__(self, rewards: Sequence[LoadedReward], view: ImageView | None = None) -> None:
+    def __init__(
+        self,
+        rewards: Sequence[LoadedReward],
+        view: ImageView | None = None,
+        response_format: ResponseFormat = EVISRAG,
+    ) -> None:
         """Take loaded rewards; their order is the order of ``ScoredRollout.rewards``.
 
         Args:
             rewards: to judge by.
             view: at which size the model sees pages; None: not known, so that a reward that asks for it raises.
+            response_format: the declared sections, by which responses and gold are taken apart.
         """
         self.rewards = tuple(rewards)
         self._view = view
+        self._format = response_format
 
     def check_samples(self, samples: Sequence[Sample]) -> None:
         """Refuse samples that a reward cannot judge, before anything is started.
@@ -69,12 +78,14 @@ class Scorer:
         return Scorer(
             [reward for reward in self.rewards if not any(self._sample_problem(reward, sample) for sample in samples)],
             self._view,
+            self._format,
         )
 
     def _sample_problem(self, reward: LoadedReward, sample: Sample) -> str:
         if reward.config.scope.evidence_line and not sample.images:
             return "it has no images, and the scope is evidence_line"
-        return gold_problem(sample, reward.gold_sections) or exact_answer_problem(reward, self._blank_call(sample))
+        problem = gold_problem(sample, reward.gold_sections, self._format, reward.answer_section)
+        return problem or exact_answer_problem(reward, self._blank_call(sample))
 
     def _image_sizes(self, sample: Sample) -> Callable[[int], tuple[int, int]] | None:
         """Sizes of a sample's images, each read once, and only if a reward asks."""
@@ -85,7 +96,7 @@ class Scorer:
         return RewardCall(
             sample=sample,
             text="",
-            parsed=parse_response(""),
+            parsed=parse_response("", self._format),
             token_ids=np.zeros(0, dtype=np.int32),
             finish_reason="stop",
             num_tokens=0,
@@ -95,7 +106,7 @@ class Scorer:
 
     def scoring(self) -> Scoring:
         """Begin to judge groups that come one by one, while others are still sampled."""
-        return Scoring(self.rewards, self._image_sizes)
+        return Scoring(self.rewards, self._image_sizes, self._format)
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """Judge groups that are all there; see :class:`rewards.scoring.Scoring`.

@@ -19,6 +19,7 @@ from rewards.base import RewardCall, RewardError
 from rewards.plugins import LoadedReward
 from rewards.running import AsyncCalls, checked_batch, run_plain
 from rewards.scopes import LocatedScope, ScopeRequest, locate_scopes
+from rsgrpo.config import ResponseFormat
 from rsgrpo.text.sections import parse_response
 from rsgrpo.types import RolloutGroup, Sample, ScopedReward, ScoredGroup, ScoredRollout
 
@@ -34,6 +35,7 @@ class Scoring:
     Args:
         rewards: to judge by; their order is the order of ``ScoredRollout.rewards``.
         image_sizes: gives a sample's image sizes, for the rewards that ask; None: not known.
+        response_format: the declared sections.
 
     Example:
         ::
@@ -44,9 +46,15 @@ class Scoring:
                 scored = scoring.scored()
     """
 
-    def __init__(self, rewards: Sequence[LoadedReward], image_sizes: Callable[[Sample], ImageSizes | None]) -> None:
+    def __init__(
+        self,
+        rewards: Sequence[LoadedReward],
+        image_sizes: Callable[[Sample], ImageSizes | None],
+        response_format: ResponseFormat,
+    ) -> None:
         self._rewards = rewards
         self._image_sizes = image_sizes
+        self._format = response_format
         self._at_once = [reward for reward in rewards if reward.is_async and not reward.is_batch]
         self._in_turn = [reward for reward in rewards if not reward.is_async and not reward.is_batch]
         self._groups: list[RolloutGroup] = []
@@ -72,7 +80,7 @@ class Scoring:
             call = RewardCall(
                 sample=group.sample,
                 text=rollout.text,
-                parsed=parse_response(rollout.text),
+                parsed=parse_response(rollout.text, self._format, group.prompt.opened_section),
                 token_ids=rollout.token_ids,
                 finish_reason=rollout.finish_reason,
                 num_tokens=len(rollout.token_ids),

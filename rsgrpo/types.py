@@ -30,9 +30,6 @@ ResponseKey = tuple[str, int]
 RewardKey = tuple[str, int]
 """A reward's name and 0-based image, -1 where it is not given image by image: what siblings are compared by."""
 
-SECTION_TAGS = ("observe", "evidence", "think", "answer")
-"""The four sections of an EVisRAG response, in the order in which they must stand."""
-
 IMAGE_MARKER = "<image>"
 """Where a data set's ready prompt wants an image."""
 NUMERIC_ID = "id_is_number"
@@ -139,11 +136,14 @@ class ChatPrompt:
         text: the whole prompt text with ``<|vision_start|><|image_pad|><|vision_end|>`` once an image
             (one placeholder token, not yet expanded) up to and including the assistant header.
         images: the pages, in the order of their placeholders.
+        opened_section: whose opening tag the chat template writes at the end of ``text`` already, so that a response
+            begins inside of it; empty: none.
     """
 
     sample_id: str
     text: str
     images: tuple[ImageRef, ...] = ()
+    opened_section: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -140,12 +140,17 @@ def _inner(hint: Any) -> tuple[type, str] | None:
 def _as_yaml(value: Any) -> str:
     if value is dataclasses.MISSING:
         return ""
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
         return f"[{', '.join(_as_yaml(entry) for entry in value)}]"
+    if dataclasses.is_dataclass(value):
+        set_fields = [field for field in dataclasses.fields(value) if getattr(value, field.name) != _default(field)]
+        return _as_yaml({field.name: getattr(value, field.name) for field in set_fields})
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {_as_yaml(entry)}" for name, entry in value.items()) + "}"
     return str(value) or '""'

@@ -180,7 +180,7 @@ def template_checks(subject: Subject) -> Iterator[Check]:
     yield ok("prompt template", f"{name} ({num_characters} characters)")
     if subject.tokenizer is None:
         return
-    builder = PromptBuilder(config.prompt, subject.tokenizer)
+    builder = PromptBuilder(config.prompt, subject.tokenizer, response_format=config.response.format)
     yield chat_check(builder)
     for name, samples in subject.samples.items():
         if samples and not any(sample.turns for sample in samples):

@@ -31,7 +31,7 @@ def _load(config: Config, loaded: list[LoadedReward]) -> Iterator[Check]:
     """Say what cannot be loaded; what can goes into ``loaded``."""
     for name, settings in config.scored_rewards.items():
         try:
-            loaded += load_rewards({name: settings}, Path.cwd())
+            loaded += load_rewards({name: settings}, Path.cwd(), config.response.format)
         except RewardError as error:
             yield refused(f"reward {name}", error)
         except SystemExit as error:
@@ -57,7 +57,7 @@ def _judge(subject: Subject, loaded: Sequence[LoadedReward], samples: Sequence[S
     view = ImageView(min_pixels=data.min_pixels, max_pixels=data.max_pixels)
     judged = []
     for reward in loaded:
-        scorer = Scorer((reward,), view)
+        scorer = Scorer((reward,), view, subject.config.response.format)
         try:
             scorer.check_samples(samples)
             if subject.tokenizer is not None:

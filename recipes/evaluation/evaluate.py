@@ -14,7 +14,7 @@ import numpy as np
 from rewards.scorer import Scorer
 from rollout.engine import RolloutEngine
 from rsgrpo.algorithm.metrics import gap_metrics
-from rsgrpo.config import Config
+from rsgrpo.config import Config, ResponseFormat
 from rsgrpo.errors import shown
 from rsgrpo.evaluation.benchmarks.evisrag import public_id
 from rsgrpo.evaluation.metrics import EvaluationMetrics, ResponseScore, aggregate, score_response
@@ -74,13 +74,15 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     return Evaluation(metrics=metrics, rewards={name: float(value) for name, value in rewards.items()})
 
 
-def _score(group: RolloutGroup) -> ResponseScore:
+def _score(group: RolloutGroup, response_format: ResponseFormat) -> ResponseScore:
     sample = group.sample
     return score_response(
         group.rollouts[0].text,
         sample.answers,
         is_sufficient=sample.is_sufficient,
         gold_response=sample.gold_response,
+        response_format=response_format,
+        opened=group.prompt.opened_section,
     )
 
 
@@ -116,7 +118,8 @@ def validate(engine: RolloutEngine, prompts: Sequence[PromptedSample], config: C
         scorer: the run's rewards.
     """
     groups = engine.generate(prompts, num_samples=1, sampling=config.eval.sampling, seed=0)
-    return _evaluation([_score(one) for one in groups], [_reward_values(one) for one in _judge(groups, scorer)])
+    scores = [_score(one, config.response.format) for one in groups]
+    return _evaluation(scores, [_reward_values(one) for one in _judge(groups, scorer)])
 
 
 def evaluate(
@@ -146,7 +149,7 @@ def evaluate(
         chunk = prompts[start : start + _CHUNK_PROMPTS]
         groups.extend(engine.generate(chunk, num_samples=1, sampling=config.eval.sampling, seed=config.seed))
         advance(len(chunk))
-    scores = [_score(group) for group in groups]
+    scores = [_score(group, config.response.format) for group in groups]
     rewards = [_reward_values(judged) for judged in _judge(groups, scorer)]
     write_rows(
         folder / "predictions.jsonl",

@@ -101,8 +101,8 @@ class Reader:
     ) -> None:
         self._config = config
         self._tokenizer: PreTrainedTokenizerBase = processor.tokenizer
-        self._prompts = PromptBuilder(config.prompt, processor)
-        self._conversations = ConversationBuilder(config.prompt, processor)
+        self._prompts = PromptBuilder(config.prompt, processor, response_format=config.response.format)
+        self._conversations = ConversationBuilder(config.prompt, processor, config.response.format)
         self._scratch = scratch
         self._tokens_of_image = tokens_of_image
         data = config.data
@@ -152,7 +152,11 @@ class Reader:
         if not self._paths[name]:
             raise DataError(f"stage={self._config.stage} needs data.{name}_path; set it, or choose another stage")
         loaded = load_samples(
-            self._paths[name], self._config.data, is_training=name != "test", looks_at_images=False
+            self._paths[name],
+            self._config.data,
+            is_training=name != "test",
+            looks_at_images=False,
+            response_format=self._config.response.format,
         ).samples
         chosen = spread(loaded, self._config.plan_for.max_samples)
         make = self._question if samples else self._answered

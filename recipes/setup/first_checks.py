@@ -53,7 +53,7 @@ def check_first(config: Config) -> list[str]:
         _check_benchmarks(config)
     else:
         _check_data(config)
-        load_rewards(config.scored_rewards, Path.cwd())
+        load_rewards(config.scored_rewards, Path.cwd(), config.response.format)
     if not config.plan:  # nor does it write there
         with open_run_folder(config):
             pass

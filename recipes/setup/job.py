@@ -242,7 +242,11 @@ class Job:
         truncate_after(self.folder.rollouts_file, point, -1)
         self.logger.truncate_after(point, -1)
         record_evaluation(
-            self.folder.rollouts_file, point, [one.sample for one in shown], [one.rollouts[0] for one in shown]
+            self.folder.rollouts_file,
+            point,
+            [one.sample for one in shown],
+            [one.rollouts[0] for one in shown],
+            opened_sections=[one.prompt.opened_section for one in shown],
         )
         self.logger.log(point, 0, {f"eval/{name}": value for name, value in found.numbers().items()})
 

@@ -26,7 +26,13 @@ from rsgrpo.errors import shown
 from rsgrpo.model.folder import check_model_type, find_model, load_processor, stored_tensors
 from rsgrpo.model.lora import check_adapters
 from rsgrpo.prompts.conversation import TURN_END, ConversationBuilder, count_tokens
-from rsgrpo.prompts.template import PUBLISHED_TEMPLATES, PromptBuilder, PromptWriter, template_fingerprint
+from rsgrpo.prompts.template import (
+    PUBLISHED_TEMPLATES,
+    PromptBuilder,
+    PromptWriter,
+    response_behind,
+    template_fingerprint,
+)
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.run.progress import Progress
 from rsgrpo.types import ImageRef, PromptedSample
@@ -76,7 +82,8 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         RsgrpoError: a reward cannot be loaded or fails on a gold response, data are bad, the model is no Qwen2.5-VL,
             a prompt is too long.
     """
-    rewards = load_rewards(config.scored_rewards, Path.cwd())
+    response_format = config.response.format
+    rewards = load_rewards(config.scored_rewards, Path.cwd(), response_format)
     with progress.phase("Reading data and model"):
         writer = PromptWriter(config.prompt)
         loaded = _load_data(config, folder, writer)
@@ -87,10 +94,10 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
             check_adapters(base_model, config.model.lora)
         view = _image_view(config, processor)
         write_view(folder.image_view_file, view)
-        scorer = Scorer(rewards, view)
+        scorer = Scorer(rewards, view, response_format)
         if "rl" in loaded:
             scorer.check_samples(loaded["rl"].samples)
-        builder = PromptBuilder(config.prompt, processor, writer)
+        builder = PromptBuilder(config.prompt, processor, writer, response_format=response_format)
         lengths = PromptLengths(config, processor)
         num_skipped = sum(sum(one.skipped.values()) for one in loaded.values())
         prompted: dict[str, tuple[PromptedSample, ...]] = {}
@@ -100,7 +107,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         image_tokens = ImageTokens(processor.image_processor, config.data.image_rules).count
         phases: tuple[SftPhase, ...] = ()
         if config.stage in ("sft", "all"):
-            conversations = ConversationBuilder(config.prompt, processor)
+            conversations = ConversationBuilder(config.prompt, processor, response_format)
             phases = supervised_phases(
                 config, prompted.get("sft", ()), conversations, processor.tokenizer, image_tokens, progress, folder.root
             )
@@ -174,7 +181,9 @@ def _load_data(config: Config, folder: RunFolder, writer: PromptWriter) -> Mappi
         if not paths[name]:
             raise DataError(f"stage={config.stage} needs data.{name}_path; set it, or choose another stage")
         check = sample_check(config, name, writer.parts_ahead)
-        loaded[name] = load_samples(paths[name], data, is_training=name != "test", check=check)
+        loaded[name] = load_samples(
+            paths[name], data, is_training=name != "test", check=check, response_format=config.response.format
+        )
     return loaded
 
 
@@ -218,7 +227,7 @@ class PromptLengths:
         data, rollout, trainer = self._config.data, self._config.rollout, self._config.trainer
         limits = [(data.max_prompt_tokens, "raise data.max_prompt_tokens")]
         if name == "sft":
-            gold = self._count(question.sample.gold_response + TURN_END)
+            gold = self._count(response_behind(question.prompt, question.sample.gold_response) + TURN_END)
             budget = min(self._config.sft.max_tokens or trainer.micro_batch_tokens, trainer.micro_batch_tokens)
             raised = "trainer.micro_batch_tokens (and sft.max_tokens)" if self._config.sft.max_tokens else ""
             return [*limits, (budget - gold, f"raise {raised or 'trainer.micro_batch_tokens'}")]

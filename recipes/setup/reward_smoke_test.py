@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,7 +62,7 @@ def _kind(sample: Sample) -> tuple[bool, ...]:
 
 
 def _answered(question: PromptedSample, tokenizer: PreTrainedTokenizerBase, table: TokenTable) -> RolloutGroup:
-    """The question with its gold as the one response."""
+    """The question with its gold as the one response; gold has all of its tags, whatever the prompt opens."""
     sample = question.sample
     written = sample.gold_response or next(iter(sample.answers), "")
     ids = [*tokenizer.encode(written, add_special_tokens=False), tokenizer.eos_token_id]
@@ -78,7 +79,7 @@ def _answered(question: PromptedSample, tokenizer: PreTrainedTokenizerBase, tabl
     )
     return Group(
         sample=sample,
-        prompt=question.prompt,
+        prompt=dataclasses.replace(question.prompt, opened_section=""),
         prompt_token_ids=np.zeros(0, dtype=np.int32),
         rollouts=(rollout,),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from rsgrpo.config import Config, SourceConfig
+from rsgrpo.config import EVISRAG, Config, ResponseFormat, SourceConfig
 from rsgrpo.data.files import DataError
 from rsgrpo.data.readers.findings import BadRecordError
 from rsgrpo.prompts.template import PromptTemplateError
@@ -67,7 +67,7 @@ def sample_check(
 
     def check(sample: Sample) -> None:
         if name == "sft":
-            problem = trajectory_problem(sample, config.data.sft_sections)
+            problem = trajectory_problem(sample, config.trajectory_sections, config.response.format)
             if problem:
                 raise BadRecordError("gold", problem)
         try:
@@ -83,16 +83,17 @@ def sample_check(
     return check
 
 
-def trajectory_problem(sample: Sample, wanted: Sequence[str]) -> str:
+def trajectory_problem(sample: Sample, wanted: Sequence[str], response_format: ResponseFormat = EVISRAG) -> str:
     """Why a sample cannot be imitated; empty if it can.
 
     Args:
         sample: with a tagged gold response.
         wanted: sections that it must have.
+        response_format: the declared sections.
     """
     if not sample.gold_response.strip():
         return "it has no gold response to imitate"
-    parsed = parse_response(sample.gold_response)
+    parsed = parse_response(sample.gold_response, response_format)
     problems = [f"missing: it has no <{name}>" for name in wanted if parsed.section(name) is None]
     problems += [f"{one.code}: {one.detail}" for one in parsed.problems if one.code != "missing"]
     return f"its gold response is not well formed ({problems[0]})" if problems else ""

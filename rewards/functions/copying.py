@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from rewards.base import RewardCall
+from rewards.base import RewardCall, reads_sections
 from rsgrpo.text.normalise import normalize_keeping_numbers
 
 
-def observe_citation(call: RewardCall) -> float:
+@reads_sections(arguments=("section",))
+def observe_citation(call: RewardCall, section: str = "observe") -> float:
     """-1.0 if the observe section cites an image by its evidence label ``[i]``, else 0.0.
 
     Any number counts, not only 1 to 5.
+
+    Args:
+        call: the response.
+        section: another one that labels have no place in.
     """
-    section = call.parsed.section("observe")
-    if section is None:
-        return 0.0
-    return -1.0 if _has_label(call.text[section.content_start : section.content_stop]) else 0.0
+    found = call.parsed.all_of(section)
+    return -1.0 if any(_has_label(call.text[one.content_start : one.content_stop]) for one in found) else 0.0
 
 
-def think_copy(call: RewardCall) -> float:
+@reads_sections(arguments=("section", "answer_section"))
+def think_copy(call: RewardCall, section: str = "think", answer_section: str = "answer") -> float:
     """-1.0 if the think section only repeats the answer, else 0.0.
 
     Compared after normalisation, so an added space or full stop does not hide the copy.
+
+    Args:
+        call: the response.
+        section: the one that must not be a copy.
+        answer_section: the one with the answer.
     """
-    think, answer = call.parsed.content("think"), call.parsed.content("answer")
+    think, answer = call.parsed.content(section), call.parsed.content(answer_section)
     if think is None or answer is None:
         return 0.0
     return -1.0 if normalize_keeping_numbers(think) == normalize_keeping_numbers(answer) else 0.0

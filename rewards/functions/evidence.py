@@ -1,4 +1,4 @@
-"""Does the evidence section say of every image what it should?
+"""Does the section with one line per image (EVisRAG's evidence) say of every image what it should?
 
 Each image scores by itself (``rsgrpo.evaluation.metrics.evidence_scores``): an image that does not help
 must be marked ``no relevant information`` and nothing else; the line of one that does is compared with
@@ -15,13 +15,13 @@ the gold line by set-F1, so words that gold lacks cost precision. What a policy 
 
 from __future__ import annotations
 
-from rewards.base import RewardCall, needs_gold
+from rewards.base import IMAGE_LINES, RewardCall, needs_gold
 from rewards.gold import parsed_gold
 from rsgrpo.evaluation.metrics import evidence_scores
 from rsgrpo.text.normalise import is_irrelevant
 
 
-@needs_gold("evidence")
+@needs_gold(IMAGE_LINES)
 def evidence(call: RewardCall, relevant_weight: float = 3.0, irrelevant_weight: float = 1.0) -> float:
     """Weighted mean of the images' scores, in [0, 1] for any number of images.
 
@@ -31,15 +31,15 @@ def evidence(call: RewardCall, relevant_weight: float = 3.0, irrelevant_weight: 
         irrelevant_weight: of an image that does not help, and of a label without an image.
 
     Returns:
-        Σ w_i s_i / Σ w_i; 0.0 where there is no closed evidence section.
+        Σ w_i s_i / Σ w_i; 0.0 where that section does not stand, closed.
 
     Example:
         Gold: evidence on image 1, images 2 and 3 irrelevant. A response with image 1's line exact and
         no others scores 3 / (3 + 1 + 1) = 0.6.
     """
-    if call.parsed.content("evidence") is None:
+    if call.parsed.content(call.parsed.format.lines_section) is None:
         return 0.0
-    gold = parsed_gold(call.sample.gold_response)
+    gold = parsed_gold(call.sample.gold_response, call.parsed.format)
     gold_lines = gold.first_lines()
     scores = evidence_scores(call.parsed, gold)
     total = earned = 0.0
@@ -52,7 +52,7 @@ def evidence(call: RewardCall, relevant_weight: float = 3.0, irrelevant_weight: 
     return earned / total if total else 0.0
 
 
-@needs_gold("evidence")
+@needs_gold(IMAGE_LINES)
 def evidence_per_image(call: RewardCall) -> list[float | None]:
     """Each image's own score, for the scope ``evidence_line``.
 
@@ -60,5 +60,5 @@ def evidence_per_image(call: RewardCall) -> list[float | None]:
         One value per image of the sample: its score in [0, 1], 0.0 where the response has no line for
         it, None where gold has none.
     """
-    scores = evidence_scores(call.parsed, parsed_gold(call.sample.gold_response))
+    scores = evidence_scores(call.parsed, parsed_gold(call.sample.gold_response, call.parsed.format))
     return [scores.get(image_index) for image_index in range(len(call.sample.images))]

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rewards.base import RewardCall, RewardError, checks_itself, needs_gold
+from rewards.base import RewardCall, RewardError, checks_itself, needs_gold, reads_sections
 from rewards.boxes import CONVENTIONS, WrittenBox, rectangle, response_boxes
-from rsgrpo.types import SECTION_TAGS, Box
+from rsgrpo.types import Box
 
 _MAX_MATCHED = 64  # boxes of one response that are looked at, or as many as gold has; others only count as wrong
 _WHOLE_IMAGE = {"permille": (1000.0, 1000.0), "shares": (1.0, 1.0), "fraction": (1.0, 1.0)}
@@ -33,9 +33,6 @@ def _argument_problem(arguments: Mapping[str, Any]) -> str:
     convention = arguments.get("convention", "permille")
     if convention != "pixels" and convention not in _WHOLE_IMAGE:
         return f"convention={convention!r:.80} is not known; choose one of {', '.join(CONVENTIONS)}"
-    section = arguments.get("section", "")
-    if section not in ("", *SECTION_TAGS):
-        return f"section={section!r:.80} is not known; choose one of {', '.join(SECTION_TAGS)}, or none"
     threshold = arguments.get("threshold", 0.0)
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0.0 <= threshold <= 1.0:
         return f"threshold={threshold!r:.80} must lie in [0, 1]"
@@ -53,6 +50,7 @@ def _gold_written(call: RewardCall, convention: str = "permille", section: str =
 
 
 @checks_itself(argument_problem=_argument_problem, exact_answer=_gold_written)
+@reads_sections(arguments=("section",))
 @needs_gold("boxes")
 def iou(call: RewardCall, convention: str = "permille", section: str = "", threshold: float = 0.0) -> float | None:
     """Mean intersection over union of written and gold boxes under the best one-to-one matching, in [0, 1].
@@ -91,6 +89,7 @@ def iou(call: RewardCall, convention: str = "permille", section: str = "", thres
     return best_matching(pairs) / max(len(written), len(gold))
 
 
+@reads_sections(arguments=("section",))
 def box_count(call: RewardCall, section: str = "") -> float:
     """1.0 if the response holds as many boxes as gold, else 0.0; malformed ones do not count.
 

@@ -8,18 +8,23 @@ to be true: gold has no text for it.
 
 from __future__ import annotations
 
-from rewards.base import RewardCall, needs_gold
+from rewards.base import IMAGE_LINES, RewardCall, needs_gold, reads_sections
 from rewards.gold import gold_answers
 from rsgrpo.text.normalise import IRRELEVANT, is_irrelevant, normalize_answer
 
 _YES_NO = frozenset(("yes", "no"))
 
 
-@needs_gold("answer")
-def yes_no(call: RewardCall) -> float | None:
+@reads_sections(arguments=("section",))
+@needs_gold(answer_in="section")
+def yes_no(call: RewardCall, section: str = "answer") -> float | None:
     """1.0 if the answer section says the gold word and not the other one, else 0.0.
 
     The benchmark's own rule counts an answer that holds both words as right for either gold; here it is wrong.
+
+    Args:
+        call: the response.
+        section: the one with the answer.
 
     Returns:
         None where gold is neither yes nor no; 0.0 where there is no closed answer section.
@@ -27,10 +32,11 @@ def yes_no(call: RewardCall) -> float | None:
     Example:
         Gold ``yes``: ``<answer>Yes, there is.</answer>`` gives 1.0, ``<answer>yes and no</answer>`` 0.0.
     """
-    gold = {word for answer in gold_answers(call.sample) for word in normalize_answer(answer).split()} & _YES_NO
+    accepted = gold_answers(call.sample, call.parsed.format, section)
+    gold = {word for answer in accepted for word in normalize_answer(answer).split()} & _YES_NO
     if len(gold) != 1:
         return None
-    answer = call.parsed.content("answer")
+    answer = call.parsed.content(section)
     if answer is None:
         return 0.0
     # The "no" of "no relevant information" answers nothing.
@@ -38,6 +44,7 @@ def yes_no(call: RewardCall) -> float | None:
     return float(set(words) & _YES_NO == gold)
 
 
+@reads_sections(IMAGE_LINES)
 @needs_gold("positive_images")
 def needle_lines(call: RewardCall, min_words: int = 2) -> list[float | None]:
     """Each page's own value, for the scope ``evidence_line``: 1.0 if its line is what it should be, else 0.0.
@@ -59,6 +66,7 @@ def needle_lines(call: RewardCall, min_words: int = 2) -> list[float | None]:
     return [float(is_right) for is_right in _right_lines(call, min_words)]
 
 
+@reads_sections(IMAGE_LINES)
 @needs_gold("positive_images")
 def needle_found(call: RewardCall, min_words: int = 2) -> float:
     """Whether the evidence tells needle pages from the others, in [0, 1].

@@ -10,7 +10,7 @@ import re
 import string
 from collections.abc import Sequence
 
-from rewards.base import RewardCall, needs_gold
+from rewards.base import RewardCall, needs_gold, reads_sections
 from rewards.gold import gold_answers
 from rsgrpo.text.normalise import normalize_keeping_numbers
 
@@ -19,12 +19,17 @@ _NO_CHOICE = -1
 _LABEL = re.compile(r"[(\[]?([A-Za-z]{1,2})(?:[)\].:,](.*)|)", re.DOTALL)
 
 
+@reads_sections(arguments=("section",))
 @needs_gold("choices")
-def choice(call: RewardCall) -> float | None:
+def choice(call: RewardCall, section: str = "answer") -> float | None:
     """1.0 if the answer section names the right option and no other, else 0.0.
 
     It may name it by letter (``B``, ``(b)``, ``B.``), by its text, or by both if they agree (``B. a dog``). A
     letter comes before a text: where an option's text is itself a letter, ``A`` means the first option.
+
+    Args:
+        call: the response.
+        section: the one with the answer.
 
     Returns:
         None where gold names no option; 0.0 where there is no closed answer section.
@@ -34,10 +39,11 @@ def choice(call: RewardCall) -> float | None:
         ``A. a dog``, ``A or B`` and ``a cat, a dog`` give 0.0.
     """
     choices = call.sample.choices
-    gold = {chosen_option(answer, choices) for answer in gold_answers(call.sample)} - {_NO_CHOICE}
+    accepted = gold_answers(call.sample, call.parsed.format, section)
+    gold = {chosen_option(answer, choices) for answer in accepted} - {_NO_CHOICE}
     if not gold:
         return None
-    answer = call.parsed.content("answer")
+    answer = call.parsed.content(section)
     return 0.0 if answer is None else float(chosen_option(answer, choices) in gold)
 
 

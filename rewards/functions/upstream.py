@@ -1,5 +1,7 @@
 """The six rewards exactly as the public EVisRAG code computes them, its defects included.
 
+They know EVisRAG's four tags, whatever else ``response.sections`` may declare, and look at the response alone, whatever
+a prompt opens; where one of their sections is not declared they are refused.
 For reproduction only; the other modules hold the versions to train with. Known defects: six and more
 images score up to 18, short gold evidence is searched as a substring (``12`` in ``2012``), decimal points
 vanish, a section may be closed before it is opened, and gold without tags makes the original crash
@@ -13,10 +15,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rewards.base import RewardCall, needs_gold
+from rewards.base import RewardCall, needs_gold, reads_sections
 from rewards.functions.length import overlong_penalty
+from rsgrpo.config import EVISRAG
 from rsgrpo.text.normalise import IRRELEVANT, normalize_answer, set_f1
-from rsgrpo.text.sections import TAGS
 
 _MAX_IMAGES = 6  # the original looks at labels [1]: to [6]:
 _FUZZY_WORDS = 5  # gold evidence with at least this many words is compared by F1
@@ -119,10 +121,10 @@ def reference_evidence(response: str, gold_response: str) -> float | None:
 
 def reference_format(response: str) -> float:
     """1.0 iff the four blocks, with whitespace between them only, are the whole response."""
-    if any(response.count(tag) != 1 for tag in TAGS):
+    if any(response.count(tag) != 1 for tag in EVISRAG.tags):
         return 0.0
     edge = 0
-    for position, tag in enumerate(TAGS):
+    for position, tag in enumerate(EVISRAG.tags):
         start = response.find(tag, edge)
         between = response[edge:start] if start >= 0 else "x"
         is_opening = position % 2 == 0
@@ -159,6 +161,7 @@ def evidence(call: RewardCall) -> float:
     return reference_evidence(call.text, call.sample.gold_response) or 0.0
 
 
+@reads_sections(*EVISRAG.names)
 def format(call: RewardCall) -> float:
     """``reference_format`` as a plugin."""
     return reference_format(call.text)
@@ -171,11 +174,13 @@ def overlong(
     return overlong_penalty(call.num_tokens, max_response_tokens, buffer_tokens, min_response_tokens)
 
 
+@reads_sections("observe")
 def is_observe(call: RewardCall) -> float:
     """``reference_observe`` as a plugin."""
     return reference_observe(call.text)
 
 
+@reads_sections("think", "answer")
 def is_think(call: RewardCall) -> float:
     """``reference_think`` as a plugin."""
     return reference_think(call.text)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rewards.lab.cases import CASES
+from rewards.lab.cases import KINDS
 from rewards.lab.lint import Lint, lint
 from rewards.lab.replay import replay
 from rewards.lab.settings import changed_settings, parsed_value, run_settings, yaml_rewards
@@ -95,9 +95,9 @@ def command_parser() -> CommandParser:
     tricks.add_argument(
         "--kind",
         default="",
-        choices=("", *CASES),
+        choices=("", *KINDS),
         metavar="KIND",
-        help=f"of question: {', '.join(CASES)}; default: what fits the reward",
+        help=f"of question: {', '.join(KINDS)}; default: what fits the reward",
     )
     tricks.add_argument("--json", type=Path, help="write everything there")
     return parser
@@ -122,8 +122,9 @@ def _lint(options: argparse.Namespace) -> int:
     if not functions and options.config is None:
         raise RsgrpoError("lint needs a reward, such as rewards.functions.accuracy:accuracy, or --config FILE")
     if options.config is not None:
-        loaded = load_rewards(yaml_rewards(options.config), Path.cwd())
-        results.append(lint(str(options.config), loaded, options.kind))
+        rewards, response_format = yaml_rewards(options.config)
+        loaded = load_rewards(rewards, Path.cwd(), response_format)
+        results.append(lint(str(options.config), loaded, options.kind, response_format))
     for function in functions:
         config = RewardConfig(function=function, scope=ScopeConfig(start="begin", stop="end"), kwargs=kwargs)
         results.append(lint(function, load_rewards({function: config}, Path.cwd()), options.kind))

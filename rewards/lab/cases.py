@@ -3,6 +3,10 @@
 Four kinds of question: ``pages`` (EVisRAG: facts on one page of three), ``haystack`` (yes or no, one needle in
 four pages), ``choice`` (four options) and ``grounding`` (one box). All of them can be answered, so that
 "no relevant information" is never the truth.
+
+A case is written in roles, named after EVisRAG's sections: ``observe`` (what is seen), ``evidence`` (one line per
+image), ``think`` (why) and ``answer``. With EVisRAG's sections a response has those that prompts for its kind ask for;
+with others it has all that are declared, each in the role that it fits.
 """
 
 from __future__ import annotations
@@ -10,9 +14,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
+from rsgrpo.config import EVISRAG, ResponseFormat
 from rsgrpo.text.normalise import IRRELEVANT
-from rsgrpo.types import SECTION_TAGS, Box, ImageRef, Sample
+from rsgrpo.types import Box, ImageRef, Sample
 
 _REPEATS = 20
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
@@ -28,6 +34,8 @@ class Case:
         sections: content of each section that the prompt asks for; none: the response is ``text``.
         text: an honest response: right, in its own words.
         options: everything that the answer might be.
+        roles: what each of ``sections`` is there for.
+        format: the declared sections.
     """
 
     kind: str
@@ -35,32 +43,89 @@ class Case:
     sections: dict[str, str]
     text: str
     options: tuple[str, ...]
+    roles: dict[str, str]
+    format: ResponseFormat
 
-    def with_sections(self, **changed: str) -> str:
-        """The response with other contents; without sections: the new answer alone."""
+    def with_sections(self, changed: dict[str, str]) -> str:
+        """The response with other contents of the sections that are named."""
+        return tagged({**self.sections, **changed}, self.format)
+
+    def with_roles(self, **changed: str) -> str:
+        """The response with other contents of the sections in these roles; without sections: the new answer alone."""
         if not self.sections:
             return changed.get("answer", self.text)
-        return tagged({**self.sections, **{name: text for name, text in changed.items() if name in self.sections}})
+        return self.with_sections({name: changed[role] for name, role in self.roles.items() if role in changed})
+
+    def lines(self) -> list[str]:
+        """What it says of each image; nothing where it has no lines per image."""
+        text = next((self.sections[name] for name, role in self.roles.items() if role == "evidence"), "")
+        return [line.partition(": ")[2] for line in text.splitlines()]
 
 
-def tagged(sections: dict[str, str]) -> str:
-    """Sections in their order."""
-    return "\n".join(f"<{name}>{text}</{name}>" for name, text in sections.items())
+def tagged(sections: dict[str, str], response_format: ResponseFormat = EVISRAG) -> str:
+    """Sections in their order; a repeatable one stands anew for every line of its content."""
+    parts = []
+    for name, content in sections.items():
+        is_repeatable = response_format.sections[response_format.place(name)].repeatable
+        parts += [f"<{name}>{text}</{name}>" for text in (content.split("\n") if is_repeatable else [content])]
+    return "\n".join(parts)
 
 
 def _lines(texts: list[str]) -> str:
     return "\n".join(f"[{number}]: {text}" for number, text in enumerate(texts, start=1))
 
 
-def _case(kind: str, sections: dict[str, str], gold: dict[str, str], sample: Sample, options: tuple[str, ...]) -> Case:
-    """A question whose response has sections; the sample gets its gold response."""
-    return Case(
-        kind=kind,
-        sample=replace(sample, gold_response=tagged(gold)),
-        sections=sections,
-        text=tagged(sections),
-        options=options,
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Draft:
+    """A question and an honest response by role, before it is known which sections there are.
+
+    Attributes:
+        kind: of question.
+        sample: without its gold response.
+        contents: by role.
+        gold: contents of the gold response that differ.
+        asked: roles that EVisRAG's prompts of this kind ask for; none: the response is ``think`` and ``answer`` bare.
+        options: everything that the answer might be.
+    """
+
+    kind: str
+    sample: Sample
+    contents: dict[str, str]
+    gold: dict[str, str]
+    asked: tuple[str, ...]
+    options: tuple[str, ...]
+
+    def case(self, response_format: ResponseFormat, answer_section: str) -> Case:
+        """The case in declared sections."""
+        is_evisrag = response_format == EVISRAG
+        roles = {role: role for role in self.asked} if is_evisrag else _roles(response_format, answer_section)
+        sections = {name: self.contents[role] for name, role in roles.items()}
+        gold = {**self.contents, **self.gold}
+        gold_response = tagged({name: gold[role] for name, role in roles.items()}, response_format)
+        return Case(
+            kind=self.kind,
+            sample=replace(self.sample, gold_response=gold_response),
+            sections=sections,
+            text=tagged(sections, response_format) if roles else f"{self.contents['think']} {self.contents['answer']}",
+            options=self.options,
+            roles=roles,
+            format=response_format,
+        )
+
+
+def _roles(response_format: ResponseFormat, answer_section: str) -> dict[str, str]:
+    """What each declared section is for, in the order in which they stand."""
+    rules = sorted(response_format.sections, key=lambda rule: rule.order)
+    answer = answer_section if answer_section in response_format.names else rules[-1].name
+    roles: dict[str, str] = {}
+    for rule in rules:
+        if rule.name == answer:
+            roles[rule.name] = "answer"
+        elif rule.per_image_lines:
+            roles[rule.name] = "evidence"
+        else:
+            roles[rule.name] = "think" if roles else "observe"
+    return roles
 
 
 def _images(kind: str, number: int, num_images: int) -> tuple[ImageRef, ...]:
@@ -81,7 +146,7 @@ _FACTS = (
 )  # fmt: skip
 
 
-def _images_cases() -> list[Case]:
+def _images_cases() -> list[_Draft]:
     cases = []
     for number, (what, fact, own_words, answer, others) in enumerate(_FACTS):
         place = number % 3
@@ -90,79 +155,99 @@ def _images_cases() -> list[Case]:
         observe = f"Three pages with charts and tables; one of them shows the {what}."
         think = f"Page {place + 1} gives the {what}, so that is the answer."
         cases.append(
-            _case(
-                "pages",
-                {"observe": observe, "evidence": _lines(lines), "think": think, "answer": answer},
-                {"observe": observe, "evidence": _lines(gold_lines), "think": think, "answer": answer},
-                Sample(
+            _Draft(
+                kind="pages",
+                contents={"observe": observe, "evidence": _lines(lines), "think": think, "answer": answer},
+                gold={"evidence": _lines(gold_lines)},
+                asked=EVISRAG.names,
+                sample=Sample(
                     sample_id=f"pages-{number}",
                     question=f"What is the {what}?",
                     images=_images("pages", number, 3),
                     answers=(answer,),
                 ),
-                (answer, *others),
+                options=(answer, *others),
             )
         )
     return cases
 
 
-def _haystack_cases() -> list[Case]:
+def _haystack_cases() -> list[_Draft]:
     cases = []
     for number, (place, answer) in enumerate(((1, "yes"), (3, "no"), (0, "yes"), (2, "no"))):
         seen = "a red truck and a small dog" if answer == "yes" else "a red truck, and nobody beside it"
         lines = [seen if page == place else IRRELEVANT for page in range(4)]
-        sections = {"evidence": _lines(lines), "answer": answer}
         cases.append(
-            _case(
-                "haystack",
-                sections,
-                sections,
-                Sample(
+            _Draft(
+                kind="haystack",
+                contents={
+                    "observe": "The question is about the image with a truck.",
+                    "evidence": _lines(lines),
+                    "think": f"Image {place + 1} is the one with a truck.",
+                    "answer": answer,
+                },
+                gold={},
+                asked=("evidence", "answer"),
+                sample=Sample(
                     sample_id=f"haystack-{number}",
                     question="For the image with a truck, is there a dog?",
                     images=_images("haystack", number, 4),
                     answers=(answer,),
                     positive_images=(place,),
                 ),
-                ("yes", "no"),
+                options=("yes", "no"),
             )
         )
     return cases
 
 
-def _choice_cases() -> list[Case]:
+def _choice_cases() -> list[_Draft]:
     options = ("a heron", "a kingfisher", "two swans", "12 ducks")
     cases = []
     for number in range(4):
         letter = "ABCD"[number]
-        sections = {"think": f"The second picture shows {options[number]} at the pond.", "answer": letter}
+        seen = f"{options[number]} at the pond"
         cases.append(
-            _case(
-                "choice",
-                sections,
-                sections,
-                Sample(
+            _Draft(
+                kind="choice",
+                contents={
+                    "observe": "The pictures are to be compared, the second one with the others.",
+                    "evidence": _lines([IRRELEVANT, seen, IRRELEVANT]),
+                    "think": f"The second picture shows {seen}.",
+                    "answer": letter,
+                },
+                gold={},
+                asked=("think", "answer"),
+                sample=Sample(
                     sample_id=f"choice-{number}",
                     question="Which bird is new in the second picture?",
                     images=_images("choice", number, 3),
                     answers=(letter,),
                     choices=options,
                 ),
-                ("A", "B", "C", "D"),
+                options=("A", "B", "C", "D"),
             )
         )
     return cases
 
 
-def _grounding_cases() -> list[Case]:
+def _grounding_cases() -> list[_Draft]:
     cases = []
     for number, gold in enumerate(((120, 85, 410, 390), (540, 200, 900, 760), (55, 610, 330, 940))):
         left, top, right, bottom = gold
-        text = f"It is in the second image. ({left + 6},{top + 4}),({right - 5},{bottom + 3})"  # a little beside
+        written = f"({left + 6},{top + 4}),({right - 5},{bottom + 3})"  # a little beside
         box = Box(left=left / 1000, top=top / 1000, right=right / 1000, bottom=bottom / 1000, image_index=1)
         cases.append(
-            Case(
+            _Draft(
                 kind="grounding",
+                contents={
+                    "observe": "An umbrella is looked for.",
+                    "evidence": _lines([IRRELEVANT, "a red umbrella"]),
+                    "think": "It is in the second image.",
+                    "answer": written,
+                },
+                gold={"answer": f"({left},{top}),({right},{bottom})"},
+                asked=(),
                 sample=Sample(
                     sample_id=f"grounding-{number}",
                     question="Find the red umbrella.",
@@ -171,8 +256,6 @@ def _grounding_cases() -> list[Case]:
                     positive_images=(1,),
                     boxes=(box,),
                 ),
-                sections={},
-                text=text,
                 options=tuple(
                     f"({x},{y}),({x + 250},{y + 250})" for x in range(0, 1000, 250) for y in range(0, 1000, 250)
                 ),
@@ -181,24 +264,40 @@ def _grounding_cases() -> list[Case]:
     return cases
 
 
-CASES: dict[str, list[Case]] = {
+_DRAFTS: dict[str, list[_Draft]] = {
     "pages": _images_cases(),
     "haystack": _haystack_cases(),
     "choice": _choice_cases(),
     "grounding": _grounding_cases(),
 }
-"""Questions by kind."""
+KINDS = tuple(_DRAFTS)
+"""Kinds of question."""
+
+
+@lru_cache(maxsize=8)
+def cases_of(response_format: ResponseFormat = EVISRAG, answer_section: str = "answer") -> dict[str, list[Case]]:
+    """Questions by kind, with responses in the declared sections.
+
+    Args:
+        response_format: the declared sections.
+        answer_section: the one that holds the answer; where it is not declared, the last one does.
+
+    Example:
+        With ``plan``, ``look`` (``per_image_lines``) and ``answer`` a haystack's response says in ``plan`` what is
+        looked for, in ``look`` one line per image, and in ``answer`` yes or no.
+    """
+    return {kind: [draft.case(response_format, answer_section) for draft in drafts] for kind, drafts in _DRAFTS.items()}
 
 
 def _nothing_relevant(case: Case) -> str:
     lines = _lines([IRRELEVANT] * len(case.sample.images))
-    return case.with_sections(observe=IRRELEVANT, evidence=lines, think=IRRELEVANT, answer=IRRELEVANT)
+    return case.with_roles(observe=IRRELEVANT, evidence=lines, think=IRRELEVANT, answer=IRRELEVANT)
 
 
 def _repeated_contents(case: Case) -> str:
     return (
-        case.with_sections(**{name: " ".join([text] * _REPEATS) for name, text in case.sections.items()})
-        if (case.sections)
+        case.with_sections({name: " ".join([text] * _REPEATS) for name, text in case.sections.items()})
+        if case.sections
         else " ".join([case.text] * _REPEATS)
     )
 
@@ -210,9 +309,9 @@ def _reversed_numbers(case: Case) -> str:
     turned = {
         name: re.sub(r"(?<!\[)" + _NUMBER.pattern, lambda match: match.group()[::-1], text)
         for name, text in case.sections.items()
-        if name in ("evidence", "answer")
+        if case.roles[name] in ("evidence", "answer")
     }
-    return case.with_sections(**turned)
+    return case.with_sections(turned)
 
 
 def _without_points(case: Case) -> str:
@@ -221,30 +320,30 @@ def _without_points(case: Case) -> str:
 
 def _evidence_everywhere(case: Case) -> str:
     """One line of evidence for every page: the right one is among them."""
-    lines = [line.partition(": ")[2] for line in case.sections.get("evidence", "").splitlines()]
+    lines = case.lines()
     said = next((line for line in lines if line != IRRELEVANT), "")
-    return case.with_sections(evidence=_lines([said] * len(lines)))
+    return case.with_roles(evidence=_lines([said] * len(lines)))
 
 
 def _evidence_and_marker(case: Case) -> str:
     """Every page is both relevant and not."""
-    lines = [line.partition(": ")[2] for line in case.sections.get("evidence", "").splitlines()]
+    lines = case.lines()
     said = next((line for line in lines if line != IRRELEVANT), "")
-    return case.with_sections(evidence=_lines([f"{said}, {IRRELEVANT}"] * len(lines)))
+    return case.with_roles(evidence=_lines([f"{said}, {IRRELEVANT}"] * len(lines)))
 
 
 def _copied_question(case: Case) -> str:
     lines = _lines([case.sample.question] * len(case.sample.images))
     question = case.sample.question
-    return case.with_sections(observe=question, evidence=lines, think=question, answer=question)
+    return case.with_roles(observe=question, evidence=lines, think=question, answer=question)
 
 
 TRICKS: dict[str, Callable[[Case], str]] = {
     "constant: no relevant information": _nothing_relevant,
     "constant: always the first option": lambda case: (
-        case.with_sections(answer=case.options[0]) if case.kind != "pages" else case.with_sections(answer="1")
+        case.with_roles(answer=case.options[0]) if case.kind != "pages" else case.with_roles(answer="1")
     ),
-    "every option listed": lambda case: case.with_sections(answer=", ".join(case.options)),
+    "every option listed": lambda case: case.with_roles(answer=", ".join(case.options)),
     "contents repeated": _repeated_contents,
     "response repeated": lambda case: "\n".join([case.text] * 3),
     "numbers reordered": _reversed_numbers,
@@ -255,8 +354,8 @@ TRICKS: dict[str, Callable[[Case], str]] = {
     "truncated in the middle": lambda case: case.text[: len(case.text) // 2],
     "truncated before the last character": lambda case: case.text[:-1],
     "empty": lambda case: "",
-    "empty sections": lambda case: tagged(dict.fromkeys(case.sections, "")),
-    "tag spam": lambda case: "".join(f"<{name}></{name}>" for name in SECTION_TAGS) * _REPEATS,
+    "empty sections": lambda case: tagged(dict.fromkeys(case.sections, ""), case.format),
+    "tag spam": lambda case: "".join(f"<{name}></{name}>" for name in case.format.names) * _REPEATS,
     "box over the whole page": lambda case: "(0,0),(1000,1000)",
 }
 """What a policy might write instead of an answer. A trick that leaves a case's honest response as it is does not

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -12,9 +12,10 @@ import numpy as np
 
 from rewards.base import RewardCall, RewardError
 from rewards.gold import gold_problem
-from rewards.lab.cases import CASES, TRICKS, Case
+from rewards.lab.cases import KINDS, TRICKS, Case, cases_of
 from rewards.plugins import LoadedReward
 from rewards.running import run_async, run_plain
+from rsgrpo.config import EVISRAG, ResponseFormat
 from rsgrpo.text.sections import parse_response
 
 _KIND_OF_FIELD = {"boxes": "grounding", "choices": "choice", "positive_images": "haystack"}
@@ -47,7 +48,7 @@ class Lint:
 
     Attributes:
         name: of the reward.
-        kind: of the questions, a key of ``CASES``.
+        kind: of the questions, one of ``KINDS``.
         honest: mean of the honest responses.
         tricks: the tricks that change the response to at least one question.
     """
@@ -63,14 +64,15 @@ class Lint:
         return tuple(result for result in self.tricks if result.pays)
 
 
-def lint(name: str, rewards: Sequence[LoadedReward], kind: str = "") -> Lint:
+def lint(name: str, rewards: Sequence[LoadedReward], kind: str = "", response_format: ResponseFormat = EVISRAG) -> Lint:
     """Play all tricks on the weighted sum of rewards.
 
     Args:
         name: of the whole.
         rewards: one, or several that are trained with together.
-        kind: of the questions, a key of ``CASES``; empty: what the rewards declare that they need, else the first
+        kind: of the questions, one of ``KINDS``; empty: what the rewards declare that they need, else the first
             kind on which an honest response earns more than an empty one, else ``pages``.
+        response_format: the declared sections.
 
     Returns:
         What each trick earns.
@@ -78,10 +80,11 @@ def lint(name: str, rewards: Sequence[LoadedReward], kind: str = "") -> Lint:
     Raises:
         RewardError: a reward fails, returns what is no reward, or cannot judge such questions.
     """
-    kind = kind or _kind(rewards)
-    cases = CASES[kind]
+    by_kind = cases_of(response_format, _answer_section(rewards, response_format))
+    kind = kind or _kind(rewards, by_kind)
+    cases = by_kind[kind]
     for reward in rewards:
-        problem = next((found for case in cases if (found := gold_problem(case.sample, reward.gold_sections))), "")
+        problem = next((found for case in cases if (found := _gold_problem(case, reward))), "")
         if problem:
             raise RewardError(f"reward {reward.name!r} cannot judge questions of the kind {kind!r}: {problem}")
     honest = _scores(rewards, cases, [case.text for case in cases])
@@ -96,12 +99,23 @@ def lint(name: str, rewards: Sequence[LoadedReward], kind: str = "") -> Lint:
             continue
         score = _mean(_scores(rewards, cases, texts))
         is_same = judged and all(
-            _contents(text, judged) == _contents(case.text, judged) for text, case in zip(texts, cases, strict=True)
+            _contents(text, judged, response_format) == _contents(case.text, judged, response_format)
+            for text, case in zip(texts, cases, strict=True)
         )
         is_untouched = bool(is_same) and score is not None and abs(score - baseline) <= _TIE
         pays = score is not None and score >= baseline - _TIE and not is_untouched
         results.append(TrickResult(trick=trick, score=score, is_untouched=is_untouched, pays=pays))
     return Lint(name=name, kind=kind, honest=baseline, tricks=tuple(results))
+
+
+def _answer_section(rewards: Sequence[LoadedReward], response_format: ResponseFormat) -> str:
+    """The section that a reward takes the answer from."""
+    declared = (reward.answer_section for reward in rewards if reward.answer_section in response_format.names)
+    return next(declared, "")
+
+
+def _gold_problem(case: Case, reward: LoadedReward) -> str:
+    return gold_problem(case.sample, reward.gold_sections, case.format, reward.answer_section)
 
 
 def _judged_sections(
@@ -111,28 +125,28 @@ def _judged_sections(
     return tuple(
         name
         for name in cases[0].sections
-        if _scores(rewards, cases, [case.with_sections(**{name: ""}) for case in cases]) != honest
+        if _scores(rewards, cases, [case.with_sections({name: ""}) for case in cases]) != honest
     )
 
 
-def _contents(text: str, sections: Sequence[str]) -> list[str | None]:
-    parsed = parse_response(text)
+def _contents(text: str, sections: Sequence[str], response_format: ResponseFormat) -> list[str | None]:
+    parsed = parse_response(text, response_format)
     return [parsed.content(name) for name in sections]
 
 
-def _kind(rewards: Sequence[LoadedReward]) -> str:
+def _kind(rewards: Sequence[LoadedReward], by_kind: Mapping[str, Sequence[Case]]) -> str:
     declared = {section for reward in rewards for section in reward.gold_sections}
     for field, kind in _KIND_OF_FIELD.items():
         if field in declared:
             return kind
-    for kind, cases in CASES.items():
-        if any(gold_problem(case.sample, reward.gold_sections) for reward in rewards for case in cases):
+    for kind, cases in by_kind.items():
+        if any(_gold_problem(case, reward) for reward in rewards for case in cases):
             continue
         honest = _mean(_scores(rewards, cases, [case.text for case in cases]))
         empty = _mean(_scores(rewards, cases, [""] * len(cases))) or 0.0
         if honest is not None and honest > empty:
             return kind
-    return next(iter(CASES))
+    return KINDS[0]
 
 
 def _scores(rewards: Sequence[LoadedReward], cases: Sequence[Case], texts: Sequence[str]) -> list[float | None]:
@@ -154,7 +168,7 @@ def _call(case: Case, text: str) -> RewardCall:
     return RewardCall(
         sample=case.sample,
         text=text,
-        parsed=parse_response(text),
+        parsed=parse_response(text, case.format),
         token_ids=np.zeros(num_tokens, dtype=np.int32),
         finish_reason="length" if is_cut and text else "stop",
         num_tokens=num_tokens,

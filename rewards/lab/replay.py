@@ -194,7 +194,8 @@ def replay(run_folder: Path, before: Config, after: Config, *, stage: str = "rl"
         )
     weights_before, weights_after = _weights(before), _weights(after)
     view = read_view(RunFolder(root=run_folder).image_view_file)
-    scorer = Scorer(load_rewards(after.scored_rewards, Path.cwd()), view)
+    response_format = after.response.format
+    scorer = Scorer(load_rewards(after.scored_rewards, Path.cwd(), response_format), view, response_format)
     changes = []
     for _, step in itertools.groupby(recorded, key=lambda group: group.step):
         members = list(step)
@@ -227,7 +228,12 @@ def _sampled(group: RecordedGroup) -> RolloutGroup:
     )
     return Group(
         sample=sample,
-        prompt=ChatPrompt(sample_id=group.sample_id, text=group.question, images=group.images),
+        prompt=ChatPrompt(
+            sample_id=group.sample_id,
+            text=group.question,
+            images=group.images,
+            opened_section=group.opened_section,
+        ),
         prompt_token_ids=np.zeros(0, dtype=np.int32),
         rollouts=tuple(_rollout(group.sample_id, one) for one in group.rollouts),
     )

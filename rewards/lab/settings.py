@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from rsgrpo.config import Config, ConfigError, RewardConfig, load_config
+from rsgrpo.config import Config, ConfigError, ResponseFormat, RewardConfig, load_config
 from rsgrpo.errors import shown
 from rsgrpo.io.atomic_files import FileError, shown_error
 from rsgrpo.run.folder import RunFolder, read_settings
@@ -36,8 +36,8 @@ def changed_settings(run_folder: Path, file: Path | None, overrides: Sequence[st
 
     Args:
         run_folder: of the run.
-        file: YAML whose ``rewards`` take the place of the run's, and whose ``rl.credit`` is laid over them; a
-            recipe will do. None: the run's own.
+        file: YAML whose ``rewards`` (and ``response``) take the place of the run's, and whose ``rl.credit`` is laid
+            over them; a recipe will do. None: the run's own.
         overrides: as on the command line of ``rsgrpo train``: ``rewards.accuracy.weight=1`` sets a value,
             ``+rewards.mine={…}`` adds a reward, ``~rewards.format`` takes one out.
 
@@ -56,6 +56,9 @@ def changed_settings(run_folder: Path, file: Path | None, overrides: Sequence[st
                 f"{file} has no rewards; name a file that sets them, such as configs/recipe/quickstart.yaml"
             )
         composed.rewards = rewards
+        response = OmegaConf.select(other, "response")
+        if response is not None:
+            composed.response = response
         credit = OmegaConf.select(other, "rl.credit")
         if credit is not None:
             composed = _merged(composed, {"rl": {"credit": credit}})
@@ -64,14 +67,16 @@ def changed_settings(run_folder: Path, file: Path | None, overrides: Sequence[st
     return load_config(composed)
 
 
-def yaml_rewards(file: Path) -> dict[str, RewardConfig]:
-    """The rewards that a YAML file sets, such as a recipe.
+def yaml_rewards(file: Path) -> tuple[dict[str, RewardConfig], ResponseFormat]:
+    """The rewards that a YAML file sets, such as a recipe, and the sections that it declares: by default EVisRAG's.
 
     Raises:
         ConfigError: it cannot be read, sets none, or they do not fit the schema.
     """
-    config = load_config(OmegaConf.create({"rewards": _rewards(file)}))
-    return config.rewards
+    response = OmegaConf.select(_read(file), "response")
+    settings = {"rewards": _rewards(file), **({} if response is None else {"response": response})}
+    config = load_config(OmegaConf.create(settings))
+    return config.rewards, config.response.format
 
 
 def parsed_value(text: str) -> Any:

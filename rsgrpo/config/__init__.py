@@ -27,6 +27,14 @@ from rsgrpo.config.inputs import (
     VisionCacheConfig,
 )
 from rsgrpo.config.plan import PlanConfig
+from rsgrpo.config.response import (
+    EVISRAG,
+    ResponseConfig,
+    ResponseFormat,
+    SectionConfig,
+    SectionRule,
+    check_declared,
+)
 from rsgrpo.config.rollout import EndpointConfig, EvalConfig, RewardConfig, RolloutConfig, SamplingConfig, ScopeConfig
 from rsgrpo.config.training import (
     CreditConfig,
@@ -47,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BOX_COORDINATES",
     "DATA_FORMATS",
+    "EVISRAG",
     "ClusterConfig",
     "Config",
     "ConfigError",
@@ -65,11 +74,15 @@ __all__ = [
     "PlanConfig",
     "PromptConfig",
     "QuickstartConfig",
+    "ResponseConfig",
+    "ResponseFormat",
     "RewardConfig",
     "RlConfig",
     "RolloutConfig",
     "SamplingConfig",
     "ScopeConfig",
+    "SectionConfig",
+    "SectionRule",
     "SftConfig",
     "SftPhaseConfig",
     "SourceConfig",
@@ -149,6 +162,7 @@ class Config:
     quickstart: QuickstartConfig = field(default_factory=QuickstartConfig)
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
+    response: ResponseConfig = field(default_factory=ResponseConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     rl: RlConfig = field(default_factory=RlConfig)
@@ -192,6 +206,7 @@ class Config:
                 "rollout.image_embeds=true feeds the engine features from model.vision_cache.folder, which is empty; "
                 "set the folder, such as model.vision_cache.folder=features, or rollout.image_embeds=false"
             )
+        self._check_sections()
         if self.stage in ("rl", "all"):
             self._check_rl()
         self._check_vision_rates()
@@ -221,6 +236,18 @@ class Config:
                 f"{self.trainer.num_ranks} must equal rollout.num_workers={self.rollout.num_workers} × "
                 f"rollout.tensor_parallel_size={self.rollout.tensor_parallel_size} = {num_engine_gpus}"
             )
+
+    def _check_sections(self) -> None:
+        """Refuse settings that speak of sections which ``response.sections`` does not declare."""
+        response_format = self.response.format
+        for name, reward in self.rewards.items():
+            reward.scope.check(f"rewards.{name}.scope", response_format)
+        check_declared("data.sft_sections", self.data.sft_sections or (), response_format)
+
+    @property
+    def trajectory_sections(self) -> tuple[str, ...]:
+        """What every trajectory of ``data.sft_path`` must have."""
+        return self.response.format.required if self.data.sft_sections is None else tuple(self.data.sft_sections)
 
     @property
     def scored_rewards(self) -> dict[str, RewardConfig]:

@@ -15,8 +15,6 @@ MAX_THREADS = 1024
 MAX_SECONDS = 1.0e7
 """A wait beyond 115 days: more than the clocks of Ray and of threads take."""
 
-TAGS = tuple(f"<{slash}{name}>" for name in ("observe", "evidence", "think", "answer") for slash in ("", "/"))
-
 
 class ConfigError(RsgrpoError, ValueError):
     """A setting is wrong; the message names the key, what was got, and the way out."""

@@ -281,9 +281,9 @@ class DataConfig:
 
     sft_path: str = ""
     """Tagged trajectories; a file, or a folder. All three empty: the quickstart's own data."""
-    sft_sections: list[str] = field(default_factory=lambda: ["observe", "evidence", "think", "answer"])
+    sft_sections: list[str] | None = None
     """Sections that every trajectory of ``sft_path`` must have, closed; those that it has beside them must be closed
-    as well. ``[]`` for responses without sections."""
+    as well. ``[]`` for responses without sections; null: the required ones of ``response.sections``."""
     format: str = "evisrag"
     """Format of ``sft_path``. ``evisrag`` needs tagged responses and is held in memory; any other one is read
     from its files record by record while it trains, and every answer of a conversation is a target."""
@@ -349,8 +349,6 @@ class DataConfig:
             raise ConfigError(
                 f"data.background={self.background!r} is no colour ({error}); give a name such as white, or '#ffffff'"
             ) from error
-        for name in self.sft_sections:
-            one_of("data.sft_sections", name, ("observe", "evidence", "think", "answer"))
         one_of("data.format", self.format, DATA_FORMATS)
         if self.mixture and self.sft_path:
             raise ConfigError("data.sft_path and data.mixture are both set; give the supervised stage one of them")

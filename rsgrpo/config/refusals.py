@@ -175,6 +175,8 @@ def _needed(key: str) -> str:
         return "settings of its own, key by key or in braces"
     if typing.get_origin(kind) is dict:
         return "settings in braces such as {key: value}"
+    if type(None) in typing.get_args(kind):  # list[str] | None
+        kind = typing.get_args(kind)[0]
     return _NEEDED.get(typing.get_origin(kind) or kind, "")
 
 

@@ -11,7 +11,6 @@ from rsgrpo.config.checks import (
     MAX_PROCESSES,
     MAX_SECONDS,
     MAX_THREADS,
-    TAGS,
     ConfigError,
     at_least,
     at_most,
@@ -19,6 +18,7 @@ from rsgrpo.config.checks import (
     more_than,
     one_of,
 )
+from rsgrpo.config.response import ResponseFormat, check_declared
 from rsgrpo.errors import shown
 
 WEIGHT_TRANSFERS = ("object_store", "cuda_ipc", "nccl")
@@ -32,6 +32,7 @@ _MAX_SEQUENCES = 65_536
 MAX_BUCKET_MIB = 4_000
 """A bucket travels between vLLM's processes as one message, which ends at 4 GiB."""
 _MAX_CACHE_GIB = 1.0e5
+_TAG = re.compile(r"</?([^<>/]+)>")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -123,16 +124,20 @@ class RolloutConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ScopeConfig:
-    """Which response tokens a reward may touch: either start and stop, or one of the named forms."""
+    """Which response tokens a reward may touch: either start and stop, or one of the named forms.
+
+    Sections and tags are those that ``response.sections`` declares.
+    """
 
     start: str = ""
-    """``begin`` or a tag such as ``<think>``; the start tag belongs to the scope."""
+    """``begin`` or a tag such as ``<think>``, its first one; the start tag belongs to the scope."""
     stop: str = ""
-    """``end`` or a tag; the stop tag does not belong to the scope."""
+    """``end`` or a tag, its first one; the stop tag does not belong to the scope."""
     section: str = ""
-    """A section by name: ``think`` is ``<think>`` up to and with ``</think>``."""
+    """A section by name: ``think`` is ``<think>`` up to and with ``</think>``; of a repeatable one all of them."""
     evidence_line: bool = False
-    """Each image's own ``[i]:`` line; the reward then returns one value per image."""
+    """Each image's own ``[i]:`` line in the section with ``per_image_lines``; the reward then returns one value per
+    image."""
     pattern: str = ""
     """``box``: every box such as ``(x1,y1),(x2,y2)``, bracket to bracket; with ``section``: in that one only."""
 
@@ -147,11 +152,30 @@ class ScopeConfig:
             )
         if self.pattern:
             one_of("pattern", self.pattern, ("box",))
-        if self.section:
-            one_of("section", self.section, ("observe", "evidence", "think", "answer"))
         if self.start or self.stop:
-            one_of("start", self.start, ("begin", *TAGS))
-            one_of("stop", self.stop, (*TAGS, "end"))
+            for key, value, edge in (("start", self.start, "begin"), ("stop", self.stop, "end")):
+                if value != edge and not _TAG.fullmatch(value):
+                    raise ConfigError(f"{key}={shown(value, 80)!r} is no edge; write {edge}, or a tag such as <think>")
+
+    def check(self, key: str, response_format: ResponseFormat) -> None:
+        """Refuse what the declared sections do not have.
+
+        Args:
+            key: of this scope, such as ``rewards.accuracy.scope``.
+            response_format: what is declared.
+
+        Raises:
+            ConfigError: it names a section that is not declared, or lines that no section holds.
+        """
+        for name, value in (("section", self.section), ("start", self.start), ("stop", self.stop)):
+            tag = _TAG.fullmatch(value)
+            if value and (name == "section" or tag):
+                check_declared(f"{key}.{name}", [tag[1] if tag else value], response_format)
+        if self.evidence_line and not response_format.lines_section:
+            raise ConfigError(
+                f"{key}.evidence_line=true needs a section with one line per image; {response_format.declared}: set "
+                "per_image_lines: true on one of them"
+            )
 
 
 _MAX_REWARD_WEIGHT = 1.0e6

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from rsgrpo.config import DataConfig
+from rsgrpo.config import EVISRAG, DataConfig, ResponseFormat
 from rsgrpo.data.file_bytes import DataError
 from rsgrpo.data.files import IMAGE_TABLE, data_files
 from rsgrpo.data.gold_columns import gold_columns
@@ -76,6 +76,7 @@ def load_samples(
     is_training: bool,
     check: Callable[[Sample], None] | None = None,
     looks_at_images: bool = True,
+    response_format: ResponseFormat = EVISRAG,
 ) -> LoadedData:
     """Read a data set and check every item of it.
 
@@ -86,6 +87,7 @@ def load_samples(
         is_training: too many images are then a defect; else the lowest ranked are left out.
         check: raises BadRecordError for a sample that lacks something else, such as a gold response.
         looks_at_images: False: images are only looked for, not judged.
+        response_format: the declared sections, by which a tagged answer is told from a plain one.
 
     Returns:
         The samples, and how many were skipped for which reason.
@@ -106,7 +108,9 @@ def load_samples(
     pages = MediaFinder((root, files[0].parent), must_exist=True, store=MediaStore(data.media_cache))
 
     def sample_of(columns: dict[str, Any], default_id: str) -> Sample:
-        sample = evisrag_sample(columns, default_id, data, pages, is_training=is_training)
+        sample = evisrag_sample(
+            columns, default_id, data, pages, is_training=is_training, response_format=response_format
+        )
         if check:
             check(sample)
         return sample

@@ -3,6 +3,9 @@
 Official (what published numbers are): the answer is the text after ``<answer>``, or the whole output
 where the tag is missing; decimal points vanish (3.5 equals 35); accuracy asks only whether all words of
 a reference occur. Strict: no answer section, no credit; decimal points and signs count; no epsilon in F1.
+
+The official metrics, and which section is the answer, are EVisRAG's by definition. Whether a response is well formed,
+and what it says of each image, go by the declared sections (``response.sections``).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from rsgrpo.config import EVISRAG, ResponseFormat
 from rsgrpo.text.normalise import (
     REFUSALS,
     is_irrelevant,
@@ -45,7 +49,7 @@ class ResponseScore:
         strict_accuracy: likewise.
         strict_f1: likewise.
         evidence_f1: mean over the gold's images; None where there is no gold evidence.
-        is_well_formed: the four sections stand as they should.
+        is_well_formed: the sections stand as they should.
         is_abstention: the answer section is a refusal and nothing else.
         is_sufficient: whether the pages hold the answer.
     """
@@ -194,7 +198,13 @@ def evidence_scores(response: ParsedResponse, gold: ParsedResponse) -> dict[int,
 
 
 def score_response(
-    text: str, answers: Sequence[str], is_sufficient: bool = True, gold_response: str = ""
+    text: str,
+    answers: Sequence[str],
+    is_sufficient: bool = True,
+    gold_response: str = "",
+    *,
+    response_format: ResponseFormat = EVISRAG,
+    opened: str = "",
 ) -> ResponseScore:
     """Measure one response.
 
@@ -203,14 +213,16 @@ def score_response(
         answers: accepted answers.
         is_sufficient: whether the pages hold the answer; if not, a refusal is what is right.
         gold_response: tagged gold, for the evidence score; empty where there is none.
+        response_format: the declared sections.
+        opened: the section that the prompt opened; empty: none.
 
     Returns:
         Its scores.
     """
-    parsed = parse_response(text)
+    parsed = parse_response(text, response_format, opened)
     official = score_answer(text, answers, is_sufficient=is_sufficient)
     strict = strict_score_answer(text, answers, is_sufficient=is_sufficient)
-    evidence = evidence_scores(parsed, parse_response(gold_response))
+    evidence = evidence_scores(parsed, parse_response(gold_response, response_format))
     return ResponseScore(
         em=official.em,
         accuracy=official.accuracy,
@@ -220,7 +232,7 @@ def score_response(
         strict_f1=strict.f1,
         evidence_f1=_mean(evidence.values()) if evidence else None,
         is_well_formed=parsed.is_well_formed,
-        is_abstention=is_refusal(parsed.content("answer") or ""),
+        is_abstention=is_refusal(parse_response(text).content("answer") or ""),
         is_sufficient=is_sufficient,
     )
 

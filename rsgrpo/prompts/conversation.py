@@ -14,11 +14,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rsgrpo.config import PromptConfig
+from rsgrpo.config import EVISRAG, PromptConfig, ResponseFormat
 from rsgrpo.data.evisrag_files import split_markers
-from rsgrpo.prompts.template import IMAGE_PLACEHOLDER, ChatTemplater, PromptBuilder, PromptTemplateError
+from rsgrpo.prompts.template import (
+    IMAGE_PLACEHOLDER,
+    ChatTemplater,
+    PromptBuilder,
+    PromptTemplateError,
+    response_behind,
+)
 from rsgrpo.text.control_tokens import control_token
 from rsgrpo.text.coordinates import box_tokens
+from rsgrpo.text.sections import opened_section
 from rsgrpo.types import ChatPrompt, ImageRef, IntArray, Sample, Turn
 
 TURN_END = "<|im_end|>"
@@ -81,12 +88,14 @@ class ConversationBuilder:
     Args:
         prompt: system turn, and for single questions the template and the image order.
         chat: the model's tokenizer or processor.
+        response_format: the declared sections; the tag of one that the chat template opens is no target.
     """
 
-    def __init__(self, prompt: PromptConfig, chat: ChatTemplater) -> None:
+    def __init__(self, prompt: PromptConfig, chat: ChatTemplater, response_format: ResponseFormat = EVISRAG) -> None:
         self._system = prompt.system
         self._chat = chat
-        self._single = PromptBuilder(prompt, chat)
+        self._format = response_format
+        self._single = PromptBuilder(prompt, chat, response_format=response_format)
 
     def build(self, sample: Sample) -> Conversation:
         """Build one conversation.
@@ -95,14 +104,15 @@ class ConversationBuilder:
             sample: with turns, or a question with gold.
 
         Raises:
-            PromptTemplateError: there is no gold, a text holds a control token such as ``<|im_end|>``, or the
-                chat template changes texts or drops images.
+            PromptTemplateError: there is no gold, a text holds a control token such as ``<|im_end|>``, the chat
+                template changes texts, drops images, or opens a section with which an answer does not begin.
         """
         if not sample.turns:
             gold = self._gold(sample)
             self._check(sample, gold)
-            answer = ResponsePart(text=gold + TURN_END, is_target=True)
-            return Conversation(sample_id=sample.sample_id, prompt=self._single.build(sample), parts=(answer,))
+            prompt = self._single.build(sample)
+            answer = ResponsePart(text=response_behind(prompt, gold) + TURN_END, is_target=True)
+            return Conversation(sample_id=sample.sample_id, prompt=prompt, parts=(answer,))
         for turn in sample.turns:
             self._check(sample, turn.text)
         heads, answers = self._heads(sample)
@@ -112,7 +122,12 @@ class ConversationBuilder:
                 f"sample {sample.sample_id!r}: the chat template gives {sum(shown)} image placeholders for "
                 f"{len(sample.images)} images; use a model folder with Qwen2.5-VL's chat template"
             )
-        prompt = ChatPrompt(sample_id=sample.sample_id, text=heads[0], images=sample.images[: shown[0]])
+        prompt = ChatPrompt(
+            sample_id=sample.sample_id,
+            text=heads[0],
+            images=sample.images[: shown[0]],
+            opened_section=opened_section(heads[0], self._format),
+        )
         parts = [ResponsePart(text=answers[0] + TURN_END, is_target=True)]
         first = shown[0]
         for head, text, count in zip(heads[1:], answers[1:], shown[1:], strict=True):
@@ -122,7 +137,7 @@ class ConversationBuilder:
         return Conversation(sample_id=sample.sample_id, prompt=prompt, parts=tuple(parts))
 
     def _heads(self, sample: Sample) -> tuple[list[str], list[str]]:
-        """What stands in front of each answer since the one before, and the answers."""
+        """What stands in front of each answer since the one before, and what is left of the answer to write."""
         turns = list(sample.turns)
         if turns[0].role != "system":
             turns.insert(0, Turn(role="system", text=self._system))
@@ -139,9 +154,12 @@ class ConversationBuilder:
                     f"sample {sample.sample_id!r}: the chat template does not write answer {len(answers)} as it "
                     f"stands, followed by {TURN_END}; use a model folder with Qwen2.5-VL's chat template"
                 )
+            prompt = ChatPrompt(
+                sample_id=sample.sample_id, text=text, opened_section=opened_section(text, self._format)
+            )
             heads.append(text[len(so_far) :])
-            answers.append(turn.text)
-            so_far = text + turn.text + TURN_END
+            answers.append(response_behind(prompt, turn.text))
+            so_far = text + answers[-1] + TURN_END
         return heads, answers
 
     @staticmethod

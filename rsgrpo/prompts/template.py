@@ -9,11 +9,12 @@ from typing import Protocol
 
 from jinja2 import Environment, StrictUndefined, Template, TemplateError, meta
 
-from rsgrpo.config import PromptConfig
+from rsgrpo.config import EVISRAG, PromptConfig, ResponseFormat
 from rsgrpo.data.evisrag_files import split_markers
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.special_files import special_kind
 from rsgrpo.text.control_tokens import control_token
+from rsgrpo.text.sections import opened_section
 from rsgrpo.types import IMAGE_MARKER, ChatPrompt, PromptedSample, Sample
 
 IMAGE_PLACEHOLDER = "<|image_pad|>"
@@ -113,15 +114,24 @@ class PromptBuilder:
         prompt: template, image order, system turn.
         chat: the model's tokenizer or processor.
         writer: of ``prompt``, where it has rendered questions already; None: a new one.
+        response_format: the declared sections, one of which the chat template may open at the end of the prompt.
 
     Raises:
         PromptTemplateError: the template is missing, is no Jinja, or does not use ``question``.
     """
 
-    def __init__(self, prompt: PromptConfig, chat: ChatTemplater, writer: PromptWriter | None = None) -> None:
+    def __init__(
+        self,
+        prompt: PromptConfig,
+        chat: ChatTemplater,
+        writer: PromptWriter | None = None,
+        *,
+        response_format: ResponseFormat = EVISRAG,
+    ) -> None:
         self._prompt = prompt
         self._chat = chat
         self._writer = writer or PromptWriter(prompt)
+        self._format = response_format
 
     def build(self, sample: Sample) -> ChatPrompt:
         """Build one prompt.
@@ -165,11 +175,47 @@ class PromptBuilder:
                 f"sample {sample.sample_id!r}: the chat template gives {text.count(IMAGE_PLACEHOLDER)} image "
                 f"placeholders for {len(sample.images)} images; use a model folder with Qwen2.5-VL's chat template"
             )
-        return ChatPrompt(sample_id=sample.sample_id, text=text, images=sample.images)
+        return ChatPrompt(
+            sample_id=sample.sample_id,
+            text=text,
+            images=sample.images,
+            opened_section=opened_section(text, self._format),
+        )
 
     def prompted(self, sample: Sample) -> PromptedSample:
         """The sample together with its prompt."""
         return PromptedSample(sample=sample, prompt=self.build(sample))
+
+
+def response_behind(prompt: ChatPrompt, response: str) -> str:
+    """What is left to write of a whole response behind a prompt that opened its first section.
+
+    Args:
+        prompt: chat template applied.
+        response: a gold response with all of its tags; may be empty.
+
+    Returns:
+        The response; without its first tag, and blanks behind that which stand in the prompt already, where the prompt
+        opened a section.
+
+    Raises:
+        PromptTemplateError: the prompt opened a section with which the response does not begin.
+
+    Example:
+        Behind a prompt that ends in ``<think>``, ``"<think>so 3</think>…"`` becomes ``"so 3</think>…"``.
+    """
+    if not prompt.opened_section or not response:
+        return response
+    tag = f"<{prompt.opened_section}>"
+    begun = response.lstrip()
+    if not begun.startswith(tag):
+        raise PromptTemplateError(
+            f"sample {prompt.sample_id!r}: the chat template opens {tag} at the end of the prompt, but the gold "
+            f"response begins with {shown(begun, 40)!r}; begin it with {tag}, or use a chat template that opens no "
+            "section"
+        )
+    written = prompt.text.rpartition(tag)[2]
+    return begun.removeprefix(tag).removeprefix(written)
 
 
 def template_fingerprint(path: str) -> tuple[int, str]:

@@ -95,6 +95,7 @@ class RecordedGroup:
         choices: options of a multiple-choice question.
         boxes: gold rectangles.
         metadata: further columns of the data set.
+        opened_section: which section the prompt opened, so that the responses begin inside of it; empty: none.
     """
 
     stage: str
@@ -111,6 +112,7 @@ class RecordedGroup:
     choices: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    opened_section: str = ""
 
 
 def record_groups(path: Path, stage: str, step: int, credited: Sequence[CreditedGroup], *, num_kept: int = 0) -> None:
@@ -136,6 +138,7 @@ def record_evaluation(
     scores: Sequence[Mapping[str, float]] | None = None,
     *,
     step: int = 0,
+    opened_sections: Sequence[str] | None = None,
 ) -> None:
     """Append evaluated answers, one response per question.
 
@@ -146,14 +149,17 @@ def record_evaluation(
         rollouts: their responses, in the same order.
         scores: named scores of each response, such as ``{"em": 1.0}``; None: none.
         step: of training, for several evaluations of one stage.
+        opened_sections: which section each question's prompt opened; None: none did.
 
     Raises:
-        ValueError: the three sequences differ in length.
+        ValueError: the sequences differ in length.
     """
     every_score = scores if scores is not None else [{}] * len(samples)
+    opened = opened_sections if opened_sections is not None else [""] * len(samples)
     rows = [
-        _sample_row(stage, step, sample) | {"rollouts": [_rollout_row(rollout) | {"rewards": _score_rows(named)}]}
-        for sample, rollout, named in zip(samples, rollouts, every_score, strict=True)
+        _sample_row(stage, step, sample, section)
+        | {"rollouts": [_rollout_row(rollout) | {"rewards": _score_rows(named)}]}
+        for sample, rollout, named, section in zip(samples, rollouts, every_score, opened, strict=True)
     ]
     append_rows(path, rows)
 
@@ -253,7 +259,7 @@ def _credited_row(credited: CreditedRollout) -> dict[str, Any]:
     }
 
 
-def _sample_row(stage: str, step: int, sample: Sample) -> dict[str, Any]:
+def _sample_row(stage: str, step: int, sample: Sample, opened_section: str) -> dict[str, Any]:
     return {
         "stage": stage,
         "step": step,
@@ -267,11 +273,12 @@ def _sample_row(stage: str, step: int, sample: Sample) -> dict[str, Any]:
         "choices": list(sample.choices),
         "boxes": [dataclasses.asdict(box) for box in sample.boxes],
         "metadata": dict(sample.metadata),
+        "opened_section": opened_section,
     }
 
 
 def _group_row(stage: str, step: int, group: CreditedGroup, scope_tokens: Mapping[str, int]) -> dict[str, Any]:
-    return _sample_row(stage, step, group.sample) | {
+    return _sample_row(stage, step, group.sample, group.prompt.opened_section) | {
         "scope_tokens": dict(scope_tokens),
         "rollouts": [_credited_row(rollout) for rollout in group.rollouts],
     }

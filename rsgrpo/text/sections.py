@@ -1,30 +1,33 @@
-"""Find the four tagged sections of a response, and its evidence lines, in one linear scan.
+"""Find the tagged sections of a response, and its lines per image, in one linear scan.
 
-Every angle bracket is looked at once; nothing backtracks, so 100,000 repeated tags cost milliseconds
-where four lazy regular-expression groups would cost hours.
+Which sections there are is a setting (``response.sections``); EVisRAG's four are the default. Every angle bracket is
+looked at once; nothing backtracks, so 100,000 repeated tags cost milliseconds where four lazy regular-expression
+groups would cost hours.
+
+A prompt may end in an opening tag of its own (``<think>``). It counts as if it stood, without a character, in front of
+the response's first one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
-from rsgrpo.types import SECTION_TAGS
+from rsgrpo.config.checks import ConfigError
+from rsgrpo.config.response import EVISRAG, ResponseFormat
+from rsgrpo.errors import shown
 
-TAGS = tuple(tag for name in SECTION_TAGS for tag in (f"<{name}>", f"</{name}>"))
-"""The eight tags in the order of a well-formed response; tag ``2 k`` opens section ``k``, ``2 k + 1`` closes it."""
-
-_TAG_INDEX = {tag: index for index, tag in enumerate(TAGS)}
-_LONGEST_TAG = max(len(tag) for tag in TAGS)
 # `[1234567]:` is no label: no prompt holds a million images, and int() refuses very long digit runs.
 _MAX_LABEL_DIGITS = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """Where one section stands; all positions are character offsets into the response.
+    """Where a section stands once; all positions are character offsets into the response.
 
     Attributes:
-        start: of the opening tag.
+        start: of the opening tag; 0 where the prompt opened it.
         stop: after the closing tag; where the section is unclosed, equal to ``content_stop``.
         content_start: after the opening tag.
         content_stop: at the closing tag; where there is none, at the next opening tag of another
@@ -75,38 +78,69 @@ class ParsedResponse:
 
     Attributes:
         text: the response.
-        tag_starts: offset of the first occurrence of each entry of ``TAGS``; -1 where it is absent.
-        sections: one entry for each of ``SECTION_TAGS``; None where the opening tag is absent.
-        evidence_lines: labelled lines of the evidence section in the order of the text; a label
+        format: the sections that were looked for.
+        opened: the section that the prompt opened; empty: none.
+        tag_starts: offset of the first occurrence of each of ``format.tags``; -1 where it is absent.
+        occurrences: for each of ``format.sections`` every place where it stands, in order and without overlap; one at
+            most where it is not repeatable, the first.
+        evidence_lines: labelled lines of the section with ``per_image_lines``, in the order of the text; a label
             that comes twice is listed twice.
         problems: empty for a well-formed response.
     """
 
     text: str
+    format: ResponseFormat
+    opened: str
     tag_starts: tuple[int, ...]
-    sections: tuple[Section | None, ...]
+    occurrences: tuple[tuple[Section, ...], ...]
     evidence_lines: tuple[EvidenceLine, ...]
     problems: tuple[SectionProblem, ...]
 
     @property
     def is_well_formed(self) -> bool:
-        """Whether the four sections stand once each, closed, in order, with only whitespace around them."""
+        """Whether the sections stand as ``ResponseConfig`` says, with only whitespace around them."""
         return not self.problems
 
     def tag_start(self, tag: str) -> int:
-        """Offset of a tag's first occurrence, -1 where it is absent."""
-        return self.tag_starts[_TAG_INDEX[tag]]
+        """Offset of a tag's first occurrence, 0 for the one that the prompt wrote, -1 where it is absent.
+
+        Raises:
+            ConfigError: it is the tag of no declared section.
+        """
+        index = _tag_indexes(self.format).get(tag)
+        if index is None:
+            raise ConfigError(f"tag {shown(tag, 80)!r} is of no declared section; {self.format.declared}")
+        return self.tag_starts[index]
+
+    def all_of(self, name: str) -> tuple[Section, ...]:
+        """Every place where a section stands; one at most where it is not repeatable.
+
+        Raises:
+            ConfigError: no section of that name is declared.
+        """
+        return self.occurrences[self.format.place(name)]
 
     def section(self, name: str) -> Section | None:
-        """The named section, None where its opening tag is absent."""
-        return self.sections[SECTION_TAGS.index(name)]
+        """Where the named section first stands, None where its opening tag is absent.
+
+        Raises:
+            ConfigError: no section of that name is declared.
+        """
+        return next(iter(self.all_of(name)), None)
 
     def content(self, name: str) -> str | None:
-        """Text between a section's tags, as it stands; None unless both tags are there, in order."""
-        section = self.section(name)
-        if section is None or not section.is_closed:
-            return None
-        return self.text[section.content_start : section.content_stop]
+        """Text between a section's tags, as it stands; None unless both tags are there, in order.
+
+        Of a repeatable section, the texts between all of its closed tags, parted by line breaks.
+
+        Raises:
+            ConfigError: no section of that name is declared.
+
+        Example:
+            With ``look`` repeatable, ``"<look>a</look><look>b</look>"`` gives ``"a\\nb"``.
+        """
+        closed = [one for one in self.all_of(name) if one.is_closed]
+        return "\n".join(self.text[one.content_start : one.content_stop] for one in closed) if closed else None
 
     def first_lines(self) -> dict[int, EvidenceLine]:
         """Each image's first evidence line, by image index; a repeated label says nothing more."""
@@ -116,72 +150,149 @@ class ParsedResponse:
         return lines
 
 
-def parse_response(text: str) -> ParsedResponse:
+class _Tag(NamedTuple):
+    """A tag in the text: its section, whether it closes it, and its characters."""
+
+    section: int
+    is_closing: bool
+    start: int
+    stop: int
+
+
+def parse_response(text: str, response_format: ResponseFormat = EVISRAG, opened: str = "") -> ParsedResponse:
     """Take a response apart.
 
     Args:
         text: the response, or a tagged gold response.
+        response_format: the declared sections.
+        opened: the section that the prompt opened (``ChatPrompt.opened_section``); empty: none.
 
     Returns:
         Spans, evidence lines and problems; any text is accepted.
+
+    Raises:
+        ConfigError: ``opened`` is not declared.
 
     Example:
         ``parse_response("<observe>o</observe><evidence>[1]: x</evidence><think>t</think><answer>3</answer>")``
         is well formed, its answer section's content is ``"3"`` and its one evidence line says ``"x"``
         about image 0.
     """
-    tags = _find_tags(text)
-    tag_starts = [-1] * len(TAGS)
-    for index, start in tags:
+    tags = _find_tags(text, response_format)
+    if opened:
+        tags.insert(0, _Tag(response_format.place(opened), False, 0, 0))
+    tag_starts = [-1] * (2 * len(response_format.sections))
+    for tag in tags:
+        index = 2 * tag.section + tag.is_closing
         if tag_starts[index] < 0:
-            tag_starts[index] = start
-    sections = tuple(_section(text, tags, tag_starts, number) for number in range(len(SECTION_TAGS)))
-    evidence = sections[SECTION_TAGS.index("evidence")]
+            tag_starts[index] = tag.start
+    occurrences = _occurrences(text, tags, response_format)
+    lines_section = response_format.lines_section
+    lined = occurrences[response_format.place(lines_section)] if lines_section else ()
+    is_tidy = _is_tidy(tags, response_format)
     return ParsedResponse(
         text=text,
+        format=response_format,
+        opened=opened,
         tag_starts=tuple(tag_starts),
-        sections=sections,
-        evidence_lines=() if evidence is None else _evidence_lines(text, evidence),
-        problems=_problems(text, tags, tag_starts, sections),
+        occurrences=occurrences,
+        evidence_lines=tuple(line for section in lined for line in _evidence_lines(text, section)),
+        problems=_stray_text(text, tags, response_format)
+        if is_tidy
+        else _tag_problems(tags, occurrences, response_format),
     )
 
 
-def _find_tags(text: str) -> list[tuple[int, int]]:
-    """All tags as (index into TAGS, offset), in the order of the text."""
-    found: list[tuple[int, int]] = []
+def opened_section(prompt_text: str, response_format: ResponseFormat) -> str:
+    """The section that a prompt leaves open: its opening tag is the last thing in it but blanks.
+
+    Args:
+        prompt_text: chat template applied, assistant header and whatever the template writes behind it included.
+        response_format: the declared sections.
+
+    Returns:
+        Its name; empty: none.
+
+    Example:
+        ``"…<|im_start|>assistant\\n<think>\\n"`` opens ``think``.
+    """
+    end = prompt_text.rstrip()
+    return next((name for name in response_format.names if end.endswith(f"<{name}>")), "")
+
+
+@lru_cache(maxsize=64)
+def _tag_indexes(response_format: ResponseFormat) -> dict[str, int]:
+    return {tag: index for index, tag in enumerate(response_format.tags)}
+
+
+def _find_tags(text: str, response_format: ResponseFormat) -> list[_Tag]:
+    """All tags in the order of the text."""
+    indexes = _tag_indexes(response_format)
+    longest = max(map(len, indexes))
+    found: list[_Tag] = []
     start = text.find("<")
     while start >= 0:
-        candidate = text[start : start + _LONGEST_TAG]
-        index = _TAG_INDEX.get(candidate[: candidate.find(">") + 1])
+        candidate = text[start : start + longest]
+        candidate = candidate[: candidate.find(">") + 1]
+        index = indexes.get(candidate)
         if index is not None:
-            found.append((index, start))
+            found.append(_Tag(index // 2, bool(index % 2), start, start + len(candidate)))
         start = text.find("<", start + 1)
     return found
 
 
-def _section(text: str, tags: list[tuple[int, int]], tag_starts: list[int], number: int) -> Section | None:
-    """Section ``number``: from its first opening tag to the next closing tag of its own behind that."""
-    opening, closing = 2 * number, 2 * number + 1
-    start = tag_starts[opening]
-    if start < 0:
-        return None
-    content_start = start + len(TAGS[opening])
-    stop = tag_starts[closing]
-    if stop < start:
-        stop = next((offset for index, offset in tags if index == closing and offset > start), -1)
-    if stop >= 0:
-        return Section(
-            start=start,
-            stop=stop + len(TAGS[closing]),
-            content_start=content_start,
-            content_stop=stop,
-            is_closed=True,
-        )
-    following = (offset for index, offset in tags if index % 2 == 0 and index != opening and offset > start)
-    content_stop = next(following, len(text))
-    return Section(
-        start=start, stop=content_stop, content_start=content_start, content_stop=content_stop, is_closed=False
-    )
+def _occurrences(text: str, tags: list[_Tag], response_format: ResponseFormat) -> tuple[tuple[Section, ...], ...]:
+    """Each section from its opening tag to the next closing tag of its own, then again behind that."""
+    found: list[list[Section]] = [[] for _ in response_format.sections]
+    waiting: list[list[_Tag]] = [[] for _ in response_format.sections]  # opening tags since the last closing one
+    for tag in tags:
+        if found[tag.section] and not response_format.sections[tag.section].repeatable:
+            continue
+        opening = waiting[tag.section]
+        if not tag.is_closing:
+            opening.append(tag)
+        elif opening:
+            found[tag.section].append(
+                Section(
+                    start=opening[0].start,
+                    stop=tag.stop,
+                    content_start=opening[0].stop,
+                    content_stop=tag.start,
+                    is_closed=True,
+                )
+            )
+            opening.clear()
+    if any(waiting):
+        following = _next_of_others(tags, len(text))
+        for number, opening in enumerate(waiting):
+            found[number] += _unclosed(opening, following, is_repeatable=response_format.sections[number].repeatable)
+    return tuple(map(tuple, found))
+
+
+def _unclosed(opening: list[_Tag], following: dict[_Tag, int], *, is_repeatable: bool) -> list[Section]:
+    """What opening tags begin that no closing tag of their own follows."""
+    found: list[Section] = []
+    for tag in opening:
+        if not found or (is_repeatable and tag.start >= found[-1].stop):
+            stop = following[tag]
+            found.append(
+                Section(start=tag.start, stop=stop, content_start=tag.stop, content_stop=stop, is_closed=False)
+            )
+    return found
+
+
+def _next_of_others(tags: list[_Tag], end: int) -> dict[_Tag, int]:
+    """Behind each opening tag, where the next opening tag of another section stands; ``end`` if there is none."""
+    following: dict[_Tag, int] = {}
+    nearest, nearest_section, nearest_other = end, -1, end
+    for tag in reversed(tags):
+        if tag.is_closing:
+            continue
+        if tag.section != nearest_section:
+            nearest_other = nearest
+        following[tag] = nearest_other
+        nearest, nearest_section = tag.start, tag.section
+    return following
 
 
 def _evidence_lines(text: str, section: Section) -> tuple[EvidenceLine, ...]:
@@ -214,43 +325,93 @@ def _is_at_line_start(text: str, first: int, offset: int) -> bool:
     return offset == first or text[offset - 1] == "\n"
 
 
-def _problems(
-    text: str, tags: list[tuple[int, int]], tag_starts: list[int], sections: tuple[Section | None, ...]
-) -> tuple[SectionProblem, ...]:
-    """Everything that is wrong; the common case, eight tags in order, leaves early."""
-    in_order = [index for index, _ in tags] == list(range(len(TAGS)))
-    if not in_order:
-        return _tag_problems(tags, tag_starts, sections)
+def _is_tidy(tags: list[_Tag], response_format: ResponseFormat) -> bool:
+    """Whether each section is closed before the next one opens, as often and in such an order as it may stand."""
+    opening, closing = tags[::2], tags[1::2]
+    places = [tag.section for tag in opening]
+    if [(tag.section, tag.is_closing) for tag in closing] != [(place, True) for place in places]:
+        return False
+    rules = response_format.sections
+    orders = [rules[place].order for place in places]
+    counts = [places.count(place) for place in range(len(rules))]
+    fits = all(
+        count >= rule.required and (count <= 1 or rule.repeatable) for rule, count in zip(rules, counts, strict=True)
+    )
+    return fits and orders == sorted(orders) and not any(tag.is_closing for tag in opening)
+
+
+def _stray_text(text: str, tags: list[_Tag], response_format: ResponseFormat) -> tuple[SectionProblem, ...]:
+    """Text around and between sections that otherwise stand as they should."""
     problems = []
     edge = 0
-    for name, section in zip((*SECTION_TAGS, "end of the response"), (*sections, None), strict=True):
-        start = len(text) if section is None else section.start
-        between = text[edge:start]
+    for opening, closing in zip(tags[::2], tags[1::2], strict=True):
+        between = text[edge : opening.start]
         if between and not between.isspace():
-            problems.append(SectionProblem(code="stray_text", detail=f"text outside the sections before {name}"))
-        edge = start if section is None else section.stop
+            problems.append(_stray(response_format.names[opening.section]))
+        edge = closing.stop
+    if text[edge:].strip():
+        problems.append(_stray("end of the response"))
     return tuple(problems)
+
+
+def _stray(name: str) -> SectionProblem:
+    return SectionProblem(code="stray_text", detail=f"text outside the sections before {name}")
 
 
 def _tag_problems(
-    tags: list[tuple[int, int]], tag_starts: list[int], sections: tuple[Section | None, ...]
+    tags: list[_Tag], occurrences: tuple[tuple[Section, ...], ...], response_format: ResponseFormat
 ) -> tuple[SectionProblem, ...]:
-    counts = [0] * len(TAGS)
-    for index, _ in tags:
-        counts[index] += 1
+    """What is wrong with the tags, section by section."""
+    counts = [0] * (2 * len(response_format.sections))
+    for tag in tags:
+        counts[2 * tag.section + tag.is_closing] += 1
     problems = []
-    for number, (name, section) in enumerate(zip(SECTION_TAGS, sections, strict=True)):
-        if section is None:
-            problems.append(SectionProblem(code="missing", detail=f"<{name}> does not stand in the response"))
-        elif not section.is_closed:
-            problems.append(SectionProblem(code="unclosed", detail=f"<{name}> has no </{name}> behind it"))
-        for tag, count in zip(TAGS[2 * number : 2 * number + 2], counts[2 * number : 2 * number + 2], strict=True):
-            if count > 1:
-                problems.append(SectionProblem(code="repeated", detail=f"{tag} stands {count} times"))
-    present = [start for start in tag_starts if start >= 0]
-    if present != sorted(present):
+    for place, (rule, found) in enumerate(zip(response_format.sections, occurrences, strict=True)):
+        tag_counts = (counts[2 * place], counts[2 * place + 1])
+        if not found and rule.required:
+            problems.append(SectionProblem(code="missing", detail=f"<{rule.name}> does not stand in the response"))
+        elif any(not one.is_closed for one in found):
+            problems.append(SectionProblem(code="unclosed", detail=f"<{rule.name}> has no </{rule.name}> behind it"))
+        elif rule.repeatable and tag_counts[0] != tag_counts[1]:
+            problems.append(
+                SectionProblem(
+                    code="unclosed",
+                    detail=f"<{rule.name}> stands {tag_counts[0]} times, </{rule.name}> {tag_counts[1]} times",
+                )
+            )
+        for slash, count in zip(("", "/"), tag_counts, strict=True):
+            if count > 1 and not rule.repeatable:
+                problems.append(SectionProblem(code="repeated", detail=f"<{slash}{rule.name}> stands {count} times"))
+    if not _are_in_order(tags, response_format):
         problems.append(SectionProblem(code="order", detail="the sections do not stand in order"))
     if not problems:
-        # Left over: a closing tag stands in front although its section is missing nothing else.
+        # Left over: a closing tag stands in front although its section is missing nothing else, or one section in
+        # another.
         problems.append(SectionProblem(code="order", detail="a tag stands where it does not belong"))
     return tuple(problems)
+
+
+def _are_in_order(tags: list[_Tag], response_format: ResponseFormat) -> bool:
+    """Whether each section's tags, the first of each kind, stand behind those of all sections of lower order.
+
+    Of a repeatable section its last opening tag counts as well.
+    """
+    first: dict[tuple[int, bool], int] = {}
+    last_opening: dict[int, int] = {}
+    for number, tag in enumerate(tags):  # numbers, not offsets: what the prompt opened has no character
+        first.setdefault((tag.section, tag.is_closing), number)
+        if not tag.is_closing and response_format.sections[tag.section].repeatable:
+            last_opening[tag.section] = number
+    extents: dict[int, list[int]] = {}
+    for place, rule in enumerate(response_format.sections):
+        opening, closing = first.get((place, False)), first.get((place, True))
+        if opening is not None and closing is not None and closing < opening:
+            return False
+        own = [number for number in (opening, closing, last_opening.get(place)) if number is not None]
+        extents.setdefault(rule.order, []).extend(own)
+    edge = -1
+    for _, numbers in sorted(extents.items()):
+        if numbers and min(numbers) < edge:
+            return False
+        edge = max(edge, *numbers) if numbers else edge
+    return True

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import AutoProcessor, Qwen2Tokenizer
 
 from recipes.evaluation.evaluate import validate
 from recipes.rs_grpo import RsGrpo, RsGrpoState
@@ -28,6 +27,7 @@ from rsgrpo.run.progress import Progress
 from rsgrpo.trainer.policy import Policy
 from rsgrpo.types import CreditedGroup, CreditedRollout, Sample
 from tests.engine.local_ray import local_ray
+from tests.engine.taught_model import teach
 
 pytestmark = pytest.mark.engine
 
@@ -47,7 +47,6 @@ SMALL = (
     "rollout.sampling.max_response_tokens=96",
     "logging.progress=false",
 )
-TEACHING_STEPS = 100
 QUARTERS = ("(80,80),(450,450)", "(580,80),(950,450)", "(80,580),(450,950)", "(580,580),(950,950)")
 
 
@@ -60,29 +59,6 @@ def _config(recipe: str, *overrides: str) -> Config:
 
 def _samples(config: Config) -> tuple[Sample, ...]:
     return load_samples(config.data.rl_path, config.data, is_training=True).samples
-
-
-def _teach(folder: Path, texts: list[tuple[str, str]]) -> None:
-    """Let the small model learn how responses look, without pages: boxes and lines have to occur to be rewarded."""
-    tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, TEACHING_STEPS)
-    rng = np.random.default_rng(0)
-    for _ in range(TEACHING_STEPS):
-        rows = []
-        for index in rng.integers(0, len(texts), 6):
-            prompt, response = (tokenizer.encode(part) for part in texts[index])
-            rows.append((prompt + response, [-100] * len(prompt) + response))
-        length = max(len(ids) for ids, _ in rows)
-        ids = torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in rows])
-        labels = torch.tensor([labels + [-100] * (length - len(labels)) for _, labels in rows])
-        model(input_ids=ids, labels=labels).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    model.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +94,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
             if name == "rl_multiple_choice":
                 response = response.replace(f"<answer>{one.answers[0]}", f"<answer>{'ABCD'[number % 4]}")
             texts.append((builder.build(one).text, f"{response}<|im_end|>"))
-    _teach(root / "model", texts)
+    teach(root / "model", texts)
     return configs
 
 

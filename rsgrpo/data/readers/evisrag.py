@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rsgrpo.config import DataConfig
+from rsgrpo.config import EVISRAG, DataConfig, ResponseFormat
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.gold_columns import GoldColumnError, take_boxes, take_choices
 from rsgrpo.data.images.loading import image_size
@@ -25,7 +25,7 @@ from rsgrpo.data.readers.media import MediaFinder
 from rsgrpo.data.readers.options import Convert, ReaderOptions
 from rsgrpo.errors import shown
 from rsgrpo.text.normalise import is_refusal
-from rsgrpo.text.sections import parse_response
+from rsgrpo.text.sections import ParsedResponse, parse_response
 from rsgrpo.types import IMAGE_MARKER, NUMERIC_ID, Sample
 
 _SUFFICIENT_COLUMN = "is_sufficient"
@@ -54,7 +54,13 @@ def evisrag(file: Path, options: ReaderOptions) -> Convert:
 
 
 def evisrag_sample(
-    record: dict[str, Any], default_id: str, data: DataConfig, media: MediaFinder, *, is_training: bool
+    record: dict[str, Any],
+    default_id: str,
+    data: DataConfig,
+    media: MediaFinder,
+    *,
+    is_training: bool,
+    response_format: ResponseFormat = EVISRAG,
 ) -> Sample:
     """One record of EVisRAG-Train or -Test.
 
@@ -64,6 +70,7 @@ def evisrag_sample(
         data: column names and limits.
         media: finds its pages.
         is_training: too many images are a defect then; else the lowest ranked are left out.
+        response_format: the declared sections; a text in the answer's column that is tagged with them is gold.
 
     Raises:
         BadRecordError: a column is missing or of the wrong type, or markers and images do not match.
@@ -74,12 +81,9 @@ def evisrag_sample(
     question = _text(columns, data.question_column)
     prompt = _text(columns, data.prompt_column)
     if not question and not prompt:
-        raise BadRecordError(
-            "missing column",
-            f"it has neither {data.question_column!r} nor {data.prompt_column!r} (it has "
-            f"{shown(', '.join(map(str, record)), 120)})"
-            + (likely_format(record, "evisrag") or "; set data.question_column or data.prompt_column"),
-        )
+        found = f"it has neither {data.question_column!r} nor {data.prompt_column!r}"
+        advice = likely_format(record, "evisrag") or "; set data.question_column or data.prompt_column"
+        raise BadRecordError("missing column", f"{found} (it has {shown(', '.join(map(str, record)), 120)}){advice}")
     values = _images(columns, data)
     if not values:
         raise BadRecordError("image", "it has no images")
@@ -89,14 +93,11 @@ def evisrag_sample(
             "markers",
             f"its prompt has {num_markers} {IMAGE_MARKER} markers, but it lists {len(values)} images; each needs one",
         )
+    if len(values) > data.max_images and is_training:
+        too_many = f"it has {len(values)} images, more than data.max_images={data.max_images}"
+        raise BadRecordError("too many images", too_many)
     if len(values) > data.max_images:
-        if is_training:
-            raise BadRecordError(
-                "too many images", f"it has {len(values)} images, more than data.max_images={data.max_images}"
-            )
-        values = values[: data.max_images]
-        pieces = prompt.split(IMAGE_MARKER)
-        prompt = IMAGE_MARKER.join(pieces[: data.max_images + 1]) + "".join(pieces[data.max_images + 1 :])
+        values, prompt = values[: data.max_images], _with_markers(prompt, data.max_images)
     _refuse_other_media(columns, question, prompt)
     images = media.find_all(values, shown(sample_id, 60))
     paths = [value if isinstance(value, str) else ref.path for value, ref in zip(values, images, strict=True)]
@@ -105,7 +106,7 @@ def evisrag_sample(
         raise BadRecordError(
             "no question", f"its {name!r} is blank: nothing is asked; write the question, or leave it out"
         )
-    answers, gold = _answers(columns, data)
+    answers, gold = _answers(columns, data, response_format)
     positive = _gold_images(columns.pop(_POSITIVE_COLUMN, None), paths)
     try:
         choices = take_choices(columns)
@@ -132,6 +133,12 @@ def evisrag_sample(
         }
         | ({NUMERIC_ID: "true"} if is_numeric else {}),
     )
+
+
+def _with_markers(prompt: str, count: int) -> str:
+    """A ready prompt with its first markers only."""
+    pieces = prompt.split(IMAGE_MARKER)
+    return IMAGE_MARKER.join(pieces[: count + 1]) + "".join(pieces[count + 1 :])
 
 
 def _images(columns: dict[str, Any], data: DataConfig) -> list[object]:
@@ -168,16 +175,24 @@ def _refuse_other_media(columns: dict[str, Any], question: str, prompt: str) -> 
             )
 
 
-def _answers(columns: dict[str, Any], data: DataConfig) -> tuple[tuple[str, ...], str]:
+def _answers(columns: dict[str, Any], data: DataConfig, response_format: ResponseFormat) -> tuple[tuple[str, ...], str]:
     """Accepted answers and the tagged gold response; a tagged ``answer`` is both."""
     gold = _text(columns, data.gold_column)
     if isinstance(columns.get(data.answer_column), str):
         text = _text(columns, data.answer_column)
-        answer = parse_response(text).content("answer")
-        if not gold and (answer is not None or "<evidence>" in text):
+        parsed = parse_response(text, response_format)
+        answer = parsed.content("answer") if "answer" in response_format.names else None
+        if not gold and (answer is not None or _is_tagged(parsed)):
             return (() if answer is None else (answer.strip(),)), text
         return (text,), gold
     return tuple(_texts(columns, data.answer_column, "data.answer_column")), gold
+
+
+def _is_tagged(parsed: ParsedResponse) -> bool:
+    """Whether a text has the section with a line per image, or every section that a response must have."""
+    lines, required = parsed.format.lines_section, parsed.format.required
+    has_lines = bool(lines) and parsed.section(lines) is not None
+    return has_lines or (bool(required) and all(parsed.section(name) is not None for name in required))
 
 
 def _gold_images(value: object, paths: Sequence[object]) -> tuple[int, ...]:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rsgrpo.config import EVISRAG
 from rsgrpo.text.normalise import IRRELEVANT
-from rsgrpo.types import SECTION_TAGS
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -216,7 +216,7 @@ def _question(
     )
     # A blank behind the tag: a word is then the same token here as everywhere else.
     contents = (f" {', '.join(transcripts)}", f"\n{evidence}\n", f" {reason}", f" {answer or REFUSAL}")
-    response = "\n".join(f"<{tag}>{content}</{tag}>" for tag, content in zip(SECTION_TAGS, contents, strict=True))
+    response = "\n".join(f"<{tag}>{content}</{tag}>" for tag, content in zip(EVISRAG.names, contents, strict=True))
     return CardQuestion(
         kind=kind,
         question=question,

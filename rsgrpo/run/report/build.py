@@ -19,7 +19,9 @@ from typing import Any, TypeVar
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from rsgrpo.config import EVISRAG, ConfigError, ResponseFormat, load_config
 from rsgrpo.config.image_rules import ImageRules, parse_colour
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.atomic_files import FileError, shown_error, write_text
@@ -113,7 +115,11 @@ def _document(run_folder: Path, notes: list[str]) -> dict[str, Any]:
         "charts": [_chart_document(chart) for chart in collect_charts(rows)],
         "times": collect_times(rows),
         "rollouts": collect_rollouts(
-            groups, rewards if isinstance(rewards, dict) else {}, run_folder, _image_rules(config)
+            groups,
+            rewards if isinstance(rewards, dict) else {},
+            run_folder,
+            _image_rules(config),
+            _response_format(config),
         ),
     }
 
@@ -144,6 +150,14 @@ def _image_rules(config: Mapping[str, Any]) -> ImageRules:
         return ImageRules(background=parse_colour(colour)) if isinstance(colour, str) else ImageRules()
     except ValueError:
         return ImageRules()
+
+
+def _response_format(config: Mapping[str, Any]) -> ResponseFormat:
+    """The sections that the run declared; EVisRAG's where its settings are gone, or older than the setting."""
+    try:
+        return load_config(OmegaConf.create({"stage": "eval", "response": config.get("response", {})})).response.format
+    except (ConfigError, OmegaConfBaseException):
+        return EVISRAG
 
 
 def _chart_document(chart: Chart) -> dict[str, Any]:

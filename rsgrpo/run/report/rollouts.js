@@ -1,6 +1,7 @@
 // The rollout browser: one group at a time, every token with its credit and where it came from.
 function rolloutBrowser(data, host) {
-  const { rewards, images, groups, omitted } = data;
+  const { sections, rewards, images, groups, omitted } = data;
+  const colour = (name) => `var(--s${sections.indexOf(name) % 8})`; // there are eight; more sections share them
   const weights = new Map(rewards.map((reward) => [reward.name, reward.weight]));
   const active = new Set(rewards.map((reward) => reward.name));
   const state = { place: initialPlace(groups), view: "credit" };
@@ -27,8 +28,7 @@ function rolloutBrowser(data, host) {
   };
 
   function legendRow(hasCredit) {
-    const names = ["observe", "evidence", "think", "answer"];
-    const row = el("div", { class: "key" }, ...names.map((name) => el("span", {}, swatch(`rgb(var(--${name}) / .7)`), name)));
+    const row = el("div", { class: "key" }, ...sections.map((name) => el("span", {}, swatch(`rgb(${colour(name)} / .7)`), name)));
     if (hasCredit) {
       const choice = (view, label) => el("button", { type: "button", "aria-pressed": String(state.view === view), onclick: () => { state.view = view; draw(); } }, label);
       row.prepend(el("span", { class: "segmented", role: "group", "aria-label": "Colour tokens by" }, choice("credit", "Credit"), choice("section", "Sections")));
@@ -90,6 +90,7 @@ function rolloutBrowser(data, host) {
       if (!piece && !isEnd) return; // the tail of a character: the token that began it stands for both
       const section = sectionAt(rollout.sections, start);
       const node = el("span", { class: isEnd ? "token end" : "token", "data-section": isEnd ? undefined : section }, isEnd ? "end" : piece);
+      if (section && !isEnd) node.style.setProperty("--section", colour(section));
       if (show === "credit" && strongest > 0) node.style.background = creditPaint(positive[token] || 0, negative[token] || 0, strongest);
       node.dataset.token = token;
       nodes.push(node);
@@ -148,7 +149,7 @@ function rolloutBrowser(data, host) {
     const characters = Array.from(group.gold);
     for (const [name, start, stop] of [...group.goldSections].sort((a, b) => a[1] - b[1])) {
       if (start < done) continue;
-      gold.append(characters.slice(done, start).join(""), el("span", { class: "token", "data-section": name }, characters.slice(start, stop).join("")));
+      gold.append(characters.slice(done, start).join(""), el("span", { class: "token", "data-section": name, style: `--section:${colour(name)}` }, characters.slice(start, stop).join("")));
       done = stop;
     }
     gold.append(characters.slice(done).join(""));

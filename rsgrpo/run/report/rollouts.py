@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rsgrpo.config import EVISRAG, ResponseFormat
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.run.recorder import RecordedGroup, RecordedReward, RecordedRollout
 from rsgrpo.run.report.pictures import embed_pictures
-from rsgrpo.text.sections import parse_response
-from rsgrpo.types import SECTION_TAGS
+from rsgrpo.text.sections import ParsedResponse, parse_response
 
 _BUDGET_CHARACTERS = 2_500_000  # of JSON; the whole report stays below 8 MB
 _MAX_EVALUATED = 24  # questions shown of each evaluation, the same ones at every point
@@ -20,7 +20,11 @@ _MAX_WEIGHT = 1e300  # of settings that are shown as they stand in a file
 
 
 def collect_rollouts(
-    groups: Sequence[RecordedGroup], reward_settings: Mapping[str, Any], run_folder: Path, rules: ImageRules
+    groups: Sequence[RecordedGroup],
+    reward_settings: Mapping[str, Any],
+    run_folder: Path,
+    rules: ImageRules,
+    response_format: ResponseFormat = EVISRAG,
 ) -> dict[str, Any]:
     """Choose groups that fit, and describe them.
 
@@ -29,12 +33,13 @@ def collect_rollouts(
         reward_settings: ``rewards`` of the config, by name; weights and scopes are shown.
         run_folder: where moved images are looked for.
         rules: how the run read them.
+        response_format: the sections that the run declared.
 
     Returns:
-        ``rewards`` (name, weight, scope), ``images`` (data URIs), ``groups``, and ``omitted``, the number
-        of recorded groups that are not shown.
+        ``sections`` (their names, in the order of their colours), ``rewards`` (name, weight, scope), ``images`` (data
+        URIs), ``groups``, and ``omitted``, the number of recorded groups that are not shown.
     """
-    chosen = _within_budget(_choose(groups))
+    chosen = _within_budget(_choose(groups), response_format)
     pictures = embed_pictures([image for group in chosen for image in group.images][:_MAX_IMAGES], run_folder, rules)
     numbers = {image: number for number, image in enumerate(pictures)}
     names = list(
@@ -42,10 +47,11 @@ def collect_rollouts(
     )
     documents = []
     for group in chosen:
-        document = _group_document(group)
+        document = _group_document(group, response_format)
         document["images"] = [{"path": image.path, "picture": numbers.get(image)} for image in group.images]
         documents.append(document)
     return {
+        "sections": list(response_format.names),
         "rewards": [_reward_settings(name, reward_settings.get(name)) for name in names],
         "images": list(pictures.values()),
         "groups": documents,
@@ -68,9 +74,9 @@ def _choose(groups: Sequence[RecordedGroup]) -> list[RecordedGroup]:
     return chosen
 
 
-def _within_budget(groups: list[RecordedGroup]) -> list[RecordedGroup]:
+def _within_budget(groups: list[RecordedGroup], response_format: ResponseFormat) -> list[RecordedGroup]:
     """Every second group is left out until the rest fits; first and last steps stay."""
-    sizes = {id(group): len(json.dumps(_group_document(group))) for group in groups}
+    sizes = {id(group): len(json.dumps(_group_document(group, response_format))) for group in groups}
     while len(groups) > 1 and sum(sizes[id(group)] for group in groups) > _BUDGET_CHARACTERS:
         last = groups[-1]
         groups = groups[::2]
@@ -99,7 +105,7 @@ def _scope_text(scope: Any) -> str:
     return f"{scope.get('start', '')} … {scope.get('stop', '')}"
 
 
-def _group_document(group: RecordedGroup) -> dict[str, Any]:
+def _group_document(group: RecordedGroup, response_format: ResponseFormat) -> dict[str, Any]:
     return {
         "stage": group.stage,
         "step": group.step,
@@ -107,18 +113,20 @@ def _group_document(group: RecordedGroup) -> dict[str, Any]:
         "question": group.question,
         "answers": list(group.answers),
         "gold": group.gold_response,
-        "goldSections": _sections(group.gold_response),
+        "goldSections": _sections(parse_response(group.gold_response, response_format)),
         "isSufficient": group.is_sufficient,
         "scopeTokens": dict(group.scope_tokens),
-        "rollouts": [_rollout_document(rollout) for rollout in group.rollouts],
+        "rollouts": [_rollout_document(rollout, response_format, group.opened_section) for rollout in group.rollouts],
     }
 
 
-def _rollout_document(rollout: RecordedRollout) -> dict[str, Any]:
+def _rollout_document(rollout: RecordedRollout, response_format: ResponseFormat, opened: str) -> dict[str, Any]:
+    # A record may be of a run whose settings are gone: what it opened need not be declared.
+    parsed = parse_response(rollout.text, response_format, opened if opened in response_format.names else "")
     return {
         "index": rollout.response_index,
         "text": rollout.text,
-        "sections": _sections(rollout.text),
+        "sections": _sections(parsed),
         "finish": rollout.finish_reason,
         "version": rollout.policy_version,
         "starts": list(rollout.token_char_starts),
@@ -139,11 +147,6 @@ def _reward_document(reward: RecordedReward) -> dict[str, Any]:
     }
 
 
-def _sections(text: str) -> list[list[Any]]:
-    """Name, first character and end of each section that stands in the text."""
-    sections = parse_response(text).sections
-    return [
-        [name, section.start, section.stop]
-        for name, section in zip(SECTION_TAGS, sections, strict=True)
-        if section is not None
-    ]
+def _sections(parsed: ParsedResponse) -> list[list[Any]]:
+    """Name, first character and end of each section, every time it stands in the text."""
+    return [[name, section.start, section.stop] for name in parsed.format.names for section in parsed.all_of(name)]

@@ -21,8 +21,8 @@ from torch import Tensor
 from rewards.scopes import locate_scope
 from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.algorithm.losses import clipped_policy_loss
-from rsgrpo.config import CreditConfig, ScopeConfig
-from rsgrpo.text.sections import TAGS, parse_response
+from rsgrpo.config import EVISRAG, CreditConfig, ScopeConfig
+from rsgrpo.text.sections import parse_response
 from rsgrpo.types import CreditedGroup
 from tests.examples import examples
 from tests.oracles.upstream_objective import ReferenceBatch, reference_loss, reference_scope
@@ -406,10 +406,10 @@ def test_law_6_reference_mode_has_the_public_gradient(data: st.DataObject, step:
 
 @LAWS
 @given(
-    order=st.permutations(TAGS),
-    count=st.integers(0, len(TAGS)),
-    start=st.sampled_from(("begin", *TAGS)),
-    stop=st.sampled_from((*TAGS, "end")),
+    order=st.permutations(EVISRAG.tags),
+    count=st.integers(0, len(EVISRAG.tags)),
+    start=st.sampled_from(("begin", *EVISRAG.tags)),
+    stop=st.sampled_from((*EVISRAG.tags, "end")),
 )
 def test_law_6_widening_is_the_public_fallback(order: list[str], count: int, start: str, stop: str):
     # one token a tag, one a word behind it, one for the end of sequence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, MissingConfigException
 
-from rsgrpo.config import Config, ConfigError, load_config, register_schema
+from rsgrpo.config import EVISRAG, Config, ConfigError, load_config, register_schema
+from rsgrpo.config.refusals import settings_sentence
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 RECIPES = sorted(path.stem for path in (CONFIGS / "recipe").glob("*.yaml"))
@@ -127,13 +129,61 @@ def test_a_rewards_unwritten_settings_need_no_plus() -> None:
         ("rewards.accuracy.weight=much", "rewards.accuracy.weight"),
         ("rewards.acuracy.weight=2", "rewards.acuracy.function"),
         ("rewards.accuracy.scope={section: thought}", "thought"),
+        ("rewards.accuracy.scope={start: '<thought>', stop: end}", "rewards.accuracy.scope.start='thought' is not"),
+        ("rewards.accuracy.scope={start: think, stop: end}", "start='think' is no edge"),
+        ("response.sections=[{name: answer}]", "rewards.accuracy.scope.start='think' is not declared"),
+        ("response.sections=[]", "response.sections is empty"),
+        ("response.sections=[{name: ''}]", "response.sections[0].name='' is no name of a tag"),
+        ("response.sections=[{name: 'a b'}]", "response.sections[0].name='a b' is no name"),
+        ("response.sections=[{name: '<answer>'}]", "without < and >"),
+        ("response.sections=[{name: image}]", "the marker <image> of data sets"),
+        ("response.sections=[{name: a}, {name: b}, {name: a}]", "declares a more than once"),
+        ("response.sections=[{name: a, order: -2}]", "response.sections[0].order=-2 is too small"),
+        ("response.sections=[{required: false}]", "response.sections[0].name has no value"),
+        (
+            "response.sections=[{name: a, per_image_lines: true}, {name: b, per_image_lines: true}]",
+            "per_image_lines: true on a, b",
+        ),
+        ("data.sft_sections=[thought]", "data.sft_sections='thought' is not declared"),
         ("sft.phases=[{name: a}, {name: a}]", "sft.phases"),
         ("sft.warmup_frac=1.5", "sft.warmup_frac=1.5"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(override: str, named: str) -> None:
-    with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
+    with pytest.raises(ConfigError, match=re.escape(named)):
         composed(override)
+
+
+def test_a_scope_on_what_is_not_declared_is_refused_with_what_is() -> None:
+    # the other recipes' scopes, without their sections
+    with pytest.raises(ConfigError) as error:
+        composed("recipe=rl_haystack", "response.sections=[{name: plan}, {name: answer}]")
+    assert str(error.value) == (
+        "rewards.needle.scope.evidence_line=true needs a section with one line per image; response.sections has plan, "
+        "answer: set per_image_lines: true on one of them"
+    )
+    with pytest.raises(ConfigError) as error:
+        composed("recipe=rl_haystack", "rewards.yes_no.scope={section: final}")
+    assert str(error.value) == (
+        "rewards.yes_no.scope.section='final' is not declared; response.sections has observe, evidence, think, answer"
+    )
+
+
+def test_the_default_sections_are_evisrags_and_an_order_defaults_to_the_place() -> None:
+    assert composed().response.format == EVISRAG
+    assert composed().trajectory_sections == EVISRAG.names
+    config = composed(
+        "recipe=rl_grounding", "response.sections=[{name: a}, {name: b, required: false, order: 5}, {name: c}]"
+    )
+    assert [(rule.name, rule.order) for rule in config.response.format.sections] == [("a", 0), ("b", 5), ("c", 2)]
+    assert config.trajectory_sections == ("a", "c")
+    assert composed("data.sft_sections=[]").trajectory_sections == ()
+
+
+def test_what_a_setting_takes_that_may_be_null_is_said() -> None:
+    with pytest.raises(ConfigCompositionException) as error:
+        composed("data.sft_sections=3")
+    assert "must be a list such as [a, b]" in settings_sentence(error.value)
 
 
 def test_a_frozen_vision_tower_has_no_rate() -> None:

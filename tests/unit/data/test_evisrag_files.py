@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rsgrpo.config import DataConfig
+from rsgrpo.config import DataConfig, ResponseFormat, SectionRule
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.evisrag_files import load_samples, split_markers, write_evisrag
 from rsgrpo.data.files import DataError
@@ -308,3 +308,17 @@ def test_a_page_that_is_not_there_cannot_be_written(tmp_path: Path):
         write_evisrag(tmp_path / "d.jsonl", [sample], {}, layout="train", as_table=True)
     with pytest.raises(ValueError, match="layout='rl'"):
         write_evisrag(tmp_path / "d.jsonl", [], {}, layout="rl", as_table=True)
+
+
+def test_an_answer_in_the_declared_sections_is_gold(folder: Path):
+    planned = ResponseFormat(sections=(SectionRule(name="plan", order=0), SectionRule(name="final", order=1)))
+    tagged = "<plan>p</plan><final>Team A</final>"
+    rows = [train_row(answer=tagged), train_row(answer="<plan> is no tag of ours"), train_row(answer="Team A")]
+    path = write_lines(folder / "train.jsonl", rows)
+    by_format = load_samples(path, DataConfig(), is_training=True, response_format=planned).samples
+    # which section holds the answer is not known here: gold alone says it
+    assert [(one.gold_response, one.answers) for one in by_format] == [
+        (tagged, ()), ("", ("<plan> is no tag of ours",)), ("", ("Team A",)),
+    ]  # fmt: skip
+    # read by EVisRAG's sections it is plain text
+    assert load(path)[0].answers == (tagged,)

@@ -49,6 +49,7 @@ def settings_of(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", "settings"
             yield from settings_of(typing.cast(type, wanted), f"{prefix}{name}.")
         else:
+            wanted = next((one for one in typing.get_args(wanted) if type(None) in typing.get_args(wanted)), wanted)
             yield f"{prefix}{name}", typing.get_origin(wanted) or wanted
 
 

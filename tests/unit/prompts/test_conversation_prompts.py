@@ -115,3 +115,29 @@ def test_what_cannot_be_learnt_is_refused():
     drops = "{% for m in messages %}{{ m.role }}{% if m.content is string %}{{ m.content }}{% endif %}{% endfor %}"
     with pytest.raises(PromptTemplateError, match="0 image placeholders for 1 images"):
         builder(drops).build(talk("<image>Q", "A"))
+
+
+OPENING = CHAT_TEMPLATE.replace("assistant\\n", "assistant\\n<think>\\n")
+
+
+def test_a_tag_that_the_chat_template_opens_is_no_target():
+    gold = "<think>\nso 3</think><answer>3</answer>"
+    found = builder(OPENING).build(Sample(sample_id="s1", question="Q", gold_response=gold))
+    assert found.prompt.text.endswith("assistant\n<think>\n")
+    assert found.prompt.opened_section == "think"
+    assert [part.text for part in found.parts] == [f"so 3</think><answer>3</answer>{TURN_END}"]
+    # prompt and target together are what the template without the tag and the whole gold would be
+    plain = builder().build(Sample(sample_id="s1", question="Q", gold_response=gold))
+    assert found.prompt.text + found.parts[0].text == plain.prompt.text + plain.parts[0].text
+    with pytest.raises(PromptTemplateError, match="opens <think> at the end of the prompt"):
+        builder(OPENING).build(Sample(sample_id="s1", question="Q", answers=("3",)))
+
+
+def test_every_answer_of_a_conversation_begins_inside_of_the_opened_section():
+    turns = ("one", "<think>\na</think>A", "two", "<think>\nb</think>B")
+    found = builder(OPENING).build(talk(*turns))
+    assert [part.text for part in found.parts if part.is_target] == [f"a</think>A{TURN_END}", f"b</think>B{TURN_END}"]
+    plain = builder().build(talk(*turns))
+    assert [found.prompt.text + "".join(part.text for part in found.parts)] == [
+        plain.prompt.text + "".join(part.text for part in plain.parts)
+    ]

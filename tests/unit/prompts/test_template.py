@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from rsgrpo.config import PromptConfig
+from rsgrpo.config import PromptConfig, ResponseFormat, SectionRule
+from rsgrpo.data.synthetic.quickstart_tokenizer import CHAT_TEMPLATE
 from rsgrpo.prompts.template import (
     PUBLISHED_TEMPLATES,
     PromptBuilder,
     PromptTemplateError,
     PromptWriter,
+    response_behind,
     template_fingerprint,
 )
-from rsgrpo.types import ImageRef, Sample
+from rsgrpo.types import ChatPrompt, ImageRef, Sample
 from tests.unit.prompts.chat import Chat
 
 ROOT = Path(__file__).parents[3]
@@ -133,3 +135,44 @@ def test_our_templates_render_from_any_folder(tmp_path: Path, monkeypatch: pytes
         assert f"<{tag}>" in evidence
         assert f"</{tag}>" in evidence
     assert "1 page image," in text(make_sample(num_images=1), "configs/prompt/evidence.jinja", "text_first")
+
+
+OPENING = CHAT_TEMPLATE.replace("assistant\\n", "assistant\\n<think>\\n")
+
+
+def test_a_chat_template_that_opens_a_declared_section_is_noticed(template: str):
+    assert OPENING != CHAT_TEMPLATE
+    config = PromptConfig(path=template)
+    prompt = PromptBuilder(config, Chat(OPENING)).build(make_sample())
+    assert prompt.text.endswith("<|im_start|>assistant\n<think>\n")
+    assert prompt.opened_section == "think"
+    assert PromptBuilder(config, Chat()).build(make_sample()).opened_section == ""
+    only = ResponseFormat(sections=(SectionRule(name="answer", order=0),))
+    assert PromptBuilder(config, Chat(OPENING), response_format=only).build(make_sample()).opened_section == ""
+    # a question that ends in a tag opens nothing: the assistant's header stands behind it
+    assert PromptBuilder(config, Chat()).build(make_sample(question="<think>")).opened_section == ""
+
+
+@pytest.mark.parametrize(
+    ("tail", "response", "left"),
+    [
+        ("<think>", "<think>so 3</think>", "so 3</think>"),
+        ("<think>\n", "<think>\nso 3</think>", "so 3</think>"),
+        ("<think>\n", "<think>so 3</think>", "so 3</think>"),
+        ("<think>\n", " <think>\n\nso 3</think>", "\nso 3</think>"),
+        ("<think>", "<think>\nso 3</think>", "\nso 3</think>"),
+        ("<think>\n", "", ""),
+        ("\n", "<think>so 3</think>", "<think>so 3</think>"),
+    ],
+)
+def test_a_response_behind_an_opened_tag_does_not_repeat_it(tail: str, response: str, left: str):
+    prompt = ChatPrompt(sample_id="s1", text=f"assistant\n{tail}", opened_section="think" if "<" in tail else "")
+    assert response_behind(prompt, response) == left
+
+
+def test_gold_that_does_not_begin_in_the_opened_section_is_refused():
+    prompt = ChatPrompt(sample_id="s1", text="assistant\n<think>\n", opened_section="think")
+    with pytest.raises(
+        PromptTemplateError, match=r"sample 's1': the chat template opens <think> .* begins with '<answer>3"
+    ):
+        response_behind(prompt, "<answer>3</answer>")

@@ -14,9 +14,11 @@ from rewards.functions.accuracy import accuracy
 from rewards.functions.copying import observe_citation, think_copy
 from rewards.functions.evidence import evidence, evidence_per_image
 from rewards.functions.format import format as well_formed
+from rewards.functions.format import sections as only
 from rewards.functions.length import overlong, overlong_penalty
+from rsgrpo.config import EVISRAG, ResponseFormat, SectionRule
 from rsgrpo.text.normalise import normalize_answer, set_f1
-from rsgrpo.text.sections import TAGS, parse_response
+from rsgrpo.text.sections import parse_response
 from rsgrpo.types import ImageRef, Sample
 
 Parity = Callable[[str], list[dict[str, Any]]]
@@ -29,12 +31,20 @@ def tagged(evidence: str = "", answer: str = "", observe: str = "o", think: str 
     )
 
 
-def call(text: str, *, num_tokens: int = 300, num_images: int = 3, **sample: Any) -> RewardCall:
+def call(
+    text: str,
+    *,
+    num_tokens: int = 300,
+    num_images: int = 3,
+    response_format: ResponseFormat = EVISRAG,
+    opened: str = "",
+    **sample: Any,
+) -> RewardCall:
     images = tuple(ImageRef(path=f"{index}.png") for index in range(num_images))
     return RewardCall(
         sample=Sample(sample_id="q", images=images, **sample),
         text=text,
-        parsed=parse_response(text),
+        parsed=parse_response(text, response_format, opened),
         token_ids=np.zeros(num_tokens, dtype=np.int32),
         finish_reason="stop",
         num_tokens=num_tokens,
@@ -241,7 +251,8 @@ def test_copying_the_answer_into_think_costs_one(think: str, penalty: float) -> 
 
 
 ANY_TEXT = st.lists(
-    st.sampled_from([*TAGS, "\n", "x ", "3.5", "-", "[1]: ", "[2]: ", "[9]: ", NONE, FACT, "é", "[", "<"]), max_size=25
+    st.sampled_from([*EVISRAG.tags, "\n", "x ", "3.5", "-", "[1]: ", "[2]: ", "[9]: ", NONE, FACT, "é", "[", "<"]),
+    max_size=25,
 ).map("".join)
 
 
@@ -256,3 +267,42 @@ def test_values_stay_in_their_range_for_any_text(response: str, gold: str) -> No
     assert think_copy(one) in (-1.0, 0.0)
     scores = reference.score_reference(response, gold, 300)
     assert scores.overall >= -3.0
+
+
+# --- other sections than EVisRAG's ---
+
+LOOKS = ResponseFormat(
+    sections=(
+        SectionRule(name="look", order=0, repeatable=True, per_image_lines=True),
+        SectionRule(name="final", order=1),
+    )
+)
+LOOKED = f"<look>[1]: {FACT}</look>\n<look>[2]: {NONE}</look><look>[3]: {NONE}</look>\n<final>3%</final>"
+
+
+def test_rewards_read_the_sections_that_are_declared() -> None:
+    gold = f"<look>[1]: {FACT}\n[2]: {NONE}\n[3]: {NONE}</look><final>3%</final>"
+    looked = call(LOOKED, response_format=LOOKS, gold_response=gold)
+    assert well_formed(looked) == 1.0
+    assert accuracy(looked, section="final") == 1.0
+    assert evidence(looked) == 1.0
+    assert evidence_per_image(looked) == [1.0, 1.0, 1.0]
+    assert observe_citation(looked, section="final") == 0.0
+    assert observe_citation(looked, section="look") == -1.0
+    assert think_copy(looked, section="look", answer_section="final") == 0.0
+    # the second look is left out: its image scores 0, (3 + 1) / 5 are left
+    without = LOOKED.replace(f"<look>[2]: {NONE}</look>", "")
+    assert evidence(call(without, response_format=LOOKS, gold_response=gold)) == pytest.approx(0.8)
+
+
+def test_the_opened_section_counts_as_written() -> None:
+    whole = tagged(f"[1]: {FACT}", "3%")
+    behind = whole.removeprefix("<observe>")
+    assert (well_formed(call(behind)), well_formed(call(behind, opened="observe"))) == (0.0, 1.0)
+    assert well_formed(call(whole, opened="observe")) == 0.0  # the tag a second time
+    names = list(EVISRAG.names)
+    assert (only(call(behind), names), only(call(behind, opened="observe"), names)) == (0.0, 1.0)
+    assert only(call("t</think><answer>3</answer>", opened="think"), ["think", "answer"]) == 1.0
+    assert think_copy(call("3</think><answer>3</answer>", opened="think")) == -1.0
+    # the public code's look at the response alone
+    assert reference.format(call(behind, opened="observe")) == 0.0

@@ -329,7 +329,10 @@ def test_bounds_beside_the_convention_are_refused() -> None:
     ("kwargs", "message"),
     [
         ({"convention": "permile"}, "convention='permile' is not known; choose one of permille, shares, pixels"),
-        ({"section": "answers"}, "section='answers' is not known"),
+        (
+            {"section": "answers"},
+            "section='answers' is not declared; response.sections has observe, evidence, think, answer",
+        ),
         ({"threshold": 50}, r"threshold=50 must lie in \[0, 1\]"),
         ({"treshold": 0.5}, "do not fit"),
     ],

@@ -11,16 +11,26 @@ from PIL import Image
 
 from rewards.base import RewardError
 from rewards.lab.__main__ import main
-from rewards.lab.cases import CASES, TRICKS
+from rewards.lab.cases import TRICKS, cases_of
 from rewards.lab.lint import lint
 from rewards.lab.replay import ReplayError, replay
 from rewards.lab.settings import changed_settings, run_settings, yaml_rewards
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.algorithm.advantages import credit_groups
-from rsgrpo.config import Config, ConfigError, DataConfig, RewardConfig, ScopeConfig, resolved_yaml
+from rsgrpo.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ResponseFormat,
+    RewardConfig,
+    ScopeConfig,
+    SectionRule,
+    resolved_yaml,
+)
 from rsgrpo.data.images.image_view import ImageView, write_view
 from rsgrpo.run.recorder import read_groups, record_groups
+from rsgrpo.text.sections import parse_response
 from rsgrpo.types import Box, ImageRef, Sample
 from tests.unit.report_run import make_sample, response, sampled_group
 
@@ -176,7 +186,7 @@ def test_a_new_reward_and_a_new_scope(run: Path) -> None:
 
 def test_rewards_from_another_file_take_the_place_of_the_runs(run: Path) -> None:
     after = changed_settings(run, CONFIGS / "recipe" / "quickstart.yaml", ["rewards.overlong.weight=0"])
-    assert list(after.rewards) == list(yaml_rewards(CONFIGS / "recipe" / "quickstart.yaml"))
+    assert list(after.rewards) == list(yaml_rewards(CONFIGS / "recipe" / "quickstart.yaml")[0])
     result = replay(run, run_settings(run), after)
     # lines is gone, evidence came: both stand in the comparison
     assert [reward.name for reward in result.rewards][:4] == ["accuracy", "lines", "format", "evidence"]
@@ -265,10 +275,15 @@ def test_what_pays_on_our_own_rewards(function: str, kind: str, paying: set[str]
     assert result.honest > 0.7
 
 
-@pytest.mark.parametrize("recipe", ["quickstart", "evisrag_7b", "rl_grounding", "rl_haystack", "rl_multiple_choice"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "quickstart", "evisrag_7b", "rl_grounding", "rl_haystack", "rl_multiple_choice", "rl_plan_look", "rl_looks",
+    ],
+)  # fmt: skip
 def test_no_trick_pays_on_the_rewards_of_a_recipe_together(recipe: str, tmp_path: Path) -> None:
-    rewards = load_rewards(yaml_rewards(CONFIGS / "recipe" / f"{recipe}.yaml"), tmp_path)
-    assert lint(recipe, rewards).paying == ()
+    rewards, response_format = yaml_rewards(CONFIGS / "recipe" / f"{recipe}.yaml")
+    assert lint(recipe, load_rewards(rewards, tmp_path, response_format), "", response_format).paying == ()
 
 
 def test_a_constant_pays_for_everything_and_length_for_repetition(tmp_path: Path) -> None:
@@ -309,10 +324,51 @@ def test_exit_status_says_whether_a_trick_pays(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_every_case_has_an_honest_response_that_differs_from_its_tricks() -> None:
-    for kind, cases in CASES.items():
+    for kind, cases in cases_of().items():
         assert len({case.sample.sample_id for case in cases}) == len(cases) >= 3
         for trick, write in TRICKS.items():
             # truncation and emptiness change every response; no trick is dead on all kinds
             texts = [write(case) for case in cases]
             assert all(isinstance(text, str) for text in texts), (kind, trick)
-    assert all(any(write(case) != case.text for cases in CASES.values() for case in cases) for write in TRICKS.values())
+    assert all(
+        any(write(case) != case.text for cases in cases_of().values() for case in cases) for write in TRICKS.values()
+    )
+
+
+def test_cases_are_written_in_the_declared_sections() -> None:
+    looks = ResponseFormat(
+        sections=(
+            SectionRule(name="final", order=2),
+            SectionRule(name="look", order=1, repeatable=True, per_image_lines=True),
+            SectionRule(name="plan", order=0),
+        )
+    )
+    for kind, cases in cases_of(looks, "").items():
+        for case in cases:
+            parsed = parse_response(case.text, looks)
+            assert parsed.is_well_formed, kind
+            # one look for each image, its line in it; the section that stands last holds the answer
+            assert len(parsed.all_of("look")) == len(case.sample.images) == len(parsed.evidence_lines)
+            assert parsed.content("final") == case.sections["final"]
+            assert parse_response(case.sample.gold_response, looks).is_well_formed
+            assert parse_response(TRICKS["tag spam"](case), looks).all_of("look")
+    assert [case.text for case in cases_of()["haystack"]] != [case.text for case in cases_of(looks, "")["haystack"]]
+
+
+def test_lint_of_a_recipe_goes_by_its_sections(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", "--config", str(CONFIGS / "recipe" / "rl_looks.yaml")]) == 0
+    assert "questions: haystack" in capsys.readouterr().out
+
+
+def test_replay_begins_inside_of_what_the_prompt_opened(tmp_path: Path) -> None:
+    sample = Sample(sample_id="q", question="?", images=IMAGES, answers=("3",))
+    config = RewardConfig(function="rewards.functions.copying:think_copy", scope=ScopeConfig(section="think"))
+    group = sampled_group(sample, ["3</think><answer>3</answer>", "x</think><answer>3</answer>"])
+    group = dataclasses.replace(group, prompt=dataclasses.replace(group.prompt, opened_section="think"))
+    scored = Scorer(load_rewards({"copy": config}, tmp_path)).score([group])
+    settings = Config(stage="eval", rewards={"copy": config})
+    credited = credit_groups(scored, {"copy": 1.0}, settings.rl.credit)
+    record_groups(tmp_path / "rollouts.jsonl", "rl", 1, credited)
+    assert read_groups(tmp_path / "rollouts.jsonl")[0].opened_section == "think"
+    assert [one.rewards[0].value for one in credited[0].rollouts] == [-1.0, 0.0]
+    assert not any(group.is_changed for group in replay(tmp_path, settings, settings).groups)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from rewards.base import DeclaredReward, RewardError, batch_reward, needs_gold
+from rewards.base import IMAGE_LINES, DeclaredReward, RewardError, batch_reward, needs_gold, reads_sections
 from rewards.plugins import LoadedReward, load_rewards
-from rsgrpo.config import RewardConfig, ScopeConfig
+from rsgrpo.config import ResponseFormat, RewardConfig, ScopeConfig, SectionRule
 
 WHOLE = ScopeConfig(start="begin", stop="end")
 
@@ -136,3 +136,66 @@ def test_whatever_a_plugin_does_while_it_loads_is_one_sentence(
 def test_a_module_needs_its_whole_name(function: str) -> None:
     with pytest.raises(RewardError, match="is no whole name of a module"):
         load(function)
+
+
+FINAL = ResponseFormat(
+    sections=(SectionRule(name="look", order=0, per_image_lines=True), SectionRule(name="final", order=1))
+)
+BARE = ResponseFormat(sections=(SectionRule(name="final", order=0),))
+
+
+def load_in(function: str, response_format: ResponseFormat, **kwargs: Any) -> LoadedReward:
+    return load_rewards({"mine": RewardConfig(function=function, scope=WHOLE, kwargs=kwargs)}, Path(), response_format)[
+        0
+    ]
+
+
+def test_the_answers_section_comes_from_the_arguments_and_its_gold_is_needed() -> None:
+    reward = load_in("rewards.functions.accuracy:accuracy", FINAL, section="final")
+    assert (reward.gold_sections, reward.answer_section) == (("final",), "final")
+    evidence = load_in("rewards.functions.evidence:evidence", FINAL)
+    assert (evidence.gold_sections, evidence.answer_section) == (("look",), "answer")
+
+
+@pytest.mark.parametrize(
+    ("function", "response_format", "kwargs", "message"),
+    [
+        (
+            "accuracy:accuracy",
+            FINAL,
+            {},
+            r"rewards\.mine\.kwargs\.section='answer' is not declared; .* has look, final",
+        ),
+        ("multiple_choice:choice", FINAL, {"section": "Final"}, "section='Final' is not declared"),
+        ("haystack:yes_no", FINAL, {}, "section='answer' is not declared"),
+        ("grounding:box_count", FINAL, {"section": "box"}, "section='box' is not declared"),
+        ("format:sections", FINAL, {"names": ["look", "answer"]}, r"kwargs\.names='answer' is not declared"),
+        ("copying:think_copy", FINAL, {"section": "look"}, r"kwargs\.answer_section='answer' is not declared"),
+        ("copying:observe_citation", FINAL, {}, "section='observe' is not declared"),
+        ("evidence:evidence", BARE, {}, "reads one line per image; response.sections has final: set per_image_lines"),
+        ("haystack:needle_found", BARE, {}, "reads one line per image"),
+        # the public code's know EVisRAG's tags
+        ("upstream:accuracy", FINAL, {}, "reads the section 'answer', which is not declared"),
+        ("upstream:format", FINAL, {}, "reads the section 'observe', which is not declared"),
+        ("upstream:is_think", FINAL, {}, "reads the section 'think'"),
+    ],
+)
+def test_a_reward_on_a_section_that_is_not_declared_is_refused_when_it_is_loaded(
+    function: str, response_format: ResponseFormat, kwargs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RewardError, match=message):
+        load_in(f"rewards.functions.{function}", response_format, **kwargs)
+
+
+def test_no_section_may_be_named() -> None:
+    assert load_in("rewards.functions.grounding:iou", FINAL).gold_sections == ("boxes",)
+
+
+def test_declared_sections_and_gold_add_up() -> None:
+    @reads_sections(IMAGE_LINES, arguments=("section",))
+    @needs_gold("boxes", answer_in="section")
+    def mine(call: object, section: str = "answer") -> float:
+        return 0.0
+
+    assert (mine.gold_sections, mine.answer_in) == (("boxes",), "section")
+    assert (mine.sections, mine.section_arguments) == ((IMAGE_LINES,), ("section",))

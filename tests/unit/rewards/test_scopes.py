@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.scopes import ScopeRequest, locate_scope, locate_scopes
-from rsgrpo.config import ScopeConfig
-from rsgrpo.text.sections import TAGS, parse_response
+from rsgrpo.config import EVISRAG, ConfigError, ResponseFormat, ScopeConfig, SectionRule
+from rsgrpo.text.sections import parse_response
 from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import TokenSpan
 
@@ -108,7 +108,9 @@ def test_an_unfinished_last_line_keeps_its_last_token() -> None:
 
 
 @given(
-    st.lists(st.sampled_from([*TAGS, "\n", "x", "é", "東<", ">\n", "[1]: a\n", "[2]: b\n"]), max_size=25).map("".join),
+    st.lists(st.sampled_from([*EVISRAG.tags, "\n", "x", "é", "東<", ">\n", "[1]: a\n", "[2]: b\n"]), max_size=25).map(
+        "".join
+    ),
     st.data(),
 )
 def test_adjacent_scopes_partition_the_tokens(text: str, data: st.DataObject) -> None:
@@ -120,7 +122,7 @@ def test_adjacent_scopes_partition_the_tokens(text: str, data: st.DataObject) ->
     assert decoded == text
     parsed = parse_response(text)
     # every tag that stands there cuts the response in two: no token lost, none counted twice
-    for tag in TAGS:
+    for tag in EVISRAG.tags:
         before = locate_scope(ScopeConfig(start="begin", stop=tag), parsed, starts)
         behind = locate_scope(ScopeConfig(start=tag, stop="end"), parsed, starts)
         assert before.found == behind.found == (tag in text)
@@ -146,3 +148,77 @@ def test_together_and_alone_agree() -> None:
     assert [len(entry) for entry in together] == [1, 2, 1]
     assert together[0][0] == locate_scope(scopes[0], PARSED, STARTS)
     assert together[2][0] == locate_scope(scopes[2], PARSED, STARTS)
+
+
+LOOKS = ResponseFormat(
+    sections=(
+        SectionRule(name="look", order=0, repeatable=True, per_image_lines=True),
+        SectionRule(name="answer", order=1),
+    )
+)
+
+
+def test_a_repeated_section_has_a_span_for_every_place_where_it_stands() -> None:
+    text = "<look>[1]: a</look>x<look>[2]: b</look><answer>c</answer>"
+    starts = np.arange(len(text) + 1, dtype=np.int32)
+    parsed = parse_response(text, LOOKS)
+    looks = locate_scope(ScopeConfig(section="look"), parsed, starts)
+    # `<look>[1]: a</look>` has 19 characters, the second one begins behind the x
+    assert looks.spans == (TokenSpan(start=0, stop=19), TokenSpan(start=20, stop=39))
+    # a tag is the first of its kind
+    first = locate_scope(ScopeConfig(start="<look>", stop="</look>"), parsed, starts)
+    assert first.spans == (TokenSpan(start=0, stop=12),)
+    (lines,) = locate_scopes([ScopeRequest(scope=ScopeConfig(evidence_line=True))], parsed, starts, num_images=2)
+    assert [line.spans for line in lines] == [(TokenSpan(start=6, stop=12),), (TokenSpan(start=26, stop=32),)]
+
+
+def test_the_last_of_a_repeated_section_holds_the_end_of_sequence_where_it_ends_the_text() -> None:
+    text = "<look>a</look><look>b"
+    located = locate_scope(ScopeConfig(section="look"), parse_response(text, LOOKS), np.arange(22, dtype=np.int32))
+    assert located.spans == (TokenSpan(start=0, stop=14), TokenSpan(start=14, stop=22))
+
+
+def test_a_tag_that_the_prompt_wrote_stands_in_front_of_the_first_token() -> None:
+    text = "t</think><answer>3</answer>"
+    starts = np.arange(len(text) + 1, dtype=np.int32)
+    parsed = parse_response(text, EVISRAG, "think")
+    for scope, expected in (
+        (ScopeConfig(section="think"), (0, 9)),
+        (ScopeConfig(start="<think>", stop="<answer>"), (0, 9)),
+        (ScopeConfig(start="<think>", stop="end"), (0, 28)),
+    ):
+        located = locate_scope(scope, parsed, starts)
+        assert (located.spans, located.found) == ((TokenSpan(start=expected[0], stop=expected[1]),), True)
+    # nothing stands in front of it, but it is there
+    before = locate_scope(ScopeConfig(start="begin", stop="<think>"), parsed, starts)
+    assert (before.spans, before.found) == ((), True)
+    assert not locate_scope(ScopeConfig(section="think"), parse_response(text), starts).found
+
+
+def test_an_undeclared_section_is_no_scope() -> None:
+    with pytest.raises(ConfigError, match="'think' is not declared"):
+        locate_scope(ScopeConfig(section="think"), parse_response("x", LOOKS), np.arange(2, dtype=np.int32))
+
+
+@given(
+    st.lists(st.sampled_from([*LOOKS.tags, "\n", "x", "é", "[1]: a\n"]), max_size=25).map("".join),
+    st.sampled_from(["", "look", "answer"]),
+    st.data(),
+)
+def test_the_places_of_a_repeated_section_share_no_token_and_cut_where_characters_do(
+    text: str, opened: str, data: st.DataObject
+) -> None:
+    encoded = text.encode()
+    cuts = data.draw(st.lists(st.integers(0, len(encoded)), max_size=20).map(sorted))
+    pieces = [encoded[start:stop] for start, stop in pairwise([0, *cuts, len(encoded)])]
+    decoded, starts = TokenTable([*pieces, b""]).decode(range(len(pieces) + 1))
+    parsed = parse_response(decoded, LOOKS, opened)
+    located = locate_scope(ScopeConfig(section="look"), parsed, starts)
+    taken = [index for span in located.spans for index in range(span.start, span.stop)]
+    assert taken == sorted(set(taken))
+    # exactly the tokens whose first character lies in one of its places
+    for index, start in enumerate(starts):
+        is_inside = any(
+            one.start <= start < one.stop or (start == len(text) == one.stop) for one in parsed.all_of("look")
+        )
+        assert (index in taken) == is_inside

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from PIL import Image
 
 from rsgrpo.config import resolved_yaml
@@ -260,3 +261,36 @@ def test_the_module_runs_as_a_command(tmp_path: Path) -> None:
     assert Path(done.stdout.strip()) == tmp_path / "report.html"
     missing = call(tmp_path / "no")
     assert missing.returncode == 1 and missing.stderr.startswith("error: ")
+
+
+def test_sections_are_those_that_the_run_declared(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", num_steps=2)
+    assert _page(run).document["rollouts"]["sections"] == ["observe", "evidence", "think", "answer"]
+    file = run / "config.yaml"
+    settings = OmegaConf.load(file)
+    sections = [{"name": "think", "repeatable": True, "order": 0}, {"name": "answer"}]
+    file.write_text(OmegaConf.to_yaml(OmegaConf.merge(settings, {"response": {"sections": sections}})))
+    text = "a</think><answer>1</answer><think>b</think>"
+    rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    rows[0] |= {"opened_section": "think"}
+    rows[0]["rollouts"][0] |= {
+        "text": text,
+        "token_char_starts": [0] * len(rows[0]["rollouts"][0]["token_char_starts"]),
+    }
+    (run / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = _page(run).document["rollouts"]
+    assert shown["sections"] == ["think", "answer"]
+    # every place of a repeated section; the first began in the prompt: "a</think>" has 9 characters, the answer 18
+    assert shown["groups"][0]["rollouts"][0]["sections"] == [["think", 0, 9], ["think", 27, 43], ["answer", 9, 27]]
+
+
+@pytest.mark.parametrize(
+    "response_setting", ["response: 3", "response: {sections: []}", "response: {sections: [{a: 1}]}"]
+)
+def test_damaged_sections_are_shown_as_evisrags(tmp_path: Path, response_setting: str) -> None:
+    run = make_run(tmp_path / "run", num_steps=2)
+    file = run / "config.yaml"
+    lines = file.read_text().split("response:\n")
+    behind = lines[1][re.search(r"^\w", lines[1], re.MULTILINE).start() :]  # type: ignore[union-attr]
+    file.write_text(f"{lines[0]}{response_setting}\n{behind}")
+    assert _page(run).document["rollouts"]["sections"] == ["observe", "evidence", "think", "answer"]

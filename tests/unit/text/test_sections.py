@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsgrpo.text.sections import TAGS, parse_response
-from rsgrpo.types import SECTION_TAGS
+from rsgrpo.config import EVISRAG
+from rsgrpo.text.sections import parse_response
+
+TAGS = EVISRAG.tags
 
 WELL_FORMED = (
     "<observe>two pages</observe>\n<evidence>\n[1]: price 12\n[2]: no relevant information\n</evidence>\n"
@@ -22,7 +24,7 @@ def codes(text: str) -> set[str]:
 def test_a_well_formed_response_comes_apart_at_its_tags() -> None:
     parsed = parse_response(WELL_FORMED)
     assert parsed.is_well_formed
-    assert [parsed.content(name) for name in SECTION_TAGS] == [
+    assert [parsed.content(name) for name in EVISRAG.names] == [
         "two pages",
         "\n[1]: price 12\n[2]: no relevant information\n",
         "so 12",
@@ -130,7 +132,7 @@ def test_spans_hold_for_any_mixture(text: str) -> None:
     parsed = parse_response(text)
     for tag in TAGS:
         assert parsed.tag_start(tag) == text.find(tag)
-    for name in SECTION_TAGS:
+    for name in EVISRAG.names:
         section = parsed.section(name)
         assert (section is None) == (f"<{name}>" not in text)
         if section is None:

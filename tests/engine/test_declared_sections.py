@@ -1,0 +1,106 @@
+"""Sections of a recipe's own, repeated, the first one opened by the chat template: one real step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from transformers import AutoProcessor
+
+from recipes.rs_grpo import RsGrpo, RsGrpoState
+from recipes.setup.preparation import prepare
+from recipes.setup.workers import open_workers
+from rsgrpo.cluster.ray_cluster import open_cluster
+from rsgrpo.config import Config, QuickstartConfig, load_config, register_schema
+from rsgrpo.data.evisrag_files import load_samples
+from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
+from rsgrpo.data.synthetic.tasks import write_task
+from rsgrpo.prompts.template import PromptBuilder, response_behind
+from rsgrpo.run.folder import RunFolder
+from rsgrpo.run.progress import Progress
+from rsgrpo.types import Sample
+from tests.engine.taught_model import teach
+from tests.engine.test_generated_tasks import CONFIGS, SMALL
+
+pytestmark = pytest.mark.engine
+
+
+def _looked(sample: Sample) -> str:
+    """A gold haystack response, its lines one look each."""
+    lines = sample.gold_response.partition("<evidence>")[2].partition("</evidence>")[0].splitlines()
+    looks = "".join(f"<think>\nNext.</think><look>{line}</look>" for line in lines)
+    return f"{looks}<answer>{sample.answers[0]}</answer>"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    root = tmp_path_factory.mktemp("looks")
+    write_task("haystack", root, num_train=16, num_test=1, num_images=2, image_pixels=56, seed=0)
+    places = (f"data.rl_path={root}/train.jsonl", f"data.test_path={root}/test.jsonl", f"model.path={root}/model")
+    GlobalHydra.instance().clear()
+    register_schema()
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        overrides = ["recipe=rl_looks", *SMALL, *places, f"run_dir={root}/run", "cluster.gpus_per_node=0"]
+        config = load_config(compose("config", overrides=overrides))
+    samples = load_samples(config.data.rl_path, config.data, is_training=True).samples
+    size = QuickstartConfig(text_hidden=128, text_layers=2, vision_hidden=64, vision_heads=2, vocabulary_tokens=640)
+    prompt = Path(config.prompt.path).read_text()
+    corpus = [f"{prompt} {sample.question} {_looked(sample)}" for sample in samples]
+    build_quickstart_model(size, root / "model", 0, corpus)
+    template = root / "model" / "chat_template.jinja"
+    header = '{{ "<|im_start|>assistant\\n" }}'
+    opening = template.read_text().replace(header, header.replace('n" }}', 'n<think>\\n" }}'))
+    assert opening != template.read_text()
+    template.write_text(opening)
+    builder = PromptBuilder(
+        config.prompt, AutoProcessor.from_pretrained(root / "model"), response_format=config.response.format
+    )
+    prompts = [builder.build(sample) for sample in samples]
+    assert {one.opened_section for one in prompts} == {"think"}
+    gold = [response_behind(one, _looked(sample)) for one, sample in zip(prompts, samples, strict=True)]
+    teach(root / "model", [(one.text, f"{text}<|im_end|>") for one, text in zip(prompts, gold, strict=True)])
+    return config
+
+
+def test_all_looks_are_credited_and_responses_begin_inside_of_think(config: Config) -> None:
+    prepared = prepare(config, RunFolder(root=Path(config.run_dir)), Progress(False))
+    with (
+        open_cluster(config.cluster) as cluster,
+        open_workers(config, prepared.base_model, cluster) as workers,
+    ):
+        assert workers.policy is not None and workers.engine is not None
+        workers.policy.begin_stage(config.rl.optimizer, 1)
+        training = RsGrpo(
+            config=config,
+            policy=workers.policy,
+            engine=workers.engine,
+            scorer=prepared.scorer,
+            prompts=prepared.rl,
+            state=RsGrpoState(),
+        )
+        report = training.train_step(is_last=True)
+    assert report.metrics["policy/grad_norm"] > 0.0
+    assert 0.0 < report.metrics["reward/found/mean"] < 1.0
+    assert report.metrics["reward/format/mean"] > 0.0
+    num_well_formed = 0
+    for group in report.credited:
+        assert group.prompt.opened_section == "think"
+        for one in group.rollouts:
+            rewards = {reward.key: reward for reward in one.rewards}
+            if rewards[("format", -1)].value != 1.0:
+                continue
+            num_well_formed += 1
+            text, starts = one.rollout.text, [*one.rollout.token_char_starts.tolist(), len(one.rollout.text)]
+            assert not text.startswith("<think>")
+            spans = {name: rewards[(name, -1)].spans for name in ("found", "think_copy")}
+            # as many places as there are tags; the first think has none
+            assert len(spans["found"]) == text.count("<look>")
+            assert len(spans["think_copy"]) == text.count("<think>") + 1
+            assert spans["think_copy"][0].start == 0
+            for span in spans["found"]:
+                # tokens may be merged with a sign of the tags beside them
+                said = text[starts[span.start] : starts[span.stop]]
+                assert said.startswith(("<look", "look>")) and "</look" in said
+    assert num_well_formed > 0
