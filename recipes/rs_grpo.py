@@ -104,7 +104,7 @@ class RsGrpoState:
         Args:
             prompts: of this process, whose groups they are by sample id.
         """
-        by_id = {one.sample.sample_id: one for one in prompts}
+        by_id = {prompt.sample.sample_id: prompt for prompt in prompts}
 
         def found(scored: ScoredGroup) -> ScoredGroup:
             own = by_id.get(scored.sample_id)
@@ -146,16 +146,16 @@ def training_groups(
             prompt_token_ids=group.prompt_token_ids,
             responses=tuple(
                 TrainingResponse(
-                    response_index=one.rollout.response_index,
-                    token_ids=one.rollout.token_ids,
-                    positive_weights=one.positive_weights,
-                    negative_weights=one.negative_weights,
-                    rollout_logprobs=one.rollout.logprobs,
-                    old_logprobs=old[one.key].logprobs if one.key in old else None,
-                    kl_weight=0.0 if kl_weights is None else kl_weights[one.key],
-                    temperature=one.rollout.temperature,
+                    response_index=rollout.rollout.response_index,
+                    token_ids=rollout.rollout.token_ids,
+                    positive_weights=rollout.positive_weights,
+                    negative_weights=rollout.negative_weights,
+                    rollout_logprobs=rollout.rollout.logprobs,
+                    old_logprobs=old[rollout.key].logprobs if rollout.key in old else None,
+                    kl_weight=0.0 if kl_weights is None else kl_weights[rollout.key],
+                    temperature=rollout.rollout.temperature,
                 )
-                for one in group.rollouts
+                for rollout in group.rollouts
             ),
         )
         for group in credited
@@ -169,7 +169,7 @@ def _request_size(missing: int, acceptance_rate: float, *, most: int) -> int:
 
 def sampled_version(group: ScoredGroup) -> int:
     """The version of the weights that sampled a group: its oldest rollout's stamp."""
-    return min(one.rollout.policy_version for one in group.rollouts)
+    return min(rollout.rollout.policy_version for rollout in group.rollouts)
 
 
 def check_staleness(groups: Sequence[ScoredGroup], *, trained_version: int, max_age: int) -> None:
@@ -346,7 +346,7 @@ class RsGrpo:
             with clock.phase("old_logprobs"):
                 unweighted = credit_groups(kept, self.weights, settings.credit)
                 scored = self.policy.score(training_groups(unweighted, {}))
-            self._old = {one.key: one for one in scored}
+            self._old = {scored_group.key: scored_group for scored_group in scored}
         size = max(1, math.ceil(len(kept) / settings.updates_per_batch))
         return [kept[start : start + size] for start in range(0, len(kept), size)]
 
@@ -381,7 +381,7 @@ class RsGrpo:
                     scoring.add(group)
             with clock.phase("score"):
                 scored = {group.sample_id: group for group in scoring.scored()}
-        return [scored[one.sample.sample_id] for one in prompted]
+        return [scored[prompt.sample.sample_id] for prompt in prompted]
 
     def collect(self, step: int, *, trained_version: int) -> Batch:
         """Sample and score until a step's worth of groups has nonzero variance, or the refills are used up.
@@ -413,7 +413,7 @@ class RsGrpo:
             scored = self._sample(prompted, self.config.seed * 1_000_003 + step * 101 + round_index, clock)
             selection = select_groups(scored, settings.filter, self.weights, settings.credit.scoping)
             check_staleness(scored, trained_version=trained_version, max_age=self._max_age(is_leftover=False))
-            num_tokens += sum(len(one.rollout.token_ids) for group in scored for one in group.rollouts)
+            num_tokens += sum(len(rollout.rollout.token_ids) for group in scored for rollout in group.rollouts)
             num_sampled += len(scored)
             num_kept += len(selection.kept)
             kept.extend(selection.kept)

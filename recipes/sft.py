@@ -72,7 +72,7 @@ def training_groups(
     Returns:
         One group of one response each; every target weighs 1/N, N counted over all of them.
     """
-    encoded = [response_tokens(one, tokenizer, image_tokens) for one in conversations]
+    encoded = [response_tokens(conversation, tokenizer, image_tokens) for conversation in conversations]
     num_targets = sum(int(is_target.sum()) for _, is_target in encoded)
     return [
         TrainingGroup(

@@ -87,7 +87,7 @@ class TrajectorySource:
         """The next conversations, in a new random order every epoch."""
         self._stream.position = position
         taken = self._stream.take(count)
-        return Taken(conversations=[_trajectory(one) for one in taken], position=self._stream.position, skipped=())
+        return Taken(conversations=[_trajectory(item) for item in taken], position=self._stream.position, skipped=())
 
     def held_out(self) -> list[Conversation]:
         """The last trajectories."""

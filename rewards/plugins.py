@@ -80,7 +80,7 @@ def _load(name: str, config: RewardConfig, base_folder: Path, response_format: R
         raise RewardError(f"rewards.{name}.kwargs: {problem}")
     arguments = _bound_arguments(name, config, reward.function)
     answer_section = str(arguments[reward.answer_in]) if reward.answer_in else "answer"
-    gold = tuple(_section_name(one, response_format) for one in reward.gold_sections)
+    gold = tuple(_section_name(gold_section, response_format) for gold_section in reward.gold_sections)
     _check_sections(name, config, reward, arguments, response_format)
     return LoadedReward(
         name=name,
@@ -113,7 +113,10 @@ def _check_sections(
                     f"rewards.{name}.kwargs.{argument}={shown(section, 80)!r} is not declared; "
                     f"{response_format.declared}"
                 )
-    for section in (*reward.sections, *(one for one in reward.gold_sections if one not in GOLD_FIELDS)):
+    for section in (
+        *reward.sections,
+        *(gold_section for gold_section in reward.gold_sections if gold_section not in GOLD_FIELDS),
+    ):
         if section == IMAGE_LINES and not response_format.lines_section:
             raise RewardError(
                 f"rewards.{name}: {config.function} reads one line per image; {response_format.declared}: set "

@@ -187,7 +187,7 @@ class RolloutPool:
             group.sample.sample_id: group
             for group in self.stream(prompted, num_samples=num_samples, sampling=sampling, seed=seed)
         }
-        return [groups[one.sample.sample_id] for one in prompted]
+        return [groups[prompt.sample.sample_id] for prompt in prompted]
 
     def _replaced(self, number: int, died: Any, call_seed: int, others_live: bool) -> Any | None:
         """Start a worker in place of one that died while it sampled; wait for it only if no other is left."""

@@ -44,7 +44,9 @@ def requests_for(
     prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
 ) -> list[RolloutRequest]:
     """A request for each question, all with the same wishes."""
-    return [RolloutRequest(prompted=one, num_samples=num_samples, sampling=sampling, seed=seed) for one in prompted]
+    return [
+        RolloutRequest(prompted=prompt, num_samples=num_samples, sampling=sampling, seed=seed) for prompt in prompted
+    ]
 
 
 def request_seed(seed: int, sample_id: str) -> int:

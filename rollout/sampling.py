@@ -61,7 +61,7 @@ class SamplingCall:
                     self._lose(number)
                     continue
                 num_tokens = {
-                    group.sample.sample_id: sum(len(one.token_ids) for one in group.rollouts) for group in found
+                    group.sample.sample_id: sum(len(rollout.token_ids) for rollout in group.rollouts) for group in found
                 }
                 drawn = self._queue.answered(number, num_tokens, now_seconds=time.monotonic())
                 if self._queue.num_held(number):

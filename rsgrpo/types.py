@@ -381,7 +381,7 @@ class TrainingGroup:
     @property
     def keys(self) -> tuple[ResponseKey, ...]:
         """Of its responses, in order."""
-        return tuple((self.sample_id, one.response_index) for one in self.responses)
+        return tuple((self.sample_id, response.response_index) for response in self.responses)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -146,7 +146,7 @@ def check_apart(configs: Sequence[Config]) -> None:
     from rsgrpo.config import ConfigError
     from rsgrpo.errors import shown
 
-    begun = Counter(str(Path(one.run_dir).absolute()) for one in configs if one.resume == "never")
+    begun = Counter(str(Path(config.run_dir).absolute()) for config in configs if config.resume == "never")
     folder, count = max(begun.items(), key=lambda item: item[1], default=("", 0))
     if count > 1:
         raise ConfigError(

@@ -85,10 +85,12 @@ def _quickstart_checks(subject: Subject, config: Config) -> Iterator[Check]:
     built = build_quickstart_data(settings, subject.scratch / "data", config.seed)
     paths = {"sft": built.sft_path, "rl": built.rl_path, "test": built.test_path}
     for name in WANTED[config.stage]:
-        for one in _set_checks(subject, config, name, paths[name]):
-            is_good = one.status == "ok"
+        for set_check in _set_checks(subject, config, name, paths[name]):
+            is_good = set_check.status == "ok"
             yield (
-                ok(f"{name} data", f"built by the run; of a few built for this check: {one.found}") if is_good else one
+                ok(f"{name} data", f"built by the run; of a few built for this check: {set_check.found}")
+                if is_good
+                else set_check
             )
 
 
@@ -116,7 +118,7 @@ def _set_checks(subject: Subject, config: Config, name: str, path: str) -> Itera
         return
     subject.samples[name] = loaded.samples
     left_out = sum(loaded.skipped.values())
-    found = f"{len(loaded.samples)} samples with {sum(len(one.images) for one in loaded.samples)} images"
+    found = f"{len(loaded.samples)} samples with {sum(len(sample.images) for sample in loaded.samples)} images"
     if left_out:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in loaded.skipped.items())
         yield warning(title, f"{found}; left out {reasons}", "data.on_bad_sample=reject shows which they are")
@@ -175,7 +177,9 @@ def _read_source(source: SourceConfig, config: Config, clock: Clock = time.monot
         return problem(title, found + first, "name the right data.format and path, or fix the records"), kept
     if not findings:
         return ok(title, found), kept
-    found += "; " + ", ".join(f"{one.count} × {one.reason}" for one in findings) + f"; {findings[0].examples[0]}"
+    found += (
+        "; " + ", ".join(f"{finding.count} × {finding.reason}" for finding in findings) + f"; {findings[0].examples[0]}"
+    )
     if not report.skipped:
         return ok(title, found), kept
     if config.data.on_bad_sample == "skip":
@@ -237,7 +241,7 @@ def read_header(ref: ImageRef) -> ImageHeader:
 
 def image_checks(subject: Subject) -> Iterator[Check]:
     """Images by format, mode, size and orientation, from their headers."""
-    refs = list({ref: None for samples in subject.samples.values() for one in samples for ref in one.images})
+    refs = list({ref: None for samples in subject.samples.values() for sample in samples for ref in sample.images})
     if refs:
         yield from headers_checks(refs)
 

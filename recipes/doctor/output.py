@@ -104,7 +104,7 @@ def write_json(file: Path, found: Iterable[Line], overrides: list[str], seconds:
     content = {
         "overrides": overrides,
         "seconds": round(seconds, 3),
-        "has_problem": any(one["status"] == "problem" for one in checks),
+        "has_problem": any(check["status"] == "problem" for check in checks),
         "checks": checks,
     }
     try:

@@ -66,7 +66,7 @@ class EngineAnswerer:
         self, prompts: Sequence[TaskPrompt], sampling: SamplingConfig, on_answers: Callable[[Sequence[Answer]], None]
     ) -> None:
         """See :class:`Answerer`; an engine answers everything or raises."""
-        prompted = [chat_prompt(one, self._chat) for one in prompts]
+        prompted = [chat_prompt(prompt, self._chat) for prompt in prompts]
         with closing(self._engine.stream(prompted, num_samples=1, sampling=sampling, seed=self._seed)) as groups:
             for group in groups:
                 (rollout,) = group.rollouts

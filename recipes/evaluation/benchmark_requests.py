@@ -147,7 +147,7 @@ def load_tasks(config: Config, limit: ContextLimit | None, canvases: Path) -> li
     # Every missing file is known before the first large one is read.
     writer = PromptWriter(_prompt_settings(config))
     wording = _Wording(config=config, writer=writer, limit=limit, canvases=canvases)
-    return [_load(one, wording) for one in data_sets]
+    return [_load(data_set, wording) for data_set in data_sets]
 
 
 def _family_name(task: str) -> str:
@@ -174,7 +174,7 @@ def _load(data: _DataSet, wording: _Wording) -> TaskRequests:
     samples, report = read_samples(data.format, data.path, options=options)
     task = data.benchmark.name
     if data.format == "mig_bench" and task != "mig_bench":
-        samples = tuple(one for one in samples if one.task == task)
+        samples = tuple(sample for sample in samples if sample.task == task)
     if config.eval.max_samples:
         samples = samples[: config.eval.max_samples]
     unusable = Tally()
@@ -182,7 +182,7 @@ def _load(data: _DataSet, wording: _Wording) -> TaskRequests:
     if not asked and not unusable.found:
         raise BenchmarkError(f"{data.name}: {data.path} holds no question\n{report.text()}")
     requests, images = _usable(asked, config, unusable)
-    manifest.keep(image for one in asked for image in one.sample.images)
+    manifest.keep(image for request in asked for image in request.sample.images)
     findings = unusable.findings()
     if findings and (is_strict or not requests):
         advice = "repair them" if not requests else "repair them, or set data.on_bad_sample=skip to go on without them"
@@ -215,21 +215,23 @@ def _usable(
     asked: Sequence[BenchmarkRequest], config: Config, unusable: Tally
 ) -> tuple[tuple[BenchmarkRequest, ...], ImageCounts]:
     """Questions whose images and words our engines can take; a sample that loses one question loses all."""
-    broken, images = look_at_images((image for one in asked for image in one.sample.images), config.data.image_rules)
+    broken, images = look_at_images(
+        (image for request in asked for image in request.sample.images), config.data.image_rules
+    )
     lost: dict[str, tuple[str, str]] = {}
-    for one in asked:
-        image = next((broken[image] for image in one.sample.images if image in broken), "")
-        texts = [part for turn in one.prompt.turns for part in turn.parts if isinstance(part, str)]
+    for request in asked:
+        image = next((broken[image] for image in request.sample.images if image in broken), "")
+        texts = [part for turn in request.prompt.turns for part in turn.parts if isinstance(part, str)]
         # A server's tokenizer is its own affair.
         token = "" if config.eval.endpoint.url else control_token(*texts)
         if image:
-            lost.setdefault(one.sample.sample_id, ("image", image))
+            lost.setdefault(request.sample.sample_id, ("image", image))
         elif token:
-            detail = f"sample {shown(one.sample.sample_id)!r}: its text holds the control token {token!r}"
-            lost.setdefault(one.sample.sample_id, ("text", detail))
+            detail = f"sample {shown(request.sample.sample_id)!r}: its text holds the control token {token!r}"
+            lost.setdefault(request.sample.sample_id, ("text", detail))
     for reason, detail in lost.values():
         unusable.add(reason, detail)
-    return tuple(one for one in asked if one.sample.sample_id not in lost), images
+    return tuple(request for request in asked if request.sample.sample_id not in lost), images
 
 
 def _sampling(family: _Family, wording: _Wording) -> SamplingConfig:
@@ -345,7 +347,7 @@ def _find_haystacks(benchmark: Benchmark, config: Config) -> list[_DataSet]:
     kind = "multi_needle" if benchmark.name.endswith("/multi") else "single_needle"
     root = _root(config)
     places = [Path(kind) / config.eval.haystack_set]
-    folder = _existing(benchmark.name, [base / one for one in places for base in (root, root / "visual_haystacks")])
+    folder = _existing(benchmark.name, [base / place for place in places for base in (root, root / "visual_haystacks")])
     sizes: dict[int, Path] = {}
     for file in folder.glob("visual_haystack_*.json"):
         match = _HAYSTACK_FILE.fullmatch(file.stem)

@@ -175,20 +175,20 @@ def table_lines(scores: Sequence[TaskScores]) -> list[str]:
         interval in percent.
     """
     lines = []
-    for one in scores:
-        found = _anomalies(one)
+    for score in scores:
+        found = _anomalies(score)
         if found:
             listed = ", ".join(f"{count} × {kind}" for kind, count in found.items())
-            lines.append(f"{one.task.name}: {listed}")
+            lines.append(f"{score.task.name}: {listed}")
     lines.append(f"{'task':<30}{'answered':>12}  {'metric':<12}{'official':>22}{'strict':>22}")
-    for one in scores:
-        official, strict = (one.results[mode] for mode in MODES)
+    for score in scores:
+        official, strict = (score.results[mode] for mode in MODES)
         both = "".join(
             f"{f'{100 * main.value:.2f} [{100 * main.low:.1f}, {100 * main.high:.1f}]':>22}"
             for main in (official.main, strict.main)
         )
-        total = len(one.task.requests)
-        lines.append(f"{one.task.name:<30}{f'{_num_answered(one)}/{total}':>12}  {official.main_metric:<12}{both}")
+        total = len(score.task.requests)
+        lines.append(f"{score.task.name:<30}{f'{_num_answered(score)}/{total}':>12}  {official.main_metric:<12}{both}")
     return lines
 
 
@@ -208,9 +208,9 @@ def _num_answered(scores: TaskScores) -> int:
 def summarise_benchmarks(scores: Sequence[TaskScores]) -> dict[str, BenchmarkSummary]:
     """The headlines for ``summary.json``, by task."""
     benchmarks = {}
-    for one in scores:
-        official, strict = (one.results[mode] for mode in MODES)
-        benchmarks[one.task.name] = BenchmarkSummary(
+    for score in scores:
+        official, strict = (score.results[mode] for mode in MODES)
+        benchmarks[score.task.name] = BenchmarkSummary(
             metric=official.main_metric,
             official=official.main.value,
             official_low=official.main.low,
@@ -218,8 +218,8 @@ def summarise_benchmarks(scores: Sequence[TaskScores]) -> dict[str, BenchmarkSum
             strict=strict.main.value,
             strict_low=strict.main.low,
             strict_high=strict.main.high,
-            num_questions=len(one.task.requests),
-            num_answered=_num_answered(one),
-            anomalies=_anomalies(one),
+            num_questions=len(score.task.requests),
+            num_answered=_num_answered(score),
+            anomalies=_anomalies(score),
         )
     return benchmarks

@@ -127,12 +127,12 @@ class _Journal:
 
     def __init__(self, folder: Path, task: TaskRequests) -> None:
         self._file = folder / "answers.jsonl"
-        self._digests = {one.prompt.prompt_id: one.prompt.digest() for one in task.requests}
+        self._digests = {request.prompt.prompt_id: request.prompt.digest() for request in task.requests}
         if len(self._digests) != len(task.requests):
-            counts = Counter(one.prompt.prompt_id for one in task.requests)
+            counts = Counter(request.prompt.prompt_id for request in task.requests)
             twice = next(prompt_id for prompt_id, count in counts.items() if count > 1)
             raise BenchmarkRunError(f"{task.name}: two questions have the id {twice!r}; make the ids unique")
-        self._prompts = {one.prompt.prompt_id: one.prompt for one in task.requests}
+        self._prompts = {request.prompt.prompt_id: request.prompt for request in task.requests}
         self.answers: dict[str, Answer] = {}
         try:
             for number, row in enumerate(read_rows(self._file), start=1):
@@ -157,22 +157,24 @@ class _Journal:
         """Keep answers, on the disk first."""
         # A server may send half characters, which no file can hold.
         answers = [
-            Answer(prompt_id=one.prompt_id, **{name: well_formed(getattr(one, name))[0] for name in _ANSWER_FIELDS})
-            for one in answers
+            Answer(
+                prompt_id=answer.prompt_id, **{name: well_formed(getattr(answer, name))[0] for name in _ANSWER_FIELDS}
+            )
+            for answer in answers
         ]
         rows = [
             {
-                "id": one.prompt_id,
-                "digest": self._digests[one.prompt_id],
-                "text": one.text,
-                "finish_reason": one.finish_reason,
-                "failure": one.failure,
+                "id": answer.prompt_id,
+                "digest": self._digests[answer.prompt_id],
+                "text": answer.text,
+                "finish_reason": answer.finish_reason,
+                "failure": answer.failure,
             }
-            for one in answers
+            for answer in answers
         ]
         append_rows(self._file, rows)
-        for one in answers:
-            self._take(one)
+        for answer in answers:
+            self._take(answer)
 
     def missing(self, not_asked: set[str]) -> list[TaskPrompt]:
         """Prompts without an answer; failed ones are asked again."""
@@ -218,8 +220,8 @@ def _too_long(task: TaskRequests, config: Config, processor: Any) -> set[str]:
     if processor is None:
         return set()
     lengths = PromptLengths(config, processor, task.sampling.max_response_tokens)
-    fitting, _ = lengths.checked(task.name, [chat_prompt(one.prompt, processor) for one in task.requests])
-    return {one.prompt.prompt_id for one in task.requests} - {one.sample.sample_id for one in fitting}
+    fitting, _ = lengths.checked(task.name, [chat_prompt(request.prompt, processor) for request in task.requests])
+    return {request.prompt.prompt_id for request in task.requests} - {one.sample.sample_id for one in fitting}
 
 
 def _check_same_answerer(root: Path, config: Config, model: Path | None) -> None:

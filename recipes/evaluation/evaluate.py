@@ -101,8 +101,8 @@ def _reward_values(judged: ScoredGroup) -> dict[str, float]:
 
 def _evaluation(scores: Sequence[ResponseScore], rewards: Sequence[Mapping[str, float]]) -> Evaluation:
     columns: dict[str, list[float]] = defaultdict(list)
-    for one in rewards:
-        for name, value in one.items():
+    for reward in rewards:
+        for name, value in reward.items():
             columns[name].append(value)
     means = {name: math.fsum(values) / len(values) for name, values in columns.items()}
     return Evaluation(metrics=aggregate(scores), rewards=means)
@@ -118,7 +118,7 @@ def validate(engine: RolloutEngine, prompts: Sequence[PromptedSample], config: C
         scorer: the run's rewards.
     """
     groups = engine.generate(prompts, num_samples=1, sampling=config.eval.sampling, seed=0)
-    scores = [_score(one, config.response.format) for one in groups]
+    scores = [_score(group, config.response.format) for group in groups]
     return _evaluation(scores, [_reward_values(one) for one in _judge(groups, scorer)])
 
 
@@ -192,7 +192,7 @@ def compare_engine(
     """
     groups = engine.generate(prompted, num_samples=1, sampling=config.rollout.sampling, seed=config.seed)
     seen = policy.score([_looked_at(group) for group in groups])
-    logprobs = {one.sample_id: one.logprobs for one in seen}
+    logprobs = {response.sample_id: response.logprobs for response in seen}
     return gap_metrics(
         np.concatenate([group.rollouts[0].logprobs - logprobs[group.sample.sample_id] for group in groups])
     )

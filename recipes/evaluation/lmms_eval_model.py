@@ -248,7 +248,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
                 some, key.sampling(), lambda more: answers.update({one.prompt_id: one for one in more})
             )
         self._log(answers.values())
-        failed = [one for one in answers.values() if one.failure]
+        failed = [answer for answer in answers.values() if answer.failure]
         if failed:
             raise LmmsEvalError(
                 f"{len(failed)} of {len(requests)} requests failed, the first, {failed[0].prompt_id}, with: "
@@ -315,7 +315,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
 
     def _log(self, answers: Any) -> None:
         if self._raw_log is not None:
-            append_rows(self._raw_log, (dataclasses.asdict(one) for one in answers))
+            append_rows(self._raw_log, (dataclasses.asdict(answer) for answer in answers))
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Not offered: an evidence-style model is judged by what it writes."""

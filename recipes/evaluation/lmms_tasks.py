@@ -94,7 +94,10 @@ def _write_task(task: TaskRequests, out: Path) -> None:
     rows.unlink(missing_ok=True)
     append_rows(
         rows,
-        (document(task.benchmark.name, one.prompt, one.sample, one.needle_position) for one in task.requests),
+        (
+            document(task.benchmark.name, request.prompt, request.sample, request.needle_position)
+            for request in task.requests
+        ),
     )
     text = _TASK_FILE.format(
         name=name,

@@ -113,7 +113,7 @@ def estimate(config: Config, facts: Facts) -> Estimate:
         TokenBudgetError: a prompt with a response does not fit into a sequence.
     """
     model = facts.model(config.model)
-    full = {one.name: _works(one, config, facts, model, frac=1.0) for one in facts.stages}
+    full = {stage.name: _works(stage, config, facts, model, frac=1.0) for stage in facts.stages}
     rank = None
     if config.stage != "eval":
         packs = [fullest_pack(works, config.trainer.micro_batch_tokens) for works in full.values()]
@@ -121,10 +121,10 @@ def estimate(config: Config, facts: Facts) -> Estimate:
             (rank_memory(config, model, packed, facts.gpu, facts.assumed) for packed in packs), key=lambda one: one.peak
         )
     engine = None
-    if any(one.max_response_tokens for one in facts.stages):
+    if any(stage.max_response_tokens for stage in facts.stages):
         beside = rank if num_gpus(config) == config.trainer.num_ranks and config.stage != "eval" else None
         engine = engine_memory(config, model, beside, facts.gpu, facts.assumed)
-    stages = tuple(_stage(one, config, facts, model, engine, full[one.name]) for one in facts.stages)
+    stages = tuple(_stage(stage, config, facts, model, engine, full[stage.name]) for stage in facts.stages)
     host = host_memory(config, model, rank, _ranks_a_node(config))
     uses = _uses(config, rank, engine, host, stages, [packed for works in full.values() for packed in _packs(works)])
     return Estimate(
@@ -133,7 +133,7 @@ def estimate(config: Config, facts: Facts) -> Estimate:
         host=host,
         stages=stages,
         gpus=num_gpus(config),
-        hours=sum(one.num_steps * one.step_seconds for one in stages) / 3600,
+        hours=sum(stage.num_steps * stage.step_seconds for stage in stages) / 3600,
         problems=tuple(_problems(config, rank, engine, host, facts.gpu)),
         uses=tuple(sorted(uses.items(), key=lambda one: -one[1])),
     )
@@ -205,7 +205,7 @@ def _uses(
 ) -> dict[str, float]:
     """How much of each budget is used."""
     uses: dict[str, float] = {}
-    longest = max(one.longest_prompt for one in stages)
+    longest = max(stage.longest_prompt for stage in stages)
     if rank is not None:
         uses["GPU memory of a rank"] = rank.peak / rank.capacity
         uses["trainer.micro_batch_tokens"] = (

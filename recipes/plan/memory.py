@@ -129,7 +129,7 @@ def rank_memory(
     if config.model.vision_cache.folder:
         # The frozen tower stands outside DeepSpeed, whole.
         cached_tower = b * model.num_vision
-        trained_model = tuple(one for one in model.parameters if not one.is_vision)
+        trained_model = tuple(parameter for parameter in model.parameters if not parameter.is_vision)
     states = state_memory(
         trained_model,
         num_ranks=config.trainer.num_ranks,
@@ -251,7 +251,9 @@ def host_memory(config: Config, model: ModelSizes, rank: RankMemory | None, num_
     whole = b * model.num_elements
     parts: dict[str, int] = {}
     if rank is not None:
-        parts["loading (a tensor a rank)"] = num_ranks_a_node * b * max(one.num_elements for one in model.parameters)
+        parts["loading (a tensor a rank)"] = (
+            num_ranks_a_node * b * max(parameter.num_elements for parameter in model.parameters)
+        )
         if rank.states.host:
             parts["offloaded states"] = num_ranks_a_node * rank.states.host
         if shares_gpus(config):

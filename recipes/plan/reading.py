@@ -252,7 +252,7 @@ class Reader:
             is_counted = is_counted and is_whole
         if not samples:
             raise DataError(f"{name}: no record of its {len(sources)} sources can be used; the doctor says why")
-        items = self._fitting([self._answered(one) for one in samples], is_sampled=False)
+        items = self._fitting([self._answered(sample) for sample in samples], is_sampled=False)
         return DataSet(name=name, items=items, num_items=max(1, int(total)), is_counted=is_counted)
 
     def _source(self, source: SourceConfig, most: int) -> tuple[list[Sample], int, bool]:

@@ -63,7 +63,7 @@ def update_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKi
             update_operations(model, packed, recomputes=config.model.gradient_checkpointing) / rate for packed in rank
         ]
         seconds += [0.0] * (num_packs - len(seconds))  # blank sequences, in step with the others
-        slowest = max(slowest, sum(max(one, a_row) for one in seconds))
+        slowest = max(slowest, sum(max(second, a_row) for second in seconds))
     share = model.num_trained / trainer.num_ranks
     memory = assumed.bandwidth_share * gpu.memory_gb_a_second * 1e9
     optimizer = _STEP_BYTES * share / (assumed.host_gb_a_second * 1e9 if trainer.offload_optimizer else memory)

@@ -144,7 +144,7 @@ def step_work(
         # A page that stands twice in an item is encoded once.
         shown = dict(zip((*item.images, *item.answer_images), (*tokens, *answer_tokens), strict=True))
         pages.append([count * patches_a_token for count in shown.values()])
-    costs = [step_cost(one.num_prompt_tokens, one.response_lengths) for one in sizes]
+    costs = [step_cost(size.num_prompt_tokens, size.response_lengths) for size in sizes]
     ranks = []
     for share in balance(costs, trainer.num_ranks):
         plan = plan_micro_batches(
@@ -166,10 +166,10 @@ def step_work(
                 )
             )
         ranks.append(tuple(packs))
-    sampled = sum(sum(one.response_lengths) for one in sizes) if stage.max_response_tokens else 0
+    sampled = sum(sum(size.response_lengths) for size in sizes) if stage.max_response_tokens else 0
     return StepWork(
         packs=tuple(ranks),
-        prompt_tokens=tuple(one.num_prompt_tokens for one in sizes),
+        prompt_tokens=tuple(size.num_prompt_tokens for size in sizes),
         num_sampled_tokens=sampled,
     )
 

@@ -23,7 +23,9 @@ WANTED: Mapping[str, tuple[str, ...]] = {
 
 def uses_mixture(config: Config) -> bool:
     """Whether the supervised stage reads conversations from their files instead of trajectories into memory."""
-    return bool(config.data.mixture or config.data.format != "evisrag" or any(one.mixture for one in config.sft.phases))
+    return bool(
+        config.data.mixture or config.data.format != "evisrag" or any(phase.mixture for phase in config.sft.phases)
+    )
 
 
 def builds_quickstart_data(config: Config) -> bool:
@@ -95,5 +97,5 @@ def trajectory_problem(sample: Sample, wanted: Sequence[str], response_format: R
         return "it has no gold response to imitate"
     parsed = parse_response(sample.gold_response, response_format)
     problems = [f"missing: it has no <{name}>" for name in wanted if parsed.section(name) is None]
-    problems += [f"{one.code}: {one.detail}" for one in parsed.problems if one.code != "missing"]
+    problems += [f"{problem.code}: {problem.detail}" for problem in parsed.problems if problem.code != "missing"]
     return f"its gold response is not well formed ({problems[0]})" if problems else ""

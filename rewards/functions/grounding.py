@@ -95,7 +95,11 @@ def box_count(call: RewardCall, section: str = "") -> float:
 
     A reward of form for the start of training, when boxes rarely overlap gold. It pays wrong boxes as well.
     """
-    sane = [one for one in response_boxes(call.parsed, section) if one.numbers[0] < one.numbers[2]]
+    sane = [
+        response_box
+        for response_box in response_boxes(call.parsed, section)
+        if response_box.numbers[0] < response_box.numbers[2]
+    ]
     return float(len([one for one in sane if one.numbers[1] < one.numbers[3]]) == max(1, len(call.sample.boxes)))
 
 

@@ -117,8 +117,10 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _lint(options: argparse.Namespace) -> int:
     results: list[Lint] = []
-    kwargs = {key: parsed_value(value) for key, _, value in (one.partition("=") for one in options.rewards) if value}
-    functions = [one for one in options.rewards if "=" not in one]
+    kwargs = {
+        key: parsed_value(value) for key, _, value in (reward.partition("=") for reward in options.rewards) if value
+    }
+    functions = [reward for reward in options.rewards if "=" not in reward]
     if not functions and options.config is None:
         raise RsgrpoError("lint needs a reward, such as rewards.functions.accuracy:accuracy, or --config FILE")
     if options.config is not None:

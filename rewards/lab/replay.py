@@ -122,7 +122,7 @@ class GroupChange:
     @property
     def is_changed(self) -> bool:
         """Whether anything did."""
-        return self.had_credit != self.has_credit or any(one.is_changed for one in self.rollouts)
+        return self.had_credit != self.has_credit or any(rollout.is_changed for rollout in self.rollouts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,7 +235,7 @@ def _sampled(group: RecordedGroup) -> RolloutGroup:
             opened_section=group.opened_section,
         ),
         prompt_token_ids=np.zeros(0, dtype=np.int32),
-        rollouts=tuple(_rollout(group.sample_id, one) for one in group.rollouts),
+        rollouts=tuple(_rollout(group.sample_id, rollout) for rollout in group.rollouts),
     )
 
 
@@ -265,8 +265,10 @@ def _group_change(
     return GroupChange(
         step=old.step,
         sample_id=old.sample_id,
-        had_credit=any(any(one.positive_weights) or any(one.negative_weights) for one in old.rollouts),
-        has_credit=any(bool(one.positive_weights.any() or one.negative_weights.any()) for one in new.rollouts),
+        had_credit=any(any(rollout.positive_weights) or any(rollout.negative_weights) for rollout in old.rollouts),
+        has_credit=any(
+            bool(rollout.positive_weights.any() or rollout.negative_weights.any()) for rollout in new.rollouts
+        ),
         rollouts=rollouts,
     )
 
@@ -297,8 +299,8 @@ def _rollout_change(
         )
     return RolloutChange(
         response_index=old.response_index,
-        total_before=_total(weights_before, [(one.name, one.advantage_before) for one in values]),
-        total_after=_total(weights_after, [(one.name, one.advantage_after) for one in values]),
+        total_before=_total(weights_before, [(value.name, value.advantage_before) for value in values]),
+        total_after=_total(weights_after, [(value.name, value.advantage_after) for value in values]),
         values=tuple(values),
     )
 

@@ -56,7 +56,7 @@ def lint_table(results: Sequence[Lint]) -> str:
 
 
 def _size(group: GroupChange) -> tuple[bool, float]:
-    moved = sum(abs(one.total_after - one.total_before) for one in group.rollouts)
+    moved = sum(abs(rollout.total_after - rollout.total_before) for rollout in group.rollouts)
     return group.had_credit != group.has_credit, moved
 
 
@@ -64,7 +64,7 @@ def _group_lines(group: GroupChange) -> list[str]:
     title = f"step {group.step}  {group.sample_id}"
     if group.had_credit != group.has_credit:
         title += "  gains credit" if group.has_credit else "  loses its credit"
-    return [title, *(_rollout_line(one) for one in group.rollouts if one.is_changed)]
+    return [title, *(_rollout_line(rollout) for rollout in group.rollouts if rollout.is_changed)]
 
 
 def _rollout_line(rollout: RolloutChange) -> str:

@@ -146,7 +146,7 @@ def group_totals(group: ScoredGroup, weights: Mapping[str, float]) -> list[float
         A penalty of weight 1 that does not apply, is -0.5 and is -1: totals -0.75 (or None, if it is the only
         reward), -0.5 and -1.
     """
-    columns = list(zip(*(one.rewards for one in group.rollouts), strict=True))
+    columns = list(zip(*(rollout.rewards for rollout in group.rollouts), strict=True))
     parts: list[list[float | None]] = []
     for column in columns:
         weight = weights[column[0].name]

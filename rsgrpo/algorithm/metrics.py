@@ -123,11 +123,13 @@ def step_telemetry(
             metrics[f"scope/{name}/clip_frac"] = scope.num_clipped / max(1, scope.num_credited)
     metrics["reward/total"] = float(sum(weights[name] * metrics[f"reward/{name}/mean"] for name in scopes))
     metrics["scope/sign_conflict_frac"] = _sign_conflicts(credited)
-    lengths = [one.credited.num_tokens for one in seen]
+    lengths = [response.credited.num_tokens for response in seen]
     metrics |= {
         "response/mean_tokens": _mean(lengths),
         "response/max_tokens": float(max(lengths, default=0)),
-        "response/truncated_frac": _mean([float(one.credited.rollout.finish_reason == "length") for one in seen]),
+        "response/truncated_frac": _mean(
+            [float(response.credited.rollout.finish_reason == "length") for response in seen]
+        ),
     }
     return metrics | _policy_and_engine(seen, is_on_policy=is_on_policy)
 
@@ -139,24 +141,24 @@ def _seen(
     loss: LossConfig | None,
 ) -> list[_Seen]:
     """Each rollout beside its statistics."""
-    by_key = {one.key: one for one in responses}
-    updated_by_key = {one.key: one for one in updated}
+    by_key = {response.key: response for response in responses}
+    updated_by_key = {update.key: update for update in updated}
     seen: list[_Seen] = []
     for group in credited:
-        for one in group.rollouts:
-            stats = by_key.get(one.key)
-            if stats is None or len(stats.logprobs) != one.num_tokens:
+        for rollout in group.rollouts:
+            stats = by_key.get(rollout.key)
+            if stats is None or len(stats.logprobs) != rollout.num_tokens:
                 found = "nothing" if stats is None else f"{len(stats.logprobs)} tokens"
                 raise ValueError(
-                    f"the trainer reported {found} for sample {one.key[0]!r} rollout {one.key[1]}, which has "
-                    f"{one.num_tokens} tokens; pass the statistics of every response that was trained on"
+                    f"the trainer reported {found} for sample {rollout.key[0]!r} rollout {rollout.key[1]}, which has "
+                    f"{rollout.num_tokens} tokens; pass the statistics of every response that was trained on"
                 )
             clipped: NDArray[np.int64] | None = None
             if loss is not None:
-                old = one.rollout.logprobs if loss.old_logprobs == "engine" else stats.logprobs
-                clipped = _clipped_before(updated_by_key.get(one.key, stats).logprobs - old, loss)
+                old = rollout.rollout.logprobs if loss.old_logprobs == "engine" else stats.logprobs
+                clipped = _clipped_before(updated_by_key.get(rollout.key, stats).logprobs - old, loss)
             entropy_before = np.concatenate(([0.0], np.cumsum(stats.entropy, dtype=np.float64)))
-            seen.append(_Seen(credited=one, stats=stats, entropy_before=entropy_before, clipped_before=clipped))
+            seen.append(_Seen(credited=rollout, stats=stats, entropy_before=entropy_before, clipped_before=clipped))
     return seen
 
 
@@ -173,16 +175,16 @@ def _clipped_before(log_ratio: NDArray[np.float32], loss: LossConfig) -> NDArray
 
 
 def _policy_and_engine(seen: Sequence[_Seen], *, is_on_policy: bool) -> dict[str, float]:
-    rollouts = [one.credited.rollout for one in seen]
+    rollouts = [response.credited.rollout for response in seen]
     newest = max((rollout.newest_version for rollout in rollouts), default=0)
     # What older weights sampled (groups carried over, the first tokens of responses that went on under new weights) is
     # off by honest staleness, not by disagreement.
-    gap = _joined(_gap(one.credited.rollout, one.stats.logprobs, newest) for one in seen)
+    gap = _joined(_gap(response.credited.rollout, response.stats.logprobs, newest) for response in seen)
     num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
     difference = -gap.astype(np.float64)
     metrics = gap_metrics(gap) if is_on_policy else {}
     return metrics | {
-        "policy/entropy": _mean(_joined(one.stats.entropy for one in seen)),
+        "policy/entropy": _mean(_joined(response.stats.entropy for response in seen)),
         "engine/kl": float(np.mean(np.expm1(difference) - difference)) if len(gap) else 0.0,
         "engine/stale_frac": 1.0 - len(gap) / num_tokens if num_tokens else 0.0,
         "engine/mixed_versions_frac": _mean([rollout.newest_version > rollout.policy_version for rollout in rollouts]),
@@ -203,11 +205,11 @@ def gap_metrics(gap: NDArray[np.float32]) -> dict[str, float]:
 
 def _scope_sums(credited: Sequence[CreditedGroup], seen: Sequence[_Seen]) -> dict[str, _Scope]:
     scopes: dict[str, _Scope] = defaultdict(_Scope)
-    for one in seen:
-        for name in {reward.name for reward in one.credited.rewards}:
+    for response in seen:
+        for name in {reward.name for reward in response.credited.rewards}:
             scopes[name].num_rollouts += 1
-        for reward, advantage in zip(one.credited.rewards, one.credited.advantages, strict=True):
-            _add_entry(scopes[reward.name], reward, advantage, one)
+        for reward, advantage in zip(response.credited.rewards, response.credited.advantages, strict=True):
+            _add_entry(scopes[reward.name], reward, advantage, response)
     for group in credited:
         values: dict[RewardKey, list[float]] = defaultdict(list)
         for rollout in group.rollouts:
@@ -238,8 +240,8 @@ def _sign_conflicts(credited: Sequence[CreditedGroup]) -> float:
     """Share of credited tokens that one reward pulls up and another down."""
     num_conflicts = num_credited = 0
     for group in credited:
-        for one in group.rollouts:
-            up, down = one.positive_weights > 0, one.negative_weights > 0
+        for rollout in group.rollouts:
+            up, down = rollout.positive_weights > 0, rollout.negative_weights > 0
             num_conflicts += int((up & down).sum())
             num_credited += int((up | down).sum())
     return num_conflicts / max(1, num_credited)
@@ -276,7 +278,7 @@ def policy_metrics(updates: Sequence[UpdateMetrics]) -> dict[str, float]:
     """
     if not updates:
         return {}
-    rows = [{name: float(value) for name, value in asdict(one).items()} for one in updates]
+    rows = [{name: float(value) for name, value in asdict(update).items()} for update in updates]
     metrics: dict[str, float] = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
@@ -292,7 +294,7 @@ def policy_metrics(updates: Sequence[UpdateMetrics]) -> dict[str, float]:
 
 def newest_version(groups: Iterable[ScoredGroup | CreditedGroup]) -> int:
     """Of the weights that sampled any of the groups; 0 for none."""
-    return max((one.rollout.newest_version for group in groups for one in group.rollouts), default=0)
+    return max((rollout.rollout.newest_version for group in groups for rollout in group.rollouts), default=0)
 
 
 def logprob_gap(groups: Sequence[CreditedGroup], responses: Sequence[ResponseStats], version: int) -> float | None:
@@ -306,8 +308,8 @@ def logprob_gap(groups: Sequence[CreditedGroup], responses: Sequence[ResponseSta
     Returns:
         The mean over their tokens; None where there are no such responses.
     """
-    seen = {one.key: one.logprobs for one in responses}
-    gaps = _joined(_gap(one.rollout, seen[one.key], version) for group in groups for one in group.rollouts)
+    seen = {response.key: response.logprobs for response in responses}
+    gaps = _joined(_gap(rollout.rollout, seen[rollout.key], version) for group in groups for rollout in group.rollouts)
     return _mean(np.abs(gaps)) if len(gaps) else None
 
 

@@ -41,12 +41,12 @@ class Placement:
         Raises:
             TopologyError: the cluster is busy, or lacks CPUs.
         """
-        group = placement_group([{"GPU": one.gpus, "CPU": one.cpus} for one in plan.bundles], strategy="PACK")
+        group = placement_group([{"GPU": bundle.gpus, "CPU": bundle.cpus} for bundle in plan.bundles], strategy="PACK")
         if not group.wait(timeout_seconds=_WAIT_SECONDS):
             remove_placement_group(group)
             raise TopologyError(
-                f"Ray could not reserve {plan.num_gpus} GPUs and {sum(one.cpus for one in plan.bundles)} CPUs within "
-                f"{_WAIT_SECONDS:g} s; `ray status` shows what is in use: end other jobs, or ask for less"
+                f"Ray could not reserve {plan.num_gpus} GPUs and {sum(bundle.cpus for bundle in plan.bundles)} CPUs "
+                f"within {_WAIT_SECONDS:g} s; `ray status` shows what is in use: end other jobs, or ask for less"
             )
         return cls(plan, group)
 

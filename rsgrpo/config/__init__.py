@@ -132,7 +132,9 @@ class LoggingConfig:
     wandb_mode: str = "offline"
     """``offline``, ``online`` or ``disabled``."""
     wandb_project: str = "rsgrpo"
+    """Project at wandb that the run belongs to."""
     tensorboard: bool = True
+    """Write TensorBoard's files as well."""
     progress: bool = True
     """Live progress display (a plain line a step where the output is no terminal)."""
 
@@ -147,6 +149,7 @@ class Config:
     """One run."""
 
     name: str = "run"
+    """Of the run: its default folder is ``runs/NAME``, and wandb shows it."""
     stage: str = "all"
     """``sft``, ``rl``, ``eval`` or ``all``."""
     plan: bool = False
@@ -157,6 +160,8 @@ class Config:
     """``auto``: go on from the newest checkpoint in ``run_dir`` if there is one. ``never``: refuse a
     run folder that already holds a run."""
     seed: int = 0
+    """Of everything that is drawn: order of samples, responses, adapters. The same seed gives the same run on the
+    same machine, with one engine."""
     plan_for: PlanConfig = field(default_factory=PlanConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     quickstart: QuickstartConfig = field(default_factory=QuickstartConfig)
@@ -168,6 +173,7 @@ class Config:
     rl: RlConfig = field(default_factory=RlConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: dict[str, RewardConfig] = field(default_factory=dict)
+    """By name: what responses are judged by; see ``rewards.NAME``."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -217,7 +223,7 @@ class Config:
 
     def _check_vision_rates(self) -> None:
         optimizers = (self.rl.optimizer, self.sft.optimizer, *(phase.optimizer for phase in self.sft.phases))
-        if self.model.freeze_vision and any(one.vision_learning_rate for one in optimizers):
+        if self.model.freeze_vision and any(optimizer.vision_learning_rate for optimizer in optimizers):
             raise ConfigError(
                 "optimizer.vision_learning_rate is the rate of a vision tower that model.freeze_vision=true keeps "
                 "as it is; set model.freeze_vision=false, or leave the rate out"

@@ -73,14 +73,14 @@ class LoraConfig:
                 f"model.lora.target_modules={shown(given, 80)} does not fit; it must be a list of names such as "
                 "[q_proj, v_proj], all-linear, or a regular expression"
             )
-        if any(not one.strip() for one in self.targets) or (self.rank and not self.targets):
+        if any(not target.strip() for target in self.targets) or (self.rank and not self.targets):
             raise ConfigError("model.lora.target_modules is empty; name layers such as [q_proj, v_proj], or set rank=0")
-        for one in self.targets:
+        for target in self.targets:
             try:
-                re.compile(one)
+                re.compile(target)
             except re.error as error:
                 raise ConfigError(
-                    f"model.lora.target_modules={shown(one, 80)!r} is no regular expression: {error}"
+                    f"model.lora.target_modules={shown(target, 80)!r} is no regular expression: {error}"
                 ) from error
 
 
@@ -140,8 +140,11 @@ class QuickstartConfig:
     """The handwriting task that the quickstart writes, and the small model that it builds."""
 
     num_sft_samples: int = 4096
+    """Samples with gold responses to write for supervised training."""
     num_rl_samples: int = 4096
+    """Samples to write for reinforcement learning."""
     num_test_samples: int = 512
+    """Held-out samples to write; no handwriting of theirs occurs in training."""
     sft_scans_per_digit: int = 10
     """Handwritten scans of each digit that supervised training sees, out of 174 or more. Few, so that it
     learns the questions soon and leaves reading other hands to reinforcement learning."""
@@ -154,11 +157,17 @@ class QuickstartConfig:
     image_pixels: int = 28
     """Width and height of a page; a multiple of 28."""
     text_hidden: int = 128
+    """Width of the language model that is built."""
     text_layers: int = 3
+    """Its layers."""
     text_heads: int = 4
+    """Its attention heads."""
     vision_hidden: int = 96
+    """Width of the vision tower."""
     vision_layers: int = 1
+    """Its layers."""
     vision_heads: int = 4
+    """Its attention heads."""
     vocabulary_tokens: int = 768
     """Size of the byte-level BPE vocabulary, special tokens included."""
 
@@ -230,7 +239,7 @@ class SourceConfig:
     """One data set of a mixture for supervised training."""
 
     format: str = "llava"
-    """How it is written; README, "Data formats"."""
+    """How it is written; docs/formats.md."""
     path: str = ""
     """File, folder, hub data set, names in braces, or a LLaVA manifest (YAML)."""
     media_root: str = ""
@@ -303,10 +312,15 @@ class DataConfig:
     ``~/.cache/rsgrpo/media``."""
     video: VideoConfig = field(default_factory=VideoConfig)
     id_column: str = "qid"
+    """Column or key of an EVisRAG record with its id."""
     question_column: str = "query"
+    """The same with the question."""
     prompt_column: str = "prompt"
+    """The same with a ready prompt."""
     answer_column: str = "answer"
+    """The same with the accepted answers."""
     image_column: str = "image"
+    """The same with the images."""
     gold_column: str = "gold_response"
     """Tagged gold response beside plain answers, for the evidence score of a test set; may be absent."""
     box_coordinates: str = "shares"

@@ -42,10 +42,13 @@ class SamplingConfig:
     temperature: float = 1.0
     """Logits are divided by it. In training the policy's log-probabilities are taken at the same temperature."""
     top_p: float = 1.0
+    """Draw among the likeliest tokens that together have this probability; 1: among all."""
     top_k: int = -1
     """-1: off."""
     repetition_penalty: float = 1.0
+    """Divides the logits of tokens that occurred before; 1: none."""
     max_response_tokens: int = 1536
+    """A response is cut after so many tokens."""
 
     def __post_init__(self) -> None:
         between("temperature", self.temperature, 0.0, _MAX_TEMPERATURE)
@@ -64,22 +67,28 @@ class RolloutConfig:
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     num_workers: int = 1
+    """Engines."""
     tensor_parallel_size: int = 1
+    """GPUs of an engine."""
     max_model_tokens: int = 16536
     """Prompt and response together."""
     max_num_sequences: int = 256
+    """Responses that an engine samples at the same time."""
     max_batched_tokens: int = 16384
+    """Tokens that an engine computes in one of its steps; longer prompts are read in parts."""
     gpu_memory_frac: float = 0.0
     """Share of a GPU's memory that an engine takes for weights, cache and activations; 0: 0.9 where it has its
     GPUs to itself, 0.6 where it shares them with the trainer (``cluster.topology=colocated``)."""
     kv_cache_gib: float = 1.0
     """CPU engine only: memory for the paged cache."""
     enforce_eager: bool = False
+    """Leave out vLLM's CUDA graphs: they cost memory and start-up time, and sample faster."""
     image_embeds: bool = False
     """Feed the engine the stored features of pages instead of pixels (needs ``model.vision_cache.folder``)."""
     num_threads: int = 0
     """CPU threads of each engine; 0: its share of its node's cores (docs/scaling.md)."""
     start_timeout_seconds: float = 900.0
+    """How long an engine may take to load the model and to start."""
     generate_timeout_seconds: float = 3600.0
     """How long an engine may say nothing while it samples, or a call to it may take."""
     max_restarts: int = 2
@@ -189,6 +198,7 @@ class RewardConfig:
     """``package.module:function`` or ``path/to/file.py:function``."""
     scope: ScopeConfig
     weight: float = 1.0
+    """What its advantage counts for beside others'; 0: it is only logged."""
     on_missing: str = "skip"
     """Scope absent: ``skip`` (no credit) or ``whole`` (the whole response, as the public code)."""
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -283,7 +293,7 @@ class EvalConfig:
     """``stage=eval``: model folder to score; empty: the run's newest, else ``model.path``."""
     tasks: list[str] = field(default_factory=list)
     """``stage=eval``: benchmarks to answer instead of the test questions, such as ``evisrag/chartqa``,
-    ``milebench/ALFRED``, ``vhs/single`` or ``mig_bench``; README, "Benchmarks", lists them."""
+    ``milebench/ALFRED``, ``vhs/single`` or ``mig_bench``; docs/evaluation.md lists them."""
     data_root: str = ""
     """Folder that holds the benchmarks as they are downloaded."""
     image_root: str = ""

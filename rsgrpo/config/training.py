@@ -28,15 +28,21 @@ class OptimizerConfig:
     """AdamW and its schedule."""
 
     learning_rate: float = 1.0e-6
+    """AdamW's, after the warmup."""
     vision_learning_rate: float = 0.0
     """Rate of the vision tower and the projector, on the same schedule; 0: ``learning_rate``."""
     schedule: str = "constant"
     """``constant`` or ``cosine`` (to zero), after a linear warm-up."""
     warmup_steps: int = 0
+    """Steps in which the rate rises linearly from 0."""
     weight_decay: float = 0.01
+    """AdamW's, decoupled."""
     beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
     beta2: float = 0.999
+    """AdamW's decay of the mean squared gradient."""
     max_grad_norm: float = 1.0
+    """The gradient is scaled down to this norm where it is larger."""
 
     def __post_init__(self) -> None:
         # Where it stands (rl.optimizer, sft.phases[0].optimizer) is put in front when settings are built.
@@ -57,6 +63,7 @@ class TrainerConfig:
     """The ranks that hold and update the policy."""
 
     num_ranks: int = 1
+    """Processes that hold and train the policy; on GPUs each has one."""
     num_threads: int = 0
     """CPU threads of each rank; 0: its share of its node's cores (docs/scaling.md)."""
     zero_stage: int = 2
@@ -97,15 +104,18 @@ class SftPhaseConfig:
     """One of several supervised phases that follow each other, each with data and a schedule of its own."""
 
     name: str = ""
+    """Of the phase, in messages."""
     mixture: list[SourceConfig] = field(default_factory=list)
     """Its data sets; empty: those of ``data``."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     warmup_frac: float = 0.0
     """Share of the phase's steps for the warm-up, where ``optimizer.warmup_steps`` is 0."""
     num_epochs: int = 1
+    """Passes over the mixture of the phase."""
     max_steps: int = 0
     """Stop the phase after this many optimizer steps; 0: when its epochs are through."""
     samples_per_step: int = 64
+    """Conversations in an optimizer step, over all ranks."""
     max_tokens: int = 0
     """As ``sft.max_tokens``."""
 
@@ -127,6 +137,7 @@ class SftConfig:
     warmup_frac: float = 0.0
     """Share of the steps for the warm-up, where ``optimizer.warmup_steps`` is 0."""
     num_epochs: int = 1
+    """Passes over the samples; ``max_steps`` may end it earlier."""
     max_steps: int = 0
     """Stop after this many optimizer steps; 0: when the epochs are through."""
     samples_per_step: int = 64
@@ -139,7 +150,9 @@ class SftConfig:
     validation_samples: int = 128
     """Held out of the supervised data for the validation loss; 0: none."""
     validate_every_steps: int = 100
+    """Steps between two measurements of the held-out loss."""
     save_every_steps: int = 100
+    """Steps between two checkpoints."""
 
     def __post_init__(self) -> None:
         at_least("sft.num_epochs", self.num_epochs, 1)
@@ -163,6 +176,7 @@ class FilterConfig:
     """``nonzero_variance``: keep a group if any reward varies in it. ``mean_range``: the public code's rule.
     ``none``: keep all."""
     low: float = 0.01
+    """Of ``mean_range``: a group is kept if its mean weighted sum of rewards lies above this."""
     high: float = 6.9
     """``mean_range``: keep if low < mean weighted sum of the rewards < high."""
     max_refills: int = 3
@@ -204,6 +218,7 @@ class CreditConfig:
     constant_tokens: int = 0
     """Denominator of ``aggregation: constant``, such as ``${rollout.sampling.max_response_tokens}``."""
     epsilon: float = 1.0e-6
+    """Added to a group's standard deviation before dividing by it."""
 
     def __post_init__(self) -> None:
         one_of("rl.credit.compat", self.compat, ("none", "upstream"))
@@ -321,9 +336,11 @@ class RlConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
     num_epochs: int = 16
+    """Passes over the prompts; ``max_steps`` may end it earlier."""
     max_steps: int = 0
     """Stop after this many optimizer batches; 0: when the epochs are through."""
     prompts_per_step: int = 32
+    """Groups that a step trains on."""
     samples_per_prompt: int = 8
     """n, the group's size."""
     shuffle: bool = True
@@ -347,6 +364,7 @@ class RlConfig:
     """With ``max_staleness_steps=1`` engine and trainer are compared as often, on a few responses
     (``engine/logprob_gap_*``)."""
     save_every_steps: int = 10
+    """Steps between two checkpoints."""
     rollouts_in_report: int = 4
     """Groups kept in full, with credit, for the report each time a checkpoint is written."""
 

@@ -140,7 +140,7 @@ def load_samples(
     check_skipped(path, findings, len(kept) + len(problems), data.max_skipped_frac)
     return LoadedData(
         samples=tuple(kept),
-        skipped={one.reason: one.count for one in findings},
+        skipped={finding.reason: finding.count for finding in findings},
         num_mended=read.num_mended,
         images=images,
     )

@@ -85,7 +85,7 @@ def _found(path: str) -> list[Path]:
         location, _, split = path.rpartition("@")
         place = _existing(location)
     if place is None and any(mark in location for mark in "*?["):
-        matches = [Path(name) for one in spellings(location) for name in glob.glob(one)]  # noqa: PTH207 - absolute too
+        matches = [Path(name) for spelling in spellings(location) for name in glob.glob(spelling)]  # noqa: PTH207 - absolute too
         if matches:
             return sorted(dict.fromkeys(matches), key=lambda file: natural_key(str(file)))
     if place is None:
@@ -101,7 +101,7 @@ def _found(path: str) -> list[Path]:
 def _existing(location: str) -> Path | None:
     if "\0" in location:
         return None
-    return next((Path(one) for one in spellings(location) if one and os.path.exists(one)), None)  # noqa: PTH110
+    return next((Path(spelling) for spelling in spellings(location) if spelling and os.path.exists(spelling)), None)  # noqa: PTH110
 
 
 def _refuse_address(path: str) -> None:

@@ -71,10 +71,10 @@ def near_misses(seen: Iterable[str], wanted: Iterable[str]) -> list[tuple[str, s
         for key in _loose_keys(one):
             by_key.setdefault(key, one)
     found = []
-    for one in seen:
-        alike = next((by_key[key] for key in _loose_keys(one) if key in by_key), None)
-        if alike is not None and alike != one:
-            found.append((one, alike))
+    for response in seen:
+        alike = next((by_key[key] for key in _loose_keys(response) if key in by_key), None)
+        if alike is not None and alike != response:
+            found.append((response, alike))
     return found
 
 

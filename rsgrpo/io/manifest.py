@@ -151,9 +151,9 @@ def _read_manifest(folder: Path) -> tuple[Mapping[str, FileDigest], str]:
         files = from_plain(Manifest, document).files
     except RecordError as error:
         return {}, f"{MANIFEST_FILE} is no manifest ({error})"
-    if outside := [one.name for one in files if one.name.startswith("/") or ".." in one.name.split("/")]:
+    if outside := [file.name for file in files if file.name.startswith("/") or ".." in file.name.split("/")]:
         return {}, f"{MANIFEST_FILE} names a file outside the folder: {shown_value(outside[0])}"
-    return {one.name: one for one in files}, ""
+    return {file.name: file for file in files}, ""
 
 
 def _size_problem(path: Path, expected: FileDigest) -> str:

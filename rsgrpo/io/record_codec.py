@@ -384,9 +384,9 @@ def _of_mapping(content: Any) -> _Codec:
 def _filled_in(kind: Any, types_of: Mapping[Any, Any]) -> Any:
     """An annotation with the type variables of a generic record replaced by what they stand for."""
     parameters = getattr(kind, "__parameters__", ())
-    if unknown := [one for one in parameters if one not in types_of]:
+    if unknown := [parameter for parameter in parameters if parameter not in types_of]:
         raise TypeError(f"a generic record is read and written as what it holds; {unknown[0]} stands for nothing here")
-    return kind[tuple(types_of[one] for one in parameters)] if parameters else kind
+    return kind[tuple(types_of[parameter] for parameter in parameters)] if parameters else kind
 
 
 def _of_record(kind: Any, types_of: Mapping[Any, Any]) -> _Codec:

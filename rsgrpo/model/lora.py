@@ -274,5 +274,5 @@ def of_trained_layers(exported: Sequence[ExportedParameter]) -> list[ExportedPar
     Args:
         exported: see :func:`exported_parameters`.
     """
-    trained = {engine_layer(one.name) for one in exported if one.is_trained}
-    return [one for one in exported if engine_layer(one.name) in trained]
+    trained = {engine_layer(parameter.name) for parameter in exported if parameter.is_trained}
+    return [parameter for parameter in exported if engine_layer(parameter.name) in trained]

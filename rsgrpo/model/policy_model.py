@@ -198,7 +198,7 @@ class PolicyModel(nn.Module):
         self.model = model
         self._always_run_vision = always_run_vision
         visual = model.model.visual
-        self._is_vision_frozen = visual is None or not any(one.requires_grad for one in visual.parameters())
+        self._is_vision_frozen = visual is None or not any(parameter.requires_grad for parameter in visual.parameters())
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropy of the sequence's response tokens.
@@ -260,7 +260,7 @@ def group_sizes(groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt
         GroupSize(
             sample_id=group.sample_id,
             num_prompt_tokens=len(prompt.token_ids),
-            response_lengths=tuple(len(one.token_ids) for one in group.responses),
+            response_lengths=tuple(len(response.token_ids) for response in group.responses),
         )
         for group, prompt in zip(groups, prompts, strict=True)
     ]
@@ -329,24 +329,30 @@ class MicroBatchBuilder:
             pixel_values=pixels,
             image_grid_thw=torch.tensor([page.grid for page in pages], device=self._device) if pages else None,
             predictors=self._tensor(predictor_index(packed)),
-            targets=self._tensor(np.concatenate([one.token_ids for one in responses]).astype(np.int64)),
+            targets=self._tensor(np.concatenate([response.token_ids for response in responses]).astype(np.int64)),
             positive_weights=self._tensor(
-                np.concatenate([one.positive_weights for one in responses]).astype(np.float32)
+                np.concatenate([response.positive_weights for response in responses]).astype(np.float32)
             ),
             negative_weights=self._tensor(
-                np.concatenate([one.negative_weights for one in responses]).astype(np.float32)
+                np.concatenate([response.negative_weights for response in responses]).astype(np.float32)
             ),
-            rollout_logprobs=self._stream(responses, [one.rollout_logprobs for one in responses], "rollout_logprobs"),
-            old_logprobs=self._stream(responses, [one.old_logprobs for one in responses], "old_logprobs"),
+            rollout_logprobs=self._stream(
+                responses, [response.rollout_logprobs for response in responses], "rollout_logprobs"
+            ),
+            old_logprobs=self._stream(responses, [response.old_logprobs for response in responses], "old_logprobs"),
             temperatures=self._tensor(
-                np.concatenate([np.full(len(one.token_ids), one.temperature, dtype=np.float32) for one in responses])
+                np.concatenate(
+                    [np.full(len(response.token_ids), response.temperature, dtype=np.float32) for response in responses]
+                )
             )
-            if any(one.temperature != 1.0 for one in responses)
+            if any(response.temperature != 1.0 for response in responses)
             else None,
             kl_weights=self._tensor(
-                np.concatenate([np.full(len(one.token_ids), one.kl_weight, dtype=np.float32) for one in responses])
+                np.concatenate(
+                    [np.full(len(response.token_ids), response.kl_weight, dtype=np.float32) for response in responses]
+                )
             )
-            if any(one.kl_weight for one in responses)
+            if any(response.kl_weight for response in responses)
             else None,
             cached_features=features,
         )
@@ -370,7 +376,7 @@ class MicroBatchBuilder:
         if self._cached_features is not None:
             return None, torch.cat([self._cached_features(page) for page in pages])
         pixels = [self._image_pixels(page) for page in pages]
-        lengths = [len(one) for one in pixels]
+        lengths = [len(pixel_rows) for pixel_rows in pixels]
         joined = torch.empty(sum(lengths), pixels[0].shape[1], device=self._device)
         for part, one in zip(joined.split(lengths), pixels, strict=True):
             part.copy_(one)

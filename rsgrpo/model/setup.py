@@ -95,7 +95,10 @@ def frozen_checksum(opened: OpenedModel, spec: WorkerSpec) -> str:
     """
     if spec.rank:
         return ""
-    return tensors_checksum((one.name, opened.weights.value(one.base)) for one in exported_parameters(opened.model))
+    return tensors_checksum(
+        (exported_parameter.name, opened.weights.value(exported_parameter.base))
+        for exported_parameter in exported_parameters(opened.model)
+    )
 
 
 def take_filled_tower(opened: OpenedModel, device: torch.device) -> PreTrainedModel:

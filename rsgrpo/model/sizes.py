@@ -100,17 +100,17 @@ class ModelSizes:
     @property
     def num_elements(self) -> int:
         """Of all parameters."""
-        return sum(one.num_elements for one in self.parameters)
+        return sum(parameter.num_elements for parameter in self.parameters)
 
     @property
     def num_trained(self) -> int:
         """Elements that the optimizer changes."""
-        return sum(one.num_elements for one in self.parameters if one.is_trained)
+        return sum(parameter.num_elements for parameter in self.parameters if parameter.is_trained)
 
     @property
     def num_vision(self) -> int:
         """Elements of the vision tower, adapters in it included."""
-        return sum(one.num_elements for one in self.parameters if one.is_vision)
+        return sum(parameter.num_elements for parameter in self.parameters if parameter.is_vision)
 
     @property
     def num_adapters(self) -> int:
@@ -120,13 +120,13 @@ class ModelSizes:
     @property
     def is_vision_trained(self) -> bool:
         """Whether a gradient passes through the vision tower."""
-        return any(one.is_trained and one.is_vision for one in self.parameters)
+        return any(parameter.is_trained and parameter.is_vision for parameter in self.parameters)
 
     @property
     def is_head_trained(self) -> bool:
         """Whether the head has a gradient."""
         names = ("lm_head.weight", "model.language_model.embed_tokens.weight" if self.is_tied else "lm_head.weight")
-        return any(one.is_trained and one.name in names for one in self.parameters)
+        return any(parameter.is_trained and parameter.name in names for parameter in self.parameters)
 
 
 def model_sizes(folder: Path, config: ModelConfig) -> ModelSizes:

@@ -6,7 +6,7 @@ rollouts.jsonl       groups kept in full for the report
 attention.json       what each training rank computes attention with, and why with nothing faster
 image_view.json       at which size the model sees a page: our bounds and its processor's
 stage_seconds.json   wall-clock time by stage, over all its processes
-summary.json         what the run reached (README, "summary.json")
+summary.json         what the run reached (docs/run_folder.md)
 report.html          the same for people
 data/ base_model/    the quickstart's own data and small model
 checkpoints/         sft-000100/, rl-000020/ …: enough to go on to the bit

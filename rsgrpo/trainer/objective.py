@@ -126,14 +126,14 @@ def _kl_term(batch: MicroBatch, logprobs: Tensor, config: KlConfig) -> tuple[Ten
 def sum_totals(totals: Sequence[RankTotals]) -> RankTotals:
     """Field by field."""
     return RankTotals(
-        loss=sum(one.loss for one in totals),
-        num_response_tokens=sum(one.num_response_tokens for one in totals),
-        num_forward_tokens=sum(one.num_forward_tokens for one in totals),
-        num_images=sum(one.num_images for one in totals),
-        num_clipped=sum(one.num_clipped for one in totals),
-        num_credited=sum(one.num_credited for one in totals),
-        kl_old_sum=sum(one.kl_old_sum for one in totals),
-        importance_weight_sum=sum(one.importance_weight_sum for one in totals),
-        num_masked=sum(one.num_masked for one in totals),
-        kl_reference_sum=sum(one.kl_reference_sum for one in totals),
+        loss=sum(total.loss for total in totals),
+        num_response_tokens=sum(total.num_response_tokens for total in totals),
+        num_forward_tokens=sum(total.num_forward_tokens for total in totals),
+        num_images=sum(total.num_images for total in totals),
+        num_clipped=sum(total.num_clipped for total in totals),
+        num_credited=sum(total.num_credited for total in totals),
+        kl_old_sum=sum(total.kl_old_sum for total in totals),
+        importance_weight_sum=sum(total.importance_weight_sum for total in totals),
+        num_masked=sum(total.num_masked for total in totals),
+        kl_reference_sum=sum(total.kl_reference_sum for total in totals),
     )

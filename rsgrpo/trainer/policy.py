@@ -230,7 +230,7 @@ class Policy:
                 lambda worker: worker.accumulate.remote(num_micro_batches, objective, loss), is_collective=True
             )
             try:
-                stats = in_order(groups, [one for rank in passes for one in rank.responses])
+                stats = in_order(groups, [response for rank in passes for response in rank.responses])
                 if before_step is not None:
                     before_step(stats)
             except Exception:

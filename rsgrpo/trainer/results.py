@@ -91,7 +91,7 @@ def in_order(groups: Sequence[TrainingGroup], stats: Sequence[ResponseStats]) ->
     Raises:
         ValueError: a response stands twice in the step.
     """
-    found = {one.key: one for one in stats}
+    found = {stat.key: stat for stat in stats}
     keys = [key for group in groups for key in group.keys]
     if len(found) != len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
@@ -108,21 +108,21 @@ def update_metrics(passes: Sequence[RankPass], steps: Sequence[RankStep], num_mi
         num_micro_batches: that all ranks planned together.
     """
     totals = [rank.totals for rank in passes]
-    num_tokens = sum(one.num_response_tokens for one in totals)
-    num_credited = sum(one.num_credited for one in totals)
+    num_tokens = sum(total.num_response_tokens for total in totals)
+    num_credited = sum(total.num_credited for total in totals)
     return UpdateMetrics(
-        loss=sum(one.loss for one in totals),
+        loss=sum(total.loss for total in totals),
         grad_norm=steps[0].grad_norm,
         learning_rate=steps[0].learning_rate,
         num_response_tokens=num_tokens,
-        num_forward_tokens=sum(one.num_forward_tokens for one in totals),
-        num_images=sum(one.num_images for one in totals),
+        num_forward_tokens=sum(total.num_forward_tokens for total in totals),
+        num_images=sum(total.num_images for total in totals),
         num_micro_batches=num_micro_batches,
-        clip_fraction=sum(one.num_clipped for one in totals) / max(1, num_credited),
-        kl_old=sum(one.kl_old_sum for one in totals) / max(1, num_tokens),
-        importance_weight_mean=sum(one.importance_weight_sum for one in totals) / max(1, num_tokens),
-        masked_fraction=sum(one.num_masked for one in totals) / max(1, num_tokens),
-        kl_reference=sum(one.kl_reference_sum for one in totals) / max(1, num_tokens),
+        clip_fraction=sum(total.num_clipped for total in totals) / max(1, num_credited),
+        kl_old=sum(total.kl_old_sum for total in totals) / max(1, num_tokens),
+        importance_weight_mean=sum(total.importance_weight_sum for total in totals) / max(1, num_tokens),
+        masked_fraction=sum(total.num_masked for total in totals) / max(1, num_tokens),
+        kl_reference=sum(total.kl_reference_sum for total in totals) / max(1, num_tokens),
         is_skipped=steps[0].is_skipped,
         forward_backward_seconds=max(rank.forward_backward_seconds for rank in passes),
         optimizer_seconds=max(rank.optimizer_seconds for rank in steps),

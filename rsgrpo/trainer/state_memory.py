@@ -63,7 +63,7 @@ def split_elements(parameters: Iterable[ParameterSize], num_ranks: int) -> int:
     Example:
         Parameters of 10 and 3 elements on 4 ranks: 3 + 1 = 4.
     """
-    return sum(-(-one.num_elements // num_ranks) for one in parameters)
+    return sum(-(-parameter.num_elements // num_ranks) for parameter in parameters)
 
 
 def aligned_share(parameters: Iterable[ParameterSize], num_ranks: int) -> int:
@@ -72,7 +72,7 @@ def aligned_share(parameters: Iterable[ParameterSize], num_ranks: int) -> int:
     Example:
         Parameters of 10 and 3 elements on 4 ranks: 13 become 16, 4 each.
     """
-    total = sum(one.num_elements for one in parameters)
+    total = sum(parameter.num_elements for parameter in parameters)
     return -(-total // (2 * num_ranks)) * 2
 
 
@@ -86,17 +86,17 @@ def touched_elements(parameters: Sequence[ParameterSize], num_ranks: int) -> int
     share = aligned_share(parameters, num_ranks)
     touched = [0] * num_ranks
     start = 0
-    for one in parameters:
-        stop = start + one.num_elements
+    for parameter in parameters:
+        stop = start + parameter.num_elements
         for rank in range(start // share, -(-stop // share)):
-            touched[rank] += one.num_elements
+            touched[rank] += parameter.num_elements
         start = stop
     return max(touched)
 
 
 def kept_whole(parameters: Iterable[ParameterSize]) -> int:
     """Elements of small parameters, which ZeRO 3 leaves whole on every rank."""
-    return sum(one.num_elements for one in parameters if one.num_elements <= _PERSISTENT)
+    return sum(parameter.num_elements for parameter in parameters if parameter.num_elements <= _PERSISTENT)
 
 
 def state_memory(
@@ -122,9 +122,11 @@ def state_memory(
         10⁹ trained elements in bfloat16 on 4 ranks, ZeRO 2: 2 GB of weights, 1 GB of gradients, 1 GB of masters, 2 GB
         of moments.
     """
-    trained = [one for one in parameters if one.is_trained]  # in the model's order, which is the flat buffer's
+    trained = [
+        parameter for parameter in parameters if parameter.is_trained
+    ]  # in the model's order, which is the flat buffer's
     num_trained = sum(one.num_elements for one in trained)
-    num_frozen = sum(one.num_elements for one in parameters) - num_trained
+    num_frozen = sum(parameter.num_elements for parameter in parameters) - num_trained
     is_alone = num_ranks == 1
     whole = 0 if is_alone else kept_whole(parameters) * weight_bytes
     if zero_stage == 3:

@@ -87,13 +87,13 @@ def by_bytes(exported: list[ExportedParameter], max_bytes: int) -> Iterator[list
     """Parameters in lists of at most that many bytes; one larger parameter makes a list."""
     chunk: list[ExportedParameter] = []
     used = 0
-    for one in exported:
-        base = one.base
+    for parameter in exported:
+        base = parameter.base
         size = (base.ds_numel if hasattr(base, "ds_numel") else base.numel()) * base.element_size()
         if chunk and used + size > max_bytes:
             yield chunk
             chunk, used = [], 0
-        chunk.append(one)
+        chunk.append(parameter)
         used += size
     if chunk:
         yield chunk

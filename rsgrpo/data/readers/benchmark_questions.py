@@ -86,7 +86,7 @@ def _meta_data(file: Path) -> Mapping[str, Any]:
     if not isinstance(meta, dict):
         raise DataError(f"{file} has no object meta_data; expected MileBench's {{'meta_data': …, 'data': […]}}")
     instructions, question_type = meta.get("task_instruction"), meta.get("question_type")
-    if not isinstance(instructions, list) or not all(isinstance(one, str) for one in instructions):
+    if not isinstance(instructions, list) or not all(isinstance(instruction, str) for instruction in instructions):
         raise DataError(f"{file}: meta_data.task_instruction must be a list of texts, got {instructions!r:.80}")
     if question_type not in _QUESTION_TYPES:
         raise DataError(

@@ -243,14 +243,14 @@ def _with_media(record: Mapping[str, Any], found: Mapping[str, list[object]]) ->
             continue
         key = next((one for one in (f"{name}s", name) if record.get(one) not in (None, [])), "")
         listed = _as_list(record[key]) if key else []
-        if all(one is None for one in references):
+        if all(reference is None for reference in references):
             continue
-        if all(isinstance(one, int) for one in references) and listed:
-            numbers = [one for one in references if isinstance(one, int)]
-            if not all(0 <= one < len(listed) for one in numbers):
+        if all(isinstance(reference, int) for reference in references) and listed:
+            numbers = [reference for reference in references if isinstance(reference, int)]
+            if not all(0 <= number < len(listed) for number in numbers):
                 raise BadRecordError("content", f"parts name the {name}s {numbers!r:.60}, but it lists {len(listed)}")
-            values: list[object] = [listed[one] for one in numbers]
-        elif any(one is None or isinstance(one, int) for one in references):
+            values: list[object] = [listed[number] for number in numbers]
+        elif any(reference is None or isinstance(reference, int) for reference in references):
             raise BadRecordError("content", f"some of its {name} parts say which {name} they are, some do not")
         elif listed and listed != references:
             raise BadRecordError("content", f"its parts and its {key!r} both name {name}s, not the same; keep one")

@@ -355,22 +355,22 @@ def pair_predictions(samples: Iterable[Sample], file: PredictionFile) -> Pairing
         task_sizes[task] = task_sizes.get(task, 0) + 1
     answered: list[Answered] = []
     unknown: list[str] = []
-    for one in file.predictions:
-        found = by_id.get(plain_id(one.sample_id) or "") or _by_place(by_place, one)
+    for prediction in file.predictions:
+        found = by_id.get(plain_id(prediction.sample_id) or "") or _by_place(by_place, prediction)
         if found is None:
-            unknown.append(one.sample_id)
+            unknown.append(prediction.sample_id)
             continue
         answered.append(
             Answered(
                 sample=found,
-                text=one.text,
-                needle_position=one.needle_position,
-                retrieved=one.retrieved,
-                relevant=one.relevant,
-                defect=one.defect,
+                text=prediction.text,
+                needle_position=prediction.needle_position,
+                retrieved=prediction.retrieved,
+                relevant=prediction.relevant,
+                defect=prediction.defect,
             )
         )
-    seen = Counter((one.sample.sample_id, one.needle_position) for one in answered)
+    seen = Counter((answer.sample.sample_id, answer.needle_position) for answer in answered)
     seen_ids = {sample_id for sample_id, _ in seen}
     gaps = Gaps(
         missing=tuple(sample for sample in by_id.values() if sample.sample_id not in seen_ids),
@@ -397,5 +397,5 @@ def last_of_each(answered: Sequence[Answered]) -> tuple[list[Answered], int]:
     Returns:
         The predictions in order of first appearance, and how many were left out.
     """
-    last = {(one.sample.sample_id, one.needle_position): one for one in answered}
+    last = {(answer.sample.sample_id, answer.needle_position): answer for answer in answered}
     return list(last.values()), len(answered) - len(last)

@@ -80,11 +80,11 @@ class EVisRagBenchmark:
             path,
             (
                 {
-                    "qid": public_id(one.sample),
-                    "imgs": [image.file or image.path for image in one.sample.images],
-                    "pred": one.text,
+                    "qid": public_id(answer.sample),
+                    "imgs": [image.file or image.path for image in answer.sample.images],
+                    "pred": answer.text,
                 }
-                for one in answered
+                for answer in answered
             ),
         )
         return path

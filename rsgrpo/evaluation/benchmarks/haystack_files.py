@@ -27,8 +27,8 @@ def write_folder(answered: Sequence[Answered], folder: Path, *, is_positional: b
         BenchmarkError: two questions of one size share an id.
     """
     records: dict[tuple[str, str], list[Answered]] = {}
-    for one in answered:
-        records.setdefault((_size_folder(one), one.sample.sample_id), []).append(one)
+    for answer in answered:
+        records.setdefault((_size_folder(answer), answer.sample.sample_id), []).append(answer)
     for (size, sample_id), replies in records.items():
         if len(replies) > 1 and not is_positional:
             raise BenchmarkError(f"sample '{sample_id}' has {len(replies)} predictions; write one of them")
@@ -99,8 +99,8 @@ def _record(replies: Sequence[Answered], is_positional: bool) -> dict[str, objec
     }
     if is_positional:
         return record | {
-            "response": [one.text for one in replies],
-            "needle_positions": [one.needle_position for one in replies],
+            "response": [reply.text for reply in replies],
+            "needle_positions": [reply.needle_position for reply in replies],
         }
     one = replies[0]
     result: dict[str, object] = {

@@ -106,7 +106,9 @@ class HaystackBenchmark:
                 )
             return read_folder(path)
         file = read_prediction_rows(path, columns or self.columns)
-        predictions = tuple(replace(one, sample_id=record_id(one.sample_id)) for one in file.predictions)
+        predictions = tuple(
+            replace(prediction, sample_id=record_id(prediction.sample_id)) for prediction in file.predictions
+        )
         return replace(file, predictions=predictions)
 
 

@@ -192,7 +192,7 @@ class MigBenchmark:
 
     def score(self, answered: Sequence[Answered], mode: Mode, gaps: Gaps = NO_GAPS) -> BenchmarkResult:
         """See :class:`rsgrpo.evaluation.benchmarks.base.Benchmark`; samples of other tasks are left out."""
-        chosen = [one for one in answered if task_of(one.sample) in self.tasks]
+        chosen = [answer for answer in answered if task_of(answer.sample) in self.tasks]
         once, num_doubled = last_of_each(chosen)
         items = [self._score(one, mode) for one in (chosen if mode == "official" else once)]
         missing = [sample for sample in gaps.missing if task_of(sample) in self.tasks]
@@ -251,19 +251,19 @@ class MigBenchmark:
         """``<folder>/<model>_<task>.json``: the original's list, its totals last, and our ids in ``sample_id``."""
         rows: list[dict[str, object]] = []
         items = []
-        for one in answered:
-            item = self._score(one, "official")
+        for answer in answered:
+            item = self._score(answer, "official")
             items.append(item)
-            gold = gold_box(one.sample)
+            gold = gold_box(answer.sample)
             rows.append(
                 {
-                    "task": task_of(one.sample),
-                    "question": one.sample.question,
-                    "answer": one.text,
-                    "filter_answer": extract_boxes(one.text),
+                    "task": task_of(answer.sample),
+                    "question": answer.sample.question,
+                    "answer": answer.text,
+                    "filter_answer": extract_boxes(answer.text),
                     "iou": item.metrics["iou"],
                     "groundtruth": [gold.left, gold.top, gold.right, gold.bottom],
-                    "sample_id": one.sample.sample_id,
+                    "sample_id": answer.sample.sample_id,
                 }
             )
         path = folder / f"{model}_{self.name.rpartition('/')[2]}.json"

@@ -160,17 +160,17 @@ class MileBenchmark:
             [
                 {
                     # The original looks predictions up by int(sample_id).
-                    "sample_id": int(one.sample.sample_id)
-                    if one.sample.sample_id.isdecimal()
-                    else one.sample.sample_id,
-                    "image": [image.path for image in one.sample.images],
-                    "question": one.sample.question,
-                    "gt_response": _reference(one.sample),
-                    "pred_response": one.text,
+                    "sample_id": int(answer.sample.sample_id)
+                    if answer.sample.sample_id.isdecimal()
+                    else answer.sample.sample_id,
+                    "image": [image.path for image in answer.sample.images],
+                    "question": answer.sample.question,
+                    "gt_response": _reference(answer.sample),
+                    "pred_response": answer.text,
                     "gen_model_id": model,
                     "gen_kwargs": {},
                 }
-                for one in answered
+                for answer in answered
             ],
             indent=2,
         )

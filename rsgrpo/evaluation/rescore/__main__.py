@@ -171,7 +171,7 @@ def _named_ids(run: Rescored) -> list[str]:
     ):
         if ids:
             more = f" and {len(ids) - _NAMED_IDS} more (scores.json)" if len(ids) > _NAMED_IDS else ""
-            lines.append(f"{title} {', '.join(shown(one, _SHOWN_ID) for one in ids[:_NAMED_IDS])}{more}")
+            lines.append(f"{title} {', '.join(shown(sample_id, _SHOWN_ID) for sample_id in ids[:_NAMED_IDS])}{more}")
     return lines
 
 

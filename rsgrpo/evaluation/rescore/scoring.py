@@ -109,7 +109,7 @@ def rescore(
         name=benchmark.name,
         results={mode: benchmark.score(pairing.answered, mode, pairing.gaps) for mode in MODES},
         gaps=pairing.gaps,
-        answered_ids=frozenset(one.sample.sample_id for one in pairing.answered),
+        answered_ids=frozenset(answer.sample.sample_id for answer in pairing.answered),
     )
 
 
@@ -125,7 +125,7 @@ def _check_any(benchmark: Benchmark, data: DataSet, place: Path, file: Predictio
         )
     if not pairing.answered:
         raise BenchmarkError(f"{where}: {_no_match(data, pairing)}; give the data set that these predictions answer")
-    if all(one.defect for one in pairing.answered):
+    if all(answer.defect for answer in pairing.answered):
         first = next(oddity.detail for oddity in file.oddities if oddity.kind == NOT_TEXT)
         raise BenchmarkError(
             f"{where}: none of {len(pairing.answered)} answers is a text, the first: "
@@ -153,4 +153,6 @@ def some_ids(ids: Sequence[str], limit: int = 3) -> str:
     Example:
         ``some_ids(["1", "2", "3", "4"]) == "'1', '2', '3' …"``
     """
-    return ", ".join(f"'{shown(one, _SHOWN_ID)}'" for one in ids[:limit]) + (" …" if len(ids) > limit else "")
+    return ", ".join(f"'{shown(sample_id, _SHOWN_ID)}'" for sample_id in ids[:limit]) + (
+        " …" if len(ids) > limit else ""
+    )

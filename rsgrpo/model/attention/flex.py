@@ -90,7 +90,7 @@ def flex_plan(packed: PackedSequence, *, device: torch.device) -> FlexPlan:
     """
     num_padded = padded_length(packed.num_tokens)
     num_segments = len(packed.segments)
-    prompts = [one.num_prompt_tokens for one in packed.segments]
+    prompts = [segment.num_prompt_tokens for segment in packed.segments]
     starts = np.array([*packed.prompt_starts, *packed.response_starts], dtype=np.int64)
     lengths = np.array([*prompts, *packed.response_lengths], dtype=np.int64)
     parents = np.array([*[-1] * num_segments, *packed.response_segments], dtype=np.int64)

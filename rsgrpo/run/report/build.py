@@ -166,7 +166,7 @@ def _chart_document(chart: Chart) -> dict[str, Any]:
         "title": chart.title,
         "note": chart.note,
         "isLog": chart.is_log,
-        "series": [{"name": one.name, "steps": one.steps, "values": one.values} for one in chart.series],
+        "series": [{"name": sery.name, "steps": sery.steps, "values": sery.values} for sery in chart.series],
     }
 
 

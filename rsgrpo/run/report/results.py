@@ -68,11 +68,11 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
 
 def _shown_bars(points: Collection[Mapping[str, float]]) -> list[tuple[str, str]]:
     """EVisRAG's scores; where no response ever had its sections, the run's own rewards, and what else is not 0."""
-    if any(one.get("well_formed_frac") for one in points):
+    if any(point.get("well_formed_frac") for point in points):
         return list(_BARS)
-    rewards = dict.fromkeys(key for one in points for key in one if key.startswith(_REWARD))
-    shares = [key for key in rewards if all(0.0 <= one.get(key, 0.0) <= 1.0 for one in points)]
-    scores = [(key, name) for key, name in _BARS if any(one.get(key) for one in points)]
+    rewards = dict.fromkeys(key for point in points for key in point if key.startswith(_REWARD))
+    shares = [key for key in rewards if all(0.0 <= point.get(key, 0.0) <= 1.0 for point in points)]
+    scores = [(key, name) for key, name in _BARS if any(point.get(key) for point in points)]
     return [(key, f"Reward {key.removeprefix(_REWARD)}") for key in shares] + scores
 
 
@@ -96,9 +96,19 @@ def collect_cards(
 ) -> list[dict[str, str]]:
     """The few numbers at the top: ``label``, ``value``, ``note`` and ``trend`` (up, down or empty)."""
     cards = []
-    rewards = {bar["key"]: bar["name"] for one in evaluations for bar in one["bars"] if bar["key"].startswith(_REWARD)}
+    rewards = {
+        bar["key"]: bar["name"]
+        for evaluation in evaluations
+        for bar in evaluation["bars"]
+        if bar["key"].startswith(_REWARD)
+    }
     for key, label in (*list(rewards.items())[: len(_CARDS)], *_CARDS):
-        values = [(one["label"], bar["value"]) for one in evaluations for bar in one["bars"] if bar["key"] == key]
+        values = [
+            (evaluation["label"], bar["value"])
+            for evaluation in evaluations
+            for bar in evaluation["bars"]
+            if bar["key"] == key
+        ]
         if values:
             cards.append(_score_card(label, values))
     rl = summary.rl if summary is not None else None

@@ -43,7 +43,9 @@ def collect_rollouts(
     pictures = embed_pictures([image for group in chosen for image in group.images][:_MAX_IMAGES], run_folder, rules)
     numbers = {image: number for number, image in enumerate(pictures)}
     names = list(
-        dict.fromkeys(r.name for g in chosen for one in g.rollouts if one.positive_weights for r in one.rewards)
+        dict.fromkeys(
+            r.name for g in chosen for rollout in g.rollouts if rollout.positive_weights for r in rollout.rewards
+        )
     )
     documents = []
     for group in chosen:
