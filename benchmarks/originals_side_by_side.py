@@ -111,7 +111,7 @@ class Draw:
             for index in range(self.random.randint(0, 7))
         )
         bodies = [self.text(4), "\n".join(lines), self.text(3), self.text(3)]
-        names = ("observe", "evidence", "think", "answer")
+        names = EVISRAG.names
         blocks = [f"<{name}>{body}</{name}>" for name, body in zip(names, bodies, strict=True)]
         return self.random.choice(("\n", "\n", "", "x", "\x1c")).join(blocks) + self.random.choice(("", "", "", "\n"))
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rsgrpo.config import ResponseFormat, SectionRule
 from rsgrpo.evaluation.metrics import (
     aggregate,
     evidence_scores,
@@ -183,3 +184,23 @@ def test_only_a_bare_refusal_is_an_abstention() -> None:
     assert is_refusal("no relevant information")
     assert not is_refusal("There is no relevant information in the images, so 12")
     assert not score_response("insufficient to answer", [], False).is_abstention  # no answer section
+
+
+def test_form_and_lines_go_by_the_declared_sections_and_the_answer_does_not():
+    looks = ResponseFormat(
+        sections=(
+            SectionRule(name="think", order=0),
+            SectionRule(name="look", order=1, repeatable=True, per_image_lines=True),
+            SectionRule(name="answer", order=2),
+        )
+    )
+    text = "t</think><look>[1]: price 12</look><look>[2]: no relevant information</look><answer>12</answer>"
+    gold = f"<think>{text}"
+    score = score_response(text, ["12"], gold_response=gold, response_format=looks, opened="think")
+    assert (score.is_well_formed, score.evidence_f1, score.strict_em) == (True, 1.0, 1.0)
+    # without the tag in the prompt the response lacks a section
+    assert not score_response(text, ["12"], gold_response=gold, response_format=looks).is_well_formed
+    # by EVisRAG's sections there is no evidence in it, and the official numbers are the same
+    plain = score_response(text, ["12"], gold_response=gold)
+    assert (plain.is_well_formed, plain.evidence_f1) == (False, None)
+    assert (plain.em, plain.accuracy, plain.f1) == (score.em, score.accuracy, score.f1)

@@ -10,12 +10,13 @@ from typing import Any, cast
 import pytest
 
 from recipes.sft import SftPhase, SftState, SupervisedTraining
-from recipes.sft_data import MixtureSource
+from recipes.sft_data import MixtureSource, TrajectorySource
 from rsgrpo.config import Config, DataConfig, SftPhaseConfig, SourceConfig, TrainerConfig
 from rsgrpo.data.files import DataError
 from rsgrpo.data.mixture import Mixture
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.trainer.policy import Policy
+from rsgrpo.types import ChatPrompt, PromptedSample, Sample
 from tests.tiny_model import write_images
 from tests.unit.prompts.test_conversation_prompts import builder
 
@@ -134,3 +135,11 @@ def test_without_held_out_samples_there_is_no_validation_loss(tmp_path: Path) ->
         state=SftState(),
     )
     assert training.validation_loss() is None
+
+
+def test_trajectories_leave_out_the_tag_that_the_prompt_ends_in() -> None:
+    sample = Sample(sample_id="q", gold_response="<think>\nso 3</think><answer>3</answer>")
+    prompt = ChatPrompt(sample_id="q", text="assistant\n<think>\n", opened_section="think")
+    source = TrajectorySource([PromptedSample(sample=sample, prompt=prompt)], seed=0, num_held_out=0)
+    (conversation,) = source.take(0, 1).conversations
+    assert [part.text for part in conversation.parts] == ["so 3</think><answer>3</answer><|im_end|>"]
