@@ -17,6 +17,10 @@ from tests.examples import EXAMPLES
 # As train.py does, before anything imports Ray: workers run in this environment, not in one that uv builds.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
+# Tiny tensors gain nothing from a second thread, and on busy cores threads wait for each other. Ranks and engines are
+# told their own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Tests start a hundred processes that import vLLM, DeepSpeed or transformers.
 keep_bytecode()
 
