@@ -12,21 +12,16 @@ import re
 from dataclasses import dataclass, field, make_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rsgrpo.config.checks import MAX_PROCESSES, ConfigError, between, not_empty, one_of
-from rsgrpo.config.inputs import (
-    BOX_COORDINATES,
-    DATA_FORMATS,
-    DataConfig,
-    DistractorConfig,
-    LoraConfig,
-    ModelConfig,
-    PromptConfig,
-    QuickstartConfig,
-    SourceConfig,
-    VideoConfig,
-    VisionCacheConfig,
-)
+from rsgrpo.config.checks import ConfigError, between, not_empty, one_of
+from rsgrpo.config.cluster import ClusterConfig
+from rsgrpo.config.data import BOX_COORDINATES, DATA_FORMATS, DataConfig, DistractorConfig, SourceConfig, VideoConfig
+from rsgrpo.config.eval import EndpointConfig, EvalConfig
+from rsgrpo.config.logging import LoggingConfig
+from rsgrpo.config.model import LoraConfig, ModelConfig, VisionCacheConfig
+from rsgrpo.config.optimizer import OptimizerConfig
 from rsgrpo.config.plan import PlanConfig
+from rsgrpo.config.prompt import PromptConfig
+from rsgrpo.config.quickstart import QuickstartConfig
 from rsgrpo.config.response import (
     EVISRAG,
     ResponseConfig,
@@ -35,18 +30,12 @@ from rsgrpo.config.response import (
     SectionRule,
     check_declared,
 )
-from rsgrpo.config.rollout import EndpointConfig, EvalConfig, RewardConfig, RolloutConfig, SamplingConfig, ScopeConfig
-from rsgrpo.config.training import (
-    CreditConfig,
-    FilterConfig,
-    KlConfig,
-    LossConfig,
-    OptimizerConfig,
-    RlConfig,
-    SftConfig,
-    SftPhaseConfig,
-    TrainerConfig,
-)
+from rsgrpo.config.rewards import RewardConfig, ScopeConfig
+from rsgrpo.config.rl import CreditConfig, FilterConfig, KlConfig, LossConfig, RlConfig
+from rsgrpo.config.rollout import RolloutConfig
+from rsgrpo.config.sampling import SamplingConfig
+from rsgrpo.config.sft import SftConfig, SftPhaseConfig
+from rsgrpo.config.trainer import TrainerConfig
 from rsgrpo.errors import shown
 
 if TYPE_CHECKING:
@@ -98,50 +87,6 @@ __all__ = [
 _MAX_SEED = 2**32 - 1  # what NumPy's and scikit-learn's generators take
 
 _ADDRESS = re.compile(r"[A-Za-z][\w+.-]*:/")  # s3://…, hdfs:/…: as a path they would make a folder named "s3:"
-
-
-@dataclass(kw_only=True, slots=True)
-class ClusterConfig:
-    """Ray."""
-
-    address: str = ""
-    """Address of a running cluster; empty: start one on this machine."""
-    device: str = "auto"
-    """``cpu`` or ``gpu``. ``auto``: what the installed vLLM was built for; where nothing is sampled, GPUs if there
-    are any."""
-    topology: str = "auto"
-    """``disaggregated``: trainer and engines have GPUs of their own. ``colocated``: they share GPUs and take
-    turns (the engines sleep while the trainer works, the trainer's memory goes to the host while they
-    sample); GPUs only. ``auto``: colocated where there are too few GPUs for both and the settings allow it."""
-    num_nodes: int = 1
-    """Nodes that the cluster must have before anything starts; GPUs only."""
-    gpus_per_node: int = 0
-    """GPUs that each of them must have; 0: whatever there is, as long as ranks and engines find a place."""
-
-    def __post_init__(self) -> None:
-        one_of("cluster.device", self.device, ("auto", "cpu", "gpu"))
-        one_of("cluster.topology", self.topology, ("auto", "disaggregated", "colocated"))
-        between("cluster.num_nodes", self.num_nodes, 1, MAX_PROCESSES)
-        between("cluster.gpus_per_node", self.gpus_per_node, 0, MAX_PROCESSES)
-
-
-@dataclass(kw_only=True, slots=True)
-class LoggingConfig:
-    """Where numbers go, beside ``metrics.jsonl``."""
-
-    wandb_mode: str = "offline"
-    """``offline``, ``online`` or ``disabled``."""
-    wandb_project: str = "rsgrpo"
-    """Project at wandb that the run belongs to."""
-    tensorboard: bool = True
-    """Write TensorBoard's files as well."""
-    progress: bool = True
-    """Live progress display (a plain line a step where the output is no terminal)."""
-
-    def __post_init__(self) -> None:
-        one_of("logging.wandb_mode", self.wandb_mode, ("offline", "online", "disabled"))
-        if self.wandb_mode != "disabled":
-            not_empty("logging.wandb_project", self.wandb_project)
 
 
 @dataclass(kw_only=True, slots=True)

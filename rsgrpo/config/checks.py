@@ -14,6 +14,8 @@ MAX_THREADS = 1024
 
 MAX_SECONDS = 1.0e7
 """A wait beyond 115 days: more than the clocks of Ray and of threads take."""
+MAX_STEP_SAMPLES = 1_000_000  # of one optimizer step: they are held in memory together
+MAX_TOKENS = 100_000_000  # of a sequence
 
 
 class ConfigError(RsgrpoError, ValueError):

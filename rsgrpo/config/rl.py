@@ -1,171 +1,13 @@
-"""How the weights change: ranks, optimizer, the two stages."""
+"""``rl``: Reward-Scoped GRPO: groups, selection, credit and loss."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rsgrpo.config.checks import (
-    MAX_PROCESSES,
-    MAX_SECONDS,
-    MAX_THREADS,
-    ConfigError,
-    at_least,
-    at_most,
-    between,
-    check_share,
-    more_than,
-    one_of,
-)
-from rsgrpo.config.inputs import SourceConfig
-from rsgrpo.errors import shown
+from rsgrpo.config.checks import MAX_STEP_SAMPLES, ConfigError, at_least, between, check_share, more_than, one_of
+from rsgrpo.config.optimizer import OptimizerConfig
 
-_MAX_STEP_SAMPLES = 1_000_000  # of one optimizer step: they are held in memory together
 _MAX_GROUP = 65_536
-
-
-@dataclass(kw_only=True, slots=True)
-class OptimizerConfig:
-    """AdamW and its schedule."""
-
-    learning_rate: float = 1.0e-6
-    """AdamW's, after the warmup."""
-    vision_learning_rate: float = 0.0
-    """Rate of the vision tower and the projector, on the same schedule; 0: ``learning_rate``."""
-    schedule: str = "constant"
-    """``constant`` or ``cosine`` (to zero), after a linear warm-up."""
-    warmup_steps: int = 0
-    """Steps in which the rate rises linearly from 0."""
-    weight_decay: float = 0.01
-    """AdamW's, decoupled."""
-    beta1: float = 0.9
-    """AdamW's decay of the mean gradient."""
-    beta2: float = 0.999
-    """AdamW's decay of the mean squared gradient."""
-    max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm where it is larger."""
-
-    def __post_init__(self) -> None:
-        # Where it stands (rl.optimizer, sft.phases[0].optimizer) is put in front when settings are built.
-        more_than("learning_rate", self.learning_rate, 0.0)
-        check_share("learning_rate", self.learning_rate)
-        check_share("vision_learning_rate", self.vision_learning_rate)
-        one_of("schedule", self.schedule, ("constant", "cosine"))
-        at_least("warmup_steps", self.warmup_steps, 0)
-        check_share("weight_decay", self.weight_decay)
-        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
-            if not 0.0 <= value < 1.0:
-                raise ConfigError(f"{name}={value} must lie in [0, 1)")
-        more_than("max_grad_norm", self.max_grad_norm, 0.0)
-
-
-@dataclass(kw_only=True, slots=True)
-class TrainerConfig:
-    """The ranks that hold and update the policy."""
-
-    num_ranks: int = 1
-    """Processes that hold and train the policy; on GPUs each has one."""
-    num_threads: int = 0
-    """CPU threads of each rank; 0: its share of its node's cores (docs/scaling.md)."""
-    zero_stage: int = 2
-    """DeepSpeed ZeRO stage: 1, 2 or 3."""
-    offload_optimizer: bool = False
-    """Keep optimizer states in host memory."""
-    offload_parameters: bool = False
-    """Keep parameters in host memory (ZeRO 3)."""
-    micro_batch_tokens: int = 16384
-    """Hard cap of tokens in one forward pass; a prompt with one response that is longer is an error."""
-    micro_batch_pairs: int = 0
-    """Hard cap of attention work in one forward pass: pairs of a query and a key that it sees, such as 1.3e8 for
-    16,384 tokens of one sequence; 0: none. It bounds the time of a micro-batch where prompts are long."""
-    share_prefix: bool = True
-    """Compute a group's prompt once for its n responses (same gradient, less work)."""
-    max_skipped_steps: int = 3
-    """Stop after this many steps in a row with a non-finite gradient."""
-    timeout_seconds: float = 7200.0
-    """How long the ranks may take for one call (to load the model, for a batch's passes, for a checkpoint) before they
-    count as hanging. A rank that dies is noticed at once."""
-
-    def __post_init__(self) -> None:
-        between("trainer.num_ranks", self.num_ranks, 1, MAX_PROCESSES)
-        between("trainer.num_threads", self.num_threads, 0, MAX_THREADS)
-        at_least("trainer.max_skipped_steps", self.max_skipped_steps, 1)
-        more_than("trainer.timeout_seconds", self.timeout_seconds, 0.0)
-        at_most("trainer.timeout_seconds", self.timeout_seconds, MAX_SECONDS)
-        at_least("trainer.micro_batch_tokens", self.micro_batch_tokens, 1)
-        at_least("trainer.micro_batch_pairs", self.micro_batch_pairs, 0)
-        if self.zero_stage not in (1, 2, 3):
-            raise ConfigError(f"trainer.zero_stage={self.zero_stage} is not known; choose 1, 2 or 3")
-        if self.offload_parameters and self.zero_stage != 3:
-            raise ConfigError("trainer.offload_parameters=true needs trainer.zero_stage=3")
-
-
-@dataclass(kw_only=True, slots=True)
-class SftPhaseConfig:
-    """One of several supervised phases that follow each other, each with data and a schedule of its own."""
-
-    name: str = ""
-    """Of the phase, in messages."""
-    mixture: list[SourceConfig] = field(default_factory=list)
-    """Its data sets; empty: those of ``data``."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    warmup_frac: float = 0.0
-    """Share of the phase's steps for the warm-up, where ``optimizer.warmup_steps`` is 0."""
-    num_epochs: int = 1
-    """Passes over the mixture of the phase."""
-    max_steps: int = 0
-    """Stop the phase after this many optimizer steps; 0: when its epochs are through."""
-    samples_per_step: int = 64
-    """Conversations in an optimizer step, over all ranks."""
-    max_tokens: int = 0
-    """As ``sft.max_tokens``."""
-
-    def __post_init__(self) -> None:
-        at_least("num_epochs", self.num_epochs, 1)
-        between("samples_per_step", self.samples_per_step, 1, _MAX_STEP_SAMPLES)
-        at_least("max_steps", self.max_steps, 0)
-        at_least("max_tokens", self.max_tokens, 0)
-        check_share("warmup_frac", self.warmup_frac)
-
-
-@dataclass(kw_only=True, slots=True)
-class SftConfig:
-    """Supervised stage."""
-
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(learning_rate=5.0e-7, schedule="cosine", warmup_steps=200)
-    )
-    warmup_frac: float = 0.0
-    """Share of the steps for the warm-up, where ``optimizer.warmup_steps`` is 0."""
-    num_epochs: int = 1
-    """Passes over the samples; ``max_steps`` may end it earlier."""
-    max_steps: int = 0
-    """Stop after this many optimizer steps; 0: when the epochs are through."""
-    samples_per_step: int = 64
-    """Samples in one optimizer step, over all ranks."""
-    max_tokens: int = 0
-    """A longer conversation of a mixture, images included, is rejected or skipped (``data.on_bad_sample``), never
-    cut; 0: ``trainer.micro_batch_tokens``."""
-    phases: list[SftPhaseConfig] = field(default_factory=list)
-    """Phases that follow each other in one run, instead of the optimizer, epochs and steps above."""
-    validation_samples: int = 128
-    """Held out of the supervised data for the validation loss; 0: none."""
-    validate_every_steps: int = 100
-    """Steps between two measurements of the held-out loss."""
-    save_every_steps: int = 100
-    """Steps between two checkpoints."""
-
-    def __post_init__(self) -> None:
-        at_least("sft.num_epochs", self.num_epochs, 1)
-        between("sft.samples_per_step", self.samples_per_step, 1, _MAX_STEP_SAMPLES)
-        at_least("sft.validation_samples", self.validation_samples, 0)
-        at_least("sft.save_every_steps", self.save_every_steps, 1)
-        at_least("sft.validate_every_steps", self.validate_every_steps, 1)
-        at_least("sft.max_steps", self.max_steps, 0)
-        at_least("sft.max_tokens", self.max_tokens, 0)
-        check_share("sft.warmup_frac", self.warmup_frac)
-        names = [phase.name for phase in self.phases]
-        if len(set(names)) != len(names) or "" in names:
-            raise ConfigError(f"every one of sft.phases needs a name of its own, got {shown(names)}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -369,7 +211,7 @@ class RlConfig:
     """Groups kept in full, with credit, for the report each time a checkpoint is written."""
 
     def __post_init__(self) -> None:
-        between("rl.prompts_per_step", self.prompts_per_step, 1, _MAX_STEP_SAMPLES)
+        between("rl.prompts_per_step", self.prompts_per_step, 1, MAX_STEP_SAMPLES)
         between("rl.samples_per_prompt", self.samples_per_prompt, 1, _MAX_GROUP)
         more_than("rl.max_logprob_gap", self.max_logprob_gap, 0.0)
         at_least("rl.rollouts_in_report", self.rollouts_in_report, 0)

@@ -1,0 +1,134 @@
+"""``eval``: what is scored, and served models."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from rsgrpo.config.checks import MAX_PROCESSES, MAX_SECONDS, ConfigError, at_least, at_most, between, more_than, one_of
+from rsgrpo.config.sampling import SamplingConfig
+from rsgrpo.errors import shown
+
+
+def _check_address(key: str, url: str) -> None:
+    """Refuse what no client can connect to."""
+    expected = "write http://HOST:PORT/v1"
+    try:
+        parts = urlsplit(url)
+        is_address = bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", url)
+    except ValueError as error:  # brackets without an end, a port that is no number or too large
+        raise ConfigError(f"{key}={shown(url)!r} is no address ({shown(error, 120)}); {expected}") from error
+    if not is_address:
+        raise ConfigError(f"{key}={shown(url)!r} is no address; {expected}, without blanks")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"{key}={shown(url)!r} has something behind ? or #; {expected}: the path is added to it")
+
+
+@dataclass(kw_only=True, slots=True)
+class EndpointConfig:
+    """A server with OpenAI's chat interface, such as `vllm serve`."""
+
+    url: str = ""
+    """Base address, such as ``http://localhost:8000/v1``; empty: answer with ``eval.checkpoint`` on our own engines."""
+    model: str = ""
+    """The name under which the server knows the model."""
+    concurrency: int = 8
+    """Requests on their way at a time."""
+    timeout_seconds: float = 300.0
+    """For one attempt, from sending to the last byte."""
+    retries: int = 5
+    """Further attempts after a time-out, a broken connection, 408, 429, 5xx or a reply that cannot be read."""
+    backoff_seconds: float = 1.0
+    """Wait before the first retry; it doubles each time, up to a minute. A server's ``Retry-After`` counts more."""
+    give_up_after: int = 32
+    """Questions that fail one after the other before the run stops: the server is gone."""
+    api_key_variable: str = ""
+    """Environment variable that holds the key; empty: none is sent. The key itself is never written anywhere."""
+    processor_min_pixels: int = 3136
+    """Smallest area to which the server's image processor scales: Qwen2.5-VL's own; what ``preprocessor_config.json``
+    or ``--mm-processor-kwargs`` of the server says. Read where boxes are in pixels (``eval.box_coordinates``)."""
+    processor_max_pixels: int = 12845056
+    """Largest area, likewise."""
+    processor_factor: int = 28
+    """Its sides are multiples of so many pixels: patch size times merge size."""
+
+    def __post_init__(self) -> None:
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"eval.endpoint.url={shown(self.url)!r} must start with http:// or https://")
+        if self.url:
+            _check_address("eval.endpoint.url", self.url)
+        if bool(self.url) != bool(self.model):
+            raise ConfigError(
+                f"eval.endpoint.url={shown(self.url, 120)!r} and eval.endpoint.model={shown(self.model, 120)!r} belong "
+                "together; set both"
+            )
+        between("eval.endpoint.concurrency", self.concurrency, 1, MAX_PROCESSES)
+        more_than("eval.endpoint.timeout_seconds", self.timeout_seconds, 0.0)
+        at_most("eval.endpoint.timeout_seconds", self.timeout_seconds, MAX_SECONDS)
+        at_least("eval.endpoint.retries", self.retries, 0)
+        between("eval.endpoint.backoff_seconds", self.backoff_seconds, 0.0, MAX_SECONDS)
+        at_least("eval.endpoint.give_up_after", self.give_up_after, 1)
+        at_least("eval.endpoint.processor_factor", self.processor_factor, 1)
+        at_least("eval.endpoint.processor_min_pixels", self.processor_min_pixels, 1)
+        at_least("eval.endpoint.processor_max_pixels", self.processor_max_pixels, self.processor_min_pixels)
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """Evaluation of a checkpoint, on the test questions or on published benchmarks."""
+
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0, max_response_tokens=2048))
+    max_samples: int = 0
+    """Questions of the test set, or of every task; 0: all."""
+    before_sft: bool = True
+    """Also score the model that the run starts from."""
+    checkpoint: str = ""
+    """``stage=eval``: model folder to score; empty: the run's newest, else ``model.path``."""
+    tasks: list[str] = field(default_factory=list)
+    """``stage=eval``: benchmarks to answer instead of the test questions, such as ``evisrag/chartqa``,
+    ``milebench/ALFRED``, ``vhs/single`` or ``mig_bench``; docs/evaluation.md lists them."""
+    data_root: str = ""
+    """Folder that holds the benchmarks as they are downloaded."""
+    image_root: str = ""
+    """Visual Haystacks: folder of COCO's photographs; empty: ``coco`` in ``data_root``."""
+    prompt_style: str = "official"
+    """``official``: each benchmark's own words, order and response limit. ``evidence``: ``prompt.path`` with the
+    benchmark's question in it, and ``eval.sampling`` as it is; the answer section is scored, the whole text kept."""
+    haystack_sizes: list[int] = field(default_factory=list)
+    """Visual Haystacks: how many images a question has; empty: every size that ``data_root`` holds."""
+    haystack_set: str = "VHs_large"
+    """Visual Haystacks: ``VHs_large`` or ``VHs_small``."""
+    max_canvases: int = 0
+    """MileBench: show the images on so many combined canvases at most (the paper's variant is 1); 0: one by one."""
+    max_context_tokens: int = 0
+    """MileBench: cut contexts from the left to so many tokens, images included, as the original does; 0: never."""
+    image_tokens: int = 256
+    """MileBench: what an image is taken to cost in that count."""
+    box_coordinates: str = "relative"
+    """MIG-Bench: ``relative`` (the model answers in 0-1000 or in shares, as the benchmark reads it; ``permille`` and
+    ``shares`` say the same) or ``pixels`` (of the page at the size at which the model saw it, as in Qwen2.5-VL)."""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+
+    def __post_init__(self) -> None:
+        one_of("eval.prompt_style", self.prompt_style, ("official", "evidence"))
+        one_of("eval.haystack_set", self.haystack_set, ("VHs_large", "VHs_small"))
+        one_of("eval.box_coordinates", self.box_coordinates, ("relative", "permille", "shares", "pixels"))
+        for name in ("max_samples", "max_canvases", "max_context_tokens"):
+            at_least(f"eval.{name}", getattr(self, name), 0)
+        at_least("eval.image_tokens", self.image_tokens, 1)
+        repeated = sorted({name for name in self.tasks if self.tasks.count(name) > 1})
+        if repeated:
+            raise ConfigError(f"eval.tasks names {shown(', '.join(repeated))} more than once; name every task once")
+        if self.tasks and not self.data_root:
+            raise ConfigError("eval.tasks needs eval.data_root, the folder that holds the benchmarks")
+        if self.endpoint.url and not self.tasks:
+            raise ConfigError("eval.endpoint answers benchmarks; name some in eval.tasks")
+        if self.endpoint.url and self.max_context_tokens:
+            raise ConfigError(
+                "eval.max_context_tokens counts the model's own tokens, which an endpoint does not tell; leave it at 0"
+            )
+        if self.max_canvases > 1:
+            raise ConfigError(
+                f"eval.max_canvases={self.max_canvases}: MileBench's prompt for combined images shows one; set 1"
+            )

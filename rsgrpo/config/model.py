@@ -1,0 +1,111 @@
+"""``model``: which model, its precision, adapters, and the features of a frozen tower."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from rsgrpo.config.checks import ConfigError, at_least, at_most, more_than, one_of
+from rsgrpo.errors import shown
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters: only they train; engines and exports get the merged weights."""
+
+    rank: int = 0
+    """r; 0: no adapters, every weight trains that is not frozen."""
+    alpha: float = 32.0
+    """A layer's weight is ``W + alpha / r * B A``."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs left out while training; above 0 the policy is not the one that sampled."""
+    target_modules: Any = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    """The linear layers that get an adapter, as peft takes them: ``all-linear``, a list of names or ends of names, or
+    a regular expression for whole names."""
+    include_vision: bool = False
+    """Adapters in the linear layers of the vision tower's blocks as well (needs ``model.freeze_vision=false``)."""
+
+    def __post_init__(self) -> None:
+        at_least("model.lora.rank", self.rank, 0)
+        more_than("model.lora.alpha", self.alpha, 0.0)
+        at_most("model.lora.alpha", self.alpha, 1.0e6)
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"model.lora.dropout={self.dropout} must lie in [0, 1)")
+        self._check_targets()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """``target_modules`` as a list, also where it is one text."""
+        return (self.target_modules,) if isinstance(self.target_modules, str) else tuple(self.target_modules)
+
+    def _check_targets(self) -> None:
+        given = self.target_modules
+        is_list = isinstance(given, list) and all(isinstance(one, str) for one in given)
+        if not isinstance(given, str) and not is_list:
+            raise ConfigError(
+                f"model.lora.target_modules={shown(given, 80)} does not fit; it must be a list of names such as "
+                "[q_proj, v_proj], all-linear, or a regular expression"
+            )
+        if any(not target.strip() for target in self.targets) or (self.rank and not self.targets):
+            raise ConfigError("model.lora.target_modules is empty; name layers such as [q_proj, v_proj], or set rank=0")
+        for target in self.targets:
+            try:
+                re.compile(target)
+            except re.error as error:
+                raise ConfigError(
+                    f"model.lora.target_modules={shown(target, 80)!r} is no regular expression: {error}"
+                ) from error
+
+
+@dataclass(kw_only=True, slots=True)
+class VisionCacheConfig:
+    """Features of a frozen vision tower, kept on disk: they are constants of the run."""
+
+    folder: str = ""
+    """Where; a relative path lies in ``run_dir``; empty: compute them anew each time. Runs and ranks may share it."""
+    max_gib: float = 64.0
+    """Most that the folder holds, GiB; what was used longest ago goes first (a page of a 7B model: 14 MB)."""
+
+    def __post_init__(self) -> None:
+        more_than("model.vision_cache.max_gib", self.max_gib, 0.0)
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The policy."""
+
+    path: str = ""
+    """Qwen2.5-VL directory or hub id; empty: build the quickstart's small one into the run folder."""
+    revision: str = ""
+    """Hub revision; empty: the newest."""
+    dtype: str = "bfloat16"
+    """Compute precision, ``float32`` or ``bfloat16`` (master weights are float32 either way)."""
+    freeze_vision: bool = True
+    """Keep the vision tower as it is (the projector, ``visual.merger``, goes with it)."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass."""
+    attention: str = "auto"
+    """What computes attention in the trainer: ``flash`` (GPU, bfloat16: flash-attn if installed, else torch's own),
+    ``flex`` (GPU: torch's compiled flex_attention), ``sdpa`` (any device: in tiles), or ``auto``: the first of these
+    that works."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    vision_cache: VisionCacheConfig = field(default_factory=VisionCacheConfig)
+
+    def __post_init__(self) -> None:
+        one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
+        one_of("model.attention", self.attention, ("auto", "sdpa", "flash", "flex"))
+        if self.lora.rank and self.freeze_vision == self.lora.include_vision:
+            raise ConfigError(
+                f"model.lora.rank={self.lora.rank} trains adapters only, and model.lora.include_vision="
+                f"{str(self.lora.include_vision).lower()} does not go with model.freeze_vision="
+                f"{str(self.freeze_vision).lower()}; set model.freeze_vision={str(not self.freeze_vision).lower()}, "
+                f"or model.lora.include_vision={str(not self.lora.include_vision).lower()}"
+            )
+        if self.vision_cache.folder and not self.freeze_vision:
+            raise ConfigError(
+                f"model.vision_cache.folder={shown(self.vision_cache.folder)!r} keeps features of a tower that "
+                "training changes (model.freeze_vision=false); set model.freeze_vision=true, or leave the folder empty"
+            )

@@ -1,0 +1,84 @@
+"""``quickstart``: the small task and the small model that the quickstart makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rsgrpo.config.checks import ConfigError, at_least, between
+
+_MAX_QUICKSTART_SAMPLES = 1_000_000
+_MAX_QUICKSTART_PIXELS = 2800
+_MAX_QUICKSTART_HIDDEN = 8192
+_MAX_QUICKSTART_LAYERS = 128
+_MIN_VOCABULARY = 256 + 14  # every byte, and Qwen2.5's special tokens
+_MAX_VOCABULARY = 200_000
+_SCANS_PER_DIGIT = 174  # scikit-learn's digits: 174 scans of the 8, more of the others
+
+
+@dataclass(kw_only=True, slots=True)
+class QuickstartConfig:
+    """The handwriting task that the quickstart writes, and the small model that it builds."""
+
+    num_sft_samples: int = 4096
+    """Samples with gold responses to write for supervised training."""
+    num_rl_samples: int = 4096
+    """Samples to write for reinforcement learning."""
+    num_test_samples: int = 512
+    """Held-out samples to write; no handwriting of theirs occurs in training."""
+    sft_scans_per_digit: int = 10
+    """Handwritten scans of each digit that supervised training sees, out of 174 or more. Few, so that it
+    learns the questions soon and leaves reading other hands to reinforcement learning."""
+    rl_scans_per_digit: int = 120
+    """Scans of each digit for reinforcement learning."""
+    test_scans_per_digit: int = 40
+    """Scans of each digit for the test, and all that are left over."""
+    unanswerable_frac: float = 0.2
+    """Share of questions whose pages do not hold the answer."""
+    image_pixels: int = 28
+    """Width and height of a page; a multiple of 28."""
+    text_hidden: int = 128
+    """Width of the language model that is built."""
+    text_layers: int = 3
+    """Its layers."""
+    text_heads: int = 4
+    """Its attention heads."""
+    vision_hidden: int = 96
+    """Width of the vision tower."""
+    vision_layers: int = 1
+    """Its layers."""
+    vision_heads: int = 4
+    """Its attention heads."""
+    vocabulary_tokens: int = 768
+    """Size of the byte-level BPE vocabulary, special tokens included."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_sft_samples", "num_rl_samples", "num_test_samples"):
+            between(f"quickstart.{name}", getattr(self, name), 1, _MAX_QUICKSTART_SAMPLES)
+        for name in ("sft_scans_per_digit", "rl_scans_per_digit", "test_scans_per_digit"):
+            at_least(f"quickstart.{name}", getattr(self, name), 1)
+        if self.sft_scans_per_digit + self.rl_scans_per_digit + self.test_scans_per_digit > _SCANS_PER_DIGIT:
+            raise ConfigError(
+                f"quickstart.sft_scans_per_digit={self.sft_scans_per_digit}, rl_scans_per_digit="
+                f"{self.rl_scans_per_digit} and test_scans_per_digit={self.test_scans_per_digit} are more than the "
+                f"{_SCANS_PER_DIGIT} scans that there are of the rarest digit; lower one of them"
+            )
+        if not 0.0 <= self.unanswerable_frac < 1.0:
+            raise ConfigError(f"quickstart.unanswerable_frac={self.unanswerable_frac} must lie in [0, 1)")
+        if self.image_pixels % 28 or self.image_pixels < 28:
+            raise ConfigError(f"quickstart.image_pixels={self.image_pixels} must be a positive multiple of 28")
+        between("quickstart.image_pixels", self.image_pixels, 28, _MAX_QUICKSTART_PIXELS)
+        between("quickstart.vocabulary_tokens", self.vocabulary_tokens, _MIN_VOCABULARY, _MAX_VOCABULARY)
+        for part in ("text", "vision"):
+            hidden, layers, heads = (getattr(self, f"{part}_{name}") for name in ("hidden", "layers", "heads"))
+            between(f"quickstart.{part}_hidden", hidden, 8, _MAX_QUICKSTART_HIDDEN)
+            between(f"quickstart.{part}_layers", layers, 1, _MAX_QUICKSTART_LAYERS)
+            between(f"quickstart.{part}_heads", heads, 1, hidden)
+            if hidden % heads or hidden // heads % 8:
+                raise ConfigError(
+                    f"quickstart.{part}_hidden={hidden} must be quickstart.{part}_heads={heads} times a multiple of 8, "
+                    "the width of a head"
+                )
+        if self.text_heads > 1 and self.text_heads % 2:
+            raise ConfigError(
+                f"quickstart.text_heads={self.text_heads} must be even: two heads share a key and a value"
+            )
