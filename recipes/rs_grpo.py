@@ -50,7 +50,7 @@ from rsgrpo.algorithm.metrics import (
 from rsgrpo.algorithm.selection import select_groups
 from rsgrpo.config import Config
 from rsgrpo.io.timers import Stopwatch
-from rsgrpo.trainer.policy import Policy
+from rsgrpo.trainer.policy import Policy, unweighted
 from rsgrpo.types import (
     CreditedGroup,
     PromptedSample,
@@ -230,7 +230,6 @@ class RsGrpo:
         self.state = state
         state.find_images(prompts)
         self.stream = PromptStream(prompts, seed=config.seed, shuffle=config.rl.shuffle, position=state.position)
-        self._old: OldLogprobs = {}
         self._unchecked_version: int | None = None  # whose responses no update of the batch held so far
         self.weights = {name: reward.weight for name, reward in config.rewards.items()}
         self.loss = config.rl.loss
@@ -279,12 +278,13 @@ class RsGrpo:
         updates: list[UpdateMetrics] = []
         self._unchecked_version = newest_version(batch.groups)
         is_on_policy = self._unchecked_version == self.policy.version
-        for groups in self._updates(batch.groups, clock):
+        old = self._old_logprobs(batch.groups, clock)
+        for groups in self._updates(batch.groups):
             with clock.phase("credit"):
                 part = credit_groups(groups, self.weights, self.config.rl.credit)
             with clock.phase("update"):
                 result = self.policy.update(
-                    training_groups(part, self._old, self._kl_weights(groups)),
+                    training_groups(part, old, self._kl_weights(groups)),
                     "policy",
                     self.loss,
                     before_step=partial(self._check_gap, part),
@@ -302,12 +302,12 @@ class RsGrpo:
                 metrics |= policy_metrics(updates)
                 metrics |= step_telemetry(
                     credited,
-                    list(self._old.values()) or seen,
+                    list(old.values()) or seen,
                     self.weights,
                     updated=seen,
                     loss=self.loss,
                     # Without pi_old of its own, what a batch's later updates saw is their predecessors' doing.
-                    is_on_policy=is_on_policy and (bool(self._old) or len(updates) == 1),
+                    is_on_policy=is_on_policy and (bool(old) or len(updates) == 1),
                 )
         return credited, metrics
 
@@ -337,16 +337,19 @@ class RsGrpo:
         shares = response_weights(groups, self.config.rl.credit)
         return {key: coefficient * share for key, share in shares.items()}
 
-    def _updates(self, kept: Sequence[ScoredGroup], clock: Stopwatch) -> list[Sequence[ScoredGroup]]:
-        """The batch, cut into its optimizer steps; pi_old is computed once where there are several."""
+    def _old_logprobs(self, kept: Sequence[ScoredGroup], clock: Stopwatch) -> OldLogprobs:
+        """pi_old of a batch, where one pass before its first update has to compute it; else nothing."""
+        is_reused = self.config.rl.updates_per_batch > 1 and self.loss.old_logprobs == "auto"
+        if not kept or not (is_reused or self.loss.old_logprobs == "recompute"):
+            return {}
+        with clock.phase("old_logprobs"):
+            sampled = [group.with_rollouts(scored.rollout for scored in group.rollouts) for group in kept]
+            found = self.policy.score([unweighted(group) for group in sampled])
+        return {stats.key: stats for stats in found}
+
+    def _updates(self, kept: Sequence[ScoredGroup]) -> list[Sequence[ScoredGroup]]:
+        """The batch, cut into its optimizer steps."""
         settings = self.config.rl
-        self._old = {}
-        is_reused = settings.updates_per_batch > 1 and self.loss.old_logprobs == "auto"
-        if kept and (is_reused or self.loss.old_logprobs == "recompute"):
-            with clock.phase("old_logprobs"):
-                unweighted = credit_groups(kept, self.weights, settings.credit)
-                scored = self.policy.score(training_groups(unweighted, {}))
-            self._old = {scored_group.key: scored_group for scored_group in scored}
         size = max(1, math.ceil(len(kept) / settings.updates_per_batch))
         return [kept[start : start + size] for start in range(0, len(kept), size)]
 
@@ -411,12 +414,12 @@ class RsGrpo:
                 break
             prompted = self.stream.take(request, without=held)
             scored = self._sample(prompted, self.config.seed * 1_000_003 + step * 101 + round_index, clock)
-            selection = select_groups(scored, settings.filter, self.weights, settings.credit.scoping)
+            fresh = select_groups(scored, settings.filter, self.weights, settings.credit.scoping)
             check_staleness(scored, trained_version=trained_version, max_age=self._max_age(is_leftover=False))
             num_tokens += sum(len(rollout.rollout.token_ids) for group in scored for rollout in group.rollouts)
             num_sampled += len(scored)
-            num_kept += len(selection.kept)
-            kept.extend(selection.kept)
+            num_kept += len(fresh)
+            kept.extend(fresh)
         if num_sampled:
             self.state.acceptance_rate = 0.8 * self.state.acceptance_rate + 0.2 * num_kept / num_sampled
         self.state.leftover = kept[wanted:] if settings.filter.keep_leftover else []

@@ -21,8 +21,8 @@ from rsgrpo.evaluation.metrics import EvaluationMetrics, ResponseScore, aggregat
 from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
 from rsgrpo.io.jsonl import write_rows
 from rsgrpo.io.record_codec import RecordError, from_plain
-from rsgrpo.trainer.policy import Policy
-from rsgrpo.types import PromptedSample, RolloutGroup, ScoredGroup, TrainingGroup, TrainingResponse
+from rsgrpo.trainer.policy import Policy, unweighted
+from rsgrpo.types import PromptedSample, RolloutGroup, ScoredGroup
 
 _METRICS_FILE = "metrics.json"
 _REWARDS_FILE = "rewards.json"
@@ -191,29 +191,8 @@ def compare_engine(
         ``engine/logprob_gap_mean`` and ``engine/logprob_gap_max``.
     """
     groups = engine.generate(prompted, num_samples=1, sampling=config.rollout.sampling, seed=config.seed)
-    seen = policy.score([_looked_at(group) for group in groups])
+    seen = policy.score([unweighted(group) for group in groups])
     logprobs = {response.sample_id: response.logprobs for response in seen}
     return gap_metrics(
         np.concatenate([group.rollouts[0].logprobs - logprobs[group.sample.sample_id] for group in groups])
-    )
-
-
-def _looked_at(group: RolloutGroup) -> TrainingGroup:
-    """A response that the ranks are not to learn from."""
-    (rollout,) = group.rollouts
-    nothing = np.zeros(len(rollout.token_ids), np.float32)
-    return TrainingGroup(
-        sample_id=group.sample.sample_id,
-        prompt=group.prompt,
-        prompt_token_ids=group.prompt_token_ids,
-        responses=(
-            TrainingResponse(
-                response_index=rollout.response_index,
-                token_ids=rollout.token_ids,
-                positive_weights=nothing,
-                negative_weights=nothing,
-                rollout_logprobs=rollout.logprobs,
-                temperature=rollout.temperature,
-            ),
-        ),
     )

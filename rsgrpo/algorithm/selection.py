@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,17 +10,6 @@ from rsgrpo.algorithm.advantages import is_flat
 from rsgrpo.algorithm.credit_table import TOTAL, group_totals, whole_view
 from rsgrpo.config import FilterConfig
 from rsgrpo.types import RewardKey, ScoredGroup
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Selection:
-    """What to train on.
-
-    Attributes:
-        kept: in the order given.
-    """
-
-    kept: tuple[ScoredGroup, ...]
 
 
 def has_nonzero_variance(group: ScoredGroup, weights: Mapping[str, float]) -> bool:
@@ -65,7 +53,7 @@ def mean_total(group: ScoredGroup, weights: Mapping[str, float]) -> float:
 
 def select_groups(
     groups: Sequence[ScoredGroup], config: FilterConfig, weights: Mapping[str, float], scoping: str = "scoped"
-) -> Selection:
+) -> tuple[ScoredGroup, ...]:
     """Keep the groups that the settings ask for.
 
     Args:
@@ -77,7 +65,7 @@ def select_groups(
             ``nonzero_variance`` asks whether that varies.
 
     Returns:
-        Kept groups; none is no error.
+        The groups to train on, in the order given; none is no error.
 
     Example:
         Of one group with accuracies 1, 0 and one with 1, 1, ``nonzero_variance`` keeps the first.
@@ -92,4 +80,4 @@ def select_groups(
             case _:
                 return True
 
-    return Selection(kept=tuple(filter(is_kept, groups)))
+    return tuple(filter(is_kept, groups))

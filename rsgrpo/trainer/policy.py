@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import ray
 
 from rsgrpo.cluster.environments import rank_environment
@@ -25,7 +26,7 @@ from rsgrpo.trainer.faults import FaultyBatch, write_faulty_batch
 from rsgrpo.trainer.rank_calls import RankCalls
 from rsgrpo.trainer.results import RankPass, RankStep, in_order, update_metrics
 from rsgrpo.trainer.worker import GatheredWeights, PolicyWorker
-from rsgrpo.types import ResponseStats, TrainingGroup, UpdateResult
+from rsgrpo.types import ResponseStats, RolloutGroup, TrainingGroup, TrainingResponse, UpdateResult
 from rsgrpo.weights.buckets import WeightVersion, format_checksum
 from rsgrpo.weights.transfer import RankStream
 from rsgrpo.weights.update import WeightUpdate
@@ -48,6 +49,26 @@ def _cost(group: TrainingGroup) -> int:
     else:
         prompt = len(group.prompt.text) // 4 + 256 * len(group.prompt.images)
     return step_cost(prompt, [len(response.token_ids) for response in group.responses])
+
+
+def unweighted(group: RolloutGroup) -> TrainingGroup:
+    """Responses whose log-probabilities are wanted, and from which nothing is learned."""
+    return TrainingGroup(
+        sample_id=group.sample_id,
+        prompt=group.prompt,
+        prompt_token_ids=group.prompt_token_ids,
+        responses=tuple(
+            TrainingResponse(
+                response_index=rollout.response_index,
+                token_ids=rollout.token_ids,
+                positive_weights=np.zeros(len(rollout.token_ids), dtype=np.float32),
+                negative_weights=np.zeros(len(rollout.token_ids), dtype=np.float32),
+                rollout_logprobs=rollout.logprobs,
+                temperature=rollout.temperature,
+            )
+            for rollout in group.rollouts
+        ),
+    )
 
 
 class Policy:

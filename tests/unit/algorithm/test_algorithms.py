@@ -59,7 +59,7 @@ def library(
 ) -> Tensor:
     """The step's loss through selection, credit and rows; ``cut``: which responses share a row."""
     rl = config.rl
-    kept = select_groups(step.groups, rl.filter, step.weights, rl.credit.scoping).kept
+    kept = select_groups(step.groups, rl.filter, step.weights, rl.credit.scoping)
     credited = {one.key: one for group in credit_groups(kept, step.weights, rl.credit) for one in group.rollouts}
     shares = response_weights(kept, rl.credit)
     places = step.places
@@ -300,9 +300,8 @@ def test_rewards_that_cancel_in_the_sum_are_no_signal_for_the_whole_response() -
         ],
     )
     weights = {"a": 1.0, "b": 1.0}
-    assert len(select_groups([group], algorithm("rs_grpo").rl.filter, weights).kept) == 1
-    selection = select_groups([group], algorithm("dapo").rl.filter, weights, "whole")
-    assert not selection.kept
+    assert len(select_groups([group], algorithm("rs_grpo").rl.filter, weights)) == 1
+    assert not select_groups([group], algorithm("dapo").rl.filter, weights, "whole")
 
 
 def test_a_response_without_siblings_is_compared_with_the_batch_only() -> None:
