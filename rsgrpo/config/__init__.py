@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field, make_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rsgrpo.config.checks import ConfigError, between, not_empty, one_of
+from rsgrpo.config.checks import ConfigError, Literal, between, check_choices, not_empty, one_of
 from rsgrpo.config.cluster import ClusterConfig
 from rsgrpo.config.data import BOX_COORDINATES, DATA_FORMATS, DataConfig, DistractorConfig, SourceConfig, VideoConfig
 from rsgrpo.config.eval import EndpointConfig, EvalConfig
@@ -95,13 +95,13 @@ class Config:
 
     name: str = "run"
     """Of the run: its default folder is ``runs/NAME``, and wandb shows it."""
-    stage: str = "all"
+    stage: Literal["sft", "rl", "eval", "all"] = "all"
     """``sft``, ``rl``, ``eval`` or ``all``."""
     plan: bool = False
     """Say what the run would take in memory, time and money, and start nothing; docs/plan.md."""
     run_dir: str = "runs/${name}"
     """Everything that the run writes."""
-    resume: str = "never"
+    resume: Literal["auto", "never"] = "never"
     """``auto``: go on from the newest checkpoint in ``run_dir`` if there is one. ``never``: refuse a
     run folder that already holds a run."""
     seed: int = 0
@@ -124,8 +124,7 @@ class Config:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
-        one_of("stage", self.stage, ("sft", "rl", "eval", "all"))
-        one_of("resume", self.resume, ("auto", "never"))
+        check_choices(self, "")
         between("seed", self.seed, 0, _MAX_SEED)
         not_empty("run_dir", self.run_dir)
         not_empty("name", self.name)

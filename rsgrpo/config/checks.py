@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from rsgrpo.errors import RsgrpoError, shown
 
@@ -18,6 +19,17 @@ MAX_STEP_SAMPLES = 1_000_000  # of one optimizer step: they are held in memory t
 MAX_TOKENS = 100_000_000  # of a sequence
 
 
+if TYPE_CHECKING:
+    from typing import Literal as Literal
+else:
+
+    class Literal:
+        """typing.Literal for settings. OmegaConf knows none: at run time it is a text that carries its choices."""
+
+        def __class_getitem__(cls, choices: str | tuple[str, ...]) -> Any:
+            return Annotated[(str, *(choices if isinstance(choices, tuple) else (choices,)))]
+
+
 class ConfigError(RsgrpoError, ValueError):
     """A setting is wrong; the message names the key, what was got, and the way out."""
 
@@ -26,6 +38,18 @@ def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is none of ``choices``."""
     if value not in choices:
         raise ConfigError(f"{key}={shown(value, 80)!r} is not known; choose one of {', '.join(choices)}")
+
+
+def check_choices(settings: object, prefix: str) -> None:
+    """Refuse a value of a field of the kind ``Literal[...]`` that is none of its choices.
+
+    Args:
+        settings: an instance of a settings class.
+        prefix: where it stands, such as ``rl.filter.``; empty: it stands in several places.
+    """
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        if get_origin(hint) is Annotated:
+            one_of(f"{prefix}{name}", getattr(settings, name), get_args(hint)[1:])
 
 
 def at_least(key: str, value: float, minimum: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsgrpo.config.checks import MAX_PROCESSES, between, one_of
+from rsgrpo.config.checks import MAX_PROCESSES, Literal, between, check_choices
 
 
 @dataclass(kw_only=True, slots=True)
@@ -13,10 +13,10 @@ class ClusterConfig:
 
     address: str = ""
     """Address of a running cluster; empty: start one on this machine."""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "gpu"] = "auto"
     """``cpu`` or ``gpu``. ``auto``: what the installed vLLM was built for; where nothing is sampled, GPUs if there
     are any."""
-    topology: str = "auto"
+    topology: Literal["auto", "disaggregated", "colocated"] = "auto"
     """``disaggregated``: trainer and engines have GPUs of their own. ``colocated``: they share GPUs and take
     turns (the engines sleep while the trainer works, the trainer's memory goes to the host while they
     sample); GPUs only. ``auto``: colocated where there are too few GPUs for both and the settings allow it."""
@@ -26,7 +26,6 @@ class ClusterConfig:
     """GPUs that each of them must have; 0: whatever there is, as long as ranks and engines find a place."""
 
     def __post_init__(self) -> None:
-        one_of("cluster.device", self.device, ("auto", "cpu", "gpu"))
-        one_of("cluster.topology", self.topology, ("auto", "disaggregated", "colocated"))
+        check_choices(self, "cluster.")
         between("cluster.num_nodes", self.num_nodes, 1, MAX_PROCESSES)
         between("cluster.gpus_per_node", self.gpus_per_node, 0, MAX_PROCESSES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rsgrpo.config.checks import ConfigError, at_least, at_most, check_share, more_than, one_of
+from rsgrpo.config.checks import ConfigError, Literal, at_least, at_most, check_choices, check_share, more_than, one_of
 from rsgrpo.config.image_rules import MAX_MEGAPIXELS, ImageRules, parse_colour
 
 DATA_FORMATS = (
@@ -30,7 +30,7 @@ class DistractorConfig:
     """Fewest distractors of a conversation."""
     max_images: int = 0
     """Most; their number is drawn evenly, they come from other records of the source. 0: no distractors."""
-    relevance: str = "unused"
+    relevance: Literal["unused", "named", "filter"] = "unused"
     """What the images' relevance labels do. ``unused``: nothing. ``named``: the first answer begins with a line
     ``Relevant images: 2, 5.``, so that the model learns to retrieve. ``filter``: only images that are labelled
     relevant are shown, as behind a retriever."""
@@ -42,7 +42,7 @@ class DistractorConfig:
     def __post_init__(self) -> None:
         at_least("min_images", self.min_images, 0)
         at_least("max_images", self.max_images, self.min_images)
-        one_of("relevance", self.relevance, ("unused", "named", "filter"))
+        check_choices(self, "")
         check_share("noise_chance", self.noise_chance)
         check_share("noise_max_frac", self.noise_max_frac)
         if self.noise_chance and self.relevance == "unused":
@@ -157,13 +157,13 @@ class DataConfig:
     """Larger image files are rejected or skipped; a megapixel takes up to 10 MB of memory while it is read."""
     max_prompt_tokens: int = 15000
     """A longer prompt is rejected or skipped, never cut."""
-    on_bad_sample: str = "reject"
+    on_bad_sample: Literal["reject", "skip"] = "reject"
     """``reject``: stop and name the sample. ``skip``: leave it out and say how many were left out."""
     max_skipped_frac: float = 0.01
     """Share of a data set that ``skip`` may leave out without stopping; one sample may always be."""
 
     def __post_init__(self) -> None:
-        one_of("data.on_bad_sample", self.on_bad_sample, ("reject", "skip"))
+        check_choices(self, "data.")
         one_of("data.box_coordinates", self.box_coordinates, BOX_COORDINATES)
         check_share("data.max_skipped_frac", self.max_skipped_frac)
         at_least("data.max_images", self.max_images, 1)

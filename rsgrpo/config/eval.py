@@ -6,7 +6,17 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from rsgrpo.config.checks import MAX_PROCESSES, MAX_SECONDS, ConfigError, at_least, at_most, between, more_than, one_of
+from rsgrpo.config.checks import (
+    MAX_PROCESSES,
+    MAX_SECONDS,
+    ConfigError,
+    Literal,
+    at_least,
+    at_most,
+    between,
+    check_choices,
+    more_than,
+)
 from rsgrpo.config.sampling import SamplingConfig
 from rsgrpo.errors import shown
 
@@ -92,12 +102,12 @@ class EvalConfig:
     """Folder that holds the benchmarks as they are downloaded."""
     image_root: str = ""
     """Visual Haystacks: folder of COCO's photographs; empty: ``coco`` in ``data_root``."""
-    prompt_style: str = "official"
+    prompt_style: Literal["official", "evidence"] = "official"
     """``official``: each benchmark's own words, order and response limit. ``evidence``: ``prompt.path`` with the
     benchmark's question in it, and ``eval.sampling`` as it is; the answer section is scored, the whole text kept."""
     haystack_sizes: list[int] = field(default_factory=list)
     """Visual Haystacks: how many images a question has; empty: every size that ``data_root`` holds."""
-    haystack_set: str = "VHs_large"
+    haystack_set: Literal["VHs_large", "VHs_small"] = "VHs_large"
     """Visual Haystacks: ``VHs_large`` or ``VHs_small``."""
     max_canvases: int = 0
     """MileBench: show the images on so many combined canvases at most (the paper's variant is 1); 0: one by one."""
@@ -105,15 +115,13 @@ class EvalConfig:
     """MileBench: cut contexts from the left to so many tokens, images included, as the original does; 0: never."""
     image_tokens: int = 256
     """MileBench: what an image is taken to cost in that count."""
-    box_coordinates: str = "relative"
+    box_coordinates: Literal["relative", "permille", "shares", "pixels"] = "relative"
     """MIG-Bench: ``relative`` (the model answers in 0-1000 or in shares, as the benchmark reads it; ``permille`` and
     ``shares`` say the same) or ``pixels`` (of the page at the size at which the model saw it, as in Qwen2.5-VL)."""
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
     def __post_init__(self) -> None:
-        one_of("eval.prompt_style", self.prompt_style, ("official", "evidence"))
-        one_of("eval.haystack_set", self.haystack_set, ("VHs_large", "VHs_small"))
-        one_of("eval.box_coordinates", self.box_coordinates, ("relative", "permille", "shares", "pixels"))
+        check_choices(self, "eval.")
         for name in ("max_samples", "max_canvases", "max_context_tokens"):
             at_least(f"eval.{name}", getattr(self, name), 0)
         at_least("eval.image_tokens", self.image_tokens, 1)

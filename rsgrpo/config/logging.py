@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsgrpo.config.checks import not_empty, one_of
+from rsgrpo.config.checks import Literal, check_choices, not_empty
 
 
 @dataclass(kw_only=True, slots=True)
 class LoggingConfig:
     """Where numbers go, beside ``metrics.jsonl``."""
 
-    wandb_mode: str = "offline"
+    wandb_mode: Literal["offline", "online", "disabled"] = "offline"
     """``offline``, ``online`` or ``disabled``."""
     wandb_project: str = "rsgrpo"
     """Project at wandb that the run belongs to."""
@@ -21,6 +21,6 @@ class LoggingConfig:
     """Live progress display (a plain line a step where the output is no terminal)."""
 
     def __post_init__(self) -> None:
-        one_of("logging.wandb_mode", self.wandb_mode, ("offline", "online", "disabled"))
+        check_choices(self, "logging.")
         if self.wandb_mode != "disabled":
             not_empty("logging.wandb_project", self.wandb_project)

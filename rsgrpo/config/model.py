@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from rsgrpo.config.checks import ConfigError, at_least, at_most, more_than, one_of
+from rsgrpo.config.checks import ConfigError, Literal, at_least, at_most, check_choices, more_than
 from rsgrpo.errors import shown
 
 
@@ -81,13 +81,13 @@ class ModelConfig:
     """Qwen2.5-VL directory or hub id; empty: build the quickstart's small one into the run folder."""
     revision: str = ""
     """Hub revision; empty: the newest."""
-    dtype: str = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute precision, ``float32`` or ``bfloat16`` (master weights are float32 either way)."""
     freeze_vision: bool = True
     """Keep the vision tower as it is (the projector, ``visual.merger``, goes with it)."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass."""
-    attention: str = "auto"
+    attention: Literal["auto", "sdpa", "flash", "flex"] = "auto"
     """What computes attention in the trainer: ``flash`` (GPU, bfloat16: flash-attn if installed, else torch's own),
     ``flex`` (GPU: torch's compiled flex_attention), ``sdpa`` (any device: in tiles), or ``auto``: the first of these
     that works."""
@@ -95,8 +95,7 @@ class ModelConfig:
     vision_cache: VisionCacheConfig = field(default_factory=VisionCacheConfig)
 
     def __post_init__(self) -> None:
-        one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
-        one_of("model.attention", self.attention, ("auto", "sdpa", "flash", "flex"))
+        check_choices(self, "model.")
         if self.lora.rank and self.freeze_vision == self.lora.include_vision:
             raise ConfigError(
                 f"model.lora.rank={self.lora.rank} trains adapters only, and model.lora.include_vision="

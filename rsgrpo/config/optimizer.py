@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsgrpo.config.checks import ConfigError, at_least, check_share, more_than, one_of
+from rsgrpo.config.checks import ConfigError, Literal, at_least, check_choices, check_share, more_than
 
 
 @dataclass(kw_only=True, slots=True)
@@ -15,7 +15,7 @@ class OptimizerConfig:
     """AdamW's, after the warmup."""
     vision_learning_rate: float = 0.0
     """Rate of the vision tower and the projector, on the same schedule; 0: ``learning_rate``."""
-    schedule: str = "constant"
+    schedule: Literal["constant", "cosine"] = "constant"
     """``constant`` or ``cosine`` (to zero), after a linear warm-up."""
     warmup_steps: int = 0
     """Steps in which the rate rises linearly from 0."""
@@ -33,7 +33,7 @@ class OptimizerConfig:
         more_than("learning_rate", self.learning_rate, 0.0)
         check_share("learning_rate", self.learning_rate)
         check_share("vision_learning_rate", self.vision_learning_rate)
-        one_of("schedule", self.schedule, ("constant", "cosine"))
+        check_choices(self, "")
         at_least("warmup_steps", self.warmup_steps, 0)
         check_share("weight_decay", self.weight_decay)
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsgrpo.config.checks import not_empty, one_of
+from rsgrpo.config.checks import Literal, check_choices, not_empty
 
 
 @dataclass(kw_only=True, slots=True)
@@ -13,11 +13,11 @@ class PromptConfig:
 
     path: str = "configs/prompt/evidence.jinja"
     """Jinja template with the variables ``question``, ``num_images`` and ``choices``."""
-    image_order: str = "text_first"
+    image_order: Literal["text_first", "images_first", "markers"] = "text_first"
     """``text_first``, ``images_first``, or ``markers`` (where the data set's ready prompt says)."""
     system: str = "You are a helpful assistant."
     """System turn; the default is the Qwen chat template's own."""
 
     def __post_init__(self) -> None:
         not_empty("prompt.path", self.path)
-        one_of("prompt.image_order", self.image_order, ("text_first", "images_first", "markers"))
+        check_choices(self, "prompt.")

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from rsgrpo.config.checks import MAX_SECONDS, ConfigError, at_most, between, more_than, one_of
+from rsgrpo.config.checks import MAX_SECONDS, ConfigError, Literal, at_most, between, check_choices, more_than, one_of
 from rsgrpo.config.response import ResponseFormat, check_declared
 from rsgrpo.errors import shown
 
@@ -79,7 +79,7 @@ class RewardConfig:
     scope: ScopeConfig
     weight: float = 1.0
     """What its advantage counts for beside others'; 0: it is only logged."""
-    on_missing: str = "skip"
+    on_missing: Literal["skip", "whole"] = "skip"
     """Scope absent: ``skip`` (no credit) or ``whole`` (the whole response, as the public code)."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for the function."""
@@ -87,7 +87,7 @@ class RewardConfig:
     """A call that takes longer stops the run and names the sample."""
 
     def __post_init__(self) -> None:
-        one_of("on_missing", self.on_missing, ("skip", "whole"))
+        check_choices(self, "")
         more_than("timeout_seconds", self.timeout_seconds, 0.0)
         at_most("timeout_seconds", self.timeout_seconds, MAX_SECONDS)
         between("weight", self.weight, 0.0, _MAX_REWARD_WEIGHT)

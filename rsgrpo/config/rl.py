@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rsgrpo.config.checks import MAX_STEP_SAMPLES, ConfigError, at_least, between, check_share, more_than, one_of
+from rsgrpo.config.checks import (
+    MAX_STEP_SAMPLES,
+    ConfigError,
+    Literal,
+    at_least,
+    between,
+    check_choices,
+    check_share,
+    more_than,
+)
 from rsgrpo.config.optimizer import OptimizerConfig
 
 _MAX_GROUP = 65_536
@@ -14,7 +23,7 @@ _MAX_GROUP = 65_536
 class FilterConfig:
     """Which groups to train on."""
 
-    mode: str = "nonzero_variance"
+    mode: Literal["nonzero_variance", "mean_range", "none"] = "nonzero_variance"
     """``nonzero_variance``: keep a group if any reward varies in it. ``mean_range``: the public code's rule.
     ``none``: keep all."""
     low: float = 0.01
@@ -27,7 +36,7 @@ class FilterConfig:
     """Keep surplus groups for the next step (they are stale by one update)."""
 
     def __post_init__(self) -> None:
-        one_of("rl.filter.mode", self.mode, ("nonzero_variance", "mean_range", "none"))
+        check_choices(self, "rl.filter.")
         at_least("rl.filter.max_refills", self.max_refills, 0)
         if self.low >= self.high:
             raise ConfigError(
@@ -40,19 +49,19 @@ class FilterConfig:
 class CreditConfig:
     """From rewards to token credit (:mod:`rsgrpo.algorithm.advantages`)."""
 
-    compat: str = "none"
+    compat: Literal["none", "upstream"] = "none"
     """``upstream`` reproduces the public implementation's formula, defects included; absent scopes of all rewards
     then widen (``on_missing: whole``)."""
-    scoping: str = "scoped"
+    scoping: Literal["scoped", "whole"] = "scoped"
     """``scoped``: each reward is compared among siblings by itself and speaks to the tokens of its scope.
     ``whole``: the weighted sum of the rewards is one number, which speaks to the whole response (GRPO)."""
-    baseline: str = "group_mean"
+    baseline: Literal["group_mean", "leave_one_out", "batch_mean"] = "group_mean"
     """``group_mean``, ``leave_one_out`` (RLOO), or ``batch_mean`` (REINFORCE++)."""
-    scale: str = "group_std"
+    scale: Literal["group_std", "batch_std", "none"] = "group_std"
     """``group_std`` (unbiased), ``batch_std``, or ``none`` (Dr. GRPO)."""
-    normaliser: str = "active"
+    normaliser: Literal["active", "all"] = "active"
     """W sums the weights of the rewards that vary in the step (``active``) or of ``all``."""
-    aggregation: str = "scope_tokens"
+    aggregation: Literal["scope_tokens", "token_mean", "sequence_mean", "constant"] = "scope_tokens"
     """How the tokens of a reward's scope add up over the optimizer step. ``scope_tokens``: their mean.
     ``token_mean``: their sum over the number of all response tokens. ``sequence_mean``: first the mean in each
     response, then that over the responses with such a scope (GRPO). ``constant``: their sum in each response
@@ -63,16 +72,7 @@ class CreditConfig:
     """Added to a group's standard deviation before dividing by it."""
 
     def __post_init__(self) -> None:
-        one_of("rl.credit.compat", self.compat, ("none", "upstream"))
-        one_of("rl.credit.scoping", self.scoping, ("scoped", "whole"))
-        one_of("rl.credit.baseline", self.baseline, ("group_mean", "leave_one_out", "batch_mean"))
-        one_of("rl.credit.scale", self.scale, ("group_std", "batch_std", "none"))
-        one_of("rl.credit.normaliser", self.normaliser, ("active", "all"))
-        one_of(
-            "rl.credit.aggregation",
-            self.aggregation,
-            ("scope_tokens", "token_mean", "sequence_mean", "constant"),
-        )
+        check_choices(self, "rl.credit.")
         check_share("rl.credit.epsilon", self.epsilon)
         at_least("rl.credit.constant_tokens", self.constant_tokens, 0)
         if self.aggregation == "constant":
@@ -106,14 +106,14 @@ class KlConfig:
     coefficient: float = 0.0
     """Its weight in the loss, beta; 0: no term, and no pass through the reference model. Tokens are averaged
     over whole responses as ``rl.credit.aggregation`` says (``scope_tokens`` as ``token_mean``)."""
-    estimator: str = "k3"
+    estimator: Literal["k1", "k2", "k3"] = "k3"
     """``k1``, ``k2`` or ``k3`` (GRPO); losses.kl_estimate says what each one's gradient means."""
     target: float = 0.0
     """Nats a token that the coefficient steers towards, from ``coefficient`` on; 0: it stays as it is."""
 
     def __post_init__(self) -> None:
         between("rl.loss.kl.coefficient", self.coefficient, 0.0, 1.0e6)
-        one_of("rl.loss.kl.estimator", self.estimator, ("k1", "k2", "k3"))
+        check_choices(self, "rl.loss.kl.")
         at_least("rl.loss.kl.target", self.target, 0.0)
         if self.target and not self.coefficient:
             raise ConfigError(
@@ -126,10 +126,10 @@ class KlConfig:
 class LossConfig:
     """The clipped objective (:mod:`rsgrpo.algorithm.losses`)."""
 
-    ratio: str = "token"
+    ratio: Literal["token", "sequence"] = "token"
     """``token``: each token's own ratio new/old. ``sequence``: the geometric mean over its response, with the
     gradient of the token's own log-probability (GSPO-token; GSPO where credit is the same all over a response)."""
-    clipping: str = "ppo"
+    clipping: Literal["ppo", "cispo"] = "ppo"
     """``ppo``: tokens beyond the bounds lose their gradient. ``cispo``: the ratio is only a weight, cut at the
     bounds, of each token's likelihood gradient."""
     clip_low: float = 0.2
@@ -138,7 +138,7 @@ class LossConfig:
     """The ratio is clipped at 1 + clip_high."""
     dual_clip: float = 3.0
     """``ppo``: the most that negative credit weighs, above 1 + clip_high; 0: no limit."""
-    old_logprobs: str = "auto"
+    old_logprobs: Literal["auto", "recompute", "engine"] = "auto"
     """pi_old: ``auto`` (the forward pass itself where there is one update a batch, else recomputed
     once), ``recompute``, or ``engine`` (the engine's own log-probabilities)."""
     importance_cap: float = 2.0
@@ -149,9 +149,7 @@ class LossConfig:
     kl: KlConfig = field(default_factory=KlConfig)
 
     def __post_init__(self) -> None:
-        one_of("rl.loss.ratio", self.ratio, ("token", "sequence"))
-        one_of("rl.loss.clipping", self.clipping, ("ppo", "cispo"))
-        one_of("rl.loss.old_logprobs", self.old_logprobs, ("auto", "recompute", "engine"))
+        check_choices(self, "rl.loss.")
         if not 0.0 < self.clip_low <= 1.0:
             raise ConfigError(f"rl.loss.clip_low={self.clip_low} must lie in (0, 1]")
         more_than("rl.loss.clip_high", self.clip_high, 0.0)
