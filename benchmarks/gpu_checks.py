@@ -33,6 +33,7 @@ import torch
 from stage import Check, Clock
 from workload import SHAPES, GroupShape, build_group, build_model, markdown, report, shape_text
 
+from rsgrpo.config import Dtype
 from rsgrpo.types import TrainingGroup
 
 Groups = dict[int, list[TrainingGroup]]
@@ -61,7 +62,7 @@ def deepspeed(options: argparse.Namespace, folder: Path, groups: Groups, device:
     budget = prompt_tokens + options.num_responses * options.response_tokens
     checks: list[Check] = []
     rows: list[dict[str, Any]] = []
-    precisions = ("bfloat16",) if device.type == "cuda" else ("float32", "bfloat16")
+    precisions: tuple[Dtype, ...] = ("bfloat16",) if device.type == "cuda" else ("float32", "bfloat16")
     with one_rank(device):
         for dtype in precisions:
             for zero_stage in STAGES:

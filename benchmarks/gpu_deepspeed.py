@@ -24,7 +24,7 @@ from bare_step import LOSS, BareStep
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # not in its list of names
 
 from rsgrpo.cluster.gpu_sharing import OnGpu
-from rsgrpo.config import Config, ModelConfig, OptimizerConfig, RlConfig, TrainerConfig
+from rsgrpo.config import Config, Dtype, ModelConfig, OptimizerConfig, RlConfig, TrainerConfig
 from rsgrpo.model.folder import load_processor
 from rsgrpo.model.micro_batches import plan_micro_batches
 from rsgrpo.model.policy_model import MicroBatch, MicroBatchBuilder, group_sizes
@@ -76,7 +76,7 @@ class Rank:
         step: lends its encoder.
     """
 
-    def __init__(self, folder: Path, dtype: str, zero_stage: int, device: torch.device, step: BareStep) -> None:
+    def __init__(self, folder: Path, dtype: Dtype, zero_stage: int, device: torch.device, step: BareStep) -> None:
         config = Config(
             stage="sft",  # asks for no rewards
             model=ModelConfig(dtype=dtype),
@@ -139,7 +139,7 @@ def _timed(device: torch.device, work: Any) -> float:
 
 def check_stage(
     folder: Path,
-    dtype: str,
+    dtype: Dtype,
     zero_stage: int,
     groups: list[TrainingGroup],
     budget: int,

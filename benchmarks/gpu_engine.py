@@ -19,7 +19,7 @@ from bare_step import BareStep
 from rollout.requests import requests_for
 from rollout.vllm_engine import EngineSpec, VllmEngine
 from rsgrpo.cluster.gpu_sharing import OnGpu
-from rsgrpo.config import ClusterConfig, Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
+from rsgrpo.config import ClusterConfig, Config, DataConfig, Dtype, ModelConfig, RolloutConfig, SamplingConfig
 from rsgrpo.types import PromptedSample, RolloutGroup, Sample, TrainingGroup, TrainingResponse
 
 _MAX_GAP = {"float32": 1e-4, "bfloat16": 0.02}  # nats, mean
@@ -68,7 +68,7 @@ def check_engine(
     Returns:
         Findings, and a row of the table of times.
     """
-    dtype = "bfloat16" if device.type == "cuda" else "float32"
+    dtype: Dtype = "bfloat16" if device.type == "cuda" else "float32"
     sampling = SamplingConfig(max_response_tokens=response_tokens)
     prompts = [
         PromptedSample(

@@ -19,13 +19,13 @@ from logprob_memory import Peak
 from stage import Check, Clock
 from workload import SHAPES
 
-from rsgrpo.config import ModelConfig
+from rsgrpo.config import Attention, Dtype, ModelConfig
 from rsgrpo.model.attention.backend import backend_problem, make_plan, packed_attention
 from rsgrpo.model.logprobs import response_logprobs
 from rsgrpo.model.micro_batches import Segment, pack
 from rsgrpo.types import TrainingGroup
 
-_SETTINGS = {"tiled": "sdpa", "varlen": "flash", "flex": "flex"}  # backend -> model.attention
+_SETTINGS: dict[str, Attention] = {"tiled": "sdpa", "varlen": "flash", "flex": "flex"}  # backend -> model.attention
 _MAX_GAPS = {torch.float32: 1e-5, torch.bfloat16: 0.1}
 
 
@@ -204,7 +204,7 @@ def run_door(
     if not clock.has_time(f"backend {backend}, {dtype}"):
         measured.checks.append(Check(name=f"backend {backend}, {dtype}", passed=None, detail="left out: no time"))
         return
-    precision = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    precision: Dtype = "bfloat16" if dtype == torch.bfloat16 else "float32"
     step = BareStep(folder, ModelConfig(dtype=precision, attention=_SETTINGS[backend]), device)
     first = min(groups)
     budget = first + options.num_responses * options.response_tokens

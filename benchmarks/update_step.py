@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from workload import IMAGES, SHAPES, GroupShape, ModelShape, build_group, build_model, report, shape_text
 
-from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from rsgrpo.config import Attention, Config, DataConfig, Dtype, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.model.setup import WorkerSpec
 from rsgrpo.trainer.worker import PolicyWorker
 from rsgrpo.types import TrainingGroup
@@ -216,7 +216,9 @@ class TrlPeer:
         self._process.wait()
 
 
-def bench_config(*, budget: int, frozen: bool, dtype: str = "float32", attention: str = "auto", **model: Any) -> Config:
+def bench_config(
+    *, budget: int, frozen: bool, dtype: Dtype = "float32", attention: Attention = "auto", **model: Any
+) -> Config:
     """Settings of the recipe where they matter, without recomputation (everything fits)."""
     return Config(
         stage="sft",

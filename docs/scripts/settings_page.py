@@ -88,12 +88,15 @@ def sections(kind: type = Config, key: str = "", given: object = None) -> Iterat
         given: an instance whose values are the defaults here; None: those of the class.
     """
     docs, hints = field_docs(kind), typing.get_type_hints(kind)
+    written = typing.get_type_hints(kind, include_extras=True)  # with the choices of a Literal
     rows: list[Setting] = []
     nested: list[Section] = []
     for field in dataclasses.fields(kind):
         path = f"{key}.{field.name}" if key else field.name
         value = _default(field) if given is None else getattr(given, field.name)
         annotation, meaning = docs[field.name]
+        if typing.get_origin(written[field.name]) is typing.Annotated:
+            annotation = " | ".join(typing.get_args(written[field.name])[1:])
         inner = _inner(hints[field.name])
         if inner is None:
             rows.append(Setting(key=path, kind=annotation, default=_as_yaml(value), meaning=meaning))

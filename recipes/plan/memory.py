@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from recipes.plan.gpus import Assumptions, GpuKind
 from rsgrpo.cluster.topology import engine_memory_frac
-from rsgrpo.config import Config
+from rsgrpo.config import Config, Topology
 from rsgrpo.model.activation_memory import ActivationMemory, PackedSize, activation_memory
 from rsgrpo.model.memory_bounds import IMAGE_BYTES
 from rsgrpo.model.sizes import ModelSizes
@@ -53,7 +53,7 @@ def num_gpus(config: Config) -> int:
 
 def engine_frac(config: Config) -> float:
     """Share of a GPU's memory that an engine takes."""
-    topology = "colocated" if shares_gpus(config) else "disaggregated"
+    topology: Topology = "colocated" if shares_gpus(config) else "disaggregated"
     return engine_memory_frac(replace(config, cluster=replace(config.cluster, topology=topology)))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rsgrpo.cluster.device import choose_device
-from rsgrpo.config import Config, ConfigError
+from rsgrpo.config import Config, ConfigError, Topology
 from rsgrpo.errors import RsgrpoError
 
 _OWN_MEMORY_FRAC = 0.9  # the rest is for CUDA's context and NCCL, which vLLM does not count
@@ -147,7 +147,7 @@ def fit(config: Config, *, gpus_per_node: Sequence[int], has_engines: bool = Tru
     return Fitted(config=fitted, lines=lines)
 
 
-def _topology(config: Config, device: str, gpus_per_node: Sequence[int], *, has_engines: bool) -> str:
+def _topology(config: Config, device: str, gpus_per_node: Sequence[int], *, has_engines: bool) -> Topology:
     """Where ``auto`` stands for colocated: too few GPUs for both sides, enough for one, and settings that allow it."""
     if config.cluster.topology != "auto":
         return config.cluster.topology

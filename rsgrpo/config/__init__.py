@@ -12,15 +12,23 @@ import re
 from dataclasses import dataclass, field, make_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rsgrpo.config.checks import ConfigError, Literal, between, check_choices, not_empty, one_of
-from rsgrpo.config.cluster import ClusterConfig
-from rsgrpo.config.data import BOX_COORDINATES, DATA_FORMATS, DataConfig, DistractorConfig, SourceConfig, VideoConfig
+from rsgrpo.config.checks import ConfigError, Literal, between, check_choices, not_empty
+from rsgrpo.config.cluster import ClusterConfig, Device, Topology
+from rsgrpo.config.data import (
+    BOX_COORDINATES,
+    DATA_FORMATS,
+    DataConfig,
+    DistractorConfig,
+    OnBadSample,
+    SourceConfig,
+    VideoConfig,
+)
 from rsgrpo.config.eval import EndpointConfig, EvalConfig
 from rsgrpo.config.logging import LoggingConfig
-from rsgrpo.config.model import LoraConfig, ModelConfig, VisionCacheConfig
+from rsgrpo.config.model import Attention, Dtype, LoraConfig, ModelConfig, VisionCacheConfig
 from rsgrpo.config.optimizer import OptimizerConfig
 from rsgrpo.config.plan import PlanConfig
-from rsgrpo.config.prompt import PromptConfig
+from rsgrpo.config.prompt import ImageOrder, PromptConfig
 from rsgrpo.config.quickstart import QuickstartConfig
 from rsgrpo.config.response import (
     EVISRAG,
@@ -31,7 +39,22 @@ from rsgrpo.config.response import (
     check_declared,
 )
 from rsgrpo.config.rewards import RewardConfig, ScopeConfig
-from rsgrpo.config.rl import CreditConfig, FilterConfig, KlConfig, LossConfig, RlConfig
+from rsgrpo.config.rl import (
+    Aggregation,
+    Baseline,
+    Clipping,
+    CreditConfig,
+    Estimator,
+    FilterConfig,
+    KlConfig,
+    LossConfig,
+    Normaliser,
+    OldLogprobsFrom,
+    Ratio,
+    RlConfig,
+    Scale,
+    Scoping,
+)
 from rsgrpo.config.rollout import RolloutConfig
 from rsgrpo.config.sampling import SamplingConfig
 from rsgrpo.config.sft import SftConfig, SftPhaseConfig
@@ -45,36 +68,53 @@ __all__ = [
     "BOX_COORDINATES",
     "DATA_FORMATS",
     "EVISRAG",
+    "Aggregation",
+    "Attention",
+    "Baseline",
+    "Clipping",
     "ClusterConfig",
     "Config",
     "ConfigError",
     "CreditConfig",
     "DataConfig",
+    "Device",
     "DistractorConfig",
+    "Dtype",
     "EndpointConfig",
+    "Estimator",
     "EvalConfig",
     "FilterConfig",
+    "ImageOrder",
     "KlConfig",
     "LoggingConfig",
     "LoraConfig",
     "LossConfig",
     "ModelConfig",
+    "Normaliser",
+    "OldLogprobsFrom",
+    "OnBadSample",
     "OptimizerConfig",
     "PlanConfig",
     "PromptConfig",
     "QuickstartConfig",
+    "Ratio",
     "ResponseConfig",
     "ResponseFormat",
+    "Resume",
     "RewardConfig",
     "RlConfig",
     "RolloutConfig",
     "SamplingConfig",
+    "Scale",
     "ScopeConfig",
+    "Scoping",
     "SectionConfig",
     "SectionRule",
     "SftConfig",
     "SftPhaseConfig",
     "SourceConfig",
+    "Stage",
+    "Topology",
     "TrainerConfig",
     "VideoConfig",
     "VisionCacheConfig",
@@ -88,6 +128,10 @@ _MAX_SEED = 2**32 - 1  # what NumPy's and scikit-learn's generators take
 
 _ADDRESS = re.compile(r"[A-Za-z][\w+.-]*:/")  # s3://…, hdfs:/…: as a path they would make a folder named "s3:"
 
+Resume = Literal["auto", "never"]
+
+Stage = Literal["sft", "rl", "eval", "all"]
+
 
 @dataclass(kw_only=True, slots=True)
 class Config:
@@ -95,13 +139,13 @@ class Config:
 
     name: str = "run"
     """Of the run: its default folder is ``runs/NAME``, and wandb shows it."""
-    stage: Literal["sft", "rl", "eval", "all"] = "all"
+    stage: Stage = "all"
     """``sft``, ``rl``, ``eval`` or ``all``."""
     plan: bool = False
     """Say what the run would take in memory, time and money, and start nothing; docs/plan.md."""
     run_dir: str = "runs/${name}"
     """Everything that the run writes."""
-    resume: Literal["auto", "never"] = "never"
+    resume: Resume = "never"
     """``auto``: go on from the newest checkpoint in ``run_dir`` if there is one. ``never``: refuse a
     run folder that already holds a run."""
     seed: int = 0

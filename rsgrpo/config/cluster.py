@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from rsgrpo.config.checks import MAX_PROCESSES, Literal, between, check_choices
 
+Topology = Literal["auto", "disaggregated", "colocated"]
+
+Device = Literal["auto", "cpu", "gpu"]
+
 
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig:
@@ -13,10 +17,10 @@ class ClusterConfig:
 
     address: str = ""
     """Address of a running cluster; empty: start one on this machine."""
-    device: Literal["auto", "cpu", "gpu"] = "auto"
+    device: Device = "auto"
     """``cpu`` or ``gpu``. ``auto``: what the installed vLLM was built for; where nothing is sampled, GPUs if there
     are any."""
-    topology: Literal["auto", "disaggregated", "colocated"] = "auto"
+    topology: Topology = "auto"
     """``disaggregated``: trainer and engines have GPUs of their own. ``colocated``: they share GPUs and take
     turns (the engines sleep while the trainer works, the trainer's memory goes to the host while they
     sample); GPUs only. ``auto``: colocated where there are too few GPUs for both and the settings allow it."""

@@ -21,6 +21,8 @@ DATA_FORMATS = (
 BOX_COORDINATES = ("shares", "permille", "pixels")
 """What the numbers of a gold box may count."""
 
+OnBadSample = Literal["reject", "skip"]
+
 
 @dataclass(kw_only=True, slots=True)
 class DistractorConfig:
@@ -157,7 +159,7 @@ class DataConfig:
     """Larger image files are rejected or skipped; a megapixel takes up to 10 MB of memory while it is read."""
     max_prompt_tokens: int = 15000
     """A longer prompt is rejected or skipped, never cut."""
-    on_bad_sample: Literal["reject", "skip"] = "reject"
+    on_bad_sample: OnBadSample = "reject"
     """``reject``: stop and name the sample. ``skip``: leave it out and say how many were left out."""
     max_skipped_frac: float = 0.01
     """Share of a data set that ``skip`` may leave out without stopping; one sample may always be."""

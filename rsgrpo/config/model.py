@@ -9,6 +9,10 @@ from typing import Any
 from rsgrpo.config.checks import ConfigError, Literal, at_least, at_most, check_choices, more_than
 from rsgrpo.errors import shown
 
+Dtype = Literal["float32", "bfloat16"]
+
+Attention = Literal["auto", "sdpa", "flash", "flex"]
+
 
 @dataclass(kw_only=True, slots=True)
 class LoraConfig:
@@ -81,13 +85,13 @@ class ModelConfig:
     """Qwen2.5-VL directory or hub id; empty: build the quickstart's small one into the run folder."""
     revision: str = ""
     """Hub revision; empty: the newest."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     """Compute precision, ``float32`` or ``bfloat16`` (master weights are float32 either way)."""
     freeze_vision: bool = True
     """Keep the vision tower as it is (the projector, ``visual.merger``, goes with it)."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass."""
-    attention: Literal["auto", "sdpa", "flash", "flex"] = "auto"
+    attention: Attention = "auto"
     """What computes attention in the trainer: ``flash`` (GPU, bfloat16: flash-attn if installed, else torch's own),
     ``flex`` (GPU: torch's compiled flex_attention), ``sdpa`` (any device: in tiles), or ``auto``: the first of these
     that works."""

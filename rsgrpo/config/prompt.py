@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from rsgrpo.config.checks import Literal, check_choices, not_empty
 
+ImageOrder = Literal["text_first", "images_first", "markers"]
+
 
 @dataclass(kw_only=True, slots=True)
 class PromptConfig:
@@ -13,7 +15,7 @@ class PromptConfig:
 
     path: str = "configs/prompt/evidence.jinja"
     """Jinja template with the variables ``question``, ``num_images`` and ``choices``."""
-    image_order: Literal["text_first", "images_first", "markers"] = "text_first"
+    image_order: ImageOrder = "text_first"
     """``text_first``, ``images_first``, or ``markers`` (where the data set's ready prompt says)."""
     system: str = "You are a helpful assistant."
     """System turn; the default is the Qwen chat template's own."""

@@ -18,6 +18,24 @@ from rsgrpo.config.optimizer import OptimizerConfig
 
 _MAX_GROUP = 65_536
 
+Normaliser = Literal["active", "all"]
+
+Scoping = Literal["scoped", "whole"]
+
+Baseline = Literal["group_mean", "leave_one_out", "batch_mean"]
+
+Scale = Literal["group_std", "batch_std", "none"]
+
+Aggregation = Literal["scope_tokens", "token_mean", "sequence_mean", "constant"]
+
+Estimator = Literal["k1", "k2", "k3"]
+
+OldLogprobsFrom = Literal["auto", "recompute", "engine"]
+
+Ratio = Literal["token", "sequence"]
+
+Clipping = Literal["ppo", "cispo"]
+
 
 @dataclass(kw_only=True, slots=True)
 class FilterConfig:
@@ -52,16 +70,16 @@ class CreditConfig:
     compat: Literal["none", "upstream"] = "none"
     """``upstream`` reproduces the public implementation's formula, defects included; absent scopes of all rewards
     then widen (``on_missing: whole``)."""
-    scoping: Literal["scoped", "whole"] = "scoped"
+    scoping: Scoping = "scoped"
     """``scoped``: each reward is compared among siblings by itself and speaks to the tokens of its scope.
     ``whole``: the weighted sum of the rewards is one number, which speaks to the whole response (GRPO)."""
-    baseline: Literal["group_mean", "leave_one_out", "batch_mean"] = "group_mean"
+    baseline: Baseline = "group_mean"
     """``group_mean``, ``leave_one_out`` (RLOO), or ``batch_mean`` (REINFORCE++)."""
-    scale: Literal["group_std", "batch_std", "none"] = "group_std"
+    scale: Scale = "group_std"
     """``group_std`` (unbiased), ``batch_std``, or ``none`` (Dr. GRPO)."""
-    normaliser: Literal["active", "all"] = "active"
+    normaliser: Normaliser = "active"
     """W sums the weights of the rewards that vary in the step (``active``) or of ``all``."""
-    aggregation: Literal["scope_tokens", "token_mean", "sequence_mean", "constant"] = "scope_tokens"
+    aggregation: Aggregation = "scope_tokens"
     """How the tokens of a reward's scope add up over the optimizer step. ``scope_tokens``: their mean.
     ``token_mean``: their sum over the number of all response tokens. ``sequence_mean``: first the mean in each
     response, then that over the responses with such a scope (GRPO). ``constant``: their sum in each response
@@ -106,7 +124,7 @@ class KlConfig:
     coefficient: float = 0.0
     """Its weight in the loss, beta; 0: no term, and no pass through the reference model. Tokens are averaged
     over whole responses as ``rl.credit.aggregation`` says (``scope_tokens`` as ``token_mean``)."""
-    estimator: Literal["k1", "k2", "k3"] = "k3"
+    estimator: Estimator = "k3"
     """``k1``, ``k2`` or ``k3`` (GRPO); losses.kl_estimate says what each one's gradient means."""
     target: float = 0.0
     """Nats a token that the coefficient steers towards, from ``coefficient`` on; 0: it stays as it is."""
@@ -126,10 +144,10 @@ class KlConfig:
 class LossConfig:
     """The clipped objective (:mod:`rsgrpo.algorithm.losses`)."""
 
-    ratio: Literal["token", "sequence"] = "token"
+    ratio: Ratio = "token"
     """``token``: each token's own ratio new/old. ``sequence``: the geometric mean over its response, with the
     gradient of the token's own log-probability (GSPO-token; GSPO where credit is the same all over a response)."""
-    clipping: Literal["ppo", "cispo"] = "ppo"
+    clipping: Clipping = "ppo"
     """``ppo``: tokens beyond the bounds lose their gradient. ``cispo``: the ratio is only a weight, cut at the
     bounds, of each token's likelihood gradient."""
     clip_low: float = 0.2
@@ -138,7 +156,7 @@ class LossConfig:
     """The ratio is clipped at 1 + clip_high."""
     dual_clip: float = 3.0
     """``ppo``: the most that negative credit weighs, above 1 + clip_high; 0: no limit."""
-    old_logprobs: Literal["auto", "recompute", "engine"] = "auto"
+    old_logprobs: OldLogprobsFrom = "auto"
     """pi_old: ``auto`` (the forward pass itself where there is one update a batch, else recomputed
     once), ``recompute``, or ``engine`` (the engine's own log-probabilities)."""
     importance_cap: float = 2.0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from rsgrpo.config import Config, DataConfig, LoraConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from rsgrpo.config import Config, DataConfig, Dtype, LoraConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.model.policy_model import MicroBatch
 from rsgrpo.model.sizes import model_sizes
 from rsgrpo.trainer.objective import row_loss
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("model"), hidden=256, layers=2, tie=True)
 
 
-def _config(dtype: str = "float32", lora: int = 0, **trainer: object) -> Config:
+def _config(dtype: Dtype = "float32", lora: int = 0, **trainer: object) -> Config:
     return Config(
         stage="sft",
         model=ModelConfig(dtype=dtype, lora=LoraConfig(rank=lora), gradient_checkpointing=False),
@@ -96,7 +96,7 @@ def _states(worker: ReloadingWorker) -> tuple[int, int, int]:
 )
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_states_take_what_the_plan_says(
-    worlds: Worlds, folder: Path, num_ranks: int, dtype: str, zero_stage: int, lora: int
+    worlds: Worlds, folder: Path, num_ranks: int, dtype: Dtype, zero_stage: int, lora: int
 ) -> None:
     config = _config(dtype, lora, num_ranks=num_ranks, zero_stage=zero_stage, micro_batch_tokens=4000)
     world = worlds[num_ranks]

@@ -11,7 +11,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rsgrpo.cluster.gpu_sharing import OnGpu
-from rsgrpo.config import Config, DataConfig, LoraConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from rsgrpo.config import Config, DataConfig, Dtype, LoraConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.types import TrainingGroup
 from rsgrpo.weights.buckets import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
@@ -30,7 +30,7 @@ class Case:
 
     num_ranks: int
     zero_stage: int
-    dtype: str = "bfloat16"
+    dtype: Dtype = "bfloat16"
     lora: int = 0
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from rsgrpo.config import Config, DataConfig, Dtype, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.types import TrainingGroup
 from tests.engine.reloading_worker import ReloadingWorker as Rank
 from tests.engine.worlds import World
@@ -27,7 +27,7 @@ class Case:
 
     num_ranks: int
     zero_stage: int
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     offload: bool = False
 
     def __str__(self) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rsgrpo.cluster.gpu_sharing import OnGpu
-from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from rsgrpo.config import Config, DataConfig, Dtype, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.model.folder import load_processor
 from rsgrpo.trainer.checkpoint import CheckpointError
 from rsgrpo.types import TrainingGroup
@@ -32,7 +32,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.95, ma
 LOSS = LossConfig(importance_cap=2.0)
 
 
-def _config(*, frozen: bool = False, recomputed: bool = False, dtype: str = "float32", **trainer: object) -> Config:
+def _config(*, frozen: bool = False, recomputed: bool = False, dtype: Dtype = "float32", **trainer: object) -> Config:
     return Config(
         stage="sft",
         model=ModelConfig(dtype=dtype, freeze_vision=frozen, gradient_checkpointing=recomputed),

@@ -8,7 +8,7 @@ import torch
 
 from rsgrpo.algorithm.advantages import FLAT_SPREAD, credit_groups, is_flat, normalise
 from rsgrpo.algorithm.credit_table import merged
-from rsgrpo.config import CreditConfig
+from rsgrpo.config import Aggregation, CreditConfig, Normaliser, Scoping
 from rsgrpo.types import ScopedReward, TokenSpan
 from tests.oracles.upstream_objective import reference_advantages
 from tests.unit.strategies import scoped_reward, scored_group, scored_rollout, simple_group
@@ -53,7 +53,9 @@ def test_a_reward_that_does_not_apply_is_left_out_of_the_mean() -> None:
 
 @pytest.mark.parametrize("scoping", ["scoped", "whole"])
 @pytest.mark.parametrize("aggregation", ["scope_tokens", "token_mean", "sequence_mean", "constant"])
-def test_credit_does_not_depend_on_groups_to_which_no_reward_applies(aggregation: str, scoping: str) -> None:
+def test_credit_does_not_depend_on_groups_to_which_no_reward_applies(
+    aggregation: Aggregation, scoping: Scoping
+) -> None:
     config = CreditConfig(aggregation=aggregation, scoping=scoping, constant_tokens=100)
     judged = simple_group("g", "a", [1.0, 0.0], [100, 60])
     others = [simple_group(f"g{index}", "a", [None, None], [80, 40]) for index in range(9)]
@@ -136,7 +138,7 @@ def test_images_of_one_reward_are_compared_apart_and_counted_together() -> None:
 
 
 @pytest.mark.parametrize(("normaliser", "total"), [("active", 3.0), ("all", 5.0)])
-def test_the_normaliser_sums_active_or_all_weights(normaliser: str, total: float) -> None:
+def test_the_normaliser_sums_active_or_all_weights(normaliser: Normaliser, total: float) -> None:
     # "a" (weight 3) varies, "b" (2) does not
     def rewards(value: float) -> list[ScopedReward]:
         return [scoped_reward("a", value, (0, 2)), scoped_reward("b", 1.0, (0, 2))]

@@ -23,12 +23,17 @@ from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.algorithm.aggregation import response_weights
 from rsgrpo.algorithm.selection import select_groups
 from rsgrpo.config import (
+    Aggregation,
+    Clipping,
     Config,
     ConfigError,
     CreditConfig,
+    Estimator,
     FilterConfig,
     KlConfig,
     LossConfig,
+    OldLogprobsFrom,
+    Ratio,
     load_config,
     register_schema,
 )
@@ -157,7 +162,7 @@ def test_a_kl_term_needs_the_reference_models_log_probabilities() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_the_kl_terms_estimator_is_the_configured_one_and_its_metric_k3(estimator: str) -> None:
+def test_the_kl_terms_estimator_is_the_configured_one_and_its_metric_k3(estimator: Estimator) -> None:
     # d = log 2 on three tokens of weight 0.1; k3 = exp(-d) - 1 + d = 0.1931 whatever the loss takes
     (credited,) = credit_groups([simple_group("g", "a", [1.0, 1.0], [2, 1])], {"a": 1.0}, CreditConfig())
     reference = torch.full((3,), -2.0, dtype=torch.float64)
@@ -170,7 +175,9 @@ def test_the_kl_terms_estimator_is_the_configured_one_and_its_metric_k3(estimato
 
 
 @pytest.mark.parametrize("old_logprobs", ["auto", "recompute", "engine"])
-def test_a_response_that_is_far_off_has_no_gradient_but_stays_in_the_denominators(old_logprobs: str) -> None:
+def test_a_response_that_is_far_off_has_no_gradient_but_stays_in_the_denominators(
+    old_logprobs: OldLogprobsFrom,
+) -> None:
     # responses of 2 tokens and 1, ratios trainer/engine 1.02 and 1.2
     (credited,) = credit_groups([simple_group("g", "a", [1.0, 0.0], [2, 1])], {"a": 1.0}, CreditConfig())
     new = torch.tensor([-1.0, -1.0, -1.0], dtype=torch.float64, requires_grad=True)
@@ -200,7 +207,7 @@ def test_a_response_that_is_far_off_has_no_gradient_but_stays_in_the_denominator
     clipping=st.sampled_from(("ppo", "cispo")),
 )
 def test_scoped_credit_stays_in_its_scope_whatever_the_loss(
-    step: Step, seed: int, drift: float, aggregation: str, ratio: str, clipping: str
+    step: Step, seed: int, drift: float, aggregation: Aggregation, ratio: Ratio, clipping: Clipping
 ) -> None:
     # law 5 for every combination: also a sequence's ratio moves only the tokens that have credit
     config = algorithm("rs_grpo")
@@ -220,7 +227,7 @@ def test_scoped_credit_stays_in_its_scope_whatever_the_loss(
 
 @LAWS
 @given(step=steps(), aggregation=st.sampled_from(("token_mean", "sequence_mean", "constant")))
-def test_every_aggregation_by_the_definition(step: Step, aggregation: str) -> None:
+def test_every_aggregation_by_the_definition(step: Step, aggregation: Aggregation) -> None:
     # A is the same for all of them; a token's share is 1 / sum |o_i|, 1 / (R |M_i|) or 1 / (R L)
     config = CreditConfig(aggregation=aggregation, constant_tokens=7, normaliser="all")
     total_weight = sum(step.weights.values())

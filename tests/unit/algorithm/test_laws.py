@@ -11,6 +11,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from rewards.scopes import locate_scope
 from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.algorithm.losses import clipped_policy_loss
-from rsgrpo.config import EVISRAG, CreditConfig, ScopeConfig
+from rsgrpo.config import EVISRAG, CreditConfig, Normaliser, ScopeConfig, Scoping
 from rsgrpo.text.sections import parse_response
 from rsgrpo.types import CreditedGroup
 from tests.examples import examples
@@ -146,7 +147,9 @@ def assert_close(actual: Tensor, expected: Tensor, relative: float, parts: Seque
 
 @LAWS
 @given(step=steps(), seed=SEEDS, drift=DRIFTS, normaliser=st.sampled_from(("active", "all")))
-def test_law_1_two_streams_have_the_direct_formulas_gradient(step: Step, seed: int, drift: float, normaliser: str):
+def test_law_1_two_streams_have_the_direct_formulas_gradient(
+    step: Step, seed: int, drift: float, normaliser: Normaliser
+):
     logprobs, old = policies(step.num_tokens, seed, drift)
     expected = gradient(direct_loss(step, logprobs, old, normaliser), logprobs)
     # The collapse into two streams, in float64: the identity itself.
@@ -295,7 +298,7 @@ CONFIGS = st.builds(
 @LAWS
 @given(data=st.data(), step=steps(), config=CONFIGS, scoping=st.sampled_from(("scoped", "whole")))
 def test_law_4_permuting_a_group_permutes_its_credit(
-    data: st.DataObject, step: Step, config: CreditConfig, scoping: str
+    data: st.DataObject, step: Step, config: CreditConfig, scoping: Scoping
 ):
     config = dataclasses.replace(config, scoping=scoping)
     shuffled = [group.with_rollouts(data.draw(st.permutations(group.rollouts))) for group in step.groups]
@@ -425,7 +428,10 @@ def test_law_6_widening_is_the_public_fallback(order: list[str], count: int, sta
 @LAWS
 @given(step=steps(), seed=SEEDS)
 def test_nothing_is_ever_nan(step: Step, seed: int):
-    comparisons = [CreditConfig(baseline=one["baseline"], scale=one["scale"], epsilon=0.0) for one in COMPARISONS]
+    comparisons = [
+        CreditConfig(baseline=cast(Any, one["baseline"]), scale=cast(Any, one["scale"]), epsilon=0.0)
+        for one in COMPARISONS
+    ]
     whole = [dataclasses.replace(config, scoping="whole") for config in comparisons]
     for config in (*comparisons, *whole, CreditConfig(compat="upstream")):
         positive_weights, negative_weights = flat_token_weights(credit_groups(step.groups, step.weights, config))

@@ -13,7 +13,7 @@ from rsgrpo.cluster import device
 from rsgrpo.cluster.device import VllmBuild, choose_device, vllm_build
 from rsgrpo.cluster.environments import engine_environment, rank_environment
 from rsgrpo.cluster.topology import TopologyError, engine_memory_frac, fit, transfer_kind
-from rsgrpo.config import ClusterConfig, Config
+from rsgrpo.config import ClusterConfig, Config, Stage, Topology
 from rsgrpo.system.machine import MachineError
 from tests.unit.cluster.test_topology import config_of
 from tests.unit.config.test_config import RECIPES, composed
@@ -249,7 +249,9 @@ def test_a_supervised_stage_without_test_questions_needs_no_build(installed: str
         ("colocated", "rl", 0.8, 0.8),
     ],
 )
-def test_an_engine_takes_what_the_topology_leaves_it(topology: str, stage: str, asked: float, expected: float) -> None:
+def test_an_engine_takes_what_the_topology_leaves_it(
+    topology: Topology, stage: Stage, asked: float, expected: float
+) -> None:
     config = config_of(topology=topology, stage=stage, gpu_memory_frac=asked)
     assert engine_memory_frac(config) == expected
 
@@ -281,7 +283,7 @@ ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
     ],
 )
 def test_ranks_use_segments_that_grow_unless_an_engine_maps_their_memory(
-    kind: str, topology: str, is_shared: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+    kind: str, topology: Topology, is_shared: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ALLOCATOR:
         monkeypatch.delenv(name, raising=False)

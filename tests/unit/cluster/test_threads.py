@@ -14,11 +14,11 @@ from rsgrpo.cluster import ray_cluster as cluster_module
 from rsgrpo.cluster.placement import open_placement
 from rsgrpo.cluster.ray_cluster import Cluster, Node
 from rsgrpo.cluster.threads import Threads, share_threads
-from rsgrpo.config import ClusterConfig, Config, RlConfig
+from rsgrpo.config import ClusterConfig, Config, Device, RlConfig
 from tests.unit.cluster.test_topology import config_of
 
 
-def placed(device: str, *, staleness: int = 0, threads: tuple[int, int] = (0, 0), **asked: Any) -> Config:
+def placed(device: Device, *, staleness: int = 0, threads: tuple[int, int] = (0, 0), **asked: Any) -> Config:
     """Settings of a run whose device has been decided."""
     config = config_of(**asked)
     return replace(
@@ -63,7 +63,7 @@ def test_sampling_during_the_update_leaves_no_turns_to_take() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_explicit_threads_hold(device: str) -> None:
+def test_explicit_threads_hold(device: Device) -> None:
     config = placed(device, ranks=2, engines=1, threads=(3, 5))
     shared = share_threads(config, cores={"a": 64}, rank_nodes=["a", "a"], engine_nodes=["a"])
     assert shared == Threads(ranks=(3, 3), engines=(5,), ranks_alone=(3, 3))
@@ -77,7 +77,7 @@ def test_explicit_threads_hold(device: str) -> None:
     device=st.sampled_from(["cpu", "gpu"]),
 )
 def test_no_core_is_given_away_twice_and_nobody_gets_none(
-    cores: int, ranks: int, engines: int, size: int, device: str
+    cores: int, ranks: int, engines: int, size: int, device: Device
 ) -> None:
     config = placed(device, ranks=max(ranks, 1), engines=max(engines, 1), size=size)
     shared = share_threads(config, cores={"a": cores}, rank_nodes=["a"] * ranks, engine_nodes=["a"] * engines)

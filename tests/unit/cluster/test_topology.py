@@ -13,14 +13,28 @@ from hypothesis import strategies as st
 
 from rsgrpo.cluster.ray_cluster import ClusterError, open_cluster
 from rsgrpo.cluster.topology import Bundle, TopologyError, check_topology, fits, plan_placement, transfer_kind
-from rsgrpo.config import ClusterConfig, Config, RewardConfig, RolloutConfig, ScopeConfig, TrainerConfig
+from rsgrpo.config import (
+    ClusterConfig,
+    Config,
+    RewardConfig,
+    RolloutConfig,
+    ScopeConfig,
+    Stage,
+    Topology,
+    TrainerConfig,
+)
 from tests.unit.config.test_config import RECIPES, composed
 
 REWARD = {"any": RewardConfig(function="a:b", scope=ScopeConfig(start="begin", stop="end"))}
 
 
 def config_of(
-    ranks: int = 1, engines: int = 1, size: int = 1, topology: str = "disaggregated", stage: str = "rl", **rollout: Any
+    ranks: int = 1,
+    engines: int = 1,
+    size: int = 1,
+    topology: Topology = "disaggregated",
+    stage: Stage = "rl",
+    **rollout: Any,
 ) -> Config:
     """Settings of a run of that size."""
     return Config(
@@ -48,14 +62,14 @@ def test_colocated_puts_an_engines_ranks_on_its_gpus() -> None:
 
 
 @pytest.mark.parametrize("topology", ["disaggregated", "colocated"])
-def test_evaluation_has_engines_only(topology: str) -> None:
+def test_evaluation_has_engines_only(topology: Topology) -> None:
     plan = plan_placement(config_of(ranks=2, engines=2, topology=topology, stage="eval"))
     assert plan.bundles == (Bundle(gpus=1, cpus=1),) * 2
     assert plan.rank_bundles == () and not plan.is_shared
 
 
 @pytest.mark.parametrize("topology", ["disaggregated", "colocated"])
-def test_where_nothing_is_sampled_there_are_ranks_only(topology: str) -> None:
+def test_where_nothing_is_sampled_there_are_ranks_only(topology: Topology) -> None:
     plan = plan_placement(config_of(ranks=2, engines=2, topology=topology, stage="sft"), has_engines=False)
     assert plan.bundles == (Bundle(gpus=1, cpus=1),) * 2
     assert (plan.engine_bundles, plan.rank_bundles, plan.is_shared) == ((), (0, 1), False)
@@ -87,7 +101,7 @@ def test_a_place_is_found_whenever_there_is_one(engines: int, size: int, ranks: 
         ("object_store", "gpu", "colocated", "object_store"),
     ],
 )
-def test_weights_travel_as_the_topology_allows(kind: str, device: str, topology: str, expected: str) -> None:
+def test_weights_travel_as_the_topology_allows(kind: str, device: str, topology: Topology, expected: str) -> None:
     assert transfer_kind(config_of(topology=topology, weight_transfer=kind), device) == expected
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -194,7 +194,7 @@ def test_distractors_need_their_images_in_the_first_question():
         lambda: DistractorConfig(max_images=2, noise_chance=0.1),
         lambda: DistractorConfig(noise_chance=1.1, relevance="named"),
         lambda: DistractorConfig(noise_max_frac=-0.1),
-        lambda: DistractorConfig(relevance="both"),
+        lambda: DistractorConfig(relevance=cast(Any, "both")),
         lambda: SourceConfig(path="a", weight=0.0),
         lambda: SourceConfig(path="a", format="voc"),
         lambda: SourceConfig(format="llava"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsgrpo.config import LoraConfig, LossConfig, ModelConfig
+from rsgrpo.config import Dtype, LoraConfig, LossConfig, ModelConfig
 from rsgrpo.model.activation_memory import PackedSize, activation_memory
 from rsgrpo.model.micro_batches import plan_micro_batches
 from rsgrpo.model.policy_model import group_sizes
@@ -76,7 +76,9 @@ def _peaks(folder: Path, config: ModelConfig, shape: GroupShape, place: Path) ->
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("dtype", "recomputes"), [("bfloat16", True), ("bfloat16", False), ("float32", True)])
-def test_a_row_takes_what_the_plan_says(folder: Path, tmp_path: Path, shape: str, dtype: str, recomputes: bool) -> None:
+def test_a_row_takes_what_the_plan_says(
+    folder: Path, tmp_path: Path, shape: str, dtype: Dtype, recomputes: bool
+) -> None:
     config = ModelConfig(dtype=dtype, gradient_checkpointing=recomputes)
     counted, planned = _peaks(folder, config, SHAPES[shape], tmp_path)
     assert planned == pytest.approx(counted, rel=0.15)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rsgrpo.config import PromptConfig, ResponseFormat, SectionRule
+from rsgrpo.config import ImageOrder, PromptConfig, ResponseFormat, SectionRule
 from rsgrpo.data.synthetic.quickstart_tokenizer import CHAT_TEMPLATE
 from rsgrpo.prompts.template import (
     PUBLISHED_TEMPLATES,
@@ -38,7 +38,7 @@ def template(tmp_path: Path) -> str:
     return str(file)
 
 
-def text(sample: Sample, template: str, image_order: str, system: str = "Be brief.") -> str:
+def text(sample: Sample, template: str, image_order: ImageOrder, system: str = "Be brief.") -> str:
     config = PromptConfig(path=template, image_order=image_order, system=system)
     return PromptBuilder(config, Chat()).build(sample).text
 

@@ -29,7 +29,7 @@ from recipes.doctor.places import run_folder_check, shared_memory_check, space_c
 from recipes.doctor.probe import Gpu, TorchAnswer, TorchProbe
 from recipes.doctor.settings import read_settings
 from rsgrpo.cluster.device import installed_version, vllm_build
-from rsgrpo.config import ClusterConfig, Config
+from rsgrpo.config import ClusterConfig, Config, Device
 
 GIB = 1 << 30
 
@@ -124,7 +124,7 @@ def test_this_environment_is_as_pyproject_asks() -> None:
     ],
 )
 def test_the_vllm_build_fits_the_device(
-    installed: dict[str, str], num_gpus: int, asked: str, expected: str, monkeypatch: pytest.MonkeyPatch
+    installed: dict[str, str], num_gpus: int, asked: Device, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _pretend(installed, monkeypatch)
     cluster = ClusterConfig(device=asked)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import Qwen2_5_VLConfig
 
-from rsgrpo.config import Config, ConfigError, ModelConfig, RolloutConfig
+from rsgrpo.config import Config, ConfigError, Dtype, ModelConfig, RolloutConfig, Stage
 from rsgrpo.model.folder import check_limits
 
 
@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written
 
 
-def _config(transfer: str, dtype: str, stage: str = "sft") -> Config:
+def _config(transfer: str, dtype: Dtype, stage: Stage = "sft") -> Config:
     return Config(stage=stage, model=ModelConfig(dtype=dtype), rollout=RolloutConfig(weight_transfer=transfer))
 
 
@@ -40,7 +40,7 @@ def test_a_parameter_beyond_one_message_is_refused_with_its_size(folder: Path) -
         ("object_store", "float32", "eval"),  # nothing is sent
     ],
 )
-def test_what_fits_is_accepted(folder: Path, transfer: str, dtype: str, stage: str) -> None:
+def test_what_fits_is_accepted(folder: Path, transfer: str, dtype: Dtype, stage: Stage) -> None:
     check_limits(folder, _config(transfer, dtype, stage))
 
 

@@ -12,6 +12,7 @@ from recipes.rs_grpo import RsGrpoState, StepReport
 from recipes.stages import planned_steps, step_note
 from rewards.scorer import Scorer
 from rsgrpo.config import (
+    Aggregation,
     CreditConfig,
     FilterConfig,
     KlConfig,
@@ -61,7 +62,7 @@ def test_without_a_kl_term_no_response_weighs_in_it() -> None:
 
 
 @pytest.mark.parametrize("aggregation", ["scope_tokens", "token_mean", "sequence_mean"])
-def test_a_fixed_kl_coefficient_weighs_every_step_alike(aggregation: str) -> None:
+def test_a_fixed_kl_coefficient_weighs_every_step_alike(aggregation: Aggregation) -> None:
     # the weights of a mean add up to 1, times 0.05; per response in sequence_mean: 0.05 / 12 / |o|
     policy = FakePolicy(kl_reference=9.0)
     config = rl_config(loss=LossConfig(kl=KlConfig(coefficient=0.05)), credit=CreditConfig(aggregation=aggregation))

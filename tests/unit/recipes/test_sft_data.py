@@ -11,7 +11,7 @@ import pytest
 
 from recipes.sft import SftPhase, SftState, SupervisedTraining
 from recipes.sft_data import MixtureSource, TrajectorySource
-from rsgrpo.config import Config, DataConfig, SftPhaseConfig, SourceConfig, TrainerConfig
+from rsgrpo.config import Config, DataConfig, OnBadSample, SftPhaseConfig, SourceConfig, TrainerConfig
 from rsgrpo.data.files import DataError
 from rsgrpo.data.mixture import Mixture
 from rsgrpo.errors import RsgrpoError
@@ -41,7 +41,7 @@ def opened(
     *,
     weight: float = 1.0,
     max_tokens: int = 0,
-    on_bad_sample: str = "skip",
+    on_bad_sample: OnBadSample = "skip",
     data: DataConfig | None = None,
 ) -> MixtureSource:
     write_images(folder / "imgs", [(28, 28)])
