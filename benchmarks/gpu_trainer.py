@@ -179,7 +179,7 @@ def timed_rows(
     ]
 
 
-def run_door(
+def run_backend(
     backend: str,
     dtype: torch.dtype,
     folder: Path,
@@ -254,7 +254,7 @@ def run(
     for dtype in (torch.bfloat16, torch.float32):  # what the trainer uses on a GPU first
         measured.checks += [*check_doors(device, dtype), check_logprob_memory(options, device, dtype)]
         for backend in working_backends(device, dtype):
-            run_door(backend, dtype, folder, groups, options, device, clock, measured)
+            run_backend(backend, dtype, folder, groups, options, device, clock, measured)
     for check in (check_memory, check_cuda_ipc):
         title, passed, detail = check(device)
         measured.checks.append(Check(name=title, passed=passed, detail=detail))

@@ -146,16 +146,16 @@ def training_groups(
             prompt_token_ids=group.prompt_token_ids,
             responses=tuple(
                 TrainingResponse(
-                    response_index=rollout.rollout.response_index,
-                    token_ids=rollout.rollout.token_ids,
-                    positive_weights=rollout.positive_weights,
-                    negative_weights=rollout.negative_weights,
-                    rollout_logprobs=rollout.rollout.logprobs,
-                    old_logprobs=old[rollout.key].logprobs if rollout.key in old else None,
-                    kl_weight=0.0 if kl_weights is None else kl_weights[rollout.key],
-                    temperature=rollout.rollout.temperature,
+                    response_index=credited_rollout.rollout.response_index,
+                    token_ids=credited_rollout.rollout.token_ids,
+                    positive_weights=credited_rollout.positive_weights,
+                    negative_weights=credited_rollout.negative_weights,
+                    rollout_logprobs=credited_rollout.rollout.logprobs,
+                    old_logprobs=old[credited_rollout.key].logprobs if credited_rollout.key in old else None,
+                    kl_weight=0.0 if kl_weights is None else kl_weights[credited_rollout.key],
+                    temperature=credited_rollout.rollout.temperature,
                 )
-                for rollout in group.rollouts
+                for credited_rollout in group.rollouts
             ),
         )
         for group in credited
@@ -169,7 +169,7 @@ def _request_size(missing: int, acceptance_rate: float, *, most: int) -> int:
 
 def sampled_version(group: ScoredGroup) -> int:
     """The version of the weights that sampled a group: its oldest rollout's stamp."""
-    return min(rollout.rollout.policy_version for rollout in group.rollouts)
+    return min(scored.rollout.policy_version for scored in group.rollouts)
 
 
 def check_staleness(groups: Sequence[ScoredGroup], *, trained_version: int, max_age: int) -> None:
@@ -416,7 +416,7 @@ class RsGrpo:
             scored = self._sample(prompted, self.config.seed * 1_000_003 + step * 101 + round_index, clock)
             fresh = select_groups(scored, settings.filter, self.weights, settings.credit.scoping)
             check_staleness(scored, trained_version=trained_version, max_age=self._max_age(is_leftover=False))
-            num_tokens += sum(len(rollout.rollout.token_ids) for group in scored for rollout in group.rollouts)
+            num_tokens += sum(rollout.num_tokens for group in scored for rollout in group.rollouts)
             num_sampled += len(scored)
             num_kept += len(fresh)
             kept.extend(fresh)

@@ -447,11 +447,3 @@ class UpdateMetrics:
     kl_reference: float = 0.0
     num_cached_images: int = 0
     masked_fraction: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class UpdateResult:
-    """What an update returns: numbers, and per-token statistics for telemetry."""
-
-    metrics: UpdateMetrics
-    responses: tuple[ResponseStats, ...]

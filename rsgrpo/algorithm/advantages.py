@@ -29,7 +29,7 @@ rounding, which must never become a gradient. Sizes below 1 count as 1, or the r
 (0.1 + 0.2 - 0.3 = 6e-17) would pass for a difference."""
 
 Partition = Sequence[Sequence[ResponseKey]]
-"""Micro-batches as the public implementation cuts them: (sample id, rollout index)."""
+"""Micro-batches as the public implementation cuts them: (sample id, response index)."""
 
 
 def is_flat(values: NDArray[np.float64]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -47,9 +48,16 @@ def check_choices(settings: object, prefix: str) -> None:
         settings: an instance of a settings class.
         prefix: where it stands, such as ``rl.filter.``; empty: it stands in several places.
     """
-    for name, hint in get_type_hints(type(settings), include_extras=True).items():
-        if get_origin(hint) is Annotated:
-            one_of(f"{prefix}{name}", getattr(settings, name), get_args(hint)[1:])
+    kind: Any = type(settings)  # a class can be hashed, which mypy does not see
+    for name, choices in _choices(kind).items():
+        one_of(f"{prefix}{name}", getattr(settings, name), choices)
+
+
+@functools.cache
+def _choices(kind: type) -> dict[str, tuple[str, ...]]:
+    """By field, from the annotations, which are evaluated once per class."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: get_args(hint)[1:] for name, hint in hints.items() if get_origin(hint) is Annotated}
 
 
 def at_least(key: str, value: float, minimum: float) -> None:

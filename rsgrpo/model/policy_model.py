@@ -336,10 +336,10 @@ class MicroBatchBuilder:
             negative_weights=self._tensor(
                 np.concatenate([response.negative_weights for response in responses]).astype(np.float32)
             ),
-            rollout_logprobs=self._stream(
+            rollout_logprobs=self._joined(
                 responses, [response.rollout_logprobs for response in responses], "rollout_logprobs"
             ),
-            old_logprobs=self._stream(responses, [response.old_logprobs for response in responses], "old_logprobs"),
+            old_logprobs=self._joined(responses, [response.old_logprobs for response in responses], "old_logprobs"),
             temperatures=self._tensor(
                 np.concatenate(
                     [np.full(len(response.token_ids), response.temperature, dtype=np.float32) for response in responses]
@@ -401,7 +401,7 @@ class MicroBatchBuilder:
     def _tensor(self, array: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
-    def _stream(
+    def _joined(
         self, responses: Sequence[TrainingResponse], values: Sequence[NDArray[np.float32] | None], name: str
     ) -> Tensor | None:
         given = [value for value in values if value is not None]

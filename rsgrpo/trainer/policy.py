@@ -24,9 +24,9 @@ from rsgrpo.model.setup import WorkerSpec, features_folder
 from rsgrpo.trainer.checkpoint import CheckpointError, PolicyMeta, read_policy_meta, write_folder, write_policy_meta
 from rsgrpo.trainer.faults import FaultyBatch, write_faulty_batch
 from rsgrpo.trainer.rank_calls import RankCalls
-from rsgrpo.trainer.results import RankPass, RankStep, in_order, update_metrics
+from rsgrpo.trainer.results import RankPass, RankStep, UpdateResult, in_order, update_metrics
 from rsgrpo.trainer.worker import GatheredWeights, PolicyWorker
-from rsgrpo.types import ResponseStats, RolloutGroup, TrainingGroup, TrainingResponse, UpdateResult
+from rsgrpo.types import ResponseStats, RolloutGroup, TrainingGroup, TrainingResponse
 from rsgrpo.weights.buckets import WeightVersion, format_checksum
 from rsgrpo.weights.transfer import RankStream
 from rsgrpo.weights.update import WeightUpdate

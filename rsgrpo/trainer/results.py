@@ -14,6 +14,14 @@ from rsgrpo.types import ResponseStats, TrainingGroup, UpdateMetrics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class UpdateResult:
+    """What an update returns: numbers, and per-token statistics for telemetry."""
+
+    metrics: UpdateMetrics
+    responses: tuple[ResponseStats, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RankPass:
     """What one rank reports of the forward and backward passes of an update.
 

@@ -28,7 +28,8 @@ from rsgrpo.trainer.checkpoint import CheckpointError
 from rsgrpo.trainer.faults import read_faulty_batch
 from rsgrpo.trainer.policy import Policy, TooManySkippedStepsError
 from rsgrpo.trainer.rank_calls import PolicyWorkerDiedError, PolicyWorkerSilentError
-from rsgrpo.types import ResponseStats, UpdateResult
+from rsgrpo.trainer.results import UpdateResult
+from rsgrpo.types import ResponseStats
 from rsgrpo.weights.buckets import bucket_checksum, bucket_tensors, format_checksum
 from tests.engine.fake_rank import WAITING_SECONDS, FakeRank
 from tests.engine.local_ray import local_ray

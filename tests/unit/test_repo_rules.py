@@ -18,7 +18,7 @@ from tests.conftest import SLOW_FILES
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("rsgrpo", "recipes", "rewards", "rollout")
 MODULES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
-MAX_MODULE_LINES = 460
+MAX_MODULE_LINES = 450
 MAX_FUNCTION_LINES = 80
 
 

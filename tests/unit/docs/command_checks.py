@@ -148,7 +148,7 @@ def _check_train(arguments: Sequence[str]) -> bool:
         options = [word for word in given if word.startswith("-")]
         overrides = tuple(word for word in given if "=" in word and not word.startswith("-"))
         config = composed(overrides)
-    except Exception as error:
+    except Exception as error:  # whatever stops it is why the command is refused
         _fail(f"train.py refuses it: {error}")
     asks = (
         config.cluster.device == "gpu" or config.cluster.gpus_per_node > 0 or config.trainer.num_ranks > _MAX_CPU_RANKS

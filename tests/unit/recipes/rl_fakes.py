@@ -23,6 +23,7 @@ from rsgrpo.config import (
 )
 from rsgrpo.io.record_codec import Arrays, from_plain, to_plain
 from rsgrpo.trainer.policy import Policy
+from rsgrpo.trainer.results import UpdateResult
 from rsgrpo.types import (
     ChatPrompt,
     PromptedSample,
@@ -33,7 +34,6 @@ from rsgrpo.types import (
     ScoredRollout,
     TrainingGroup,
     UpdateMetrics,
-    UpdateResult,
 )
 from rsgrpo.weights.buckets import WeightVersion
 from rsgrpo.weights.update import WeightUpdate
