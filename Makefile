@@ -5,7 +5,7 @@ check:
 	uv run --no-sync ruff check .
 	uv run --no-sync lint-imports
 	uv run --no-sync mypy
-	uv run --no-sync pytest -q -m "not engine and not gpu and not slow"
+	uv run --no-sync pytest -n 2 -q -m "not engine and not gpu and not slow"
 
 format:
 	uv run --no-sync ruff check --fix .

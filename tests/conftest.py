@@ -41,12 +41,18 @@ SLOW_FILES = Path(__file__).parent / "slow_files.txt"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow files."""
+    """Mark the tests of slow files, and what must run in one process where several run (``pytest -n 2``).
+
+    Tests that start engines run one after the other, beside all others: two of them at a time want more cores and
+    memory than a small machine has. Of the others each file stays together, for its fixtures.
+    """
     root = Path(__file__).parent.parent
     slow = {root / line for line in SLOW_FILES.read_text().split()}
     for item in items:
         if item.path in slow:
             item.add_marker(pytest.mark.slow)
+        is_engine = item.get_closest_marker("engine") is not None
+        item.add_marker(pytest.mark.xdist_group("engine" if is_engine else str(item.path.relative_to(root))))
 
 
 PARITY_FOLDER = Path(__file__).parent / "data" / "parity"

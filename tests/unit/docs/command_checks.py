@@ -278,5 +278,8 @@ def _check_pytest(arguments: Sequence[str]) -> None:
             unknown = set(re.findall(r"\w+", value)) - markers - {"not", "and", "or"}
             if unknown:
                 _fail(f"no test is marked {unknown.pop()!r}")
+        elif option == "-n":
+            if not value.isdecimal():
+                _fail(f"-n is followed by a number of processes, not by {value!r}")
         elif not value.startswith("-") and not (REPOSITORY / value.partition("::")[0]).exists():
             _fail(f"there is no {value}")

@@ -42,7 +42,7 @@ def test_blocks_name_their_language_and_a_known_marker(file: Path) -> None:
 
 def test_the_docs_show_the_two_commands_and_every_command_of_rsgrpo() -> None:
     shown = {command.text.partition("  #")[0].strip() for command in COMMANDS if command.file.name == "README.md"}
-    assert {"uv run train.py", "uv run pytest"} <= shown
+    assert {"uv run train.py", "uv run pytest -n 2"} <= shown
     words = [command.words for command in COMMANDS]
     used = {one[one.index("rsgrpo") + 1] for one in words if "rsgrpo" in one[:-1]}
     assert used >= table.COMMANDS.keys()
@@ -73,6 +73,7 @@ def _command(text: str, marker: str = "") -> Command:
         ("uv run python benchmarks/update_step.py --repeat 3", "--repeat"),
         ("uv run python benchmarks/update_steps.py", "there is no"),
         ("uv run pytest -m 'not engines'", "engines"),
+        ("uv run pytest -n two", "number of processes"),
         ("make checks", "checks"),
         ("lmms-eval eval --model rsgrpo --model_args checkpoints=PATH", "checkpoints"),
         ("apt-get install chromium", "not marked"),
