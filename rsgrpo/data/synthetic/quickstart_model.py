@@ -92,18 +92,6 @@ def model_config(config: QuickstartConfig, tokenizer: Qwen2Tokenizer) -> Qwen2_5
     )
 
 
-def _scale_by_width(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Draw matrices anew with variance 1/fan-in; embeddings stay.
-
-    The large model's std of 0.02 is far too small at these widths: pages would hardly move the residual
-    stream, and handwriting would take several times as many steps to learn.
-    """
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2 and "embed_tokens" not in name:
-                parameter.normal_(0.0, parameter[0].numel() ** -0.5)
-
-
 def build_quickstart_model(config: QuickstartConfig, folder: Path, seed: int, corpus: Iterable[str]) -> Path:
     """Write the small model's folder: config, random weights, tokenizer, processor.
 
@@ -124,8 +112,8 @@ def build_quickstart_model(config: QuickstartConfig, folder: Path, seed: int, co
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(model_config(config, tokenizer))
-        _scale_to_width(model)
-        _scale_by_width(model)
+        for _ in range(2):  # the recorded results are those of the second draw
+            _scale_to_width(model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     with new_folder(folder) as partial:
