@@ -27,7 +27,7 @@ def merged(spans: Iterable[TokenSpan]) -> list[TokenSpan]:
     if len(found) < 2:
         return found
     joined: list[TokenSpan] = []
-    for span in sorted(found, key=lambda one: one.start):
+    for span in sorted(found, key=lambda span: span.start):
         if joined and span.start <= joined[-1].stop:
             joined[-1] = TokenSpan(start=joined[-1].start, stop=max(joined[-1].stop, span.stop))
         else:
@@ -99,7 +99,9 @@ def credit_table(group: ScoredGroup) -> CreditTable:
                 f"first sibling {keys}; siblings must carry the same rewards, each once, in the same order"
             )
     shape = (len(group.rollouts), len(keys))
-    values = [[np.nan if one.value is None else one.value for one in rollout.rewards] for rollout in group.rollouts]
+    values = [
+        [np.nan if reward.value is None else reward.value for reward in rollout.rewards] for rollout in group.rollouts
+    ]
     counts = [[_num_tokens(cell) for cell in row] for row in spans]
     return CreditTable(
         names=[name for name, _ in keys],
@@ -107,7 +109,7 @@ def credit_table(group: ScoredGroup) -> CreditTable:
         values=np.array(values, dtype=np.float64).reshape(shape),
         spans=spans,
         num_tokens=np.array(counts, dtype=np.int64).reshape(shape),
-        response_tokens=np.array([one.num_tokens for one in group.rollouts], dtype=np.int64),
+        response_tokens=np.array([rollout.num_tokens for rollout in group.rollouts], dtype=np.int64),
     )
 
 
@@ -151,7 +153,7 @@ def group_totals(group: ScoredGroup, weights: Mapping[str, float]) -> list[float
     for column in columns:
         weight = weights[column[0].name]
         if weight:
-            parts.append([None if one.value is None else weight * one.value for one in column])
+            parts.append([None if reward.value is None else weight * reward.value for reward in column])
     totals: list[float | None] = []
     means = [sum(found) / len(found) if (found := [v for v in part if v is not None]) else 0.0 for part in parts]
     for row in range(len(group.rollouts)):
@@ -184,15 +186,15 @@ def whole_responses(group: ScoredGroup, values: Sequence[float | None]) -> Score
     """
     return group.with_rollouts(
         ScoredRollout(
-            rollout=one.rollout,
+            rollout=rollout.rollout,
             rewards=(
                 ScopedReward(
                     name=TOTAL,
                     value=value,
-                    spans=(TokenSpan(start=0, stop=one.num_tokens),),
+                    spans=(TokenSpan(start=0, stop=rollout.num_tokens),),
                     scope_found=True,
                 ),
             ),
         )
-        for one, value in zip(group.rollouts, values, strict=True)
+        for rollout, value in zip(group.rollouts, values, strict=True)
     )

@@ -222,16 +222,16 @@ def _scope_sums(credited: Sequence[CreditedGroup], seen: Sequence[_Seen]) -> dic
     return scopes
 
 
-def _add_entry(scope: _Scope, reward: ScopedReward, advantage: float, one: _Seen) -> None:
+def _add_entry(scope: _Scope, reward: ScopedReward, advantage: float, response: _Seen) -> None:
     scope.num_entries += 1
     scope.num_found += reward.scope_found
     if reward.value is not None:
         scope.values.append(reward.value)
     for span in merged(reward.spans):
         scope.num_tokens += span.stop - span.start
-        scope.entropy_sum += float(one.entropy_before[span.stop] - one.entropy_before[span.start])
-        if advantage and one.clipped_before is not None:
-            clipped_before = one.clipped_before[0 if advantage > 0 else 1]
+        scope.entropy_sum += float(response.entropy_before[span.stop] - response.entropy_before[span.start])
+        if advantage and response.clipped_before is not None:
+            clipped_before = response.clipped_before[0 if advantage > 0 else 1]
             scope.num_credited += span.stop - span.start
             scope.num_clipped += int(clipped_before[span.stop] - clipped_before[span.start])
 

@@ -62,7 +62,9 @@ def _check_value(key: str, value: object) -> None:
         # Such a text can neither be written down nor name a file.
         if "\0" in value:
             raise ConfigError(f"{key}={shown(value, 80)!r} holds a zero byte; take it out")
-        if not _MAY_HOLD_LINES.search(key) and any(ord(one) < ord(" ") or one == "\x7f" for one in value):
+        if not _MAY_HOLD_LINES.search(key) and any(
+            ord(character) < ord(" ") or character == "\x7f" for character in value
+        ):
             raise ConfigError(f"{key}={shown(value, 80)!a} holds a line break or control character; take it out")
         try:
             value.encode()

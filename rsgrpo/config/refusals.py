@@ -50,7 +50,7 @@ def settings_sentence(error: BaseException) -> str:
         return _unreadable(error.override)
     if isinstance(error, MissingConfigException):
         return _missing_file(error)
-    inner = next((one for one in _chain(error) if isinstance(one, (OmegaConfBaseException, YAMLError))), None)
+    inner = next((cause for cause in _chain(error) if isinstance(cause, (OmegaConfBaseException, YAMLError))), None)
     where = _file_of(error)
     if isinstance(inner, YAMLError):
         return _bad_yaml(inner, where)
@@ -127,10 +127,10 @@ def nearest(name: str, known: Sequence[str]) -> str:
         ``nearest("quickstrt", ["quickstart", "evisrag_7b"])`` is ``"; the nearest is quickstart"``.
     """
     last = name.rpartition(".")[2]
-    ranked = [one for one in known if "." in one and one.rpartition(".")[2] == last]
+    ranked = [choice for choice in known if "." in choice and choice.rpartition(".")[2] == last]
     ranked += difflib.get_close_matches(name, known, n=_SHOWN_NAMES, cutoff=_CUTOFF)
     if not ranked:
-        ends = {one.rpartition(".")[2]: one for one in known}
+        ends = {choice.rpartition(".")[2]: choice for choice in known}
         ranked = [ends[end] for end in difflib.get_close_matches(last, list(ends), n=_SHOWN_NAMES, cutoff=_CUTOFF)]
     found = list(dict.fromkeys(ranked))[:_SHOWN_NAMES]
     if not found:

@@ -32,7 +32,7 @@ def take_choices(columns: dict[str, Any]) -> tuple[str, ...]:
     value = columns.pop(CHOICES_COLUMN, None)
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
         raise GoldColumnError(f"{CHOICES_COLUMN} must be a list of texts, got {value!r:.80}")
     if len(value) < 2 or len(set(value)) < len(value):
         raise GoldColumnError(f"{CHOICES_COLUMN} must hold at least two options, all different, got {value!r:.80}")
@@ -71,7 +71,7 @@ def take_boxes(
         return ()
     if not isinstance(value, list):
         raise GoldColumnError(f"{BOXES_COLUMN} must be a list of objects, got {value!r:.80}")
-    return tuple(_box(one, paths, coordinates, image_size) for one in value)
+    return tuple(_box(box, paths, coordinates, image_size) for box in value)
 
 
 def gold_columns(choices: Sequence[str], boxes: Sequence[Box], paths: Sequence[str]) -> dict[str, Any]:

@@ -40,17 +40,19 @@ def spellings(written: str) -> Iterator[str]:
         ``list(spellings("a%20b.png")) == ["a%20b.png", "a b.png"]``
     """
     given: dict[str, None] = dict.fromkeys((written, written.strip(), written.strip().strip(_UNSEEN).strip()))
-    for one in tuple(given):
-        if one[:5].lower() == "file:":
-            given |= dict.fromkeys(_url_paths(one))
+    for spelling in tuple(given):
+        if spelling[:5].lower() == "file:":
+            given |= dict.fromkeys(_url_paths(spelling))
     if "%" in written:
-        given |= dict.fromkeys(unquote(one) for one in tuple(given))
+        given |= dict.fromkeys(unquote(spelling) for spelling in tuple(given))
     if "~" in written or "$" in written:
-        given |= dict.fromkeys(_expanded(one) for one in tuple(given))
+        given |= dict.fromkeys(_expanded(spelling) for spelling in tuple(given))
     yield from given
     if not written.isascii() or "%" in written:
         for form in ("NFC", "NFD"):
-            yield from (other for one in given if (other := unicodedata.normalize(form, one)) not in given)
+            yield from (
+                normalised for spelling in given if (normalised := unicodedata.normalize(form, spelling)) not in given
+            )
 
 
 def _expanded(written: str) -> str:

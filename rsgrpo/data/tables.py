@@ -258,7 +258,7 @@ def _reference(file: str, column: str, row: int, cell: Any) -> Any:
     import pyarrow
 
     if isinstance(cell, pyarrow.ListScalar | pyarrow.LargeListScalar | pyarrow.FixedSizeListScalar):
-        return [_item(file, column, row, index, one) for index, one in enumerate(cell.values)]
+        return [_item(file, column, row, index, element) for index, element in enumerate(cell.values)]
     return _item(file, column, row, -1, cell)
 
 

@@ -67,9 +67,9 @@ def near_misses(seen: Iterable[str], wanted: Iterable[str]) -> list[tuple[str, s
         ``near_misses(["4.0", "chartqa_7", "x"], ["4", "7"]) == [("4.0", "4"), ("chartqa_7", "7")]``
     """
     by_key: dict[tuple[int, str], str] = {}
-    for one in wanted:
-        for key in _loose_keys(one):
-            by_key.setdefault(key, one)
+    for wanted_id in wanted:
+        for key in _loose_keys(wanted_id):
+            by_key.setdefault(key, wanted_id)
     found = []
     for response in seen:
         alike = next((by_key[key] for key in _loose_keys(response) if key in by_key), None)

@@ -82,13 +82,13 @@ def replace_surrogates(value: Any) -> tuple[Any, int]:
         count += 1
         return REPLACEMENT
 
-    def fixed(one: Any) -> Any:
-        if isinstance(one, str):
-            return one if one.isascii() else _PAIR_OR_HALF.sub(joined, one)
-        if isinstance(one, list):
-            return [fixed(part) for part in one]
-        if isinstance(one, dict):
-            return {fixed(key): fixed(part) for key, part in one.items()}
-        return one
+    def fixed(node: Any) -> Any:
+        if isinstance(node, str):
+            return node if node.isascii() else _PAIR_OR_HALF.sub(joined, node)
+        if isinstance(node, list):
+            return [fixed(part) for part in node]
+        if isinstance(node, dict):
+            return {fixed(key): fixed(part) for key, part in node.items()}
+        return node
 
     return fixed(value), count

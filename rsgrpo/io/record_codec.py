@@ -391,11 +391,11 @@ def _filled_in(kind: Any, types_of: Mapping[Any, Any]) -> Any:
 
 def _of_record(kind: Any, types_of: Mapping[Any, Any]) -> _Codec:
     hints = {name: _filled_in(hint, types_of) for name, hint in get_type_hints(kind).items()}
-    fields = {one.name: one for one in dataclasses.fields(kind)}
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     needed = {
         name
-        for name, one in fields.items()
-        if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
 
     inner = {name: _codec(hints[name]) for name in fields}

@@ -55,7 +55,7 @@ class ExportedParameter:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What has to be whole before :meth:`tensor` is called."""
-        return [one for one in (self.base, self.down, self.up) if one is not None]
+        return [parameter for parameter in (self.base, self.down, self.up) if parameter is not None]
 
     @property
     def is_trained(self) -> bool:

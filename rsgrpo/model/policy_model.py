@@ -378,8 +378,8 @@ class MicroBatchBuilder:
         pixels = [self._image_pixels(page) for page in pages]
         lengths = [len(pixel_rows) for pixel_rows in pixels]
         joined = torch.empty(sum(lengths), pixels[0].shape[1], device=self._device)
-        for part, one in zip(joined.split(lengths), pixels, strict=True):
-            part.copy_(one)
+        for part, pixel_rows in zip(joined.split(lengths), pixels, strict=True):
+            part.copy_(pixel_rows)
         return joined, None
 
     def blank(self) -> MicroBatch:
@@ -408,7 +408,7 @@ class MicroBatchBuilder:
         if not given:
             return None
         if len(given) != len(values):
-            missing = next(one.response_index for one, s in zip(responses, values, strict=True) if s is None)
+            missing = next(response.response_index for response, s in zip(responses, values, strict=True) if s is None)
             raise ValueError(f"response {missing} has no {name} but others of its micro-batch have; give all or none")
         return self._tensor(np.concatenate(given).astype(np.float32))
 

@@ -80,7 +80,9 @@ class StoredWeights:
         tensors = stored_tensors(folder)
         names: dict[nn.Parameter, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            stored = [one for one in dict.fromkeys((checkpoint_name(name), name)) if one in tensors]
+            stored = [
+                stored_name for stored_name in dict.fromkeys((checkpoint_name(name), name)) if stored_name in tensors
+            ]
             names.setdefault(parameter, []).extend(stored[:1])
         missing = [name for name, parameter in model.named_parameters() if not names[parameter]]
         if missing:

@@ -62,11 +62,11 @@ def read_metrics(path: Path, on_problem: Callable[[FileError], None] = refuse) -
     rows: dict[tuple[str, int, tuple[str, ...]], MetricRow] = {}
     for number, row in numbered_rows(path, on_problem):
         try:
-            one = _metric_row(row)
+            metric_row = _metric_row(row)
         except ValueError as error:
             on_problem(FileError(line_problem(path, number, error)))
             continue
-        rows[one.stage, one.step, tuple(one.values)] = one
+        rows[metric_row.stage, metric_row.step, tuple(metric_row.values)] = metric_row
     return tuple(rows.values())
 
 
@@ -256,7 +256,9 @@ class _Wandb:
     def write_rollouts(
         self, step: int, credited: Sequence[CreditedGroup], read_image: Callable[[ImageRef], object] | None
     ) -> None:
-        rewards = list(dict.fromkeys(r.name for g in credited for one in g.rollouts for r in one.rewards))
+        rewards = list(
+            dict.fromkeys(reward.name for group in credited for rollout in group.rollouts for reward in rollout.rewards)
+        )
         # A column a page: wandb keeps an image in a cell of its own, not a list of them.
         num_images = max(len(group.sample.images) for group in credited)
         image_columns = [f"page_{number + 1}" for number in range(num_images)]
@@ -267,8 +269,8 @@ class _Wandb:
             sample = group.sample
             pages = [self._image(image, read_image) for image in sample.images]
             pages += [None] * (num_images - len(pages))
-            for one in group.rollouts:
-                rollout = one.rollout
+            for credited_rollout in group.rollouts:
+                rollout = credited_rollout.rollout
                 table.add_data(
                     step,
                     sample.sample_id,
@@ -278,7 +280,7 @@ class _Wandb:
                     rollout.response_index,
                     rollout.text,
                     rollout.finish_reason,
-                    *(_mean_value(one.rewards, name) for name in rewards),
+                    *(_mean_value(credited_rollout.rewards, name) for name in rewards),
                 )
         self._run.log({"rl/step": step, "rollouts/groups": table})
 

@@ -286,7 +286,7 @@ def _group_row(stage: str, step: int, group: CreditedGroup, scope_tokens: Mappin
 
 def _read_group(row: Mapping[str, Any]) -> RecordedGroup:
     try:
-        plain = {**row, "rollouts": [_named_spans(one) for one in row["rollouts"]]}
+        plain = {**row, "rollouts": [_named_spans(rollout) for rollout in row["rollouts"]]}
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError("its rollouts have another form") from error
     group = from_plain(RecordedGroup, plain)

@@ -233,8 +233,8 @@ class DeepSpeedEngine:
         if trainable_only:
             exported = of_trained_layers(exported)
         for chunk in by_bytes(exported, max_bytes):
-            with self._whole([parameter for one in chunk for parameter in one.parameters]):
-                yield [(one.name, one.tensor()) for one in chunk]
+            with self._whole([parameter for weight in chunk for parameter in weight.parameters]):
+                yield [(weight.name, weight.tensor()) for weight in chunk]
 
     def _whole(self, parameters: list[nn.Parameter]):
         partitioned = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status == ZeroParamStatus.NOT_AVAILABLE]

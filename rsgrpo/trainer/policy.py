@@ -293,7 +293,7 @@ class Policy:
         with self._one_at_a_time:
             num_micro_batches, _ = self._prepare(groups)
             ranks = self._ranks.each(lambda worker: worker.score.remote(num_micro_batches), is_collective=True)
-        return in_order(groups, [one for rank in ranks for one in rank])
+        return in_order(groups, [response for rank in ranks for response in rank])
 
     def _prepare(self, groups: Sequence[TrainingGroup]) -> tuple[int, int]:
         """Hand the groups out; returns micro-batches of the fullest rank, and of all ranks together."""
@@ -378,7 +378,7 @@ class Policy:
             write_policy_meta(
                 partial, PolicyMeta(version=self._version, shape=self._shape(), base_checksum=self._base_checksum)
             )
-            write_manifest(partial, [one for rank in written for one in rank])
+            write_manifest(partial, [digest for rank in written for digest in rank])
 
         write_folder(folder, write)
 

@@ -69,7 +69,7 @@ class RankCalls:
         while waiting:
             done, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not done:
-                self._end_silent([references.index(one) for one in waiting], len(references))
+                self._end_silent([references.index(reference) for reference in waiting], len(references))
             error = _failure(done[0])
             if isinstance(error, ray.exceptions.RayActorError):
                 self._end_dead(references.index(done[0]), len(references), error)

@@ -125,7 +125,7 @@ def state_memory(
     trained = [
         parameter for parameter in parameters if parameter.is_trained
     ]  # in the model's order, which is the flat buffer's
-    num_trained = sum(one.num_elements for one in trained)
+    num_trained = sum(parameter.num_elements for parameter in trained)
     num_frozen = sum(parameter.num_elements for parameter in parameters) - num_trained
     is_alone = num_ranks == 1
     whole = 0 if is_alone else kept_whole(parameters) * weight_bytes

@@ -87,10 +87,10 @@ def merge_handles(staged: Sequence[StagedBucket]) -> StagedBucket:
         ValueError: the ranks staged different parameters or values.
     """
     first = staged[0]
-    for rank, one in enumerate(staged):
-        if (one.names, one.checksum) != (first.names, first.checksum):
+    for rank, bucket in enumerate(staged):
+        if (bucket.names, bucket.checksum) != (first.names, first.checksum):
             raise ValueError(f"rank {rank} staged other weights than rank 0: the ranks have drifted apart")
-    return replace(first, handles={gpu: handle for one in staged for gpu, handle in one.handles.items()})
+    return replace(first, handles={gpu: handle for bucket in staged for gpu, handle in bucket.handles.items()})
 
 
 class BucketStager:

@@ -61,8 +61,8 @@ class ImageCounts:
         """The sum of several counts."""
         found = cls()
         for part in parts:
-            for one in dataclasses.fields(cls):
-                setattr(found, one.name, getattr(found, one.name) + getattr(part, one.name))
+            for count in dataclasses.fields(cls):
+                setattr(found, count.name, getattr(found, count.name) + getattr(part, count.name))
         return found
 
     def document(self) -> dict[str, object]:

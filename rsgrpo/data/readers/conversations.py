@@ -74,7 +74,11 @@ def mirage(file: Path, options: ReaderOptions) -> Convert:
         images = media.find_all(media_field(record, "image", "images"), f"record {index}")
         relevant = record.get("relevant_images")
         relevant = [1] * len(images) if relevant is None else relevant
-        if not isinstance(relevant, list) or len(relevant) != len(images) or any(one not in (0, 1) for one in relevant):
+        if (
+            not isinstance(relevant, list)
+            or len(relevant) != len(images)
+            or any(label not in (0, 1) for label in relevant)
+        ):
             raise BadRecordError(
                 "relevance", f"relevant_images must be 0 or 1 for each of {len(images)} images, got {relevant!r:.80}"
             )

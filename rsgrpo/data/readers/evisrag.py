@@ -153,7 +153,7 @@ def _images(columns: dict[str, Any], data: DataConfig) -> list[object]:
         )
     value = columns.pop(name)
     values = media_list(value)
-    if any(isinstance(one, bool | int | float | list) for one in values):
+    if any(isinstance(entry, bool | int | float | list) for entry in values):
         raise BadRecordError(
             "wrong type",
             f"{name} must be a list of texts (or of bytes), got {type(value).__name__} {_values.repr(value)}",
@@ -241,6 +241,6 @@ def _texts(columns: dict[str, Any], name: str, key: str) -> list[str]:
         raise BadRecordError("missing column", f"it has no {name!r} (it has {', '.join(columns)}); set {key}")
     value = columns.pop(name)
     values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
         raise BadRecordError("wrong type", f"{name} must be a list of texts, got {type(value).__name__} {value!r:.80}")
     return values

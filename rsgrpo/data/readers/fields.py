@@ -42,7 +42,7 @@ def texts_field(record: Mapping[str, Any], name: str) -> list[str]:
     value = _present(record, name)
     if isinstance(value, str):
         return [value]
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise BadRecordError("wrong type", f"{name} must be a list of texts, got {type(value).__name__} {value!r:.80}")
     return value
 
@@ -83,7 +83,7 @@ def written_list(value: object) -> object:
     if _QUOTED_TEXTS.fullmatch(text):
         # One by one: between texts that no comma parts, as numpy writes them, Python sees a single one.
         with suppress(ValueError, SyntaxError):
-            return [ast.literal_eval(one) for one in _QUOTED.findall(text)]
+            return [ast.literal_eval(quoted) for quoted in _QUOTED.findall(text)]
     with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
         found = ast.literal_eval(text)
         return found if isinstance(found, list) else value

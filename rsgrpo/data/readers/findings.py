@@ -107,7 +107,7 @@ def short_report(head: str, findings: Sequence[Finding], advice: str) -> str:
     lines = [shown(head, _MESSAGE_CHARACTERS // 2) + (f" ({shown(counts, _SHORT_CHARACTERS)})" if counts else "")]
     left = _MESSAGE_CHARACTERS - len(lines[0]) - len(advice) - len("\n  … and 1,000,000,000 more\n")
     in_turns = zip_longest(*(finding.examples for finding in findings))
-    examples = [one for turn in in_turns for one in turn if one is not None]
+    examples = [example for turn in in_turns for example in turn if example is not None]
     num_shown = 0
     for number, example in enumerate(examples):
         line = f"  {shown(example, max(_SHORT_CHARACTERS, left - 3) if number == 0 else _SHORT_CHARACTERS)}"

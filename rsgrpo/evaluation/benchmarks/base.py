@@ -382,12 +382,12 @@ def pair_predictions(samples: Iterable[Sample], file: PredictionFile) -> Pairing
     return Pairing(answered=tuple(answered), gaps=gaps)
 
 
-def _by_place(by_place: Mapping[str, Sample], one: Prediction) -> Sample | None:
+def _by_place(by_place: Mapping[str, Sample], prediction: Prediction) -> Sample | None:
     """The sample at a prediction's place; None where the file says that another question was asked there."""
-    found = by_place.get(one.sample_id)
-    if found is None or not one.question.strip() or not found.question.strip():
+    found = by_place.get(prediction.sample_id)
+    if found is None or not prediction.question.strip() or not found.question.strip():
         return found
-    asked, known = one.question.strip(), found.question.strip()
+    asked, known = prediction.question.strip(), found.question.strip()
     return found if asked in known or known in asked else None
 
 

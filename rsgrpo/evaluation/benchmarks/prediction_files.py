@@ -145,8 +145,8 @@ class RowReader:
         if value is None:
             return ()
         # True == 1 and 1.0 == 1: all three mean yes.
-        if isinstance(value, list) and all(isinstance(one, bool | int | float) and one in (0, 1) for one in value):
-            return tuple(int(one) for one in value)
+        if isinstance(value, list) and all(isinstance(flag, bool | int | float) and flag in (0, 1) for flag in value):
+            return tuple(int(flag) for flag in value)
         self._note(
             ODD_FLAGS,
             where,

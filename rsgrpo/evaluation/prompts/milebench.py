@@ -49,7 +49,7 @@ def choice_text(dataset: str, choices: Sequence[str]) -> str:
         ``choice_text("ActionSequence", ["open", "sit"])`` is
         ``"\\nChoice list: \\nA. open\\nB. sit\\nYour answer is: "``.
     """
-    lines = choices if dataset == NO_LETTERS else [f"{chr(ord('A') + i)}. {one}" for i, one in enumerate(choices)]
+    lines = choices if dataset == NO_LETTERS else [f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices)]
     return "\nChoice list: \n" + "\n".join(lines) + "\nYour answer is: "
 
 

@@ -100,7 +100,10 @@ def _result_content(result: BenchmarkResult) -> dict[str, object]:
 def _metric_rows(runs: Sequence[Rescored]) -> Iterable[Sequence[object]]:
     for run in runs:
         for mode, result in run.results.items():
-            parts = [("", result.metrics), *((f"{one.kind}={one.name}", one.metrics) for one in result.groups)]
+            parts = [
+                ("", result.metrics),
+                *((f"{subset.kind}={subset.name}", subset.metrics) for subset in result.groups),
+            ]
             for group, metrics in parts:
                 for name, metric in metrics.items():
                     yield run.run, mode, group, name, metric.value, metric.low, metric.high, metric.count

@@ -39,11 +39,11 @@ def draw_scores(path: Path, runs: Sequence[Rescored]) -> None:
         heights = [position + offset for position, (title, _) in enumerate(rows) if title in values]
         chosen = [values[title] for title, _ in rows if title in values]
         axes.errorbar(
-            [100 * one.value for one in chosen],
+            [100 * metric.value for metric in chosen],
             heights,
             xerr=[
-                [100 * max(one.value - one.low, 0.0) for one in chosen],
-                [100 * max(one.high - one.value, 0.0) for one in chosen],
+                [100 * max(metric.value - metric.low, 0.0) for metric in chosen],
+                [100 * max(metric.high - metric.value, 0.0) for metric in chosen],
             ],
             fmt=_MARKERS[mode],
             color=colour,

@@ -142,7 +142,7 @@ def _no_match(data: DataSet, pairing: Pairing) -> str:
     )
     alike = near_misses(seen, wanted)
     if alike:
-        first, second = (shown(one, _SHOWN_ID) for one in alike[0])
+        first, second = (shown(sample_id, _SHOWN_ID) for sample_id in alike[0])
         text += f" ('{first}' looks like '{second}'; {len(alike)} such)"
     return text
 

@@ -68,9 +68,9 @@ def comparison_warnings(first: Rescored, second: Rescored) -> tuple[str, ...]:
     """Warnings of a comparison: what only one of two runs answered."""
     num_both = len(first.answered_ids & second.answered_ids)
     lonely = [
-        f"{len(one.answered_ids - other.answered_ids)} only by {shown(one.run)}"
-        for one, other in ((first, second), (second, first))
-        if one.answered_ids - other.answered_ids
+        f"{len(run.answered_ids - other.answered_ids)} only by {shown(run.run)}"
+        for run, other in ((first, second), (second, first))
+        if run.answered_ids - other.answered_ids
     ]
     return (f"{num_both} questions are answered by both runs, {', '.join(lonely)}",) if lonely else ()
 

@@ -181,7 +181,7 @@ class BackendChoice:
             ``attention: sdpa on cpu; not flash: the device is cpu; not flex: the device is cpu``.
         """
         taken = f"{self.setting} ({self.kernel})" if self.kernel else self.setting
-        reasons = [f"not {one.setting}: {one.reason}" for one in self.passed_over]
+        reasons = [f"not {passed.setting}: {passed.reason}" for passed in self.passed_over]
         first = "; ".join([f"attention: {taken} on {self.device}", *reasons])
         if self.device == "cpu" or self.setting != "sdpa" or not self.passed_over:
             return (first,)
