@@ -87,11 +87,13 @@ class TrajectorySource:
         """The next conversations, in a new random order every epoch."""
         self._stream.position = position
         taken = self._stream.take(count)
-        return Taken(conversations=[_trajectory(item) for item in taken], position=self._stream.position, skipped=())
+        return Taken(
+            conversations=[_trajectory(prompted) for prompted in taken], position=self._stream.position, skipped=()
+        )
 
     def held_out(self) -> list[Conversation]:
         """The last trajectories."""
-        return [_trajectory(one) for one in self._held_out]
+        return [_trajectory(prompted) for prompted in self._held_out]
 
     def close(self) -> None:
         """There is nothing to do."""

@@ -133,7 +133,9 @@ def _mixture_checks(subject: Subject, config: Config) -> Iterator[Check]:
     except DataError as error:
         yield refused("sft data", error)
         return
-    sources = list({(one.format, one.path, one.sampling): one for phase in phases for one in phase}.values())
+    sources = list(
+        {(source.format, source.path, source.sampling): source for phase in phases for source in phase}.values()
+    )
     kept: list[Sample] = []
     for source in sources:
         check, samples = _read_source(source, config)

@@ -154,26 +154,30 @@ def requirement_checks(wanted: list[Requirement], version_of: VersionOf) -> Iter
         version_of: installed versions.
     """
     fitting: list[str] = []
-    for one in wanted:
-        version = version_of(one.name)
-        is_optional = one.marker is not None
+    for requirement in wanted:
+        version = version_of(requirement.name)
+        is_optional = requirement.marker is not None
         if version is None:
             if not is_optional:
-                yield problem(one.name, f"not installed; supported is {one.name}{one.specifier}", "run uv sync")
-        elif not _is_supported(one, version):
+                yield problem(
+                    requirement.name,
+                    f"not installed; supported is {requirement.name}{requirement.specifier}",
+                    "run uv sync",
+                )
+        elif not _is_supported(requirement, version):
             report = warning if is_optional else problem
-            yield report(one.name, f"{version}; verified with rsgrpo is {one.specifier}", "run uv sync")
-        elif one.specifier and one.name in _SHOWN:
-            fitting.append(f"{one.name} {version}")
+            yield report(requirement.name, f"{version}; verified with rsgrpo is {requirement.specifier}", "run uv sync")
+        elif requirement.specifier and requirement.name in _SHOWN:
+            fitting.append(f"{requirement.name} {version}")
     yield ok("packages", ", ".join(fitting) or "all as asked")
 
 
 _SHOWN = ("torch", "torchvision", "transformers", "ray", "deepspeed", "datasets", "flash-attn")
 
 
-def _is_supported(one: Requirement, version: str) -> bool:
+def _is_supported(requirement: Requirement, version: str) -> bool:
     try:
-        return one.specifier.contains(Version(version).base_version, prereleases=True)
+        return requirement.specifier.contains(Version(version).base_version, prereleases=True)
     except InvalidVersion:
         return False
 

@@ -109,7 +109,7 @@ def processor_check(folder: Path) -> Check:
     """
     name = "image processor"
     advice = "copy preprocessor_config.json from the model that it was trained from"
-    file = next((folder / one for one in _PROCESSOR_FILES if (folder / one).is_file()), None)
+    file = next((folder / file_name for file_name in _PROCESSOR_FILES if (folder / file_name).is_file()), None)
     if file is None:
         return problem(name, f"{folder} has neither {' nor '.join(_PROCESSOR_FILES)}", advice)
     try:

@@ -78,8 +78,8 @@ def show(found: Iterable[Line], file: TextIO) -> Iterator[Line]:
         styled = Text(first)
         styled.stylize(_COLOURS[line.check.status], 2, 10)
         console.print(styled) if console.is_terminal else print_plain(console, first)
-        for one in rest:
-            print_plain(console, one)
+        for further in rest:
+            print_plain(console, further)
         yield line
 
 

@@ -119,7 +119,7 @@ def validate(engine: RolloutEngine, prompts: Sequence[PromptedSample], config: C
     """
     groups = engine.generate(prompts, num_samples=1, sampling=config.eval.sampling, seed=0)
     scores = [_score(group, config.response.format) for group in groups]
-    return _evaluation(scores, [_reward_values(one) for one in _judge(groups, scorer)])
+    return _evaluation(scores, [_reward_values(group) for group in _judge(groups, scorer)])
 
 
 def evaluate(

@@ -247,7 +247,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         answers: dict[str, Answer] = {}
         for key, some in prompts.items():
             self._answerer.answer(
-                some, key.sampling(), lambda more: answers.update({one.prompt_id: one for one in more})
+                some, key.sampling(), lambda more: answers.update({answer.prompt_id: answer for answer in more})
             )
         self._log(answers.values())
         failed = [answer for answer in answers.values() if answer.failure]

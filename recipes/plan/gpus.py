@@ -74,7 +74,7 @@ def read_gpus(file: Path = _FILE) -> tuple[Assumptions, dict[str, GpuKind]]:
         file: to read; the one that comes with the package by default.
     """
     content = json.loads(file.read_text(encoding="utf-8"))
-    kinds = [GpuKind(**one) for one in content.pop("gpus")]
+    kinds = [GpuKind(**fields) for fields in content.pop("gpus")]
     return Assumptions(**content), {kind.name: kind for kind in kinds}
 
 

@@ -44,8 +44,8 @@ def proposals(config: Config, facts: Facts) -> tuple[Proposal, ...]:
     found: dict[str, Proposal] = {}
     for override, change in _changes(config):
         key = override.partition("=")[0]
-        if key not in found and (one := _tried((override,), change, config, facts)):
-            found[key] = one
+        if key not in found and (proposal := _tried((override,), change, config, facts)):
+            found[key] = proposal
     return tuple(found.values())[:_MAX_PROPOSALS] or _together(config, facts)
 
 

@@ -162,7 +162,7 @@ class Reader:
         make = self._question if samples else self._answered
         return DataSet(
             name=name,
-            items=self._fitting([make(one) for one in chosen], is_sampled=samples),
+            items=self._fitting([make(sample) for sample in chosen], is_sampled=samples),
             num_items=self._totals.get(name, len(loaded)),
         )
 

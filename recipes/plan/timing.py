@@ -103,7 +103,7 @@ def sampling_seconds(
         num_tokens=sum(prompts),
         num_response_tokens=len(prompts),
         num_patches=patches,
-        num_pairs=sum(one * one // 2 for one in prompts),
+        num_pairs=sum(length * length // 2 for length in prompts),
         num_image_pairs=sum(packed.num_image_pairs for rank in work.packs for packed in rank) // rollout.num_workers,
     )
     reading = sum(forward_operations(model, read)) / (size * assumed.prefill_share * _peak(config, gpu))

@@ -184,8 +184,8 @@ def fullest_pack(work: Sequence[StepWork], budget: int) -> PackedSize:
         work: of simulated steps, responses at their bound.
         budget: ``trainer.micro_batch_tokens``.
     """
-    packs = [packed for one in work for rank in one.packs for packed in rank]
-    shares = [sum(packed.num_tokens for packed in rank) for one in work for rank in one.packs]
+    packs = [packed for step in work for rank in step.packs for packed in rank]
+    shares = [sum(packed.num_tokens for packed in rank) for step in work for rank in step.packs]
     largest = max(packs, key=lambda packed: packed.num_tokens)
     tokens = max(largest.num_tokens, min(budget, max(shares)))
     return dataclasses.replace(

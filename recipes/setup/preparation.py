@@ -99,7 +99,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
             scorer.check_samples(loaded["rl"].samples)
         builder = PromptBuilder(config.prompt, processor, writer, response_format=response_format)
         lengths = PromptLengths(config, processor)
-        num_skipped = sum(sum(one.skipped.values()) for one in loaded.values())
+        num_skipped = sum(sum(data_set.skipped.values()) for data_set in loaded.values())
         prompted: dict[str, tuple[PromptedSample, ...]] = {}
         for name, data in loaded.items():
             prompted[name], num_long = lengths.checked(name, [builder.prompted(sample) for sample in data.samples])
@@ -116,7 +116,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         for name, data in loaded.items():
             if data.num_mended:
                 progress.line(f"{name}: {data.num_mended} lone surrogates in its texts were replaced by U+FFFD")
-        images = ImageCounts.total(one.images for one in loaded.values())
+        images = ImageCounts.total(data_set.images for data_set in loaded.values())
         update_report(folder.root, {"images": images.document()})
         for line in images.lines():
             progress.line(line)
