@@ -158,7 +158,7 @@ def _tag_range(parsed: ParsedResponse, scope: ScopeConfig, is_whole: bool) -> _R
 
 def _section_range(parsed: ParsedResponse, name: str, is_whole: bool) -> _Range:
     """Every place where the section stands: one, unless it is repeatable."""
-    ranges = tuple((one.start, _closing_edge(parsed, one.stop)) for one in parsed.all_of(name))
+    ranges = tuple((section.start, _closing_edge(parsed, section.stop)) for section in parsed.all_of(name))
     return (ranges, True, -1) if ranges else _absent(parsed, is_whole)
 
 

@@ -66,7 +66,9 @@ def longest_first(requests: Sequence[RolloutRequest]) -> list[RolloutRequest]:
     prompt's text. Lengths of earlier responses are not asked: few questions come twice in a run, and the order, which
     sampling depends on, has to be the same after a resume.
     """
-    return sorted(requests, key=lambda one: (-len(one.prompted.prompt.images), -len(one.prompted.prompt.text)))
+    return sorted(
+        requests, key=lambda request: (-len(request.prompted.prompt.images), -len(request.prompted.prompt.text))
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -255,8 +255,8 @@ class VllmEngine:
             prompt=request.prompted.prompt,
             prompt_token_ids=np.asarray(output.prompt_token_ids, dtype=np.int32),
             rollouts=tuple(
-                rollout_of(request, one, self._table)
-                for one in sorted(output.outputs, key=lambda completion: completion.index)
+                rollout_of(request, completion, self._table)
+                for completion in sorted(output.outputs, key=lambda completion: completion.index)
             ),
         )
 

@@ -55,7 +55,7 @@ class WeightStream:
                 if found != [bucket.checksum] * self._gpus_per_engine:
                     raise RolloutError(
                         f"rollout worker {index} got weights of version {version} with checksums "
-                        f"{', '.join(f'{one:08x}' for one in found)}, sent was {bucket.checksum:08x} "
+                        f"{', '.join(f'{checksum:08x}' for checksum in found)}, sent was {bucket.checksum:08x} "
                         f"({bucket.names[0]} and {len(bucket.names) - 1} more); the transfer is broken: try "
                         "rollout.weight_transfer=object_store"
                     )

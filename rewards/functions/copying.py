@@ -17,7 +17,8 @@ def observe_citation(call: RewardCall, section: str = "observe") -> float:
         section: another one that labels have no place in.
     """
     found = call.parsed.all_of(section)
-    return -1.0 if any(_has_label(call.text[one.content_start : one.content_stop]) for one in found) else 0.0
+    contents = (call.text[occurrence.content_start : occurrence.content_stop] for occurrence in found)
+    return -1.0 if any(_has_label(content) for content in contents) else 0.0
 
 
 @reads_sections(arguments=("section", "answer_section"))

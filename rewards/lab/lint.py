@@ -180,7 +180,7 @@ def _call(case: Case, text: str) -> RewardCall:
 def _number(reward: LoadedReward, value: object) -> float | None:
     """A reward's value; of one value per image, the mean."""
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return _mean([_number(reward, one) for one in value])
+        return _mean([_number(reward, image_value) for image_value in value])
     if value is None:
         return None
     if isinstance(value, Real) and math.isfinite(value):

@@ -259,8 +259,8 @@ def _group_change(
     old: RecordedGroup, new: CreditedGroup, weights_before: Mapping[str, float], weights_after: Mapping[str, float]
 ) -> GroupChange:
     rollouts = tuple(
-        _rollout_change(one, other, weights_before, weights_after)
-        for one, other in zip(old.rollouts, new.rollouts, strict=True)
+        _rollout_change(old_rollout, new_rollout, weights_before, weights_after)
+        for old_rollout, new_rollout in zip(old.rollouts, new.rollouts, strict=True)
     )
     return GroupChange(
         step=old.step,
@@ -276,7 +276,9 @@ def _group_change(
 def _rollout_change(
     old: RecordedRollout, new: CreditedRollout, weights_before: Mapping[str, float], weights_after: Mapping[str, float]
 ) -> RolloutChange:
-    before = {(one.name, one.image_index): (one.value, one.advantage, one.spans) for one in old.rewards}
+    before = {
+        (reward.name, reward.image_index): (reward.value, reward.advantage, reward.spans) for reward in old.rewards
+    }
     pairs = zip(new.rewards, new.advantages, strict=True)
     after = {reward.key: (reward.value, advantage, reward.spans) for reward, advantage in pairs}
     values = []
@@ -320,18 +322,18 @@ def _reward_changes(groups: Sequence[GroupChange]) -> tuple[RewardChange, ...]:
             for value in rollout.values:
                 of_group[value.name].append(value)
         for name, found in of_group.items():
-            had, has = any(one.advantage_before for one in found), any(one.advantage_after for one in found)
+            had, has = any(change.advantage_before for change in found), any(change.advantage_after for change in found)
             gained[name] += has and not had
             lost[name] += had and not has
             values[name] += found
     return tuple(
         RewardChange(
             name=name,
-            mean_before=_mean([one.before for one in found]),
-            mean_after=_mean([one.after for one in found]),
-            num_changed=sum(one.is_changed for one in found),
-            num_moved=sum(one.is_moved for one in found),
-            num_flips=sum(one.is_flip for one in found),
+            mean_before=_mean([change.before for change in found]),
+            mean_after=_mean([change.after for change in found]),
+            num_changed=sum(change.is_changed for change in found),
+            num_moved=sum(change.is_moved for change in found),
+            num_flips=sum(change.is_flip for change in found),
             num_gained=gained[name],
             num_lost=lost[name],
         )
