@@ -100,9 +100,9 @@ def time_by_kind(step: BareStep, groups: list[TrainingGroup], *, budget: int, de
         wait(device)
     total = time.perf_counter() - start
     shares = dict.fromkeys([*_KINDS, "other operations"], 0.0)
-    for one in profiler.key_averages():
-        own = one.self_device_time_total if device.type == "cuda" else one.self_cpu_time_total
-        name = one.key.rpartition("::")[2].lower()
+    for operation in profiler.key_averages():
+        own = operation.self_device_time_total if device.type == "cuda" else operation.self_cpu_time_total
+        name = operation.key.rpartition("::")[2].lower()
         kind = next((kind for kind, parts in _KINDS.items() if any(part in name for part in parts)), "other operations")
         shares[kind] += own / 1e6 / total
     return {**shares, "outside": max(0.0, 1.0 - sum(shares.values()))}
@@ -168,7 +168,7 @@ def main() -> None:
             "share": operations / took / rate,
         }
     ]
-    print("\n".join(f"{share:7.1%}  {kind}" for kind, share in sorted(kinds.items(), key=lambda one: -one[1])) + "\n")
+    print("\n".join(f"{share:7.1%}  {kind}" for kind, share in sorted(kinds.items(), key=lambda item: -item[1])) + "\n")
     report("arithmetic_share", options, rows, time_by_kind=kinds, model=shape_text(shape))
 
 

@@ -85,7 +85,7 @@ class BareStep:
     def logprobs(self, groups: list[TrainingGroup], *, budget: int) -> np.ndarray[Any, Any]:
         """Of all response tokens of one group."""
         prompts = self.encoder.encode([group.prompt for group in groups])
-        lengths = tuple(len(one.token_ids) for one in groups[0].responses)
+        lengths = tuple(len(response.token_ids) for response in groups[0].responses)
         segment = Segment(
             group=0,
             responses=tuple(range(len(lengths))),

@@ -61,8 +61,8 @@ def _medians(worker: MeasuredWorker, cases: list[list[TrainingGroup]], repeats: 
     return [
         dataclasses.replace(
             own[0],
-            seconds=statistics.median(one.seconds for one in own),
-            cpu_seconds=statistics.median(one.cpu_seconds for one in own),
+            seconds=statistics.median(measured.seconds for measured in own),
+            cpu_seconds=statistics.median(measured.cpu_seconds for measured in own),
         )
         for own in timings
     ]
@@ -76,7 +76,7 @@ def sweep(options: argparse.Namespace, folder: Path, place: Path) -> list[dict[s
         cases = [[build_group(shape, place / f"{name}-{i}")] for i, shape in enumerate(shapes)]
         medians = _medians(worker, cases, options.repeats)
         work = [multiplications(shape, SHAPES[options.shape]) for shape in shapes]
-        for shape, timing, one in zip(shapes, medians, work, strict=True):
+        for shape, timing, multiplied in zip(shapes, medians, work, strict=True):
             rows.append(
                 {
                     "what grows": name,
@@ -84,7 +84,7 @@ def sweep(options: argparse.Namespace, folder: Path, place: Path) -> list[dict[s
                     "seconds": round(timing.seconds, 3),
                     "cpu seconds": round(timing.cpu_seconds, 3),
                     "times the first": round(timing.cpu_seconds / medians[0].cpu_seconds, 2),
-                    "arithmetic": round(one / work[0], 2),
+                    "arithmetic": round(multiplied / work[0], 2),
                 }
             )
     worker.close()

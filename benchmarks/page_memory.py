@@ -109,8 +109,8 @@ def before(refs: list[ImageRef], processor: Qwen2VLImageProcessor) -> tuple[floa
     for first in range(0, len(refs), 64):
         features = processor(images=[load_image(ref, RULES) for ref in refs[first : first + 64]], return_tensors="pt")
         lengths = features["image_grid_thw"].prod(dim=1).tolist()
-        kept += [one.to(torch.float32).clone() for one in features["pixel_values"].split(lengths)]
-    return time.perf_counter() - start, sum(one.nbytes for one in kept)
+        kept += [image_pixels.to(torch.float32).clone() for image_pixels in features["pixel_values"].split(lengths)]
+    return time.perf_counter() - start, sum(image_pixels.nbytes for image_pixels in kept)
 
 
 class CountedEncoder(PromptEncoder):

@@ -68,7 +68,9 @@ class WaitingEngine:
             num_responses = sum(len(left) for _, left in self._running)
             seconds += self._step_seconds * (1 + SHARE_OF_A_RESPONSE * num_responses)
             self.num_tokens += num_responses
-            self._running = [(request, [one - 1 for one in left if one > 1]) for request, left in self._running]
+            self._running = [
+                (request, [remaining - 1 for remaining in left if remaining > 1]) for request, left in self._running
+            ]
             groups += [answer(request) for request, left in self._running if not left]
             self._running = [entry for entry in self._running if entry[1]]
             num_steps += 1
@@ -115,7 +117,10 @@ def answer(request: RolloutRequest) -> RolloutGroup:
 
 def requests(number: int, name: str) -> list[RolloutRequest]:
     ids = [f"{name}-{index}" for index in range(number)]
-    prompted = [PromptedSample(sample=Sample(sample_id=one), prompt=ChatPrompt(sample_id=one, text="")) for one in ids]
+    prompted = [
+        PromptedSample(sample=Sample(sample_id=sample_id), prompt=ChatPrompt(sample_id=sample_id, text=""))
+        for sample_id in ids
+    ]
     return requests_for(prompted, num_samples=SAMPLES, sampling=SamplingConfig(), seed=0)
 
 
@@ -132,7 +137,7 @@ def timed_call(
         replaced=lambda number, died, others_live: None,
     )
     begin = time.perf_counter()
-    tokens = sum(len(one.token_ids) for group in call.groups() for one in group.rollouts)
+    tokens = sum(len(rollout.token_ids) for group in call.groups() for rollout in group.rollouts)
     return tokens / (time.perf_counter() - begin), queue.paces()
 
 

@@ -85,7 +85,7 @@ def measure(setup: Setup, num_rounds: int, seconds: float) -> dict[str, object]:
         "step_seconds_without": round(statistics.median(found["without"]), 2),
         "step_seconds_with": round(statistics.median(found["with"]), 2),
         "more": round(statistics.median(more), 3),
-        "more_by_round": [round(one, 3) for one in more],
+        "more_by_round": [round(share, 3) for share in more],
         "target": 0.1,
     }
 

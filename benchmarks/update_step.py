@@ -130,11 +130,13 @@ class MeasuredWorker(PolicyWorker):
         """The same groups as TRL's trainer holds them after generation: everything once a response."""
         self.prepare(groups)
         sizes = [len(group.responses) for group in groups]
-        responses = [one for group in groups for one in group.responses]
+        responses = [response for group in groups for response in group.responses]
         prompts = [prompt for prompt, n in zip(self._prompts, sizes, strict=True) for _ in range(n)]
         prompt_ids = torch.stack([torch.from_numpy(prompt.token_ids) for prompt in prompts])
-        completion_ids = torch.stack([torch.from_numpy(one.token_ids.astype(np.int64)) for one in responses])
-        credit = torch.tensor([float(one.positive_weights[0] - one.negative_weights[0]) for one in responses])
+        completion_ids = torch.stack([torch.from_numpy(response.token_ids.astype(np.int64)) for response in responses])
+        credit = torch.tensor(
+            [float(response.positive_weights[0] - response.negative_weights[0]) for response in responses]
+        )
         work: dict[str, Any] = {
             "prompt_ids": prompt_ids,
             "prompt_mask": torch.ones_like(prompt_ids),
@@ -237,15 +239,15 @@ def relative_gap(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) ->
     """|got - want| / |want| over all parameters together."""
     assert got.keys() == want.keys(), got.keys() ^ want.keys()
     apart = sum(float((got[name] - want[name]).double().square().sum()) for name in want)
-    return math.sqrt(apart / sum(float(one.double().square().sum()) for one in want.values()))
+    return math.sqrt(apart / sum(float(gradient.double().square().sum()) for gradient in want.values()))
 
 
 def summary(name: str, timings: list[Timing]) -> dict[str, Any]:
     """A row of the table: medians."""
     return {
         "path": name,
-        "seconds": round(statistics.median(one.seconds for one in timings), 3),
-        "cpu_seconds": round(statistics.median(one.cpu_seconds for one in timings), 3),
+        "seconds": round(statistics.median(timing.seconds for timing in timings), 3),
+        "cpu_seconds": round(statistics.median(timing.cpu_seconds for timing in timings), 3),
         "packed_tokens": timings[0].forward_tokens,
         "micro_batches": timings[0].micro_batches,
         "updates": len(timings),
@@ -331,8 +333,8 @@ def measure(options: argparse.Namespace, place: Path) -> None:
         rows,
         model=shape_text(model_shape),
         relative_gradient_gap=gaps,
-        single_seconds={name: [round(one.seconds, 3) for one in own] for name, own in timings.items()},
-        single_cpu_seconds={name: [round(one.cpu_seconds, 3) for one in own] for name, own in timings.items()},
+        single_seconds={name: [round(timing.seconds, 3) for timing in own] for name, own in timings.items()},
+        single_cpu_seconds={name: [round(timing.cpu_seconds, 3) for timing in own] for name, own in timings.items()},
         peak_memory_gib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         trl=peer.versions if peer else None,
     )
