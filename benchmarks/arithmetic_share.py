@@ -143,7 +143,7 @@ def main() -> None:
             prompt_tokens=options.prompt_tokens,
             response_tokens=options.response_tokens,
             num_responses=options.num_responses,
-            pages=options.pages,
+            num_images=options.pages,
         )
         groups = [build_group(group, Path(name) / "pages")]
         tiled = BareStep(folder, ModelConfig(dtype=options.dtype, attention="sdpa"), device)

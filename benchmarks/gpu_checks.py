@@ -100,7 +100,7 @@ def _shape(options: argparse.Namespace, prompt_tokens: int) -> GroupShape:
         prompt_tokens=prompt_tokens,
         response_tokens=options.response_tokens,
         num_responses=options.num_responses,
-        pages=options.pages,
+        num_images=options.pages,
     )
 
 

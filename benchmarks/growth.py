@@ -28,13 +28,13 @@ from rsgrpo.model.micro_batches import attention_pairs, balance
 from rsgrpo.model.setup import WorkerSpec
 from rsgrpo.types import TrainingGroup
 
-BASE = GroupShape(prompt_tokens=1024, response_tokens=64, num_responses=8, pages=4)
+BASE = GroupShape(prompt_tokens=1024, response_tokens=64, num_responses=8, num_images=4)
 SWEEPS: dict[str, list[GroupShape]] = {
     "prompt tokens": [dataclasses.replace(BASE, prompt_tokens=n) for n in (512, 1024, 2048, 4096)],
     "responses": [dataclasses.replace(BASE, num_responses=n) for n in (1, 4, 8, 16)],
-    "images": [dataclasses.replace(BASE, pages=n) for n in (0, 1, 4, 8)],
+    "images": [dataclasses.replace(BASE, num_images=n) for n in (0, 1, 4, 8)],
 }
-VALUE = {"prompt tokens": "prompt_tokens", "responses": "num_responses", "images": "pages"}
+VALUE = {"prompt tokens": "prompt_tokens", "responses": "num_responses", "images": "num_images"}
 
 
 def multiplications(shape: GroupShape, model: ModelShape) -> float:
@@ -45,7 +45,7 @@ def multiplications(shape: GroupShape, model: ModelShape) -> float:
     language = model.layers * ((shape.prompt_tokens + sum(lengths)) * layer + 2 * pairs * model.hidden)
     head = sum(lengths) * model.hidden * model.vocabulary
     vision_layer = 4 * model.vision_hidden**2 + 3 * model.vision_hidden * model.vision_intermediate
-    patches = 4 * shape.prompt_tokens / 2 if shape.pages else 0
+    patches = 4 * shape.prompt_tokens / 2 if shape.num_images else 0
     # forward, and twice as much backward for what is trained
     return 3 * (language + head) + model.vision_layers * patches * vision_layer
 

@@ -145,13 +145,13 @@ class MeasuredWorker(PolicyWorker):
             "advantages": credit * completion_ids.numel(),
             "num_items_in_batch": torch.tensor(float(completion_ids.numel())),
         }
-        pages = [page for prompt in prompts for page in prompt.images]
-        if pages:
-            pixels = [self._encoder.pixels(page) for page in pages]
+        images = [image for prompt in prompts for image in prompt.images]
+        if images:
+            pixels = [self._encoder.pixels(image) for image in images]
             ids = torch.cat([prompt_ids, completion_ids], dim=1)
             work |= {
                 "pixel_values": torch.cat(pixels),
-                "image_grid_thw": torch.tensor([page.grid for page in pages]),
+                "image_grid_thw": torch.tensor([image.grid for image in images]),
                 "num_images": [len(prompt.images) for prompt in prompts],
                 "mm_token_type_ids": (ids == self._encoder.image_token_id).int(),
             }
@@ -284,7 +284,7 @@ def groups_of(options: argparse.Namespace, folder: Path) -> tuple[list[TrainingG
         prompt_tokens=options.prompt_tokens,
         response_tokens=options.response_tokens,
         num_responses=options.num_responses,
-        pages=options.pages,
+        num_images=options.pages,
     )
     groups = [
         build_group(shape, folder, seed=seed, num_groups=options.num_groups) for seed in range(options.num_groups)

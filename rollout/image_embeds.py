@@ -47,10 +47,12 @@ class ImageEmbeds:
         Returns:
             ``image_embeds`` [tokens of all pages, H] and ``image_grid_thw`` [pages, 3].
         """
-        known = self._encoder.pages(refs)
-        pages = [known[ref] for ref in refs]
-        features = [self._features.features(page.ref, page.grid, partial(self._encoder.pixels, page)) for page in pages]
+        known = self._encoder.images(refs)
+        images = [known[ref] for ref in refs]
+        features = [
+            self._features.features(image.ref, image.grid, partial(self._encoder.pixels, image)) for image in images
+        ]
         return {
             "image_embeds": torch.cat(features).cpu(),
-            "image_grid_thw": torch.tensor([page.grid for page in pages]),
+            "image_grid_thw": torch.tensor([image.grid for image in images]),
         }

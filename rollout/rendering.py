@@ -20,7 +20,7 @@ class PromptRenderer(Generic[Prompt]):
 
     Args:
         render: makes the prompt of a request and its pages; called in that thread.
-        pages: of requests, one after the other, as ``render`` wants them.
+        images: of requests, one after the other, as ``render`` wants them.
         max_ahead: prompts that lie ready at most.
 
     Example:
@@ -35,12 +35,12 @@ class PromptRenderer(Generic[Prompt]):
     def __init__(
         self,
         render: Callable[[RolloutRequest, tuple[Image.Image, ...]], Prompt],
-        pages: Callable[[Sequence[RolloutRequest]], Generator[tuple[Image.Image, ...], None, None]],
+        images: Callable[[Sequence[RolloutRequest]], Generator[tuple[Image.Image, ...], None, None]],
         *,
         max_ahead: int,
     ) -> None:
         self._render = render
-        self._images = pages
+        self._images = images
         self._max_ahead = max_ahead
         self._changed = threading.Condition()
         self._waiting: deque[RolloutRequest] = deque()
@@ -105,11 +105,11 @@ class PromptRenderer(Generic[Prompt]):
                 self._changed.notify_all()
 
     def _render_batch(self, batch: Sequence[RolloutRequest]) -> None:
-        with closing(self._images(batch)) as pages:
+        with closing(self._images(batch)) as images:
             for request in batch:
                 prompt: Prompt | Exception
                 try:
-                    prompt = self._render(request, next(pages))
+                    prompt = self._render(request, next(images))
                 except Exception as error:  # the taker's to raise, once all prompts before it were taken
                     prompt = error
                 if not self._offer(request, prompt):

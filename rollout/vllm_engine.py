@@ -213,15 +213,15 @@ class VllmEngine:
 
     def _images(self, requests: Sequence[RolloutRequest]) -> Generator[tuple[Image.Image, ...], None, None]:
         """Decoded pages of each request; none where their features are fed."""
-        return self._feed.pages([() if self._embeds else request.prompted.prompt.images for request in requests])
+        return self._feed.images([() if self._embeds else request.prompted.prompt.images for request in requests])
 
-    def _render(self, request: RolloutRequest, pages: tuple[Image.Image, ...]) -> Any:
+    def _render(self, request: RolloutRequest, decoded: tuple[Image.Image, ...]) -> Any:
         """What vLLM makes of a prompt: token ids with images expanded, and the images' pixels for the model."""
         prompt = request.prompted.prompt
         ids = self._tokenizer.encode(prompt.text, add_special_tokens=False)
         tokens = TokensPrompt(prompt_token_ids=ids)
         if prompt.images:
-            images = list(pages) if self._embeds is None else self._embeds.of(prompt.images)
+            images = list(decoded) if self._embeds is None else self._embeds.of(prompt.images)
             tokens["multi_modal_data"] = {"image": images}
         return self._llm.llm_engine.renderer.render_cmpl([tokens])[0]
 

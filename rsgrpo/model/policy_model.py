@@ -317,8 +317,8 @@ class MicroBatchBuilder:
                 ids = groups[segment.group].responses[index].token_ids.astype(np.int64)
                 token_ids.append(ids)
                 positions.append(start + self._response_positions(ids, shown_in(prompt, index)))
-        pages, where, which = self._images(packed, [prompts[segment.group] for segment in segments], responses)
-        pixels, features = self._shown(pages)
+        images, where, which = self._images(packed, [prompts[segment.group] for segment in segments], responses)
+        pixels, features = self._shown(images)
         return MicroBatch(
             packed=packed,
             token_ids=self._tensor(np.concatenate(token_ids)),
@@ -327,7 +327,7 @@ class MicroBatchBuilder:
             image_positions=self._tensor(where),
             image_features=self._tensor(which),
             pixel_values=pixels,
-            image_grid_thw=torch.tensor([page.grid for page in pages], device=self._device) if pages else None,
+            image_grid_thw=torch.tensor([image.grid for image in images], device=self._device) if images else None,
             predictors=self._tensor(predictor_index(packed)),
             targets=self._tensor(np.concatenate([response.token_ids for response in responses]).astype(np.int64)),
             positive_weights=self._tensor(
@@ -369,13 +369,13 @@ class MicroBatchBuilder:
             merge_size=math.isqrt(math.prod(first.grid) // first.num_tokens),
         )
 
-    def _shown(self, pages: Sequence[ProcessedImage]) -> tuple[Tensor | None, Tensor | None]:
+    def _shown(self, images: Sequence[ProcessedImage]) -> tuple[Tensor | None, Tensor | None]:
         """Pixels of all pages, or their features where those are stored."""
-        if not pages:
+        if not images:
             return None, None
         if self._cached_features is not None:
-            return None, torch.cat([self._cached_features(page) for page in pages])
-        pixels = [self._image_pixels(page) for page in pages]
+            return None, torch.cat([self._cached_features(image) for image in images])
+        pixels = [self._image_pixels(image) for image in images]
         lengths = [len(pixel_rows) for pixel_rows in pixels]
         joined = torch.empty(sum(lengths), pixels[0].shape[1], device=self._device)
         for part, pixel_rows in zip(joined.split(lengths), pixels, strict=True):
@@ -416,7 +416,7 @@ class MicroBatchBuilder:
         self, packed: PackedSequence, prompts: Sequence[EncodedPrompt], responses: Sequence[TrainingResponse]
     ) -> tuple[list[ProcessedImage], NDArray[np.int64], NDArray[np.int64]]:
         """Every page once, the packed positions of image tokens, and the feature row that each shows."""
-        pages: list[ProcessedImage] = []
+        unique: list[ProcessedImage] = []
         first_feature: dict[ImageRef, int] = {}
         num_features = 0
         where: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
@@ -435,10 +435,10 @@ class MicroBatchBuilder:
                 shown.append((start, response.token_ids.astype(np.int64), images))
         for start, token_ids, images in shown:
             where.append(start + np.flatnonzero(token_ids == self._image_token_id))
-            for page in images:
-                if page.ref not in first_feature:
-                    first_feature[page.ref] = num_features
-                    num_features += page.num_tokens
-                    pages.append(page)
-                which.append(np.arange(first_feature[page.ref], first_feature[page.ref] + page.num_tokens))
-        return pages, np.concatenate(where), np.concatenate(which)
+            for image in images:
+                if image.ref not in first_feature:
+                    first_feature[image.ref] = num_features
+                    num_features += image.num_tokens
+                    unique.append(image)
+                which.append(np.arange(first_feature[image.ref], first_feature[image.ref] + image.num_tokens))
+        return unique, np.concatenate(where), np.concatenate(which)

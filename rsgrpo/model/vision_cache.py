@@ -214,18 +214,18 @@ def tower_fingerprint(visual: PreTrainedModel, device: str) -> str:
     return digest.hexdigest()
 
 
-def feature_key(page: bytes, processing: str, tower: str) -> str:
+def feature_key(image: bytes, processing: str, tower: str) -> str:
     """Name of a page's entry.
 
     Args:
-        page: the image file's bytes.
+        image: the image file's bytes.
         processing: settings that turn them into pixels, as text.
         tower: see :func:`tower_fingerprint`.
 
     Example:
         32 hexadecimal digits; another bound of ``data.max_pixels`` gives others.
     """
-    digest = hashlib.blake2b(page, digest_size=16)
+    digest = hashlib.blake2b(image, digest_size=16)
     digest.update(f"/{processing}/{tower}".encode())
     return digest.hexdigest()
 

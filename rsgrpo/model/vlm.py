@@ -84,11 +84,14 @@ def micro_batch_images(segments: Sequence[Segment], prompts: Sequence[EncodedPro
         segments: of one micro-batch.
         prompts: encoded, by segment.group.
     """
-    shown = [page for segment in segments for page in prompts[segment.group].images]
+    shown = [image for segment in segments for image in prompts[segment.group].images]
     shown += [
-        page for segment in segments for index in segment.responses for page in shown_in(prompts[segment.group], index)
+        image
+        for segment in segments
+        for index in segment.responses
+        for image in shown_in(prompts[segment.group], index)
     ]
-    return list({page.ref: page for page in shown}.values())
+    return list({image.ref: image for image in shown}.values())
 
 
 def rope_positions(
@@ -211,8 +214,8 @@ class PromptEncoder:
         Raises:
             PromptError: markers and images do not match, or the prompt is longer than the limit.
         """
-        pages = self.pages([ref for prompt in prompts for ref in prompt.images])
-        return [self._encode_one(prompt, pages) for prompt in prompts]
+        known = self.images([ref for prompt in prompts for ref in prompt.images])
+        return [self._encode_one(prompt, known) for prompt in prompts]
 
     def with_response_images(self, encoded: EncodedPrompt, responses: Sequence[TrainingResponse]) -> EncodedPrompt:
         """The prompt together with the pages that its responses show.
@@ -226,9 +229,9 @@ class PromptEncoder:
         """
         if not any(response.images for response in responses):
             return encoded
-        pages = self.pages([ref for response in responses for ref in response.images])
+        known = self.images([ref for response in responses for ref in response.images])
         for response in responses:
-            expected = sum(pages[ref].num_tokens for ref in response.images)
+            expected = sum(known[ref].num_tokens for ref in response.images)
             found = int((response.token_ids == self.image_token_id).sum())
             if found != expected:
                 raise PromptError(
@@ -236,11 +239,11 @@ class PromptEncoder:
                     f"for {len(response.images)} images with {expected} tokens; driver and trainer must use the same "
                     "processor and image sizes"
                 )
-        shown = tuple(tuple(pages[ref] for ref in response.images) for response in responses)
+        shown = tuple(tuple(known[ref] for ref in response.images) for response in responses)
         return replace(encoded, response_images=shown)
 
-    def _encode_one(self, prompt: ChatPrompt, pages: dict[ImageRef, ProcessedImage]) -> EncodedPrompt:
-        images = tuple(pages[ref] for ref in prompt.images)
+    def _encode_one(self, prompt: ChatPrompt, known: dict[ImageRef, ProcessedImage]) -> EncodedPrompt:
+        images = tuple(known[ref] for ref in prompt.images)
         marker = self._processor.image_token
         parts = prompt.text.split(marker)
         if len(parts) != len(images) + 1:
@@ -269,7 +272,7 @@ class PromptEncoder:
             raise PromptError(f"sample {prompt.sample_id!r}: {error}") from None
         return EncodedPrompt(sample_id=prompt.sample_id, token_ids=token_ids, positions=positions, images=images)
 
-    def pages(self, refs: Sequence[ImageRef]) -> dict[ImageRef, ProcessedImage]:
+    def images(self, refs: Sequence[ImageRef]) -> dict[ImageRef, ProcessedImage]:
         """What is known of every page from its header, or from the store of features.
 
         Args:
@@ -282,17 +285,17 @@ class PromptEncoder:
         with ThreadPoolExecutor(self._num_threads) as threads:
             return dict(zip(unique, threads.map(self._image, unique), strict=True))
 
-    def pixels(self, page: ProcessedImage) -> Tensor:
+    def pixels(self, image: ProcessedImage) -> Tensor:
         """A page's pixels [patches, 1176] float32 (3 channels · 2 frames · 14 · 14).
 
         Args:
-            page: as it stands in an encoded prompt.
+            image: as it stands in an encoded prompt.
 
         Raises:
             ImageError: it is damaged.
             PromptError: it is not what it was when the prompt was encoded.
         """
-        with self._reading([[page.ref]]) as feed:
+        with self._reading([[image.ref]]) as feed:
             return self.unpacked(next(feed)[0])
 
     def unpacked(self, pixels: Tensor) -> Tensor:
@@ -319,8 +322,8 @@ class PromptEncoder:
         """
         demands: list[list[ImageRef]] = []
         seen: set[ImageRef] = set()
-        for pages in sequences:
-            demands.append([page.ref for page in pages if not page.is_stored and page.ref not in seen])
+        for images in sequences:
+            demands.append([image.ref for image in images if not image.is_stored and image.ref not in seen])
             if self._stored_grid is not None:
                 seen.update(demands[-1])
         with self._reading(demands) as feed:
@@ -330,7 +333,7 @@ class PromptEncoder:
     @contextmanager
     def _reading(self, demands: Sequence[Sequence[ImageRef]]) -> Iterator[Iterator[tuple[Tensor, ...]]]:
         try:
-            with closing(self._feed.pages(demands)) as feed:
+            with closing(self._feed.images(demands)) as feed:
                 yield feed
         finally:
             # What one thread sets becomes what others begin with: those after us shall begin with what this one has.

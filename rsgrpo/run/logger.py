@@ -267,15 +267,15 @@ class _Wandb:
         table = self._module.Table(columns=columns)
         for group in credited:
             sample = group.sample
-            pages = [self._image(image, read_image) for image in sample.images]
-            pages += [None] * (num_images - len(pages))
+            images = [self._image(image, read_image) for image in sample.images]
+            images += [None] * (num_images - len(images))
             for credited_rollout in group.rollouts:
                 rollout = credited_rollout.rollout
                 table.add_data(
                     step,
                     sample.sample_id,
                     sample.question or sample.prompt,
-                    *pages,
+                    *images,
                     json.dumps(list(sample.answers), ensure_ascii=False),
                     rollout.response_index,
                     rollout.text,

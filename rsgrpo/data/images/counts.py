@@ -93,7 +93,7 @@ def look_at_images(refs: Iterable[ImageRef], rules: ImageRules) -> tuple[dict[Im
     Returns:
         What is wrong with which page, and what the others are.
     """
-    pages = list(dict.fromkeys(refs))
+    unique = list(dict.fromkeys(refs))
 
     def look(ref: ImageRef) -> ImageFacts | str:
         try:
@@ -104,7 +104,7 @@ def look_at_images(refs: Iterable[ImageRef], rules: ImageRules) -> tuple[dict[Im
     broken: dict[ImageRef, str] = {}
     counts = ImageCounts()
     with ThreadPoolExecutor(_CHECK_THREADS) as threads:
-        for ref, found in zip(pages, threads.map(look, pages), strict=True):
+        for ref, found in zip(unique, threads.map(look, unique), strict=True):
             if isinstance(found, str):
                 broken[ref] = found
             else:

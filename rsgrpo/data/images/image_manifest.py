@@ -52,10 +52,10 @@ class ImageManifest:
         Args:
             refs: a page may stand there more than once.
         """
-        pages = dict.fromkeys(refs)
-        self._num_looked_at = max(self._num_looked_at, len(pages))
-        known = KNOWN_IMAGES.of(pages)
-        if all(self._kept.get(place) == page for place, page in known.items()):
+        images = dict.fromkeys(refs)
+        self._num_looked_at = max(self._num_looked_at, len(images))
+        known = KNOWN_IMAGES.of(images)
+        if all(self._kept.get(place) == image for place, image in known.items()):
             return
         self._kept = {**self._read(), **self._kept, **known}  # another run may have added to it meanwhile
         with suppress(MediaStoreError):
@@ -81,12 +81,12 @@ def _reading() -> str:
     return f"{_FORMAT}/{READING_VERSION}/{decoders_fingerprint()}"
 
 
-def _document(pages: dict[Place, KnownImage]) -> dict[str, object]:
+def _document(images: dict[Place, KnownImage]) -> dict[str, object]:
     """As JSON can hold it; few pages differ in their facts, so that those are numbered."""
     numbers: dict[ImageFacts, int] = {}
     rows = [
-        [*place, *page.stamp, page.digest, numbers.setdefault(page.facts, len(numbers))]
-        for place, page in pages.items()
+        [*place, *image.stamp, image.digest, numbers.setdefault(image.facts, len(numbers))]
+        for place, image in images.items()
     ]
     body = json.dumps({"facts": [dataclasses.astuple(facts) for facts in numbers], "pages": rows})
     return {"reading": _reading(), "digest": content_digest(body.encode()), "body": body}

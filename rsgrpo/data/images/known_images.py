@@ -66,9 +66,9 @@ class KnownImages:
         if stamp is not None and stamp == image_stamp(ref) and stamp[1] < time.time_ns() - _SETTLED_NS:
             self._by_place[place_of(ref)] = KnownImage(stamp=stamp, digest=digest, facts=facts)
 
-    def add(self, pages: Iterable[tuple[Place, KnownImage]]) -> None:
+    def add(self, images: Iterable[tuple[Place, KnownImage]]) -> None:
         """Add what an earlier process knew; what this one found out itself stays."""
-        for place, known in pages:
+        for place, known in images:
             self._by_place.setdefault(place, known)
             self._by_content.setdefault(known.digest, known.facts)
 

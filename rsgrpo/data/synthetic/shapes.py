@@ -71,8 +71,8 @@ def place(kinds: Sequence[tuple[str, str]], image_pixels: int, rng: np.random.Ge
 
 def draw(shapes: Sequence[Shape], image_pixels: int) -> Image.Image:
     """The page."""
-    page = Image.new("RGB", (image_pixels, image_pixels), (255, 255, 255))
-    pen = ImageDraw.Draw(page)
+    image = Image.new("RGB", (image_pixels, image_pixels), (255, 255, 255))
+    pen = ImageDraw.Draw(image)
     for shape in shapes:
         left, top, right, bottom = shape.box
         last_x, last_y = right - 1, bottom - 1  # PIL's rectangles hold their last pixel
@@ -83,4 +83,4 @@ def draw(shapes: Sequence[Shape], image_pixels: int) -> Image.Image:
             pen.rectangle((left, top, last_x, last_y), fill=fill)
         else:
             pen.polygon(((left, last_y), (last_x, last_y), ((left + last_x) // 2, top)), fill=fill)
-    return page
+    return image

@@ -128,8 +128,8 @@ def _draw(canvas: Canvas, images: Sequence[ImageRef], file: Path, rules: ImageRu
     draw = ImageDraw.Draw(sheet)
     for index, caption in enumerate(canvas.captions):
         left, top = index % canvas.columns * CELL_PIXELS, index // canvas.columns * CELL_PIXELS
-        page = read_image(images[canvas.first + index], rules)
-        sheet.paste(page.resize((CELL_PIXELS, CELL_PIXELS), Image.Resampling.LANCZOS), (left, top))
+        image = read_image(images[canvas.first + index], rules)
+        sheet.paste(image.resize((CELL_PIXELS, CELL_PIXELS), Image.Resampling.LANCZOS), (left, top))
         _, _, width, height = draw.textbbox((0, 0), caption, font=font)
         bottom = top + CELL_PIXELS
         draw.rectangle((left, bottom - height - 16, left + CELL_PIXELS, bottom), fill="black")
