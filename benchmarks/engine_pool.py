@@ -60,9 +60,9 @@ class PlainEngine:
     def _prompt(self, prompted: PromptedSample) -> Any:
         from vllm.inputs import TokensPrompt
 
-        pages = [load_image(image, self._rules) for image in prompted.prompt.images]
+        images = [load_image(image, self._rules) for image in prompted.prompt.images]
         ids = self._engine._tokenizer.encode(prompted.prompt.text, add_special_tokens=False)
-        return TokensPrompt(prompt_token_ids=ids, multi_modal_data={"image": pages})
+        return TokensPrompt(prompt_token_ids=ids, multi_modal_data={"image": images})
 
 
 def forget(holder: Any) -> None:

@@ -41,16 +41,16 @@ def prompts(folder: Path, num_prompts: int, num_images: int, marker: str) -> lis
     photograph(*SIZE).save(contents[1])
     found = []
     for prompt in range(num_prompts):
-        pages = []
-        for page in range(num_images):
-            source = contents[(prompt + page) % len(contents)]
-            link = folder / f"{prompt}-{page}{source.suffix}"
+        images = []
+        for index in range(num_images):
+            source = contents[(prompt + index) % len(contents)]
+            link = folder / f"{prompt}-{index}{source.suffix}"
             os.link(source, link)
-            pages.append(ImageRef(path=link.name, file=str(link)))
-        sample = Sample(sample_id=f"q{prompt}", images=tuple(pages))
+            images.append(ImageRef(path=link.name, file=str(link)))
+        sample = Sample(sample_id=f"q{prompt}", images=tuple(images))
         text = marker * num_images + "?"
         found.append(
-            PromptedSample(sample=sample, prompt=ChatPrompt(sample_id=f"q{prompt}", text=text, images=tuple(pages)))
+            PromptedSample(sample=sample, prompt=ChatPrompt(sample_id=f"q{prompt}", text=text, images=tuple(images)))
         )
     return found
 
@@ -94,8 +94,8 @@ def measure(engine: Any, asked: Sequence[RolloutRequest], num_before: int) -> di
     engine._llm.llm_engine = real
     begin = time.perf_counter()
     for request in asked[:num_before]:
-        for page in request.prompted.prompt.images:
-            load_image(page, RULES)
+        for image in request.prompted.prompt.images:
+            load_image(image, RULES)
     before = (time.perf_counter() - begin) * len(asked) / num_before
     return {
         "prompts": len(asked),
