@@ -33,7 +33,7 @@ class PromptStream:
         self.position = position
 
     @property
-    def num_questions(self) -> int:
+    def num_prompts(self) -> int:
         """Questions of the data set."""
         return len(self._prompted)
 

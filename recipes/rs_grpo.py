@@ -409,7 +409,7 @@ class RsGrpo:
             held = {group.sample_id for group in kept}
             request = _request_size(wanted - len(kept), self.state.acceptance_rate, most=2 * wanted)
             # A small data set may hold fewer: then the step trains on what there is.
-            request = min(request, self.stream.num_questions - len(held))
+            request = min(request, self.stream.num_prompts - len(held))
             if not request:
                 break
             prompted = self.stream.take(request, without=held)

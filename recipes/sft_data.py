@@ -99,10 +99,10 @@ class TrajectorySource:
         """There is nothing to do."""
 
 
-def _trajectory(question: PromptedSample) -> Conversation:
-    gold = response_behind(question.prompt, question.sample.gold_response)
+def _trajectory(prompted: PromptedSample) -> Conversation:
+    gold = response_behind(prompted.prompt, prompted.sample.gold_response)
     answer = ResponsePart(text=gold + TURN_END, is_target=True)
-    return Conversation(sample_id=question.sample.sample_id, prompt=question.prompt, parts=(answer,))
+    return Conversation(sample_id=prompted.sample.sample_id, prompt=prompted.prompt, parts=(answer,))
 
 
 class MixtureSource:

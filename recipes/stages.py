@@ -201,18 +201,18 @@ def _rl_line(report: StepReport, num_steps: int, weights: Mapping[str, float]) -
     return step_line("rl", report.step, num_steps, shown)
 
 
-def planned_steps(settings: RlConfig, num_questions: int) -> int:
+def planned_steps(settings: RlConfig, num_prompts: int) -> int:
     """How many steps reinforcement learning takes.
 
     Args:
         settings: of the stage.
-        num_questions: to train on; where they are fewer than a step wants, each step has all of them.
+        num_prompts: to train on; where they are fewer than a step wants, each step has all of them.
 
     Example:
         Four epochs of 3 questions with ``prompts_per_step=8``: 4 steps of 3.
     """
-    per_step = max(1, min(settings.prompts_per_step, num_questions))
-    by_epochs = max(1, settings.num_epochs * num_questions // per_step)
+    per_step = max(1, min(settings.prompts_per_step, num_prompts))
+    by_epochs = max(1, settings.num_epochs * num_prompts // per_step)
     return min(by_epochs, settings.max_steps) if settings.max_steps else by_epochs
 
 

@@ -199,7 +199,7 @@ def _task_checks(subject: Subject, config: Config) -> Iterator[Check]:
         yield refused("eval.tasks", error)
         return
     for task in tasks:
-        subject.samples[task.name] = tuple(question.sample for question in task.requests)
+        subject.samples[task.name] = tuple(request.sample for request in task.requests)
         found = f"{len(task.requests)} questions"
         if task.skipped:
             reasons = ", ".join(f"{count} × {reason}" for reason, count in task.skipped.items())

@@ -176,9 +176,9 @@ class EndpointAnswerer:
         return body
 
     def _image_url(self, image: ImageRef) -> str:
-        page = load_image(image, self._rules)
+        loaded = load_image(image, self._rules)
         buffer = io.BytesIO()
-        page.save(buffer, format="PNG")
+        loaded.save(buffer, format="PNG")
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
     async def _attempt(self, client: httpx.AsyncClient, body: dict[str, object]) -> tuple[str, str]:

@@ -370,8 +370,8 @@ def _written(prompt_id: str, image: Image.Image, folder: Path, index: int, rules
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{index}.png"
     try:
-        page = image_from_image(image, rules)
+        upright = image_from_image(image, rules)
     except DECODING_ERRORS as error:
         raise LmmsEvalError(f"{prompt_id}: an image is damaged: {shown(error)}; repair the task's data") from error
-    page.save(file)
+    upright.save(file)
     return ImageRef(path=file.name, file=str(file))

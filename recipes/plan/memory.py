@@ -211,11 +211,13 @@ def engine_memory(
     tokens = rollout.max_batched_tokens
     pass_bytes = b * tokens * (2 * language.hidden + 3 * language.intermediate // size)
     # Pages are read in batches of as many tokens as a pass has; queries and keys turn in float32.
-    pages = b * tokens * model.patches_a_token * model.vision.hidden * 11 // size if not rollout.image_embeds else 0
+    vision_bytes = (
+        b * tokens * model.patches_a_token * model.vision.hidden * 11 // size if not rollout.image_embeds else 0
+    )
     logits = 3 * 4 * rollout.max_num_sequences * model.vocabulary
     parts = {
         "weights": b * (model.num_elements - model.num_adapters) // size,
-        "activations (estimated)": max(pass_bytes, pages) + logits,
+        "activations (estimated)": max(pass_bytes, vision_bytes) + logits,
         "CUDA graphs (assumed)": 0 if rollout.enforce_eager else int(assumed.graphs_gib * GIB),
         "context (assumed)": int(assumed.context_gib * GIB),
     }

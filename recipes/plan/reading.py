@@ -159,7 +159,7 @@ class Reader:
             response_format=self._config.response.format,
         ).samples
         chosen = spread(loaded, self._config.plan_for.max_samples)
-        make = self._question if samples else self._answered
+        make = self._prompt_item if samples else self._answered
         return DataSet(
             name=name,
             items=self._fitting([make(sample) for sample in chosen], is_sampled=samples),
@@ -190,7 +190,7 @@ class Reader:
     def _images(self, images: Iterable[ImageRef]) -> int:
         return sum(self._tokens_of_image(image, self._config.data.max_pixels) for image in images)
 
-    def _question(self, sample: Sample) -> Item:
+    def _prompt_item(self, sample: Sample) -> Item:
         prompt = self._prompts.build(sample)
         return Item(sample_id=sample.sample_id, prompt_text_tokens=self._text(prompt), images=prompt.images)
 

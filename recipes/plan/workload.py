@@ -132,7 +132,7 @@ def step_work(
     """
     trainer, max_pixels = config.trainer, config.data.max_pixels
     response = max(1, round(frac * stage.max_response_tokens))
-    sizes, pages = [], []
+    sizes, image_patches = [], []
     for item in items:
         tokens = [tokens_of_image(image, max_pixels) for image in item.images]
         answer_tokens = [tokens_of_image(image, max_pixels) for image in item.answer_images]
@@ -143,7 +143,7 @@ def step_work(
         sizes.append(GroupSize(sample_id=item.sample_id, num_prompt_tokens=prompt, response_lengths=lengths))
         # A page that stands twice in an item is encoded once.
         shown = dict(zip((*item.images, *item.answer_images), (*tokens, *answer_tokens), strict=True))
-        pages.append([count * patches_a_token for count in shown.values()])
+        image_patches.append([count * patches_a_token for count in shown.values()])
     costs = [step_cost(size.num_prompt_tokens, size.response_lengths) for size in sizes]
     ranks = []
     for share in balance(costs, trainer.num_ranks):
@@ -155,7 +155,9 @@ def step_work(
         )
         packs = []
         for segments in plan:
-            patches = [count for group in {segment.group for segment in segments} for count in pages[share[group]]]
+            patches = [
+                count for group in {segment.group for segment in segments} for count in image_patches[share[group]]
+            ]
             packs.append(
                 PackedSize(
                     num_tokens=sum(segment.num_tokens for segment in segments),

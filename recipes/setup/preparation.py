@@ -222,12 +222,12 @@ class PromptLengths:
     def _count(self, text: str, images: Sequence[ImageRef] = ()) -> int:
         return count_tokens(text, images, self._tokenizer, self._image_tokens)
 
-    def _limits(self, name: str, question: PromptedSample) -> list[tuple[int, str]]:
+    def _limits(self, name: str, prompted: PromptedSample) -> list[tuple[int, str]]:
         """Most prompt tokens by every rule that holds for a data set, and what to change about each."""
         data, rollout, trainer = self._config.data, self._config.rollout, self._config.trainer
         limits = [(data.max_prompt_tokens, "raise data.max_prompt_tokens")]
         if name == "sft":
-            gold = self._count(response_behind(question.prompt, question.sample.gold_response) + TURN_END)
+            gold = self._count(response_behind(prompted.prompt, prompted.sample.gold_response) + TURN_END)
             budget = min(self._config.sft.max_tokens or trainer.micro_batch_tokens, trainer.micro_batch_tokens)
             raised = "trainer.micro_batch_tokens (and sft.max_tokens)" if self._config.sft.max_tokens else ""
             return [*limits, (budget - gold, f"raise {raised or 'trainer.micro_batch_tokens'}")]
@@ -249,15 +249,15 @@ class PromptLengths:
         """
         fitting: list[PromptedSample] = []
         worst: tuple[int, str] = (0, "")
-        for question in prompts:
-            count = self._count(question.prompt.text, question.prompt.images)
-            limit, way_out = min(self._limits(name, question))
+        for prompted in prompts:
+            count = self._count(prompted.prompt.text, prompted.prompt.images)
+            limit, way_out = min(self._limits(name, prompted))
             if count <= limit:
-                fitting.append(question)
+                fitting.append(prompted)
             elif count - limit > worst[0]:
                 worst = (
                     count - limit,
-                    f"the prompt of sample {shown(question.sample.sample_id)!r} has {count} tokens, {limit} are left "
+                    f"the prompt of sample {shown(prompted.sample.sample_id)!r} has {count} tokens, {limit} are left "
                     f"for it; {way_out}, lower data.max_pixels",
                 )
         num_long = len(prompts) - len(fitting)
