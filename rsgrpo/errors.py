@@ -14,7 +14,7 @@ def shown(value: object, limit: int = _MAX_SHOWN) -> str:
 
     Args:
         value: anything; its text is shown.
-        limit: most characters.
+        limit: the most characters of the result.
 
     Example:
         ``shown("x" * 300, limit=9)`` is ``"xxxx…xxxx"``; ``shown("a\\nb")`` is ``"a b"``.

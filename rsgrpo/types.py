@@ -316,7 +316,7 @@ class Group(Generic[RolloutT]):
         """The same prompt with other rollouts, such as scored ones.
 
         Args:
-            rollouts: in the order of the present ones.
+            rollouts: the new rollouts, in the order of the present ones.
         """
         return Group(
             sample=self.sample, prompt=self.prompt, prompt_token_ids=self.prompt_token_ids, rollouts=tuple(rollouts)

@@ -138,8 +138,8 @@ def group_totals(group: ScoredGroup, weights: Mapping[str, float]) -> list[float
     then pulls that sibling neither up nor down, where a 0 would be its best value (a penalty) or its worst.
 
     Args:
-        group: with any rewards.
-        weights: by reward name, for all of them; those of weight 0 do not count.
+        group: a group of scored rollouts, with any rewards.
+        weights: the weight of each reward by its name, for all of them; rewards of weight 0 do not count.
 
     Returns:
         One number per sibling; None where no reward applies.
@@ -168,8 +168,8 @@ def whole_view(group: ScoredGroup, weights: Mapping[str, float]) -> ScoredGroup:
     """The group with one reward, :data:`TOTAL`: the weighted sum (:func:`group_totals`), on the whole response.
 
     Args:
-        group: with any rewards.
-        weights: by reward name, for all of them.
+        group: a group of scored rollouts, with any rewards.
+        weights: the weight of each reward by its name, for all of them.
 
     Example:
         Accuracy 1 on [2, 4) with weight 3 and format 1 with weight 1 become total 4 on [0, R).
@@ -181,8 +181,8 @@ def whole_responses(group: ScoredGroup, values: Sequence[float | None]) -> Score
     """The group with one reward, :data:`TOTAL`, of these values, on the whole response.
 
     Args:
-        group: with any rewards.
-        values: one a sibling.
+        group: a group of scored rollouts, with any rewards.
+        values: the value of each sibling.
     """
     return group.with_rollouts(
         ScoredRollout(

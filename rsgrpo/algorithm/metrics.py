@@ -85,7 +85,7 @@ def step_telemetry(
     Args:
         credited: what was trained on; may be empty.
         responses: what the trainer saw of it under the batch's policy, in any order.
-        weights: by reward name.
+        weights: the weight of each reward by its name.
         updated: what the trainer saw during the updates, where a batch is used for several; empty: the
             same as ``responses``.
         loss: the clip bounds, for ``scope/<name>/clip_frac``; None leaves that metric out.
@@ -266,7 +266,7 @@ def policy_metrics(updates: Sequence[UpdateMetrics]) -> dict[str, float]:
     """What all updates of a batch say together, and each of them where there are several.
 
     Args:
-        updates: in order; none where nothing was trained on.
+        updates: the updates of the step, in order; none where nothing was trained on.
 
     Returns:
         ``policy/<name>``: sums of counts and seconds (``is_skipped`` counts skipped steps), the last learning rate,
@@ -301,9 +301,9 @@ def logprob_gap(groups: Sequence[CreditedGroup], responses: Sequence[ResponseSta
     """Mean |engine - trainer| log-probability gap in nats; ``engine/logprob_gap_mean`` of a batch with one update.
 
     Args:
-        groups: what is trained on.
+        groups: the groups that are trained on.
         responses: what the trainer sees of it.
-        version: of the weights whose responses count; those of older ones differ because the weights do.
+        version: the version of the weights whose responses count; those of older ones differ because the weights do.
 
     Returns:
         The mean over their tokens; None where there are no such responses.
@@ -323,7 +323,7 @@ def check_logprob_gap(mean_gap: float, limit: float) -> None:
 
     Args:
         mean_gap: mean |engine - trainer| log-probability gap of a step, nats.
-        limit: ``rl.max_logprob_gap``.
+        limit: the largest mean gap that is accepted, in nats (``rl.max_logprob_gap``).
 
     Raises:
         StaleWeightsError: the gap is larger, or not a number.

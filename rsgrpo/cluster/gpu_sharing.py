@@ -35,8 +35,8 @@ class GpuSharing:
     At the start the engines hold everything and the trainer has not loaded anything yet.
 
     Args:
-        trainer: loads when its first phase begins.
-        engines: loaded.
+        trainer: the trainer, which loads when its first phase begins.
+        engines: the engines that share the trainer's GPUs, loaded.
 
     Example:
         ``begin(Phase.TRAINING)`` after the start: the engines hold nothing, then the trainer holds all.
@@ -50,7 +50,7 @@ class GpuSharing:
         """Make room for a phase; nothing happens if it goes on.
 
         Args:
-            phase: that begins.
+            phase: the phase that begins.
         """
         changes = [
             (user, wanted, wanted > present)

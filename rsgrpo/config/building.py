@@ -21,8 +21,8 @@ def build(node: Any, key: str = "") -> Any:
     """Turn a node of a typed composition into the object that it stands for; all checks run.
 
     Args:
-        node: dictionary, list or value.
-        key: the node's own, ``""`` at the top.
+        node: the dictionary, list or value to build of.
+        key: the key under which the node stands, ``""`` at the top.
 
     Raises:
         ConfigError: a value that no setting can have (not finite, beyond 64 bits, no text), a key without a value,

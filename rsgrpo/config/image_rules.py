@@ -21,7 +21,7 @@ def parse_colour(name: str) -> Colour:
     """A colour from its name or from ``#rrggbb``.
 
     Args:
-        name: such as ``white``, ``#fff`` or ``rgb(255, 250, 240)``.
+        name: the colour, such as ``white``, ``#fff`` or ``rgb(255, 250, 240)``.
 
     Raises:
         ValueError: it is no colour, or a transparent one.

@@ -41,7 +41,7 @@ def settings_sentence(error: BaseException) -> str:
     """What a complaint of hydra, OmegaConf or a YAML parser means; empty for other exceptions.
 
     Args:
-        error: as it was raised.
+        error: the error as it was raised.
 
     Example:
         Hydra's refusal of ``rl.max_step=3`` becomes "there is no setting rl.max_step; the nearest is rl.max_steps".
@@ -74,7 +74,7 @@ def value_sentence(error: OmegaConfBaseException) -> str:
     """What is wrong with one setting.
 
     Args:
-        error: OmegaConf's, with the key.
+        error: the error of OmegaConf, with the key.
     """
     key = error.full_key or ""
     if isinstance(error, InterpolationResolutionError | GrammarParseError):
@@ -120,8 +120,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """The likely meaning of a misspelt name, as the end of a sentence; empty if nothing is like it.
 
     Args:
-        name: as it was written.
-        known: what there is.
+        name: the name as it was written.
+        known: the names that there are.
 
     Example:
         ``nearest("quickstrt", ["quickstart", "evisrag_7b"])`` is ``"; the nearest is quickstart"``.
@@ -244,8 +244,8 @@ def quoted_override(key: str, value: str) -> str:
     """How to write an override whose value is a text, for a shell: quotes for hydra inside quotes for the shell.
 
     Args:
-        key: with its ``+`` if it has one.
-        value: the text that is meant.
+        key: the key of the setting, with its ``+`` if it has one.
+        value: the text that the setting shall have.
 
     Example:
         ``quoted_override("prompt.system", "a=b")`` is ``'prompt.system="a=b"'``.

@@ -86,7 +86,7 @@ def load_samples(
         data: column names, image root and limits.
         is_training: too many images are then a defect; else the lowest ranked are left out.
         check: raises BadRecordError for a sample that lacks something else, such as a gold response.
-        looks_at_images: False: images are only looked for, not judged.
+        looks_at_images: whether images are looked at and judged; False: they are only looked for.
         response_format: the declared sections, by which a tagged answer is told from a plain one.
 
     Returns:
@@ -181,8 +181,8 @@ def split_markers(prompt: str, marker: str = IMAGE_MARKER) -> tuple[str | None, 
     """Take a ready prompt apart at its ``<image>`` markers.
 
     Args:
-        prompt: ready text.
-        marker: what stands for an image.
+        prompt: the ready text of the prompt.
+        marker: the text that stands for an image.
 
     Returns:
         Non-empty text pieces as they stand, and None for each image, in order.
@@ -206,11 +206,11 @@ def write_evisrag(
 
     Args:
         file: the JSONL file; pages go beside it, under the paths of the samples' ``ImageRef.path``.
-        samples: what to write. ``metadata`` becomes further columns.
+        samples: the samples to write; ``metadata`` becomes further columns.
         images: every image by its path.
         layout: ``train`` (qid, query, prompt, answer = tagged gold, image) or ``test`` (qid, query, answer,
             gold_response, image, posImgs, is_sufficient).
-        as_table: put the pages into ``images.parquet``, as they are downloaded, instead of files.
+        as_table: whether the images go into ``images.parquet``, as they are downloaded, instead of files.
 
     Raises:
         ValueError: ``layout`` is not known, or a page is missing in ``images``.

@@ -24,7 +24,7 @@ def take_choices(columns: dict[str, Any]) -> tuple[str, ...]:
     """Take ``choices``, a list of options without their letters, out of an item's columns.
 
     Args:
-        columns: of the item; the column is removed. Absent: none.
+        columns: the columns of the item; the column of choices is removed. Absent: none.
 
     Raises:
         GoldColumnError: it is no list of at least two texts that all differ.
@@ -48,8 +48,8 @@ def take_boxes(
     """Take ``boxes`` out of an item's columns.
 
     Args:
-        columns: of the item; the column is removed. Absent: none.
-        paths: of the item's images.
+        columns: the columns of the item; the column of boxes is removed. Absent: none.
+        paths: the paths of the item's images.
         coordinates: what their numbers count: ``shares`` of the page's width and height, ``permille`` (0 to 1000), or
             ``pixels`` of the image as it is stored, upright.
         image_size: gives width and height of the item's image of a 0-based index, for ``pixels``.

@@ -34,7 +34,7 @@ def spellings(written: str) -> Iterator[str]:
     decomposed form.
 
     Args:
-        written: as the data set has it.
+        written: the path as the data set has it.
 
     Example:
         ``list(spellings("a%20b.png")) == ["a%20b.png", "a b.png"]``
@@ -78,7 +78,7 @@ def find_file(written: str, prefixes: Sequence[str]) -> str:
     """The file that a written path means.
 
     Args:
-        written: as the data set has it.
+        written: the path as the data set has it.
         prefixes: folders, each with a slash at its end, that it may be relative to.
 
     Returns:
@@ -110,7 +110,7 @@ def likely_cause(written: str, prefixes: Sequence[str]) -> str:
     """Why a path names no file, where a file that it nearly names is there; empty if nothing is near.
 
     Args:
-        written: as the data set has it.
+        written: the path as the data set has it.
         prefixes: folders, each with a slash at its end, that it may be relative to.
 
     Example:

@@ -90,8 +90,8 @@ def video_frames(file: str, choice: FrameChoice, store: MediaStore) -> tuple[Sto
     """The frames of a video file, in order; decoded if the store does not hold them yet.
 
     Args:
-        file: absolute path.
-        choice: which frames.
+        file: the absolute path of the video.
+        choice: the rule that says which frames are taken.
         store: where they are kept. A file whose size or time changed is decoded anew.
 
     Raises:

@@ -20,7 +20,7 @@ def plain_id(value: object) -> str | None:
     Leading zeros, capitals and everything else count: ``007`` is not ``7``, and the text ``4.0`` is not ``4``.
 
     Args:
-        value: what stands in the file.
+        value: the id as it stands in the file.
 
     Returns:
         The id; None where the value is none: empty, true or false, a fraction, a list, nothing at all.

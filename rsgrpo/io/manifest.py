@@ -57,8 +57,8 @@ def digest(folder: Path, name: str) -> FileDigest:
     """A file as it stands there now.
 
     Args:
-        folder: that it lies in.
-        name: its path in the folder, with ``/``.
+        folder: the folder that the file lies in.
+        name: the path of the file in the folder, with ``/``.
 
     Raises:
         OSError: it cannot be read.
@@ -78,8 +78,9 @@ def write_manifest(folder: Path, known: Iterable[FileDigest] = ()) -> None:
     """Note every file of a complete folder.
 
     Args:
-        folder: nothing in it changes any more. Of a folder below that has a manifest of its own only that is noted.
-        known: digests that need not be computed again, such as those that ranks made of what they wrote.
+        folder: the folder, in which nothing changes any more. Of a folder below that has a manifest of its own only
+            that is noted.
+        known: the digests that need not be computed again, such as those that ranks made of what they wrote.
     """
     found = {file_digest.name: file_digest for file_digest in known}
     missing = [name for name in _counted(folder) if name not in found]
@@ -105,7 +106,7 @@ def folder_problem(folder: Path, needed: Iterable[str] = ()) -> str:
     """What keeps a folder from being used.
 
     Args:
-        folder: that :func:`write_manifest` completed.
+        folder: the folder that :func:`write_manifest` completed.
         needed: names that must be among its files.
 
     Returns:

@@ -34,11 +34,11 @@ class ImageFeed(Generic[Loaded]):
     call as well, is not loaded anew. To make room goes what is needed last.
 
     Args:
-        load: makes a page; called in threads.
-        num_bytes: how much memory that page will take; called before it is loaded, and cheap.
-        max_bytes: most that pages take together. Only what one demand needs by itself may exceed it.
-        num_threads: how many pages are loaded at once.
-        begin_thread: called first in each of these threads.
+        load: makes an image of its reference; called in threads.
+        num_bytes: gives how many bytes that image will take; called before it is loaded, and cheap.
+        max_bytes: the most bytes that images take together. Only what one demand needs by itself may exceed it.
+        num_threads: how many images are loaded at once.
+        begin_thread: is called first in each of these threads.
 
     Example:
         ::
@@ -74,7 +74,7 @@ class ImageFeed(Generic[Loaded]):
         Let go of a demand's pages before asking for those of the next: the bound counts them until then.
 
         Args:
-            demands: each in the order of its pages; a page may stand there more than once.
+            demands: the images of each demand, in its order; an image may stand there more than once.
 
         Yields:
             As many pages as the demand names, in its order.
@@ -154,8 +154,8 @@ def decoded_images(rules: ImageRules, *, max_bytes: int, num_threads: int) -> Im
     """A feed of pages as ``load_image`` gives them.
 
     Args:
-        rules: how pages are read.
-        max_bytes: most that decoded pages take together; one of 1,568,000 pixels takes 4.7 MB.
+        rules: how images are read.
+        max_bytes: the most bytes that decoded images take together; one of 1,568,000 pixels takes 4.7 MB.
         num_threads: how many are decoded at once.
     """
 

@@ -20,9 +20,9 @@ class MicroBatchPixels:
     """Hands out the pixels of one sequence after another.
 
     Args:
-        encoder: reads pages.
-        device: where sequences are built.
-        features: of a frozen tower, with their store; None: sequences carry pixels.
+        encoder: the encoder, which reads images.
+        device: the device that sequences are built on.
+        features: the features of a frozen tower, with their store; None: sequences carry pixels.
 
     Attributes:
         waited_seconds: for pages, since the last step began.
@@ -42,7 +42,7 @@ class MicroBatchPixels:
 
         Args:
             plan: the segments of each sequence.
-            prompts: encoded, by segment.group.
+            prompts: the encoded prompts, by segment.group.
         """
         self.waited_seconds = 0.0
         with closing(self._encoder.pixel_feed([micro_batch_images(segments, prompts) for segments in plan])) as feed:
@@ -71,7 +71,7 @@ class MicroBatchPixels:
         more.
 
         Args:
-            image: as it stands in an encoded prompt.
+            image: the image as it stands in an encoded prompt.
         """
         if image.ref not in self._packed:
             return self._encoder.pixels(image)
@@ -81,7 +81,7 @@ class MicroBatchPixels:
         """A page's features on the device, from the store, or from its pixels.
 
         Args:
-            image: as it stands in an encoded prompt.
+            image: the image as it stands in an encoded prompt.
         """
         assert self._features is not None
         return self._features.features(image.ref, image.grid, partial(self.of, image))

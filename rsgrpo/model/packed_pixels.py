@@ -25,7 +25,7 @@ class PixelPacker:
     """Packs what a processor makes of pages, and unpacks it; one that does otherwise than Qwen's is not packed.
 
     Args:
-        processor: of the model.
+        processor: the image processor of the model.
     """
 
     def __init__(self, processor: Qwen2VLImageProcessor) -> None:
@@ -55,7 +55,7 @@ class PixelPacker:
         """A page's pixels and its grid (frames, rows, columns).
 
         Args:
-            image: as ``load_image`` gives it.
+            image: the image as ``load_image`` gives it.
 
         Returns:
             [patches, 3, 196] uint8, or [patches, 1176] float32 where they cannot be packed.

@@ -100,8 +100,8 @@ def load_model(
     """Load a Qwen2.5-VL for training, whole and on the CPU; ranks open it instead (:func:`open_model`).
 
     Args:
-        folder: config, weights, tokenizer and processor.
-        config: precision, frozen parts, recomputation.
+        folder: the folder with config, weights, tokenizer and processor.
+        config: the settings: precision, frozen parts, recomputation.
         suppressed_ids: tokens outside the distribution; see :mod:`rsgrpo.model.suppressed_tokens`.
 
     Raises:
@@ -119,8 +119,8 @@ def open_model(folder: Path, config: ModelConfig, suppressed_ids: Sequence[int] 
     Adapters have their values, on the CPU.
 
     Args:
-        folder: config, weights, tokenizer and processor.
-        config: precision, frozen parts, recomputation.
+        folder: the folder with config, weights, tokenizer and processor.
+        config: the settings: precision, frozen parts, recomputation.
         suppressed_ids: tokens outside the distribution; see :mod:`rsgrpo.model.suppressed_tokens`.
 
     Raises:
@@ -167,8 +167,8 @@ def use_window_attention(tower: PreTrainedModel, backend: str) -> None:
     """Let a vision tower compute the windows of a layer in few calls.
 
     Args:
-        tower: loaded with torch's attention, which it calls once a window.
-        backend: of the language model's sequences.
+        tower: the vision tower, loaded with torch's attention, which it calls once a window.
+        backend: the attention backend of the language model's sequences.
     """
     tower.config._attn_implementation = VISION_ATTENTION_NAMES[backend]
 
@@ -177,7 +177,8 @@ def take_vision_tower(model: Qwen2_5_VLForConditionalGeneration) -> PreTrainedMo
     """Take the frozen tower out of a model whose pages' features are stored: it needs no place in DeepSpeed then.
 
     Args:
-        model: as :func:`open_model` returns it; every sequence must come with ``cached_features`` from now on.
+        model: the model as :func:`open_model` returns it; every sequence must come with ``cached_features`` from now
+            on.
     """
     visual: PreTrainedModel = model.model.visual
     model.model.visual = None
@@ -188,9 +189,9 @@ class PolicyModel(nn.Module):
     """Wraps the model so that one call is one packed sequence: log-probabilities and entropy of response tokens.
 
     Args:
-        model: as :func:`open_model` returns it.
-        always_run_vision: run the vision tower on a blank patch where a sequence has no image, because
-            ranks that gather or reduce its parameters together must all run it.
+        model: the model as :func:`open_model` returns it.
+        always_run_vision: whether to run the vision tower on a blank patch where a sequence has no image, because ranks
+            that gather or reduce its parameters together must all run it.
     """
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, *, always_run_vision: bool) -> None:
@@ -204,7 +205,7 @@ class PolicyModel(nn.Module):
         """Log-probabilities and entropy of the sequence's response tokens.
 
         Args:
-            batch: the sequence.
+            batch: the sequence with everything that the model needs.
 
         Returns:
             Two [R] float32 tensors in nats; the entropy carries no gradient.
@@ -253,8 +254,8 @@ def group_sizes(groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt
     """What ``plan_micro_batches`` needs to know of groups.
 
     Args:
-        groups: to be packed.
-        prompts: their encoded prompts, one each.
+        groups: the groups to be packed.
+        prompts: the encoded prompt of each group.
     """
     return [
         GroupSize(
@@ -270,12 +271,12 @@ class MicroBatchBuilder:
     """Makes micro-batches out of planned segments.
 
     Args:
-        image_token_id: the placeholder's id.
-        config: ``model.attention``.
-        device: where the model is.
+        image_token_id: the id of the placeholder.
+        config: the settings, of which ``model.attention`` counts.
+        device: the device that the model is on.
         dtype: compute precision, which decides between attention backends.
-        image_pixels: a page's pixels [patches, 1176], on the device or on the host.
-        cached_features: a page's features on the device; None: sequences carry pixels.
+        image_pixels: gives an image's pixels [patches, 1176], on the device or on the host.
+        cached_features: gives an image's features on the device; None: sequences carry pixels.
     """
 
     def __init__(
@@ -300,9 +301,9 @@ class MicroBatchBuilder:
         """Pack segments into one sequence.
 
         Args:
-            segments: of one micro-batch.
+            segments: the segments of one micro-batch.
             groups: the rank's groups, by segment.group.
-            prompts: their encoded prompts.
+            prompts: the encoded prompts of the groups.
         """
         packed = pack(segments)
         responses = [groups[segment.group].responses[i] for segment in segments for i in segment.responses]

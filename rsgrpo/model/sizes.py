@@ -133,8 +133,8 @@ def model_sizes(folder: Path, config: ModelConfig) -> ModelSizes:
     """Build the model on torch's meta device, freeze and adapt it as a rank does, and count.
 
     Args:
-        folder: with ``config.json``; no weights are read, they need not be there.
-        config: frozen parts and adapters.
+        folder: the folder with ``config.json``; no weights are read, they need not be there.
+        config: the settings: frozen parts and adapters.
 
     Raises:
         ConfigError: adapters that do not fit the model.

@@ -81,8 +81,8 @@ def micro_batch_images(segments: Sequence[Segment], prompts: Sequence[EncodedPro
     """The pages that a sequence of these segments shows, each once.
 
     Args:
-        segments: of one micro-batch.
-        prompts: encoded, by segment.group.
+        segments: the segments of one micro-batch.
+        prompts: the encoded prompts, by segment.group.
     """
     shown = [image for segment in segments for image in prompts[segment.group].images]
     shown += [
@@ -110,8 +110,8 @@ def rope_positions(
     Args:
         token_ids: [P], with every image's placeholders in one run.
         grids: (frames, rows, columns) of each image, in patches before merging.
-        image_token_id: the placeholder's id.
-        merge_size: patches merged into one token, per side.
+        image_token_id: the id of the placeholder.
+        merge_size: how many patches are merged into one token, per side.
 
     Returns:
         [3, P] int64.
@@ -164,12 +164,12 @@ class PromptEncoder:
     """GpuSharing prompts into model inputs, and pages into pixels when they are needed.
 
     Args:
-        processor: of the model that is trained.
+        processor: the processor of the model that is trained.
         rules: how pages are read (``DataConfig.image_rules``).
         max_prompt_tokens: a longer prompt is an error, never cut.
         pixel_bytes: how much memory the pixels of pages may take, those that are kept for later steps included.
         num_threads: how many pages are read at once.
-        stored_grid: the grid of a page whose features are stored, None for others; None: no page is.
+        stored_grid: gives the grid of an image whose features are stored, None for others; None: no image is stored.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class PromptEncoder:
         """Encode prompts; a page that several of them show is processed once.
 
         Args:
-            prompts: chat template applied, one placeholder per image.
+            prompts: the prompts, chat template applied, one placeholder per image.
 
         Returns:
             One encoded prompt each, in order.
@@ -221,8 +221,8 @@ class PromptEncoder:
         """The prompt together with the pages that its responses show.
 
         Args:
-            encoded: the prompt.
-            responses: of its group.
+            encoded: the encoded prompt.
+            responses: the responses of its group.
 
         Raises:
             PromptError: a response's image placeholders do not fit its pages.
@@ -276,7 +276,7 @@ class PromptEncoder:
         """What is known of every page from its header, or from the store of features.
 
         Args:
-            refs: a page may stand there more than once.
+            refs: the images; one may stand there more than once.
 
         Raises:
             ImageError: a page is missing or no image.
@@ -289,7 +289,7 @@ class PromptEncoder:
         """A page's pixels [patches, 1176] float32 (3 channels · 2 frames · 14 · 14).
 
         Args:
-            image: as it stands in an encoded prompt.
+            image: the image as it stands in an encoded prompt.
 
         Raises:
             ImageError: it is damaged.
@@ -310,7 +310,7 @@ class PromptEncoder:
         Let go of a sequence's pixels before asking for those of the next: the bound counts them until then.
 
         Args:
-            sequences: the pages of each sequence.
+            sequences: the images of each sequence.
 
         Yields:
             By page what :meth:`unpacked` makes pixels of. Stored pages are left out; where features are kept, so are

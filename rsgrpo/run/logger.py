@@ -51,7 +51,7 @@ def read_metrics(path: Path, on_problem: Callable[[FileError], None] = refuse) -
 
     Args:
         path: the file; a missing one holds nothing, a half-written last line is left out.
-        on_problem: see :func:`rsgrpo.io.jsonl.numbered_rows`.
+        on_problem: is called with a line's problem, see :func:`rsgrpo.io.jsonl.numbered_rows`.
 
     Returns:
         The rows in the order of writing; of two rows with one stage, step and name set the later counts.
@@ -90,7 +90,7 @@ class RunLogger:
     """Sends numbers wherever ``config.logging`` says. A context manager: leaving it closes everything.
 
     Args:
-        run_folder: everything is written below it.
+        run_folder: the run folder, below which everything is written.
         config: the run's settings.
         read_image: reads a page for wandb's table of rollouts; None: the table has no images.
 
@@ -126,8 +126,8 @@ class RunLogger:
 
         Args:
             stage: ``sft``, ``rl``, or the point of an evaluation such as ``after_sft``.
-            step: of that stage.
-            values: by ``topic/name``; what is not finite is written as null.
+            step: the step of that stage.
+            values: the numbers by ``topic/name``; what is not finite is written as null.
         """
         finite = {name: float(value) if abs(value) < _MAX_VALUE else None for name, value in values.items()}
         append_rows(self._folder / METRICS_FILE, [{"stage": stage, "step": step, **finite}])
@@ -141,7 +141,7 @@ class RunLogger:
         """Add groups to wandb's table of rollouts: pages, response, and every reward's value.
 
         Args:
-            step: of the ``rl`` stage.
+            step: the step of the ``rl`` stage.
             credited: the groups to show.
         """
         if self._wandb is not None and credited:
@@ -152,7 +152,7 @@ class RunLogger:
 
         Args:
             stage: the stage that goes on.
-            step: the checkpoint's; -1 forgets the whole stage.
+            step: the step of the checkpoint; -1 forgets the whole stage.
 
         Raises:
             FileError: ``metrics.jsonl`` holds something else.

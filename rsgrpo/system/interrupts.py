@@ -157,7 +157,7 @@ def at_forced_end(cleaning: _Cleaning) -> _Cleaning:
     """Have something done before a forced end; it runs in another thread, and must not take long.
 
     Args:
-        cleaning: what to call.
+        cleaning: the function to call.
 
     Returns:
         What takes it back.

@@ -209,7 +209,8 @@ def opened_section(prompt_text: str, response_format: ResponseFormat) -> str:
     """The section that a prompt leaves open: its opening tag is the last thing in it but blanks.
 
     Args:
-        prompt_text: chat template applied, assistant header and whatever the template writes behind it included.
+        prompt_text: the prompt, chat template applied, with the assistant header and whatever the template writes
+            behind it.
         response_format: the declared sections.
 
     Returns:

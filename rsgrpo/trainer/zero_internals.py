@@ -20,7 +20,7 @@ def drop_gradients(optimizer: Any, zero_stage: int) -> None:
     """Bring DeepSpeed's optimizer to where it is between two steps, whatever was accumulated.
 
     Args:
-        optimizer: the engine's.
+        optimizer: the optimizer of the DeepSpeed engine.
         zero_stage: 1, 2 or 3.
     """
     if zero_stage == 3:
@@ -56,7 +56,7 @@ def let_go(engine: Any) -> None:
     Python's collector does not free that ring.
 
     Args:
-        engine: of DeepSpeed; neither it nor its model can be used afterwards.
+        engine: an engine of DeepSpeed; neither it nor its model can be used afterwards.
     """
     optimizer = engine.optimizer
     inner = getattr(optimizer, "optimizer", None)  # torch's; a frozen model has none

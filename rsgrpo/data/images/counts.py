@@ -87,7 +87,7 @@ def look_at_images(refs: Iterable[ImageRef], rules: ImageRules) -> tuple[dict[Im
     """Check pages, several at a time.
 
     Args:
-        refs: a page may stand there more than once, and is looked at once.
+        refs: the images; one may stand there more than once, and is looked at once.
         rules: how they will be read.
 
     Returns:
@@ -116,8 +116,8 @@ def update_report(folder: Path, sections: Mapping[str, object]) -> None:
     """Write sections of ``data_report.json``; those that are there already stay.
 
     Args:
-        folder: of the run.
-        sections: by name, such as ``images`` or ``phases``.
+        folder: the folder of the run.
+        sections: the sections to write by their names, such as ``images`` or ``phases``.
     """
     file = folder / REPORT_FILE
     try:

@@ -26,7 +26,7 @@ class ImageManifest:
     """What is known of a data set's pages. Opening one tells this process what earlier ones knew.
 
     Args:
-        media_cache: see ``DataConfig``.
+        media_cache: the folder of the media store, see ``DataConfig``.
         names: what makes the data set this one, such as the absolute paths of its files.
 
     Example:
@@ -50,7 +50,7 @@ class ImageManifest:
         A folder that cannot be written costs the next start its time, but not this run.
 
         Args:
-            refs: a page may stand there more than once.
+            refs: the images; one may stand there more than once.
         """
         images = dict.fromkeys(refs)
         self._num_looked_at = max(self._num_looked_at, len(images))

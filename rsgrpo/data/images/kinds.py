@@ -50,7 +50,7 @@ def describe_non_image(data: bytes) -> tuple[str, str]:
     """What bytes are that no image reader takes.
 
     Args:
-        data: the file.
+        data: the bytes of the file.
 
     Returns:
         What it is, and what to do about it.

@@ -57,10 +57,10 @@ class KnownImages:
         """Remember a page that was found to be whole.
 
         Args:
-            ref: where it lies.
-            stamp: of its file, taken before it was read.
-            digest: of its content.
-            facts: about it.
+            ref: the image, which says where it lies.
+            stamp: the stamp of its file (size and time), taken before it was read.
+            digest: the digest of its content.
+            facts: what is known of the image.
         """
         self._by_content[digest] = facts
         if stamp is not None and stamp == image_stamp(ref) and stamp[1] < time.time_ns() - _SETTLED_NS:

@@ -57,10 +57,10 @@ def resized_size(width: int, height: int, min_pixels: int | None, max_pixels: in
     Both sides are scaled by ``sqrt(bound / area)`` and truncated, each time on the size before.
 
     Args:
-        width: of the page, in pixels.
-        height: of the page, in pixels.
-        min_pixels: smallest area; None: no bound.
-        max_pixels: largest area; None: no bound.
+        width: the width of the image, in pixels.
+        height: the height of the image, in pixels.
+        min_pixels: the smallest area, in pixels; None: no bound.
+        max_pixels: the largest area, in pixels; None: no bound.
 
     Returns:
         Width and height.
@@ -81,8 +81,8 @@ def load_image(ref: ImageRef, rules: ImageRules) -> Image.Image:
     """Read a page as a model sees it.
 
     Args:
-        ref: where it lies.
-        rules: bounds of its size, background.
+        ref: the image, which says where it lies.
+        rules: the bounds of its size, and the background.
 
     Returns:
         An RGB image, upright, fully decoded.
@@ -102,8 +102,8 @@ def read_image(ref: ImageRef, rules: ImageRules) -> Image.Image:
     """Read a page in its own size, whatever its proportions: for people, or to be put on a larger sheet.
 
     Args:
-        ref: where it lies.
-        rules: background; its bounds of size are not applied.
+        ref: the image, which says where it lies.
+        rules: the rules, of which only the background is applied, not the bounds of the size.
 
     Returns:
         An RGB image, upright, fully decoded.
@@ -119,8 +119,8 @@ def image_size(ref: ImageRef, rules: ImageRules) -> tuple[int, int]:
     """Width and height that ``load_image`` would give, from the file's header alone.
 
     Args:
-        ref: where the page lies.
-        rules: bounds of its size.
+        ref: the image, which says where it lies.
+        rules: the bounds of its size.
 
     Raises:
         ImageError: the page is missing, no image, or has a size that ``load_image`` refuses.
@@ -132,7 +132,7 @@ def reading_fingerprint(rules: ImageRules) -> str:
     """Everything but its bytes that a page's pixels depend on: part of the key of whatever is stored about pages.
 
     Args:
-        rules: as for ``load_image``.
+        rules: the rules that ``load_image`` is called with.
     """
     return f"{rules.fingerprint}/{decoders_fingerprint()}"
 
@@ -146,8 +146,8 @@ def image_facts(ref: ImageRef, rules: ImageRules) -> ImageFacts:
     """What a page's header says; nothing is read where ``check_image`` did so before.
 
     Args:
-        ref: where it lies.
-        rules: files with more megapixels are refused.
+        ref: the image, which says where it lies.
+        rules: the rules; files with more megapixels than they allow are refused.
 
     Raises:
         ImageError: the page is missing or no image.
@@ -168,8 +168,8 @@ def check_image(ref: ImageRef, rules: ImageRules) -> ImageFacts:
     hardly any pixels made of them; others are decoded.
 
     Args:
-        ref: where the page lies.
-        rules: as for ``load_image``.
+        ref: the image, which says where it lies.
+        rules: the rules that ``load_image`` will be called with.
 
     Returns:
         What its header says.
@@ -203,8 +203,8 @@ def image_from_image(image: Image.Image, rules: ImageRules) -> Image.Image:
     """An image that another library opened or made, as ``read_image`` would give it from a file.
 
     Args:
-        image: of any mode; its EXIF orientation is applied.
-        rules: background.
+        image: an image of any mode; its EXIF orientation is applied.
+        rules: the rules, of which the background is applied.
 
     Returns:
         An RGB image, upright.

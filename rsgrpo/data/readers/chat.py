@@ -44,8 +44,8 @@ def chat(record: Mapping[str, Any], remark: Remark) -> tuple[list[Turn], Mapping
     """The conversation of a record.
 
     Args:
-        record: with ``messages`` or ``conversations``, one of which may be null.
-        remark: told of what is left out: a first turn that is an answer, reasoning beside an answer.
+        record: a record with ``messages`` or ``conversations``, one of which may be null.
+        remark: is told of what is left out: a first turn that is an answer, reasoning beside an answer.
 
     Returns:
         A system turn if there is one, then question and answer in turns; and the record, with the media that parts

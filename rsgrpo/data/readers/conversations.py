@@ -112,8 +112,8 @@ def images_in_front(turns: Sequence[Turn], num_images: int) -> list[Turn]:
     """The conversation with the markers of its first question replaced by one an image in front of it.
 
     Args:
-        turns: the conversation.
-        num_images: how many.
+        turns: the turns of the conversation.
+        num_images: how many images the conversation has.
 
     Example:
         The question ``What is <image> here?`` and 2 images give ``<image><image>\\nWhat is  here?``.

@@ -65,11 +65,11 @@ def evisrag_sample(
     """One record of EVisRAG-Train or -Test.
 
     Args:
-        record: its columns.
-        default_id: if it has no id of its own.
-        data: column names and limits.
-        media: finds its pages.
-        is_training: too many images are a defect then; else the lowest ranked are left out.
+        record: the columns of the record.
+        default_id: the id of the sample if the record has none of its own.
+        data: the settings: column names and limits.
+        media: the finder that looks for the images.
+        is_training: whether too many images are a defect; else the lowest ranked are left out.
         response_format: the declared sections; a text in the answer's column that is tagged with them is gold.
 
     Raises:

@@ -51,8 +51,8 @@ def media_field(record: Mapping[str, Any], *names: str) -> list[object]:
     """What is listed of images, videos or sounds; nothing where it is absent or null.
 
     Args:
-        record: its columns.
-        names: under which it may stand, such as ``image`` and ``images``; one value or a list.
+        record: the columns of the record.
+        names: the columns under which it may stand, such as ``image`` and ``images``; one value or a list.
 
     Raises:
         BadRecordError: it stands under two names, with different values.
@@ -70,7 +70,7 @@ def written_list(value: object) -> object:
     """A list that stands in a text, as JSON, Python or numpy write it; anything else as it is.
 
     Args:
-        value: of a column; tables made from CSV files hold their lists like this.
+        value: the value of a column; tables made from CSV files hold their lists like this.
 
     Example:
         ``['a.png', 'b.png']``, ``["a.png", "b.png"]`` and ``['a.png' 'b.png']`` are the same two names.

@@ -28,7 +28,7 @@ class BadRecordError(Exception):
         reason: a few words that records with the same defect share, such as ``markers``.
         detail: what is wrong with this one: got and expected.
         num_records: how many records this stands for; an estimate where a stretch of a file cannot be read.
-        is_final: nothing behind it can be read.
+        is_final: whether nothing behind it can be read.
     """
 
     def __init__(self, reason: str, detail: str, *, num_records: int = 1, is_final: bool = False) -> None:

@@ -102,7 +102,7 @@ def split_scans(sizes: tuple[int, ...], seed: int) -> tuple[tuple[tuple[int, ...
 
     Args:
         sizes: how many scans of each digit every split gets; what is left over goes to the last one.
-        seed: of the shuffle.
+        seed: the seed of the shuffle.
 
     Returns:
         For each split, ten tuples: the scans of each digit.
@@ -127,8 +127,8 @@ def draw_image(card: Card, image_pixels: int) -> Image.Image:
     """Draw a card.
 
     Args:
-        card: what to draw.
-        image_pixels: side of the square page.
+        card: the card to draw.
+        image_pixels: the side of the square image, in pixels.
 
     Returns:
         RGB image: coloured frame, paper with a tint of it, the scan in dark ink.
@@ -155,7 +155,7 @@ def make_question(
         is_sufficient: whether the pages shall hold the answer. If not, the card asked for is missing
             (one of the two for ``add``), or no card shows the number.
         scans: the split's scans of each digit.
-        rng: source of all choices.
+        rng: the generator that all choices are drawn from.
 
     Returns:
         The question with its gold.

@@ -38,8 +38,8 @@ def make_questions(config: QuickstartConfig, seed: int) -> tuple[tuple[CardQuest
     """All questions: supervised, reinforcement, test; no scan is in two of the three.
 
     Args:
-        config: how many, and the share without an answer.
-        seed: of everything.
+        config: how many questions of each kind, and the share without an answer.
+        seed: the seed that everything is drawn from.
 
     Returns:
         Three tuples. The kinds take turns (``TURNS``); in each kind the share of unanswerable questions
@@ -73,9 +73,9 @@ def build_quickstart_data(config: QuickstartConfig, folder: Path, seed: int) -> 
     """Write the data sets; the folder appears all at once, and a complete one is left as it is.
 
     Args:
-        config: sizes.
-        folder: what to write.
-        seed: of everything.
+        config: the sizes of the data sets and images.
+        folder: the folder to write.
+        seed: the seed that everything is drawn from.
 
     Returns:
         Their paths.

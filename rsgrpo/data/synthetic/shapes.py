@@ -50,8 +50,8 @@ def place(kinds: Sequence[tuple[str, str]], image_pixels: int, rng: np.random.Ge
 
     Args:
         kinds: colour and form of each, at most four.
-        image_pixels: width and height of the page.
-        rng: draws cells and sizes.
+        image_pixels: the side of the square image, in pixels.
+        rng: the generator that draws cells and sizes.
 
     Raises:
         ValueError: more shapes than cells.

@@ -43,12 +43,12 @@ def write_task(
     Args:
         task: ``grounding`` (find one shape on several pages, answer with its box), ``haystack`` (which page holds
             one shape, and does it hold another: yes or no) or ``choice`` (pick the colour of a form).
-        folder: where.
-        num_train: questions to train on.
-        num_test: questions held out.
-        num_images: of a question, 2 to 8.
-        image_pixels: width and height of a page.
-        seed: of everything.
+        folder: the folder to write.
+        num_train: how many questions there are to train on.
+        num_test: how many questions are held out.
+        num_images: how many images a question has, 2 to 8.
+        image_pixels: the side of a square image, in pixels.
+        seed: the seed that everything is drawn from.
 
     Raises:
         ValueError: ``task`` is not known, or ``num_images`` is out of range.

@@ -273,8 +273,8 @@ class Benchmark(Protocol):
 
         Args:
             answered: samples with their predictions, in file order; a sample may come twice.
-            mode: whose rules.
-            gaps: what did not pair; ``pair_predictions`` finds it.
+            mode: the mode, which says whose rules are applied.
+            gaps: what did not pair, as ``pair_predictions`` finds it.
 
         Returns:
             Metrics, breakdowns, anomalies and items.
@@ -285,7 +285,7 @@ class Benchmark(Protocol):
 
         Args:
             answered: samples with their predictions.
-            folder: made if need be; files of the same name are replaced.
+            folder: the folder to write to, made if need be; files of the same name are replaced.
             model: goes into file names or columns where the original puts a model's name.
 
         Returns:
@@ -301,7 +301,7 @@ class Benchmark(Protocol):
 
         Args:
             path: the file, or the folder where there are many.
-            columns: other names than :attr:`columns`.
+            columns: the names of columns, if not those of :attr:`columns`.
 
         Raises:
             BenchmarkError: there is no such file, or it is of another format.
@@ -331,7 +331,7 @@ def pair_predictions(samples: Iterable[Sample], file: PredictionFile) -> Pairing
 
     Args:
         samples: the data set; ids are unique.
-        file: its predictions, doubled ones included.
+        file: the predictions of one file, doubled ones included.
 
     Returns:
         Pairs, and what found no partner.

@@ -86,12 +86,12 @@ class RowReader:
         """Take an answer, whatever it is.
 
         Args:
-            place: where it stands.
-            sample_id: as it is compared.
+            place: where the row stands in the file, for messages.
+            sample_id: the id as it is compared.
             value: the answer; what is no text is noted.
-            position: of the needle; None without.
-            retrieved: 0/1 an image; None without.
-            relevant: likewise.
+            position: the position of the needle; None without.
+            retrieved: 0 or 1 for each image, by what was retrieved; None without.
+            relevant: 0 or 1 for each image, by gold; None without.
             question: what the file says was asked; empty without.
         """
         where = (place, sample_id)

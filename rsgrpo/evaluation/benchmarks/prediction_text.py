@@ -55,8 +55,8 @@ def prediction_rows(path: Path, columns: Columns) -> list[Row]:
     """The rows of a prediction file.
 
     Args:
-        path: the file.
-        columns: by which a row is told from an object of ids and answers.
+        path: the prediction file.
+        columns: the columns by which a row is told from an object of ids and answers.
 
     Returns:
         At least one row, in file order.

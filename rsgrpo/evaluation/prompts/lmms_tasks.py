@@ -22,9 +22,9 @@ def document(task: str, prompt: TaskPrompt, sample: Sample, needle_position: int
 
     Args:
         task: the benchmark's name.
-        prompt: what is asked.
-        sample: with its gold.
-        needle_position: of positional haystacks; else -1.
+        prompt: the prompt that is asked.
+        sample: the sample, with its gold.
+        needle_position: the position of the needle in positional haystacks; else -1.
     """
     turns = [
         {

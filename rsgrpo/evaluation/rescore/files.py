@@ -21,10 +21,10 @@ def write_files(
     """Write ``scores.json``, ``metrics.csv``, ``items.csv``, ``scores.png``; of two runs also ``comparison.csv``.
 
     Args:
-        folder: made if need be; files of these names are replaced.
-        runs: one or two, of the same benchmark.
-        data: what they were scored on.
-        comparisons: by mode; empty for one run.
+        folder: the folder to write, made if need be; files of these names are replaced.
+        runs: the scored runs, one or two, of the same benchmark.
+        data: the data set that they were scored on.
+        comparisons: the comparisons by mode; empty for one run.
 
     Returns:
         What was written.

@@ -25,8 +25,8 @@ def draw_scores(path: Path, runs: Sequence[Rescored]) -> None:
     """Draw one or two runs of a benchmark into a PNG file.
 
     Args:
-        path: replaced if there.
-        runs: the same benchmark's; filled marks are official, hollow ones strict.
+        path: the file to write, replaced if there.
+        runs: runs of the same benchmark; filled marks are official, hollow ones strict.
     """
     rows = _rows(runs[0].results["official"])
     figure = Figure(figsize=(8.0, 1.6 + _ROW_INCHES * len(rows)), layout="constrained")

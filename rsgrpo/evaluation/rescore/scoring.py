@@ -90,9 +90,9 @@ def rescore(
     """Score one prediction file in both modes.
 
     Args:
-        benchmark: whose rules.
-        data: its samples.
-        predictions: the file or folder.
+        benchmark: the benchmark whose rules are applied.
+        data: the data set with its samples.
+        predictions: the prediction file or folder.
         run: what the run is called in tables.
         columns: where ids and answers stand, if not where the benchmark looks for them.
 

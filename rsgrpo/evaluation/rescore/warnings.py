@@ -16,8 +16,8 @@ def run_warnings(run: Rescored, data: DataSet) -> tuple[str, ...]:
     """Warnings of one run; empty where every question has one prediction, and every row is one.
 
     Args:
-        run: scored.
-        data: what it was scored on.
+        run: the scored run.
+        data: the data set that it was scored on.
 
     Returns:
         A sentence each, the gravest first.

@@ -261,8 +261,8 @@ def tiled_attention(query: Tensor, key: Tensor, value: Tensor, plan: TiledPlan, 
         query: [T, query heads, D].
         key: [T, key heads, D].
         value: [T, key heads, D].
-        plan: who attends to whom.
-        scaling: factor of the scores.
+        plan: the plan, which says who attends to whom.
+        scaling: the factor of the scores.
 
     Returns:
         [T, query heads, D]; scores and sums are float32 (float64 where the inputs are).

@@ -76,7 +76,7 @@ def collect_charts(rows: Sequence[MetricRow]) -> list[Chart]:
     """The curves of a run: chosen ones first, then every recorded number by itself.
 
     Args:
-        rows: of ``metrics.jsonl``.
+        rows: the rows of ``metrics.jsonl``.
 
     Returns:
         Charts that have something to show; those of the section ``all`` hold one line each.

@@ -34,8 +34,8 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
     """Test results in the order of the run.
 
     Args:
-        summary: of the run; None while it is under way: then the recorded metrics are used.
-        rows: of ``metrics.jsonl``.
+        summary: the summary of the run; None while it is under way: then the recorded metrics are used.
+        rows: the rows of ``metrics.jsonl``.
 
     Returns:
         One object a point, with ``label`` and ``bars``: name and value of each known score.
