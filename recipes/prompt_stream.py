@@ -48,7 +48,7 @@ class PromptStream:
         """The next ``count`` questions, no id twice.
 
         Args:
-            count: how many.
+            count: how many questions to take.
             without: sample ids to pass over, such as groups carried over into the same step.
 
         Raises:

@@ -65,8 +65,8 @@ def training_groups(
     """Conversations as training groups.
 
     Args:
-        conversations: of one optimizer step.
-        tokenizer: the policy's.
+        conversations: the conversations of one optimizer step.
+        tokenizer: the policy's tokenizer.
         image_tokens: how many positions an image takes.
 
     Returns:
@@ -99,7 +99,7 @@ class SupervisedTraining:
     Args:
         phase: what it trains on, and how.
         policy: the ranks that hold the weights.
-        tokenizer: the policy's.
+        tokenizer: the policy's tokenizer.
         image_tokens: how many positions an image takes.
         state: where to go on.
     """

@@ -69,9 +69,9 @@ class TrajectorySource:
     """Tagged trajectories that were read and checked before.
 
     Args:
-        prompts: with gold responses; the last ones are held out.
-        seed: of the order.
-        num_held_out: how many, but at most a tenth.
+        prompts: samples with gold responses and their prompts; the last ones are held out.
+        seed: the seed of the order.
+        num_held_out: how many are held out, but at most a tenth.
     """
 
     def __init__(self, prompts: Sequence[PromptedSample], *, seed: int, num_held_out: int) -> None:
@@ -109,11 +109,11 @@ class MixtureSource:
     """A mixture; what is wrong with a conversation beyond its record shows when it is taken.
 
     Args:
-        mixture: the data.
-        builder: writes conversations.
+        mixture: the data sets that are mixed.
+        builder: builds conversations of samples.
         config: limits, and what to do about defects.
-        max_tokens: of a conversation; 0: what fits into a forward pass.
-        tokenizer: the policy's.
+        max_tokens: the most tokens of a conversation; 0: what fits into a forward pass.
+        tokenizer: the policy's tokenizer.
         image_tokens: how many positions an image takes.
 
     Attributes:

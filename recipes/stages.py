@@ -205,8 +205,8 @@ def planned_steps(settings: RlConfig, num_prompts: int) -> int:
     """How many steps reinforcement learning takes.
 
     Args:
-        settings: of the stage.
-        num_prompts: to train on; where they are fewer than a step wants, each step has all of them.
+        settings: the settings of the stage.
+        num_prompts: how many prompts are trained on; where they are fewer than a step wants, each step has all of them.
 
     Example:
         Four epochs of 3 questions with ``prompts_per_step=8``: 4 steps of 3.
@@ -222,8 +222,8 @@ def step_note(report: StepReport, num_wanted: int) -> str:
     A line of its own, or it would be cut. A few groups fewer are common (``selection/filled_frac`` has them all).
 
     Args:
-        report: of the step.
-        num_wanted: groups that the step could have had.
+        report: what the step reported.
+        num_wanted: how many groups the step could have had.
     """
     if not report.credited:
         return f"step {report.step}: no reward varied in any group: nothing to learn from"

@@ -252,8 +252,8 @@ def headers_checks(refs: Sequence[ImageRef], clock: Clock = time.monotonic) -> I
     """What the headers of images say; of many images some, evenly spread.
 
     Args:
-        refs: the images.
-        clock: seconds; looking ends after a few of them.
+        refs: the images to look at.
+        clock: gives the time in seconds; looking ends after a few of them.
     """
     step = max(1, len(refs) // _LOOKED_AT_IMAGES)
     deadline = clock() + _LOOK_SECONDS

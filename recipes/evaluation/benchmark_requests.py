@@ -125,7 +125,7 @@ def load_tasks(config: Config, limit: ContextLimit | None, canvases: Path) -> li
     """Read and word everything that ``eval.tasks`` names.
 
     Args:
-        config: checked settings.
+        config: the checked settings of the run.
         limit: MileBench's context limit; None: nothing is cut.
         canvases: where combined images are drawn.
 

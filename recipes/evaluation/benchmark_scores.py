@@ -60,12 +60,12 @@ def score_task(
     """Score one task and write predictions, scores and items.
 
     Args:
-        config: prompt style, coordinates.
-        task: what was asked.
-        answers: by prompt id; failed ones count as missing predictions.
+        config: the settings: prompt style and coordinates.
+        task: the benchmark with its requests.
+        answers: the answers by prompt id; failed ones count as missing predictions.
         num_too_long: prompts that did not fit and were not asked.
-        folder: of the task.
-        view: at which size the model that answered sees pages.
+        folder: the folder that the scores of the task are written to.
+        view: says at which size the model that answered sees images.
 
     Returns:
         Both modes' results, and what was odd.
@@ -105,10 +105,10 @@ def scored_text(config: Config, request: BenchmarkRequest, answer: Answer, view:
     """What the scorer reads of an answer.
 
     Args:
-        config: prompt style, coordinates.
+        config: the settings: prompt style and coordinates.
         request: what was asked, with its sample.
-        answer: the raw one.
-        view: at which size the model that answered sees pages.
+        answer: the answer as the model gave it.
+        view: says at which size the model that answered sees images.
 
     Returns:
         The text, and anomalies.
@@ -168,7 +168,7 @@ def table_lines(scores: Sequence[TaskScores]) -> list[str]:
     """The results as lines of at most 118 columns, one a task.
 
     Args:
-        scores: of every task.
+        scores: the scores of every task.
 
     Returns:
         A line a task with anomalies, then a heading and a line a task with both modes' headline and its 95 %

@@ -89,9 +89,9 @@ class EndpointAnswerer:
         """Ask everything, ``concurrency`` requests at a time.
 
         Args:
-            prompts: with unique ids.
+            prompts: the prompts to answer, with unique ids.
             sampling: settings that differ from a server's defaults are sent along.
-            on_answers: called in this thread with each answer, failed ones included.
+            on_answers: is called in this thread with each answer, failed ones included.
 
         Raises:
             EndpointError: the server refuses us for good, or ``give_up_after`` questions failed in a row.

@@ -99,16 +99,16 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         background: what shows through where an image is transparent.
         max_image_megapixels: larger image files are refused.
         dtype: ``bfloat16`` or ``float32``.
-        num_workers: engines.
+        num_workers: how many engines answer.
         tensor_parallel_size: GPUs of an engine.
         max_num_sequences: requests an engine works on at a time.
         max_batched_tokens: tokens of one engine step.
-        enforce_eager: no CUDA graphs.
-        kv_cache_gib: CPU engine's cache.
-        gpus: of this machine that are used; 0 on a CPU.
-        seed: of the sampling, where a task samples.
+        enforce_eager: whether engines run without CUDA graphs.
+        kv_cache_gib: the size of a CPU engine's cache, in GiB.
+        gpus: how many GPUs of this machine are used; 0 on a CPU.
+        seed: the seed of the sampling, where a task samples.
         batch_size: ignored; the engine batches by itself.
-        device: likewise.
+        device: ignored as well; ``gpus`` says what is used.
 
     Raises:
         LmmsEvalError: neither or both of ``checkpoint`` and ``endpoint``.

@@ -106,8 +106,8 @@ def estimate(config: Config, facts: Facts) -> Estimate:
     """Compute everything for these settings.
 
     Args:
-        config: the run's, or what is proposed instead.
-        facts: what was read.
+        config: the run's settings, or those that are proposed instead.
+        facts: what was read of model, data and machine.
 
     Raises:
         TokenBudgetError: a prompt with a response does not fit into a sequence.

@@ -71,7 +71,7 @@ def read_gpus(file: Path = _FILE) -> tuple[Assumptions, dict[str, GpuKind]]:
     """Assumptions, and kinds by name.
 
     Args:
-        file: to read; the one that comes with the package by default.
+        file: the JSON file of GPU kinds and assumptions; by default the one that comes with the package.
     """
     content = json.loads(file.read_text(encoding="utf-8"))
     kinds = [GpuKind(**fields) for fields in content.pop("gpus")]

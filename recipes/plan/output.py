@@ -22,8 +22,8 @@ def plan_lines(config: Config, facts: Facts, found: Estimate, notes: Sequence[st
 
     Args:
         config: the run's settings.
-        facts: what was read.
-        found: what was computed.
+        facts: what was read of model, data and machine.
+        found: the estimate that was computed.
         notes: what to say first, such as how the kind of GPU was chosen.
     """
     model = facts.model(config.model)
@@ -106,8 +106,8 @@ def refusal(found: Estimate, proposed: Sequence[Proposal]) -> str:
     """One sentence: what does not fit, and what would.
 
     Args:
-        found: with problems.
-        proposed: what fits; may be empty.
+        found: the estimate, which names its problems.
+        proposed: the proposals that would fit; may be empty.
     """
     ways = " or ".join(" ".join(proposal.overrides) for proposal in proposed)
     way_out = f"{ways} would fit" if ways else "take GPUs with more memory, more ranks, or a smaller model"

@@ -50,8 +50,8 @@ class ImageCounter:
     """Counts image tokens from headers, under any bound of a page's size; each header is read once.
 
     Args:
-        config: how pages are read.
-        processor: the model's.
+        config: the settings, which say how images are read.
+        processor: the processor of the model.
     """
 
     def __init__(self, config: Config, processor: Qwen2_5_VLProcessor) -> None:
@@ -90,8 +90,8 @@ class Reader:
     """Makes stages of a run's settings.
 
     Args:
-        config: the run's.
-        processor: the model's.
+        config: the settings of the run.
+        processor: the processor of the model.
         scratch: gets the quickstart's data.
         tokens_of_image: how many tokens a page takes.
     """

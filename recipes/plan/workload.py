@@ -120,12 +120,12 @@ def step_work(
     """Rows of a step.
 
     Args:
-        items: of the step.
-        stage: how many responses each gets.
-        config: budget of a sequence, ranks, bound of a page.
-        tokens_of_image: how many tokens a page takes.
-        patches_a_token: merged into a token.
-        frac: length of sampled responses as a share of their bound.
+        items: the items of the step, as :class:`recipes.plan.reading.Reader` read them.
+        stage: the stage, which says how many responses each item gets.
+        config: the settings: budget of a sequence, ranks, bound of an image.
+        tokens_of_image: gives how many tokens an image takes.
+        patches_a_token: how many patches are merged into a token.
+        frac: the length of sampled responses as a share of their bound, 0 to 1.
 
     Raises:
         TokenBudgetError: a prompt with a response does not fit into a sequence.
@@ -183,8 +183,8 @@ def fullest_pack(work: Sequence[StepWork], budget: int) -> PackedSize:
     than the budget is taken to fill a sequence up to it some day.
 
     Args:
-        work: of simulated steps, responses at their bound.
-        budget: ``trainer.micro_batch_tokens``.
+        work: the work of simulated steps, with all responses at their bound.
+        budget: the most packed tokens of a sequence (``trainer.micro_batch_tokens``).
     """
     packs = [packed for step in work for rank in step.packs for packed in rank]
     shares = [sum(packed.num_tokens for packed in rank) for step in work for rank in step.packs]

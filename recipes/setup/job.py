@@ -128,9 +128,9 @@ class Job:
         """Tell the policy which model a stage starts from; say, and keep, what it computes attention with.
 
         Args:
-            model: see :meth:`rsgrpo.trainer.policy.Policy.begin_from`.
-            needs_reference: see there.
-            is_alone: see there.
+            model: the model folder to begin from, see :meth:`rsgrpo.trainer.policy.Policy.begin_from`.
+            needs_reference: whether the reference model is needed, see there.
+            is_alone: whether no engine works during the stage, see there.
         """
         self.policy.begin_from(model, needs_reference=needs_reference, is_alone=is_alone)
         choices = self.policy.attention()
@@ -159,7 +159,7 @@ class Job:
 
         Args:
             stage: ``sft`` or ``rl``.
-            kind: of its driver state.
+            kind: the class of its driver state.
 
         Raises:
             CheckpointError: there are checkpoints, but none can be used.

@@ -71,7 +71,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
     """Build or read everything, and refuse what cannot work.
 
     Args:
-        config: checked settings.
+        config: the checked settings of the run.
         folder: gets the quickstart's data and model.
         progress: shows what is being done.
 
@@ -207,9 +207,10 @@ class PromptLengths:
     """Counts tokens from page sizes alone: no pixel is decoded for it.
 
     Args:
-        config: ``data``, ``rollout`` and ``trainer`` limit a prompt.
-        processor: the model's.
-        max_response_tokens: that must fit beside a prompt that is sampled from; None: those of ``rollout.sampling``.
+        config: the settings, of which ``data``, ``rollout`` and ``trainer`` limit a prompt.
+        processor: the processor of the model.
+        max_response_tokens: how many tokens of a sampled response must fit beside a prompt; None: those of
+            ``rollout.sampling``.
     """
 
     def __init__(self, config: Config, processor: Qwen2_5_VLProcessor, max_response_tokens: int | None = None) -> None:
@@ -242,7 +243,7 @@ class PromptLengths:
         Args:
             name: ``sft``: the gold response stands behind the prompt in a row of the trainer; ``rl``: a sampled one,
                 in the engine and the trainer; any other: a sampled one in the engine.
-            prompts: with their prompts.
+            prompts: the samples with their prompts.
 
         Raises:
             DataError: one is too long (``data.on_bad_sample=reject``), or all are.

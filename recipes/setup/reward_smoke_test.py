@@ -22,9 +22,9 @@ def smoke_test_rewards(
     """Judge gold responses as if they had been sampled: one of each kind of question, since rewards differ in them.
 
     Args:
-        scorer: the rewards.
-        prompts: whose gold responses, or first accepted answers, are judged.
-        tokenizer: gives the tokens.
+        scorer: the rewards to try.
+        prompts: the samples whose gold responses, or first accepted answers, are judged.
+        tokenizer: the tokenizer that the responses are encoded with.
 
     Returns:
         Lines of warning: gold text whose boxes a reward does not take for gold, so that text, prompt and reward

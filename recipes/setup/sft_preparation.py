@@ -31,10 +31,10 @@ def supervised_phases(
     """The phases that ``sft`` describes; one where it names none.
 
     Args:
-        config: ``data`` and ``sft``.
+        config: the settings, of which ``data`` and ``sft`` count.
         trajectories: tagged ones, where there is no mixture.
-        builder: writes conversations.
-        tokenizer: the policy's.
+        builder: builds conversations of samples.
+        tokenizer: the policy's tokenizer.
         image_tokens: how many positions an image takes.
         progress: shows what was read and left out.
         run_folder: ``data_report.json`` there gets the same as ``phases``.
