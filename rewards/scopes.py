@@ -62,7 +62,7 @@ def locate_scope(
 
     Args:
         scope: ``{start, stop}``, ``{section}`` or ``{pattern}``.
-        parsed: the response.
+        parsed: the response, cut into its sections.
         token_char_starts: [R] int32, see ``Rollout``.
         on_missing: ``skip`` or ``whole``.
 
@@ -88,8 +88,8 @@ def locate_scopes(
     """The tokens of all scopes of one response, with a single search over its offsets.
 
     Args:
-        requests: scopes.
-        parsed: the response.
+        requests: the scopes to locate.
+        parsed: the response, cut into its sections.
         token_char_starts: [R] int32, see ``Rollout``.
         num_images: how many entries an ``evidence_line`` scope gives.
 

@@ -21,8 +21,8 @@ class ImageEmbeds:
 
     Args:
         config: the run's settings.
-        model_folder: whose tower it is; every stage has the same.
-        features_folder: of the store.
+        model_folder: the folder of the model whose vision tower is used; it is the same in every stage.
+        features_folder: the folder of the feature store.
         device: ``cpu`` or ``gpu``.
     """
 
@@ -42,7 +42,7 @@ class ImageEmbeds:
         """What stands for a prompt's pages in ``multi_modal_data``.
 
         Args:
-            refs: at least one page, in the prompt's order.
+            refs: the images in the prompt's order, at least one.
 
         Returns:
             ``image_embeds`` [tokens of all pages, H] and ``image_grid_thw`` [pages, 3].

@@ -19,14 +19,14 @@ class PromptRenderer(Generic[Prompt]):
     """Renders in a thread of its own, in order: vLLM's cache of images goes by the order on both of its ends.
 
     Args:
-        render: makes the prompt of a request and its pages; called in that thread.
-        images: of requests, one after the other, as ``render`` wants them.
-        max_ahead: prompts that lie ready at most.
+        render: makes the prompt of a request from its images; called in that thread.
+        images: yields the images of each request in turn, as ``render`` wants them.
+        max_ahead: how many prompts lie ready at most.
 
     Example:
         ::
 
-            renderer = PromptRenderer(render, pages, max_ahead=4)
+            renderer = PromptRenderer(render, images, max_ahead=4)
             renderer.put(requests)
             while len(renderer):
                 request, prompt = renderer.take()

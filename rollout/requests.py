@@ -111,10 +111,10 @@ class RequestQueue:
     An engine alone is dealt by nothing but numbers of requests, so that its batches come the same again.
 
     Args:
-        requests: with different sample ids.
-        engines: their numbers.
-        capacity: requests that keep an engine busy.
-        paces: of the engines in the last call, as far as known.
+        requests: the requests to deal out, with different sample ids.
+        engines: the numbers of the engines.
+        capacity: how many requests keep an engine busy.
+        paces: how fast each engine was in the last call, as far as known.
 
     Raises:
         RolloutError: two requests have the same sample id.
@@ -184,9 +184,9 @@ class RequestQueue:
         """Note an engine's answers, and say what it takes in their place.
 
         Args:
-            number: the engine's.
-            num_tokens: response tokens by sample id.
-            now_seconds: on the clock of ``deal``.
+            number: the number of the engine.
+            num_tokens: how many response tokens it gave, by sample id.
+            now_seconds: the time on the clock of ``deal``, in seconds.
         """
         engine = self._engines[number]
         for sample_id, count in num_tokens.items():
@@ -235,8 +235,8 @@ class RequestQueue:
         """As many requests as keep an engine busy: one that comes in the middle of a call, or when another was lost.
 
         Args:
-            number: the engine's.
-            now_seconds: on the clock of ``deal``.
+            number: the number of the engine.
+            now_seconds: the time on the clock of ``deal``, in seconds.
         """
         engine = self._engines.setdefault(number, _Engine())
         room = min(self._capacity - len(engine.held), len(self._waiting))

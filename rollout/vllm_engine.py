@@ -96,7 +96,7 @@ class VllmEngine:
     """vLLM with real weights, greedy or sampled, log-probabilities at the sampling temperature.
 
     Args:
-        spec: settings, model folder, device.
+        spec: what the engine is built from: settings, model folder, device.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -169,7 +169,7 @@ class VllmEngine:
         """Take further requests, and sample until some are answered.
 
         Args:
-            requests: queued behind those that wait.
+            requests: new requests, which queue behind those that wait.
 
         Returns:
             The groups that are complete; none if it takes longer, or nothing is left to do.
@@ -264,8 +264,8 @@ class VllmEngine:
         """Replace weights in place.
 
         Args:
-            buckets: all of them, or those that training changes, in checksum order.
-            version: stamp and checksum.
+            buckets: all buckets, or those that training changes, in checksum order.
+            version: the version of the weights, and their checksum.
             is_complete: whether all of the model's parameters are in them.
 
         Raises:
@@ -314,7 +314,7 @@ class VllmEngine:
         """Load a bucket from the trainer's GPUs.
 
         Args:
-            bucket: what the trainer staged.
+            bucket: the bucket that the trainer staged.
 
         Returns:
             The checksum of what came in, one for each GPU.
@@ -325,7 +325,7 @@ class VllmEngine:
         """Close a weight update from the trainer's GPUs.
 
         Args:
-            version: stamp of the responses from here on.
+            version: the version that responses are stamped with from here on.
             is_complete: whether all of the model's parameters were sent.
 
         Raises:
@@ -340,7 +340,7 @@ class VllmEngine:
         vLLM's level 1: level 2 would forget the weights, of which only those that training changes come anew.
 
         Args:
-            parts: nothing, the weights, or all.
+            parts: what stays on the GPU: nothing, the weights, or all.
         """
         with self._engine_alive():
             if parts < self._on_gpu:

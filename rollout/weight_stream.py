@@ -21,8 +21,8 @@ class WeightStream:
     """Hands each staged bucket to all engines, and compares checksums.
 
     Args:
-        gpus_per_engine: ``rollout.tensor_parallel_size``.
-        timeout_seconds: for one call to the engines.
+        gpus_per_engine: how many GPUs an engine has (``rollout.tensor_parallel_size``).
+        timeout_seconds: how long one call to the engines may take, in seconds.
     """
 
     def __init__(self, *, gpus_per_engine: int, timeout_seconds: float) -> None:
@@ -38,9 +38,9 @@ class WeightStream:
         """Update all engines.
 
         Args:
-            engines: their actors.
-            sender: the trainer's end.
-            version: of the weights.
+            engines: the actors of the engines.
+            sender: the trainer's end of the transfer, which stages the buckets.
+            version: the version of the weights that are sent.
             is_complete: whether all parameters are sent.
 
         Raises:

@@ -60,10 +60,10 @@ def iou(call: RewardCall, convention: str = "permille", section: str = "", thres
     mille in whole numbers are held against gold in whole numbers: the best box that can be written so earns 1.
 
     Args:
-        call: the response.
+        call: the response to judge, with its sample.
         convention: what numbers count, one of ``rewards.boxes.CONVENTIONS``. ``pixels`` are those of the page that a
             gold box lies on, at the size at which the model saw it.
-        section: look for boxes in this section only; empty: in the whole response.
+        section: the only section in which boxes are looked for; empty: the whole response.
         threshold: above 0: a matched pair counts 1 if its IoU reaches this, else 0 (accuracy at IoU).
 
     Returns:

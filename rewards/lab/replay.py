@@ -167,10 +167,10 @@ def replay(run_folder: Path, before: Config, after: Config, *, stage: str = "rl"
     """Score the saved responses of a run with other settings.
 
     Args:
-        run_folder: holds ``rollouts.jsonl``.
+        run_folder: the run folder, which holds ``rollouts.jsonl``.
         before: the run's settings; their weights belong to the recorded advantages.
         after: what to score with: ``rewards`` and ``rl.credit``. Plugin files are relative to the current folder.
-        stage: of the records.
+        stage: the stage whose records are scored again.
 
     Returns:
         The comparison. With equal settings and unchanged reward functions nothing changes.

@@ -12,8 +12,8 @@ def replay_table(result: Replay, num_shown: int) -> str:
     """Rewards, totals, and the groups that change most.
 
     Args:
-        result: of ``replay``.
-        num_shown: groups shown one by one.
+        result: what ``replay`` returned.
+        num_shown: how many groups are shown one by one.
     """
     rows = [
         ["reward", "mean before", "mean after", "changed", "other tokens", "sign flips", "groups gain", "lose credit"]
