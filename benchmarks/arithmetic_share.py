@@ -41,10 +41,10 @@ def product_rate(device: torch.device, dtype: torch.dtype, shapes: list[tuple[in
     """Most floating-point operations a second of a plain matrix product, over some sizes.
 
     Args:
-        device: where.
-        dtype: of operands and result.
-        shapes: rows, inner and columns.
-        seconds: to spend on each.
+        device: the device that computes them.
+        dtype: the precision of operands and result.
+        shapes: each product as its numbers of rows, inner elements and columns.
+        seconds: how long each product is repeated, in seconds.
     """
     best = 0.0
     for rows, inner, columns in shapes:

@@ -27,10 +27,10 @@ class BareStep:
     """The trainer's model and rows, with torch's AdamW.
 
     Args:
-        folder: of the model.
+        folder: the folder that holds the model.
         config: precision, backend, recomputation.
         device: where it runs.
-        learning_rate: of AdamW.
+        learning_rate: the learning rate of AdamW.
     """
 
     def __init__(

@@ -59,11 +59,11 @@ def check_engine(
     """Start an engine, sample, sleep, wake up and sample again.
 
     Args:
-        folder: of the model.
-        groups: whose prompts are asked.
-        num_responses: a prompt.
-        response_tokens: most of a response.
-        device: where.
+        folder: the folder that holds the model.
+        groups: the groups whose prompts are asked.
+        num_responses: how many responses each prompt gets.
+        response_tokens: the most tokens of a response.
+        device: the device that the engine runs on.
 
     Returns:
         Findings, and a row of the table of times.

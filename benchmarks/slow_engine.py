@@ -47,7 +47,7 @@ class WaitingEngine:
     """Decodes nothing, as slowly as an engine would.
 
     Args:
-        step_seconds: of a step without responses.
+        step_seconds: how long a step without responses takes, in seconds.
     """
 
     def __init__(self, step_seconds: float) -> None:

@@ -166,10 +166,10 @@ class TrlPeer:
     """TRL's trainer in a process of its own, which updates when it is asked to.
 
     Args:
-        options: of the command line.
-        folder: the model.
-        work: what it trains on.
-        place: for its files.
+        options: the options of the command line.
+        folder: the folder that holds the model.
+        work: what TRL trains on, as ``work_for_trl`` returns it.
+        place: the folder for the files that are exchanged with the process; made here.
     """
 
     def __init__(self, options: argparse.Namespace, folder: Path, work: dict[str, Any], place: Path) -> None:

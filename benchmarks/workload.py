@@ -187,10 +187,10 @@ def build_group(shape: GroupShape, folder: Path, *, seed: int = 0, num_groups: i
     """A prompt of exactly ``prompt_tokens`` tokens, and random responses whose advantages sum to zero.
 
     Args:
-        shape: sizes.
-        folder: where pages are written.
-        seed: of pages, text, responses and advantages.
-        num_groups: of the step: credit is divided by the step's response tokens.
+        shape: the numbers of tokens, responses and images.
+        folder: the folder that the images are written to.
+        seed: the seed of images, text, responses and advantages.
+        num_groups: how many groups the step has: credit is divided by the response tokens of all.
     """
     images = write_images(shape, folder, seed)
     rng = np.random.default_rng(seed)

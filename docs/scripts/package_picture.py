@@ -48,8 +48,8 @@ def imported_modules(source: str, module: str) -> set[str]:
     """Our own modules that a source imports, at its top or inside functions.
 
     Args:
-        source: Python text.
-        module: its own dotted name; our modules use no relative imports.
+        source: the Python source of the module.
+        module: the dotted name of the module; our modules use no relative imports.
     """
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
