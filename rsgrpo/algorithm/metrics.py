@@ -80,7 +80,7 @@ def step_telemetry(
     loss: LossConfig | None = None,
     is_on_policy: bool = True,
 ) -> dict[str, float]:
-    """Numbers of one step.
+    """The metrics of one training step.
 
     Args:
         credited: what was trained on; may be empty.
@@ -293,7 +293,7 @@ def policy_metrics(updates: Sequence[UpdateMetrics]) -> dict[str, float]:
 
 
 def newest_version(groups: Iterable[ScoredGroup | CreditedGroup]) -> int:
-    """Of the weights that sampled any of the groups; 0 for none."""
+    """The newest version of the weights that sampled any of the groups; 0 for none."""
     return max((rollout.rollout.newest_version for group in groups for rollout in group.rollouts), default=0)
 
 

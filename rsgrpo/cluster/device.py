@@ -21,7 +21,7 @@ VersionOf = Callable[[str], str | None]
 
 
 def installed_version(name: str) -> str | None:
-    """Of a distribution, from its metadata: nothing is imported."""
+    """The version of an installed distribution, from its metadata: nothing is imported."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -164,6 +164,6 @@ def _check_build(cluster: ClusterConfig, build: VllmBuild, num_gpus: int, has: s
 
 
 def _hidden() -> str:
-    """Words on GPUs that the environment hides."""
+    """The end of a sentence about GPUs that the environment hides."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible[:40]!r})"

@@ -18,7 +18,7 @@ class GpuUser(Protocol):
     """Trainer or engines: what can offload its GPU memory to the host and onload it again."""
 
     def set_on_gpu(self, parts: OnGpu) -> None:
-        """Offload or onload until exactly these parts are on the GPUs."""
+        """Offload and onload until exactly these parts are on the GPUs."""
 
 
 class Phase(Enum):

@@ -53,7 +53,7 @@ class ImageRules:
 
     @property
     def full_size(self) -> ImageRules:
-        """The same without bounds: pages keep the size that they have."""
+        """The same rules without bounds: images keep the size that they have."""
         return dataclasses.replace(self, min_pixels=None, max_pixels=None)
 
     @property

@@ -107,7 +107,7 @@ class Mixture:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Where its sources lie, absolute."""
+        """The absolute paths of the sources."""
         return tuple(str(Path(source.path).absolute()) for source in self._sources)
 
     def _shown(self, source: int) -> int:

@@ -107,7 +107,7 @@ def line_problem(path: Path, number: int, problem: object) -> str:
 
 
 def refuse(error: FileError) -> None:
-    """What is done about a line that does not belong there, unless a caller wants to leave it out and count it."""
+    """Raise the problem of a line; a caller that wants to leave such lines out passes another function."""
     raise error
 
 

@@ -54,7 +54,7 @@ class Manifest:
 
 
 def digest(folder: Path, name: str) -> FileDigest:
-    """A file as it stands there now.
+    """Size and SHA-256 of a file as it stands there now.
 
     Args:
         folder: the folder that the file lies in.

@@ -54,12 +54,12 @@ class StackSizes:
 
     @property
     def query_width(self) -> int:
-        """All queries of a token."""
+        """The width of all queries of a token together."""
         return self.heads * self.head_size
 
     @property
     def key_width(self) -> int:
-        """All keys of a token; its values are as wide."""
+        """The width of all keys of a token together; its values are as wide."""
         return self.key_heads * self.head_size
 
     @property
@@ -99,7 +99,7 @@ class ModelSizes:
 
     @property
     def num_elements(self) -> int:
-        """Of all parameters."""
+        """Elements of all parameters."""
         return sum(parameter.num_elements for parameter in self.parameters)
 
     @property

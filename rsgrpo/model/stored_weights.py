@@ -25,7 +25,7 @@ _SHOWN_NAMES = 3
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Inside, modules are made with parameters on the meta device; buffers are computed for good.
+    """Within the block, modules are made with parameters on the meta device; their buffers get real values.
 
     One parameter at a time is allocated, and never written to.
     """
@@ -143,7 +143,7 @@ class StoredWeights:
             yield parameter
 
     def load(self, parameters: Iterable[nn.Parameter], device: torch.device) -> None:
-        """The same for all of them at once.
+        """Give all parameters their values at once, as :meth:`filled` does one by one.
 
         Args:
             parameters: the parameters of the model to load.

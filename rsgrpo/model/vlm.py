@@ -143,7 +143,7 @@ def rope_positions(
 
 
 def check_prompt_ids(encoded: EncodedPrompt, engine_ids: IntArray) -> None:
-    """The trainer must train on the very prompt that the engine sampled from.
+    """Refuse a prompt whose token ids are not those that the engine sampled from.
 
     Raises:
         PromptError: the ids differ; the message names the sample, both lengths and the first difference.
@@ -161,7 +161,7 @@ def check_prompt_ids(encoded: EncodedPrompt, engine_ids: IntArray) -> None:
 
 
 class PromptEncoder:
-    """GpuSharing prompts into model inputs, and pages into pixels when they are needed.
+    """Turns prompts into model inputs, and images into pixels when they are needed.
 
     Args:
         processor: the processor of the model that is trained.

@@ -295,7 +295,7 @@ def _read_group(row: Mapping[str, Any]) -> RecordedGroup:
 
 
 def _named_spans(rollout: Mapping[str, Any]) -> dict[str, Any]:
-    """A span stands as two numbers in the file."""
+    """A recorded rollout with its spans as objects; in the file each is two numbers."""
     rewards = [
         {**reward, "spans": [{"start": start, "stop": stop} for start, stop in reward["spans"]]}
         for reward in rollout["rewards"]

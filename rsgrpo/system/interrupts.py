@@ -170,7 +170,7 @@ def at_forced_end(cleaning: _Cleaning) -> _Cleaning:
 
 
 def end_now() -> NoReturn:
-    """The forced end, for who finds out that the orderly one will not come."""
+    """End the process by force, where it turns out that an orderly end will not come."""
     if _watch is not None:
         _watch.end_now()
     os._exit(status())

@@ -94,7 +94,7 @@ def is_alive(pid: int) -> bool:
 
 
 def death_message(name: str) -> str:
-    """What a user reads after a death.
+    """The message for a user after a process has died.
 
     Args:
         name: the name of the process.
@@ -128,7 +128,7 @@ class HeadWatch:
 
     @property
     def message(self) -> str:
-        """What a user reads after a death."""
+        """The message for a user after a process has died."""
         return death_message(f"Ray's {self._dead} process (pid {self._processes.get(self._dead, 0)})")
 
     def has_died(self) -> bool:
@@ -193,7 +193,7 @@ class Guard:
         self._send(f"{_SILENT}\n")
 
     def dismiss(self) -> None:
-        """The run ends in its own words."""
+        """Tell the guard that the run ends by itself, so that it says nothing."""
         self._send(f"{_DISMISSED}\n")
         assert self._process.stdin is not None
         with suppress(OSError):

@@ -190,7 +190,7 @@ class PolicyMeta:
 
 
 def write_policy_meta(folder: Path, meta: PolicyMeta) -> None:
-    """Write it beside the ranks' files."""
+    """Write what a checkpoint says of itself beside the ranks' files."""
     write_json(folder / POLICY_META_FILE, {"checkpoint_version": CHECKPOINT_VERSION, **to_plain(meta)}, indent=1)
 
 

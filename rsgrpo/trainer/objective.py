@@ -124,7 +124,7 @@ def _kl_term(batch: MicroBatch, logprobs: Tensor, config: KlConfig) -> tuple[Ten
 
 
 def sum_totals(totals: Sequence[RankTotals]) -> RankTotals:
-    """Field by field."""
+    """Add up the totals of several ranks or sequences, field by field."""
     return RankTotals(
         loss=sum(total.loss for total in totals),
         num_response_tokens=sum(total.num_response_tokens for total in totals),

@@ -83,7 +83,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_counted(path: Path) -> tuple[dict[str, Tensor], RankCounters]:
-    """The same, with the counters.
+    """The tensors that :func:`write_tensors` wrote, with the counters.
 
     Raises:
         CheckpointError: likewise, or it holds no counters.
@@ -141,7 +141,7 @@ def random_states() -> dict[str, Tensor]:
 
 
 def set_random_states(states: Mapping[str, Tensor]) -> None:
-    """Go on from :func:`random_states`.
+    """Set torch's generators to the states that :func:`random_states` gave.
 
     Args:
         states: the tensors that :func:`random_states` gave, beside others.

@@ -43,7 +43,7 @@ def drop_gradients(optimizer: Any, zero_stage: int) -> None:
 
 
 def _zero_gradients(masters: Iterable[Tensor]) -> None:
-    """Those of offloaded masters, which stay from step to step."""
+    """Set the gradients of offloaded masters to zero: they stay from step to step."""
     for master in masters:
         if master.grad is not None:
             master.grad.zero_()
@@ -79,7 +79,7 @@ def weights_of(model: nn.Module) -> list[Tensor]:
 
 
 def on_device(tensors: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Those that take the device's memory: what is offloaded is on the host already."""
+    """The tensors that take the device's memory: what is offloaded is on the host already."""
     return (tensor for tensor in tensors if tensor.device.type == device.type)
 
 

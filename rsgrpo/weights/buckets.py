@@ -141,5 +141,5 @@ def bucket_checksum(bucket: WeightBucket, previous: int = 0) -> int:
 
 
 def format_checksum(checksum: int) -> str:
-    """As ``WeightVersion.checksum`` writes it: eight hexadecimal digits."""
+    """The checksum as ``WeightVersion.checksum`` holds it: eight hexadecimal digits."""
     return f"{checksum:08x}"

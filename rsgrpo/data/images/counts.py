@@ -66,7 +66,7 @@ class ImageCounts:
         return found
 
     def document(self) -> dict[str, object]:
-        """As it stands in the report."""
+        """The counts as they stand in the report."""
         return {**dataclasses.asdict(self), "kinds": dict(sorted(self.kinds.items()))}
 
     def lines(self) -> list[str]:

@@ -81,7 +81,7 @@ class ImageFacts:
 
     @property
     def num_pixels(self) -> int:
-        """Its area."""
+        """The number of pixels of the image."""
         return self.width * self.height
 
 

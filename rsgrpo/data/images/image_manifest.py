@@ -62,7 +62,7 @@ class ImageManifest:
             self._store.keep_note(self._key, _document(self._kept))
 
     def keep_sometimes(self, refs: Collection[ImageRef]) -> None:
-        """The same, once they are so many more that writing all of them costs little beside reading the new ones.
+        """Write as :meth:`keep` does, once new images are so many that reading them cost far more than writing all.
 
         Args:
             refs: all pages that were looked at up to now.
@@ -82,7 +82,7 @@ def _reading() -> str:
 
 
 def _document(images: dict[Place, KnownImage]) -> dict[str, object]:
-    """As JSON can hold it; few pages differ in their facts, so that those are numbered."""
+    """The manifest as JSON can hold it; few images differ in their facts, so that those are numbered."""
     numbers: dict[ImageFacts, int] = {}
     rows = [
         [*place, *image.stamp, image.digest, numbers.setdefault(image.facts, len(numbers))]

@@ -104,7 +104,7 @@ def image_stamp(ref: ImageRef) -> tuple[int, int] | None:
 
 
 def _open(ref: ImageRef) -> io.RawIOBase:
-    """The one place where pages' bytes come from."""
+    """Open an image's bytes; everything that reads an image goes through here."""
     if ref.parquet_file:
         return _ViewFile(media_view(ref.parquet_file, ref.parquet_column, ref.parquet_row, ref.parquet_index))
     return open_regular(ref.file)

@@ -139,6 +139,6 @@ class Tally:
         self.found[reason] = (count + num_records, examples if len(examples) >= _SHOWN else (*examples, example))
 
     def findings(self) -> tuple[Finding, ...]:
-        """All so far, most frequent first."""
+        """All findings so far, most frequent first."""
         ordered = sorted(self.found.items(), key=lambda item: -item[1][0])
         return tuple(Finding(reason=reason, count=count, examples=examples) for reason, (count, examples) in ordered)

@@ -90,7 +90,7 @@ class MediaFinder:
         return self._quickly(value) or self._found(value, label, "image", self._must_exist, 0)
 
     def find_video(self, value: object, label: str) -> ImageRef:
-        """Likewise, a reference to the file of a video, which must exist."""
+        """Reference to the file of a video, which must exist."""
         return self._found(value, label, "video", True, 0)
 
     def has_file(self, path: str) -> bool:

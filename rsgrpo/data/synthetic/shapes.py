@@ -36,11 +36,11 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """Such as ``red circle``."""
+        """The name of the shape, such as ``red circle``."""
         return f"{self.colour} {self.form}"
 
     def share(self, image_pixels: int, image_index: int) -> Box:
-        """Its box as shares of the page."""
+        """The shape's box as shares of the image."""
         left, top, right, bottom = (side / image_pixels for side in self.box)
         return Box(left=left, top=top, right=right, bottom=bottom, image_index=image_index)
 
@@ -70,7 +70,7 @@ def place(kinds: Sequence[tuple[str, str]], image_pixels: int, rng: np.random.Ge
 
 
 def draw(shapes: Sequence[Shape], image_pixels: int) -> Image.Image:
-    """The page."""
+    """Draw an image with the shapes on white."""
     image = Image.new("RGB", (image_pixels, image_pixels), (255, 255, 255))
     pen = ImageDraw.Draw(image)
     for shape in shapes:

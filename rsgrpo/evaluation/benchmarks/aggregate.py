@@ -94,7 +94,7 @@ def build_result(
     printed: Mapping[str, float],
     extra_metrics: Mapping[str, MetricSummary] | None = None,
 ) -> BenchmarkResult:
-    """Put a result together.
+    """Put the result of a benchmark together from its scored items.
 
     Args:
         name: the name of the benchmark.

@@ -243,7 +243,7 @@ class BenchmarkResult:
 
     @property
     def main(self) -> MetricSummary:
-        """The headline."""
+        """The main metric with its interval."""
         return self.metrics[self.main_metric]
 
 
@@ -266,7 +266,7 @@ class Benchmark(Protocol):
 
     @property
     def main_metric(self) -> str:
-        """Headline metric."""
+        """The name of the main metric."""
 
     def score(self, answered: Sequence[Answered], mode: Mode, gaps: Gaps = NO_GAPS) -> BenchmarkResult:
         """Score predictions.

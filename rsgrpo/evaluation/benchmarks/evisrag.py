@@ -91,7 +91,7 @@ class EVisRagBenchmark:
 
     @property
     def columns(self) -> Columns:
-        """``qid`` and ``pred``, or ours."""
+        """Where ids and answers stand: ``qid`` and ``pred``, or our own names."""
         return _COLUMNS
 
     def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:

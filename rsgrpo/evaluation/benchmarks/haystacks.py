@@ -90,7 +90,7 @@ class HaystackBenchmark:
 
     @property
     def columns(self) -> Columns:
-        """Ours: the original's files have their numbers for ids."""
+        """Where ids and answers stand, by our own names: the original's files have their numbers for ids."""
         return Columns()
 
     def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:

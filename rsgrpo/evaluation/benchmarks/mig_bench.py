@@ -272,7 +272,7 @@ class MigBenchmark:
 
     @property
     def columns(self) -> Columns:
-        """Ours; the original's answers stand under ``answer`` and have no ids."""
+        """Where ids and answers stand, by our own names: the original's stand under ``answer`` and have no ids."""
         return _COLUMNS
 
     def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:

@@ -178,7 +178,7 @@ class MileBenchmark:
 
     @property
     def columns(self) -> Columns:
-        """``sample_id`` and ``pred_response``, or ours."""
+        """Where ids and answers stand: ``sample_id`` and ``pred_response``, or our own names."""
         return _COLUMNS
 
     def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:

@@ -25,7 +25,7 @@ _LARGEST_POSITION = 10**9
 
 
 class RowReader:
-    """GpuSharing rows into predictions and notes what was wrong with them.
+    """Turns rows into predictions and notes what was wrong with them.
 
     Args:
         path: the file or folder, for messages.
@@ -83,7 +83,7 @@ class RowReader:
         relevant: object = None,
         question: str = "",
     ) -> None:
-        """Take an answer, whatever it is.
+        """Take an answer; one that is no text is noted.
 
         Args:
             place: where the row stands in the file, for messages.
@@ -114,7 +114,7 @@ class RowReader:
         )
 
     def file(self) -> PredictionFile:
-        """All so far."""
+        """Everything that was read so far."""
         return PredictionFile(
             predictions=tuple(self._predictions),
             problems=tuple(self._problems),

@@ -49,7 +49,7 @@ class TaskPrompt:
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef))
 
     def digest(self) -> str:
-        """Changes when a word or the path of an image does; tells whether a kept answer is still the answer to this.
+        """A hash of all words and image paths, which tells whether a kept answer is still the answer to this.
 
         Returns:
             Sixteen hexadecimal digits.

@@ -1,4 +1,4 @@
-"""What stands above the table: everything that makes a number other than it looks, with its count."""
+"""The warnings above the table: everything that changes what a number means, with its count."""
 
 from __future__ import annotations
 
