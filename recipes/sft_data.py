@@ -59,10 +59,10 @@ class ConversationSource(Protocol):
         """The next conversations."""
 
     def held_out(self) -> list[Conversation]:
-        """Those that training does not see."""
+        """The conversations that training does not see."""
 
     def close(self) -> None:
-        """Nothing more will be taken."""
+        """End the source: nothing more will be taken from it."""
 
 
 class TrajectorySource:
@@ -96,7 +96,7 @@ class TrajectorySource:
         return [_trajectory(prompted) for prompted in self._held_out]
 
     def close(self) -> None:
-        """There is nothing to do."""
+        """Do nothing: trajectories are held in memory."""
 
 
 def _trajectory(prompted: PromptedSample) -> Conversation:

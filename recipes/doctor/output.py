@@ -51,7 +51,7 @@ def _wrapped(text: str, head: str) -> list[str]:
 
 
 def verdict(checks: Iterable[Check], seconds: float) -> str:
-    """The last line."""
+    """The last line: whether a run would start, and how many problems and warnings there are."""
     counts = Counter(check.status for check in checks)
     total = f"{sum(counts.values())} checks in {seconds:.1f} s"
     warnings = f"{counts['warning']} {'warning' if counts['warning'] == 1 else 'warnings'}"

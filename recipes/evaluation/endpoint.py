@@ -42,7 +42,7 @@ class EndpointError(RsgrpoError):
 
 
 class _AttemptError(Exception):
-    """One attempt came to nothing."""
+    """One attempt to get an answer failed."""
 
     def __init__(self, reason: str, *, may_retry: bool, wait_seconds: float | None = None) -> None:
         super().__init__(reason)

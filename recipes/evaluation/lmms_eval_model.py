@@ -215,7 +215,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         self._open.close()
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Answer, in the order asked.
+        """Answer the requests, in the order in which they are given.
 
         Args:
             requests: instances whose arguments are context, messages of a document, generation settings,
@@ -320,11 +320,11 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
             append_rows(self._raw_log, (dataclasses.asdict(answer) for answer in answers))
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Not offered: an evidence-style model is judged by what it writes."""
+        """Refuse: likelihoods are not offered, as an evidence-style model is judged by what it writes."""
         raise LmmsEvalError("this model generates; choose tasks with output_type generate_until")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not offered."""
+        """Refuse: questions of several rounds are not offered."""
         raise LmmsEvalError("this model answers in one round; choose tasks with output_type generate_until")
 
 
@@ -338,7 +338,7 @@ class SamplingKey:
     max_tokens: int
 
     def sampling(self) -> SamplingConfig:
-        """As the engine and the endpoint take it."""
+        """The settings as the engine and the endpoint take them."""
         return SamplingConfig(
             temperature=self.temperature,
             top_p=self.top_p,

@@ -38,7 +38,7 @@ class GpuKind:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assumptions:
-    """What no formula gives.
+    """What a plan assumes because no formula gives it.
 
     Attributes:
         source: where the figures come from: assumed, or measured with what.

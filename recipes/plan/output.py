@@ -18,7 +18,7 @@ _NAME_COLUMNS = 36
 
 
 def plan_lines(config: Config, facts: Facts, found: Estimate, notes: Sequence[str]) -> list[str]:
-    """Everything as lines.
+    """The plan as lines of text.
 
     Args:
         config: the run's settings.
