@@ -36,7 +36,7 @@ class RolloutRequest:
 
     @property
     def sample_id(self) -> str:
-        """Whose answer is wanted."""
+        """The id of the sample that is to be answered."""
         return self.prompted.sample.sample_id
 
 

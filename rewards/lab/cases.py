@@ -57,7 +57,7 @@ class Case:
         return self.with_sections({name: changed[role] for name, role in self.roles.items() if role in changed})
 
     def lines(self) -> list[str]:
-        """What it says of each image; nothing where it has no lines per image."""
+        """What the response says of each image; nothing where it has no lines per image."""
         text = next((self.sections[name] for name, role in self.roles.items() if role == "evidence"), "")
         return [line.partition(": ")[2] for line in text.splitlines()]
 

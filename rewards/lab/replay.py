@@ -67,7 +67,7 @@ class ValueChange:
 
     @property
     def is_changed(self) -> bool:
-        """Whether the value, the advantage or the scope did."""
+        """Whether the value, the advantage or the scope changed."""
         if self.is_moved or (self.before is None) != (self.after is None):
             return True
         is_other = self.before is not None and self.after is not None and _differs(self.before, self.after)
@@ -97,7 +97,7 @@ class RolloutChange:
 
     @property
     def is_changed(self) -> bool:
-        """Whether anything did."""
+        """Whether anything changed."""
         return _differs(self.total_before, self.total_after) or any(value.is_changed for value in self.values)
 
 
@@ -121,7 +121,7 @@ class GroupChange:
 
     @property
     def is_changed(self) -> bool:
-        """Whether anything did."""
+        """Whether anything changed."""
         return self.had_credit != self.has_credit or any(rollout.is_changed for rollout in self.rollouts)
 
 
