@@ -64,7 +64,7 @@ def product_rate(device: torch.device, dtype: torch.dtype, shapes: list[tuple[in
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -79,7 +79,7 @@ def counted_operations(step: BareStep, groups: list[TrainingGroup], *, budget: i
 def update_seconds(
     step: BareStep, groups: list[TrainingGroup], *, budget: int, repeats: int, device: torch.device
 ) -> list[float]:
-    """Of each of some updates, after one that warms up."""
+    """Seconds of each of some updates, after one that warms up."""
     found = []
     for repeat in range(repeats + 1):
         wait(device)

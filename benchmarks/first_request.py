@@ -56,7 +56,7 @@ def prompts(folder: Path, num_prompts: int, num_images: int, marker: str) -> lis
 
 
 class CountingQueue:
-    """Stands for vLLM's: notes when requests come.
+    """Stands in for vLLM's engine: notes when requests come.
 
     Args:
         renderer: the real one, which makes requests of prompts and pages.
@@ -76,7 +76,7 @@ class CountingQueue:
 
 
 def memory_gb() -> float:
-    """The most that this process ever held."""
+    """The most memory that this process ever held, in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 

@@ -117,7 +117,7 @@ class Rank:
         self.engine.step()
 
     def logprobs(self, groups: list[TrainingGroup], budget: int) -> np.ndarray[Any, Any]:
-        """Of all response tokens, in the order of the rows."""
+        """Log-probabilities of all response tokens, in the order of the rows."""
         found = [self.engine.score(make())[0].float().cpu().numpy() for make in self._makers(groups, budget)]
         return np.concatenate(found)
 

@@ -28,7 +28,7 @@ Finding = tuple[str, bool | None, str]
 
 
 def _used_bytes(device: torch.device) -> int:
-    """Of the whole device: the engine may be a process of its own."""
+    """Memory in use on the whole device, in bytes: the engine may be a process of its own."""
     if device.type != "cuda":
         return 0
     free, total = torch.cuda.mem_get_info(device)

@@ -95,7 +95,7 @@ def check_doors(device: torch.device, dtype: torch.dtype) -> list[Check]:
 
 
 def check_sharing(step: BareStep, groups: list[TrainingGroup], budget: int, dtype: torch.dtype) -> Check:
-    """One gradient, whether prompts are shared or not."""
+    """Check that the gradient is the same, whether prompts are shared or not."""
     found = gap(
         step.gradient(groups, budget=budget, share_prefix=True),
         step.gradient(groups, budget=budget, share_prefix=False),
@@ -136,7 +136,7 @@ def timed_rows(
     operations: dict[tuple[int, bool], int],
     rate: float,
 ) -> list[dict[str, Any]]:
-    """Shared and unshared updates in turns; medians.
+    """Median times of updates with shared and unshared prompts, taken in turns.
 
     Args:
         step: the step to time, with its attention backend.

@@ -38,7 +38,7 @@ VALUE = {"prompt tokens": "prompt_tokens", "responses": "num_responses", "images
 
 
 def multiplications(shape: GroupShape, model: ModelShape) -> float:
-    """Of a forward pass over one group, in multiply-adds; images are half of the prompt in all."""
+    """Multiply-adds of a forward pass over one group; images are half of the prompt in all."""
     layer = 2 * model.hidden**2 * (1 + model.key_heads / model.heads) + 3 * model.hidden * model.intermediate
     lengths = [shape.response_tokens] * shape.num_responses
     pairs = attention_pairs(shape.prompt_tokens, lengths)
@@ -69,7 +69,7 @@ def _medians(worker: MeasuredWorker, cases: list[list[TrainingGroup]], repeats: 
 
 
 def sweep(options: argparse.Namespace, folder: Path, place: Path) -> list[dict[str, Any]]:
-    """A table row a case, relative to the first of its sweep."""
+    """A table row for each case, relative to the first of its sweep."""
     worker = MeasuredWorker.start(bench_config(budget=10**5, frozen=True), folder, num_threads=1)
     rows: list[dict[str, Any]] = []
     for name, shapes in SWEEPS.items():
@@ -114,7 +114,7 @@ def run_rank(rank: int, size: int, told: Any, options: argparse.Namespace, folde
 
 
 def ranks(options: argparse.Namespace, folder: Path, place: Path) -> list[dict[str, Any]]:
-    """A row a number of ranks."""
+    """A table row for each number of ranks."""
     rows: list[dict[str, Any]] = []
     for size in options.ranks:
         told = multiprocessing.get_context("spawn").Queue()

@@ -51,7 +51,7 @@ def photograph(width: int, height: int) -> Image.Image:
 
 
 def as_before(ref: ImageRef) -> Image.Image:
-    """The old way in: no orientation, no judgement."""
+    """Read an image as it was read before: without its orientation, and without checks."""
     with Image.open(io.BytesIO(Path(ref.file).read_bytes())) as image:
         image.load()
         assert RULES.min_pixels is not None
@@ -61,7 +61,7 @@ def as_before(ref: ImageRef) -> Image.Image:
 
 
 def seconds(read: Callable[[], object]) -> tuple[float, float]:
-    """Of the clock and of the processor."""
+    """Seconds of the clock and of the processor."""
     start, cpu_start = time.perf_counter(), time.process_time()
     read()
     return time.perf_counter() - start, time.process_time() - cpu_start

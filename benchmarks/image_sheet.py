@@ -112,7 +112,7 @@ def note(text: str) -> Image.Image:
 
 
 def as_plain_pillow(data: bytes) -> Image.Image:
-    """Resized, then converted, as many programs do."""
+    """An image resized and then converted with plain Pillow, as many programs do."""
     try:
         image = Image.open(io.BytesIO(data))
         return image.resize(image.size if max(image.size) <= HEIGHT else (WIDTH, HEIGHT)).convert("RGB")

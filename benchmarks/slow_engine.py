@@ -38,7 +38,7 @@ SHARE_OF_A_RESPONSE = 0.05
 
 
 def lengths(sample_id: str) -> list[int]:
-    """Of a question's responses, always the same."""
+    """Lengths of a question's responses in tokens, always the same ones."""
     chance = random.Random(sample_id)
     return [max(5, int(60 * chance.lognormvariate(0, 0.5))) for _ in range(SAMPLES)]
 
@@ -82,7 +82,7 @@ class WaitingEngine:
         self._waiting, self._running = [], []
 
     def tokens_per_second(self, num_steps: int) -> float:
-        """With requests enough: of a call that ends before the first engine runs dry."""
+        """Tokens a second with enough requests: of a call that ends before the first engine runs out of them."""
         prompts = requests(10 * RUNNING, "alone")
         begin, tokens = time.perf_counter(), self.num_tokens
         self.advance(prompts)

@@ -29,7 +29,7 @@ from rsgrpo.config import RewardConfig, ScopeConfig
 
 
 def sleeping_reward(seconds: float) -> LoadedReward:
-    """Asynchronous; says 0 of every response after so many seconds."""
+    """An asynchronous reward that gives every response 0 after so many seconds."""
 
     async def judge(call: RewardCall) -> float:
         await asyncio.sleep(seconds)

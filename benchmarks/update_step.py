@@ -68,12 +68,12 @@ class Clock:
         self.seconds = self.cpu_seconds = 0.0
 
     def start(self) -> None:
-        """Go on."""
+        """Let the stopwatch go on."""
         self.seconds -= time.perf_counter()
         self.cpu_seconds -= time.process_time()
 
     def stop(self) -> None:
-        """Hold."""
+        """Stop the stopwatch."""
         self.seconds += time.perf_counter()
         self.cpu_seconds += time.process_time()
 

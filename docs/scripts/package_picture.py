@@ -166,7 +166,7 @@ def _apart(wanted: list[float], widths: list[float]) -> list[float]:
 
 
 def picture(imports: Imports) -> str:
-    """The SVG."""
+    """The picture of the packages, as SVG."""
     centre = places(imports)
     width = max(centre[name][0] for name in centre) + _BOX_WIDTH / 2 + _MARGIN
     height = max(y for _, y in centre.values()) + _BOX_HEIGHT / 2 + _MARGIN

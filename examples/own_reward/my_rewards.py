@@ -25,7 +25,7 @@ def short_thinking(call: RewardCall, max_words: int = 40) -> float | None:
 
 @needs_gold("answer")  # a data set without answers is refused before training
 def short_and_right(call: RewardCall, max_words: int = 40) -> float | None:
-    """The same, where the answer is right; 0 where it is wrong, however short the thinking.
+    """As ``short_thinking`` where the answer is right; 0 where it is wrong, however short the thinking.
 
     Args:
         call: the response, its sections, and the sample with its gold.
