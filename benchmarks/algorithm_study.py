@@ -230,7 +230,7 @@ def table(results: list[ArmResult]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        before, after = (100 * np.array(one["accuracy"]) for one in (result.before, result.after))
+        before, after = (100 * np.array(metrics["accuracy"]) for metrics in (result.before, result.after))
         against, p_value = "", ""
         if result is not first and len(after) > 1:
             difference = after - 100 * np.array(first.after["accuracy"])
@@ -301,7 +301,7 @@ def main() -> None:
     results = [collect(root, arm, options.seeds) for arm in options.arms]
     markdown, num_steps = table(results), results[0].steps[-1]
     (root / "study.json").write_text(
-        json.dumps({"steps": num_steps, "arms": [asdict(one) for one in results]}, indent=2)
+        json.dumps({"steps": num_steps, "arms": [asdict(result) for result in results]}, indent=2)
     )
     plot(results, root / "study.png")
     (root / "study.html").write_text(_image(markdown, root / "study.png", num_steps))

@@ -41,10 +41,10 @@ def product_rate(device: torch.device, dtype: torch.dtype, shapes: list[tuple[in
     """Most floating-point operations a second of a plain matrix product, over some sizes.
 
     Args:
-        device: where.
-        dtype: of operands and result.
-        shapes: rows, inner and columns.
-        seconds: to spend on each.
+        device: the device that computes them.
+        dtype: the precision of operands and result.
+        shapes: each product as its numbers of rows, inner elements and columns.
+        seconds: how long each product is repeated, in seconds.
     """
     best = 0.0
     for rows, inner, columns in shapes:
@@ -64,7 +64,7 @@ def product_rate(device: torch.device, dtype: torch.dtype, shapes: list[tuple[in
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -79,7 +79,7 @@ def counted_operations(step: BareStep, groups: list[TrainingGroup], *, budget: i
 def update_seconds(
     step: BareStep, groups: list[TrainingGroup], *, budget: int, repeats: int, device: torch.device
 ) -> list[float]:
-    """Of each of some updates, after one that warms up."""
+    """Seconds of each of some updates, after one that warms up."""
     found = []
     for repeat in range(repeats + 1):
         wait(device)
@@ -100,9 +100,9 @@ def time_by_kind(step: BareStep, groups: list[TrainingGroup], *, budget: int, de
         wait(device)
     total = time.perf_counter() - start
     shares = dict.fromkeys([*_KINDS, "other operations"], 0.0)
-    for one in profiler.key_averages():
-        own = one.self_device_time_total if device.type == "cuda" else one.self_cpu_time_total
-        name = one.key.rpartition("::")[2].lower()
+    for operation in profiler.key_averages():
+        own = operation.self_device_time_total if device.type == "cuda" else operation.self_cpu_time_total
+        name = operation.key.rpartition("::")[2].lower()
         kind = next((kind for kind, parts in _KINDS.items() if any(part in name for part in parts)), "other operations")
         shares[kind] += own / 1e6 / total
     return {**shares, "outside": max(0.0, 1.0 - sum(shares.values()))}
@@ -143,7 +143,7 @@ def main() -> None:
             prompt_tokens=options.prompt_tokens,
             response_tokens=options.response_tokens,
             num_responses=options.num_responses,
-            pages=options.pages,
+            num_images=options.pages,
         )
         groups = [build_group(group, Path(name) / "pages")]
         tiled = BareStep(folder, ModelConfig(dtype=options.dtype, attention="sdpa"), device)
@@ -168,7 +168,7 @@ def main() -> None:
             "share": operations / took / rate,
         }
     ]
-    print("\n".join(f"{share:7.1%}  {kind}" for kind, share in sorted(kinds.items(), key=lambda one: -one[1])) + "\n")
+    print("\n".join(f"{share:7.1%}  {kind}" for kind, share in sorted(kinds.items(), key=lambda item: -item[1])) + "\n")
     report("arithmetic_share", options, rows, time_by_kind=kinds, model=shape_text(shape))
 
 

@@ -27,7 +27,7 @@ def timed_block(training: RsGrpo, num_steps: int) -> tuple[float, list[dict[str,
     training.train_step()
     begin = time.perf_counter()
     reports = [training.train_step() for _ in range(num_steps)]
-    return time.perf_counter() - begin, [dict(one.metrics) for one in reports]
+    return time.perf_counter() - begin, [dict(step.metrics) for step in reports]
 
 
 def measure(setup: Setup, num_steps: int, num_blocks: int) -> dict[str, object]:
@@ -61,7 +61,7 @@ def measure(setup: Setup, num_steps: int, num_blocks: int) -> dict[str, object]:
 
 def summarise(seconds: dict[int, list[float]], phases: dict[int, list[dict[str, float]]]) -> dict[str, object]:
     def phase(staleness: int, *names: str) -> float:
-        return statistics.mean(sum(one.get(f"time/{name}", 0.0) for name in names) for one in phases[staleness])
+        return statistics.mean(sum(step.get(f"time/{name}", 0.0) for name in names) for step in phases[staleness])
 
     sampling, training = phase(0, "generate", "score"), phase(0, "credit", "update", "telemetry", "weights")
     step = {staleness: statistics.median(values) for staleness, values in seconds.items()}

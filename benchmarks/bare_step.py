@@ -27,10 +27,10 @@ class BareStep:
     """The trainer's model and rows, with torch's AdamW.
 
     Args:
-        folder: of the model.
+        folder: the folder that holds the model.
         config: precision, backend, recomputation.
         device: where it runs.
-        learning_rate: of AdamW.
+        learning_rate: the learning rate of AdamW.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class BareStep:
         return len(plan)
 
     def gradient(self, groups: list[TrainingGroup], *, budget: int, share_prefix: bool) -> list[torch.Tensor]:
-        """By parameter, on the CPU."""
+        """The gradient by parameter, on the CPU."""
         self.optimizer.zero_grad()
         self.accumulate(groups, budget=budget, share_prefix=share_prefix)
         found = [p.grad.float().cpu() for p in self.model.parameters() if p.grad is not None]
@@ -83,9 +83,9 @@ class BareStep:
         return num_rows
 
     def logprobs(self, groups: list[TrainingGroup], *, budget: int) -> np.ndarray[Any, Any]:
-        """Of all response tokens of one group."""
+        """Log-probabilities of all response tokens of one group."""
         prompts = self.encoder.encode([group.prompt for group in groups])
-        lengths = tuple(len(one.token_ids) for one in groups[0].responses)
+        lengths = tuple(len(response.token_ids) for response in groups[0].responses)
         segment = Segment(
             group=0,
             responses=tuple(range(len(lengths))),

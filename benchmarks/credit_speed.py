@@ -196,15 +196,15 @@ def main() -> None:
     groups = build_groups(table, responses)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     parsed = [parse_response(rollout.text) for rollout in rollouts]
-    assert all(one.is_well_formed for one in parsed), "the responses of the benchmark must be well formed"
+    assert all(response.is_well_formed for response in parsed), "the responses of the benchmark must be well formed"
     requests = [ScopeRequest(scope=scope) for scope, _ in SCOPES.values()]
     weights = {name: weight for name, (_, weight) in SCOPES.items()}
     scored: list[ScoredGroup] = build_scorer().score(groups)
     tags = [np.array(tokenizer.encode(tag).ids, dtype=np.int32) for tag in SEARCHED]
 
     def map_scopes() -> None:
-        for rollout, one in zip(rollouts, parsed, strict=True):
-            locate_scopes(requests, one, rollout.token_char_starts, NUM_IMAGES)
+        for rollout, response in zip(rollouts, parsed, strict=True):
+            locate_scopes(requests, response, rollout.token_char_starts, NUM_IMAGES)
 
     scorer = build_scorer()
     times = {
@@ -223,7 +223,8 @@ def main() -> None:
         "sum_ms": round(sum(times[part] for part in parts), 3),
         "target_ms": 30.0,
         "tags_found_frac": {
-            "ours": sum(one.tag_start(tag) >= 0 for one in parsed for tag in SEARCHED) / (len(parsed) * len(SEARCHED)),
+            "ours": sum(response.tag_start(tag) >= 0 for response in parsed for tag in SEARCHED)
+            / (len(parsed) * len(SEARCHED)),
             "tag_search": round(search_tags(responses, tags), 3),
         },
     }

@@ -50,19 +50,19 @@ class PlainEngine:
         from vllm import SamplingParams
 
         forget(self)
-        prompts = [self._prompt(one) for one in prompted]
+        prompts = [self._prompt(sample) for sample in prompted]
         parameters = SamplingParams(n=num_samples, temperature=1.0, max_tokens=max_tokens, logprobs=0, detokenize=False)
         begin = time.perf_counter()
         outputs = self._engine._llm.generate(prompts, parameters, use_tqdm=False)
         seconds = time.perf_counter() - begin
-        return sum(len(one.token_ids) for output in outputs for one in output.outputs), seconds
+        return sum(len(completion.token_ids) for output in outputs for completion in output.outputs), seconds
 
     def _prompt(self, prompted: PromptedSample) -> Any:
         from vllm.inputs import TokensPrompt
 
-        pages = [load_image(image, self._rules) for image in prompted.prompt.images]
+        images = [load_image(image, self._rules) for image in prompted.prompt.images]
         ids = self._engine._tokenizer.encode(prompted.prompt.text, add_special_tokens=False)
-        return TokensPrompt(prompt_token_ids=ids, multi_modal_data={"image": pages})
+        return TokensPrompt(prompt_token_ids=ids, multi_modal_data={"image": images})
 
 
 def forget(holder: Any) -> None:
@@ -83,7 +83,7 @@ def timed_step(
             scoring.add(group)
         scored = scoring.scored()
     seconds = time.perf_counter() - begin
-    return sum(len(one.rollout.token_ids) for group in scored for one in group.rollouts), seconds
+    return sum(len(rollout.rollout.token_ids) for group in scored for rollout in group.rollouts), seconds
 
 
 def measure(setup: Setup, num_rounds: int, num_questions: int, num_samples: int) -> dict[str, object]:
@@ -121,12 +121,12 @@ def measure(setup: Setup, num_rounds: int, num_questions: int, num_samples: int)
                     begin = time.perf_counter()
                     groups = workers.engine.generate(prompts, num_samples=num_samples, sampling=sampling, seed=index)
                     seconds = time.perf_counter() - begin
-                    tokens = sum(len(one.token_ids) for group in groups for one in group.rollouts)
+                    tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
                 if index:
                     speeds[side].append(tokens / seconds)
         ray.kill(plain)
     ratios = {
-        side: [one / alone for one, alone in zip(speeds[side], speeds["alone"], strict=True)]
+        side: [speed / alone for speed, alone in zip(speeds[side], speeds["alone"], strict=True)]
         for side in ("pool", "step")
     }
     return {

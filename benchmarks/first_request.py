@@ -41,22 +41,22 @@ def prompts(folder: Path, num_prompts: int, num_images: int, marker: str) -> lis
     photograph(*SIZE).save(contents[1])
     found = []
     for prompt in range(num_prompts):
-        pages = []
-        for page in range(num_images):
-            source = contents[(prompt + page) % len(contents)]
-            link = folder / f"{prompt}-{page}{source.suffix}"
+        images = []
+        for index in range(num_images):
+            source = contents[(prompt + index) % len(contents)]
+            link = folder / f"{prompt}-{index}{source.suffix}"
             os.link(source, link)
-            pages.append(ImageRef(path=link.name, file=str(link)))
-        sample = Sample(sample_id=f"q{prompt}", images=tuple(pages))
+            images.append(ImageRef(path=link.name, file=str(link)))
+        sample = Sample(sample_id=f"q{prompt}", images=tuple(images))
         text = marker * num_images + "?"
         found.append(
-            PromptedSample(sample=sample, prompt=ChatPrompt(sample_id=f"q{prompt}", text=text, images=tuple(pages)))
+            PromptedSample(sample=sample, prompt=ChatPrompt(sample_id=f"q{prompt}", text=text, images=tuple(images)))
         )
     return found
 
 
 class CountingQueue:
-    """Stands for vLLM's: notes when requests come.
+    """Stands in for vLLM's engine: notes when requests come.
 
     Args:
         renderer: the real one, which makes requests of prompts and pages.
@@ -76,7 +76,7 @@ class CountingQueue:
 
 
 def memory_gb() -> float:
-    """The most that this process ever held."""
+    """The most memory that this process ever held, in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
@@ -94,8 +94,8 @@ def measure(engine: Any, asked: Sequence[RolloutRequest], num_before: int) -> di
     engine._llm.llm_engine = real
     begin = time.perf_counter()
     for request in asked[:num_before]:
-        for page in request.prompted.prompt.images:
-            load_image(page, RULES)
+        for image in request.prompted.prompt.images:
+            load_image(image, RULES)
     before = (time.perf_counter() - begin) * len(asked) / num_before
     return {
         "prompts": len(asked),

@@ -100,7 +100,7 @@ def _shape(options: argparse.Namespace, prompt_tokens: int) -> GroupShape:
         prompt_tokens=prompt_tokens,
         response_tokens=options.response_tokens,
         num_responses=options.num_responses,
-        pages=options.pages,
+        num_images=options.pages,
     )
 
 
@@ -132,12 +132,12 @@ def main() -> None:
         }
         checks, rows = STAGES[options.stage](options, folder, groups, device, clock)
     lines = [
-        {"check": one.name, "result": {True: "ok", False: "FAILED", None: "-"}[one.passed], "detail": one.detail}
-        for one in checks
+        {"check": check.name, "result": {True: "ok", False: "FAILED", None: "-"}[check.passed], "detail": check.detail}
+        for check in checks
     ]
     print(markdown(lines) + "\n")
     report("gpu_checks", options, rows, checks=lines, model=shape_text(SHAPES[options.shape]))
-    sys.exit(any(one.passed is False for one in checks))
+    sys.exit(any(check.passed is False for check in checks))
 
 
 if __name__ == "__main__":

@@ -69,11 +69,11 @@ class Rank:
     """A rank of the policy, with its rows.
 
     Args:
-        folder: of the model.
+        folder: the folder that holds the model.
         dtype: ``float32`` or ``bfloat16``.
         zero_stage: 1, 2 or 3.
         device: where it trains.
-        step: lends its encoder.
+        step: the bare step whose encoder is used.
     """
 
     def __init__(self, folder: Path, dtype: Dtype, zero_stage: int, device: torch.device, step: BareStep) -> None:
@@ -117,7 +117,7 @@ class Rank:
         self.engine.step()
 
     def logprobs(self, groups: list[TrainingGroup], budget: int) -> np.ndarray[Any, Any]:
-        """Of all response tokens, in the order of the rows."""
+        """Log-probabilities of all response tokens, in the order of the rows."""
         found = [self.engine.score(make())[0].float().cpu().numpy() for make in self._makers(groups, budget)]
         return np.concatenate(found)
 
@@ -149,13 +149,13 @@ def check_stage(
     """Everything about one ZeRO stage.
 
     Args:
-        folder: of the model.
-        dtype: of the model.
+        folder: the folder that holds the model.
+        dtype: the precision of the model.
         zero_stage: 1, 2 or 3.
-        groups: to train on.
-        budget: tokens of a row.
-        repeats: timed updates.
-        device: where.
+        groups: the groups that are trained on.
+        budget: the most packed tokens of a row.
+        repeats: how many updates are timed.
+        device: the device that trains.
     """
     before = _allocated(device)
     step = BareStep(folder, ModelConfig(dtype=dtype), device, learning_rate=_RATE)

@@ -28,7 +28,7 @@ Finding = tuple[str, bool | None, str]
 
 
 def _used_bytes(device: torch.device) -> int:
-    """Of the whole device: the engine may be a process of its own."""
+    """Memory in use on the whole device, in bytes: the engine may be a process of its own."""
     if device.type != "cuda":
         return 0
     free, total = torch.cuda.mem_get_info(device)
@@ -43,12 +43,12 @@ def _training_group(group: RolloutGroup) -> TrainingGroup:
         prompt_token_ids=None,
         responses=tuple(
             TrainingResponse(
-                response_index=one.response_index,
-                token_ids=one.token_ids,
-                positive_weights=np.zeros(len(one.token_ids), dtype=np.float32),
-                negative_weights=np.zeros(len(one.token_ids), dtype=np.float32),
+                response_index=rollout.response_index,
+                token_ids=rollout.token_ids,
+                positive_weights=np.zeros(len(rollout.token_ids), dtype=np.float32),
+                negative_weights=np.zeros(len(rollout.token_ids), dtype=np.float32),
             )
-            for one in group.rollouts
+            for rollout in group.rollouts
         ),
     )
 
@@ -59,11 +59,11 @@ def check_engine(
     """Start an engine, sample, sleep, wake up and sample again.
 
     Args:
-        folder: of the model.
-        groups: whose prompts are asked.
-        num_responses: a prompt.
-        response_tokens: most of a response.
-        device: where.
+        folder: the folder that holds the model.
+        groups: the groups whose prompts are asked.
+        num_responses: how many responses each prompt gets.
+        response_tokens: the most tokens of a response.
+        device: the device that the engine runs on.
 
     Returns:
         Findings, and a row of the table of times.
@@ -109,18 +109,18 @@ def check_engine(
     engine.set_on_gpu(OnGpu.ALL)
     wake_seconds = time.perf_counter() - begin
     second, _ = sampled()
-    num_tokens = sum(len(one.token_ids) for group in first for one in group.rollouts)
+    num_tokens = sum(len(rollout.token_ids) for group in first for rollout in group.rollouts)
     pairs = [
-        (one, other)
+        (rollout, other)
         for a, b in zip(first, second, strict=True)
-        for one, other in zip(a.rollouts, b.rollouts, strict=True)
+        for rollout, other in zip(a.rollouts, b.rollouts, strict=True)
     ]
-    same = all(np.array_equal(one.token_ids, other.token_ids) for one, other in pairs)
+    same = all(np.array_equal(rollout.token_ids, other.token_ids) for rollout, other in pairs)
     step = BareStep(folder, ModelConfig(dtype=dtype, gradient_checkpointing=False), device)
     gaps = [
         np.abs(
             step.logprobs([_training_group(group)], budget=10**6)
-            - np.concatenate([one.logprobs for one in group.rollouts])
+            - np.concatenate([rollout.logprobs for rollout in group.rollouts])
         )
         for group in first
     ]

@@ -95,7 +95,7 @@ def check_doors(device: torch.device, dtype: torch.dtype) -> list[Check]:
 
 
 def check_sharing(step: BareStep, groups: list[TrainingGroup], budget: int, dtype: torch.dtype) -> Check:
-    """One gradient, whether prompts are shared or not."""
+    """Check that the gradient is the same, whether prompts are shared or not."""
     found = gap(
         step.gradient(groups, budget=budget, share_prefix=True),
         step.gradient(groups, budget=budget, share_prefix=False),
@@ -136,15 +136,15 @@ def timed_rows(
     operations: dict[tuple[int, bool], int],
     rate: float,
 ) -> list[dict[str, Any]]:
-    """Shared and unshared updates in turns; medians.
+    """Median times of updates with shared and unshared prompts, taken in turns.
 
     Args:
-        step: with its backend.
-        groups: to train on.
-        options: sizes and repeats.
-        prompt_tokens: of the groups.
-        device: where.
-        operations: of an update's matrix products, by prompt tokens and path.
+        step: the step to time, with its attention backend.
+        groups: the groups that are trained on.
+        options: the sizes and repeats that were asked for.
+        prompt_tokens: how long the prompts of these groups are, in tokens.
+        device: the device that trains.
+        operations: how many operations the matrix products of an update take, by prompt tokens and path.
         rate: operations a second of the card's own matrix product.
     """
     budget = prompt_tokens + options.num_responses * options.response_tokens
@@ -192,14 +192,14 @@ def run_backend(
     """Checks of a backend and, in bfloat16, its times.
 
     Args:
-        backend: which.
-        dtype: of the model.
-        folder: of the model.
-        groups: by prompt tokens.
-        options: sizes and repeats.
-        device: where.
-        clock: says whether there is time.
-        measured: takes what is found.
+        backend: the name of the attention backend to measure.
+        dtype: the precision of the model.
+        folder: the folder that holds the model.
+        groups: the groups that are trained on, by their prompt tokens.
+        options: the sizes and repeats that were asked for.
+        device: the device that trains.
+        clock: the clock that says whether there is time for more.
+        measured: the list that takes what is found.
     """
     if not clock.has_time(f"backend {backend}, {dtype}"):
         measured.checks.append(Check(name=f"backend {backend}, {dtype}", passed=None, detail="left out: no time"))
@@ -238,11 +238,11 @@ def run(
     """The whole stage.
 
     Args:
-        options: sizes and repeats.
-        folder: of the model.
-        groups: by prompt tokens.
-        device: where.
-        clock: says whether there is time.
+        options: the sizes and repeats that were asked for.
+        folder: the folder that holds the model.
+        groups: the groups that are trained on, by their prompt tokens.
+        device: the device that trains.
+        clock: the clock that says whether there is time for more.
     """
     shape = SHAPES[options.shape]
     row_tokens = min(groups) + options.num_responses * options.response_tokens

@@ -28,24 +28,24 @@ from rsgrpo.model.micro_batches import attention_pairs, balance
 from rsgrpo.model.setup import WorkerSpec
 from rsgrpo.types import TrainingGroup
 
-BASE = GroupShape(prompt_tokens=1024, response_tokens=64, num_responses=8, pages=4)
+BASE = GroupShape(prompt_tokens=1024, response_tokens=64, num_responses=8, num_images=4)
 SWEEPS: dict[str, list[GroupShape]] = {
     "prompt tokens": [dataclasses.replace(BASE, prompt_tokens=n) for n in (512, 1024, 2048, 4096)],
     "responses": [dataclasses.replace(BASE, num_responses=n) for n in (1, 4, 8, 16)],
-    "images": [dataclasses.replace(BASE, pages=n) for n in (0, 1, 4, 8)],
+    "images": [dataclasses.replace(BASE, num_images=n) for n in (0, 1, 4, 8)],
 }
-VALUE = {"prompt tokens": "prompt_tokens", "responses": "num_responses", "images": "pages"}
+VALUE = {"prompt tokens": "prompt_tokens", "responses": "num_responses", "images": "num_images"}
 
 
 def multiplications(shape: GroupShape, model: ModelShape) -> float:
-    """Of a forward pass over one group, in multiply-adds; images are half of the prompt in all."""
+    """Multiply-adds of a forward pass over one group; images are half of the prompt in all."""
     layer = 2 * model.hidden**2 * (1 + model.key_heads / model.heads) + 3 * model.hidden * model.intermediate
     lengths = [shape.response_tokens] * shape.num_responses
     pairs = attention_pairs(shape.prompt_tokens, lengths)
     language = model.layers * ((shape.prompt_tokens + sum(lengths)) * layer + 2 * pairs * model.hidden)
     head = sum(lengths) * model.hidden * model.vocabulary
     vision_layer = 4 * model.vision_hidden**2 + 3 * model.vision_hidden * model.vision_intermediate
-    patches = 4 * shape.prompt_tokens / 2 if shape.pages else 0
+    patches = 4 * shape.prompt_tokens / 2 if shape.num_images else 0
     # forward, and twice as much backward for what is trained
     return 3 * (language + head) + model.vision_layers * patches * vision_layer
 
@@ -61,22 +61,22 @@ def _medians(worker: MeasuredWorker, cases: list[list[TrainingGroup]], repeats: 
     return [
         dataclasses.replace(
             own[0],
-            seconds=statistics.median(one.seconds for one in own),
-            cpu_seconds=statistics.median(one.cpu_seconds for one in own),
+            seconds=statistics.median(measured.seconds for measured in own),
+            cpu_seconds=statistics.median(measured.cpu_seconds for measured in own),
         )
         for own in timings
     ]
 
 
 def sweep(options: argparse.Namespace, folder: Path, place: Path) -> list[dict[str, Any]]:
-    """A table row a case, relative to the first of its sweep."""
+    """A table row for each case, relative to the first of its sweep."""
     worker = MeasuredWorker.start(bench_config(budget=10**5, frozen=True), folder, num_threads=1)
     rows: list[dict[str, Any]] = []
     for name, shapes in SWEEPS.items():
         cases = [[build_group(shape, place / f"{name}-{i}")] for i, shape in enumerate(shapes)]
         medians = _medians(worker, cases, options.repeats)
         work = [multiplications(shape, SHAPES[options.shape]) for shape in shapes]
-        for shape, timing, one in zip(shapes, medians, work, strict=True):
+        for shape, timing, multiplied in zip(shapes, medians, work, strict=True):
             rows.append(
                 {
                     "what grows": name,
@@ -84,7 +84,7 @@ def sweep(options: argparse.Namespace, folder: Path, place: Path) -> list[dict[s
                     "seconds": round(timing.seconds, 3),
                     "cpu seconds": round(timing.cpu_seconds, 3),
                     "times the first": round(timing.cpu_seconds / medians[0].cpu_seconds, 2),
-                    "arithmetic": round(one / work[0], 2),
+                    "arithmetic": round(multiplied / work[0], 2),
                 }
             )
     worker.close()
@@ -114,7 +114,7 @@ def run_rank(rank: int, size: int, told: Any, options: argparse.Namespace, folde
 
 
 def ranks(options: argparse.Namespace, folder: Path, place: Path) -> list[dict[str, Any]]:
-    """A row a number of ranks."""
+    """A table row for each number of ranks."""
     rows: list[dict[str, Any]] = []
     for size in options.ranks:
         told = multiprocessing.get_context("spawn").Queue()

@@ -34,11 +34,11 @@ def written_image(width: int, height: int) -> Image.Image:
     """A page of text over a faint texture."""
     rng = np.random.default_rng(0)
     texture = rng.integers(225, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-    page = Image.fromarray(texture).resize((width, height), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(page)
+    image = Image.fromarray(texture).resize((width, height), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
     for top in range(40, height - 40, 22):
         draw.text((60, top), "Revenue of the third quarter grew by 12.4 % to 3.4 million " * 4, fill="black")
-    return page
+    return image
 
 
 def photograph(width: int, height: int) -> Image.Image:
@@ -51,7 +51,7 @@ def photograph(width: int, height: int) -> Image.Image:
 
 
 def as_before(ref: ImageRef) -> Image.Image:
-    """The old way in: no orientation, no judgement."""
+    """Read an image as it was read before: without its orientation, and without checks."""
     with Image.open(io.BytesIO(Path(ref.file).read_bytes())) as image:
         image.load()
         assert RULES.min_pixels is not None
@@ -61,7 +61,7 @@ def as_before(ref: ImageRef) -> Image.Image:
 
 
 def seconds(read: Callable[[], object]) -> tuple[float, float]:
-    """Of the clock and of the processor."""
+    """Seconds of the clock and of the processor."""
     start, cpu_start = time.perf_counter(), time.process_time()
     read()
     return time.perf_counter() - start, time.process_time() - cpu_start
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25)
     options = parser.parse_args()
-    pages = {
+    images = {
         "page_150_dpi": written_image(1240, 1754),
         "page_300_dpi": written_image(2480, 3508),
         "photograph": photograph(1600, 1200),
@@ -101,10 +101,10 @@ def main() -> None:
     settings: dict[str, dict[str, object]] = {"PNG": {"compress_level": 6}, "JPEG": {"quality": 90}}
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, page in pages.items():
+        for name, image in images.items():
             for kind, how in settings.items():
                 file = Path(folder) / f"{name}.{kind.lower()}"
-                page.save(file, kind, **how)
+                image.save(file, kind, **how)
                 found[f"{name} {kind}"] = measure(ImageRef(path=file.name, file=str(file)), options.rounds)
     worst = min(found, key=lambda name: found[name]["ratio"])
     report(

@@ -26,8 +26,8 @@ GAP, CAPTION, COLUMNS = 12, 34, 4
 
 def drawn_image(scale: int = 1, *, is_transparent: bool = False) -> Image.Image:
     """A page with a heading, lines of text and a coloured chart."""
-    page = Image.new("RGBA", (WIDTH * scale, HEIGHT * scale), (0, 0, 0, 0) if is_transparent else "white")
-    draw = ImageDraw.Draw(page)
+    image = Image.new("RGBA", (WIDTH * scale, HEIGHT * scale), (0, 0, 0, 0) if is_transparent else "white")
+    draw = ImageDraw.Draw(image)
     big, small = ImageFont.load_default(17 * scale), ImageFont.load_default(9 * scale)
     draw.text((8 * scale, 6 * scale), "Page 7, upright", fill="black", font=big)
     for index in range(7):
@@ -35,7 +35,7 @@ def drawn_image(scale: int = 1, *, is_transparent: bool = False) -> Image.Image:
     for index, (colour, tall) in enumerate([("crimson", 30), ("seagreen", 48), ("royalblue", 22), ("orange", 60)]):
         left = (14 + 32 * index) * scale
         draw.rectangle([left, (180 - tall) * scale, left + 22 * scale, 180 * scale], fill=colour)
-    return page
+    return image
 
 
 def encoded(image: Image.Image, kind: str, **settings: object) -> bytes:
@@ -61,11 +61,11 @@ def deep(kind: str) -> bytes:
 
 def scan(mode: str) -> bytes:
     """Twelve times the size, with lines one pixel thin below the heading, as 300 dpi scans have them."""
-    page = drawn_image(12).convert("L")
-    draw = ImageDraw.Draw(page)
+    image = drawn_image(12).convert("L")
+    draw = ImageDraw.Draw(image)
     for top in range(34 * 12, HEIGHT * 12, 29):
         draw.line([0, top, WIDTH * 12, top], fill=0, width=3)
-    return encoded(page.convert(mode), "PNG")
+    return encoded(image.convert(mode), "PNG")
 
 
 def half(fill: str) -> bytes:
@@ -112,7 +112,7 @@ def note(text: str) -> Image.Image:
 
 
 def as_plain_pillow(data: bytes) -> Image.Image:
-    """Resized, then converted, as many programs do."""
+    """An image resized and then converted with plain Pillow, as many programs do."""
     try:
         image = Image.open(io.BytesIO(data))
         return image.resize(image.size if max(image.size) <= HEIGHT else (WIDTH, HEIGHT)).convert("RGB")

@@ -17,7 +17,7 @@ def report(name: str, result: Mapping[str, object]) -> None:
     """Print one JSON object: the result, the machine, the versions.
 
     Args:
-        name: of the benchmark.
+        name: the name of the benchmark.
         result: what it measured.
     """
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -96,12 +96,12 @@ class Draw:
         self.random = generator
 
     def text(self, most: int) -> str:
-        """Up to so many words."""
+        """A text of at most so many words."""
         words = self.random.choices(WORDS, k=self.random.randint(0, most))
         return self.random.choice((" ", "", "  ")).join(words)
 
     def response(self) -> str:
-        """Tags and labels in disorder, or nearly in order."""
+        """A response with tags and labels in disorder, or nearly in order."""
         if self.random.random() < 0.5:
             segments = self.random.choices([*TAGS, *LABELS, *WORDS, *(" " * 9)], k=self.random.randint(0, 25))
             return "".join(segments)
@@ -211,7 +211,7 @@ def rouge(scorer: Any, said: str, gold: str) -> float:
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """What comes out, or that an error does; which one is the original's own affair."""
+    """What a call returns, or that it raises; which error it is does not matter."""
     try:
         return call()
     except (

@@ -96,9 +96,9 @@ def write_images(folder: Path) -> list[Path]:
     """Scans and photographs, PNG and JPEG by turns."""
     files = []
     for number in range(_FILES):
-        page = written_image(*SIZE) if number % 2 else photograph(*SIZE)
+        image = written_image(*SIZE) if number % 2 else photograph(*SIZE)
         files.append(folder / f"{number}.{'png' if number % 4 == 1 else 'jpg'}")
-        page.save(files[-1], quality=90)
+        image.save(files[-1], quality=90)
     return files
 
 
@@ -109,8 +109,8 @@ def before(refs: list[ImageRef], processor: Qwen2VLImageProcessor) -> tuple[floa
     for first in range(0, len(refs), 64):
         features = processor(images=[load_image(ref, RULES) for ref in refs[first : first + 64]], return_tensors="pt")
         lengths = features["image_grid_thw"].prod(dim=1).tolist()
-        kept += [one.to(torch.float32).clone() for one in features["pixel_values"].split(lengths)]
-    return time.perf_counter() - start, sum(one.nbytes for one in kept)
+        kept += [image_pixels.to(torch.float32).clone() for image_pixels in features["pixel_values"].split(lengths)]
+    return time.perf_counter() - start, sum(image_pixels.nbytes for image_pixels in kept)
 
 
 class CountedEncoder(PromptEncoder):
@@ -128,15 +128,15 @@ def now(
     """Seconds in all, and those of them in which the rows waited for pixels."""
     start, waited = time.perf_counter(), 0.0
     with closing(encoder.pixel_feed(rows)) as feed:
-        for pages in rows:
+        for shown_images in rows:
             begun = time.perf_counter()
             pixels = next(feed)
             waited += time.perf_counter() - begun
-            lengths = [len(pixels[page.ref]) for page in pages]
+            lengths = [len(pixels[image.ref]) for image in shown_images]
             row = encoder.live.add(torch.empty(sum(lengths), _NUMBERS))
-            for part, page in zip(row.split(lengths), pages, strict=True):
-                part.copy_(encoder.live.add(encoder.unpacked(pixels[page.ref])))
-            encoder.live.num_images -= 1 + len(pages)
+            for part, image in zip(row.split(lengths), shown_images, strict=True):
+                part.copy_(encoder.live.add(encoder.unpacked(pixels[image.ref])))
+            encoder.live.num_images -= 1 + len(shown_images)
             del pixels, part
             compute(row)
             del row
@@ -162,8 +162,8 @@ def main() -> None:
         files = write_images(Path(name))
         refs = [
             [
-                ImageRef(path=f"{prompt}/{page}", file=str(files[(prompt * arguments.pages + page) % _FILES]))
-                for page in range(arguments.pages)
+                ImageRef(path=f"{prompt}/{index}", file=str(files[(prompt * arguments.pages + index) % _FILES]))
+                for index in range(arguments.pages)
             ]
             for prompt in range(num_prompts)
         ]
@@ -175,7 +175,7 @@ def main() -> None:
         )
         encoder.live = LiveBytes()
         start = time.perf_counter()
-        shown = [list(encoder.pages(prompt).values()) for prompt in refs]
+        shown = [list(encoder.images(prompt).values()) for prompt in refs]
         header_seconds = time.perf_counter() - start
         half = arguments.response_tokens // 2
         lengths = np.random.default_rng(0).integers(half, 3 * half + 1, (num_prompts, arguments.responses))
@@ -183,16 +183,16 @@ def main() -> None:
             [
                 GroupSize(
                     sample_id=str(number),
-                    num_prompt_tokens=100 + sum(page.num_tokens for page in pages),
+                    num_prompt_tokens=100 + sum(image.num_tokens for image in shown_images),
                     response_lengths=tuple(lengths[number].tolist()),
                 )
-                for number, pages in enumerate(shown)
+                for number, shown_images in enumerate(shown)
             ],
             budget=arguments.micro_batch_tokens,
             share_prefix=True,
         )
         rows = [
-            list({page.ref: page for segment in segments for page in shown[segment.group]}.values())
+            list({image.ref: image for segment in segments for image in shown[segment.group]}.values())
             for segments in plan
         ]
         with Growth() as growth:

@@ -125,7 +125,7 @@ def plain_lines(file: Path) -> Iterable[object]:
 
 
 def count(records: Iterable[object]) -> int:
-    """Go through all."""
+    """Count the records of a reader."""
     return sum(1 for _ in records)
 
 

@@ -38,7 +38,7 @@ SHARE_OF_A_RESPONSE = 0.05
 
 
 def lengths(sample_id: str) -> list[int]:
-    """Of a question's responses, always the same."""
+    """Lengths of a question's responses in tokens, always the same ones."""
     chance = random.Random(sample_id)
     return [max(5, int(60 * chance.lognormvariate(0, 0.5))) for _ in range(SAMPLES)]
 
@@ -47,7 +47,7 @@ class WaitingEngine:
     """Decodes nothing, as slowly as an engine would.
 
     Args:
-        step_seconds: of a step without responses.
+        step_seconds: how long a step without responses takes, in seconds.
     """
 
     def __init__(self, step_seconds: float) -> None:
@@ -68,7 +68,9 @@ class WaitingEngine:
             num_responses = sum(len(left) for _, left in self._running)
             seconds += self._step_seconds * (1 + SHARE_OF_A_RESPONSE * num_responses)
             self.num_tokens += num_responses
-            self._running = [(request, [one - 1 for one in left if one > 1]) for request, left in self._running]
+            self._running = [
+                (request, [remaining - 1 for remaining in left if remaining > 1]) for request, left in self._running
+            ]
             groups += [answer(request) for request, left in self._running if not left]
             self._running = [entry for entry in self._running if entry[1]]
             num_steps += 1
@@ -80,7 +82,7 @@ class WaitingEngine:
         self._waiting, self._running = [], []
 
     def tokens_per_second(self, num_steps: int) -> float:
-        """With requests enough: of a call that ends before the first engine runs dry."""
+        """Tokens a second with enough requests: of a call that ends before the first engine runs out of them."""
         prompts = requests(10 * RUNNING, "alone")
         begin, tokens = time.perf_counter(), self.num_tokens
         self.advance(prompts)
@@ -115,7 +117,10 @@ def answer(request: RolloutRequest) -> RolloutGroup:
 
 def requests(number: int, name: str) -> list[RolloutRequest]:
     ids = [f"{name}-{index}" for index in range(number)]
-    prompted = [PromptedSample(sample=Sample(sample_id=one), prompt=ChatPrompt(sample_id=one, text="")) for one in ids]
+    prompted = [
+        PromptedSample(sample=Sample(sample_id=sample_id), prompt=ChatPrompt(sample_id=sample_id, text=""))
+        for sample_id in ids
+    ]
     return requests_for(prompted, num_samples=SAMPLES, sampling=SamplingConfig(), seed=0)
 
 
@@ -132,7 +137,7 @@ def timed_call(
         replaced=lambda number, died, others_live: None,
     )
     begin = time.perf_counter()
-    tokens = sum(len(one.token_ids) for group in call.groups() for one in group.rollouts)
+    tokens = sum(len(rollout.token_ids) for group in call.groups() for rollout in group.rollouts)
     return tokens / (time.perf_counter() - begin), queue.paces()
 
 

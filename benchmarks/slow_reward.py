@@ -29,7 +29,7 @@ from rsgrpo.config import RewardConfig, ScopeConfig
 
 
 def sleeping_reward(seconds: float) -> LoadedReward:
-    """Asynchronous; says 0 of every response after so many seconds."""
+    """An asynchronous reward that gives every response 0 after so many seconds."""
 
     async def judge(call: RewardCall) -> float:
         await asyncio.sleep(seconds)
@@ -85,7 +85,7 @@ def measure(setup: Setup, num_rounds: int, seconds: float) -> dict[str, object]:
         "step_seconds_without": round(statistics.median(found["without"]), 2),
         "step_seconds_with": round(statistics.median(found["with"]), 2),
         "more": round(statistics.median(more), 3),
-        "more_by_round": [round(one, 3) for one in more],
+        "more_by_round": [round(share, 3) for share in more],
         "target": 0.1,
     }
 

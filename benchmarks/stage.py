@@ -20,7 +20,7 @@ class Clock:
     """Progress with the time since the start, and whether something new may still begin.
 
     Args:
-        limit_seconds: after which nothing begins.
+        limit_seconds: the time after which nothing new begins, in seconds.
     """
 
     def __init__(self, limit_seconds: float) -> None:

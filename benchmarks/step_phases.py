@@ -25,8 +25,8 @@ def phases(rows: Sequence[MetricRow], skip: int) -> dict[str, object]:
     """Medians and shares over the reinforcement stage's steps.
 
     Args:
-        rows: of ``metrics.jsonl``.
-        skip: leave out as many steps at the beginning.
+        rows: the rows of ``metrics.jsonl``.
+        skip: how many steps at the beginning are left out.
     """
     steps = [row.values for row in rows if row.stage == "rl" and row.step > skip and "time/step" in row.values]
     if not steps:

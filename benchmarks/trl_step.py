@@ -67,7 +67,7 @@ class OnRequest(TrainerCallback):
         self._go()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Answer."""
+        """Write the seconds of the step as the answer."""
         self._hold()
         answer = {
             "seconds": self._seconds,

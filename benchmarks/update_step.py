@@ -68,12 +68,12 @@ class Clock:
         self.seconds = self.cpu_seconds = 0.0
 
     def start(self) -> None:
-        """Go on."""
+        """Let the stopwatch go on."""
         self.seconds -= time.perf_counter()
         self.cpu_seconds -= time.process_time()
 
     def stop(self) -> None:
-        """Hold."""
+        """Stop the stopwatch."""
         self.seconds += time.perf_counter()
         self.cpu_seconds += time.process_time()
 
@@ -130,11 +130,13 @@ class MeasuredWorker(PolicyWorker):
         """The same groups as TRL's trainer holds them after generation: everything once a response."""
         self.prepare(groups)
         sizes = [len(group.responses) for group in groups]
-        responses = [one for group in groups for one in group.responses]
+        responses = [response for group in groups for response in group.responses]
         prompts = [prompt for prompt, n in zip(self._prompts, sizes, strict=True) for _ in range(n)]
         prompt_ids = torch.stack([torch.from_numpy(prompt.token_ids) for prompt in prompts])
-        completion_ids = torch.stack([torch.from_numpy(one.token_ids.astype(np.int64)) for one in responses])
-        credit = torch.tensor([float(one.positive_weights[0] - one.negative_weights[0]) for one in responses])
+        completion_ids = torch.stack([torch.from_numpy(response.token_ids.astype(np.int64)) for response in responses])
+        credit = torch.tensor(
+            [float(response.positive_weights[0] - response.negative_weights[0]) for response in responses]
+        )
         work: dict[str, Any] = {
             "prompt_ids": prompt_ids,
             "prompt_mask": torch.ones_like(prompt_ids),
@@ -143,13 +145,13 @@ class MeasuredWorker(PolicyWorker):
             "advantages": credit * completion_ids.numel(),
             "num_items_in_batch": torch.tensor(float(completion_ids.numel())),
         }
-        pages = [page for prompt in prompts for page in prompt.images]
-        if pages:
-            pixels = [self._encoder.pixels(page) for page in pages]
+        images = [image for prompt in prompts for image in prompt.images]
+        if images:
+            pixels = [self._encoder.pixels(image) for image in images]
             ids = torch.cat([prompt_ids, completion_ids], dim=1)
             work |= {
                 "pixel_values": torch.cat(pixels),
-                "image_grid_thw": torch.tensor([page.grid for page in pages]),
+                "image_grid_thw": torch.tensor([image.grid for image in images]),
                 "num_images": [len(prompt.images) for prompt in prompts],
                 "mm_token_type_ids": (ids == self._encoder.image_token_id).int(),
             }
@@ -164,10 +166,10 @@ class TrlPeer:
     """TRL's trainer in a process of its own, which updates when it is asked to.
 
     Args:
-        options: of the command line.
-        folder: the model.
-        work: what it trains on.
-        place: for its files.
+        options: the options of the command line.
+        folder: the folder that holds the model.
+        work: what TRL trains on, as ``work_for_trl`` returns it.
+        place: the folder for the files that are exchanged with the process; made here.
     """
 
     def __init__(self, options: argparse.Namespace, folder: Path, work: dict[str, Any], place: Path) -> None:
@@ -237,15 +239,15 @@ def relative_gap(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) ->
     """|got - want| / |want| over all parameters together."""
     assert got.keys() == want.keys(), got.keys() ^ want.keys()
     apart = sum(float((got[name] - want[name]).double().square().sum()) for name in want)
-    return math.sqrt(apart / sum(float(one.double().square().sum()) for one in want.values()))
+    return math.sqrt(apart / sum(float(gradient.double().square().sum()) for gradient in want.values()))
 
 
 def summary(name: str, timings: list[Timing]) -> dict[str, Any]:
     """A row of the table: medians."""
     return {
         "path": name,
-        "seconds": round(statistics.median(one.seconds for one in timings), 3),
-        "cpu_seconds": round(statistics.median(one.cpu_seconds for one in timings), 3),
+        "seconds": round(statistics.median(timing.seconds for timing in timings), 3),
+        "cpu_seconds": round(statistics.median(timing.cpu_seconds for timing in timings), 3),
         "packed_tokens": timings[0].forward_tokens,
         "micro_batches": timings[0].micro_batches,
         "updates": len(timings),
@@ -282,7 +284,7 @@ def groups_of(options: argparse.Namespace, folder: Path) -> tuple[list[TrainingG
         prompt_tokens=options.prompt_tokens,
         response_tokens=options.response_tokens,
         num_responses=options.num_responses,
-        pages=options.pages,
+        num_images=options.pages,
     )
     groups = [
         build_group(shape, folder, seed=seed, num_groups=options.num_groups) for seed in range(options.num_groups)
@@ -331,8 +333,8 @@ def measure(options: argparse.Namespace, place: Path) -> None:
         rows,
         model=shape_text(model_shape),
         relative_gradient_gap=gaps,
-        single_seconds={name: [round(one.seconds, 3) for one in own] for name, own in timings.items()},
-        single_cpu_seconds={name: [round(one.cpu_seconds, 3) for one in own] for name, own in timings.items()},
+        single_seconds={name: [round(timing.seconds, 3) for timing in own] for name, own in timings.items()},
+        single_cpu_seconds={name: [round(timing.cpu_seconds, 3) for timing in own] for name, own in timings.items()},
         peak_memory_gib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         trl=peer.versions if peer else None,
     )

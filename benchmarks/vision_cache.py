@@ -55,25 +55,25 @@ class Bench:
         """The store as a later run finds it."""
         return ImageFeatures(self.tower, FeatureStore(folder, 2**34), processing="", device=self.device)
 
-    def process(self, page: ImageRef) -> dict[str, torch.Tensor]:
+    def process(self, image: ImageRef) -> dict[str, torch.Tensor]:
         """A page decoded and cut into patches."""
         return dict(
             self.processor(
-                images=[load_image(page, ImageRules(min_pixels=1, max_pixels=MAX_PIXELS))], return_tensors="pt"
+                images=[load_image(image, ImageRules(min_pixels=1, max_pixels=MAX_PIXELS))], return_tensors="pt"
             )
         )
 
-    def pixels(self, page: ImageRef) -> torch.Tensor:
+    def pixels(self, image: ImageRef) -> torch.Tensor:
         """Its patches."""
-        return self.process(page)["pixel_values"].float()
+        return self.process(image)["pixel_values"].float()
 
-    def show(self, page: ImageRef) -> torch.Tensor:
+    def show(self, image: ImageRef) -> torch.Tensor:
         """What the trainer does with a page."""
-        grid = self.features.grid(page)
+        grid = self.features.grid(image)
         if grid is None:
-            frames, rows, columns = self.process(page)["image_grid_thw"][0].tolist()
+            frames, rows, columns = self.process(image)["image_grid_thw"][0].tolist()
             grid = (int(frames), int(rows), int(columns))
-        found = self.features.features(page, grid, partial(self.pixels, page))
+        found = self.features.features(image, grid, partial(self.pixels, image))
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return found
@@ -93,22 +93,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bench = Bench(folder / "features", options.layers, torch.device(options.device))
-        pages = [write_image(folder, index, options.side) for index in range(options.pages + 1)]
-        bench.show(pages[-1])  # first call of everything
+        images = [write_image(folder, index, options.side) for index in range(options.pages + 1)]
+        bench.show(images[-1])  # first call of everything
         miss, hit, tower = [], [], []
         computed = []
-        for page in pages[:-1]:
+        for image in images[:-1]:
             start = time.perf_counter()
-            computed.append(bench.show(page))
+            computed.append(bench.show(image))
             miss.append(time.perf_counter() - start)
         bench.features = bench.opened(folder / "features")  # as a later run: nothing hashed yet
-        for page, expected in zip(pages, computed, strict=False):
+        for image, expected in zip(images, computed, strict=False):
             start = time.perf_counter()
-            found = bench.show(page)
+            found = bench.show(image)
             hit.append(time.perf_counter() - start)
             assert torch.equal(found, expected)
-        for page in pages[:-1]:
-            inputs = bench.process(page)
+        for image in images[:-1]:
+            inputs = bench.process(image)
             patches = inputs["pixel_values"].to(bench.device, bench.tower.dtype)
             grid = inputs["image_grid_thw"].to(bench.device)
             start = time.perf_counter()

@@ -43,7 +43,7 @@ def measure(setup: Setup, num_updates: int) -> dict[str, object]:
     return {
         "megabytes": round(num_bytes / 1e6, 1),
         "seconds": round(statistics.median(seconds), 4),
-        "seconds_of_each": [round(one, 4) for one in seconds],
+        "seconds_of_each": [round(duration, 4) for duration in seconds],
         "trainer_seconds": round(statistics.median(gather_seconds), 4),
         "engine_seconds": round(statistics.median(load_seconds), 4),
         "gigabytes_per_second": round(num_bytes / 1e9 / statistics.median(seconds), 3),

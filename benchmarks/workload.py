@@ -89,13 +89,13 @@ class GroupShape:
         prompt_tokens: of the prompt, image tokens included.
         response_tokens: of every response.
         num_responses: n.
-        pages: images, together half of the prompt; 0: text only.
+        num_images: how many images the prompt has, together half of the prompt; 0: text only.
     """
 
     prompt_tokens: int
     response_tokens: int
     num_responses: int
-    pages: int = IMAGES
+    num_images: int = IMAGES
 
 
 def tokenizer_of(vocabulary: int) -> Qwen2Tokenizer:
@@ -168,39 +168,39 @@ def build_model(shape: ModelShape, folder: Path, *, dtype: torch.dtype = torch.f
 
 def write_images(shape: GroupShape, folder: Path, seed: int) -> list[ImageRef]:
     """Noise pages with half of the prompt's tokens in all."""
-    if not shape.pages:
+    if not shape.num_images:
         return []
-    tokens = shape.prompt_tokens // 2 // shape.pages
+    tokens = shape.prompt_tokens // 2 // shape.num_images
     rows = max(1, math.isqrt(tokens))
     height, width = rows * _PIXELS_A_TOKEN, tokens // rows * _PIXELS_A_TOKEN
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    pages = []
-    for index in range(shape.pages):
+    images = []
+    for index in range(shape.num_images):
         file = folder / f"{seed}-{index}.png"
         Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(file)
-        pages.append(ImageRef(path=file.name, file=str(file)))
-    return pages
+        images.append(ImageRef(path=file.name, file=str(file)))
+    return images
 
 
 def build_group(shape: GroupShape, folder: Path, *, seed: int = 0, num_groups: int = 1) -> TrainingGroup:
     """A prompt of exactly ``prompt_tokens`` tokens, and random responses whose advantages sum to zero.
 
     Args:
-        shape: sizes.
-        folder: where pages are written.
-        seed: of pages, text, responses and advantages.
-        num_groups: of the step: credit is divided by the step's response tokens.
+        shape: the numbers of tokens, responses and images.
+        folder: the folder that the images are written to.
+        seed: the seed of images, text, responses and advantages.
+        num_groups: how many groups the step has: credit is divided by the response tokens of all.
     """
-    pages = write_images(shape, folder, seed)
+    images = write_images(shape, folder, seed)
     rng = np.random.default_rng(seed)
-    marks = "".join("<|vision_start|><|image_pad|><|vision_end|>" for _ in pages)
+    marks = "".join("<|vision_start|><|image_pad|><|vision_end|>" for _ in images)
     image_tokens = 0
-    if pages:
-        width, height = Image.open(pages[0].file).size
-        image_tokens = len(pages) * (width // _PIXELS_A_TOKEN) * (height // _PIXELS_A_TOKEN)
+    if images:
+        width, height = Image.open(images[0].file).size
+        image_tokens = len(images) * (width // _PIXELS_A_TOKEN) * (height // _PIXELS_A_TOKEN)
     frame = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
-    around = 3 + len("user") + len("assistant") + 3 + 2 * len(pages)  # special tokens, bytes, line breaks
+    around = 3 + len("user") + len("assistant") + 3 + 2 * len(images)  # special tokens, bytes, line breaks
     letters = "".join(rng.choice(list("abcdefghij klmnop"), shape.prompt_tokens - image_tokens - around))
     advantages = rng.normal(size=shape.num_responses)
     advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-6)
@@ -208,7 +208,7 @@ def build_group(shape: GroupShape, folder: Path, *, seed: int = 0, num_groups: i
     sample_id = f"q{seed}"
     return TrainingGroup(
         sample_id=sample_id,
-        prompt=ChatPrompt(sample_id=sample_id, text=f"{frame[0]}{marks}{letters}{frame[1]}", images=tuple(pages)),
+        prompt=ChatPrompt(sample_id=sample_id, text=f"{frame[0]}{marks}{letters}{frame[1]}", images=tuple(images)),
         prompt_token_ids=None,
         responses=tuple(
             TrainingResponse(

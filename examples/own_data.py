@@ -95,9 +95,9 @@ def write_data(folder: Path, pages: Path, questions: Path) -> None:
     """Write train.jsonl, test.jsonl, chat.json and imgs/.
 
     Args:
-        folder: where.
+        folder: the folder to write to.
         pages: folder with the images.
-        questions: the table.
+        questions: the table of questions, a CSV file.
 
     Raises:
         RsgrpoError: the table lacks a column.
@@ -160,7 +160,7 @@ def show(folder: Path) -> None:
     """Read what was written as a run reads it, and print it.
 
     Args:
-        folder: of the data set.
+        folder: the folder of the data set.
 
     Raises:
         DataError: a record cannot be used; the message names its line and what is wrong.

@@ -30,7 +30,7 @@ def run(config: Config) -> Path | None:
     """Run the stages that ``config.stage`` names.
 
     Args:
-        config: checked settings.
+        config: the checked settings of the run.
 
     Returns:
         The report's path; None where only a plan was asked for.

@@ -33,7 +33,7 @@ class PromptStream:
         self.position = position
 
     @property
-    def num_questions(self) -> int:
+    def num_prompts(self) -> int:
         """Questions of the data set."""
         return len(self._prompted)
 
@@ -48,7 +48,7 @@ class PromptStream:
         """The next ``count`` questions, no id twice.
 
         Args:
-            count: how many.
+            count: how many questions to take.
             without: sample ids to pass over, such as groups carried over into the same step.
 
         Raises:

@@ -102,7 +102,7 @@ class RsGrpoState:
         """Let groups of a checkpoint look for their pages where the data lie now: the run folder may have moved.
 
         Args:
-            prompts: of this process, whose groups they are by sample id.
+            prompts: the prompts of this process, to which groups belong by sample id.
         """
         by_id = {prompt.sample.sample_id: prompt for prompt in prompts}
 
@@ -176,7 +176,7 @@ def check_staleness(groups: Sequence[ScoredGroup], *, trained_version: int, max_
     """Refuse groups that were sampled under weights too old, or newer than the policy's.
 
     Args:
-        groups: with version stamps from the engine.
+        groups: the groups, whose tokens carry the version of the weights that drew them.
         trained_version: the policy's version when it trains on them.
         max_age: how many updates older their weights may be.
 
@@ -203,7 +203,7 @@ class RsGrpo:
         config: the run's settings.
         policy: the ranks that hold the weights.
         engine: the rollout workers.
-        scorer: the rewards.
+        scorer: the rewards that score responses.
         prompts: what to train on.
         state: where to go on.
 
@@ -245,7 +245,7 @@ class RsGrpo:
         """Sample, score, credit, update, and give the engines the new weights.
 
         Args:
-            is_last: no step follows, so that nothing is to be sampled ahead.
+            is_last: whether no step follows, so that nothing is to be sampled ahead.
         """
         clock = Stopwatch()
         batch = self.state.prefetched or self.collect(self.state.step, trained_version=self.policy.version)
@@ -409,7 +409,7 @@ class RsGrpo:
             held = {group.sample_id for group in kept}
             request = _request_size(wanted - len(kept), self.state.acceptance_rate, most=2 * wanted)
             # A small data set may hold fewer: then the step trains on what there is.
-            request = min(request, self.stream.num_questions - len(held))
+            request = min(request, self.stream.num_prompts - len(held))
             if not request:
                 break
             prompted = self.stream.take(request, without=held)

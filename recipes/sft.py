@@ -65,8 +65,8 @@ def training_groups(
     """Conversations as training groups.
 
     Args:
-        conversations: of one optimizer step.
-        tokenizer: the policy's.
+        conversations: the conversations of one optimizer step.
+        tokenizer: the policy's tokenizer.
         image_tokens: how many positions an image takes.
 
     Returns:
@@ -76,8 +76,8 @@ def training_groups(
     num_targets = sum(int(is_target.sum()) for _, is_target in encoded)
     return [
         TrainingGroup(
-            sample_id=one.sample_id,
-            prompt=one.prompt,
+            sample_id=conversation.sample_id,
+            prompt=conversation.prompt,
             prompt_token_ids=None,
             responses=(
                 TrainingResponse(
@@ -85,11 +85,11 @@ def training_groups(
                     token_ids=ids,
                     positive_weights=(is_target / num_targets).astype(np.float32),
                     negative_weights=np.zeros(len(ids), dtype=np.float32),
-                    images=tuple(image for part in one.parts for image in part.images),
+                    images=tuple(image for part in conversation.parts for image in part.images),
                 ),
             ),
         )
-        for one, (ids, is_target) in zip(conversations, encoded, strict=True)
+        for conversation, (ids, is_target) in zip(conversations, encoded, strict=True)
     ]
 
 
@@ -99,7 +99,7 @@ class SupervisedTraining:
     Args:
         phase: what it trains on, and how.
         policy: the ranks that hold the weights.
-        tokenizer: the policy's.
+        tokenizer: the policy's tokenizer.
         image_tokens: how many positions an image takes.
         state: where to go on.
     """
@@ -139,6 +139,6 @@ class SupervisedTraining:
         scored = self.policy.score(groups)
         # The weights of all targets together are 1: their sum is the mean.
         return -sum(
-            float(np.dot(one.logprobs.astype(np.float64), group.responses[0].positive_weights.astype(np.float64)))
-            for one, group in zip(scored, groups, strict=True)
+            float(np.dot(response.logprobs.astype(np.float64), group.responses[0].positive_weights.astype(np.float64)))
+            for response, group in zip(scored, groups, strict=True)
         )

@@ -59,19 +59,19 @@ class ConversationSource(Protocol):
         """The next conversations."""
 
     def held_out(self) -> list[Conversation]:
-        """Those that training does not see."""
+        """The conversations that training does not see."""
 
     def close(self) -> None:
-        """Nothing more will be taken."""
+        """End the source: nothing more will be taken from it."""
 
 
 class TrajectorySource:
     """Tagged trajectories that were read and checked before.
 
     Args:
-        prompts: with gold responses; the last ones are held out.
-        seed: of the order.
-        num_held_out: how many, but at most a tenth.
+        prompts: samples with gold responses and their prompts; the last ones are held out.
+        seed: the seed of the order.
+        num_held_out: how many are held out, but at most a tenth.
     """
 
     def __init__(self, prompts: Sequence[PromptedSample], *, seed: int, num_held_out: int) -> None:
@@ -87,31 +87,33 @@ class TrajectorySource:
         """The next conversations, in a new random order every epoch."""
         self._stream.position = position
         taken = self._stream.take(count)
-        return Taken(conversations=[_trajectory(item) for item in taken], position=self._stream.position, skipped=())
+        return Taken(
+            conversations=[_trajectory(prompted) for prompted in taken], position=self._stream.position, skipped=()
+        )
 
     def held_out(self) -> list[Conversation]:
         """The last trajectories."""
-        return [_trajectory(one) for one in self._held_out]
+        return [_trajectory(prompted) for prompted in self._held_out]
 
     def close(self) -> None:
-        """There is nothing to do."""
+        """Do nothing: trajectories are held in memory."""
 
 
-def _trajectory(question: PromptedSample) -> Conversation:
-    gold = response_behind(question.prompt, question.sample.gold_response)
+def _trajectory(prompted: PromptedSample) -> Conversation:
+    gold = response_behind(prompted.prompt, prompted.sample.gold_response)
     answer = ResponsePart(text=gold + TURN_END, is_target=True)
-    return Conversation(sample_id=question.sample.sample_id, prompt=question.prompt, parts=(answer,))
+    return Conversation(sample_id=prompted.sample.sample_id, prompt=prompted.prompt, parts=(answer,))
 
 
 class MixtureSource:
     """A mixture; what is wrong with a conversation beyond its record shows when it is taken.
 
     Args:
-        mixture: the data.
-        builder: writes conversations.
+        mixture: the data sets that are mixed.
+        builder: builds conversations of samples.
         config: limits, and what to do about defects.
-        max_tokens: of a conversation; 0: what fits into a forward pass.
-        tokenizer: the policy's.
+        max_tokens: the most tokens of a conversation; 0: what fits into a forward pass.
+        tokenizer: the policy's tokenizer.
         image_tokens: how many positions an image takes.
 
     Attributes:

@@ -201,18 +201,18 @@ def _rl_line(report: StepReport, num_steps: int, weights: Mapping[str, float]) -
     return step_line("rl", report.step, num_steps, shown)
 
 
-def planned_steps(settings: RlConfig, num_questions: int) -> int:
+def planned_steps(settings: RlConfig, num_prompts: int) -> int:
     """How many steps reinforcement learning takes.
 
     Args:
-        settings: of the stage.
-        num_questions: to train on; where they are fewer than a step wants, each step has all of them.
+        settings: the settings of the stage.
+        num_prompts: how many prompts are trained on; where they are fewer than a step wants, each step has all of them.
 
     Example:
         Four epochs of 3 questions with ``prompts_per_step=8``: 4 steps of 3.
     """
-    per_step = max(1, min(settings.prompts_per_step, num_questions))
-    by_epochs = max(1, settings.num_epochs * num_questions // per_step)
+    per_step = max(1, min(settings.prompts_per_step, num_prompts))
+    by_epochs = max(1, settings.num_epochs * num_prompts // per_step)
     return min(by_epochs, settings.max_steps) if settings.max_steps else by_epochs
 
 
@@ -222,8 +222,8 @@ def step_note(report: StepReport, num_wanted: int) -> str:
     A line of its own, or it would be cut. A few groups fewer are common (``selection/filled_frac`` has them all).
 
     Args:
-        report: of the step.
-        num_wanted: groups that the step could have had.
+        report: what the step reported.
+        num_wanted: how many groups the step could have had.
     """
     if not report.credited:
         return f"step {report.step}: no reward varied in any group: nothing to learn from"

@@ -66,7 +66,7 @@ class RewardCall:
         """Width and height, in pixels, at which the model saw one of the sample's images.
 
         Args:
-            image_index: 0-based.
+            image_index: the index of the image, from 0.
 
         Raises:
             RewardError: no model's processor is known where this reward runs.
@@ -139,7 +139,7 @@ def needs_gold(*sections: str, answer_in: str = "") -> Callable[[RewardCallable 
     ``positive_images`` name fields of the sample that must not be empty.
 
     Args:
-        sections: names of sections and fields.
+        sections: the names of sections and fields.
         answer_in: keyword argument of the function that names the section with the answer, where that is no fixed one;
             it is then needed like ``answer``.
 
@@ -159,7 +159,7 @@ def reads_sections(
     """Declare which sections a reward reads: one that ``response.sections`` lacks is refused before a run starts.
 
     Args:
-        names: of sections that the function knows by name, or ``IMAGE_LINES``.
+        names: the sections that the function knows by name, or ``IMAGE_LINES``.
         arguments: keyword arguments of the function that name a section, or a list of sections.
 
     Example:

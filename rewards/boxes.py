@@ -74,8 +74,8 @@ def response_boxes(parsed: ParsedResponse, section: str = "") -> tuple[WrittenBo
     """The boxes of a response, or of one of its sections only.
 
     Args:
-        parsed: the response.
-        section: a declared one, of a repeatable one every place where it stands; empty: the whole response.
+        parsed: the response, cut into its sections.
+        section: the declared section to look in (every place where a repeatable one stands); empty: the whole response.
 
     Returns:
         Boxes in order; none where the section's opening tag is absent.
@@ -93,9 +93,9 @@ def rectangle(written: WrittenBox, width: float, height: float) -> Box | None:
     """A written box as shares of the page.
 
     Args:
-        written: the numbers.
+        written: the numbers as they are written.
         width: what the page's whole width counts: 1000, 1, or its pixels.
-        height: likewise.
+        height: what the page's whole height counts: 1000, 1, or its pixels.
 
     Returns:
         The rectangle; None if it is malformed: corners swapped or equal in a coordinate, or outside of the page.

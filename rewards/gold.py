@@ -27,7 +27,7 @@ def gold_answers(sample: Sample, response_format: ResponseFormat = EVISRAG, sect
     or, for a question that the pages do not answer, the three refusals of the EVisRAG evaluation.
 
     Args:
-        sample: the question.
+        sample: the sample that holds gold and answers.
         response_format: the declared sections.
         section: the one that holds the answer.
     """
@@ -46,7 +46,7 @@ def gold_problem(
     """What a sample's gold lacks of what a reward needs.
 
     Args:
-        sample: the question.
+        sample: the sample that should hold gold.
         needed: declared sections, or fields of the sample.
         response_format: the declared sections.
         answer_section: the one among ``needed`` for which, without a gold response, ``Sample.answers`` will do.

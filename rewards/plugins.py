@@ -49,7 +49,7 @@ def load_rewards(
     """Load every configured reward.
 
     Args:
-        configs: by name.
+        configs: the settings of each reward, by its name.
         base_folder: what ``path/to/file.py:function`` is relative to.
         response_format: the declared sections.
 

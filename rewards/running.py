@@ -156,8 +156,8 @@ class AsyncCalls:
         """Start a call.
 
         Args:
-            reward: an asynchronous one.
-            argument: of its function.
+            reward: the asynchronous reward to call.
+            argument: what its function is called with.
 
         Raises:
             RewardError: an earlier call failed.

@@ -62,7 +62,7 @@ def locate_scope(
 
     Args:
         scope: ``{start, stop}``, ``{section}`` or ``{pattern}``.
-        parsed: the response.
+        parsed: the response, cut into its sections.
         token_char_starts: [R] int32, see ``Rollout``.
         on_missing: ``skip`` or ``whole``.
 
@@ -88,8 +88,8 @@ def locate_scopes(
     """The tokens of all scopes of one response, with a single search over its offsets.
 
     Args:
-        requests: scopes.
-        parsed: the response.
+        requests: the scopes to locate.
+        parsed: the response, cut into its sections.
         token_char_starts: [R] int32, see ``Rollout``.
         num_images: how many entries an ``evidence_line`` scope gives.
 
@@ -158,7 +158,7 @@ def _tag_range(parsed: ParsedResponse, scope: ScopeConfig, is_whole: bool) -> _R
 
 def _section_range(parsed: ParsedResponse, name: str, is_whole: bool) -> _Range:
     """Every place where the section stands: one, unless it is repeatable."""
-    ranges = tuple((one.start, _closing_edge(parsed, one.stop)) for one in parsed.all_of(name))
+    ranges = tuple((section.start, _closing_edge(parsed, section.stop)) for section in parsed.all_of(name))
     return (ranges, True, -1) if ranges else _absent(parsed, is_whole)
 
 

@@ -41,8 +41,8 @@ class Scorer:
         """Take loaded rewards; their order is the order of ``ScoredRollout.rewards``.
 
         Args:
-            rewards: to judge by.
-            view: at which size the model sees pages; None: not known, so that a reward that asks for it raises.
+            rewards: the rewards to judge by.
+            view: says at which size the model sees images; None: not known, so that a reward that asks for it raises.
             response_format: the declared sections, by which responses and gold are taken apart.
         """
         self.rewards = tuple(rewards)
@@ -56,7 +56,7 @@ class Scorer:
         earn 1.
 
         Args:
-            samples: training questions.
+            samples: the samples to train on.
 
         Raises:
             RewardError: names the reward, how many samples, and the first of them.

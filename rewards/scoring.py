@@ -33,7 +33,7 @@ class Scoring:
     """Judges the groups of one step. Close it, whether or not it came to its end.
 
     Args:
-        rewards: to judge by; their order is the order of ``ScoredRollout.rewards``.
+        rewards: the rewards to judge by; their order is the order of ``ScoredRollout.rewards``.
         image_sizes: gives a sample's image sizes, for the rewards that ask; None: not known.
         response_format: the declared sections.
 

@@ -17,9 +17,9 @@ def rollout_of(request: RolloutRequest, completion: Any, table: TokenTable) -> R
     """A finished response.
 
     Args:
-        request: that it answers.
+        request: the request that the completion answers.
         completion: vLLM's ``CompletionOutput``, with flat log-probabilities.
-        table: gives the text of its tokens, and where each begins in it.
+        table: the token table, which gives the text of tokens and where each begins in it.
     """
     ids = np.asarray(completion.token_ids, dtype=np.int32)
     versions = token_versions(completion.weight_versions)

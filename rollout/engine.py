@@ -31,7 +31,7 @@ class RolloutEngine(Protocol):
             prompted: the questions, with different sample ids.
             num_samples: n, responses a question.
             sampling: how to draw them.
-            seed: with each sample's id it fixes every response, whichever worker draws it.
+            seed: the seed; with each sample's id it fixes every response, whichever worker draws it.
 
         Yields:
             One group per question, in the order in which they are complete. Close it where it may not be used up: the

@@ -21,8 +21,8 @@ class ImageEmbeds:
 
     Args:
         config: the run's settings.
-        model_folder: whose tower it is; every stage has the same.
-        features_folder: of the store.
+        model_folder: the folder of the model whose vision tower is used; it is the same in every stage.
+        features_folder: the folder of the feature store.
         device: ``cpu`` or ``gpu``.
     """
 
@@ -42,15 +42,17 @@ class ImageEmbeds:
         """What stands for a prompt's pages in ``multi_modal_data``.
 
         Args:
-            refs: at least one page, in the prompt's order.
+            refs: the images in the prompt's order, at least one.
 
         Returns:
             ``image_embeds`` [tokens of all pages, H] and ``image_grid_thw`` [pages, 3].
         """
-        known = self._encoder.pages(refs)
-        pages = [known[ref] for ref in refs]
-        features = [self._features.features(page.ref, page.grid, partial(self._encoder.pixels, page)) for page in pages]
+        known = self._encoder.images(refs)
+        images = [known[ref] for ref in refs]
+        features = [
+            self._features.features(image.ref, image.grid, partial(self._encoder.pixels, image)) for image in images
+        ]
         return {
             "image_embeds": torch.cat(features).cpu(),
-            "image_grid_thw": torch.tensor([page.grid for page in pages]),
+            "image_grid_thw": torch.tensor([image.grid for image in images]),
         }

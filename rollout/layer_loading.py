@@ -17,7 +17,7 @@ def begin_loading(worker: Any) -> None:
     """Open a weight update from the object store: vLLM sets its layers up as they were before the first loading.
 
     Args:
-        worker: vLLM's.
+        worker: vLLM's worker, which holds the model.
     """
     initialize_layerwise_reload(worker.model_runner.get_model())
 
@@ -26,8 +26,8 @@ def load_bucket(worker: Any, bucket: WeightBucket) -> None:
     """Load named tensors in the checkpoint's layout; a layer is laid out anew when all of it has come.
 
     Args:
-        worker: vLLM's.
-        bucket: what the trainer sent.
+        worker: vLLM's worker, which holds the model.
+        bucket: the bucket that the trainer sent.
     """
     with set_current_vllm_config(worker.vllm_config):
         worker.model_runner.get_model().load_weights(bucket_tensors(bucket))
@@ -48,7 +48,7 @@ def unfinished_layers(worker: Any, is_complete: bool) -> list[str]:
     layer for which nothing came. The latter is right only where the trainer left it out because it never changes.
 
     Args:
-        worker: vLLM's.
+        worker: vLLM's worker, which holds the model.
         is_complete: whether the update was to hold all parameters.
 
     Returns:

@@ -209,8 +209,8 @@ class RolloutPool:
         """Values of calls to workers, without those that died under them.
 
         Args:
-            calls: by the worker's number.
-            what: the worker was to do.
+            calls: the calls under way, by the number of the worker.
+            what: what the worker was to do, for the message.
         """
         timeout = self._config.rollout.generate_timeout_seconds
         values: dict[int, Any] = {}

@@ -19,14 +19,14 @@ class PromptRenderer(Generic[Prompt]):
     """Renders in a thread of its own, in order: vLLM's cache of images goes by the order on both of its ends.
 
     Args:
-        render: makes the prompt of a request and its pages; called in that thread.
-        pages: of requests, one after the other, as ``render`` wants them.
-        max_ahead: prompts that lie ready at most.
+        render: makes the prompt of a request from its images; called in that thread.
+        images: yields the images of each request in turn, as ``render`` wants them.
+        max_ahead: how many prompts lie ready at most.
 
     Example:
         ::
 
-            renderer = PromptRenderer(render, pages, max_ahead=4)
+            renderer = PromptRenderer(render, images, max_ahead=4)
             renderer.put(requests)
             while len(renderer):
                 request, prompt = renderer.take()
@@ -35,12 +35,12 @@ class PromptRenderer(Generic[Prompt]):
     def __init__(
         self,
         render: Callable[[RolloutRequest, tuple[Image.Image, ...]], Prompt],
-        pages: Callable[[Sequence[RolloutRequest]], Generator[tuple[Image.Image, ...], None, None]],
+        images: Callable[[Sequence[RolloutRequest]], Generator[tuple[Image.Image, ...], None, None]],
         *,
         max_ahead: int,
     ) -> None:
         self._render = render
-        self._images = pages
+        self._images = images
         self._max_ahead = max_ahead
         self._changed = threading.Condition()
         self._waiting: deque[RolloutRequest] = deque()
@@ -105,11 +105,11 @@ class PromptRenderer(Generic[Prompt]):
                 self._changed.notify_all()
 
     def _render_batch(self, batch: Sequence[RolloutRequest]) -> None:
-        with closing(self._images(batch)) as pages:
+        with closing(self._images(batch)) as images:
             for request in batch:
                 prompt: Prompt | Exception
                 try:
-                    prompt = self._render(request, next(pages))
+                    prompt = self._render(request, next(images))
                 except Exception as error:  # the taker's to raise, once all prompts before it were taken
                     prompt = error
                 if not self._offer(request, prompt):

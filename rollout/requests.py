@@ -36,7 +36,7 @@ class RolloutRequest:
 
     @property
     def sample_id(self) -> str:
-        """Whose answer is wanted."""
+        """The id of the sample that is to be answered."""
         return self.prompted.sample.sample_id
 
 
@@ -66,7 +66,9 @@ def longest_first(requests: Sequence[RolloutRequest]) -> list[RolloutRequest]:
     prompt's text. Lengths of earlier responses are not asked: few questions come twice in a run, and the order, which
     sampling depends on, has to be the same after a resume.
     """
-    return sorted(requests, key=lambda one: (-len(one.prompted.prompt.images), -len(one.prompted.prompt.text)))
+    return sorted(
+        requests, key=lambda request: (-len(request.prompted.prompt.images), -len(request.prompted.prompt.text))
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,10 +111,10 @@ class RequestQueue:
     An engine alone is dealt by nothing but numbers of requests, so that its batches come the same again.
 
     Args:
-        requests: with different sample ids.
-        engines: their numbers.
-        capacity: requests that keep an engine busy.
-        paces: of the engines in the last call, as far as known.
+        requests: the requests to deal out, with different sample ids.
+        engines: the numbers of the engines.
+        capacity: how many requests keep an engine busy.
+        paces: how fast each engine was in the last call, as far as known.
 
     Raises:
         RolloutError: two requests have the same sample id.
@@ -182,9 +184,9 @@ class RequestQueue:
         """Note an engine's answers, and say what it takes in their place.
 
         Args:
-            number: the engine's.
-            num_tokens: response tokens by sample id.
-            now_seconds: on the clock of ``deal``.
+            number: the number of the engine.
+            num_tokens: how many response tokens it gave, by sample id.
+            now_seconds: the time on the clock of ``deal``, in seconds.
         """
         engine = self._engines[number]
         for sample_id, count in num_tokens.items():
@@ -233,8 +235,8 @@ class RequestQueue:
         """As many requests as keep an engine busy: one that comes in the middle of a call, or when another was lost.
 
         Args:
-            number: the engine's.
-            now_seconds: on the clock of ``deal``.
+            number: the number of the engine.
+            now_seconds: the time on the clock of ``deal``, in seconds.
         """
         engine = self._engines.setdefault(number, _Engine())
         room = min(self._capacity - len(engine.held), len(self._waiting))

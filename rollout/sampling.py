@@ -22,11 +22,11 @@ class SamplingCall:
 
     Args:
         workers: the engines' actors, by number.
-        queue: who answers what.
-        timeout_seconds: how long an engine may say nothing.
-        sending: held while requests are sent: nobody else's calls to the workers come in between.
-        replaced: called with the number and the actor of an engine that died, and whether others live; gives the actor
-            that takes its place at once, or None: the others finish without it.
+        queue: the queue, which decides which engine answers what.
+        timeout_seconds: how long an engine may say nothing, in seconds.
+        sending: the lock that is held while requests are sent: nobody else's calls to the workers come in between.
+        replaced: is called with the number and the actor of an engine that died, and whether others live; gives the
+            actor that takes its place at once, or None: the others finish without it.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ def suppress_tokens(worker: Any, token_ids: Sequence[int]) -> None:
     tokens and 256 requests that took a tenth of the time.
 
     Args:
-        worker: vLLM's.
-        token_ids: to be suppressed.
+        worker: vLLM's worker, which holds the model.
+        token_ids: the ids of the tokens that no response may contain.
     """
     model = worker.model_runner.get_model().language_model
     bias = torch.zeros(model.logits_processor.vocab_size, dtype=worker.model_config.dtype, device=worker.device)

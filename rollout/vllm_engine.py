@@ -96,7 +96,7 @@ class VllmEngine:
     """vLLM with real weights, greedy or sampled, log-probabilities at the sampling temperature.
 
     Args:
-        spec: settings, model folder, device.
+        spec: what the engine is built from: settings, model folder, device.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -169,7 +169,7 @@ class VllmEngine:
         """Take further requests, and sample until some are answered.
 
         Args:
-            requests: queued behind those that wait.
+            requests: new requests, which queue behind those that wait.
 
         Returns:
             The groups that are complete; none if it takes longer, or nothing is left to do.
@@ -213,15 +213,15 @@ class VllmEngine:
 
     def _images(self, requests: Sequence[RolloutRequest]) -> Generator[tuple[Image.Image, ...], None, None]:
         """Decoded pages of each request; none where their features are fed."""
-        return self._feed.pages([() if self._embeds else request.prompted.prompt.images for request in requests])
+        return self._feed.images([() if self._embeds else request.prompted.prompt.images for request in requests])
 
-    def _render(self, request: RolloutRequest, pages: tuple[Image.Image, ...]) -> Any:
+    def _render(self, request: RolloutRequest, decoded: tuple[Image.Image, ...]) -> Any:
         """What vLLM makes of a prompt: token ids with images expanded, and the images' pixels for the model."""
         prompt = request.prompted.prompt
         ids = self._tokenizer.encode(prompt.text, add_special_tokens=False)
         tokens = TokensPrompt(prompt_token_ids=ids)
         if prompt.images:
-            images = list(pages) if self._embeds is None else self._embeds.of(prompt.images)
+            images = list(decoded) if self._embeds is None else self._embeds.of(prompt.images)
             tokens["multi_modal_data"] = {"image": images}
         return self._llm.llm_engine.renderer.render_cmpl([tokens])[0]
 
@@ -255,8 +255,8 @@ class VllmEngine:
             prompt=request.prompted.prompt,
             prompt_token_ids=np.asarray(output.prompt_token_ids, dtype=np.int32),
             rollouts=tuple(
-                rollout_of(request, one, self._table)
-                for one in sorted(output.outputs, key=lambda completion: completion.index)
+                rollout_of(request, completion, self._table)
+                for completion in sorted(output.outputs, key=lambda completion: completion.index)
             ),
         )
 
@@ -264,8 +264,8 @@ class VllmEngine:
         """Replace weights in place.
 
         Args:
-            buckets: all of them, or those that training changes, in checksum order.
-            version: stamp and checksum.
+            buckets: all buckets, or those that training changes, in checksum order.
+            version: the version of the weights, and their checksum.
             is_complete: whether all of the model's parameters are in them.
 
         Raises:
@@ -314,7 +314,7 @@ class VllmEngine:
         """Load a bucket from the trainer's GPUs.
 
         Args:
-            bucket: what the trainer staged.
+            bucket: the bucket that the trainer staged.
 
         Returns:
             The checksum of what came in, one for each GPU.
@@ -325,7 +325,7 @@ class VllmEngine:
         """Close a weight update from the trainer's GPUs.
 
         Args:
-            version: stamp of the responses from here on.
+            version: the version that responses are stamped with from here on.
             is_complete: whether all of the model's parameters were sent.
 
         Raises:
@@ -340,7 +340,7 @@ class VllmEngine:
         vLLM's level 1: level 2 would forget the weights, of which only those that training changes come anew.
 
         Args:
-            parts: nothing, the weights, or all.
+            parts: what stays on the GPU: nothing, the weights, or all.
         """
         with self._engine_alive():
             if parts < self._on_gpu:

@@ -26,8 +26,8 @@ def call_pickled(worker: Any, call: bytes) -> Any:
     Between its own processes vLLM turns records into dictionaries and arrays into tuples.
 
     Args:
-        worker: vLLM's.
-        call: function and arguments.
+        worker: vLLM's worker, on which the function is called.
+        call: the pickled function and its arguments.
     """
     function, arguments = pickle.loads(call)
     return function(worker, *arguments)
@@ -55,7 +55,7 @@ def tie_head(model: Any) -> None:
     """Let a tied head follow the embedding, once that is loaded.
 
     Args:
-        model: vLLM's.
+        model: vLLM's model, whose head is tied to its embedding.
     """
     language = model.language_model
     if language.config.tie_word_embeddings:
@@ -69,7 +69,7 @@ class CountedModel:
     """A model that adds up the checksum of the weights on their way in.
 
     Args:
-        model: vLLM's; loads what passes.
+        model: vLLM's model, which loads the weights that pass.
     """
 
     def __init__(self, model: Any) -> None:
@@ -90,11 +90,11 @@ def join_trainer(worker: Any, kind: str, group: str, first_member: int, num_memb
     """Tell vLLM's transfer how buckets come.
 
     Args:
-        worker: vLLM's.
+        worker: vLLM's worker, which holds the model.
         kind: ``cuda_ipc`` or ``nccl``.
-        group: ``nccl``: the id to meet under.
-        first_member: ``nccl``: member number of this engine's first worker.
-        num_members: ``nccl``: trainer and all engine workers.
+        group: the id of the group to meet under; ``nccl`` only.
+        first_member: the member number of this engine's first worker; ``nccl`` only.
+        num_members: how many members there are, trainer and all engine workers; ``nccl`` only.
     """
     how: dict[str, object] = {"packed": True}
     if kind == "nccl":
@@ -117,8 +117,8 @@ def receive_bucket(worker: Any, bucket: StagedBucket) -> int:
     """Let vLLM's transfer load a bucket.
 
     Args:
-        worker: vLLM's.
-        bucket: what the trainer staged.
+        worker: vLLM's worker, which holds the model.
+        bucket: the bucket that the trainer staged.
 
     Returns:
         The checksum of what came in.

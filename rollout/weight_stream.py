@@ -21,8 +21,8 @@ class WeightStream:
     """Hands each staged bucket to all engines, and compares checksums.
 
     Args:
-        gpus_per_engine: ``rollout.tensor_parallel_size``.
-        timeout_seconds: for one call to the engines.
+        gpus_per_engine: how many GPUs an engine has (``rollout.tensor_parallel_size``).
+        timeout_seconds: how long one call to the engines may take, in seconds.
     """
 
     def __init__(self, *, gpus_per_engine: int, timeout_seconds: float) -> None:
@@ -38,9 +38,9 @@ class WeightStream:
         """Update all engines.
 
         Args:
-            engines: their actors.
-            sender: the trainer's end.
-            version: of the weights.
+            engines: the actors of the engines.
+            sender: the trainer's end of the transfer, which stages the buckets.
+            version: the version of the weights that are sent.
             is_complete: whether all parameters are sent.
 
         Raises:
@@ -55,7 +55,7 @@ class WeightStream:
                 if found != [bucket.checksum] * self._gpus_per_engine:
                     raise RolloutError(
                         f"rollout worker {index} got weights of version {version} with checksums "
-                        f"{', '.join(f'{one:08x}' for one in found)}, sent was {bucket.checksum:08x} "
+                        f"{', '.join(f'{checksum:08x}' for checksum in found)}, sent was {bucket.checksum:08x} "
                         f"({bucket.names[0]} and {len(bucket.names) - 1} more); the transfer is broken: try "
                         "rollout.weight_transfer=object_store"
                     )

@@ -16,9 +16,9 @@ def explained(who: str, what: str, timeout_seconds: float) -> Iterator[None]:
     """Turn what Ray raises inside the block into what happened; that a worker died is left to the caller.
 
     Args:
-        who: the worker, for the message.
-        what: it was to do.
-        timeout_seconds: how long it had.
+        who: the name of the worker, for the message.
+        what: what the worker was to do, for the message.
+        timeout_seconds: how long the worker had for it, in seconds.
 
     Raises:
         RolloutError: it took longer.

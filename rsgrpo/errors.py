@@ -14,7 +14,7 @@ def shown(value: object, limit: int = _MAX_SHOWN) -> str:
 
     Args:
         value: anything; its text is shown.
-        limit: most characters.
+        limit: the most characters of the result.
 
     Example:
         ``shown("x" * 300, limit=9)`` is ``"xxxx…xxxx"``; ``shown("a\\nb")`` is ``"a b"``.
@@ -22,7 +22,7 @@ def shown(value: object, limit: int = _MAX_SHOWN) -> str:
     text = str(value)
     # Only what can be shown: a page's bytes as text would take seconds to tidy up.
     head, tail = text[: 4 * limit], text[-4 * limit :] if len(text) > 4 * limit else ""
-    line = "".join(one if one.isprintable() else " " for one in head + tail).strip()
+    line = "".join(character if character.isprintable() else " " for character in head + tail).strip()
     line = " ".join(line.split()) if "\n" in head + tail else line
     if len(line) <= limit and not tail:
         return line

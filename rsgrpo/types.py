@@ -187,7 +187,7 @@ class Rollout:
 
     @property
     def key(self) -> ResponseKey:
-        """What the response is found by."""
+        """The key that finds the response: its sample's id and its index."""
         return (self.sample_id, self.response_index)
 
     def is_of_version(self, version: int) -> BoolArray:
@@ -235,7 +235,7 @@ class ScopedReward:
 
     @property
     def key(self) -> RewardKey:
-        """What siblings are compared by."""
+        """The key by which siblings are compared: the reward's name and the image's index."""
         return (self.name, self.image_index)
 
 
@@ -248,7 +248,7 @@ class ScoredRollout:
 
     @property
     def key(self) -> ResponseKey:
-        """What the response is found by."""
+        """The key that finds the response: its sample's id and its index."""
         return self.rollout.key
 
     @property
@@ -278,7 +278,7 @@ class CreditedRollout:
 
     @property
     def key(self) -> ResponseKey:
-        """What the response is found by."""
+        """The key that finds the response: its sample's id and its index."""
         return self.rollout.key
 
     @property
@@ -309,14 +309,14 @@ class Group(Generic[RolloutT]):
 
     @property
     def sample_id(self) -> str:
-        """What groups go by."""
+        """The id of the group's sample."""
         return self.sample.sample_id
 
     def with_rollouts(self, rollouts: Iterable[OtherT]) -> Group[OtherT]:
         """The same prompt with other rollouts, such as scored ones.
 
         Args:
-            rollouts: in the order of the present ones.
+            rollouts: the new rollouts, in the order of the present ones.
         """
         return Group(
             sample=self.sample, prompt=self.prompt, prompt_token_ids=self.prompt_token_ids, rollouts=tuple(rollouts)
@@ -380,7 +380,7 @@ class TrainingGroup:
 
     @property
     def keys(self) -> tuple[ResponseKey, ...]:
-        """Of its responses, in order."""
+        """The keys of its responses, in order."""
         return tuple((self.sample_id, response.response_index) for response in self.responses)
 
 
@@ -402,7 +402,7 @@ class ResponseStats:
 
     @property
     def key(self) -> ResponseKey:
-        """What the response is found by."""
+        """The key that finds the response: its sample's id and its index."""
         return (self.sample_id, self.response_index)
 
 

@@ -32,7 +32,7 @@ def on_post_page(output: str, *, page: Any, config: Any) -> str:
     Args:
         output: the page's HTML.
         page: mkdocs' record of it.
-        config: mkdocs' settings.
+        config: the settings of mkdocs.
 
     Raises:
         PluginError: the page would fetch something; the message names the address.

@@ -48,8 +48,8 @@ def imported_modules(source: str, module: str) -> set[str]:
     """Our own modules that a source imports, at its top or inside functions.
 
     Args:
-        source: Python text.
-        module: its own dotted name; our modules use no relative imports.
+        source: the Python source of the module.
+        module: the dotted name of the module; our modules use no relative imports.
     """
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
@@ -166,7 +166,7 @@ def _apart(wanted: list[float], widths: list[float]) -> list[float]:
 
 
 def picture(imports: Imports) -> str:
-    """The SVG."""
+    """The picture of the packages, as SVG."""
     centre = places(imports)
     width = max(centre[name][0] for name in centre) + _BOX_WIDTH / 2 + _MARGIN
     height = max(y for _, y in centre.values()) + _BOX_HEIGHT / 2 + _MARGIN

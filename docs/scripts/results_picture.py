@@ -82,7 +82,7 @@ def _curves(benchmarks: str) -> list[str]:
 
 
 def picture() -> str:
-    """The SVG."""
+    """The picture of the results, as SVG."""
     benchmarks = (REPOSITORY / "BENCHMARKS.md").read_text()
     lines = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1040 330" width="1040" height="330" '

@@ -83,7 +83,7 @@ def sections(kind: type = Config, key: str = "", given: object = None) -> Iterat
     """The tables of a dataclass and of all that are nested in it.
 
     Args:
-        kind: the dataclass.
+        kind: the settings class, a dataclass.
         key: where it stands.
         given: an instance whose values are the defaults here; None: those of the class.
     """

@@ -15,7 +15,7 @@ def short_thinking(call: RewardCall, max_words: int = 40) -> float | None:
 
     Args:
         call: the response, its sections, and the sample with its gold.
-        max_words: from ``kwargs`` of the settings.
+        max_words: how many words are free of cost; ``kwargs`` of the settings sets it.
     """
     thought = call.parsed.content("think")
     if thought is None:
@@ -25,11 +25,11 @@ def short_thinking(call: RewardCall, max_words: int = 40) -> float | None:
 
 @needs_gold("answer")  # a data set without answers is refused before training
 def short_and_right(call: RewardCall, max_words: int = 40) -> float | None:
-    """The same, where the answer is right; 0 where it is wrong, however short the thinking.
+    """As ``short_thinking`` where the answer is right; 0 where it is wrong, however short the thinking.
 
     Args:
-        call: as above.
-        max_words: likewise.
+        call: the response, its sections, and the sample with its gold.
+        max_words: how many words are free of cost; ``kwargs`` of the settings sets it.
     """
     is_short = short_thinking(call, max_words)
     return None if is_short is None else is_short * accuracy(call)

@@ -64,16 +64,16 @@ def _judge(name: str) -> None:
     )
     (credited,) = credit_groups(scorer.score([group]), {name: 1.0}, CreditConfig())
     print(f"{name}, max_words={KWARGS['max_words']}, scope {{section: think}}")
-    for title, one in zip(_RESPONSES, credited.rollouts, strict=True):
-        (reward,) = one.rewards
-        weights = one.positive_weights - one.negative_weights
-        starts = [*one.rollout.token_char_starts, len(one.rollout.text)]
+    for title, response in zip(_RESPONSES, credited.rollouts, strict=True):
+        (reward,) = response.rewards
+        weights = response.positive_weights - response.negative_weights
+        starts = [*response.rollout.token_char_starts, len(response.rollout.text)]
         words = "".join(
-            one.rollout.text[start:stop]
+            response.rollout.text[start:stop]
             for start, stop, weight in zip(starts, starts[1:], [*weights], strict=False)
             if weight
         )
-        print(f"  {title:13} value {reward.value:.0f}  advantage {one.advantages[0]:+.3f}  on {words!r}")
+        print(f"  {title:13} value {reward.value:.0f}  advantage {response.advantages[0]:+.3f}  on {words!r}")
 
 
 def _rollout(sample: Sample, index: int, text: str) -> Rollout:

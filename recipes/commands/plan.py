@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print a plan.
 
     Args:
-        arguments: as for ``rsgrpo train``; None: those of this process.
+        arguments: settings and options as for ``rsgrpo train``; None: those of this process.
 
     Returns:
         The exit status: 0 if the run fits.

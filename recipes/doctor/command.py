@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Examine what a training run would need.
 
     Args:
-        arguments: of the command line; None: those of this process.
+        arguments: the arguments of the command line; None: those of this process.
 
     Returns:
         The exit status: 0 without problems, 1 with.

@@ -133,7 +133,9 @@ def _mixture_checks(subject: Subject, config: Config) -> Iterator[Check]:
     except DataError as error:
         yield refused("sft data", error)
         return
-    sources = list({(one.format, one.path, one.sampling): one for phase in phases for one in phase}.values())
+    sources = list(
+        {(source.format, source.path, source.sampling): source for phase in phases for source in phase}.values()
+    )
     kept: list[Sample] = []
     for source in sources:
         check, samples = _read_source(source, config)
@@ -197,7 +199,7 @@ def _task_checks(subject: Subject, config: Config) -> Iterator[Check]:
         yield refused("eval.tasks", error)
         return
     for task in tasks:
-        subject.samples[task.name] = tuple(question.sample for question in task.requests)
+        subject.samples[task.name] = tuple(request.sample for request in task.requests)
         found = f"{len(task.requests)} questions"
         if task.skipped:
             reasons = ", ".join(f"{count} × {reason}" for reason, count in task.skipped.items())
@@ -250,8 +252,8 @@ def headers_checks(refs: Sequence[ImageRef], clock: Clock = time.monotonic) -> I
     """What the headers of images say; of many images some, evenly spread.
 
     Args:
-        refs: the images.
-        clock: seconds; looking ends after a few of them.
+        refs: the images to look at.
+        clock: gives the time in seconds; looking ends after a few of them.
     """
     step = max(1, len(refs) // _LOOKED_AT_IMAGES)
     deadline = clock() + _LOOK_SECONDS

@@ -51,7 +51,7 @@ def examine(overrides: Sequence[str], *, steps: Sequence[Step] = STEPS) -> Itera
     """Look at everything that a run of these settings needs; nothing is written but in a temporary folder.
 
     Args:
-        overrides: as for ``rsgrpo train``.
+        overrides: settings as for ``rsgrpo train``, such as ``recipe=quickstart``.
         steps: what to look at.
 
     Yields:

@@ -18,9 +18,9 @@ def hub_check(
     Args:
         title: name of the check.
         setting: the key and value that name it.
-        name: such as ``Qwen/Qwen2.5-VL-3B-Instruct``.
-        kind: what it is.
-        revision: None: the newest.
+        name: the name on the hub, such as ``Qwen/Qwen2.5-VL-3B-Instruct``.
+        kind: what the name stands for, such as a model or a data set.
+        revision: the revision on the hub; None: the newest.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

@@ -82,8 +82,8 @@ def memory_check(memory: Memory, wanted_bytes: int) -> Check:
     """Whether what is free suffices for the processes of a run.
 
     Args:
-        memory: what there is.
-        wanted_bytes: for libraries and the engines' caches; weights come on top.
+        memory: how much memory there is.
+        wanted_bytes: how much the libraries and the engines' caches take, in bytes; weights come on top.
     """
     found = f"{memory.total_bytes / _GIB:.1f} GiB, {memory.available_bytes / _GIB:.1f} GiB free"
     if memory.available_bytes >= wanted_bytes:
@@ -150,30 +150,34 @@ def requirement_checks(wanted: list[Requirement], version_of: VersionOf) -> Iter
     """One line for all packages that fit, and one for each that does not.
 
     Args:
-        wanted: what rsgrpo asks for; those of an extra may be absent.
-        version_of: installed versions.
+        wanted: the packages that rsgrpo asks for; those of an extra may be absent.
+        version_of: gives the installed version of a package; None: it is not installed.
     """
     fitting: list[str] = []
-    for one in wanted:
-        version = version_of(one.name)
-        is_optional = one.marker is not None
+    for requirement in wanted:
+        version = version_of(requirement.name)
+        is_optional = requirement.marker is not None
         if version is None:
             if not is_optional:
-                yield problem(one.name, f"not installed; supported is {one.name}{one.specifier}", "run uv sync")
-        elif not _is_supported(one, version):
+                yield problem(
+                    requirement.name,
+                    f"not installed; supported is {requirement.name}{requirement.specifier}",
+                    "run uv sync",
+                )
+        elif not _is_supported(requirement, version):
             report = warning if is_optional else problem
-            yield report(one.name, f"{version}; verified with rsgrpo is {one.specifier}", "run uv sync")
-        elif one.specifier and one.name in _SHOWN:
-            fitting.append(f"{one.name} {version}")
+            yield report(requirement.name, f"{version}; verified with rsgrpo is {requirement.specifier}", "run uv sync")
+        elif requirement.specifier and requirement.name in _SHOWN:
+            fitting.append(f"{requirement.name} {version}")
     yield ok("packages", ", ".join(fitting) or "all as asked")
 
 
 _SHOWN = ("torch", "torchvision", "transformers", "ray", "deepspeed", "datasets", "flash-attn")
 
 
-def _is_supported(one: Requirement, version: str) -> bool:
+def _is_supported(requirement: Requirement, version: str) -> bool:
     try:
-        return one.specifier.contains(Version(version).base_version, prereleases=True)
+        return requirement.specifier.contains(Version(version).base_version, prereleases=True)
     except InvalidVersion:
         return False
 
@@ -182,7 +186,7 @@ def vllm_check(cluster: ClusterConfig, num_gpus: int, *, has_engines: bool, cpu_
     """Whether the vLLM build is the one for this machine: what a run would say.
 
     Args:
-        cluster: which device is asked for.
+        cluster: the cluster settings, which say what device is asked for.
         num_gpus: NVIDIA GPUs of this machine.
         has_engines: whether anything is sampled.
         cpu_flags: what the processor can do, as /proc/cpuinfo writes it.
@@ -253,8 +257,8 @@ def topology_check(config: Config, num_gpus: int) -> Check:
     """Whether ranks and engines find a place on this machine: what a run would decide.
 
     Args:
-        config: how many there are, and how they share.
-        num_gpus: of this machine.
+        config: the settings, which say how many GPUs are used and how they are shared.
+        num_gpus: how many GPUs this machine has.
     """
     name = "placement"
     try:
@@ -271,7 +275,7 @@ def torch_checks(answer: TorchAnswer, driver: str, *, wants_gpu: bool | None) ->
     """Whether torch works, and which GPUs it can use.
 
     Args:
-        answer: what it said.
+        answer: what the probe of torch answered.
         driver: version of the NVIDIA driver; empty: no GPU.
         wants_gpu: what ``cluster.device`` says; None: ``auto``.
     """

@@ -81,7 +81,7 @@ def folder_checks(folder: Path, setting: str) -> Iterator[Check]:
     """Config, weights and image processor of a folder.
 
     Args:
-        folder: of the model.
+        folder: the folder that holds the model.
         setting: the key and value that name it.
     """
     try:
@@ -105,11 +105,11 @@ def processor_check(folder: Path) -> Check:
     """Whether the image processor's settings are Qwen2.5-VL's.
 
     Args:
-        folder: of the model.
+        folder: the folder that holds the model.
     """
     name = "image processor"
     advice = "copy preprocessor_config.json from the model that it was trained from"
-    file = next((folder / one for one in _PROCESSOR_FILES if (folder / one).is_file()), None)
+    file = next((folder / file_name for file_name in _PROCESSOR_FILES if (folder / file_name).is_file()), None)
     if file is None:
         return problem(name, f"{folder} has neither {' nor '.join(_PROCESSOR_FILES)}", advice)
     try:
@@ -191,7 +191,7 @@ def chat_check(builder: PromptBuilder) -> Check:
     """Whether the chat template keeps images and turns.
 
     Args:
-        builder: of the run's template and the model's tokenizer.
+        builder: builds prompts from the run's template with the model's tokenizer.
     """
     name = "chat template"
     advice = "use a model folder with Qwen2.5-VL's chat_template.jinja"
@@ -220,11 +220,11 @@ def rendered_check(
     """Whether prompts can be built of samples, and how long their text is.
 
     Args:
-        builder: of the run's template and the model's tokenizer.
-        name: of the data set.
-        samples: some of it.
-        subject: has the tokenizer.
-        config: limits a prompt.
+        builder: builds prompts from the run's template with the model's tokenizer.
+        name: the name of the data set.
+        samples: some samples of the data set.
+        subject: what is examined; it has the tokenizer.
+        config: the settings that limit a prompt.
     """
     assert subject.tokenizer is not None
     try:

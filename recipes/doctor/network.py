@@ -93,7 +93,7 @@ def proxy_checks(environment: Mapping[str, str], own: str) -> Iterator[Check]:
     """Whether a proxy would catch what the processes of a run say to one another.
 
     Args:
-        environment: variables.
+        environment: the environment variables of the process.
         own: this machine's address.
     """
     used = [name for name in _PROXIES if environment.get(name)]

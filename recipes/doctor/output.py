@@ -51,7 +51,7 @@ def _wrapped(text: str, head: str) -> list[str]:
 
 
 def verdict(checks: Iterable[Check], seconds: float) -> str:
-    """The last line."""
+    """The last line: whether a run would start, and how many problems and warnings there are."""
     counts = Counter(check.status for check in checks)
     total = f"{sum(counts.values())} checks in {seconds:.1f} s"
     warnings = f"{counts['warning']} {'warning' if counts['warning'] == 1 else 'warnings'}"
@@ -65,8 +65,8 @@ def show(found: Iterable[Line], file: TextIO) -> Iterator[Line]:
     """Print each line as it comes, and pass it on.
 
     Args:
-        found: from :func:`recipes.doctor.examination.examine`.
-        file: where to; colours only on a terminal.
+        found: the lines of :func:`recipes.doctor.examination.examine`.
+        file: where to print; colours are used only on a terminal.
     """
     console = Console(file=file, highlight=False, markup=False, soft_wrap=True)
     title = ""
@@ -78,8 +78,8 @@ def show(found: Iterable[Line], file: TextIO) -> Iterator[Line]:
         styled = Text(first)
         styled.stylize(_COLOURS[line.check.status], 2, 10)
         console.print(styled) if console.is_terminal else print_plain(console, first)
-        for one in rest:
-            print_plain(console, one)
+        for further in rest:
+            print_plain(console, further)
         yield line
 
 
@@ -92,10 +92,10 @@ def write_json(file: Path, found: Iterable[Line], overrides: list[str], seconds:
     """Write the findings as data.
 
     Args:
-        file: where to.
-        found: all lines.
-        overrides: that were examined.
-        seconds: that it took.
+        file: the file to write.
+        found: all lines of the examination.
+        overrides: the settings that were examined, as given on the command line.
+        seconds: how long the examination took, in seconds.
 
     Raises:
         OutputError: it cannot be written.

@@ -46,7 +46,7 @@ def temporary_checks(environment: dict[str, str], free: FreeBytes = free_bytes) 
 
     Args:
         environment: variables; Ray reads ``RAY_TMPDIR``, then ``TMPDIR``, else it uses ``/tmp``.
-        free: space at a folder.
+        free: gives the free space of the disk that a folder is on.
     """
     variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if environment.get(name)), "TMPDIR")
     folder = environment.get(variable) or "/tmp"
@@ -78,12 +78,12 @@ def space_check(
     """Whether a folder can be written, and has space; it need not be there yet.
 
     Args:
-        name: of the check.
+        name: the name of the check.
         folder: absolute; where it is missing, the nearest folder above it counts.
-        wanted_bytes: space that a run needs.
-        advice: where else to go.
-        is_needed: False: a run may get along without it.
-        free: space at a folder.
+        wanted_bytes: how much space a run needs, in bytes.
+        advice: which setting or variable moves the folder elsewhere.
+        is_needed: whether a run needs the folder; False: it may get along without it.
+        free: gives the free space of the disk that a folder is on.
     """
     report = problem if is_needed else warning
     existing = next(place for place in (folder, *folder.parents) if place.exists())
@@ -117,9 +117,9 @@ def shared_memory_check(folder: Path, wanted_bytes: int, free: FreeBytes = free_
     """Whether shared memory holds the buckets in which weights travel.
 
     Args:
-        folder: where it is mounted.
-        wanted_bytes: for the buckets.
-        free: space at a folder.
+        folder: where the shared memory is mounted.
+        wanted_bytes: how much the buckets of the weight transfer need, in bytes.
+        free: gives the free space of the disk that a folder is on.
     """
     name = "shared memory"
     advice = "docker run --shm-size=8g (or --ipc=host), or lower rollout.weight_bucket_mib"

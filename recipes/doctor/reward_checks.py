@@ -38,7 +38,7 @@ def _load(config: Config, loaded: list[LoadedReward]) -> Iterator[Check]:
             advice = "put what the file does as a script under if __name__ == '__main__'"
             yield problem(f"reward {name}", f"{settings.function}: loading it ends the program ({error.code})", advice)
     if loaded:
-        yield ok("rewards", f"{', '.join(one.name for one in loaded)} can be loaded")
+        yield ok("rewards", f"{', '.join(reward.name for reward in loaded)} can be loaded")
     elif not config.scored_rewards:
         yield ok("rewards", f"none are named, and stage={config.stage} needs none")
 

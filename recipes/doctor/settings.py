@@ -19,7 +19,7 @@ def read_settings(overrides: Sequence[str]) -> Config:
     """Compose and check settings.
 
     Args:
-        overrides: as for ``rsgrpo train``, such as ``recipe=quickstart`` and ``rl.max_steps=3``.
+        overrides: settings as for ``rsgrpo train``, such as ``recipe=quickstart`` and ``rl.max_steps=3``.
 
     Raises:
         RsgrpoError: an override that hydra does not understand, or settings that do not fit.

@@ -39,9 +39,9 @@ class Answerer(Protocol):
         """Answer all prompts, in any order.
 
         Args:
-            prompts: with unique ids.
+            prompts: the prompts to answer, with unique ids.
             sampling: how to draw responses.
-            on_answers: called with answers as they come; each prompt's comes once.
+            on_answers: is called with answers as they come; each prompt's comes once.
 
         Raises:
             RsgrpoError: nothing can be answered any more; what ``on_answers`` got is good.
@@ -54,7 +54,7 @@ class EngineAnswerer:
     Args:
         engine: loaded with the weights to judge.
         chat: the model's tokenizer or processor.
-        seed: of the sampling, where there is any.
+        seed: the seed of the sampling; greedy decoding does not use it.
     """
 
     def __init__(self, engine: RolloutEngine, chat: ChatTemplater, seed: int) -> None:

@@ -125,7 +125,7 @@ def load_tasks(config: Config, limit: ContextLimit | None, canvases: Path) -> li
     """Read and word everything that ``eval.tasks`` names.
 
     Args:
-        config: checked settings.
+        config: the checked settings of the run.
         limit: MileBench's context limit; None: nothing is cut.
         canvases: where combined images are drawn.
 
@@ -142,7 +142,9 @@ def load_tasks(config: Config, limit: ContextLimit | None, canvases: Path) -> li
             f"eval.tasks: {', '.join(unsupported)} can be scored but not asked; the families are {', '.join(FAMILIES)}"
         )
     data_sets = [
-        one for name, benchmark in wanted.items() for one in FAMILIES[_family_name(name)].find(benchmark, config)
+        data_set
+        for name, benchmark in wanted.items()
+        for data_set in FAMILIES[_family_name(name)].find(benchmark, config)
     ]
     # Every missing file is known before the first large one is read.
     writer = PromptWriter(_prompt_settings(config))
@@ -246,7 +248,7 @@ def _sampling(family: _Family, wording: _Wording) -> SamplingConfig:
 
 
 def _check_images(name: str, requests: Sequence[BenchmarkRequest], config: Config) -> None:
-    most = max(requests, key=lambda one: len(one.prompt.images))
+    most = max(requests, key=lambda request: len(request.prompt.images))
     if len(most.prompt.images) > config.data.max_images and not config.eval.endpoint.url:
         raise BenchmarkError(
             f"{name}: question {most.prompt.prompt_id!r} shows {len(most.prompt.images)} images, the engine is set up "
@@ -403,7 +405,9 @@ def _ask_haystack(sample: Sample, wording: _Wording, task: str) -> Iterator[Benc
 
 
 def _find_mig_bench(benchmark: Benchmark, config: Config) -> list[_DataSet]:
-    path = _existing(benchmark.name, [_root(config) / one / "MIG_data.json" for one in ("MIG-Bench", "MIG_Bench", "")])
+    path = _existing(
+        benchmark.name, [_root(config) / folder / "MIG_data.json" for folder in ("MIG-Bench", "MIG_Bench", "")]
+    )
     return [_DataSet(name=benchmark.name, benchmark=benchmark, format="mig_bench", path=path)]
 
 

@@ -60,12 +60,12 @@ def score_task(
     """Score one task and write predictions, scores and items.
 
     Args:
-        config: prompt style, coordinates.
-        task: what was asked.
-        answers: by prompt id; failed ones count as missing predictions.
+        config: the settings: prompt style and coordinates.
+        task: the benchmark with its requests.
+        answers: the answers by prompt id; failed ones count as missing predictions.
         num_too_long: prompts that did not fit and were not asked.
-        folder: of the task.
-        view: at which size the model that answered sees pages.
+        folder: the folder that the scores of the task are written to.
+        view: says at which size the model that answered sees images.
 
     Returns:
         Both modes' results, and what was odd.
@@ -76,22 +76,22 @@ def score_task(
     answered: list[Answered] = []
     anomalies: Counter[str] = Counter({BAD_RECORD: sum(task.skipped.values()), NOT_ASKED: num_too_long})
     answered_ids = set()
-    for question in task.requests:
-        answer = answers.get(question.prompt.prompt_id)
+    for request in task.requests:
+        answer = answers.get(request.prompt.prompt_id)
         if answer is None or answer.failure:
             anomalies[REQUEST_FAILED] += answer is not None
             continue
-        text, found = scored_text(config, question, answer, view)
+        text, found = scored_text(config, request, answer, view)
         anomalies.update(found)
-        answered_ids.add(question.sample.sample_id)
-        answered.append(Answered(sample=question.sample, text=text, needle_position=question.needle_position))
+        answered_ids.add(request.sample.sample_id)
+        answered.append(Answered(sample=request.sample, text=text, needle_position=request.needle_position))
     if not answered:
         listed = ", ".join(f"{count} x {kind}" for kind, count in anomalies.items() if count)
         raise BenchmarkError(
             f"{task.name}: none of {len(task.requests)} questions has an answer ({listed or 'none was asked'}), so "
             "there is nothing to score; fix what stopped them and run again with resume=auto"
         )
-    samples = {question.sample.sample_id: question.sample for question in task.requests}
+    samples = {request.sample.sample_id: request.sample for request in task.requests}
     gaps = Gaps(missing=tuple(sample for sample_id, sample in samples.items() if sample_id not in answered_ids))
     task.benchmark.write_predictions(answered, folder / "predictions", model=config.name)
     results = {mode: task.benchmark.score(answered, mode, gaps) for mode in MODES}
@@ -101,21 +101,21 @@ def score_task(
     return scores
 
 
-def scored_text(config: Config, question: BenchmarkRequest, answer: Answer, view: ImageView) -> tuple[str, list[str]]:
+def scored_text(config: Config, request: BenchmarkRequest, answer: Answer, view: ImageView) -> tuple[str, list[str]]:
     """What the scorer reads of an answer.
 
     Args:
-        config: prompt style, coordinates.
-        question: that was asked.
-        answer: the raw one.
-        view: at which size the model that answered sees pages.
+        config: the settings: prompt style and coordinates.
+        request: what was asked, with its sample.
+        answer: the answer as the model gave it.
+        view: says at which size the model that answered sees images.
 
     Returns:
         The text, and anomalies.
     """
     anomalies = [CUT_RESPONSE] if answer.finish_reason == "length" else []
     text = answer.text
-    family = question.sample.task.split("/")[0]
+    family = request.sample.task.split("/")[0]
     # EVisRAG's scorer looks for the answer section by itself.
     if config.eval.prompt_style == "evidence" and family != "evisrag":
         section = parse_response(text).content("answer")
@@ -124,7 +124,7 @@ def scored_text(config: Config, question: BenchmarkRequest, answer: Answer, view
         else:
             text = section.strip()
     if family == "mig_bench" and config.eval.box_coordinates == "pixels":
-        size = _target_size(question.sample, text, view)
+        size = _target_size(request.sample, text, view)
         if size is None:
             return text, [*anomalies, UNKNOWN_TARGET]
         text = shares_from_pixels(text, *size)
@@ -168,7 +168,7 @@ def table_lines(scores: Sequence[TaskScores]) -> list[str]:
     """The results as lines of at most 118 columns, one a task.
 
     Args:
-        scores: of every task.
+        scores: the scores of every task.
 
     Returns:
         A line a task with anomalies, then a heading and a line a task with both modes' headline and its 95 %

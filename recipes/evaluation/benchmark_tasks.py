@@ -221,7 +221,7 @@ def _too_long(task: TaskRequests, config: Config, processor: Any) -> set[str]:
         return set()
     lengths = PromptLengths(config, processor, task.sampling.max_response_tokens)
     fitting, _ = lengths.checked(task.name, [chat_prompt(request.prompt, processor) for request in task.requests])
-    return {request.prompt.prompt_id for request in task.requests} - {one.sample.sample_id for one in fitting}
+    return {request.prompt.prompt_id for request in task.requests} - {prompted.sample.sample_id for prompted in fitting}
 
 
 def _check_same_answerer(root: Path, config: Config, model: Path | None) -> None:

@@ -42,7 +42,7 @@ class EndpointError(RsgrpoError):
 
 
 class _AttemptError(Exception):
-    """One attempt came to nothing."""
+    """One attempt to get an answer failed."""
 
     def __init__(self, reason: str, *, may_retry: bool, wait_seconds: float | None = None) -> None:
         super().__init__(reason)
@@ -89,9 +89,9 @@ class EndpointAnswerer:
         """Ask everything, ``concurrency`` requests at a time.
 
         Args:
-            prompts: with unique ids.
+            prompts: the prompts to answer, with unique ids.
             sampling: settings that differ from a server's defaults are sent along.
-            on_answers: called in this thread with each answer, failed ones included.
+            on_answers: is called in this thread with each answer, failed ones included.
 
         Raises:
             EndpointError: the server refuses us for good, or ``give_up_after`` questions failed in a row.
@@ -176,9 +176,9 @@ class EndpointAnswerer:
         return body
 
     def _image_url(self, image: ImageRef) -> str:
-        page = load_image(image, self._rules)
+        loaded = load_image(image, self._rules)
         buffer = io.BytesIO()
-        page.save(buffer, format="PNG")
+        loaded.save(buffer, format="PNG")
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
     async def _attempt(self, client: httpx.AsyncClient, body: dict[str, object]) -> tuple[str, str]:

@@ -52,7 +52,7 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     """What :func:`evaluate` found before.
 
     Args:
-        folder: of the evaluation.
+        folder: the folder of the evaluation, with ``metrics.json`` and ``rewards.json``.
 
     Returns:
         The means; None: this point was not scored yet.
@@ -112,14 +112,14 @@ def validate(engine: RolloutEngine, prompts: Sequence[PromptedSample], config: C
     """Score greedy answers to held-out questions in the middle of training; nothing is written.
 
     Args:
-        engine: with the weights to judge.
-        prompts: that training does not see.
+        engine: an engine that has loaded the weights to judge.
+        prompts: prompts that training does not see.
         config: ``eval`` says how to sample.
         scorer: the run's rewards.
     """
     groups = engine.generate(prompts, num_samples=1, sampling=config.eval.sampling, seed=0)
     scores = [_score(group, config.response.format) for group in groups]
-    return _evaluation(scores, [_reward_values(one) for one in _judge(groups, scorer)])
+    return _evaluation(scores, [_reward_values(group) for group in _judge(groups, scorer)])
 
 
 def evaluate(
@@ -139,7 +139,7 @@ def evaluate(
         scorer: the run's rewards.
         folder: gets ``predictions.jsonl`` (``qid``, ``imgs``, ``pred``: what the public evaluation script
             reads, plus our scores), ``rewards.json`` and ``metrics.json``.
-        advance: called with the number of questions answered since the last call.
+        advance: is called with the number of questions answered since the last call.
 
     Returns:
         The means over all questions, and the answered groups.
@@ -182,9 +182,9 @@ def compare_engine(
     Steps with ``rl.max_staleness_steps=1`` do not show it, since older weights sampled what they train on.
 
     Args:
-        policy: the ranks.
+        policy: the ranks that hold the weights.
         engine: the rollout workers.
-        prompted: to be answered once each.
+        prompted: the prompts, each of which is answered once.
         config: how responses are sampled.
 
     Returns:

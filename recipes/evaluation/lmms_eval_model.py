@@ -99,16 +99,16 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         background: what shows through where an image is transparent.
         max_image_megapixels: larger image files are refused.
         dtype: ``bfloat16`` or ``float32``.
-        num_workers: engines.
+        num_workers: how many engines answer.
         tensor_parallel_size: GPUs of an engine.
         max_num_sequences: requests an engine works on at a time.
         max_batched_tokens: tokens of one engine step.
-        enforce_eager: no CUDA graphs.
-        kv_cache_gib: CPU engine's cache.
-        gpus: of this machine that are used; 0 on a CPU.
-        seed: of the sampling, where a task samples.
+        enforce_eager: whether engines run without CUDA graphs.
+        kv_cache_gib: the size of a CPU engine's cache, in GiB.
+        gpus: how many GPUs of this machine are used; 0 on a CPU.
+        seed: the seed of the sampling, where a task samples.
         batch_size: ignored; the engine batches by itself.
-        device: likewise.
+        device: ignored as well; ``gpus`` says what is used.
 
     Raises:
         LmmsEvalError: neither or both of ``checkpoint`` and ``endpoint``.
@@ -215,7 +215,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         self._open.close()
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Answer, in the order asked.
+        """Answer the requests, in the order in which they are given.
 
         Args:
             requests: instances whose arguments are context, messages of a document, generation settings,
@@ -247,7 +247,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         answers: dict[str, Answer] = {}
         for key, some in prompts.items():
             self._answerer.answer(
-                some, key.sampling(), lambda more: answers.update({one.prompt_id: one for one in more})
+                some, key.sampling(), lambda more: answers.update({answer.prompt_id: answer for answer in more})
             )
         self._log(answers.values())
         failed = [answer for answer in answers.values() if answer.failure]
@@ -320,11 +320,11 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
             append_rows(self._raw_log, (dataclasses.asdict(answer) for answer in answers))
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Not offered: an evidence-style model is judged by what it writes."""
+        """Refuse: likelihoods are not offered, as an evidence-style model is judged by what it writes."""
         raise LmmsEvalError("this model generates; choose tasks with output_type generate_until")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not offered."""
+        """Refuse: questions of several rounds are not offered."""
         raise LmmsEvalError("this model answers in one round; choose tasks with output_type generate_until")
 
 
@@ -338,7 +338,7 @@ class SamplingKey:
     max_tokens: int
 
     def sampling(self) -> SamplingConfig:
-        """As the engine and the endpoint take it."""
+        """The settings as the engine and the endpoint take them."""
         return SamplingConfig(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -370,8 +370,8 @@ def _written(prompt_id: str, image: Image.Image, folder: Path, index: int, rules
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{index}.png"
     try:
-        page = image_from_image(image, rules)
+        upright = image_from_image(image, rules)
     except DECODING_ERRORS as error:
         raise LmmsEvalError(f"{prompt_id}: an image is damaged: {shown(error)}; repair the task's data") from error
-    page.save(file)
+    upright.save(file)
     return ImageRef(path=file.name, file=str(file))

@@ -74,7 +74,7 @@ def write_lmms_tasks(config: Config, out: Path) -> list[str]:
 
     Args:
         config: ``eval`` names tasks and data.
-        out: made if need be; files of the same tasks are replaced.
+        out: the folder to write, made if need be; files of the same tasks are replaced.
 
     Returns:
         lmms-eval's names of the tasks.

@@ -106,8 +106,8 @@ def estimate(config: Config, facts: Facts) -> Estimate:
     """Compute everything for these settings.
 
     Args:
-        config: the run's, or what is proposed instead.
-        facts: what was read.
+        config: the run's settings, or those that are proposed instead.
+        facts: what was read of model, data and machine.
 
     Raises:
         TokenBudgetError: a prompt with a response does not fit into a sequence.
@@ -118,7 +118,8 @@ def estimate(config: Config, facts: Facts) -> Estimate:
     if config.stage != "eval":
         packs = [fullest_pack(works, config.trainer.micro_batch_tokens) for works in full.values()]
         rank = max(
-            (rank_memory(config, model, packed, facts.gpu, facts.assumed) for packed in packs), key=lambda one: one.peak
+            (rank_memory(config, model, packed, facts.gpu, facts.assumed) for packed in packs),
+            key=lambda bytes_of_rank: bytes_of_rank.peak,
         )
     engine = None
     if any(stage.max_response_tokens for stage in facts.stages):
@@ -135,7 +136,7 @@ def estimate(config: Config, facts: Facts) -> Estimate:
         gpus=num_gpus(config),
         hours=sum(stage.num_steps * stage.step_seconds for stage in stages) / 3600,
         problems=tuple(_problems(config, rank, engine, host, facts.gpu)),
-        uses=tuple(sorted(uses.items(), key=lambda one: -one[1])),
+        uses=tuple(sorted(uses.items(), key=lambda item: -item[1])),
     )
 
 

@@ -38,7 +38,7 @@ class GpuKind:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assumptions:
-    """What no formula gives.
+    """What a plan assumes because no formula gives it.
 
     Attributes:
         source: where the figures come from: assumed, or measured with what.
@@ -71,10 +71,10 @@ def read_gpus(file: Path = _FILE) -> tuple[Assumptions, dict[str, GpuKind]]:
     """Assumptions, and kinds by name.
 
     Args:
-        file: to read; the one that comes with the package by default.
+        file: the JSON file of GPU kinds and assumptions; by default the one that comes with the package.
     """
     content = json.loads(file.read_text(encoding="utf-8"))
-    kinds = [GpuKind(**one) for one in content.pop("gpus")]
+    kinds = [GpuKind(**fields) for fields in content.pop("gpus")]
     return Assumptions(**content), {kind.name: kind for kind in kinds}
 
 

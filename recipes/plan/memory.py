@@ -117,11 +117,11 @@ def rank_memory(
     """A rank at its largest moment: the backward pass of its largest sequence, or the optimizer's step.
 
     Args:
-        config: ZeRO stage, ranks, precision, offloading.
-        model: sizes.
-        packed: the largest.
-        gpu: what it runs on.
-        assumed: factor and reserves.
+        config: the settings: ZeRO stage, ranks, precision, offloading.
+        model: the sizes of the model.
+        packed: the sizes of the rank's largest sequence.
+        gpu: the kind of GPU that the rank runs on.
+        assumed: the assumed factor and reserves.
     """
     b = weight_bytes(config)
     trained_model = model.parameters
@@ -198,11 +198,11 @@ def engine_memory(
     """An engine's part on one of its GPUs; the cache is what its share leaves.
 
     Args:
-        config: ``rollout``.
-        model: sizes.
-        rank: of the trainer that takes turns with it; None where it has its GPUs to itself.
-        gpu: what it runs on.
-        assumed: reserves.
+        config: the settings, of which ``rollout`` counts.
+        model: the sizes of the model.
+        rank: the trainer's rank that takes turns with the engine; None: the engine has its GPUs to itself.
+        gpu: the kind of GPU that the engine runs on.
+        assumed: the assumed reserves.
     """
     rollout, b = config.rollout, weight_bytes(config)
     size, language = rollout.tensor_parallel_size, model.language
@@ -211,11 +211,13 @@ def engine_memory(
     tokens = rollout.max_batched_tokens
     pass_bytes = b * tokens * (2 * language.hidden + 3 * language.intermediate // size)
     # Pages are read in batches of as many tokens as a pass has; queries and keys turn in float32.
-    pages = b * tokens * model.patches_a_token * model.vision.hidden * 11 // size if not rollout.image_embeds else 0
+    vision_bytes = (
+        b * tokens * model.patches_a_token * model.vision.hidden * 11 // size if not rollout.image_embeds else 0
+    )
     logits = 3 * 4 * rollout.max_num_sequences * model.vocabulary
     parts = {
         "weights": b * (model.num_elements - model.num_adapters) // size,
-        "activations (estimated)": max(pass_bytes, pages) + logits,
+        "activations (estimated)": max(pass_bytes, vision_bytes) + logits,
         "CUDA graphs (assumed)": 0 if rollout.enforce_eager else int(assumed.graphs_gib * GIB),
         "context (assumed)": int(assumed.context_gib * GIB),
     }
@@ -242,10 +244,10 @@ def host_memory(config: Config, model: ModelSizes, rank: RankMemory | None, num_
     """Bytes of the host's memory on the fullest node, by part.
 
     Args:
-        config: settings.
-        model: sizes.
-        rank: None: nothing is trained.
-        num_ranks_a_node: ranks that share a node.
+        config: the settings of the run.
+        model: the sizes of the model.
+        rank: the memory of a rank; None: nothing is trained.
+        num_ranks_a_node: how many ranks share a node.
     """
     b = weight_bytes(config)
     whole = b * model.num_elements

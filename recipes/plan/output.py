@@ -18,12 +18,12 @@ _NAME_COLUMNS = 36
 
 
 def plan_lines(config: Config, facts: Facts, found: Estimate, notes: Sequence[str]) -> list[str]:
-    """Everything as lines.
+    """The plan as lines of text.
 
     Args:
         config: the run's settings.
-        facts: what was read.
-        found: what was computed.
+        facts: what was read of model, data and machine.
+        found: the estimate that was computed.
         notes: what to say first, such as how the kind of GPU was chosen.
     """
     model = facts.model(config.model)
@@ -52,8 +52,8 @@ def plan_lines(config: Config, facts: Facts, found: Estimate, notes: Sequence[st
         if engine.beside:
             lines.append(_line("the resting trainer beside it", _gib(engine.beside)))
     lines += ["", "Host memory of a node", *(_line(name, _gib(size)) for name, size in found.host.items())]
-    for one in found.stages:
-        lines += ["", *_stage_lines(one)]
+    for estimate in found.stages:
+        lines += ["", *_stage_lines(estimate)]
     lines += ["", "Budgets, the tightest first", *(_line(name, f"{use:8.0%} used") for name, use in found.uses)]
     lines += ["", *_total(config, facts, found)]
     return lines
@@ -106,10 +106,10 @@ def refusal(found: Estimate, proposed: Sequence[Proposal]) -> str:
     """One sentence: what does not fit, and what would.
 
     Args:
-        found: with problems.
-        proposed: what fits; may be empty.
+        found: the estimate, which names its problems.
+        proposed: the proposals that would fit; may be empty.
     """
-    ways = " or ".join(" ".join(one.overrides) for one in proposed)
+    ways = " or ".join(" ".join(proposal.overrides) for proposal in proposed)
     way_out = f"{ways} would fit" if ways else "take GPUs with more memory, more ranks, or a smaller model"
     return f"this run does not fit: {'; '.join(found.problems)}; {way_out}"
 
@@ -125,7 +125,7 @@ def document(config: Config, facts: Facts, found: Estimate, proposed: Sequence[P
         "num_gpus": found.gpus,
         "fits": not found.problems,
         "problems": list(found.problems),
-        "proposals": [list(one.overrides) for one in proposed],
+        "proposals": [list(proposal.overrides) for proposal in proposed],
         "rank_bytes": None if rank is None else {**rank.parts, "together": rank.peak},
         "engine_bytes": None if engine is None else {**engine.parts, "together": engine.taken},
         "host_bytes": found.host,

@@ -35,8 +35,8 @@ def proposals(config: Config, facts: Facts) -> tuple[Proposal, ...]:
     """Changes that make a run fit, each computed as the run itself; the cheapest in speed first.
 
     Args:
-        config: that does not fit.
-        facts: what was read.
+        config: the settings that do not fit.
+        facts: what was read of model, data and machine.
 
     Returns:
         Single changes that suffice; where none does, the shortest row of changes that do together; else none.
@@ -44,8 +44,8 @@ def proposals(config: Config, facts: Facts) -> tuple[Proposal, ...]:
     found: dict[str, Proposal] = {}
     for override, change in _changes(config):
         key = override.partition("=")[0]
-        if key not in found and (one := _tried((override,), change, config, facts)):
-            found[key] = one
+        if key not in found and (proposal := _tried((override,), change, config, facts)):
+            found[key] = proposal
     return tuple(found.values())[:_MAX_PROPOSALS] or _together(config, facts)
 
 

@@ -50,8 +50,8 @@ class ImageCounter:
     """Counts image tokens from headers, under any bound of a page's size; each header is read once.
 
     Args:
-        config: how pages are read.
-        processor: the model's.
+        config: the settings, which say how images are read.
+        processor: the processor of the model.
     """
 
     def __init__(self, config: Config, processor: Qwen2_5_VLProcessor) -> None:
@@ -90,8 +90,8 @@ class Reader:
     """Makes stages of a run's settings.
 
     Args:
-        config: the run's.
-        processor: the model's.
+        config: the settings of the run.
+        processor: the processor of the model.
         scratch: gets the quickstart's data.
         tokens_of_image: how many tokens a page takes.
     """
@@ -159,10 +159,10 @@ class Reader:
             response_format=self._config.response.format,
         ).samples
         chosen = spread(loaded, self._config.plan_for.max_samples)
-        make = self._question if samples else self._answered
+        make = self._prompt_item if samples else self._answered
         return DataSet(
             name=name,
-            items=self._fitting([make(one) for one in chosen], is_sampled=samples),
+            items=self._fitting([make(sample) for sample in chosen], is_sampled=samples),
             num_items=self._totals.get(name, len(loaded)),
         )
 
@@ -190,7 +190,7 @@ class Reader:
     def _images(self, images: Iterable[ImageRef]) -> int:
         return sum(self._tokens_of_image(image, self._config.data.max_pixels) for image in images)
 
-    def _question(self, sample: Sample) -> Item:
+    def _prompt_item(self, sample: Sample) -> Item:
         prompt = self._prompts.build(sample)
         return Item(sample_id=sample.sample_id, prompt_text_tokens=self._text(prompt), images=prompt.images)
 

@@ -21,7 +21,7 @@ _STEP_BYTES = 30  # an element of the optimizer: gradient, weight and moments re
 
 
 def forward_operations(model: ModelSizes, packed: PackedSize) -> tuple[float, float, float]:
-    """Of language model, head and vision tower, for one pass over a sequence.
+    """Operations of language model, head and vision tower in one pass over a sequence.
 
     Example:
         A text of 1,000 tokens through 10⁹ elements of matrices: 2·10¹² and its attention.
@@ -37,7 +37,7 @@ def forward_operations(model: ModelSizes, packed: PackedSize) -> tuple[float, fl
 
 
 def update_operations(model: ModelSizes, packed: PackedSize, *, recomputes: bool) -> float:
-    """Of forward and backward pass over a sequence."""
+    """Operations of the forward and backward pass over a sequence."""
     blocks, head, vision = forward_operations(model, packed)
     backward = 1 if model.adapter_rank else 2
     tower = 1 + (2 + recomputes) * model.is_vision_trained
@@ -103,7 +103,7 @@ def sampling_seconds(
         num_tokens=sum(prompts),
         num_response_tokens=len(prompts),
         num_patches=patches,
-        num_pairs=sum(one * one // 2 for one in prompts),
+        num_pairs=sum(length * length // 2 for length in prompts),
         num_image_pairs=sum(packed.num_image_pairs for rank in work.packs for packed in rank) // rollout.num_workers,
     )
     reading = sum(forward_operations(model, read)) / (size * assumed.prefill_share * _peak(config, gpu))
@@ -128,5 +128,5 @@ def _peak(config: Config, gpu: GpuKind) -> float:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Of a few numbers; 0 of none."""
+    """The mean of a few numbers; 0 of none."""
     return sum(values) / len(values) if values else 0.0

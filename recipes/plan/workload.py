@@ -120,19 +120,19 @@ def step_work(
     """Rows of a step.
 
     Args:
-        items: of the step.
-        stage: how many responses each gets.
-        config: budget of a sequence, ranks, bound of a page.
-        tokens_of_image: how many tokens a page takes.
-        patches_a_token: merged into a token.
-        frac: length of sampled responses as a share of their bound.
+        items: the items of the step, as :class:`recipes.plan.reading.Reader` read them.
+        stage: the stage, which says how many responses each item gets.
+        config: the settings: budget of a sequence, ranks, bound of an image.
+        tokens_of_image: gives how many tokens an image takes.
+        patches_a_token: how many patches are merged into a token.
+        frac: the length of sampled responses as a share of their bound, 0 to 1.
 
     Raises:
         TokenBudgetError: a prompt with a response does not fit into a sequence.
     """
     trainer, max_pixels = config.trainer, config.data.max_pixels
     response = max(1, round(frac * stage.max_response_tokens))
-    sizes, pages = [], []
+    sizes, image_patches = [], []
     for item in items:
         tokens = [tokens_of_image(image, max_pixels) for image in item.images]
         answer_tokens = [tokens_of_image(image, max_pixels) for image in item.answer_images]
@@ -143,7 +143,7 @@ def step_work(
         sizes.append(GroupSize(sample_id=item.sample_id, num_prompt_tokens=prompt, response_lengths=lengths))
         # A page that stands twice in an item is encoded once.
         shown = dict(zip((*item.images, *item.answer_images), (*tokens, *answer_tokens), strict=True))
-        pages.append([count * patches_a_token for count in shown.values()])
+        image_patches.append([count * patches_a_token for count in shown.values()])
     costs = [step_cost(size.num_prompt_tokens, size.response_lengths) for size in sizes]
     ranks = []
     for share in balance(costs, trainer.num_ranks):
@@ -155,7 +155,9 @@ def step_work(
         )
         packs = []
         for segments in plan:
-            patches = [count for group in {segment.group for segment in segments} for count in pages[share[group]]]
+            patches = [
+                count for group in {segment.group for segment in segments} for count in image_patches[share[group]]
+            ]
             packs.append(
                 PackedSize(
                     num_tokens=sum(segment.num_tokens for segment in segments),
@@ -181,11 +183,11 @@ def fullest_pack(work: Sequence[StepWork], budget: int) -> PackedSize:
     than the budget is taken to fill a sequence up to it some day.
 
     Args:
-        work: of simulated steps, responses at their bound.
-        budget: ``trainer.micro_batch_tokens``.
+        work: the work of simulated steps, with all responses at their bound.
+        budget: the most packed tokens of a sequence (``trainer.micro_batch_tokens``).
     """
-    packs = [packed for one in work for rank in one.packs for packed in rank]
-    shares = [sum(packed.num_tokens for packed in rank) for one in work for rank in one.packs]
+    packs = [packed for step in work for rank in step.packs for packed in rank]
+    shares = [sum(packed.num_tokens for packed in rank) for step in work for rank in step.packs]
     largest = max(packs, key=lambda packed: packed.num_tokens)
     tokens = max(largest.num_tokens, min(budget, max(shares)))
     return dataclasses.replace(

@@ -32,7 +32,7 @@ def check_first(config: Config) -> list[str]:
     """Refuse whatever can be refused without a model.
 
     Args:
-        config: checked settings.
+        config: the checked settings of the run.
 
     Returns:
         Lines for the user about what was changed in this process's environment.

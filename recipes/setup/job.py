@@ -128,9 +128,9 @@ class Job:
         """Tell the policy which model a stage starts from; say, and keep, what it computes attention with.
 
         Args:
-            model: see :meth:`rsgrpo.trainer.policy.Policy.begin_from`.
-            needs_reference: see there.
-            is_alone: see there.
+            model: the model folder to begin from, see :meth:`rsgrpo.trainer.policy.Policy.begin_from`.
+            needs_reference: whether the reference model is needed, see there.
+            is_alone: whether no engine works during the stage, see there.
         """
         self.policy.begin_from(model, needs_reference=needs_reference, is_alone=is_alone)
         choices = self.policy.attention()
@@ -159,7 +159,7 @@ class Job:
 
         Args:
             stage: ``sft`` or ``rl``.
-            kind: of its driver state.
+            kind: the class of its driver state.
 
         Raises:
             CheckpointError: there are checkpoints, but none can be used.
@@ -229,12 +229,12 @@ class Job:
         found = {}
         for folder in sorted(path.parent for path in self.folder.root.glob("evaluations/*/metrics.json")):
             try:
-                one = read_evaluation(folder)
+                evaluation = read_evaluation(folder)
             except FileError as error:
                 self._say(f"{error}", f"{folder.name} is left out of summary.json")
                 continue
-            if one is not None:
-                found[folder.name] = one
+            if evaluation is not None:
+                found[folder.name] = evaluation
         return found
 
     def _record(self, point: str, found: Evaluation, groups: list[RolloutGroup]) -> None:
@@ -244,9 +244,9 @@ class Job:
         record_evaluation(
             self.folder.rollouts_file,
             point,
-            [one.sample for one in shown],
-            [one.rollouts[0] for one in shown],
-            opened_sections=[one.prompt.opened_section for one in shown],
+            [group.sample for group in shown],
+            [group.rollouts[0] for group in shown],
+            opened_sections=[group.prompt.opened_section for group in shown],
         )
         self.logger.log(point, 0, {f"eval/{name}": value for name, value in found.numbers().items()})
 
@@ -267,8 +267,10 @@ class Job:
                 prompt_fingerprint=self.prepared.prompt_fingerprint,
                 skipped_samples=self.prepared.num_skipped,
                 stage_seconds=self.clock.seconds,
-                evaluations={point: one.metrics for point, one in evaluations.items()},
-                evaluation_rewards={point: dict(one.rewards) for point, one in evaluations.items() if one.rewards},
+                evaluations={point: evaluation.metrics for point, evaluation in evaluations.items()},
+                evaluation_rewards={
+                    point: dict(evaluation.rewards) for point, evaluation in evaluations.items() if evaluation.rewards
+                },
                 sft=summarise_sft(rows),
                 rl=summarise_rl(rows),
             ),

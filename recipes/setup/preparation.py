@@ -71,7 +71,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
     """Build or read everything, and refuse what cannot work.
 
     Args:
-        config: checked settings.
+        config: the checked settings of the run.
         folder: gets the quickstart's data and model.
         progress: shows what is being done.
 
@@ -99,7 +99,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
             scorer.check_samples(loaded["rl"].samples)
         builder = PromptBuilder(config.prompt, processor, writer, response_format=response_format)
         lengths = PromptLengths(config, processor)
-        num_skipped = sum(sum(one.skipped.values()) for one in loaded.values())
+        num_skipped = sum(sum(data_set.skipped.values()) for data_set in loaded.values())
         prompted: dict[str, tuple[PromptedSample, ...]] = {}
         for name, data in loaded.items():
             prompted[name], num_long = lengths.checked(name, [builder.prompted(sample) for sample in data.samples])
@@ -116,7 +116,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         for name, data in loaded.items():
             if data.num_mended:
                 progress.line(f"{name}: {data.num_mended} lone surrogates in its texts were replaced by U+FFFD")
-        images = ImageCounts.total(one.images for one in loaded.values())
+        images = ImageCounts.total(data_set.images for data_set in loaded.values())
         update_report(folder.root, {"images": images.document()})
         for line in images.lines():
             progress.line(line)
@@ -207,9 +207,10 @@ class PromptLengths:
     """Counts tokens from page sizes alone: no pixel is decoded for it.
 
     Args:
-        config: ``data``, ``rollout`` and ``trainer`` limit a prompt.
-        processor: the model's.
-        max_response_tokens: that must fit beside a prompt that is sampled from; None: those of ``rollout.sampling``.
+        config: the settings, of which ``data``, ``rollout`` and ``trainer`` limit a prompt.
+        processor: the processor of the model.
+        max_response_tokens: how many tokens of a sampled response must fit beside a prompt; None: those of
+            ``rollout.sampling``.
     """
 
     def __init__(self, config: Config, processor: Qwen2_5_VLProcessor, max_response_tokens: int | None = None) -> None:
@@ -222,12 +223,12 @@ class PromptLengths:
     def _count(self, text: str, images: Sequence[ImageRef] = ()) -> int:
         return count_tokens(text, images, self._tokenizer, self._image_tokens)
 
-    def _limits(self, name: str, question: PromptedSample) -> list[tuple[int, str]]:
+    def _limits(self, name: str, prompted: PromptedSample) -> list[tuple[int, str]]:
         """Most prompt tokens by every rule that holds for a data set, and what to change about each."""
         data, rollout, trainer = self._config.data, self._config.rollout, self._config.trainer
         limits = [(data.max_prompt_tokens, "raise data.max_prompt_tokens")]
         if name == "sft":
-            gold = self._count(response_behind(question.prompt, question.sample.gold_response) + TURN_END)
+            gold = self._count(response_behind(prompted.prompt, prompted.sample.gold_response) + TURN_END)
             budget = min(self._config.sft.max_tokens or trainer.micro_batch_tokens, trainer.micro_batch_tokens)
             raised = "trainer.micro_batch_tokens (and sft.max_tokens)" if self._config.sft.max_tokens else ""
             return [*limits, (budget - gold, f"raise {raised or 'trainer.micro_batch_tokens'}")]
@@ -242,22 +243,22 @@ class PromptLengths:
         Args:
             name: ``sft``: the gold response stands behind the prompt in a row of the trainer; ``rl``: a sampled one,
                 in the engine and the trainer; any other: a sampled one in the engine.
-            prompts: with their prompts.
+            prompts: the samples with their prompts.
 
         Raises:
             DataError: one is too long (``data.on_bad_sample=reject``), or all are.
         """
         fitting: list[PromptedSample] = []
         worst: tuple[int, str] = (0, "")
-        for question in prompts:
-            count = self._count(question.prompt.text, question.prompt.images)
-            limit, way_out = min(self._limits(name, question))
+        for prompted in prompts:
+            count = self._count(prompted.prompt.text, prompted.prompt.images)
+            limit, way_out = min(self._limits(name, prompted))
             if count <= limit:
-                fitting.append(question)
+                fitting.append(prompted)
             elif count - limit > worst[0]:
                 worst = (
                     count - limit,
-                    f"the prompt of sample {shown(question.sample.sample_id)!r} has {count} tokens, {limit} are left "
+                    f"the prompt of sample {shown(prompted.sample.sample_id)!r} has {count} tokens, {limit} are left "
                     f"for it; {way_out}, lower data.max_pixels",
                 )
         num_long = len(prompts) - len(fitting)

@@ -22,9 +22,9 @@ def smoke_test_rewards(
     """Judge gold responses as if they had been sampled: one of each kind of question, since rewards differ in them.
 
     Args:
-        scorer: the rewards.
-        prompts: whose gold responses, or first accepted answers, are judged.
-        tokenizer: gives the tokens.
+        scorer: the rewards to try.
+        prompts: the samples whose gold responses, or first accepted answers, are judged.
+        tokenizer: the tokenizer that the responses are encoded with.
 
     Returns:
         Lines of warning: gold text whose boxes a reward does not take for gold, so that text, prompt and reward
@@ -33,21 +33,21 @@ def smoke_test_rewards(
     Raises:
         RewardError: a reward raises, hangs, or returns what is no reward.
     """
-    chosen = list({_kind(question.sample): question for question in reversed(prompts)}.values())[::-1]
+    chosen = list({_kind(prompted.sample): prompted for prompted in reversed(prompts)}.values())[::-1]
     table = TokenTable.from_tokenizer(tokenizer)
-    scored = scorer.score([_answered(question, tokenizer, table) for question in chosen])
+    scored = scorer.score([_answered(prompted, tokenizer, table) for prompted in chosen])
     exact = {reward.name: reward for reward in scorer.rewards if reward.exact_answer is not None}
     warnings: dict[str, tuple[str, ...]] = {}
-    for question, group in zip(chosen, scored, strict=True):
+    for prompted, group in zip(chosen, scored, strict=True):
         (rollout,) = group.rollouts
-        if len(find_boxes(rollout.rollout.text)) != len(question.sample.boxes) or not question.sample.boxes:
+        if len(find_boxes(rollout.rollout.text)) != len(prompted.sample.boxes) or not prompted.sample.boxes:
             continue
         for value in rollout.rewards:
             if value.name in exact and value.value is not None and value.value < _LEAST_IOU:
                 warnings.setdefault(
                     value.name,
                     (
-                        f"warning: the gold text of {question.sample.sample_id!r:.40} earns {value.value:.2f} by "
+                        f"warning: the gold text of {prompted.sample.sample_id!r:.40} earns {value.value:.2f} by "
                         f"rewards.{value.name:.20}: it counts otherwise",
                         f"  than {exact[value.name].config.kwargs!s:.60}; let the prompt ask for what is rewarded",
                     ),
@@ -61,9 +61,9 @@ def _kind(sample: Sample) -> tuple[bool, ...]:
     return (sample.is_sufficient, *(bool(field) for field in fields))
 
 
-def _answered(question: PromptedSample, tokenizer: PreTrainedTokenizerBase, table: TokenTable) -> RolloutGroup:
+def _answered(prompted: PromptedSample, tokenizer: PreTrainedTokenizerBase, table: TokenTable) -> RolloutGroup:
     """The question with its gold as the one response; gold has all of its tags, whatever the prompt opens."""
-    sample = question.sample
+    sample = prompted.sample
     written = sample.gold_response or next(iter(sample.answers), "")
     ids = [*tokenizer.encode(written, add_special_tokens=False), tokenizer.eos_token_id]
     text, starts = table.decode(ids)
@@ -79,7 +79,7 @@ def _answered(question: PromptedSample, tokenizer: PreTrainedTokenizerBase, tabl
     )
     return Group(
         sample=sample,
-        prompt=dataclasses.replace(question.prompt, opened_section=""),
+        prompt=dataclasses.replace(prompted.prompt, opened_section=""),
         prompt_token_ids=np.zeros(0, dtype=np.int32),
         rollouts=(rollout,),
     )

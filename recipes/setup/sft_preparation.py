@@ -31,10 +31,10 @@ def supervised_phases(
     """The phases that ``sft`` describes; one where it names none.
 
     Args:
-        config: ``data`` and ``sft``.
+        config: the settings, of which ``data`` and ``sft`` count.
         trajectories: tagged ones, where there is no mixture.
-        builder: writes conversations.
-        tokenizer: the policy's.
+        builder: builds conversations of samples.
+        tokenizer: the policy's tokenizer.
         image_tokens: how many positions an image takes.
         progress: shows what was read and left out.
         run_folder: ``data_report.json`` there gets the same as ``phases``.
@@ -61,7 +61,7 @@ def supervised_phases(
         if not uses_mixture(config):
             source = TrajectorySource(trajectories, seed=config.seed, num_held_out=sft.validation_samples)
         else:
-            sources = [_counted(one, config.data) for one in settings.mixture or default_sources(config)]
+            sources = [_counted(mixed, config.data) for mixed in settings.mixture or default_sources(config)]
             mixture = Mixture(
                 sources,
                 seed=config.seed,
@@ -72,11 +72,11 @@ def supervised_phases(
                 media_cache=config.data.media_cache,
                 video=config.data.video,
             )
-            for one, found in zip(sources, mixture.reports, strict=True):
-                progress.line(f"{settings.name}: {one.format}, weight {one.weight:g}, from {one.path}")
+            for mixed, found in zip(sources, mixture.reports, strict=True):
+                progress.line(f"{settings.name}: {mixed.format}, weight {mixed.weight:g}, from {mixed.path}")
                 for line in found.text().splitlines():
                     progress.line(f"  {line}")
-                report.append({"phase": settings.name, "path": one.path, **dataclasses.asdict(found)})
+                report.append({"phase": settings.name, "path": mixed.path, **dataclasses.asdict(found)})
             source = MixtureSource(
                 mixture,
                 builder,

@@ -89,7 +89,7 @@ def trajectory_problem(sample: Sample, wanted: Sequence[str], response_format: R
     """Why a sample cannot be imitated; empty if it can.
 
     Args:
-        sample: with a tagged gold response.
+        sample: a sample with a tagged gold response.
         wanted: sections that it must have.
         response_format: the declared sections.
     """

@@ -18,8 +18,8 @@ def accuracy(call: RewardCall, section: str = "answer") -> float:
     Listing every candidate loses precision, so it does not pay; word order is not judged.
 
     Args:
-        call: the response.
-        section: the one with the answer.
+        call: the response to judge, with its sample.
+        section: the section that holds the answer.
 
     Example:
         ``<answer>3 percent</answer>`` against gold ``3%``: precision 1/2, recall 1, so 2/3.

@@ -13,11 +13,12 @@ def observe_citation(call: RewardCall, section: str = "observe") -> float:
     Any number counts, not only 1 to 5.
 
     Args:
-        call: the response.
-        section: another one that labels have no place in.
+        call: the response to judge, with its sample.
+        section: the section in which labels have no place.
     """
     found = call.parsed.all_of(section)
-    return -1.0 if any(_has_label(call.text[one.content_start : one.content_stop]) for one in found) else 0.0
+    contents = (call.text[occurrence.content_start : occurrence.content_stop] for occurrence in found)
+    return -1.0 if any(_has_label(content) for content in contents) else 0.0
 
 
 @reads_sections(arguments=("section", "answer_section"))
@@ -27,9 +28,9 @@ def think_copy(call: RewardCall, section: str = "think", answer_section: str = "
     Compared after normalisation, so an added space or full stop does not hide the copy.
 
     Args:
-        call: the response.
-        section: the one that must not be a copy.
-        answer_section: the one with the answer.
+        call: the response to judge, with its sample.
+        section: the section that must not be a copy.
+        answer_section: the section that holds the answer.
     """
     think, answer = call.parsed.content(section), call.parsed.content(answer_section)
     if think is None or answer is None:

@@ -26,9 +26,9 @@ def evidence(call: RewardCall, relevant_weight: float = 3.0, irrelevant_weight: 
     """Weighted mean of the images' scores, in [0, 1] for any number of images.
 
     Args:
-        call: the response.
-        relevant_weight: of an image whose gold line holds evidence.
-        irrelevant_weight: of an image that does not help, and of a label without an image.
+        call: the response to judge, with its sample.
+        relevant_weight: how much an image counts whose gold line holds evidence.
+        irrelevant_weight: how much an image counts that does not help, and a label without an image.
 
     Returns:
         Σ w_i s_i / Σ w_i; 0.0 where that section does not stand, closed.

@@ -24,8 +24,8 @@ def sections(call: RewardCall, names: Sequence[str]) -> float:
     For prompts that ask for some of the declared sections only. Only whitespace may stand around and between them.
 
     Args:
-        call: the response.
-        names: of the sections, in order.
+        call: the response to judge, with its sample.
+        names: the names of the sections, in order.
 
     Example:
         ``names=["evidence", "answer"]``: ``<evidence>e</evidence> <answer>a</answer>`` gives 1.0, and 0.0 with a

@@ -60,10 +60,10 @@ def iou(call: RewardCall, convention: str = "permille", section: str = "", thres
     mille in whole numbers are held against gold in whole numbers: the best box that can be written so earns 1.
 
     Args:
-        call: the response.
+        call: the response to judge, with its sample.
         convention: what numbers count, one of ``rewards.boxes.CONVENTIONS``. ``pixels`` are those of the page that a
             gold box lies on, at the size at which the model saw it.
-        section: look for boxes in this section only; empty: in the whole response.
+        section: the only section in which boxes are looked for; empty: the whole response.
         threshold: above 0: a matched pair counts 1 if its IoU reaches this, else 0 (accuracy at IoU).
 
     Returns:
@@ -83,7 +83,7 @@ def iou(call: RewardCall, convention: str = "permille", section: str = "", thres
     if not written or not gold:
         return 0.0
     sizes = _image_sizes(call, convention)
-    rows = (_overlaps(one, gold, sizes) for one in written)
+    rows = (_overlaps(response_box, gold, sizes) for response_box in written)
     found = [row for row in rows if row is not None][: max(_MAX_MATCHED, len(gold))]
     pairs = [[_pair_value(overlap, threshold) for overlap in row] for row in found]
     return best_matching(pairs) / max(len(written), len(gold))
@@ -100,7 +100,7 @@ def box_count(call: RewardCall, section: str = "") -> float:
         for response_box in response_boxes(call.parsed, section)
         if response_box.numbers[0] < response_box.numbers[2]
     ]
-    return float(len([one for one in sane if one.numbers[1] < one.numbers[3]]) == max(1, len(call.sample.boxes)))
+    return float(len([box for box in sane if box.numbers[1] < box.numbers[3]]) == max(1, len(call.sample.boxes)))
 
 
 def box_iou(left: Box, right: Box) -> float:

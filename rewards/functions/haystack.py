@@ -23,8 +23,8 @@ def yes_no(call: RewardCall, section: str = "answer") -> float | None:
     The benchmark's own rule counts an answer that holds both words as right for either gold; here it is wrong.
 
     Args:
-        call: the response.
-        section: the one with the answer.
+        call: the response to judge, with its sample.
+        section: the section that holds the answer.
 
     Returns:
         None where gold is neither yes nor no; 0.0 where there is no closed answer section.
@@ -54,8 +54,8 @@ def needle_lines(call: RewardCall, min_words: int = 2) -> list[float | None]:
     without a line gets 0.0.
 
     Args:
-        call: the response.
-        min_words: of a needle page's line.
+        call: the response to judge, with its sample.
+        min_words: the fewest words of a needle image's line.
 
     Returns:
         One value per page.
@@ -75,8 +75,8 @@ def needle_found(call: RewardCall, min_words: int = 2) -> float:
     Marking every page alike is worth 0, whichever way. Without other pages it is the first share alone.
 
     Args:
-        call: the response.
-        min_words: as for ``needle_lines``.
+        call: the response to judge, with its sample.
+        min_words: the fewest words of a needle image's line.
 
     Example:
         Needle found, one of two other pages marked: 1 + 1/2 - 1 = 0.5.

@@ -12,10 +12,10 @@ def overlong(call: RewardCall, max_response_tokens: int, buffer_tokens: int, min
     to -1 at m; -1 beyond.
 
     Args:
-        call: the response.
-        max_response_tokens: m.
-        buffer_tokens: b; with 0 the penalty is a step at m.
-        min_response_tokens: fewer tokens than this also cost 1.
+        call: the response to judge, with its sample.
+        max_response_tokens: m, the most tokens of a response.
+        buffer_tokens: b, over how many tokens below m the penalty grows; 0: it is a step at m.
+        min_response_tokens: the fewest tokens of a response; fewer cost 1 as well.
 
     Example:
         m = 1536, b = 512: 1024 tokens give 0.0, 1280 give -0.5, 1536 give -1.0.

@@ -28,8 +28,8 @@ def choice(call: RewardCall, section: str = "answer") -> float | None:
     letter comes before a text: where an option's text is itself a letter, ``A`` means the first option.
 
     Args:
-        call: the response.
-        section: the one with the answer.
+        call: the response to judge, with its sample.
+        section: the section that holds the answer.
 
     Returns:
         None where gold names no option; 0.0 where there is no closed answer section.

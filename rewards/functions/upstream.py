@@ -63,12 +63,12 @@ def score_reference(
     """All six rewards of one response and their weighted sum.
 
     Args:
-        response: the text.
+        response: the text of the response.
         gold_response: the tagged gold.
         num_tokens: generated tokens, end of sequence included.
-        max_response_tokens: of overlong.
-        buffer_tokens: of overlong.
-        min_response_tokens: of overlong.
+        max_response_tokens: the setting of the reward overlong with this name.
+        buffer_tokens: the setting of the reward overlong with this name.
+        min_response_tokens: the setting of the reward overlong with this name.
 
     Returns:
         The scores.

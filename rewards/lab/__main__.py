@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: of the command line; None: those of this process.
+        arguments: the arguments of the command line; None: those of this process.
 
     Returns:
         The exit status.

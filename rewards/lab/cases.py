@@ -57,7 +57,7 @@ class Case:
         return self.with_sections({name: changed[role] for name, role in self.roles.items() if role in changed})
 
     def lines(self) -> list[str]:
-        """What it says of each image; nothing where it has no lines per image."""
+        """What the response says of each image; nothing where it has no lines per image."""
         text = next((self.sections[name] for name, role in self.roles.items() if role == "evidence"), "")
         return [line.partition(": ")[2] for line in text.splitlines()]
 
@@ -129,7 +129,7 @@ def _roles(response_format: ResponseFormat, answer_section: str) -> dict[str, st
 
 
 def _images(kind: str, number: int, num_images: int) -> tuple[ImageRef, ...]:
-    return tuple(ImageRef(path=f"{kind}-{number}-{page}.png") for page in range(1, num_images + 1))
+    return tuple(ImageRef(path=f"{kind}-{number}-{index}.png") for index in range(1, num_images + 1))
 
 
 _FACTS = (
@@ -150,8 +150,8 @@ def _images_cases() -> list[_Draft]:
     cases = []
     for number, (what, fact, own_words, answer, others) in enumerate(_FACTS):
         place = number % 3
-        gold_lines = [fact if page == place else IRRELEVANT for page in range(3)]
-        lines = [own_words if page == place else IRRELEVANT for page in range(3)]
+        gold_lines = [fact if index == place else IRRELEVANT for index in range(3)]
+        lines = [own_words if index == place else IRRELEVANT for index in range(3)]
         observe = f"Three pages with charts and tables; one of them shows the {what}."
         think = f"Page {place + 1} gives the {what}, so that is the answer."
         cases.append(
@@ -176,7 +176,7 @@ def _haystack_cases() -> list[_Draft]:
     cases = []
     for number, (place, answer) in enumerate(((1, "yes"), (3, "no"), (0, "yes"), (2, "no"))):
         seen = "a red truck and a small dog" if answer == "yes" else "a red truck, and nobody beside it"
-        lines = [seen if page == place else IRRELEVANT for page in range(4)]
+        lines = [seen if index == place else IRRELEVANT for index in range(4)]
         cases.append(
             _Draft(
                 kind="haystack",

@@ -68,9 +68,9 @@ def lint(name: str, rewards: Sequence[LoadedReward], kind: str = "", response_fo
     """Play all tricks on the weighted sum of rewards.
 
     Args:
-        name: of the whole.
-        rewards: one, or several that are trained with together.
-        kind: of the questions, one of ``KINDS``; empty: what the rewards declare that they need, else the first
+        name: the name under which the rewards are reported together.
+        rewards: the reward, or several that are trained with together.
+        kind: the kind of questions, one of ``KINDS``; empty: what the rewards declare that they need, else the first
             kind on which an honest response earns more than an empty one, else ``pages``.
         response_format: the declared sections.
 
@@ -180,7 +180,7 @@ def _call(case: Case, text: str) -> RewardCall:
 def _number(reward: LoadedReward, value: object) -> float | None:
     """A reward's value; of one value per image, the mean."""
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return _mean([_number(reward, one) for one in value])
+        return _mean([_number(reward, image_value) for image_value in value])
     if value is None:
         return None
     if isinstance(value, Real) and math.isfinite(value):

@@ -67,7 +67,7 @@ class ValueChange:
 
     @property
     def is_changed(self) -> bool:
-        """Whether the value, the advantage or the scope did."""
+        """Whether the value, the advantage or the scope changed."""
         if self.is_moved or (self.before is None) != (self.after is None):
             return True
         is_other = self.before is not None and self.after is not None and _differs(self.before, self.after)
@@ -97,7 +97,7 @@ class RolloutChange:
 
     @property
     def is_changed(self) -> bool:
-        """Whether anything did."""
+        """Whether anything changed."""
         return _differs(self.total_before, self.total_after) or any(value.is_changed for value in self.values)
 
 
@@ -121,7 +121,7 @@ class GroupChange:
 
     @property
     def is_changed(self) -> bool:
-        """Whether anything did."""
+        """Whether anything changed."""
         return self.had_credit != self.has_credit or any(rollout.is_changed for rollout in self.rollouts)
 
 
@@ -167,10 +167,10 @@ def replay(run_folder: Path, before: Config, after: Config, *, stage: str = "rl"
     """Score the saved responses of a run with other settings.
 
     Args:
-        run_folder: holds ``rollouts.jsonl``.
+        run_folder: the run folder, which holds ``rollouts.jsonl``.
         before: the run's settings; their weights belong to the recorded advantages.
         after: what to score with: ``rewards`` and ``rl.credit``. Plugin files are relative to the current folder.
-        stage: of the records.
+        stage: the stage whose records are scored again.
 
     Returns:
         The comparison. With equal settings and unchanged reward functions nothing changes.
@@ -259,8 +259,8 @@ def _group_change(
     old: RecordedGroup, new: CreditedGroup, weights_before: Mapping[str, float], weights_after: Mapping[str, float]
 ) -> GroupChange:
     rollouts = tuple(
-        _rollout_change(one, other, weights_before, weights_after)
-        for one, other in zip(old.rollouts, new.rollouts, strict=True)
+        _rollout_change(old_rollout, new_rollout, weights_before, weights_after)
+        for old_rollout, new_rollout in zip(old.rollouts, new.rollouts, strict=True)
     )
     return GroupChange(
         step=old.step,
@@ -276,7 +276,9 @@ def _group_change(
 def _rollout_change(
     old: RecordedRollout, new: CreditedRollout, weights_before: Mapping[str, float], weights_after: Mapping[str, float]
 ) -> RolloutChange:
-    before = {(one.name, one.image_index): (one.value, one.advantage, one.spans) for one in old.rewards}
+    before = {
+        (reward.name, reward.image_index): (reward.value, reward.advantage, reward.spans) for reward in old.rewards
+    }
     pairs = zip(new.rewards, new.advantages, strict=True)
     after = {reward.key: (reward.value, advantage, reward.spans) for reward, advantage in pairs}
     values = []
@@ -320,18 +322,18 @@ def _reward_changes(groups: Sequence[GroupChange]) -> tuple[RewardChange, ...]:
             for value in rollout.values:
                 of_group[value.name].append(value)
         for name, found in of_group.items():
-            had, has = any(one.advantage_before for one in found), any(one.advantage_after for one in found)
+            had, has = any(change.advantage_before for change in found), any(change.advantage_after for change in found)
             gained[name] += has and not had
             lost[name] += had and not has
             values[name] += found
     return tuple(
         RewardChange(
             name=name,
-            mean_before=_mean([one.before for one in found]),
-            mean_after=_mean([one.after for one in found]),
-            num_changed=sum(one.is_changed for one in found),
-            num_moved=sum(one.is_moved for one in found),
-            num_flips=sum(one.is_flip for one in found),
+            mean_before=_mean([change.before for change in found]),
+            mean_after=_mean([change.after for change in found]),
+            num_changed=sum(change.is_changed for change in found),
+            num_moved=sum(change.is_moved for change in found),
+            num_flips=sum(change.is_flip for change in found),
             num_gained=gained[name],
             num_lost=lost[name],
         )

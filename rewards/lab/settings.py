@@ -35,10 +35,10 @@ def changed_settings(run_folder: Path, file: Path | None, overrides: Sequence[st
     """A run's settings with other rewards or credit.
 
     Args:
-        run_folder: of the run.
+        run_folder: the folder of the run.
         file: YAML whose ``rewards`` (and ``response``) take the place of the run's, and whose ``rl.credit`` is laid
             over them; a recipe will do. None: the run's own.
-        overrides: as on the command line of ``rsgrpo train``: ``rewards.accuracy.weight=1`` sets a value,
+        overrides: settings as on the command line of ``rsgrpo train``: ``rewards.accuracy.weight=1`` sets a value,
             ``+rewards.mine={…}`` adds a reward, ``~rewards.format`` takes one out.
 
     Returns:

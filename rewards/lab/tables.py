@@ -12,8 +12,8 @@ def replay_table(result: Replay, num_shown: int) -> str:
     """Rewards, totals, and the groups that change most.
 
     Args:
-        result: of ``replay``.
-        num_shown: groups shown one by one.
+        result: what ``replay`` returned.
+        num_shown: how many groups are shown one by one.
     """
     rows = [
         ["reward", "mean before", "mean after", "changed", "other tokens", "sign flips", "groups gain", "lose credit"]
@@ -28,9 +28,9 @@ def replay_table(result: Replay, num_shown: int) -> str:
     lines = [
         _aligned(rows),
         "",
-        f"{len(changed)} of {len(result.groups)} groups and {sum(one.is_changed for one in rollouts)} of "
-        f"{len(rollouts)} responses change; {sum(one.is_flip for one in rollouts)} responses are pushed the other way; "
-        f"{gained} groups gain credit, {lost} lose it",
+        f"{len(changed)} of {len(result.groups)} groups and {sum(rollout.is_changed for rollout in rollouts)} of "
+        f"{len(rollouts)} responses change; {sum(rollout.is_flip for rollout in rollouts)} responses are pushed the "
+        f"other way; {gained} groups gain credit, {lost} lose it",
     ]
     if changed and num_shown:
         lines.append("a response's total is its weighted mean advantage, sum of w A over sum of w")

@@ -167,12 +167,14 @@ def _reference_normalisers(
     whose pushes cancel is not counted although it has a gradient, as in the public code (its defect D2). Where
     it divides 0 by 0 (K_m = 0, defect D3) the credit here is 0.
     """
-    place = {one.key: (index, row) for index, group in enumerate(groups) for row, one in enumerate(group.rollouts)}
+    place = {
+        rollout.key: (index, row) for index, group in enumerate(groups) for row, rollout in enumerate(group.rollouts)
+    }
     batches: Partition = [list(place)] if micro_batches is None else micro_batches
     named = [member for batch in batches for member in batch]
     if sorted(named) != sorted(place) or len(place) != sum(len(group.rollouts) for group in groups):
         raise ValueError(
-            f"micro_batches names {len(named)} rollouts, the step has {sum(len(one.rollouts) for one in groups)}: "
+            f"micro_batches names {len(named)} rollouts, the step has {sum(len(group.rollouts) for group in groups)}: "
             "every (sample id, rollout index) of the step must be unique and stand in exactly one micro-batch"
         )
     result: dict[tuple[int, int], float] = {}
@@ -241,11 +243,11 @@ def _of_every_reward(group: ScoredGroup, view: CreditedGroup, weights: Mapping[s
         CreditedRollout(
             rollout=scored.rollout,
             rewards=scored.rewards,
-            advantages=tuple(one.advantages[0] if weights[reward.name] else 0.0 for reward in scored.rewards),
-            positive_weights=one.positive_weights,
-            negative_weights=one.negative_weights,
+            advantages=tuple(credited.advantages[0] if weights[reward.name] else 0.0 for reward in scored.rewards),
+            positive_weights=credited.positive_weights,
+            negative_weights=credited.negative_weights,
         )
-        for scored, one in zip(group.rollouts, view.rollouts, strict=True)
+        for scored, credited in zip(group.rollouts, view.rollouts, strict=True)
     )
 
 

@@ -79,7 +79,7 @@ def response_weights(groups: Sequence[ScoredGroup], config: CreditConfig) -> dic
     views = [whole_responses(group, [0.0] * len(group.rollouts)) for group in groups]  # any value: all of them count
     matrices = token_weights([credit_table(view) for view in views], config)
     return {
-        one.key: float(weight)
+        rollout.key: float(weight)
         for group, matrix in zip(groups, matrices, strict=True)
-        for one, weight in zip(group.rollouts, matrix[:, 0], strict=True)
+        for rollout, weight in zip(group.rollouts, matrix[:, 0], strict=True)
     }

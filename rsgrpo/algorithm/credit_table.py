@@ -27,7 +27,7 @@ def merged(spans: Iterable[TokenSpan]) -> list[TokenSpan]:
     if len(found) < 2:
         return found
     joined: list[TokenSpan] = []
-    for span in sorted(found, key=lambda one: one.start):
+    for span in sorted(found, key=lambda span: span.start):
         if joined and span.start <= joined[-1].stop:
             joined[-1] = TokenSpan(start=joined[-1].start, stop=max(joined[-1].stop, span.stop))
         else:
@@ -99,7 +99,9 @@ def credit_table(group: ScoredGroup) -> CreditTable:
                 f"first sibling {keys}; siblings must carry the same rewards, each once, in the same order"
             )
     shape = (len(group.rollouts), len(keys))
-    values = [[np.nan if one.value is None else one.value for one in rollout.rewards] for rollout in group.rollouts]
+    values = [
+        [np.nan if reward.value is None else reward.value for reward in rollout.rewards] for rollout in group.rollouts
+    ]
     counts = [[_num_tokens(cell) for cell in row] for row in spans]
     return CreditTable(
         names=[name for name, _ in keys],
@@ -107,7 +109,7 @@ def credit_table(group: ScoredGroup) -> CreditTable:
         values=np.array(values, dtype=np.float64).reshape(shape),
         spans=spans,
         num_tokens=np.array(counts, dtype=np.int64).reshape(shape),
-        response_tokens=np.array([one.num_tokens for one in group.rollouts], dtype=np.int64),
+        response_tokens=np.array([rollout.num_tokens for rollout in group.rollouts], dtype=np.int64),
     )
 
 
@@ -136,8 +138,8 @@ def group_totals(group: ScoredGroup, weights: Mapping[str, float]) -> list[float
     then pulls that sibling neither up nor down, where a 0 would be its best value (a penalty) or its worst.
 
     Args:
-        group: with any rewards.
-        weights: by reward name, for all of them; those of weight 0 do not count.
+        group: a group of scored rollouts, with any rewards.
+        weights: the weight of each reward by its name, for all of them; rewards of weight 0 do not count.
 
     Returns:
         One number per sibling; None where no reward applies.
@@ -151,7 +153,7 @@ def group_totals(group: ScoredGroup, weights: Mapping[str, float]) -> list[float
     for column in columns:
         weight = weights[column[0].name]
         if weight:
-            parts.append([None if one.value is None else weight * one.value for one in column])
+            parts.append([None if reward.value is None else weight * reward.value for reward in column])
     totals: list[float | None] = []
     means = [sum(found) / len(found) if (found := [v for v in part if v is not None]) else 0.0 for part in parts]
     for row in range(len(group.rollouts)):
@@ -166,8 +168,8 @@ def whole_view(group: ScoredGroup, weights: Mapping[str, float]) -> ScoredGroup:
     """The group with one reward, :data:`TOTAL`: the weighted sum (:func:`group_totals`), on the whole response.
 
     Args:
-        group: with any rewards.
-        weights: by reward name, for all of them.
+        group: a group of scored rollouts, with any rewards.
+        weights: the weight of each reward by its name, for all of them.
 
     Example:
         Accuracy 1 on [2, 4) with weight 3 and format 1 with weight 1 become total 4 on [0, R).
@@ -179,20 +181,20 @@ def whole_responses(group: ScoredGroup, values: Sequence[float | None]) -> Score
     """The group with one reward, :data:`TOTAL`, of these values, on the whole response.
 
     Args:
-        group: with any rewards.
-        values: one a sibling.
+        group: a group of scored rollouts, with any rewards.
+        values: the value of each sibling.
     """
     return group.with_rollouts(
         ScoredRollout(
-            rollout=one.rollout,
+            rollout=rollout.rollout,
             rewards=(
                 ScopedReward(
                     name=TOTAL,
                     value=value,
-                    spans=(TokenSpan(start=0, stop=one.num_tokens),),
+                    spans=(TokenSpan(start=0, stop=rollout.num_tokens),),
                     scope_found=True,
                 ),
             ),
         )
-        for one, value in zip(group.rollouts, values, strict=True)
+        for rollout, value in zip(group.rollouts, values, strict=True)
     )

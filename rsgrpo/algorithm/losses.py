@@ -63,7 +63,8 @@ def clipped_policy_loss(
         positive_weights: [T] float, P, at least 0.
         negative_weights: [T] float, Q, at least 0.
         clip_low: the ratio is clipped below at ``1 - clip_low`` where credit is negative; 1: not at all.
-        clip_high: and above at ``1 + clip_high`` where it is positive (``cispo``: both for either sign).
+        clip_high: the ratio is clipped above at ``1 + clip_high`` where credit is positive (``cispo``: both for either
+            sign).
         dual_clip: c, the most that negative credit weighs; 0: no limit.
         importance_weights: [T] float, detached factors engine -> trainer; None: 1.
         clipping: ``ppo`` or ``cispo``.
@@ -127,7 +128,7 @@ def importance_weights(trainer_logprobs: Tensor, engine_logprobs: Tensor, cap: f
     Args:
         trainer_logprobs: [T] float, of the batch's policy as the trainer computes it.
         engine_logprobs: [T] float, as the engine sampled.
-        cap: largest weight.
+        cap: the largest weight that a token may get.
 
     Returns:
         [T] float, ``min(exp(trainer - engine), cap)``, detached.
@@ -154,7 +155,7 @@ def response_mask(
         trainer_logprobs: [T] float, nats. Detached here.
         engine_logprobs: [T] float, as the engine sampled.
         response_lengths: tokens of each response, in order.
-        bound: above 1.
+        bound: how far off a response may be, above 1.
 
     Returns:
         [T] float, 0 or 1, detached.
@@ -174,7 +175,7 @@ def nll_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
     """Weighted negative log-likelihood, ``-sum_t w_t logprob_t``.
 
     Args:
-        logprobs: [T] float.
+        logprobs: [T] float, of the target tokens, nats.
         weights: [T] float; 1/N each for a token mean over N tokens.
 
     Example:
@@ -226,7 +227,7 @@ def adapted_kl_coefficient(coefficient: float, measured: float, target: float) -
 
     Args:
         coefficient: beta of the step that was measured.
-        measured: its mean KL(policy, reference), nats a token.
+        measured: the mean KL(policy, reference) of that step, nats a token.
         target: where to steer it, above 0; 0: the coefficient stays.
 
     Example:

@@ -80,12 +80,12 @@ def step_telemetry(
     loss: LossConfig | None = None,
     is_on_policy: bool = True,
 ) -> dict[str, float]:
-    """Numbers of one step.
+    """The metrics of one training step.
 
     Args:
         credited: what was trained on; may be empty.
         responses: what the trainer saw of it under the batch's policy, in any order.
-        weights: by reward name.
+        weights: the weight of each reward by its name.
         updated: what the trainer saw during the updates, where a batch is used for several; empty: the
             same as ``responses``.
         loss: the clip bounds, for ``scope/<name>/clip_frac``; None leaves that metric out.
@@ -222,16 +222,16 @@ def _scope_sums(credited: Sequence[CreditedGroup], seen: Sequence[_Seen]) -> dic
     return scopes
 
 
-def _add_entry(scope: _Scope, reward: ScopedReward, advantage: float, one: _Seen) -> None:
+def _add_entry(scope: _Scope, reward: ScopedReward, advantage: float, response: _Seen) -> None:
     scope.num_entries += 1
     scope.num_found += reward.scope_found
     if reward.value is not None:
         scope.values.append(reward.value)
     for span in merged(reward.spans):
         scope.num_tokens += span.stop - span.start
-        scope.entropy_sum += float(one.entropy_before[span.stop] - one.entropy_before[span.start])
-        if advantage and one.clipped_before is not None:
-            clipped_before = one.clipped_before[0 if advantage > 0 else 1]
+        scope.entropy_sum += float(response.entropy_before[span.stop] - response.entropy_before[span.start])
+        if advantage and response.clipped_before is not None:
+            clipped_before = response.clipped_before[0 if advantage > 0 else 1]
             scope.num_credited += span.stop - span.start
             scope.num_clipped += int(clipped_before[span.stop] - clipped_before[span.start])
 
@@ -266,7 +266,7 @@ def policy_metrics(updates: Sequence[UpdateMetrics]) -> dict[str, float]:
     """What all updates of a batch say together, and each of them where there are several.
 
     Args:
-        updates: in order; none where nothing was trained on.
+        updates: the updates of the step, in order; none where nothing was trained on.
 
     Returns:
         ``policy/<name>``: sums of counts and seconds (``is_skipped`` counts skipped steps), the last learning rate,
@@ -293,7 +293,7 @@ def policy_metrics(updates: Sequence[UpdateMetrics]) -> dict[str, float]:
 
 
 def newest_version(groups: Iterable[ScoredGroup | CreditedGroup]) -> int:
-    """Of the weights that sampled any of the groups; 0 for none."""
+    """The newest version of the weights that sampled any of the groups; 0 for none."""
     return max((rollout.rollout.newest_version for group in groups for rollout in group.rollouts), default=0)
 
 
@@ -301,9 +301,9 @@ def logprob_gap(groups: Sequence[CreditedGroup], responses: Sequence[ResponseSta
     """Mean |engine - trainer| log-probability gap in nats; ``engine/logprob_gap_mean`` of a batch with one update.
 
     Args:
-        groups: what is trained on.
+        groups: the groups that are trained on.
         responses: what the trainer sees of it.
-        version: of the weights whose responses count; those of older ones differ because the weights do.
+        version: the version of the weights whose responses count; those of older ones differ because the weights do.
 
     Returns:
         The mean over their tokens; None where there are no such responses.
@@ -323,7 +323,7 @@ def check_logprob_gap(mean_gap: float, limit: float) -> None:
 
     Args:
         mean_gap: mean |engine - trainer| log-probability gap of a step, nats.
-        limit: ``rl.max_logprob_gap``.
+        limit: the largest mean gap that is accepted, in nats (``rl.max_logprob_gap``).
 
     Raises:
         StaleWeightsError: the gap is larger, or not a number.

@@ -57,10 +57,10 @@ def select_groups(
     """Keep the groups that the settings ask for.
 
     Args:
-        groups: freshly scored.
+        groups: the groups, freshly scored.
         config: ``nonzero_variance`` keeps groups in which any reward varies; ``mean_range`` is the public rule
             ``low < mean weighted sum < high``; ``none`` keeps all.
-        weights: by reward name.
+        weights: the weight of each reward by its name.
         scoping: ``rl.credit.scoping``; where credit is given for the weighted sum (``whole``),
             ``nonzero_variance`` asks whether that varies.
 

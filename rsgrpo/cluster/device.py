@@ -21,7 +21,7 @@ VersionOf = Callable[[str], str | None]
 
 
 def installed_version(name: str) -> str | None:
-    """Of a distribution, from its metadata: nothing is imported."""
+    """The version of an installed distribution, from its metadata: nothing is imported."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -50,7 +50,7 @@ def vllm_build(version_of: VersionOf = installed_version) -> VllmBuild:
     version says so (``0.32.0+cpu``, or ``0.33.0.dev7+g1a2b3c4.cpu`` from source), or where ``VLLM_TARGET_DEVICE=cpu``.
 
     Args:
-        version_of: installed versions.
+        version_of: gives the installed version of a package; None: it is not installed.
 
     Example:
         ``vllm_build({"vllm": "0.32.0+cpu"}.get).device`` is ``cpu``.
@@ -90,8 +90,9 @@ def choose_device(cluster: ClusterConfig, num_gpus: int, *, has_engines: bool = 
     nothing is, it does not matter, and GPUs are used if there are any.
 
     Args:
-        cluster: ``device``; ``gpus_per_node`` above 0 says that GPUs are meant; ``address`` for the words.
-        num_gpus: that Ray sees.
+        cluster: the cluster settings: ``device``; ``gpus_per_node`` above 0 says that GPUs are meant; ``address`` for
+            the words.
+        num_gpus: how many GPUs Ray sees.
         has_engines: whether anything is sampled.
 
     Raises:
@@ -128,7 +129,7 @@ def check_build(cluster: ClusterConfig) -> None:
     """Refuse what the installed vLLM can do on no cluster, however many GPUs it has, before it is joined.
 
     Args:
-        cluster: ``device``.
+        cluster: the cluster settings, of which ``device`` counts.
 
     Raises:
         MachineError: there is no usable vLLM, or it is built for the other device.
@@ -163,6 +164,6 @@ def _check_build(cluster: ClusterConfig, build: VllmBuild, num_gpus: int, has: s
 
 
 def _hidden() -> str:
-    """Words on GPUs that the environment hides."""
+    """The end of a sentence about GPUs that the environment hides."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible[:40]!r})"

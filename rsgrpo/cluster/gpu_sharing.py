@@ -18,7 +18,7 @@ class GpuUser(Protocol):
     """Trainer or engines: what can offload its GPU memory to the host and onload it again."""
 
     def set_on_gpu(self, parts: OnGpu) -> None:
-        """Offload or onload until exactly these parts are on the GPUs."""
+        """Offload and onload until exactly these parts are on the GPUs."""
 
 
 class Phase(Enum):
@@ -35,8 +35,8 @@ class GpuSharing:
     At the start the engines hold everything and the trainer has not loaded anything yet.
 
     Args:
-        trainer: loads when its first phase begins.
-        engines: loaded.
+        trainer: the trainer, which loads when its first phase begins.
+        engines: the engines that share the trainer's GPUs, loaded.
 
     Example:
         ``begin(Phase.TRAINING)`` after the start: the engines hold nothing, then the trainer holds all.
@@ -50,7 +50,7 @@ class GpuSharing:
         """Make room for a phase; nothing happens if it goes on.
 
         Args:
-            phase: that begins.
+            phase: the phase that begins.
         """
         changes = [
             (user, wanted, wanted > present)

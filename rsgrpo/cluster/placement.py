@@ -36,7 +36,7 @@ class Placement:
         """Reserve what a plan asks for, all or nothing.
 
         Args:
-            plan: of the run.
+            plan: the placement of the run's ranks and engines.
 
         Raises:
             TopologyError: the cluster is busy, or lacks CPUs.
@@ -69,8 +69,8 @@ class Placement:
         """Options of a rank's actor.
 
         Args:
-            rank: which.
-            environment: variables of its process.
+            rank: the number of the rank.
+            environment: the environment variables of its process.
         """
         if self._plan is None:
             return _options(environment)
@@ -80,8 +80,8 @@ class Placement:
         """Options of an engine's actor.
 
         Args:
-            engine: which.
-            environment: variables of its process.
+            engine: the number of the engine.
+            environment: the environment variables of its process.
             rank_gpus: GPU of each rank as its node numbers them, where GPUs are shared.
         """
         if self._plan is None:
@@ -124,9 +124,9 @@ def open_placement(
     """Reserve places for the length of the block, and share out the cores there.
 
     Args:
-        config: as :func:`rsgrpo.cluster.topology.fit` gives it.
-        cluster: what there is.
-        has_engines: False: nothing is sampled.
+        config: the settings as :func:`rsgrpo.cluster.topology.fit` gives them.
+        cluster: the cluster's resources, as Ray sees them.
+        has_engines: whether anything is sampled, so that engines need a place.
 
     Yields:
         Where ranks and engines run, and with how many CPU threads.

@@ -36,9 +36,9 @@ def share_threads(
     Args:
         config: ``cluster.device`` as decided; ``trainer.num_threads`` and ``rollout.num_threads`` above 0 hold as
             they are; an engine of ``rollout.tensor_parallel_size`` above 1 has a worker process for each part.
-        cores: of each node.
-        rank_nodes: node of each rank.
-        engine_nodes: node of each engine.
+        cores: the number of cores of each node.
+        rank_nodes: the node of each rank.
+        engine_nodes: the node of each engine.
 
     Example:
         Two ranks and one engine on a node of 48 cores: 16 threads each on GPUs, 24 for each rank alone; on a CPU 24

@@ -114,7 +114,7 @@ def fit(config: Config, *, gpus_per_node: Sequence[int], has_engines: bool = Tru
     Args:
         config: the run's settings.
         gpus_per_node: GPUs of each node of the cluster, as Ray sees them.
-        has_engines: False: nothing is sampled.
+        has_engines: whether anything is sampled, so that engines need GPUs.
 
     Raises:
         MachineError: the installed vLLM does not go with the device (see :func:`rsgrpo.cluster.device.choose_device`).
@@ -175,7 +175,7 @@ def plan_placement(config: Config, *, has_engines: bool = True) -> PlacementPlan
     Args:
         config: ``cluster.topology``, ``trainer.num_ranks``, ``rollout.num_workers`` and
             ``rollout.tensor_parallel_size``; ``stage=eval`` has no ranks.
-        has_engines: False: nothing is sampled.
+        has_engines: whether anything is sampled, so that engines need GPUs.
 
     Example:
         Four ranks and two engines of two GPUs each: disaggregated, bundles of 2, 2, 1, 1, 1 and 1 GPUs; colocated,
@@ -206,8 +206,8 @@ def fits(plan: PlacementPlan, gpus_per_node: Sequence[int]) -> bool:
     of one GPU that finds a place for all whenever there is one.
 
     Args:
-        plan: of the run.
-        gpus_per_node: GPUs of each node.
+        plan: the placement of the run's ranks and engines.
+        gpus_per_node: the number of GPUs of each node.
 
     Example:
         Two engines of 2 GPUs and two ranks fit on nodes of (3, 3) GPUs, three engines of 2 do not.
@@ -228,7 +228,7 @@ def check_topology(config: Config, *, device: str, gpus_per_node: Sequence[int],
         config: the run's settings.
         device: ``cpu`` or ``gpu``.
         gpus_per_node: GPUs of each node of the cluster.
-        has_engines: False: nothing is sampled.
+        has_engines: whether anything is sampled, so that engines need GPUs.
 
     Raises:
         TopologyError: names the setting, what there is, and the way out.

@@ -21,8 +21,8 @@ def build(node: Any, key: str = "") -> Any:
     """Turn a node of a typed composition into the object that it stands for; all checks run.
 
     Args:
-        node: dictionary, list or value.
-        key: the node's own, ``""`` at the top.
+        node: the dictionary, list or value to build of.
+        key: the key under which the node stands, ``""`` at the top.
 
     Raises:
         ConfigError: a value that no setting can have (not finite, beyond 64 bits, no text), a key without a value,
@@ -62,7 +62,9 @@ def _check_value(key: str, value: object) -> None:
         # Such a text can neither be written down nor name a file.
         if "\0" in value:
             raise ConfigError(f"{key}={shown(value, 80)!r} holds a zero byte; take it out")
-        if not _MAY_HOLD_LINES.search(key) and any(ord(one) < ord(" ") or one == "\x7f" for one in value):
+        if not _MAY_HOLD_LINES.search(key) and any(
+            ord(character) < ord(" ") or character == "\x7f" for character in value
+        ):
             raise ConfigError(f"{key}={shown(value, 80)!a} holds a line break or control character; take it out")
         try:
             value.encode()

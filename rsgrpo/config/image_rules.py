@@ -21,7 +21,7 @@ def parse_colour(name: str) -> Colour:
     """A colour from its name or from ``#rrggbb``.
 
     Args:
-        name: such as ``white``, ``#fff`` or ``rgb(255, 250, 240)``.
+        name: the colour, such as ``white``, ``#fff`` or ``rgb(255, 250, 240)``.
 
     Raises:
         ValueError: it is no colour, or a transparent one.
@@ -53,7 +53,7 @@ class ImageRules:
 
     @property
     def full_size(self) -> ImageRules:
-        """The same without bounds: pages keep the size that they have."""
+        """The same rules without bounds: images keep the size that they have."""
         return dataclasses.replace(self, min_pixels=None, max_pixels=None)
 
     @property

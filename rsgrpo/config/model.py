@@ -47,7 +47,7 @@ class LoraConfig:
 
     def _check_targets(self) -> None:
         given = self.target_modules
-        is_list = isinstance(given, list) and all(isinstance(one, str) for one in given)
+        is_list = isinstance(given, list) and all(isinstance(name, str) for name in given)
         if not isinstance(given, str) and not is_list:
             raise ConfigError(
                 f"model.lora.target_modules={shown(given, 80)} does not fit; it must be a list of names such as "

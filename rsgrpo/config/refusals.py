@@ -41,7 +41,7 @@ def settings_sentence(error: BaseException) -> str:
     """What a complaint of hydra, OmegaConf or a YAML parser means; empty for other exceptions.
 
     Args:
-        error: as it was raised.
+        error: the error as it was raised.
 
     Example:
         Hydra's refusal of ``rl.max_step=3`` becomes "there is no setting rl.max_step; the nearest is rl.max_steps".
@@ -50,7 +50,7 @@ def settings_sentence(error: BaseException) -> str:
         return _unreadable(error.override)
     if isinstance(error, MissingConfigException):
         return _missing_file(error)
-    inner = next((one for one in _chain(error) if isinstance(one, (OmegaConfBaseException, YAMLError))), None)
+    inner = next((cause for cause in _chain(error) if isinstance(cause, (OmegaConfBaseException, YAMLError))), None)
     where = _file_of(error)
     if isinstance(inner, YAMLError):
         return _bad_yaml(inner, where)
@@ -74,7 +74,7 @@ def value_sentence(error: OmegaConfBaseException) -> str:
     """What is wrong with one setting.
 
     Args:
-        error: OmegaConf's, with the key.
+        error: the error of OmegaConf, with the key.
     """
     key = error.full_key or ""
     if isinstance(error, InterpolationResolutionError | GrammarParseError):
@@ -120,17 +120,17 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """The likely meaning of a misspelt name, as the end of a sentence; empty if nothing is like it.
 
     Args:
-        name: as it was written.
-        known: what there is.
+        name: the name as it was written.
+        known: the names that there are.
 
     Example:
         ``nearest("quickstrt", ["quickstart", "evisrag_7b"])`` is ``"; the nearest is quickstart"``.
     """
     last = name.rpartition(".")[2]
-    ranked = [one for one in known if "." in one and one.rpartition(".")[2] == last]
+    ranked = [choice for choice in known if "." in choice and choice.rpartition(".")[2] == last]
     ranked += difflib.get_close_matches(name, known, n=_SHOWN_NAMES, cutoff=_CUTOFF)
     if not ranked:
-        ends = {one.rpartition(".")[2]: one for one in known}
+        ends = {choice.rpartition(".")[2]: choice for choice in known}
         ranked = [ends[end] for end in difflib.get_close_matches(last, list(ends), n=_SHOWN_NAMES, cutoff=_CUTOFF)]
     found = list(dict.fromkeys(ranked))[:_SHOWN_NAMES]
     if not found:
@@ -244,8 +244,8 @@ def quoted_override(key: str, value: str) -> str:
     """How to write an override whose value is a text, for a shell: quotes for hydra inside quotes for the shell.
 
     Args:
-        key: with its ``+`` if it has one.
-        value: the text that is meant.
+        key: the key of the setting, with its ``+`` if it has one.
+        value: the text that the setting shall have.
 
     Example:
         ``quoted_override("prompt.system", "a=b")`` is ``'prompt.system="a=b"'``.

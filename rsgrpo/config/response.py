@@ -181,9 +181,9 @@ def check_declared(key: str, names: Iterable[str], response_format: ResponseForm
     """Refuse a setting that names a section which is not declared.
 
     Args:
-        key: of the setting.
-        names: of sections.
-        response_format: what is declared.
+        key: the key of the setting, for the message.
+        names: the names of sections that the setting holds.
+        response_format: the format with the declared sections.
 
     Raises:
         ConfigError: one sentence with the declared sections.

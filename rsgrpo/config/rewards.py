@@ -53,8 +53,8 @@ class ScopeConfig:
         """Refuse what the declared sections do not have.
 
         Args:
-            key: of this scope, such as ``rewards.accuracy.scope``.
-            response_format: what is declared.
+            key: the key of this scope, such as ``rewards.accuracy.scope``.
+            response_format: the format with the declared sections.
 
         Raises:
             ConfigError: it names a section that is not declared, or lines that no section holds.

@@ -86,7 +86,7 @@ def load_samples(
         data: column names, image root and limits.
         is_training: too many images are then a defect; else the lowest ranked are left out.
         check: raises BadRecordError for a sample that lacks something else, such as a gold response.
-        looks_at_images: False: images are only looked for, not judged.
+        looks_at_images: whether images are looked at and judged; False: they are only looked for.
         response_format: the declared sections, by which a tagged answer is told from a plain one.
 
     Returns:
@@ -105,11 +105,11 @@ def load_samples(
     files = data_files(path)
     root = Path(data.image_root) if data.image_root else files[0].parent
     manifest = ImageManifest(data.media_cache, [str(file.absolute()) for file in files])
-    pages = MediaFinder((root, files[0].parent), must_exist=True, store=MediaStore(data.media_cache))
+    media = MediaFinder((root, files[0].parent), must_exist=True, store=MediaStore(data.media_cache))
 
     def sample_of(columns: dict[str, Any], default_id: str) -> Sample:
         sample = evisrag_sample(
-            columns, default_id, data, pages, is_training=is_training, response_format=response_format
+            columns, default_id, data, media, is_training=is_training, response_format=response_format
         )
         if check:
             check(sample)
@@ -181,8 +181,8 @@ def split_markers(prompt: str, marker: str = IMAGE_MARKER) -> tuple[str | None, 
     """Take a ready prompt apart at its ``<image>`` markers.
 
     Args:
-        prompt: ready text.
-        marker: what stands for an image.
+        prompt: the ready text of the prompt.
+        marker: the text that stands for an image.
 
     Returns:
         Non-empty text pieces as they stand, and None for each image, in order.
@@ -200,33 +200,33 @@ def split_markers(prompt: str, marker: str = IMAGE_MARKER) -> tuple[str | None, 
 
 
 def write_evisrag(
-    file: Path, samples: Sequence[Sample], pages: Mapping[str, Image.Image], *, layout: str, as_table: bool
+    file: Path, samples: Sequence[Sample], images: Mapping[str, Image.Image], *, layout: str, as_table: bool
 ) -> None:
     """Write a data set in EVisRAG's on-disk format; whatever the folder holds beside it stays.
 
     Args:
         file: the JSONL file; pages go beside it, under the paths of the samples' ``ImageRef.path``.
-        samples: what to write. ``metadata`` becomes further columns.
-        pages: every page by its path.
+        samples: the samples to write; ``metadata`` becomes further columns.
+        images: every image by its path.
         layout: ``train`` (qid, query, prompt, answer = tagged gold, image) or ``test`` (qid, query, answer,
             gold_response, image, posImgs, is_sufficient).
-        as_table: put the pages into ``images.parquet``, as they are downloaded, instead of files.
+        as_table: whether the images go into ``images.parquet``, as they are downloaded, instead of files.
 
     Raises:
-        ValueError: ``layout`` is not known, or a page is missing in ``pages``.
+        ValueError: ``layout`` is not known, or a page is missing in ``images``.
     """
     if layout not in ("train", "test"):
         raise ValueError(f"layout={layout!r} is not known; choose train or test")
-    missing = {ref.path for sample in samples for ref in sample.images} - set(pages)
+    missing = {ref.path for sample in samples for ref in sample.images} - set(images)
     if missing:
         raise ValueError(f"there is no page for {sorted(missing)[0]!r} and {len(missing) - 1} more paths")
     file.parent.mkdir(parents=True, exist_ok=True)
     if as_table:
-        _write_table(file.parent / IMAGE_TABLE, pages)
+        _write_table(file.parent / IMAGE_TABLE, images)
     else:
-        for path, page in pages.items():
+        for path, image in images.items():
             (file.parent / path).parent.mkdir(parents=True, exist_ok=True)
-            page.save(file.parent / path)
+            image.save(file.parent / path)
     with file.open("w", encoding="utf-8") as lines:
         for sample in samples:
             columns = _train_columns(sample) if layout == "train" else _test_columns(sample)
@@ -257,13 +257,13 @@ def _test_columns(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _write_table(file: Path, pages: Mapping[str, Image.Image]) -> None:
+def _write_table(file: Path, images: Mapping[str, Image.Image]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     data = []
-    for page in pages.values():
+    for image in images.values():
         buffer = io.BytesIO()
-        page.save(buffer, "PNG")
+        image.save(buffer, "PNG")
         data.append({"bytes": buffer.getvalue()})
-    pq.write_table(pa.table({"image": data, "path": list(pages)}), file)
+    pq.write_table(pa.table({"image": data, "path": list(images)}), file)

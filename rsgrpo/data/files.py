@@ -148,11 +148,15 @@ def _files_of_folder(folder: Path, location: str, split: str) -> list[Path]:
         return [folder / TEST_FILE]
     files = _data_files_in(folder)
     if not files:  # as the hub's data sets keep them, in data/
-        below = {one: found for one in sorted(folder.iterdir()) if one.is_dir() and (found := _data_files_in(one))}
+        below = {
+            subfolder: found
+            for subfolder in sorted(folder.iterdir())
+            if subfolder.is_dir() and (found := _data_files_in(subfolder))
+        }
         if len(below) > 1:
             raise DataError(
                 f"the folder {shown(location, 120)} holds no {', '.join(_SUFFIXES)} file itself, but its folders "
-                f"{shown(', '.join(one.name for one in below), 120)} do; name one of them"
+                f"{shown(', '.join(subfolder.name for subfolder in below), 120)} do; name one of them"
             )
         files = [file for found in below.values() for file in found]
     if not files:

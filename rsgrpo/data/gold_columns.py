@@ -24,7 +24,7 @@ def take_choices(columns: dict[str, Any]) -> tuple[str, ...]:
     """Take ``choices``, a list of options without their letters, out of an item's columns.
 
     Args:
-        columns: of the item; the column is removed. Absent: none.
+        columns: the columns of the item; the column of choices is removed. Absent: none.
 
     Raises:
         GoldColumnError: it is no list of at least two texts that all differ.
@@ -32,7 +32,7 @@ def take_choices(columns: dict[str, Any]) -> tuple[str, ...]:
     value = columns.pop(CHOICES_COLUMN, None)
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
         raise GoldColumnError(f"{CHOICES_COLUMN} must be a list of texts, got {value!r:.80}")
     if len(value) < 2 or len(set(value)) < len(value):
         raise GoldColumnError(f"{CHOICES_COLUMN} must hold at least two options, all different, got {value!r:.80}")
@@ -48,8 +48,8 @@ def take_boxes(
     """Take ``boxes`` out of an item's columns.
 
     Args:
-        columns: of the item; the column is removed. Absent: none.
-        paths: of the item's images.
+        columns: the columns of the item; the column of boxes is removed. Absent: none.
+        paths: the paths of the item's images.
         coordinates: what their numbers count: ``shares`` of the page's width and height, ``permille`` (0 to 1000), or
             ``pixels`` of the image as it is stored, upright.
         image_size: gives width and height of the item's image of a 0-based index, for ``pixels``.
@@ -71,7 +71,7 @@ def take_boxes(
         return ()
     if not isinstance(value, list):
         raise GoldColumnError(f"{BOXES_COLUMN} must be a list of objects, got {value!r:.80}")
-    return tuple(_box(one, paths, coordinates, image_size) for one in value)
+    return tuple(_box(box, paths, coordinates, image_size) for box in value)
 
 
 def gold_columns(choices: Sequence[str], boxes: Sequence[Box], paths: Sequence[str]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def inline_media(text: str) -> InlineMedia | None:
     padding, the URL-safe alphabet and Python's ``b'…'`` around it do not matter.
 
     Args:
-        text: as the data set writes it.
+        text: the text as the data set writes it.
 
     Returns:
         What it holds; None if it is to be taken for a path.

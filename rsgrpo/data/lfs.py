@@ -12,7 +12,7 @@ def is_lfs_pointer(head: bytes) -> bool:
     """Whether a file is a Git LFS pointer.
 
     Args:
-        head: its first bytes, 64 or more of them.
+        head: the first bytes of the file, 64 or more of them.
 
     Example:
         >>> is_lfs_pointer(b"version https://git-lfs.github.com/spec/v1\\noid sha256:…")

@@ -34,23 +34,25 @@ def spellings(written: str) -> Iterator[str]:
     decomposed form.
 
     Args:
-        written: as the data set has it.
+        written: the path as the data set has it.
 
     Example:
         ``list(spellings("a%20b.png")) == ["a%20b.png", "a b.png"]``
     """
     given: dict[str, None] = dict.fromkeys((written, written.strip(), written.strip().strip(_UNSEEN).strip()))
-    for one in tuple(given):
-        if one[:5].lower() == "file:":
-            given |= dict.fromkeys(_url_paths(one))
+    for spelling in tuple(given):
+        if spelling[:5].lower() == "file:":
+            given |= dict.fromkeys(_url_paths(spelling))
     if "%" in written:
-        given |= dict.fromkeys(unquote(one) for one in tuple(given))
+        given |= dict.fromkeys(unquote(spelling) for spelling in tuple(given))
     if "~" in written or "$" in written:
-        given |= dict.fromkeys(_expanded(one) for one in tuple(given))
+        given |= dict.fromkeys(_expanded(spelling) for spelling in tuple(given))
     yield from given
     if not written.isascii() or "%" in written:
         for form in ("NFC", "NFD"):
-            yield from (other for one in given if (other := unicodedata.normalize(form, one)) not in given)
+            yield from (
+                normalised for spelling in given if (normalised := unicodedata.normalize(form, spelling)) not in given
+            )
 
 
 def _expanded(written: str) -> str:
@@ -76,7 +78,7 @@ def find_file(written: str, prefixes: Sequence[str]) -> str:
     """The file that a written path means.
 
     Args:
-        written: as the data set has it.
+        written: the path as the data set has it.
         prefixes: folders, each with a slash at its end, that it may be relative to.
 
     Returns:
@@ -108,7 +110,7 @@ def likely_cause(written: str, prefixes: Sequence[str]) -> str:
     """Why a path names no file, where a file that it nearly names is there; empty if nothing is near.
 
     Args:
-        written: as the data set has it.
+        written: the path as the data set has it.
         prefixes: folders, each with a slash at its end, that it may be relative to.
 
     Example:

@@ -31,7 +31,8 @@ class MediaStore:
     """A folder of media by content; nothing is written before something has to be kept.
 
     Args:
-        folder: where; empty: :func:`default_media_folder`. Runs on several nodes need one that all nodes see.
+        folder: the folder of the store; empty: :func:`default_media_folder`. Runs on several nodes need one that all
+            nodes see.
     """
 
     def __init__(self, folder: str = "") -> None:
@@ -43,7 +44,7 @@ class MediaStore:
 
         Args:
             data: an image or video file.
-            suffix: of the file, such as ``.png``; may be empty.
+            suffix: the suffix of the file's name, such as ``.png``; may be empty.
 
         Returns:
             Absolute path of the file that holds it.
@@ -65,8 +66,8 @@ class MediaStore:
         """Remember something small, such as which frames a video gave.
 
         Args:
-            key: text that names it.
-            content: what JSON can hold.
+            key: the text that names the note.
+            content: the content of the note, which JSON can hold.
 
         Raises:
             MediaStoreError: the folder cannot be written.

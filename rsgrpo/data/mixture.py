@@ -32,12 +32,12 @@ class Mixture:
 
     Args:
         sources: the data sets with their weights; read through once, here.
-        seed: of the run.
+        seed: the seed of the run.
         num_held_out: records kept for validation, but at most a tenth of them.
         on_bad_record: ``error``: stop and show what is wrong with which records. ``skip``: leave them out.
-        check_media: look for every image.
-        max_skipped_frac: share of each data set that ``skip`` may leave out.
-        media_cache: see ``DataConfig``.
+        check_media: whether every image is looked for.
+        max_skipped_frac: the share of each data set that ``skip`` may leave out, 0 to 1.
+        media_cache: the folder of the media store, see ``DataConfig``.
         video: which frames of a video; None: the defaults.
 
     Raises:
@@ -107,7 +107,7 @@ class Mixture:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Where its sources lie, absolute."""
+        """The absolute paths of the sources."""
         return tuple(str(Path(source.path).absolute()) for source in self._sources)
 
     def _shown(self, source: int) -> int:
@@ -117,7 +117,7 @@ class Mixture:
         """Keys of the conversations of an epoch, in the order in which it shows them.
 
         Args:
-            epoch: 0-based.
+            epoch: the number of the epoch, from 0.
 
         Returns:
             ``len(self)`` keys for :meth:`sample`; a source of weight 2 has each key twice, one of weight 0.5
@@ -135,8 +135,8 @@ class Mixture:
         """One conversation, read from its file.
 
         Args:
-            key: of :meth:`order` or ``held_out``.
-            draw: number that distractors are drawn by, such as the position in the stream.
+            key: a key of :meth:`order` or ``held_out``.
+            draw: the number that distractors are drawn by, such as the position in the stream.
 
         Returns:
             The sample, its id made unique: ``2.17/x`` is record 17 of source 2, whose own id is x.
@@ -180,9 +180,9 @@ def with_distractors(
     Args:
         sample: a conversation whose images all stand in its first question; its ``positive_images`` are the
             relevant ones, all if it names none.
-        images: what to mix in.
-        settings: what the labels do, and how many are wrong.
-        rng: draws places and noise.
+        images: the images to mix in.
+        settings: the settings: what the labels do, and how many are wrong.
+        rng: the generator that draws places and noise.
 
     Returns:
         The conversation with the images that it shows in front of its first question; ``positive_images`` are

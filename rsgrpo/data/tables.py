@@ -35,7 +35,7 @@ def table_rows(file: Path, start: int = 0) -> Iterator[dict[str, Any]]:
     """The rows of a table, one after the other, in constant memory.
 
     Args:
-        file: parquet, or Arrow as ``datasets`` saves it.
+        file: the table: parquet, or Arrow as ``datasets`` saves it.
         start: row to start with.
 
     Yields:
@@ -62,8 +62,8 @@ def table_row(file: Path, row: int) -> dict[str, Any]:
     """One row, as :func:`table_rows` gives it.
 
     Args:
-        file: the table.
-        row: 0-based.
+        file: the file of the table.
+        row: the number of the row, from 0.
 
     Raises:
         TableError: the file is no such table, or has no such row.
@@ -86,10 +86,10 @@ def media_view(file: str, column: str, row: int, index: int) -> memoryview:
     """The bytes of a media file in a table, without a copy: what is not looked at is not read either.
 
     Args:
-        file: the table.
-        column: its column.
-        row: 0-based.
-        index: place in the cell's list; -1: the cell is no list.
+        file: the file of the table.
+        column: the name of the column.
+        row: the number of the row, from 0.
+        index: the place in the cell's list; -1: the cell is no list.
 
     Raises:
         TableError: the table cannot be read, or has no such cell with bytes.
@@ -121,7 +121,7 @@ def open_table(file: str) -> Any:
     """A ``pyarrow.Table`` of the file, memory-mapped (``datasets`` keeps an Arrow copy of parquet in its cache).
 
     Args:
-        file: absolute path.
+        file: the absolute path of the table.
 
     Raises:
         TableError: it cannot be read.
@@ -258,7 +258,7 @@ def _reference(file: str, column: str, row: int, cell: Any) -> Any:
     import pyarrow
 
     if isinstance(cell, pyarrow.ListScalar | pyarrow.LargeListScalar | pyarrow.FixedSizeListScalar):
-        return [_item(file, column, row, index, one) for index, one in enumerate(cell.values)]
+        return [_item(file, column, row, index, element) for index, element in enumerate(cell.values)]
     return _item(file, column, row, -1, cell)
 
 

@@ -90,8 +90,8 @@ def video_frames(file: str, choice: FrameChoice, store: MediaStore) -> tuple[Sto
     """The frames of a video file, in order; decoded if the store does not hold them yet.
 
     Args:
-        file: absolute path.
-        choice: which frames.
+        file: the absolute path of the video.
+        choice: the rule that says which frames are taken.
         store: where they are kept. A file whose size or time changed is decoded anew.
 
     Raises:
@@ -170,9 +170,9 @@ def _open(stream: Any) -> tuple[InputContainer, VideoStream]:
         {} if int(av.__version__.partition(".")[0]) >= _LENIENT_AV else {"metadata_errors": "replace"}
     )
     container = av.open(stream, mode="r", **lenient)
-    pictures = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+    pictures = [track for track in container.streams.video if not track.disposition & Disposition.attached_pic]
     if not pictures:
-        kinds = ", ".join(sorted({str(one.type) for one in container.streams})) or "none"
+        kinds = ", ".join(sorted({str(track.type) for track in container.streams})) or "none"
         container.close()
         raise VideoError(f"has no video stream (its streams: {kinds})")
     if pictures[0].codec_context is None:

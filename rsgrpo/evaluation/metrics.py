@@ -132,7 +132,7 @@ def score_answer(text: str, answers: Sequence[str], *, is_sufficient: bool = Tru
 
     Args:
         text: the whole output.
-        answers: references; the three refusals stand in for them if not ``is_sufficient``.
+        answers: the accepted answers; the three refusals stand in for them if not ``is_sufficient``.
         is_sufficient: whether the pages hold the answer.
 
     Returns:
@@ -170,8 +170,8 @@ def evidence_scores(response: ParsedResponse, gold: ParsedResponse) -> dict[int,
     twice counts the first time.
 
     Args:
-        response: the response.
-        gold: the gold response.
+        response: the whole response, with its tags.
+        gold: the gold response, with its tags.
 
     Returns:
         Scores in [0, 1] by 0-based image index, for the images that gold has a line for; an empty gold
@@ -210,7 +210,7 @@ def score_response(
 
     Args:
         text: the whole output.
-        answers: accepted answers.
+        answers: the answers that are accepted.
         is_sufficient: whether the pages hold the answer; if not, a refusal is what is right.
         gold_response: tagged gold, for the evidence score; empty where there is none.
         response_format: the declared sections.
@@ -241,7 +241,7 @@ def aggregate(scores: Sequence[ResponseScore]) -> EvaluationMetrics:
     """Means over responses (not over questions: a question answered twice counts twice).
 
     Args:
-        scores: one for each response.
+        scores: the scores of each response.
 
     Returns:
         The metrics; an empty group gives 0.0.

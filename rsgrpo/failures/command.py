@@ -52,9 +52,9 @@ def run_command(
 
     Args:
         command: the work; returns the exit status, None for 0.
-        log_folder: asked after a failure that nobody foresaw: where to write ``error.log``; None: the system's folder
+        log_folder: tells, after a failure that nobody foresaw, where to write ``error.log``; None: the system's folder
             for temporary files.
-        error_status: exit status after an error.
+        error_status: the exit status after an error.
 
     Returns:
         The exit status: what the command returned; ``error_status`` after an error, 2 after a mistake in the call,
@@ -72,7 +72,7 @@ def run_program(command: Callable[[], int | None], *, log_folder: Callable[[], P
 
     Args:
         command: the work; what takes long to import is imported in it.
-        log_folder: as there.
+        log_folder: tells where to write ``error.log``, as for :func:`run_command`.
     """
     open_standard_streams()
     with interrupts.heeded():

@@ -60,8 +60,8 @@ def check_call(arguments: Sequence[str], program: str) -> list[str]:
     """Refuse options that hydra does not have, and combinations that it would refuse with a traceback.
 
     Args:
-        arguments: behind the program's name.
-        program: that name, for messages.
+        arguments: the arguments behind the program's name.
+        program: the program's name, for messages.
 
     Returns:
         The same with the overrides in front: hydra does not see those that stand behind an option.

@@ -90,7 +90,7 @@ def explain(error: BaseException) -> Failure:
     """Say in one sentence what an exception means to a user.
 
     Args:
-        error: whatever ended a command.
+        error: the error that ended a command.
 
     Example:
         ``OSError(ENOSPC, "…", "runs/a/x")`` is "no space left on the disk: runs/a/x; free some, then go on with
@@ -113,7 +113,7 @@ def reason(error: BaseException) -> str:
     """An exception's kind and first line, for a sentence of the caller's own; of Ray's wrapper, what is inside.
 
     Args:
-        error: of a library, or from another process.
+        error: an error of a library, or one from another process.
     """
     cause = _cause(error)
     first = str(cause).strip().splitlines()

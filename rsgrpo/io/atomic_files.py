@@ -44,7 +44,7 @@ def replacing(path: Path, *, is_cache: bool = False) -> Iterator[IO[bytes]]:
     What is there afterwards is the old file or the new one, even if the machine loses its power.
 
     Args:
-        path: its folder is made if need be.
+        path: the file to replace; its folder is made if need be.
         is_cache: whether its content can be made again: then several processes may write it at once, and it may be
             lost with the machine's power.
 
@@ -74,7 +74,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill in the block; it appears under its name at the end.
 
     Args:
-        folder: is not there yet; the one that holds it is made if need be.
+        folder: the folder to make, which is not there yet; the one that holds it is made if need be.
 
     Yields:
         The folder to fill, empty.
@@ -90,8 +90,8 @@ def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8, whole or not at all.
 
     Args:
-        path: the file.
-        text: its new content; lone surrogates, which UTF-8 cannot say, become question marks.
+        path: the file to write.
+        text: the new content; lone surrogates, which UTF-8 cannot say, become question marks.
     """
     with replacing(path) as file:
         file.write(text.encode("utf-8", "replace"))
@@ -101,9 +101,9 @@ def write_json(path: Path, document: object, *, indent: int | None = None) -> No
     """Write JSON, whole or not at all.
 
     Args:
-        path: the file.
+        path: the file to write.
         document: JSON values without NaN or infinity.
-        indent: spaces a level; None: all on one line.
+        indent: how many spaces a level is indented; None: all on one line.
 
     Raises:
         ValueError: a number is not finite.
@@ -118,7 +118,7 @@ def json_bytes(document: object, *, indent: int | None = None) -> bytes:
 
     Args:
         document: JSON values without NaN or infinity.
-        indent: spaces a level; None: all on one line.
+        indent: how many spaces a level is indented; None: all on one line.
 
     Raises:
         ValueError: a number is not finite.

@@ -20,7 +20,7 @@ def plain_id(value: object) -> str | None:
     Leading zeros, capitals and everything else count: ``007`` is not ``7``, and the text ``4.0`` is not ``4``.
 
     Args:
-        value: what stands in the file.
+        value: the id as it stands in the file.
 
     Returns:
         The id; None where the value is none: empty, true or false, a fraction, a list, nothing at all.
@@ -67,9 +67,9 @@ def near_misses(seen: Iterable[str], wanted: Iterable[str]) -> list[tuple[str, s
         ``near_misses(["4.0", "chartqa_7", "x"], ["4", "7"]) == [("4.0", "4"), ("chartqa_7", "7")]``
     """
     by_key: dict[tuple[int, str], str] = {}
-    for one in wanted:
-        for key in _loose_keys(one):
-            by_key.setdefault(key, one)
+    for wanted_id in wanted:
+        for key in _loose_keys(wanted_id):
+            by_key.setdefault(key, wanted_id)
     found = []
     for response in seen:
         alike = next((by_key[key] for key in _loose_keys(response) if key in by_key), None)

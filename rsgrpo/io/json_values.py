@@ -26,7 +26,7 @@ def decode_json(data: bytes) -> tuple[Any, int]:
     """Read one JSON value.
 
     Args:
-        data: UTF-8; white space around the value does not count.
+        data: the text in UTF-8; white space around the value does not count.
 
     Returns:
         The value, and how many halves of surrogate pairs were replaced in its texts and keys.
@@ -66,7 +66,7 @@ def replace_surrogates(value: Any) -> tuple[Any, int]:
     """Replace what UTF-8 cannot hold, in all texts and keys of a value.
 
     Args:
-        value: as ``json`` gives it.
+        value: the value as ``json`` gives it.
 
     Returns:
         The value without halves of surrogate pairs (two that belong together become their character), and
@@ -82,13 +82,13 @@ def replace_surrogates(value: Any) -> tuple[Any, int]:
         count += 1
         return REPLACEMENT
 
-    def fixed(one: Any) -> Any:
-        if isinstance(one, str):
-            return one if one.isascii() else _PAIR_OR_HALF.sub(joined, one)
-        if isinstance(one, list):
-            return [fixed(part) for part in one]
-        if isinstance(one, dict):
-            return {fixed(key): fixed(part) for key, part in one.items()}
-        return one
+    def fixed(node: Any) -> Any:
+        if isinstance(node, str):
+            return node if node.isascii() else _PAIR_OR_HALF.sub(joined, node)
+        if isinstance(node, list):
+            return [fixed(part) for part in node]
+        if isinstance(node, dict):
+            return {fixed(key): fixed(part) for key, part in node.items()}
+        return node
 
     return fixed(value), count

@@ -70,7 +70,7 @@ def cut_line_note(path: Path) -> str:
     """What to say of a last line that was cut off: readers leave it out, and the next writer removes it.
 
     Args:
-        path: of a file of JSON lines; a missing one has no cut line.
+        path: a file of JSON lines; a missing one has no cut line.
 
     Returns:
         One line for people; empty where there is nothing to say.
@@ -96,8 +96,8 @@ def line_problem(path: Path, number: int, problem: object) -> str:
     """The sentence for a line that does not belong there.
 
     Args:
-        path: the file.
-        number: of the line, from 1.
+        path: the file of JSON lines.
+        number: the number of the line, from 1.
         problem: what is wrong with it.
     """
     return (
@@ -107,7 +107,7 @@ def line_problem(path: Path, number: int, problem: object) -> str:
 
 
 def refuse(error: FileError) -> None:
-    """What is done about a line that does not belong there, unless a caller wants to leave it out and count it."""
+    """Raise the problem of a line; a caller that wants to leave such lines out passes another function."""
     raise error
 
 
@@ -116,7 +116,7 @@ def numbered_rows(path: Path, on_problem: Callable[[FileError], None] = refuse) 
 
     Args:
         path: the file; a missing one holds no rows.
-        on_problem: called with a line's problem; if it returns, the line is left out.
+        on_problem: is called with a line's problem; if it returns, the line is left out.
 
     Yields:
         Number, from 1, and row; a last line without its line break is left out (:func:`cut_line_note` says so).
@@ -160,7 +160,7 @@ def keep_rows(path: Path, should_keep: Callable[[dict[str, Any]], bool]) -> int:
 
     Args:
         path: the file; a missing one is left missing.
-        should_keep: asked of every row.
+        should_keep: decides of every row whether it is kept.
 
     Returns:
         How many rows were dropped.

@@ -54,11 +54,11 @@ class Manifest:
 
 
 def digest(folder: Path, name: str) -> FileDigest:
-    """A file as it stands there now.
+    """Size and SHA-256 of a file as it stands there now.
 
     Args:
-        folder: that it lies in.
-        name: its path in the folder, with ``/``.
+        folder: the folder that the file lies in.
+        name: the path of the file in the folder, with ``/``.
 
     Raises:
         OSError: it cannot be read.
@@ -78,12 +78,13 @@ def write_manifest(folder: Path, known: Iterable[FileDigest] = ()) -> None:
     """Note every file of a complete folder.
 
     Args:
-        folder: nothing in it changes any more. Of a folder below that has a manifest of its own only that is noted.
-        known: digests that need not be computed again, such as those that ranks made of what they wrote.
+        folder: the folder, in which nothing changes any more. Of a folder below that has a manifest of its own only
+            that is noted.
+        known: the digests that need not be computed again, such as those that ranks made of what they wrote.
     """
-    found = {one.name: one for one in known}
+    found = {file_digest.name: file_digest for file_digest in known}
     missing = [name for name in _counted(folder) if name not in found]
-    found |= {one.name: one for one in _digests(folder, missing)}
+    found |= {file_digest.name: file_digest for file_digest in _digests(folder, missing)}
     manifest = Manifest(version=CHECKPOINT_VERSION, files=tuple(found[name] for name in sorted(found)))
     write_json(folder / MANIFEST_FILE, to_plain(manifest), indent=1)
 
@@ -105,7 +106,7 @@ def folder_problem(folder: Path, needed: Iterable[str] = ()) -> str:
     """What keeps a folder from being used.
 
     Args:
-        folder: that :func:`write_manifest` completed.
+        folder: the folder that :func:`write_manifest` completed.
         needed: names that must be among its files.
 
     Returns:
@@ -124,9 +125,9 @@ def folder_problem(folder: Path, needed: Iterable[str] = ()) -> str:
     except OSError as error:
         name = Path(error.filename).name if isinstance(error.filename, str) else "a file"
         return f"{name} cannot be read ({shown_error(error)})"
-    for one in found:
-        if one.sha256 != names[one.name].sha256:
-            return f"{one.name} has other bytes than when it was written"
+    for file_digest in found:
+        if file_digest.sha256 != names[file_digest.name].sha256:
+            return f"{file_digest.name} has other bytes than when it was written"
     for name in names:
         if name.endswith(f"/{MANIFEST_FILE}"):
             inner = (folder / name).parent

@@ -33,8 +33,8 @@ def visible_files(folder: Path, pattern: str) -> list[Path]:
     """Files of a folder in natural order, without hidden ones: a Mac leaves a ``._7.json`` beside every ``7.json``.
 
     Args:
-        folder: which need not exist.
-        pattern: of their names, such as ``*.json``.
+        folder: the folder to look in, which need not exist.
+        pattern: the pattern of the names, such as ``*.json``.
     """
     found = (file for file in folder.glob(pattern) if not file.name.startswith("."))
     return sorted(found, key=lambda file: natural_key(file.name))

@@ -61,7 +61,8 @@ def to_plain(record: object, arrays: Arrays | None = None) -> dict[str, Any]:
 
     Args:
         record: a dataclass whose values fit its annotations.
-        arrays: gets its arrays by the names that stand in their places; None: it has none, and only finite numbers.
+        arrays: takes the arrays by the names that stand in their places; None: the record has none, and only finite
+            numbers.
 
     Raises:
         RecordError: a value does not fit its annotation.
@@ -80,9 +81,9 @@ def from_plain(kind: type[Record], plain: object, arrays: Arrays | None = None) 
     """The record of JSON values; fields with a default may be missing, unknown ones may not stand.
 
     Args:
-        kind: the dataclass.
-        plain: as :func:`to_plain` gave it, perhaps through a file.
-        arrays: as :func:`to_plain` filled it; None: it has none, and only finite numbers.
+        kind: the class of the record, a dataclass.
+        plain: the values as :func:`to_plain` gave them, perhaps through a file.
+        arrays: the arrays as :func:`to_plain` filled them in; None: the record has none, and only finite numbers.
 
     Raises:
         RecordError: something does not fit; the message says where, what it is and what it should be.
@@ -100,10 +101,11 @@ def write_record(folder: Path, name: str, record: object, *, version: int) -> No
     """Write a record as ``NAME.json`` and ``NAME.safetensors``.
 
     Args:
-        folder: exists; it should be one that appears as a whole (:func:`rsgrpo.trainer.checkpoint.write_folder`).
-        name: of the two files.
-        record: what to write.
-        version: of its form.
+        folder: the folder, which exists; it should be one that appears as a whole
+            (:func:`rsgrpo.trainer.checkpoint.write_folder`).
+        name: the name of the two files, without suffix.
+        record: the record to write.
+        version: the version of the record's form.
     """
     arrays: Arrays = {}
     content = to_plain(record, arrays)
@@ -116,10 +118,10 @@ def read_record(folder: Path, name: str, kind: type[Record], *, version: int) ->
     """What :func:`write_record` wrote; nothing in the files can run code.
 
     Args:
-        folder: as given there.
-        name: as given there.
+        folder: the folder that :func:`write_record` wrote to.
+        name: the name that :func:`write_record` was given.
         kind: the record's class.
-        version: that this release reads.
+        version: the version of the form that this release reads.
 
     Raises:
         RecordError: another record, another version, or something that does not fit.
@@ -391,11 +393,11 @@ def _filled_in(kind: Any, types_of: Mapping[Any, Any]) -> Any:
 
 def _of_record(kind: Any, types_of: Mapping[Any, Any]) -> _Codec:
     hints = {name: _filled_in(hint, types_of) for name, hint in get_type_hints(kind).items()}
-    fields = {one.name: one for one in dataclasses.fields(kind)}
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     needed = {
         name
-        for name, one in fields.items()
-        if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
 
     inner = {name: _codec(hints[name]) for name in fields}

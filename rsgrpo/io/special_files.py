@@ -29,7 +29,7 @@ def special_kind(path: str | Path) -> str:
     """What a path names, where that is neither a file nor a folder; empty for these, and where nothing is there.
 
     Args:
-        path: whatever somebody wrote.
+        path: the path as somebody wrote it.
 
     Example:
         ``a pipe``, ``a link to nosuch.png, which does not exist``
@@ -50,7 +50,7 @@ def open_regular(path: str) -> io.FileIO:
     """A file to read, without a buffer.
 
     Args:
-        path: of a file.
+        path: the path of the file.
 
     Raises:
         SpecialFileError: it is a pipe or a device.

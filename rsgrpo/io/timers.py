@@ -39,7 +39,7 @@ class Stopwatch:
 
     @property
     def total_seconds(self) -> float:
-        """Since the stopwatch was made."""
+        """Seconds since the stopwatch was made."""
         return time.perf_counter() - self._begin
 
 
@@ -82,7 +82,7 @@ class StageClock:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By stage, the open ones up to now."""
+        """The seconds of each stage, of open ones up to now."""
         now = time.perf_counter()
         running = {name: self._before.get(name, 0.0) + now - begin for name, begin in self._begin.items()}
         return self._before | running

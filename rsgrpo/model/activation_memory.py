@@ -78,10 +78,10 @@ def activation_memory(
     """Bytes of a sequence.
 
     Args:
-        model: sizes.
-        packed: sizes.
-        weight_bytes: b.
-        recomputes: ``model.gradient_checkpointing``.
+        model: the sizes of the model.
+        packed: the sizes of the packed sequence.
+        weight_bytes: b, the bytes of a weight.
+        recomputes: whether activations are computed again in the backward pass (``model.gradient_checkpointing``).
         device: ``gpu`` or ``cpu``: the head's chunks are larger on a GPU.
 
     Example:

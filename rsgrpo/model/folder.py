@@ -36,8 +36,8 @@ def find_model(path: str, revision: str, *, with_weights: bool = True) -> Path:
 
     Args:
         path: a folder, or a model's name on the hub.
-        revision: on the hub; empty: the newest.
-        with_weights: False: only config, tokenizer and processor are fetched.
+        revision: the revision on the hub; empty: the newest.
+        with_weights: whether the weights are fetched too; else only config, tokenizer and processor.
 
     Raises:
         ModelError: it is no Qwen2.5-VL, or the hub does not give it.
@@ -63,7 +63,7 @@ def check_model_type(folder: Path, setting: str = "") -> None:
     """Refuse what is no Qwen2.5-VL.
 
     Args:
-        folder: of the model.
+        folder: the folder that holds the model.
         setting: the key and value that name it, for the message; empty: ``model.path``.
 
     Raises:
@@ -95,7 +95,7 @@ def stored_tensors(folder: Path, setting: str = "") -> dict[str, StoredTensor]:
     """Every tensor of a model's weights by name, from the headers of their files.
 
     Args:
-        folder: of the model.
+        folder: the folder that holds the model.
         setting: the key and value that name it, for the message; empty: ``model.path``.
 
     Raises:
@@ -141,7 +141,7 @@ def check_sizes(folder: Path) -> None:
     """Refuse a ``config.json`` that describes no model, or another one than the weights beside it.
 
     Args:
-        folder: of the model.
+        folder: the folder that holds the model.
 
     Raises:
         ModelError: names the size that does not fit.
@@ -190,8 +190,8 @@ def check_limits(folder: Path, config: Config) -> None:
     """Refuse sizes that the engine would refuse after loading the model.
 
     Args:
-        folder: of the model.
-        config: ``rollout``.
+        folder: the folder that holds the model.
+        config: the settings, of which ``rollout`` counts.
 
     Raises:
         ConfigError: names setting and limit.
@@ -224,7 +224,7 @@ def load_processor(folder: Path, setting: str = "") -> Qwen2_5_VLProcessor:
     """The model's tokenizer and image processor.
 
     Args:
-        folder: of the model.
+        folder: the folder that holds the model.
         setting: the key and value that name it, for the message; empty: ``model.path``.
 
     Raises:

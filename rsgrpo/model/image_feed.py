@@ -23,35 +23,35 @@ from rsgrpo.types import ImageRef
 
 _RGB_BYTES = 3  # of a pixel
 
-Page = TypeVar("Page")
+Loaded = TypeVar("Loaded")
 _Uses = dict[ImageRef, deque[int]]
 
 
-class ImageFeed(Generic[Page]):
+class ImageFeed(Generic[Loaded]):
     """Loads pages ahead of need.
 
     Pages that are not needed any more stay until others need the room, so that what comes again later, in the next
     call as well, is not loaded anew. To make room goes what is needed last.
 
     Args:
-        load: makes a page; called in threads.
-        num_bytes: how much memory that page will take; called before it is loaded, and cheap.
-        max_bytes: most that pages take together. Only what one demand needs by itself may exceed it.
-        num_threads: how many pages are loaded at once.
-        begin_thread: called first in each of these threads.
+        load: makes an image of its reference; called in threads.
+        num_bytes: gives how many bytes that image will take; called before it is loaded, and cheap.
+        max_bytes: the most bytes that images take together. Only what one demand needs by itself may exceed it.
+        num_threads: how many images are loaded at once.
+        begin_thread: is called first in each of these threads.
 
     Example:
         ::
 
             feed = ImageFeed(load, num_bytes, max_bytes=2**29, num_threads=8)
-            with closing(feed.pages([prompt.images for prompt in prompts])) as pages:
+            with closing(feed.images([prompt.images for prompt in prompts])) as images:
                 for prompt in prompts:
-                    queue(prompt, next(pages))
+                    queue(prompt, next(images))
     """
 
     def __init__(
         self,
-        load: Callable[[ImageRef], Page],
+        load: Callable[[ImageRef], Loaded],
         num_bytes: Callable[[ImageRef], int],
         *,
         max_bytes: int,
@@ -63,18 +63,18 @@ class ImageFeed(Generic[Page]):
         self._num_bytes = num_bytes
         self._max_bytes = max_bytes
         self._num_threads = max(1, num_threads)
-        self._held: OrderedDict[ImageRef, Future[Page]] = OrderedDict()  # the one used longest ago first
+        self._held: OrderedDict[ImageRef, Future[Loaded]] = OrderedDict()  # the one used longest ago first
         self._sizes: dict[ImageRef, int] = {}
         self._held_bytes = 0
 
-    def pages(self, demands: Sequence[Sequence[ImageRef]]) -> Generator[tuple[Page, ...], None, None]:
+    def images(self, demands: Sequence[Sequence[ImageRef]]) -> Generator[tuple[Loaded, ...], None, None]:
         """The pages of each demand, in order. Not for several threads at once.
 
         Loading begins with the first ``next``, and ends with the generator: close it where it may not be used up.
         Let go of a demand's pages before asking for those of the next: the bound counts them until then.
 
         Args:
-            demands: each in the order of its pages; a page may stand there more than once.
+            demands: the images of each demand, in its order; an image may stand there more than once.
 
         Yields:
             As many pages as the demand names, in its order.
@@ -110,7 +110,7 @@ class ImageFeed(Generic[Page]):
         try:
             size = self._num_bytes(ref)
         except Exception as error:  # the caller hears of it when the page's turn comes
-            failed: Future[Page] = Future()
+            failed: Future[Loaded] = Future()
             failed.set_exception(error)
             self._hold(ref, failed, 0)
             return True
@@ -134,7 +134,7 @@ class ImageFeed(Generic[Page]):
                 last, furthest = ref, use
         return last
 
-    def _hold(self, ref: ImageRef, future: Future[Page], size: int) -> None:
+    def _hold(self, ref: ImageRef, future: Future[Loaded], size: int) -> None:
         self._held[ref] = future
         self._sizes[ref] = size
         self._held_bytes += size
@@ -145,7 +145,7 @@ class ImageFeed(Generic[Page]):
             wait([future])  # else it would take its memory after its room was given away
         self._held_bytes -= self._sizes.pop(ref)
 
-    def _taken(self, ref: ImageRef) -> Page:
+    def _taken(self, ref: ImageRef) -> Loaded:
         self._held.move_to_end(ref)
         return self._held[ref].result()
 
@@ -154,8 +154,8 @@ def decoded_images(rules: ImageRules, *, max_bytes: int, num_threads: int) -> Im
     """A feed of pages as ``load_image`` gives them.
 
     Args:
-        rules: how pages are read.
-        max_bytes: most that decoded pages take together; one of 1,568,000 pixels takes 4.7 MB.
+        rules: how images are read.
+        max_bytes: the most bytes that decoded images take together; one of 1,568,000 pixels takes 4.7 MB.
         num_threads: how many are decoded at once.
     """
 

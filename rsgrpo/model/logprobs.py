@@ -165,7 +165,7 @@ def response_logprobs(
     """``log softmax(hidden @ weight.T / temperature + bias)[target]`` and the distribution's entropy.
 
     Args:
-        hidden: [T, H], row t predicts target t.
+        hidden: [T, H], of which row t predicts target t.
         weight: [V, H] of the language-model head, in the precision of ``hidden``; products are summed and kept in
             float32.
         targets: [T] int64 token ids.

@@ -55,7 +55,7 @@ class ExportedParameter:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What has to be whole before :meth:`tensor` is called."""
-        return [one for one in (self.base, self.down, self.up) if one is not None]
+        return [parameter for parameter in (self.base, self.down, self.up) if parameter is not None]
 
     @property
     def is_trained(self) -> bool:
@@ -73,10 +73,10 @@ def merged_weight(base: Tensor, down: Tensor, up: Tensor, scaling: float) -> Ten
     """``W + scaling * B A``, computed in float32 and rounded once to the base's precision.
 
     Args:
-        base: W, [outputs, inputs].
-        down: A, [r, inputs].
-        up: B, [outputs, r].
-        scaling: alpha / r.
+        base: W, the frozen weight, [outputs, inputs].
+        down: A, the adapter's first matrix, [r, inputs].
+        up: B, the adapter's second matrix, [outputs, r].
+        scaling: the factor of the adapter, alpha / r.
 
     Example:
         W = [[1.0]], A = [[2.0]], B = [[3.0]] and scaling 0.5 give ``[[4.0]]``.
@@ -117,7 +117,7 @@ def check_adapters(folder: Path, config: LoraConfig) -> None:
     """Refuse targets and ranks that do not fit a model, without loading its weights.
 
     Args:
-        folder: of the model.
+        folder: the folder that holds the model.
         config: rank and targets; nothing is checked where the rank is 0.
 
     Raises:
@@ -223,7 +223,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     parameter changes between frozen and trained.
 
     Args:
-        model: with adapters; must be in evaluation mode.
+        model: a model with adapters, in evaluation mode.
     """
     layers = list(adapter_layers(model).values())
     before = [layer.scaling[_ADAPTER] for layer in layers]
@@ -240,7 +240,7 @@ def exported_parameters(model: nn.Module) -> list[ExportedParameter]:
     """Every tensor that a checkpoint of the model holds, adapters merged in; a tied head is left out.
 
     Args:
-        model: with or without adapters.
+        model: a model with or without adapters.
 
     Returns:
         In the model's own order, named as in a model without adapters.
@@ -272,7 +272,7 @@ def of_trained_layers(exported: Sequence[ExportedParameter]) -> list[ExportedPar
     """What an engine has to be sent after an update: whole layers of its own, wherever a part of one is trained.
 
     Args:
-        exported: see :func:`exported_parameters`.
+        exported: the parameters that :func:`exported_parameters` gave.
     """
     trained = {engine_layer(parameter.name) for parameter in exported if parameter.is_trained}
     return [parameter for parameter in exported if engine_layer(parameter.name) in trained]

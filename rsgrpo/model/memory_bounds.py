@@ -36,7 +36,7 @@ def bucket_elements(num_trained: int) -> int:
     One that holds all gradients is never given away half full, so that a larger one would sum the same.
 
     Args:
-        num_trained: elements of the parameters that are trained.
+        num_trained: the number of elements of the parameters that are trained.
 
     Example:
         11 elements take 12, an even number; 7·10⁹ take 5·10⁸.

@@ -20,9 +20,9 @@ class MicroBatchPixels:
     """Hands out the pixels of one sequence after another.
 
     Args:
-        encoder: reads pages.
-        device: where sequences are built.
-        features: of a frozen tower, with their store; None: sequences carry pixels.
+        encoder: the encoder, which reads images.
+        device: the device that sequences are built on.
+        features: the features of a frozen tower, with their store; None: sequences carry pixels.
 
     Attributes:
         waited_seconds: for pages, since the last step began.
@@ -42,7 +42,7 @@ class MicroBatchPixels:
 
         Args:
             plan: the segments of each sequence.
-            prompts: encoded, by segment.group.
+            prompts: the encoded prompts, by segment.group.
         """
         self.waited_seconds = 0.0
         with closing(self._encoder.pixel_feed([micro_batch_images(segments, prompts) for segments in plan])) as feed:
@@ -64,24 +64,24 @@ class MicroBatchPixels:
         self._packed = next(self._feed, {})
         self.waited_seconds += time.perf_counter() - start
 
-    def of(self, page: ProcessedImage) -> Tensor:
+    def of(self, image: ProcessedImage) -> Tensor:
         """A page's pixels [patches, 1176] float32 on the device; one that was not read ahead is read now.
 
         That is so outside of a step, and of a page whose features were stored when the step was prepared, but are no
         more.
 
         Args:
-            page: as it stands in an encoded prompt.
+            image: the image as it stands in an encoded prompt.
         """
-        if page.ref not in self._packed:
-            return self._encoder.pixels(page)
-        return self._encoder.unpacked(self._packed[page.ref].to(self._device))
+        if image.ref not in self._packed:
+            return self._encoder.pixels(image)
+        return self._encoder.unpacked(self._packed[image.ref].to(self._device))
 
-    def features_of(self, page: ProcessedImage) -> Tensor:
+    def features_of(self, image: ProcessedImage) -> Tensor:
         """A page's features on the device, from the store, or from its pixels.
 
         Args:
-            page: as it stands in an encoded prompt.
+            image: the image as it stands in an encoded prompt.
         """
         assert self._features is not None
-        return self._features.features(page.ref, page.grid, partial(self.of, page))
+        return self._features.features(image.ref, image.grid, partial(self.of, image))

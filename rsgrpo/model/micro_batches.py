@@ -132,7 +132,7 @@ def split_group(size: GroupSize, index: int, *, budget: int, share_prefix: bool,
         size: the group's lengths.
         index: the group's index, which its segments carry.
         budget: most packed tokens of a segment (``trainer.micro_batch_tokens``).
-        share_prefix: one prompt for several responses; else every response is a segment of its own.
+        share_prefix: whether one prompt serves several responses; else every response is a segment of its own.
         max_pairs: most :func:`attention_pairs` of a segment (``trainer.micro_batch_pairs``); 0: no cap.
 
     Returns:
@@ -224,8 +224,8 @@ def balance(costs: Sequence[int], num_ranks: int) -> tuple[tuple[int, ...], ...]
     """Share items out so that ranks get about the same cost: longest first, to the least loaded rank.
 
     Args:
-        costs: of each item, such as packed tokens.
-        num_ranks: how many shares.
+        costs: the cost of each item, such as its packed tokens.
+        num_ranks: how many shares are made.
 
     Returns:
         Item indexes of each rank, in ascending order; a rank may get none.

@@ -25,7 +25,7 @@ class PixelPacker:
     """Packs what a processor makes of pages, and unpacks it; one that does otherwise than Qwen's is not packed.
 
     Args:
-        processor: of the model.
+        processor: the image processor of the model.
     """
 
     def __init__(self, processor: Qwen2VLImageProcessor) -> None:
@@ -51,18 +51,18 @@ class PixelPacker:
         is_same = again is not None and torch.equal(_unpacked(again, tables), self._processed(tried)[0])
         return tables if is_same and bool(tables.isfinite().all()) else None
 
-    def packed(self, page: Image.Image) -> tuple[Tensor, Grid]:
+    def packed(self, image: Image.Image) -> tuple[Tensor, Grid]:
         """A page's pixels and its grid (frames, rows, columns).
 
         Args:
-            page: as ``load_image`` gives it.
+            image: the image as ``load_image`` gives it.
 
         Returns:
             [patches, 3, 196] uint8, or [patches, 1176] float32 where they cannot be packed.
         """
         if self._tables is None:
-            return self._processed(page)
-        packed, grid = self._bits(page)
+            return self._processed(image)
+        packed, grid = self._bits(image)
         assert packed is not None, "a processor that made pixels of 8 bits makes them of others"
         return packed, grid
 
@@ -75,14 +75,16 @@ class PixelPacker:
         """[patches, 1176] float32, as the processor makes them, on the device of ``pixels``."""
         return pixels if self._tables is None else _unpacked(pixels, self._tables.to(pixels.device))
 
-    def _processed(self, page: Image.Image, **settings: bool) -> tuple[Tensor, Grid]:
-        features = self._processor(images=[page], return_tensors="pt", **settings)
+    def _processed(self, image: Image.Image, **settings: bool) -> tuple[Tensor, Grid]:
+        features = self._processor(images=[image], return_tensors="pt", **settings)
         frames, rows, columns = features["image_grid_thw"][0].tolist()
         return features["pixel_values"].to(torch.float32), (frames, rows, columns)
 
-    def _bits(self, page: Image.Image, **settings: bool) -> tuple[Tensor | None, Grid]:
+    def _bits(self, image: Image.Image, **settings: bool) -> tuple[Tensor | None, Grid]:
         """The 8 bits that the processor makes numbers of; None: it does not."""
-        features = self._processor(images=[page], return_tensors="pt", do_rescale=False, do_normalize=False, **settings)
+        features = self._processor(
+            images=[image], return_tensors="pt", do_rescale=False, do_normalize=False, **settings
+        )
         frames, rows, columns = features["image_grid_thw"][0].tolist()
         bits = features["pixel_values"]
         if bits.dtype != torch.uint8 or bits.shape[1] != CHANNELS * FRAMES * self._patch_numbers:

@@ -100,8 +100,8 @@ def load_model(
     """Load a Qwen2.5-VL for training, whole and on the CPU; ranks open it instead (:func:`open_model`).
 
     Args:
-        folder: config, weights, tokenizer and processor.
-        config: precision, frozen parts, recomputation.
+        folder: the folder with config, weights, tokenizer and processor.
+        config: the settings: precision, frozen parts, recomputation.
         suppressed_ids: tokens outside the distribution; see :mod:`rsgrpo.model.suppressed_tokens`.
 
     Raises:
@@ -119,8 +119,8 @@ def open_model(folder: Path, config: ModelConfig, suppressed_ids: Sequence[int] 
     Adapters have their values, on the CPU.
 
     Args:
-        folder: config, weights, tokenizer and processor.
-        config: precision, frozen parts, recomputation.
+        folder: the folder with config, weights, tokenizer and processor.
+        config: the settings: precision, frozen parts, recomputation.
         suppressed_ids: tokens outside the distribution; see :mod:`rsgrpo.model.suppressed_tokens`.
 
     Raises:
@@ -167,8 +167,8 @@ def use_window_attention(tower: PreTrainedModel, backend: str) -> None:
     """Let a vision tower compute the windows of a layer in few calls.
 
     Args:
-        tower: loaded with torch's attention, which it calls once a window.
-        backend: of the language model's sequences.
+        tower: the vision tower, loaded with torch's attention, which it calls once a window.
+        backend: the attention backend of the language model's sequences.
     """
     tower.config._attn_implementation = VISION_ATTENTION_NAMES[backend]
 
@@ -177,7 +177,8 @@ def take_vision_tower(model: Qwen2_5_VLForConditionalGeneration) -> PreTrainedMo
     """Take the frozen tower out of a model whose pages' features are stored: it needs no place in DeepSpeed then.
 
     Args:
-        model: as :func:`open_model` returns it; every sequence must come with ``cached_features`` from now on.
+        model: the model as :func:`open_model` returns it; every sequence must come with ``cached_features`` from now
+            on.
     """
     visual: PreTrainedModel = model.model.visual
     model.model.visual = None
@@ -188,9 +189,9 @@ class PolicyModel(nn.Module):
     """Wraps the model so that one call is one packed sequence: log-probabilities and entropy of response tokens.
 
     Args:
-        model: as :func:`open_model` returns it.
-        always_run_vision: run the vision tower on a blank patch where a sequence has no image, because
-            ranks that gather or reduce its parameters together must all run it.
+        model: the model as :func:`open_model` returns it.
+        always_run_vision: whether to run the vision tower on a blank patch where a sequence has no image, because ranks
+            that gather or reduce its parameters together must all run it.
     """
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, *, always_run_vision: bool) -> None:
@@ -204,7 +205,7 @@ class PolicyModel(nn.Module):
         """Log-probabilities and entropy of the sequence's response tokens.
 
         Args:
-            batch: the sequence.
+            batch: the sequence with everything that the model needs.
 
         Returns:
             Two [R] float32 tensors in nats; the entropy carries no gradient.
@@ -253,8 +254,8 @@ def group_sizes(groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt
     """What ``plan_micro_batches`` needs to know of groups.
 
     Args:
-        groups: to be packed.
-        prompts: their encoded prompts, one each.
+        groups: the groups to be packed.
+        prompts: the encoded prompt of each group.
     """
     return [
         GroupSize(
@@ -270,12 +271,12 @@ class MicroBatchBuilder:
     """Makes micro-batches out of planned segments.
 
     Args:
-        image_token_id: the placeholder's id.
-        config: ``model.attention``.
-        device: where the model is.
+        image_token_id: the id of the placeholder.
+        config: the settings, of which ``model.attention`` counts.
+        device: the device that the model is on.
         dtype: compute precision, which decides between attention backends.
-        image_pixels: a page's pixels [patches, 1176], on the device or on the host.
-        cached_features: a page's features on the device; None: sequences carry pixels.
+        image_pixels: gives an image's pixels [patches, 1176], on the device or on the host.
+        cached_features: gives an image's features on the device; None: sequences carry pixels.
     """
 
     def __init__(
@@ -300,9 +301,9 @@ class MicroBatchBuilder:
         """Pack segments into one sequence.
 
         Args:
-            segments: of one micro-batch.
+            segments: the segments of one micro-batch.
             groups: the rank's groups, by segment.group.
-            prompts: their encoded prompts.
+            prompts: the encoded prompts of the groups.
         """
         packed = pack(segments)
         responses = [groups[segment.group].responses[i] for segment in segments for i in segment.responses]
@@ -317,8 +318,8 @@ class MicroBatchBuilder:
                 ids = groups[segment.group].responses[index].token_ids.astype(np.int64)
                 token_ids.append(ids)
                 positions.append(start + self._response_positions(ids, shown_in(prompt, index)))
-        pages, where, which = self._images(packed, [prompts[segment.group] for segment in segments], responses)
-        pixels, features = self._shown(pages)
+        images, where, which = self._images(packed, [prompts[segment.group] for segment in segments], responses)
+        pixels, features = self._shown(images)
         return MicroBatch(
             packed=packed,
             token_ids=self._tensor(np.concatenate(token_ids)),
@@ -327,7 +328,7 @@ class MicroBatchBuilder:
             image_positions=self._tensor(where),
             image_features=self._tensor(which),
             pixel_values=pixels,
-            image_grid_thw=torch.tensor([page.grid for page in pages], device=self._device) if pages else None,
+            image_grid_thw=torch.tensor([image.grid for image in images], device=self._device) if images else None,
             predictors=self._tensor(predictor_index(packed)),
             targets=self._tensor(np.concatenate([response.token_ids for response in responses]).astype(np.int64)),
             positive_weights=self._tensor(
@@ -369,17 +370,17 @@ class MicroBatchBuilder:
             merge_size=math.isqrt(math.prod(first.grid) // first.num_tokens),
         )
 
-    def _shown(self, pages: Sequence[ProcessedImage]) -> tuple[Tensor | None, Tensor | None]:
+    def _shown(self, images: Sequence[ProcessedImage]) -> tuple[Tensor | None, Tensor | None]:
         """Pixels of all pages, or their features where those are stored."""
-        if not pages:
+        if not images:
             return None, None
         if self._cached_features is not None:
-            return None, torch.cat([self._cached_features(page) for page in pages])
-        pixels = [self._image_pixels(page) for page in pages]
+            return None, torch.cat([self._cached_features(image) for image in images])
+        pixels = [self._image_pixels(image) for image in images]
         lengths = [len(pixel_rows) for pixel_rows in pixels]
         joined = torch.empty(sum(lengths), pixels[0].shape[1], device=self._device)
-        for part, one in zip(joined.split(lengths), pixels, strict=True):
-            part.copy_(one)
+        for part, pixel_rows in zip(joined.split(lengths), pixels, strict=True):
+            part.copy_(pixel_rows)
         return joined, None
 
     def blank(self) -> MicroBatch:
@@ -408,7 +409,7 @@ class MicroBatchBuilder:
         if not given:
             return None
         if len(given) != len(values):
-            missing = next(one.response_index for one, s in zip(responses, values, strict=True) if s is None)
+            missing = next(response.response_index for response, s in zip(responses, values, strict=True) if s is None)
             raise ValueError(f"response {missing} has no {name} but others of its micro-batch have; give all or none")
         return self._tensor(np.concatenate(given).astype(np.float32))
 
@@ -416,7 +417,7 @@ class MicroBatchBuilder:
         self, packed: PackedSequence, prompts: Sequence[EncodedPrompt], responses: Sequence[TrainingResponse]
     ) -> tuple[list[ProcessedImage], NDArray[np.int64], NDArray[np.int64]]:
         """Every page once, the packed positions of image tokens, and the feature row that each shows."""
-        pages: list[ProcessedImage] = []
+        unique: list[ProcessedImage] = []
         first_feature: dict[ImageRef, int] = {}
         num_features = 0
         where: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
@@ -435,10 +436,10 @@ class MicroBatchBuilder:
                 shown.append((start, response.token_ids.astype(np.int64), images))
         for start, token_ids, images in shown:
             where.append(start + np.flatnonzero(token_ids == self._image_token_id))
-            for page in images:
-                if page.ref not in first_feature:
-                    first_feature[page.ref] = num_features
-                    num_features += page.num_tokens
-                    pages.append(page)
-                which.append(np.arange(first_feature[page.ref], first_feature[page.ref] + page.num_tokens))
-        return pages, np.concatenate(where), np.concatenate(which)
+            for image in images:
+                if image.ref not in first_feature:
+                    first_feature[image.ref] = num_features
+                    num_features += image.num_tokens
+                    unique.append(image)
+                which.append(np.arange(first_feature[image.ref], first_feature[image.ref] + image.num_tokens))
+        return unique, np.concatenate(where), np.concatenate(which)

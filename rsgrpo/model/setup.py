@@ -61,7 +61,7 @@ def begin_process(spec: WorkerSpec) -> None:
     """What a worker's process needs before it imports DeepSpeed.
 
     Args:
-        spec: of the worker.
+        spec: what the worker is built from.
     """
     torch.set_num_threads(spec.num_threads)
     hush_cuda_search()
@@ -71,9 +71,9 @@ def open_policy_model(folder: Path, spec: WorkerSpec, processor: Qwen2_5_VLProce
     """A model for training or for reference, adapters included, its values not read yet.
 
     Args:
-        folder: of the model.
-        spec: precision, frozen parts, adapters, device.
-        processor: says which tokens no response may contain.
+        folder: the folder that holds the model.
+        spec: what the worker is built from: precision, frozen parts, adapters, device.
+        processor: the processor, which says which tokens no response may contain.
 
     Raises:
         ModelError: the folder does not hold a Qwen2.5-VL.
@@ -90,8 +90,8 @@ def frozen_checksum(opened: OpenedModel, spec: WorkerSpec) -> str:
     """Checksum of a model without its adapters; empty on ranks other than the first, which read the same files.
 
     Args:
-        opened: its values are read one after the other.
-        spec: which rank this is.
+        opened: the opened model, whose values are read one after the other.
+        spec: what the worker is built from; it says which rank this is.
     """
     if spec.rank:
         return ""
@@ -105,8 +105,8 @@ def take_filled_tower(opened: OpenedModel, device: torch.device) -> PreTrainedMo
     """Take the frozen tower out of a model whose pages' features are stored, with its values.
 
     Args:
-        opened: loses its tower.
-        device: where the tower shall run.
+        opened: the opened model, which loses its tower.
+        device: the device that the tower shall run on.
     """
     tower = take_vision_tower(opened.model)
     opened.weights.load(tower.parameters(), device)
@@ -117,8 +117,8 @@ def wrap_model(model: Qwen2_5_VLForConditionalGeneration, spec: WorkerSpec) -> P
     """The model as DeepSpeed sees it.
 
     Args:
-        model: policy or reference.
-        spec: ZeRO stage, ranks, frozen parts.
+        model: the model of the policy or of the reference.
+        spec: what the worker is built from: ZeRO stage, ranks, frozen parts.
     """
     is_split, has_company = spec.config.trainer.zero_stage == 3, spec.world_size > 1
     is_trained = not spec.config.model.freeze_vision
@@ -132,7 +132,7 @@ def features_folder(config: Config) -> Path | None:
     """Where features of pages are kept, as an absolute path; None: nowhere. To be asked in the driver.
 
     Args:
-        config: ``run_dir`` and ``model.vision_cache.folder``.
+        config: the settings, of which ``run_dir`` and ``model.vision_cache.folder`` count.
     """
     folder = config.model.vision_cache.folder
     return Path(config.run_dir).absolute() / folder if folder else None
@@ -144,11 +144,11 @@ def open_image_features(
     """A frozen tower with its store; trainer and engine share entries because they build it alike.
 
     Args:
-        tower: outside the model.
-        config: bound of the store, sizes of pages.
-        folder: of the store.
-        processor: part of what features depend on.
-        device: where the tower shall run.
+        tower: the vision tower, outside the model.
+        config: the settings: bound of the store, sizes of images.
+        folder: the folder of the store.
+        processor: the processor, which features depend on as well.
+        device: the device that the tower shall run on.
 
     Raises:
         VisionCacheError: the folder cannot be written.
@@ -165,9 +165,9 @@ def load_vision_tower(folder: Path, config: ModelConfig, device: torch.device) -
     """The vision tower alone, as :func:`open_policy_model` would open it.
 
     Args:
-        folder: of the whole model.
-        config: precision and attention.
-        device: where it will run.
+        folder: the folder of the whole model.
+        config: the settings: precision and attention.
+        device: the device that it will run on.
     """
     register_packed_attention()
     dtype = weights_dtype(config)

@@ -54,12 +54,12 @@ class StackSizes:
 
     @property
     def query_width(self) -> int:
-        """All queries of a token."""
+        """The width of all queries of a token together."""
         return self.heads * self.head_size
 
     @property
     def key_width(self) -> int:
-        """All keys of a token; its values are as wide."""
+        """The width of all keys of a token together; its values are as wide."""
         return self.key_heads * self.head_size
 
     @property
@@ -99,7 +99,7 @@ class ModelSizes:
 
     @property
     def num_elements(self) -> int:
-        """Of all parameters."""
+        """Elements of all parameters."""
         return sum(parameter.num_elements for parameter in self.parameters)
 
     @property
@@ -133,8 +133,8 @@ def model_sizes(folder: Path, config: ModelConfig) -> ModelSizes:
     """Build the model on torch's meta device, freeze and adapt it as a rank does, and count.
 
     Args:
-        folder: with ``config.json``; no weights are read, they need not be there.
-        config: frozen parts and adapters.
+        folder: the folder with ``config.json``; no weights are read, they need not be there.
+        config: the settings: frozen parts and adapters.
 
     Raises:
         ConfigError: adapters that do not fit the model.

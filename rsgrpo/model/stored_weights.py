@@ -25,7 +25,7 @@ _SHOWN_NAMES = 3
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Inside, modules are made with parameters on the meta device; buffers are computed for good.
+    """Within the block, modules are made with parameters on the meta device; their buffers get real values.
 
     One parameter at a time is allocated, and never written to.
     """
@@ -50,7 +50,7 @@ def hollow_parameters(model: nn.Module) -> None:
     them reads as NaN.
 
     Args:
-        model: made :func:`without_values`; changed in place.
+        model: a model that was made :func:`without_values`; changed in place.
     """
     hollow: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
@@ -65,9 +65,9 @@ class StoredWeights:
     """Where the values of a model's parameters lie.
 
     Args:
-        folder: of the model, with its weights as safetensors.
-        model: without values (:func:`hollow_parameters`), its parameters named as its class names them. What is made
-            of it later (adapters, another head) may rename them.
+        folder: the folder of the model, with its weights as safetensors.
+        model: the model without values (:func:`hollow_parameters`), its parameters named as its class names them. What
+            is made of it later (adapters, another head) may rename them.
 
     Raises:
         ModelError: a file cannot be read, a tensor is missing or has another shape, or two that should be tied
@@ -80,7 +80,9 @@ class StoredWeights:
         tensors = stored_tensors(folder)
         names: dict[nn.Parameter, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            stored = [one for one in dict.fromkeys((checkpoint_name(name), name)) if one in tensors]
+            stored = [
+                stored_name for stored_name in dict.fromkeys((checkpoint_name(name), name)) if stored_name in tensors
+            ]
             names.setdefault(parameter, []).extend(stored[:1])
         missing = [name for name, parameter in model.named_parameters() if not names[parameter]]
         if missing:
@@ -118,7 +120,7 @@ class StoredWeights:
         """A parameter's whole value in its own precision; mapped from the file where that holds the same precision.
 
         Args:
-            parameter: of the model.
+            parameter: a parameter of the model.
         """
         return self._mapped(parameter).to(parameter.dtype)
 
@@ -131,8 +133,8 @@ class StoredWeights:
         """Give parameters their values, each as its turn comes.
 
         Args:
-            parameters: of the model; those that are not stored (adapters) stay as they are.
-            device: where the values shall lie. On a GPU they go there without a copy in host memory.
+            parameters: parameters of the model; those that are not stored (adapters) stay as they are.
+            device: the device that the values shall lie on. On a GPU they go there without a copy in host memory.
         """
         for parameter in parameters:
             if parameter in self._places:
@@ -141,11 +143,11 @@ class StoredWeights:
             yield parameter
 
     def load(self, parameters: Iterable[nn.Parameter], device: torch.device) -> None:
-        """The same for all of them at once.
+        """Give all parameters their values at once, as :meth:`filled` does one by one.
 
         Args:
-            parameters: of the model.
-            device: where the values shall lie.
+            parameters: the parameters of the model to load.
+            device: the device that the values shall lie on.
         """
         for _ in self.filled(parameters, device):
             pass

@@ -27,8 +27,8 @@ def suppressed_token_ids(tokenizer: Vocabulary, vocabulary_size: int) -> tuple[i
     """Ids that responses must not contain, in order.
 
     Args:
-        tokenizer: the model's.
-        vocabulary_size: rows of the model's output layer.
+        tokenizer: the tokenizer of the model.
+        vocabulary_size: the number of rows of the model's output layer.
 
     Example:
         A tokenizer of 100 tokens with ``<|image_pad|>`` at 97 and a model of 104 rows: 97, 100, …, 103.

@@ -67,8 +67,8 @@ class FeatureStore:
     """A bounded folder of features that several processes may use at once.
 
     Args:
-        folder: made if need be.
-        max_bytes: most that the entries take together.
+        folder: the folder of the store, made if need be.
+        max_bytes: the most bytes that the entries take together.
 
     Raises:
         VisionCacheError: the folder cannot be written.
@@ -99,7 +99,7 @@ class FeatureStore:
         """An entry's features [tokens, H], checked against its checksum; None: no entry, or a damaged one.
 
         Args:
-            key: see :func:`feature_key`.
+            key: the key of the entry, see :func:`feature_key`.
         """
         path = self._path(key)
         try:
@@ -123,7 +123,7 @@ class FeatureStore:
         """Store features; the entry appears complete, and older ones make room for it.
 
         Args:
-            key: see :func:`feature_key`.
+            key: the key of the entry, see :func:`feature_key`.
             features: [tokens, H]; more than the folder may hold is not stored.
             grid: (frames, rows, columns) in patches.
 
@@ -214,18 +214,18 @@ def tower_fingerprint(visual: PreTrainedModel, device: str) -> str:
     return digest.hexdigest()
 
 
-def feature_key(page: bytes, processing: str, tower: str) -> str:
+def feature_key(image: bytes, processing: str, tower: str) -> str:
     """Name of a page's entry.
 
     Args:
-        page: the image file's bytes.
-        processing: settings that turn them into pixels, as text.
-        tower: see :func:`tower_fingerprint`.
+        image: the bytes of the image file.
+        processing: the settings that turn them into pixels, as text.
+        tower: the fingerprint of the tower, see :func:`tower_fingerprint`.
 
     Example:
         32 hexadecimal digits; another bound of ``data.max_pixels`` gives others.
     """
-    digest = hashlib.blake2b(page, digest_size=16)
+    digest = hashlib.blake2b(image, digest_size=16)
     digest.update(f"/{processing}/{tower}".encode())
     return digest.hexdigest()
 
@@ -239,8 +239,8 @@ class ImageFeatures:
     Args:
         visual: the tower, outside DeepSpeed, on the device.
         store: where features are kept.
-        processing: settings that turn image files into pixels, as text.
-        device: where the tower is.
+        processing: the settings that turn image files into pixels, as text.
+        device: the device that the tower is on.
     """
 
     def __init__(self, visual: PreTrainedModel, store: FeatureStore, *, processing: str, device: torch.device) -> None:
@@ -275,7 +275,7 @@ class ImageFeatures:
         """The grid of a page whose features are stored: its pixels are not needed. None: they are.
 
         Args:
-            ref: where the page lies.
+            ref: the image, which says where it lies.
 
         Raises:
             ImageError: the page cannot be read.
@@ -287,9 +287,9 @@ class ImageFeatures:
         """A page's features, read or computed.
 
         Args:
-            ref: where the page lies.
+            ref: the image, which says where it lies.
             grid: (frames, rows, columns) in patches.
-            pixels: gives the page's [patches, 1176] where they must be computed.
+            pixels: gives the image's pixels [patches, 1176] where features must be computed.
 
         Returns:
             [tokens, H] in the tower's precision, on the device.

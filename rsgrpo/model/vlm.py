@@ -81,14 +81,17 @@ def micro_batch_images(segments: Sequence[Segment], prompts: Sequence[EncodedPro
     """The pages that a sequence of these segments shows, each once.
 
     Args:
-        segments: of one micro-batch.
-        prompts: encoded, by segment.group.
+        segments: the segments of one micro-batch.
+        prompts: the encoded prompts, by segment.group.
     """
-    shown = [page for segment in segments for page in prompts[segment.group].images]
+    shown = [image for segment in segments for image in prompts[segment.group].images]
     shown += [
-        page for segment in segments for index in segment.responses for page in shown_in(prompts[segment.group], index)
+        image
+        for segment in segments
+        for index in segment.responses
+        for image in shown_in(prompts[segment.group], index)
     ]
-    return list({page.ref: page for page in shown}.values())
+    return list({image.ref: image for image in shown}.values())
 
 
 def rope_positions(
@@ -107,8 +110,8 @@ def rope_positions(
     Args:
         token_ids: [P], with every image's placeholders in one run.
         grids: (frames, rows, columns) of each image, in patches before merging.
-        image_token_id: the placeholder's id.
-        merge_size: patches merged into one token, per side.
+        image_token_id: the id of the placeholder.
+        merge_size: how many patches are merged into one token, per side.
 
     Returns:
         [3, P] int64.
@@ -140,7 +143,7 @@ def rope_positions(
 
 
 def check_prompt_ids(encoded: EncodedPrompt, engine_ids: IntArray) -> None:
-    """The trainer must train on the very prompt that the engine sampled from.
+    """Refuse a prompt whose token ids are not those that the engine sampled from.
 
     Raises:
         PromptError: the ids differ; the message names the sample, both lengths and the first difference.
@@ -158,15 +161,15 @@ def check_prompt_ids(encoded: EncodedPrompt, engine_ids: IntArray) -> None:
 
 
 class PromptEncoder:
-    """GpuSharing prompts into model inputs, and pages into pixels when they are needed.
+    """Turns prompts into model inputs, and images into pixels when they are needed.
 
     Args:
-        processor: of the model that is trained.
+        processor: the processor of the model that is trained.
         rules: how pages are read (``DataConfig.image_rules``).
         max_prompt_tokens: a longer prompt is an error, never cut.
         pixel_bytes: how much memory the pixels of pages may take, those that are kept for later steps included.
         num_threads: how many pages are read at once.
-        stored_grid: the grid of a page whose features are stored, None for others; None: no page is.
+        stored_grid: gives the grid of an image whose features are stored, None for others; None: no image is stored.
     """
 
     def __init__(
@@ -203,7 +206,7 @@ class PromptEncoder:
         """Encode prompts; a page that several of them show is processed once.
 
         Args:
-            prompts: chat template applied, one placeholder per image.
+            prompts: the prompts, chat template applied, one placeholder per image.
 
         Returns:
             One encoded prompt each, in order.
@@ -211,24 +214,24 @@ class PromptEncoder:
         Raises:
             PromptError: markers and images do not match, or the prompt is longer than the limit.
         """
-        pages = self.pages([ref for prompt in prompts for ref in prompt.images])
-        return [self._encode_one(prompt, pages) for prompt in prompts]
+        known = self.images([ref for prompt in prompts for ref in prompt.images])
+        return [self._encode_one(prompt, known) for prompt in prompts]
 
     def with_response_images(self, encoded: EncodedPrompt, responses: Sequence[TrainingResponse]) -> EncodedPrompt:
         """The prompt together with the pages that its responses show.
 
         Args:
-            encoded: the prompt.
-            responses: of its group.
+            encoded: the encoded prompt.
+            responses: the responses of its group.
 
         Raises:
             PromptError: a response's image placeholders do not fit its pages.
         """
         if not any(response.images for response in responses):
             return encoded
-        pages = self.pages([ref for response in responses for ref in response.images])
+        known = self.images([ref for response in responses for ref in response.images])
         for response in responses:
-            expected = sum(pages[ref].num_tokens for ref in response.images)
+            expected = sum(known[ref].num_tokens for ref in response.images)
             found = int((response.token_ids == self.image_token_id).sum())
             if found != expected:
                 raise PromptError(
@@ -236,11 +239,11 @@ class PromptEncoder:
                     f"for {len(response.images)} images with {expected} tokens; driver and trainer must use the same "
                     "processor and image sizes"
                 )
-        shown = tuple(tuple(pages[ref] for ref in response.images) for response in responses)
+        shown = tuple(tuple(known[ref] for ref in response.images) for response in responses)
         return replace(encoded, response_images=shown)
 
-    def _encode_one(self, prompt: ChatPrompt, pages: dict[ImageRef, ProcessedImage]) -> EncodedPrompt:
-        images = tuple(pages[ref] for ref in prompt.images)
+    def _encode_one(self, prompt: ChatPrompt, known: dict[ImageRef, ProcessedImage]) -> EncodedPrompt:
+        images = tuple(known[ref] for ref in prompt.images)
         marker = self._processor.image_token
         parts = prompt.text.split(marker)
         if len(parts) != len(images) + 1:
@@ -269,11 +272,11 @@ class PromptEncoder:
             raise PromptError(f"sample {prompt.sample_id!r}: {error}") from None
         return EncodedPrompt(sample_id=prompt.sample_id, token_ids=token_ids, positions=positions, images=images)
 
-    def pages(self, refs: Sequence[ImageRef]) -> dict[ImageRef, ProcessedImage]:
+    def images(self, refs: Sequence[ImageRef]) -> dict[ImageRef, ProcessedImage]:
         """What is known of every page from its header, or from the store of features.
 
         Args:
-            refs: a page may stand there more than once.
+            refs: the images; one may stand there more than once.
 
         Raises:
             ImageError: a page is missing or no image.
@@ -282,17 +285,17 @@ class PromptEncoder:
         with ThreadPoolExecutor(self._num_threads) as threads:
             return dict(zip(unique, threads.map(self._image, unique), strict=True))
 
-    def pixels(self, page: ProcessedImage) -> Tensor:
+    def pixels(self, image: ProcessedImage) -> Tensor:
         """A page's pixels [patches, 1176] float32 (3 channels · 2 frames · 14 · 14).
 
         Args:
-            page: as it stands in an encoded prompt.
+            image: the image as it stands in an encoded prompt.
 
         Raises:
             ImageError: it is damaged.
             PromptError: it is not what it was when the prompt was encoded.
         """
-        with self._reading([[page.ref]]) as feed:
+        with self._reading([[image.ref]]) as feed:
             return self.unpacked(next(feed)[0])
 
     def unpacked(self, pixels: Tensor) -> Tensor:
@@ -307,7 +310,7 @@ class PromptEncoder:
         Let go of a sequence's pixels before asking for those of the next: the bound counts them until then.
 
         Args:
-            sequences: the pages of each sequence.
+            sequences: the images of each sequence.
 
         Yields:
             By page what :meth:`unpacked` makes pixels of. Stored pages are left out; where features are kept, so are
@@ -319,8 +322,8 @@ class PromptEncoder:
         """
         demands: list[list[ImageRef]] = []
         seen: set[ImageRef] = set()
-        for pages in sequences:
-            demands.append([page.ref for page in pages if not page.is_stored and page.ref not in seen])
+        for images in sequences:
+            demands.append([image.ref for image in images if not image.is_stored and image.ref not in seen])
             if self._stored_grid is not None:
                 seen.update(demands[-1])
         with self._reading(demands) as feed:
@@ -330,7 +333,7 @@ class PromptEncoder:
     @contextmanager
     def _reading(self, demands: Sequence[Sequence[ImageRef]]) -> Iterator[Iterator[tuple[Tensor, ...]]]:
         try:
-            with closing(self._feed.pages(demands)) as feed:
+            with closing(self._feed.images(demands)) as feed:
                 yield feed
         finally:
             # What one thread sets becomes what others begin with: those after us shall begin with what this one has.

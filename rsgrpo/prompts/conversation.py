@@ -101,7 +101,7 @@ class ConversationBuilder:
         """Build one conversation.
 
         Args:
-            sample: with turns, or a question with gold.
+            sample: a sample with turns, or a question with gold.
 
         Raises:
             PromptTemplateError: there is no gold, a text holds a control token such as ``<|im_end|>``, the chat
@@ -199,9 +199,9 @@ def count_tokens(
     """How many positions a text takes, its images included.
 
     Args:
-        text: with one placeholder per image.
-        images: of its placeholders.
-        tokenizer: the policy's.
+        text: the text, with one placeholder per image.
+        images: the images of its placeholders.
+        tokenizer: the policy's tokenizer.
         image_tokens: how many positions an image takes; its placeholder gives way to them.
     """
     num_text = len(tokenizer.encode(text, add_special_tokens=False))
@@ -216,8 +216,8 @@ def response_tokens(
     Part by part, as the engine would meet them: it samples an answer behind a header whose ids are fixed.
 
     Args:
-        conversation: chat template applied.
-        tokenizer: the policy's.
+        conversation: the conversation, chat template applied.
+        tokenizer: the policy's tokenizer.
         image_tokens: how many positions an image takes; its placeholder is repeated so often.
 
     Returns:

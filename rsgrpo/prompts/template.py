@@ -57,7 +57,7 @@ class PromptWriter:
       ready prompt is built ``text_first``.
 
     Args:
-        prompt: template and image order.
+        prompt: the settings: template and image order.
 
     Raises:
         PromptTemplateError: the template is missing, is no Jinja, or does not use ``question``.
@@ -111,9 +111,9 @@ class PromptBuilder:
     The system turn is always written out, also an empty one: chat templates add their own otherwise.
 
     Args:
-        prompt: template, image order, system turn.
+        prompt: the settings: template, image order, system turn.
         chat: the model's tokenizer or processor.
-        writer: of ``prompt``, where it has rendered questions already; None: a new one.
+        writer: the writer of ``prompt``, where it has rendered questions already; None: a new one.
         response_format: the declared sections, one of which the chat template may open at the end of the prompt.
 
     Raises:
@@ -137,7 +137,7 @@ class PromptBuilder:
         """Build one prompt.
 
         Args:
-            sample: the question.
+            sample: the sample whose question is asked.
 
         Returns:
             Text up to and with the assistant header, one ``<|image_pad|>`` an image, and the pages in order.
@@ -191,7 +191,7 @@ def response_behind(prompt: ChatPrompt, response: str) -> str:
     """What is left to write of a whole response behind a prompt that opened its first section.
 
     Args:
-        prompt: chat template applied.
+        prompt: the prompt, chat template applied.
         response: a gold response with all of its tags; may be empty.
 
     Returns:
@@ -222,7 +222,7 @@ def template_fingerprint(path: str) -> tuple[int, str]:
     """Length and SHA-256 prefix of a template rendered with the question ``{query}``.
 
     Args:
-        path: of the Jinja file.
+        path: the path of the Jinja file.
 
     Returns:
         Characters, and the first twelve hexadecimal digits; a key of ``PUBLISHED_TEMPLATES`` for those.

@@ -118,7 +118,7 @@ def read_settings(file: Path) -> DictConfig:
     """Settings as a YAML file has them, unchecked.
 
     Args:
-        file: such as a run's ``config.yaml``.
+        file: the file of settings, such as a run's ``config.yaml``.
 
     Raises:
         FileError: it is missing, empty, no YAML, or holds something else.

@@ -51,7 +51,7 @@ def read_metrics(path: Path, on_problem: Callable[[FileError], None] = refuse) -
 
     Args:
         path: the file; a missing one holds nothing, a half-written last line is left out.
-        on_problem: see :func:`rsgrpo.io.jsonl.numbered_rows`.
+        on_problem: is called with a line's problem, see :func:`rsgrpo.io.jsonl.numbered_rows`.
 
     Returns:
         The rows in the order of writing; of two rows with one stage, step and name set the later counts.
@@ -62,11 +62,11 @@ def read_metrics(path: Path, on_problem: Callable[[FileError], None] = refuse) -
     rows: dict[tuple[str, int, tuple[str, ...]], MetricRow] = {}
     for number, row in numbered_rows(path, on_problem):
         try:
-            one = _metric_row(row)
+            metric_row = _metric_row(row)
         except ValueError as error:
             on_problem(FileError(line_problem(path, number, error)))
             continue
-        rows[one.stage, one.step, tuple(one.values)] = one
+        rows[metric_row.stage, metric_row.step, tuple(metric_row.values)] = metric_row
     return tuple(rows.values())
 
 
@@ -90,7 +90,7 @@ class RunLogger:
     """Sends numbers wherever ``config.logging`` says. A context manager: leaving it closes everything.
 
     Args:
-        run_folder: everything is written below it.
+        run_folder: the run folder, below which everything is written.
         config: the run's settings.
         read_image: reads a page for wandb's table of rollouts; None: the table has no images.
 
@@ -126,8 +126,8 @@ class RunLogger:
 
         Args:
             stage: ``sft``, ``rl``, or the point of an evaluation such as ``after_sft``.
-            step: of that stage.
-            values: by ``topic/name``; what is not finite is written as null.
+            step: the step of that stage.
+            values: the numbers by ``topic/name``; what is not finite is written as null.
         """
         finite = {name: float(value) if abs(value) < _MAX_VALUE else None for name, value in values.items()}
         append_rows(self._folder / METRICS_FILE, [{"stage": stage, "step": step, **finite}])
@@ -141,7 +141,7 @@ class RunLogger:
         """Add groups to wandb's table of rollouts: pages, response, and every reward's value.
 
         Args:
-            step: of the ``rl`` stage.
+            step: the step of the ``rl`` stage.
             credited: the groups to show.
         """
         if self._wandb is not None and credited:
@@ -152,7 +152,7 @@ class RunLogger:
 
         Args:
             stage: the stage that goes on.
-            step: the checkpoint's; -1 forgets the whole stage.
+            step: the step of the checkpoint; -1 forgets the whole stage.
 
         Raises:
             FileError: ``metrics.jsonl`` holds something else.
@@ -256,7 +256,9 @@ class _Wandb:
     def write_rollouts(
         self, step: int, credited: Sequence[CreditedGroup], read_image: Callable[[ImageRef], object] | None
     ) -> None:
-        rewards = list(dict.fromkeys(r.name for g in credited for one in g.rollouts for r in one.rewards))
+        rewards = list(
+            dict.fromkeys(reward.name for group in credited for rollout in group.rollouts for reward in rollout.rewards)
+        )
         # A column a page: wandb keeps an image in a cell of its own, not a list of them.
         num_images = max(len(group.sample.images) for group in credited)
         image_columns = [f"page_{number + 1}" for number in range(num_images)]
@@ -265,20 +267,20 @@ class _Wandb:
         table = self._module.Table(columns=columns)
         for group in credited:
             sample = group.sample
-            pages = [self._image(image, read_image) for image in sample.images]
-            pages += [None] * (num_images - len(pages))
-            for one in group.rollouts:
-                rollout = one.rollout
+            images = [self._image(image, read_image) for image in sample.images]
+            images += [None] * (num_images - len(images))
+            for credited_rollout in group.rollouts:
+                rollout = credited_rollout.rollout
                 table.add_data(
                     step,
                     sample.sample_id,
                     sample.question or sample.prompt,
-                    *pages,
+                    *images,
                     json.dumps(list(sample.answers), ensure_ascii=False),
                     rollout.response_index,
                     rollout.text,
                     rollout.finish_reason,
-                    *(_mean_value(one.rewards, name) for name in rewards),
+                    *(_mean_value(credited_rollout.rewards, name) for name in rewards),
                 )
         self._run.log({"rl/step": step, "rollouts/groups": table})
 

@@ -27,8 +27,8 @@ class Phase:
         """Count on, and print one line.
 
         Args:
-            message: the line; empty: print none. Cut at 120 columns.
-            count: by how many.
+            message: the line to print, cut at 120 columns; empty: print none.
+            count: how many steps were done since the last call.
         """
         self._progress._advance(self._task, count)
         if message:
@@ -39,8 +39,8 @@ class Progress:
     """Shows phases. Phases may be nested; the inner one stands below the outer one.
 
     Args:
-        enabled: False shows nothing at all.
-        file: where to write; None: standard output.
+        enabled: whether anything is shown at all.
+        file: the stream to write to; None: standard output.
 
     Example:
         >>> with Progress(True).phase("Supervised training", total=2) as phase:
@@ -144,9 +144,9 @@ def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) ->
     """One training step in one line; what does not fit into 120 columns is left out from the end.
 
     Args:
-        stage: such as ``rl``.
-        step: done so far.
-        total: of the stage.
+        stage: the name of the stage, such as ``rl``.
+        step: how many steps are done so far.
+        total: how many steps the stage has.
         values: the numbers that matter most, most important first, by the name to print.
 
     Returns:

@@ -119,11 +119,11 @@ def record_groups(path: Path, stage: str, step: int, credited: Sequence[Credited
     """Append a training step's groups, credit included.
 
     Args:
-        path: ``rollouts.jsonl``.
-        stage: ``rl``.
-        step: the optimizer batch.
+        path: the file ``rollouts.jsonl`` of the run.
+        stage: the name of the stage, ``rl``.
+        step: the number of the optimizer batch.
         credited: all groups of the step; their token counts N_k are noted with every kept group.
-        num_kept: keep this many, the first ones; 0: all.
+        num_kept: how many groups are kept, the first ones; 0: all.
     """
     scope_tokens = _scope_tokens(credited)
     kept = credited[:num_kept] if num_kept else credited
@@ -143,12 +143,12 @@ def record_evaluation(
     """Append evaluated answers, one response per question.
 
     Args:
-        path: ``rollouts.jsonl``.
+        path: the file ``rollouts.jsonl`` of the run.
         stage: the point of evaluation, such as ``after_rl``.
-        samples: the questions.
+        samples: the samples that were asked.
         rollouts: their responses, in the same order.
         scores: named scores of each response, such as ``{"em": 1.0}``; None: none.
-        step: of training, for several evaluations of one stage.
+        step: the step of training, for several evaluations of one stage.
         opened_sections: which section each question's prompt opened; None: none did.
 
     Raises:
@@ -170,8 +170,8 @@ def read_groups(path: Path, on_problem: Callable[[FileError], None] = refuse) ->
     Where a question stands twice for one step (a stage that ran again), the later record counts.
 
     Args:
-        path: ``rollouts.jsonl``; a missing file holds nothing, a half-written last line is left out.
-        on_problem: see :func:`rsgrpo.io.jsonl.numbered_rows`.
+        path: the file ``rollouts.jsonl``; a missing one holds nothing, a half-written last line is left out.
+        on_problem: is called with a line's problem, see :func:`rsgrpo.io.jsonl.numbered_rows`.
 
     Returns:
         The groups.
@@ -195,9 +195,9 @@ def truncate_after(path: Path, stage: str, step: int) -> int:
     """Drop a stage's groups of later steps, so that a resumed run equals an uninterrupted one.
 
     Args:
-        path: ``rollouts.jsonl``.
+        path: the file ``rollouts.jsonl`` of the run.
         stage: the stage that goes on.
-        step: the checkpoint's; -1 drops all of the stage.
+        step: the step of the checkpoint; -1 drops all of the stage.
 
     Returns:
         How many groups were dropped.
@@ -286,7 +286,7 @@ def _group_row(stage: str, step: int, group: CreditedGroup, scope_tokens: Mappin
 
 def _read_group(row: Mapping[str, Any]) -> RecordedGroup:
     try:
-        plain = {**row, "rollouts": [_named_spans(one) for one in row["rollouts"]]}
+        plain = {**row, "rollouts": [_named_spans(rollout) for rollout in row["rollouts"]]}
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError("its rollouts have another form") from error
     group = from_plain(RecordedGroup, plain)
@@ -295,7 +295,7 @@ def _read_group(row: Mapping[str, Any]) -> RecordedGroup:
 
 
 def _named_spans(rollout: Mapping[str, Any]) -> dict[str, Any]:
-    """A span stands as two numbers in the file."""
+    """A recorded rollout with its spans as objects; in the file each is two numbers."""
     rewards = [
         {**reward, "spans": [{"start": start, "stop": stop} for start, stop in reward["spans"]]}
         for reward in rollout["rewards"]

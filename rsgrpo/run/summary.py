@@ -146,8 +146,8 @@ def write_summary(path: Path, summary: RunSummary) -> None:
     """Write ``summary.json``; a reader sees the old file or the new one, never half of one.
 
     Args:
-        path: the file.
-        summary: what to write.
+        path: the file to write.
+        summary: the summary to write.
 
     Raises:
         SummaryError: a number is not finite; the message names it.
@@ -163,7 +163,7 @@ def read_summary(path: Path) -> RunSummary:
     """Read and check ``summary.json``.
 
     Args:
-        path: the file.
+        path: the file to read.
 
     Returns:
         The summary.
@@ -192,7 +192,7 @@ def collect_versions(repository: Path) -> dict[str, str]:
     """Versions of Python and the packages that matter, without importing them.
 
     Args:
-        repository: whose git commit to note; a folder without git gives an empty one.
+        repository: the folder whose git commit is noted; one without git gives an empty commit.
 
     Returns:
         Version by name; an empty text where a package is not installed.
@@ -222,8 +222,8 @@ def summarise_rl(rows: Sequence[MetricRow]) -> RlSummary | None:
     """Numbers of the reinforcement stage from its recorded steps; None if there are none.
 
     Args:
-        rows: of ``metrics.jsonl``; reads ``time/*``, ``engine/*``, ``policy/num_response_tokens`` and
-            ``selection/*``. What was not recorded is None in the result.
+        rows: the rows of ``metrics.jsonl``, of which ``time/*``, ``engine/*``, ``policy/num_response_tokens`` and
+            ``selection/*`` are read. What was not recorded is None in the result.
 
     Returns:
         Means over the steps.

@@ -157,7 +157,7 @@ def at_forced_end(cleaning: _Cleaning) -> _Cleaning:
     """Have something done before a forced end; it runs in another thread, and must not take long.
 
     Args:
-        cleaning: what to call.
+        cleaning: the function to call.
 
     Returns:
         What takes it back.
@@ -170,7 +170,7 @@ def at_forced_end(cleaning: _Cleaning) -> _Cleaning:
 
 
 def end_now() -> NoReturn:
-    """The forced end, for who finds out that the orderly one will not come."""
+    """End the process by force, where it turns out that an orderly end will not come."""
     if _watch is not None:
         _watch.end_now()
     os._exit(status())

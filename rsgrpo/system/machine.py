@@ -112,7 +112,7 @@ def check_cluster(config: ClusterConfig) -> None:
     """Refuse an address at which nobody answers, and GPUs that are not there, before Ray looks for them for minutes.
 
     Args:
-        config: ``address`` and ``device``.
+        config: the settings, of which ``address`` and ``device`` count.
 
     Raises:
         ClusterError: names the setting.
@@ -132,8 +132,8 @@ def no_cluster(address: str, error: Exception) -> ClusterError:
     """What to say where no cluster answers.
 
     Args:
-        address: of the settings.
-        error: what was raised.
+        address: the address in the settings.
+        error: the error that was raised.
     """
     return ClusterError(
         f"no Ray cluster answers at cluster.address={shown(address)!r}: {shown(error)}; start one with `ray start "

@@ -45,7 +45,7 @@ def marked_processes(mark: str) -> list[int]:
     """Processes whose environment holds the mark, without this one.
 
     Args:
-        mark: see :func:`new_mark`.
+        mark: the mark that :func:`new_mark` made.
     """
     needle = f"{RUN_VARIABLE}={mark}".encode()
     found = []
@@ -62,7 +62,7 @@ def end_marked(mark: str) -> int:
     """Kill every process with the mark, also those that are born while it looks, and wait until they are gone.
 
     Args:
-        mark: see :func:`new_mark`.
+        mark: the mark that :func:`new_mark` made.
 
     Returns:
         How many there were.
@@ -84,7 +84,7 @@ def is_alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and only waits to be noticed does not.
 
     Args:
-        pid: its id.
+        pid: the id of the process.
     """
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -94,10 +94,10 @@ def is_alive(pid: int) -> bool:
 
 
 def death_message(name: str) -> str:
-    """What a user reads after a death.
+    """The message for a user after a process has died.
 
     Args:
-        name: of the process.
+        name: the name of the process.
     """
     return (
         f"{name} died, and the run with it; often the machine had run out of memory (see `dmesg`): nothing that was "
@@ -112,9 +112,9 @@ class HeadWatch:
     is killed, and the process leaves.
 
     Args:
-        mark: of the run.
-        processes: id by name.
-        guard: speaks no more once this has spoken.
+        mark: the mark of the run's processes.
+        processes: the ids of the processes to watch, by name.
+        guard: the guard; once the watch has spoken, it does not speak any more.
     """
 
     def __init__(self, mark: str, processes: Mapping[str, int], guard: Guard) -> None:
@@ -128,7 +128,7 @@ class HeadWatch:
 
     @property
     def message(self) -> str:
-        """What a user reads after a death."""
+        """The message for a user after a process has died."""
         return death_message(f"Ray's {self._dead} process (pid {self._processes.get(self._dead, 0)})")
 
     def has_died(self) -> bool:
@@ -167,7 +167,7 @@ class Guard:
     Neither leaves Python a chance.
 
     Args:
-        mark: of the run.
+        mark: the mark of the run's processes.
     """
 
     def __init__(self, mark: str) -> None:
@@ -184,7 +184,7 @@ class Guard:
         """Tell it which processes Ray cannot do without.
 
         Args:
-            processes: id by name.
+            processes: the ids of the processes to watch, by name.
         """
         self._send("".join(f"{name} {pid}\n" for name, pid in processes.items()))
 
@@ -193,7 +193,7 @@ class Guard:
         self._send(f"{_SILENT}\n")
 
     def dismiss(self) -> None:
-        """The run ends in its own words."""
+        """Tell the guard that the run ends by itself, so that it says nothing."""
         self._send(f"{_DISMISSED}\n")
         assert self._process.stdin is not None
         with suppress(OSError):
@@ -211,7 +211,7 @@ def stand_guard(mark: str) -> None:
     """The guard's own work: wait until the run dismisses it, or is gone.
 
     Args:
-        mark: of the run.
+        mark: the mark of the run's processes.
     """
     # A scheduler that ends a job tells all its processes; this one has work left when the others are gone.
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -1,4 +1,4 @@
-"""Lines of libraries that say nothing to whoever reads a run's logs."""
+"""Silence lines of libraries that tell a reader of a run's logs nothing."""
 
 from __future__ import annotations
 

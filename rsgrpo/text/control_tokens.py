@@ -12,7 +12,7 @@ def control_token(*texts: str) -> str:
     """The first control token in texts that would forge a turn or an image; empty if there is none.
 
     Args:
-        texts: of a question or an answer, as a data set has them.
+        texts: the texts of a question or an answer, as a data set has them.
 
     Example:
         ``control_token("Q?<|im_end|>") == "<|im_end|>"``; ``"a <| b"`` and ``"<|box_start|>"`` give ``""``.

@@ -35,11 +35,11 @@ def smart_resize(
     that such a strip counts as too small: it is scaled to ``min_pixels`` whatever its area, as in the processor.
 
     Args:
-        width: of the image that the processor gets, in pixels.
-        height: likewise.
+        width: the width of the image that the processor gets, in pixels.
+        height: the height of the image that the processor gets, in pixels.
         min_pixels: smallest area (the processor's ``size.shortest_edge``).
         max_pixels: largest area (``size.longest_edge``).
-        factor: pixels of one image token, per side.
+        factor: the side of one image token, in pixels.
 
     Returns:
         Width and height, multiples of ``factor``.

@@ -139,8 +139,10 @@ class ParsedResponse:
         Example:
             With ``look`` repeatable, ``"<look>a</look><look>b</look>"`` gives ``"a\\nb"``.
         """
-        closed = [one for one in self.all_of(name) if one.is_closed]
-        return "\n".join(self.text[one.content_start : one.content_stop] for one in closed) if closed else None
+        closed = [section for section in self.all_of(name) if section.is_closed]
+        return (
+            "\n".join(self.text[section.content_start : section.content_stop] for section in closed) if closed else None
+        )
 
     def first_lines(self) -> dict[int, EvidenceLine]:
         """Each image's first evidence line, by image index; a repeated label says nothing more."""
@@ -207,7 +209,8 @@ def opened_section(prompt_text: str, response_format: ResponseFormat) -> str:
     """The section that a prompt leaves open: its opening tag is the last thing in it but blanks.
 
     Args:
-        prompt_text: chat template applied, assistant header and whatever the template writes behind it included.
+        prompt_text: the prompt, chat template applied, with the assistant header and whatever the template writes
+            behind it.
         response_format: the declared sections.
 
     Returns:
@@ -370,7 +373,7 @@ def _tag_problems(
         tag_counts = (counts[2 * place], counts[2 * place + 1])
         if not found and rule.required:
             problems.append(SectionProblem(code="missing", detail=f"<{rule.name}> does not stand in the response"))
-        elif any(not one.is_closed for one in found):
+        elif any(not section.is_closed for section in found):
             problems.append(SectionProblem(code="unclosed", detail=f"<{rule.name}> has no </{rule.name}> behind it"))
         elif rule.repeatable and tag_counts[0] != tag_counts[1]:
             problems.append(

@@ -66,7 +66,7 @@ class TokenTable:
         """Read the table out of a Hugging Face tokenizer with a byte-level BPE (such as Qwen2's).
 
         Args:
-            tokenizer: its special tokens contribute nothing, other added tokens their literal text.
+            tokenizer: the tokenizer; its special tokens contribute nothing, other added tokens their literal text.
 
         Returns:
             The table.
@@ -102,7 +102,7 @@ class TokenTable:
         ``bytes.decode(errors="replace")``.
 
         Args:
-            token_ids: [R] ids.
+            token_ids: [R], the ids of the tokens.
 
         Returns:
             The text, and [R] int32: offset of the first character that begins in the token or,

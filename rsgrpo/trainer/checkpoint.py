@@ -47,7 +47,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Fill a folder so that it appears complete or not at all; an older one of that name is replaced.
 
     Args:
-        folder: where it shall stand; its parent is made if need be.
+        folder: the folder to write; its parent is made if need be.
         write: fills the empty folder that it is given.
 
     Raises:
@@ -90,7 +90,7 @@ def checkpoint_folders(root: Path, stage: str) -> list[Path]:
 
     Args:
         root: the folder that holds them; need not exist.
-        stage: such as ``sft`` or ``rl``.
+        stage: the name of the stage, such as ``sft`` or ``rl``.
     """
     pattern = re.compile(rf"{re.escape(stage)}-([0-9]{{1,18}})")
     found = [
@@ -119,7 +119,7 @@ def find_checkpoint(root: Path, stage: str, needed: Iterable[str] = ()) -> Found
 
     Args:
         root: the folder that holds them; need not exist.
-        stage: such as ``sft`` or ``rl``.
+        stage: the name of the stage, such as ``sft`` or ``rl``.
         needed: names that must be among a checkpoint's files.
 
     Raises:
@@ -150,8 +150,8 @@ def remove_old_checkpoints(root: Path, stage: str, *, keep: int, newest: int | N
 
     Args:
         root: the folder that holds them.
-        stage: such as ``sft`` or ``rl``.
-        keep: at least 1.
+        stage: the name of the stage, such as ``sft`` or ``rl``.
+        keep: how many checkpoints stay, at least 1.
         newest: the step of the one just written; what claims to be of later steps is what a resumed run passed over.
             None: the last one by number.
     """
@@ -190,7 +190,7 @@ class PolicyMeta:
 
 
 def write_policy_meta(folder: Path, meta: PolicyMeta) -> None:
-    """Write it beside the ranks' files."""
+    """Write what a checkpoint says of itself beside the ranks' files."""
     write_json(folder / POLICY_META_FILE, {"checkpoint_version": CHECKPOINT_VERSION, **to_plain(meta)}, indent=1)
 
 
@@ -198,9 +198,9 @@ def read_policy_meta(folder: Path, *, shape: Mapping[str, int | bool], base_chec
     """What a checkpoint says of itself, checked against the present policy.
 
     Args:
-        folder: of the policy's checkpoint.
-        shape: the present settings.
-        base_checksum: checksum of the present frozen weights.
+        folder: the folder of the policy's checkpoint.
+        shape: the shape that the present settings give.
+        base_checksum: the checksum of the present frozen weights.
 
     Raises:
         CheckpointError: there is no checkpoint, or it does not fit the present policy.

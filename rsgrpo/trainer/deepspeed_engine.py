@@ -87,10 +87,10 @@ def fill_model(model: nn.Module, weights: StoredWeights, settings: dict, device:
     At no time is there more than what stays and one tensor.
 
     Args:
-        model: without values; its buffers move as well.
-        weights: the values.
-        settings: DeepSpeed's, as it will be initialized with.
-        device: of the rank.
+        model: the model without values; its buffers move as well.
+        weights: the weights that hold the values.
+        settings: the settings that DeepSpeed will be initialized with.
+        device: the device of the rank.
     """
     if settings["zero_optimization"]["stage"] == 3:
         deepspeed.zero.Init(module=_FilledOneByOne(model, weights, device), config_dict_or_path=settings)
@@ -106,9 +106,9 @@ class DeepSpeedEngine:
 
     Args:
         model: the wrapped model, without values.
-        config: ZeRO stage, precision, offloading.
-        device: of this rank.
-        weights: the model's values.
+        config: the settings: ZeRO stage, precision, offloading.
+        device: the device of this rank.
+        weights: the weights that hold the model's values.
     """
 
     def __init__(self, model: PolicyModel, config: Config, *, device: torch.device, weights: StoredWeights) -> None:
@@ -140,8 +140,8 @@ class DeepSpeedEngine:
         """Forget the optimizer's moments and start a schedule.
 
         Args:
-            optimizer: rate, schedule, betas, decay, clipping.
-            num_steps: optimizer steps of the stage.
+            optimizer: the optimizer's settings: rate, schedule, betas, decay, clipping.
+            num_steps: how many optimizer steps the stage has.
         """
         self._optimizer_config = optimizer
         self._num_steps = num_steps
@@ -189,8 +189,9 @@ class DeepSpeedEngine:
         """Forward and backward over micro-batches; gradients add up.
 
         Args:
-            batches: make the sequences, one after the other.
-            loss_of: index, sequence, log-probabilities and entropy -> the sequence's share of the step's loss.
+            batches: builders of the sequences, called one after the other.
+            loss_of: gives a sequence's share of the step's loss from its index, the sequence, log-probabilities and
+                entropy.
         """
         for index, make in enumerate(batches):
             self._engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
@@ -226,15 +227,15 @@ class DeepSpeedEngine:
         a tied head is left out.
 
         Args:
-            trainable_only: leave out layers that training does not change.
-            max_bytes: bound of a list.
+            trainable_only: whether layers that training does not change are left out.
+            max_bytes: the most bytes of a list; one larger parameter makes a list of its own.
         """
         exported = exported_parameters(self._engine.module.model)
         if trainable_only:
             exported = of_trained_layers(exported)
         for chunk in by_bytes(exported, max_bytes):
-            with self._whole([parameter for one in chunk for parameter in one.parameters]):
-                yield [(one.name, one.tensor()) for one in chunk]
+            with self._whole([parameter for weight in chunk for parameter in weight.parameters]):
+                yield [(weight.name, weight.tensor()) for weight in chunk]
 
     def _whole(self, parameters: list[nn.Parameter]):
         partitioned = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
@@ -370,7 +371,7 @@ class DeepSpeedEngine:
 
         Args:
             state: the present one.
-            masters: to go on with.
+            masters: the masters to go on with.
             saved: holds the moments, as ``moment/<group>/<name>``.
         """
         moments: dict[int, dict[str, Tensor]] = {}
@@ -390,9 +391,9 @@ class FrozenEngine:
 
     Args:
         model: the wrapped model, without values.
-        config: ZeRO stage, precision, offloading of parameters.
-        device: where the policy is.
-        weights: the model's values.
+        config: the settings: ZeRO stage, precision, offloading of parameters.
+        device: the device that the policy is on.
+        weights: the weights that hold the model's values.
     """
 
     def __init__(self, model: PolicyModel, config: Config, *, device: torch.device, weights: StoredWeights) -> None:

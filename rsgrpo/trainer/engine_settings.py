@@ -16,9 +16,9 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
     """The rate of a step: linear warm-up, then constant or half a cosine down to zero.
 
     Args:
-        config: rate, schedule and warm-up.
-        step: 0-based.
-        num_steps: of the stage.
+        config: the optimizer's settings: rate, schedule and warm-up.
+        step: the number of the step, from 0.
+        num_steps: how many steps the stage has.
 
     Example:
         Rate 1, warm-up 2, cosine, 6 steps: ``0.5, 1, 1, 0.854, 0.5, 0.146``.
@@ -35,9 +35,9 @@ def deepspeed_settings(config: Config, device: torch.device, *, num_trained: int
     """Settings as DeepSpeed takes them.
 
     Args:
-        config: ZeRO stage, precision, offloading, clipping.
-        device: of the rank.
-        num_trained: elements of the model's trained parameters.
+        config: the settings: ZeRO stage, precision, offloading, clipping.
+        device: the device of the rank.
+        num_trained: the number of elements of the model's trained parameters.
     """
     trainer = config.trainer
     is_gpu = device.type == "cuda"
@@ -80,7 +80,7 @@ def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
 
     Args:
         model: the wrapped model.
-        config: the optimizers of all stages.
+        config: the settings with the optimizers of all stages.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     optimizers = (config.rl.optimizer, config.sft.optimizer, *(phase.optimizer for phase in config.sft.phases))

@@ -49,8 +49,8 @@ def write_faulty_batch(folder: Path, batch: FaultyBatch) -> None:
     """Keep a batch; the folder appears complete or not at all.
 
     Args:
-        folder: ``faults/<version>`` in the run folder.
-        batch: what was trained on.
+        folder: the folder to write, ``faults/<version>`` in the run folder.
+        batch: the batch that was trained on.
 
     Raises:
         CheckpointError: the disk is full.
@@ -67,7 +67,7 @@ def read_faulty_batch(folder: Path) -> FaultyBatch:
     """What :func:`write_faulty_batch` kept: start a policy from the run's model or checkpoint and update with it.
 
     Args:
-        folder: as given to :func:`write_faulty_batch`, perhaps by somebody else: nothing in it can run code.
+        folder: the folder that :func:`write_faulty_batch` wrote, perhaps somebody else's: nothing in it can run code.
 
     Raises:
         CheckpointError: there is none, or it is damaged or of another version.
@@ -82,7 +82,7 @@ def is_memory_error(error: BaseException) -> bool:
     """Whether an allocation failed, on whichever device.
 
     Args:
-        error: as torch, numpy or Python raised it.
+        error: the error as torch, numpy or Python raised it.
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
@@ -95,10 +95,10 @@ def memory_error(
     """The failure in the user's terms.
 
     Args:
-        error: see :func:`is_memory_error`.
+        error: the error that was raised, see :func:`is_memory_error`.
         packed: what was being computed; None: nothing of a sequence, such as the optimizer's step.
-        budget: ``trainer.micro_batch_tokens``.
-        device: where the model is.
+        budget: the most packed tokens of a sequence (``trainer.micro_batch_tokens``).
+        device: the device that the model is on.
 
     Example:
         "out of memory: a sequence of 8192 tokens (4 responses) needed at least 141.0 GiB: 130.5 GiB were in use,

@@ -45,10 +45,10 @@ def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConf
     """A sequence's share of the step's objective; sequences and ranks add up because the token weights carry 1/N.
 
     Args:
-        batch: the sequence.
-        logprobs: [R], of the sequence's response tokens.
+        batch: the sequence that was computed.
+        logprobs: [R] float, of the sequence's response tokens, nats.
         objective: ``policy`` (rs_grpo's clipped loss) or ``nll`` (weights in ``positive_weights``).
-        loss: for ``policy``.
+        loss: the loss settings, for the objective ``policy``.
 
     Returns:
         The differentiable scalar, and sums for the metrics.
@@ -124,7 +124,7 @@ def _kl_term(batch: MicroBatch, logprobs: Tensor, config: KlConfig) -> tuple[Ten
 
 
 def sum_totals(totals: Sequence[RankTotals]) -> RankTotals:
-    """Field by field."""
+    """Add up the totals of several ranks or sequences, field by field."""
     return RankTotals(
         loss=sum(total.loss for total in totals),
         num_response_tokens=sum(total.num_response_tokens for total in totals),

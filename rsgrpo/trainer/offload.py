@@ -45,7 +45,7 @@ class HostOffloader:
         """Free the device memory of these tensors' storages, each of them once.
 
         Args:
-            tensors: that nobody reads until :meth:`onload`.
+            tensors: tensors that nobody reads until :meth:`onload`.
         """
         places: set[int] = set()
         for tensor in tensors:
@@ -64,7 +64,7 @@ class HostOffloader:
         """Free the device memory of tensors whose values nobody needs; they come back as zeros.
 
         Args:
-            tensors: that nobody reads until :meth:`onload`, nor what they hold now after it.
+            tensors: tensors that nobody reads until :meth:`onload`, nor what they hold now after it.
         """
         for tensor in tensors:
             storage = tensor.untyped_storage()

@@ -213,8 +213,8 @@ class Policy:
         """Start a stage: fresh moments, a new schedule.
 
         Args:
-            optimizer: of the stage.
-            num_steps: optimizer steps of the stage (a cosine ends there).
+            optimizer: the optimizer's settings of the stage.
+            num_steps: how many optimizer steps the stage has (a cosine ends there).
         """
         self.wait_ready()
         self._ranks.each(lambda worker: worker.begin_stage.remote(optimizer, num_steps))
@@ -293,7 +293,7 @@ class Policy:
         with self._one_at_a_time:
             num_micro_batches, _ = self._prepare(groups)
             ranks = self._ranks.each(lambda worker: worker.score.remote(num_micro_batches), is_collective=True)
-        return in_order(groups, [one for rank in ranks for one in rank])
+        return in_order(groups, [response for rank in ranks for response in rank])
 
     def _prepare(self, groups: Sequence[TrainingGroup]) -> tuple[int, int]:
         """Hand the groups out; returns micro-batches of the fullest rank, and of all ranks together."""
@@ -313,9 +313,9 @@ class Policy:
         """The present weights: in the object store, or ready to be sent from GPU to GPU.
 
         Args:
-            max_bucket_bytes: bound of a bucket, 0: ``rollout.weight_bucket_mib``; one larger parameter makes a bucket
-                of its own.
-            trainable_only: leave out what training does not change; None: only after the first call.
+            max_bucket_bytes: the most bytes of a bucket, 0: ``rollout.weight_bucket_mib``; one larger parameter makes a
+                bucket of its own.
+            trainable_only: whether what training does not change is left out; None: only after the first call.
 
         Returns:
             Version, and buckets or what sends them; the latter must be sent before the next update.
@@ -354,7 +354,7 @@ class Policy:
         """Write a model folder that ``from_pretrained`` and ``vllm serve`` load, tokenizer and processor included.
 
         Args:
-            folder: appears complete or not at all.
+            folder: the folder to write, which appears complete or not at all.
         """
         self.wait_ready()
 
@@ -367,7 +367,7 @@ class Policy:
         """Write weights, moments, schedule and counters, enough to go on to the bit.
 
         Args:
-            folder: appears complete or not at all; every node must reach it.
+            folder: the folder to write, which appears complete or not at all; every node must reach it.
         """
         self.wait_ready()
 
@@ -378,7 +378,7 @@ class Policy:
             write_policy_meta(
                 partial, PolicyMeta(version=self._version, shape=self._shape(), base_checksum=self._base_checksum)
             )
-            write_manifest(partial, [one for rank in written for one in rank])
+            write_manifest(partial, [digest for rank in written for digest in rank])
 
         write_folder(folder, write)
 
@@ -388,7 +388,7 @@ class Policy:
         Whether its files are whole is for :func:`rsgrpo.trainer.checkpoint.find_checkpoint` to say before.
 
         Args:
-            folder: as given to :meth:`save_checkpoint`.
+            folder: the folder that :meth:`save_checkpoint` wrote.
 
         Raises:
             CheckpointError: it was written by another version, with other ranks, ZeRO stage or adapters, or rests on

@@ -30,7 +30,7 @@ class RankCalls:
 
     Args:
         workers: one actor per rank.
-        timeout_seconds: how long a call to them may take.
+        timeout_seconds: how long a call to them may take, in seconds.
     """
 
     def __init__(self, workers: Sequence[Any], timeout_seconds: float) -> None:
@@ -49,7 +49,7 @@ class RankCalls:
 
         Args:
             begin: makes the call to one worker.
-            is_collective: see there.
+            is_collective: whether the ranks wait for each other during the call, see :meth:`collect`.
         """
         return self.collect([begin(worker) for worker in self.workers], is_collective=is_collective)
 
@@ -57,8 +57,8 @@ class RankCalls:
         """Results of all ranks, or the first failure.
 
         Args:
-            references: one a rank.
-            is_collective: the ranks wait for each other; after a failure they would wait for ever, so they end.
+            references: the reference of each rank's call.
+            is_collective: whether the ranks wait for each other; after a failure they would wait for ever, so they end.
 
         Raises:
             PolicyWorkerDiedError: a rank died; also where another one failed because of that.
@@ -69,7 +69,7 @@ class RankCalls:
         while waiting:
             done, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not done:
-                self._end_silent([references.index(one) for one in waiting], len(references))
+                self._end_silent([references.index(reference) for reference in waiting], len(references))
             error = _failure(done[0])
             if isinstance(error, ray.exceptions.RayActorError):
                 self._end_dead(references.index(done[0]), len(references), error)

@@ -63,9 +63,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], counters: RankCount
     """Write tensors as they are, from whichever device.
 
     Args:
-        path: the file, in a folder that appears as a whole.
-        tensors: by name; none of them overlaps another.
-        counters: to go with them.
+        path: the file to write, in a folder that appears as a whole.
+        tensors: the tensors by name; none of them overlaps another.
+        counters: the rank's counters, which are written with the tensors; None: none are.
     """
     metadata = {_VERSION_KEY: str(CHECKPOINT_VERSION)}
     if counters is not None:
@@ -83,7 +83,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_counted(path: Path) -> tuple[dict[str, Tensor], RankCounters]:
-    """The same, with the counters.
+    """The tensors that :func:`write_tensors` wrote, with the counters.
 
     Raises:
         CheckpointError: likewise, or it holds no counters.
@@ -112,9 +112,9 @@ def check_fit(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tens
     """Refuse tensors that are not those of this model.
 
     Args:
-        path: that they come from.
-        found: what was read.
-        wanted: what is there to be filled; only names, shapes and precisions count.
+        path: the file that the tensors come from.
+        found: the tensors that were read.
+        wanted: the tensors to be filled; only names, shapes and precisions count.
 
     Raises:
         CheckpointError: names the first that is too many, too few or different.
@@ -141,10 +141,10 @@ def random_states() -> dict[str, Tensor]:
 
 
 def set_random_states(states: Mapping[str, Tensor]) -> None:
-    """Go on from :func:`random_states`.
+    """Set torch's generators to the states that :func:`random_states` gave.
 
     Args:
-        states: as given there, beside other tensors.
+        states: the tensors that :func:`random_states` gave, beside others.
     """
     torch.set_rng_state(states["rng/torch"])
     if "rng/cuda" in states and torch.cuda.is_available():

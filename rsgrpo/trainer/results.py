@@ -65,10 +65,10 @@ def response_stats(
     """A sequence's log-probabilities and entropies, response by response.
 
     Args:
-        segments: of the sequence.
-        groups: that the segments number.
-        logprobs: [R], of the sequence's response tokens.
-        entropy: [R].
+        segments: the segments of the sequence.
+        groups: the groups that the segments number.
+        logprobs: [R] float, of the sequence's response tokens, nats.
+        entropy: [R] float, the entropy before each response token, nats.
     """
     lengths = [length for segment in segments for length in segment.response_lengths]
     ends = np.cumsum(lengths)[:-1]
@@ -93,8 +93,8 @@ def in_order(groups: Sequence[TrainingGroup], stats: Sequence[ResponseStats]) ->
     """Statistics in the order in which the responses were given.
 
     Args:
-        groups: of the whole step.
-        stats: of all ranks, in any order.
+        groups: the groups of the whole step.
+        stats: the records of all ranks, in any order.
 
     Raises:
         ValueError: a response stands twice in the step.
@@ -111,9 +111,9 @@ def update_metrics(passes: Sequence[RankPass], steps: Sequence[RankStep], num_mi
     """Numbers of a step from those of its ranks.
 
     Args:
-        passes: of the ranks, in order.
-        steps: likewise.
-        num_micro_batches: that all ranks planned together.
+        passes: what each rank reports of its passes, in order of the ranks.
+        steps: what each rank reports of its step, in order of the ranks.
+        num_micro_batches: how many micro-batches all ranks planned together.
     """
     totals = [rank.totals for rank in passes]
     num_tokens = sum(total.num_response_tokens for total in totals)

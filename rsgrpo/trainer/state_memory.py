@@ -111,12 +111,12 @@ def state_memory(
     """Bytes of one rank; the formulas stand at the top of this module.
 
     Args:
-        parameters: of the model that DeepSpeed gets.
-        num_ranks: N.
+        parameters: the parameters of the model that DeepSpeed gets.
+        num_ranks: N, how many ranks there are.
         zero_stage: 1, 2 or 3.
-        weight_bytes: b.
+        weight_bytes: b, the bytes of a weight.
         offload_optimizer: whether gradients, masters and moments lie in the host's memory.
-        offload_parameters: whether ZeRO 3's parts of the weights do.
+        offload_parameters: whether ZeRO 3's parts of the weights lie in the host's memory.
 
     Example:
         10⁹ trained elements in bfloat16 on 4 ranks, ZeRO 2: 2 GB of weights, 1 GB of gradients, 1 GB of masters, 2 GB
@@ -125,7 +125,7 @@ def state_memory(
     trained = [
         parameter for parameter in parameters if parameter.is_trained
     ]  # in the model's order, which is the flat buffer's
-    num_trained = sum(one.num_elements for one in trained)
+    num_trained = sum(parameter.num_elements for parameter in trained)
     num_frozen = sum(parameter.num_elements for parameter in parameters) - num_trained
     is_alone = num_ranks == 1
     whole = 0 if is_alone else kept_whole(parameters) * weight_bytes

@@ -74,7 +74,7 @@ class PolicyWorker:
     """A rank: everything it does, it does in step with the other ranks.
 
     Args:
-        spec: settings and place.
+        spec: what the worker is built from: settings and place.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -177,7 +177,7 @@ class PolicyWorker:
         weights without them, else a frozen copy.
 
         Args:
-            folder: of the model; the weights of a policy without adapters stay as they are.
+            folder: the folder that holds the model; the weights of a policy without adapters stay as they are.
             needs_reference: whether the objective has a KL term.
             is_alone: whether no engine works during the stage.
 
@@ -217,7 +217,7 @@ class PolicyWorker:
         """Encode this rank's groups and plan its micro-batches.
 
         Args:
-            groups: this rank's share; may be empty.
+            groups: the groups of this rank's share; may be empty.
 
         Returns:
             Number of micro-batches.
@@ -356,8 +356,8 @@ class PolicyWorker:
         """Put the weights into the object store, bucket by bucket (rank 0; the others help gather).
 
         Args:
-            max_bucket_bytes: bound of a bucket.
-            trainable_only: leave frozen parameters out.
+            max_bucket_bytes: the most bytes of a bucket.
+            trainable_only: whether frozen parameters are left out.
         """
         buckets: list[Any] = []
         checksum = 0
@@ -383,8 +383,8 @@ class PolicyWorker:
 
         Args:
             kind: ``cuda_ipc`` or ``nccl``.
-            max_bucket_bytes: bound of a bucket.
-            trainable_only: leave out what training does not change.
+            max_bucket_bytes: the most bytes of a bucket.
+            trainable_only: whether what training does not change is left out.
         """
         if self._stager is None:
             self._stager = BucketStager(kind, self._spec.torch_device)
@@ -409,7 +409,7 @@ class PolicyWorker:
         """Keep that much of the rank's memory on the GPU.
 
         Args:
-            parts: nothing, the weights, or all.
+            parts: what stays on the device: nothing, the weights, or all.
         """
         self._engine.set_on_gpu(parts)
         if self._reference is not None:
@@ -419,7 +419,7 @@ class PolicyWorker:
         """Write a model folder that ``from_pretrained`` and vLLM load (rank 0; the others help gather).
 
         Args:
-            folder: empty.
+            folder: the folder to write, which is empty.
         """
         state: dict[str, Tensor] = {}
         for named in self._tensors(trainable_only=False, max_bytes=2**29):

@@ -20,7 +20,7 @@ def drop_gradients(optimizer: Any, zero_stage: int) -> None:
     """Bring DeepSpeed's optimizer to where it is between two steps, whatever was accumulated.
 
     Args:
-        optimizer: the engine's.
+        optimizer: the optimizer of the DeepSpeed engine.
         zero_stage: 1, 2 or 3.
     """
     if zero_stage == 3:
@@ -43,7 +43,7 @@ def drop_gradients(optimizer: Any, zero_stage: int) -> None:
 
 
 def _zero_gradients(masters: Iterable[Tensor]) -> None:
-    """Those of offloaded masters, which stay from step to step."""
+    """Set the gradients of offloaded masters to zero: they stay from step to step."""
     for master in masters:
         if master.grad is not None:
             master.grad.zero_()
@@ -56,7 +56,7 @@ def let_go(engine: Any) -> None:
     Python's collector does not free that ring.
 
     Args:
-        engine: of DeepSpeed; neither it nor its model can be used afterwards.
+        engine: an engine of DeepSpeed; neither it nor its model can be used afterwards.
     """
     optimizer = engine.optimizer
     inner = getattr(optimizer, "optimizer", None)  # torch's; a frozen model has none
@@ -79,7 +79,7 @@ def weights_of(model: nn.Module) -> list[Tensor]:
 
 
 def on_device(tensors: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Those that take the device's memory: what is offloaded is on the host already."""
+    """The tensors that take the device's memory: what is offloaded is on the host already."""
     return (tensor for tensor in tensors if tensor.device.type == device.type)
 
 

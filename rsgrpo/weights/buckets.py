@@ -53,7 +53,7 @@ def flatten_bucket(named: Iterable[tuple[str, Tensor]]) -> WeightBucket:
     """Copy tensors of one dtype into one flat record.
 
     Args:
-        named: names and tensors, on any device.
+        named: the names and tensors, on any device.
 
     Example:
         ``[("a", zeros(2, 3))]`` in float32 gives 24 bytes and shapes ``((2, 3),)``.
@@ -89,7 +89,7 @@ def engine_layer(name: str) -> str:
     all parameters of every layer that holds a trained one.
 
     Args:
-        name: of a parameter, in the loaded model or in a checkpoint.
+        name: the name of a parameter, in the loaded model or in a checkpoint.
 
     Example:
         ``layers.0.self_attn.q_proj.bias`` and ``layers.0.self_attn.v_proj.weight`` both belong to
@@ -103,7 +103,7 @@ def tensors_checksum(named: Iterable[tuple[str, Tensor]]) -> str:
     """CRC-32 over names, precisions and bytes of whole tensors: whether two models are the same to the bit.
 
     Args:
-        named: in a fixed order.
+        named: the names and tensors, in a fixed order.
     """
     checksum = 0
     for name, tensor in named:
@@ -116,7 +116,7 @@ def bucket_tensors(bucket: WeightBucket) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a bucket, as views of its bytes: copy before writing to them.
 
     Args:
-        bucket: as :func:`flatten_bucket` made it.
+        bucket: the bucket as :func:`flatten_bucket` made it.
     """
     # Arrays out of Ray's object store are read-only; torch wants to own what it views.
     data = bucket.data if bucket.data.flags.writeable else bucket.data.copy()
@@ -134,12 +134,12 @@ def bucket_checksum(bucket: WeightBucket, previous: int = 0) -> int:
     """CRC-32 of a bucket's names and bytes, going on from that of the buckets before it.
 
     Args:
-        bucket: the bucket.
-        previous: checksum so far; 0 at the first.
+        bucket: the bucket whose checksum is wanted.
+        previous: the checksum so far; 0 at the first.
     """
     return zlib.crc32(bucket.data.data, zlib.crc32(",".join(bucket.names).encode(), previous))
 
 
 def format_checksum(checksum: int) -> str:
-    """As ``WeightVersion.checksum`` writes it: eight hexadecimal digits."""
+    """The checksum as ``WeightVersion.checksum`` holds it: eight hexadecimal digits."""
     return f"{checksum:08x}"

@@ -69,9 +69,9 @@ def device_checksum(name: str, tensor: Tensor, previous: int = 0) -> int:
     every changed bit and every exchange of values that is not by a multiple of 4,096 places.
 
     Args:
-        name: of the parameter.
-        tensor: float32 or bfloat16, on any device.
-        previous: of the parameters before it; 0 at the first.
+        name: the name of the parameter.
+        tensor: the values, float32 or bfloat16, on any device.
+        previous: the checksum of the parameters before it; 0 at the first.
     """
     bits = tensor.detach().reshape(-1).view(_INTEGERS[tensor.element_size()])
     num_whole = len(bits) // _CHECKSUM_COLUMNS * _CHECKSUM_COLUMNS
@@ -87,10 +87,10 @@ def merge_handles(staged: Sequence[StagedBucket]) -> StagedBucket:
         ValueError: the ranks staged different parameters or values.
     """
     first = staged[0]
-    for rank, one in enumerate(staged):
-        if (one.names, one.checksum) != (first.names, first.checksum):
+    for rank, bucket in enumerate(staged):
+        if (bucket.names, bucket.checksum) != (first.names, first.checksum):
             raise ValueError(f"rank {rank} staged other weights than rank 0: the ranks have drifted apart")
-    return replace(first, handles={gpu: handle for one in staged for gpu, handle in one.handles.items()})
+    return replace(first, handles={gpu: handle for bucket in staged for gpu, handle in bucket.handles.items()})
 
 
 class BucketStager:
@@ -100,7 +100,7 @@ class BucketStager:
 
     Args:
         kind: ``cuda_ipc`` or ``nccl``.
-        device: where the weights lie.
+        device: the device that the weights lie on.
     """
 
     def __init__(self, kind: str, device: torch.device) -> None:
@@ -169,8 +169,8 @@ class BucketStager:
         """``nccl``: become member 0 of the group of trainer and engines.
 
         Args:
-            group: from :func:`new_group`.
-            num_members: engine processes and this one.
+            group: the id of the group, which :func:`new_group` made.
+            num_members: how many members there are, engine processes and this one.
         """
         torch.cuda.set_device(self._device)
         self._group = _nccl.init_rank(num_members, base64.b64decode(group), 0)
@@ -196,8 +196,8 @@ class RankStream:
         kind: ``cuda_ipc`` or ``nccl``.
         workers: one actor per rank.
         collect: waits for calls and gives their values, in order; ends the ranks where one fails.
-        max_bucket_bytes: bound of a bucket; one larger parameter makes a bucket of its own.
-        trainable_only: leave out what training does not change.
+        max_bucket_bytes: the most bytes of a bucket; one larger parameter makes a bucket of its own.
+        trainable_only: whether what training does not change is left out.
     """
 
     def __init__(

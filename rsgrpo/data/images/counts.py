@@ -61,12 +61,12 @@ class ImageCounts:
         """The sum of several counts."""
         found = cls()
         for part in parts:
-            for one in dataclasses.fields(cls):
-                setattr(found, one.name, getattr(found, one.name) + getattr(part, one.name))
+            for count in dataclasses.fields(cls):
+                setattr(found, count.name, getattr(found, count.name) + getattr(part, count.name))
         return found
 
     def document(self) -> dict[str, object]:
-        """As it stands in the report."""
+        """The counts as they stand in the report."""
         return {**dataclasses.asdict(self), "kinds": dict(sorted(self.kinds.items()))}
 
     def lines(self) -> list[str]:
@@ -87,13 +87,13 @@ def look_at_images(refs: Iterable[ImageRef], rules: ImageRules) -> tuple[dict[Im
     """Check pages, several at a time.
 
     Args:
-        refs: a page may stand there more than once, and is looked at once.
+        refs: the images; one may stand there more than once, and is looked at once.
         rules: how they will be read.
 
     Returns:
         What is wrong with which page, and what the others are.
     """
-    pages = list(dict.fromkeys(refs))
+    unique = list(dict.fromkeys(refs))
 
     def look(ref: ImageRef) -> ImageFacts | str:
         try:
@@ -104,7 +104,7 @@ def look_at_images(refs: Iterable[ImageRef], rules: ImageRules) -> tuple[dict[Im
     broken: dict[ImageRef, str] = {}
     counts = ImageCounts()
     with ThreadPoolExecutor(_CHECK_THREADS) as threads:
-        for ref, found in zip(pages, threads.map(look, pages), strict=True):
+        for ref, found in zip(unique, threads.map(look, unique), strict=True):
             if isinstance(found, str):
                 broken[ref] = found
             else:
@@ -116,8 +116,8 @@ def update_report(folder: Path, sections: Mapping[str, object]) -> None:
     """Write sections of ``data_report.json``; those that are there already stay.
 
     Args:
-        folder: of the run.
-        sections: by name, such as ``images`` or ``phases``.
+        folder: the folder of the run.
+        sections: the sections to write by their names, such as ``images`` or ``phases``.
     """
     file = folder / REPORT_FILE
     try:

@@ -81,7 +81,7 @@ class ImageFacts:
 
     @property
     def num_pixels(self) -> int:
-        """Its area."""
+        """The number of pixels of the image."""
         return self.width * self.height
 
 
@@ -114,8 +114,8 @@ def open_image(data: bytes, *, check: bool = False) -> OpenImage:
     """Open an image file.
 
     Args:
-        data: the file.
-        check: for PNG, compare checksums as well.
+        data: the bytes of the image file.
+        check: whether the checksums of a PNG file are compared as well.
 
     Raises:
         NoImageError: it is something else.
@@ -138,7 +138,7 @@ def read_facts(file: io.RawIOBase) -> ImageFacts:
     """What :func:`open_image` says of an image file, reading no more of it than that takes.
 
     Args:
-        file: open and without a buffer.
+        file: the image file, open and without a buffer.
 
     Raises:
         Exception: as :func:`open_image`.
@@ -284,7 +284,7 @@ def decode(image: Image.Image) -> None:
     """Decode a file that was opened.
 
     Args:
-        image: as :func:`open_image` gives it, or opened by somebody else.
+        image: the image as :func:`open_image` gives it, or opened by somebody else.
 
     Raises:
         Exception: one of ``DECODING_ERRORS``: the file is cut or damaged.

@@ -26,7 +26,7 @@ class ImageManifest:
     """What is known of a data set's pages. Opening one tells this process what earlier ones knew.
 
     Args:
-        media_cache: see ``DataConfig``.
+        media_cache: the folder of the media store, see ``DataConfig``.
         names: what makes the data set this one, such as the absolute paths of its files.
 
     Example:
@@ -50,19 +50,19 @@ class ImageManifest:
         A folder that cannot be written costs the next start its time, but not this run.
 
         Args:
-            refs: a page may stand there more than once.
+            refs: the images; one may stand there more than once.
         """
-        pages = dict.fromkeys(refs)
-        self._num_looked_at = max(self._num_looked_at, len(pages))
-        known = KNOWN_IMAGES.of(pages)
-        if all(self._kept.get(place) == page for place, page in known.items()):
+        images = dict.fromkeys(refs)
+        self._num_looked_at = max(self._num_looked_at, len(images))
+        known = KNOWN_IMAGES.of(images)
+        if all(self._kept.get(place) == image for place, image in known.items()):
             return
         self._kept = {**self._read(), **self._kept, **known}  # another run may have added to it meanwhile
         with suppress(MediaStoreError):
             self._store.keep_note(self._key, _document(self._kept))
 
     def keep_sometimes(self, refs: Collection[ImageRef]) -> None:
-        """The same, once they are so many more that writing all of them costs little beside reading the new ones.
+        """Write as :meth:`keep` does, once new images are so many that reading them cost far more than writing all.
 
         Args:
             refs: all pages that were looked at up to now.
@@ -81,12 +81,12 @@ def _reading() -> str:
     return f"{_FORMAT}/{READING_VERSION}/{decoders_fingerprint()}"
 
 
-def _document(pages: dict[Place, KnownImage]) -> dict[str, object]:
-    """As JSON can hold it; few pages differ in their facts, so that those are numbered."""
+def _document(images: dict[Place, KnownImage]) -> dict[str, object]:
+    """The manifest as JSON can hold it; few images differ in their facts, so that those are numbered."""
     numbers: dict[ImageFacts, int] = {}
     rows = [
-        [*place, *page.stamp, page.digest, numbers.setdefault(page.facts, len(numbers))]
-        for place, page in pages.items()
+        [*place, *image.stamp, image.digest, numbers.setdefault(image.facts, len(numbers))]
+        for place, image in images.items()
     ]
     body = json.dumps({"facts": [dataclasses.astuple(facts) for facts in numbers], "pages": rows})
     return {"reading": _reading(), "digest": content_digest(body.encode()), "body": body}

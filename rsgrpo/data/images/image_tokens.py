@@ -22,7 +22,7 @@ class ImageTokens:
     """Counts image tokens.
 
     Args:
-        image_processor: the model's.
+        image_processor: the image processor of the model.
         rules: how pages are read (``DataConfig.image_rules``).
     """
 

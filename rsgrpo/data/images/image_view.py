@@ -64,8 +64,8 @@ class ImageView:
         """Width and height at which the model sees a page of this size.
 
         Args:
-            width: of the page as it is stored (upright), in pixels.
-            height: likewise.
+            width: the width of the image as it is stored (upright), in pixels.
+            height: the height of the image as it is stored (upright), in pixels.
 
         Raises:
             CoordinateError: a strip of more than 200 to 1, or a page of which the bounds leave nothing.
@@ -95,8 +95,8 @@ def model_view(data: DataConfig, image_processor: SizedProcessor) -> ImageView:
     """How a model sees pages that we hand to its processor.
 
     Args:
-        data: our own bounds.
-        image_processor: of the model that answers.
+        data: the settings with our own bounds.
+        image_processor: the image processor of the model that answers.
 
     Raises:
         ImageViewError: the processor's ``size`` holds no areas.

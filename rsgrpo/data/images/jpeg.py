@@ -71,7 +71,7 @@ def plain_header(data: bytes) -> tuple[int, int, int] | None:
     comments in front of the image data. Notes that may turn the picture or add others to it are left to Pillow.
 
     Args:
-        data: the file.
+        data: the bytes of the file.
     """
     found: tuple[int, int, int] | None = None
     position = 2
@@ -94,7 +94,7 @@ def jpeg_pixels(data: bytes, *, least_size: tuple[int, int] | None = None) -> ND
     """Decode a JPEG file, or find out that it is damaged.
 
     Args:
-        data: the file.
+        data: the bytes of the file.
         least_size: width and height that suffice: the file may then be decoded smaller, by averaging inside the
             decoder, but to no less than these. None: in full.
 
@@ -112,10 +112,10 @@ def jpeg_pixels(data: bytes, *, least_size: tuple[int, int] | None = None) -> ND
 
 
 def check_jpeg(data: bytes) -> bool:
-    """Find damage without turning codes into pixels: a third of the time that decoding takes.
+    """Find damage without decoding pixels, in a third of the time that decoding takes.
 
     Args:
-        data: the file.
+        data: the bytes of the file.
 
     Returns:
         Whether it could be judged; if not, decode it with Pillow.

@@ -50,7 +50,7 @@ def describe_non_image(data: bytes) -> tuple[str, str]:
     """What bytes are that no image reader takes.
 
     Args:
-        data: the file.
+        data: the bytes of the file.
 
     Returns:
         What it is, and what to do about it.
@@ -86,7 +86,7 @@ def _described_text(head: bytes) -> tuple[str, str]:
         text = head.decode("utf-8-sig", errors="strict" if len(head) < _LOOKED_AT_BYTES else "ignore").strip()
     except UnicodeDecodeError:
         text = ""
-    if not text or sum(not one.isprintable() and not one.isspace() for one in text) > len(text) // 10:
+    if not text or sum(not character.isprintable() and not character.isspace() for character in text) > len(text) // 10:
         return f"not an image file (it starts with the bytes {head[:8].hex(' ')})", "replace it"
     lower = text.lower()
     start = shown(text, _SHOWN_CHARACTERS)

@@ -57,18 +57,18 @@ class KnownImages:
         """Remember a page that was found to be whole.
 
         Args:
-            ref: where it lies.
-            stamp: of its file, taken before it was read.
-            digest: of its content.
-            facts: about it.
+            ref: the image, which says where it lies.
+            stamp: the stamp of its file (size and time), taken before it was read.
+            digest: the digest of its content.
+            facts: what is known of the image.
         """
         self._by_content[digest] = facts
         if stamp is not None and stamp == image_stamp(ref) and stamp[1] < time.time_ns() - _SETTLED_NS:
             self._by_place[place_of(ref)] = KnownImage(stamp=stamp, digest=digest, facts=facts)
 
-    def add(self, pages: Iterable[tuple[Place, KnownImage]]) -> None:
+    def add(self, images: Iterable[tuple[Place, KnownImage]]) -> None:
         """Add what an earlier process knew; what this one found out itself stays."""
-        for place, known in pages:
+        for place, known in images:
             self._by_place.setdefault(place, known)
             self._by_content.setdefault(known.digest, known.facts)
 

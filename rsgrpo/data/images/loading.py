@@ -57,10 +57,10 @@ def resized_size(width: int, height: int, min_pixels: int | None, max_pixels: in
     Both sides are scaled by ``sqrt(bound / area)`` and truncated, each time on the size before.
 
     Args:
-        width: of the page, in pixels.
-        height: of the page, in pixels.
-        min_pixels: smallest area; None: no bound.
-        max_pixels: largest area; None: no bound.
+        width: the width of the image, in pixels.
+        height: the height of the image, in pixels.
+        min_pixels: the smallest area, in pixels; None: no bound.
+        max_pixels: the largest area, in pixels; None: no bound.
 
     Returns:
         Width and height.
@@ -81,8 +81,8 @@ def load_image(ref: ImageRef, rules: ImageRules) -> Image.Image:
     """Read a page as a model sees it.
 
     Args:
-        ref: where it lies.
-        rules: bounds of its size, background.
+        ref: the image, which says where it lies.
+        rules: the bounds of its size, and the background.
 
     Returns:
         An RGB image, upright, fully decoded.
@@ -94,16 +94,16 @@ def load_image(ref: ImageRef, rules: ImageRules) -> Image.Image:
     Example:
         ``load_image(sample.images[0], config.data.image_rules).size``
     """
-    page = _open(ref, image_bytes(ref), rules)
-    return _pixels(ref, page, rules, _final_size(ref, page.facts, rules))
+    opened = _open(ref, image_bytes(ref), rules)
+    return _pixels(ref, opened, rules, _final_size(ref, opened.facts, rules))
 
 
 def read_image(ref: ImageRef, rules: ImageRules) -> Image.Image:
     """Read a page in its own size, whatever its proportions: for people, or to be put on a larger sheet.
 
     Args:
-        ref: where it lies.
-        rules: background; its bounds of size are not applied.
+        ref: the image, which says where it lies.
+        rules: the rules, of which only the background is applied, not the bounds of the size.
 
     Returns:
         An RGB image, upright, fully decoded.
@@ -111,16 +111,16 @@ def read_image(ref: ImageRef, rules: ImageRules) -> Image.Image:
     Raises:
         ImageError: as :func:`load_image`, but for strips.
     """
-    page = _open(ref, image_bytes(ref), rules)
-    return _pixels(ref, page, rules, (page.facts.width, page.facts.height))
+    opened = _open(ref, image_bytes(ref), rules)
+    return _pixels(ref, opened, rules, (opened.facts.width, opened.facts.height))
 
 
 def image_size(ref: ImageRef, rules: ImageRules) -> tuple[int, int]:
     """Width and height that ``load_image`` would give, from the file's header alone.
 
     Args:
-        ref: where the page lies.
-        rules: bounds of its size.
+        ref: the image, which says where it lies.
+        rules: the bounds of its size.
 
     Raises:
         ImageError: the page is missing, no image, or has a size that ``load_image`` refuses.
@@ -132,7 +132,7 @@ def reading_fingerprint(rules: ImageRules) -> str:
     """Everything but its bytes that a page's pixels depend on: part of the key of whatever is stored about pages.
 
     Args:
-        rules: as for ``load_image``.
+        rules: the rules that ``load_image`` is called with.
     """
     return f"{rules.fingerprint}/{decoders_fingerprint()}"
 
@@ -146,8 +146,8 @@ def image_facts(ref: ImageRef, rules: ImageRules) -> ImageFacts:
     """What a page's header says; nothing is read where ``check_image`` did so before.
 
     Args:
-        ref: where it lies.
-        rules: files with more megapixels are refused.
+        ref: the image, which says where it lies.
+        rules: the rules; files with more megapixels than they allow are refused.
 
     Raises:
         ImageError: the page is missing or no image.
@@ -168,8 +168,8 @@ def check_image(ref: ImageRef, rules: ImageRules) -> ImageFacts:
     hardly any pixels made of them; others are decoded.
 
     Args:
-        ref: where the page lies.
-        rules: as for ``load_image``.
+        ref: the image, which says where it lies.
+        rules: the rules that ``load_image`` will be called with.
 
     Returns:
         What its header says.
@@ -190,21 +190,21 @@ def check_image(ref: ImageRef, rules: ImageRules) -> ImageFacts:
 
 def _checked(ref: ImageRef, data: bytes, rules: ImageRules) -> ImageFacts:
     """What the header of a whole file says."""
-    page = _open(ref, data, rules, check=True)
-    _final_size(ref, page.facts, rules)
-    if page.facts.format != "PNG":
-        with _named(ref), _turn(page.facts):
-            if not (page.facts.format == "JPEG" and check_jpeg(page.data)):
-                decode(page.image)
-    return page.facts
+    opened = _open(ref, data, rules, check=True)
+    _final_size(ref, opened.facts, rules)
+    if opened.facts.format != "PNG":
+        with _named(ref), _turn(opened.facts):
+            if not (opened.facts.format == "JPEG" and check_jpeg(opened.data)):
+                decode(opened.image)
+    return opened.facts
 
 
 def image_from_image(image: Image.Image, rules: ImageRules) -> Image.Image:
     """An image that another library opened or made, as ``read_image`` would give it from a file.
 
     Args:
-        image: of any mode; its EXIF orientation is applied.
-        rules: background.
+        image: an image of any mode; its EXIF orientation is applied.
+        rules: the rules, of which the background is applied.
 
     Returns:
         An RGB image, upright.
@@ -229,9 +229,9 @@ def image_from_image(image: Image.Image, rules: ImageRules) -> Image.Image:
 
 def _open(ref: ImageRef, data: bytes, rules: ImageRules, *, check: bool = False) -> OpenImage:
     with _named(ref):
-        page = open_image(data, check=check)
-    _check_area(ref, page.facts, rules)
-    return page
+        opened = open_image(data, check=check)
+    _check_area(ref, opened.facts, rules)
+    return opened
 
 
 def _check_area(ref: ImageRef, facts: ImageFacts, rules: ImageRules) -> None:
@@ -262,41 +262,41 @@ def _final_size(ref: ImageRef, facts: ImageFacts, rules: ImageRules) -> tuple[in
     return width, height
 
 
-def _pixels(ref: ImageRef, page: OpenImage, rules: ImageRules, size: tuple[int, int]) -> Image.Image:
-    facts = page.facts
+def _pixels(ref: ImageRef, opened: OpenImage, rules: ImageRules, size: tuple[int, int]) -> Image.Image:
+    facts = opened.facts
     with _named(ref), _turn(facts):
-        image = _decoded_jpeg(page, size) if facts.format == "JPEG" else None
+        image = _decoded_jpeg(opened, size) if facts.format == "JPEG" else None
         if image is None:
-            stored = _for_pillow(page)
+            stored = _for_pillow(opened)
             decode(stored)
             if facts.format == "PNG" and _ends_blank(stored):
-                check_rows(page.data)
+                check_rows(opened.data)
             image = plain_pixels(stored, bit_depth=facts.bits, background=rules.background)
-        if not page.is_turned:
+        if not opened.is_turned:
             image = upright(image, facts.orientation)
         if image.size != size:
             image = image.resize(size, Image.Resampling.BICUBIC)
         return _bare(image)
 
 
-def _decoded_jpeg(page: OpenImage, size: tuple[int, int]) -> Image.Image | None:
+def _decoded_jpeg(opened: OpenImage, size: tuple[int, int]) -> Image.Image | None:
     """The file's pixels as stored; None: Pillow must decode it."""
     least_size = None
-    if page.facts.num_pixels > _LARGE_PIXELS:
+    if opened.facts.num_pixels > _LARGE_PIXELS:
         width, height = _REDUCED_FACTOR * size[0], _REDUCED_FACTOR * size[1]
-        if 2 * width <= page.facts.width and 2 * height <= page.facts.height:
-            least_size = (height, width) if page.facts.orientation >= SIDEWAYS else (width, height)
-    pixels = jpeg_pixels(page.data, least_size=least_size)
+        if 2 * width <= opened.facts.width and 2 * height <= opened.facts.height:
+            least_size = (height, width) if opened.facts.orientation >= SIDEWAYS else (width, height)
+    pixels = jpeg_pixels(opened.data, least_size=least_size)
     if pixels is None:
         return None
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _for_pillow(page: OpenImage) -> Image.Image:
+def _for_pillow(opened: OpenImage) -> Image.Image:
     """What Pillow is to decode; it would not say what is missing of a JPEG file, but would ask for its end marker."""
-    if page.facts.format == "JPEG" and check_jpeg(page.data):
-        return open_image(page.data + END_MARKER).image
-    return page.image
+    if opened.facts.format == "JPEG" and check_jpeg(opened.data):
+        return open_image(opened.data + END_MARKER).image
+    return opened.image
 
 
 def _ends_blank(image: Image.Image) -> bool:

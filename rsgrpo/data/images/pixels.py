@@ -38,8 +38,8 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
     """A picture as a viewer shows it.
 
     Args:
-        image: as stored.
-        orientation: as EXIF has it; 1: nothing to do.
+        image: the image as it is stored.
+        orientation: the orientation as EXIF numbers it; 1: there is nothing to do.
     """
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
@@ -57,9 +57,9 @@ def plain_pixels(image: Image.Image, *, bit_depth: int, background: Colour) -> I
     """A decoded image of any mode as ``RGB``, or as ``L`` where it has neither colours nor transparency.
 
     Args:
-        image: decoded.
-        bit_depth: of its file's samples, which says what a transparent value of a grey PNG means.
-        background: shows through transparent parts.
+        image: the image, decoded.
+        bit_depth: the bits of the file's samples, which say what a transparent value of a grey PNG means.
+        background: the colour that shows through transparent parts.
 
     Returns:
         8 bits a channel. Integers are scaled by their type's range, floats by the data's; a float that is no

@@ -65,9 +65,9 @@ def read_png(data: Sliceable, *, check: bool = False, header_only: bool = False)
     """Take a PNG file apart.
 
     Args:
-        data: the file.
-        check: compare the checksums of all chunks that pixels depend on.
-        header_only: pass over the pixels: of their chunks only length and name are looked at.
+        data: the bytes of the file.
+        check: whether the checksums of all chunks that pixels depend on are compared.
+        header_only: whether to pass over the pixels: of their chunks only length and name are looked at.
 
     Raises:
         PngDamageError: the file ends too early, or a checksum does not match.
@@ -120,7 +120,7 @@ def check_rows(data: bytes) -> None:
     Unpacking takes most of the time that decoding does, so it is for pages whose last rows are black.
 
     Args:
-        data: the file.
+        data: the bytes of the file.
 
     Raises:
         PngDamageError: rows are missing.
@@ -191,7 +191,7 @@ def exif_orientation(exif: bytes) -> int:
     """Orientation that a block of EXIF data gives; 0 where it gives none or is damaged.
 
     Args:
-        exif: with or without the word ``Exif`` before it.
+        exif: the EXIF data, with or without the word ``Exif`` before it.
     """
     block = Image.Exif()
     try:

@@ -28,7 +28,7 @@ def image_bytes(ref: ImageRef) -> bytes:
     """A page's image file, as it lies on the disk or in its table.
 
     Args:
-        ref: where it lies.
+        ref: the image, which says where it lies.
 
     Raises:
         ImageError: it is missing or cannot be read.
@@ -44,7 +44,7 @@ def image_file(ref: ImageRef) -> Iterator[io.RawIOBase]:
     """A page's image file, open and without a buffer, for those who need a part of it.
 
     Args:
-        ref: where it lies.
+        ref: the image, which says where it lies.
 
     Raises:
         ImageError: it is missing or cannot be read.
@@ -104,7 +104,7 @@ def image_stamp(ref: ImageRef) -> tuple[int, int] | None:
 
 
 def _open(ref: ImageRef) -> io.RawIOBase:
-    """The one place where pages' bytes come from."""
+    """Open an image's bytes; everything that reads an image goes through here."""
     if ref.parquet_file:
         return _ViewFile(media_view(ref.parquet_file, ref.parquet_column, ref.parquet_row, ref.parquet_index))
     return open_regular(ref.file)
@@ -145,7 +145,7 @@ def table_rows(parquet_file: Path) -> dict[str, int]:
     """Row of every image of an ``images.parquet``, by the path that the data set uses.
 
     Args:
-        parquet_file: table with the columns ``image`` (struct with ``bytes``) and ``path``.
+        parquet_file: a table with the columns ``image`` (struct with ``bytes``) and ``path``.
 
     Raises:
         ImageError: the table cannot be read, lacks a column, or names one path twice.

@@ -22,8 +22,8 @@ def alike_items(stream: BinaryIO, first: int) -> Iterator[tuple[int, int, Any]]:
     """Records up to the first that is odd: not an object, parted otherwise, or with what ``ijson`` reads otherwise.
 
     Args:
-        stream: UTF-8.
-        first: a byte in a list, in front of a record or of the comma before it.
+        stream: the file, in UTF-8.
+        first: the position of a byte in a list, in front of a record or of the comma before it.
 
     Yields:
         First byte, the byte behind, and the value of each; the last record of a list never comes.
@@ -48,7 +48,7 @@ class _AlikePieces:
     """A file as ijson reads it: each read gives a record without its last brace, or that brace.
 
     Args:
-        stream: the file.
+        stream: the file, in UTF-8.
         start: first byte of a record.
         separator: what parts records, from the brace that ends one on.
 

@@ -143,8 +143,8 @@ def mig_bench(file: Path, options: ReaderOptions) -> Convert:
         if (
             not isinstance(answer, list)
             or len(answer) != _BOX_NUMBERS
-            or not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in answer)
-            or not all(abs(one) < _FAR_AWAY for one in answer)  # NaN is not
+            or not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in answer)
+            or not all(abs(number) < _FAR_AWAY for number in answer)  # NaN is not
         ):
             raise BadRecordError("wrong type", f"answer must be four finite numbers, got {answer!r:.80}")
         left, top, right, bottom = map(float, answer)

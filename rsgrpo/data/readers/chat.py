@@ -44,8 +44,8 @@ def chat(record: Mapping[str, Any], remark: Remark) -> tuple[list[Turn], Mapping
     """The conversation of a record.
 
     Args:
-        record: with ``messages`` or ``conversations``, one of which may be null.
-        remark: told of what is left out: a first turn that is an answer, reasoning beside an answer.
+        record: a record with ``messages`` or ``conversations``, one of which may be null.
+        remark: is told of what is left out: a first turn that is an answer, reasoning beside an answer.
 
     Returns:
         A system turn if there is one, then question and answer in turns; and the record, with the media that parts
@@ -126,9 +126,9 @@ def _read(given: Any, found: dict[str, list[object]]) -> tuple[str, str]:
         text_key = "value" if role_key == "from" else "content"
         raise BadRecordError("wrong type", f"a turn must hold the text {text_key!r}, got {given!r:.80}")
     if calls:
-        return role, "\n".join(([text] if text else []) + [_call(one) for one in _as_list(calls)])
+        return role, "\n".join(([text] if text else []) + [_call(call) for call in _as_list(calls)])
     if role == _CALL_ROLE:
-        return role, "\n".join(_call(one) for one in _as_list(_parsed(text)))
+        return role, "\n".join(_call(call) for call in _as_list(_parsed(text)))
     if role in _RESULT_ROLES:
         return role, f"<tool_response>\n{text}\n</tool_response>"
     return role, text
@@ -241,7 +241,7 @@ def _with_media(record: Mapping[str, Any], found: Mapping[str, list[object]]) ->
     for name, references in found.items():
         if not references:
             continue
-        key = next((one for one in (f"{name}s", name) if record.get(one) not in (None, [])), "")
+        key = next((field_name for field_name in (f"{name}s", name) if record.get(field_name) not in (None, [])), "")
         listed = _as_list(record[key]) if key else []
         if all(reference is None for reference in references):
             continue

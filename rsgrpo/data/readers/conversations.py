@@ -74,7 +74,11 @@ def mirage(file: Path, options: ReaderOptions) -> Convert:
         images = media.find_all(media_field(record, "image", "images"), f"record {index}")
         relevant = record.get("relevant_images")
         relevant = [1] * len(images) if relevant is None else relevant
-        if not isinstance(relevant, list) or len(relevant) != len(images) or any(one not in (0, 1) for one in relevant):
+        if (
+            not isinstance(relevant, list)
+            or len(relevant) != len(images)
+            or any(label not in (0, 1) for label in relevant)
+        ):
             raise BadRecordError(
                 "relevance", f"relevant_images must be 0 or 1 for each of {len(images)} images, got {relevant!r:.80}"
             )
@@ -108,8 +112,8 @@ def images_in_front(turns: Sequence[Turn], num_images: int) -> list[Turn]:
     """The conversation with the markers of its first question replaced by one an image in front of it.
 
     Args:
-        turns: the conversation.
-        num_images: how many.
+        turns: the turns of the conversation.
+        num_images: how many images the conversation has.
 
     Example:
         The question ``What is <image> here?`` and 2 images give ``<image><image>\\nWhat is  here?``.

@@ -65,11 +65,11 @@ def evisrag_sample(
     """One record of EVisRAG-Train or -Test.
 
     Args:
-        record: its columns.
-        default_id: if it has no id of its own.
-        data: column names and limits.
-        media: finds its pages.
-        is_training: too many images are a defect then; else the lowest ranked are left out.
+        record: the columns of the record.
+        default_id: the id of the sample if the record has none of its own.
+        data: the settings: column names and limits.
+        media: the finder that looks for the images.
+        is_training: whether too many images are a defect; else the lowest ranked are left out.
         response_format: the declared sections; a text in the answer's column that is tagged with them is gold.
 
     Raises:
@@ -153,7 +153,7 @@ def _images(columns: dict[str, Any], data: DataConfig) -> list[object]:
         )
     value = columns.pop(name)
     values = media_list(value)
-    if any(isinstance(one, bool | int | float | list) for one in values):
+    if any(isinstance(entry, bool | int | float | list) for entry in values):
         raise BadRecordError(
             "wrong type",
             f"{name} must be a list of texts (or of bytes), got {type(value).__name__} {_values.repr(value)}",
@@ -241,6 +241,6 @@ def _texts(columns: dict[str, Any], name: str, key: str) -> list[str]:
         raise BadRecordError("missing column", f"it has no {name!r} (it has {', '.join(columns)}); set {key}")
     value = columns.pop(name)
     values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
         raise BadRecordError("wrong type", f"{name} must be a list of texts, got {type(value).__name__} {value!r:.80}")
     return values

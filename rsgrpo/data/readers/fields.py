@@ -42,7 +42,7 @@ def texts_field(record: Mapping[str, Any], name: str) -> list[str]:
     value = _present(record, name)
     if isinstance(value, str):
         return [value]
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise BadRecordError("wrong type", f"{name} must be a list of texts, got {type(value).__name__} {value!r:.80}")
     return value
 
@@ -51,8 +51,8 @@ def media_field(record: Mapping[str, Any], *names: str) -> list[object]:
     """What is listed of images, videos or sounds; nothing where it is absent or null.
 
     Args:
-        record: its columns.
-        names: under which it may stand, such as ``image`` and ``images``; one value or a list.
+        record: the columns of the record.
+        names: the columns under which it may stand, such as ``image`` and ``images``; one value or a list.
 
     Raises:
         BadRecordError: it stands under two names, with different values.
@@ -70,7 +70,7 @@ def written_list(value: object) -> object:
     """A list that stands in a text, as JSON, Python or numpy write it; anything else as it is.
 
     Args:
-        value: of a column; tables made from CSV files hold their lists like this.
+        value: the value of a column; tables made from CSV files hold their lists like this.
 
     Example:
         ``['a.png', 'b.png']``, ``["a.png", "b.png"]`` and ``['a.png' 'b.png']`` are the same two names.
@@ -83,7 +83,7 @@ def written_list(value: object) -> object:
     if _QUOTED_TEXTS.fullmatch(text):
         # One by one: between texts that no comma parts, as numpy writes them, Python sees a single one.
         with suppress(ValueError, SyntaxError):
-            return [ast.literal_eval(one) for one in _QUOTED.findall(text)]
+            return [ast.literal_eval(quoted) for quoted in _QUOTED.findall(text)]
     with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
         found = ast.literal_eval(text)
         return found if isinstance(found, list) else value

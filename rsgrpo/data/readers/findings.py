@@ -28,7 +28,7 @@ class BadRecordError(Exception):
         reason: a few words that records with the same defect share, such as ``markers``.
         detail: what is wrong with this one: got and expected.
         num_records: how many records this stands for; an estimate where a stretch of a file cannot be read.
-        is_final: nothing behind it can be read.
+        is_final: whether nothing behind it can be read.
     """
 
     def __init__(self, reason: str, detail: str, *, num_records: int = 1, is_final: bool = False) -> None:
@@ -107,7 +107,7 @@ def short_report(head: str, findings: Sequence[Finding], advice: str) -> str:
     lines = [shown(head, _MESSAGE_CHARACTERS // 2) + (f" ({shown(counts, _SHORT_CHARACTERS)})" if counts else "")]
     left = _MESSAGE_CHARACTERS - len(lines[0]) - len(advice) - len("\n  … and 1,000,000,000 more\n")
     in_turns = zip_longest(*(finding.examples for finding in findings))
-    examples = [one for turn in in_turns for one in turn if one is not None]
+    examples = [example for turn in in_turns for example in turn if example is not None]
     num_shown = 0
     for number, example in enumerate(examples):
         line = f"  {shown(example, max(_SHORT_CHARACTERS, left - 3) if number == 0 else _SHORT_CHARACTERS)}"
@@ -139,6 +139,6 @@ class Tally:
         self.found[reason] = (count + num_records, examples if len(examples) >= _SHOWN else (*examples, example))
 
     def findings(self) -> tuple[Finding, ...]:
-        """All so far, most frequent first."""
+        """All findings so far, most frequent first."""
         ordered = sorted(self.found.items(), key=lambda item: -item[1][0])
         return tuple(Finding(reason=reason, count=count, examples=examples) for reason, (count, examples) in ordered)

@@ -10,7 +10,7 @@ def likely_format(record: Mapping[str, Any], expected: str) -> str:
     """A hint that a record is of another format; empty where it looks like none that is known.
 
     Args:
-        record: its columns.
+        record: the columns of the record.
         expected: the format that it was read as, or one of the same kind.
 
     Example:

@@ -27,7 +27,7 @@ class IndexedSamples:
 
     Args:
         format: a key of ``FORMATS``.
-        path: as for :func:`open_reader`.
+        path: the files, as for :func:`open_reader`.
         options: what to check; bad records are always left out, see ``report``, but with ``on_bad_record=skip`` not
             more of them than ``max_skipped_frac``.
 
@@ -77,7 +77,7 @@ class IndexedSamples:
         """A sample, read and decoded anew.
 
         Args:
-            index: 0 to ``len(self) - 1``.
+            index: the index of the sample, 0 to ``len(self) - 1``.
 
         Raises:
             DataError: the file was changed since, so that the record is another or none.

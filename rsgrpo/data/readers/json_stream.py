@@ -51,7 +51,7 @@ class JsonBreakError(Exception):
 
     Args:
         detail: what is wrong, and at which byte.
-        is_cut: the stream ends within a value that is right so far.
+        is_cut: whether the stream ends within a value that is right so far.
     """
 
     def __init__(self, detail: str, *, is_cut: bool) -> None:
@@ -63,8 +63,8 @@ class JsonStream:
     """Reads values from a stream.
 
     Args:
-        stream: UTF-8.
-        start: first byte to read.
+        stream: the file, in UTF-8.
+        start: the first byte to read.
     """
 
     def __init__(self, stream: BinaryIO, start: int) -> None:

@@ -47,8 +47,8 @@ class MediaFinder:
     Args:
         roots: folders that paths may be relative to; the first that holds the image counts, and the first of
             all where none does.
-        must_exist: refuse an image that lies nowhere; else its reference is made all the same.
-        store: keeps what does not lie in a file of its own; None: in the default folder.
+        must_exist: whether an image that lies nowhere is refused; else its reference is made all the same.
+        store: the store that keeps what does not lie in a file of its own; None: the one in the default folder.
     """
 
     def __init__(self, roots: tuple[Path, ...], *, must_exist: bool, store: MediaStore | None = None) -> None:
@@ -66,8 +66,8 @@ class MediaFinder:
         """References to the images of a record.
 
         Args:
-            values: as for :meth:`find`.
-            record: for people, such as ``record 3``.
+            values: the values, each as for :meth:`find`.
+            record: the name of the record for people, such as ``record 3``.
 
         Raises:
             BadRecordError: as :meth:`find`.
@@ -90,7 +90,7 @@ class MediaFinder:
         return self._quickly(value) or self._found(value, label, "image", self._must_exist, 0)
 
     def find_video(self, value: object, label: str) -> ImageRef:
-        """Likewise, a reference to the file of a video, which must exist."""
+        """Reference to the file of a video, which must exist."""
         return self._found(value, label, "video", True, 0)
 
     def has_file(self, path: str) -> bool:

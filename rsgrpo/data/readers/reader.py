@@ -210,7 +210,7 @@ def open_reader(
     """Open a data set.
 
     Args:
-        format: ``evisrag``, ``milebench``, ``vhs``, ``mig_bench``, …: a key of ``FORMATS``.
+        format: the name of the format, a key of ``FORMATS``: ``evisrag``, ``milebench``, ``vhs``, ``mig_bench``, …
         path: a JSON list, JSONL or parquet file, a folder of them, a data set on the hub, names in braces
             (``part_{1,2}.json``), or a LLaVA manifest (YAML).
         options: what to check and what to do about defects; None: the defaults.
@@ -239,9 +239,10 @@ def read_samples(
     """Read a whole data set that fits into memory, such as a benchmark.
 
     Args:
-        format: as for :func:`open_reader`.
-        path: likewise.
-        options: likewise; with ``on_bad_record=error`` the message shows all kinds of defects with their counts.
+        format: the name of the format, as for :func:`open_reader`.
+        path: the files, as for :func:`open_reader`.
+        options: what to check and what to do about defects; with ``on_bad_record=error`` the message shows all kinds of
+            defects with their counts.
 
     Returns:
         All samples, and what was left out or remarked on.

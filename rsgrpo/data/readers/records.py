@@ -80,7 +80,7 @@ def place_of(file: Path, record: RawRecord, index: int) -> str:
 
     Args:
         file: the data file.
-        record: of it.
+        record: the record at that place.
         index: 0-based number of the record.
     """
     if is_table(file):
@@ -94,8 +94,9 @@ def raw_records(file: Path, *, prefix: str, offset: int = 0) -> Iterator[RawReco
     """The records of a data file.
 
     Args:
-        file: JSON, JSONL, parquet or Arrow. JSON is told from JSONL by what it holds, not by its name.
-        prefix: ``item`` for a list (or the only list of an object); ``data.item`` for the list under ``data``.
+        file: the JSON, JSONL, parquet or Arrow file. JSON is told from JSONL by what it holds, not by its name.
+        prefix: where the records stand: ``item`` for a list (or the only list of an object); ``data.item`` for the list
+            under ``data``.
         offset: where to go on: an end that was given before; 0: the start. Row number of a table.
 
     Yields:
@@ -133,8 +134,8 @@ def object_member(file: Path, name: str) -> Any:
     """The value of one key of a file that holds an object, wherever it stands; None if there is none.
 
     Args:
-        file: JSON.
-        name: the key.
+        file: the JSON file.
+        name: the key of the member.
 
     Raises:
         DataError: the file is no object, or broken in front of the key.

@@ -23,10 +23,10 @@ def check_skipped(name: str, skipped: Sequence[Finding], num_records: int, max_s
     """Stop where too much was left out.
 
     Args:
-        name: of the data set.
-        skipped: what was left out.
-        num_records: all records, also those that were left out.
-        max_skipped_frac: the limit.
+        name: the name of the data set.
+        skipped: what was left out, one finding for each reason.
+        num_records: the number of all records, also of those that were left out.
+        max_skipped_frac: the largest share that may be left out, 0 to 1.
 
     Raises:
         DataError: more than :func:`max_skipped` allows.

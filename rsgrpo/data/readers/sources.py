@@ -101,9 +101,9 @@ def wanted_records(source: SourceFile, prefix: str, seed: tuple[int, int]) -> by
     """Which records of a file are wanted.
 
     Args:
-        source: file and share.
-        prefix: see :func:`rsgrpo.data.readers.records.raw_records`.
-        seed: of ``random``, which draws without repetition and keeps the file's order.
+        source: the file, and which share of it is wanted.
+        prefix: where the records stand, see :func:`rsgrpo.data.readers.records.raw_records`.
+        seed: the seed of ``random``, which draws without repetition and keeps the file's order.
 
     Returns:
         One byte per record, 1 where it is wanted, up to the last that is; None: all.

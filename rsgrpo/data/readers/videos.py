@@ -46,11 +46,11 @@ def shown_media(
     """The images and videos of a record, and its conversation with an image marker for each image and each frame.
 
     Args:
-        record: with ``image`` or ``images``, ``video`` or ``videos``; each one value or a list.
-        name: of the record, for people.
-        turns: with an ``<image>`` marker an image and a ``<video>`` marker a video; where there are videos but no
-            images, ``<image>`` may stand for them.
-        media: finds them.
+        record: a record with ``image`` or ``images``, ``video`` or ``videos``; each one value or a list.
+        name: the name of the record, for people.
+        turns: the turns, with an ``<image>`` marker an image and a ``<video>`` marker a video; where there are videos
+            but no images, ``<image>`` may stand for them.
+        media: the finder that looks for images and videos.
         options: how many frames a video gives.
 
     Raises:

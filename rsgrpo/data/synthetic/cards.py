@@ -102,7 +102,7 @@ def split_scans(sizes: tuple[int, ...], seed: int) -> tuple[tuple[tuple[int, ...
 
     Args:
         sizes: how many scans of each digit every split gets; what is left over goes to the last one.
-        seed: of the shuffle.
+        seed: the seed of the shuffle.
 
     Returns:
         For each split, ten tuples: the scans of each digit.
@@ -127,8 +127,8 @@ def draw_image(card: Card, image_pixels: int) -> Image.Image:
     """Draw a card.
 
     Args:
-        card: what to draw.
-        image_pixels: side of the square page.
+        card: the card to draw.
+        image_pixels: the side of the square image, in pixels.
 
     Returns:
         RGB image: coloured frame, paper with a tint of it, the scan in dark ink.
@@ -139,10 +139,10 @@ def draw_image(card: Card, image_pixels: int) -> Image.Image:
     scan = Image.fromarray((255 * ink).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     colour = COLOURS[card.colour]
     tint = tuple(round(255 + _TINT_FRAC * (part - 255)) for part in colour)
-    page = Image.new("RGB", (image_pixels, image_pixels), colour)
-    page.paste(Image.new("RGB", (side, side), tint), (frame, frame))
-    page.paste(Image.new("RGB", (side, side), _INK), (frame, frame), mask=scan)
-    return page
+    image = Image.new("RGB", (image_pixels, image_pixels), colour)
+    image.paste(Image.new("RGB", (side, side), tint), (frame, frame))
+    image.paste(Image.new("RGB", (side, side), _INK), (frame, frame), mask=scan)
+    return image
 
 
 def make_question(
@@ -155,7 +155,7 @@ def make_question(
         is_sufficient: whether the pages shall hold the answer. If not, the card asked for is missing
             (one of the two for ``add``), or no card shows the number.
         scans: the split's scans of each digit.
-        rng: source of all choices.
+        rng: the generator that all choices are drawn from.
 
     Returns:
         The question with its gold.
@@ -169,7 +169,7 @@ def make_question(
         Card(colour=colour, scan=int(rng.choice(scans[digit])), digit=digit)
         for colour, digit in zip(colours[:num_images], digits[:num_images], strict=True)
     )
-    first, second = (int(page) for page in rng.permutation(num_images)[:2])
+    first, second = (int(index) for index in rng.permutation(num_images)[:2])
     absent_colour, absent_digit = colours[num_images], digits[-1]
     if kind == "read":
         return _read(cards, first, "" if is_sufficient else absent_colour)
@@ -180,20 +180,20 @@ def make_question(
     raise ValueError(f"kind={kind!r} is not known; choose one of {', '.join(KINDS)}")
 
 
-def _read(cards: tuple[Card, ...], page: int, absent_colour: str) -> CardQuestion:
-    colour = absent_colour or cards[page].colour
+def _read(cards: tuple[Card, ...], index: int, absent_colour: str) -> CardQuestion:
+    colour = absent_colour or cards[index].colour
     question = f"What number is on the {colour} card?"
     if absent_colour:
         return _question("read", question, cards, (), f"no {colour} card", "")
-    return _question("read", question, cards, (page,), f"{colour} is {_number(cards[page])}", _number(cards[page]))
+    return _question("read", question, cards, (index,), f"{colour} is {_number(cards[index])}", _number(cards[index]))
 
 
-def _which(cards: tuple[Card, ...], page: int, absent_digit: int) -> CardQuestion:
-    number = NUMBERS[absent_digit] if absent_digit >= 0 else _number(cards[page])
+def _which(cards: tuple[Card, ...], index: int, absent_digit: int) -> CardQuestion:
+    number = NUMBERS[absent_digit] if absent_digit >= 0 else _number(cards[index])
     question = f"Which card shows {number}?"
     if absent_digit >= 0:
         return _question("which", question, cards, (), f"no card is {number}", "")
-    return _question("which", question, cards, (page,), f"{number} is {cards[page].colour}", cards[page].colour)
+    return _question("which", question, cards, (index,), f"{number} is {cards[index].colour}", cards[index].colour)
 
 
 def _add(cards: tuple[Card, ...], left: int, right: int, absent_colour: str) -> CardQuestion:
@@ -207,12 +207,13 @@ def _add(cards: tuple[Card, ...], left: int, right: int, absent_colour: str) -> 
 
 
 def _question(
-    kind: str, question: str, cards: tuple[Card, ...], pages: tuple[int, ...], reason: str, answer: str
+    kind: str, question: str, cards: tuple[Card, ...], positive_images: tuple[int, ...], reason: str, answer: str
 ) -> CardQuestion:
     """Put a question together; an empty ``answer`` is a refusal."""
     transcripts = [_transcript(card, kind) for card in cards]
     evidence = "\n".join(
-        f"[{page + 1}]: {transcripts[page] if page in pages else IRRELEVANT}" for page in range(len(cards))
+        f"[{index + 1}]: {transcripts[index] if index in positive_images else IRRELEVANT}"
+        for index in range(len(cards))
     )
     # A blank behind the tag: a word is then the same token here as everywhere else.
     contents = (f" {', '.join(transcripts)}", f"\n{evidence}\n", f" {reason}", f" {answer or REFUSAL}")
@@ -223,7 +224,7 @@ def _question(
         cards=cards,
         answer=answer or REFUSAL,
         is_sufficient=bool(answer),
-        positive_images=pages,
+        positive_images=positive_images,
         response=response,
     )
 

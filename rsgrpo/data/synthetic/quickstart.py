@@ -38,8 +38,8 @@ def make_questions(config: QuickstartConfig, seed: int) -> tuple[tuple[CardQuest
     """All questions: supervised, reinforcement, test; no scan is in two of the three.
 
     Args:
-        config: how many, and the share without an answer.
-        seed: of everything.
+        config: how many questions of each kind, and the share without an answer.
+        seed: the seed that everything is drawn from.
 
     Returns:
         Three tuples. The kinds take turns (``TURNS``); in each kind the share of unanswerable questions
@@ -73,9 +73,9 @@ def build_quickstart_data(config: QuickstartConfig, folder: Path, seed: int) -> 
     """Write the data sets; the folder appears all at once, and a complete one is left as it is.
 
     Args:
-        config: sizes.
-        folder: what to write.
-        seed: of everything.
+        config: the sizes of the data sets and images.
+        folder: the folder to write.
+        seed: the seed that everything is drawn from.
 
     Returns:
         Their paths.
@@ -101,7 +101,7 @@ def corpus(config: QuickstartConfig, seed: int) -> list[str]:
 
 
 def _write(file: Path, split: int, questions: Sequence[CardQuestion], image_pixels: int) -> None:
-    cards = {_page_path(card): card for question in questions for card in question.cards}
+    cards = {_image_path(card): card for question in questions for card in question.cards}
     samples = [_sample(f"{_NAMES[split]}-{index:05d}", question) for index, question in enumerate(questions)]
     write_evisrag(
         file,
@@ -112,7 +112,7 @@ def _write(file: Path, split: int, questions: Sequence[CardQuestion], image_pixe
     )
 
 
-def _page_path(card: Card) -> str:
+def _image_path(card: Card) -> str:
     # Neither the colour nor the digit: nothing of the answer stands in what a person or a prompt sees.
     return f"imgs/{card.scan * len(COLOURS) + list(COLOURS).index(card.colour)}.png"
 
@@ -121,7 +121,7 @@ def _sample(sample_id: str, question: CardQuestion) -> Sample:
     return Sample(
         sample_id=sample_id,
         question=question.question,
-        images=tuple(ImageRef(path=_page_path(card)) for card in question.cards),
+        images=tuple(ImageRef(path=_image_path(card)) for card in question.cards),
         answers=(question.answer,),
         gold_response=question.response,
         is_sufficient=question.is_sufficient,

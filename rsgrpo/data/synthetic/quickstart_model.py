@@ -42,8 +42,8 @@ def model_config(config: QuickstartConfig, tokenizer: Qwen2Tokenizer) -> Qwen2_5
     """Settings of the small model; its ids are the tokenizer's.
 
     Args:
-        config: sizes.
-        tokenizer: from ``build_tokenizer``.
+        config: the sizes of the model.
+        tokenizer: the tokenizer that ``build_tokenizer`` made.
 
     Returns:
         A Qwen2.5-VL config; the embedding has ``vocabulary_tokens`` rows, maybe more than the tokenizer.
@@ -98,9 +98,9 @@ def build_quickstart_model(config: QuickstartConfig, folder: Path, seed: int, co
     The folder appears all at once; a complete one is left as it is.
 
     Args:
-        config: sizes.
-        folder: what to write.
-        seed: of the weights.
+        config: the sizes of the model.
+        folder: the folder to write.
+        seed: the seed of the weights.
         corpus: texts that the tokenizer learns from.
 
     Returns:

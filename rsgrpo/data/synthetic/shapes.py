@@ -36,11 +36,11 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """Such as ``red circle``."""
+        """The name of the shape, such as ``red circle``."""
         return f"{self.colour} {self.form}"
 
     def share(self, image_pixels: int, image_index: int) -> Box:
-        """Its box as shares of the page."""
+        """The shape's box as shares of the image."""
         left, top, right, bottom = (side / image_pixels for side in self.box)
         return Box(left=left, top=top, right=right, bottom=bottom, image_index=image_index)
 
@@ -50,8 +50,8 @@ def place(kinds: Sequence[tuple[str, str]], image_pixels: int, rng: np.random.Ge
 
     Args:
         kinds: colour and form of each, at most four.
-        image_pixels: width and height of the page.
-        rng: draws cells and sizes.
+        image_pixels: the side of the square image, in pixels.
+        rng: the generator that draws cells and sizes.
 
     Raises:
         ValueError: more shapes than cells.
@@ -70,9 +70,9 @@ def place(kinds: Sequence[tuple[str, str]], image_pixels: int, rng: np.random.Ge
 
 
 def draw(shapes: Sequence[Shape], image_pixels: int) -> Image.Image:
-    """The page."""
-    page = Image.new("RGB", (image_pixels, image_pixels), (255, 255, 255))
-    pen = ImageDraw.Draw(page)
+    """Draw an image with the shapes on white."""
+    image = Image.new("RGB", (image_pixels, image_pixels), (255, 255, 255))
+    pen = ImageDraw.Draw(image)
     for shape in shapes:
         left, top, right, bottom = shape.box
         last_x, last_y = right - 1, bottom - 1  # PIL's rectangles hold their last pixel
@@ -83,4 +83,4 @@ def draw(shapes: Sequence[Shape], image_pixels: int) -> Image.Image:
             pen.rectangle((left, top, last_x, last_y), fill=fill)
         else:
             pen.polygon(((left, last_y), (last_x, last_y), ((left + last_x) // 2, top)), fill=fill)
-    return page
+    return image

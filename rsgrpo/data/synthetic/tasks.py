@@ -29,7 +29,7 @@ class _Drawn:
     question: str
     answer: str
     gold_response: str
-    pages: tuple[tuple[Shape, ...], ...]
+    image_shapes: tuple[tuple[Shape, ...], ...]
     positive_images: tuple[int, ...]
     boxes: tuple[Box, ...] = ()
     choices: tuple[str, ...] = ()
@@ -43,12 +43,12 @@ def write_task(
     Args:
         task: ``grounding`` (find one shape on several pages, answer with its box), ``haystack`` (which page holds
             one shape, and does it hold another: yes or no) or ``choice`` (pick the colour of a form).
-        folder: where.
-        num_train: questions to train on.
-        num_test: questions held out.
-        num_images: of a question, 2 to 8.
-        image_pixels: width and height of a page.
-        seed: of everything.
+        folder: the folder to write.
+        num_train: how many questions there are to train on.
+        num_test: how many questions are held out.
+        num_images: how many images a question has, 2 to 8.
+        image_pixels: the side of a square image, in pixels.
+        seed: the seed that everything is drawn from.
 
     Raises:
         ValueError: ``task`` is not known, or ``num_images`` is out of range.
@@ -59,12 +59,12 @@ def write_task(
         raise ValueError(f"num_images={num_images} must lie between 2 and {MAX_PAGES}")
     for split_index, (split, count) in enumerate(zip(_SPLITS, (num_train, num_test), strict=True)):
         samples: list[Sample] = []
-        pages: dict[str, Image.Image] = {}
+        images: dict[str, Image.Image] = {}
         for index in range(count):
             rng = np.random.default_rng((seed, list(_MAKERS).index(task), split_index, index))
             drawn = _MAKERS[task](num_images, image_pixels, rng)
             paths = [f"imgs/{split}-{index:05d}-{number}.png" for number in range(1, num_images + 1)]
-            pages |= {path: draw(shapes, image_pixels) for path, shapes in zip(paths, drawn.pages, strict=True)}
+            images |= {path: draw(shapes, image_pixels) for path, shapes in zip(paths, drawn.image_shapes, strict=True)}
             samples.append(
                 Sample(
                     sample_id=f"{task}-{split}-{index:05d}",
@@ -77,7 +77,7 @@ def write_task(
                     choices=drawn.choices,
                 )
             )
-        write_evisrag(folder / f"{split}.jsonl", samples, pages, layout="test", as_table=False)
+        write_evisrag(folder / f"{split}.jsonl", samples, images, layout="test", as_table=False)
 
 
 def _grounding(num_images: int, image_pixels: int, rng: np.random.Generator) -> _Drawn:
@@ -85,11 +85,11 @@ def _grounding(num_images: int, image_pixels: int, rng: np.random.Generator) -> 
     wanted = int(rng.integers(len(KINDS)))
     target = int(rng.integers(num_images))
     others = [kind for index, kind in enumerate(KINDS) if index != wanted]
-    pages = []
-    for page in range(num_images):
+    image_shapes = []
+    for number in range(num_images):
         kinds = [others[index] for index in rng.permutation(len(others))[:2]]
-        pages.append(place(([KINDS[wanted]] if page == target else []) + kinds, image_pixels, rng))
-    shape = pages[target][0]
+        image_shapes.append(place(([KINDS[wanted]] if number == target else []) + kinds, image_pixels, rng))
+    shape = image_shapes[target][0]
     box = shape.share(image_pixels, target)
     left, top, right, bottom = (round(1000 * side) for side in (box.left, box.top, box.right, box.bottom))
     written = f"({left},{top}),({right},{bottom})"
@@ -97,7 +97,7 @@ def _grounding(num_images: int, image_pixels: int, rng: np.random.Generator) -> 
         question=f"Find the {shape.name}.",
         answer=written,
         gold_response=f"It is in the {_WORDS[target]} image. {written}",
-        pages=tuple(pages),
+        image_shapes=tuple(image_shapes),
         positive_images=(target,),
         boxes=(box,),
     )
@@ -108,22 +108,22 @@ def _haystack(num_images: int, image_pixels: int, rng: np.random.Generator) -> _
     order = [KINDS[index] for index in rng.permutation(len(KINDS))]
     anchor, asked, rest = order[0], order[1], order[2:]
     target, is_there = int(rng.integers(num_images)), bool(rng.integers(2))
-    pages = []
-    for page in range(num_images):
+    image_shapes = []
+    for number in range(num_images):
         fillers = [rest[index] for index in rng.permutation(len(rest))[:2]]
-        kinds = [anchor, asked if is_there else fillers[0]] if page == target else fillers
-        pages.append(place(kinds, image_pixels, rng))
-    names = [shape.name for shape in pages[target]]
+        kinds = [anchor, asked if is_there else fillers[0]] if number == target else fillers
+        image_shapes.append(place(kinds, image_pixels, rng))
+    names = [shape.name for shape in image_shapes[target]]
     lines = [
-        f"[{page + 1}]: " + (f"a {names[0]} and a {names[1]}" if page == target else IRRELEVANT)
-        for page in range(num_images)
+        f"[{number + 1}]: " + (f"a {names[0]} and a {names[1]}" if number == target else IRRELEVANT)
+        for number in range(num_images)
     ]
     answer = "yes" if is_there else "no"
     return _Drawn(
         question=f"For the image with a {' '.join(anchor)}, is there a {' '.join(asked)}?",
         answer=answer,
         gold_response="<evidence>" + "\n".join(lines) + f"</evidence>\n<answer>{answer}</answer>",
-        pages=tuple(pages),
+        image_shapes=tuple(image_shapes),
         positive_images=(target,),
     )
 
@@ -135,17 +135,17 @@ def _choice(num_images: int, image_pixels: int, rng: np.random.Generator) -> _Dr
     colour = colours[int(rng.integers(len(colours)))]
     target = int(rng.integers(num_images))
     others = [kind for kind in KINDS if kind[1] != form]
-    pages = []
-    for page in range(num_images):
+    image_shapes = []
+    for number in range(num_images):
         fillers = [others[index] for index in rng.permutation(len(others))[:2]]
-        pages.append(place(([(colour, form)] if page == target else []) + fillers, image_pixels, rng))
+        image_shapes.append(place(([(colour, form)] if number == target else []) + fillers, image_pixels, rng))
     choices = tuple(colours[index] for index in rng.permutation(len(colours)))
     letter = "ABCD"[choices.index(colour)]
     return _Drawn(
         question=f"Which colour does the {form} have?",
         answer=letter,
         gold_response=f"<think>The {form} in the {_WORDS[target]} image is {colour}.</think><answer>{letter}</answer>",
-        pages=tuple(pages),
+        image_shapes=tuple(image_shapes),
         positive_images=(target,),
         choices=choices,
     )

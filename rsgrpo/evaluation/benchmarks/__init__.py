@@ -51,7 +51,7 @@ def find_benchmark(name: str) -> Benchmark:
         return MileBenchmark(name=name, set_name=name.partition("/")[2])
     close = difflib.get_close_matches(name, BENCHMARKS, n=_NUM_CHOICES)
     choices = list(dict.fromkeys([*close, *BENCHMARKS]))
-    families = sorted({one.partition("/")[0] for one in BENCHMARKS})
+    families = sorted({benchmark.partition("/")[0] for benchmark in BENCHMARKS})
     raise BenchmarkError(
         f"there is no benchmark '{shown(name)}'; the choices are {', '.join(choices[:_NUM_CHOICES])}, "
         f"{len(choices) - _NUM_CHOICES} more, and whole families: {', '.join(families)}"

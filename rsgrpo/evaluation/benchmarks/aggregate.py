@@ -23,7 +23,7 @@ def bootstrap_means(values: NDArray[np.float64], num_resamples: int = NUM_RESAMP
 
     Args:
         values: [n] float64, at least one.
-        num_resamples: B.
+        num_resamples: B, how many resamples are drawn.
 
     Returns:
         [B] float64.
@@ -94,14 +94,14 @@ def build_result(
     printed: Mapping[str, float],
     extra_metrics: Mapping[str, MetricSummary] | None = None,
 ) -> BenchmarkResult:
-    """Put a result together.
+    """Put the result of a benchmark together from its scored items.
 
     Args:
-        name: the benchmark's.
+        name: the name of the benchmark.
         mode: whose rules scored the items.
-        main_metric: headline.
+        main_metric: the metric that stands for the benchmark in short tables.
         metric_names: what items carry, in the order of tables.
-        items: scored.
+        items: the scored items.
         counts: anomalies that belong to no item, such as missing predictions.
         printed: what the original's script prints.
         extra_metrics: further numbers over all items.

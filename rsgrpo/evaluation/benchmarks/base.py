@@ -243,7 +243,7 @@ class BenchmarkResult:
 
     @property
     def main(self) -> MetricSummary:
-        """The headline."""
+        """The main metric with its interval."""
         return self.metrics[self.main_metric]
 
 
@@ -266,15 +266,15 @@ class Benchmark(Protocol):
 
     @property
     def main_metric(self) -> str:
-        """Headline metric."""
+        """The name of the main metric."""
 
     def score(self, answered: Sequence[Answered], mode: Mode, gaps: Gaps = NO_GAPS) -> BenchmarkResult:
         """Score predictions.
 
         Args:
             answered: samples with their predictions, in file order; a sample may come twice.
-            mode: whose rules.
-            gaps: what did not pair; ``pair_predictions`` finds it.
+            mode: the mode, which says whose rules are applied.
+            gaps: what did not pair, as ``pair_predictions`` finds it.
 
         Returns:
             Metrics, breakdowns, anomalies and items.
@@ -285,7 +285,7 @@ class Benchmark(Protocol):
 
         Args:
             answered: samples with their predictions.
-            folder: made if need be; files of the same name are replaced.
+            folder: the folder to write to, made if need be; files of the same name are replaced.
             model: goes into file names or columns where the original puts a model's name.
 
         Returns:
@@ -301,7 +301,7 @@ class Benchmark(Protocol):
 
         Args:
             path: the file, or the folder where there are many.
-            columns: other names than :attr:`columns`.
+            columns: the names of columns, if not those of :attr:`columns`.
 
         Raises:
             BenchmarkError: there is no such file, or it is of another format.
@@ -331,7 +331,7 @@ def pair_predictions(samples: Iterable[Sample], file: PredictionFile) -> Pairing
 
     Args:
         samples: the data set; ids are unique.
-        file: its predictions, doubled ones included.
+        file: the predictions of one file, doubled ones included.
 
     Returns:
         Pairs, and what found no partner.
@@ -382,12 +382,12 @@ def pair_predictions(samples: Iterable[Sample], file: PredictionFile) -> Pairing
     return Pairing(answered=tuple(answered), gaps=gaps)
 
 
-def _by_place(by_place: Mapping[str, Sample], one: Prediction) -> Sample | None:
+def _by_place(by_place: Mapping[str, Sample], prediction: Prediction) -> Sample | None:
     """The sample at a prediction's place; None where the file says that another question was asked there."""
-    found = by_place.get(one.sample_id)
-    if found is None or not one.question.strip() or not found.question.strip():
+    found = by_place.get(prediction.sample_id)
+    if found is None or not prediction.question.strip() or not found.question.strip():
         return found
-    asked, known = one.question.strip(), found.question.strip()
+    asked, known = prediction.question.strip(), found.question.strip()
     return found if asked in known or known in asked else None
 
 

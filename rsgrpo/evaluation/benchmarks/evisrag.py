@@ -60,7 +60,7 @@ class EVisRagBenchmark:
     def score(self, answered: Sequence[Answered], mode: Mode, gaps: Gaps = NO_GAPS) -> BenchmarkResult:
         """See :class:`rsgrpo.evaluation.benchmarks.base.Benchmark`; ``printed`` has the original's ten numbers."""
         once, num_doubled = last_of_each(answered)
-        items = [_score(one, mode) for one in (answered if mode == "official" else once)]
+        items = [_score(answer, mode) for answer in (answered if mode == "official" else once)]
         if mode == "strict":
             items.extend(_missing_item(sample) for sample in gaps.missing)
         return build_result(
@@ -91,7 +91,7 @@ class EVisRagBenchmark:
 
     @property
     def columns(self) -> Columns:
-        """``qid`` and ``pred``, or ours."""
+        """Where ids and answers stand: ``qid`` and ``pred``, or our own names."""
         return _COLUMNS
 
     def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:
@@ -108,18 +108,18 @@ def _groups(sample: Sample) -> dict[str, str]:
     return {"pages": "answerable" if sample.is_sufficient else "unanswerable"}
 
 
-def _score(one: Answered, mode: Mode) -> ScoredItem:
-    sample = one.sample
-    if one.defect and mode == "official":
+def _score(answer: Answered, mode: Mode) -> ScoredItem:
+    sample = answer.sample
+    if answer.defect and mode == "official":
         return replace(_missing_item(sample), anomalies=(ORIGINAL_CRASHES,))
     score_text = score_answer if mode == "official" else strict_score_answer
-    score = score_text(one.text, sample.answers, is_sufficient=sample.is_sufficient)
+    score = score_text(answer.text, sample.answers, is_sufficient=sample.is_sufficient)
     return ScoredItem(
         sample_id=sample.sample_id,
         metrics={"em": score.em, "accuracy": score.accuracy, "f1": score.f1},
-        parsed=official_answer(one.text),
+        parsed=official_answer(answer.text),
         groups=_groups(sample),
-        anomalies=() if "<answer>" in one.text else (UNPARSABLE,),
+        anomalies=() if "<answer>" in answer.text else (UNPARSABLE,),
     )
 
 

@@ -41,7 +41,7 @@ def printed_numbers(records: Sequence[Sequence[Reply]], seed: int = 0) -> Printe
 
     Args:
         records: replies by question: one, or one for each needle position.
-        seed: of the generator.
+        seed: the seed of the generator.
 
     Returns:
         ``accuracy_mean``, ``accuracy_std`` (population), ``compliance_…``; over several positions also

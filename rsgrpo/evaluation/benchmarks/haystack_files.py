@@ -32,7 +32,7 @@ def write_folder(answered: Sequence[Answered], folder: Path, *, is_positional: b
     for (size, sample_id), replies in records.items():
         if len(replies) > 1 and not is_positional:
             raise BenchmarkError(f"sample '{sample_id}' has {len(replies)} predictions; write one of them")
-        ordered = sorted(replies, key=lambda one: one.needle_position)
+        ordered = sorted(replies, key=lambda reply: reply.needle_position)
         write_json(folder / size / f"{sample_id}.json", _record(ordered, is_positional), indent=2)
     sizes = {size for size, _ in records}
     return folder / sizes.pop() if len(sizes) == 1 else folder
@@ -81,9 +81,9 @@ def read_folder(folder: Path) -> PredictionFile:
     return reader.file()
 
 
-def _size_folder(one: Answered) -> str:
-    num_images = len(one.sample.images)
-    return "oracle_images" if num_images == len(one.sample.positive_images) else f"{num_images}_images"
+def _size_folder(answer: Answered) -> str:
+    num_images = len(answer.sample.images)
+    return "oracle_images" if num_images == len(answer.sample.positive_images) else f"{num_images}_images"
 
 
 def _record(replies: Sequence[Answered], is_positional: bool) -> dict[str, object]:
@@ -102,14 +102,14 @@ def _record(replies: Sequence[Answered], is_positional: bool) -> dict[str, objec
             "response": [reply.text for reply in replies],
             "needle_positions": [reply.needle_position for reply in replies],
         }
-    one = replies[0]
+    reply = replies[0]
     result: dict[str, object] = {
         "image_paths": [image.path for image in sample.images],
-        "response": one.text,
+        "response": reply.text,
         "log": None,
     }
-    if one.retrieved:
-        result |= {"retrieval_output": list(one.retrieved), "retrieval_ground_truth": list(one.relevant)}
+    if reply.retrieved:
+        result |= {"retrieval_output": list(reply.retrieved), "retrieval_ground_truth": list(reply.relevant)}
     return record | {"result": result}
 
 

@@ -68,7 +68,7 @@ class HaystackBenchmark:
         once, num_doubled = last_of_each(answered)
         # The original's positional files hold one reply a position.
         chosen = answered if mode == "official" and not self.is_positional else once
-        items = [_score(one, mode, self.is_positional) for one in chosen]
+        items = [_score(answer, mode, self.is_positional) for answer in chosen]
         if mode == "strict":
             items.extend(_missing_item(sample) for sample in gaps.missing)
         printed = (
@@ -90,7 +90,7 @@ class HaystackBenchmark:
 
     @property
     def columns(self) -> Columns:
-        """Ours: the original's files have their numbers for ids."""
+        """Where ids and answers stand, by our own names: the original's files have their numbers for ids."""
         return Columns()
 
     def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:
@@ -123,21 +123,21 @@ def _groups(sample: Sample, needle_position: int = -1) -> dict[str, str]:
     return groups if needle_position < 0 else groups | {"needle position": str(needle_position)}
 
 
-def _score(one: Answered, mode: Mode, is_positional: bool) -> ScoredItem:
-    gold = _gold(one.sample)
-    groups = _groups(one.sample, one.needle_position if is_positional else -1)
-    if one.defect and mode == "official":
-        return replace(_missing_item(one.sample), groups=groups, anomalies=(ORIGINAL_CRASHES,))
+def _score(answer: Answered, mode: Mode, is_positional: bool) -> ScoredItem:
+    gold = _gold(answer.sample)
+    groups = _groups(answer.sample, answer.needle_position if is_positional else -1)
+    if answer.defect and mode == "official":
+        return replace(_missing_item(answer.sample), groups=groups, anomalies=(ORIGINAL_CRASHES,))
     if mode == "official":
         # The positional scorer skips an empty reply; an empty one holds no token anyway.
-        is_right, complies = holds_token(one.text, gold), is_compliant(one.text)
-        parsed = "/".join(word for word in ("yes", "no") if holds_token(one.text, word))
+        is_right, complies = holds_token(answer.text, gold), is_compliant(answer.text)
+        parsed = "/".join(word for word in ("yes", "no") if holds_token(answer.text, word))
     else:
-        section = parse_response(one.text).content("answer")
-        parsed = strict_answer(one.text if section is None else section)
+        section = parse_response(answer.text).content("answer")
+        parsed = strict_answer(answer.text if section is None else section)
         is_right, complies = parsed == gold.strip().lower() != "", bool(parsed)
     return ScoredItem(
-        sample_id=one.sample.sample_id,
+        sample_id=answer.sample.sample_id,
         metrics={"accuracy": float(is_right), "compliance": float(complies)},
         parsed=parsed,
         groups=groups,
@@ -152,14 +152,14 @@ def _missing_item(sample: Sample) -> ScoredItem:
 def _replies(answered: Sequence[Answered], items: Sequence[ScoredItem]) -> list[list[Reply]]:
     """Scored replies, a question's together."""
     records: dict[str, list[Reply]] = {}
-    for number, (one, item) in enumerate(zip(answered, items, strict=True)):
+    for number, (answer, item) in enumerate(zip(answered, items, strict=True)):
         reply = Reply(
             is_correct=bool(item.metrics["accuracy"]),
             is_compliant=bool(item.metrics["compliance"]),
-            retrieved=one.retrieved,
-            relevant=one.relevant,
+            retrieved=answer.retrieved,
+            relevant=answer.relevant,
         )
         # Without positions every reply is a record of its own, doubled ones included.
-        key = one.sample.sample_id if one.needle_position >= 0 else f"#{number}"
+        key = answer.sample.sample_id if answer.needle_position >= 0 else f"#{number}"
         records.setdefault(key, []).append(reply)
     return list(records.values())

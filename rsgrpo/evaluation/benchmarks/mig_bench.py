@@ -194,7 +194,7 @@ class MigBenchmark:
         """See :class:`rsgrpo.evaluation.benchmarks.base.Benchmark`; samples of other tasks are left out."""
         chosen = [answer for answer in answered if task_of(answer.sample) in self.tasks]
         once, num_doubled = last_of_each(chosen)
-        items = [self._score(one, mode) for one in (chosen if mode == "official" else once)]
+        items = [self._score(answer, mode) for answer in (chosen if mode == "official" else once)]
         missing = [sample for sample in gaps.missing if task_of(sample) in self.tasks]
         if mode == "strict":
             items.extend(_missing_item(sample) for sample in missing)
@@ -213,16 +213,16 @@ class MigBenchmark:
             else {f"macro {metric}": macro_average(groups, items, "task", metric) for metric in METRICS},
         )
 
-    def _score(self, one: Answered, mode: Mode) -> ScoredItem:
-        sample = one.sample
+    def _score(self, answer: Answered, mode: Mode) -> ScoredItem:
+        sample = answer.sample
         gold = gold_box(sample)
         anomalies: list[str] = []
         if not _is_sane(gold):
             anomalies.append(BAD_GOLD)
-        if mode == "official" and one.defect:
+        if mode == "official" and answer.defect:
             return replace(_missing_item(sample), anomalies=(*anomalies, ORIGINAL_CRASHES))
         if mode == "official":
-            boxes = extract_boxes(one.text)
+            boxes = extract_boxes(answer.text)
             if self.scales_y_for_migician:
                 boxes = scale_y_for_migician(boxes)
             num_boxes = len(boxes) if boxes and isinstance(boxes[0], list) else int(bool(boxes))
@@ -233,8 +233,8 @@ class MigBenchmark:
                 iou = 0.0
                 anomalies.append(ORIGINAL_CRASHES)
         else:
-            section = parse_response(one.text).content("answer")
-            found = strict_boxes(one.text if section is None else section)
+            section = parse_response(answer.text).content("answer")
+            found = strict_boxes(answer.text if section is None else section)
             num_boxes, parsed = len(found), str([list(box) for box in found])
             iou = _strict_iou(gold, found[0]) if found else 0.0
         if num_boxes != 1:
@@ -272,7 +272,7 @@ class MigBenchmark:
 
     @property
     def columns(self) -> Columns:
-        """Ours; the original's answers stand under ``answer`` and have no ids."""
+        """Where ids and answers stand, by our own names: the original's stand under ``answer`` and have no ids."""
         return _COLUMNS
 
     def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:

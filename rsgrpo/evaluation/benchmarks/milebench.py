@@ -136,12 +136,12 @@ class MileBenchmark:
     def score(self, answered: Sequence[Answered], mode: Mode, gaps: Gaps = NO_GAPS) -> BenchmarkResult:
         """See :class:`~.base.Benchmark`; ``printed`` has the original's names, per level too."""
         once, num_doubled = last_of_each(answered)
-        items = [_score(one, self.set_name, mode) for one in once]
+        items = [_score(answer, self.set_name, mode) for answer in once]
         items.extend(
             ScoredItem(sample_id=sample.sample_id, metrics={"score": 0.0}, groups=_groups(sample))
             for sample in gaps.missing
         )
-        samples = (*(one.sample for one in once), *gaps.missing)
+        samples = (*(answer.sample for answer in once), *gaps.missing)
         return build_result(
             name=self.name,
             mode=mode,
@@ -178,7 +178,7 @@ class MileBenchmark:
 
     @property
     def columns(self) -> Columns:
-        """``sample_id`` and ``pred_response``, or ours."""
+        """Where ids and answers stand: ``sample_id`` and ``pred_response``, or our own names."""
         return _COLUMNS
 
     def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:
@@ -202,15 +202,15 @@ def _groups(sample: Sample) -> dict[str, str]:
     return {"images": image_level(int(sample.metadata.get("num_images", len(sample.images))))}
 
 
-def _score(one: Answered, set_name: str, mode: Mode) -> ScoredItem:
-    sample = one.sample
+def _score(answer: Answered, set_name: str, mode: Mode) -> ScoredItem:
+    sample = answer.sample
     rule, reference = _rule(sample, set_name), _reference(sample)
     if mode == "official":
         score, parsed, anomalies = (
-            (0.0, "", (ORIGINAL_CRASHES,)) if one.defect else _official(rule, one.text, reference, sample)
+            (0.0, "", (ORIGINAL_CRASHES,)) if answer.defect else _official(rule, answer.text, reference, sample)
         )
     else:
-        score, parsed, anomalies = _strict(rule, one.text, reference, sample)
+        score, parsed, anomalies = _strict(rule, answer.text, reference, sample)
     return ScoredItem(
         sample_id=sample.sample_id,
         metrics={"score": score},

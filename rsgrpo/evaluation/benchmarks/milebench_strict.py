@@ -58,7 +58,7 @@ def choose(text: str, choices: Sequence[str]) -> int | None:
     stands alone as a capital (``A`` and ``I`` only before punctuation or at the end).
 
     Args:
-        text: the answer.
+        text: the text of the answer.
         choices: texts of the options.
 
     Returns:

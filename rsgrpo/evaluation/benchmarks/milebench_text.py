@@ -65,7 +65,7 @@ def score_choice(prediction: str, reference: str, choices: Sequence[str]) -> Cho
     """The official multiple-choice score of one prediction.
 
     Args:
-        prediction: the text.
+        prediction: the text of the prediction.
         reference: text of the right option.
         choices: texts of all options.
 
@@ -90,8 +90,8 @@ def match_choice(text: str, options: Sequence[str]) -> str:
     """The label, or the letters, that the original reads out of a normalised prediction.
 
     Args:
-        text: normalised prediction.
-        options: normalised options.
+        text: the normalised text of the prediction.
+        options: the normalised texts of the options.
 
     Returns:
         The first rule that fires: C for nothing; the first letter of the leftmost ``<label> <option>``; the
@@ -157,8 +157,8 @@ def rouge_l(hypothesis: str, reference: str) -> float:
     back, it drops the reference word only where that is strictly better.
 
     Args:
-        hypothesis: normalised prediction.
-        reference: normalised gold.
+        hypothesis: the normalised text of the prediction.
+        reference: the normalised gold text.
 
     Returns:
         F in [0, 1).

@@ -25,7 +25,7 @@ _LARGEST_POSITION = 10**9
 
 
 class RowReader:
-    """GpuSharing rows into predictions and notes what was wrong with them.
+    """Turns rows into predictions and notes what was wrong with them.
 
     Args:
         path: the file or folder, for messages.
@@ -83,15 +83,15 @@ class RowReader:
         relevant: object = None,
         question: str = "",
     ) -> None:
-        """Take an answer, whatever it is.
+        """Take an answer; one that is no text is noted.
 
         Args:
-            place: where it stands.
-            sample_id: as it is compared.
+            place: where the row stands in the file, for messages.
+            sample_id: the id as it is compared.
             value: the answer; what is no text is noted.
-            position: of the needle; None without.
-            retrieved: 0/1 an image; None without.
-            relevant: likewise.
+            position: the position of the needle; None without.
+            retrieved: 0 or 1 for each image, by what was retrieved; None without.
+            relevant: 0 or 1 for each image, by gold; None without.
             question: what the file says was asked; empty without.
         """
         where = (place, sample_id)
@@ -114,7 +114,7 @@ class RowReader:
         )
 
     def file(self) -> PredictionFile:
-        """All so far."""
+        """Everything that was read so far."""
         return PredictionFile(
             predictions=tuple(self._predictions),
             problems=tuple(self._problems),
@@ -145,8 +145,8 @@ class RowReader:
         if value is None:
             return ()
         # True == 1 and 1.0 == 1: all three mean yes.
-        if isinstance(value, list) and all(isinstance(one, bool | int | float) and one in (0, 1) for one in value):
-            return tuple(int(one) for one in value)
+        if isinstance(value, list) and all(isinstance(flag, bool | int | float) and flag in (0, 1) for flag in value):
+            return tuple(int(flag) for flag in value)
         self._note(
             ODD_FLAGS,
             where,

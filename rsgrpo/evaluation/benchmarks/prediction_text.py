@@ -55,8 +55,8 @@ def prediction_rows(path: Path, columns: Columns) -> list[Row]:
     """The rows of a prediction file.
 
     Args:
-        path: the file.
-        columns: by which a row is told from an object of ids and answers.
+        path: the prediction file.
+        columns: the columns by which a row is told from an object of ids and answers.
 
     Returns:
         At least one row, in file order.
@@ -171,7 +171,7 @@ def _rows_of(path: Path, text: str, content: object, columns: Columns) -> list[R
     lists = [name for name, value in content.items() if isinstance(value, list) and _is_list_of_rows(value)]
     if len(lists) == 1:
         return [
-            Row(place=f"{shown(lists[0], _SHOWN)}[{index}]", value=one) for index, one in enumerate(content[lists[0]])
+            Row(place=f"{shown(lists[0], _SHOWN)}[{index}]", value=row) for index, row in enumerate(content[lists[0]])
         ]
     pairs = _answers_by_id(content, text, columns)
     if not lists and all(map(_may_be_answer, (value for _, value in pairs))):
@@ -194,11 +194,11 @@ def _answers_by_id(content: dict[str, Any], text: str, columns: Columns) -> list
 
 def _may_be_answer(value: object) -> bool:
     """Whether an object from id to answer may hold this: anything but a list of other things than texts."""
-    return not isinstance(value, list) or (bool(value) and all(isinstance(one, str) for one in value))
+    return not isinstance(value, list) or (bool(value) and all(isinstance(part, str) for part in value))
 
 
 def _is_list_of_rows(value: list[Any]) -> bool:
-    return any(isinstance(one, dict) for one in value)
+    return any(isinstance(row, dict) for row in value)
 
 
 def _pairs(text: str) -> list[tuple[str, Any]]:

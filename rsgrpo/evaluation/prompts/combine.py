@@ -55,9 +55,9 @@ def combine_grid(sample_id: str, num_images: int, max_canvases: int) -> tuple[Ca
     """Lay pictures out on at most ``max_canvases`` canvases, consecutive ones together.
 
     Args:
-        sample_id: goes into the file names.
-        num_images: pictures.
-        max_canvases: at least 1.
+        sample_id: the id of the sample, which goes into the file names.
+        num_images: how many pictures are combined.
+        max_canvases: the most canvases, at least 1.
 
     Returns:
         The canvases; none for no pictures.
@@ -90,11 +90,11 @@ def combine_images(
     """Draw the canvases of one sample; those that were drawn by the same rules already are left as they are.
 
     Args:
-        sample_id: goes into the file names.
-        images: the pictures.
-        max_canvases: at least 1.
-        folder: made if need be.
-        rules: how pictures are read; their sizes are the canvas's affair.
+        sample_id: the id of the sample, which goes into the file names.
+        images: the pictures to combine.
+        max_canvases: the most canvases, at least 1.
+        folder: the folder to draw in, made if need be.
+        rules: how pictures are read; the canvas decides on their sizes.
 
     Returns:
         The canvases, as images.
@@ -128,8 +128,8 @@ def _draw(canvas: Canvas, images: Sequence[ImageRef], file: Path, rules: ImageRu
     draw = ImageDraw.Draw(sheet)
     for index, caption in enumerate(canvas.captions):
         left, top = index % canvas.columns * CELL_PIXELS, index // canvas.columns * CELL_PIXELS
-        page = read_image(images[canvas.first + index], rules)
-        sheet.paste(page.resize((CELL_PIXELS, CELL_PIXELS), Image.Resampling.LANCZOS), (left, top))
+        image = read_image(images[canvas.first + index], rules)
+        sheet.paste(image.resize((CELL_PIXELS, CELL_PIXELS), Image.Resampling.LANCZOS), (left, top))
         _, _, width, height = draw.textbbox((0, 0), caption, font=font)
         bottom = top + CELL_PIXELS
         draw.rectangle((left, bottom - height - 16, left + CELL_PIXELS, bottom), fill="black")

@@ -34,8 +34,8 @@ def target_image(question: str, num_images: int) -> int:
     """Which image a question asks for, by its own words; the data name it nowhere else.
 
     Args:
-        question: such as ``… in the 3th image``; of several mentions the last one counts.
-        num_images: images of the question.
+        question: the question, such as ``… in the 3th image``; of several mentions the last one counts.
+        num_images: how many images the question has.
 
     Returns:
         0-based index; -1 where no image is named, or one that is not there.
@@ -58,9 +58,9 @@ def shares_from_pixels(response: str, width: int, height: int) -> str:
     would round a small box on a large page too much.
 
     Args:
-        response: with boxes in any of the forms that either mode of the scorer reads.
-        width: of the image as the model saw it, in pixels.
-        height: likewise.
+        response: a response with boxes in any of the forms that either mode of the scorer reads.
+        width: the width of the image as the model saw it, in pixels.
+        height: the height of the image as the model saw it, in pixels.
 
     Returns:
         The response with boxes as ``[x1, y1, x2, y2]``, cut at the image's far edges; other text as it was, and also

@@ -24,9 +24,9 @@ def shuffled_haystack(needles: Sequence[T], others: Sequence[T], seed: int | str
     """Needles and distractors in random order; the original leaves its generator unseeded.
 
     Args:
-        needles: photographs that the question is about.
-        others: the distractors.
-        seed: of Python's generator.
+        needles: the photographs that the question is about.
+        others: the photographs that distract.
+        seed: the seed of Python's generator.
 
     Example:
         One needle ``p0``, four distractors and seed 1 give ``n1 n2 n3 p0 n0``.

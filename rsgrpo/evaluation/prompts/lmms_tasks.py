@@ -22,9 +22,9 @@ def document(task: str, prompt: TaskPrompt, sample: Sample, needle_position: int
 
     Args:
         task: the benchmark's name.
-        prompt: what is asked.
-        sample: with its gold.
-        needle_position: of positional haystacks; else -1.
+        prompt: the prompt that is asked.
+        sample: the sample, with its gold.
+        needle_position: the position of the needle in positional haystacks; else -1.
     """
     turns = [
         {
@@ -68,7 +68,7 @@ def doc_to_visual(doc: Mapping[str, Any]) -> list[Image.Image]:
 
 
 def doc_to_text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: object = None) -> str:
-    """The words of a row, likewise."""
+    """The words of a row, for adapters of the simple kind."""
     return "".join(part for turn in json.loads(doc["turns"]) for part in turn["parts"] if isinstance(part, str))
 
 
@@ -84,12 +84,12 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
 
 
 def aggregate_official(items: Sequence[Mapping[str, Any]]) -> float:
-    """The headline by the original's rules."""
+    """The main metric by the original's rules."""
     return _score(items, "official").main.value
 
 
 def aggregate_strict(items: Sequence[Mapping[str, Any]]) -> float:
-    """The headline with the defects fixed."""
+    """The main metric with the original's defects fixed."""
     return _score(items, "strict").main.value
 
 

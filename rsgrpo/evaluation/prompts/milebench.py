@@ -42,14 +42,14 @@ def choice_text(dataset: str, choices: Sequence[str]) -> str:
     """The list of options that follows a context.
 
     Args:
-        dataset: ``GPR1200`` gets no letters.
+        dataset: the name of the set; ``GPR1200`` gets no letters.
         choices: the options; beyond ``Z`` the characters that follow it in ASCII serve as letters.
 
     Example:
         ``choice_text("ActionSequence", ["open", "sit"])`` is
         ``"\\nChoice list: \\nA. open\\nB. sit\\nYour answer is: "``.
     """
-    lines = choices if dataset == NO_LETTERS else [f"{chr(ord('A') + i)}. {one}" for i, one in enumerate(choices)]
+    lines = choices if dataset == NO_LETTERS else [f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices)]
     return "\nChoice list: \n" + "\n".join(lines) + "\nYour answer is: "
 
 
@@ -70,13 +70,13 @@ def milebench_prompt(
     the fragment behind it, the last image with the last fragment.
 
     Args:
-        dataset: the set's name.
+        dataset: the name of the set.
         instruction: the task instruction.
-        context: with placeholders ``{image#1}`` or ``{table#1}``, counted from 1.
+        context: the question with placeholders ``{image#1}`` or ``{table#1}``, counted from 1.
         num_images: images of the sample; placeholders beyond it stay as they are.
-        choices: options; None where the sample has no list (an empty list is written out).
-        limit: None: nothing is cut.
-        is_combined: all images stand on one canvas in front of the text, which refers to them by number.
+        choices: the options; None where the sample has no list (an empty list is written out).
+        limit: the limit of the context; None: nothing is cut.
+        is_combined: whether all images stand on one canvas in front of the text, which refers to them by number.
 
     Returns:
         The prompt, and which images it shows: for a combined prompt one canvas, so ``(0,)``.

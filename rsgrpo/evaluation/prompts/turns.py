@@ -49,7 +49,7 @@ class TaskPrompt:
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef))
 
     def digest(self) -> str:
-        """Changes when a word or the path of an image does; tells whether a kept answer is still the answer to this.
+        """A hash of all words and image paths, which tells whether a kept answer is still the answer to this.
 
         Returns:
             Sixteen hexadecimal digits.
@@ -66,9 +66,9 @@ def user_prompt(prompt_id: str, parts: tuple[str | ImageRef, ...], *, system: st
     """A single user turn behind a system turn.
 
     Args:
-        prompt_id: unique in its task.
-        parts: text and images; empty text is left out.
-        system: text of the system turn; an empty one is written out too, because chat templates add their own
+        prompt_id: the id of the prompt, unique in its task.
+        parts: the text and images of the turn; empty text is left out.
+        system: the text of the system turn; an empty one is written out too, because chat templates add their own
             otherwise.
     """
     kept = tuple(part for part in parts if isinstance(part, ImageRef) or part)
@@ -81,7 +81,7 @@ def chat_prompt(prompt: TaskPrompt, chat: ChatTemplater) -> PromptedSample:
     """Apply a chat template: what the rollout engine takes.
 
     Args:
-        prompt: the request.
+        prompt: the prompt of the request.
         chat: the model's tokenizer or processor.
 
     Returns:
@@ -132,7 +132,7 @@ def openai_messages(prompt: TaskPrompt, image_url: Callable[[ImageRef], str]) ->
     """The messages of an OpenAI-compatible chat request.
 
     Args:
-        prompt: the request.
+        prompt: the prompt of the request.
         image_url: gives an image's address, such as a data URL.
 
     Returns:

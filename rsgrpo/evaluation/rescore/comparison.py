@@ -71,8 +71,8 @@ def compare(first: BenchmarkResult, second: BenchmarkResult) -> Comparison:
     A sample (at one needle position) that a run answered more than once counts with its last answer.
 
     Args:
-        first: of the baseline.
-        second: of the run that is compared with it, in the same mode.
+        first: the result of the baseline.
+        second: the result of the run that is compared with it, in the same mode.
 
     Returns:
         Tests and pairs.

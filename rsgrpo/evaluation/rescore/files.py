@@ -21,10 +21,10 @@ def write_files(
     """Write ``scores.json``, ``metrics.csv``, ``items.csv``, ``scores.png``; of two runs also ``comparison.csv``.
 
     Args:
-        folder: made if need be; files of these names are replaced.
-        runs: one or two, of the same benchmark.
-        data: what they were scored on.
-        comparisons: by mode; empty for one run.
+        folder: the folder to write, made if need be; files of these names are replaced.
+        runs: the scored runs, one or two, of the same benchmark.
+        data: the data set that they were scored on.
+        comparisons: the comparisons by mode; empty for one run.
 
     Returns:
         What was written.
@@ -100,7 +100,10 @@ def _result_content(result: BenchmarkResult) -> dict[str, object]:
 def _metric_rows(runs: Sequence[Rescored]) -> Iterable[Sequence[object]]:
     for run in runs:
         for mode, result in run.results.items():
-            parts = [("", result.metrics), *((f"{one.kind}={one.name}", one.metrics) for one in result.groups)]
+            parts = [
+                ("", result.metrics),
+                *((f"{subset.kind}={subset.name}", subset.metrics) for subset in result.groups),
+            ]
             for group, metrics in parts:
                 for name, metric in metrics.items():
                     yield run.run, mode, group, name, metric.value, metric.low, metric.high, metric.count

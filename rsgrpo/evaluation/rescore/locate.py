@@ -18,8 +18,8 @@ def data_place(benchmark: Benchmark, place: Path) -> Path | None:
     """The data of one benchmark.
 
     Args:
-        benchmark: which.
-        place: its data file or folder, or a folder that holds the whole family's as they are published.
+        benchmark: the benchmark that the data is for.
+        place: the data file or folder, or a folder that holds the whole family's as they are published.
 
     Returns:
         A file, or a folder that holds one data set; None where a family's folder lacks this one.
@@ -47,7 +47,7 @@ def predictions_place(benchmark: Benchmark, place: Path) -> Path | None:
     """The predictions of one benchmark.
 
     Args:
-        benchmark: which.
+        benchmark: the benchmark that was predicted.
         place: a file, or a folder as ``write_predictions`` and the originals lay them out.
 
     Returns:

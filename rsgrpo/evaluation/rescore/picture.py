@@ -25,8 +25,8 @@ def draw_scores(path: Path, runs: Sequence[Rescored]) -> None:
     """Draw one or two runs of a benchmark into a PNG file.
 
     Args:
-        path: replaced if there.
-        runs: the same benchmark's; filled marks are official, hollow ones strict.
+        path: the file to write, replaced if there.
+        runs: runs of the same benchmark; filled marks are official, hollow ones strict.
     """
     rows = _rows(runs[0].results["official"])
     figure = Figure(figsize=(8.0, 1.6 + _ROW_INCHES * len(rows)), layout="constrained")
@@ -39,11 +39,11 @@ def draw_scores(path: Path, runs: Sequence[Rescored]) -> None:
         heights = [position + offset for position, (title, _) in enumerate(rows) if title in values]
         chosen = [values[title] for title, _ in rows if title in values]
         axes.errorbar(
-            [100 * one.value for one in chosen],
+            [100 * metric.value for metric in chosen],
             heights,
             xerr=[
-                [100 * max(one.value - one.low, 0.0) for one in chosen],
-                [100 * max(one.high - one.value, 0.0) for one in chosen],
+                [100 * max(metric.value - metric.low, 0.0) for metric in chosen],
+                [100 * max(metric.high - metric.value, 0.0) for metric in chosen],
             ],
             fmt=_MARKERS[mode],
             color=colour,

@@ -90,9 +90,9 @@ def rescore(
     """Score one prediction file in both modes.
 
     Args:
-        benchmark: whose rules.
-        data: its samples.
-        predictions: the file or folder.
+        benchmark: the benchmark whose rules are applied.
+        data: the data set with its samples.
+        predictions: the prediction file or folder.
         run: what the run is called in tables.
         columns: where ids and answers stand, if not where the benchmark looks for them.
 
@@ -142,7 +142,7 @@ def _no_match(data: DataSet, pairing: Pairing) -> str:
     )
     alike = near_misses(seen, wanted)
     if alike:
-        first, second = (shown(one, _SHOWN_ID) for one in alike[0])
+        first, second = (shown(sample_id, _SHOWN_ID) for sample_id in alike[0])
         text += f" ('{first}' looks like '{second}'; {len(alike)} such)"
     return text
 

@@ -35,12 +35,23 @@ def scores_table(runs: Sequence[Rescored]) -> Table:
             )
         for group in official.groups if len(official.groups) <= _MAX_GROUPS else ():
             twin = next(
-                (one for one in run.results["strict"].groups if (one.kind, one.name) == (group.kind, group.name)), group
+                (
+                    strict_group
+                    for strict_group in run.results["strict"].groups
+                    if (strict_group.kind, strict_group.name) == (group.kind, group.name)
+                ),
+                group,
             )
             metric = official.main_metric.removeprefix("macro ")
-            one, other = group.metrics[metric], twin.metrics[metric]
+            official_metric, strict_metric = group.metrics[metric], twin.metrics[metric]
             title = _literal(f"  {metric}, {group.kind} {group.name}")
-            table.add_row(_literal(run.run), title, _cell(one), _cell(other), _counts(one, other))
+            table.add_row(
+                _literal(run.run),
+                title,
+                _cell(official_metric),
+                _cell(strict_metric),
+                _counts(official_metric, strict_metric),
+            )
     return table
 
 
@@ -76,11 +87,11 @@ def anomalies_table(runs: Sequence[Rescored], data: DataSet) -> Table:
 
 def comparison_table(comparisons: Mapping[Mode, Comparison], first: str, second: str) -> Table:
     """Paired tests of all metrics."""
-    one = next(iter(comparisons.values()))
+    first_comparison = next(iter(comparisons.values()))
     first, second = _literal(first), _literal(second)
     table = Table(
-        title=f"{second} minus {first}, sample by sample ({one.num_only_first} only in {first}, "
-        f"{one.num_only_second} only in {second})",
+        title=f"{second} minus {first}, sample by sample ({first_comparison.num_only_first} only in {first}, "
+        f"{first_comparison.num_only_second} only in {second})",
         title_justify="left",
     )
     for column in ("mode", "metric", "pairs", first, second, "difference", "better", "worse", "test", "p"):

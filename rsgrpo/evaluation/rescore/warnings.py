@@ -1,4 +1,4 @@
-"""What stands above the table: everything that makes a number other than it looks, with its count."""
+"""The warnings above the table: everything that changes what a number means, with its count."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def run_warnings(run: Rescored, data: DataSet) -> tuple[str, ...]:
     """Warnings of one run; empty where every question has one prediction, and every row is one.
 
     Args:
-        run: scored.
-        data: what it was scored on.
+        run: the scored run.
+        data: the data set that it was scored on.
 
     Returns:
         A sentence each, the gravest first.
@@ -68,9 +68,9 @@ def comparison_warnings(first: Rescored, second: Rescored) -> tuple[str, ...]:
     """Warnings of a comparison: what only one of two runs answered."""
     num_both = len(first.answered_ids & second.answered_ids)
     lonely = [
-        f"{len(one.answered_ids - other.answered_ids)} only by {shown(one.run)}"
-        for one, other in ((first, second), (second, first))
-        if one.answered_ids - other.answered_ids
+        f"{len(run.answered_ids - other.answered_ids)} only by {shown(run.run)}"
+        for run, other in ((first, second), (second, first))
+        if run.answered_ids - other.answered_ids
     ]
     return (f"{num_both} questions are answered by both runs, {', '.join(lonely)}",) if lonely else ()
 

@@ -50,13 +50,13 @@ def packed_attention(
     """Attention of one layer over a packed sequence, as transformers calls it.
 
     Args:
-        module: the layer; not used.
+        module: the layer that calls; not used.
         query: [1, query heads, T, D], rotary positions applied.
         key: [1, key heads, T, D].
         value: [1, key heads, T, D].
-        attention_mask: None; the plan says who sees whom.
-        scaling: factor of the scores.
-        attention_plan: passed through the language model's keyword arguments.
+        attention_mask: must be None; the plan says who sees whom.
+        scaling: the factor of the scores.
+        attention_plan: the plan, passed through the language model's keyword arguments.
 
     Returns:
         [1, T, query heads, D], and None for the weights.
@@ -86,9 +86,9 @@ def make_plan(backend: str, packed: PackedSequence, *, device: torch.device) -> 
     """The plan that leads a sequence through a backend.
 
     Args:
-        backend: from :func:`choose_backend`.
-        packed: where everything stands.
-        device: where the model is.
+        backend: the backend that :func:`choose_backend` chose.
+        packed: the packed sequence, which says where everything stands.
+        device: the device that the model is on.
     """
     if backend == "varlen":
         return varlen_plan(packed, device=device)
@@ -119,8 +119,8 @@ def backend_problem(backend: str, *, device: torch.device, dtype: torch.dtype) -
 
     Args:
         backend: ``varlen`` or ``flex``.
-        device: where the model is.
-        dtype: compute precision.
+        device: the device that the model is on.
+        dtype: the precision of the computation.
     """
     if device.type != "cuda":
         return f"the device is {device.type}"
@@ -181,7 +181,7 @@ class BackendChoice:
             ``attention: sdpa on cpu; not flash: the device is cpu; not flex: the device is cpu``.
         """
         taken = f"{self.setting} ({self.kernel})" if self.kernel else self.setting
-        reasons = [f"not {one.setting}: {one.reason}" for one in self.passed_over]
+        reasons = [f"not {passed.setting}: {passed.reason}" for passed in self.passed_over]
         first = "; ".join([f"attention: {taken} on {self.device}", *reasons])
         if self.device == "cpu" or self.setting != "sdpa" or not self.passed_over:
             return (first,)
@@ -196,8 +196,8 @@ def choose_backend(setting: str, *, device: torch.device, dtype: torch.dtype) ->
 
     Args:
         setting: ``auto`` (the first that works of flash, flex, sdpa), or one of them, which nothing else replaces.
-        device: where the model is.
-        dtype: compute precision.
+        device: the device that the model is on.
+        dtype: the precision of the computation.
 
     Raises:
         AttentionUnavailableError: ``flash`` or ``flex`` without a GPU or its kernel, or ``flash`` in float32.

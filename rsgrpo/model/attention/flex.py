@@ -85,8 +85,8 @@ def flex_plan(packed: PackedSequence, *, device: torch.device) -> FlexPlan:
     segments start and end: no [T, T] mask is built.
 
     Args:
-        packed: where everything stands.
-        device: where the model is.
+        packed: the packed sequence, which says where everything stands.
+        device: the device that the model is on.
     """
     num_padded = padded_length(packed.num_tokens)
     num_segments = len(packed.segments)
@@ -150,8 +150,8 @@ def flex_packed_attention(query: Tensor, key: Tensor, value: Tensor, plan: FlexP
         query: [T, query heads, D].
         key: [T, key heads, D].
         value: [T, key heads, D].
-        plan: who attends to whom.
-        scaling: factor of the scores.
+        plan: the plan, which says who attends to whom.
+        scaling: the factor of the scores.
 
     Returns:
         [T, query heads, D].

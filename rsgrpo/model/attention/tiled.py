@@ -74,18 +74,18 @@ class _Heads:
 
     @classmethod
     def of(cls, slots: Tensor, rectangle: Rectangle, num_heads: int, scaling: float) -> _Heads:
-        """Out of slots [S, query heads + 2 · key heads, D], in float32 or better."""
+        """Cut the rectangle out of slots [S, query heads + 2 · key heads, D], in float32 or better."""
         num_key_heads = (slots.shape[1] - num_heads) // 2
         rows = rectangle.rows(slots).transpose(1, 2).to(torch.promote_types(slots.dtype, torch.float32))
         query, key, value = torch.split(rows, [num_heads, num_key_heads, num_key_heads], dim=1)
         return cls(query.contiguous() * scaling, key.contiguous(), value.contiguous())
 
     def zeros(self) -> _Heads:
-        """Gradients to add to."""
+        """Zeros of the rectangle's shape, to add gradients to."""
         return _Heads(torch.zeros_like(self.query), torch.zeros_like(self.key), torch.zeros_like(self.value))
 
     def write(self, slots: Tensor, rectangle: Rectangle, scaling: float) -> None:
-        """Gradients to where :meth:`of` took the values from."""
+        """Write gradients to where :meth:`of` took the values from."""
         together = torch.cat([self.query * scaling, self.key, self.value], dim=1)
         rectangle.rows(slots).copy_(together.transpose(1, 2))
 
@@ -144,7 +144,7 @@ _Keys = _OwnKeys | _PromptKeys
 
 
 def _key_sets(own: _Heads, prompts: _Heads, rectangle: Rectangle, tile: _Tile) -> list[_Keys]:
-    """What a tile's queries see."""
+    """The sets of keys that a tile's queries see."""
     return [_OwnKeys(own, tile), *([_PromptKeys(prompts, rectangle, tile)] if rectangle.prompts else [])]
 
 
@@ -261,8 +261,8 @@ def tiled_attention(query: Tensor, key: Tensor, value: Tensor, plan: TiledPlan, 
         query: [T, query heads, D].
         key: [T, key heads, D].
         value: [T, key heads, D].
-        plan: who attends to whom.
-        scaling: factor of the scores.
+        plan: the plan, which says who attends to whom.
+        scaling: the factor of the scores.
 
     Returns:
         [T, query heads, D]; scores and sums are float32 (float64 where the inputs are).

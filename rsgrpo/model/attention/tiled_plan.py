@@ -120,8 +120,8 @@ def tiled_plan(packed: PackedSequence, *, device: torch.device) -> TiledPlan:
     """Index tensors for a sequence, for the backend that works on any device.
 
     Args:
-        packed: where everything stands.
-        device: where the model is.
+        packed: the packed sequence, which says where everything stands.
+        device: the device that the model is on.
     """
     prompt_lengths = np.array([segment.num_prompt_tokens for segment in packed.segments], dtype=np.int64)
     by_prompt = sorted(range(len(packed.segments)), key=lambda i: (-prompt_lengths[i], i))

@@ -41,8 +41,8 @@ def varlen_plan(packed: PackedSequence, *, device: torch.device) -> VarlenPlan:
     """Index tensors for a sequence, for FlashAttention over ragged sequences.
 
     Args:
-        packed: where everything stands.
-        device: where the model is.
+        packed: the packed sequence, which says where everything stands.
+        device: the device that the model is on.
     """
     keys: list[np.ndarray[Any, Any]] = []
     query_lengths: list[int] = []
@@ -131,9 +131,9 @@ def flash_sequences(
         key: [keys, key heads, D].
         value: [keys, key heads, D].
         offsets: [sequences + 1] int32 each, where every sequence's queries and keys start.
-        longest: sequence of queries, and of keys.
-        scaling: factor of the scores.
-        is_causal: a sequence's last query sees all of its keys, the one before all but the last, and so on.
+        longest: the length of the longest sequence of queries, and of the longest of keys.
+        scaling: the factor of the scores.
+        is_causal: whether a sequence's last query sees all of its keys, the one before all but the last, and so on.
 
     Returns:
         [queries, heads, D].
@@ -157,8 +157,8 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan
         query: [T, query heads, D].
         key: [T, key heads, D].
         value: [T, key heads, D].
-        plan: who attends to whom.
-        scaling: factor of the scores.
+        plan: the plan, which says who attends to whom.
+        scaling: the factor of the scores.
 
     Returns:
         [T, query heads, D].

@@ -33,14 +33,14 @@ def window_attention(
     """Attention within windows with FlashAttention; the vision tower calls this by name.
 
     Args:
-        module: the calling layer (unused).
+        module: the layer that calls; not used.
         query: [1, heads, patches, D].
         key: [1, heads, patches, D].
         value: [1, heads, patches, D].
         attention_mask: must be None.
-        scaling: factor of the scores.
+        scaling: the factor of the scores.
         cu_seq_lens_q: [windows + 1] int32, where each window starts.
-        max_length_q: longest window.
+        max_length_q: the length of the longest window, in patches.
         kwargs: whatever else transformers passes on (unused).
 
     Returns:

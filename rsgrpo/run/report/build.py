@@ -49,8 +49,9 @@ def build_report(run_folder: Path, say: Callable[[str], None] = lambda note: Non
     """Write the report of a run, finished or not.
 
     Args:
-        run_folder: what ``train.py`` wrote; every file in it may be missing or damaged: what can be read is shown.
-        say: called with one sentence for each thing that could not; they stand on the page, too.
+        run_folder: the folder that ``train.py`` wrote; every file in it may be missing or damaged: what can be read is
+            shown.
+        say: is called with one sentence for each file that could not be read; they stand on the page, too.
 
     Returns:
         Path of ``report.html``, one file that needs no network.

@@ -76,7 +76,7 @@ def collect_charts(rows: Sequence[MetricRow]) -> list[Chart]:
     """The curves of a run: chosen ones first, then every recorded number by itself.
 
     Args:
-        rows: of ``metrics.jsonl``.
+        rows: the rows of ``metrics.jsonl``.
 
     Returns:
         Charts that have something to show; those of the section ``all`` hold one line each.
@@ -85,18 +85,18 @@ def collect_charts(rows: Sequence[MetricRow]) -> list[Chart]:
     charts = []
     for spec in _SPECS:
         series = []
-        for (stage, name), one in table.items():
+        for (stage, name), curve in table.items():
             match = re.fullmatch(spec.pattern, name)
             if stage == spec.stage and match:
                 label = (match.group(1) if match.re.groups else name).replace("_", " ")
-                series.append(Series(name=label, steps=one.steps, values=one.values))
+                series.append(Series(name=label, steps=curve.steps, values=curve.values))
         if series:
             charts.append(
                 Chart(section=spec.section, title=spec.title, note=spec.note, is_log=spec.is_log, series=series)
             )
-    for (stage, name), one in sorted(table.items()):
-        if len(one.steps) > 1:
-            charts.append(Chart(section="all", title=name, note=stage, is_log=False, series=[one]))
+    for (stage, name), curve in sorted(table.items()):
+        if len(curve.steps) > 1:
+            charts.append(Chart(section="all", title=name, note=stage, is_log=False, series=[curve]))
     return charts
 
 

@@ -34,8 +34,8 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
     """Test results in the order of the run.
 
     Args:
-        summary: of the run; None while it is under way: then the recorded metrics are used.
-        rows: of ``metrics.jsonl``.
+        summary: the summary of the run; None while it is under way: then the recorded metrics are used.
+        rows: the rows of ``metrics.jsonl``.
 
     Returns:
         One object a point, with ``label`` and ``bars``: name and value of each known score.
@@ -45,9 +45,9 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
         if row.stage in _POINTS:
             metrics[row.stage] = {name.removeprefix("eval/"): value for name, value in row.values.items()}
     if summary is not None:
-        for point, one in summary.evaluations.items():
+        for point, evaluation in summary.evaluations.items():
             rewards = {f"{_REWARD}{name}": value for name, value in summary.evaluation_rewards.get(point, {}).items()}
-            metrics[point] = dataclasses.asdict(one) | rewards
+            metrics[point] = dataclasses.asdict(evaluation) | rewards
     if summary is not None and summary.benchmarks:
         return _benchmark_evaluations(summary)
     order = [point for point in _POINTS if point in metrics] + [point for point in metrics if point not in _POINTS]
@@ -80,14 +80,14 @@ def _benchmark_evaluations(summary: RunSummary) -> list[dict[str, Any]]:
     return [
         {
             "point": task,
-            "label": f"{task} · {one.metric}",
+            "label": f"{task} · {score.metric}",
             "bars": [
-                {"key": "official", "name": "Official", "value": round(one.official, 6)},
-                {"key": "strict", "name": "Strict", "value": round(one.strict, 6)},
+                {"key": "official", "name": "Official", "value": round(score.official, 6)},
+                {"key": "strict", "name": "Strict", "value": round(score.strict, 6)},
             ],
-            "questions": one.num_answered,
+            "questions": score.num_answered,
         }
-        for task, one in summary.benchmarks.items()
+        for task, score in summary.benchmarks.items()
     ]
 
 

@@ -29,10 +29,10 @@ def collect_rollouts(
     """Choose groups that fit, and describe them.
 
     Args:
-        groups: everything recorded.
+        groups: all groups that were recorded.
         reward_settings: ``rewards`` of the config, by name; weights and scopes are shown.
         run_folder: where moved images are looked for.
-        rules: how the run read them.
+        rules: how the run read its images.
         response_format: the sections that the run declared.
 
     Returns:

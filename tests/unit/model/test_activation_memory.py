@@ -25,8 +25,8 @@ from workload import NARROW, GroupShape, build_group, build_model
 # Pages with a short question and two long answers; a text alone with many answers; nearly all of it pages.
 SHAPES = {
     "pages": GroupShape(prompt_tokens=256, response_tokens=64, num_responses=2),
-    "text": GroupShape(prompt_tokens=100, response_tokens=32, num_responses=8, pages=0),
-    "long": GroupShape(prompt_tokens=600, response_tokens=16, num_responses=2, pages=2),
+    "text": GroupShape(prompt_tokens=100, response_tokens=32, num_responses=8, num_images=0),
+    "long": GroupShape(prompt_tokens=600, response_tokens=16, num_responses=2, num_images=2),
 }
 
 

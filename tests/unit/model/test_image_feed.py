@@ -98,7 +98,7 @@ def test_pages_come_in_order_within_the_bound_and_a_broken_one_when_its_turn_com
     loader.limit = max([max_bytes, *(sum(sizes[number] for number in set(demand)) for demand in demands)])
     feed = ImageFeed(loader.load, loader.num_bytes, max_bytes=max_bytes, num_threads=num_threads)
     met = 0
-    with closing(feed.pages([[loader.refs[number] for number in demand] for demand in demands])) as pages:
+    with closing(feed.images([[loader.refs[number] for number in demand] for demand in demands])) as pages:
         try:
             while (found := next(pages, None)) is not None:
                 assert [page.number for page in found] == demands[met]
@@ -123,7 +123,7 @@ def test_where_all_fit_each_page_is_loaded_once_in_the_next_call_too(demands, si
     loader.limit = sum(sizes)
     feed = ImageFeed(loader.load, loader.num_bytes, max_bytes=loader.limit, num_threads=num_threads)
     for _ in range(2):
-        list(feed.pages([[loader.refs[number] for number in demand] for demand in demands]))
+        list(feed.images([[loader.refs[number] for number in demand] for demand in demands]))
     shown = {number for demand in demands for number in demand}
     assert loader.loads == [int(number in shown) for number in range(8)]
 
@@ -133,7 +133,7 @@ def test_what_successive_demands_share_is_loaded_once_however_little_room_there_
     loader = Loader([1] * 6)
     loader.limit = 2
     feed = ImageFeed(loader.load, loader.num_bytes, max_bytes=2, num_threads=1)
-    pages = feed.pages([[loader.refs[0], loader.refs[number]] for number in range(1, 6)])
+    pages = feed.images([[loader.refs[0], loader.refs[number]] for number in range(1, 6)])
     while next(pages, None):
         pass
     assert loader.loads == [1] * 6
@@ -145,7 +145,7 @@ def test_room_is_made_by_what_is_needed_last():
     loader = Loader([1] * 4)
     loader.limit = 3
     feed = ImageFeed(loader.load, loader.num_bytes, max_bytes=3, num_threads=1)
-    pages = feed.pages([[loader.refs[number] for number in demand] for demand in ([0, 1, 2], [3], [1], [0], [2])])
+    pages = feed.images([[loader.refs[number] for number in demand] for demand in ([0, 1, 2], [3], [1], [0], [2])])
     while next(pages, None):
         pass
     assert loader.loads == [1, 1, 2, 1]
@@ -162,7 +162,7 @@ def test_the_first_pages_wait_for_no_later_one_which_is_loaded_meanwhile():
         return ref.path
 
     feed = ImageFeed(load, lambda ref: 1, max_bytes=2, num_threads=2)
-    with closing(feed.pages([[first], [later]])) as pages:
+    with closing(feed.images([[first], [later]])) as pages:
         assert next(pages) == ("first",)
         assert begun.wait(_PATIENCE_SECONDS)  # nobody asked for it yet
         finish.set()
@@ -173,12 +173,12 @@ def test_an_early_close_loads_nothing_more_and_leaves_no_thread():
     loader = Loader([1] * 50)
     loader.limit = 50
     feed = ImageFeed(loader.load, loader.num_bytes, max_bytes=50, num_threads=2)
-    pages = feed.pages([[ref] for ref in loader.refs])
+    pages = feed.images([[ref] for ref in loader.refs])
     next(pages)
     pages.close()
     loaded = list(loader.loads)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("pages")]
-    list(feed.pages([[ref] for ref in loader.refs]))
+    list(feed.images([[ref] for ref in loader.refs]))
     assert loader.loads == [1] * 50  # what was loaded before the close was kept
     assert sum(loaded) >= 1
 
@@ -188,7 +188,7 @@ def test_a_page_that_could_not_be_loaded_is_tried_again_in_the_next_call():
     loader.limit = 2
     feed = ImageFeed(loader.load, loader.num_bytes, max_bytes=2, num_threads=1)
     for turn in (1, 2):
-        pages = feed.pages([[loader.refs[0]], [loader.refs[1]]])
+        pages = feed.images([[loader.refs[0]], [loader.refs[1]]])
         assert next(pages)[0].number == 0
         with pytest.raises(ImageError, match="page 1 is damaged"):
             next(pages)
@@ -200,7 +200,7 @@ def test_decoded_pages_are_those_of_load_page_and_a_missing_one_is_named_in_its_
     refs = write_images(tmp_path, [(56, 56), (84, 156), (112, 140)])
     gone = ImageRef(path="gone.png", file=str(tmp_path / "gone.png"))
     feed = decoded_images(rules, max_bytes=10**6, num_threads=2)
-    with closing(feed.pages([refs[:2], refs[1:], [gone]])) as pages:
+    with closing(feed.images([refs[:2], refs[1:], [gone]])) as pages:
         for demand in (refs[:2], refs[1:]):
             for ref, page in zip(demand, next(pages), strict=True):
                 assert np.array_equal(np.asarray(page), np.asarray(load_image(ref, rules)))

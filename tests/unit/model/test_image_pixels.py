@@ -251,7 +251,7 @@ def test_a_page_is_processed_by_one_thread_of_torch_and_other_threads_have_their
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        shown = list(encoder.pages(pages).values())
+        shown = list(encoder.images(pages).values())
         with closing(encoder.pixel_feed([[page] for page in shown])) as feed:
             next(feed)
             assert torch.get_num_threads() == 3

@@ -79,7 +79,7 @@ def test_tokens_are_counted_of_the_upright_page(tmp_path: Path, model_folder: Pa
     exif[0x0112] = 8
     Image.new("RGB", (20, 100)).save(tmp_path / "a.png", exif=exif)
     ref = ImageRef(path="a.png", file=str(tmp_path / "a.png"))
-    (page,) = PromptEncoder(processor, rules=rules, max_prompt_tokens=100).pages([ref]).values()
+    (page,) = PromptEncoder(processor, rules=rules, max_prompt_tokens=100).images([ref]).values()
     assert page.grid[1] < page.grid[2]
     assert ImageTokens(processor.image_processor, rules).count(ref) == page.num_tokens
 
@@ -96,7 +96,7 @@ def test_another_reading_makes_another_key_of_stored_features(tmp_path: Path, mo
         )
         assert store.grid(ref) is None  # nothing of this background is stored yet
         encoder = PromptEncoder(processor, rules=data.image_rules, max_prompt_tokens=100)
-        (page,) = encoder.pages([ref]).values()
+        (page,) = encoder.images([ref]).values()
         found[background] = store.features(ref, page.grid, partial(encoder.pixels, page))
         assert store.grid(ref) == page.grid
     assert not torch.equal(found["white"], found["#102030"])
