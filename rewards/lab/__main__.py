@@ -129,7 +129,8 @@ def _lint(options: argparse.Namespace) -> int:
         results.append(lint(str(options.config), loaded, options.kind, response_format))
     for function in functions:
         config = RewardConfig(function=function, scope=ScopeConfig(start="begin", stop="end"), kwargs=kwargs)
-        results.append(lint(function, load_rewards({function: config}, Path.cwd()), options.kind))
+        short_name = function.rpartition(":")[2]  # messages call a reward rewards.NAME, as in settings
+        results.append(lint(function, load_rewards({short_name: config}, Path.cwd()), options.kind))
     print(lint_table(results))
     if options.json:
         _write(options.json, [dataclasses.asdict(result) for result in results])
