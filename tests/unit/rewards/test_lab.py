@@ -341,18 +341,19 @@ def test_cases_are_written_in_the_declared_sections() -> None:
             SectionRule(name="final", order=2),
             SectionRule(name="look", order=1, repeatable=True, per_image_lines=True),
             SectionRule(name="plan", order=0),
-        )
+        ),
+        answer_section="final",
     )
-    for kind, cases in cases_of(looks, "").items():
+    for kind, cases in cases_of(looks).items():
         for case in cases:
             parsed = parse_response(case.text, looks)
             assert parsed.is_well_formed, kind
-            # one look for each image, its line in it; the section that stands last holds the answer
+            # one look for each image, its line in it; the answer stands where the settings say
             assert len(parsed.all_of("look")) == len(case.sample.images) == len(parsed.evidence_lines)
             assert parsed.content("final") == case.sections["final"]
             assert parse_response(case.sample.gold_response, looks).is_well_formed
             assert parse_response(TRICKS["tag spam"](case), looks).all_of("look")
-    assert [case.text for case in cases_of()["haystack"]] != [case.text for case in cases_of(looks, "")["haystack"]]
+    assert [case.text for case in cases_of()["haystack"]] != [case.text for case in cases_of(looks)["haystack"]]
 
 
 def test_lint_of_a_recipe_goes_by_its_sections(capsys: pytest.CaptureFixture[str]) -> None:
