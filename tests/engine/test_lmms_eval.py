@@ -182,8 +182,8 @@ def test_the_section_with_the_answer_is_an_argument(server: FakeServer) -> None:
 
     server.reply = lambda *_: ok("<plan>A or B</plan><final> B </final>")
     returned = []
-    for arguments in ({}, {"answer_section": "final"}):
-        model = RsgrpoModel(endpoint=server.url, model="m", raw_log="", min_pixels=1, **arguments)
+    for section in ("answer", "final"):
+        model = RsgrpoModel(endpoint=server.url, model="m", raw_log="", min_pixels=1, answer_section=section)
         model.task_dict = {"t": {"test": {0: {}}}}
         returned += model.generate_until([_Request(Image.new("RGB", (28, 28)))])
     assert returned == ["<plan>A or B</plan><final> B </final>", "B"]
