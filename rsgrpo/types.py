@@ -392,13 +392,13 @@ class ResponseStats:
         sample_id: the question's id.
         response_index: which sibling.
         logprobs: [R] float32, under the weights before this update.
-        entropy: [R] float32, nats, of the whole next-token distribution.
+        entropy: [R] float32, nats, of the whole next-token distribution; None where nobody asked for it.
     """
 
     sample_id: str
     response_index: int
     logprobs: FloatArray
-    entropy: FloatArray
+    entropy: FloatArray | None = None
 
     @property
     def key(self) -> ResponseKey:
