@@ -63,7 +63,7 @@ class BareStep:
         plan = plan_micro_batches(sizes, budget=budget, share_prefix=share_prefix)
         for segments in plan:
             batch = self.rows.build(segments, groups, prompts)
-            logprobs, _ = self.policy(batch)
+            logprobs, _ = self.policy(batch, with_entropy=True)
             row_loss(batch, logprobs, "policy", LOSS)[0].backward()
         return len(plan)
 

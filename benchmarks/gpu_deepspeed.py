@@ -110,10 +110,12 @@ class Rank:
     def update(self, groups: list[TrainingGroup], budget: int) -> None:
         """One optimizer step."""
 
-        def loss_of(index: int, batch: MicroBatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+        def loss_of(
+            index: int, batch: MicroBatch, logprobs: torch.Tensor, entropy: torch.Tensor | None
+        ) -> torch.Tensor:
             return row_loss(batch, logprobs, "policy", LOSS)[0]
 
-        self.engine.accumulate(self._makers(groups, budget), loss_of)
+        self.engine.accumulate(self._makers(groups, budget), loss_of, with_entropy=True)
         self.engine.step()
 
     def logprobs(self, groups: list[TrainingGroup], budget: int) -> np.ndarray[Any, Any]:

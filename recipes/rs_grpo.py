@@ -344,7 +344,7 @@ class RsGrpo:
             return {}
         with clock.phase("old_logprobs"):
             sampled = [group.with_rollouts(scored.rollout for scored in group.rollouts) for group in kept]
-            found = self.policy.score([unweighted(group) for group in sampled])
+            found = self.policy.score([unweighted(group) for group in sampled], with_entropy=True)
         return {stats.key: stats for stats in found}
 
     def _updates(self, kept: Sequence[ScoredGroup]) -> list[Sequence[ScoredGroup]]:

@@ -6,7 +6,7 @@ A reward is a plain function::
         return 1.0 if word in call.text else 0.0
 
 It returns a number, or None where it has nothing to say about this response. Sections are read by the names that
-``response.sections`` declares (``call.parsed.content("answer")``). A reward whose scope is
+``response.sections`` declares (``call.parsed.content("look")``, ``call.answer()``). A reward whose scope is
 ``evidence_line`` returns one such value per image. ``async def`` works as well: the calls of a step run
 at once in one event loop, a new one each step, so open clients inside the function. ``batch_reward`` marks
 a function that takes the list of all calls and returns the list of their values.
@@ -61,6 +61,17 @@ class RewardCall:
     num_tokens: int
     response_index: int
     image_sizes: Callable[[int], tuple[int, int]] | None = None
+
+    def answer(self, section: str | None = None) -> str | None:
+        """What the response answers; None unless both tags of the section are there, in order.
+
+        Args:
+            section: the one with the answer; None: ``response.answer_section``.
+
+        Raises:
+            ConfigError: no section of that name is declared.
+        """
+        return self.parsed.content(section or self.parsed.format.answer_section)
 
     def seen_size(self, image_index: int) -> tuple[int, int]:
         """Width and height, in pixels, at which the model saw one of the sample's images.
@@ -134,17 +145,17 @@ def batch_reward(function: RewardCallable | DeclaredReward) -> DeclaredReward:
 def needs_gold(*sections: str, answer_in: str = "") -> Callable[[RewardCallable | DeclaredReward], DeclaredReward]:
     """Declare sections that the gold response must hold, so that samples are checked before training.
 
-    ``answer`` is also satisfied by ``Sample.answers`` where there is no gold response at all; ``IMAGE_LINES`` is the
-    section with ``per_image_lines``, and needs at least one ``[i]:`` line. ``boxes``, ``choices`` and
-    ``positive_images`` name fields of the sample that must not be empty.
+    The section with the answer is also satisfied by ``Sample.answers`` where there is no gold response at all;
+    ``IMAGE_LINES`` is the section with ``per_image_lines``, and needs at least one ``[i]:`` line. ``boxes``,
+    ``choices`` and ``positive_images`` name fields of the sample that must not be empty.
 
     Args:
         sections: the names of sections and fields.
-        answer_in: keyword argument of the function that names the section with the answer, where that is no fixed one;
-            it is then needed like ``answer``.
+        answer_in: the keyword argument of the function that names the section with the answer (None:
+            ``response.answer_section``), which gold must then hold.
 
     Example:
-        ``@needs_gold("choices", answer_in="section")`` on ``def choice(call, section="answer")``.
+        ``@needs_gold("choices", answer_in="section")`` on ``def choice(call, section=None)``.
     """
 
     def declare(function: RewardCallable | DeclaredReward) -> DeclaredReward:
@@ -163,7 +174,7 @@ def reads_sections(
         arguments: keyword arguments of the function that name a section, or a list of sections.
 
     Example:
-        ``@reads_sections(arguments=("section",))`` on ``def accuracy(call, section="answer")``.
+        ``@reads_sections(arguments=("section",))`` on ``def think_copy(call, section="think")``.
     """
 
     def declare(function: RewardCallable | DeclaredReward) -> DeclaredReward:

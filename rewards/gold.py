@@ -20,7 +20,9 @@ def parsed_gold(gold_response: str, response_format: ResponseFormat = EVISRAG) -
     return parse_response(gold_response, response_format)
 
 
-def gold_answers(sample: Sample, response_format: ResponseFormat = EVISRAG, section: str = "answer") -> tuple[str, ...]:
+def gold_answers(
+    sample: Sample, response_format: ResponseFormat = EVISRAG, section: str | None = None
+) -> tuple[str, ...]:
     """Answers that count as right.
 
     Where there is a gold response, the content of its section with the answer. Otherwise ``Sample.answers``,
@@ -29,10 +31,11 @@ def gold_answers(sample: Sample, response_format: ResponseFormat = EVISRAG, sect
     Args:
         sample: the sample that holds gold and answers.
         response_format: the declared sections.
-        section: the one that holds the answer.
+        section: the one that holds the answer; None: ``response.answer_section``.
     """
     if sample.gold_response:
-        answer = parsed_gold(sample.gold_response, response_format).content(section)
+        gold = parsed_gold(sample.gold_response, response_format)
+        answer = gold.content(section or response_format.answer_section)
         return () if answer is None else (answer,)
     return sample.answers if sample.is_sufficient else REFUSALS
 
@@ -41,7 +44,7 @@ def gold_problem(
     sample: Sample,
     needed: tuple[str, ...],
     response_format: ResponseFormat = EVISRAG,
-    answer_section: str = "answer",
+    answer_section: str | None = None,
 ) -> str:
     """What a sample's gold lacks of what a reward needs.
 
@@ -49,7 +52,8 @@ def gold_problem(
         sample: the sample that should hold gold.
         needed: declared sections, or fields of the sample.
         response_format: the declared sections.
-        answer_section: the one among ``needed`` for which, without a gold response, ``Sample.answers`` will do.
+        answer_section: the one among ``needed`` for which, without a gold response, ``Sample.answers`` will do; None:
+            ``response.answer_section``.
 
     Returns:
         A phrase about the sample; empty if it lacks nothing.
@@ -65,7 +69,7 @@ def gold_problem(
     if not sections:
         return ""
     if not sample.gold_response:
-        if set(sections) - {answer_section}:
+        if set(sections) - {answer_section or response_format.answer_section}:
             return "it has no gold response"
         is_answered = gold_answers(sample, response_format, answer_section)
         return "" if is_answered else "it has neither a gold response nor answers"

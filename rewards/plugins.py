@@ -40,7 +40,7 @@ class LoadedReward:
     is_batch: bool
     gold_sections: tuple[str, ...]
     exact_answer: Callable[..., str] | None = None
-    answer_section: str = "answer"
+    answer_section: str = EVISRAG.answer_section
 
 
 def load_rewards(
@@ -79,7 +79,8 @@ def _load(name: str, config: RewardConfig, base_folder: Path, response_format: R
     if problem:
         raise RewardError(f"rewards.{name}.kwargs: {problem}")
     arguments = _bound_arguments(name, config, reward.function)
-    answer_section = str(arguments[reward.answer_in]) if reward.answer_in else "answer"
+    named = arguments[reward.answer_in] if reward.answer_in else None
+    answer_section = str(named or response_format.answer_section)
     gold = tuple(_section_name(gold_section, response_format) for gold_section in reward.gold_sections)
     _check_sections(name, config, reward, arguments, response_format)
     return LoadedReward(
@@ -130,7 +131,7 @@ def _check_sections(
 
 
 def _named_sections(value: object) -> Sequence[object]:
-    """What a keyword argument names; an empty text names none."""
+    """What a keyword argument names; None and an empty text name none."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return value
     return [value] if value else []

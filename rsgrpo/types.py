@@ -241,7 +241,12 @@ class ScopedReward:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ScoredRollout:
-    """A rollout with everything its rewards said."""
+    """A rollout with everything its rewards said.
+
+    Attributes:
+        rollout: as sampled.
+        rewards: what its rewards said.
+    """
 
     rollout: Rollout
     rewards: tuple[ScopedReward, ...]
@@ -258,33 +263,19 @@ class ScoredRollout:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class CreditedRollout:
-    """A rollout with the token weights of the loss, and what they came from.
+class CreditedRollout(ScoredRollout):
+    """A scored rollout with the token weights of the loss, and the advantages that they came from.
 
     Attributes:
-        rollout: as sampled.
-        rewards: what its rewards said.
         advantages: A_ik, one number for each entry of ``rewards`` (0.0 where it gives none); with ``scoping: whole``
             every reward with a weight carries that of the weighted sum.
         positive_weights: [R] float32, P_t: the sum of w_k M A+ / (W N_k) over rewards (docs/concepts.md).
         negative_weights: [R] float32, Q_t: likewise of A-.
     """
 
-    rollout: Rollout
-    rewards: tuple[ScopedReward, ...]
     advantages: tuple[float, ...]
     positive_weights: FloatArray
     negative_weights: FloatArray
-
-    @property
-    def key(self) -> ResponseKey:
-        """The key that finds the response: its sample's id and its index."""
-        return self.rollout.key
-
-    @property
-    def num_tokens(self) -> int:
-        """Length of the response in tokens."""
-        return len(self.rollout.token_ids)
 
 
 RolloutT = TypeVar("RolloutT", Rollout, ScoredRollout, CreditedRollout)
@@ -392,13 +383,13 @@ class ResponseStats:
         sample_id: the question's id.
         response_index: which sibling.
         logprobs: [R] float32, under the weights before this update.
-        entropy: [R] float32, nats, of the whole next-token distribution.
+        entropy: [R] float32, nats, of the whole next-token distribution; None where nobody asked for it.
     """
 
     sample_id: str
     response_index: int
     logprobs: FloatArray
-    entropy: FloatArray
+    entropy: FloatArray | None = None
 
     @property
     def key(self) -> ResponseKey:

@@ -17,7 +17,7 @@ from rsgrpo.evaluation.prompts.grounding import shares_from_pixels, target_image
 from rsgrpo.io.atomic_files import write_json
 from rsgrpo.io.jsonl import write_rows
 from rsgrpo.run.summary import BenchmarkSummary
-from rsgrpo.text.sections import parse_response
+from rsgrpo.text.sections import section_content
 from rsgrpo.types import Sample
 
 REQUEST_FAILED = "request_failed"
@@ -60,7 +60,7 @@ def score_task(
     """Score one task and write predictions, scores and items.
 
     Args:
-        config: the settings: prompt style and coordinates.
+        config: the settings: prompt style, coordinates, and which section holds the answer.
         task: the benchmark with its requests.
         answers: the answers by prompt id; failed ones count as missing predictions.
         num_too_long: prompts that did not fit and were not asked.
@@ -94,7 +94,8 @@ def score_task(
     samples = {request.sample.sample_id: request.sample for request in task.requests}
     gaps = Gaps(missing=tuple(sample for sample_id, sample in samples.items() if sample_id not in answered_ids))
     task.benchmark.write_predictions(answered, folder / "predictions", model=config.name)
-    results = {mode: task.benchmark.score(answered, mode, gaps) for mode in MODES}
+    section = config.response.answer_section
+    results = {mode: task.benchmark.score(answered, mode, gaps, answer_section=section) for mode in MODES}
     seen = {kind: count for kind, count in sorted(anomalies.items()) if count}
     scores = TaskScores(task=task, results=results, anomalies=seen)
     _write_scores(folder, scores)
@@ -105,7 +106,7 @@ def scored_text(config: Config, request: BenchmarkRequest, answer: Answer, view:
     """What the scorer reads of an answer.
 
     Args:
-        config: the settings: prompt style and coordinates.
+        config: the settings: prompt style, coordinates, and which section holds the answer.
         request: what was asked, with its sample.
         answer: the answer as the model gave it.
         view: says at which size the model that answered sees images.
@@ -118,7 +119,7 @@ def scored_text(config: Config, request: BenchmarkRequest, answer: Answer, view:
     family = request.sample.task.split("/")[0]
     # EVisRAG's scorer looks for the answer section by itself.
     if config.eval.prompt_style == "evidence" and family != "evisrag":
-        section = parse_response(text).content("answer")
+        section = section_content(text, config.response.answer_section)
         if section is None:
             anomalies.append(NO_ANSWER_SECTION)
         else:

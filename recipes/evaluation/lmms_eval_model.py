@@ -48,6 +48,7 @@ from rsgrpo.config import (
 )
 from rsgrpo.config.checks import one_of
 from rsgrpo.config.image_rules import MAX_MEGAPIXELS, ImageRules
+from rsgrpo.config.response import check_tag_name
 from rsgrpo.data.images.headers import DECODING_ERRORS
 from rsgrpo.data.images.loading import check_image, image_from_image
 from rsgrpo.data.images.sources import ImageError
@@ -55,11 +56,12 @@ from rsgrpo.data.media_store import MediaStore
 from rsgrpo.data.readers.findings import BadRecordError
 from rsgrpo.data.readers.media import MediaFinder
 from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.evaluation.benchmarks.base import ANSWER_SECTION
 from rsgrpo.evaluation.prompts.turns import ChatTurn, TaskPrompt
 from rsgrpo.io.jsonl import append_rows
 from rsgrpo.model.folder import load_processor
 from rsgrpo.prompts.template import PromptWriter
-from rsgrpo.text.sections import parse_response
+from rsgrpo.text.sections import section_content
 from rsgrpo.types import ImageRef, Sample
 
 EVISRAG_TASKS = "rsgrpo_evisrag"
@@ -88,6 +90,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         concurrency: requests to the server at a time.
         prompt_style: ``evidence`` or ``plain``.
         prompt_path: the evidence template.
+        answer_section: the section of a response that the task's scorer gets.
         image_order: ``text_first`` or ``images_first`` (evidence style).
         system: system turn, unless the task brings its own.
         max_new_tokens: least response limit.
@@ -126,6 +129,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         concurrency: int = 16,
         prompt_style: str = "evidence",
         prompt_path: str = "configs/prompt/evidence.jinja",
+        answer_section: str = ANSWER_SECTION,
         image_order: ImageOrder = "text_first",
         system: str = "You are a helpful assistant.",
         max_new_tokens: int = 2048,
@@ -152,6 +156,8 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         if bool(checkpoint) == bool(endpoint):
             raise LmmsEvalError("--model_args needs checkpoint=FOLDER, or endpoint=URL,model=NAME, and not both")
         one_of("prompt_style", prompt_style, ("evidence", "plain"))
+        check_tag_name("answer_section", answer_section)
+        self._answer_section = answer_section
         self._is_evidence = prompt_style == "evidence"
         self._system = system
         self._least_tokens = max_new_tokens
@@ -312,7 +318,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
     def _returned(self, task: str, text: str) -> str:
         if task.startswith(EVISRAG_TASKS):
             return text
-        section = parse_response(text).content("answer")
+        section = section_content(text, self._answer_section)
         return text if section is None else section.strip()
 
     def _log(self, answers: Any) -> None:

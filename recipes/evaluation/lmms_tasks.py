@@ -17,6 +17,8 @@ from pathlib import Path
 
 from recipes.evaluation.benchmark_requests import TaskRequests, load_tasks
 from rsgrpo.config import Config, DataConfig, EvalConfig
+from rsgrpo.config.response import check_tag_name
+from rsgrpo.evaluation.benchmarks.base import ANSWER_SECTION
 from rsgrpo.evaluation.prompts.lmms_tasks import document
 from rsgrpo.failures import CommandParser, run_command
 from rsgrpo.io.jsonl import append_rows
@@ -69,12 +71,13 @@ def task_name(name: str) -> str:
     return "rsgrpo_" + re.sub(r"\W+", "_", name).lower()
 
 
-def write_lmms_tasks(config: Config, out: Path) -> list[str]:
+def write_lmms_tasks(config: Config, out: Path, answer_section: str = ANSWER_SECTION) -> list[str]:
     """Write one task file and one data file a task.
 
     Args:
         config: ``eval`` names tasks and data.
         out: the folder to write, made if need be; files of the same tasks are replaced.
+        answer_section: the section of a response that holds the answer.
 
     Returns:
         lmms-eval's names of the tasks.
@@ -84,18 +87,18 @@ def write_lmms_tasks(config: Config, out: Path) -> list[str]:
     """
     tasks = load_tasks(config, None, out / "canvases")
     for task in tasks:
-        _write_task(task, out)
+        _write_task(task, out, answer_section)
     return [task_name(task.name) for task in tasks]
 
 
-def _write_task(task: TaskRequests, out: Path) -> None:
+def _write_task(task: TaskRequests, out: Path, answer_section: str) -> None:
     name = task_name(task.name)
     rows = (out / f"{name}.jsonl").absolute()
     rows.unlink(missing_ok=True)
     append_rows(
         rows,
         (
-            document(task.benchmark.name, request.prompt, request.sample, request.needle_position)
+            document(task.benchmark.name, request.prompt, request.sample, request.needle_position, answer_section)
             for request in task.requests
         ),
     )
@@ -127,11 +130,18 @@ def command_parser() -> CommandParser:
     parser.add_argument("--out", required=True, type=Path, help="folder to write to; lmms-eval's --include_path")
     parser.add_argument("--image-root", default="", help="COCO's photographs (Visual Haystacks)")
     parser.add_argument("--max-samples", type=int, default=0, help="questions a task; 0: all")
+    parser.add_argument(
+        "--answer-section",
+        default=ANSWER_SECTION,
+        metavar="NAME",
+        help=f"section of a response that holds the answer (default {ANSWER_SECTION}, the public tag)",
+    )
     return parser
 
 
 def _command(arguments: Sequence[str] | None) -> None:
     given = command_parser().parse_args(arguments)
+    check_tag_name("--answer-section", given.answer_section)
     settings = EvalConfig(
         tasks=given.tasks.split(","),
         data_root=given.data_root,
@@ -140,7 +150,7 @@ def _command(arguments: Sequence[str] | None) -> None:
     )
     # Whoever answers brings its own limit on images.
     config = Config(stage="eval", eval=settings, data=DataConfig(max_images=sys.maxsize))
-    for name in write_lmms_tasks(config, given.out):
+    for name in write_lmms_tasks(config, given.out, given.answer_section):
         print(name)
 
 

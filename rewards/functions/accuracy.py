@@ -9,7 +9,7 @@ from rsgrpo.text.normalise import normalize_keeping_numbers, set_f1
 
 @reads_sections(arguments=("section",))
 @needs_gold(answer_in="section")
-def accuracy(call: RewardCall, section: str = "answer") -> float:
+def accuracy(call: RewardCall, section: str | None = None) -> float:
     """Set-F1 of the normalised words of the answer section and the best accepted answer, in [0, 1].
 
     The accepted answer is the gold response's answer section, else the best of ``Sample.answers``, else
@@ -19,12 +19,12 @@ def accuracy(call: RewardCall, section: str = "answer") -> float:
 
     Args:
         call: the response to judge, with its sample.
-        section: the section that holds the answer.
+        section: the section that holds the answer; None: ``response.answer_section``.
 
     Example:
         ``<answer>3 percent</answer>`` against gold ``3%``: precision 1/2, recall 1, so 2/3.
     """
-    answer = call.parsed.content(section)
+    answer = call.answer(section)
     if answer is None:
         return 0.0
     words = normalize_keeping_numbers(answer).split()

@@ -22,7 +22,7 @@ def observe_citation(call: RewardCall, section: str = "observe") -> float:
 
 
 @reads_sections(arguments=("section", "answer_section"))
-def think_copy(call: RewardCall, section: str = "think", answer_section: str = "answer") -> float:
+def think_copy(call: RewardCall, section: str = "think", answer_section: str | None = None) -> float:
     """-1.0 if the think section only repeats the answer, else 0.0.
 
     Compared after normalisation, so an added space or full stop does not hide the copy.
@@ -30,9 +30,9 @@ def think_copy(call: RewardCall, section: str = "think", answer_section: str = "
     Args:
         call: the response to judge, with its sample.
         section: the section that must not be a copy.
-        answer_section: the section that holds the answer.
+        answer_section: the section that holds the answer; None: ``response.answer_section``.
     """
-    think, answer = call.parsed.content(section), call.parsed.content(answer_section)
+    think, answer = call.parsed.content(section), call.answer(answer_section)
     if think is None or answer is None:
         return 0.0
     return -1.0 if normalize_keeping_numbers(think) == normalize_keeping_numbers(answer) else 0.0

@@ -17,14 +17,14 @@ _YES_NO = frozenset(("yes", "no"))
 
 @reads_sections(arguments=("section",))
 @needs_gold(answer_in="section")
-def yes_no(call: RewardCall, section: str = "answer") -> float | None:
+def yes_no(call: RewardCall, section: str | None = None) -> float | None:
     """1.0 if the answer section says the gold word and not the other one, else 0.0.
 
     The benchmark's own rule counts an answer that holds both words as right for either gold; here it is wrong.
 
     Args:
         call: the response to judge, with its sample.
-        section: the section that holds the answer.
+        section: the section that holds the answer; None: ``response.answer_section``.
 
     Returns:
         None where gold is neither yes nor no; 0.0 where there is no closed answer section.
@@ -36,7 +36,7 @@ def yes_no(call: RewardCall, section: str = "answer") -> float | None:
     gold = {word for answer in accepted for word in normalize_answer(answer).split()} & _YES_NO
     if len(gold) != 1:
         return None
-    answer = call.parsed.content(section)
+    answer = call.answer(section)
     if answer is None:
         return 0.0
     # The "no" of "no relevant information" answers nothing.

@@ -21,7 +21,7 @@ _LABEL = re.compile(r"[(\[]?([A-Za-z]{1,2})(?:[)\].:,](.*)|)", re.DOTALL)
 
 @reads_sections(arguments=("section",))
 @needs_gold("choices")
-def choice(call: RewardCall, section: str = "answer") -> float | None:
+def choice(call: RewardCall, section: str | None = None) -> float | None:
     """1.0 if the answer section names the right option and no other, else 0.0.
 
     It may name it by letter (``B``, ``(b)``, ``B.``), by its text, or by both if they agree (``B. a dog``). A
@@ -29,7 +29,7 @@ def choice(call: RewardCall, section: str = "answer") -> float | None:
 
     Args:
         call: the response to judge, with its sample.
-        section: the section that holds the answer.
+        section: the section that holds the answer; None: ``response.answer_section``.
 
     Returns:
         None where gold names no option; 0.0 where there is no closed answer section.
@@ -43,7 +43,7 @@ def choice(call: RewardCall, section: str = "answer") -> float | None:
     gold = {chosen_option(answer, choices) for answer in accepted} - {_NO_CHOICE}
     if not gold:
         return None
-    answer = call.parsed.content(section)
+    answer = call.answer(section)
     return 0.0 if answer is None else float(chosen_option(answer, choices) in gold)
 
 

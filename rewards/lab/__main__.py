@@ -29,12 +29,14 @@ exit status:
 _REPLAY_EXAMPLES = """\
   uv run rsgrpo lab replay runs/quickstart rewards.accuracy.weight=1 ~rewards.format
   uv run rsgrpo lab replay runs/quickstart --config configs/recipe/evisrag_7b.yaml --show 1
+  uv run rsgrpo lab replay runs/quickstart 'response.sections.0.required=false'
   uv run rsgrpo lab replay runs/quickstart \\
       '+rewards.mine={function: "my_rewards.py:short_thinking", scope: {section: think}}'
 """
 _LINT_EXAMPLES = """\
   uv run rsgrpo lab lint rewards.functions.accuracy:accuracy
   uv run rsgrpo lab lint my_rewards.py:short_thinking max_words=40
+  uv run rsgrpo lab lint rewards.functions.format:format 'response.sections=[{name: plan}, {name: answer}]'
   uv run rsgrpo lab lint --config configs/recipe/quickstart.yaml --json tricks.json
 """
 
@@ -74,8 +76,10 @@ def command_parser() -> CommandParser:
         formatter_class=lines,
     )
     again.add_argument("run_folder", type=Path, help="the run_dir of a run, such as runs/quickstart")
-    again.add_argument("overrides", nargs="*", help="rewards.NAME.key=value, +rewards.NAME={…}, ~rewards.NAME")
-    again.add_argument("--config", type=Path, help="YAML whose rewards take the place of the run's")
+    again.add_argument(
+        "overrides", nargs="*", help="rewards.NAME.key=value, +rewards.NAME={…}, ~rewards.NAME, response.key=value"
+    )
+    again.add_argument("--config", type=Path, help="YAML whose rewards and sections take the place of the run's")
     again.add_argument("--stage", default="rl", help="whose responses: rl (default) or another stage of the run")
     again.add_argument(
         "--show", type=int, default=_DEFAULT_SHOWN, help=f"groups shown one by one (default {_DEFAULT_SHOWN})"
@@ -89,7 +93,10 @@ def command_parser() -> CommandParser:
         formatter_class=lines,
     )
     tricks.add_argument(
-        "rewards", nargs="*", help="module:function or file.py:function, and key=value for its arguments"
+        "rewards",
+        nargs="*",
+        help="module:function or file.py:function, key=value for its arguments, and response.key=value (with --config "
+        "rewards.NAME.key=value too)",
     )
     tricks.add_argument("--config", type=Path, help="YAML with rewards: judge their weighted sum")
     tricks.add_argument(
@@ -117,27 +124,34 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _lint(options: argparse.Namespace) -> int:
     results: list[Lint] = []
-    kwargs = {
-        key: parsed_value(value) for key, _, value in (reward.partition("=") for reward in options.rewards) if value
-    }
-    empty = next((reward for reward in options.rewards if reward.endswith("=")), "")
+    overrides = [given for given in options.rewards if _is_override(given)]
+    others = [given for given in options.rewards if not _is_override(given)]
+    kwargs = {key: parsed_value(value) for key, _, value in (given.partition("=") for given in others) if value}
+    empty = next((given for given in others if given.endswith("=")), "")
     if empty:
         raise RsgrpoError(f"{shown(empty)} has no value; write {shown(empty)}VALUE, or leave it out")
-    functions = [reward for reward in options.rewards if "=" not in reward]
+    functions = [given for given in others if "=" not in given]
     if not functions and options.config is None:
         raise RsgrpoError("lint needs a reward, such as rewards.functions.accuracy:accuracy, or --config FILE")
+    rewards, response_format = yaml_rewards(options.config, overrides)
     if options.config is not None:
-        rewards, response_format = yaml_rewards(options.config)
         loaded = load_rewards(rewards, Path.cwd(), response_format)
         results.append(lint(str(options.config), loaded, options.kind, response_format))
     for function in functions:
         config = RewardConfig(function=function, scope=ScopeConfig(start="begin", stop="end"), kwargs=kwargs)
         short_name = function.rpartition(":")[2]  # messages call a reward rewards.NAME, as in settings
-        results.append(lint(function, load_rewards({short_name: config}, Path.cwd()), options.kind))
+        loaded = load_rewards({short_name: config}, Path.cwd(), response_format)
+        results.append(lint(function, loaded, options.kind, response_format))
     print(lint_table(results))
     if options.json:
         _write(options.json, [dataclasses.asdict(result) for result in results])
     return int(any(result.paying for result in results))
+
+
+def _is_override(given: str) -> bool:
+    """Whether an argument of lint changes a setting: a function's own arguments have no points in their names."""
+    key, is_set, _ = given.partition("=")
+    return given.startswith("~") or bool(is_set and "." in key)
 
 
 def _write(file: Path, document: object) -> None:

@@ -116,10 +116,9 @@ class _Draft:
 def _roles(response_format: ResponseFormat, answer_section: str) -> dict[str, str]:
     """What each declared section is for, in the order in which they stand."""
     rules = sorted(response_format.sections, key=lambda rule: rule.order)
-    answer = answer_section if answer_section in response_format.names else rules[-1].name
     roles: dict[str, str] = {}
     for rule in rules:
-        if rule.name == answer:
+        if rule.name == answer_section:
             roles[rule.name] = "answer"
         elif rule.per_image_lines:
             roles[rule.name] = "evidence"
@@ -275,18 +274,19 @@ KINDS = tuple(_DRAFTS)
 
 
 @lru_cache(maxsize=8)
-def cases_of(response_format: ResponseFormat = EVISRAG, answer_section: str = "answer") -> dict[str, list[Case]]:
+def cases_of(response_format: ResponseFormat = EVISRAG, answer_section: str | None = None) -> dict[str, list[Case]]:
     """Questions by kind, with responses in the declared sections.
 
     Args:
         response_format: the declared sections.
-        answer_section: the one that holds the answer; where it is not declared, the last one does.
+        answer_section: the one that holds the answer; None: ``response.answer_section``.
 
     Example:
         With ``plan``, ``look`` (``per_image_lines``) and ``answer`` a haystack's response says in ``plan`` what is
         looked for, in ``look`` one line per image, and in ``answer`` yes or no.
     """
-    return {kind: [draft.case(response_format, answer_section) for draft in drafts] for kind, drafts in _DRAFTS.items()}
+    section = answer_section or response_format.answer_section
+    return {kind: [draft.case(response_format, section) for draft in drafts] for kind, drafts in _DRAFTS.items()}
 
 
 def _nothing_relevant(case: Case) -> str:

@@ -109,9 +109,9 @@ def lint(name: str, rewards: Sequence[LoadedReward], kind: str = "", response_fo
 
 
 def _answer_section(rewards: Sequence[LoadedReward], response_format: ResponseFormat) -> str:
-    """The section that a reward takes the answer from."""
-    declared = (reward.answer_section for reward in rewards if reward.answer_section in response_format.names)
-    return next(declared, "")
+    """The section that a reward takes the answer from, where one needs it; else the run's own."""
+    needed = (reward.answer_section for reward in rewards if reward.answer_section in reward.gold_sections)
+    return next(needed, response_format.answer_section)
 
 
 def _gold_problem(case: Case, reward: LoadedReward) -> str:

@@ -1,4 +1,4 @@
-"""A run's settings, and the same with other rewards."""
+"""A run's settings, and the same with other rewards or sections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rsgrpo.errors import shown
 from rsgrpo.io.atomic_files import FileError, shown_error
 from rsgrpo.run.folder import RunFolder, read_settings
 
-_REPLAYED = ("rewards.", "rl.credit.")
+_REPLAYED = ("rewards.", "rl.credit.", "response.")
 
 
 def run_settings(run_folder: Path) -> Config:
@@ -32,14 +32,15 @@ def run_settings(run_folder: Path) -> Config:
 
 
 def changed_settings(run_folder: Path, file: Path | None, overrides: Sequence[str]) -> Config:
-    """A run's settings with other rewards or credit.
+    """A run's settings with other rewards, credit or sections.
 
     Args:
         run_folder: the folder of the run.
         file: YAML whose ``rewards`` (and ``response``) take the place of the run's, and whose ``rl.credit`` is laid
             over them; a recipe will do. None: the run's own.
         overrides: settings as on the command line of ``rsgrpo train``: ``rewards.accuracy.weight=1`` sets a value,
-            ``+rewards.mine={…}`` adds a reward, ``~rewards.format`` takes one out.
+            ``+rewards.mine={…}`` adds a reward, ``~rewards.format`` takes one out, ``response.sections=[…]`` declares
+            other sections.
 
     Returns:
         Checked settings.
@@ -63,19 +64,31 @@ def changed_settings(run_folder: Path, file: Path | None, overrides: Sequence[st
         if credit is not None:
             composed = _merged(composed, {"rl": {"credit": credit}})
     for override in overrides:
-        composed = _overridden(composed, override)
+        composed = _overridden(composed, override, _REPLAYED)
     return load_config(composed)
 
 
-def yaml_rewards(file: Path) -> tuple[dict[str, RewardConfig], ResponseFormat]:
+def yaml_rewards(file: Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, RewardConfig], ResponseFormat]:
     """The rewards that a YAML file sets, such as a recipe, and the sections that it declares: by default EVisRAG's.
 
+    Args:
+        file: None: no rewards.
+        overrides: of ``response.*`` and, where there is a file, ``rewards.*``; see :func:`changed_settings`.
+
     Raises:
-        ConfigError: it cannot be read, sets none, or they do not fit the schema.
+        ConfigError: it cannot be read, sets no reward, or they do not fit the schema; an override of something else.
     """
-    response = OmegaConf.select(_read(file), "response")
-    settings = {"rewards": _rewards(file), **({} if response is None else {"response": response})}
-    config = load_config(OmegaConf.create(settings))
+    response = None if file is None else OmegaConf.select(_read(file), "response")
+    composed = OmegaConf.create(
+        {
+            "stage": "eval",  # nothing is trained: no reward at all will do
+            "rewards": {} if file is None else _rewards(file),
+            "response": {} if response is None else response,
+        }
+    )
+    for override in overrides:
+        composed = _overridden(composed, override, ("response.",) if file is None else ("rewards.", "response."))
+    config = load_config(composed)
     return config.rewards, config.response.format
 
 
@@ -91,11 +104,12 @@ def parsed_value(text: str) -> Any:
         raise ConfigError(f"the value {text!r} cannot be read: {error}") from error
 
 
-def _overridden(composed: DictConfig, override: str) -> DictConfig:
+def _overridden(composed: DictConfig, override: str, changeable: Sequence[str]) -> DictConfig:
     key, _, text = override.partition("=")
     name = key.lstrip("+~")
-    if not name.startswith(_REPLAYED):
-        raise ConfigError(f"{override!r} changes nothing that can be replayed; only rewards.* and rl.credit.* can")
+    if not name.startswith(tuple(changeable)):
+        listed = ", ".join(f"{prefix}*" for prefix in changeable)
+        raise ConfigError(f"{override!r} is no setting that can be changed here; these can: {listed}")
     reward = name.split(".")[1]
     is_known = reward in composed.rewards if name.startswith("rewards.") else True
     if key.startswith("~"):

@@ -52,6 +52,7 @@ class _Seen:
     Attributes:
         credited: the rollout.
         stats: under the batch's policy.
+        entropy: [R] float32, nats, of each token's distribution.
         entropy_before: [R + 1] float64, sum of the entropies of the tokens in front of each position.
         clipped_before: [2, R + 1] int64, likewise how many tokens are clipped for positive credit and for
             negative; None if clipping is not asked for.
@@ -59,6 +60,7 @@ class _Seen:
 
     credited: CreditedRollout
     stats: ResponseStats
+    entropy: NDArray[np.float32]
     entropy_before: NDArray[np.float64]
     clipped_before: NDArray[np.int64] | None
 
@@ -101,7 +103,7 @@ def step_telemetry(
         policy learned since.
 
     Raises:
-        ValueError: a trained response is missing from ``responses``, or its lengths differ.
+        ValueError: a trained response is missing from ``responses``, its lengths differ, or its entropy is missing.
 
     Example:
         Engine log-probabilities 0 and 0, trainer 0 and -0.4: ``engine/logprob_gap_mean`` = 0.2 and
@@ -153,12 +155,25 @@ def _seen(
                     f"the trainer reported {found} for sample {rollout.key[0]!r} rollout {rollout.key[1]}, which has "
                     f"{rollout.num_tokens} tokens; pass the statistics of every response that was trained on"
                 )
+            if stats.entropy is None:
+                raise ValueError(
+                    f"the trainer reported no entropy for sample {rollout.key[0]!r} rollout {rollout.key[1]}; ask for "
+                    "it with Policy.score(groups, with_entropy=True)"
+                )
             clipped: NDArray[np.int64] | None = None
             if loss is not None:
                 old = rollout.rollout.logprobs if loss.old_logprobs == "engine" else stats.logprobs
                 clipped = _clipped_before(updated_by_key.get(rollout.key, stats).logprobs - old, loss)
             entropy_before = np.concatenate(([0.0], np.cumsum(stats.entropy, dtype=np.float64)))
-            seen.append(_Seen(credited=rollout, stats=stats, entropy_before=entropy_before, clipped_before=clipped))
+            seen.append(
+                _Seen(
+                    credited=rollout,
+                    stats=stats,
+                    entropy=stats.entropy,
+                    entropy_before=entropy_before,
+                    clipped_before=clipped,
+                )
+            )
     return seen
 
 
@@ -184,7 +199,7 @@ def _policy_and_engine(seen: Sequence[_Seen], *, is_on_policy: bool) -> dict[str
     difference = -gap.astype(np.float64)
     metrics = gap_metrics(gap) if is_on_policy else {}
     return metrics | {
-        "policy/entropy": _mean(_joined(response.stats.entropy for response in seen)),
+        "policy/entropy": _mean(_joined(response.entropy for response in seen)),
         "engine/kl": float(np.mean(np.expm1(difference) - difference)) if len(gap) else 0.0,
         "engine/stale_frac": 1.0 - len(gap) / num_tokens if num_tokens else 0.0,
         "engine/mixed_versions_frac": _mean([rollout.newest_version > rollout.policy_version for rollout in rollouts]),

@@ -39,12 +39,14 @@ class ResponseFormat:
 
     Attributes:
         sections: in the order of the list in the settings.
+        answer_section: name of the one with the final answer.
 
     Example:
         ``EVISRAG.names`` is ``("observe", "evidence", "think", "answer")``, its ``lines_section`` is ``"evidence"``.
     """
 
     sections: tuple[SectionRule, ...]
+    answer_section: str = "answer"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,6 +129,9 @@ class ResponseConfig:
 
     sections: list[SectionConfig] = field(default_factory=_evisrag_sections)
     """EVisRAG's four by default; a list in a recipe takes their place as a whole."""
+    answer_section: str = EVISRAG.answer_section
+    """Name of the one with the final answer, which stands once: what metrics, benchmarks, gold answers and rewards on
+    the answer read."""
 
     def __post_init__(self) -> None:
         if not self.sections:
@@ -135,11 +140,7 @@ class ResponseConfig:
             )
         for place, section in enumerate(self.sections):
             key = f"response.sections[{place}]"
-            if not _NAME.fullmatch(section.name):
-                raise ConfigError(
-                    f"{key}.name={shown(section.name, 80)!r} is no name of a tag; write up to 64 letters, digits, _, - "
-                    "and ., beginning with a letter, without < and >"
-                )
+            check_tag_name(f"{key}.name", section.name)
             if section.name in _MARKERS:
                 raise ConfigError(
                     f"{key}.name={section.name!r} would be taken for the marker <{section.name}> of data sets; choose "
@@ -159,6 +160,22 @@ class ResponseConfig:
                 f"response.sections has per_image_lines: true on {', '.join(lined)}; an image has one line, so leave "
                 "it on one of them"
             )
+        self._check_answer_section()
+
+    def _check_answer_section(self) -> None:
+        """Refuse settings that leave open where the final answer stands."""
+        key = f"response.answer_section={shown(self.answer_section, 80)!r}"
+        answers = [section for section in self.sections if section.name == self.answer_section]
+        if not answers:
+            raise ConfigError(
+                f"{key} is not declared; {self.format.declared}: set response.answer_section to the one with the final "
+                "answer"
+            )
+        if answers[0].repeatable:
+            raise ConfigError(
+                f"{key} has repeatable: true, so that it is open which of several is the final answer; take that out, "
+                "or name another section"
+            )
 
     @property
     def format(self) -> ResponseFormat:
@@ -173,7 +190,25 @@ class ResponseConfig:
                     per_image_lines=section.per_image_lines,
                 )
                 for place, section in enumerate(self.sections)
-            )
+            ),
+            answer_section=self.answer_section,
+        )
+
+
+def check_tag_name(key: str, name: str) -> None:
+    """Refuse what cannot stand between ``<`` and ``>``.
+
+    Args:
+        key: of the setting.
+        name: of a section.
+
+    Raises:
+        ConfigError: one sentence with what a name may be.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{key}={shown(name, 80)!r} is no name of a tag; write up to 64 letters, digits, _, - and ., beginning "
+            "with a letter, without < and >"
         )
 
 

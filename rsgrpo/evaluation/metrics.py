@@ -4,8 +4,9 @@ Official (what published numbers are): the answer is the text after ``<answer>``
 where the tag is missing; decimal points vanish (3.5 equals 35); accuracy asks only whether all words of
 a reference occur. Strict: no answer section, no credit; decimal points and signs count; no epsilon in F1.
 
-The official metrics, and which section is the answer, are EVisRAG's by definition. Whether a response is well formed,
-and what it says of each image, go by the declared sections (``response.sections``).
+Which section is the answer (``response.answer_section``), whether a response is well formed, and what it says of each
+image go by the declared sections. With EVisRAG's tags the official metrics are the public script's bug for bug; with
+others they are the same rules on another tag.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rsgrpo.text.normalise import (
     normalize_keeping_numbers,
     set_f1,
 )
-from rsgrpo.text.sections import ParsedResponse, parse_response
+from rsgrpo.text.sections import ParsedResponse, parse_response, section_content
 
 _OFFICIAL_EPSILON = 1e-7  # in the original's F1, so an exact match scores 0.99999995
 
@@ -115,25 +116,32 @@ class EvaluationMetrics:
     num_with_gold_evidence: int
 
 
-def official_answer(text: str) -> str:
+def official_answer(text: str, section: str = EVISRAG.answer_section) -> str:
     """What the official scorer takes for the answer.
 
     The text between the first ``<answer>`` and the next ``<answer>`` or ``</answer>``, or the end; all of
     it where there is no ``<answer>``.
+
+    Args:
+        text: the whole output.
+        section: the one with the answer; the public script's is ``answer``.
     """
-    _, tag, rest = text.partition("<answer>")
+    _, tag, rest = text.partition(f"<{section}>")
     if not tag:
         return text
-    return rest.partition("<answer>")[0].partition("</answer>")[0]
+    return rest.partition(f"<{section}>")[0].partition(f"</{section}>")[0]
 
 
-def score_answer(text: str, answers: Sequence[str], *, is_sufficient: bool = True) -> AnswerScore:
+def score_answer(
+    text: str, answers: Sequence[str], *, is_sufficient: bool = True, section: str = EVISRAG.answer_section
+) -> AnswerScore:
     """The official metrics of one output.
 
     Args:
         text: the whole output.
         answers: the accepted answers; the three refusals stand in for them if not ``is_sufficient``.
         is_sufficient: whether the pages hold the answer.
+        section: see :func:`official_answer`.
 
     Returns:
         Best em, accuracy and F1 over the references, each by itself. A reference that shares no word
@@ -144,13 +152,25 @@ def score_answer(text: str, answers: Sequence[str], *, is_sufficient: bool = Tru
         precision 1/3 and recall 1, 0.49999996.
     """
     return _best_score(
-        normalize_answer(official_answer(text)), answers if is_sufficient else REFUSALS, normalize_answer, _official_f1
+        normalize_answer(official_answer(text, section)),
+        answers if is_sufficient else REFUSALS,
+        normalize_answer,
+        _official_f1,
     )
 
 
-def strict_score_answer(text: str, answers: Sequence[str], *, is_sufficient: bool = True) -> AnswerScore:
-    """The strict metrics of one output: closed answer section required, numbers kept, no epsilon."""
-    answer = parse_response(text).content("answer")
+def strict_score_answer(
+    text: str, answers: Sequence[str], *, is_sufficient: bool = True, section: str = EVISRAG.answer_section
+) -> AnswerScore:
+    """The strict metrics of one output: closed answer section required, numbers kept, no epsilon.
+
+    Args:
+        text: the whole output.
+        answers: references; the three refusals stand in for them if not ``is_sufficient``.
+        is_sufficient: whether the pages hold the answer.
+        section: the one with the answer.
+    """
+    answer = section_content(text, section)
     if answer is None:
         return AnswerScore(em=0.0, accuracy=0.0, f1=0.0)
     return _best_score(
@@ -220,8 +240,10 @@ def score_response(
         Its scores.
     """
     parsed = parse_response(text, response_format, opened)
-    official = score_answer(text, answers, is_sufficient=is_sufficient)
-    strict = strict_score_answer(text, answers, is_sufficient=is_sufficient)
+    section = response_format.answer_section
+    whole = f"<{section}>{text}" if opened == section else text  # the prompt wrote the tag that the scorers look for
+    official = score_answer(whole, answers, is_sufficient=is_sufficient, section=section)
+    strict = strict_score_answer(whole, answers, is_sufficient=is_sufficient, section=section)
     evidence = evidence_scores(parsed, parse_response(gold_response, response_format))
     return ResponseScore(
         em=official.em,
@@ -232,7 +254,7 @@ def score_response(
         strict_f1=strict.f1,
         evidence_f1=_mean(evidence.values()) if evidence else None,
         is_well_formed=parsed.is_well_formed,
-        is_abstention=is_refusal(parse_response(text).content("answer") or ""),
+        is_abstention=is_refusal(parsed.content(section) or ""),
         is_sufficient=is_sufficient,
     )
 

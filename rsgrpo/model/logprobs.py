@@ -81,20 +81,24 @@ class _ResponseLogprobs(torch.autograd.Function):
         temperatures: Tensor | None,
         targets: Tensor,
         chunk_tokens: int,
-    ) -> tuple[Tensor, Tensor]:
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
-        entropy, normaliser = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        normaliser = torch.empty_like(logprobs)
+        entropy = torch.empty_like(logprobs) if with_entropy else None
         for start in range(0, len(hidden), chunk_tokens):
             part = slice(start, start + chunk_tokens)
             logits = _chunk_logits(hidden[part], weight, bias, None if temperatures is None else temperatures[part])
             normaliser[part] = torch.logsumexp(logits, dim=-1)
-            logits.sub_(normaliser[part, None])
-            logprobs[part] = logits.gather(-1, targets[part, None])[:, 0]
-            # H = -sum p log p
-            entropy[part] = -torch.einsum("tv,tv->t", torch.exp(logits), logits)
+            logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - normaliser[part]
+            if entropy is not None:
+                logits.sub_(normaliser[part, None])
+                # H = -sum p log p
+                entropy[part] = -torch.einsum("tv,tv->t", torch.exp(logits), logits)
         ctx.save_for_backward(hidden, weight, bias, temperatures, targets, normaliser)
         ctx.chunk_tokens = chunk_tokens
-        ctx.mark_non_differentiable(entropy)
+        if entropy is not None:
+            ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
@@ -121,7 +125,7 @@ class _ResponseLogprobs(torch.autograd.Function):
             for block in _blocks(weight):
                 grad_weight[block] += _product(grad_logits[:, block].T, hidden[part])
         whole = None if grad_weight is None else grad_weight.to(weight.dtype)
-        return grad_hidden, whole, None, None, None, None
+        return grad_hidden, whole, None, None, None, None, None
 
 
 class LogprobHead(nn.Linear):
@@ -146,11 +150,25 @@ class LogprobHead(nn.Linear):
             bias[list(suppressed_ids)] = SUPPRESSION_BIAS
         self.register_buffer("suppressed_bias", bias, persistent=False)
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None, temperatures: Tensor | None = None) -> Any:
-        """Logits as usual, or log-probabilities and entropy where targets are given."""
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        temperatures: Tensor | None = None,
+        *,
+        with_entropy: bool = False,
+    ) -> Any:
+        """Logits as usual, or what :func:`response_logprobs` gives where there are targets."""
         if targets is None:
             return super().forward(hidden)
-        return response_logprobs(hidden, self.weight, targets, bias=self.suppressed_bias, temperatures=temperatures)
+        return response_logprobs(
+            hidden,
+            self.weight,
+            targets,
+            bias=self.suppressed_bias,
+            temperatures=temperatures,
+            with_entropy=with_entropy,
+        )
 
 
 def response_logprobs(
@@ -161,8 +179,9 @@ def response_logprobs(
     bias: Tensor | None = None,
     temperatures: Tensor | None = None,
     chunk_tokens: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """``log softmax(hidden @ weight.T / temperature + bias)[target]`` and the distribution's entropy.
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """``log softmax(hidden @ weight.T / temperature + bias)[target]``, and the distribution's entropy if asked for.
 
     Args:
         hidden: [T, H], of which row t predicts target t.
@@ -172,15 +191,17 @@ def response_logprobs(
         bias: [V] float32, constant; None: 0.
         temperatures: [T] float32, above 0, constant; None: 1.
         chunk_tokens: rows computed at a time; 0: as many as keep the logits below 256 MiB (GPU) or 64 MiB (CPU).
+        with_entropy: whether the entropy is computed too: three more passes over the logits.
 
     Returns:
         Log-probabilities [T] float32 in nats, differentiable, and entropy [T] float32 in nats, for
-        telemetry only (no gradient).
+        telemetry only (no gradient), or None.
 
     Example:
         Zero hidden states over a vocabulary of 4: every log-probability is ``-log 4 = -1.386``,
         every entropy ``1.386``.
     """
     chunk = chunk_tokens or max(1, CHUNK_LOGITS[_kind(hidden)] // len(weight))
-    logprobs, entropy = _ResponseLogprobs.apply(hidden, weight, bias, temperatures, targets, chunk)  # type: ignore[no-untyped-call]
+    apply: Any = _ResponseLogprobs.apply
+    logprobs, entropy = apply(hidden, weight, bias, temperatures, targets, chunk, with_entropy)
     return logprobs, entropy

@@ -201,14 +201,15 @@ class PolicyModel(nn.Module):
         visual = model.model.visual
         self._is_vision_frozen = visual is None or not any(parameter.requires_grad for parameter in visual.parameters())
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropy of the sequence's response tokens.
+    def forward(self, batch: MicroBatch, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of the sequence's response tokens, and the entropy of their distributions.
 
         Args:
             batch: the sequence with everything that the model needs.
+            with_entropy: whether the entropy is computed.
 
         Returns:
-            Two [R] float32 tensors in nats; the entropy carries no gradient.
+            Two [R] float32 tensors in nats; the entropy carries no gradient, and is None where it is not asked for.
         """
         language = self.model.model.language_model
         embeddings = language.embed_tokens(batch.token_ids)
@@ -228,7 +229,7 @@ class PolicyModel(nn.Module):
             attention_plan=batch.plan,
         ).last_hidden_state[0]
         states = hidden.index_select(0, batch.predictors)
-        logprobs, entropy = self.model.lm_head(states, batch.targets, batch.temperatures)
+        logprobs, entropy = self.model.lm_head(states, batch.targets, batch.temperatures, with_entropy=with_entropy)
         return logprobs, entropy
 
     def _image_features(self, batch: MicroBatch) -> Tensor | None:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from rsgrpo.config.checks import ConfigError
-from rsgrpo.config.response import EVISRAG, ResponseFormat
+from rsgrpo.config.response import EVISRAG, ResponseFormat, SectionRule
 from rsgrpo.errors import shown
 
 # `[1234567]:` is no label: no prompt holds a million images, and int() refuses very long digit runs.
@@ -203,6 +203,23 @@ def parse_response(text: str, response_format: ResponseFormat = EVISRAG, opened:
         if is_tidy
         else _tag_problems(tags, occurrences, response_format),
     )
+
+
+def section_content(text: str, name: str) -> str | None:
+    """What stands in one section, whichever others there are; it may not be repeated.
+
+    Args:
+        text: the response.
+        name: of the section, declared or not.
+
+    Returns:
+        As :meth:`ParsedResponse.content`.
+
+    Example:
+        ``section_content("so <final>3</final>", "final")`` is ``"3"``, of ``"<final>3"`` it is None.
+    """
+    only = ResponseFormat(sections=(SectionRule(name=name, order=0),), answer_section=name)
+    return parse_response(text, only).content(name)
 
 
 def opened_section(prompt_text: str, response_format: ResponseFormat) -> str:

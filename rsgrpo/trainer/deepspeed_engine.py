@@ -172,19 +172,23 @@ class DeepSpeedEngine:
             group["betas"] = (settings.beta1, settings.beta2)
             group["weight_decay"] = settings.weight_decay
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropy of a sequence, with a graph."""
+    def forward(self, batch: MicroBatch, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities and, if asked for, entropy of a sequence, with a graph."""
         self._engine.train()
-        return self._engine(batch)
+        return self._engine(batch, with_entropy=with_entropy)
 
     @torch.no_grad()
-    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropy of a sequence, without a graph."""
+    def score(self, batch: MicroBatch, *, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities and, if asked for, entropy of a sequence, without a graph."""
         self._engine.eval()
-        return self._engine(batch)
+        return self._engine(batch, with_entropy=with_entropy)
 
     def accumulate(
-        self, batches: Sequence[Callable[[], MicroBatch]], loss_of: Callable[[int, MicroBatch, Tensor, Tensor], Tensor]
+        self,
+        batches: Sequence[Callable[[], MicroBatch]],
+        loss_of: Callable[[int, MicroBatch, Tensor, Tensor | None], Tensor],
+        *,
+        with_entropy: bool = False,
     ) -> None:
         """Forward and backward over micro-batches; gradients add up.
 
@@ -192,11 +196,12 @@ class DeepSpeedEngine:
             batches: builders of the sequences, called one after the other.
             loss_of: gives a sequence's share of the step's loss from its index, the sequence, log-probabilities and
                 entropy.
+            with_entropy: whether ``loss_of`` gets the entropy; else None.
         """
         for index, make in enumerate(batches):
             self._engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
             batch = make()
-            loss = loss_of(index, batch, *self.forward(batch))
+            loss = loss_of(index, batch, *self.forward(batch, with_entropy=with_entropy))
             # DeepSpeed averages gradients over ranks.
             self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
@@ -419,9 +424,9 @@ class FrozenEngine:
             let_go(engine)
 
     @torch.no_grad()
-    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropy of a sequence."""
-        return self._model(batch)
+    def score(self, batch: MicroBatch) -> Tensor:
+        """[R] float32, log-probabilities of a sequence."""
+        return self._model(batch)[0]
 
     def set_on_gpu(self, parts: OnGpu) -> None:
         """Move the weights to the host, or back where the policy keeps everything."""

@@ -237,7 +237,7 @@ class Policy:
                 there is no step: weights, moments and counters stay, the gradient is forgotten.
 
         Returns:
-            Numbers of the step, and log-probabilities and entropy of every response token under the
+            Numbers of the step, and log-probabilities and (``policy`` only) entropy of every response token under the
             weights before it, in the order of ``groups``.
 
         Raises:
@@ -281,18 +281,21 @@ class Policy:
             return f"the batch could not be kept ({error})"
         return f"{folder} holds the last batch and the model that it fails on"
 
-    def score(self, groups: Sequence[TrainingGroup]) -> tuple[ResponseStats, ...]:
-        """Log-probabilities and entropy of responses under the present weights, without an update.
+    def score(self, groups: Sequence[TrainingGroup], *, with_entropy: bool = False) -> tuple[ResponseStats, ...]:
+        """Log-probabilities of responses under the present weights, without an update.
 
         Args:
             groups: prompts and responses; their token weights are not read.
+            with_entropy: whether the records hold the entropy too.
 
         Returns:
             One record per response, in the order of ``groups``.
         """
         with self._one_at_a_time:
             num_micro_batches, _ = self._prepare(groups)
-            ranks = self._ranks.each(lambda worker: worker.score.remote(num_micro_batches), is_collective=True)
+            ranks = self._ranks.each(
+                lambda worker: worker.score.remote(num_micro_batches, with_entropy), is_collective=True
+            )
         return in_order(groups, [response for rank in ranks for response in rank])
 
     def _prepare(self, groups: Sequence[TrainingGroup]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rsgrpo.model.micro_batches import Segment
 from rsgrpo.trainer.objective import RankTotals
-from rsgrpo.types import ResponseStats, TrainingGroup, UpdateMetrics
+from rsgrpo.types import FloatArray, ResponseStats, TrainingGroup, UpdateMetrics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -60,30 +60,34 @@ class RankStep:
 
 
 def response_stats(
-    segments: Sequence[Segment], groups: Sequence[TrainingGroup], logprobs: Tensor, entropy: Tensor
+    segments: Sequence[Segment], groups: Sequence[TrainingGroup], logprobs: Tensor, entropy: Tensor | None
 ) -> list[ResponseStats]:
-    """A sequence's log-probabilities and entropies, response by response.
+    """A sequence's log-probabilities and, where computed, entropies, response by response.
 
     Args:
         segments: the segments of the sequence.
         groups: the groups that the segments number.
         logprobs: [R] float, of the sequence's response tokens, nats.
-        entropy: [R] float, the entropy before each response token, nats.
+        entropy: [R] float, the entropy before each response token, nats; None where it was not computed.
     """
     lengths = [length for segment in segments for length in segment.response_lengths]
     ends = np.cumsum(lengths)[:-1]
+
+    def parts(values: Tensor) -> list[FloatArray]:
+        return [part.copy() for part in np.split(values.detach().float().cpu().numpy(), ends)]
+
     owners = [(groups[segment.group], i) for segment in segments for i in segment.responses]
     return [
         ResponseStats(
             sample_id=group.sample_id,
             response_index=group.responses[i].response_index,
-            logprobs=own_logprobs.copy(),
-            entropy=own_entropy.copy(),
+            logprobs=own_logprobs,
+            entropy=own_entropy,
         )
         for (group, i), own_logprobs, own_entropy in zip(
             owners,
-            np.split(logprobs.detach().float().cpu().numpy(), ends),
-            np.split(entropy.detach().float().cpu().numpy(), ends),
+            parts(logprobs),
+            [None] * len(lengths) if entropy is None else parts(entropy),
             strict=True,
         )
     ]

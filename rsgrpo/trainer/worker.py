@@ -266,7 +266,7 @@ class PolicyWorker:
         if not with_reference:
             return batch
         if self._reference is not None:
-            logprobs, _ = self._reference.score(batch)
+            logprobs = self._reference.score(batch)
         else:
             with adapters_off(self._model):
                 logprobs, _ = self._engine.score(batch)
@@ -294,7 +294,7 @@ class PolicyWorker:
         totals: list[RankTotals] = []
         stats: list[ResponseStats] = []
 
-        def loss_of(index: int, batch: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Tensor:
+        def loss_of(index: int, batch: MicroBatch, logprobs: Tensor, entropy: Tensor | None) -> Tensor:
             value, row_totals = row_loss(batch, logprobs, objective, loss)
             if index < len(self._plan):
                 totals.append(row_totals)
@@ -304,7 +304,7 @@ class PolicyWorker:
         makers = self._row_makers(num_micro_batches, with_reference=self._has_reference and objective == "policy")
         start = time.perf_counter()
         with self._naming_memory(), self._pixels.of_step(self._plan, self._prompts):
-            self._engine.accumulate(makers, loss_of)
+            self._engine.accumulate(makers, loss_of, with_entropy=objective == "policy")
         return RankPass(
             totals=sum_totals(totals),
             responses=tuple(stats),
@@ -331,17 +331,17 @@ class PolicyWorker:
         """Forget what was accumulated: the next step is as if it had never been."""
         self._engine.drop_gradients()
 
-    def score(self, num_micro_batches: int) -> tuple[ResponseStats, ...]:
-        """Log-probabilities and entropy of what was prepared, without gradients.
+    def score(self, num_micro_batches: int, with_entropy: bool = False) -> tuple[ResponseStats, ...]:
+        """Log-probabilities of what was prepared, and the entropy if asked for, without gradients.
 
         Args:
             num_micro_batches: the most that any rank planned.
+            with_entropy: see ``Policy.score``.
         """
         stats: list[ResponseStats] = []
-        with self._pixels.of_step(self._plan, self._prompts):
+        with self._naming_memory(), self._pixels.of_step(self._plan, self._prompts):
             for index, make in enumerate(self._row_makers(num_micro_batches)):
-                with self._naming_memory():
-                    logprobs, entropy = self._engine.score(make())
+                logprobs, entropy = self._engine.score(make(), with_entropy=with_entropy)
                 if index < len(self._plan):
                     stats.extend(response_stats(self._plan[index], self._groups, logprobs, entropy))
         return tuple(stats)

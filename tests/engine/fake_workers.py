@@ -88,7 +88,7 @@ class SlowRank:
         time.sleep(1.0)
         return 1
 
-    def score(self, num_micro_batches: int) -> list[ResponseStats]:
+    def score(self, num_micro_batches: int, with_entropy: bool = False) -> list[ResponseStats]:
         self._calls.append("score")
         zero = np.zeros(1, dtype=np.float32)
         return [ResponseStats(sample_id="q", response_index=0, logprobs=zero, entropy=zero)]

@@ -177,6 +177,18 @@ def _shown_image(server: FakeServer, image: object) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition(",")[2]))).convert("RGB")
 
 
+def test_the_section_with_the_answer_is_an_argument(server: FakeServer) -> None:
+    from recipes.evaluation.lmms_eval_model import RsgrpoModel
+
+    server.reply = lambda *_: ok("<plan>A or B</plan><final> B </final>")
+    returned = []
+    for section in ("answer", "final"):
+        model = RsgrpoModel(endpoint=server.url, model="m", raw_log="", min_pixels=1, answer_section=section)
+        model.task_dict = {"t": {"test": {0: {}}}}
+        returned += model.generate_until([_Request(Image.new("RGB", (28, 28)))])
+    assert returned == ["<plan>A or B</plan><final> B </final>", "B"]
+
+
 def test_images_come_as_pictures_paths_urls_and_bytes(server: FakeServer, tmp_path: Path) -> None:
     # Orientation 6: stored lying, 6 wide and 4 high; upright it is 4 wide and 6 high, its stored left end above.
     stored, orientation = Image.new("RGB", (6, 4), "white"), Image.Exif()

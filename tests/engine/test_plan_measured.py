@@ -57,7 +57,7 @@ def _gradients(worker: ReloadingWorker, num_rows: int) -> int:
     """Accumulate a row twice; the most that gradients take between and behind."""
     found: list[int] = []
 
-    def loss_of(index: int, batch: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Tensor:
+    def loss_of(index: int, batch: MicroBatch, logprobs: Tensor, entropy: Tensor | None) -> Tensor:
         if index:
             found.append(_gradient_bytes(worker))
         return row_loss(batch, logprobs, "nll", None)[0]

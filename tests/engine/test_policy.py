@@ -85,10 +85,13 @@ def _same(one: UpdateResult, other: UpdateResult) -> bool:
         for field in dataclasses.fields(one.metrics)
         if not field.name.endswith("_seconds")
     )
-    return same_metrics and all(
-        np.array_equal(a.logprobs, b.logprobs) and np.array_equal(a.entropy, b.entropy)
-        for a, b in zip(one.responses, other.responses, strict=True)
-    )
+
+    def same(a: ResponseStats, b: ResponseStats) -> bool:
+        if a.entropy is None or b.entropy is None:
+            return a.entropy is b.entropy and np.array_equal(a.logprobs, b.logprobs)
+        return np.array_equal(a.logprobs, b.logprobs) and np.array_equal(a.entropy, b.entropy)
+
+    return same_metrics and all(same(a, b) for a, b in zip(one.responses, other.responses, strict=True))
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(pair, groups, tmp_path):
@@ -156,6 +159,8 @@ def test_a_checkpoint_is_whole_holds_no_pickle_and_names_what_is_damaged(policy,
 def test_metrics_and_statistics_of_an_update(policy, groups):
     policy.begin_stage(OPTIMIZER, 8)
     scored = policy.score(groups)
+    assert all(one.entropy is None for one in scored)
+    with_entropy = policy.score(groups, with_entropy=True)
     result = policy.update(groups, "policy", LOSS)
     metrics = result.metrics
     # 5+9+7 + 3+12 + 6+1+4 response tokens, in the order given
@@ -166,6 +171,8 @@ def test_metrics_and_statistics_of_an_update(policy, groups):
     for one, before in zip(result.responses, scored, strict=True):
         np.testing.assert_allclose(one.logprobs, before.logprobs, atol=1e-6)
         assert (one.logprobs < 0).all()
+    for one, before in zip(result.responses, with_entropy, strict=True):
+        np.testing.assert_allclose(one.entropy, before.entropy, atol=1e-5)
         # at most log of the vocabulary of 263
         assert (one.entropy > 0).all() and (one.entropy <= np.log(263) + 1e-5).all()
     # on policy the ratio is 1: no clipping, no divergence, loss = Σ weight · (Q - P)

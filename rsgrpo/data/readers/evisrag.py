@@ -176,12 +176,12 @@ def _refuse_other_media(columns: dict[str, Any], question: str, prompt: str) -> 
 
 
 def _answers(columns: dict[str, Any], data: DataConfig, response_format: ResponseFormat) -> tuple[tuple[str, ...], str]:
-    """Accepted answers and the tagged gold response; a tagged ``answer`` is both."""
+    """Accepted answers and the tagged gold response; a tagged text in the answer's column is both."""
     gold = _text(columns, data.gold_column)
     if isinstance(columns.get(data.answer_column), str):
         text = _text(columns, data.answer_column)
         parsed = parse_response(text, response_format)
-        answer = parsed.content("answer") if "answer" in response_format.names else None
+        answer = parsed.content(response_format.answer_section)
         if not gold and (answer is not None or _is_tagged(parsed)):
             return (() if answer is None else (answer.strip(),)), text
         return (text,), gold

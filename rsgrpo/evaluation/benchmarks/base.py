@@ -15,12 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from rsgrpo.config import EVISRAG
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.ids import plain_id
 from rsgrpo.types import Sample
 
 Mode = Literal["official", "strict"]
 MODES: tuple[Mode, ...] = ("official", "strict")
+
+ANSWER_SECTION = EVISRAG.answer_section
+"""Where scorers look for the answer of a response in sections, unless they are told its run's own section."""
 
 MISSING = "missing_prediction"
 """Anomaly: a sample without a prediction."""
@@ -268,13 +272,22 @@ class Benchmark(Protocol):
     def main_metric(self) -> str:
         """The name of the main metric."""
 
-    def score(self, answered: Sequence[Answered], mode: Mode, gaps: Gaps = NO_GAPS) -> BenchmarkResult:
+    def score(
+        self,
+        answered: Sequence[Answered],
+        mode: Mode,
+        gaps: Gaps = NO_GAPS,
+        *,
+        answer_section: str = ANSWER_SECTION,
+    ) -> BenchmarkResult:
         """Score predictions.
 
         Args:
             answered: samples with their predictions, in file order; a sample may come twice.
             mode: the mode, which says whose rules are applied.
             gaps: what did not pair, as ``pair_predictions`` finds it.
+            answer_section: the name of the section with the answer, for the rules that look for one: EVisRAG's, and
+                the strict ones of every benchmark.
 
         Returns:
             Metrics, breakdowns, anomalies and items.

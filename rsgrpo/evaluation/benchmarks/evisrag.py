@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rsgrpo.evaluation.benchmarks.aggregate import build_result
 from rsgrpo.evaluation.benchmarks.base import (
+    ANSWER_SECTION,
     DOUBLED,
     NO_GAPS,
     ORIGINAL_CRASHES,
@@ -57,10 +58,17 @@ class EVisRagBenchmark:
         """The set."""
         return (self.set_name,)
 
-    def score(self, answered: Sequence[Answered], mode: Mode, gaps: Gaps = NO_GAPS) -> BenchmarkResult:
+    def score(
+        self,
+        answered: Sequence[Answered],
+        mode: Mode,
+        gaps: Gaps = NO_GAPS,
+        *,
+        answer_section: str = ANSWER_SECTION,
+    ) -> BenchmarkResult:
         """See :class:`rsgrpo.evaluation.benchmarks.base.Benchmark`; ``printed`` has the original's ten numbers."""
         once, num_doubled = last_of_each(answered)
-        items = [_score(answer, mode) for answer in (answered if mode == "official" else once)]
+        items = [_score(answer, mode, answer_section) for answer in (answered if mode == "official" else once)]
         if mode == "strict":
             items.extend(_missing_item(sample) for sample in gaps.missing)
         return build_result(
@@ -108,18 +116,18 @@ def _groups(sample: Sample) -> dict[str, str]:
     return {"pages": "answerable" if sample.is_sufficient else "unanswerable"}
 
 
-def _score(answer: Answered, mode: Mode) -> ScoredItem:
+def _score(answer: Answered, mode: Mode, answer_section: str) -> ScoredItem:
     sample = answer.sample
     if answer.defect and mode == "official":
         return replace(_missing_item(sample), anomalies=(ORIGINAL_CRASHES,))
     score_text = score_answer if mode == "official" else strict_score_answer
-    score = score_text(answer.text, sample.answers, is_sufficient=sample.is_sufficient)
+    score = score_text(answer.text, sample.answers, is_sufficient=sample.is_sufficient, section=answer_section)
     return ScoredItem(
         sample_id=sample.sample_id,
         metrics={"em": score.em, "accuracy": score.accuracy, "f1": score.f1},
-        parsed=official_answer(answer.text),
+        parsed=official_answer(answer.text, answer_section),
         groups=_groups(sample),
-        anomalies=() if "<answer>" in answer.text else (UNPARSABLE,),
+        anomalies=() if f"<{answer_section}>" in answer.text else (UNPARSABLE,),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from rsgrpo.errors import shown
 from rsgrpo.evaluation.benchmarks.aggregate import build_result
 from rsgrpo.evaluation.benchmarks.base import (
+    ANSWER_SECTION,
     DOUBLED,
     NO_GAPS,
     ORIGINAL_CRASHES,
@@ -32,7 +33,7 @@ from rsgrpo.evaluation.benchmarks.haystack_bootstrap import Printed, Reply, prin
 from rsgrpo.evaluation.benchmarks.haystack_files import read_folder, record_id, write_folder
 from rsgrpo.evaluation.benchmarks.haystack_text import holds_token, is_compliant, strict_answer
 from rsgrpo.evaluation.benchmarks.prediction_files import read_prediction_rows
-from rsgrpo.text.sections import parse_response
+from rsgrpo.text.sections import section_content
 from rsgrpo.types import Sample
 
 METRICS = ("accuracy", "compliance")
@@ -59,7 +60,14 @@ class HaystackBenchmark:
         """The folder of the data."""
         return (self.needle_mode,)
 
-    def score(self, answered: Sequence[Answered], mode: Mode, gaps: Gaps = NO_GAPS) -> BenchmarkResult:
+    def score(
+        self,
+        answered: Sequence[Answered],
+        mode: Mode,
+        gaps: Gaps = NO_GAPS,
+        *,
+        answer_section: str = ANSWER_SECTION,
+    ) -> BenchmarkResult:
         """See :class:`rsgrpo.evaluation.benchmarks.base.Benchmark`.
 
         ``printed`` has the original's means and deviations over 100 resamples, seeded with 0 (the original
@@ -68,7 +76,7 @@ class HaystackBenchmark:
         once, num_doubled = last_of_each(answered)
         # The original's positional files hold one reply a position.
         chosen = answered if mode == "official" and not self.is_positional else once
-        items = [_score(answer, mode, self.is_positional) for answer in chosen]
+        items = [_score(answer, mode, answer_section, self.is_positional) for answer in chosen]
         if mode == "strict":
             items.extend(_missing_item(sample) for sample in gaps.missing)
         printed = (
@@ -123,7 +131,7 @@ def _groups(sample: Sample, needle_position: int = -1) -> dict[str, str]:
     return groups if needle_position < 0 else groups | {"needle position": str(needle_position)}
 
 
-def _score(answer: Answered, mode: Mode, is_positional: bool) -> ScoredItem:
+def _score(answer: Answered, mode: Mode, answer_section: str, is_positional: bool) -> ScoredItem:
     gold = _gold(answer.sample)
     groups = _groups(answer.sample, answer.needle_position if is_positional else -1)
     if answer.defect and mode == "official":
@@ -133,7 +141,7 @@ def _score(answer: Answered, mode: Mode, is_positional: bool) -> ScoredItem:
         is_right, complies = holds_token(answer.text, gold), is_compliant(answer.text)
         parsed = "/".join(word for word in ("yes", "no") if holds_token(answer.text, word))
     else:
-        section = parse_response(answer.text).content("answer")
+        section = section_content(answer.text, answer_section)
         parsed = strict_answer(answer.text if section is None else section)
         is_right, complies = parsed == gold.strip().lower() != "", bool(parsed)
     return ScoredItem(

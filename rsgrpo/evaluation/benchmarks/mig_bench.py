@@ -21,6 +21,7 @@ from pathlib import Path
 from rsgrpo.errors import shown
 from rsgrpo.evaluation.benchmarks.aggregate import build_result, macro_average, summarize_groups
 from rsgrpo.evaluation.benchmarks.base import (
+    ANSWER_SECTION,
     DOUBLED,
     NO_GAPS,
     ORIGINAL_CRASHES,
@@ -39,7 +40,7 @@ from rsgrpo.evaluation.benchmarks.base import (
 from rsgrpo.evaluation.benchmarks.prediction_files import RowReader
 from rsgrpo.evaluation.benchmarks.prediction_text import prediction_rows
 from rsgrpo.io.atomic_files import write_json
-from rsgrpo.text.sections import parse_response
+from rsgrpo.text.sections import section_content
 from rsgrpo.types import Box, Sample
 
 TASKS = (
@@ -190,11 +191,18 @@ class MigBenchmark:
         """The tasks."""
         return self.tasks
 
-    def score(self, answered: Sequence[Answered], mode: Mode, gaps: Gaps = NO_GAPS) -> BenchmarkResult:
+    def score(
+        self,
+        answered: Sequence[Answered],
+        mode: Mode,
+        gaps: Gaps = NO_GAPS,
+        *,
+        answer_section: str = ANSWER_SECTION,
+    ) -> BenchmarkResult:
         """See :class:`rsgrpo.evaluation.benchmarks.base.Benchmark`; samples of other tasks are left out."""
         chosen = [answer for answer in answered if task_of(answer.sample) in self.tasks]
         once, num_doubled = last_of_each(chosen)
-        items = [self._score(answer, mode) for answer in (chosen if mode == "official" else once)]
+        items = [self._score(answer, mode, answer_section) for answer in (chosen if mode == "official" else once)]
         missing = [sample for sample in gaps.missing if task_of(sample) in self.tasks]
         if mode == "strict":
             items.extend(_missing_item(sample) for sample in missing)
@@ -213,7 +221,7 @@ class MigBenchmark:
             else {f"macro {metric}": macro_average(groups, items, "task", metric) for metric in METRICS},
         )
 
-    def _score(self, answer: Answered, mode: Mode) -> ScoredItem:
+    def _score(self, answer: Answered, mode: Mode, answer_section: str) -> ScoredItem:
         sample = answer.sample
         gold = gold_box(sample)
         anomalies: list[str] = []
@@ -233,7 +241,7 @@ class MigBenchmark:
                 iou = 0.0
                 anomalies.append(ORIGINAL_CRASHES)
         else:
-            section = parse_response(answer.text).content("answer")
+            section = section_content(answer.text, answer_section)
             found = strict_boxes(answer.text if section is None else section)
             num_boxes, parsed = len(found), str([list(box) for box in found])
             iou = _strict_iou(gold, found[0]) if found else 0.0
@@ -252,7 +260,7 @@ class MigBenchmark:
         rows: list[dict[str, object]] = []
         items = []
         for answer in answered:
-            item = self._score(answer, "official")
+            item = self._score(answer, "official", ANSWER_SECTION)
             items.append(item)
             gold = gold_box(answer.sample)
             rows.append(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rsgrpo.evaluation.benchmarks.aggregate import build_result
 from rsgrpo.evaluation.benchmarks.base import (
+    ANSWER_SECTION,
     DOUBLED,
     NO_GAPS,
     ORIGINAL_CRASHES,
@@ -43,7 +44,7 @@ from rsgrpo.evaluation.benchmarks.milebench_text import (
 )
 from rsgrpo.evaluation.benchmarks.prediction_files import read_prediction_rows
 from rsgrpo.io.atomic_files import write_json
-from rsgrpo.text.sections import parse_response
+from rsgrpo.text.sections import section_content
 from rsgrpo.types import Sample
 
 GROUPS = {
@@ -133,10 +134,17 @@ class MileBenchmark:
         match = _VARIANT.fullmatch(self.set_name)
         return (match["set"] if match else self.set_name,)
 
-    def score(self, answered: Sequence[Answered], mode: Mode, gaps: Gaps = NO_GAPS) -> BenchmarkResult:
+    def score(
+        self,
+        answered: Sequence[Answered],
+        mode: Mode,
+        gaps: Gaps = NO_GAPS,
+        *,
+        answer_section: str = ANSWER_SECTION,
+    ) -> BenchmarkResult:
         """See :class:`~.base.Benchmark`; ``printed`` has the original's names, per level too."""
         once, num_doubled = last_of_each(answered)
-        items = [_score(answer, self.set_name, mode) for answer in once]
+        items = [_score(answer, self.set_name, mode, answer_section) for answer in once]
         items.extend(
             ScoredItem(sample_id=sample.sample_id, metrics={"score": 0.0}, groups=_groups(sample))
             for sample in gaps.missing
@@ -202,7 +210,7 @@ def _groups(sample: Sample) -> dict[str, str]:
     return {"images": image_level(int(sample.metadata.get("num_images", len(sample.images))))}
 
 
-def _score(answer: Answered, set_name: str, mode: Mode) -> ScoredItem:
+def _score(answer: Answered, set_name: str, mode: Mode, answer_section: str) -> ScoredItem:
     sample = answer.sample
     rule, reference = _rule(sample, set_name), _reference(sample)
     if mode == "official":
@@ -210,7 +218,7 @@ def _score(answer: Answered, set_name: str, mode: Mode) -> ScoredItem:
             (0.0, "", (ORIGINAL_CRASHES,)) if answer.defect else _official(rule, answer.text, reference, sample)
         )
     else:
-        score, parsed, anomalies = _strict(rule, answer.text, reference, sample)
+        score, parsed, anomalies = _strict(rule, answer.text, reference, sample, answer_section)
     return ScoredItem(
         sample_id=sample.sample_id,
         metrics={"score": score},
@@ -236,8 +244,10 @@ def _official(rule: str, text: str, reference: str, sample: Sample) -> tuple[flo
         return 0.0, "", (*anomalies, ORIGINAL_CRASHES)
 
 
-def _strict(rule: str, text: str, reference: str, sample: Sample) -> tuple[float, str, tuple[str, ...]]:
-    section = parse_response(text).content("answer")
+def _strict(
+    rule: str, text: str, reference: str, sample: Sample, answer_section: str
+) -> tuple[float, str, tuple[str, ...]]:
+    section = section_content(text, answer_section)
     answer = text if section is None else section
     if rule == "choice":
         gold = words_of(reference)

@@ -12,12 +12,14 @@ from PIL import Image
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.loading import read_image
 from rsgrpo.evaluation.benchmarks import find_benchmark
-from rsgrpo.evaluation.benchmarks.base import MODES, Answered, BenchmarkResult, Mode
+from rsgrpo.evaluation.benchmarks.base import ANSWER_SECTION, MODES, Answered, BenchmarkResult, Mode
 from rsgrpo.evaluation.prompts.turns import TaskPrompt
 from rsgrpo.types import Box, ImageRef, Sample
 
 
-def document(task: str, prompt: TaskPrompt, sample: Sample, needle_position: int) -> dict[str, Any]:
+def document(
+    task: str, prompt: TaskPrompt, sample: Sample, needle_position: int, answer_section: str = ANSWER_SECTION
+) -> dict[str, Any]:
     """A question as a row of a JSON-lines data set; nested values are JSON texts, so that every row has one schema.
 
     Args:
@@ -25,6 +27,7 @@ def document(task: str, prompt: TaskPrompt, sample: Sample, needle_position: int
         prompt: the prompt that is asked.
         sample: the sample, with its gold.
         needle_position: the position of the needle in positional haystacks; else -1.
+        answer_section: the section of a response that holds the answer.
     """
     turns = [
         {
@@ -40,6 +43,7 @@ def document(task: str, prompt: TaskPrompt, sample: Sample, needle_position: int
         "turns": json.dumps(turns, ensure_ascii=False),
         "sample": json.dumps(dataclasses.asdict(sample), ensure_ascii=False),
         "needle_position": needle_position,
+        "answer_section": answer_section,
     }
 
 
@@ -98,7 +102,9 @@ def _score(items: Sequence[Mapping[str, Any]], mode: Mode) -> BenchmarkResult:
         Answered(sample=_sample(item["doc"]), text=item["response"], needle_position=item["doc"]["needle_position"])
         for item in items
     ]
-    return find_benchmark(items[0]["doc"]["task"]).score(answered, mode)
+    first = items[0]["doc"]
+    section = first.get("answer_section", ANSWER_SECTION)  # files of earlier versions do not say it
+    return find_benchmark(first["task"]).score(answered, mode, answer_section=section)
 
 
 def _sample(doc: Mapping[str, Any]) -> Sample:

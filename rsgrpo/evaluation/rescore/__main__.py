@@ -12,9 +12,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from rsgrpo.config.response import check_tag_name
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.benchmarks import find_benchmarks
-from rsgrpo.evaluation.benchmarks.base import MODES, Benchmark, BenchmarkError, Columns
+from rsgrpo.evaluation.benchmarks.base import ANSWER_SECTION, MODES, Benchmark, BenchmarkError, Columns
 from rsgrpo.evaluation.benchmarks.milebench import GROUPS as MILEBENCH_GROUPS
 from rsgrpo.evaluation.rescore.comparison import compare
 from rsgrpo.evaluation.rescore.files import write_files
@@ -58,6 +59,12 @@ def command_parser() -> CommandParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for scores.json, *.csv and scores.png")
     parser.add_argument("--id-column", help="where the predictions' ids stand, if not where the benchmark's do")
     parser.add_argument("--prediction-column", help="where the answers stand, likewise")
+    parser.add_argument(
+        "--answer-section",
+        default=ANSWER_SECTION,
+        metavar="NAME",
+        help=f"section of a prediction that holds the answer (default {ANSWER_SECTION}, the public tag)",
+    )
     return parser
 
 
@@ -76,6 +83,7 @@ def _command(arguments: Sequence[str] | None) -> None:
 
 
 def _rescore_all(options: argparse.Namespace, console: Console) -> None:
+    check_tag_name("--answer-section", options.answer_section)
     benchmarks = find_benchmarks(options.benchmark)
     done: list[tuple[Benchmark, list[Rescored]]] = []
     taken: dict[tuple[Path, ...], str] = {}
@@ -99,7 +107,9 @@ def _rescore_all(options: argparse.Namespace, console: Console) -> None:
                 f"--benchmark, or the folders that hold all of {shown(options.benchmark)}"
             )
         folder = options.out if len(benchmarks) == 1 else options.out / benchmark.name.rpartition("/")[2]
-        done.append((benchmark, _rescore_one(benchmark, data_path, found, columns, folder, console)))
+        done.append(
+            (benchmark, _rescore_one(benchmark, data_path, found, columns, options.answer_section, folder, console))
+        )
     if not done:
         raise BenchmarkError(
             f"neither data nor predictions of {shown(options.benchmark)} lie in {shown(options.data)} and "
@@ -114,12 +124,16 @@ def _rescore_one(
     data_path: Path,
     predictions: Sequence[Path],
     columns: Columns,
+    answer_section: str,
     folder: Path,
     console: Console,
 ) -> list[Rescored]:
     data = read_data(benchmark, data_path)
     names = _run_names(predictions)
-    runs = [rescore(benchmark, data, place, name, columns) for place, name in zip(predictions, names, strict=True)]
+    runs = [
+        rescore(benchmark, data, place, name, columns, answer_section)
+        for place, name in zip(predictions, names, strict=True)
+    ]
     if len(runs) == 2 and not runs[0].answered_ids & runs[1].answered_ids:
         first, second = (some_ids(sorted(run.answered_ids)) for run in runs)
         raise BenchmarkError(

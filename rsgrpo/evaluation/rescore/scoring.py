@@ -9,6 +9,7 @@ from pathlib import Path
 from rsgrpo.data.readers import ReaderOptions, read_samples
 from rsgrpo.errors import shown
 from rsgrpo.evaluation.benchmarks.base import (
+    ANSWER_SECTION,
     MODES,
     NOT_TEXT,
     Benchmark,
@@ -85,7 +86,12 @@ def read_data(benchmark: Benchmark, place: Path) -> DataSet:
 
 
 def rescore(
-    benchmark: Benchmark, data: DataSet, predictions: Path, run: str, columns: Columns | None = None
+    benchmark: Benchmark,
+    data: DataSet,
+    predictions: Path,
+    run: str,
+    columns: Columns | None = None,
+    answer_section: str = ANSWER_SECTION,
 ) -> Rescored:
     """Score one prediction file in both modes.
 
@@ -95,6 +101,7 @@ def rescore(
         predictions: the prediction file or folder.
         run: what the run is called in tables.
         columns: where ids and answers stand, if not where the benchmark looks for them.
+        answer_section: the section of a prediction that holds the answer.
 
     Raises:
         BenchmarkError: the predictions cannot be read, or there is nothing to score: no row is a prediction, none
@@ -107,7 +114,9 @@ def rescore(
     return Rescored(
         run=run,
         name=benchmark.name,
-        results={mode: benchmark.score(pairing.answered, mode, pairing.gaps) for mode in MODES},
+        results={
+            mode: benchmark.score(pairing.answered, mode, pairing.gaps, answer_section=answer_section) for mode in MODES
+        },
         gaps=pairing.gaps,
         answered_ids=frozenset(answer.sample.sample_id for answer in pairing.answered),
     )

@@ -200,6 +200,9 @@ def test_lengths_truncation_and_entropy_by_response() -> None:
 
 def test_missing_statistics_are_named() -> None:
     credited = credit_groups([simple_group("q9", "a", [1.0, 0.0], [2, 2])], {"a": 1.0}, CreditConfig())
+    without = [dataclasses.replace(stats(index, [0, 0], sample_id="q9"), entropy=None) for index in range(2)]
+    with pytest.raises(ValueError, match=r"no entropy for sample 'q9' rollout 0; ask for it with .*with_entropy=True"):
+        step_telemetry(credited, without, {"a": 1.0})
     with pytest.raises(ValueError, match="nothing for sample 'q9' rollout 1"):
         step_telemetry(credited, [stats(0, [0, 0], sample_id="q9")], {"a": 1.0})
     with pytest.raises(ValueError, match="3 tokens for sample 'q9' rollout 0, which has 2 tokens"):

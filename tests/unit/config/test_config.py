@@ -144,6 +144,15 @@ def test_a_rewards_unwritten_settings_need_no_plus() -> None:
             "response.sections=[{name: a, per_image_lines: true}, {name: b, per_image_lines: true}]",
             "per_image_lines: true on a, b",
         ),
+        (
+            "response.sections=[{name: plan}, {name: final}]",
+            "response.answer_section='answer' is not declared; response.sections has plan, final: set",
+        ),
+        ("response.answer_section=Answer", "response.answer_section='Answer' is not declared"),
+        (
+            "response.sections=[{name: answer, repeatable: true}]",
+            "response.answer_section='answer' has repeatable: true, so that it is open which",
+        ),
         ("data.sft_sections=[thought]", "data.sft_sections='thought' is not declared"),
         ("sft.phases=[{name: a}, {name: a}]", "sft.phases"),
         ("sft.warmup_frac=1.5", "sft.warmup_frac=1.5"),
@@ -173,8 +182,11 @@ def test_the_default_sections_are_evisrags_and_an_order_defaults_to_the_place() 
     assert composed().response.format == EVISRAG
     assert composed().trajectory_sections == EVISRAG.names
     config = composed(
-        "recipe=rl_grounding", "response.sections=[{name: a}, {name: b, required: false, order: 5}, {name: c}]"
+        "recipe=rl_grounding",
+        "response.sections=[{name: a}, {name: b, required: false, order: 5}, {name: c}]",
+        "response.answer_section=c",
     )
+    assert config.response.format.answer_section == "c"
     assert [(rule.name, rule.order) for rule in config.response.format.sections] == [("a", 0), ("b", 5), ("c", 2)]
     assert config.trajectory_sections == ("a", "c")
     assert composed("data.sft_sections=[]").trajectory_sections == ()

@@ -311,14 +311,16 @@ def test_a_page_that_is_not_there_cannot_be_written(tmp_path: Path):
 
 
 def test_an_answer_in_the_declared_sections_is_gold(folder: Path):
-    planned = ResponseFormat(sections=(SectionRule(name="plan", order=0), SectionRule(name="final", order=1)))
+    planned = ResponseFormat(
+        sections=(SectionRule(name="plan", order=0), SectionRule(name="final", order=1)), answer_section="final"
+    )
     tagged = "<plan>p</plan><final>Team A</final>"
     rows = [train_row(answer=tagged), train_row(answer="<plan> is no tag of ours"), train_row(answer="Team A")]
     path = write_lines(folder / "train.jsonl", rows)
     by_format = load_samples(path, DataConfig(), is_training=True, response_format=planned).samples
-    # which section holds the answer is not known here: gold alone says it
+    # a tagged text is gold, and its answer section the accepted answer
     assert [(one.gold_response, one.answers) for one in by_format] == [
-        (tagged, ()), ("", ("<plan> is no tag of ours",)), ("", ("Team A",)),
+        (tagged, ("Team A",)), ("", ("<plan> is no tag of ours",)), ("", ("Team A",)),
     ]  # fmt: skip
     # read by EVisRAG's sections it is plain text
     assert load(path)[0].answers == (tagged,)

@@ -186,7 +186,7 @@ def test_only_a_bare_refusal_is_an_abstention() -> None:
     assert not score_response("insufficient to answer", [], False).is_abstention  # no answer section
 
 
-def test_form_and_lines_go_by_the_declared_sections_and_the_answer_does_not():
+def test_form_and_lines_go_by_the_declared_sections():
     looks = ResponseFormat(
         sections=(
             SectionRule(name="think", order=0),

@@ -217,3 +217,20 @@ def test_hidden_copies_beside_predictions_do_not_make_them_several(tmp_path: Pat
     for name in ("base.jsonl", "._base.jsonl", "m_ocr.json"):
         (tmp_path / name).write_text("{}")
     assert predictions_place(find_benchmark("evisrag/chartqa"), tmp_path) == tmp_path / "base.jsonl"
+
+
+def test_the_section_with_the_answer_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = evisrag_data(tmp_path)
+    rows = [{"qid": f"q{index}", "pred": "<plan>Lyon</plan><final>Paris</final>"} for index in range(3)]
+    predictions = lines(tmp_path / "run.jsonl", rows)
+    arguments = ["--benchmark", "evisrag/chartqa", "--data", str(data), "--predictions", str(predictions)]
+    arguments += ["--out", str(tmp_path / "out")]
+    values = []
+    for more in ([], ["--answer-section", "final"]):
+        assert main([*arguments, *more]) == 0
+        modes = json.loads((tmp_path / "out" / "scores.json").read_text())["runs"][0]["modes"]
+        values.append([modes[mode]["metrics"]["em"]["value"] for mode in ("official", "strict")])
+    # three right answers of four questions; official leaves the missing one out. The public tag finds none of them.
+    assert values == [[0.0, 0.0], [1.0, 0.75]]
+    assert main([*arguments, "--answer-section", "<final>"]) != 0
+    assert "--answer-section='<final>' is no name of a tag" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def _peaks(folder: Path, config: ModelConfig, shape: GroupShape, place: Path) ->
     lasting = [*step.model.parameters(), *(one.grad for one in step.model.parameters() if one.grad is not None)]
     lasting += [batch.pixel_values] if batch.pixel_values is not None else []
     with HeldBytes(lasting) as live:
-        logprobs, _ = step.policy(batch)
+        logprobs, _ = step.policy(batch, with_entropy=True)
         row_loss(batch, logprobs, "policy", LossConfig(importance_cap=0.0))[0].backward()
     row = PackedSize(
         num_tokens=shape.prompt_tokens + shape.num_responses * shape.response_tokens,

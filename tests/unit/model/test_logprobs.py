@@ -21,7 +21,7 @@ def _inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Ten
 
 def test_uniform_distribution():
     # 4 equal logits: p = 1/4, log p = -log 4, H = log 4
-    logprobs, entropy = response_logprobs(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([0, 3]))
+    logprobs, entropy = response_logprobs(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([0, 3]), with_entropy=True)
     torch.testing.assert_close(logprobs, torch.full((2,), -math.log(4)))
     torch.testing.assert_close(entropy, torch.full((2,), math.log(4)))
 
@@ -31,12 +31,17 @@ def test_values_and_gradients_equal_log_softmax(chunk_tokens):
     hidden, weight, targets = _inputs(torch.float32)
     distribution = torch.log_softmax(hidden @ weight.T, dim=-1)
     expected = distribution.gather(-1, targets[:, None])[:, 0]
-    logprobs, entropy = response_logprobs(hidden, weight, targets, chunk_tokens=chunk_tokens)
+    logprobs, entropy = response_logprobs(hidden, weight, targets, chunk_tokens=chunk_tokens, with_entropy=True)
     torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(entropy, -(distribution.exp() * distribution).sum(-1), atol=1e-5, rtol=0)
-    assert not entropy.requires_grad
+    assert entropy is not None and not entropy.requires_grad
+    # without the entropy everything else is the same to the bit
+    alone, nothing = response_logprobs(hidden, weight, targets, chunk_tokens=chunk_tokens)
+    assert nothing is None and torch.equal(alone, logprobs)
     upstream = torch.linspace(-1, 2, 7)
     grads = torch.autograd.grad(logprobs, [hidden, weight], upstream)
+    for grad, other in zip(grads, torch.autograd.grad(alone, [hidden, weight], upstream), strict=True):
+        assert torch.equal(grad, other)
     for grad, want in zip(grads, torch.autograd.grad(expected, [hidden, weight], upstream), strict=True):
         torch.testing.assert_close(grad, want, atol=1e-5, rtol=0)
 
@@ -83,8 +88,8 @@ def test_a_bfloat16_head_computes_and_keeps_its_logits_in_float32(monkeypatch, b
     hidden = torch.randn(40, 32, generator=generator).bfloat16().requires_grad_()
     weight = torch.randn(101, 32, generator=generator).bfloat16().requires_grad_()
     targets = torch.randint(0, 101, (40,), generator=generator)
-    logprobs, entropy = response_logprobs(hidden, weight, targets, chunk_tokens=16)
-    assert logprobs.dtype == entropy.dtype == torch.float32
+    logprobs, entropy = response_logprobs(hidden, weight, targets, chunk_tokens=16, with_entropy=True)
+    assert entropy is not None and logprobs.dtype == entropy.dtype == torch.float32
     # bfloat16 operands are exact in float64; only the sum of 32 products, of size 5, is rounded to float32.
     exact_inputs = [x.detach().double().requires_grad_() for x in (hidden, weight)]
     exact = torch.log_softmax(exact_inputs[0] @ exact_inputs[1].T, dim=-1).gather(-1, targets[:, None])[:, 0]

@@ -52,7 +52,8 @@ def test_logits_are_divided_by_each_responses_own_temperature(folder: Path) -> N
         image_pixels=encoder.pixels,
     )
     segment = Segment(group=0, responses=(0, 1), num_prompt_tokens=len(prompt.token_ids), response_lengths=(7, 4))
-    logprobs, entropy = PolicyModel(model, always_run_vision=False)(rows.build([segment], [group], [prompt]))
+    policy = PolicyModel(model, always_run_vision=False)
+    logprobs, entropy = policy(rows.build([segment], [group], [prompt]), with_entropy=True)
 
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
     wanted, wanted_entropy = [], []

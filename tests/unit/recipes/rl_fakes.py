@@ -111,7 +111,7 @@ class FakePolicy:
     ) -> UpdateResult:
         if self.may_update is not None:
             assert self.may_update.wait(WAIT_SECONDS)
-        stats = self.score(groups)
+        stats = self.score(groups, with_entropy=True)
         before_step(stats)
         self.updates.append((self.version, tuple(groups), loss))
         self.version += 1
@@ -119,13 +119,13 @@ class FakePolicy:
             self.has_updated.set()
         return UpdateResult(metrics=update_metrics(self.kl_reference), responses=stats)
 
-    def score(self, groups: Sequence[TrainingGroup]) -> tuple[ResponseStats, ...]:
+    def score(self, groups: Sequence[TrainingGroup], *, with_entropy: bool = False) -> tuple[ResponseStats, ...]:
         return tuple(
             ResponseStats(
                 sample_id=group.sample_id,
                 response_index=one.response_index,
                 logprobs=cast(Any, one.rollout_logprobs) + np.float32(0.01),
-                entropy=np.zeros(len(one.token_ids), np.float32),
+                entropy=np.zeros(len(one.token_ids), np.float32) if with_entropy else None,
             )
             for group in groups
             for one in group.responses

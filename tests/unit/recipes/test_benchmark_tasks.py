@@ -17,7 +17,16 @@ from recipes.evaluation.benchmark_requests import BenchmarkRequest, TaskRequests
 from recipes.evaluation.benchmark_scores import score_task, scored_text
 from recipes.evaluation.benchmark_tasks import run_benchmarks
 from recipes.evaluation.endpoint import EndpointError
-from rsgrpo.config import Config, ConfigError, DataConfig, EndpointConfig, EvalConfig, SamplingConfig
+from rsgrpo.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    EndpointConfig,
+    EvalConfig,
+    ResponseConfig,
+    SamplingConfig,
+    SectionConfig,
+)
 from rsgrpo.data.files import DataError
 from rsgrpo.data.images.image_view import ImageView, endpoint_view
 from rsgrpo.data.images.loading import load_image
@@ -103,6 +112,23 @@ def test_evidence_answers_are_scored_by_their_answer_section(server: FakeServer,
     assert tagged in [
         json.loads(line)["text"] for line in (run / "benchmarks/vhs/single@2/answers.jsonl").read_text().splitlines()
     ]
+
+
+def test_answers_stand_in_the_section_that_the_settings_name(server: FakeServer, data_root: Path) -> None:
+    server.reply = lambda question, _: ok("<plan>no</plan><final> yes </final>" if "dog" in question else "<final>Q3")
+    config = _config(
+        data_root, "vhs/single", "evisrag/chartqa", url=server.url, prompt_style="evidence", haystack_sizes=[2]
+    )
+    sections = [SectionConfig(name="plan"), SectionConfig(name="final")]
+    run_benchmarks(dataclasses.replace(config, response=ResponseConfig(sections=sections, answer_section="final")))
+    found = read_summary(data_root.parent / "run" / "summary.json").benchmarks
+    # gold yes and no; both say yes in their answer section, and both words in all
+    haystack = found["vhs/single@2"]
+    assert (haystack.official, haystack.strict, haystack.anomalies) == (0.5, 0.5, {})
+    # q0 is right; its section is not closed, which the official rules do not ask for
+    evisrag = found["evisrag/chartqa"]
+    assert evisrag.official == pytest.approx(0.5, abs=1e-6)
+    assert evisrag.strict == 0.0
 
 
 def test_pixel_boxes_are_converted_by_the_size_that_the_server_made(server: FakeServer, data_root: Path) -> None:

@@ -13,13 +13,14 @@ import pytest
 from recipes.evaluation.evaluate import evaluate, validate
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
-from rsgrpo.config import Config, RewardConfig, SamplingConfig, ScopeConfig
+from rsgrpo.config import Config, ResponseConfig, RewardConfig, SamplingConfig, ScopeConfig, SectionConfig
 from rsgrpo.types import Box, ChatPrompt, Group, ImageRef, PromptedSample, Rollout, RolloutGroup, Sample
 from rsgrpo.weights.update import WeightUpdate
 
 ANSWERS = {
     "near": "here: (100,100),(300,300)",  # gold is the left half of it: IoU 0.5
     "none": "nowhere",
+    "final": "<plan>a dog or a cat</plan><final>a dog</final>",
     "lines": "<evidence>[1]: a dog and a cat\n[2]: no relevant information</evidence>",
 }
 REWARDS = {
@@ -109,3 +110,13 @@ def test_rewards_without_gold_in_the_questions_are_left_out() -> None:
     found = validate(FakeEngine(), prompts, Config(rewards=REWARDS), _scorer())
     assert set(found.rewards) == {"iou"}
     assert _scorer().limited_to([one.sample for one in prompts[:1]]).rewards == _scorer().rewards
+
+
+def test_the_metrics_read_the_answer_section_of_the_settings() -> None:
+    sections = [SectionConfig(name="plan"), SectionConfig(name="final")]
+    config = Config(stage="eval", response=ResponseConfig(sections=sections, answer_section="final"))
+    metrics = validate(FakeEngine(), [_question("final")], config, Scorer(())).metrics
+    assert (metrics.em, metrics.strict_em, metrics.well_formed_frac) == (1.0, 1.0, 1.0)
+    # by EVisRAG's tags there is no answer section: official judges all of the text, strict gives nothing
+    metrics = validate(FakeEngine(), [_question("final")], Config(stage="eval"), Scorer(())).metrics
+    assert (metrics.em, metrics.strict_em, metrics.well_formed_frac) == (0.0, 0.0, 0.0)

@@ -22,11 +22,12 @@ class PolicyThatDisagrees(FakePolicy):
     gaps: Sequence[float] = ()
     num_asked: int = 0
 
-    def score(self, groups: Sequence[TrainingGroup]) -> tuple[ResponseStats, ...]:
+    def score(self, groups: Sequence[TrainingGroup], *, with_entropy: bool = False) -> tuple[ResponseStats, ...]:
         gap = self.gaps[min(self.num_asked, len(self.gaps) - 1)]
         self.num_asked += 1
         return tuple(
-            dataclasses.replace(one, logprobs=one.logprobs + np.float32(gap - 0.01)) for one in super().score(groups)
+            dataclasses.replace(one, logprobs=one.logprobs + np.float32(gap - 0.01))
+            for one in super().score(groups, with_entropy=with_entropy)
         )
 
 

@@ -85,3 +85,20 @@ def test_pages_in_a_table_are_shown_as_images(tmp_path: Path, capsys: pytest.Cap
 def test_task_names_are_words() -> None:
     assert task_name("vhs/single@10") == "rsgrpo_vhs_single_10"
     assert task_name("milebench/Spot-the-Diff") == "rsgrpo_milebench_spot_the_diff"
+
+
+def test_a_task_file_says_which_section_holds_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_evisrag(tmp_path)
+    out = tmp_path / "tasks"
+    arguments = ["--tasks", "evisrag/chartqa", "--data-root", str(tmp_path), "--out", str(out)]
+    response = "<plan>Q2</plan><final>Q3</final>"
+    shares = []
+    for more in ([], ["--answer-section", "final"]):
+        assert main([*arguments, *more]) == 0
+        docs = [json.loads(line) for line in (out / "rsgrpo_evisrag_chartqa.jsonl").read_text().splitlines()]
+        shares.append(_share(docs, [response] * len(docs)))
+    # q0 is right, q1 cannot be answered
+    assert [strict for _, strict in shares] == [0.0, 0.5]
+    assert shares[1][0] == pytest.approx(0.5, abs=1e-6)
+    assert main([*arguments, "--answer-section", "a b"]) != 0
+    assert "--answer-section='a b' is no name of a tag" in capsys.readouterr().err

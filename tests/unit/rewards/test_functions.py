@@ -275,7 +275,8 @@ LOOKS = ResponseFormat(
     sections=(
         SectionRule(name="look", order=0, repeatable=True, per_image_lines=True),
         SectionRule(name="final", order=1),
-    )
+    ),
+    answer_section="final",
 )
 LOOKED = f"<look>[1]: {FACT}</look>\n<look>[2]: {NONE}</look><look>[3]: {NONE}</look>\n<final>3%</final>"
 
@@ -284,12 +285,14 @@ def test_rewards_read_the_sections_that_are_declared() -> None:
     gold = f"<look>[1]: {FACT}\n[2]: {NONE}\n[3]: {NONE}</look><final>3%</final>"
     looked = call(LOOKED, response_format=LOOKS, gold_response=gold)
     assert well_formed(looked) == 1.0
-    assert accuracy(looked, section="final") == 1.0
+    assert accuracy(looked) == accuracy(looked, section="final") == 1.0
+    assert accuracy(looked, section="look") == 1.0  # gold's look says the same
     assert evidence(looked) == 1.0
     assert evidence_per_image(looked) == [1.0, 1.0, 1.0]
     assert observe_citation(looked, section="final") == 0.0
     assert observe_citation(looked, section="look") == -1.0
-    assert think_copy(looked, section="look", answer_section="final") == 0.0
+    assert think_copy(looked, section="look") == 0.0
+    assert think_copy(looked, section="final") == -1.0  # the answer is a copy of itself
     # the second look is left out: its image scores 0, (3 + 1) / 5 are left
     without = LOOKED.replace(f"<look>[2]: {NONE}</look>", "")
     assert evidence(call(without, response_format=LOOKS, gold_response=gold)) == pytest.approx(0.8)

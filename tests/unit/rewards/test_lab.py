@@ -192,10 +192,25 @@ def test_rewards_from_another_file_take_the_place_of_the_runs(run: Path) -> None
     assert [reward.name for reward in result.rewards][:4] == ["accuracy", "lines", "format", "evidence"]
 
 
+def test_sections_can_be_declared_anew(run: Path) -> None:
+    after = changed_settings(run, None, ["response.sections.2.required=false", "response.answer_section=think"])
+    assert after.response.format.answer_section == "think"
+    assert [rule.required for rule in after.response.format.sections] == [True, True, False, True]
+    # an evidence section that is not declared is text between the others, which no well-formed response has
+    sections = "response.sections=[{name: observe, per_image_lines: true}, {name: think}, {name: answer}]"
+    result = replay(run, run_settings(run), changed_settings(run, None, [sections, "~rewards.lines"]))
+    by_name = {reward.name: reward for reward in result.rewards}
+    assert (by_name["format"].mean_before, by_name["format"].mean_after) == (1.0, 0.0)
+    assert by_name["accuracy"].num_changed == 0
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("rl.max_steps=3", "nothing that can be replayed"),
+        ("rl.max_steps=3", r"is no setting that can be changed here; these can: rewards\.\*, rl\.credit\.\*, response"),
+        ("response.sections=[{name: plan}]", "answer_section='answer' is not declared"),
+        ("response.section=3", "response.section"),
+        ("~response.sections", "no such reward"),
         ("rewards.nosuch.weight=3", "has no reward 'nosuch'"),
         ("~rewards.nosuch", "no such reward"),
         ("rewards.accuracy.weight", "has no value"),
@@ -341,23 +356,38 @@ def test_cases_are_written_in_the_declared_sections() -> None:
             SectionRule(name="final", order=2),
             SectionRule(name="look", order=1, repeatable=True, per_image_lines=True),
             SectionRule(name="plan", order=0),
-        )
+        ),
+        answer_section="final",
     )
-    for kind, cases in cases_of(looks, "").items():
+    for kind, cases in cases_of(looks).items():
         for case in cases:
             parsed = parse_response(case.text, looks)
             assert parsed.is_well_formed, kind
-            # one look for each image, its line in it; the section that stands last holds the answer
+            # one look for each image, its line in it; the answer stands where the settings say
             assert len(parsed.all_of("look")) == len(case.sample.images) == len(parsed.evidence_lines)
             assert parsed.content("final") == case.sections["final"]
             assert parse_response(case.sample.gold_response, looks).is_well_formed
             assert parse_response(TRICKS["tag spam"](case), looks).all_of("look")
-    assert [case.text for case in cases_of()["haystack"]] != [case.text for case in cases_of(looks, "")["haystack"]]
+    assert [case.text for case in cases_of()["haystack"]] != [case.text for case in cases_of(looks)["haystack"]]
 
 
 def test_lint_of_a_recipe_goes_by_its_sections(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lint", "--config", str(CONFIGS / "recipe" / "rl_looks.yaml")]) == 0
     assert "questions: haystack" in capsys.readouterr().out
+
+
+def test_lint_takes_other_sections_and_rewards_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    sections = "response.sections=[{name: plan}, {name: final}]"
+    choice = "rewards.functions.multiple_choice:choice"
+    assert main(["lint", choice, sections, "response.answer_section=final"]) == 0
+    assert main(["lint", choice, sections]) == 2
+    assert "response.answer_section='answer' is not declared" in capsys.readouterr().err
+    recipe = ["lint", "--config", str(CONFIGS / "recipe" / "rl_multiple_choice.yaml")]
+    # no reward but one that pays for a form
+    assert main([*recipe, "rewards.choice.weight=0.0"]) == 1
+    assert main([*recipe, "~rewards.nosuch"]) == 2
+    assert main(["lint", choice, "rewards.choice.weight=0.0"]) == 2
+    assert "these can: response.*" in capsys.readouterr().err
 
 
 def test_replay_begins_inside_of_what_the_prompt_opened(tmp_path: Path) -> None:

@@ -139,9 +139,10 @@ def test_a_module_needs_its_whole_name(function: str) -> None:
 
 
 FINAL = ResponseFormat(
-    sections=(SectionRule(name="look", order=0, per_image_lines=True), SectionRule(name="final", order=1))
+    sections=(SectionRule(name="look", order=0, per_image_lines=True), SectionRule(name="final", order=1)),
+    answer_section="final",
 )
-BARE = ResponseFormat(sections=(SectionRule(name="final", order=0),))
+BARE = ResponseFormat(sections=(SectionRule(name="final", order=0),), answer_section="final")
 
 
 def load_in(function: str, response_format: ResponseFormat, **kwargs: Any) -> LoadedReward:
@@ -150,11 +151,14 @@ def load_in(function: str, response_format: ResponseFormat, **kwargs: Any) -> Lo
     ]
 
 
-def test_the_answers_section_comes_from_the_arguments_and_its_gold_is_needed() -> None:
-    reward = load_in("rewards.functions.accuracy:accuracy", FINAL, section="final")
-    assert (reward.gold_sections, reward.answer_section) == (("final",), "final")
+def test_the_answers_section_is_the_runs_or_the_arguments_and_its_gold_is_needed() -> None:
+    for function in ("accuracy:accuracy", "haystack:yes_no"):
+        reward = load_in(f"rewards.functions.{function}", FINAL)
+        assert (reward.gold_sections, reward.answer_section) == (("final",), "final")
+    reward = load_in("rewards.functions.accuracy:accuracy", FINAL, section="look")
+    assert (reward.gold_sections, reward.answer_section) == (("look",), "look")
     evidence = load_in("rewards.functions.evidence:evidence", FINAL)
-    assert (evidence.gold_sections, evidence.answer_section) == (("look",), "answer")
+    assert (evidence.gold_sections, evidence.answer_section) == (("look",), "final")
 
 
 @pytest.mark.parametrize(
@@ -163,14 +167,19 @@ def test_the_answers_section_comes_from_the_arguments_and_its_gold_is_needed() -
         (
             "accuracy:accuracy",
             FINAL,
-            {},
+            {"section": "answer"},
             r"rewards\.mine\.kwargs\.section='answer' is not declared; .* has look, final",
         ),
         ("multiple_choice:choice", FINAL, {"section": "Final"}, "section='Final' is not declared"),
-        ("haystack:yes_no", FINAL, {}, "section='answer' is not declared"),
+        ("haystack:yes_no", FINAL, {"section": "answer"}, "section='answer' is not declared"),
         ("grounding:box_count", FINAL, {"section": "box"}, "section='box' is not declared"),
         ("format:sections", FINAL, {"names": ["look", "answer"]}, r"kwargs\.names='answer' is not declared"),
-        ("copying:think_copy", FINAL, {"section": "look"}, r"kwargs\.answer_section='answer' is not declared"),
+        (
+            "copying:think_copy",
+            FINAL,
+            {"section": "look", "answer_section": "answer"},
+            r"kwargs\.answer_section='answer' is not declared",
+        ),
         ("copying:observe_citation", FINAL, {}, "section='observe' is not declared"),
         ("evidence:evidence", BARE, {}, "reads one line per image; response.sections has final: set per_image_lines"),
         ("haystack:needle_found", BARE, {}, "reads one line per image"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.config import EVISRAG, ConfigError, ResponseFormat, SectionRule
-from rsgrpo.text.sections import ParsedResponse, opened_section, parse_response
+from rsgrpo.text.sections import ParsedResponse, opened_section, parse_response, section_content
 
 PLAN = ResponseFormat(
     sections=(
@@ -213,3 +213,12 @@ def test_an_undeclared_section_is_refused_with_the_declared_ones() -> None:
             ask("observe")
     with pytest.raises(ConfigError, match="'</observe>' is of no declared section"):
         parsed.tag_start("</observe>")
+
+
+@given(cases())
+def test_one_sections_content_does_not_depend_on_the_others(case: tuple[str, ResponseFormat, str]) -> None:
+    text, response_format, _ = case
+    parsed = parse_response(text, response_format)
+    for rule in response_format.sections:
+        if not rule.repeatable:
+            assert section_content(text, rule.name) == parsed.content(rule.name)

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from rsgrpo.config import Config, DataConfig, ModelConfig, TrainerConfig
+from rsgrpo.config import Config, DataConfig, LossConfig, ModelConfig, TrainerConfig
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.model.setup import WorkerSpec
 from rsgrpo.trainer.worker import PolicyWorker
@@ -26,15 +27,21 @@ class BareEngine:
     def __init__(self, model: torch.nn.Module, *_: object, **__: object) -> None:
         self.forward = model
 
-    def score(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, batch: Any, *, with_entropy: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         with torch.no_grad():
-            found: tuple[torch.Tensor, torch.Tensor] = self.forward(batch)
+            found: tuple[torch.Tensor, torch.Tensor | None] = self.forward(batch, with_entropy=with_entropy)
         return found
 
-    def accumulate(self, batches: Sequence[Callable[[], Any]], loss_of: Callable[..., torch.Tensor]) -> None:
+    def accumulate(
+        self,
+        batches: Sequence[Callable[[], Any]],
+        loss_of: Callable[..., torch.Tensor],
+        *,
+        with_entropy: bool = False,
+    ) -> None:
         for index, make in enumerate(batches):
             batch = make()
-            loss_of(index, batch, *self.forward(batch)).backward()
+            loss_of(index, batch, *self.forward(batch, with_entropy=with_entropy)).backward()
 
     def step(self) -> SimpleNamespace:
         return SimpleNamespace(grad_norm=0.0, learning_rate=0.0, is_skipped=False, num_skipped_in_row=0)
@@ -75,3 +82,13 @@ def test_a_page_damaged_after_the_start_is_named_by_the_step_and_the_next_step_r
             step(num_micro_batches)
     file.write_bytes(whole)
     assert len(worker.score(num_micro_batches)) == 8
+
+
+def test_entropy_is_computed_where_it_is_read(worker, tmp_path):
+    num_micro_batches = worker.prepare(three_groups(tmp_path))
+    supervised = worker.accumulate(num_micro_batches, "nll", None).responses
+    assert [one.entropy for one in (*supervised, *worker.score(num_micro_batches))] == [None] * 16
+    trained = worker.accumulate(num_micro_batches, "policy", LossConfig(importance_cap=0.0)).responses
+    for one, alone in zip(trained, worker.score(num_micro_batches, with_entropy=True), strict=True):
+        assert len(one.entropy) == len(one.logprobs)
+        np.testing.assert_allclose(one.entropy, alone.entropy, atol=1e-6)
