@@ -77,10 +77,11 @@ def write_lmms_tasks(config: Config, out: Path) -> list[str]:
         out: the folder to write, made if need be; files of the same tasks are replaced.
 
     Returns:
-        lmms-eval's names of the tasks.
+        The names of the tasks in lmms-eval.
 
     Raises:
-        RsgrpoError: as :func:`recipes.evaluation.benchmark_requests.load_tasks`.
+        RsgrpoError: a task is not known or its data cannot be used, as in
+            :func:`recipes.evaluation.benchmark_requests.load_tasks`.
     """
     tasks = load_tasks(config, None, out / "canvases")
     for task in tasks:
