@@ -52,7 +52,7 @@ def gold_problem(
         answer_section: the one among ``needed`` for which, without a gold response, ``Sample.answers`` will do.
 
     Returns:
-        A phrase about the sample; empty if it lacks nothing.
+        What is missing, as a phrase about the sample; empty if nothing is.
     """
     for name, (values, what) in {
         "boxes": (sample.boxes, "no gold boxes"),

@@ -21,7 +21,7 @@ def run_settings(run_folder: Path) -> Config:
     """The settings that a run wrote.
 
     Raises:
-        ConfigError: the folder holds none, or they do not fit this version.
+        ConfigError: the folder holds no settings, or they do not fit this version.
     """
     file = RunFolder(root=run_folder).config_file
     settings = _read(file)
@@ -42,10 +42,11 @@ def changed_settings(run_folder: Path, file: Path | None, overrides: Sequence[st
             ``+rewards.mine={…}`` adds a reward, ``~rewards.format`` takes one out.
 
     Returns:
-        Checked settings.
+        The run's settings with these changes, checked.
 
     Raises:
-        ConfigError: a file that cannot be read, an override of something else, or of a reward that is not there.
+        ConfigError: the file cannot be read, or an override changes something else than rewards and credit, or a reward
+            that does not exist.
     """
     composed = _read(RunFolder(root=run_folder).config_file)
     if file is not None:
@@ -71,7 +72,7 @@ def yaml_rewards(file: Path) -> tuple[dict[str, RewardConfig], ResponseFormat]:
     """The rewards that a YAML file sets, such as a recipe, and the sections that it declares: by default EVisRAG's.
 
     Raises:
-        ConfigError: it cannot be read, sets none, or they do not fit the schema.
+        ConfigError: the file cannot be read, sets no rewards, or they do not fit the schema.
     """
     response = OmegaConf.select(_read(file), "response")
     settings = {"rewards": _rewards(file), **({} if response is None else {"response": response})}
@@ -83,7 +84,7 @@ def parsed_value(text: str) -> Any:
     """A value as YAML has it: ``3`` is a number, ``[a, b]`` a list.
 
     Raises:
-        ConfigError: it is no YAML.
+        ConfigError: the text is no YAML.
     """
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
