@@ -7,7 +7,7 @@ A reward is a plain function::
 
 It returns a number, or None where it has nothing to say about this response. Sections are read by the names that
 ``response.sections`` declares (``call.parsed.content("answer")``). A reward whose scope is
-``evidence_line`` returns one such value an image. ``async def`` works as well: the calls of a step run
+``evidence_line`` returns one such value per image. ``async def`` works as well: the calls of a step run
 at once in one event loop, a new one each step, so open clients inside the function. ``batch_reward`` marks
 a function that takes the list of all calls and returns the list of their values.
 """

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -78,9 +79,18 @@ def _place(reward: LoadedReward, argument: RewardCall | list[RewardCall]) -> str
 
 def _raised(reward: LoadedReward, argument: Any, error: BaseException) -> RewardError:
     return RewardError(
-        f"{_place(reward, argument)} raised {type(error).__name__}: {error}; fix the function, or let it return "
-        "None where it does not apply"
+        f"{_place(reward, argument)} raised {type(error).__name__}: {error}{_raised_in(reward, error)}; fix the "
+        "function, or let it return None where it does not apply"
     )
+
+
+def _raised_in(reward: LoadedReward, error: BaseException) -> str:
+    """The last line of the reward's own file that an exception went through; empty where it went through none."""
+    code = getattr(reward.function, "__code__", None)
+    if code is None:
+        return ""
+    lines = [one.lineno for one in traceback.extract_tb(error.__traceback__) if one.filename == code.co_filename]
+    return f" (line {lines[-1]} of {Path(code.co_filename).name})" if lines else ""
 
 
 def _too_slow(reward: LoadedReward, argument: Any, where: str = "") -> RewardError:

@@ -139,7 +139,7 @@ class Scoring:
                 self._values[reward.name].extend(run_plain(reward, calls))
 
     def _columns(self) -> list[list[tuple[float | None, ...]]]:
-        """For each reward, for each call, the checked values (one, or one an image)."""
+        """For each reward, for each call, the checked values (one, or one per image)."""
         together = [reward for reward in self._rewards if reward.is_async and reward.is_batch]
         for reward in together:
             self._async_calls.begin(reward, list(self._calls))
@@ -184,9 +184,9 @@ def _checked(reward: LoadedReward, call: RewardCall, returned: Any) -> tuple[flo
         return (_number(reward, call, returned),)
     num_images = len(call.sample.images)
     if isinstance(returned, str | bytes) or not isinstance(returned, Sequence):
-        raise _refusal(reward, call, returned, f"a list of {num_images} values, one an image of the sample")
+        raise _refusal(reward, call, returned, f"a list of {num_images} values, one per image of the sample")
     if len(returned) != num_images:
-        raise _refusal(reward, call, returned, f"{num_images} values, one an image of the sample, not {len(returned)}")
+        raise _refusal(reward, call, returned, f"{num_images} values, one per image of the sample, not {len(returned)}")
     return tuple(_number(reward, call, value) for value in returned)
 
 

@@ -118,7 +118,9 @@ def page() -> str:
         if section.settings:
             lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
         for row in section.settings:
-            cells = (f"`{row.key}`", f"`{row.kind}`", f"`{row.default}`" if row.default else "", _markdown(row.meaning))
+            # Each choice is code of its own: a bar inside of code would keep the backslash that the table needs.
+            kind = ", ".join(f"`{choice}`" for choice in row.kind.split(" | "))
+            cells = (f"`{row.key}`", kind, f"`{row.default}`" if row.default else "", _markdown(row.meaning))
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
@@ -161,6 +163,7 @@ def _as_yaml(value: Any) -> str:
 
 def _markdown(text: str) -> str:
     """Docstrings write code between two backticks, and name pages of this folder by their paths."""
+    text = re.sub(r":(?:mod|func|class):(?=`)", "", text)
     text = re.sub(r"``(.+?)``", r"`\1`", text)
     return re.sub(r"\bdocs/(\w+)\.md\b", r"[\1](\1.md)", text)
 

@@ -1,4 +1,4 @@
-"""The doctor's command line: ``rsgrpo doctor [recipe=NAME] [key=value …] [--json FILE]``."""
+"""The doctor's command line: ``rsgrpo doctor [recipe=NAME] [key=value …] [--config-dir FOLDER] [--json FILE]``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TextIO
 from recipes.doctor.check import Step
 from recipes.doctor.examination import STEPS, examine
 from recipes.doctor.output import show, verdict, write_json
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures.command import CommandParser, run_command
 
 _EXAMPLES = """\
@@ -48,6 +49,9 @@ def command_parser() -> CommandParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rsgrpo train`")
+    parser.add_argument(
+        "--config-dir", type=Path, metavar="FOLDER", help="look for recipes and algorithms there as well"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as data")
     return parser
 
@@ -56,7 +60,7 @@ def run_doctor(arguments: Sequence[str], file: TextIO | None = None, steps: Sequ
     """Examine, print, and say how it went.
 
     Args:
-        arguments: settings as for ``rsgrpo train``, and ``--json FILE``.
+        arguments: settings and ``--config-dir FOLDER`` as for ``rsgrpo train``, and ``--json FILE``.
         file: where to print; None: standard output.
         steps: what to look at.
 
@@ -64,15 +68,26 @@ def run_doctor(arguments: Sequence[str], file: TextIO | None = None, steps: Sequ
         The exit status: 0 without problems, 1 with problems.
 
     Raises:
-        RsgrpoError: the file for ``--json`` cannot be written; everything else has been printed by then.
+        RsgrpoError: ``--config-dir`` is no folder; the file for ``--json`` cannot be written (everything else has been
+            printed by then).
     """
     begin = time.perf_counter()
     options = command_parser().parse_intermixed_args(arguments)
+    overrides = [*_search_path(options.config_dir), *options.overrides]
     target = file or sys.stdout
-    found = list(show(examine(options.overrides, steps=steps), target))
+    found = list(show(examine(overrides, steps=steps), target))
     seconds = time.perf_counter() - begin
     checks = [line.check for line in found]
     print(f"\n{verdict(checks, seconds)}", file=target, flush=True)
     if options.json:
-        write_json(options.json, found, options.overrides, seconds)
+        write_json(options.json, found, overrides, seconds)
     return int(any(check.status == "problem" for check in checks))
+
+
+def _search_path(config_folder: Path | None) -> list[str]:
+    """The override that stands for hydra's ``--config-dir``; none without a folder."""
+    if config_folder is None:
+        return []
+    if not config_folder.is_dir():
+        raise RsgrpoError(f"--config-dir {shown(config_folder)} is no folder; check the path")
+    return [f'hydra.searchpath=["file://{config_folder.resolve()}"]']

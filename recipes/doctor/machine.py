@@ -268,7 +268,7 @@ def topology_check(config: Config, num_gpus: int) -> Check:
     if fitted.config.cluster.device == "gpu":
         return ok(name, "; ".join(fitted.lines))
     ranks = 0 if config.stage == "eval" else config.trainer.num_ranks
-    return ok(name, f"{ranks} training ranks and {config.rollout.num_workers} engines fit on the cpu")
+    return ok(name, f"training ranks: {ranks}, engines: {config.rollout.num_workers}; they fit on the cpu")
 
 
 def torch_checks(answer: TorchAnswer, driver: str, *, wants_gpu: bool | None) -> Iterator[Check]:

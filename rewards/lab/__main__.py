@@ -15,7 +15,7 @@ from rewards.lab.settings import changed_settings, parsed_value, run_settings, y
 from rewards.lab.tables import lint_table, replay_table
 from rewards.plugins import load_rewards
 from rsgrpo.config import RewardConfig, ScopeConfig
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures import CommandParser, run_command
 from rsgrpo.io.atomic_files import write_json
 from rsgrpo.io.jsonl import cut_line_note
@@ -120,6 +120,9 @@ def _lint(options: argparse.Namespace) -> int:
     kwargs = {
         key: parsed_value(value) for key, _, value in (reward.partition("=") for reward in options.rewards) if value
     }
+    empty = next((reward for reward in options.rewards if reward.endswith("=")), "")
+    if empty:
+        raise RsgrpoError(f"{shown(empty)} has no value; write {shown(empty)}VALUE, or leave it out")
     functions = [reward for reward in options.rewards if "=" not in reward]
     if not functions and options.config is None:
         raise RsgrpoError("lint needs a reward, such as rewards.functions.accuracy:accuracy, or --config FILE")
@@ -129,7 +132,8 @@ def _lint(options: argparse.Namespace) -> int:
         results.append(lint(str(options.config), loaded, options.kind, response_format))
     for function in functions:
         config = RewardConfig(function=function, scope=ScopeConfig(start="begin", stop="end"), kwargs=kwargs)
-        results.append(lint(function, load_rewards({function: config}, Path.cwd()), options.kind))
+        short_name = function.rpartition(":")[2]  # messages call a reward rewards.NAME, as in settings
+        results.append(lint(function, load_rewards({short_name: config}, Path.cwd()), options.kind))
     print(lint_table(results))
     if options.json:
         _write(options.json, [dataclasses.asdict(result) for result in results])

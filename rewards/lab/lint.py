@@ -187,7 +187,7 @@ def _number(reward: LoadedReward, value: object) -> float | None:
         return float(value)
     raise RewardError(
         f"reward {reward.name!r} ({reward.config.function}) returned {value!r}; it must return a finite number, None, "
-        "or a list of these, one an image"
+        "or a list of these, one per image"
     )
 
 

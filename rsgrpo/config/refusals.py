@@ -34,6 +34,7 @@ _CUTOFF = 0.6  # difflib's likeness below which a name is no likely slip
 _FILE = re.compile(r"^In '([^']+)':")
 _MERGED = re.compile(r"Error merging override (.*)", re.DOTALL)
 _KEY_IN_QUOTES = re.compile(r"'([^']*)'")
+_BARE_TAG = re.compile(r"""(?<!["'])</?[\w.-]+>(?!["'])""")
 _NEEDED = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list such as [a, b]"}
 
 
@@ -214,6 +215,13 @@ def _missing_file(error: MissingConfigException) -> str:
     options = list(error.options or ())
     if not name or name == "null":
         return f"{group}={name} chooses nothing; choose one of {shown(', '.join(options))}"
+    kind, _, folder = group.partition("/")
+    if folder or name.endswith((".yaml", ".yml")):
+        return (
+            f"{kind}={shown(wanted.partition('/')[2])} names a file; {kind} takes a name without folder and suffix: "
+            f"put your file into a folder {kind}/ and add --config-dir with the folder above it, or choose one of "
+            f"{shown(', '.join(options))}"
+        )
     return f"there is no {group} {shown(name)!r}{nearest(name, options)}; choose one of {shown(', '.join(options))}"
 
 
@@ -233,6 +241,17 @@ def _unreadable(override: str) -> str:
             f"{shown(override, 120)!r} cannot be read: its brackets are not balanced; where the shell has split it, "
             f"put the whole argument in quotes, such as '{shown(key, 60)}=[a, b]', and for a text write "
             f"{shown(quoted_override(key, value), 120)}"
+        )
+    if (value[:1], value[-1:]) in (("{", "}"), ("[", "]")) and _kind(name) is not str:
+        quoted = _BARE_TAG.sub(r'"\g<0>"', value)
+        way_out = (
+            f"write {shown(shlex.quote(f'{key}={quoted}'), 160)}"
+            if quoted != value
+            else 'put quotes around it there, such as {key: "a = b"}'
+        )
+        return (
+            f"{shown(override, 120)!r} cannot be read: inside braces and brackets a text with characters such as "
+            f"< > = : $ needs quotes of its own; {way_out}"
         )
     return (
         f"{shown(override, 120)!r} cannot be read: characters such as = , : {{ }} [ ] ( ) $ ' \" in a text must be "

@@ -12,6 +12,10 @@ from rsgrpo.errors import shown
 
 _TAG = re.compile(r"</?([^<>/]+)>")
 _MAX_REWARD_WEIGHT = 1.0e6
+_KEPT_KEYS = (
+    "; a scope that is set over a recipe's keeps the recipe's keys: empty the old ones beside the new, such as "
+    '{section: think, start: "", stop: ""}'
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,6 +48,7 @@ class ScopeConfig:
                 f"got start={shown(self.start, 40)!r} stop={shown(self.stop, 40)!r} "
                 f"section={shown(self.section, 40)!r} "
                 f"pattern={shown(self.pattern, 40)!r} evidence_line={str(self.evidence_line).lower()}"
+                + (_KEPT_KEYS if sum(forms) > 1 else "")
             )
         if self.pattern:
             one_of("pattern", self.pattern, ("box",))

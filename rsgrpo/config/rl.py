@@ -71,8 +71,8 @@ class CreditConfig:
     """``upstream`` reproduces the public implementation's formula, defects included; absent scopes of all rewards
     then widen (``on_missing: whole``)."""
     scoping: Scoping = "scoped"
-    """``scoped``: each reward is compared among siblings by itself and speaks to the tokens of its scope.
-    ``whole``: the weighted sum of the rewards is one number, which speaks to the whole response (GRPO)."""
+    """``scoped``: each reward is compared within its group by itself and gives credit to the tokens of its scope.
+    ``whole``: the weighted sum of the rewards is one number, which gives credit to the whole response (GRPO)."""
     baseline: Baseline = "group_mean"
     """What a reward is compared with: ``group_mean``, ``leave_one_out`` (RLOO), or ``batch_mean`` (REINFORCE++)."""
     scale: Scale = "group_std"
@@ -266,7 +266,7 @@ class RlConfig:
             )
         if over_batch and self.filter.mode == "nonzero_variance":
             raise ConfigError(
-                "rl.filter.mode=nonzero_variance drops groups whose siblings are alike, but with "
+                "rl.filter.mode=nonzero_variance drops groups whose responses earn the same, but with "
                 "rl.credit.baseline=batch_mean they have credit too; set rl.filter.mode=none"
             )
         if self.credit.compat == "upstream" and (self.loss.ratio, self.loss.clipping) != ("token", "ppo"):

@@ -238,7 +238,9 @@ def template_fingerprint(path: str) -> tuple[int, str]:
     try:
         text = _load_template(path).render(question="{query}", num_images=1, choices=())
     except TemplateError as error:
-        raise PromptTemplateError(f"prompt.path={path!r} cannot be rendered: {error}") from error
+        raise PromptTemplateError(
+            f"prompt.path={path!r} cannot be rendered: {error}; a template may use question, num_images and choices"
+        ) from error
     return len(text), hashlib.sha256(text.encode()).hexdigest()[:_SHA_DIGITS]
 
 

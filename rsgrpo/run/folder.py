@@ -1,8 +1,9 @@
 """The one folder that holds everything a run writes, and the rules for going on in it.
 
 config.yaml          settings, every default written out
-metrics.jsonl        one line per step
+metrics.jsonl        one line per step; the same in tensorboard/ and wandb/
 rollouts.jsonl       groups kept in full for the report
+data_report.json     what was read of the data, and what was left out
 attention.json       what each training rank computes attention with, and why with nothing faster
 image_view.json       at which size the model sees a page: our bounds and its processor's
 stage_seconds.json   wall-clock time by stage, over all its processes
@@ -11,7 +12,10 @@ report.html          the same for people
 data/ base_model/    the quickstart's own data and small model
 checkpoints/         sft-000100/, rl-000020/ …: enough to go on to the bit
 models/              sft/, rl/: Hugging Face folders for `from_pretrained` and `vllm serve`
-evaluations/         before_sft/, after_sft/, after_rl/: predictions and metrics
+evaluations/         before_sft/, after_sft/, before_rl/, after_rl/: predictions and metrics
+benchmarks/          answers and scores of ``eval.tasks``
+faults/              batch and model of steps that could not be taken
+error.log            the traceback of an unexpected error
 """
 
 from __future__ import annotations

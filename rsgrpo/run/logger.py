@@ -208,6 +208,7 @@ class _Wandb:
         settings = self._module.Settings(
             silent=True, console="off", x_disable_stats=True, disable_git=True, disable_code=True, init_timeout=30
         )
+        self._module.setup(settings)  # by init alone wandb would still print what else it recommends
         try:
             self._run = self._module.init(
                 project=config.logging.wandb_project,

@@ -109,7 +109,7 @@ def mgrounding(file: Path, options: ReaderOptions) -> Convert:
 
 
 def images_in_front(turns: Sequence[Turn], num_images: int) -> list[Turn]:
-    """The conversation with the markers of its first question replaced by one an image in front of it.
+    """The conversation with the markers of its first question replaced by one per image in front of it.
 
     Args:
         turns: the turns of the conversation.

@@ -189,7 +189,10 @@ class MediaFinder:
         place = self._place(text)
         if not must_exist:
             return ImageRef(path=shown(text), file=place)
-        cause = likely_cause(text, self._prefixes) or "put it there, or set the folder of the images"
+        cause = (
+            likely_cause(text, self._prefixes)
+            or "put it there, or set the folder of the images (data.image_root, or media_root of a source)"
+        )
         raise BadRecordError(
             "video" if kind == "video" else "missing media",
             f"{kind} {shown(text, 100)!r} does not exist at {shown(place, 150)}; {cause}",

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures import CommandParser, run_command
-from rsgrpo.run.report.build import build_report
+from rsgrpo.run.logger import METRICS_FILE
+from rsgrpo.run.report.build import ROLLOUTS_FILE, build_report
 
+_FILES_OF_A_RUN = ("config.yaml", METRICS_FILE, "summary.json", ROLLOUTS_FILE)
 _EXAMPLES = """\
 examples:
   uv run rsgrpo report runs/quickstart       # writes runs/quickstart/report.html, also while the run goes on
@@ -36,6 +38,11 @@ def command_parser() -> CommandParser:
 
 def _build(arguments: Sequence[str] | None) -> None:
     folder = command_parser().parse_args(arguments).run_folder
+    if folder.is_dir() and not any((folder / name).exists() for name in _FILES_OF_A_RUN):
+        print(
+            f"note: {shown(folder)} holds no run (none of {', '.join(_FILES_OF_A_RUN)}): the page is empty",
+            file=sys.stderr,
+        )
     try:
         print(build_report(folder, lambda note: print(f"note: {note}", file=sys.stderr)))
     except ValueError as error:

@@ -70,7 +70,7 @@ def check(command: Command) -> None:
         needs_gpu |= _check_train(arguments)
     elif program == "rsgrpo":
         needs_gpu |= _check_rsgrpo(arguments, is_mention=command.is_inline)
-    elif program.startswith("benchmarks/"):
+    elif program.startswith(("benchmarks/", "examples/")):
         _check_script(program, arguments)
     elif program == "lmms-eval":
         _check_lmms(arguments)
@@ -145,8 +145,11 @@ def _check_train(arguments: Sequence[str]) -> bool:
     """Whether the settings ask for GPUs; those of a plan, or that are only printed, need none."""
     try:
         given = check_call(arguments, "train.py")
-        options = [word for word in given if word.startswith("-")]
+        options = [word for word in given if word.startswith("-") and word != "--config-dir"]
         overrides = tuple(word for word in given if "=" in word and not word.startswith("-"))
+        if "--config-dir" in given:
+            folder = REPOSITORY / given[given.index("--config-dir") + 1]
+            overrides = (f"hydra.searchpath=[file://{folder}]", *overrides)
         config = composed(overrides)
     except Exception as error:  # whatever stops it is why the command is refused
         _fail(f"train.py refuses it: {error}")

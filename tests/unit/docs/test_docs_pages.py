@@ -12,6 +12,7 @@ import pytest
 
 from docs.scripts import package_picture, results_picture, settings_page
 from docs.scripts.no_network import fetched_addresses
+from docs.scripts.plain_roles import without_roles
 from rewards.lab.__main__ import main as lab
 from rsgrpo.config import ClusterConfig, Config, LossConfig
 from tests.unit.docs.shell_blocks import DOCUMENTS, REPOSITORY, inline_code, split_page
@@ -224,3 +225,15 @@ def test_names_that_answer_the_five_questions_stand_at_most_two_folders_deep() -
 )
 def test_pages_that_would_fetch_something_are_found(html: str, found: list[str]) -> None:
     assert fetched_addresses(html) == found
+
+
+def test_roles_of_docstrings_do_not_reach_the_pages() -> None:
+    assert without_roles("<p>See :func:<code>f</code>, :class:<code>C</code>: x</p>") == (
+        "<p>See <code>f</code>, <code>C</code>: x</p>"
+    )
+    assert ":mod:" not in settings_page.page()
+
+
+def test_no_code_in_a_table_of_settings_holds_a_backslash_for_the_table() -> None:
+    # Python-Markdown shows it: `a \| b` is printed with its backslash
+    assert [code for code in re.findall(r"`[^`\n]*`", settings_page.page()) if "\\|" in code] == []

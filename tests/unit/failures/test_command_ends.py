@@ -47,6 +47,8 @@ MODULES: list[tuple[Any, list[str], str]] = [
     (rewards.lab.__main__, ["lint", "nosuch:x"], "nosuch"),
     (rewards.lab.__main__, ["lint", "FILE:x"], "FILE"),
     (rewards.lab.__main__, ["lint", "x"], "x"),
+    (rewards.lab.__main__, ["lint", "rewards.functions.format:sections", "names="], "names= has no value"),
+    (rewards.lab.__main__, ["lint", "rewards.functions.accuracy:acc"], "rewards.acc.function="),
     (rewards.lab.__main__, ["lint", "--config", "FILE"], "FILE"),
     (rewards.lab.__main__, ["lint", "rewards.functions.format:format", "--json", "FILE/x"], "FILE"),
     (recipes.evaluation.lmms_tasks, [], "--tasks"),

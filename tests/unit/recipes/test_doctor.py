@@ -396,3 +396,15 @@ def test_exit_status_json_and_verdict_agree(task: Path, tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(RsgrpoError, match=f"^--json {tmp_path} cannot be written"):
         run_doctor([f"--json={tmp_path}"], io.StringIO(), ())
+
+
+def test_a_recipe_of_ones_own_is_found_in_the_folder_of_settings(tmp_path: Path) -> None:
+    (tmp_path / "my settings" / "recipe").mkdir(parents=True)
+    recipe = tmp_path / "my settings" / "recipe" / "mine.yaml"
+    recipe.write_text("# @package _global_\ndefaults: [quickstart, _self_]\nname: mine\n")
+    shown = io.StringIO()
+    steps = [step for step in STEPS if step.name == "settings"]
+    assert run_doctor(["recipe=mine", "--config-dir", str(tmp_path / "my settings")], shown, steps) == 0
+    assert "name=mine" in shown.getvalue()
+    with pytest.raises(RsgrpoError, match="nosuch is no folder"):
+        run_doctor(["--config-dir", str(tmp_path / "nosuch")], io.StringIO(), steps)

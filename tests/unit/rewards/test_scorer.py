@@ -186,7 +186,7 @@ def test_any_kind_of_number_will_do(value: object, number: float) -> None:
 def test_wrong_values_an_image_are_refused(value: object) -> None:
     message = failure(loaded("lines", lambda call: value, LINES))
     assert "sample 'q0' rollout 0" in message
-    assert "one an image" in message or "finite number" in message
+    assert "one per image" in message or "finite number" in message
 
 
 def test_an_exception_never_becomes_a_reward() -> None:
@@ -322,3 +322,14 @@ def test_a_declared_reward_stays_a_function() -> None:
     assert isinstance(declared, DeclaredReward)
     scored = Scorer([loaded("declared", declared.function)]).score([group("q0", "abc")])
     assert scored[0].rollouts[0].rewards[0].value == 3.0
+
+
+def test_an_exception_is_named_with_the_line_of_the_reward_file() -> None:
+    def words_of(text: str) -> int:
+        return int(text)  # the last line of this file that the exception goes through
+
+    def fragile(call: RewardCall) -> float:
+        return float(words_of(call.text))
+
+    line = words_of.__code__.co_firstlineno + 1
+    assert f"(line {line} of test_scorer.py); fix the function" in failure(loaded("fragile", fragile))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -66,6 +68,15 @@ def test_wandb_offline_writes_inside_the_run_folder_under_one_id(tmp_path: Path)
     assert records
     assert {file.name for file in records} == {f"run-{run_id}.wandb"}
     assert b"rollouts/groups" in b"".join(file.read_bytes() for file in records)
+
+
+def test_wandb_prints_nothing_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", ModuleType("openai"))  # vLLM imports it, and wandb recommends its Weave
+    with RunLogger(tmp_path, run_config(wandb_mode="offline")) as log:
+        log.log("rl", 1, {"reward/accuracy": 0.5})
+    assert "wandb" not in "".join(capfd.readouterr())
 
 
 def test_disabled_wandb_leaves_nothing(tmp_path: Path) -> None:

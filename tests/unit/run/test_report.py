@@ -22,6 +22,7 @@ from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.run.logger import MetricRow
 from rsgrpo.run.recorder import read_groups, record_groups
 from rsgrpo.run.report import build_report
+from rsgrpo.run.report.__main__ import main as report_main
 from rsgrpo.run.report.build import ReportError, embedded_json
 from rsgrpo.run.report.curves import collect_charts, collect_times
 from rsgrpo.run.report.pictures import embed_pictures
@@ -294,3 +295,11 @@ def test_damaged_sections_are_shown_as_evisrags(tmp_path: Path, response_setting
     behind = lines[1][re.search(r"^\w", lines[1], re.MULTILINE).start() :]  # type: ignore[union-attr]
     file.write_text(f"{lines[0]}{response_setting}\n{behind}")
     assert _page(run).document["rollouts"]["sections"] == ["observe", "evidence", "think", "answer"]
+
+
+def test_a_folder_that_holds_no_run_is_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_main([str(tmp_path)]) == 0
+    assert f"note: {tmp_path} holds no run" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert report_main([str(tmp_path)]) == 0
+    assert "holds no run" not in capsys.readouterr().err
