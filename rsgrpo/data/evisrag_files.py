@@ -60,7 +60,7 @@ class _Problem:
 
 @dataclass(kw_only=True, slots=True)
 class _Read:
-    """What was read so far; ``places`` says of each sample where it stands."""
+    """The samples and problems that were read so far; ``places`` says of each sample where it stands."""
 
     samples: list[Sample] = field(default_factory=list)
     places: list[str] = field(default_factory=list)

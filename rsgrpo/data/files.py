@@ -125,7 +125,7 @@ def _known_kind(file: Path) -> Path:
 
 
 def _elsewhere(location: str) -> Path:
-    """What is no path here: a data set of the hub, or nothing."""
+    """The folder of a data set fetched from the hub, for a name that is no path here; an error if it is none."""
     place = Path(location)
     kind = special_kind(place)
     if kind:

@@ -364,7 +364,7 @@ def _stray(name: str) -> SectionProblem:
 def _tag_problems(
     tags: list[_Tag], occurrences: tuple[tuple[Section, ...], ...], response_format: ResponseFormat
 ) -> tuple[SectionProblem, ...]:
-    """What is wrong with the tags, section by section."""
+    """The problems of the tags, section by section."""
     counts = [0] * (2 * len(response_format.sections))
     for tag in tags:
         counts[2 * tag.section + tag.is_closing] += 1

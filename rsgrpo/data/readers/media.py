@@ -119,7 +119,7 @@ class MediaFinder:
         return None
 
     def _place(self, path: str) -> str:
-        """Where a path would lie below the first folder."""
+        """The absolute path that a written path would have below the first folder."""
         plain = path[2:] if path.startswith("./") else path
         return plain if plain.startswith("/") else self._prefixes[0] + plain
 

@@ -77,7 +77,7 @@ def build_report(run_folder: Path, say: Callable[[str], None] = lambda note: Non
 
 
 def _read(read: Callable[[], Content], notes: list[str]) -> Content | None:
-    """What a file holds; where it cannot be read, a note and nothing."""
+    """The content of a file; None where it cannot be read, which is added to the notes."""
     try:
         return read()
     except (FileError, SummaryError) as error:
