@@ -36,7 +36,7 @@ def run(config: Config) -> Path | None:
         The report's path; None where only a plan was asked for.
 
     Raises:
-        RsgrpoError: something that a user can act on; nothing that was finished is lost.
+        RsgrpoError: an error that a user can act on; nothing that was finished is lost.
     """
     hush_cuda_search()
     if config.plan:

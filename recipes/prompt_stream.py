@@ -34,7 +34,7 @@ class PromptStream:
 
     @property
     def num_prompts(self) -> int:
-        """Questions of the data set."""
+        """How many questions the data set has."""
         return len(self._prompted)
 
     def _at(self, position: int) -> PromptedSample:
@@ -52,7 +52,7 @@ class PromptStream:
             without: sample ids to pass over, such as groups carried over into the same step.
 
         Raises:
-            RsgrpoError: the data set has fewer than ``count`` questions beside those.
+            RsgrpoError: the data set has fewer than ``count`` questions beside those in ``without``.
         """
         taken: list[PromptedSample] = []
         ids = set(without)

@@ -68,9 +68,9 @@ class Batch:
     """One step's groups, sampled, scored and selected.
 
     Attributes:
-        groups: what to train on; may be fewer than the step wants.
-        metrics: ``engine/*`` and ``selection/*`` of the sampling.
-        seconds: by phase.
+        groups: the groups to train on; they may be fewer than the step wants.
+        metrics: the metrics ``engine/*`` and ``selection/*`` of the sampling.
+        seconds: the seconds that each phase took.
     """
 
     groups: tuple[ScoredGroup, ...]
@@ -83,12 +83,13 @@ class RsGrpoState:
     """What a checkpoint of the driver holds, beside the policy's own.
 
     Attributes:
-        step: rollout batches trained on so far.
-        position: of the prompt stream.
+        step: the number of rollout batches trained on so far.
+        position: how many questions of the prompt stream were passed so far.
         leftover: groups with nonzero variance that did not fit into the last batch.
         acceptance_rate: running share of sampled groups that were kept; sizes the next request.
         prefetched: asynchronous mode: the next step's batch, sampled during the last update.
-        kl_coefficient: of the KL term, where ``rl.loss.kl.target`` steers it; 0: nothing was measured yet.
+        kl_coefficient: the coefficient of the KL term, where ``rl.loss.kl.target`` steers it; 0: nothing was measured
+            yet.
     """
 
     step: int = 0
@@ -181,7 +182,7 @@ def check_staleness(groups: Sequence[ScoredGroup], *, trained_version: int, max_
         max_age: how many updates older their weights may be.
 
     Raises:
-        StaleWeightsError: names the first such group.
+        StaleWeightsError: a group's weights are too old or too new; the message names the first such group.
 
     Example:
         Version 7 with ``max_age=1`` accepts groups of versions 6 and 7.
@@ -271,7 +272,7 @@ class RsGrpo:
             self.engine.update_weights(self.policy.weights())
 
     def _train(self, batch: Batch, clock: Stopwatch) -> tuple[list[CreditedGroup], dict[str, float]]:
-        """Credit and update; a batch without groups changes nothing."""
+        """Give credit to a batch and update the policy on it; a batch without groups changes nothing."""
         metrics: dict[str, float] = {}
         credited: list[CreditedGroup] = []
         seen: list[ResponseStats] = []
@@ -324,13 +325,13 @@ class RsGrpo:
             self._unchecked_version = None
 
     def _kl_coefficient(self) -> float:
-        """Where the controller stands; the settings' own where it did not begin, or does not steer."""
+        """The present KL coefficient: the controller's once it has begun to steer, else that of the settings."""
         if self.loss.kl.target and self.state.kl_coefficient:
             return self.state.kl_coefficient
         return self.loss.kl.coefficient
 
     def _kl_weights(self, groups: Sequence[ScoredGroup]) -> dict[ResponseKey, float] | None:
-        """What a token of each response weighs in the KL term; None without one: no pass through the reference."""
+        """What a token of each response weighs in the KL term; None where there is no such term."""
         if not self.loss.kl.coefficient:
             return None
         coefficient = self._kl_coefficient()
@@ -338,7 +339,7 @@ class RsGrpo:
         return {key: coefficient * share for key, share in shares.items()}
 
     def _old_logprobs(self, kept: Sequence[ScoredGroup], clock: Stopwatch) -> OldLogprobs:
-        """pi_old of a batch, where one pass before its first update has to compute it; else nothing."""
+        """Log-probabilities under pi_old where a pass before the first update has to compute them; else empty."""
         is_reused = self.config.rl.updates_per_batch > 1 and self.loss.old_logprobs == "auto"
         if not kept or not (is_reused or self.loss.old_logprobs == "recompute"):
             return {}
@@ -348,7 +349,7 @@ class RsGrpo:
         return {stats.key: stats for stats in found}
 
     def _updates(self, kept: Sequence[ScoredGroup]) -> list[Sequence[ScoredGroup]]:
-        """The batch, cut into its optimizer steps."""
+        """The batch cut into the groups of each optimizer step."""
         settings = self.config.rl
         size = max(1, math.ceil(len(kept) / settings.updates_per_batch))
         return [kept[start : start + size] for start in range(0, len(kept), size)]
@@ -367,7 +368,7 @@ class RsGrpo:
         return self._sampler.submit(self.collect, self.state.step + 1, trained_version=after_this_step)
 
     def _sample(self, prompted: Sequence[PromptedSample], seed: int, clock: Stopwatch) -> list[ScoredGroup]:
-        """Groups of these questions, in their order; each is scored while others are still sampled."""
+        """The scored groups of these questions, in order; each is scored while others are still sampled."""
         with closing(self.scorer.scoring()) as scoring:
             with (
                 clock.phase("generate"),

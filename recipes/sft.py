@@ -26,7 +26,7 @@ class SftState:
     """What a checkpoint of the driver holds: the phase, steps taken in all and in it, its position in the data.
 
     Attributes:
-        skipped: conversations that were passed over in training, by reason.
+        skipped: how many conversations were passed over in training, by reason.
     """
 
     step: int = 0
@@ -45,14 +45,14 @@ class SftPhase:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the phase."""
+        """How many optimizer steps the phase takes."""
         settings = self.settings
         by_epochs = max(1, settings.num_epochs * len(self.source) // settings.samples_per_step)
         return min(by_epochs, settings.max_steps) if settings.max_steps else by_epochs
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """The phase's optimizer, a warm-up that is a share of its steps counted out."""
+        """The phase's optimizer settings; a warm-up given as a share is turned into a number of steps."""
         optimizer = self.settings.optimizer
         if optimizer.warmup_steps or not self.settings.warmup_frac:
             return optimizer
@@ -70,7 +70,7 @@ def training_groups(
         image_tokens: how many positions an image takes.
 
     Returns:
-        One group of one response each; every target weighs 1/N, N counted over all of them.
+        One group with one response for each conversation; every target token weighs 1/N, N counted over all of them.
     """
     encoded = [response_tokens(conversation, tokenizer, image_tokens) for conversation in conversations]
     num_targets = sum(int(is_target.sum()) for _, is_target in encoded)
@@ -131,7 +131,7 @@ class SupervisedTraining:
         return result.metrics
 
     def validation_loss(self) -> float | None:
-        """Mean negative log-likelihood of a held-out target token, in nats; None if none is held out."""
+        """Mean negative log-likelihood of the held-out target tokens, in nats a token; None if none are held out."""
         held_out = self.phase.source.held_out()
         if not held_out:
             return None

@@ -33,9 +33,9 @@ class Taken:
     """Conversations for a step.
 
     Attributes:
-        conversations: as many as were asked for, no id twice.
-        position: where the next step goes on.
-        skipped: kind and detail of what is wrong with each conversation that was passed over.
+        conversations: as many conversations as were asked for, no id twice.
+        position: the position in the source at which the next step goes on.
+        skipped: the kind and the detail of what is wrong with each conversation that was passed over.
     """
 
     conversations: list[Conversation]
@@ -47,16 +47,16 @@ class ConversationSource(Protocol):
     """Endless conversations, an epoch after the other; what comes is a function of the position alone.
 
     Attributes:
-        images: those that were looked at while conversations were taken, each counted once.
+        images: counts of the images that were looked at while conversations were taken; each counts once.
     """
 
     images: ImageCounts
 
     def __len__(self) -> int:
-        """Conversations of an epoch."""
+        """How many conversations an epoch has."""
 
     def take(self, position: int, count: int) -> Taken:
-        """The next conversations."""
+        """Take the next conversations."""
 
     def held_out(self) -> list[Conversation]:
         """The conversations that training does not see."""
@@ -84,7 +84,7 @@ class TrajectorySource:
         return len(self._trained)
 
     def take(self, position: int, count: int) -> Taken:
-        """The next conversations, in a new random order every epoch."""
+        """Take the next conversations, in a new random order every epoch."""
         self._stream.position = position
         taken = self._stream.take(count)
         return Taken(
@@ -117,7 +117,7 @@ class MixtureSource:
         image_tokens: how many positions an image takes.
 
     Attributes:
-        images: those that were taken so far, each counted once.
+        images: counts of the images of the conversations that were taken so far; each counts once.
     """
 
     def __init__(
@@ -148,10 +148,11 @@ class MixtureSource:
         return len(self._mixture)
 
     def take(self, position: int, count: int) -> Taken:
-        """The next conversations that fit.
+        """Take the next conversations that fit.
 
         Raises:
-            RsgrpoError: something is wrong with one (``data.on_bad_sample=reject``), or with a whole epoch.
+            RsgrpoError: something is wrong with a conversation (``data.on_bad_sample=reject``), or with those of a
+                whole epoch.
         """
         conversations: list[Conversation] = []
         ids: set[str] = set()
@@ -196,7 +197,7 @@ class MixtureSource:
         return int(self._order[index])
 
     def _checked(self, key: int, draw: int) -> Conversation:
-        """The conversation, unless something is wrong with it that may be passed over."""
+        """Build one conversation, and check its images and its length."""
         try:
             conversation = self._builder.build(self._mixture.sample(key, draw))
             for image in conversation.images:

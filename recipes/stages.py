@@ -180,7 +180,7 @@ def _train_rl(job: Job) -> None:
 
 
 def _measured(job: Job, validation: Sequence[PromptedSample]) -> dict[str, float]:
-    """What is looked at between two steps now and then: held-out questions, and whether engine and trainer agree."""
+    """Measure between two steps what is due: answers to held-out questions, and the gap of engine and trainer."""
     metrics: dict[str, float] = {}
     if validation:
         found = validate(job.engine, validation, job.config, job.prepared.scorer).numbers()
@@ -236,5 +236,5 @@ def step_note(report: StepReport, num_wanted: int) -> str:
 
 
 def run_evaluation(job: Job) -> None:
-    """Score one checkpoint."""
+    """Evaluate one checkpoint (``stage=eval``)."""
     job.evaluate("checkpoint")

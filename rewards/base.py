@@ -25,10 +25,10 @@ from rsgrpo.types import IntArray, Sample
 RewardCallable = Callable[..., Any]
 
 GOLD_FIELDS = ("boxes", "choices", "positive_images")
-"""Fields of a sample that a reward may need; any other name that it needs is a section of the gold response."""
+"""The fields of a sample that a reward may need; any other name that it needs is a section of the gold response."""
 
 IMAGE_LINES = "per_image_lines"
-"""Stands for the section with one line per image, whatever ``response.sections`` calls it."""
+"""The name that stands for the section with one line per image, whatever ``response.sections`` calls it."""
 
 FunctionT = TypeVar("FunctionT", bound=RewardCallable)
 
@@ -43,14 +43,14 @@ class RewardCall:
 
     Attributes:
         sample: the question with its images and gold.
-        text: the response.
-        parsed: its sections and evidence lines.
-        token_ids: [R] int32, as sampled.
-        finish_reason: ``stop`` or ``length``.
-        num_tokens: R, end of sequence included.
-        response_index: which sibling.
-        image_sizes: gives width and height at which the model saw the sample's image of a 0-based index; None where
-            no model is known. Rewards ask :meth:`seen_size`.
+        text: the text of the response.
+        parsed: the sections and the evidence lines of the response.
+        token_ids: [R] int32, the sampled ids of the response.
+        finish_reason: why the response ended: ``stop`` or ``length``.
+        num_tokens: R, the number of tokens of the response, end of sequence included.
+        response_index: 0-based index of the response among those to the same question.
+        image_sizes: gives width and height in pixels at which the model saw the sample's image of a 0-based index; None
+            where no model is known. Rewards ask :meth:`seen_size`.
     """
 
     sample: Sample
@@ -81,7 +81,7 @@ class RewardCall:
 
         Raises:
             RewardError: no model's processor is known where this reward runs.
-            ImageError: the image is missing or none.
+            ImageError: the image file is missing or no image.
 
         Example:
             A page of 2000 × 1500 under ``data.max_pixels=1003520`` is sent as 1156 × 867 and seen as ``(1148, 868)``.
@@ -100,14 +100,16 @@ class DeclaredReward:
     """A reward function with what it declared; calling it calls the function.
 
     Attributes:
-        function: takes a ``RewardCall`` (a list of them if ``is_batch``) and keyword arguments.
-        is_batch: whether it judges all calls at once.
-        gold_sections: sections that the gold response, and fields that the sample, must hold.
-        answer_in: keyword argument that names the section with the answer, which gold must hold; empty: none.
-        sections: that it reads by name.
-        section_arguments: keyword arguments that name sections, one or a list of them.
-        argument_problem: see :func:`checks_itself`.
-        exact_answer: likewise.
+        function: the function that takes a ``RewardCall`` (a list of them if ``is_batch``) and keyword arguments.
+        is_batch: whether the function judges all calls at once.
+        gold_sections: the sections that the gold response must hold, and the fields that the sample must hold.
+        answer_in: the keyword argument that names the section with the answer, which gold must hold; empty: there is
+            none.
+        sections: the sections that the function reads by name.
+        section_arguments: the keyword arguments that name a section, or a list of sections.
+        argument_problem: says what is wrong with the keyword arguments, see :func:`checks_itself`; None: nothing is
+            checked.
+        exact_answer: writes the response that must earn 1, see :func:`checks_itself`; None: the reward does not say.
     """
 
     function: RewardCallable
@@ -123,7 +125,7 @@ class DeclaredReward:
         """Call the function.
 
         Raises:
-            RewardError: the keyword arguments are not the function's (``argument_problem``).
+            RewardError: the keyword arguments do not fit the function (``argument_problem``).
         """
         problem = self.argument_problem(kwargs) if self.argument_problem else ""
         if problem:

@@ -9,7 +9,7 @@ from rsgrpo.text.sections import ParsedResponse
 from rsgrpo.types import Box
 
 CONVENTIONS = ("permille", "shares", "pixels")
-"""What a written number counts: thousandths of the page's side (Qwen2-VL, MGrounding-630k), shares of it
+"""What a number written in a box may count: thousandths of the page's side (Qwen2-VL, MGrounding-630k), shares of it
 (MIG-Bench's gold), or pixels of the page as the model sees it (Qwen2.5-VL). ``fraction`` is an older name of shares."""
 
 # Bounded counts: nothing can be matched in two ways, so a hostile response costs linear time.
@@ -38,9 +38,9 @@ class WrittenBox:
     """Four numbers as they stand in a response.
 
     Attributes:
-        start: offset of the opening bracket.
-        stop: offset behind the closing bracket.
-        numbers: x and y of the first corner, x and y of the second.
+        start: the character offset of the opening bracket.
+        stop: the character offset behind the closing bracket.
+        numbers: x and y of the first corner, then x and y of the second, as they are written.
     """
 
     start: int
@@ -59,7 +59,7 @@ def find_boxes(text: str, start: int = 0, stop: int | None = None) -> tuple[Writ
         stop: where to end; None: the end of the text.
 
     Returns:
-        The boxes; numbers may be anything, ``rectangle`` judges them.
+        The boxes in the order of the text; the numbers may be anything, ``rectangle`` judges them.
 
     Example:
         ``find_boxes("at (100,20),(300,400)")`` is one box from offset 3 to 21.
@@ -78,7 +78,7 @@ def response_boxes(parsed: ParsedResponse, section: str = "") -> tuple[WrittenBo
         section: the declared section to look in (every place where a repeatable one stands); empty: the whole response.
 
     Returns:
-        Boxes in order; none where the section's opening tag is absent.
+        The boxes in the order of the text; none where the section's opening tag is absent.
     """
     if not section:
         return find_boxes(parsed.text)
@@ -98,7 +98,8 @@ def rectangle(written: WrittenBox, width: float, height: float) -> Box | None:
         height: what the page's whole height counts: 1000, 1, or its pixels.
 
     Returns:
-        The rectangle; None if it is malformed: corners swapped or equal in a coordinate, or outside of the page.
+        The rectangle as shares of the page; None if the box is malformed: corners swapped or equal in a coordinate, or
+        outside of the page.
 
     Example:
         ``(100,20),(300,400)`` at 1000 by 1000 is ``Box(left=0.1, top=0.02, right=0.3, bottom=0.4)``;

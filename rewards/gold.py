@@ -56,7 +56,7 @@ def gold_problem(
             ``response.answer_section``.
 
     Returns:
-        A phrase about the sample; empty if it lacks nothing.
+        What is missing, as a phrase about the sample; empty if nothing is.
     """
     for name, (values, what) in {
         "boxes": (sample.boxes, "no gold boxes"),

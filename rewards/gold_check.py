@@ -23,7 +23,7 @@ def exact_answer_problem(reward: LoadedReward, blank: RewardCall) -> str:
         blank: a call on the sample, without a response.
 
     Returns:
-        A phrase about the sample.
+        The reason as a phrase about the sample; empty if there is none.
     """
     exact_answer = reward.exact_answer
     if exact_answer is None or reward.is_async or reward.is_batch:

@@ -23,14 +23,14 @@ class LoadedReward:
     """A reward that is ready to be called.
 
     Attributes:
-        name: its key under ``rewards`` in the settings.
-        config: scope, weight, keyword arguments, timeout.
-        function: called as ``function(call, **config.kwargs)``.
-        is_async: whether calling it gives an awaitable.
-        is_batch: whether it takes the list of all calls.
-        gold_sections: what it needs of a gold response.
-        exact_answer: writes the response that must earn 1; None: it does not say.
-        answer_section: the one among ``gold_sections`` for which ``Sample.answers`` will do.
+        name: the key of the reward under ``rewards`` in the settings.
+        config: the settings of the reward: scope, weight, keyword arguments, timeout.
+        function: the function, called as ``function(call, **config.kwargs)``.
+        is_async: whether a call of the function gives an awaitable.
+        is_batch: whether the function takes the list of all calls.
+        gold_sections: the sections that the gold response must hold, and the fields that the sample must hold.
+        exact_answer: writes the response that must earn 1; None: the reward does not say.
+        answer_section: the one of ``gold_sections`` in whose place ``Sample.answers`` will do.
     """
 
     name: str
@@ -57,8 +57,8 @@ def load_rewards(
         The rewards, in the order of ``configs``.
 
     Raises:
-        RewardError: a module, file or function that does not exist, keyword arguments that do not
-            fit the function, or a section that is not declared.
+        RewardError: a module, file or function does not exist, keyword arguments do not fit the function, or a section
+            is not declared.
     """
     return tuple(_load(name, config, base_folder, response_format) for name, config in configs.items())
 
@@ -131,14 +131,14 @@ def _check_sections(
 
 
 def _named_sections(value: object) -> Sequence[object]:
-    """What a keyword argument names; None and an empty text name none."""
+    """The section names that a keyword argument holds: one or a list; None and an empty text name none."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return value
     return [value] if value else []
 
 
 def _is_own(module: ModuleType, value: object) -> bool:
-    """Whether a module's value may be a reward of its own, not an import."""
+    """Whether a module's value may be a reward that is defined there, not an import."""
     function = value.function if isinstance(value, DeclaredReward) else value
     return inspect.isfunction(function) and function.__module__ == module.__name__
 
@@ -149,7 +149,7 @@ def _is_async(function: RewardCallable) -> bool:
 
 
 def _bound_arguments(name: str, config: RewardConfig, function: RewardCallable) -> Mapping[str, object]:
-    """The arguments that a call gets, defaults included."""
+    """The arguments that a call of the function gets, by name, defaults included."""
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError) as error:  # Python's own functions written in C may not say what they take
@@ -210,7 +210,7 @@ def _module_from_file(name: str, file: Path) -> ModuleType:
 
 
 def _load_error(name: str, source: str, error: BaseException) -> RewardError:
-    """What a module or file that raises while it is loaded ends the command with."""
+    """The error for a module or file that raises while it is loaded."""
     way_out = "; take the exit out of it" if isinstance(error, SystemExit) else ""
     return RewardError(
         f"rewards.{name}.function: cannot load {shown(source)}: {type(error).__name__}: {shown(error)}"
@@ -219,6 +219,6 @@ def _load_error(name: str, source: str, error: BaseException) -> RewardError:
 
 
 def _line_in(source: str, error: BaseException) -> str:
-    """Where in the file an exception left it; empty where its own message says so."""
+    """The line of the file that an exception came from, for a message; empty if it came from no line of it."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
     return f" (line {lines[-1]})" if lines else ""

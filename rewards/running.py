@@ -31,8 +31,8 @@ def run_plain(reward: LoadedReward, calls: Sequence[RewardCall]) -> Sequence[Any
     """Values of a plain reward, one for each call.
 
     Raises:
-        RewardError: a call raised or took longer than ``timeout_seconds``; for a batch function, or
-            it returned no list of one value a call.
+        RewardError: a call raised or took longer than ``timeout_seconds``, or a batch function did not return a list of
+            one value for each call.
     """
     if reward.is_batch:
         batches: Sequence[Any] = [list(calls)]
@@ -44,7 +44,8 @@ def run_async(reward: LoadedReward, calls: Sequence[RewardCall]) -> Sequence[Any
     """Values of an asynchronous reward, one for each call, all calls at once.
 
     Raises:
-        RewardError: as ``run_plain``; also where a call blocks the event loop.
+        RewardError: a call raised, took longer than ``timeout_seconds`` or blocked the event loop, or a batch function
+            did not return a list of one value for each call.
     """
     running = AsyncCalls()
     for argument in [list(calls)] if reward.is_batch else calls:
@@ -54,7 +55,7 @@ def run_async(reward: LoadedReward, calls: Sequence[RewardCall]) -> Sequence[Any
 
 
 def checked_batch(reward: LoadedReward, calls: Sequence[RewardCall], values: Any) -> Sequence[Any]:
-    """What a batch function returned, if that is one value for each call."""
+    """The values that a batch function returned, checked to be one for each call."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence) or len(values) != len(calls):
         got = f"{len(values)} values" if isinstance(values, Sequence) else type(values).__name__
         raise RewardError(
@@ -65,7 +66,7 @@ def checked_batch(reward: LoadedReward, calls: Sequence[RewardCall], values: Any
 
 
 def _place(reward: LoadedReward, argument: RewardCall | list[RewardCall]) -> str:
-    """Name a call in a message."""
+    """Name a call in a message: reward, sample and rollout."""
     if isinstance(argument, RewardCall):
         call, where = argument, "on"
     else:
@@ -100,7 +101,7 @@ def _too_slow(reward: LoadedReward, argument: Any, where: str = "") -> RewardErr
 
 
 def _standing_in(frame: FrameType | None) -> str:
-    """The source line that a thread stands in."""
+    """The source line at which a thread is, for a message; empty if it is not known."""
     if frame is None:
         return ""
     last = traceback.extract_stack(frame)[-1]
@@ -108,7 +109,7 @@ def _standing_in(frame: FrameType | None) -> str:
 
 
 def _watched(reward: LoadedReward, arguments: Sequence[Any]) -> list[Any]:
-    """Call ``reward`` on each argument in a thread of its own, and watch that it gets on."""
+    """Call ``reward`` on each argument in a thread, and raise where a call takes longer than its timeout."""
     values: list[Any] = []
     failures: list[BaseException] = []
     is_done = threading.Event()
@@ -206,11 +207,11 @@ class AsyncCalls:
         return self._returned
 
     def close(self) -> None:
-        """Give up what is not done."""
+        """Cancel the calls that have not ended."""
         self._tell(self._stop.set)
 
     def _tell(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Have the loop's thread call a function; nothing happens where the loop has ended, after a failure say."""
+        """Have the loop's thread call a function; nothing happens where the loop has ended, as after a failure."""
         with suppress(RuntimeError):
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(function, *arguments)
@@ -246,7 +247,7 @@ class AsyncCalls:
             self._stop.set()
 
     def _complete(self) -> None:
-        """No further calls will be begun."""
+        """Note that no further calls will be begun, so that the loop ends with the last one."""
         self._is_complete = True
         if not self._tasks:
             self._stop.set()

@@ -38,12 +38,12 @@ class ScopeRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocatedScope:
-    """Where a scope stands.
+    """The tokens at which a scope stands.
 
     Attributes:
-        spans: its tokens; empty where there are none.
-        found: whether all of its tags stood in the response, in order.
-        image_index: 0-based image of an evidence line, else -1.
+        spans: the ranges of response tokens in the scope; empty where the scope is absent.
+        found: whether all tags of the scope stood in the response, in order.
+        image_index: the 0-based image of an evidence line, else -1.
     """
 
     spans: tuple[TokenSpan, ...]
@@ -67,10 +67,10 @@ def locate_scope(
         on_missing: ``skip`` or ``whole``.
 
     Returns:
-        Its tokens.
+        The scope's ranges of tokens, and whether it was found.
 
     Raises:
-        ConfigError: it names a section that is not declared.
+        ConfigError: the scope names a section that is not declared.
 
     Example:
         In ``"<think>t</think>"`` with tokens that start at 0, 6, 7, 8, 14, 16 (the last one the end of
@@ -94,7 +94,7 @@ def locate_scopes(
         num_images: how many entries an ``evidence_line`` scope gives.
 
     Returns:
-        For each request one entry, for an ``evidence_line`` scope one entry per image, in order.
+        For each request a tuple of one entry, for an ``evidence_line`` scope of one entry per image, in order.
     """
     ranges: list[_Range] = []
     counts: list[int] = []
@@ -141,7 +141,7 @@ def _absent(parsed: ParsedResponse, is_whole: bool, image_index: int = -1) -> _R
 
 
 def _closing_edge(parsed: ParsedResponse, stop: int) -> int:
-    """A section that ends with the text runs to the end of the response."""
+    """The given stop; behind the end-of-sequence token where it is the end of the text."""
     return _end(parsed) if stop == len(parsed.text) else stop
 
 
@@ -157,13 +157,13 @@ def _tag_range(parsed: ParsedResponse, scope: ScopeConfig, is_whole: bool) -> _R
 
 
 def _section_range(parsed: ParsedResponse, name: str, is_whole: bool) -> _Range:
-    """Every place where the section stands: one, unless it is repeatable."""
+    """Ranges of characters at which the section stands: one, unless it is repeatable."""
     ranges = tuple((section.start, _closing_edge(parsed, section.stop)) for section in parsed.all_of(name))
     return (ranges, True, -1) if ranges else _absent(parsed, is_whole)
 
 
 def _pattern_range(parsed: ParsedResponse, scope: ScopeConfig, is_whole: bool) -> _Range:
-    """Every box; the end of sequence is never part of one."""
+    """Ranges of characters of every box; the end of sequence is never part of one."""
     boxes = response_boxes(parsed, scope.section)
     return (tuple((box.start, box.stop) for box in boxes), True, -1) if boxes else _absent(parsed, is_whole)
 

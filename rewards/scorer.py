@@ -59,7 +59,8 @@ class Scorer:
             samples: the samples to train on.
 
         Raises:
-            RewardError: names the reward, how many samples, and the first of them.
+            RewardError: a reward cannot judge some samples; the message names the reward, how many samples, and the
+                first of them.
         """
         for reward in self.rewards:
             problems = [(sample.sample_id, self._sample_problem(reward, sample)) for sample in samples]
@@ -88,7 +89,7 @@ class Scorer:
         return problem or exact_answer_problem(reward, self._blank_call(sample))
 
     def _image_sizes(self, sample: Sample) -> Callable[[int], tuple[int, int]] | None:
-        """Sizes of a sample's images, each read once, and only if a reward asks."""
+        """Gives the size of the sample's image at an index, each read once; None where no model is known."""
         view = self._view
         return None if view is None else cache(lambda index: view.seen_size(sample.images[index]))
 
@@ -118,8 +119,8 @@ class Scorer:
             One scored group for each group, in order; siblings carry the same reward keys.
 
         Raises:
-            RewardError: a reward raised, took longer than its ``timeout_seconds``, or returned what
-                is no finite number, None, or (``evidence_line``) one of these an image.
+            RewardError: a reward raised, took longer than its ``timeout_seconds``, or returned something else than a
+                finite number or None (for ``evidence_line``, one of these for each image).
         """
         with closing(self.scoring()) as scoring:
             for group in groups:

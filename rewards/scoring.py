@@ -99,8 +99,8 @@ class Scoring:
         """All groups, judged, in the order in which they were added.
 
         Raises:
-            RewardError: a reward raised, took longer than its ``timeout_seconds``, or returned what is no finite
-                number, None, or (``evidence_line``) one of these an image.
+            RewardError: a reward raised, took longer than its ``timeout_seconds``, or returned something else than a
+                finite number or None (for ``evidence_line``, one of these for each image).
         """
         columns = self._columns() if self._calls else [[] for _ in self._rewards]
         requests = tuple(
@@ -125,12 +125,12 @@ class Scoring:
         return scored
 
     def close(self) -> None:
-        """Give up what is not done."""
+        """Give up the calls that are not done."""
         self._async_calls.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _judge_waiting(self) -> None:
-        """Plain rewards of all calls that wait; in the thread."""
+        """Call the plain rewards on all calls that wait; runs in the thread."""
         calls = []
         while self._waiting:
             calls.append(self._waiting.popleft())
@@ -179,7 +179,7 @@ def _entries(
 
 
 def _checked(reward: LoadedReward, call: RewardCall, returned: Any) -> tuple[float | None, ...]:
-    """The values as floats, or a refusal that shows what was returned."""
+    """The values of one call as floats, or an error that shows what was returned."""
     if not reward.config.scope.evidence_line:
         return (_number(reward, call, returned),)
     num_images = len(call.sample.images)

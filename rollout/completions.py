@@ -14,7 +14,7 @@ from rsgrpo.types import Rollout
 
 
 def rollout_of(request: RolloutRequest, completion: Any, table: TokenTable) -> Rollout:
-    """A finished response.
+    """Make a rollout of a response that vLLM has finished.
 
     Args:
         request: the request that the completion answers.
@@ -45,7 +45,7 @@ def sampled_logprobs(flat: Any) -> NDArray[np.float32]:
         flat: vLLM's ``FlatLogprobs`` of one response.
 
     Returns:
-        [R] float32.
+        [R] float32, natural logarithms.
     """
     logprobs = np.asarray(flat.logprobs, dtype=np.float32)
     if len(logprobs) == len(flat.start_indices):  # nothing but the sampled token at each position
@@ -60,7 +60,7 @@ def token_versions(spans: Sequence[Any]) -> NDArray[np.int32]:
         spans: vLLM's ``WeightVersionSpan`` of one response, one after the other.
 
     Returns:
-        [R] int32.
+        [R] int32, the version stamp of each token.
 
     Example:
         Two tokens of version 3 and one of version 4 give [3, 3, 4].

@@ -20,7 +20,7 @@ class RolloutEngine(Protocol):
 
     @property
     def policy_version(self) -> int:
-        """Version of those weights."""
+        """Version stamp of the newest weights that the engine was given."""
 
     def stream(
         self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
@@ -34,14 +34,14 @@ class RolloutEngine(Protocol):
             seed: the seed; with each sample's id it fixes every response, whichever worker draws it.
 
         Yields:
-            One group per question, in the order in which they are complete. Close it where it may not be used up: the
-            engines then give up the rest.
+            One group for each question, in the order in which they are complete. Close the generator where it may not
+            be used up: the engines then give up the rest.
         """
 
     def generate(
         self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
     ) -> list[RolloutGroup]:
-        """As ``stream``; all groups together, in the order of the questions."""
+        """Answer questions as ``stream`` does; all groups come together, in the order of the questions."""
 
     def update_weights(self, update: WeightUpdate) -> None:
         """Take new weights, check them against their checksum, and forget everything cached.

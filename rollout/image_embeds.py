@@ -45,7 +45,8 @@ class ImageEmbeds:
             refs: the images in the prompt's order, at least one.
 
         Returns:
-            ``image_embeds`` [tokens of all pages, H] and ``image_grid_thw`` [pages, 3].
+            ``image_embeds``, [tokens of all pages, H] in the tower's precision, and ``image_grid_thw``, [pages, 3]
+            int64, both on the CPU.
         """
         known = self._encoder.images(refs)
         images = [known[ref] for ref in refs]

@@ -52,7 +52,7 @@ def unfinished_layers(worker: Any, is_complete: bool) -> list[str]:
         is_complete: whether the update was to hold all parameters.
 
     Returns:
-        Names of layers; none: all is well.
+        The names of such layers; empty if every layer has its weights.
     """
     model = worker.model_runner.get_model()
     tied = model.language_model.lm_head if model.language_model.config.tie_word_embeddings else None

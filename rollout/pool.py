@@ -83,7 +83,7 @@ class RolloutPool:
 
     @property
     def num_restarts(self) -> int:
-        """Workers replaced so far."""
+        """How many workers were replaced so far."""
         return self._num_restarts
 
     def _new_worker(self, index: int) -> Any:
@@ -109,7 +109,7 @@ class RolloutPool:
         """Wait until every worker's engine answers.
 
         Raises:
-            RolloutError: one failed to load, or took longer than ``rollout.start_timeout_seconds``.
+            RolloutError: a worker failed to load, or took longer than ``rollout.start_timeout_seconds``.
         """
         if not self._is_ready:
             for index in range(len(self._workers)):
@@ -125,7 +125,7 @@ class RolloutPool:
         self._gpu_sharing = gpu_sharing
 
     def set_on_gpu(self, parts: OnGpu) -> None:
-        """See ``rsgrpo.cluster.gpu_sharing``; a dead worker holds nothing, and is replaced before it answers."""
+        """Offload and onload in all workers (``rsgrpo.cluster.gpu_sharing``); a dead worker holds no GPU memory."""
         self.wait_ready()
         self._answers(
             {index: worker.set_on_gpu.remote(parts) for index, worker in enumerate(self._workers)},
@@ -151,7 +151,7 @@ class RolloutPool:
     def stream(
         self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
     ) -> Generator[RolloutGroup, None, None]:
-        """See :class:`rollout.engine.RolloutEngine`.
+        """Answer questions, and hand over each group once complete; see :class:`rollout.engine.RolloutEngine`.
 
         Raises:
             RolloutError: workers died more than ``rollout.max_restarts`` times, or took too long.
@@ -182,7 +182,7 @@ class RolloutPool:
     def generate(
         self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
     ) -> list[RolloutGroup]:
-        """See :class:`rollout.engine.RolloutEngine`; raises as ``stream`` does."""
+        """Answer questions, see :class:`rollout.engine.RolloutEngine`; raises as ``stream`` does."""
         groups = {
             group.sample.sample_id: group
             for group in self.stream(prompted, num_samples=num_samples, sampling=sampling, seed=seed)
@@ -206,7 +206,7 @@ class RolloutPool:
             return self._workers[number]
 
     def _answers(self, calls: dict[int, ray.ObjectRef], what: str) -> dict[int, Any]:
-        """Values of calls to workers, without those that died under them.
+        """The values of calls to workers, by the worker's number, without those of workers that died.
 
         Args:
             calls: the calls under way, by the number of the worker.
@@ -256,7 +256,7 @@ class RolloutPool:
             )
 
     def update_weights(self, update: WeightUpdate) -> None:
-        """See :class:`rollout.engine.RolloutEngine`; a worker that died meanwhile is replaced."""
+        """Give the workers new weights (:class:`rollout.engine.RolloutEngine`); one that died meanwhile is replaced."""
         self.wait_ready()
         with self._sending:
             self._update_weights(update)

@@ -51,7 +51,7 @@ class PromptRenderer(Generic[Prompt]):
         self._thread: threading.Thread | None = None
 
     def __len__(self) -> int:
-        """Requests that were put and not taken."""
+        """How many requests were put and not taken."""
         return self._num_put
 
     def put(self, requests: Sequence[RolloutRequest]) -> None:
@@ -70,7 +70,7 @@ class PromptRenderer(Generic[Prompt]):
         """The next request with its prompt; waits until it is ready.
 
         Raises:
-            Exception: what rendering it, or reading its pages, raised.
+            Exception: the exception that rendering the prompt, or reading its pages, raised.
         """
         with self._changed:
             self._changed.wait_for(lambda: bool(self._ready))
@@ -116,7 +116,7 @@ class PromptRenderer(Generic[Prompt]):
                     return
 
     def _offer(self, request: RolloutRequest, prompt: Prompt | Exception) -> bool:
-        """Lay a prompt ready, once there is room; False: nobody wants those behind it."""
+        """Lay a prompt ready once there is room; False if the queue was cleared: further prompts are not wanted."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._ready) < self._max_ahead or self._is_cleared)
             if not self._is_cleared:

@@ -23,10 +23,10 @@ class RolloutRequest:
     """One question that is to be answered ``num_samples`` times.
 
     Attributes:
-        prompted: the question.
-        num_samples: n, responses wanted.
-        sampling: how to draw them.
-        seed: with the sample's id it fixes every response.
+        prompted: the question with its prompt.
+        num_samples: n, how many responses are wanted.
+        sampling: how the responses are drawn.
+        seed: the seed that together with the sample's id fixes every response.
     """
 
     prompted: PromptedSample
@@ -43,7 +43,7 @@ class RolloutRequest:
 def requests_for(
     prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
 ) -> list[RolloutRequest]:
-    """A request for each question, all with the same wishes."""
+    """One request for each question, all with the same number of samples, sampling and seed."""
     return [
         RolloutRequest(prompted=prompt, num_samples=num_samples, sampling=sampling, seed=seed) for prompt in prompted
     ]
@@ -76,8 +76,8 @@ class EnginePace:
     """How fast an engine answered in its last call.
 
     Attributes:
-        tokens_per_second: response tokens, over the time in which it had requests.
-        request_seconds: from when a request was given to it until it was answered, on average.
+        tokens_per_second: response tokens a second, over the time in which the engine had requests.
+        request_seconds: the mean number of seconds from when a request was given to the engine until it was answered.
     """
 
     tokens_per_second: float
@@ -86,7 +86,7 @@ class EnginePace:
 
 @dataclass(kw_only=True, slots=True)
 class _Engine:
-    """What one engine holds and has done in this call."""
+    """The requests that one engine holds, and what it has answered in this call."""
 
     held: dict[str, tuple[RolloutRequest, float]] = field(default_factory=dict)
     num_answers: int = 0
@@ -146,15 +146,15 @@ class RequestQueue:
 
     @property
     def num_open(self) -> int:
-        """Requests that are not answered yet."""
+        """How many requests are not answered yet."""
         return len(self._waiting) + sum(len(engine.held) for engine in self._engines.values())
 
     def num_held(self, engine: int) -> int:
-        """Requests that an engine has and has not answered; 0 for one that was lost."""
+        """How many requests an engine has not answered yet; 0 for an engine that was lost."""
         return len(self._engines[engine].held) if engine in self._engines else 0
 
     def deal(self, *, now_seconds: float) -> dict[int, list[RolloutRequest]]:
-        """What each engine gets at first."""
+        """Give each engine its first requests."""
         self._begin_seconds = now_seconds
         speeds = {
             number: self._earlier[number].tokens_per_second for number in self._engines if number in self._earlier
@@ -227,7 +227,7 @@ class RequestQueue:
         return request
 
     def lost(self, number: int) -> None:
-        """An engine died: what it held is answered by the others, before all else."""
+        """Take back the requests of an engine that died; the other engines answer them before all else."""
         engine = self._engines.pop(number)
         self._waiting.extendleft(request for request, _ in reversed(engine.held.values()))
 
@@ -243,5 +243,5 @@ class RequestQueue:
         return [self._give(number, now_seconds) for _ in range(room)]
 
     def paces(self) -> dict[int, EnginePace]:
-        """How fast each engine was; those that answered nothing keep what was known of them."""
+        """How fast each engine was; one that answered nothing keeps its earlier pace."""
         return {number: pace for number in self._engines if (pace := self._pace(number))}

@@ -50,7 +50,7 @@ class SamplingCall:
         """Groups in the order in which they are complete. Ended early, it has the engines give up the rest.
 
         Raises:
-            RolloutError: an engine said nothing for too long, or what it raised.
+            RolloutError: an engine said nothing for too long, or raised this.
         """
         try:
             for number, requests in self._queue.deal(now_seconds=time.monotonic()).items():
@@ -83,7 +83,7 @@ class SamplingCall:
             self._calls[self._workers[number].advance.remote(list(requests))] = number
 
     def _next(self) -> tuple[int, list[RolloutGroup] | None]:
-        """The next answer and whose it is; None: that engine died."""
+        """Wait for the next answer; gives it with its engine, None in its place where that engine died."""
         silent = min((self._heard_seconds[number], number) for number in self._calls.values())
         remaining_seconds = silent[0] + self._timeout_seconds - time.monotonic()
         ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=max(0.0, remaining_seconds))

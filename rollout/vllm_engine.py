@@ -58,9 +58,10 @@ class EngineSpec:
 
     Attributes:
         config: the run's settings.
-        model_folder: Qwen2.5-VL folder with tokenizer and processor.
-        device: ``cpu`` or ``gpu``.
-        features_folder: where pages' features are kept; needed for ``rollout.image_embeds``.
+        model_folder: the folder of a Qwen2.5-VL with its tokenizer and processor.
+        device: the kind of device, ``cpu`` or ``gpu``.
+        features_folder: the folder of the stored features of pages, needed for ``rollout.image_embeds``; None: there is
+            none.
     """
 
     config: Config
@@ -172,11 +173,11 @@ class VllmEngine:
             requests: new requests, which queue behind those that wait.
 
         Returns:
-            The groups that are complete; none if it takes longer, or nothing is left to do.
+            The groups that are complete; empty if none is yet, or nothing is left to do.
 
         Raises:
             RolloutError: a prompt leaves no room for a response.
-            Exception: what reading a page raised, or vLLM.
+            Exception: an exception of vLLM, or one that reading a page raised.
         """
         groups: list[RolloutGroup] = []
         num_steps = 0
@@ -212,11 +213,11 @@ class VllmEngine:
             engine.add_request(number, prompt, self._parameters(request))
 
     def _images(self, requests: Sequence[RolloutRequest]) -> Generator[tuple[Image.Image, ...], None, None]:
-        """Decoded pages of each request; none where their features are fed."""
+        """The decoded pages of each request; none where the engine gets stored features instead."""
         return self._feed.images([() if self._embeds else request.prompted.prompt.images for request in requests])
 
     def _render(self, request: RolloutRequest, decoded: tuple[Image.Image, ...]) -> Any:
-        """What vLLM makes of a prompt: token ids with images expanded, and the images' pixels for the model."""
+        """Prepare a prompt for vLLM: token ids with images expanded, and the images' pixels for the model."""
         prompt = request.prompted.prompt
         ids = self._tokenizer.encode(prompt.text, add_special_tokens=False)
         tokens = TokensPrompt(prompt_token_ids=ids)
@@ -269,7 +270,7 @@ class VllmEngine:
             is_complete: whether all of the model's parameters are in them.
 
         Raises:
-            RolloutError: what arrived is not what was sent, or leaves a layer without its weights.
+            RolloutError: the weights that arrived are not those that were sent, or leave a layer without its weights.
         """
         checksum = 0
         for bucket in buckets:
@@ -317,7 +318,7 @@ class VllmEngine:
             bucket: the bucket that the trainer staged.
 
         Returns:
-            The checksum of what came in, one for each GPU.
+            The checksum of the weights that came in, one for each GPU.
         """
         return self._in_workers(receive_bucket, bucket)
 
@@ -329,7 +330,7 @@ class VllmEngine:
             is_complete: whether all of the model's parameters were sent.
 
         Raises:
-            RolloutError: a layer has not got its weights.
+            RolloutError: a layer did not get all of its weights.
         """
         self._is_updating = False
         self._finish(finish_update, version, is_complete)
@@ -353,7 +354,7 @@ class VllmEngine:
 
     @contextmanager
     def _engine_alive(self) -> Iterator[None]:
-        """Around every call to the engine: this process ends with it.
+        """Watch a call to the engine: if the engine dies in it, this process ends as well.
 
         The watch would see it as well, but a moment after the call's error has reached the pool.
         """
@@ -371,7 +372,7 @@ class VllmEngine:
             return self._llm.collective_rpc(call_pickled, args=(pickle.dumps((function, arguments), protocol=5),))
 
     def _pause(self) -> None:
-        """Hold what is under way between two tokens; in this process nothing runs between two calls anyhow."""
+        """Pause running requests between two tokens; an engine in this process only runs during a call anyhow."""
         if self._open and not self._is_in_process:
             with self._engine_alive():
                 self._llm.llm_engine.engine_core.call_utility("pause_scheduler", "keep", False)

@@ -77,7 +77,7 @@ class CountedModel:
         self.checksum = 0
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
-        """As the model's own; the checksum covers what it has taken."""
+        """Load weights as the model does, and add those that it has taken to the checksum."""
         return self.model.load_weights(self._counted(weights))
 
     def _counted(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -121,7 +121,7 @@ def receive_bucket(worker: Any, bucket: StagedBucket) -> int:
         bucket: the bucket that the trainer staged.
 
     Returns:
-        The checksum of what came in.
+        The checksum of the weights that came in.
     """
     update: dict[str, object] = {
         "names": list(bucket.names),

@@ -31,7 +31,7 @@ class WeightStream:
         self._has_joined = False
 
     def forget(self) -> None:
-        """An engine was replaced: all of them have to meet the trainer again."""
+        """Forget the connection after an engine was replaced: all engines have to meet the trainer again."""
         self._has_joined = False
 
     def send(self, engines: Sequence[Any], sender: WeightSender, version: int, *, is_complete: bool) -> None:
@@ -44,7 +44,7 @@ class WeightStream:
             is_complete: whether all parameters are sent.
 
         Raises:
-            EngineDiedError: an engine died.
+            EngineDiedError: an engine died during the update.
             RolloutError: an engine did not answer, holds other weights than were sent, or lacks some.
         """
         if not self._has_joined:

@@ -26,7 +26,7 @@ class RolloutWorker:
         self._engine = VllmEngine(spec)
 
     def ready(self) -> int:
-        """The process id, once the engine answers."""
+        """Wait until the engine answers; returns the process id."""
         return os.getpid()
 
     def seed_call(self, seed: int) -> None:

@@ -21,8 +21,8 @@ def explained(who: str, what: str, timeout_seconds: float) -> Iterator[None]:
         timeout_seconds: how long the worker had for it, in seconds.
 
     Raises:
-        RolloutError: it took longer.
-        RsgrpoError: what the worker raised.
+        RolloutError: the call took longer than ``timeout_seconds``.
+        RsgrpoError: the error that the worker raised.
     """
     try:
         yield

@@ -25,15 +25,15 @@ FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 
 ResponseKey = tuple[str, int]
-"""Sample id and ``response_index``: what a response is found by, wherever it went."""
+"""The key that a response is found by, wherever it went: its sample's id and ``response_index``."""
 
 RewardKey = tuple[str, int]
-"""A reward's name and 0-based image, -1 where it is not given image by image: what siblings are compared by."""
+"""The key that siblings are compared by: a reward's name and 0-based image, -1 where it is not given image by image."""
 
 IMAGE_MARKER = "<image>"
-"""Where a data set's ready prompt wants an image."""
+"""The text in a data set's ready prompt at which an image stands."""
 NUMERIC_ID = "id_is_number"
-"""Key of ``Sample.metadata``, there where the data set writes the id as a number; its own scripts compare types."""
+"""Key of ``Sample.metadata`` where the data set writes the id as a number; its own scripts compare types."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +45,9 @@ class ImageRef:
             without one what it is, such as ``record 3 image 0 (base64 5feceb66)`` or ``clip.mp4 at 1.5 s``.
         file: absolute path of the image file; empty if the image lies in a table.
         parquet_file: absolute path of the table (parquet or Arrow); empty if the image is a file.
-        parquet_row: the image's row in that table.
-        parquet_column: its column, with the bytes or a struct that holds them.
-        parquet_index: its place in the cell's list; -1: the cell is no list.
+        parquet_row: the number of the image's row in that table, from 0.
+        parquet_column: the name of its column, with the bytes or a struct that holds them.
+        parquet_index: its 0-based place in the cell's list; -1: the cell is no list.
     """
 
     path: str
@@ -63,11 +63,11 @@ class Box:
     """A rectangle on one image, as shares of its width and height: ``0 <= left < right <= 1``.
 
     Attributes:
-        left: x of the left edge.
-        top: y of the upper edge.
-        right: x of the right edge.
-        bottom: y of the lower edge.
-        image_index: 0-based image that it lies on; -1 where the data set does not say.
+        left: x of the left edge, as a share of the width.
+        top: y of the upper edge, as a share of the height.
+        right: x of the right edge, as a share of the width.
+        bottom: y of the lower edge, as a share of the height.
+        image_index: the 0-based image that it lies on; -1 where the data set does not say.
     """
 
     left: float
@@ -82,7 +82,7 @@ class Turn:
     """One turn of a conversation.
 
     Attributes:
-        role: ``system``, ``user`` or ``assistant``.
+        role: who speaks: ``system``, ``user`` or ``assistant``.
         text: what is said, with one ``<image>`` marker where an image stands.
     """
 
@@ -95,21 +95,21 @@ class Sample:
     """One question over several page images, with its gold.
 
     Attributes:
-        sample_id: unique in its data set; groups go by it.
+        sample_id: the sample's id, unique in its data set; groups go by it.
         question: the bare question; empty if the data set only carries a ready ``prompt``.
         prompt: ready instruction text with one ``<image>`` marker an image; empty if the prompt
             template is to be rendered from ``question``.
         images: the pages, best retrieved first.
-        answers: accepted answers; for an unanswerable question whatever the data set writes.
+        answers: the accepted answers; for an unanswerable question whatever the data set writes.
         gold_response: a complete tagged gold response; empty where there is none (test sets).
         is_sufficient: whether the pages contain the answer.
-        positive_images: 0-based indexes of the gold pages, where known.
+        positive_images: the 0-based indexes of the gold pages, where known.
         turns: a whole conversation, where the data set holds one; every assistant turn is gold, and the
             markers of all turns together match ``images`` in order.
         choices: the options of a multiple-choice question, without their letters.
-        boxes: gold rectangles of a grounding question.
+        boxes: the gold rectangles of a grounding question.
         task: the benchmark or subset that it belongs to, such as ``milebench/ALFRED``; may be empty.
-        metadata: further columns of the data set, as text.
+        metadata: the further columns of the data set, as text.
     """
 
     sample_id: str
@@ -132,7 +132,7 @@ class ChatPrompt:
     """A sample's prompt, chat template applied, ready for the processor and for the engine.
 
     Attributes:
-        sample_id: the sample it belongs to.
+        sample_id: the id of the sample that it belongs to.
         text: the whole prompt text with ``<|vision_start|><|image_pad|><|vision_end|>`` once an image
             (one placeholder token, not yet expanded) up to and including the assistant header.
         images: the pages, in the order of their placeholders.
@@ -159,17 +159,17 @@ class Rollout:
     """One sampled response.
 
     Attributes:
-        sample_id: the question it answers.
-        response_index: 0 … n-1 inside its group.
+        sample_id: the id of the question that it answers.
+        response_index: the index of the response in its group, 0 … n-1.
         token_ids: [R] int32, sampled ids, end-of-sequence included if it was sampled.
-        logprobs: [R] float32, natural log, the engine's own at the sampling temperature.
+        logprobs: [R] float32, natural log, the engine's own log-probabilities at the sampling temperature.
         text: the ids' bytes as text; special tokens add nothing.
         token_char_starts: [R] int32, where in ``text`` each token's first character stands; a token
             that holds no first character of its own (a special token at the end, the tail of a
             multi-byte character) carries the start of the character that follows it, or ``len(text)``.
-        finish_reason: ``stop`` (end of sequence sampled) or ``length`` (cut at the limit).
-        policy_version: version stamp of the weights that sampled its first token.
-        temperature: at which it was sampled; 0: greedily.
+        finish_reason: why it ended: ``stop`` (end of sequence sampled) or ``length`` (cut at the limit).
+        policy_version: the version stamp of the weights that sampled its first token.
+        temperature: the temperature at which it was sampled; 0: greedily.
         token_versions: [R] int32, version stamp of the weights that sampled each token, never falling, where weights
             came in the middle (``rl.partial_rollouts``); None: ``policy_version`` sampled all of them.
     """
@@ -270,7 +270,7 @@ class CreditedRollout(ScoredRollout):
         advantages: A_ik, one number for each entry of ``rewards`` (0.0 where it gives none); with ``scoping: whole``
             every reward with a weight carries that of the weighted sum.
         positive_weights: [R] float32, P_t: the sum of w_k M A+ / (W N_k) over rewards (docs/concepts.md).
-        negative_weights: [R] float32, Q_t: likewise of A-.
+        negative_weights: [R] float32, Q_t: the same sum with A- in place of A+.
     """
 
     advantages: tuple[float, ...]
@@ -287,10 +287,10 @@ class Group(Generic[RolloutT]):
     """One prompt and its rollouts: as sampled (``RolloutGroup``), scored (``ScoredGroup``) or with credit.
 
     Attributes:
-        sample: what was asked.
-        prompt: as sent.
+        sample: the question that was asked.
+        prompt: the prompt as it was sent.
         prompt_token_ids: [P] int32, the ids that the engine used; an image's placeholder is expanded to its tokens.
-        rollouts: the siblings, by ``response_index``; scored ones all carry the same reward keys in the same order.
+        rollouts: all responses by ``response_index``; scored ones all carry the same reward keys in the same order.
     """
 
     sample: Sample
@@ -328,17 +328,17 @@ class TrainingResponse:
     optimizer step's N tokens, 0 where masked) and ``negative_weights`` is zero.
 
     Attributes:
-        response_index: which sibling this is.
-        token_ids: [R] int32.
-        positive_weights: [R] float32, at least 0.
-        negative_weights: [R] float32, at least 0.
-        rollout_logprobs: [R] float32, the engine's; None in supervised training.
+        response_index: the index of the response in its group.
+        token_ids: [R] int32, the ids of the response.
+        positive_weights: [R] float32, at least 0: P, or the weight in the negative log-likelihood.
+        negative_weights: [R] float32, at least 0: Q, or zero.
+        rollout_logprobs: [R] float32, the engine's log-probabilities; None in supervised training.
         images: pages that the response itself shows (later questions of a conversation), each with a run of
             image placeholders in ``token_ids``.
         old_logprobs: [R] float32, pi_old's where the batch is used for several updates (what
             ``Policy.score`` gave before the first); None: the update's own forward pass.
-        kl_weight: what each token weighs in the KL term, coefficient and denominator together; 0: no term.
-        temperature: at which it was sampled; all of its log-probabilities are those of logits / temperature.
+        kl_weight: the weight of each token in the KL term, coefficient and denominator together; 0: there is no term.
+        temperature: the sampling temperature; all of its log-probabilities are those of logits / temperature.
     """
 
     response_index: int
@@ -357,11 +357,11 @@ class TrainingGroup:
     """One prompt with its images, once, and the responses that share it.
 
     Attributes:
-        sample_id: the question's id.
-        prompt: text and images.
+        sample_id: the id of the question.
+        prompt: the text and the images of the prompt.
         prompt_token_ids: [P] int32 as the engine used them, checked against the trainer's own
             processing; None in supervised training.
-        responses: at least one.
+        responses: the responses to the prompt, at least one.
     """
 
     sample_id: str
@@ -380,10 +380,10 @@ class ResponseStats:
     """What the trainer saw of one response's tokens during an update.
 
     Attributes:
-        sample_id: the question's id.
-        response_index: which sibling.
-        logprobs: [R] float32, under the weights before this update.
-        entropy: [R] float32, nats, of the whole next-token distribution; None where nobody asked for it.
+        sample_id: the id of the question.
+        response_index: the index of the response in its group.
+        logprobs: [R] float32, log-probabilities in nats under the weights before this update.
+        entropy: [R] float32, the entropy in nats of the whole next-token distribution; None where nobody asked for it.
     """
 
     sample_id: str
@@ -402,23 +402,23 @@ class UpdateMetrics:
     """Numbers of one optimizer step, over all ranks.
 
     Attributes:
-        loss: value of the objective that was differentiated.
-        grad_norm: before clipping.
-        learning_rate: that the step used.
-        num_response_tokens: trained response tokens.
-        num_forward_tokens: tokens that went through the language model (padding excluded).
-        num_images: images through the vision tower.
-        num_micro_batches: over all ranks.
-        clip_fraction: share of credited tokens where clipping was active.
-        kl_old: mean of logprob_old - logprob_new over response tokens (0 on-policy).
-        importance_weight_mean: mean truncated importance weight engine -> trainer; 0 where a response is masked.
+        loss: the value of the objective that was differentiated.
+        grad_norm: the norm of the gradient before clipping.
+        learning_rate: the learning rate that the step used.
+        num_response_tokens: how many response tokens were trained.
+        num_forward_tokens: how many tokens went through the language model (padding excluded).
+        num_images: how many images the sequences show.
+        num_micro_batches: how many micro-batches all ranks had together.
+        clip_fraction: the share of credited tokens where clipping was active.
+        kl_old: the mean of logprob_old - logprob_new over response tokens (0 on-policy).
+        importance_weight_mean: mean truncated importance weight engine -> trainer, counted as 0 in masked responses.
         is_skipped: whether the step was not taken (non-finite gradient).
-        forward_backward_seconds: slowest rank.
-        optimizer_seconds: slowest rank.
-        process_seconds: encoding prompts and waiting for the pixels of pages, slowest rank.
-        kl_reference: mean k3 estimate of KL(policy, reference) over response tokens, nats; 0 without a KL term.
-        num_cached_images: of ``num_images``, those whose features were read instead of computed.
-        masked_fraction: share of response tokens without gradient because their response is too far off.
+        forward_backward_seconds: seconds of the forward and backward passes on the slowest rank.
+        optimizer_seconds: seconds of the optimizer step on the slowest rank.
+        process_seconds: seconds of encoding prompts and waiting for the pixels of pages, on the slowest rank.
+        kl_reference: the mean k3 estimate of KL(policy, reference) over response tokens, nats; 0 without a KL term.
+        num_cached_images: how many of ``num_images`` had their features read instead of computed.
+        masked_fraction: the share of response tokens without gradient because their response is too far off.
     """
 
     loss: float

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: settings and options as for ``rsgrpo train``; None: those of this process.
 
     Returns:
-        The exit status: 0 if the run fits.
+        The exit status: 0 if the run fits, 1 if it does not.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     return run_command(lambda: _plan(given))

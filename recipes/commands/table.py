@@ -11,9 +11,9 @@ class Command:
     """One command.
 
     Attributes:
-        summary: what it does, as one line of ``rsgrpo --help``.
-        entry: ``module:function``, imported when the command is called; the function takes the arguments behind the
-            command's name, knows ``--help`` and returns the exit status.
+        summary: what the command does, as one line of ``rsgrpo --help``.
+        entry: the command's function as ``module:function``, imported when the command is called; it takes the
+            arguments behind the command's name, knows ``--help`` and returns the exit status.
     """
 
     summary: str
@@ -54,4 +54,4 @@ COMMANDS: Mapping[str, Command] = {
         entry="rsgrpo.data.synthetic.__main__:main",
     ),
 }
-"""By name, in the order in which ``rsgrpo --help`` lists them."""
+"""Every command by its name, in the order in which ``rsgrpo --help`` lists them."""

@@ -51,7 +51,7 @@ def train(arguments: Sequence[str], program: str) -> None:
         program: how the command was called, for messages.
 
     Raises:
-        RsgrpoError: names the setting, path or sample.
+        RsgrpoError: an error that the user can act on; the message names the setting, path or sample.
     """
     if {"-h", "--help"} & set(arguments):
         help_parser(program).print_help()
@@ -141,7 +141,7 @@ def check_apart(configs: Sequence[Config]) -> None:
     """Refuse runs of a sweep that write into one folder: the second would stop there, hours later.
 
     Raises:
-        ConfigError: names the folder.
+        ConfigError: two runs write into one folder; the message names the folder.
     """
     from rsgrpo.config import ConfigError
     from rsgrpo.errors import shown

@@ -37,10 +37,10 @@ class Check:
     """One thing that was looked at.
 
     Attributes:
-        name: of the thing, such as ``shared memory``.
+        name: the name of the thing that was looked at, such as ``shared memory``.
         status: ``ok``; ``warning``: a run may suffer; ``problem``: a run would stop, or learn the wrong thing.
-        found: what is there, at most ``MAX_FOUND`` characters.
-        advice: what to do, at most ``MAX_ADVICE`` characters; empty where all is well.
+        found: what was found, at most ``MAX_FOUND`` characters.
+        advice: what to do about it, at most ``MAX_ADVICE`` characters; empty where all is well.
     """
 
     name: str
@@ -50,17 +50,17 @@ class Check:
 
 
 def ok(name: str, found: str) -> Check:
-    """All is well."""
+    """A check with the status ``ok``: all is well."""
     return Check(name=name, status="ok", found=shortened(found, MAX_FOUND))
 
 
 def warning(name: str, found: str, advice: str) -> Check:
-    """A run may suffer."""
+    """A check with the status ``warning``: a run may suffer."""
     return Check(name=name, status="warning", found=shortened(found, MAX_FOUND), advice=shortened(advice, MAX_ADVICE))
 
 
 def problem(name: str, found: str, advice: str) -> Check:
-    """A run would stop, or learn the wrong thing."""
+    """A check with the status ``problem``: a run would stop, or learn the wrong thing."""
     return Check(name=name, status="problem", found=shortened(found, MAX_FOUND), advice=shortened(advice, MAX_ADVICE))
 
 
@@ -99,11 +99,11 @@ class Subject:
     """What is examined, and what one check leaves for the next.
 
     Attributes:
-        config: checked settings; None where they cannot be read.
-        scratch: an empty folder that goes away with the examination.
-        probe: what torch says; None where no step asks.
-        samples: usable samples by data set (``sft``, ``rl``, ``test``), left by the data checks.
-        tokenizer: left by the tokenizer check.
+        config: the checked settings; None where they cannot be read.
+        scratch: an empty folder for the checks to write to, which is removed after the examination.
+        probe: gives what torch says about itself; None where no step asks for it.
+        samples: the usable samples by data set (``sft``, ``rl``, ``test``), which the data checks leave here.
+        tokenizer: the model's tokenizer, which the tokenizer check leaves here; None before.
     """
 
     config: Config | None
@@ -118,10 +118,10 @@ class Step:
     """A few checks that belong together.
 
     Attributes:
-        group: heading under which they are shown.
-        name: what is said to have failed if ``run`` raises.
-        run: gives the checks, one after the other.
-        asks_torch: whether it needs ``Subject.probe``.
+        group: the heading under which the checks are shown.
+        name: the name that is shown as failed if ``run`` raises.
+        run: the function that takes the subject and gives the checks one after the other.
+        asks_torch: whether ``run`` needs ``Subject.probe``.
     """
 
     group: str

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the arguments of the command line; None: those of this process.
 
     Returns:
-        The exit status: 0 without problems, 1 with.
+        The exit status: 0 without problems, 1 with problems.
     """
     # transformers and the hub talk on standard error about what the doctor says itself.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -65,7 +65,7 @@ def run_doctor(arguments: Sequence[str], file: TextIO | None = None, steps: Sequ
         steps: what to look at.
 
     Returns:
-        0 without problems, 1 with.
+        The exit status: 0 without problems, 1 with problems.
 
     Raises:
         RsgrpoError: ``--config-dir`` is no folder; the file for ``--json`` cannot be written (everything else has been

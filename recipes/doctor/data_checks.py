@@ -69,12 +69,12 @@ def data_checks(subject: Subject) -> Iterator[Check]:
 
 
 def _is_hub_name(path: str) -> bool:
-    """Whether a run would ask the hub: reading such a data set would fetch it, which may be large."""
+    """Whether the path names a data set of the hub, which a run would fetch from there, however large it is."""
     return not Path(path).exists() and bool(_HUB_NAME.fullmatch(path)) and not Path(path).suffix
 
 
 def _quickstart_checks(subject: Subject, config: Config) -> Iterator[Check]:
-    """The run builds these; a few are built here in the same way, and read back."""
+    """Check the data that the run builds: a few samples of each data set are built in the same way and read back."""
     from rsgrpo.data.synthetic.quickstart import build_quickstart_data
 
     few: Mapping[str, int] = {
@@ -95,7 +95,7 @@ def _quickstart_checks(subject: Subject, config: Config) -> Iterator[Check]:
 
 
 def _set_checks(subject: Subject, config: Config, name: str, path: str) -> Iterator[Check]:
-    """A data set that is held in memory, read as the run reads it."""
+    """Check a data set that is held in memory, read as the run reads it."""
     title = f"{name} data"
     try:
         check = sample_check(config, name, PromptWriter(config.prompt).parts)
@@ -127,7 +127,7 @@ def _set_checks(subject: Subject, config: Config, name: str, path: str) -> Itera
 
 
 def _mixture_checks(subject: Subject, config: Config) -> Iterator[Check]:
-    """The sources of supervised training, each once."""
+    """Check the sources of supervised training, each once."""
     try:
         phases = [phase.mixture or default_sources(config) for phase in config.sft.phases] or [default_sources(config)]
     except DataError as error:
@@ -190,7 +190,7 @@ def _read_source(source: SourceConfig, config: Config, clock: Clock = time.monot
 
 
 def _task_checks(subject: Subject, config: Config) -> Iterator[Check]:
-    """Benchmarks, read and worded as the run does it."""
+    """Check the benchmarks, read and worded as the run does it."""
     from recipes.evaluation.benchmark_requests import load_tasks
 
     try:
@@ -213,10 +213,11 @@ class ImageHeader:
     """What an image's header says.
 
     Attributes:
-        format: such as ``JPEG``.
-        mode: Pillow's, such as ``RGBA``; with ``transparency`` behind a mode that has no channel of it.
-        size: width and height as a viewer shows it, in pixels.
-        orientation: EXIF's, 1 to 8; 1: upright.
+        format: the format of the image file, such as ``JPEG``.
+        mode: Pillow's name of the pixel mode, such as ``RGBA``; ``transparency`` is added to a mode without an alpha
+            channel.
+        size: width and height as a viewer shows the image, in pixels.
+        orientation: the EXIF orientation, 1 to 8; 1 is upright.
     """
 
     format: str
@@ -229,7 +230,7 @@ def read_header(ref: ImageRef) -> ImageHeader:
     """Look at an image without decoding it.
 
     Raises:
-        ImageError: it is missing or no image.
+        ImageError: the file is missing or no image.
     """
     facts = image_facts(ref, ImageRules(max_megapixels=math.inf))
     has_transparency = facts.has_transparency and not facts.mode.upper().endswith("A")

@@ -36,7 +36,7 @@ STEPS: tuple[Step, ...] = (
     Step(group="Rewards", name="rewards", run=reward_checks),
     Step(group="Engines and devices", name="devices", run=build_checks, asks_torch=True),
 )
-"""In the order in which they run and are shown."""
+"""All checks, in the order in which they run and are shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,7 @@ def examine(overrides: Sequence[str], *, steps: Sequence[Step] = STEPS) -> Itera
         steps: what to look at.
 
     Yields:
-        One check after the other, as soon as it is there.
+        One check after the other with its heading, as soon as it has run.
     """
     with ExitStack() as stack:
         probe = TorchProbe() if any(step.asks_torch for step in steps) else None

@@ -47,8 +47,8 @@ class Memory:
     """What a process here may use.
 
     Attributes:
-        total_bytes: of the machine, or of the container if it has less.
-        available_bytes: of it, not used by others.
+        total_bytes: the memory of the machine in bytes, or of the container if that has less.
+        available_bytes: how many of these bytes other processes do not use.
     """
 
     total_bytes: int
@@ -210,7 +210,7 @@ def vllm_check(cluster: ClusterConfig, num_gpus: int, *, has_engines: bool, cpu_
 
 
 def read_cpu_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """What the processor can do; empty where the kernel does not say."""
+    """The flags of the processor's features, such as ``avx2``; empty where the kernel does not say."""
     try:
         lines = file.read_text().splitlines()
     except OSError:
@@ -219,7 +219,7 @@ def read_cpu_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def nvidia_driver() -> str:
-    """Version of the NVIDIA driver; empty if there is no GPU of theirs."""
+    """Version of the NVIDIA driver; empty if there is no NVIDIA GPU."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ""

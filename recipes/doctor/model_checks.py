@@ -60,7 +60,7 @@ def model_checks(subject: Subject) -> Iterator[Check]:
 
 
 def _quickstart_checks(subject: Subject, config: Config) -> Iterator[Check]:
-    """The run builds the small model; its tokenizer is learned here from a few of the texts."""
+    """Check the tokenizer that the run builds for the small model: it is learned here from a few of the texts."""
     import dataclasses
 
     from rsgrpo.data.synthetic.quickstart import corpus
@@ -151,7 +151,7 @@ def _tokenizer_checks(subject: Subject, folder: Path, setting: str) -> Iterator[
 
 
 def _differing_ids(folder: Path, vocabulary: dict[str, int]) -> str:
-    """Where config and tokenizer do not belong to one another; empty if they do."""
+    """Which ids of config and tokenizer do not fit together; empty if all do."""
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -64,7 +64,7 @@ def ray_check(package: Path) -> Check:
 
 
 def own_address() -> str:
-    """Address under which this machine is reached, as Ray finds it; nothing is sent."""
+    """Address under which other machines reach this one, as Ray finds it; nothing is sent."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(("8.8.8.8", 80))  # of UDP: only the route is looked up

@@ -98,7 +98,7 @@ def write_json(file: Path, found: Iterable[Line], overrides: list[str], seconds:
         seconds: how long the examination took, in seconds.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     checks = [{"group": line.title, **dataclasses.asdict(line.check)} for line in found]
     content = {

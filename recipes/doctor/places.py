@@ -12,7 +12,7 @@ from rsgrpo.config import Config
 
 _MIB, _GIB = 1 << 20, 1 << 30
 _SOCKET_BYTES = 107
-"""Longest path of a Unix socket on Linux, without the zero at its end."""
+"""Longest path of a Unix socket on Linux, in bytes, without the zero at its end."""
 _RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 _RUN_BYTES = _GIB  # open_run_folder refuses less: the quickstart writes about 200 MB
 _TMP_BYTES = 2 * _GIB  # Ray's logs, and its object store where shared memory is too small
@@ -20,11 +20,11 @@ _CACHE_BYTES = _GIB
 _BUCKETS = 2  # one travels while the next is filled
 
 FreeBytes = Callable[[Path], int]
-"""Free space at a folder, bytes."""
+"""A function that gives the free space at a folder, in bytes."""
 
 
 def free_bytes(folder: Path) -> int:
-    """Space that this user may still write at a folder."""
+    """How many bytes this user may still write at a folder."""
     return shutil.disk_usage(folder).free
 
 
@@ -147,6 +147,6 @@ def _caches() -> Iterator[tuple[str, Path, str]]:
 
 
 def _shown(path: Path | str) -> str:
-    """A path of at most 120 characters: its end tells more than its beginning."""
+    """A path of at most 120 characters: a longer one loses its beginning, since its end tells more."""
     text = str(path)
     return text if len(text) <= 120 else f"…{text[-119:]}"

@@ -32,10 +32,10 @@ class Gpu:
     """A GPU as torch sees it.
 
     Attributes:
-        name: of the device.
-        free_bytes: of its memory.
-        total_bytes: of its memory.
-        capability: compute capability, major and minor.
+        name: the name of the device.
+        free_bytes: how many bytes of its memory are free.
+        total_bytes: how many bytes of memory it has.
+        capability: its compute capability, major and minor number.
     """
 
     name: str
@@ -49,10 +49,10 @@ class TorchAnswer:
     """What torch said.
 
     Attributes:
-        version: of torch.
-        cuda: CUDA version that it was built with; empty for a CPU build.
-        gpus: those that it can use.
-        error: why it said nothing; empty if it did.
+        version: the version of torch.
+        cuda: the CUDA version that torch was built with; empty for a CPU build.
+        gpus: the GPUs that torch can use.
+        error: why torch gave no answer; empty if it did.
     """
 
     version: str = ""
@@ -73,7 +73,7 @@ class TorchProbe:
         self._answer: TorchAnswer | None = None
 
     def answer(self) -> TorchAnswer:
-        """Wait for what it says; the same each time."""
+        """Wait for torch's answer; every call returns the same one."""
         if self._answer is None:
             self._answer = self._wait()
         return self._answer

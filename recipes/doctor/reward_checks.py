@@ -28,7 +28,7 @@ def reward_checks(subject: Subject) -> Iterator[Check]:
 
 
 def _load(config: Config, loaded: list[LoadedReward]) -> Iterator[Check]:
-    """Say what cannot be loaded; what can goes into ``loaded``."""
+    """Load the rewards into ``loaded``, and say of each one that cannot be loaded why."""
     for name, settings in config.scored_rewards.items():
         try:
             loaded += load_rewards({name: settings}, Path.cwd(), config.response.format)
@@ -44,7 +44,7 @@ def _load(config: Config, loaded: list[LoadedReward]) -> Iterator[Check]:
 
 
 def _judge(subject: Subject, loaded: Sequence[LoadedReward], samples: Sequence[Sample]) -> Iterator[Check]:
-    """The gold of all samples, and a gold response as if it had been sampled."""
+    """Judge the gold of all samples, and one gold response as if it had been sampled."""
     from recipes.setup.reward_smoke_test import smoke_test_rewards  # here, because it imports transformers
 
     prompts = [

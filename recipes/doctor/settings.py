@@ -22,7 +22,7 @@ def read_settings(overrides: Sequence[str]) -> Config:
         overrides: settings as for ``rsgrpo train``, such as ``recipe=quickstart`` and ``rl.max_steps=3``.
 
     Raises:
-        RsgrpoError: an override that hydra does not understand, or settings that do not fit.
+        RsgrpoError: hydra does not understand an override, or the settings do not fit together.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -39,7 +39,7 @@ def read_settings(overrides: Sequence[str]) -> Config:
 
 
 def settings_checks(subject: Subject) -> Iterator[Check]:
-    """What is examined, in a few words."""
+    """The check that names what is examined, in a few words."""
     config = subject.config
     if config is None:
         return

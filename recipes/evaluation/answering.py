@@ -18,9 +18,9 @@ class Answer:
     """What came back for one prompt.
 
     Attributes:
-        prompt_id: whose answer it is.
-        text: the response; empty if there is none.
-        finish_reason: ``stop`` or ``length`` (cut at the limit), or what the server says.
+        prompt_id: the id of the prompt that is answered.
+        text: the text of the response; empty if there is none.
+        finish_reason: why the response ended: ``stop`` or ``length`` (cut at the limit), or what the server says.
         failure: why there is no response; empty where there is one.
     """
 
@@ -44,7 +44,7 @@ class Answerer(Protocol):
             on_answers: is called with answers as they come; each prompt's comes once.
 
         Raises:
-            RsgrpoError: nothing can be answered any more; what ``on_answers`` got is good.
+            RsgrpoError: no further prompt can be answered; the answers that ``on_answers`` got are valid.
         """
 
 

@@ -49,9 +49,9 @@ class BenchmarkRequest:
     """One request of a benchmark.
 
     Attributes:
-        prompt: what the model gets.
-        sample: the record, its images in the order shown (MileBench: as the data set has them).
-        needle_position: where the needle stands (``vhs/positional``); else -1.
+        prompt: the prompt that the model gets.
+        sample: the record of the benchmark, its images in the order shown (MileBench: as the data set has them).
+        needle_position: 0-based position of the needle among the images (``vhs/positional``); else -1.
     """
 
     prompt: TaskPrompt
@@ -64,12 +64,12 @@ class TaskRequests:
     """All requests of one task, or of one haystack size of it.
 
     Attributes:
-        name: the task's, with ``@size`` for haystacks; also its folder in the run.
-        benchmark: scores it.
-        requests: in the data set's order.
-        sampling: how to answer.
-        skipped: records that were left out, by reason (``data.on_bad_sample=skip``).
-        images: what its images are; each counts once.
+        name: the task's name, for haystacks with ``@size``; also the name of its folder in the run.
+        benchmark: the benchmark that scores the answers.
+        requests: the requests, in the data set's order.
+        sampling: how responses are drawn.
+        skipped: how many records were left out, by reason (``data.on_bad_sample=skip``).
+        images: counts of the task's images by what reading changes about them; each image counts once.
     """
 
     name: str
@@ -82,7 +82,7 @@ class TaskRequests:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _DataSet:
-    """A file behind a task."""
+    """A data file that belongs to a task."""
 
     name: str
     benchmark: Benchmark
@@ -93,7 +93,7 @@ class _DataSet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Wording:
-    """What the families' builders need."""
+    """What the functions that word a benchmark family's questions need."""
 
     config: Config
     writer: PromptWriter
@@ -102,11 +102,11 @@ class _Wording:
 
     @property
     def is_official(self) -> bool:
-        """Whether the benchmark's own words are wanted."""
+        """Whether the benchmark's own words are wanted (``eval.prompt_style=official``)."""
         return self.config.eval.prompt_style == "official"
 
     def evidence_parts(self, sample: Sample) -> tuple[str | ImageRef, ...]:
-        """``prompt.path`` around the question, the images where ``prompt.image_order`` says."""
+        """Text and images in order: ``prompt.path`` with the question, images where ``prompt.image_order`` says."""
         images = iter(sample.images)
         return tuple(next(images) if part is None else part for part in self.writer.parts(sample))
 
@@ -130,10 +130,10 @@ def load_tasks(config: Config, limit: ContextLimit | None, canvases: Path) -> li
         canvases: where combined images are drawn.
 
     Returns:
-        The tasks in the order named; families taken apart.
+        The requests of each task in the order named; the name of a whole family gives all of its tasks.
 
     Raises:
-        RsgrpoError: a task that is not known, data that are not there or cannot be used, an image that cannot be read.
+        RsgrpoError: a task is not known, data are missing or cannot be used, or an image cannot be read.
     """
     wanted = {benchmark.name: benchmark for name in config.eval.tasks for benchmark in find_benchmarks(name)}
     unsupported = [name for name in wanted if _family_name(name) not in FAMILIES]
@@ -202,7 +202,7 @@ def _load(data: _DataSet, wording: _Wording) -> TaskRequests:
 
 
 def _asked(samples: Sequence[Sample], wording: _Wording, task: str, unusable: Tally) -> list[BenchmarkRequest]:
-    """The samples' questions, but for those with a broken image that would be drawn into another."""
+    """The questions of the samples, without those with a damaged image that would be drawn onto a canvas."""
     family = FAMILIES[_family_name(task)]
     requests: list[BenchmarkRequest] = []
     for sample in samples:
@@ -297,7 +297,7 @@ def _find_milebench(benchmark: Benchmark, config: Config) -> list[_DataSet]:
 
 
 def _num_canvases(task: str, config: Config) -> int:
-    """How many canvases the images are combined to, by the task's name or the settings; 0: they stay single."""
+    """On how many canvases images are combined, by the task's name or the settings; 0: they are shown one by one."""
     variant = _COMBINED.search(task)
     return int(variant[1]) if variant else config.eval.max_canvases
 
@@ -334,7 +334,7 @@ def _ask_milebench(sample: Sample, wording: _Wording, task: str) -> Iterator[Ben
 
 
 def _placed(prompt: str, images: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
-    """Images at the marks; a mark beyond the last image is left out."""
+    """Text and images in order: each image mark becomes its image, a mark beyond the last image is left out."""
     parts: list[str | ImageRef] = []
     waiting = iter(images)
     for index, text in enumerate(prompt.split(IMAGE_HERE)):
@@ -427,4 +427,4 @@ FAMILIES: Mapping[str, _Family] = {
     "vhs": _Family(find=_find_haystacks, ask=_ask_haystack, response_tokens=128),
     "mig_bench": _Family(find=_find_mig_bench, ask=_ask_mig_bench, response_tokens=128),
 }
-"""The families by the first part of their tasks' names."""
+"""The benchmark families by the first part of their tasks' names."""

@@ -39,9 +39,9 @@ class TaskScores:
     """One task's outcome.
 
     Attributes:
-        task: what was asked.
-        results: by mode.
-        anomalies: what the run itself saw, by kind; the results hold the scorer's.
+        task: the requests of the task.
+        results: the results by mode (``official``, ``strict``).
+        anomalies: how often the run itself saw each kind of anomaly; what the scorers saw stands in ``results``.
     """
 
     task: TaskRequests
@@ -68,10 +68,10 @@ def score_task(
         view: says at which size the model that answered sees images.
 
     Returns:
-        Both modes' results, and what was odd.
+        The results of both modes, and the anomalies.
 
     Raises:
-        BenchmarkError: not one question has an answer.
+        BenchmarkError: no question has an answer.
     """
     answered: list[Answered] = []
     anomalies: Counter[str] = Counter({BAD_RECORD: sum(task.skipped.values()), NOT_ASKED: num_too_long})
@@ -112,7 +112,7 @@ def scored_text(config: Config, request: BenchmarkRequest, answer: Answer, view:
         view: says at which size the model that answered sees images.
 
     Returns:
-        The text, and anomalies.
+        The text to score, and the kinds of anomalies that were seen in it.
     """
     anomalies = [CUT_RESPONSE] if answer.finish_reason == "length" else []
     text = answer.text
@@ -133,7 +133,7 @@ def scored_text(config: Config, request: BenchmarkRequest, answer: Answer, view:
 
 
 def _target_size(sample: Sample, response: str, view: ImageView) -> tuple[int, int] | None:
-    """Width and height, as the model saw it, of the image that a box is on; None where nothing says which it is."""
+    """Width and height in pixels, as the model saw it, of the image that a box is on; None if unknown."""
     index = sample.boxes[0].image_index if sample.boxes else -1
     if index < 0 and sample.task.endswith("/region"):
         index = 0  # the other images are crops of the first
@@ -172,8 +172,8 @@ def table_lines(scores: Sequence[TaskScores]) -> list[str]:
         scores: the scores of every task.
 
     Returns:
-        A line a task with anomalies, then a heading and a line a task with both modes' headline and its 95 %
-        interval in percent.
+        One line for each task with anomalies, then a heading and one line for each task with the main metric of both
+        modes and its 95 % interval in percent.
     """
     lines = []
     for score in scores:
@@ -194,7 +194,7 @@ def table_lines(scores: Sequence[TaskScores]) -> list[str]:
 
 
 def _anomalies(scores: TaskScores) -> dict[str, int]:
-    """What run and scorer saw, by kind; where both modes count a thing, as the mode that found more of it does."""
+    """Counts of what run and scorer saw, by kind; where both modes count a thing, the larger count."""
     found: Counter[str] = Counter()
     for result in scores.results.values():
         found |= Counter(result.anomalies)
@@ -207,7 +207,7 @@ def _num_answered(scores: TaskScores) -> int:
 
 
 def summarise_benchmarks(scores: Sequence[TaskScores]) -> dict[str, BenchmarkSummary]:
-    """The headlines for ``summary.json``, by task."""
+    """The main metrics of all tasks for ``summary.json``, by task."""
     benchmarks = {}
     for score in scores:
         official, strict = (score.results[mode] for mode in MODES)

@@ -60,7 +60,7 @@ def run_benchmarks(config: Config) -> Path:
         The report's path.
 
     Raises:
-        RsgrpoError: something that a user can act on; answers so far are kept.
+        RsgrpoError: an error that a user can act on; the answers so far are kept.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(open_run_folder(config))
@@ -154,7 +154,7 @@ class _Journal:
         self.answers[answer.prompt_id] = answer
 
     def add(self, answers: Iterable[Answer]) -> None:
-        """Keep answers, on the disk first."""
+        """Keep answers: they are written to the disk first, then counted as given."""
         # A server may send half characters, which no file can hold.
         answers = [
             Answer(
@@ -177,7 +177,7 @@ class _Journal:
             self._take(answer)
 
     def missing(self, not_asked: set[str]) -> list[TaskPrompt]:
-        """Prompts without an answer; failed ones are asked again."""
+        """The prompts without an answer; those whose request failed are asked again."""
         return [
             prompt
             for prompt_id, prompt in self._prompts.items()
@@ -216,7 +216,7 @@ def _context_limit(config: Config, tokenizer: PreTrainedTokenizerBase | None) ->
 
 
 def _too_long(task: TaskRequests, config: Config, processor: Any) -> set[str]:
-    """Ids of prompts that do not fit; a server counts for itself."""
+    """The ids of prompts that do not fit into the model; none with a server, which counts for itself."""
     if processor is None:
         return set()
     lengths = PromptLengths(config, processor, task.sampling.max_response_tokens)

@@ -59,7 +59,7 @@ class EndpointAnswerer:
         seed: sent with every request.
 
     Raises:
-        EndpointError: ``eval.endpoint.api_key_variable`` is set, the variable is not.
+        EndpointError: ``eval.endpoint.api_key_variable`` names an environment variable that is not set.
 
     Example:
         >>> answerer = EndpointAnswerer(EndpointConfig(url="http://localhost:8000/v1", model="m"), DataConfig(), 0)
@@ -94,8 +94,9 @@ class EndpointAnswerer:
             on_answers: is called in this thread with each answer, failed ones included.
 
         Raises:
-            EndpointError: the server refuses us for good, or ``give_up_after`` questions failed in a row.
-            KeyboardInterrupt: requests on their way are dropped; all answers so far were handed over.
+            EndpointError: the server refuses requests for good, or ``give_up_after`` questions failed in a row.
+            KeyboardInterrupt: the user pressed Ctrl-C: requests on their way are dropped; all answers so far were
+                handed over.
         """
         asyncio.run(self._answer_all(prompts, sampling, on_answers))
 
@@ -221,8 +222,8 @@ def _completion(reply: Any) -> tuple[str, str]:
     """Text and finish reason of a chat completion.
 
     Raises:
-        LookupError: a key is missing.
-        TypeError: a value of a wrong type.
+        LookupError: a key is missing in the reply.
+        TypeError: a value of the reply has a wrong type.
     """
     choice = reply["choices"][0]
     content = choice["message"]["content"]
@@ -234,7 +235,7 @@ def _completion(reply: Any) -> tuple[str, str]:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds that the server asks us to wait; None where it does not say (or gives a date)."""
+    """How many seconds the server asks to wait; None where it does not say (or gives a date)."""
     value = response.headers.get("retry-after", "")
     return float(value) if re.fullmatch(r"[0-9]+(\.[0-9]*)?", value) else None
 

@@ -34,8 +34,8 @@ class Evaluation:
     """What answers to held-out questions are worth.
 
     Attributes:
-        metrics: EVisRAG's, over all questions.
-        rewards: mean of each of the run's rewards that can judge all of the questions, over the answers to which it
+        metrics: EVisRAG's metrics over all questions.
+        rewards: the mean of each of the run's rewards that can judge all of the questions, over the answers to which it
             applies.
     """
 
@@ -43,7 +43,7 @@ class Evaluation:
     rewards: Mapping[str, float]
 
     def numbers(self) -> dict[str, float]:
-        """All of it by name, as it is logged under ``eval/<name>`` and ``eval/reward/<name>``."""
+        """All numbers by the name under which they are logged: ``eval/<name>`` and ``eval/reward/<name>``."""
         rewards = {f"reward/{name}": value for name, value in self.rewards.items()}
         return {name: float(value) for name, value in dataclasses.asdict(self.metrics).items()} | rewards
 
@@ -55,10 +55,10 @@ def read_evaluation(folder: Path) -> Evaluation | None:
         folder: the folder of the evaluation, with ``metrics.json`` and ``rewards.json``.
 
     Returns:
-        The means; None: this point was not scored yet.
+        The evaluation's means; None if this point was not scored yet.
 
     Raises:
-        FileError: it was, but the files are empty, cut or something else.
+        FileError: the point was scored, but its files are empty, cut or something else.
     """
     file = folder / _METRICS_FILE
     if not file.exists() and not file.is_symlink():

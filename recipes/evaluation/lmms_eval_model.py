@@ -65,7 +65,7 @@ from rsgrpo.text.sections import section_content
 from rsgrpo.types import ImageRef, Sample
 
 EVISRAG_TASKS = "rsgrpo_evisrag"
-"""Tasks whose names begin so bring the evidence prompt and score the whole response."""
+"""Tasks whose names begin like this bring the evidence prompt, and the whole response is scored."""
 
 _BATCH_REQUESTS = 128
 
@@ -114,7 +114,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         device: ignored as well; ``gpus`` says what is used.
 
     Raises:
-        LmmsEvalError: neither or both of ``checkpoint`` and ``endpoint``.
+        LmmsEvalError: neither or both of ``checkpoint`` and ``endpoint`` are given.
     """
 
     is_simple = False
@@ -228,10 +228,10 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
                 document number, task and split.
 
         Returns:
-            The answer sections.
+            The text of each answer section, in the order of the requests.
 
         Raises:
-            LmmsEvalError: a server failed on some of them: nothing is passed off as an answer.
+            LmmsEvalError: a server failed on some of the requests: nothing is passed off as an answer.
         """
         texts: list[str] = []
         for start in range(0, len(requests), _BATCH_REQUESTS):
@@ -336,7 +336,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingKey:
-    """What a task's generation settings come to; requests that share it are answered together."""
+    """The generation settings of a task as a key: requests that share it are answered together."""
 
     temperature: float
     top_p: float

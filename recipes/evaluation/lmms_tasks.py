@@ -80,10 +80,11 @@ def write_lmms_tasks(config: Config, out: Path, answer_section: str = ANSWER_SEC
         answer_section: the section of a response that holds the answer.
 
     Returns:
-        lmms-eval's names of the tasks.
+        The names of the tasks in lmms-eval.
 
     Raises:
-        RsgrpoError: as :func:`recipes.evaluation.benchmark_requests.load_tasks`.
+        RsgrpoError: a task is not known or its data cannot be used, as in
+            :func:`recipes.evaluation.benchmark_requests.load_tasks`.
     """
     tasks = load_tasks(config, None, out / "canvases")
     for task in tasks:

@@ -26,8 +26,8 @@ def show_plan(config: Config) -> None:
         config: the run's settings.
 
     Raises:
-        RsgrpoError: the run could not start for another reason, or
-        PlanError: it does not fit; the message says what would.
+        RsgrpoError: settings, data or model cannot be used, so that the run could not start.
+        PlanError: the run does not fit; the message says what would.
     """
     if config.cluster.device == "cpu":
         raise PlanError("plan=true computes for GPUs, and cluster.device=cpu uses none; leave it at auto")
@@ -57,7 +57,7 @@ def show_plan(config: Config) -> None:
 
 
 def _chosen_gpu(name: str, kinds: dict[str, GpuKind]) -> tuple[GpuKind, str]:
-    """The kind that is asked for, that of this machine, or a default; and a note where it was not asked for."""
+    """The kind of GPU that is asked for, that of this machine, or a default; and a note where it was not asked for."""
     if name:
         return gpu_kind(name, kinds), ""
     here = _gpu_here()
@@ -69,7 +69,7 @@ def _chosen_gpu(name: str, kinds: dict[str, GpuKind]) -> tuple[GpuKind, str]:
 
 
 def _gpu_here() -> str:
-    """The first GPU's name, as the driver says it; empty without one."""
+    """Name of the first GPU, as the driver says it; empty without one."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ""

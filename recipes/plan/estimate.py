@@ -29,11 +29,11 @@ class Facts:
     """What was read, and stays the same whatever is proposed.
 
     Attributes:
-        folder: of the model's config.
-        stages: of the run; ``eval`` has one that only samples.
-        tokens_of_image: how many tokens a page takes.
-        gpu: kind of GPU.
-        assumed: what no formula gives.
+        folder: the folder that holds the model's config.
+        stages: the stages of the run; with ``stage=eval`` there is one that only samples.
+        tokens_of_image: gives how many tokens a page takes.
+        gpu: the kind of GPU that the run is planned for.
+        assumed: the figures that no formula gives.
     """
 
     folder: Path
@@ -54,17 +54,17 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageEstimate:
-    """A stage's steps.
+    """What the steps of a stage take: tokens, sequences and seconds.
 
     Attributes:
-        name: of the stage.
-        num_steps: of it.
-        tokens: packed tokens of a step, mean of some simulated ones.
-        sampled_tokens: of a step, likewise.
-        packs: of the fullest rank, likewise.
-        longest_prompt: tokens.
-        seconds: of a step by part.
-        step_seconds: of a step.
+        name: the name of the stage.
+        num_steps: how many steps the stage has.
+        tokens: packed tokens of a step, as a mean over some simulated steps.
+        sampled_tokens: tokens that the engines sample in a step, as a mean over the same steps.
+        packs: packed sequences of the rank with most of them, as a mean over the same steps.
+        longest_prompt: tokens of the longest prompt, its images included.
+        seconds: seconds of a step by part, such as ``sample`` and ``update``.
+        step_seconds: seconds of a whole step; parts that run at the same time count once.
     """
 
     name: str
@@ -82,14 +82,14 @@ class Estimate:
     """What a run takes.
 
     Attributes:
-        rank: None with ``stage=eval``.
-        engine: None where nothing is sampled.
-        host: bytes of the fullest node's memory, by part.
-        stages: in their order.
-        gpus: that the run takes.
-        hours: of the stages, evaluations left out.
-        problems: what does not fit; empty where all does.
-        uses: share of each budget that is used, the tightest first.
+        rank: the GPU memory of the rank that needs most; None with ``stage=eval``.
+        engine: the memory of an engine on one of its GPUs; None where nothing is sampled.
+        host: bytes of host memory on the fullest node, by part.
+        stages: the estimates of the stages, in the order in which they run.
+        gpus: how many GPUs the run takes.
+        hours: hours that the stages take, without evaluations.
+        problems: what does not fit, in sentences without an end; empty where all fits.
+        uses: the name of each budget and the share of it that is used, the tightest first.
     """
 
     rank: RankMemory | None
@@ -163,7 +163,7 @@ def _stage(
     engine: EngineMemory | None,
     full: list[StepWork],
 ) -> StageEstimate:
-    """Times at the mean length of responses; memory was computed at their bound."""
+    """The seconds of a step at the mean length of responses; memory was computed at their longest."""
     works = full
     if stage.max_response_tokens:
         works = _works(stage, config, facts, model, frac=config.plan_for.response_frac)

@@ -20,12 +20,12 @@ class GpuKind:
     """Published figures of a GPU: dense matrix products, float32 without TF32.
 
     Attributes:
-        name: as ``plan_for.gpu`` names it.
-        memory_gib: as the driver reports it.
-        bfloat16_teraflops: 10¹² operations a second.
-        float32_teraflops: likewise.
-        memory_gb_a_second: bandwidth of its memory, 10⁹ bytes a second.
-        link_gb_a_second: to the GPUs beside it, one way: NVLink, else PCIe.
+        name: the name of the kind in ``plan_for.gpu``.
+        memory_gib: the memory in GiB, as the driver reports it.
+        bfloat16_teraflops: bfloat16 peak rate, in 10¹² operations a second.
+        float32_teraflops: float32 peak rate, in 10¹² operations a second.
+        memory_gb_a_second: the bandwidth of its memory, in 10⁹ bytes a second.
+        link_gb_a_second: the bandwidth to the GPUs beside it, one way, in 10⁹ bytes a second: NVLink, else PCIe.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Assumptions:
     """What a plan assumes because no formula gives it.
 
     Attributes:
-        source: where the figures come from: assumed, or measured with what.
-        matrix_share: share of the peak that an update's products reach.
-        prefill_share: likewise where engines read prompts.
-        bandwidth_share: share of the memory's bandwidth that sampling and the optimizer reach.
-        link_share: likewise of the link.
-        host_gb_a_second: of an optimizer step over offloaded states, 10⁹ bytes a second.
-        decode_overhead_seconds: that an engine's pass takes beside its arithmetic.
-        allocator_factor: memory that activations occupy over what they need.
-        context_gib: of CUDA, NCCL and kernels, in every process.
-        graphs_gib: of vLLM's CUDA graphs.
-        sleeping_engine_gib: that an engine keeps while it sleeps.
+        source: where the figures come from: assumed, or what they were measured with.
+        matrix_share: the share of the peak rate that the matrix products of an update reach, 0 to 1.
+        prefill_share: the share of the peak rate that engines reach while they read prompts, 0 to 1.
+        bandwidth_share: the share of the memory's bandwidth that sampling and the optimizer reach, 0 to 1.
+        link_share: the share of the link's bandwidth that transfers between GPUs reach, 0 to 1.
+        host_gb_a_second: the rate at which an optimizer step goes through offloaded states, in 10⁹ bytes a second.
+        decode_overhead_seconds: the seconds that a pass of an engine takes in addition to its arithmetic.
+        allocator_factor: how many times the memory that activations need they occupy in torch's allocator.
+        context_gib: GiB that CUDA, NCCL and the kernels take in every process.
+        graphs_gib: GiB that vLLM's CUDA graphs take.
+        sleeping_engine_gib: GiB that an engine keeps on the GPU while it sleeps.
     """
 
     source: str
@@ -68,7 +68,7 @@ class Assumptions:
 
 
 def read_gpus(file: Path = _FILE) -> tuple[Assumptions, dict[str, GpuKind]]:
-    """Assumptions, and kinds by name.
+    """Read the assumptions, and the kinds of GPUs by name.
 
     Args:
         file: the JSON file of GPU kinds and assumptions; by default the one that comes with the package.
@@ -82,7 +82,7 @@ def gpu_kind(name: str, kinds: dict[str, GpuKind]) -> GpuKind:
     """The kind of a name, in upper or lower case.
 
     Raises:
-        PlanError: it is not known.
+        PlanError: the kind is not known.
     """
     found = next((kind for kind in kinds.values() if kind.name.lower() == name.lower()), None)
     if found is None:

@@ -18,7 +18,7 @@ _MIB = 1 << 20
 
 
 def weight_bytes(config: Config) -> int:
-    """Bytes of an element of the weights."""
+    """Bytes that one element of the weights takes: 2 in bfloat16, 4 in float32."""
     return 2 if config.model.dtype == "bfloat16" else 4
 
 
@@ -44,7 +44,7 @@ def samples_ahead(config: Config) -> bool:
 
 
 def num_gpus(config: Config) -> int:
-    """GPUs that the run takes."""
+    """How many GPUs the run takes."""
     engines = config.rollout.num_workers * config.rollout.tensor_parallel_size
     if config.stage == "eval":
         return engines
@@ -52,22 +52,22 @@ def num_gpus(config: Config) -> int:
 
 
 def engine_frac(config: Config) -> float:
-    """Share of a GPU's memory that an engine takes."""
+    """Share of a GPU's memory that an engine takes, 0 to 1."""
     topology: Topology = "colocated" if shares_gpus(config) else "disaggregated"
     return engine_memory_frac(replace(config, cluster=replace(config.cluster, topology=topology)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankMemory:
-    """A rank's GPU.
+    """The memory of a rank's GPU at its largest moment, in bytes.
 
     Attributes:
-        parts: bytes by name, in the order in which they are shown; together they are the peak.
-        states: what lasts.
-        activations: of the largest sequence.
-        packed: the largest sequence.
-        peak: most bytes at a time.
-        capacity: of the GPU.
+        parts: bytes by name, in the order in which they are shown; they add up to ``peak``.
+        states: the memory of weights, gradients, optimizer states and buffers, which lasts from sequence to sequence.
+        activations: the memory of the activations of the largest sequence.
+        packed: the sizes of the largest sequence.
+        peak: the most bytes that are in use at a time.
+        capacity: bytes of memory that the GPU has.
     """
 
     parts: dict[str, int]
@@ -79,22 +79,23 @@ class RankMemory:
 
     @property
     def fits(self) -> bool:
-        """Whether the GPU holds it."""
+        """Whether the peak fits into the GPU's memory."""
         return self.peak <= self.capacity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineMemory:
-    """An engine's part on one GPU.
+    """The memory of an engine on one of its GPUs, in bytes.
 
     Attributes:
-        parts: bytes by name.
-        taken: its share of the GPU; what other parts leave of it is the cache.
-        cache: for keys and values; below 0: the rest alone is more than its share.
-        longest: cache that one sequence of ``rollout.max_model_tokens`` needs.
-        cache_tokens: that the cache holds.
-        beside: bytes of the trainer that stay on the GPU while the engine works; 0 where it has its own.
-        capacity: of the GPU.
+        parts: bytes by name; the KV cache is what the other parts leave of ``taken``, at least 0.
+        taken: bytes of the GPU that the engine takes.
+        cache: bytes left for keys and values; below 0: the other parts alone are more than ``taken``.
+        longest: bytes of cache that one sequence of ``rollout.max_model_tokens`` needs.
+        cache_tokens: how many tokens the cache holds.
+        beside: bytes of the trainer that stay on the GPU while the engine works; 0 where the engine has its GPUs to
+            itself.
+        capacity: bytes of memory that the GPU has.
     """
 
     parts: dict[str, int]
@@ -107,7 +108,7 @@ class EngineMemory:
 
     @property
     def fits(self) -> bool:
-        """Whether its share holds one sequence at least, and the GPU both it and what lies beside it."""
+        """Whether the cache holds at least one sequence, and the GPU holds the engine and what lies beside it."""
         return self.cache >= self.longest and self.taken + self.beside <= self.capacity
 
 
@@ -174,7 +175,7 @@ def rank_memory(
 
 
 def _working_parts(states: StateMemory, activations: ActivationMemory, factor: float) -> dict[str, int]:
-    """What is there at the largest moment of a sequence."""
+    """Bytes by part of what is needed at the largest moment of a sequence, beside the states that last."""
     parts: dict[str, int] = {}
     if states.gathered:
         parts["gathered weights"] = states.gathered

@@ -115,7 +115,7 @@ def refusal(found: Estimate, proposed: Sequence[Proposal]) -> str:
 
 
 def document(config: Config, facts: Facts, found: Estimate, proposed: Sequence[Proposal]) -> dict[str, Any]:
-    """The same as data: bytes, seconds and tokens."""
+    """The plan as data for JSON: bytes, seconds and tokens."""
     rank, engine = found.rank, found.engine
     return {
         "name": config.name,
@@ -142,7 +142,7 @@ def write_plan(file: Path, content: Mapping[str, Any]) -> None:
     """Write a plan as data.
 
     Raises:
-        PlanError: it cannot be written.
+        PlanError: the file cannot be written.
     """
     try:
         file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -23,8 +23,8 @@ class Proposal:
     """Settings that fit.
 
     Attributes:
-        overrides: to add to the command line.
-        estimate: with them.
+        overrides: the overrides to add to the command line.
+        estimate: the estimate of the run with these overrides.
     """
 
     overrides: tuple[str, ...]
@@ -39,7 +39,8 @@ def proposals(config: Config, facts: Facts) -> tuple[Proposal, ...]:
         facts: what was read of model, data and machine.
 
     Returns:
-        Single changes that suffice; where none does, the shortest row of changes that do together; else none.
+        The single changes that suffice; where none does, the shortest sequence of changes that do together; else
+        nothing.
     """
     found: dict[str, Proposal] = {}
     for override, change in _changes(config):
@@ -50,7 +51,7 @@ def proposals(config: Config, facts: Facts) -> tuple[Proposal, ...]:
 
 
 def _together(config: Config, facts: Facts) -> tuple[Proposal, ...]:
-    """Change after change on top of one another, until all fits."""
+    """Apply one change after the other, each on top of those before, until all fits."""
     changed, overrides = config, dict[str, str]()
     for override, change in _changes(config):
         try:
@@ -69,7 +70,7 @@ def _together(config: Config, facts: Facts) -> tuple[Proposal, ...]:
 
 
 def _tried(overrides: tuple[str, ...], change: Change, config: Config, facts: Facts) -> Proposal | None:
-    """A proposal, where the settings go together and all fits."""
+    """The proposal of some overrides; None where the settings do not go together or do not fit."""
     try:
         changed = change(config)
         check_limits(facts.folder, changed)
@@ -80,7 +81,7 @@ def _tried(overrides: tuple[str, ...], change: Change, config: Config, facts: Fa
 
 
 def _changes(config: Config) -> Iterator[tuple[str, Change]]:
-    """Single changes, those that cost least first."""
+    """Overrides to try one at a time, those that cost least speed first."""
     trainer, rollout, model = config.trainer, config.rollout, config.model
     if config.stage != "eval":
         for stage in range(trainer.zero_stage + 1, 4):

@@ -34,7 +34,7 @@ def config_folder(config: Config, scratch: Path) -> Path:
         scratch: gets the quickstart's model.
 
     Raises:
-        ModelError: it is no Qwen2.5-VL, or the hub does not give it.
+        ModelError: the model is no Qwen2.5-VL, or the hub does not give it.
     """
     path = config.eval.checkpoint if config.stage == "eval" and config.eval.checkpoint else config.model.path
     if not path:
@@ -64,7 +64,7 @@ class ImageCounter:
         """Image tokens of a page.
 
         Raises:
-            ImageError: it is missing or no image.
+            ImageError: the image is missing or no image.
         """
         key = (ref, max_pixels)
         if key not in self._known:
@@ -113,7 +113,7 @@ class Reader:
         """The stages that the run has, in order.
 
         Raises:
-            RsgrpoError: data that the run could not use.
+            RsgrpoError: the run could not use its data.
         """
         config = self._config
         if builds_quickstart_data(config):
@@ -148,7 +148,7 @@ class Reader:
         self._totals = counts
 
     def _held(self, name: str, *, samples: bool) -> DataSet:
-        """A data set that the run holds in memory."""
+        """Look at a data set that the run holds in memory."""
         if not self._paths[name]:
             raise DataError(f"stage={self._config.stage} needs data.{name}_path; set it, or choose another stage")
         loaded = load_samples(
@@ -167,7 +167,7 @@ class Reader:
         )
 
     def _fitting(self, items: Sequence[Item], *, is_sampled: bool) -> tuple[Item, ...]:
-        """Items that the run would keep: those within its limits, where it leaves the others out."""
+        """The items that the run would keep: those within its limits, where it leaves the others out."""
         config = self._config
         if config.data.on_bad_sample != "skip":
             return tuple(items)
@@ -241,7 +241,7 @@ class Reader:
         return found
 
     def _mixture(self, name: str, sources: Sequence[SourceConfig]) -> DataSet:
-        """Each source's first records, for some seconds, in the proportion of their weights."""
+        """Look at a mixture: each source's first records, for some seconds, in the proportion of their weights."""
         most = max(1, self._config.plan_for.max_samples // len(sources))
         samples: list[Sample] = []
         total, is_counted = 0.0, True

@@ -21,7 +21,7 @@ _STEP_BYTES = 30  # an element of the optimizer: gradient, weight and moments re
 
 
 def forward_operations(model: ModelSizes, packed: PackedSize) -> tuple[float, float, float]:
-    """Operations of language model, head and vision tower in one pass over a sequence.
+    """Count the operations of language model, head and vision tower in one pass over a sequence.
 
     Example:
         A text of 1,000 tokens through 10⁹ elements of matrices: 2·10¹² and its attention.
@@ -37,7 +37,7 @@ def forward_operations(model: ModelSizes, packed: PackedSize) -> tuple[float, fl
 
 
 def update_operations(model: ModelSizes, packed: PackedSize, *, recomputes: bool) -> float:
-    """Operations of the forward and backward pass over a sequence."""
+    """Count the operations of the forward and backward pass over a sequence."""
     blocks, head, vision = forward_operations(model, packed)
     backward = 1 if model.adapter_rank else 2
     tower = 1 + (2 + recomputes) * model.is_vision_trained
@@ -46,7 +46,7 @@ def update_operations(model: ModelSizes, packed: PackedSize, *, recomputes: bool
 
 
 def update_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKind, assumed: Assumptions) -> float:
-    """Forward and backward pass over a step's sequences, and the optimizer's step; the slowest rank counts."""
+    """Seconds of a step's forward and backward passes and of its optimizer step, on the slowest rank."""
     trainer, b = config.trainer, weight_bytes(config)
     others = (trainer.num_ranks - 1) / trainer.num_ranks
     link = assumed.link_share * gpu.link_gb_a_second * 1e9
@@ -75,7 +75,7 @@ def update_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKi
 
 
 def scoring_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKind, assumed: Assumptions) -> float:
-    """One pass without gradients over a step's sequences."""
+    """Seconds of one pass without gradients over a step's sequences, on the slowest rank."""
     rate = assumed.matrix_share * _peak(config, gpu)
     return max(sum(sum(forward_operations(model, packed)) for packed in rank) / rate for rank in work.packs)
 
@@ -89,7 +89,7 @@ def sampling_seconds(
     gpu: GpuKind,
     assumed: Assumptions,
 ) -> float:
-    """Reading a step's prompts, and writing its responses token by token, by the fullest engine."""
+    """Seconds in which the fullest engine reads a step's prompts and writes the responses token by token."""
     rollout, b, language = config.rollout, weight_bytes(config), model.language
     size = rollout.tensor_parallel_size
     prompts = sorted(work.prompt_tokens, reverse=True)[:: rollout.num_workers]
@@ -117,13 +117,13 @@ def sampling_seconds(
 
 
 def weights_seconds(config: Config, model: ModelSizes, gpu: GpuKind, assumed: Assumptions) -> float:
-    """Sending changed weights to the engines."""
+    """Seconds that it takes to send changed weights to the engines."""
     changed = model.num_elements if model.is_vision_trained else model.num_elements - model.num_vision
     return weight_bytes(config) * changed / (assumed.link_share * gpu.link_gb_a_second * 1e9)
 
 
 def _peak(config: Config, gpu: GpuKind) -> float:
-    """Operations a second."""
+    """The GPU's peak rate at the weights' precision, in operations a second."""
     return 1e12 * (gpu.bfloat16_teraflops if weight_bytes(config) == 2 else gpu.float32_teraflops)
 
 

@@ -13,7 +13,7 @@ from rsgrpo.types import ImageRef
 
 _SIMULATED_STEPS = 8
 TokensOfImage = Callable[[ImageRef, int], int]
-"""Image tokens of a page under a ``data.max_pixels``."""
+"""A function that gives the image tokens of a page under a bound on its pixels (``data.max_pixels``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,11 +21,11 @@ class Item:
     """A question or a conversation.
 
     Attributes:
-        sample_id: of it.
-        prompt_text_tokens: of its prompt without images.
-        images: of its prompt.
-        answer_text_tokens: of what stands behind the prompt in the data; 0 where it is sampled.
-        answer_images: likewise.
+        sample_id: the id of the question or conversation.
+        prompt_text_tokens: how many tokens its prompt takes without images.
+        images: the images in its prompt.
+        answer_text_tokens: how many tokens of text stand behind the prompt in the data; 0 where the answer is sampled.
+        answer_images: the images that stand behind the prompt in the data; none where the answer is sampled.
     """
 
     sample_id: str
@@ -40,10 +40,11 @@ class DataSet:
     """A data set, looked at in full or in part.
 
     Attributes:
-        name: such as ``rl``.
-        items: those that were looked at, evenly spread over the set.
-        num_items: of the whole set, as far as it is known.
-        is_counted: False: the set is larger than ``num_items``; it was not read to its end.
+        name: the data set's name, such as ``rl``.
+        items: the items that were looked at, evenly spread over the set.
+        num_items: how many items the whole set has, as far as it is known.
+        is_counted: whether the whole set was counted; if not, it was not read to its end and is larger than
+            ``num_items``.
     """
 
     name: str
@@ -57,13 +58,13 @@ class Stage:
     """A stage, or a phase of the supervised one.
 
     Attributes:
-        name: such as ``rl``.
-        data: what it trains on.
-        per_step: prompts or conversations of a step.
-        num_samples: responses to each prompt; 1 where nothing is sampled.
-        max_response_tokens: bound of a sampled response; 0: nothing is sampled.
-        num_steps: of the stage.
-        passes: forward passes through the policy without gradients, beside the update, for each sequence.
+        name: the name of the stage or phase, such as ``rl``.
+        data: the data set that it trains on.
+        per_step: how many prompts or conversations a step takes.
+        num_samples: how many responses are sampled to each prompt; 1 where nothing is sampled.
+        max_response_tokens: the most tokens of a sampled response; 0: nothing is sampled.
+        num_steps: how many steps the stage has.
+        passes: how many forward passes without gradients each sequence takes beside the update.
     """
 
     name: str
@@ -80,9 +81,9 @@ class StepWork:
     """A step's sequences, by rank.
 
     Attributes:
-        packs: of each rank.
-        prompt_tokens: of each prompt that engines read.
-        num_sampled_tokens: that they write.
+        packs: the sizes of the packed sequences of each rank.
+        prompt_tokens: how many tokens each item's prompt has, images included.
+        num_sampled_tokens: how many tokens the engines sample in the step.
     """
 
     packs: tuple[tuple[PackedSize, ...], ...]
@@ -91,7 +92,7 @@ class StepWork:
 
     @property
     def num_tokens(self) -> int:
-        """Packed tokens of all sequences."""
+        """Packed tokens of all sequences of all ranks."""
         return sum(packed.num_tokens for rank in self.packs for packed in rank)
 
 
@@ -117,7 +118,7 @@ def step_work(
     patches_a_token: int,
     frac: float,
 ) -> StepWork:
-    """Rows of a step.
+    """Cut the items of a step into the packed sequences of each rank.
 
     Args:
         items: the items of the step, as :class:`recipes.plan.reading.Reader` read them.

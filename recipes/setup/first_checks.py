@@ -38,7 +38,7 @@ def check_first(config: Config) -> list[str]:
         Lines for the user about what was changed in this process's environment.
 
     Raises:
-        RsgrpoError: names the setting, path or variable.
+        RsgrpoError: the settings cannot work; the message names the setting, path or variable.
     """
     lines = prepare_process()
     check_cluster(config.cluster)
@@ -61,7 +61,7 @@ def check_first(config: Config) -> list[str]:
 
 
 def _check_device(config: Config) -> None:
-    """What is decided once Ray runs can be decided now, but for how many GPUs there are."""
+    """Check all of the device choice that is known before Ray runs, which alone tells how many GPUs there are."""
     samples = has_engines(config)
     if config.eval.endpoint.url:
         return
@@ -75,7 +75,7 @@ def _check_device(config: Config) -> None:
 
 
 def _check_model_path(key: str, path: str) -> None:
-    """A folder, or what could be the name of a model on the hub."""
+    """Check that ``model.path`` is a folder, or could be the name of a model on the hub."""
     if not path or Path(path).is_dir():
         _check_model_files(key, path)
         _check_model_type(key, path)
@@ -147,7 +147,7 @@ def _check_sources(key: str, sources: list[SourceConfig]) -> None:
 
 
 def _located(key: str, find: Callable[..., object], *arguments: str) -> None:
-    """Look for the files behind a setting; the complaint names it."""
+    """Look for the files behind a setting; an error names the setting."""
     try:
         find(*arguments)
     except DataError as error:

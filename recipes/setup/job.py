@@ -99,14 +99,14 @@ class Job:
 
     @property
     def start_model(self) -> Path:
-        """What the workers load: the newest finished stage's model, else the base model."""
+        """The folder of the model that workers load: that of the newest finished stage, else the base model."""
         if self.config.stage == "eval" and self.config.eval.checkpoint:
             return Path(self.config.eval.checkpoint).absolute()
         stage = self._finished_stage()
         return self.folder.model(stage) if stage else self.prepared.base_model
 
     def _finished_stage(self) -> str:
-        """The newest finished stage; empty: none."""
+        """Name of the newest finished stage; empty if none is finished."""
         return next((stage for stage in ("rl", "sft") if self.folder.model(stage).exists()), "")
 
     def _check_finished_model(self) -> None:
@@ -163,7 +163,7 @@ class Job:
 
         Raises:
             CheckpointError: there are checkpoints, but none can be used.
-            FileError: what was logged is damaged.
+            FileError: the logged numbers or groups cannot be read.
         """
         found = find_checkpoint(self.folder.checkpoints, stage, _NEEDED)
         step = checkpoint_step(found.folder) if found.folder is not None else -1
@@ -208,7 +208,7 @@ class Job:
         self._record(point, found, groups)
 
     def _is_scored(self, point: str) -> bool:
-        """Whether a point needs nothing more: damaged files are scored again, as long as its weights are here."""
+        """Whether a point needs no more scoring: damaged files are scored again as long as its weights are here."""
         folder = self.folder.evaluation(point)
         try:
             return read_evaluation(folder) is not None
@@ -225,7 +225,7 @@ class Job:
         return False
 
     def _evaluations(self) -> dict[str, Evaluation]:
-        """Every point that was scored and can be read."""
+        """The evaluations of every point that was scored and can be read."""
         found = {}
         for folder in sorted(path.parent for path in self.folder.root.glob("evaluations/*/metrics.json")):
             try:
@@ -278,7 +278,7 @@ class Job:
 
 
 def _evaluation_line(point: str, found: Evaluation) -> str:
-    """The headline numbers; evidence only where there is gold for it."""
+    """The main numbers of an evaluation in one line; evidence only where there is gold for it."""
     metrics = found.metrics
     parts = [f"accuracy {metrics.accuracy:.1%}", f"F1 {metrics.f1:.3f}"]
     if metrics.num_with_gold_evidence:

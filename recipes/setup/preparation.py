@@ -43,16 +43,16 @@ class Prepared:
     """What the stages work on.
 
     Attributes:
-        base_model: the model that the run starts from.
-        tokenizer: its tokenizer.
-        scorer: the rewards.
+        base_model: the folder of the model that the run starts from.
+        tokenizer: the tokenizer of that model.
+        scorer: the rewards of the run, ready to score groups.
         sft: the phases of supervised training with their data; empty if the stage does not run.
-        image_tokens: how many positions an image takes in a prompt.
-        rl: questions with gold; likewise.
-        test: held-out questions; none are needed where only conversations are trained on.
+        image_tokens: gives how many tokens an image takes in a prompt.
+        rl: the questions with gold for reinforcement learning; empty if the stage does not run.
+        test: the held-out questions; may be empty where only conversations are trained on.
         prompt_fingerprint: which prompt template is used, by name where it is a published one.
-        num_skipped: questions left out because something is wrong with them.
-        images: what was read of images before the stages began.
+        num_skipped: how many questions were left out because something is wrong with them.
+        images: counts of the images that were read before the stages began.
     """
 
     base_model: Path
@@ -160,7 +160,7 @@ def _check_start_model(config: Config, base_model: Path) -> None:
 
 
 def _image_view(config: Config, processor: Qwen2_5_VLProcessor) -> ImageView:
-    """How the model that answers sees pages: the engine takes the processor of the folder that it loads."""
+    """The sizes at which the answering model sees pages: the engine takes the processor of the folder that it loads."""
     checkpoint = config.eval.checkpoint if config.stage == "eval" else ""
     if checkpoint:
         processor = load_processor(Path(checkpoint), f"eval.checkpoint={checkpoint!r}")
@@ -195,7 +195,7 @@ def find_base_model(config: Config, folder: RunFolder) -> Path:
         folder: gets the quickstart's model.
 
     Raises:
-        ModelError: it is no Qwen2.5-VL, or the hub does not give it.
+        ModelError: the model is no Qwen2.5-VL, or the hub does not give it.
     """
     if not config.model.path:
         texts = corpus(config.quickstart, config.seed)
@@ -224,7 +224,7 @@ class PromptLengths:
         return count_tokens(text, images, self._tokenizer, self._image_tokens)
 
     def _limits(self, name: str, prompted: PromptedSample) -> list[tuple[int, str]]:
-        """Most prompt tokens by every rule that holds for a data set, and what to change about each."""
+        """The most prompt tokens by each rule for a data set, and what to change to allow more."""
         data, rollout, trainer = self._config.data, self._config.rollout, self._config.trainer
         limits = [(data.max_prompt_tokens, "raise data.max_prompt_tokens")]
         if name == "sft":
@@ -246,7 +246,7 @@ class PromptLengths:
             prompts: the samples with their prompts.
 
         Raises:
-            DataError: one is too long (``data.on_bad_sample=reject``), or all are.
+            DataError: a prompt is too long (``data.on_bad_sample=reject``), or all of them are.
         """
         fitting: list[PromptedSample] = []
         worst: tuple[int, str] = (0, "")

@@ -56,13 +56,13 @@ def smoke_test_rewards(
 
 
 def _kind(sample: Sample) -> tuple[bool, ...]:
-    """What of a question rewards may look at: which of its fields hold something."""
+    """Which fields of the question hold something: what tells the kinds of questions apart."""
     fields = (sample.gold_response, sample.answers, sample.boxes, sample.choices, sample.positive_images, sample.images)
     return (sample.is_sufficient, *(bool(field) for field in fields))
 
 
 def _answered(prompted: PromptedSample, tokenizer: PreTrainedTokenizerBase, table: TokenTable) -> RolloutGroup:
-    """The question with its gold as the one response; gold has all of its tags, whatever the prompt opens."""
+    """A group of the question whose only response is its gold, with all tags, whatever the prompt opens."""
     sample = prompted.sample
     written = sample.gold_response or next(iter(sample.answers), "")
     ids = [*tokenizer.encode(written, add_special_tokens=False), tokenizer.eos_token_id]

@@ -40,7 +40,7 @@ def supervised_phases(
         run_folder: ``data_report.json`` there gets the same as ``phases``.
 
     Raises:
-        DataError: a data set is not there, is empty, or has bad records (``data.on_bad_sample=reject``).
+        DataError: a data set is missing, is empty, or has bad records (``data.on_bad_sample=reject``).
     """
     sft = config.sft
     wanted = sft.phases or [
@@ -97,7 +97,7 @@ def supervised_phases(
 
 
 def _counted(source: SourceConfig, data: DataConfig) -> SourceConfig:
-    """A source that says itself what its boxes count, where its format leaves that open."""
+    """The source with ``box_coordinates`` written out, where its format leaves open what boxes count."""
     if source.box_coordinates or source.format != "evisrag":
         return source
     return dataclasses.replace(source, box_coordinates=data.box_coordinates)

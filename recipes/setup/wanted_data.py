@@ -18,7 +18,7 @@ WANTED: Mapping[str, tuple[str, ...]] = {
     "rl": ("rl", "test"),
     "eval": ("test",),
 }
-"""Data sets by stage."""
+"""The names of the data sets that each stage wants."""
 
 
 def uses_mixture(config: Config) -> bool:
@@ -63,7 +63,7 @@ def sample_check(
         word: puts a question into words (:meth:`rsgrpo.prompts.template.PromptWriter.parts`).
 
     Returns:
-        A function that raises BadRecordError: a trajectory cannot be imitated, the prompt's template fails on the
+        A function that raises BadRecordError if a trajectory cannot be imitated, the prompt's template fails on the
         question, or a text holds a control token.
     """
 

@@ -23,7 +23,7 @@ class Workers:
     Attributes:
         engine: the pool of engines; None if nothing is sampled.
         policy: the training ranks; None with ``stage=eval``.
-        fitted: the settings that they were started with, and what to tell the user of it.
+        fitted: the settings that they were started with, and what to tell the user about them.
     """
 
     engine: RolloutPool | None
@@ -45,7 +45,7 @@ def open_workers(
 
     Raises:
         MachineError: the installed vLLM does not go with the device; nothing has started then.
-        TopologyError: the cluster cannot be used as the config asks; likewise.
+        TopologyError: the cluster cannot be used as the config asks; nothing has started then.
     """
     fitted = fit(config, gpus_per_node=cluster.gpus_per_node, has_engines=needs_engine)
     config, device = fitted.config, fitted.config.cluster.device

@@ -31,7 +31,7 @@ def evidence(call: RewardCall, relevant_weight: float = 3.0, irrelevant_weight: 
         irrelevant_weight: how much an image counts that does not help, and a label without an image.
 
     Returns:
-        Σ w_i s_i / Σ w_i; 0.0 where that section does not stand, closed.
+        Σ w_i s_i / Σ w_i; 0.0 where the response has no closed section with lines per image.
 
     Example:
         Gold: evidence on image 1, images 2 and 3 irrelevant. A response with image 1's line exact and
@@ -57,8 +57,8 @@ def evidence_per_image(call: RewardCall) -> list[float | None]:
     """Each image's own score, for the scope ``evidence_line``.
 
     Returns:
-        One value per image of the sample: its score in [0, 1], 0.0 where the response has no line for
-        it, None where gold has none.
+        One value for each image of the sample: its score in [0, 1], 0.0 where the response has no line for it, None
+        where gold has none.
     """
     scores = evidence_scores(call.parsed, parsed_gold(call.sample.gold_response, call.parsed.format))
     return [scores.get(image_index) for image_index in range(len(call.sample.images))]

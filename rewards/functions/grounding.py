@@ -23,7 +23,7 @@ _WHOLE_IMAGE = {"permille": (1000.0, 1000.0), "shares": (1.0, 1.0), "fraction": 
 
 
 def _argument_problem(arguments: Mapping[str, Any]) -> str:
-    """What is wrong with the keyword arguments of :func:`iou`."""
+    """What is wrong with the keyword arguments of :func:`iou`, in one phrase; empty if nothing is."""
     bounds = sorted({"min_pixels", "max_pixels"} & arguments.keys())
     if bounds:
         return (
@@ -40,7 +40,7 @@ def _argument_problem(arguments: Mapping[str, Any]) -> str:
 
 
 def _gold_written(call: RewardCall, convention: str = "permille", section: str = "", threshold: float = 0.0) -> str:
-    """The gold boxes as a response that follows the convention to the last digit."""
+    """The gold boxes as a response that follows the convention exactly."""
     written = []
     for box, (width, height) in zip(call.sample.boxes, _image_sizes(call, convention), strict=True):
         numbers = (box.left * width, box.top * height, box.right * width, box.bottom * height)
@@ -67,10 +67,10 @@ def iou(call: RewardCall, convention: str = "permille", section: str = "", thres
         threshold: above 0: a matched pair counts 1 if its IoU reaches this, else 0 (accuracy at IoU).
 
     Returns:
-        The mean; 0.0 where the response has no box; None where a gold box has no area, which nothing matches.
+        The mean in [0, 1]; 0.0 where the response has no box; None where a gold box has no area, which nothing matches.
 
     Raises:
-        RewardError: ``convention`` is not known, or the page that pixels are counted on is not, or its size.
+        RewardError: ``convention`` is not known, or boxes are in pixels and the size of their page is not known.
 
     Example:
         Gold ``(100,100),(300,300)``. ``(100,100),(300,200)`` covers half of it: 0.5. The same with a second
@@ -163,7 +163,7 @@ def _whole_numbers(box: Box, width: float, height: float) -> Box:
 
 
 def _image_sizes(call: RewardCall, convention: str) -> list[tuple[float, float]]:
-    """What the whole width and height of the page count, for each gold box."""
+    """For each gold box the numbers that stand for the whole width and height of its page."""
     problem = _argument_problem({"convention": convention})
     if problem:
         raise RewardError(problem)
@@ -178,7 +178,7 @@ def _image_sizes(call: RewardCall, convention: str) -> list[tuple[float, float]]
 
 
 def _seen_image(call: RewardCall, image_index: int) -> tuple[float, float]:
-    """The size of the page that a gold box lies on, as the model saw it."""
+    """Width and height in pixels, as the model saw it, of the page that a gold box lies on."""
     num_images = len(call.sample.images)
     candidates = range(num_images) if image_index == -1 else range(image_index, image_index + 1)
     if image_index >= num_images or not num_images:

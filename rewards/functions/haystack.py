@@ -27,7 +27,7 @@ def yes_no(call: RewardCall, section: str | None = None) -> float | None:
         section: the section that holds the answer; None: ``response.answer_section``.
 
     Returns:
-        None where gold is neither yes nor no; 0.0 where there is no closed answer section.
+        1.0 or 0.0; 0.0 also where there is no closed answer section; None where gold is neither yes nor no.
 
     Example:
         Gold ``yes``: ``<answer>Yes, there is.</answer>`` gives 1.0, ``<answer>yes and no</answer>`` 0.0.
@@ -58,7 +58,7 @@ def needle_lines(call: RewardCall, min_words: int = 2) -> list[float | None]:
         min_words: the fewest words of a needle image's line.
 
     Returns:
-        One value per page.
+        One value for each page.
 
     Example:
         Needle on page 2 of 3, lines ``[1]: no relevant information``, ``[2]: a truck and a dog``: ``[1, 1, 0]``.
@@ -108,5 +108,5 @@ def _right_lines(call: RewardCall, min_words: int) -> list[bool]:
 
 
 def _words(text: str) -> list[str]:
-    """Normalised words; a dash or a slash parts two words, as a blank does."""
+    """The normalised words of a text; a dash or a slash separates two words, as a blank does."""
     return normalize_answer(text.replace("-", " ").replace("/", " ").replace("—", " ")).split()

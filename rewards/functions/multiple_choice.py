@@ -32,7 +32,7 @@ def choice(call: RewardCall, section: str | None = None) -> float | None:
         section: the section that holds the answer; None: ``response.answer_section``.
 
     Returns:
-        None where gold names no option; 0.0 where there is no closed answer section.
+        1.0 or 0.0; 0.0 also where there is no closed answer section; None where gold names no option.
 
     Example:
         Options ``a cat``, ``a dog``; gold ``a dog``. ``B``, ``(B)``, ``A dog.`` and ``B. a dog`` give 1.0;
@@ -48,7 +48,7 @@ def choice(call: RewardCall, section: str | None = None) -> float | None:
 
 
 def chosen_option(answer: str, choices: Sequence[str]) -> int:
-    """0-based option that an answer names; -1 if it names none, or more than one.
+    """The 0-based index of the option that an answer names; -1 if it names none, or more than one.
 
     Example:
         ``chosen_option("(B) a dog", ("a cat", "a dog")) == 1``
@@ -70,13 +70,13 @@ def chosen_option(answer: str, choices: Sequence[str]) -> int:
 
 
 def option_label(index: int) -> str:
-    """A … Z, AA, AB … of a 0-based option."""
+    """The label of an option at a 0-based index: A … Z, AA, AB …."""
     letters = string.ascii_uppercase
     return letters[index] if index < len(letters) else letters[index // 26 - 1] + letters[index % 26]
 
 
 def _label_index(label: str) -> int:
-    """0-based option of a label: A is 0, Z 25, AA 26."""
+    """The 0-based index of the option with a label: A is 0, Z 25, AA 26."""
     index = 0
     for letter in label.upper():
         index = 26 * index + string.ascii_uppercase.index(letter) + 1

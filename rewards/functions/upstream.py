@@ -28,17 +28,17 @@ _WEIGHTS = {"accuracy": 3.0, "evidence": 3.0}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceScores:
-    """What the original gives one response.
+    """The scores that the original gives one response.
 
     Attributes:
-        accuracy: set-F1 of the answers.
-        evidence: weighted score over images, above 1 for six and more.
-        format: 0 or 1.
-        overlong: -1 to 0.
-        is_observe: 0 or -1.
-        is_think: 0 or -1.
-        overall: 3 accuracy + 3 evidence + the others.
-        anomalies: rewards on which the original crashes; their score is 0.
+        accuracy: the set-F1 of the answers, in [0, 1].
+        evidence: the weighted evidence score over the images, above 1 for six images and more.
+        format: 1 if the format is right, else 0.
+        overlong: the penalty for a long response, from -1 to 0.
+        is_observe: -1 if the observe section cites an image, else 0.
+        is_think: -1 if think and answer are the same text, else 0.
+        overall: 3 times ``accuracy`` plus 3 times ``evidence`` plus the other four scores.
+        anomalies: the names of the rewards on which the original crashes; their score is 0.
     """
 
     accuracy: float
@@ -71,7 +71,7 @@ def score_reference(
         min_response_tokens: the setting of the reward overlong with this name.
 
     Returns:
-        The scores.
+        The six scores and their weighted sum.
     """
     components = {
         "accuracy": reference_accuracy(response, gold_response),
@@ -196,7 +196,7 @@ def _has_tags(text: str, name: str) -> bool:
 
 
 def _after_tag(text: str, name: str) -> str | None:
-    """Text between the first opening tag and the next opening or closing one; None without a tag."""
+    """The text between the first opening tag and the next opening or closing one; None without an opening tag."""
     _, tag, rest = text.partition(f"<{name}>")
     if not tag:
         return None
@@ -204,7 +204,7 @@ def _after_tag(text: str, name: str) -> str | None:
 
 
 def _labelled(section: str, number: int) -> str:
-    """Text behind the first ``[number]:`` up to the next one or the next ``[number + 1]``."""
+    """The text behind the first ``[number]:`` up to the next one or the next ``[number + 1]``."""
     rest = section.partition(f"[{number}]:")[2].partition(f"[{number}]:")[0]
     return rest.partition(f"[{number + 1}]")[0].strip()
 

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the arguments of the command line; None: those of this process.
 
     Returns:
-        The exit status.
+        The exit status: 0 on success, 1 if ``lint`` found a trick that pays, 2 after an error.
     """
 
     def command() -> int:

@@ -29,12 +29,13 @@ class Case:
     """A question and how a good response answers it.
 
     Attributes:
-        kind: of question.
-        sample: with its gold.
-        sections: content of each section that the prompt asks for; none: the response is ``text``.
+        kind: the kind of question, one of ``KINDS``.
+        sample: the question with its gold.
+        sections: the content of each section that the prompt asks for; empty: the response has no sections and is
+            ``text``.
         text: an honest response: right, in its own words.
-        options: everything that the answer might be.
-        roles: what each of ``sections`` is there for.
+        options: all answers that the question might have.
+        roles: the role of each of ``sections``: ``answer``, ``evidence``, ``think`` or ``observe``.
         format: the declared sections.
     """
 
@@ -47,23 +48,23 @@ class Case:
     format: ResponseFormat
 
     def with_sections(self, changed: dict[str, str]) -> str:
-        """The response with other contents of the sections that are named."""
+        """The response with other contents of the named sections."""
         return tagged({**self.sections, **changed}, self.format)
 
     def with_roles(self, **changed: str) -> str:
-        """The response with other contents of the sections in these roles; without sections: the new answer alone."""
+        """The response with other contents of the sections in these roles; without sections the new answer alone."""
         if not self.sections:
             return changed.get("answer", self.text)
         return self.with_sections({name: changed[role] for name, role in self.roles.items() if role in changed})
 
     def lines(self) -> list[str]:
-        """What the response says of each image; nothing where it has no lines per image."""
+        """What the response says about each image, in order; empty where it has no lines per image."""
         text = next((self.sections[name] for name, role in self.roles.items() if role == "evidence"), "")
         return [line.partition(": ")[2] for line in text.splitlines()]
 
 
 def tagged(sections: dict[str, str], response_format: ResponseFormat = EVISRAG) -> str:
-    """Sections in their order; a repeatable one stands anew for every line of its content."""
+    """Text of the sections in their order; a repeatable one is written once for every line of its content."""
     parts = []
     for name, content in sections.items():
         is_repeatable = response_format.sections[response_format.place(name)].repeatable
@@ -80,12 +81,13 @@ class _Draft:
     """A question and an honest response by role, before it is known which sections there are.
 
     Attributes:
-        kind: of question.
-        sample: without its gold response.
-        contents: by role.
-        gold: contents of the gold response that differ.
-        asked: roles that EVisRAG's prompts of this kind ask for; none: the response is ``think`` and ``answer`` bare.
-        options: everything that the answer might be.
+        kind: the kind of question, one of ``KINDS``.
+        sample: the question, without its gold response.
+        contents: the content of an honest response by role.
+        gold: the content of the gold response by role, for roles in which it differs.
+        asked: the roles that EVisRAG's prompts of this kind ask for; empty: the response is ``think`` and ``answer``
+            without tags.
+        options: all answers that the question might have.
     """
 
     kind: str
@@ -96,7 +98,7 @@ class _Draft:
     options: tuple[str, ...]
 
     def case(self, response_format: ResponseFormat, answer_section: str) -> Case:
-        """The case in declared sections."""
+        """The case written in the declared sections."""
         is_evisrag = response_format == EVISRAG
         roles = {role: role for role in self.asked} if is_evisrag else _roles(response_format, answer_section)
         sections = {name: self.contents[role] for name, role in roles.items()}
@@ -114,7 +116,7 @@ class _Draft:
 
 
 def _roles(response_format: ResponseFormat, answer_section: str) -> dict[str, str]:
-    """What each declared section is for, in the order in which they stand."""
+    """The role of each declared section, in the order in which they stand."""
     rules = sorted(response_format.sections, key=lambda rule: rule.order)
     roles: dict[str, str] = {}
     for rule in rules:
@@ -270,12 +272,12 @@ _DRAFTS: dict[str, list[_Draft]] = {
     "grounding": _grounding_cases(),
 }
 KINDS = tuple(_DRAFTS)
-"""Kinds of question."""
+"""The kinds of questions."""
 
 
 @lru_cache(maxsize=8)
 def cases_of(response_format: ResponseFormat = EVISRAG, answer_section: str | None = None) -> dict[str, list[Case]]:
-    """Questions by kind, with responses in the declared sections.
+    """Make questions of each kind, with responses in the declared sections.
 
     Args:
         response_format: the declared sections.
@@ -358,5 +360,5 @@ TRICKS: dict[str, Callable[[Case], str]] = {
     "tag spam": lambda case: "".join(f"<{name}></{name}>" for name in case.format.names) * _REPEATS,
     "box over the whole page": lambda case: "(0,0),(1000,1000)",
 }
-"""What a policy might write instead of an answer. A trick that leaves a case's honest response as it is does not
-apply to it."""
+"""The tricks by name: each makes of a case what a policy might write instead of an answer. A trick that leaves a case's
+honest response as it is does not apply to it."""

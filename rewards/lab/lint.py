@@ -29,11 +29,11 @@ class TrickResult:
     """What one trick earns.
 
     Attributes:
-        trick: a key of ``TRICKS``.
-        score: mean over the questions; None where the reward does not apply to such a response.
-        is_untouched: whether the trick leaves what the reward judges as it is, and earns the same: then it is no
-            trick on this reward.
-        pays: whether it earns as much as honesty, or more.
+        trick: the name of the trick, a key of ``TRICKS``.
+        score: the mean of what it earns over the questions; None where the reward does not apply to such a response.
+        is_untouched: whether the trick changes nothing that the reward judges, and earns the same: then it is no trick
+            on this reward.
+        pays: whether the trick earns as much as an honest response, or more.
     """
 
     trick: str
@@ -47,10 +47,10 @@ class Lint:
     """All tricks against one reward, or against a weighted sum of rewards.
 
     Attributes:
-        name: of the reward.
-        kind: of the questions, one of ``KINDS``.
-        honest: mean of the honest responses.
-        tricks: the tricks that change the response to at least one question.
+        name: the name under which the rewards are reported.
+        kind: the kind of the questions, one of ``KINDS``.
+        honest: the mean of what the honest responses earn.
+        tricks: the results of those tricks that change the response to at least one question.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Lint:
 
     @property
     def paying(self) -> tuple[TrickResult, ...]:
-        """Tricks that pay."""
+        """The results of the tricks that pay."""
         return tuple(result for result in self.tricks if result.pays)
 
 
@@ -75,7 +75,7 @@ def lint(name: str, rewards: Sequence[LoadedReward], kind: str = "", response_fo
         response_format: the declared sections.
 
     Returns:
-        What each trick earns.
+        What an honest response and each trick earn.
 
     Raises:
         RewardError: a reward fails, returns what is no reward, or cannot judge such questions.
@@ -121,7 +121,7 @@ def _gold_problem(case: Case, reward: LoadedReward) -> str:
 def _judged_sections(
     rewards: Sequence[LoadedReward], cases: Sequence[Case], honest: Sequence[float | None]
 ) -> tuple[str, ...]:
-    """Sections without whose content some honest response earns something else."""
+    """Names of the sections without whose content some honest response earns something else."""
     return tuple(
         name
         for name in cases[0].sections
@@ -150,7 +150,7 @@ def _kind(rewards: Sequence[LoadedReward], by_kind: Mapping[str, Sequence[Case]]
 
 
 def _scores(rewards: Sequence[LoadedReward], cases: Sequence[Case], texts: Sequence[str]) -> list[float | None]:
-    """Weighted sum of the rewards that apply, for each text; None where none does."""
+    """The weighted sum of the rewards that apply, for each text; None where no reward applies."""
     calls = [_call(case, text) for case, text in zip(cases, texts, strict=True)]
     totals: list[float | None] = [None] * len(calls)
     for reward in rewards:
@@ -178,7 +178,7 @@ def _call(case: Case, text: str) -> RewardCall:
 
 
 def _number(reward: LoadedReward, value: object) -> float | None:
-    """A reward's value; of one value per image, the mean."""
+    """The value of a reward; the mean of the values where there is one per image."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return _mean([_number(reward, image_value) for image_value in value])
     if value is None:

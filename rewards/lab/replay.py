@@ -39,15 +39,15 @@ class ValueChange:
     """One reward of one response, before and after.
 
     Attributes:
-        name: of the reward.
-        image_index: 0-based image, or -1.
-        before: recorded value; None where the reward did not apply, or is new.
-        after: value now; None where it does not apply, or is gone.
-        advantage_before: recorded A_ik.
-        advantage_after: A_ik now.
-        tokens_before: tokens in the recorded scope.
-        tokens_after: tokens in the scope now.
-        is_moved: whether both have a scope, and it holds other tokens now.
+        name: the name of the reward.
+        image_index: the 0-based image for a reward given image by image, else -1.
+        before: the recorded value; None where the reward did not apply, or is new.
+        after: the value now; None where the reward does not apply now, or was removed.
+        advantage_before: the recorded advantage A_ik.
+        advantage_after: the advantage A_ik now.
+        tokens_before: how many tokens the recorded scope holds.
+        tokens_after: how many tokens the scope holds now.
+        is_moved: whether the reward was given before and is given now, but its scope holds other tokens now.
     """
 
     name: str
@@ -79,10 +79,10 @@ class RolloutChange:
     """One response.
 
     Attributes:
-        response_index: which sibling.
-        total_before: sum of w_k A_ik over the sum of w_k, with the run's weights.
-        total_after: likewise, now.
-        values: every reward's, those of the run first.
+        response_index: 0-based index of the response among those to the same question.
+        total_before: the recorded sum of w_k A_ik over the sum of w_k, with the run's weights.
+        total_after: the same sum with the advantages and weights of now.
+        values: the change of every reward, those of the run first.
     """
 
     response_index: int
@@ -92,7 +92,7 @@ class RolloutChange:
 
     @property
     def is_flip(self) -> bool:
-        """Whether the response as a whole was pushed one way and is now pushed the other."""
+        """Whether the sum of the advantages changed its sign."""
         return _sign(self.total_before) * _sign(self.total_after) < 0
 
     @property
@@ -106,11 +106,11 @@ class GroupChange:
     """One question.
 
     Attributes:
-        step: that sampled it.
+        step: the training step that sampled the question.
         sample_id: the question's id.
-        had_credit: whether any token had credit.
-        has_credit: whether any has now.
-        rollouts: all siblings.
+        had_credit: whether any token had credit when the group was recorded.
+        has_credit: whether any token has credit now.
+        rollouts: the changes of all responses to the question.
     """
 
     step: int
@@ -130,14 +130,14 @@ class RewardChange:
     """One reward over all responses.
 
     Attributes:
-        name: of the reward.
-        mean_before: of the recorded values; None: it is new.
-        mean_after: None: it is gone.
-        num_changed: responses (and images) whose value, advantage or scope changed.
-        num_moved: of these, how many have a scope that holds other tokens now.
-        num_flips: advantages that changed their sign.
-        num_gained: groups in which siblings differ now and did not before.
-        num_lost: the other way round.
+        name: the name of the reward.
+        mean_before: the mean of the recorded values; None: the reward is new, or applied nowhere.
+        mean_after: the mean of the values now; None: the reward was removed, or applies nowhere.
+        num_changed: how many responses (and images) changed in value, advantage or scope.
+        num_moved: how many of these have a scope that holds other tokens now.
+        num_flips: how many advantages changed their sign.
+        num_gained: in how many groups the siblings differ now and did not before.
+        num_lost: in how many groups the siblings differed before and do not now.
     """
 
     name: str
@@ -152,11 +152,11 @@ class RewardChange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replay:
-    """What changed.
+    """What changed when a run's responses were scored again.
 
     Attributes:
-        groups: every group that was replayed, in the order of the file.
-        rewards: by reward, those of the run first.
+        groups: the changes of every group that was replayed, in the order of the file.
+        rewards: the changes of each reward, those of the run first.
     """
 
     groups: tuple[GroupChange, ...]
@@ -173,7 +173,7 @@ def replay(run_folder: Path, before: Config, after: Config, *, stage: str = "rl"
         stage: the stage whose records are scored again.
 
     Returns:
-        The comparison. With equal settings and unchanged reward functions nothing changes.
+        The changes of groups and rewards. With equal settings and unchanged reward functions nothing changes.
 
     Raises:
         ReplayError: nothing was recorded for the stage.
@@ -213,7 +213,7 @@ def _weights(config: Config) -> dict[str, float]:
 
 
 def _sampled(group: RecordedGroup) -> RolloutGroup:
-    """The group as the rollout pool gave it, as far as rewards can see."""
+    """The group as the rollout pool gave it, as far as rewards can see it."""
     sample = Sample(
         sample_id=group.sample_id,
         question=group.question,

@@ -21,7 +21,7 @@ def run_settings(run_folder: Path) -> Config:
     """The settings that a run wrote.
 
     Raises:
-        ConfigError: the folder holds none, or they do not fit this version.
+        ConfigError: the folder holds no settings, or they do not fit this version.
     """
     file = RunFolder(root=run_folder).config_file
     settings = _read(file)
@@ -43,10 +43,11 @@ def changed_settings(run_folder: Path, file: Path | None, overrides: Sequence[st
             other sections.
 
     Returns:
-        Checked settings.
+        The run's settings with these changes, checked.
 
     Raises:
-        ConfigError: a file that cannot be read, an override of something else, or of a reward that is not there.
+        ConfigError: the file cannot be read, or an override changes something else than rewards and credit, or a reward
+            that does not exist.
     """
     composed = _read(RunFolder(root=run_folder).config_file)
     if file is not None:
@@ -72,11 +73,12 @@ def yaml_rewards(file: Path | None, overrides: Sequence[str] = ()) -> tuple[dict
     """The rewards that a YAML file sets, such as a recipe, and the sections that it declares: by default EVisRAG's.
 
     Args:
-        file: None: no rewards.
-        overrides: of ``response.*`` and, where there is a file, ``rewards.*``; see :func:`changed_settings`.
+        file: the file to read; None: no rewards.
+        overrides: settings of ``response.*`` and, where there is a file, of ``rewards.*``; see :func:`changed_settings`.
 
     Raises:
-        ConfigError: it cannot be read, sets no reward, or they do not fit the schema; an override of something else.
+        ConfigError: the file cannot be read or sets no rewards, settings do not fit the schema, or an override changes
+            something else than rewards and sections.
     """
     response = None if file is None else OmegaConf.select(_read(file), "response")
     composed = OmegaConf.create(
@@ -96,7 +98,7 @@ def parsed_value(text: str) -> Any:
     """A value as YAML has it: ``3`` is a number, ``[a, b]`` a list.
 
     Raises:
-        ConfigError: it is no YAML.
+        ConfigError: the text is no YAML.
     """
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]

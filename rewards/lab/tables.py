@@ -9,7 +9,7 @@ from rewards.lab.replay import GroupChange, Replay, RolloutChange, ValueChange
 
 
 def replay_table(result: Replay, num_shown: int) -> str:
-    """Rewards, totals, and the groups that change most.
+    """Table of rewards, totals, and the groups that change most.
 
     Args:
         result: what ``replay`` returned.
@@ -43,7 +43,7 @@ def replay_table(result: Replay, num_shown: int) -> str:
 
 
 def lint_table(results: Sequence[Lint]) -> str:
-    """Every trick with its score; those that pay are marked."""
+    """Table of every trick with its score; those that pay are marked."""
     blocks = []
     for result in results:
         rows = [["trick", "score", ""], ["an honest response", _value(result.honest), ""]]
@@ -76,7 +76,7 @@ def _rollout_line(rollout: RolloutChange) -> str:
 
 
 def _value_text(value: ValueChange) -> str:
-    """Such as ``accuracy 1.000 -> 0.000 (A +0.71 -> -0.71, 40 -> 6 tokens)``; what stayed as it was is left out."""
+    """What changed, such as ``accuracy 1.000 -> 0.000 (A +0.71 -> -0.71, 40 -> 6 tokens)``."""
     name = value.name if value.image_index < 0 else f"{value.name}[{value.image_index + 1}]"
     before, after = _value(value.before), _value(value.after)
     parts = [name] if before == after else [f"{name} {before} -> {after}"]
@@ -90,7 +90,7 @@ def _value_text(value: ValueChange) -> str:
 
 
 def _signed(value: float) -> str:
-    """Two digits and a sign; no minus before a zero."""
+    """A number with its sign and two decimals; zero has no minus."""
     return f"{round(value, 2) + 0.0:+.2f}"
 
 
@@ -99,7 +99,7 @@ def _value(value: float | None) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns: the first to the left, the others to the right."""
+    """Rows as lines of aligned columns: the first column to the left, the others to the right."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

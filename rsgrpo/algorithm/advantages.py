@@ -24,12 +24,12 @@ from rsgrpo.config import CreditConfig
 from rsgrpo.types import CreditedGroup, CreditedRollout, ResponseKey, RewardKey, ScoredGroup, TokenSpan
 
 FLAT_SPREAD = 1.0e-6
-"""Values of a group that lie closer together than this, relative to their size, are equal: the difference is
-rounding, which must never become a gradient. Sizes below 1 count as 1, or the rounding left over around zero
-(0.1 + 0.2 - 0.3 = 6e-17) would pass for a difference."""
+"""Values of a group that lie closer together than this, relative to their size, count as equal: the difference is
+rounding, which must never become a gradient. Sizes below 1 count as 1, or the rounding left over around zero (0.1 + 0.2
+- 0.3 = 6e-17) would pass for a difference."""
 
 Partition = Sequence[Sequence[ResponseKey]]
-"""Micro-batches as the public implementation cuts them: (sample id, response index)."""
+"""Micro-batches as the public implementation cuts them: the sample id and response index of each response."""
 
 
 def is_flat(values: NDArray[np.float64]) -> bool:
@@ -57,8 +57,8 @@ def normalise(
             is flat over the whole step.
 
     Returns:
-        The shape of ``values``; exactly 0 where what is compared (the group; the step for ``batch_mean``) is
-        flat and where a reward does not apply.
+        An array of the shape of ``values``; exactly 0 where what is compared (the group; the step for ``batch_mean``)
+        is flat and where a reward does not apply.
 
     Example:
         ``[1, 0]`` with mean 0.5 and unbiased std 0.7071 gives ``[0.7071, -0.7071]``.
@@ -110,7 +110,7 @@ def _reference_advantages(values: Matrix, epsilon: float) -> Matrix:
 
 
 def _advantages(tables: Sequence[CreditTable], config: CreditConfig) -> list[Matrix]:
-    """A of every group, [n, K]; 0 where a sibling lacks the scope."""
+    """The advantages A of every group, [n, K] each; 0 where a sibling lacks the scope."""
     pooled: dict[RewardKey, list[Matrix]] = defaultdict(list)
     if config.scale == "batch_std" or config.baseline == "batch_mean":
         for table in tables:
@@ -141,7 +141,7 @@ def _advantages(tables: Sequence[CreditTable], config: CreditConfig) -> list[Mat
 def _step_normaliser(
     tables: Sequence[CreditTable], advantages: Sequence[Matrix], weights: Mapping[str, float], config: CreditConfig
 ) -> float:
-    """1/W; 0 where nothing varies."""
+    """The normaliser 1/W of a step; 0 where no reward varies."""
     if config.normaliser == "all":
         total = sum(weights.values())
     else:
@@ -238,7 +238,7 @@ def credit_groups(
 
 
 def _of_every_reward(group: ScoredGroup, view: CreditedGroup, weights: Mapping[str, float]) -> CreditedGroup:
-    """Credit of the weighted sum, under the rewards that it was made of."""
+    """Give the credit of the weighted sum to every reward that the sum was made of."""
     return group.with_rollouts(
         CreditedRollout(
             rollout=scored.rollout,
@@ -295,7 +295,7 @@ def _credit(
 def _token_weights(
     amounts: Sequence[float], spans: Sequence[Sequence[TokenSpan]], num_tokens: int, factor: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """P and Q of one response; summed in double, because rewards of very different N_k meet in a token."""
+    """P and Q of one response, [R] float32 each; summed in double, because very different N_k meet in a token."""
     token_weights = np.zeros((2, num_tokens), dtype=np.float64)
     for amount, cell in zip(amounts, spans, strict=True):
         if amount:

@@ -31,7 +31,7 @@ def token_weights(tables: Sequence[CreditTable], config: CreditConfig) -> list[M
         config: aggregation and ``constant_tokens``.
 
     Returns:
-        [n, K] for each table; 0 where the cell has no token and the weight would depend on its number.
+        One array [n, K] for each table; 0 where the cell has no token and the weight would depend on its number.
     """
     by_name = [table.tokens_by_name() for table in tables]
     num_tokens: dict[str, int] = defaultdict(int)
@@ -71,7 +71,7 @@ def response_weights(groups: Sequence[ScoredGroup], config: CreditConfig) -> dic
         config: aggregation and ``constant_tokens``.
 
     Returns:
-        By :attr:`Rollout.key`.
+        The weight of a token by the response's key (:attr:`Rollout.key`).
 
     Example:
         Responses of 2 and 3 tokens: 1/5 each for a token mean; 1/4 and 1/6 for ``sequence_mean``.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rsgrpo.types import RewardKey, ScopedReward, ScoredGroup, ScoredRollout, TokenSpan
 
 TOTAL = "total"
-"""Name of the one reward that :func:`whole_view` leaves."""
+"""The name of the one reward that :func:`whole_view` leaves."""
 
 Matrix = NDArray[np.float64]
 
@@ -41,15 +41,15 @@ def _num_tokens(spans: Iterable[TokenSpan]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CreditTable:
-    """One group as a table: a row a sibling, a column a reward key.
+    """One group as a table: one row for each sibling, one column for each reward key.
 
     Attributes:
         names: [K], the reward's name of each column.
-        keys: [K], name and image of each column.
-        values: [n, K], NaN where a reward does not apply.
-        spans: n × K, the tokens that the cell speaks to; none where the reward does not apply.
-        num_tokens: [n, K], how many these are.
-        response_tokens: [n], how many each response has.
+        keys: [K], the reward's name and the image's index of each column.
+        values: [n, K] float64, the values of the rewards; NaN where a reward does not apply.
+        spans: n × K lists of spans: the tokens in the scope of each cell; empty where the reward does not apply.
+        num_tokens: [n, K] int64, how many tokens the spans of each cell hold.
+        response_tokens: [n] int64, how many tokens each response has.
     """
 
     names: list[str]
@@ -60,7 +60,7 @@ class CreditTable:
     response_tokens: NDArray[np.int64]
 
     def applies_by_name(self) -> dict[str, NDArray[np.bool_]]:
-        """[n] by reward: whether it says anything of the response (for a per-image reward: of any image)."""
+        """[n] bool by reward: whether it applies to each response (for a per-image reward: to any image of it)."""
         applies: dict[str, NDArray[np.bool_]] = {}
         for column, name in enumerate(self.names):
             found = ~np.isnan(self.values[:, column])
@@ -68,7 +68,7 @@ class CreditTable:
         return applies
 
     def tokens_by_name(self) -> dict[str, NDArray[np.int64]]:
-        """[n] by reward: tokens in its scope; the images of a per-image reward together, shared tokens once."""
+        """[n] int64 by reward: how many tokens its scope has over all images; a shared token counts once."""
         columns: dict[str, list[int]] = defaultdict(list)
         for column, name in enumerate(self.names):
             columns[name].append(column)
@@ -87,7 +87,7 @@ def credit_table(group: ScoredGroup) -> CreditTable:
     """Lay a group out as a table.
 
     Raises:
-        ValueError: siblings with different rewards, or a span beyond its response.
+        ValueError: siblings have different rewards, or a span goes beyond its response.
     """
     keys = [reward.key for reward in group.rollouts[0].rewards] if group.rollouts else []
     spans = [[_checked_spans(group, rollout, index) for index in range(len(keys))] for rollout in group.rollouts]
@@ -142,7 +142,7 @@ def group_totals(group: ScoredGroup, weights: Mapping[str, float]) -> list[float
         weights: the weight of each reward by its name, for all of them; rewards of weight 0 do not count.
 
     Returns:
-        One number per sibling; None where no reward applies.
+        One number for each sibling; None where no reward applies.
 
     Example:
         A penalty of weight 1 that does not apply, is -0.5 and is -1: totals -0.75 (or None, if it is the only

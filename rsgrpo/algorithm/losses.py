@@ -21,8 +21,8 @@ class PolicyLoss:
     """Result of :func:`clipped_policy_loss`.
 
     Attributes:
-        loss: scalar, differentiable.
-        clipped: [T] bool, credited tokens where clipping was active.
+        loss: scalar float, the loss with its gradient.
+        clipped: [T] bool, the credited tokens on which clipping was active.
     """
 
     loss: Tensor
@@ -30,7 +30,7 @@ class PolicyLoss:
 
     @property
     def num_clipped(self) -> int:
-        """How many tokens were clipped."""
+        """On how many tokens clipping was active."""
         return int(self.clipped.sum())
 
 
@@ -73,7 +73,7 @@ def clipped_policy_loss(
             GSPO where P and Q are the same all over a response); None: a ratio for each token.
 
     Returns:
-        The sum, and where it was clipped.
+        The loss, summed over tokens, and on which tokens it was clipped.
 
     Raises:
         ValueError: vectors of different length, which would otherwise broadcast into a wrong sum, or an unknown
@@ -116,7 +116,7 @@ def clipped_policy_loss(
 
 
 def _sequence_mean(values: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Every token's response's mean, [T]; each response by itself, so that its row does not matter."""
+    """[T], for every token the mean over its response; each response by itself, so that its row does not matter."""
     if sum(lengths) != len(values):
         raise ValueError(f"responses of {sum(lengths)} tokens in total were given for {len(values)} log-probabilities")
     return torch.cat([part.mean().expand(len(part)) for part in torch.split_with_sizes(values, list(lengths))])
@@ -161,7 +161,7 @@ def response_mask(
         [T] float, 0 or 1, detached.
 
     Raises:
-        ValueError: vectors of different length, or lengths that do not add up to it.
+        ValueError: the vectors differ in length, or the lengths of the responses do not add up to it.
 
     Example:
         Ratios [1.1, 1.1] and [4, 1] with ``bound=1.5``: geometric means 1.1 and 2, so the mask is [1, 1, 0, 0].
@@ -201,7 +201,7 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: str) ->
         [T] float; weigh it by the coefficient and 1/N and add its sum to the loss.
 
     Raises:
-        ValueError: an unknown estimator, or vectors of different length.
+        ValueError: the estimator is not known, or the vectors differ in length.
 
     Example:
         Probabilities 0.5 and 0.25 (d = 0.6931) give k1 = 0.6931, k2 = 0.2402, k3 = 0.5 - 1 + 0.6931 = 0.1931.

@@ -50,12 +50,12 @@ class _Seen:
     """A rollout, and what the trainer saw of its tokens.
 
     Attributes:
-        credited: the rollout.
-        stats: under the batch's policy.
-        entropy: [R] float32, nats, of each token's distribution.
-        entropy_before: [R + 1] float64, sum of the entropies of the tokens in front of each position.
-        clipped_before: [2, R + 1] int64, likewise how many tokens are clipped for positive credit and for
-            negative; None if clipping is not asked for.
+        credited: the rollout with its credit.
+        stats: the log-probabilities and entropies of its tokens under the batch's policy.
+        entropy: [R] float32, nats, the entropy of each token's distribution.
+        entropy_before: [R + 1] float64, the sum of the entropies of the tokens in front of each position.
+        clipped_before: [2, R + 1] int64, how many tokens in front of each position are clipped for positive credit, and
+            for negative credit; None if clipping is not asked for.
     """
 
     credited: CreditedRollout
@@ -94,13 +94,13 @@ def step_telemetry(
         is_on_policy: whether ``responses`` were seen under the batch's newest weights.
 
     Returns:
-        Metric name to value, never NaN. ``scope/<name>/found_frac`` is the share of responses with the scope
-        (of images with a line, for a per-image reward), ``flat_groups_frac`` that of groups in which all
-        values are equal, ``clip_frac`` that of the tokens credited by the reward on which clipping was
-        active; ``scope/sign_conflict_frac`` the share of credited tokens that one reward pulls up and
-        another down; ``engine/kl`` is the k3 estimate of KL(engine, trainer) over the response tokens of the newest
-        weights, ``engine/logprob_gap_*`` |engine - trainer| in nats there, left out off policy: it would be what the
-        policy learned since.
+        The value of each metric by its name, never NaN. ``scope/<name>/found_frac`` is the share of responses with the
+        scope (of images with a line, for a per-image reward), ``flat_groups_frac`` that of groups in which all values
+        are equal, ``clip_frac`` that of the tokens credited by the reward on which clipping was active;
+        ``scope/sign_conflict_frac`` the share of credited tokens that one reward pulls up and another down;
+        ``engine/kl`` is the k3 estimate of KL(engine, trainer) over the response tokens of the newest weights,
+        ``engine/logprob_gap_*`` |engine - trainer| in nats there, left out off policy: it would be what the policy
+        learned since.
 
     Raises:
         ValueError: a trained response is missing from ``responses``, its lengths differ, or its entropy is missing.
@@ -142,7 +142,7 @@ def _seen(
     updated: Sequence[ResponseStats],
     loss: LossConfig | None,
 ) -> list[_Seen]:
-    """Each rollout beside its statistics."""
+    """Put each rollout beside its statistics."""
     by_key = {response.key: response for response in responses}
     updated_by_key = {update.key: update for update in updated}
     seen: list[_Seen] = []
@@ -178,7 +178,7 @@ def _seen(
 
 
 def _clipped_before(log_ratio: NDArray[np.float32], loss: LossConfig) -> NDArray[np.int64]:
-    """Where ``clipped_policy_loss`` clips: above for positive credit, below and far above for negative."""
+    """[2, R + 1] int64, how many tokens ``clipped_policy_loss`` clips in front of each position, by sign of credit."""
     if loss.ratio == "sequence":
         log_ratio = np.full_like(log_ratio, log_ratio.mean())
     above = log_ratio > np.log1p(loss.clip_high)
@@ -284,8 +284,8 @@ def policy_metrics(updates: Sequence[UpdateMetrics]) -> dict[str, float]:
         updates: the updates of the step, in order; none where nothing was trained on.
 
     Returns:
-        ``policy/<name>``: sums of counts and seconds (``is_skipped`` counts skipped steps), the last learning rate,
-        means of all others; with several updates ``policy/update_<i>/<name>`` as well, from 1, for loss, gradient
+        Metrics ``policy/<name>``: sums of counts and seconds (``is_skipped`` counts skipped steps), the last learning
+        rate, means of all others; with several updates ``policy/update_<i>/<name>`` as well, from 1, for loss, gradient
         norm, clip fraction, ``kl_old`` and ``is_skipped``.
 
     Example:
@@ -321,7 +321,7 @@ def logprob_gap(groups: Sequence[CreditedGroup], responses: Sequence[ResponseSta
         version: the version of the weights whose responses count; those of older ones differ because the weights do.
 
     Returns:
-        The mean over their tokens; None where there are no such responses.
+        The mean over the tokens that these weights sampled; None where there are none.
     """
     seen = {response.key: response.logprobs for response in responses}
     gaps = _joined(_gap(rollout.rollout, seen[rollout.key], version) for group in groups for rollout in group.rollouts)
@@ -329,7 +329,7 @@ def logprob_gap(groups: Sequence[CreditedGroup], responses: Sequence[ResponseSta
 
 
 def _gap(rollout: Rollout, logprobs: NDArray[np.float32], version: int) -> NDArray[np.float32]:
-    """Engine minus trainer, of the tokens that weights of that version sampled."""
+    """Engine minus trainer log-probability in nats, of the tokens that weights of that version sampled."""
     return (rollout.logprobs - logprobs)[rollout.is_of_version(version)]
 
 
@@ -341,7 +341,7 @@ def check_logprob_gap(mean_gap: float, limit: float) -> None:
         limit: the largest mean gap that is accepted, in nats (``rl.max_logprob_gap``).
 
     Raises:
-        StaleWeightsError: the gap is larger, or not a number.
+        StaleWeightsError: the mean gap is larger than the limit, or not a number.
 
     Example:
         ``check_logprob_gap(1e-6, 0.5)`` passes, ``check_logprob_gap(0.7, 0.5)`` raises.

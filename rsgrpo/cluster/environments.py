@@ -26,7 +26,7 @@ def _shared_variables(device: str, num_threads: int) -> Environment:
 
 
 def rank_environment(config: Config, device: str, num_threads: int, *, is_shared: bool = False) -> Environment:
-    """Variables of a rank's process.
+    """Environment variables that a rank's process gets.
 
     Args:
         config: the run's settings.
@@ -47,7 +47,7 @@ def rank_environment(config: Config, device: str, num_threads: int, *, is_shared
 
 
 def engine_environment(config: Config, device: str, num_threads: int) -> Environment:
-    """Variables of an engine's process.
+    """Environment variables that an engine's process gets.
 
     Args:
         config: the run's settings.

@@ -39,7 +39,7 @@ class Placement:
             plan: the placement of the run's ranks and engines.
 
         Raises:
-            TopologyError: the cluster is busy, or lacks CPUs.
+            TopologyError: the cluster is busy, or has too few CPUs.
         """
         group = placement_group([{"GPU": bundle.gpus, "CPU": bundle.cpus} for bundle in plan.bundles], strategy="PACK")
         if not group.wait(timeout_seconds=_WAIT_SECONDS):
@@ -51,7 +51,7 @@ class Placement:
         return cls(plan, group)
 
     def nodes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Ray's ids of the nodes that the ranks lie on, and of those that the engines lie on; on a CPU both empty."""
+        """Ray's ids of the nodes with ranks, and of those with engines; on a CPU both are empty."""
         if self._plan is None:
             return (), ()
         at = placement_group_table(self._group)["bundles_to_node_id"]
@@ -66,7 +66,7 @@ class Placement:
         return self._plan is not None and self._plan.is_shared
 
     def for_rank(self, rank: int, environment: Environment) -> dict[str, Any]:
-        """Options of a rank's actor.
+        """Ray's options for the actor of a rank.
 
         Args:
             rank: the number of the rank.
@@ -77,7 +77,7 @@ class Placement:
         return _options(environment, num_gpus=1, strategy=self._bundle(self._plan.rank_bundles[rank]))
 
     def for_engine(self, engine: int, environment: Environment, rank_gpus: Sequence[str] = ()) -> dict[str, Any]:
-        """Options of an engine's actor.
+        """Ray's options for the actor of an engine.
 
         Args:
             engine: the number of the engine.
@@ -98,7 +98,7 @@ class Placement:
         return PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything that was reserved."""
         if self._group is not None and ray.is_initialized():
             remove_placement_group(self._group)
         self._group = None
@@ -114,7 +114,7 @@ def _options(environment: Environment, *, num_gpus: int = 0, strategy: Any = "DE
 
 
 ON_CPU = Placement(None, None)
-"""No reservation: Ray's scheduler decides."""
+"""The placement without a reservation: Ray's scheduler decides where actors run."""
 
 
 @contextmanager
@@ -129,10 +129,10 @@ def open_placement(
         has_engines: whether anything is sampled, so that engines need a place.
 
     Yields:
-        Where ranks and engines run, and with how many CPU threads.
+        Where ranks and engines run, and how many CPU threads each of them gets.
 
     Raises:
-        TopologyError: the cluster is busy, or lacks CPUs.
+        TopologyError: the cluster is busy, or has too few CPUs.
     """
     cores = {node.node_id: node.cores for node in cluster.nodes}
     if config.cluster.device == "cpu":

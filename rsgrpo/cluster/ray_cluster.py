@@ -34,9 +34,9 @@ class Node:
     """What one machine of the cluster has.
 
     Attributes:
-        node_id: Ray's.
-        cores: that processes of the run may use.
-        gpus: that Ray sees.
+        node_id: Ray's id of the node.
+        cores: how many CPU cores the processes of the run may use.
+        gpus: how many GPUs Ray sees.
     """
 
     node_id: str
@@ -49,8 +49,8 @@ class Cluster:
     """What the cluster offers.
 
     Attributes:
-        nodes: its machines, those that are up.
-        num_cores: of this machine that this process may use.
+        nodes: the machines of the cluster that are up.
+        num_cores: how many CPU cores of this machine this process may use.
     """
 
     nodes: tuple[Node, ...]
@@ -58,7 +58,7 @@ class Cluster:
 
     @property
     def gpus_per_node(self) -> tuple[int, ...]:
-        """GPUs of each node."""
+        """How many GPUs each node has."""
         return tuple(node.gpus for node in self.nodes)
 
 
@@ -124,7 +124,7 @@ def _start(mark: str) -> None:
 
 
 def _session_folders() -> set[Path]:
-    """Folders of Ray's nodes that this process has started: their names end with its id."""
+    """Session folders of Ray's nodes that this process has started: their names end with its process id."""
     return set(Path(get_default_ray_temp_dir()).glob(f"session_*_{os.getpid()}"))
 
 
@@ -139,7 +139,7 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
         config: address, device and size.
 
     Yields:
-        What there is; :func:`rsgrpo.cluster.topology.fit` decides what of it a run uses.
+        The nodes of the cluster; :func:`rsgrpo.cluster.topology.fit` decides what of them a run uses.
 
     Raises:
         ClusterError: Ray cannot be reached or started, or its processes died.

@@ -11,12 +11,12 @@ from rsgrpo.config import Config
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Threads:
-    """CPU threads by process.
+    """How many CPU threads each process gets.
 
     Attributes:
-        ranks: of each training rank.
-        engines: of each engine, and of each of its tensor parallel workers.
-        ranks_alone: of each training rank while no engine works, as in supervised training.
+        ranks: the threads of each training rank.
+        engines: the threads of each engine, and of each of its tensor parallel workers.
+        ranks_alone: the threads of each training rank while no engine works, as in supervised training.
     """
 
     ranks: tuple[int, ...]

@@ -29,8 +29,8 @@ class Bundle:
     """Resources that lie on one node.
 
     Attributes:
-        gpus: whole GPUs.
-        cpus: one for each process that the run starts there.
+        gpus: how many whole GPUs the bundle takes.
+        cpus: how many CPUs it takes: one for each process that the run starts there.
     """
 
     gpus: int
@@ -39,12 +39,12 @@ class Bundle:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlacementPlan:
-    """What to ask of the cluster, all or nothing.
+    """What to reserve in the cluster, all or nothing.
 
     Attributes:
-        bundles: engines' first: they are the larger ones.
-        engine_bundles: which bundle each engine lies in.
-        rank_bundles: which bundle each rank lies in.
+        bundles: the bundles, those of engines first, since they are the larger ones.
+        engine_bundles: the index of the bundle that each engine lies in.
+        rank_bundles: the index of the bundle that each rank lies in.
         is_shared: whether ranks and engines share GPUs; the ranks then hold them, and the engines see theirs.
     """
 
@@ -55,7 +55,7 @@ class PlacementPlan:
 
     @property
     def num_gpus(self) -> int:
-        """GPUs of all bundles together."""
+        """How many GPUs all bundles have together."""
         return sum(bundle.gpus for bundle in self.bundles)
 
 
@@ -67,7 +67,7 @@ def transfer_kind(config: Config, device: str) -> str:
         device: ``cpu`` or ``gpu``.
 
     Returns:
-        ``object_store``, ``cuda_ipc`` or ``nccl``.
+        The kind of transfer: ``object_store``, ``cuda_ipc`` or ``nccl``.
 
     Example:
         ``auto`` on a CPU is ``object_store``; on GPUs it is ``cuda_ipc`` where they are shared, else ``nccl``.
@@ -80,7 +80,7 @@ def transfer_kind(config: Config, device: str) -> str:
 
 
 def engine_memory_frac(config: Config) -> float:
-    """Share of a GPU's memory that an engine may take.
+    """Share of a GPU's memory that an engine may take, 0 to 1.
 
     Args:
         config: ``rollout.gpu_memory_frac``, else decided by ``cluster.topology``; ``stage=eval`` has no trainer.
@@ -96,12 +96,12 @@ def engine_memory_frac(config: Config) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fitted:
-    """Settings as they are used on what there is.
+    """The settings as they are used on the present cluster.
 
     Attributes:
-        config: ``cluster.device`` and ``cluster.topology`` decided, the rest as asked for.
-        lines: for the user: what was decided, and why; none where there is no GPU. Short, since a display cuts long
-            ones, and with the way out in one of its own.
+        config: the settings with ``cluster.device`` and ``cluster.topology`` decided, the rest as asked for.
+        lines: lines for the user: what was decided, and why; none where there is no GPU. Each is short, since a display
+            cuts long ones, and the way out has a line of its own.
     """
 
     config: Config
@@ -118,7 +118,7 @@ def fit(config: Config, *, gpus_per_node: Sequence[int], has_engines: bool = Tru
 
     Raises:
         MachineError: the installed vLLM does not go with the device (see :func:`rsgrpo.cluster.device.choose_device`).
-        TopologyError: ranks and engines find no place.
+        TopologyError: there is no place for the ranks and engines.
 
     Example:
         The quickstart with vLLM's GPU build and ``gpus_per_node=(1,)``: ``device=gpu``, ``topology=colocated``,
@@ -231,7 +231,8 @@ def check_topology(config: Config, *, device: str, gpus_per_node: Sequence[int],
         has_engines: whether anything is sampled, so that engines need GPUs.
 
     Raises:
-        TopologyError: names the setting, what there is, and the way out.
+        TopologyError: the settings cannot work on these nodes; the message names the setting, what there is, and the
+            way out.
     """
     topology = _topology(config, device, gpus_per_node, has_engines=has_engines)
     config = replace(config, cluster=replace(config.cluster, topology=topology))

@@ -138,18 +138,18 @@ class Config:
     """One run."""
 
     name: str = "run"
-    """Of the run: its default folder is ``runs/NAME``, and wandb shows it."""
+    """Name of the run: its default folder is ``runs/NAME``, and wandb shows it."""
     stage: Stage = "all"
-    """``sft``, ``rl``, ``eval`` or ``all``."""
+    """Which stage runs: ``sft``, ``rl``, ``eval`` or ``all``."""
     plan: bool = False
     """Say what the run would take in memory, time and money, and start nothing; docs/plan.md."""
     run_dir: str = "runs/${name}"
-    """Everything that the run writes."""
+    """Folder that holds everything that the run writes."""
     resume: Resume = "never"
     """``auto``: go on from the newest checkpoint in ``run_dir`` if there is one. ``never``: refuse a
     run folder that already holds a run."""
     seed: int = 0
-    """Of everything that is drawn: order of samples, responses, adapters. The same seed gives the same run on the
+    """Seed of everything that is drawn: order of samples, responses, adapters. The same seed gives the same run on the
     same machine, with one engine."""
     plan_for: PlanConfig = field(default_factory=PlanConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -162,7 +162,7 @@ class Config:
     rl: RlConfig = field(default_factory=RlConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: dict[str, RewardConfig] = field(default_factory=dict)
-    """By name: what responses are judged by; see ``rewards.NAME``."""
+    """The rewards that responses are judged by, by name; see ``rewards.NAME``."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -240,7 +240,7 @@ class Config:
 
     @property
     def trajectory_sections(self) -> tuple[str, ...]:
-        """What every trajectory of ``data.sft_path`` must have."""
+        """The sections that every trajectory of ``data.sft_path`` must have."""
         return self.response.format.required if self.data.sft_sections is None else tuple(self.data.sft_sections)
 
     @property

@@ -28,7 +28,7 @@ def build(node: Any, key: str = "") -> Any:
         ConfigError: a value that no setting can have (not finite, beyond 64 bits, no text), a key without a value,
             or a class's own check; a class that stands in several places names its field, and the place is put in
             front: ``learning_rate=…`` becomes ``rl.optimizer.learning_rate=…``.
-        omegaconf.errors.OmegaConfBaseException: a reference that leads nowhere.
+        omegaconf.errors.OmegaConfBaseException: a reference in the settings names a key that does not exist.
     """
     if isinstance(node, ListConfig):
         return [build(_value(node, index, f"{key}[{index}]"), f"{key}[{index}]") for index in range(len(node))]
@@ -73,7 +73,7 @@ def _check_value(key: str, value: object) -> None:
 
 
 def _placed(error: ConfigError, key: str, own: set[str]) -> ConfigError:
-    """The complaint with the whole key in it, where the class named its own field, or none."""
+    """The error with the whole key in its message, where the class named only its own field, or none."""
     message = str(error)
     if not key or f"{key.partition('.')[0]}." in message:
         return error

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 from rsgrpo.errors import RsgrpoError, shown
 
 MAX_PROCESSES = 4096
-"""More ranks, engines, nodes or GPUs of a node than any cluster of today has: a slip, which would start them all."""
+"""More ranks, engines, nodes or GPUs of a node than any cluster of today has: a larger number is a slip."""
 
 MAX_THREADS = 1024
-"""More threads than a machine has cores."""
+"""More threads than any machine has cores."""
 
 MAX_SECONDS = 1.0e7
-"""A wait beyond 115 days: more than the clocks of Ray and of threads take."""
+"""The longest wait, 115 days: the clocks of Ray and of threads take no longer ones."""
 MAX_STEP_SAMPLES = 1_000_000  # of one optimizer step: they are held in memory together
 MAX_TOKENS = 100_000_000  # of a sequence
 
@@ -55,7 +55,7 @@ def check_choices(settings: object, prefix: str) -> None:
 
 @functools.cache
 def _choices(kind: type) -> dict[str, tuple[str, ...]]:
-    """By field, from the annotations, which are evaluated once per class."""
+    """The allowed values of each ``Literal`` field, from the annotations, which are evaluated once per class."""
     hints = get_type_hints(kind, include_extras=True)
     return {name: get_args(hint)[1:] for name, hint in hints.items() if get_origin(hint) is Annotated}
 

@@ -17,7 +17,7 @@ DATA_FORMATS = (
     "vhs",
     "mig_bench",
 )
-"""What ``rsgrpo.data.readers`` reads."""
+"""The formats that ``rsgrpo.data.readers`` reads."""
 BOX_COORDINATES = ("shares", "permille", "pixels")
 """What the numbers of a gold box may count."""
 
@@ -31,7 +31,8 @@ class DistractorConfig:
     min_images: int = 0
     """Fewest distractors of a conversation."""
     max_images: int = 0
-    """Most; their number is drawn evenly, they come from other records of the source. 0: no distractors."""
+    """Most distractors of a conversation; their number is drawn evenly, they come from other records of the source. 0:
+    no distractors."""
     relevance: Literal["unused", "named", "filter"] = "unused"
     """What the images' relevance labels do. ``unused``: nothing. ``named``: the first answer begins with a line
     ``Relevant images: 2, 5.``, so that the model learns to retrieve. ``filter``: only images that are labelled
@@ -39,7 +40,8 @@ class DistractorConfig:
     noise_chance: float = 0.0
     """Share of conversations in which irrelevant images are labelled relevant: a retriever's mistakes."""
     noise_max_frac: float = 0.15
-    """Of the irrelevant images of such a conversation between none and this share are, drawn evenly."""
+    """Largest share of such a conversation's irrelevant images that are labelled relevant; the share is drawn evenly
+    from 0 on."""
 
     def __post_init__(self) -> None:
         at_least("min_images", self.min_images, 0)
@@ -59,17 +61,17 @@ class SourceConfig:
     """One data set of a mixture for supervised training."""
 
     format: str = "llava"
-    """How it is written; docs/formats.md."""
+    """Format of its files; docs/formats.md describes them."""
     path: str = ""
-    """File, folder, hub data set, names in braces, or a LLaVA manifest (YAML)."""
+    """Where it lies: file, folder, hub data set, names in braces, or a LLaVA manifest (YAML)."""
     media_root: str = ""
     """Folder that image paths are relative to; empty: where the format keeps them."""
     weight: float = 1.0
     """How often an epoch shows each record: 2 shows all twice, 0.5 half of them, drawn anew."""
     sampling: str = "all"
-    """Which records of each file: ``all``, ``first:N``, ``end:N``, ``random:N``; N may be ``10%``."""
+    """Which records of each file are used: ``all``, ``first:N``, ``end:N``, ``random:N``; N may be ``10%``."""
     box_coordinates: str = ""
-    """As ``data.box_coordinates``, for this source (format ``evisrag``); empty: that."""
+    """What the numbers of its boxes count (format ``evisrag``); empty: what ``data.box_coordinates`` says."""
     distractors: DistractorConfig = field(default_factory=DistractorConfig)
 
     def __post_init__(self) -> None:
@@ -92,11 +94,11 @@ class VideoConfig:
     """Which frames of a video a conversation shows, as images; docs/media.md says at which seconds."""
 
     frames_per_second: float = 2.0
-    """How many of each second (of a folder of frames: all, up to ``max_frames``)."""
+    """How many frames of each second are shown (of a folder of frames: all, up to ``max_frames``)."""
     min_frames: int = 4
-    """Of a short video, as far as it has them."""
+    """Fewest frames of a short video, as far as it has them."""
     max_frames: int = 32
-    """Of a long video, evenly spread; counts where it is lower than ``min_frames``."""
+    """Most frames of a long video, evenly spread; counts where it is lower than ``min_frames``."""
 
     def __post_init__(self) -> None:
         more_than("data.video.frames_per_second", self.frames_per_second, 0.0)
@@ -109,7 +111,8 @@ class DataConfig:
     """EVisRAG-Train / -Test files (JSONL or JSON beside image files or ``images.parquet``), or any format."""
 
     sft_path: str = ""
-    """Tagged trajectories; a file, or a folder. All three empty: the quickstart's own data."""
+    """File or folder of tagged trajectories for the supervised stage. If ``sft_path``, ``rl_path`` and ``test_path``
+    are all empty, the run makes the quickstart's own data."""
     sft_sections: list[str] | None = None
     """Sections that every trajectory of ``sft_path`` must have, closed; those that it has beside them must be closed
     as well. ``[]`` for responses without sections; null: the required ones of ``response.sections``."""
@@ -134,21 +137,22 @@ class DataConfig:
     id_column: str = "qid"
     """Column or key of an EVisRAG record with its id."""
     question_column: str = "query"
-    """The same with the question."""
+    """Column or key of the record with its question."""
     prompt_column: str = "prompt"
-    """The same with a ready prompt."""
+    """Column or key of the record with a ready prompt."""
     answer_column: str = "answer"
-    """The same with the accepted answers."""
+    """Column or key of the record with the accepted answers."""
     image_column: str = "image"
-    """The same with the images."""
+    """Column or key of the record with the images."""
     gold_column: str = "gold_response"
-    """Tagged gold response beside plain answers, for the evidence score of a test set; may be absent."""
+    """Column or key of the record with a tagged gold response beside plain answers, for the evidence score of a test
+    set; may be absent."""
     box_coordinates: str = "shares"
     """What the numbers in the column ``boxes`` count: ``shares`` of the page's width and height, ``permille`` (0 to
     1000), or ``pixels`` of the image as it is stored, upright. Formats that fix it themselves (``mgrounding``:
     per mille, ``mig_bench``: shares) do not ask."""
     max_images: int = 5
-    """Images a question may have; further ones are cut in evaluation data, an error in training data."""
+    """Most images of a question; further ones are cut in evaluation data, an error in training data."""
     min_pixels: int = 3136
     """Smaller pages are scaled up to this area before the processor sees them."""
     max_pixels: int = 1568000

@@ -42,15 +42,16 @@ class EndpointConfig:
     url: str = ""
     """Base address, such as ``http://localhost:8000/v1``; empty: answer with ``eval.checkpoint`` on our own engines."""
     model: str = ""
-    """The name under which the server knows the model."""
+    """Name under which the server knows the model."""
     concurrency: int = 8
-    """Requests on their way at a time."""
+    """How many requests are on their way at a time."""
     timeout_seconds: float = 300.0
-    """For one attempt, from sending to the last byte."""
+    """Seconds that one attempt may take, from sending to the last byte."""
     retries: int = 5
-    """Further attempts after a time-out, a broken connection, 408, 429, 5xx or a reply that cannot be read."""
+    """How many further attempts follow a time-out, a broken connection, 408, 429, 5xx or a reply that cannot be
+    read."""
     backoff_seconds: float = 1.0
-    """Wait before the first retry; it doubles each time, up to a minute. A server's ``Retry-After`` counts more."""
+    """Seconds before the first retry; they double each time, up to a minute. A server's ``Retry-After`` counts more."""
     give_up_after: int = 32
     """Questions that fail one after the other before the run stops: the server is gone."""
     api_key_variable: str = ""
@@ -59,9 +60,10 @@ class EndpointConfig:
     """Smallest area to which the server's image processor scales: Qwen2.5-VL's own; what ``preprocessor_config.json``
     or ``--mm-processor-kwargs`` of the server says. Read where boxes are in pixels (``eval.box_coordinates``)."""
     processor_max_pixels: int = 12845056
-    """Largest area, likewise."""
+    """Largest area to which the server's image processor scales, from the same places."""
     processor_factor: int = 28
-    """Its sides are multiples of so many pixels: patch size times merge size."""
+    """The server's image processor makes the sides of an image multiples of so many pixels: patch size times merge
+    size."""
 
     def __post_init__(self) -> None:
         if self.url and not self.url.startswith(("http://", "https://")):
@@ -90,7 +92,7 @@ class EvalConfig:
 
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0, max_response_tokens=2048))
     max_samples: int = 0
-    """Questions of the test set, or of every task; 0: all."""
+    """How many questions of the test set, or of every task, are asked; 0: all."""
     before_sft: bool = True
     """Also score the model that the run starts from."""
     checkpoint: str = ""

@@ -10,11 +10,11 @@ from PIL import ImageColor
 Colour = tuple[int, int, int]
 
 READING_VERSION = 4
-"""Goes up with every change of what ``rsgrpo.data.images.loading`` makes of a file: features of pages that were stored
-before it are then computed again."""
+"""A number that goes up with every change of what ``rsgrpo.data.images.loading`` makes of a file: features of pages
+that were stored before it are then computed again."""
 
 MAX_MEGAPIXELS = 256.0
-"""Default of ``data.max_image_megapixels``: 16,000 × 16,000, which takes about 2 GB of memory while it is read."""
+"""The default of ``data.max_image_megapixels``: 16,000 × 16,000, which takes about 2 GB of memory while it is read."""
 
 
 def parse_colour(name: str) -> Colour:
@@ -24,7 +24,7 @@ def parse_colour(name: str) -> Colour:
         name: the colour, such as ``white``, ``#fff`` or ``rgb(255, 250, 240)``.
 
     Raises:
-        ValueError: it is no colour, or a transparent one.
+        ValueError: the text names no colour, or a transparent one.
     """
     found = ImageColor.getrgb(name)
     if len(found) != 3:
@@ -37,10 +37,11 @@ class ImageRules:
     """How pages are read; ``DataConfig.image_rules`` makes it from the settings.
 
     Attributes:
-        min_pixels: smaller pages are scaled up to this area; None: no bound.
-        max_pixels: larger pages are scaled down to this area; None: no bound.
-        background: what shows through where a page is transparent, as red, green and blue from 0 to 255.
-        max_megapixels: files with more are refused: they would take too much memory while they are read.
+        min_pixels: the area in pixels that smaller pages are scaled up to; None: no bound.
+        max_pixels: the area in pixels that larger pages are scaled down to; None: no bound.
+        background: the colour that shows through where a page is transparent, as red, green and blue from 0 to 255.
+        max_megapixels: the largest number of megapixels: larger files are refused, as they take too much memory while
+            they are read.
 
     Example:
         ``ImageRules(min_pixels=3136, max_pixels=1568000)``; ``ImageRules()`` leaves every page its own size.
@@ -58,5 +59,5 @@ class ImageRules:
 
     @property
     def fingerprint(self) -> str:
-        """Everything that a page's pixels depend on beside its bytes and the libraries that decode them."""
+        """A text of everything that a page's pixels depend on beside its bytes and the libraries that decode them."""
         return f"{READING_VERSION}/{self.min_pixels}/{self.max_pixels}/{','.join(map(str, self.background))}"

@@ -12,7 +12,7 @@ class LoggingConfig:
     """Where numbers go, beside ``metrics.jsonl``."""
 
     wandb_mode: Literal["offline", "online", "disabled"] = "offline"
-    """``offline``, ``online`` or ``disabled``."""
+    """Mode of wandb: ``offline``, ``online`` or ``disabled``."""
     wandb_project: str = "rsgrpo"
     """Project at wandb that the run belongs to."""
     tensorboard: bool = True

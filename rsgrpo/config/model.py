@@ -19,9 +19,9 @@ class LoraConfig:
     """Low-rank adapters: only they train; engines and exports get the merged weights."""
 
     rank: int = 0
-    """r; 0: no adapters, every weight trains that is not frozen."""
+    """Rank r of the adapters; 0: no adapters, every weight trains that is not frozen."""
     alpha: float = 32.0
-    """A layer's weight is ``W + alpha / r * B A``."""
+    """Scale of the adapters: a layer's weight is ``W + alpha / r * B A``."""
     dropout: float = 0.0
     """Share of an adapter's inputs left out while training; above 0 the policy is not the one that sampled."""
     target_modules: Any = field(
@@ -42,7 +42,7 @@ class LoraConfig:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """``target_modules`` as a list, also where it is one text."""
+        """The entries of ``target_modules`` in a tuple, also where the setting is one text."""
         return (self.target_modules,) if isinstance(self.target_modules, str) else tuple(self.target_modules)
 
     def _check_targets(self) -> None:
@@ -69,9 +69,10 @@ class VisionCacheConfig:
     """Features of a frozen vision tower, kept on disk: they are constants of the run."""
 
     folder: str = ""
-    """Where; a relative path lies in ``run_dir``; empty: compute them anew each time. Runs and ranks may share it."""
+    """Folder of the features; a relative path lies in ``run_dir``; empty: compute them anew each time. Runs and ranks
+    may share it."""
     max_gib: float = 64.0
-    """Most that the folder holds, GiB; what was used longest ago goes first (a page of a 7B model: 14 MB)."""
+    """Most that the folder holds, in GiB; what was used longest ago is removed first (a page of a 7B model: 14 MB)."""
 
     def __post_init__(self) -> None:
         more_than("model.vision_cache.max_gib", self.max_gib, 0.0)

@@ -12,15 +12,15 @@ class OptimizerConfig:
     """AdamW and its schedule."""
 
     learning_rate: float = 1.0e-6
-    """AdamW's, after the warmup."""
+    """AdamW's learning rate after the warm-up."""
     vision_learning_rate: float = 0.0
     """Rate of the vision tower and the projector, on the same schedule; 0: ``learning_rate``."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """``constant`` or ``cosine`` (to zero), after a linear warm-up."""
+    """Course of the learning rate after a linear warm-up: ``constant``, or ``cosine`` (down to zero)."""
     warmup_steps: int = 0
     """Steps in which the rate rises linearly from 0."""
     weight_decay: float = 0.01
-    """AdamW's, decoupled."""
+    """AdamW's weight decay, decoupled from the gradient."""
     beta1: float = 0.9
     """AdamW's decay of the mean gradient."""
     beta2: float = 0.999

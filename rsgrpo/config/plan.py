@@ -18,15 +18,15 @@ class PlanConfig:
     gpu: str = ""
     """Kind of GPU, such as ``H100`` or ``A100-80`` (docs/plan.md lists them); empty: this machine's, else ``H100``."""
     price_per_gpu_hour: float = 0.0
-    """In any currency; 0: no cost is shown."""
+    """Price of a GPU for an hour, in any currency; 0: no cost is shown."""
     host_memory_gib: float = 0.0
-    """Memory of a node; 0: it is shown what a node needs, and nothing is refused for it."""
+    """Memory of a node in GiB; 0: the plan shows what a node needs, and refuses nothing for it."""
     response_frac: float = 0.5
     """Mean length of sampled responses as a share of their bound; memory is computed at the bound."""
     max_samples: int = 512
     """Samples of each data set that are looked at, evenly spread."""
     file: str = ""
-    """JSON file that gets the same as data; empty: none."""
+    """JSON file that the plan is written to as data; empty: none."""
 
     def __post_init__(self) -> None:
         between("plan_for.price_per_gpu_hour", self.price_per_gpu_hour, 0.0, _MAX_PRICE)

@@ -37,17 +37,17 @@ class QuickstartConfig:
     image_pixels: int = 28
     """Width and height of a page; a multiple of 28."""
     text_hidden: int = 128
-    """Width of the language model that is built."""
+    """Width of the language model."""
     text_layers: int = 3
-    """Its layers."""
+    """Number of layers of the language model."""
     text_heads: int = 4
-    """Its attention heads."""
+    """Number of attention heads of the language model."""
     vision_hidden: int = 96
     """Width of the vision tower."""
     vision_layers: int = 1
-    """Its layers."""
+    """Number of layers of the vision tower."""
     vision_heads: int = 4
-    """Its attention heads."""
+    """Number of attention heads of the vision tower."""
     vocabulary_tokens: int = 768
     """Size of the byte-level BPE vocabulary, special tokens included."""
 

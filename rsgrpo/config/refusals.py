@@ -95,7 +95,7 @@ def value_sentence(error: OmegaConfBaseException) -> str:
 
 
 def _got(message: str) -> str:
-    """The value, where OmegaConf only says it in words."""
+    """The value that was given, where OmegaConf only says it in words."""
     found = re.match(r"Value '(.*?)'(?: of type| \(|$| )", message, re.DOTALL) or re.search(
         r"value: (.*)$", message, re.MULTILINE
     )
@@ -105,7 +105,7 @@ def _got(message: str) -> str:
 
 
 def setting_keys() -> tuple[str, ...]:
-    """Every key of the schema, also those of whole groups such as ``rl.optimizer``."""
+    """Every key of the schema, those of whole groups such as ``rl.optimizer`` included."""
     return tuple(_keys(Config, ""))
 
 

@@ -19,11 +19,11 @@ class SectionRule:
     """One section as the parser reads it; ``SectionConfig`` says what the fields mean.
 
     Attributes:
-        name: of its tags.
-        order: sections of a lower one stand in front of it.
-        required: whether it must stand in a response.
-        repeatable: whether it may stand several times.
-        per_image_lines: whether it holds one line ``[i]:`` per image.
+        name: the name that stands in the section's tags.
+        order: the section's order: sections of a lower one stand in front of it.
+        required: whether the section must stand in a response.
+        repeatable: whether the section may stand several times.
+        per_image_lines: whether the section holds one line ``[i]:`` per image.
     """
 
     name: str
@@ -38,8 +38,8 @@ class ResponseFormat:
     """The declared sections; ``ResponseConfig.format`` makes it from the settings.
 
     Attributes:
-        sections: in the order of the list in the settings.
-        answer_section: name of the one with the final answer.
+        sections: the sections, in the order of the list in the settings.
+        answer_section: the name of the section with the final answer.
 
     Example:
         ``EVISRAG.names`` is ``("observe", "evidence", "think", "answer")``, its ``lines_section`` is ``"evidence"``.
@@ -55,7 +55,7 @@ class ResponseFormat:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Two tags a section: entry ``2 k`` opens section ``k``, entry ``2 k + 1`` closes it."""
+        """All tags, two for each section: entry ``2 k`` opens section ``k``, entry ``2 k + 1`` closes it."""
         return tuple(tag for rule in self.sections for tag in (f"<{rule.name}>", f"</{rule.name}>"))
 
     @property
@@ -69,7 +69,7 @@ class ResponseFormat:
         return next((rule.name for rule in self.sections if rule.per_image_lines), "")
 
     def place(self, name: str) -> int:
-        """Where in ``sections`` the named one stands.
+        """The index in ``sections`` of the section with a name.
 
         Raises:
             ConfigError: no section of that name is declared.
@@ -81,7 +81,7 @@ class ResponseFormat:
 
     @property
     def declared(self) -> str:
-        """The declared sections, as the end of a sentence."""
+        """A phrase that lists the declared sections, for the end of a sentence."""
         return f"response.sections has {', '.join(self.names)}"
 
 
@@ -99,7 +99,7 @@ class SectionConfig:
     """One section of a response: ``<name> … </name>``."""
 
     name: str
-    """Of its tags: letters, digits, ``_``, ``-`` and ``.``; capitals count."""
+    """Name in the section's tags: letters, digits, ``_``, ``-`` and ``.``; upper and lower case differ."""
     required: bool = True
     """Whether a response without it is malformed."""
     repeatable: bool = False
@@ -128,10 +128,10 @@ class ResponseConfig:
     """
 
     sections: list[SectionConfig] = field(default_factory=_evisrag_sections)
-    """EVisRAG's four by default; a list in a recipe takes their place as a whole."""
+    """The sections of a response, EVisRAG's four by default; a list in a recipe takes their place as a whole."""
     answer_section: str = EVISRAG.answer_section
-    """Name of the one with the final answer, which stands once: what metrics, benchmarks, gold answers and rewards on
-    the answer read."""
+    """Name of the section with the final answer, which stands once: what metrics, benchmarks, gold answers and rewards
+    on the answer read."""
 
     def __post_init__(self) -> None:
         if not self.sections:
@@ -179,7 +179,7 @@ class ResponseConfig:
 
     @property
     def format(self) -> ResponseFormat:
-        """The same as a record that does not change."""
+        """The settings as a frozen record, which parsers and rewards take."""
         return ResponseFormat(
             sections=tuple(
                 SectionRule(
@@ -221,7 +221,7 @@ def check_declared(key: str, names: Iterable[str], response_format: ResponseForm
         response_format: the format with the declared sections.
 
     Raises:
-        ConfigError: one sentence with the declared sections.
+        ConfigError: a name is not declared; the message lists the declared sections.
     """
     for name in names:
         if name not in response_format.names:

@@ -26,16 +26,19 @@ class ScopeConfig:
     """
 
     start: str = ""
-    """``begin`` or a tag such as ``<think>``, its first one; the start tag belongs to the scope."""
+    """Where the scope starts: ``begin``, or a tag such as ``<think>``, its first one; the start tag belongs to the
+    scope."""
     stop: str = ""
-    """``end`` or a tag, its first one; the stop tag does not belong to the scope."""
+    """Where the scope stops: ``end``, or a tag, its first one; the stop tag does not belong to the scope."""
     section: str = ""
-    """A section by name: ``think`` is ``<think>`` up to and with ``</think>``; of a repeatable one all of them."""
+    """Name of a section that is the scope: ``think`` is ``<think>`` up to and with ``</think>``; of a repeatable one
+    all of them."""
     evidence_line: bool = False
-    """Each image's own ``[i]:`` line in the section with ``per_image_lines``; the reward then returns one value per
-    image."""
+    """Whether the scope of each image is its own ``[i]:`` line in the section with ``per_image_lines``; the reward then
+    returns one value per image."""
     pattern: str = ""
-    """``box``: every box such as ``(x1,y1),(x2,y2)``, bracket to bracket; with ``section``: in that one only."""
+    """Kind of text that is the scope: ``box`` is every box such as ``(x1,y1),(x2,y2)``, bracket to bracket; with
+    ``section``: in that one only."""
 
     def __post_init__(self) -> None:
         forms = [bool(self.start or self.stop), bool(self.section or self.pattern), self.evidence_line]
@@ -62,7 +65,7 @@ class ScopeConfig:
             response_format: the format with the declared sections.
 
         Raises:
-            ConfigError: it names a section that is not declared, or lines that no section holds.
+            ConfigError: the scope names a section that is not declared, or lines per image that no section holds.
         """
         for name, value in (("section", self.section), ("start", self.start), ("stop", self.stop)):
             tag = _TAG.fullmatch(value)
@@ -80,16 +83,17 @@ class RewardConfig:
     """One reward: a Python function, the tokens it may touch, and how much it weighs."""
 
     function: str
-    """``package.module:function`` or ``path/to/file.py:function``."""
+    """The function: ``package.module:function`` or ``path/to/file.py:function``."""
     scope: ScopeConfig
     weight: float = 1.0
-    """What its advantage counts for beside others'; 0: it is only logged."""
+    """How much its advantage counts beside those of others; 0: it is only logged."""
     on_missing: Literal["skip", "whole"] = "skip"
-    """Scope absent: ``skip`` (no credit) or ``whole`` (the whole response, as the public code)."""
+    """What happens where the scope is absent: ``skip`` (no credit) or ``whole`` (the whole response, as the public
+    code)."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for the function."""
     timeout_seconds: float = 60.0
-    """A call that takes longer stops the run and names the sample."""
+    """Seconds that a call may take; one that takes longer stops the run, and the message names the sample."""
 
     def __post_init__(self) -> None:
         check_choices(self, "")

@@ -47,7 +47,7 @@ class FilterConfig:
     low: float = 0.01
     """Of ``mean_range``: a group is kept if its mean weighted sum of rewards lies above this."""
     high: float = 6.9
-    """``mean_range``: keep if low < mean weighted sum of the rewards < high."""
+    """Of ``mean_range``: a group is kept if its mean weighted sum of rewards lies below this."""
     max_refills: int = 3
     """Further rounds of prompts that may be sampled to fill a step."""
     keep_leftover: bool = True
@@ -74,9 +74,9 @@ class CreditConfig:
     """``scoped``: each reward is compared within its group by itself and gives credit to the tokens of its scope.
     ``whole``: the weighted sum of the rewards is one number, which gives credit to the whole response (GRPO)."""
     baseline: Baseline = "group_mean"
-    """``group_mean``, ``leave_one_out`` (RLOO), or ``batch_mean`` (REINFORCE++)."""
+    """What a reward is compared with: ``group_mean``, ``leave_one_out`` (RLOO), or ``batch_mean`` (REINFORCE++)."""
     scale: Scale = "group_std"
-    """``group_std`` (unbiased), ``batch_std``, or ``none`` (Dr. GRPO)."""
+    """What the difference is divided by: ``group_std`` (unbiased), ``batch_std``, or ``none`` (Dr. GRPO)."""
     normaliser: Normaliser = "active"
     """W sums the weights of the rewards that vary in the step (``active``) or of ``all``."""
     aggregation: Aggregation = "scope_tokens"
@@ -122,12 +122,14 @@ class KlConfig:
     """The term that holds the policy near the model that the stage began with; off by default."""
 
     coefficient: float = 0.0
-    """Its weight in the loss, beta; 0: no term, and no pass through the reference model. Tokens are averaged
+    """Weight of the term in the loss, beta; 0: no term, and no pass through the reference model. Tokens are averaged
     over whole responses as ``rl.credit.aggregation`` says (``scope_tokens`` as ``token_mean``)."""
     estimator: Estimator = "k3"
-    """``k1``, ``k2`` or ``k3`` (GRPO); losses.kl_estimate says what each one's gradient means."""
+    """Estimator of the KL divergence: ``k1``, ``k2`` or ``k3`` (GRPO); losses.kl_estimate says what each one's gradient
+    means."""
     target: float = 0.0
-    """Nats a token that the coefficient steers towards, from ``coefficient`` on; 0: it stays as it is."""
+    """KL divergence in nats a token that the coefficient is steered towards, from ``coefficient`` on; 0: it stays as it
+    is."""
 
     def __post_init__(self) -> None:
         between("rl.loss.kl.coefficient", self.coefficient, 0.0, 1.0e6)
@@ -196,15 +198,15 @@ class RlConfig:
     num_epochs: int = 16
     """Passes over the prompts; ``max_steps`` may end it earlier."""
     max_steps: int = 0
-    """Stop after this many optimizer batches; 0: when the epochs are through."""
+    """Stop after this many rollout batches; 0: when the epochs are through."""
     prompts_per_step: int = 32
-    """Groups that a step trains on."""
+    """How many groups a step trains on."""
     samples_per_prompt: int = 8
-    """n, the group's size."""
+    """n, how many responses are sampled to each question."""
     shuffle: bool = True
     """Draw the questions in a new random order every epoch; false keeps the file's (easy to hard)."""
     updates_per_batch: int = 1
-    """Optimizer steps on each rollout batch."""
+    """How many optimizer steps are taken on each rollout batch."""
     max_staleness_steps: int = 0
     """0, synchronous: every batch is sampled under the weights that it trains. 1, asynchronous: the next
     batch is sampled while the trainer updates on the present one, so its weights are one step older; pi_old
@@ -217,14 +219,15 @@ class RlConfig:
     max_logprob_gap: float = 0.5
     """Mean |engine - trainer| log-probability gap in nats beyond which the weights count as stale."""
     validation_samples: int = 0
-    """Held out of the questions and answered now and then for the curves ``eval/*``; 0: none."""
+    """How many questions are held out and answered every ``validate_every_steps`` for the curves ``eval/*``; 0:
+    none."""
     validate_every_steps: int = 20
-    """With ``max_staleness_steps=1`` engine and trainer are compared as often, on a few responses
-    (``engine/logprob_gap_*``)."""
+    """Steps between two answers to the held-out questions; with ``max_staleness_steps=1`` engine and trainer are
+    compared as often, on a few responses (``engine/logprob_gap_*``)."""
     save_every_steps: int = 10
-    """Steps between two checkpoints."""
+    """How many steps lie between two checkpoints."""
     rollouts_in_report: int = 4
-    """Groups kept in full, with credit, for the report each time a checkpoint is written."""
+    """How many groups are kept in full, with credit, for the report each time a checkpoint is written."""
 
     def __post_init__(self) -> None:
         between("rl.prompts_per_step", self.prompts_per_step, 1, MAX_STEP_SAMPLES)

@@ -22,7 +22,7 @@ WEIGHT_TRANSFERS = ("object_store", "cuda_ipc", "nccl")
 _MAX_BATCHED_TOKENS = 4_194_304  # the engine sets memory aside for each of them
 _MAX_SEQUENCES = 65_536
 MAX_BUCKET_MIB = 4_000
-"""A bucket travels between vLLM's processes as one message, which ends at 4 GiB."""
+"""The largest bucket in MiB: it travels between vLLM's processes as one message, which ends at 4 GiB."""
 _MAX_CACHE_GIB = 1.0e5
 
 
@@ -32,20 +32,20 @@ class RolloutConfig:
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     num_workers: int = 1
-    """Engines."""
+    """Number of engines."""
     tensor_parallel_size: int = 1
-    """GPUs of an engine."""
+    """Number of GPUs of each engine."""
     max_model_tokens: int = 16536
-    """Prompt and response together."""
+    """Most tokens of a prompt and its response together."""
     max_num_sequences: int = 256
-    """Responses that an engine samples at the same time."""
+    """Most responses that an engine samples at the same time."""
     max_batched_tokens: int = 16384
-    """Tokens that an engine computes in one of its steps; longer prompts are read in parts."""
+    """Most tokens that an engine computes in one of its steps; longer prompts are read in parts."""
     gpu_memory_frac: float = 0.0
     """Share of a GPU's memory that an engine takes for weights, cache and activations; 0: 0.9 where it has its
     GPUs to itself, 0.6 where it shares them with the trainer (``cluster.topology=colocated``)."""
     kv_cache_gib: float = 1.0
-    """CPU engine only: memory for the paged cache."""
+    """CPU engine only: memory for the paged cache, in GiB."""
     enforce_eager: bool = False
     """Leave out vLLM's CUDA graphs: they cost memory and start-up time, and sample faster."""
     image_embeds: bool = False
@@ -53,9 +53,9 @@ class RolloutConfig:
     num_threads: int = 0
     """CPU threads of each engine; 0: its share of its node's cores (docs/scaling.md)."""
     start_timeout_seconds: float = 900.0
-    """How long an engine may take to load the model and to start."""
+    """Seconds that an engine may take to load the model and to start."""
     generate_timeout_seconds: float = 3600.0
-    """How long an engine may say nothing while it samples, or a call to it may take."""
+    """Seconds that an engine may say nothing while it samples, or a call to it may take."""
     max_restarts: int = 2
     """How often a dead worker is replaced before the run stops."""
     weight_transfer: str = "auto"

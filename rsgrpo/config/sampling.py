@@ -20,11 +20,11 @@ class SamplingConfig:
     top_p: float = 1.0
     """Draw among the likeliest tokens that together have this probability; 1: among all."""
     top_k: int = -1
-    """-1: off."""
+    """Draw among so many likeliest tokens; -1: among all."""
     repetition_penalty: float = 1.0
     """Divides the logits of tokens that occurred before; 1: none."""
     max_response_tokens: int = 1536
-    """A response is cut after so many tokens."""
+    """Most tokens of a response, which is cut there."""
 
     def __post_init__(self) -> None:
         between("temperature", self.temperature, 0.0, _MAX_TEMPERATURE)

@@ -15,20 +15,20 @@ class SftPhaseConfig:
     """One of several supervised phases that follow each other, each with data and a schedule of its own."""
 
     name: str = ""
-    """Of the phase, in messages."""
+    """Name of the phase in messages."""
     mixture: list[SourceConfig] = field(default_factory=list)
-    """Its data sets; empty: those of ``data``."""
+    """Data sets of the phase; empty: those of ``data``."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     warmup_frac: float = 0.0
     """Share of the phase's steps for the warm-up, where ``optimizer.warmup_steps`` is 0."""
     num_epochs: int = 1
-    """Passes over the mixture of the phase."""
+    """How many passes over the mixture the phase takes."""
     max_steps: int = 0
     """Stop the phase after this many optimizer steps; 0: when its epochs are through."""
     samples_per_step: int = 64
     """Conversations in an optimizer step, over all ranks."""
     max_tokens: int = 0
-    """As ``sft.max_tokens``."""
+    """Most tokens of a conversation of the phase, as ``sft.max_tokens``."""
 
     def __post_init__(self) -> None:
         at_least("num_epochs", self.num_epochs, 1)
@@ -48,7 +48,7 @@ class SftConfig:
     warmup_frac: float = 0.0
     """Share of the steps for the warm-up, where ``optimizer.warmup_steps`` is 0."""
     num_epochs: int = 1
-    """Passes over the samples; ``max_steps`` may end it earlier."""
+    """How many passes over the samples the stage takes; ``max_steps`` may end it earlier."""
     max_steps: int = 0
     """Stop after this many optimizer steps; 0: when the epochs are through."""
     samples_per_step: int = 64
@@ -59,7 +59,7 @@ class SftConfig:
     phases: list[SftPhaseConfig] = field(default_factory=list)
     """Phases that follow each other in one run, instead of the optimizer, epochs and steps above."""
     validation_samples: int = 128
-    """Held out of the supervised data for the validation loss; 0: none."""
+    """How many samples are held out of the supervised data for the validation loss; 0: none."""
     validate_every_steps: int = 100
     """Steps between two measurements of the held-out loss."""
     save_every_steps: int = 100

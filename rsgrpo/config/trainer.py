@@ -21,7 +21,7 @@ class TrainerConfig:
     """The ranks that hold and update the policy."""
 
     num_ranks: int = 1
-    """Processes that hold and train the policy; on GPUs each has one."""
+    """Number of processes that hold and train the policy; on GPUs each has one."""
     num_threads: int = 0
     """CPU threads of each rank; 0: its share of its node's cores (docs/scaling.md)."""
     zero_stage: int = 2
@@ -40,8 +40,8 @@ class TrainerConfig:
     max_skipped_steps: int = 3
     """Stop after this many steps in a row with a non-finite gradient."""
     timeout_seconds: float = 7200.0
-    """How long the ranks may take for one call (to load the model, for a batch's passes, for a checkpoint) before they
-    count as hanging. A rank that dies is noticed at once."""
+    """Seconds that the ranks may take for one call (to load the model, for a batch's passes, for a checkpoint) before
+    they count as hanging. A rank that dies is noticed at once."""
 
     def __post_init__(self) -> None:
         between("trainer.num_ranks", self.num_ranks, 1, MAX_PROCESSES)

@@ -39,10 +39,10 @@ class LoadedData:
     """A data set that passed all checks.
 
     Attributes:
-        samples: in the file's order.
+        samples: the samples, in the file's order.
         skipped: how many items were left out, by reason; empty unless ``data.on_bad_sample=skip``.
-        num_mended: halves of surrogate pairs that were replaced by U+FFFD in its texts.
-        images: what its images are; each counts once.
+        num_mended: how many halves of surrogate pairs in its texts were replaced by U+FFFD.
+        images: counts of its images by what reading changes about them; each image counts once.
     """
 
     samples: tuple[Sample, ...]
@@ -60,7 +60,7 @@ class _Problem:
 
 @dataclass(kw_only=True, slots=True)
 class _Read:
-    """What was read so far; ``places`` says of each sample where it stands."""
+    """The samples and problems that were read so far; ``places`` says of each sample where it stands."""
 
     samples: list[Sample] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
@@ -90,7 +90,7 @@ def load_samples(
         response_format: the declared sections, by which a tagged answer is told from a plain one.
 
     Returns:
-        The samples, and how many were skipped for which reason.
+        The samples, and how many items were left out for which reason.
 
     Raises:
         DataError: there is no such data set, nothing in it, or (``data.on_bad_sample=reject``) any item
@@ -147,7 +147,7 @@ def load_samples(
 
 
 def _read_file(file: Path, sample_of: Callable[[dict[str, Any], str], Sample], read: _Read) -> None:
-    """Add what a file holds."""
+    """Read a file, and add its samples to what was read before."""
     for index, raw in enumerate(raw_records(file, prefix="item")):
         place = place_of(file, raw, index)
         try:
@@ -185,7 +185,7 @@ def split_markers(prompt: str, marker: str = IMAGE_MARKER) -> tuple[str | None, 
         marker: the text that stands for an image.
 
     Returns:
-        Non-empty text pieces as they stand, and None for each image, in order.
+        Each non-empty piece of text as it stands, and None for each image, in order.
 
     Example:
         ``split_markers("<image><image>\\nQ?") == (None, None, "\\nQ?")``

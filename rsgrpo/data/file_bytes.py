@@ -42,7 +42,7 @@ def check_kind(file: Path) -> None:
         file: a data file.
 
     Raises:
-        DataError: it cannot be opened, is empty, a Git LFS pointer, packed, or a web page.
+        DataError: the file cannot be opened, is empty, a Git LFS pointer, packed, or a web page.
     """
     try:
         with open_regular(str(file)) as stream:
@@ -79,7 +79,7 @@ def open_utf8(file: Path) -> BinaryIO:
             UTF-32 with one; such a file is held in memory, and places are bytes of its UTF-8 form.
 
     Raises:
-        DataError: it cannot be opened, or is not in the encoding that its mark says.
+        DataError: the file cannot be opened, or is not in the encoding that its byte order mark says.
     """
     try:
         stream = file.open("rb")

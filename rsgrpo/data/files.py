@@ -17,10 +17,10 @@ from rsgrpo.io.natural_order import natural_key
 from rsgrpo.io.special_files import special_kind
 
 TEST_FILE = "top3_test.jsonl"
-"""The data file of an EVisRAG-Test folder."""
+"""The name of the data file of an EVisRAG-Test folder."""
 
 IMAGE_TABLE = "images.parquet"
-"""Pages as they are downloaded, beside the data file."""
+"""The name of the table of pages that is downloaded beside the data file."""
 
 _NO_DATA_FILES = (IMAGE_TABLE, "dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 _RESULT_CACHES = "cache-*.arrow"  # what `datasets` leaves beside a saved data set
@@ -61,7 +61,7 @@ def data_files(path: str) -> list[Path]:
         The files, at least one, in natural order; none is empty or plainly of another kind.
 
     Raises:
-        DataError: there is no such data set, or a file of it is not what its name says.
+        DataError: there is no such data set, or a file of it does not hold what its name says.
     """
     try:
         files = _found(path)
@@ -125,7 +125,7 @@ def _known_kind(file: Path) -> Path:
 
 
 def _elsewhere(location: str) -> Path:
-    """What is no path here: a data set of the hub, or nothing."""
+    """The folder of a data set fetched from the hub, for a name that is no path here; an error if it is none."""
     place = Path(location)
     kind = special_kind(place)
     if kind:

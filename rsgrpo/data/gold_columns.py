@@ -27,7 +27,7 @@ def take_choices(columns: dict[str, Any]) -> tuple[str, ...]:
         columns: the columns of the item; the column of choices is removed. Absent: none.
 
     Raises:
-        GoldColumnError: it is no list of at least two texts that all differ.
+        GoldColumnError: the value is no list of at least two texts that all differ.
     """
     value = columns.pop(CHOICES_COLUMN, None)
     if value is None:
@@ -55,11 +55,11 @@ def take_boxes(
         image_size: gives width and height of the item's image of a 0-based index, for ``pixels``.
 
     Returns:
-        The boxes.
+        The boxes, as shares of their images.
 
     Raises:
-        GoldColumnError: it is no list of such objects, an image is not the item's, a box is inverted, empty, reaches
-            beyond its page or counts otherwise, or is in pixels of nobody knows which image.
+        GoldColumnError: the value is no list of such objects, an image is not the item's, a box is inverted, empty,
+            reaches beyond its page or counts otherwise, or is in pixels while the size of its image is not known.
         ImageError: the image of a box in pixels cannot be read.
 
     Example:
@@ -138,7 +138,7 @@ def _four_numbers(value: object) -> list[float]:
 
 
 def _image_index(image: object, numbers: Sequence[float], paths: Sequence[str]) -> int:
-    """Which of the item's images a box names; -1 for none."""
+    """0-based index among the item's images of the one that a box names; -1 for none."""
     if image is None or image == "":
         return -1
     if isinstance(image, int) and not isinstance(image, bool) and 0 <= image < len(paths):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 MAX_INLINE_BYTES = 64 << 20
-"""Largest image or video that may stand in a record as text; a larger one belongs into a file of its own."""
+"""The most bytes of an image or video that stands in a record as text; a larger one belongs in a file of its own."""
 
 _LONGEST_PATH = 4096  # PATH_MAX of Linux: a longer text is no path
 _HEAD_CHARACTERS = 64  # 48 bytes: more than any format needs to be known by
@@ -64,9 +64,9 @@ class InlineMedia:
     """An image or video that stood in a text.
 
     Attributes:
-        data: the bytes of its file.
-        suffix: of the file, by its content, such as ``.png``; empty where the content is not known.
-        kind: ``data URI`` or ``base64``.
+        data: the bytes of the image's or video's file.
+        suffix: the suffix of such a file, by its content, such as ``.png``; empty where the content is not known.
+        kind: how it stood in the text: ``data URI`` or ``base64``.
     """
 
     data: bytes
@@ -100,10 +100,10 @@ def inline_media(text: str) -> InlineMedia | None:
         text: the text as the data set writes it.
 
     Returns:
-        What it holds; None if it is to be taken for a path.
+        The image or video in the text; None if the text is to be taken for a path.
 
     Raises:
-        InlineMediaError: it begins as an image but cannot be decoded, is too large, or is too long for a path.
+        InlineMediaError: the text begins as an image but cannot be decoded, is too large, or is too long for a path.
 
     Example:
         ``inline_media("data:image/gif;base64,R0lGODlhAQABAAAAACw=").data[:6] == b"GIF89a"``
@@ -137,7 +137,7 @@ def base64_bytes(text: str) -> bytes:
     """The bytes of a text that must be base64, or a data URI.
 
     Raises:
-        InlineMediaError: it is neither, or too large.
+        InlineMediaError: the text is neither base64 nor a data URI, or too large.
     """
     stripped = text.strip()
     found = _DATA_URI.match(stripped)
@@ -153,7 +153,7 @@ def check_inline_size(num_bytes: int) -> None:
     """Refuse what is too large for a record.
 
     Raises:
-        InlineMediaError: it is.
+        InlineMediaError: the number of bytes is larger than ``MAX_INLINE_BYTES``.
     """
     if num_bytes > MAX_INLINE_BYTES:
         raise InlineMediaError(

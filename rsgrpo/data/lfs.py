@@ -5,7 +5,7 @@ from __future__ import annotations
 _POINTER = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 
 LFS_ADVICE = "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download the file again"
-"""What to say about one; the file's name stands in front of it."""
+"""What a message says about a pointer; the file's name stands in front of it."""
 
 
 def is_lfs_pointer(head: bytes) -> bool:

@@ -56,7 +56,7 @@ def spellings(written: str) -> Iterator[str]:
 
 
 def _expanded(written: str) -> str:
-    """With home folder and environment variables; as it stands where the system cannot even look for such names."""
+    """The path with home folder and environment variables put in; as written where the system cannot look them up."""
     try:
         return os.path.expanduser(os.path.expandvars(written))  # noqa: PTH111 - a user may have no home
     except ValueError:  # a zero byte, or half a surrogate pair
@@ -82,8 +82,8 @@ def find_file(written: str, prefixes: Sequence[str]) -> str:
         prefixes: folders, each with a slash at its end, that it may be relative to.
 
     Returns:
-        Its path: of the first spelling that a file has, by the first folder; else, where the path has accents or
-        other letters beyond ASCII, of the only file whose names are the same text in another Unicode form. Empty if
+        The path of the file: the first spelling that names one, by the first folder; else, where the path has accents
+        or other letters beyond ASCII, the only file whose names are the same text in another Unicode form. Empty if
         there is none.
     """
     for spelling in spellings(written):

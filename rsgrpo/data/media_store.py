@@ -21,7 +21,7 @@ class MediaStoreError(RsgrpoError):
 
 
 def default_media_folder() -> Path:
-    """``$XDG_CACHE_HOME/rsgrpo/media``, or ``~/.cache/rsgrpo/media``."""
+    """The folder of media where none is set: ``$XDG_CACHE_HOME/rsgrpo/media``, or ``~/.cache/rsgrpo/media``."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     cache = Path(given) if os.path.isabs(given) else Path(os.path.expanduser("~/.cache"))  # noqa: PTH111, PTH117
     return cache / "rsgrpo" / "media"
@@ -47,7 +47,7 @@ class MediaStore:
             suffix: the suffix of the file's name, such as ``.png``; may be empty.
 
         Returns:
-            Absolute path of the file that holds it.
+            The absolute path of the file that holds the content.
 
         Raises:
             MediaStoreError: the folder cannot be written.

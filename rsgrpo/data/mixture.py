@@ -97,12 +97,12 @@ class Mixture:
         )
 
     def __len__(self) -> int:
-        """Conversations that an epoch shows."""
+        """How many conversations an epoch shows."""
         return sum(self._shown(source) for source in range(len(self._sources)))
 
     @property
     def reports(self) -> tuple[ReadReport, ...]:
-        """What was read and left out of each source."""
+        """Reports of what was read and left out, one for each source."""
         return tuple(data.report for data in self._data)
 
     @property
@@ -120,8 +120,8 @@ class Mixture:
             epoch: the number of the epoch, from 0.
 
         Returns:
-            ``len(self)`` keys for :meth:`sample`; a source of weight 2 has each key twice, one of weight 0.5
-            half of its keys, drawn anew every epoch.
+            The keys for :meth:`sample`, ``len(self)`` of them; a source of weight 2 has each key twice, one of weight
+            0.5 half of its keys, drawn anew every epoch.
         """
         parts = []
         for source, records in enumerate(self._trained):
@@ -185,8 +185,8 @@ def with_distractors(
         rng: the generator that draws places and noise.
 
     Returns:
-        The conversation with the images that it shows in front of its first question; ``positive_images`` are
-        those labelled relevant.
+        The conversation with the images that it shows in front of its first question; its ``positive_images`` are those
+        labelled relevant.
 
     Raises:
         DataError: images stand in later questions too.

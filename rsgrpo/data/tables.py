@@ -39,8 +39,8 @@ def table_rows(file: Path, start: int = 0) -> Iterator[dict[str, Any]]:
         start: row to start with.
 
     Yields:
-        Columns of a row. A cell with a media file's bytes is an :class:`ImageRef` (or a list of them); one whose bytes
-        are null is the path beside them, or None.
+        The columns of each row by name. A cell with a media file's bytes is an :class:`ImageRef` (or a list of them);
+        one whose bytes are null is the path beside them, or None.
 
     Raises:
         TableError: the file is no such table.
@@ -124,7 +124,7 @@ def open_table(file: str) -> Any:
         file: the absolute path of the table.
 
     Raises:
-        TableError: it cannot be read.
+        TableError: the table cannot be read.
     """
     try:
         state = Path(file).stat()
@@ -169,7 +169,7 @@ def _parquet_copy(file: str) -> Any:
 
 
 def _parquet_head(file: Path) -> tuple[Any, int]:
-    """A parquet file's schema, and how many rows it has."""
+    """The schema of a parquet file, and how many rows it has."""
     import pyarrow
     import pyarrow.parquet
 
@@ -252,7 +252,7 @@ def _is_binary(kind: Any) -> bool:
 
 
 def _reference(file: str, column: str, row: int, cell: Any) -> Any:
-    """A cell as a reference, a path, None, or (lists) several; bytes that begin as no media do stay bytes."""
+    """A cell as a reference, a path or None, or a list of these; bytes that do not begin as media stay bytes."""
     if not cell.is_valid:
         return None
     import pyarrow
@@ -287,7 +287,7 @@ def _content(cell: Any) -> memoryview | None:
 
 
 def _path(cell: Any) -> str | None:
-    """The path beside the bytes; None where there is none."""
+    """The path that stands beside the bytes; None where there is none."""
     if not cell.is_valid or not hasattr(cell, "keys") or "path" not in cell:
         return None
     path = cell["path"].as_py()

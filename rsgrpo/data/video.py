@@ -51,7 +51,7 @@ _TURNS: dict[tuple[int, ...], Image.Transpose] = {
     (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
-"""What a display matrix (signs of a, b, c, d: x' = ax + cy, y' = bx + dy, y downwards) does to a picture."""
+"""How a picture is turned for each display matrix (signs of a, b, c, d: x' = ax + cy, y' = bx + dy, y downwards)."""
 
 
 class VideoError(RsgrpoError, ValueError):
@@ -63,9 +63,9 @@ class FrameChoice:
     """Which frames of a video are shown.
 
     Attributes:
-        frames_per_second: how many of each second.
-        min_frames: of a short video, as far as it has them.
-        max_frames: of a long video; if lower than ``min_frames`` it counts.
+        frames_per_second: how many frames of each second are shown.
+        min_frames: the fewest frames of a short video, as far as it has them.
+        max_frames: the most frames of a long video; counts where it is lower than ``min_frames``.
     """
 
     frames_per_second: float = 2.0
@@ -78,8 +78,8 @@ class StoredFrame:
     """One frame of a video.
 
     Attributes:
-        file: absolute path of the image in the media store.
-        seconds: behind the video's first frame.
+        file: the absolute path of the image in the media store.
+        seconds: how many seconds the frame comes after the video's first frame.
     """
 
     file: str
@@ -95,7 +95,7 @@ def video_frames(file: str, choice: FrameChoice, store: MediaStore) -> tuple[Sto
         store: where they are kept. A file whose size or time changed is decoded anew.
 
     Raises:
-        VideoError: it is empty, broken off, no video, has no picture, or its codec is not known.
+        VideoError: the file is empty, broken off, no video, has no picture, or a codec that is not known.
         MediaStoreError: the store cannot be written.
     """
     try:
@@ -114,7 +114,7 @@ def video_frames(file: str, choice: FrameChoice, store: MediaStore) -> tuple[Sto
 
 
 def _known_frames(note: Any) -> tuple[StoredFrame, ...]:
-    """Frames of an earlier time; none if any of their files is gone."""
+    """The frames that were stored before; none if any of their files is gone."""
     if not isinstance(note, list):
         return ()
     frames = tuple(StoredFrame(file=frame, seconds=seconds) for frame, seconds in note)
@@ -148,7 +148,7 @@ def _readable(file: str) -> BinaryIO:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Extent:
-    """First frame's time and last frame's, where the last one ends, in seconds of the file's clock, and how many.
+    """When first and last frame begin, when the last one ends (seconds of the file's clock), and how many there are.
 
     ``is_timed`` says whether frames have times; else they are numbered and come at an even rate.
     """
@@ -217,7 +217,7 @@ def _extent(stream: Any) -> _Extent:
 
 
 def _rate(picture: VideoStream) -> float:
-    """Frames a second, where the times of the frames do not say it."""
+    """How many frames there are in a second, where the times of the frames do not say it."""
     return float(picture.average_rate or picture.guessed_rate or 25)
 
 
@@ -242,7 +242,7 @@ def _check_whole(stream: Any, format_name: str, num_declared: int, num_frames: i
 
 
 def _instants(extent: _Extent, choice: FrameChoice) -> list[float]:
-    """When to look, in seconds of the file's clock; see the module's text."""
+    """The instants at which frames are shown, in seconds of the file's clock; see the module's docstring."""
     seconds = extent.end - extent.first
     # A tenth of a frame of tolerance: 3.0 s may be written as 2.9997 or 3.0003.
     num_regular = max(1, int(seconds * choice.frames_per_second - 0.1) + 1)
@@ -305,7 +305,7 @@ def _passed(
 def _sought(
     container: InputContainer, picture: VideoStream, instants: list[float], tolerance: float
 ) -> list[tuple[VideoFrame, float]] | None:
-    """Likewise, jumping to each instant; None where the file does not let itself be sought exactly."""
+    """The frames of :func:`_passed`, found by jumping to each instant; None where the file cannot be sought exactly."""
     chosen = []
     for instant in instants:
         container.seek(int(instant / float(picture.time_base or 1)), stream=picture, backward=True)
@@ -323,7 +323,7 @@ def _sought(
 
 
 def _encoded(frame: VideoFrame, pixel_width: float) -> tuple[bytes, str]:
-    """A frame as an image file, the way a player shows it, and its suffix."""
+    """A frame as the bytes of an image file, turned as a player shows it, and the file's suffix."""
     has_alpha = any(component.is_alpha for component in frame.format.components)
     image = Image.fromarray(frame.to_ndarray(format="rgba" if has_alpha else "rgb24"))
     if pixel_width != 1 and 1 / _WIDEST_PIXEL <= pixel_width <= _WIDEST_PIXEL:
@@ -340,7 +340,7 @@ def _encoded(frame: VideoFrame, pixel_width: float) -> tuple[bytes, str]:
 
 
 def _turn(frame: VideoFrame) -> Image.Transpose | None:
-    """What the frame's display matrix asks for; None for nothing, and for what is no quarter turn or flip."""
+    """How the frame's display matrix turns it; None for not at all, and for what is no quarter turn or flip."""
     from av.sidedata.sidedata import Type
 
     extras: Any = frame.side_data

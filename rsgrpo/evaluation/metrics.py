@@ -43,15 +43,16 @@ class ResponseScore:
     """Everything that is measured of one response.
 
     Attributes:
-        em: official exact match, 0 or 1.
-        accuracy: official: 1 if every word of one reference occurs in the answer.
-        f1: official word F1.
-        strict_em: as above, by the strict rules.
-        strict_accuracy: likewise.
-        strict_f1: likewise.
-        evidence_f1: mean over the gold's images; None where there is no gold evidence.
-        is_well_formed: the sections stand as they should.
-        is_abstention: the answer section is a refusal and nothing else.
+        em: official exact match with the best reference, 0 or 1.
+        accuracy: official accuracy: 1 if every word of one reference occurs in the answer, else 0.
+        f1: official word F1 with the best reference, in [0, 1].
+        strict_em: exact match by the strict rules, 0 or 1.
+        strict_accuracy: accuracy by the strict rules, 0 or 1.
+        strict_f1: word F1 by the strict rules, in [0, 1].
+        evidence_f1: the mean of the evidence scores of the gold's images, in [0, 1]; None where there is no gold
+            evidence.
+        is_well_formed: whether the sections stand as they should.
+        is_abstention: whether the answer section is a refusal and nothing else.
         is_sufficient: whether the pages hold the answer.
     """
 
@@ -73,25 +74,25 @@ class EvaluationMetrics:
 
     Attributes:
         em: official exact match over all responses (``global_em`` of the original).
-        accuracy: official accuracy over all.
-        f1: official F1 over all.
-        answerable_em: over questions whose pages hold the answer (``issuff_em``).
-        answerable_accuracy: likewise.
-        answerable_f1: likewise.
-        unanswerable_em: over the other questions, against the refusals (``unsuff_em``).
-        unanswerable_accuracy: likewise; not in the original.
-        unanswerable_f1: likewise; not in the original.
-        strict_em: strict rules, over all.
-        strict_accuracy: likewise.
-        strict_f1: likewise.
-        evidence_f1: mean over responses with gold evidence of the mean over images.
-        well_formed_frac: share of well-formed responses.
-        abstention_answerable_frac: share of answerable questions that were refused (lower is better).
-        abstention_unanswerable_frac: share of unanswerable questions that were refused (higher is better).
-        num_responses: all.
-        num_answerable: of these, on answerable questions.
-        num_unanswerable: the others.
-        num_with_gold_evidence: responses that ``evidence_f1`` averages over.
+        accuracy: official accuracy over all responses.
+        f1: official F1 over all responses.
+        answerable_em: official exact match over questions whose pages hold the answer (``issuff_em``).
+        answerable_accuracy: official accuracy over questions whose pages hold the answer.
+        answerable_f1: official F1 over questions whose pages hold the answer.
+        unanswerable_em: official exact match with the refusals over the other questions (``unsuff_em``).
+        unanswerable_accuracy: official accuracy with the refusals over the other questions; not in the original.
+        unanswerable_f1: official F1 with the refusals over the other questions; not in the original.
+        strict_em: exact match by the strict rules over all responses.
+        strict_accuracy: accuracy by the strict rules over all responses.
+        strict_f1: F1 by the strict rules over all responses.
+        evidence_f1: the mean of ``evidence_f1`` over responses with gold evidence.
+        well_formed_frac: the share of well-formed responses.
+        abstention_answerable_frac: the share of responses to answerable questions that refuse (lower is better).
+        abstention_unanswerable_frac: the share of responses to unanswerable questions that refuse (higher is better).
+        num_responses: how many responses there are.
+        num_answerable: how many of them are to questions whose pages hold the answer.
+        num_unanswerable: how many of them are to the other questions.
+        num_with_gold_evidence: how many responses have gold evidence, over which ``evidence_f1`` is averaged.
     """
 
     em: float
@@ -144,8 +145,8 @@ def score_answer(
         section: see :func:`official_answer`.
 
     Returns:
-        Best em, accuracy and F1 over the references, each by itself. A reference that shares no word
-        with the answer counts for nothing, even where both are empty.
+        The best em, accuracy and F1 over the references, each by itself. A reference that shares no word with the
+        answer counts for nothing, even where both are empty.
 
     Example:
         ``score_answer("<answer>The answer is Paris</answer>", ["Paris"])``: accuracy 1, F1 of
@@ -194,8 +195,8 @@ def evidence_scores(response: ParsedResponse, gold: ParsedResponse) -> dict[int,
         gold: the gold response, with its tags.
 
     Returns:
-        Scores in [0, 1] by 0-based image index, for the images that gold has a line for; an empty gold
-        line says nothing and is left out.
+        The score in [0, 1] by 0-based image index, for the images that gold has a line for; an empty gold line says
+        nothing and is left out.
 
     Example:
         Gold ``[1]: the price is 12`` and ``[2]: no relevant information``; a response with
@@ -237,7 +238,7 @@ def score_response(
         opened: the section that the prompt opened; empty: none.
 
     Returns:
-        Its scores.
+        All scores of the response.
     """
     parsed = parse_response(text, response_format, opened)
     section = response_format.answer_section
@@ -266,7 +267,7 @@ def aggregate(scores: Sequence[ResponseScore]) -> EvaluationMetrics:
         scores: the scores of each response.
 
     Returns:
-        The metrics; an empty group gives 0.0.
+        The means of all metrics; 0.0 where there is no response to average over.
     """
     answerable = [score for score in scores if score.is_sufficient]
     unanswerable = [score for score in scores if not score.is_sufficient]

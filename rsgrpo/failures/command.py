@@ -22,7 +22,7 @@ from rsgrpo.system.home import HomeError, choose_home
 from rsgrpo.system.processes import keep_bytecode
 
 TRACEBACK_VARIABLE = "RSGRPO_TRACEBACK"
-"""Set to 1, a command that fails shows its traceback as well."""
+"""An environment variable: where it is 1, a command that fails shows its traceback as well."""
 
 LOG_NAME = "error.log"
 
@@ -143,7 +143,7 @@ def _say(sentence: str, status: int) -> int:
 
 
 def _kept_traceback(error: Exception, folder: Path | None) -> str:
-    """Write the traceback down; says where it is."""
+    """Write the traceback to a file; returns a text that says where it is."""
     text = f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  {shown(' '.join(sys.argv), MAX_SENTENCE)}\n"
     text += "".join(traceback.format_exception(error))
     places = [folder / LOG_NAME] if folder is not None and folder.is_dir() else []

@@ -22,7 +22,7 @@ from rsgrpo.failures.sentences import explain, reason
 _VARIABLE = "HYDRA_FULL_ERROR"
 _STRAIGHT_TEXT = re.compile(r"""(?<=[=\[,:({])\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')""")
 _CURLY_QUOTE = re.compile(r"(?:^|[=\[,:({])\s*([“”„‟‘’‚‛«»])")
-"""One where a text begins; inside a text it is meant."""
+"""A curly quote where a text begins; inside of a text it is meant."""
 
 
 @contextmanager
@@ -64,10 +64,10 @@ def check_call(arguments: Sequence[str], program: str) -> list[str]:
         program: the program's name, for messages.
 
     Returns:
-        The same with the overrides in front: hydra does not see those that stand behind an option.
+        The same arguments with the overrides in front: hydra does not see those that stand behind an option.
 
     Raises:
-        UsageError: names the option.
+        UsageError: an option is not one of hydra's, or does not go with the others; the message names it.
     """
     parser = get_args_parser()
     parser.__class__ = CommandParser

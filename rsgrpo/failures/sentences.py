@@ -12,7 +12,7 @@ from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.system import interrupts
 
 MAX_SENTENCE = 490
-"""Characters of a sentence; with ``error: `` in front of it a line stays below 500."""
+"""The most characters of a sentence; with ``error: `` in front of it a line stays below 500."""
 
 _GO_ON = "then go on with resume=auto"
 _SYSTEM: dict[int, tuple[str, str]] = {
@@ -78,8 +78,8 @@ class Failure:
     """What went wrong, for a user.
 
     Attributes:
-        sentence: one line, at most :data:`MAX_SENTENCE` characters.
-        is_foreseen: False: nobody foresaw it, and only the traceback says more.
+        sentence: what went wrong, in one line of at most :data:`MAX_SENTENCE` characters.
+        is_foreseen: whether somebody foresaw the failure; if not, only the traceback says more.
     """
 
     sentence: str
@@ -121,7 +121,7 @@ def reason(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What Ray carried from another process inside an exception; else the exception itself."""
+    """The exception that Ray carried from another process inside an exception; else the exception itself."""
     # Ray's wrapper passes for the class of its cause, but its text is the other process's traceback.
     if "ray.RayTaskError" in _names(error):
         carried = vars(error).get("cause")
@@ -153,7 +153,7 @@ def _foreseen(error: BaseException) -> str:
 
 
 def _names(error: BaseException) -> Iterator[str]:
-    """``package.Class`` of the exception and of what it is derived from."""
+    """The names ``package.Class`` of the exception's class and of those that it is derived from."""
     for kind in type(error).__mro__:
         package = kind.__module__.partition(".")[0]
         yield f"{package}.{kind.__name__}"

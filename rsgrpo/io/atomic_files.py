@@ -16,7 +16,7 @@ from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.special_files import open_regular
 
 PARTIAL_SUFFIX = ".partial"
-"""Of a file or folder that is being written, or was when its process died."""
+"""The suffix of a file or folder that is being written, or was when its process died."""
 
 _values = reprlib.Repr()
 _values.maxstring = _values.maxother = _values.maxlong = 60
@@ -131,7 +131,7 @@ def parse_json(text: bytes | str) -> Any:
     """JSON values.
 
     Raises:
-        ValueError: it is no JSON; also where Python gives up on its depth.
+        ValueError: the text is no JSON; also where Python gives up on its depth.
     """
     try:
         return json.loads(text)
@@ -143,7 +143,7 @@ def read_bytes(path: Path) -> bytes:
     """A file's content.
 
     Raises:
-        FileError: it is missing, empty, a folder, or may not be read.
+        FileError: the file is missing, empty, a folder, or may not be read.
     """
     try:
         with open_regular(str(path)) as file:
@@ -161,7 +161,7 @@ def read_json(path: Path) -> Any:
     """JSON that :func:`write_json` wrote.
 
     Raises:
-        FileError: it is missing, empty, cut, no JSON, a folder, or may not be read.
+        FileError: the file is missing, empty, cut, no JSON, a folder, or may not be read.
     """
     try:
         return parse_json(read_bytes(path))
@@ -175,7 +175,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object that :func:`write_json` wrote.
 
     Raises:
-        FileError: as :func:`read_json`, or it holds something else.
+        FileError: the file cannot be read as in :func:`read_json`, or holds no JSON object.
     """
     document = read_json(path)
     if not isinstance(document, dict):

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 _LARGEST_EXACT = 2**53  # a float beyond it may stand for several whole numbers
 _BLANK = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff\u200b\u200c\u200d\u2060"
-"""White space, and what nobody sees though Python calls it none: byte order mark, zero-width spaces and joiners."""
+"""White space, and characters that nobody sees though Python does not count them as such: byte order mark, zero-width
+spaces and joiners."""
 _NUMBER = re.compile(r"[+-]?(\d+)(?:\.0*)?")
 _LAST_NUMBER = re.compile(r"(?:^|.*\D)(\d+)(?:\.0+)?(?:\.[A-Za-z]\w*)?", re.DOTALL)
 
@@ -23,7 +24,7 @@ def plain_id(value: object) -> str | None:
         value: the id as it stands in the file.
 
     Returns:
-        The id; None where the value is none: empty, true or false, a fraction, a list, nothing at all.
+        The id; None where the value is no id: empty, true or false, a fraction, a list, nothing at all.
 
     Example:
         ``plain_id(" 4\\n") == plain_id(4) == plain_id(4.0) == "4"``; ``plain_id("4.0") == "4.0"``;
@@ -44,7 +45,7 @@ def well_formed(text: str) -> tuple[str, int]:
     """A text that can be written as UTF-8: each lone surrogate, half of a character, becomes ``\\ufffd``.
 
     Returns:
-        The text, and how many were replaced.
+        The text that can be written, and how many lone surrogates were replaced.
 
     Example:
         ``well_formed("a\\ud83d") == ("a\\ufffd", 1)``; whole characters stay: ``well_formed("é") == ("é", 0)``.
@@ -79,7 +80,7 @@ def near_misses(seen: Iterable[str], wanted: Iterable[str]) -> list[tuple[str, s
 
 
 def _loose_keys(name: str) -> list[tuple[int, str]]:
-    """What ids that look alike have in common, closest first."""
+    """The keys that ids which look alike have in common, closest first."""
     folded = "".join(unicodedata.normalize("NFKC", name).casefold().split())
     keys = [(0, folded)]
     number = _NUMBER.fullmatch(folded)

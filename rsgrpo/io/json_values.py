@@ -12,10 +12,11 @@ import re
 from typing import Any
 
 HALF_ESCAPE = re.compile(rb"\\u[dD]")
-"""Where halves of surrogate pairs may be written; a pattern, as looking for two texts takes five times as long."""
+"""The places at which halves of surrogate pairs may be written; a pattern, as looking for two texts takes five times as
+long."""
 _PAIR_OR_HALF = re.compile("[\ud800-\udbff][\udc00-\udfff]|[\ud800-\udfff]")
 REPLACEMENT = "\ufffd"
-"""What half a surrogate pair becomes."""
+"""The character that replaces half a surrogate pair."""
 
 
 class JsonValueError(ValueError):
@@ -32,7 +33,7 @@ def decode_json(data: bytes) -> tuple[Any, int]:
         The value, and how many halves of surrogate pairs were replaced in its texts and keys.
 
     Raises:
-        JsonValueError: it is none.
+        JsonValueError: the bytes are no JSON value.
 
     Example:
         >>> decode_json(b'{"a": "x \\\\ud83d", "b": NaN}')

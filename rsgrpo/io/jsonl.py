@@ -73,7 +73,7 @@ def cut_line_note(path: Path) -> str:
         path: a file of JSON lines; a missing one has no cut line.
 
     Returns:
-        One line for people; empty where there is nothing to say.
+        One line for people; empty where the last line is whole.
 
     Raises:
         FileError: the file cannot be read.
@@ -119,7 +119,8 @@ def numbered_rows(path: Path, on_problem: Callable[[FileError], None] = refuse) 
         on_problem: is called with a line's problem; if it returns, the line is left out.
 
     Yields:
-        Number, from 1, and row; a last line without its line break is left out (:func:`cut_line_note` says so).
+        The number of each line, from 1, and its row; a last line without its line break is left out
+        (:func:`cut_line_note` says so).
 
     Raises:
         FileError: the file cannot be read; by default also if a whole line is not a JSON object. The message names

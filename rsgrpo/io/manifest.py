@@ -20,7 +20,8 @@ from rsgrpo.io.record_codec import RecordError, from_plain, to_plain, version_pr
 
 MANIFEST_FILE = "manifest.json"
 CHECKPOINT_VERSION = 3
-"""Of the form of everything in a checkpoint; 1 had no manifest, and pickles, which this release does not open."""
+"""The version of the form of everything in a checkpoint; 1 had no manifest, and pickles, which this release does not
+open."""
 
 _FILES_OF_VERSION_1 = ("driver.pkl", "policy/mp_rank_00_model_states.pt", "batch.pkl")
 
@@ -30,9 +31,9 @@ class FileDigest:
     """One file when it was complete.
 
     Attributes:
-        name: its path in the folder, with ``/``.
-        num_bytes: its size.
-        sha256: 64 hexadecimal digits.
+        name: the path of the file in the folder, with ``/``.
+        num_bytes: the size of the file in bytes.
+        sha256: the SHA-256 of the file as 64 hexadecimal digits.
     """
 
     name: str
@@ -45,8 +46,8 @@ class Manifest:
     """What stands in ``manifest.json``.
 
     Attributes:
-        version: :data:`CHECKPOINT_VERSION`.
-        files: every file that counts.
+        version: the version of the form, :data:`CHECKPOINT_VERSION`.
+        files: the digests of all files that belong to the folder.
     """
 
     version: int
@@ -61,7 +62,7 @@ def digest(folder: Path, name: str) -> FileDigest:
         name: the path of the file in the folder, with ``/``.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with (folder / name).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -69,7 +70,7 @@ def digest(folder: Path, name: str) -> FileDigest:
 
 
 def _digests(folder: Path, names: Sequence[str]) -> list[FileDigest]:
-    """Several files at once: hashing leaves the interpreter free."""
+    """Digests of several files, which are read at the same time: hashing leaves the interpreter free."""
     with ThreadPoolExecutor(max_workers=max(1, min(len(names), os.cpu_count() or 1))) as pool:
         return list(pool.map(lambda name: digest(folder, name), names))
 
@@ -137,7 +138,7 @@ def folder_problem(folder: Path, needed: Iterable[str] = ()) -> str:
 
 
 def _read_manifest(folder: Path) -> tuple[Mapping[str, FileDigest], str]:
-    """Its files by name, or what is wrong."""
+    """The digests of a manifest's files by name, or what is wrong with it."""
     path = folder / MANIFEST_FILE
     if not path.exists():
         old = next((name for name in _FILES_OF_VERSION_1 if (folder / name).exists()), "")

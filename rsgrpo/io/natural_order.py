@@ -10,7 +10,7 @@ _DIGITS = re.compile(r"\d+")
 
 _Run = tuple[str, tuple[int, str]]
 NaturalKey = tuple[tuple[tuple[_Run, ...], tuple[_Run, ...]], ...]
-"""Stem and suffix of each folder and of the file, as runs of a text and the number behind it."""
+"""The key of a path: stem and suffix of each folder and of the file, as runs of a text and the number behind it."""
 
 
 def natural_key(name: str) -> tuple[NaturalKey, str]:

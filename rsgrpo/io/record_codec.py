@@ -86,7 +86,7 @@ def from_plain(kind: type[Record], plain: object, arrays: Arrays | None = None) 
         arrays: the arrays as :func:`to_plain` filled them in; None: the record has none, and only finite numbers.
 
     Raises:
-        RecordError: something does not fit; the message says where, what it is and what it should be.
+        RecordError: a value does not fit; the message says where, what it is and what it should be.
     """
     try:
         record: Record = _codec_of(kind).decode(plain, arrays)
@@ -124,7 +124,7 @@ def read_record(folder: Path, name: str, kind: type[Record], *, version: int) ->
         version: the version of the form that this release reads.
 
     Raises:
-        RecordError: another record, another version, or something that does not fit.
+        RecordError: the files hold another record, another version, or a value that does not fit.
         FileError: a file is missing, damaged or unreadable.
     """
     path = folder / f"{name}.json"

@@ -53,8 +53,8 @@ def open_regular(path: str) -> io.FileIO:
         path: the path of the file.
 
     Raises:
-        SpecialFileError: it is a pipe or a device.
-        OSError: it is missing, a folder, a socket, or may not be read.
+        SpecialFileError: the path names a pipe or a device.
+        OSError: the path is missing, a folder, a socket, or may not be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for who writes
     try:

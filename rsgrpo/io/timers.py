@@ -50,7 +50,7 @@ class StageClock:
         file: a JSON object of seconds by stage; need not exist.
 
     Attributes:
-        problem: why the seconds before this process are not known; empty: they are, or there are none.
+        problem: why the seconds before this process are not known; empty: they are known, or there are none.
 
     Example:
         >>> clock = StageClock(Path("run/stage_seconds.json"))

@@ -29,14 +29,14 @@ from rsgrpo.model.sizes import ModelSizes, StackSizes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedSize:
-    """A packed sequence.
+    """The sizes of a packed sequence that its memory and time depend on.
 
     Attributes:
-        num_tokens: T.
-        num_response_tokens: R.
-        num_patches: of all its pages, each page once; 0 where their features are stored.
-        num_pairs: pairs of a query and a key that it sees.
-        num_image_pairs: pairs of patches of the same page, both ways.
+        num_tokens: T, how many tokens the sequence has.
+        num_response_tokens: R, how many of them are response tokens.
+        num_patches: how many patches all its pages have, each page once; 0 where their features are stored.
+        num_pairs: how many pairs there are of a query and a key that it sees.
+        num_image_pairs: how many pairs there are of patches of the same page, both ways.
     """
 
     num_tokens: int
@@ -51,12 +51,13 @@ class ActivationMemory:
     """Bytes of a sequence, beside weights and their gradients.
 
     Attributes:
-        pixels: of its pages, float32.
-        kept: layers' inputs or, without recomputation, all that they keep; a trained tower's are in ``vision_kept``.
-        vision_kept: what a trained vision tower keeps; 0 for a frozen one.
-        vision: the most that the tower takes while it runs.
-        layer: the most that a layer's backward pass takes beside what is kept.
-        head: the most that the head takes beside what is kept.
+        pixels: bytes of the pixels of its pages, float32.
+        kept: bytes of the layers' inputs or, without recomputation, of all that layers keep; a trained tower's are in
+            ``vision_kept``.
+        vision_kept: bytes that a trained vision tower keeps; 0 for a frozen one.
+        vision: the most bytes that the tower takes while it runs.
+        layer: the most bytes that a layer's backward pass takes beside what is kept.
+        head: the most bytes that the head takes beside what is kept.
     """
 
     pixels: int
@@ -68,14 +69,14 @@ class ActivationMemory:
 
     @property
     def peak(self) -> int:
-        """The most at a time: tower, layers and head come one after the other."""
+        """The most bytes at a time: tower, layers and head come one after the other."""
         return self.pixels + self.vision_kept + max(self.vision, self.kept + max(self.layer, self.head))
 
 
 def activation_memory(
     model: ModelSizes, packed: PackedSize, *, weight_bytes: int, recomputes: bool, device: str = "gpu"
 ) -> ActivationMemory:
-    """Bytes of a sequence.
+    """Compute the bytes that a packed sequence takes.
 
     Args:
         model: the sizes of the model.
@@ -107,19 +108,19 @@ def activation_memory(
 
 
 def _kept(stack: StackSizes, tokens: int, *, b: int, keeps_scaled: bool) -> int:
-    """What a block keeps for its backward pass."""
+    """Bytes that a block keeps for its backward pass."""
     norms = 2 * tokens * stack.hidden * (FP32 + b * (1 + keeps_scaled))
     attention = b * tokens * (3 * stack.query_width + 2 * stack.key_width) + FP32 * tokens * stack.heads
     return norms + attention + 4 * b * tokens * stack.intermediate
 
 
 def _adapters(model: ModelSizes, tokens: int, b: int) -> int:
-    """What the adapters of a layer keep: the narrow result of A, of all seven matrices at most."""
+    """Bytes that the adapters of a layer keep: the narrow result of A, of all seven matrices at most."""
     return 7 * b * tokens * model.adapter_rank
 
 
 def _backward(stack: StackSizes, tokens: int, *, b: int) -> int:
-    """What a block's backward pass takes beside what it keeps, at its largest: in the MLP, or in attention."""
+    """The most bytes that a block's backward pass takes beside what it keeps: in the MLP, or in attention."""
     in_mlp = 2 * b * tokens * stack.intermediate
     # The backend that works in tiles holds queries, keys, values, their gradients and three widths of outputs.
     widths = 2 * (stack.query_width + 2 * stack.key_width) + 3 * stack.query_width
@@ -128,7 +129,7 @@ def _backward(stack: StackSizes, tokens: int, *, b: int) -> int:
 
 
 def _head(model: ModelSizes, packed: PackedSize, *, b: int, device: str) -> int:
-    """The last norm, the responses' states and their gradients, and the larger of both passes over the chunks."""
+    """Bytes of the last norm, of the responses' states and their gradients, and of the larger pass over the chunks."""
     hidden, is_narrow = model.language.hidden, b < FP32
     logits = min(packed.num_response_tokens * model.vocabulary, max(CHUNK_LOGITS[device], model.vocabulary))
     forward = 2 * FP32 * logits  # and their exponentials
@@ -149,7 +150,7 @@ def _head(model: ModelSizes, packed: PackedSize, *, b: int, device: str) -> int:
 
 
 def _vision_kept(model: ModelSizes, patches: int, *, b: int, recomputes: bool) -> int:
-    """What a trained tower keeps until the language model's backward pass is through."""
+    """Bytes that a trained tower keeps until the language model's backward pass is through."""
     if not model.is_vision_trained:
         return 0
     tower = model.vision
@@ -159,13 +160,13 @@ def _vision_kept(model: ModelSizes, patches: int, *, b: int, recomputes: bool) -
 
 
 def _vision_inputs(model: ModelSizes, patches: int, *, b: int) -> int:
-    """Pixels in the tower's precision where that is another, and the float32 angles of rows and columns."""
+    """Bytes of pixels in the tower's precision where that is not float32, and of rows' and columns' float32 angles."""
     copied = b * patches * model.patch_values if b < FP32 else 0
     return copied + 2 * FP32 * patches * model.vision.head_size
 
 
 def _vision_runs(model: ModelSizes, patches: int, *, b: int) -> int:
-    """The most that the tower takes at a time."""
+    """The most bytes that the tower takes at a time."""
     tower = model.vision
     # A block turns queries and keys by their angles in float32: six widths at a time, beside five in its precision
     # (in float32 the copies are the tensors themselves: eleven in all).

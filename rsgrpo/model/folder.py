@@ -40,7 +40,7 @@ def find_model(path: str, revision: str, *, with_weights: bool = True) -> Path:
         with_weights: whether the weights are fetched too; else only config, tokenizer and processor.
 
     Raises:
-        ModelError: it is no Qwen2.5-VL, or the hub does not give it.
+        ModelError: the model is no Qwen2.5-VL, or the hub does not give it.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -67,7 +67,7 @@ def check_model_type(folder: Path, setting: str = "") -> None:
         setting: the key and value that name it, for the message; empty: ``model.path``.
 
     Raises:
-        ModelError: no readable ``config.json``, or another model's.
+        ModelError: the folder has no readable ``config.json``, or that of another model.
     """
     setting = setting or _own_setting(folder)
     try:
@@ -83,8 +83,8 @@ class StoredTensor:
     """A tensor of a model's weights.
 
     Attributes:
-        file: that holds it.
-        shape: of it.
+        file: the file that holds the tensor.
+        shape: the shape of the tensor.
     """
 
     file: Path
@@ -144,7 +144,7 @@ def check_sizes(folder: Path) -> None:
         folder: the folder that holds the model.
 
     Raises:
-        ModelError: names the size that does not fit.
+        ModelError: a size does not fit; the message names it.
     """
     import torch
     from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
@@ -174,7 +174,7 @@ def check_sizes(folder: Path) -> None:
 
 
 def _sizes_of_weights(tensors: Mapping[str, StoredTensor]) -> tuple[tuple[int, ...], int, int]:
-    """Shape of the embedding, layers of the language model, blocks of the vision tower."""
+    """The shape of the embedding, and how many layers language model and vision tower have, by the weights."""
     shape: tuple[int, ...] = ()
     layers, blocks = {-1}, {-1}
     for name, tensor in tensors.items():
@@ -194,7 +194,7 @@ def check_limits(folder: Path, config: Config) -> None:
         config: the settings, of which ``rollout`` counts.
 
     Raises:
-        ConfigError: names setting and limit.
+        ConfigError: a size is beyond a limit; the message names setting and limit.
     """
     from transformers import AutoConfig  # here for the same reason as below
 

@@ -77,10 +77,11 @@ class ImageFeed(Generic[Loaded]):
             demands: the images of each demand, in its order; an image may stand there more than once.
 
         Yields:
-            As many pages as the demand names, in its order.
+            The pages of one demand after the other, each time as many as it names, in its order.
 
         Raises:
-            Exception: what ``load`` or ``num_bytes`` raised, once all demands before the one concerned were met.
+            Exception: the exception that ``load`` or ``num_bytes`` raised, once all demands before the one concerned
+                were met.
         """
         uses: _Uses = defaultdict(deque)
         for index, refs in enumerate(demands):
@@ -125,7 +126,7 @@ class ImageFeed(Generic[Loaded]):
         return True
 
     def _needed_last(self, index: int, uses: _Uses) -> ImageRef | None:
-        """Of the pages held, the one whose next use is furthest behind demand ``index``; None: there is none."""
+        """The page held whose next use is furthest behind demand ``index``; None: no page is held."""
         last, furthest = None, float(index)
         for ref in self._held:
             following = uses.get(ref)

@@ -21,7 +21,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _blocks(weight: Tensor) -> Iterator[slice]:
-    """Words of the vocabulary, so many at a time that float32 copies of their weights stay small."""
+    """Give the words of the vocabulary, so many at a time that float32 copies of their weights stay small."""
     size = max(1, BLOCK_WEIGHTS[_kind(weight)] // weight.shape[1])
     return (slice(start, start + size) for start in range(0, len(weight), size))
 

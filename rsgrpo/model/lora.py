@@ -39,11 +39,11 @@ class ExportedParameter:
     """A tensor of the model as ``from_pretrained`` knows it, and what it is made of.
 
     Attributes:
-        name: in a model without adapters.
-        base: the parameter itself, or the frozen weight under an adapter.
-        down: A, [r, inputs]; None without an adapter.
-        up: B, [outputs, r]; None without an adapter.
-        scaling: alpha / r.
+        name: the name of the tensor in a model without adapters.
+        base: the parameter itself, or the frozen weight [outputs, inputs] under an adapter.
+        down: A, the adapter's first matrix, [r, inputs]; None without an adapter.
+        up: B, the adapter's second matrix, [outputs, r]; None without an adapter.
+        scaling: the factor of the adapter, alpha / r; 0 without one.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ExportedParameter:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What has to be whole before :meth:`tensor` is called."""
+        """The parameters that have to be whole before :meth:`tensor` is called."""
         return [parameter for parameter in (self.base, self.down, self.up) if parameter is not None]
 
     @property
@@ -94,7 +94,7 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
         config: rank, scale and targets; the rank is above 0.
 
     Raises:
-        ConfigError: see :func:`target_layers`.
+        ConfigError: targets or rank do not fit the model, see :func:`target_layers`.
     """
     from peft import LoraConfig as PeftLoraConfig  # here, because a model without adapters does without peft
     from peft import inject_adapter_in_model
@@ -121,7 +121,7 @@ def check_adapters(folder: Path, config: LoraConfig) -> None:
         config: rank and targets; nothing is checked where the rank is 0.
 
     Raises:
-        ConfigError: see :func:`target_layers`.
+        ConfigError: targets or rank do not fit the model, see :func:`target_layers`.
     """
     if config.rank:
         with torch.device("meta"):
@@ -141,8 +141,8 @@ def target_layers(model: nn.Module, config: LoraConfig) -> list[str]:
         config: targets and rank.
 
     Raises:
-        ConfigError: a target that matches no layer, or only of the vision tower without ``include_vision``; a rank
-            above a layer's width.
+        ConfigError: a target matches no layer, or only layers of the vision tower without ``include_vision``; or the
+            rank is above a layer's width.
 
     Example:
         ``q_proj`` and ``self_attn.q_proj`` mean the same layers, one in each block of the language model.
@@ -211,7 +211,7 @@ def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
 
 def adapter_parameters(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
-    """A [r, inputs] and B [outputs, r] of a layer."""
+    """The adapter's matrices A [r, inputs] and B [outputs, r] of a layer."""
     return layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
 
 
@@ -243,7 +243,7 @@ def exported_parameters(model: nn.Module) -> list[ExportedParameter]:
         model: a model with or without adapters.
 
     Returns:
-        In the model's own order, named as in a model without adapters.
+        The tensors in the model's own order, named as in a model without adapters.
 
     Example:
         ``…q_proj.base_layer.weight``, ``…lora_A.default.weight`` and ``…lora_B.default.weight`` become one
@@ -269,7 +269,7 @@ def exported_parameters(model: nn.Module) -> list[ExportedParameter]:
 
 
 def of_trained_layers(exported: Sequence[ExportedParameter]) -> list[ExportedParameter]:
-    """What an engine has to be sent after an update: whole layers of its own, wherever a part of one is trained.
+    """Choose what an engine has to be sent after an update: all of each of its layers of which a part is trained.
 
     Args:
         exported: the parameters that :func:`exported_parameters` gave.

@@ -8,30 +8,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 CHUNK_LOGITS: Mapping[str, int] = {"gpu": 2**26, "cpu": 2**24}
-"""Logits held at a time, in float32, by kind of device: 256 MiB on a GPU, some 440 rows of Qwen's vocabulary, enough to
-keep it busy; 64 MiB on a CPU, which gains nothing from more."""
+"""The most logits that are held at a time, in float32, by kind of device: 256 MiB on a GPU, some 440 rows of Qwen's
+vocabulary, enough to keep it busy; 64 MiB on a CPU, which gains nothing from more."""
 
 BLOCK_WEIGHTS: Mapping[str, int] = {"gpu": 2**24, "cpu": 2**22}
-"""Elements of the head's weight that are handled at a time where a product needs them, or makes their gradient, in
-float32: 64 MiB on a GPU, 16 MiB on a CPU."""
+"""The most elements of the head's weight that are handled at a time where a product needs them, or makes their
+gradient, in float32: 64 MiB on a GPU, 16 MiB on a CPU."""
 
 IMAGE_BYTES = 3 * 2**27
-"""Packed pixels that a rank keeps in host memory: 86 pages of 1.57 million pixels."""
+"""The most bytes of packed pixels that a rank keeps in host memory: 86 pages of 1.57 million pixels."""
 
 CHANNELS = 3
-"""Of a page."""
+"""The number of colour channels of a page."""
 
 FRAMES = 2
-"""Times that the vision tower's patches hold each page, whose copies are not packed."""
+"""How many times the vision tower's patches hold each page; the copies are not packed."""
 
 FP32 = 4
-"""Bytes of a float32 number."""
+"""How many bytes a float32 number takes."""
 
 _MOST_IN_BUCKET = 500_000_000  # DeepSpeed's own default
 
 
 def bucket_elements(num_trained: int) -> int:
-    """Elements of a buffer through which DeepSpeed sums gradients over ranks; it is always allocated whole.
+    """How many elements the buffer has through which DeepSpeed sums gradients over ranks; it is always allocated whole.
 
     One that holds all gradients is never given away half full, so that a larger one would sum the same.
 

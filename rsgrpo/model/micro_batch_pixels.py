@@ -25,7 +25,7 @@ class MicroBatchPixels:
         features: the features of a frozen tower, with their store; None: sequences carry pixels.
 
     Attributes:
-        waited_seconds: for pages, since the last step began.
+        waited_seconds: how many seconds were spent waiting for pages since the last step began.
     """
 
     def __init__(self, encoder: PromptEncoder, device: torch.device, features: ImageFeatures | None = None) -> None:

@@ -35,9 +35,9 @@ class GroupSize:
     """What planning needs to know of a group.
 
     Attributes:
-        sample_id: for messages.
-        num_prompt_tokens: with every image placeholder expanded.
-        response_lengths: tokens of each response.
+        sample_id: the id of the group's sample, for messages.
+        num_prompt_tokens: how many tokens the prompt has, with every image placeholder expanded.
+        response_lengths: how many tokens each response has.
     """
 
     sample_id: str
@@ -50,10 +50,10 @@ class Segment:
     """A prompt with some of its responses, side by side in one sequence.
 
     Attributes:
-        group: index of the group among those that were planned.
-        responses: indexes of the responses within the group.
-        num_prompt_tokens: length of the prompt.
-        response_lengths: lengths of these responses.
+        group: the index of the group among those that were planned.
+        responses: the indexes of the responses within the group.
+        num_prompt_tokens: how many tokens the prompt has.
+        response_lengths: how many tokens each of these responses has.
     """
 
     group: int
@@ -63,12 +63,12 @@ class Segment:
 
     @property
     def num_tokens(self) -> int:
-        """Packed tokens that the segment takes."""
+        """How many packed tokens the segment takes."""
         return self.num_prompt_tokens + sum(self.response_lengths)
 
     @property
     def num_pairs(self) -> int:
-        """Pairs of a query and a key that it sees: the segment's attention work."""
+        """How many pairs of a query and a key that it sees the segment has: its attention work."""
         return attention_pairs(self.num_prompt_tokens, self.response_lengths)
 
 
@@ -77,12 +77,12 @@ class PackedSequence:
     """Where everything stands in one packed sequence.
 
     Attributes:
-        segments: in the order in which they stand.
-        prompt_starts: first token of each segment's prompt.
-        response_starts: first token of every response, segment by segment.
-        response_segments: which segment each response belongs to.
-        response_lengths: of every response.
-        num_tokens: length of the sequence.
+        segments: the segments, in the order in which they stand.
+        prompt_starts: the position of the first token of each segment's prompt.
+        response_starts: the position of the first token of every response, segment by segment.
+        response_segments: the index of the segment that each response belongs to.
+        response_lengths: how many tokens every response has.
+        num_tokens: how many tokens the sequence has.
     """
 
     segments: tuple[Segment, ...]
@@ -136,8 +136,8 @@ def split_group(size: GroupSize, index: int, *, budget: int, share_prefix: bool,
         max_pairs: most :func:`attention_pairs` of a segment (``trainer.micro_batch_pairs``); 0: no cap.
 
     Returns:
-        Segments that hold every response once. The longest responses come first, so that those of
-        one segment are of similar length.
+        The segments, which hold every response once. The longest responses come first, so that those of one segment are
+        of similar length.
 
     Raises:
         TokenBudgetError: the prompt and its longest response alone are above the budget or the cap.
@@ -185,10 +185,10 @@ def plan_micro_batches(
         max_pairs: most pairs of a query and a key that it sees in a micro-batch; 0: no cap.
 
     Returns:
-        Micro-batches; together they hold every response of every group once.
+        The segments of each micro-batch; together they hold every response of every group once.
 
     Raises:
-        TokenBudgetError: see :func:`split_group`.
+        TokenBudgetError: a prompt and one response do not fit, see :func:`split_group`.
     """
     segments = [
         segment
@@ -228,7 +228,7 @@ def balance(costs: Sequence[int], num_ranks: int) -> tuple[tuple[int, ...], ...]
         num_ranks: how many shares are made.
 
     Returns:
-        Item indexes of each rank, in ascending order; a rank may get none.
+        The item indexes of each rank, in ascending order; a rank may get none.
 
     Example:
         ``balance([5, 4, 3, 2], 2)`` is ``((0, 3), (1, 2))``.
@@ -276,7 +276,7 @@ def predictor_index(packed: PackedSequence) -> IndexArray:
     token t at the response's own position t - 1.
 
     Returns:
-        [sum of response lengths] int64, response by response.
+        [sum of response lengths] int64, the positions response by response.
 
     Example:
         Prompt 3, responses (2, 4): ``[2, 3,  2, 5, 6, 7]``.

@@ -34,7 +34,7 @@ class PixelPacker:
         self._tables = self._find_tables(_TRIED_TOKENS * int(processor.patch_size) * int(processor.merge_size))
 
     def _find_tables(self, side: int) -> Tensor | None:
-        """[3, 256] float32, what each level of each channel becomes; None: pixels are not made so."""
+        """[3, 256] float32, what each level of each channel becomes; None: the processor works differently."""
         numbers = np.arange(CHANNELS * side * side, dtype=np.int64)
         every_level = Image.fromarray((numbers % _LEVELS).astype(np.uint8).reshape(side, side, CHANNELS))
         packed, _ = self._bits(every_level, do_resize=False)
@@ -58,7 +58,7 @@ class PixelPacker:
             image: the image as ``load_image`` gives it.
 
         Returns:
-            [patches, 3, 196] uint8, or [patches, 1176] float32 where they cannot be packed.
+            The pixels, [patches, 3, 196] uint8, or [patches, 1176] float32 where they cannot be packed; and the grid.
         """
         if self._tables is None:
             return self._processed(image)
@@ -81,7 +81,7 @@ class PixelPacker:
         return features["pixel_values"].to(torch.float32), (frames, rows, columns)
 
     def _bits(self, image: Image.Image, **settings: bool) -> tuple[Tensor | None, Grid]:
-        """The 8 bits that the processor makes numbers of; None: it does not."""
+        """The 8-bit pixels that the processor makes its numbers of, None if there are none; and the page's grid."""
         features = self._processor(
             images=[image], return_tensors="pt", do_rescale=False, do_normalize=False, **settings
         )

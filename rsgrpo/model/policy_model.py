@@ -41,8 +41,8 @@ class OpenedModel:
     """A model whose values are still in its folder.
 
     Attributes:
-        model: as it will be trained; its stored parameters hold no values and take no memory.
-        weights: their values.
+        model: the model as it will be trained; its stored parameters hold no values and take no memory.
+        weights: the values of these parameters, which still lie in the folder.
     """
 
     model: Qwen2_5_VLForConditionalGeneration
@@ -54,23 +54,23 @@ class MicroBatch:
     """One packed sequence on the device; R counts its response tokens, response by response.
 
     Attributes:
-        packed: where everything stands.
-        token_ids: [T] int64.
+        packed: the layout of the sequence: where segments, prompts and responses stand.
+        token_ids: [T] int64, the ids of all tokens.
         positions: [3, 1, T] int64, rotary positions.
-        plan: who attends to whom.
-        image_positions: [I] int64, packed positions of image tokens.
-        image_features: [I] int64, which feature row each of them shows.
-        pixel_values: [patches, 1176], every page once; None without images.
-        image_grid_thw: [pages, 3] int64; None without images.
+        plan: who attends to whom, as the attention backend takes it.
+        image_positions: [I] int64, the packed positions of image tokens.
+        image_features: [I] int64, the feature row that each of them shows.
+        pixel_values: [patches, 1176] float32, the pixels of every page once; None without images.
+        image_grid_thw: [pages, 3] int64, frames, rows and columns of patches of each page; None without images.
         predictors: [R] int64, the position that predicts each response token.
         targets: [R] int64, the response tokens.
-        positive_weights: [R] float32, P, or the token's weight.
-        negative_weights: [R] float32, Q.
+        positive_weights: [R] float32, P, or the token's weight in supervised training.
+        negative_weights: [R] float32, Q; zero in supervised training.
         rollout_logprobs: [R] float32, the engine's; None if it gave none.
         old_logprobs: [R] float32, pi_old; None if it is the forward pass itself.
-        temperatures: [R] float32, at which the response tokens were sampled; None where all are 1.
+        temperatures: [R] float32, the temperatures at which the response tokens were sampled; None where all are 1.
         cached_features: [features, H], what the frozen vision tower makes of the pages; None: run it on the pixels.
-        reference_logprobs: [R] float32, of the model that the KL term holds on to; None without one.
+        reference_logprobs: [R] float32, log-probabilities of the model that the KL term holds on to; None without one.
         kl_weights: [R] float32, what each token weighs in the KL term; None without one.
     """
 
@@ -105,7 +105,7 @@ def load_model(
         suppressed_ids: tokens outside the distribution; see :mod:`rsgrpo.model.suppressed_tokens`.
 
     Raises:
-        ModelError: as :func:`open_model`.
+        ModelError: the folder cannot be used, as in :func:`open_model`.
     """
     opened = open_model(folder, config, suppressed_ids)
     opened.weights.load(opened.model.parameters(), torch.device("cpu"))
@@ -159,7 +159,7 @@ def open_model(folder: Path, config: ModelConfig, suppressed_ids: Sequence[int] 
 
 
 def weights_dtype(config: ModelConfig) -> torch.dtype:
-    """What ``model.dtype`` means to torch."""
+    """The torch type that ``model.dtype`` names."""
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
@@ -209,7 +209,8 @@ class PolicyModel(nn.Module):
             with_entropy: whether the entropy is computed.
 
         Returns:
-            Two [R] float32 tensors in nats; the entropy carries no gradient, and is None where it is not asked for.
+            Log-probabilities and entropy, [R] float32 each, in nats; the entropy carries no gradient, and is None
+            where it is not asked for.
         """
         language = self.model.model.language_model
         embeddings = language.embed_tokens(batch.token_ids)
@@ -252,7 +253,7 @@ class PolicyModel(nn.Module):
 
 
 def group_sizes(groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt]) -> list[GroupSize]:
-    """What ``plan_micro_batches`` needs to know of groups.
+    """The sizes of groups, as ``plan_micro_batches`` takes them.
 
     Args:
         groups: the groups to be packed.

@@ -33,13 +33,13 @@ class WorkerSpec:
 
     Attributes:
         config: the run's settings.
-        model_folder: where to load the model from.
-        rank: of this worker.
-        world_size: number of ranks.
-        device: ``cpu`` or ``gpu``.
-        num_threads: CPU threads that this rank may use.
-        features_folder: where features of pages are kept; None: nowhere.
-        num_threads_alone: CPU threads while no engine works; 0: as ever.
+        model_folder: the folder that the model is loaded from.
+        rank: the number of this rank, from 0.
+        world_size: how many ranks there are.
+        device: the kind of device, ``cpu`` or ``gpu``.
+        num_threads: how many CPU threads this rank may use.
+        features_folder: the folder in which features of pages are kept; None: they are not kept.
+        num_threads_alone: how many CPU threads this rank may use while no engine works; 0: as many as ``num_threads``.
     """
 
     config: Config
@@ -53,7 +53,7 @@ class WorkerSpec:
 
     @property
     def torch_device(self) -> torch.device:
-        """Where this rank computes: Ray shows each worker its own GPU only."""
+        """The device on which this rank computes: Ray shows each worker its own GPU only."""
         return torch.device("cuda", 0) if self.device == "gpu" else torch.device("cpu")
 
 
@@ -114,7 +114,7 @@ def take_filled_tower(opened: OpenedModel, device: torch.device) -> PreTrainedMo
 
 
 def wrap_model(model: Qwen2_5_VLForConditionalGeneration, spec: WorkerSpec) -> PolicyModel:
-    """The model as DeepSpeed sees it.
+    """Wrap the model as DeepSpeed takes it.
 
     Args:
         model: the model of the policy or of the reference.

@@ -20,8 +20,8 @@ class ParameterSize:
     """A parameter of the model.
 
     Attributes:
-        name: as the model names it, adapters included.
-        num_elements: of it.
+        name: the parameter's name in the model, adapters included.
+        num_elements: how many elements it has.
         is_trained: whether the optimizer changes it.
         is_vision: whether it belongs to the vision tower (the projector included).
     """
@@ -37,12 +37,12 @@ class StackSizes:
     """A stack of transformer blocks.
 
     Attributes:
-        hidden: width of the stream.
-        intermediate: width of the MLP.
-        layers: how many blocks.
-        heads: of queries.
-        key_heads: of keys and values.
-        head_size: width of a head.
+        hidden: the width of the residual stream.
+        intermediate: the width of the MLP.
+        layers: how many blocks there are.
+        heads: how many heads of queries each block has.
+        key_heads: how many heads of keys and values each block has.
+        head_size: the width of a head.
     """
 
     hidden: int
@@ -64,7 +64,7 @@ class StackSizes:
 
     @property
     def matrix_elements(self) -> int:
-        """Elements of all matrices that a token passes: queries, keys, values, output, and the three of the MLP."""
+        """Elements of the matrices of all blocks: queries, keys, values, output, and the three of the MLP."""
         attention = self.hidden * (2 * self.query_width + 2 * self.key_width)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
@@ -74,16 +74,16 @@ class ModelSizes:
     """What memory and time of training depend on.
 
     Attributes:
-        parameters: each once; a tied head is the embedding.
-        language: the language model's blocks.
-        vision: the vision tower's.
-        vocabulary: rows of the head.
+        parameters: the sizes of all parameters, each once; a tied head is the embedding.
+        language: the sizes of the language model's blocks.
+        vision: the sizes of the vision tower's blocks.
+        vocabulary: how many rows the head has.
         is_tied: whether head and embedding are one parameter.
-        patch_values: numbers of a patch (3 channels × 2 frames × 14 × 14).
-        patches_a_token: patches merged into an image token.
-        full_vision_layers: blocks of the tower that attend over a whole page; the others over a window.
-        window_patches: most patches of a window.
-        adapter_rank: r of LoRA; 0: no adapters.
+        patch_values: how many numbers a patch has (3 channels × 2 frames × 14 × 14).
+        patches_a_token: how many patches are merged into an image token.
+        full_vision_layers: how many blocks of the tower attend over a whole page; the others attend over a window.
+        window_patches: the most patches of a window.
+        adapter_rank: r of LoRA; 0: there are no adapters.
     """
 
     parameters: tuple[ParameterSize, ...]
@@ -99,22 +99,22 @@ class ModelSizes:
 
     @property
     def num_elements(self) -> int:
-        """Elements of all parameters."""
+        """How many elements all parameters have."""
         return sum(parameter.num_elements for parameter in self.parameters)
 
     @property
     def num_trained(self) -> int:
-        """Elements that the optimizer changes."""
+        """How many elements the optimizer changes."""
         return sum(parameter.num_elements for parameter in self.parameters if parameter.is_trained)
 
     @property
     def num_vision(self) -> int:
-        """Elements of the vision tower, adapters in it included."""
+        """How many elements the vision tower has, adapters in it included."""
         return sum(parameter.num_elements for parameter in self.parameters if parameter.is_vision)
 
     @property
     def num_adapters(self) -> int:
-        """Elements of adapters, which engines get merged into the weights."""
+        """How many elements the adapters have, which engines get merged into the weights."""
         return self.num_trained if self.adapter_rank else 0
 
     @property
@@ -137,7 +137,7 @@ def model_sizes(folder: Path, config: ModelConfig) -> ModelSizes:
         config: the settings: frozen parts and adapters.
 
     Raises:
-        ConfigError: adapters that do not fit the model.
+        ConfigError: the adapters do not fit the model.
 
     Example:
         Qwen2.5-VL-3B has 3,754,622,976 elements, 3,085,938,688 of them in the language model with its tied head.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 SUPPRESSION_BIAS = -100.0
-"""Added to a suppressed token's logit: exp(-100) is nothing."""
+"""The number that is added to a suppressed token's logit: exp(-100) is practically nothing."""
 
 _VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
@@ -20,7 +20,7 @@ class Vocabulary(Protocol):
     """What is needed of a tokenizer."""
 
     def get_vocab(self) -> Mapping[str, int]:
-        """All tokens with their ids."""
+        """The ids of all tokens."""
 
 
 def suppressed_token_ids(tokenizer: Vocabulary, vocabulary_size: int) -> tuple[int, ...]:

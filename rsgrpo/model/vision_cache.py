@@ -48,13 +48,13 @@ class VisionCacheError(RsgrpoError):
 
 @dataclass(kw_only=True, slots=True)
 class CacheCounts:
-    """What happened so far.
+    """How often features were read, computed and removed so far.
 
     Attributes:
-        num_hits: pages whose features were read.
-        num_misses: pages whose features were computed.
-        num_corrupt: entries that were damaged, and removed.
-        num_evicted: entries that made room.
+        num_hits: how many pages' features were read.
+        num_misses: how many pages' features were computed.
+        num_corrupt: how many entries were damaged, and removed.
+        num_evicted: how many entries were removed to make room.
     """
 
     num_hits: int = 0
@@ -96,7 +96,7 @@ class FeatureStore:
             return None
 
     def read(self, key: str) -> Tensor | None:
-        """An entry's features [tokens, H], checked against its checksum; None: no entry, or a damaged one.
+        """An entry's features [tokens, H], compared with its checksum; None: there is no entry, or a damaged one.
 
         Args:
             key: the key of the entry, see :func:`feature_key`.
@@ -166,7 +166,7 @@ class FeatureStore:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Writers take turns, so that together they keep to the bound; readers need not wait."""
+        """Lock the folder for a writer: writers take turns, so that together they keep to the bound; readers go on."""
         descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -253,7 +253,7 @@ class ImageFeatures:
 
     @property
     def counts(self) -> CacheCounts:
-        """What happened so far."""
+        """How often features were read, computed and removed so far."""
         return self._store.counts
 
     def parameters(self, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:

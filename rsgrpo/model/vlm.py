@@ -41,9 +41,9 @@ class ProcessedImage:
     """A page as the processor will make it; its pixels come from :class:`PromptEncoder`.
 
     Attributes:
-        ref: which page.
-        grid: (frames, rows, columns) in patches.
-        num_tokens: positions that it takes in the prompt.
+        ref: the page's image.
+        grid: frames, rows and columns of its patches.
+        num_tokens: how many positions it takes in the prompt.
         is_stored: whether the page's features are stored, so that nobody needs its pixels.
     """
 
@@ -58,10 +58,10 @@ class EncodedPrompt:
     """A prompt ready for the model.
 
     Attributes:
-        sample_id: the question.
-        token_ids: [P] int64, one image placeholder an image token.
+        sample_id: the id of the question.
+        token_ids: [P] int64, the ids of the prompt, with one image placeholder for each image token.
         positions: [3, P] int64, rotary positions (frame, row, column).
-        images: the pages, in order.
+        images: the pages, in the order of their placeholders.
         response_images: the pages that each response of the group shows; empty where none shows any.
     """
 
@@ -114,7 +114,7 @@ def rope_positions(
         merge_size: how many patches are merged into one token, per side.
 
     Returns:
-        [3, P] int64.
+        [3, P] int64, the positions of frame, row and column.
 
     Raises:
         PromptError: the placeholders do not fit the grids.
@@ -209,7 +209,7 @@ class PromptEncoder:
             prompts: the prompts, chat template applied, one placeholder per image.
 
         Returns:
-            One encoded prompt each, in order.
+            One encoded prompt for each prompt, in order.
 
         Raises:
             PromptError: markers and images do not match, or the prompt is longer than the limit.
@@ -292,8 +292,8 @@ class PromptEncoder:
             image: the image as it stands in an encoded prompt.
 
         Raises:
-            ImageError: it is damaged.
-            PromptError: it is not what it was when the prompt was encoded.
+            ImageError: the page is damaged.
+            PromptError: the page is not what it was when the prompt was encoded.
         """
         with self._reading([[image.ref]]) as feed:
             return self.unpacked(next(feed)[0])
@@ -313,8 +313,8 @@ class PromptEncoder:
             sequences: the images of each sequence.
 
         Yields:
-            By page what :meth:`unpacked` makes pixels of. Stored pages are left out; where features are kept, so are
-            those that an earlier sequence brought: their features are stored by then.
+            The pixels of each sequence by page, as :meth:`unpacked` takes them. Stored pages are left out; where
+            features are kept, so are those that an earlier sequence brought: their features are stored by then.
 
         Raises:
             ImageError: a page of the sequence is damaged.
@@ -346,7 +346,7 @@ class PromptEncoder:
         return ProcessedImage(ref=ref, grid=grid, num_tokens=num_tokens, is_stored=stored is not None)
 
     def _grid(self, ref: ImageRef) -> tuple[int, int, int]:
-        """The page's grid, by the size that its header names."""
+        """The grid of a page, from the size that its header names."""
         if ref not in self._grids:
             width, height = smart_resize(
                 *image_size(ref, self._rules),

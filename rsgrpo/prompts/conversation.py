@@ -29,7 +29,8 @@ from rsgrpo.text.sections import opened_section
 from rsgrpo.types import ChatPrompt, ImageRef, IntArray, Sample, Turn
 
 TURN_END = "<|im_end|>"
-"""What Qwen's chat template puts behind every turn; an answer's own is a target, so that the model learns to stop."""
+"""The text that Qwen's chat template puts behind every turn; an answer's own is a target, so that the model learns to
+stop."""
 
 
 class TextEncoder(Protocol):
@@ -44,9 +45,9 @@ class ResponsePart:
     """A stretch of a conversation behind its first assistant header.
 
     Attributes:
-        text: as the chat template writes it, one placeholder per image.
-        is_target: whether the model is to learn it: an answer and the end of its turn.
-        images: of its placeholders, in order; answers have none.
+        text: the text as the chat template writes it, with one placeholder per image.
+        is_target: whether the model is to learn the text: an answer and the end of its turn.
+        images: the images of the text's placeholders, in order; answers have none.
     """
 
     text: str
@@ -59,9 +60,9 @@ class Conversation:
     """A conversation, chat template applied.
 
     Attributes:
-        sample_id: the sample it comes from.
-        prompt: everything up to and with the first assistant header.
-        parts: what follows, targets and what stands between them in turns.
+        sample_id: the id of the sample that the conversation comes from.
+        prompt: the prompt: everything up to and with the first assistant header.
+        parts: what follows the prompt: targets and what stands between them, in turns.
     """
 
     sample_id: str
@@ -70,7 +71,7 @@ class Conversation:
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
-        """All images, in order."""
+        """All images of the conversation, in order."""
         return (*self.prompt.images, *(image for part in self.parts for image in part.images))
 
     def renamed(self, sample_id: str) -> Conversation:

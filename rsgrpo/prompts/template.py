@@ -28,7 +28,7 @@ PUBLISHED_TEMPLATES: Mapping[tuple[int, str], str] = {
     (974, "5a87054effd9"): "EVisRAG CCoT",
     (1482, "58891327b902"): "EVisRAG DDCoT",
 }
-"""Published prompts by length and the first twelve digits of their SHA-256, rendered with ``{query}``."""
+"""The names of published prompts, by length and the first twelve digits of their SHA-256, rendered with ``{query}``."""
 
 _SHA_DIGITS = 12
 
@@ -74,7 +74,7 @@ class PromptWriter:
         return parts
 
     def parts(self, sample: Sample) -> tuple[str | None, ...]:
-        """Text, and None for each image, in the order in which they are read.
+        """Word the user's turn: text, and None for each image, in the order in which they are read.
 
         Raises:
             PromptTemplateError: the template fails on this question.
@@ -101,7 +101,7 @@ class PromptWriter:
 
 
 def _worded(sample: Sample) -> tuple[object, ...]:
-    """What a question's wording depends on."""
+    """Everything that the wording of a question depends on."""
     return sample.question, sample.prompt, len(sample.images), sample.choices
 
 
@@ -140,7 +140,8 @@ class PromptBuilder:
             sample: the sample whose question is asked.
 
         Returns:
-            Text up to and with the assistant header, one ``<|image_pad|>`` an image, and the pages in order.
+            The text up to and with the assistant header, with one ``<|image_pad|>`` for each image, and the pages in
+            order.
 
         Raises:
             PromptTemplateError: the template fails on this question, or the text holds a control token
@@ -195,8 +196,8 @@ def response_behind(prompt: ChatPrompt, response: str) -> str:
         response: a gold response with all of its tags; may be empty.
 
     Returns:
-        The response; without its first tag, and blanks behind that which stand in the prompt already, where the prompt
-        opened a section.
+        The response as given; where the prompt opened a section, without its first tag, and without blanks behind the
+        tag that stand in the prompt already.
 
     Raises:
         PromptTemplateError: the prompt opened a section with which the response does not begin.
@@ -225,10 +226,11 @@ def template_fingerprint(path: str) -> tuple[int, str]:
         path: the path of the Jinja file.
 
     Returns:
-        Characters, and the first twelve hexadecimal digits; a key of ``PUBLISHED_TEMPLATES`` for those.
+        The number of characters, and the first twelve hexadecimal digits; together a key of ``PUBLISHED_TEMPLATES`` for
+        a published prompt.
 
     Raises:
-        PromptTemplateError: as ``PromptBuilder``.
+        PromptTemplateError: the template is missing, is no Jinja, or does not use ``question``.
 
     Example:
         A file ``{{ question }}`` gives ``(7, "…")``: the seven characters of ``{query}``.

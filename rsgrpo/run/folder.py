@@ -51,8 +51,8 @@ class RunFolder:
     """Paths inside one run's folder.
 
     Attributes:
-        root: the folder.
-        note: what its user should know of it; empty: nothing.
+        root: the path of the folder.
+        note: what the user should know of it; empty: nothing.
     """
 
     root: Path
@@ -60,55 +60,55 @@ class RunFolder:
 
     @property
     def config_file(self) -> Path:
-        """Resolved settings."""
+        """The file with the resolved settings."""
         return self.root / "config.yaml"
 
     @property
     def rollouts_file(self) -> Path:
-        """Groups kept for the report."""
+        """The file of the groups kept for the report."""
         return self.root / "rollouts.jsonl"
 
     @property
     def image_view_file(self) -> Path:
-        """Bounds of pages, ours and the processor's."""
+        """The file with the bounds of pages, ours and the processor's."""
         return self.root / "image_view.json"
 
     @property
     def attention_file(self) -> Path:
-        """What the ranks compute attention with."""
+        """The file that says what the ranks compute attention with."""
         return self.root / "attention.json"
 
     @property
     def summary_file(self) -> Path:
-        """What the run reached."""
+        """The file that says what the run reached."""
         return self.root / "summary.json"
 
     @property
     def stage_seconds_file(self) -> Path:
-        """Wall-clock time by stage."""
+        """The file with the wall-clock time by stage."""
         return self.root / "stage_seconds.json"
 
     @property
     def data(self) -> Path:
-        """The quickstart's data."""
+        """The folder of the quickstart's data."""
         return self.root / "data"
 
     @property
     def base_model(self) -> Path:
-        """The quickstart's small model, as it is before training."""
+        """The folder of the quickstart's small model, as it is before training."""
         return self.root / "base_model"
 
     @property
     def checkpoints(self) -> Path:
-        """Checkpoints to go on from."""
+        """The folder of the checkpoints to go on from."""
         return self.root / "checkpoints"
 
     def model(self, stage: str) -> Path:
-        """The model that a stage ended with."""
+        """The folder of the model that a stage ended with."""
         return self.root / "models" / stage
 
     def evaluation(self, point: str) -> Path:
-        """Predictions and metrics of one evaluation, such as ``after_rl``."""
+        """The folder with predictions and metrics of one evaluation, such as ``after_rl``."""
         return self.root / "evaluations" / point
 
 
@@ -125,7 +125,7 @@ def read_settings(file: Path) -> DictConfig:
         file: the file of settings, such as a run's ``config.yaml``.
 
     Raises:
-        FileError: it is missing, empty, no YAML, or holds something else.
+        FileError: the file is missing, empty, no YAML, or holds something else.
     """
     content = read_bytes(file)
     try:
@@ -140,7 +140,7 @@ def read_settings(file: Path) -> DictConfig:
 
 
 def _settings_of(folder: RunFolder) -> Config:
-    """What the run was begun with."""
+    """The settings that the run was begun with."""
     way_out = (
         "put it back, or move it away: the run then goes on with the settings of the command line, which should be "
         "those that it was begun with"
@@ -196,11 +196,11 @@ def open_run_folder(config: Config) -> Iterator[RunFolder]:
         config: the run's settings.
 
     Yields:
-        The folder; nobody else can run in it until the block ends.
+        The folder; no other process can run in it until the block ends.
 
     Raises:
-        RunFolderError: it already holds a run and ``resume`` is ``never``; it holds a run with other
-            settings; another process is running in it; there is no space or no permission.
+        RunFolderError: the folder already holds a run and ``resume`` is ``never``; it holds a run with other settings;
+            another process is running in it; there is no space or no permission.
     """
     folder = RunFolder(root=Path(config.run_dir).absolute())
     try:

@@ -57,7 +57,7 @@ def read_metrics(path: Path, on_problem: Callable[[FileError], None] = refuse) -
         The rows in the order of writing; of two rows with one stage, step and name set the later counts.
 
     Raises:
-        FileError: a line is not of this kind; the message names file and line.
+        FileError: a line is no such row; the message names file and line.
     """
     rows: dict[tuple[str, int, tuple[str, ...]], MetricRow] = {}
     for number, row in numbered_rows(path, on_problem):
@@ -155,7 +155,7 @@ class RunLogger:
             step: the step of the checkpoint; -1 forgets the whole stage.
 
         Raises:
-            FileError: ``metrics.jsonl`` holds something else.
+            FileError: ``metrics.jsonl`` holds a line that is no such row.
         """
         path = self._folder / METRICS_FILE
         read_metrics(path)  # what does not belong there is better said now than when the report is made

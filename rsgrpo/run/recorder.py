@@ -34,11 +34,11 @@ class RecordedReward:
 
     Attributes:
         name: the reward's name in the config, or the score's name in an evaluation.
-        value: before the weight; None where the reward did not apply.
-        advantage: A_ik; 0.0 in an evaluation.
-        image_index: 0-based image for a reward given image by image, else -1.
+        value: the value before the weight; None where the reward did not apply.
+        advantage: the advantage A_ik; 0.0 in an evaluation.
+        image_index: the 0-based image for a reward given image by image, else -1.
         scope_found: whether the scope stood in the response.
-        spans: tokens of its scope; empty in an evaluation.
+        spans: the ranges of response tokens in its scope; empty in an evaluation.
     """
 
     name: str
@@ -54,15 +54,15 @@ class RecordedRollout:
     """One response.
 
     Attributes:
-        response_index: which sibling.
-        text: the response.
-        finish_reason: ``stop`` or ``length``.
-        policy_version: of the weights that wrote it.
-        token_char_starts: [R] where each token starts in ``text``.
-        rewards: what was said of it.
-        positive_weights: [R] P_t, six significant digits; empty in an evaluation.
-        negative_weights: [R] Q_t, likewise.
-        token_ids: [R] as sampled; empty in records of earlier versions.
+        response_index: 0-based index of the response among those to the same question.
+        text: the text of the response.
+        finish_reason: why the response ended: ``stop`` or ``length``.
+        policy_version: the version stamp of the weights that wrote it.
+        token_char_starts: [R], the offset in ``text`` at which each token starts.
+        rewards: what each reward said of the response.
+        positive_weights: [R], P_t of each token with six significant digits; empty in an evaluation.
+        negative_weights: [R], Q_t of each token with six significant digits; empty in an evaluation.
+        token_ids: [R], the sampled ids; empty in records of earlier versions.
     """
 
     response_index: int
@@ -82,20 +82,21 @@ class RecordedGroup:
 
     Attributes:
         stage: ``rl``, or the point of an evaluation such as ``after_sft``.
-        step: of the stage.
+        step: the step of the stage.
         sample_id: the question's id.
         question: the bare question, or the data set's ready prompt where it has only that.
         images: the pages.
-        answers: accepted answers.
-        gold_response: tagged gold; empty if there is none.
+        answers: the accepted answers.
+        gold_response: the tagged gold response; empty if there is none.
         is_sufficient: whether the pages hold the answer.
-        rollouts: the siblings.
-        scope_tokens: N_k of the step by reward name (all groups of the step, not only the kept ones).
-        positive_images: gold pages, where known.
-        choices: options of a multiple-choice question.
-        boxes: gold rectangles.
-        metadata: further columns of the data set.
-        opened_section: which section the prompt opened, so that the responses begin inside of it; empty: none.
+        rollouts: all responses to the question.
+        scope_tokens: N_k by reward name: how many tokens its scope has in all groups of the step, not only in those
+            that are kept.
+        positive_images: the 0-based indexes of the gold pages, where known.
+        choices: the options of a multiple-choice question.
+        boxes: the gold rectangles of a grounding question.
+        metadata: the further columns of the data set, as text.
+        opened_section: the section that the prompt opened, so that the responses begin inside of it; empty: none.
     """
 
     stage: str
@@ -174,7 +175,7 @@ def read_groups(path: Path, on_problem: Callable[[FileError], None] = refuse) ->
         on_problem: is called with a line's problem, see :func:`rsgrpo.io.jsonl.numbered_rows`.
 
     Returns:
-        The groups.
+        The groups, in the order of the file.
 
     Raises:
         FileError: a line is no record; the message names file, line and sample.
@@ -203,7 +204,7 @@ def truncate_after(path: Path, stage: str, step: int) -> int:
         How many groups were dropped.
 
     Raises:
-        FileError: a line is no record: better said now than when the report is made.
+        FileError: a line is no record; the message names file, line and sample.
     """
     read_groups(path)
     return keep_rows(path, lambda row: row["stage"] != stage or row["step"] <= step)
@@ -304,7 +305,7 @@ def _named_spans(rollout: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(group: RecordedGroup) -> None:
-    """Refuse numbers that do not go together."""
+    """Refuse a recorded group whose numbers do not go together."""
     if not group.rollouts:
         raise RecordError("it has no rollouts")
     keys = [[(reward.name, reward.image_index) for reward in rollout.rewards] for rollout in group.rollouts]

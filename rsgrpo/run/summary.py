@@ -19,7 +19,7 @@ from rsgrpo.run.logger import MetricRow
 SCHEMA_VERSION = 1
 _DISTRIBUTIONS = ("torch", "vllm", "ray", "transformers", "deepspeed", "rsgrpo")
 CREDIT_PHASES = ("score", "credit")
-"""Phases of a step that parse, locate scopes, compute rewards and give credit."""
+"""The phases of a step that parse, locate scopes, compute rewards and give credit."""
 
 
 class SummaryError(RsgrpoError, ValueError):
@@ -28,12 +28,12 @@ class SummaryError(RsgrpoError, ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SftSummary:
-    """Supervised stage.
+    """What the supervised stage reached.
 
     Attributes:
-        num_steps: optimizer steps.
-        final_loss: of the last step.
-        validation_loss: the last one; None if there was no validation.
+        num_steps: how many optimizer steps were taken.
+        final_loss: the loss of the last step.
+        validation_loss: the last validation loss; None if there was no validation.
         trained_tokens_per_second: response tokens over the time of the steps.
     """
 
@@ -45,19 +45,19 @@ class SftSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RlSummary:
-    """Reinforcement stage.
+    """What the reinforcement stage reached.
 
     Attributes:
-        num_steps: rollout batches trained on.
-        step_seconds: mean of a whole step.
-        phase_seconds: mean of a step, by phase (generate, score, credit, update, weights …).
-        credit_time_frac: share of a step's time that parsing, scopes, rewards and credit take.
-        sampled_tokens_per_second: over the time of generation.
-        trained_tokens_per_second: over the time of the updates.
-        logprob_gap_mean: mean over the steps of the mean |engine - trainer| gap in nats.
-        logprob_gap_max: largest gap of any token.
-        sampled_groups: groups drawn in all.
-        filtered_groups: groups left out because no reward varied in them.
+        num_steps: how many rollout batches were trained on.
+        step_seconds: mean seconds of a whole step.
+        phase_seconds: mean seconds of a step, by phase (generate, score, credit, update, weights …).
+        credit_time_frac: the share of a step's time that parsing, scopes, rewards and credit take.
+        sampled_tokens_per_second: sampled tokens over the time of generation.
+        trained_tokens_per_second: trained response tokens over the time of the updates.
+        logprob_gap_mean: the mean over the steps of the mean |engine - trainer| log-probability gap, in nats.
+        logprob_gap_max: the largest gap of any token, in nats.
+        sampled_groups: how many groups were sampled.
+        filtered_groups: how many groups were left out because no reward varied in them.
     """
 
     num_steps: int
@@ -74,19 +74,19 @@ class RlSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkSummary:
-    """Headline of one benchmark task (``stage=eval eval.tasks=[…]``).
+    """The main metric of one benchmark task (``stage=eval eval.tasks=[…]``).
 
     Attributes:
-        metric: the name of the number that follows.
-        official: by the original's rules, defects included.
-        official_low: lower end of its 95 % bootstrap interval.
-        official_high: upper end.
-        strict: with the defects fixed.
-        strict_low: as above.
-        strict_high: as above.
-        num_questions: asked or to be asked.
-        num_answered: with a response.
-        anomalies: what was odd, by kind.
+        metric: the name of the metric.
+        official: its value by the original's rules, defects included.
+        official_low: the lower end of the 95 % bootstrap interval of ``official``.
+        official_high: the upper end of the 95 % bootstrap interval of ``official``.
+        strict: its value with the original's defects fixed.
+        strict_low: the lower end of the 95 % bootstrap interval of ``strict``.
+        strict_high: the upper end of the 95 % bootstrap interval of ``strict``.
+        num_questions: how many questions were asked or should have been.
+        num_answered: how many questions have a response.
+        anomalies: how often each kind of anomaly occurred.
     """
 
     metric: str
@@ -106,22 +106,23 @@ class RunSummary:
     """The whole run.
 
     Attributes:
-        name: of the run.
-        stage: what was asked for: ``sft``, ``rl``, ``eval`` or ``all``.
-        recipe: the recipe's name.
-        seed: of everything.
-        device: ``cpu`` or ``gpu``.
-        num_cores: CPU cores that the run could use.
-        versions: of Python and the packages, and the git commit, by name.
+        name: the name of the run.
+        stage: the stage that was asked for: ``sft``, ``rl``, ``eval`` or ``all``.
+        recipe: the name of the recipe.
+        seed: the seed of everything that is drawn.
+        device: the kind of device, ``cpu`` or ``gpu``.
+        num_cores: how many CPU cores the run could use.
+        versions: the versions of Python and the packages, and the git commit, by name.
         prompt_fingerprint: which prompt template was used.
-        skipped_samples: left out because they were bad (``data.on_bad_sample=skip``).
-        stage_seconds: wall-clock time by stage.
-        evaluations: test metrics by point: ``before_sft``, ``after_sft``, ``before_rl``, ``after_rl``, ``checkpoint``.
-        evaluation_rewards: mean of each reward over the test answers, by point.
-        benchmarks: headlines of ``eval.tasks``, by task.
-        sft: None if the stage did not run.
-        rl: likewise.
-        schema_version: of this file's form.
+        skipped_samples: how many samples were left out because they were bad (``data.on_bad_sample=skip``).
+        stage_seconds: the seconds of wall-clock time by stage.
+        evaluations: the test metrics by point: ``before_sft``, ``after_sft``, ``before_rl``, ``after_rl``,
+            ``checkpoint``.
+        evaluation_rewards: the mean of each reward over the test answers, by point.
+        benchmarks: the main metrics of ``eval.tasks``, by task.
+        sft: what the supervised stage reached; None if it did not run.
+        rl: what the reinforcement stage reached; None if it did not run.
+        schema_version: the version of this file's form.
     """
 
     name: str
@@ -166,11 +167,11 @@ def read_summary(path: Path) -> RunSummary:
         path: the file to read.
 
     Returns:
-        The summary.
+        The summary, as it was written.
 
     Raises:
-        SummaryError: no JSON, another schema version, a key missing or unknown, or a value of a wrong
-            type; the message names the key.
+        SummaryError: the file is no JSON, of another schema version, has a key missing or unknown, or a value of a
+            wrong type; the message names the key.
     """
     way_out = "remove it and run again with resume=auto"
     try:
@@ -195,7 +196,7 @@ def collect_versions(repository: Path) -> dict[str, str]:
         repository: the folder whose git commit is noted; one without git gives an empty commit.
 
     Returns:
-        Version by name; an empty text where a package is not installed.
+        The version of each package by name; an empty text where a package is not installed.
     """
     versions = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
@@ -226,7 +227,7 @@ def summarise_rl(rows: Sequence[MetricRow]) -> RlSummary | None:
             ``selection/*`` are read. What was not recorded is None in the result.
 
     Returns:
-        Means over the steps.
+        The summary of the stage; its times and gaps are means over the steps.
     """
     steps = [row for row in rows if row.stage == "rl"]
     if not steps:

@@ -21,10 +21,10 @@ def choose_home() -> str:
     The environment of this process, and of those that it starts, names it afterwards.
 
     Returns:
-        A line about it for the user; empty where nothing was changed.
+        A line about the new home folder for the user; empty where nothing was changed.
 
     Raises:
-        HomeError: none can be made.
+        HomeError: no such folder can be made.
     """
     # Libraries ask for the user's name, and fail where the system knows none.
     os.environ.setdefault("USER", str(os.getuid()))

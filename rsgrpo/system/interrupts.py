@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 GRACE_SECONDS = 15.0
-"""What the orderly end may take."""
+"""How many seconds the orderly end may take."""
 
 _SAME_SECONDS = 0.5  # a terminal, `uv run` and a scheduler may each pass one Ctrl-C on: together they are one
 _CLEANING_SECONDS = 4.0
@@ -83,7 +83,7 @@ class _Watch:
                 first = first or time.monotonic()
 
     def end_now(self) -> NoReturn:
-        """Say so, clean up as far as that goes quickly, and end the process."""
+        """Say that the end is forced, clean up as far as that goes quickly, and end the process."""
         if self._is_ending.acquire(blocking=False):
             # What hangs here, such as a terminal that takes no more, must not hold up the end.
             last = threading.Thread(target=self._last_steps, daemon=True)
@@ -160,7 +160,7 @@ def at_forced_end(cleaning: _Cleaning) -> _Cleaning:
         cleaning: the function to call.
 
     Returns:
-        What takes it back.
+        A function that takes the request back.
     """
     watch = _watch
     if watch is None:

@@ -38,10 +38,10 @@ def prepare_process() -> list[str]:
     """Make this process fit to start workers, or say why it cannot; its environment reaches them.
 
     Returns:
-        Lines about what was changed, for the user.
+        Lines for the user about what was changed.
 
     Raises:
-        MachineError: no usable folder for temporary files, or too few open files are allowed.
+        MachineError: there is no usable folder for temporary files, or too few open files are allowed.
     """
     lines = [line for line in (_choose_temporary_folder(), choose_home()) if line]
     _allow_open_files()
@@ -115,7 +115,7 @@ def check_cluster(config: ClusterConfig) -> None:
         config: the settings, of which ``address`` and ``device`` count.
 
     Raises:
-        ClusterError: names the setting.
+        ClusterError: nobody answers at the address, or there are no GPUs; the message names the setting.
     """
     if config.address:
         _knock(config.address)

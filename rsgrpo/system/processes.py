@@ -17,7 +17,7 @@ from typing import NoReturn
 from rsgrpo.system import interrupts
 
 RUN_VARIABLE = "RSGRPO_RUN"
-"""Environment variable that everything a run starts inherits; its value is the run's own."""
+"""The name of an environment variable that everything a run starts inherits; its value is the run's own."""
 
 _DISMISSED = "dismissed"
 _SILENT = "silent"
@@ -65,7 +65,7 @@ def end_marked(mark: str) -> int:
         mark: the mark that :func:`new_mark` made.
 
     Returns:
-        How many there were.
+        How many processes were killed.
     """
     ended: set[int] = set()
     while alive := [pid for pid in marked_processes(mark) if pid not in ended]:

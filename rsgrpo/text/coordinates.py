@@ -16,7 +16,7 @@ from rsgrpo.types import Box
 
 PER_MILLE = 1000
 PATCH_SIDE = 28
-"""Side of one image token in pixels: patches of 14, two by two."""
+"""The side of one image token in pixels: patches of 14, two by two."""
 
 _MAX_ASPECT_RATIO = 200
 
@@ -42,7 +42,7 @@ def smart_resize(
         factor: the side of one image token, in pixels.
 
     Returns:
-        Width and height, multiples of ``factor``.
+        Width and height in pixels, multiples of ``factor``.
 
     Raises:
         CoordinateError: a side is not positive, or one is more than 200 times the other.
@@ -92,7 +92,7 @@ def from_pixels(numbers: Sequence[float], size: tuple[int, int], image_index: in
     """The box that four pixel numbers (left, top, right, bottom) say on an image of ``size`` (width, height).
 
     Raises:
-        CoordinateError: there are not four, one is out of range, or the box has no area.
+        CoordinateError: there are not four numbers, one is out of range, or the box has no area.
 
     Example:
         ``from_pixels((252, 0, 504, 700), (1008, 700))`` is ``Box(left=0.25, top=0.0, right=0.5, bottom=1.0)``.

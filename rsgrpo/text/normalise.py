@@ -7,10 +7,10 @@ import string
 from collections.abc import Iterable
 
 REFUSALS = ("no relevant information", "insufficient to answer", "insufficient to answer the question")
-"""What counts as right where the pages do not hold the answer."""
+"""The answers that count as right where the pages do not hold the answer."""
 
 IRRELEVANT = "no relevant information"
-"""What an evidence line says of an image that does not help."""
+"""The text of an evidence line for an image that does not help."""
 
 _PUNCTUATION = string.punctuation.encode()
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")

@@ -27,10 +27,10 @@ class Section:
     """Where a section stands once; all positions are character offsets into the response.
 
     Attributes:
-        start: of the opening tag; 0 where the prompt opened it.
-        stop: after the closing tag; where the section is unclosed, equal to ``content_stop``.
-        content_start: after the opening tag.
-        content_stop: at the closing tag; where there is none, at the next opening tag of another
+        start: the offset of the opening tag; 0 where the prompt opened the section.
+        stop: the offset behind the closing tag; where the section is unclosed, equal to ``content_stop``.
+        content_start: the offset behind the opening tag.
+        content_stop: the offset of the closing tag; where there is none, that of the next opening tag of another
             section, or the end of the text.
         is_closed: whether the closing tag was found behind the opening one.
     """
@@ -47,10 +47,10 @@ class EvidenceLine:
     """What a response says about one image.
 
     Attributes:
-        image_index: 0-based; the label ``[3]:`` is image 2.
-        start: offset of the label's bracket.
-        stop: offset of the next label, or the end of the section's content.
-        text: what follows the label, without surrounding whitespace.
+        image_index: the 0-based image; the label ``[3]:`` is image 2.
+        start: the offset of the label's bracket.
+        stop: the offset of the next label, or the end of the section's content.
+        text: the text that follows the label, without surrounding whitespace.
     """
 
     image_index: int
@@ -64,8 +64,8 @@ class SectionProblem:
     """One thing that keeps a response from being well formed.
 
     Attributes:
-        code: ``missing``, ``repeated``, ``order``, ``unclosed`` or ``stray_text``.
-        detail: one phrase for people.
+        code: the kind of problem: ``missing``, ``repeated``, ``order``, ``unclosed`` or ``stray_text``.
+        detail: what is wrong, in one phrase for people.
     """
 
     code: str
@@ -77,15 +77,15 @@ class ParsedResponse:
     """A response, taken apart.
 
     Attributes:
-        text: the response.
-        format: the sections that were looked for.
-        opened: the section that the prompt opened; empty: none.
-        tag_starts: offset of the first occurrence of each of ``format.tags``; -1 where it is absent.
-        occurrences: for each of ``format.sections`` every place where it stands, in order and without overlap; one at
-            most where it is not repeatable, the first.
-        evidence_lines: labelled lines of the section with ``per_image_lines``, in the order of the text; a label
+        text: the text of the response.
+        format: the declared sections, which were looked for.
+        opened: the name of the section that the prompt opened; empty: none.
+        tag_starts: the offset of the first occurrence of each of ``format.tags``; -1 where it is absent.
+        occurrences: for each of ``format.sections`` every place where it stands, in order and without overlap; for one
+            that is not repeatable only the first.
+        evidence_lines: the labelled lines of the section with ``per_image_lines``, in the order of the text; a label
             that comes twice is listed twice.
-        problems: empty for a well-formed response.
+        problems: what keeps the response from being well formed; empty if nothing does.
     """
 
     text: str
@@ -105,7 +105,7 @@ class ParsedResponse:
         """Offset of a tag's first occurrence, 0 for the one that the prompt wrote, -1 where it is absent.
 
         Raises:
-            ConfigError: it is the tag of no declared section.
+            ConfigError: the tag is that of no declared section.
         """
         index = _tag_indexes(self.format).get(tag)
         if index is None:
@@ -170,10 +170,10 @@ def parse_response(text: str, response_format: ResponseFormat = EVISRAG, opened:
         opened: the section that the prompt opened (``ChatPrompt.opened_section``); empty: none.
 
     Returns:
-        Spans, evidence lines and problems; any text is accepted.
+        The sections, evidence lines and problems of the response; any text is accepted.
 
     Raises:
-        ConfigError: ``opened`` is not declared.
+        ConfigError: the section ``opened`` is not declared.
 
     Example:
         ``parse_response("<observe>o</observe><evidence>[1]: x</evidence><think>t</think><answer>3</answer>")``
@@ -231,7 +231,7 @@ def opened_section(prompt_text: str, response_format: ResponseFormat) -> str:
         response_format: the declared sections.
 
     Returns:
-        Its name; empty: none.
+        The name of the section; empty: none is open.
 
     Example:
         ``"…<|im_start|>assistant\\n<think>\\n"`` opens ``think``.
@@ -290,7 +290,7 @@ def _occurrences(text: str, tags: list[_Tag], response_format: ResponseFormat) -
 
 
 def _unclosed(opening: list[_Tag], following: dict[_Tag, int], *, is_repeatable: bool) -> list[Section]:
-    """What opening tags begin that no closing tag of their own follows."""
+    """The text that opening tags begin and no closing tag of their own ends, as sections."""
     found: list[Section] = []
     for tag in opening:
         if not found or (is_repeatable and tag.start >= found[-1].stop):
@@ -381,7 +381,7 @@ def _stray(name: str) -> SectionProblem:
 def _tag_problems(
     tags: list[_Tag], occurrences: tuple[tuple[Section, ...], ...], response_format: ResponseFormat
 ) -> tuple[SectionProblem, ...]:
-    """What is wrong with the tags, section by section."""
+    """The problems of the tags, section by section."""
     counts = [0] * (2 * len(response_format.sections))
     for tag in tags:
         counts[2 * tag.section + tag.is_closing] += 1

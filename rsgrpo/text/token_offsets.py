@@ -26,14 +26,14 @@ class ByteLevelTokenizer(Protocol):
 
     @property
     def added_tokens_decoder(self) -> Mapping[int, Any]:
-        """Added tokens by id, each with ``content`` and ``special``."""
+        """The added tokens by id, each with ``content`` and ``special``."""
 
     @property
     def all_special_ids(self) -> Sequence[int]:
-        """Ids that decoding leaves out."""
+        """The ids that decoding leaves out."""
 
     def get_vocab(self) -> Mapping[str, int]:
-        """Every token's id."""
+        """The ids of all tokens."""
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -69,7 +69,7 @@ class TokenTable:
             tokenizer: the tokenizer; its special tokens contribute nothing, other added tokens their literal text.
 
         Returns:
-            The table.
+            The table, ready for decoding.
 
         Raises:
             TokenizerError: the vocabulary is not byte-level.
@@ -105,11 +105,11 @@ class TokenTable:
             token_ids: [R], the ids of the tokens.
 
         Returns:
-            The text, and [R] int32: offset of the first character that begins in the token or,
-            where none does, of the next one; never decreasing, at most ``len(text)``.
+            The text, and [R] int32: the offset of the first character that begins in the token or, where none does, of
+            the next one; never decreasing, at most ``len(text)``.
 
         Raises:
-            TokenizerError: an id that the tokenizer does not have.
+            TokenizerError: the tokenizer has no token of an id.
         """
         ids = np.asarray(token_ids, dtype=np.intp)
         if not len(ids):

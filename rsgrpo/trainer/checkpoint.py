@@ -107,7 +107,7 @@ class FoundCheckpoint:
 
     Attributes:
         folder: the newest whole checkpoint; None: the stage wrote none yet.
-        damaged: what is wrong with those that are newer, the newest first.
+        damaged: what is wrong with the checkpoints that are newer, the newest first.
     """
 
     folder: Path | None
@@ -179,9 +179,10 @@ class PolicyMeta:
     """What a policy's checkpoint says of itself.
 
     Attributes:
-        version: optimizer steps taken.
-        shape: settings that its files depend on, by their full names.
-        base_checksum: checksum of frozen weights that it rests on but does not hold; empty: none.
+        version: how many optimizer steps were taken.
+        shape: the settings that its files depend on, by their full names.
+        base_checksum: the checksum of frozen weights that the checkpoint rests on but does not hold; empty: there are
+            none.
     """
 
     version: int

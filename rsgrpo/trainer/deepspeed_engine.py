@@ -55,10 +55,10 @@ class StepOutcome:
     """What an optimizer step did.
 
     Attributes:
-        grad_norm: before clipping; infinite where the step was skipped.
-        learning_rate: that the step used.
+        grad_norm: the norm of the gradient before clipping; infinite where the step was skipped.
+        learning_rate: the learning rate that the step used.
         is_skipped: whether the gradient was not finite and the weights stayed as they were.
-        num_skipped_in_row: skipped steps in a row, this one included.
+        num_skipped_in_row: how many steps in a row were skipped, this one included.
     """
 
     grad_norm: float
@@ -68,7 +68,7 @@ class StepOutcome:
 
 
 class _FilledOneByOne(nn.Module):
-    """Stands in for a model while DeepSpeed splits it: every parameter gets its values just before its turn."""
+    """A stand-in for a model while DeepSpeed splits it: every parameter gets its values just before its turn."""
 
     def __init__(self, model: nn.Module, weights: StoredWeights, device: torch.device) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ class DeepSpeedEngine:
             torch.cuda.empty_cache()
 
     def _states(self) -> Iterator[Tensor]:
-        """Master weights and moments."""
+        """The master weights and moments that are on the device."""
         zero, optimizer = self._engine.optimizer, self._torch_optimizer()
         masters = [parameter.data for group in optimizer.param_groups for parameter in group["params"]]
         if self._zero_stage == 3:

@@ -71,7 +71,7 @@ def deepspeed_settings(config: Config, device: torch.device, *, num_trained: int
 
 
 def trained_elements(model: nn.Module) -> int:
-    """Elements of the parameters that are trained."""
+    """How many elements the trained parameters have."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 

@@ -33,10 +33,10 @@ class FaultyBatch:
     """A step whose gradient was not finite, as ``Policy.update`` was called.
 
     Attributes:
-        groups: prompts, responses and credit; pages by reference.
-        objective: ``policy`` or ``nll``.
-        loss: settings of the loss; None for ``nll``.
-        version: optimizer steps taken before it.
+        groups: the prompts, responses and credit; pages are named, not stored.
+        objective: the objective, ``policy`` or ``nll``.
+        loss: the settings of the loss; None for ``nll``.
+        version: how many optimizer steps were taken before the step.
     """
 
     groups: tuple[TrainingGroup, ...]
@@ -70,8 +70,8 @@ def read_faulty_batch(folder: Path) -> FaultyBatch:
         folder: the folder that :func:`write_faulty_batch` wrote, perhaps somebody else's: nothing in it can run code.
 
     Raises:
-        CheckpointError: there is none, or it is damaged or of another version.
-        RecordError: it is something else.
+        CheckpointError: there is no batch, or it is damaged or of another version.
+        RecordError: the files hold something else than a batch.
     """
     if problem := folder_problem(folder, needed=(f"{_BATCH}.json", f"{_BATCH}.safetensors")):
         raise CheckpointError(f"{shown(folder)} holds no batch that can be used: {problem}")
@@ -136,7 +136,7 @@ def _asked_bytes(message: str) -> float:
 
 
 def _memory(device: torch.device) -> tuple[int, int]:
-    """Bytes in use and bytes that there are."""
+    """How many bytes of memory are in use, and how many there are."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
     page = os.sysconf("SC_PAGE_SIZE")

@@ -17,16 +17,17 @@ class RankTotals:
     """Sums over one rank's sequences of an update.
 
     Attributes:
-        loss: this rank's share of the objective.
-        num_response_tokens: trained tokens.
-        num_forward_tokens: tokens of all sequences.
-        num_images: pages through the vision tower.
-        num_clipped: credited tokens where clipping was active.
-        num_credited: tokens with credit.
-        kl_old_sum: sum of old minus new log-probabilities.
-        importance_weight_sum: over response tokens.
-        num_masked: response tokens without gradient because their response is too far off.
-        kl_reference_sum: k3 estimates of KL(policy, reference), over response tokens with a KL term.
+        loss: the sequences' share of the objective.
+        num_response_tokens: how many response tokens were trained.
+        num_forward_tokens: how many tokens all sequences have.
+        num_images: how many pages the sequences show.
+        num_clipped: on how many credited tokens clipping was active.
+        num_credited: how many tokens have credit.
+        kl_old_sum: the sum of old minus new log-probabilities over response tokens, in nats.
+        importance_weight_sum: the sum of the truncated importance weights over response tokens.
+        num_masked: how many response tokens have no gradient because their response is too far off.
+        kl_reference_sum: the sum of the k3 estimates of KL(policy, reference) over response tokens with a KL term, in
+            nats.
     """
 
     loss: float = 0.0
@@ -51,10 +52,10 @@ def row_loss(batch: MicroBatch, logprobs: Tensor, objective: str, loss: LossConf
         loss: the loss settings, for the objective ``policy``.
 
     Returns:
-        The differentiable scalar, and sums for the metrics.
+        The differentiable scalar, and the sums that metrics are made of.
 
     Raises:
-        ValueError: the sequence has a KL term but nobody scored it under the reference model.
+        ValueError: the sequence has a KL term but was not scored under the reference model.
     """
     num_images = 0 if batch.image_grid_thw is None else len(batch.image_grid_thw)
     if objective == "nll":

@@ -33,12 +33,12 @@ class HostOffloader:
 
     @property
     def num_bytes(self) -> int:
-        """How much waits on the host."""
+        """How many bytes wait on the host."""
         return sum(host.numel() for _, host in self._out)
 
     @property
     def num_host_bytes(self) -> int:
-        """How much host memory is kept, for what waits now and for the next time."""
+        """How many bytes of host memory are kept, for what waits now and for the next time."""
         return self.num_bytes + sum(host.numel() for hosts in self._free.values() for host in hosts)
 
     def offload(self, tensors: Iterable[Tensor]) -> None:

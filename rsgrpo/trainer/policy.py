@@ -115,7 +115,7 @@ class Policy:
             placement: where the ranks run; where they share GPUs, they load when they first train.
 
         Returns:
-            The policy; every method waits for the ranks where it must.
+            The policy; each of its methods waits for the ranks where it must.
         """
         num_ranks = config.trainer.num_ranks
         threads = [num_threads] * num_ranks if isinstance(num_threads, int) else num_threads
@@ -189,7 +189,7 @@ class Policy:
         return tuple(self._ranks.each(lambda worker: worker.gpu.remote()))
 
     def attention(self) -> tuple[BackendChoice, ...]:
-        """What each rank computes attention with, and why with nothing faster."""
+        """The attention backend of each rank, and why no faster one is used."""
         self.wait_ready()
         return tuple(self._ranks.each(lambda worker: worker.attention.remote()))
 
@@ -237,8 +237,8 @@ class Policy:
                 there is no step: weights, moments and counters stay, the gradient is forgotten.
 
         Returns:
-            Numbers of the step, and log-probabilities and (``policy`` only) entropy of every response token under the
-            weights before it, in the order of ``groups``.
+            The numbers of the step, and log-probabilities and (``policy`` only) entropy of every response token
+            under the weights before it, in the order of ``groups``.
 
         Raises:
             RsgrpoError: a prompt or response does not fit, a rank died, or gradients stay non-finite.
@@ -289,7 +289,7 @@ class Policy:
             with_entropy: whether the records hold the entropy too.
 
         Returns:
-            One record per response, in the order of ``groups``.
+            One record for each response, in the order of ``groups``.
         """
         with self._one_at_a_time:
             num_micro_batches, _ = self._prepare(groups)
@@ -299,7 +299,7 @@ class Policy:
         return in_order(groups, [response for rank in ranks for response in rank])
 
     def _prepare(self, groups: Sequence[TrainingGroup]) -> tuple[int, int]:
-        """Hand the groups out; returns micro-batches of the fullest rank, and of all ranks together."""
+        """Hand out the groups; returns the most micro-batches of a rank, and those of all ranks together."""
         if not groups:
             raise ValueError("there are no groups to train on or to score")
         self.wait_ready()
@@ -321,7 +321,7 @@ class Policy:
             trainable_only: whether what training does not change is left out; None: only after the first call.
 
         Returns:
-            Version, and buckets or what sends them; the latter must be sent before the next update.
+            The version with the buckets, or with what sends them; the latter must be sent before the next update.
         """
         self.wait_ready()
         max_bucket_bytes = max_bucket_bytes or self._config.rollout.weight_bucket_mib * 2**20
@@ -394,8 +394,8 @@ class Policy:
             folder: the folder that :meth:`save_checkpoint` wrote.
 
         Raises:
-            CheckpointError: it was written by another version, with other ranks, ZeRO stage or adapters, or rests on
-                another model.
+            CheckpointError: the checkpoint was written by another version, with other ranks, ZeRO stage or adapters, or
+                rests on another model.
         """
         self.wait_ready()
         meta = read_policy_meta(folder, shape=self._shape(), base_checksum=self._base_checksum)
@@ -404,7 +404,7 @@ class Policy:
         self._has_sent_all = False
 
     def _shape(self) -> dict[str, int | bool]:
-        """Settings that a checkpoint's files depend on."""
+        """The settings that a checkpoint's files depend on, by their full names."""
         config = self._config
         return {
             "trainer.num_ranks": config.trainer.num_ranks,

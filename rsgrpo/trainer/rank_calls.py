@@ -61,8 +61,8 @@ class RankCalls:
             is_collective: whether the ranks wait for each other; after a failure they would wait for ever, so they end.
 
         Raises:
-            PolicyWorkerDiedError: a rank died; also where another one failed because of that.
-            PolicyWorkerSilentError: they did not answer in time.
+            PolicyWorkerDiedError: the process of a rank died; also where another rank failed because of that.
+            PolicyWorkerSilentError: ranks did not answer in time.
         """
         deadline = time.monotonic() + self._timeout_seconds
         waiting = list(references)
@@ -126,7 +126,7 @@ class RankCalls:
 
 
 def _failure(reference: ray.ObjectRef) -> Exception | None:
-    """How a call that has ended failed, if it did."""
+    """The exception with which a call that has ended failed; None if it did not fail."""
     try:
         ray.get(reference)
     except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:

@@ -27,12 +27,12 @@ class RankCounters:
     """Where a rank's schedule stands.
 
     Attributes:
-        stage_step: optimizer steps of the stage, skipped ones included.
-        num_steps: of the whole stage.
-        num_skipped_in_row: skipped steps in a row up to now.
-        engine_steps: steps that DeepSpeed counted, over all stages.
-        engine_skipped_steps: of these, skipped ones.
-        optimizer: settings of the stage.
+        stage_step: how many optimizer steps of the stage were taken, skipped ones included.
+        num_steps: how many steps the whole stage has.
+        num_skipped_in_row: how many steps in a row were skipped up to now.
+        engine_steps: how many steps DeepSpeed counted, over all stages.
+        engine_skipped_steps: how many of these were skipped.
+        optimizer: the optimizer's settings for the stage.
     """
 
     stage_step: int
@@ -86,7 +86,7 @@ def read_counted(path: Path) -> tuple[dict[str, Tensor], RankCounters]:
     """The tensors that :func:`write_tensors` wrote, with the counters.
 
     Raises:
-        CheckpointError: likewise, or it holds no counters.
+        CheckpointError: the file is missing, damaged, or of another version, or holds no counters.
     """
     tensors, metadata = _read(path)
     try:
@@ -117,7 +117,7 @@ def check_fit(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tens
         wanted: the tensors to be filled; only names, shapes and precisions count.
 
     Raises:
-        CheckpointError: names the first that is too many, too few or different.
+        CheckpointError: a tensor is too many, missing or different; the message names the first.
     """
     for name in sorted({*found, *wanted}):
         sides = [_form(found.get(name)), _form(wanted.get(name))]

@@ -26,11 +26,11 @@ class RankPass:
     """What one rank reports of the forward and backward passes of an update.
 
     Attributes:
-        totals: sums over its sequences.
-        responses: statistics of its responses.
-        forward_backward_seconds: of this rank.
-        process_seconds: encoding, planning and waiting for pages, of this rank.
-        num_cached_images: pages whose features were read from the cache.
+        totals: the sums over the rank's sequences.
+        responses: the statistics of its responses.
+        forward_backward_seconds: the seconds of its forward and backward passes.
+        process_seconds: the seconds that it spent on encoding, planning and waiting for pages.
+        num_cached_images: how many pages' features were read from the cache.
     """
 
     totals: RankTotals
@@ -45,11 +45,11 @@ class RankStep:
     """What one rank reports of the optimizer step that follows.
 
     Attributes:
-        grad_norm: over all ranks, before clipping.
-        learning_rate: that the step used.
+        grad_norm: the norm of the gradient over all ranks, before clipping.
+        learning_rate: the learning rate that the step used.
         is_skipped: whether the step was skipped.
-        num_skipped_in_row: skipped steps in a row.
-        optimizer_seconds: of this rank.
+        num_skipped_in_row: how many steps in a row were skipped up to now.
+        optimizer_seconds: the seconds that the rank's step took.
     """
 
     grad_norm: float

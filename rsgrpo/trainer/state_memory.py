@@ -34,17 +34,17 @@ _SUB_GROUP = 1_000_000_000  # that ZeRO 3's optimizer steps through at a time
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateMemory:
-    """Bytes of one rank.
+    """Bytes that one rank keeps between two sequences.
 
     Attributes:
-        weights: on the device.
-        gradients: on the device, those of ZeRO 1's backward pass included.
-        masters: float32 weights, on the device.
-        moments: of AdamW, on the device.
-        gathered: ZeRO 3: whole parameters while they are used, at most.
-        buckets: through which gradients are summed over ranks, and their copies in float32.
-        step: what the optimizer step takes beside its states, while no activations are there.
-        host: what offloading keeps in the host's memory.
+        weights: bytes of the weights on the device.
+        gradients: bytes of the gradients on the device, those of ZeRO 1's backward pass included.
+        masters: bytes of the float32 master weights on the device.
+        moments: bytes of AdamW's moments on the device.
+        gathered: ZeRO 3: the most bytes of whole parameters while they are used; else 0.
+        buckets: bytes of the buffers through which gradients are summed over ranks, and of their copies in float32.
+        step: bytes that the optimizer step takes beside its states, while no activations are there.
+        host: bytes that offloading keeps in the host's memory.
     """
 
     weights: int
@@ -58,7 +58,7 @@ class StateMemory:
 
 
 def split_elements(parameters: Iterable[ParameterSize], num_ranks: int) -> int:
-    """Elements of a rank's parts under ZeRO 3: each parameter is padded to a multiple of the ranks.
+    """How many elements a rank's parts have under ZeRO 3: each parameter is padded to a multiple of the ranks.
 
     Example:
         Parameters of 10 and 3 elements on 4 ranks: 3 + 1 = 4.
@@ -67,7 +67,7 @@ def split_elements(parameters: Iterable[ParameterSize], num_ranks: int) -> int:
 
 
 def aligned_share(parameters: Iterable[ParameterSize], num_ranks: int) -> int:
-    """Elements of a rank's share under ZeRO 1 and 2: one flat buffer, padded to two elements a rank.
+    """How many elements a rank's share has under ZeRO 1 and 2: one flat buffer, padded to two elements a rank.
 
     Example:
         Parameters of 10 and 3 elements on 4 ranks: 13 become 16, 4 each.
@@ -95,7 +95,7 @@ def touched_elements(parameters: Sequence[ParameterSize], num_ranks: int) -> int
 
 
 def kept_whole(parameters: Iterable[ParameterSize]) -> int:
-    """Elements of small parameters, which ZeRO 3 leaves whole on every rank."""
+    """How many elements the small parameters have, which ZeRO 3 leaves whole on every rank."""
     return sum(parameter.num_elements for parameter in parameters if parameter.num_elements <= _PERSISTENT)
 
 
@@ -108,7 +108,7 @@ def state_memory(
     offload_optimizer: bool = False,
     offload_parameters: bool = False,
 ) -> StateMemory:
-    """Bytes of one rank; the formulas stand at the top of this module.
+    """Compute the bytes of one rank; the formulas stand at the top of this module.
 
     Args:
         parameters: the parameters of the model that DeepSpeed gets.
@@ -167,7 +167,7 @@ def state_memory(
 
 
 def _buckets(num_trained: int, *, zero_stage: int, weight_bytes: int) -> int:
-    """Buffers of GPUs: two take turns under ZeRO 1 and 2 (``overlap_comm``)."""
+    """Bytes of the buffers on a GPU: two take turns under ZeRO 1 and 2 (``overlap_comm``)."""
     bucket = bucket_elements(num_trained)
     summed = FP32 * min(num_trained, bucket)
     if zero_stage == 3:

@@ -62,8 +62,8 @@ class GatheredWeights:
     """Weight buckets in the object store, and the checksum over them.
 
     Attributes:
-        buckets: references to WeightBucket records.
-        checksum: CRC-32 over the buckets in order.
+        buckets: references to the WeightBucket records in the object store.
+        checksum: the CRC-32 over the buckets, in order.
     """
 
     buckets: tuple[Any, ...]
@@ -110,7 +110,7 @@ class PolicyWorker:
             address: where rank 0 has opened the store, see :meth:`address`.
 
         Returns:
-            As :meth:`begin_from`.
+            The checksum that :meth:`begin_from` returns.
         """
         spec = self._spec
         host, port = address
@@ -210,7 +210,7 @@ class PolicyWorker:
         return checksum
 
     def begin_stage(self, optimizer: OptimizerConfig, num_steps: int) -> None:
-        """Fresh moments and schedule."""
+        """Start a stage with fresh moments and a new schedule."""
         self._engine.begin_stage(optimizer, num_steps)
 
     def prepare(self, groups: Sequence[TrainingGroup]) -> int:
@@ -220,7 +220,7 @@ class PolicyWorker:
             groups: the groups of this rank's share; may be empty.
 
         Returns:
-            Number of micro-batches.
+            The number of micro-batches that this rank has.
 
         Raises:
             PromptError: a prompt is too long or does not match the engine's.

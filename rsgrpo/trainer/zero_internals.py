@@ -72,7 +72,7 @@ def let_go(engine: Any) -> None:
 
 
 def weights_of(model: nn.Module) -> list[Tensor]:
-    """Parameters, whole or this rank's partitions of them, and buffers."""
+    """The parameters, whole or this rank's partitions of them, and the buffers."""
     parameters = list(model.parameters())
     partitions = [cast(Any, parameter).ds_tensor for parameter in parameters if hasattr(parameter, "ds_id")]
     return [*(parameter.data for parameter in parameters), *partitions, *model.buffers()]

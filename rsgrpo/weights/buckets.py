@@ -17,9 +17,9 @@ class WeightBucket:
     """A flat part of the weights on its way to the engines.
 
     Attributes:
-        names: parameter names, as ``from_pretrained`` writes them into a checkpoint.
-        shapes: their shapes.
-        dtype: ``float32`` or ``bfloat16``.
+        names: the names of the parameters, as ``from_pretrained`` writes them into a checkpoint.
+        shapes: the shape of each parameter.
+        dtype: the precision of all values, ``float32`` or ``bfloat16``.
         data: the tensors' raw bytes, one after the other, uint8.
     """
 

@@ -31,11 +31,11 @@ class StagedBucket:
     """A bucket that lies ready on the trainer's GPUs.
 
     Attributes:
-        names: parameter names, as a checkpoint has them.
-        shapes: their shapes.
-        dtype: ``float32`` or ``bfloat16``.
-        checksum: of all of them, see :func:`device_checksum`.
-        handles: ``cuda_ipc``: what ``reduce_tensor`` gives of the buffer, by GPU.
+        names: the names of the parameters, as a checkpoint has them.
+        shapes: the shape of each parameter.
+        dtype: the precision of all values, ``float32`` or ``bfloat16``.
+        checksum: the checksum over all parameters, see :func:`device_checksum`.
+        handles: for ``cuda_ipc`` what ``reduce_tensor`` gives of the buffer, by GPU; else empty.
     """
 
     names: tuple[str, ...]
@@ -50,10 +50,10 @@ class WeightSender(Protocol):
 
     @property
     def kind(self) -> str:
-        """``cuda_ipc`` or ``nccl``."""
+        """How buckets travel: ``cuda_ipc`` or ``nccl``."""
 
     def new_group(self) -> str:
-        """``nccl``: the id under which trainer and engines meet."""
+        """``nccl``: make the id under which trainer and engines meet."""
 
     def join(self, group: str, num_members: int) -> Any:
         """``nccl``: begin to meet the engines as member 0; returns what to wait for, once they join as well."""
@@ -217,19 +217,19 @@ class RankStream:
 
     @property
     def kind(self) -> str:
-        """See :class:`WeightSender`."""
+        """How buckets travel, see :class:`WeightSender`."""
         return self._kind
 
     def new_group(self) -> str:
-        """See :class:`WeightSender`."""
+        """Make an id for a group, see :class:`WeightSender`."""
         return str(self._collect([self._workers[0].new_group.remote()])[0])
 
     def join(self, group: str, num_members: int) -> Any:
-        """See :class:`WeightSender`."""
+        """Begin to meet the engines, see :class:`WeightSender`."""
         return self._workers[0].join_engines.remote(group, num_members)
 
     def buckets(self) -> Iterator[StagedBucket]:
-        """See :class:`WeightSender`."""
+        """Stage one bucket after the other, see :class:`WeightSender`."""
         bounds = (self._kind, self._max_bucket_bytes, self._trainable_only)
         self._collect([worker.begin_stream.remote(*bounds) for worker in self._workers])
         while True:

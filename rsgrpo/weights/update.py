@@ -18,11 +18,11 @@ class WeightUpdate:
     Attributes:
         version: how many updates were taken, and the checksum over the buckets (see ``buckets.py``).
         buckets: references to WeightBucket records in Ray's object store, in checksum order.
-        is_complete: whether all parameters are in it, or only those that training changes.
-        whole: gives all parameters as they are when it is called, for an engine that takes a dead one's place; waits
-            for an update that is under way.
-        sender: gives the weights out bucket by bucket, GPU to GPU, with checksums of their own; there are no
-            ``buckets`` then. None: they are in the object store.
+        is_complete: whether all parameters are in the update, or only those that training changes.
+        whole: a function that gives all parameters as they are when it is called, for an engine that takes a dead one's
+            place; it waits for an update that is under way.
+        sender: the object that gives the weights out bucket by bucket, GPU to GPU, with checksums of their own; there
+            are no ``buckets`` then. None: they are in the object store.
     """
 
     version: WeightVersion

@@ -29,13 +29,13 @@ class ImageCounts:
     """Images by what happens to them; one may count in several places.
 
     Attributes:
-        read: images in all.
-        oriented: turned or mirrored as their EXIF orientation says.
-        composed: with transparency, put on ``data.background``.
-        depth_scaled: of more than 8 bits a sample, or of floats.
-        converted: of single bits, a palette, or colours other than RGB and grey.
-        first_frame_only: with further pictures, which are not read.
-        kinds: number by format and mode, such as ``PNG RGBA``.
+        read: how many images were looked at.
+        oriented: how many are turned or mirrored as their EXIF orientation says.
+        composed: how many have transparency, and are put on ``data.background``.
+        depth_scaled: how many have more than 8 bits a sample, or floats, and are scaled down to 8 bits.
+        converted: how many have single bits, a palette, or colours other than RGB and grey, and are converted.
+        first_frame_only: how many have further pictures, which are not read.
+        kinds: how many there are of each format and mode, such as ``PNG RGBA``.
     """
 
     read: int = 0
@@ -70,7 +70,7 @@ class ImageCounts:
         return {**dataclasses.asdict(self), "kinds": dict(sorted(self.kinds.items()))}
 
     def lines(self) -> list[str]:
-        """For people, each short enough for a screen: what was changed; none where nothing was."""
+        """Lines for people, each short enough for a screen, that say what was changed; none where nothing was."""
         words = {
             "oriented": "turned upright",
             "composed": "with transparency put on data.background",
@@ -91,7 +91,7 @@ def look_at_images(refs: Iterable[ImageRef], rules: ImageRules) -> tuple[dict[Im
         rules: how they will be read.
 
     Returns:
-        What is wrong with which page, and what the others are.
+        What is wrong with each page that cannot be read, and the counts of the others.
     """
     unique = list(dict.fromkeys(refs))
 

@@ -27,14 +27,14 @@ _HEADER_BUFFER_BYTES = 4096  # read at once where a header lies in many small pi
 _ORIENTATION = 0x0112  # the EXIF tag, and TIFF's
 _BITS_TAG = 258  # TIFF's bits of a sample
 SIDEWAYS = 5
-"""This orientation and those above swap width and height."""
+"""The lowest EXIF orientation with width and height swapped; those above it swap them as well."""
 _JPEG_START = b"\xff\xd8\xff"
 _NOT_OURS = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR"})  # need other programs, or are no pictures
 _LIKELY_READERS = {b"\x89P": ("PNG",), b"\xff\xd8": ("JPEG",)}  # asked first
 _CHECKS_ITSELF = (b"II", b"MM", b"RIFF")  # TIFF and WebP: their readers apply Pillow's limit while they open
 
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-"""What Pillow's readers raise for damaged files."""
+"""The exceptions that Pillow's readers raise for damaged files."""
 
 _lock = threading.Lock()
 _num_strict = 0
@@ -45,7 +45,7 @@ class NoImageError(ValueError):
     """The bytes are no image that can be read.
 
     Attributes:
-        what: they are.
+        what: what the bytes are, in words.
         way_out: what to do about it.
     """
 
@@ -60,14 +60,14 @@ class ImageFacts:
     """What a file's header says.
 
     Attributes:
-        format: Pillow's name, such as ``JPEG``.
+        format: Pillow's name of the format, such as ``JPEG``.
         mode: Pillow's name of how pixels are stored, such as ``RGB`` or ``I;16``.
-        width: in pixels, as a viewer shows the page.
-        height: likewise.
-        orientation: as EXIF has it, from 1 (upright) to 8.
+        width: width in pixels, as a viewer shows the page.
+        height: height in pixels, as a viewer shows the page.
+        orientation: the EXIF orientation, from 1 (upright) to 8.
         has_transparency: whether pixels may be transparent.
-        bits: of a sample; more than 8 are scaled down.
-        num_frames: pictures in the file, of which the first is read.
+        bits: how many bits a sample has; more than 8 are scaled down.
+        num_frames: how many pictures the file holds, of which the first is read.
     """
 
     format: str
@@ -90,10 +90,10 @@ class OpenImage:
     """A file whose header was read.
 
     Attributes:
-        data: the file.
-        facts: about it.
-        is_turned: whether Pillow turns it upright by itself when it decodes.
-        opened: by Pillow; None: its header was read without.
+        data: the bytes of the file.
+        facts: what the header of the file says.
+        is_turned: whether Pillow turns the image upright by itself when it decodes.
+        opened: the image as Pillow opened it; None: its header was read without Pillow.
     """
 
     data: bytes
@@ -103,7 +103,7 @@ class OpenImage:
 
     @property
     def image(self) -> Image.Image:
-        """As Pillow opens it, not decoded yet."""
+        """The image as Pillow opens it, not decoded yet."""
         if self.opened is not None:
             return self.opened
         with _foreign_code():
@@ -118,9 +118,9 @@ def open_image(data: bytes, *, check: bool = False) -> OpenImage:
         check: whether the checksums of a PNG file are compared as well.
 
     Raises:
-        NoImageError: it is something else.
-        PngDamageError: a PNG file that is cut or damaged.
-        Exception: one of ``DECODING_ERRORS``: another kind that is cut or damaged.
+        NoImageError: the bytes are no image that can be read.
+        PngDamageError: a PNG file is cut or damaged.
+        Exception: one of ``DECODING_ERRORS``: a file of another kind is cut or damaged.
     """
     png: PngFile | None = None
     if data.startswith(PNG_SIGNATURE):
@@ -141,7 +141,7 @@ def read_facts(file: io.RawIOBase) -> ImageFacts:
         file: the image file, open and without a buffer.
 
     Raises:
-        Exception: as :func:`open_image`.
+        Exception: an exception as :func:`open_image` raises it.
     """
     parts = _Parts(file)
     png: PngFile | None = None
@@ -167,7 +167,7 @@ def read_facts(file: io.RawIOBase) -> ImageFacts:
 
 
 class _Parts:
-    """A file of which parts are read when they are asked for."""
+    """A file whose parts are read only when they are asked for."""
 
     def __init__(self, file: io.RawIOBase) -> None:
         self._file = file
@@ -236,7 +236,7 @@ def _opened(stream: Callable[[], IO[bytes]]) -> Image.Image | None:
 
 @contextmanager
 def _foreign_code() -> Iterator[None]:
-    """Whatever else a reader of some format raises at damaged bytes, as one of ``DECODING_ERRORS``."""
+    """Turn whatever else a reader of some format raises at damaged bytes into one of ``DECODING_ERRORS``."""
     try:
         yield
     except DECODING_ERRORS:
@@ -248,7 +248,7 @@ def _foreign_code() -> Iterator[None]:
 
 @contextmanager
 def _without_limit() -> Iterator[None]:
-    """Pillow's limit on pixels lifted for the moment that a header takes; ours is applied to what it says."""
+    """Lift Pillow's limit on pixels while a header is read; our own limit is applied to the size that it says."""
     with _lock:
         chosen = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None

@@ -93,7 +93,7 @@ def _document(images: dict[Place, KnownImage]) -> dict[str, object]:
 
 
 def _images(document: object) -> dict[Place, KnownImage]:
-    """What :func:`_document` made of them; none, or an exception, where it is something else."""
+    """The images of a document of :func:`_document`; an exception, or none, where it is something else."""
     if not isinstance(document, dict) or document["reading"] != _reading():
         return {}
     if content_digest(document["body"].encode()) != document["digest"]:

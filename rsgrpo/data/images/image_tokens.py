@@ -15,7 +15,7 @@ class PatchCounter(Protocol):
     merge_size: int
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, object]) -> int:
-        """Patches of an image of that size."""
+        """How many patches an image of this size has."""
 
 
 class ImageTokens:
@@ -35,7 +35,7 @@ class ImageTokens:
         """Image tokens of a page.
 
         Raises:
-            ImageError: the page is missing, no image, or has a size that the processor does not take.
+            ImageError: the page is missing, no image, or has a size that the processor refuses.
         """
         size = image_size(ref, self._rules)
         if size not in self._of_size:

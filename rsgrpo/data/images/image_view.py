@@ -33,7 +33,8 @@ class SizedProcessor(Protocol):
     """What is needed of Qwen2.5-VL's image processor."""
 
     size: object
-    """Its bounds: an area each, by ``shortest_edge`` and ``longest_edge``."""
+    """The bounds on a page's size as the processor holds them: an area each, by ``shortest_edge`` and
+    ``longest_edge``."""
     patch_size: int
     merge_size: int
 
@@ -43,11 +44,11 @@ class ImageView:
     """How pages reach the model. Made once, from the settings and the model's processor, and handed to all who ask.
 
     Attributes:
-        min_pixels: ``data.min_pixels``: smaller pages are scaled up to this area before the processor sees them.
-        max_pixels: ``data.max_pixels``, likewise down.
-        processor_min_pixels: smallest area of the processor.
-        processor_max_pixels: largest.
-        processor_factor: pixels of one image token, per side: patch size times merge size.
+        min_pixels: ``data.min_pixels``: the area that smaller pages are scaled up to before the processor sees them.
+        max_pixels: ``data.max_pixels``: the area that larger pages are scaled down to before the processor sees them.
+        processor_min_pixels: the smallest area in pixels that the processor scales pages to.
+        processor_max_pixels: the largest area in pixels that the processor scales pages to.
+        processor_factor: the side of one image token in pixels: patch size times merge size.
 
     Example:
         ``ImageView(min_pixels=3136, max_pixels=1568000).of_size(2000, 2000)`` is ``(1260, 1260)``: we send 1252²,
@@ -68,7 +69,7 @@ class ImageView:
             height: the height of the image as it is stored (upright), in pixels.
 
         Raises:
-            CoordinateError: a strip of more than 200 to 1, or a page of which the bounds leave nothing.
+            CoordinateError: the page is a strip of more than 200 to 1, or the bounds leave nothing of it.
         """
         return self._processed(resized_size(width, height, self.min_pixels, self.max_pixels))
 
@@ -77,7 +78,7 @@ class ImageView:
 
         Raises:
             ImageError: the page is missing or no image.
-            CoordinateError: as :meth:`of_size`.
+            CoordinateError: the page is a strip of more than 200 to 1, or the bounds leave nothing of it.
         """
         rules = ImageRules(min_pixels=self.min_pixels, max_pixels=self.max_pixels, max_megapixels=math.inf)
         return self._processed(image_size(ref, rules))
@@ -152,7 +153,7 @@ def read_view(file: Path) -> ImageView | None:
 
 
 def _edge(size: object, name: str) -> int:
-    """One of a processor's bounds; 0 where it has none."""
+    """One of a processor's bounds, an area in pixels; 0 where it has none."""
     try:
         value = size[name]  # type: ignore[index]
     except (KeyError, TypeError):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 END_MARKER = b"\xff\xd9"
-"""Ends a file; a decoder that has the whole image does without."""
+"""The marker that ends a file; a decoder that has the whole image does without it."""
 
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # inside image data: not a stuffed FF, a restart or a filler
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
@@ -45,15 +45,15 @@ class JpegDamageError(ValueError):
 
 @dataclass(slots=True)
 class _Layout:
-    """Where the parts of a file lie.
+    """Where the parts of a file lie, as offsets in bytes.
 
     Attributes:
-        frame: marker of the frame, which says how it is coded; 0: none came.
-        components: ids of the colour components.
-        first_scan: first byte of image data; -1: none came.
-        end: where the end marker is; -1: there is none.
-        first_symbols: of each Huffman table (class and number in one byte), the symbol whose code is all zeros.
-        coverage: of each component and coefficient, the lowest bit that a scan brought; 64: none.
+        frame: the marker of the frame, which says how the image is coded; 0: there was none.
+        components: the ids of the colour components.
+        first_scan: the offset of the first byte of image data; -1: there was none.
+        end: the offset of the end marker; -1: there is none.
+        first_symbols: for each Huffman table (class and number in one byte) the symbol whose code is all zeros.
+        coverage: for each component and coefficient the lowest bit that a scan brought; 64: no scan brought any.
     """
 
     frame: int = 0
@@ -99,8 +99,8 @@ def jpeg_pixels(data: bytes, *, least_size: tuple[int, int] | None = None) -> ND
             decoder, but to no less than these. None: in full.
 
     Returns:
-        [height, width, 3] RGB or [height, width, 1] grey, the same as Pillow's to the bit; None for a kind that
-        only Pillow decodes (CMYK, 12 bits, arithmetic codes without support).
+        [height, width, 3] uint8 RGB or [height, width, 1] uint8 grey, the same as Pillow's to the bit; None for a kind
+        that only Pillow decodes (CMYK, 12 bits, arithmetic codes without support).
 
     Raises:
         JpegDamageError: part of the image is missing or damaged.
@@ -118,7 +118,7 @@ def check_jpeg(data: bytes) -> bool:
         data: the bytes of the file.
 
     Returns:
-        Whether it could be judged; if not, decode it with Pillow.
+        Whether the file could be judged; if not, decode it with Pillow.
 
     Raises:
         JpegDamageError: part of the image is missing or damaged.
@@ -154,7 +154,7 @@ def _judged(data: bytes, layout: _Layout, *, least_size: tuple[int, int] | None)
 
 
 def _decode(data: bytes, layout: _Layout, least_size: tuple[int, int] | None) -> tuple[NDArray[np.uint8] | None, str]:
-    """Pixels, or None and what the decoder says."""
+    """The pixels, or None; and what the decoder says about damage."""
     import simplejpeg  # here, because files of other kinds are read without it
 
     colourspace = _COLOURSPACES[len(layout.components)]
@@ -183,7 +183,7 @@ def _padding_bytes(data: bytes, end: int, num_surplus: int) -> int:
 
 
 def _missing_scans(layout: _Layout) -> str:
-    """Which part of the image no scan brings; empty: all is there."""
+    """Which part of the image no scan brings, in words; empty: all of it is there."""
     for component in layout.components:
         lowest = layout.coverage.get(component)
         if lowest is None:

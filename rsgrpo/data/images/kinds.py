@@ -53,7 +53,7 @@ def describe_non_image(data: bytes) -> tuple[str, str]:
         data: the bytes of the file.
 
     Returns:
-        What it is, and what to do about it.
+        What the bytes are, and what to do about it.
 
     Example:
         ``describe_non_image(b"%PDF-1.7 …")[0]`` is ``"a PDF document"``.

@@ -15,11 +15,11 @@ from rsgrpo.data.images.sources import image_stamp
 from rsgrpo.types import ImageRef
 
 Place = tuple[str, str, int, int]
-"""File or table, and column, row and index in a table."""
+"""Where a page lies: file or table, then column, row and index in a table."""
 
 _SETTLED_NS = 2 * 10**9
-"""A file that was written later than this before it was looked at may be written once more without another size or
-time: file systems round times, by 2 s at the worst."""
+"""Nanoseconds: a file that was written later than this before it was looked at may be written once more without another
+size or time, as file systems round times, by 2 s at the worst."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,9 +27,9 @@ class KnownImage:
     """A page that was found to be whole.
 
     Attributes:
-        stamp: size in bytes, and time of the last change in ns, of the file that it lies in.
-        digest: of the image file's bytes, as :func:`content_digest` gives it.
-        facts: what the header says.
+        stamp: size in bytes, and time of the last change in ns, of the file that the page lies in.
+        digest: the digest of the image file's bytes, as :func:`content_digest` gives it.
+        facts: what the header of the image says.
     """
 
     stamp: tuple[int, int]
@@ -45,12 +45,12 @@ class KnownImages:
         self._by_content: dict[str, ImageFacts] = {}
 
     def facts(self, ref: ImageRef) -> ImageFacts | None:
-        """What is known of a page whose file is as it was; None: it must be read."""
+        """What is known of a page whose file has not changed; None: it must be read."""
         known = self._by_place.get(place_of(ref))
         return known.facts if known is not None and known.stamp == image_stamp(ref) else None
 
     def facts_of(self, digest: str) -> ImageFacts | None:
-        """What is known of a content, wherever it was found."""
+        """What is known of an image of this content, wherever it was found; None: nothing."""
         return self._by_content.get(digest)
 
     def learn(self, ref: ImageRef, stamp: tuple[int, int] | None, digest: str, facts: ImageFacts) -> None:
@@ -79,7 +79,7 @@ class KnownImages:
 
 
 KNOWN_IMAGES = KnownImages()
-"""Of this process: whoever asks for a page's size profits from whoever looked at it first."""
+"""What this process knows: whoever asks for a page's size profits from whoever looked at it first."""
 
 
 def place_of(ref: ImageRef) -> Place:

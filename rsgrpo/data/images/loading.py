@@ -41,10 +41,12 @@ from rsgrpo.errors import shown
 from rsgrpo.types import ImageRef
 
 MAX_ASPECT_RATIO = 200
-"""Qwen2.5-VL's processor refuses longer strips; the EVisRAG resize rule would blow them up first (1×5000: 7×36203)."""
+"""The longest strip, as the ratio of its sides: Qwen2.5-VL's processor refuses longer ones, and the EVisRAG resize rule
+would blow them up first (1×5000: 7×36203)."""
 
 _LARGE_PIXELS = 50_000_000
-"""Such files are read one at a time, and JPEG ones smaller where that suffices: they take much memory."""
+"""Pixels of a large file: such files are read one at a time, and JPEG ones smaller where that suffices, since they take
+much memory."""
 _REDUCED_FACTOR = 2  # a JPEG decoded smaller keeps at least this many times the wanted width and height
 _SHOWN_CHARACTERS = 120  # of a path or a library's complaint in a message
 
@@ -63,7 +65,7 @@ def resized_size(width: int, height: int, min_pixels: int | None, max_pixels: in
         max_pixels: the largest area, in pixels; None: no bound.
 
     Returns:
-        Width and height.
+        Width and height in pixels.
 
     Example:
         ``resized_size(2000, 1000, 262144, 1568000)`` is ``(1770, 885)``; 100×100 becomes 512×512.
@@ -109,7 +111,7 @@ def read_image(ref: ImageRef, rules: ImageRules) -> Image.Image:
         An RGB image, upright, fully decoded.
 
     Raises:
-        ImageError: as :func:`load_image`, but for strips.
+        ImageError: the page is missing, cut, damaged, no image, or too large.
     """
     opened = _open(ref, image_bytes(ref), rules)
     return _pixels(ref, opened, rules, (opened.facts.width, opened.facts.height))
@@ -172,10 +174,10 @@ def check_image(ref: ImageRef, rules: ImageRules) -> ImageFacts:
         rules: the rules that ``load_image`` will be called with.
 
     Returns:
-        What its header says.
+        What the page's header says.
 
     Raises:
-        ImageError: as ``load_image``.
+        ImageError: the page cannot be read, as in :func:`load_image`.
     """
     facts = KNOWN_IMAGES.facts(ref)
     if facts is None:
@@ -210,7 +212,7 @@ def image_from_image(image: Image.Image, rules: ImageRules) -> Image.Image:
         An RGB image, upright.
 
     Raises:
-        Exception: what Pillow raises for damaged files, or JpegDamageError, if it was not decoded yet.
+        Exception: an exception of Pillow for damaged files, or JpegDamageError, if the image was not decoded yet.
     """
     is_turned = image.format == "TIFF"  # Pillow turns these itself when it decodes
     if isinstance(image, ImageFile.ImageFile):
@@ -245,7 +247,7 @@ def _check_area(ref: ImageRef, facts: ImageFacts, rules: ImageRules) -> None:
 
 
 def _final_size(ref: ImageRef, facts: ImageFacts, rules: ImageRules) -> tuple[int, int]:
-    """The size that the processor gets, where it takes it."""
+    """The size that the processor gets; refused where the processor would not take it."""
     width, height = resized_size(facts.width, facts.height, rules.min_pixels, rules.max_pixels)
     if not width * height:
         raise ImageError(
@@ -293,7 +295,7 @@ def _decoded_jpeg(opened: OpenImage, size: tuple[int, int]) -> Image.Image | Non
 
 
 def _for_pillow(opened: OpenImage) -> Image.Image:
-    """What Pillow is to decode; it would not say what is missing of a JPEG file, but would ask for its end marker."""
+    """The bytes that Pillow is to decode: it says nothing of what a JPEG file lacks, but asks for an end marker."""
     if opened.facts.format == "JPEG" and check_jpeg(opened.data):
         return open_image(opened.data + END_MARKER).image
     return opened.image
@@ -308,7 +310,7 @@ def _ends_blank(image: Image.Image) -> bool:
 
 
 def _bare(image: Image.Image) -> Image.Image:
-    """RGB pixels and nothing else: a note of the orientation would have the next reader turn the page once more."""
+    """The RGB pixels and nothing else: a note of the orientation would have the next reader turn the page once more."""
     # Another image than a lazily opened one, which would keep its file's bytes.
     is_plain = image.mode == "RGB" and not isinstance(image, ImageFile.ImageFile)
     plain = image if is_plain else image.convert("RGB")
@@ -322,7 +324,7 @@ def _turn(facts: ImageFacts) -> threading.Lock | nullcontext[None]:
 
 @contextmanager
 def _named(ref: ImageRef) -> Iterator[None]:
-    """Whatever a decoder finds wrong with a page, with the page's name and the way out."""
+    """Raise whatever a decoder finds wrong with a page as an ImageError with the page's name and the way out."""
     try:
         yield
     except NoImageError as error:

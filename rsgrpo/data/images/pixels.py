@@ -62,8 +62,8 @@ def plain_pixels(image: Image.Image, *, bit_depth: int, background: Colour) -> I
         background: the colour that shows through transparent parts.
 
     Returns:
-        8 bits a channel. Integers are scaled by their type's range, floats by the data's; a float that is no
-        number counts as transparent.
+        The image with 8 bits a channel. Integers are scaled by their type's range, floats by the data's; a float that
+        is no number counts as transparent.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -171,7 +171,7 @@ def _from_table(largest: int) -> Callable[[NDArray[Any]], ByteArray]:
 
 
 def _between(low: float, high: float) -> Callable[[NDArray[Any]], ByteArray]:
-    """``low`` becomes 0, ``high`` 255; what lies outside is cut off, what is no number becomes 0."""
+    """A function from samples to bytes: ``low`` becomes 0, ``high`` 255; others are cut off, what is no number is 0."""
 
     def scale(part: NDArray[Any]) -> ByteArray:
         # Halves keep the difference finite for floats at both ends of their range.
@@ -183,7 +183,7 @@ def _between(low: float, high: float) -> Callable[[NDArray[Any]], ByteArray]:
 
 
 def _integer_range(values: NDArray[Any], low: float, high: float) -> tuple[float, float]:
-    """The type's range; that of the data where these would all become the same grey, as small numbers in 32 bits do."""
+    """The range of the type, or of the data where the type's would make all samples one grey, as small 32-bit ones."""
     least, most = float(values.min()), float(values.max())
     is_wide = values.itemsize > 2 and least < most < least + (high - low) / _WHITE
     return (least, most) if is_wide else (low, high)
@@ -202,7 +202,7 @@ def _data_range(values: NDArray[Any]) -> tuple[float, float]:
 
 
 def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
-    """A number that a TIFF file states, of its first channel; the default for other formats."""
+    """The number of a TIFF tag, for the first channel; the default for other formats."""
     if image.format != "TIFF":
         return default
     value = image.tag_v2.get(tag, default)  # type: ignore[attr-defined]

@@ -26,11 +26,11 @@ _ZLIB_HEADER_BYTES, _DEFLATE = 2, 8
 _MAX_NOTE_BYTES = 2**20  # of an unfolded text; EXIF data are far smaller
 _NUM_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by colour type
 _INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-"""First column and row of each pass of Adam7, and the steps from pixel to pixel and from row to row."""
+"""The seven passes of Adam7: first column and row of each, and the steps from pixel to pixel and from row to row."""
 
 
 class Sliceable(Protocol):
-    """A file of which parts can be had, as of ``bytes``."""
+    """A file of which parts can be had by slices, as of ``bytes``."""
 
     def __len__(self) -> int:
         """Its size in bytes."""
@@ -48,11 +48,11 @@ class PngFile:
     """What a file's chunks say.
 
     Attributes:
-        pixels: a file with the same pixels and nothing beside them; its part before the pixels, where only that was
-            asked for.
-        bit_depth: bits of a sample: 1, 2, 4, 8 or 16.
-        orientation: as EXIF has it, from 1 (upright) to 8.
-        num_frames: pictures of an animation; else 1.
+        pixels: the bytes of a file with the same pixels and nothing beside them; only what stands before the pixels,
+            where just that was asked for.
+        bit_depth: how many bits a sample has: 1, 2, 4, 8 or 16.
+        orientation: the EXIF orientation, from 1 (upright) to 8.
+        num_frames: how many pictures an animation has; else 1.
     """
 
     pixels: bytes
@@ -123,7 +123,7 @@ def check_rows(data: bytes) -> None:
         data: the bytes of the file.
 
     Raises:
-        PngDamageError: rows are missing.
+        PngDamageError: the file packs fewer rows than its header says.
     """
     width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
     is_interlaced = data[28] == 1
@@ -162,7 +162,7 @@ def _chunks(data: Sliceable) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _orientation(notes: dict[bytes, list[bytes | memoryview]]) -> int:
-    """From EXIF data, or from where ImageMagick and Adobe put them; 1 where they are missing or make no sense."""
+    """The orientation from EXIF data, or from where ImageMagick and Adobe put it; 1 where there is no sensible one."""
     for exif in notes.get(b"eXIf", ()):
         if found := exif_orientation(bytes(exif)):
             return found
@@ -203,6 +203,6 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def xmp_orientation(xmp: bytes | memoryview) -> int:
-    """Orientation that XMP data give; 0 where they give none."""
+    """The orientation that a block of XMP data gives; 0 where it gives none."""
     match = _XMP_ORIENTATION.search(xmp)
     return 0 if match is None else int(match[1])

@@ -31,7 +31,7 @@ def image_bytes(ref: ImageRef) -> bytes:
         ref: the image, which says where it lies.
 
     Raises:
-        ImageError: it is missing or cannot be read.
+        ImageError: the image is missing or cannot be read.
     """
     with _naming(ref), _open(ref) as file:
         data = file.readall()
@@ -47,7 +47,7 @@ def image_file(ref: ImageRef) -> Iterator[io.RawIOBase]:
         ref: the image, which says where it lies.
 
     Raises:
-        ImageError: it is missing or cannot be read.
+        ImageError: the image is missing or cannot be read.
     """
     with _naming(ref):
         file = _open(ref)
@@ -61,7 +61,7 @@ def image_file(ref: ImageRef) -> Iterator[io.RawIOBase]:
 
 @contextmanager
 def _naming(ref: ImageRef) -> Iterator[None]:
-    """Whatever goes wrong while a page's file is read, with the page's name and the way out."""
+    """Raise whatever goes wrong while a page's file is read as an ImageError with the page's name and the way out."""
     name = shown(ref.path, 80)
     try:
         yield
@@ -171,5 +171,5 @@ def table_rows(parquet_file: Path) -> dict[str, int]:
 
 
 def image_place(ref: ImageRef) -> str:
-    """Where a page lies, for people."""
+    """Where a page lies, in words for people."""
     return f"row {ref.parquet_row} of {shown(ref.parquet_file)}" if ref.parquet_file else shown(ref.file)

@@ -26,7 +26,8 @@ def alike_items(stream: BinaryIO, first: int) -> Iterator[tuple[int, int, Any]]:
         first: the position of a byte in a list, in front of a record or of the comma before it.
 
     Yields:
-        First byte, the byte behind, and the value of each; the last record of a list never comes.
+        For each record the offset of its first byte, that of the byte behind it, and its value; the last record of a
+        list never comes.
     """
     start, separator = _first_separator(stream, first)
     if not separator:
@@ -53,7 +54,7 @@ class _AlikePieces:
         separator: what parts records, from the brace that ends one on.
 
     Attributes:
-        end: behind the brace that the last read gave; -1 if it gave none.
+        end: the offset behind the brace that the last read gave; -1 if it gave none.
     """
 
     def __init__(self, stream: BinaryIO, start: int, separator: bytes) -> None:

@@ -23,7 +23,8 @@ ROLES: Mapping[str, str] = {
     "function_call": "assistant",
     **dict.fromkeys(("observation", "tool", "function"), "user"),
 }
-"""What the roles of chat formats are called here; LLaMA-Factory maps those of functions in the same way."""
+"""The role here (``system``, ``user`` or ``assistant``) of each role of the chat formats; LLaMA-Factory maps those of
+functions in the same way."""
 
 _CALL_ROLE = "function_call"
 _RESULT_ROLES = ("observation", "tool", "function")
@@ -36,7 +37,7 @@ _PLACE_KEYS = ("path", "url", "base64", "bytes", "data", "source", "file", "b64_
 
 
 _LEARNED_KEYS = ("weight", "loss", "train")
-"""Where OpenAI, ms-swift and axolotl say that an answer is not to be learned."""
+"""The keys with which OpenAI, ms-swift and axolotl say that an answer is not to be learned."""
 _REASONING_KEYS = ("reasoning_content", "reasoning")
 
 
@@ -48,8 +49,8 @@ def chat(record: Mapping[str, Any], remark: Remark) -> tuple[list[Turn], Mapping
         remark: is told of what is left out: a first turn that is an answer, reasoning beside an answer.
 
     Returns:
-        A system turn if there is one, then question and answer in turns; and the record, with the media that parts
-        of the content refer to in ``images`` and ``videos``, in the order of their markers.
+        The turns (a system turn if there is one, then question and answer in turn); and the record, with the media that
+        parts of the content refer to in ``images`` and ``videos``, in the order of their markers.
 
     Raises:
         BadRecordError: there is no conversation, a role or part is not known, or turns do not take turns.
@@ -158,7 +159,7 @@ def _parsed(text: str) -> Any:
 
 
 def _call(value: Any) -> str:
-    """A call as Qwen2.5 writes it."""
+    """The text of a call of a function, as Qwen2.5 writes it."""
     call = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise BadRecordError("function call", f"a function call must have name and arguments, got {value!r:.80}")
@@ -170,7 +171,7 @@ def _call(value: Any) -> str:
 
 
 def _with_tools(turns: list[Turn], tools: Any, system: Any) -> list[Turn]:
-    """The system turn tells what functions there are, as Qwen2.5's chat template does."""
+    """The turns with a system turn that tells what functions there are, as Qwen2.5's chat template does."""
     given = _parsed(tools) if isinstance(tools, str) else tools
     lines = []
     for tool in _as_list(given):
@@ -222,7 +223,7 @@ def _parts(parts: Sequence[Any], found: dict[str, list[object]]) -> str:
 
 
 def _reference(part: Mapping[str, Any]) -> object:
-    """What a part refers to: a path, an address, an object with bytes; an index into the record's list; or nothing."""
+    """What a part refers to: a path, an address, an object with bytes, an index into the record's list, or None."""
     for key in _REFERENCE_KEYS:
         if key in part:
             return part[key]
@@ -262,7 +263,7 @@ def _with_media(record: Mapping[str, Any], found: Mapping[str, list[object]]) ->
 
 
 def _check_order(turns: list[Turn], record: Mapping[str, Any], remark: Remark) -> None:
-    """Question and answer take turns; a first answer is taken out."""
+    """Check that question and answer take turns; an answer that comes first is taken out."""
     roles = [turn.role for turn in turns]
     start = 1 if roles[0] == "system" else 0
     if roles[start : start + 1] == ["assistant"]:

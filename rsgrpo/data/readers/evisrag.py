@@ -142,7 +142,7 @@ def _with_markers(prompt: str, count: int) -> str:
 
 
 def _images(columns: dict[str, Any], data: DataConfig) -> list[object]:
-    """What its images column lists, one image or several."""
+    """The entries of the record's column of images, which holds one image or several."""
     name = data.image_column
     if name not in columns:
         likely = next((other for other in (f"{name}s", name.removesuffix("s")) if other in columns), "")
@@ -196,7 +196,7 @@ def _is_tagged(parsed: ParsedResponse) -> bool:
 
 
 def _gold_images(value: object, paths: Sequence[object]) -> tuple[int, ...]:
-    """Which of the pages a ``posImgs`` names: a list of paths, or one; those that were not retrieved match none."""
+    """The 0-based indexes of the pages that ``posImgs`` names: a list of paths, or one; others were not retrieved."""
     if value is None:
         return ()
     value = written_list(value)
@@ -218,7 +218,7 @@ def _plain_path(path: str) -> str:
 
 
 def _is_sufficient(columns: dict[str, Any], gold_answers: tuple[str, ...]) -> bool:
-    """What the data set says; a training set does not say it, but its gold refuses."""
+    """Whether the pages hold the answer, as the data set says; where it does not say, whether its gold refuses."""
     value = columns.pop(_SUFFICIENT_COLUMN, None)
     if value is None:
         return not any(is_refusal(answer) for answer in gold_answers)

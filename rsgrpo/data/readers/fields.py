@@ -20,7 +20,7 @@ _QUOTED_TEXTS = re.compile(rf"\[\s*(?:{_QUOTED.pattern})(?:[\s,]+(?:{_QUOTED.pat
 
 
 def text_field(record: Mapping[str, Any], name: str) -> str:
-    """A text that must be there."""
+    """The text under a key, which must be there."""
     value = _present(record, name)
     if not isinstance(value, str):
         raise BadRecordError("wrong type", f"{name} must be text, got {type(value).__name__} {value!r:.80}")
@@ -28,7 +28,7 @@ def text_field(record: Mapping[str, Any], name: str) -> str:
 
 
 def text_or_number_field(record: Mapping[str, Any], name: str) -> str:
-    """A text that must be there, or a number, which becomes text as Python writes it."""
+    """The text under a key, which must be there; a number becomes text as Python writes it."""
     value = _present(record, name)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
@@ -38,7 +38,7 @@ def text_or_number_field(record: Mapping[str, Any], name: str) -> str:
 
 
 def texts_field(record: Mapping[str, Any], name: str) -> list[str]:
-    """A text or a list of texts that must be there, as a list."""
+    """The text or the list of texts under a key, which must be there, as a list."""
     value = _present(record, name)
     if isinstance(value, str):
         return [value]
@@ -55,7 +55,7 @@ def media_field(record: Mapping[str, Any], *names: str) -> list[object]:
         names: the columns under which it may stand, such as ``image`` and ``images``; one value or a list.
 
     Raises:
-        BadRecordError: it stands under two names, with different values.
+        BadRecordError: the list stands under two of the names, with different values.
     """
     found = {name: record[name] for name in names if record.get(name) is not None and record[name] != []}
     values = list(found.values())
@@ -105,7 +105,7 @@ def needed_media_field(record: Mapping[str, Any], name: str) -> list[object]:
 
 
 def whole_field(record: Mapping[str, Any], name: str) -> int:
-    """A whole number that must be there."""
+    """The whole number under a key, which must be there."""
     value = _present(record, name)
     if isinstance(value, bool) or not isinstance(value, int):
         raise BadRecordError("wrong type", f"{name} must be a whole number, got {type(value).__name__} {value!r:.80}")
@@ -113,7 +113,7 @@ def whole_field(record: Mapping[str, Any], name: str) -> int:
 
 
 def id_field(record: Mapping[str, Any], name: str, default: str) -> str:
-    """An id as :func:`rsgrpo.io.ids.plain_id` compares it; ``default`` where there is none."""
+    """The record's id as :func:`rsgrpo.io.ids.plain_id` compares it; ``default`` where there is none."""
     value = record.get(name)
     if value is None or (isinstance(value, str) and plain_id(value) is None):
         return default

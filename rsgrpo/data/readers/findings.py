@@ -14,11 +14,11 @@ _MESSAGE_CHARACTERS = 490  # of a whole message, its line breaks included
 _SHOWN = 5  # enough to see a pattern; the count says the rest
 
 Remark = Callable[[str, str], None]
-"""Called with reason and detail for an oddity of a record that is kept nevertheless."""
+"""A function that is called with reason and detail for an oddity of a record that is kept nevertheless."""
 
 
 TOO_DEEP = "one of its values is nested too deeply to be written as JSON; flatten it, or leave it out"
-"""What is said of a record that Python's ``json`` reads, but not writes."""
+"""What a message says about a record that Python's ``json`` reads, but cannot write."""
 
 
 class BadRecordError(Exception):
@@ -44,9 +44,9 @@ class Finding:
     """All records of one kind of defect.
 
     Attributes:
-        reason: the kind.
-        count: how many.
-        examples: place and detail of the first few.
+        reason: the kind of defect, in words.
+        count: how many records have it.
+        examples: place and detail of the first few of them.
     """
 
     reason: str
@@ -54,7 +54,7 @@ class Finding:
     examples: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """For people: count and reason, then the examples."""
+        """Lines for people: count and reason, then the examples."""
         more = self.count - len(self.examples) if len(self.examples) == _SHOWN else 0
         shown = [*self.examples, *([f"… and {more} more"] if more else [])]
         return [f"{self.count} × {self.reason}", *(f"  {example}" for example in shown)]
@@ -65,10 +65,10 @@ class ReadReport:
     """What was read, left out and kept with a remark.
 
     Attributes:
-        num_records: records looked at.
-        num_samples: of them, those that gave a sample.
-        skipped: why records were left out, most frequent first.
-        remarks: oddities of records that were kept, most frequent first.
+        num_records: how many records were looked at.
+        num_samples: how many of them gave a sample.
+        skipped: the reasons why records were left out, most frequent first.
+        remarks: the oddities of records that were kept, most frequent first.
     """
 
     num_records: int
@@ -78,11 +78,11 @@ class ReadReport:
 
     @property
     def num_skipped(self) -> int:
-        """Records that were left out; those in a part of a file that cannot be read are an estimate."""
+        """How many records were left out; those in a part of a file that cannot be read are an estimate."""
         return sum(finding.count for finding in self.skipped)
 
     def counts(self) -> dict[str, int]:
-        """Number of skipped records by reason."""
+        """How many records were left out, by reason."""
         return {finding.reason: finding.count for finding in self.skipped}
 
     def text(self) -> str:
@@ -127,7 +127,7 @@ class Tally:
     """Counts findings as they come; a checkpoint keeps it.
 
     Attributes:
-        found: by reason, in the order of coming: how many, and the first few.
+        found: by reason, in the order of coming: how many records, and the first few of them.
     """
 
     found: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)

@@ -32,7 +32,7 @@ class IndexedSamples:
             more of them than ``max_skipped_frac``.
 
     Attributes:
-        report: what was read and left out.
+        report: the report on what was read and left out.
 
     Raises:
         DataError: there is no such data set, or too much of it cannot be used.
@@ -80,7 +80,7 @@ class IndexedSamples:
             index: the index of the sample, 0 to ``len(self) - 1``.
 
         Raises:
-            DataError: the file was changed since, so that the record is another or none.
+            DataError: the file was changed since it was indexed, so that the record is another one or missing.
         """
         file_index = self._file_of[index]
         file = self._files[file_index]

@@ -34,10 +34,10 @@ class Found:
     """A value with its place.
 
     Attributes:
-        start: its first byte.
-        end: the byte behind it.
-        value: what it is.
-        num_mended: halves of surrogate pairs that were replaced in it.
+        start: the offset of its first byte.
+        end: the offset of the byte behind it.
+        value: the JSON value.
+        num_mended: how many halves of surrogate pairs were replaced in it.
     """
 
     start: int
@@ -80,14 +80,14 @@ class JsonStream:
 
     @property
     def place(self) -> int:
-        """The next byte."""
+        """The offset of the next byte."""
         if self._at != self._marked:
             self._marked_byte += self._num_bytes(self._marked, self._at)
             self._marked = self._at
         return self._marked_byte
 
     def peek(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """The next character that is no space; empty at the end of the stream."""
         while True:
             found = _SPACE.match(self._text, self._at)
             assert found is not None
@@ -105,7 +105,7 @@ class JsonStream:
         """The next value.
 
         Raises:
-            JsonBreakError: there is none; nothing is passed then.
+            JsonBreakError: there is no JSON value here; nothing is passed then.
         """
         self.peek()
         start = self.place
@@ -131,7 +131,8 @@ class JsonStream:
             last: the last whole record; None if there was none.
 
         Returns:
-            How many records seem to begin in what was passed, at least 1; 0: none was found, nothing was passed.
+            How many records seem to begin in what was passed, at least 1; 0: no record was found, and nothing was
+            passed.
         """
         while len(self._text) - self._at < _SEARCH_CHARACTERS and self._refill():
             pass
@@ -144,7 +145,7 @@ class JsonStream:
         return max(1, len(re.findall(_first_key(last), self._text[start:place]))) if last else 1
 
     def num_like_next(self, num_bytes: int) -> int:
-        """About how many objects within so many bytes begin with the key that the next one begins with."""
+        """About how many of the objects within so many bytes begin with the same key as the next one."""
         opening = _OPENING.match(self._text, self._at)
         held = len(self._text) - self._at
         if opening is None or not held:
@@ -154,7 +155,7 @@ class JsonStream:
         return round(found * max(1.0, num_bytes / held))
 
     def _decoded(self) -> tuple[Any, int]:
-        """The value at the next character, and the character behind it."""
+        """The value at the next character, and the offset behind it in characters."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
@@ -181,7 +182,7 @@ class JsonStream:
         return bool(_CUT.fullmatch(self._text[error.pos :].rstrip())) or "escape" in error.msg
 
     def _refill(self) -> bool:
-        """Read on; False at the end."""
+        """Read more of the stream; False at its end."""
         waiting = len(self._text) - self._at
         if self._is_at_end or waiting > _LONGEST_VALUE:
             return False

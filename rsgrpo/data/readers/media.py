@@ -29,12 +29,13 @@ _LETTERS = r"\w./+,()=&@#!;'\[\]{}\-"
 _PLAIN_PATH = re.compile(
     rf"(?!{'|'.join(map(re.escape, INLINE_STARTS))})[{_LETTERS}][{_LETTERS} ]{{0,198}}(?<! )", re.ASCII
 )
-"""What can only be meant as it stands: a short path without anything that other spellings or base64 are known by."""
+"""Paths that can only be meant as they stand: short ones without anything that other spellings or base64 are known
+by."""
 _LONGEST_NAME = 200  # characters of what an image is called
 _LONGEST_PATH = 4096
 _BYTES_KEYS = ("bytes", "base64", "b64_json")
 PLACE_KEYS = ("path", "url", "image", "image_url", "video", "video_url", "file", "data", "source")
-"""Where the objects of the field's formats hold a path, a text in base64, or an object that does."""
+"""The keys under which the objects of the field's formats hold a path, a text in base64, or an object that does."""
 _DEEPEST_OBJECT = 3  # {"source": {"image_url": {"url": …}}} is as deep as any format goes
 
 
@@ -70,7 +71,7 @@ class MediaFinder:
             record: the name of the record for people, such as ``record 3``.
 
         Raises:
-            BadRecordError: as :meth:`find`.
+            BadRecordError: an image cannot be found, as in :meth:`find`.
         """
         return tuple(
             [self._quickly(value) or self.find(value, f"{record} image {n}") for n, value in enumerate(values)]
@@ -85,7 +86,8 @@ class MediaFinder:
             label: what an image without a path is called, such as ``record 3 image 0``.
 
         Raises:
-            BadRecordError: it is none of these, there is no such image (and it must exist), or it lies on the web.
+            BadRecordError: the value is none of these, there is no such image (and it must exist), or it lies on the
+                web.
         """
         return self._quickly(value) or self._found(value, label, "image", self._must_exist, 0)
 
@@ -106,7 +108,7 @@ class MediaFinder:
         return ""
 
     def _quickly(self, value: object) -> ImageRef | None:
-        """The reference to what only can be a path as it stands, and is there: one look for each of ten millions."""
+        """The reference to a plain path, if its file is there: a single look for each of maybe ten million paths."""
         if type(value) is not str or _PLAIN_PATH.fullmatch(value) is None:
             return None
         plain = value[2:] if value[:2] == "./" else value
@@ -117,7 +119,7 @@ class MediaFinder:
         return None
 
     def _place(self, path: str) -> str:
-        """Where a path would lie below the first folder."""
+        """The absolute path that a written path would have below the first folder."""
         plain = path[2:] if path.startswith("./") else path
         return plain if plain.startswith("/") else self._prefixes[0] + plain
 

@@ -14,23 +14,27 @@ from rsgrpo.types import Sample
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReaderOptions:
-    """How to read.
+    """How a data set is read.
 
     Attributes:
-        media_root: folder that image paths are relative to; empty: where the format keeps them.
-        check_media: refuse records whose images lie nowhere.
-        on_bad_record: ``error``: stop and name them. ``skip``: leave them out, counted by reason.
-        max_skipped_frac: share of the records that ``skip`` may leave out without stopping; one record may always be.
-        sampling: which records of each file: ``all``, ``first:N``, ``end:N`` or ``random:N``; N may be ``10%``.
-        seed: of ``random``.
-        combined_images: MileBench: use the variant whose pages are combined to at most so many canvases; 0: none.
-        frames_per_second: images that each second of a video gives; see ``rsgrpo.data.video``.
-        min_frames: images that a short video gives at least, as far as it has them.
-        max_frames: images that a video, or the folder of its frames, gives at most.
-        media_cache: folder for media that lie in no file of their own; empty: ``~/.cache/rsgrpo/media``.
+        media_root: the folder that image paths are relative to; empty: where the format keeps them.
+        check_media: whether records are refused whose images do not exist.
+        on_bad_record: what to do about a bad record: ``error``: stop and name it. ``skip``: leave it out, counted by
+            reason.
+        max_skipped_frac: the share of the records that ``skip`` may leave out without stopping; one record may always
+            be.
+        sampling: which records of each file are read: ``all``, ``first:N``, ``end:N`` or ``random:N``; N may be
+            ``10%``.
+        seed: the seed of the sampling ``random``.
+        combined_images: MileBench: whether to use the variant whose pages are combined, and to how many canvases at
+            most; 0: single pages.
+        frames_per_second: how many images each second of a video gives; see ``rsgrpo.data.video``.
+        min_frames: how many images a short video gives at least, as far as it has them.
+        max_frames: how many images a video, or the folder of its frames, gives at most.
+        media_cache: the folder for media that lie in no file of their own; empty: ``~/.cache/rsgrpo/media``.
         box_coordinates: what numbers of gold boxes count: ``shares``, ``permille`` or ``pixels`` of the image as it is
             stored; empty: what ``columns.box_coordinates`` says. Formats that fix it themselves do not ask.
-        columns: EVisRAG: names of its columns, and how many images a question may have.
+        columns: EVisRAG: the names of its columns, and how many images a question may have.
     """
 
     media_root: str = ""
@@ -58,4 +62,4 @@ class ReaderOptions:
 
 
 Convert = Callable[[int, dict[str, Any], Remark], Sample]
-"""Makes a sample of record number i; raises BadRecordError, or remarks on an oddity and goes on."""
+"""A function that makes a sample of record number i; it raises BadRecordError, or remarks on an oddity and goes on."""

@@ -26,10 +26,10 @@ class Format:
     """A data format.
 
     Attributes:
-        open: makes the converter of one file.
-        prefix: the list of records within a JSON file, by ijson's name.
-        has_unique_ids: whether an id that stands twice makes the second record unusable (predictions go by it);
-            else it only is remarked on, and the second gets its number added to the id.
+        open: the function that makes the converter of one file.
+        prefix: the place of the list of records within a JSON file, by ijson's name.
+        has_unique_ids: whether an id that stands twice makes the second record unusable (predictions go by it); else it
+            is only remarked on, and the second id gets its record's number added.
     """
 
     open: Callable[[Path, ReaderOptions], Convert]
@@ -55,9 +55,9 @@ class ReaderState:
     """Where a reader stands, enough to go on from there in another process.
 
     Attributes:
-        file_index: 0-based file of the data set.
-        byte_offset: behind the last record that was read (row number in a parquet file).
-        record_index: 0-based number of the next record within its file.
+        file_index: the 0-based index of the file in the data set.
+        byte_offset: the byte offset behind the last record that was read (the row number in a parquet file).
+        record_index: the 0-based number of the next record within its file.
     """
 
     file_index: int = 0
@@ -75,8 +75,9 @@ class Reader:
         state: where to go on; ids and counts start afresh there.
 
     Attributes:
-        last_start: first byte of the record of the sample that was given last (its end is ``state.byte_offset``).
-        last_number: 0-based number of that record within its file.
+        last_start: the offset of the first byte of the record of the sample that was given last (its end is
+            ``state.byte_offset``).
+        last_number: the 0-based number of that record within its file.
     """
 
     def __init__(
@@ -115,8 +116,8 @@ class Reader:
         """The samples.
 
         Raises:
-            DataError: a file is not what its name says, or a record cannot be used (``on_bad_record=error``), or
-                more of them than ``max_skipped_frac`` allows (``skip``; then at the end).
+            DataError: a file does not hold what its name says, a record cannot be used (``on_bad_record=error``), or
+                more of them than ``max_skipped_frac`` allows cannot (``skip``; then at the end).
         """
         seen = SeenIds()
         while self._file_index < len(self._sources):
@@ -177,7 +178,7 @@ class Reader:
             raise BadRecordError("nested too deeply", TOO_DEEP) from error
 
     def _pass(self, raw: RawRecord) -> None:
-        """Step behind a record."""
+        """Move the state behind a record."""
         self.last_start, self._byte_offset = raw.start, raw.end
         self.last_number = self._record_index
         self._record_index += 1
@@ -245,7 +246,7 @@ def read_samples(
             defects with their counts.
 
     Returns:
-        All samples, and what was left out or remarked on.
+        All samples, and the report on what was left out or remarked on.
 
     Raises:
         DataError: there is no such data set, or (``on_bad_record=error``) something is wrong with it.

@@ -33,11 +33,11 @@ class RawRecord(NamedTuple):
     """A record as it stands in its file.
 
     Attributes:
-        start: its first byte; its row in a table.
-        end: the byte behind it; the next row.
-        value: what it holds; a BadRecordError where that cannot be read.
-        line: its 1-based line, where a line is a record; else 0.
-        num_mended: halves of surrogate pairs that were replaced by U+FFFD in it.
+        start: the offset of its first byte; in a table the number of its row.
+        end: the offset of the byte behind it; in a table the number of the next row.
+        value: the value that it holds; a BadRecordError where that cannot be read.
+        line: the number of its line, from 1, where a line is a record; else 0.
+        num_mended: how many halves of surrogate pairs in it were replaced by U+FFFD.
     """
 
     start: int
@@ -52,8 +52,9 @@ class _Layout:
     """How a JSON file holds its records.
 
     Attributes:
-        kind: ``lines``, ``list``, ``member`` (a list within an object) or ``objects`` (one after the other).
-        start: the byte behind what stands in front of them.
+        kind: how the records stand: ``lines``, ``list``, ``member`` (a list within an object) or ``objects`` (one after
+            the other).
+        start: the offset of the byte behind what stands in front of the records.
     """
 
     kind: str
@@ -71,7 +72,7 @@ class _Before:
 
 
 def is_table(file: Path) -> bool:
-    """Whether a file holds rows."""
+    """Whether a file holds rows of a table."""
     return file.suffix.lower() in TABLE_SUFFIXES
 
 
@@ -100,11 +101,11 @@ def raw_records(file: Path, *, prefix: str, offset: int = 0) -> Iterator[RawReco
         offset: where to go on: an end that was given before; 0: the start. Row number of a table.
 
     Yields:
-        Each record. Where a value is broken, a :class:`BadRecordError` says how many bytes cannot be read; then
-        the next record that can be told, if there is one. A broken line is one record.
+        Each record in turn. Where a value is broken, a :class:`BadRecordError` says how many bytes cannot be read; then
+        comes the next record that can be told, if there is one. A broken line is one record.
 
     Raises:
-        DataError: the file as a whole is not what its name says.
+        DataError: the file as a whole does not hold what its name says.
 
     Example:
         ``[{"a": 1}, {"a": 2}]`` gives the bytes 1 to 9 with ``{"a": 1}`` and 11 to 19 with ``{"a": 2}``.
@@ -138,7 +139,7 @@ def object_member(file: Path, name: str) -> Any:
         name: the key of the member.
 
     Raises:
-        DataError: the file is no object, or broken in front of the key.
+        DataError: the file holds no object, or is broken in front of the key.
     """
     with open_utf8(file) as raw:
         stream = JsonStream(raw, _first_byte(raw))

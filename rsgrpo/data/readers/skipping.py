@@ -29,7 +29,7 @@ def check_skipped(name: str, skipped: Sequence[Finding], num_records: int, max_s
         max_skipped_frac: the largest share that may be left out, 0 to 1.
 
     Raises:
-        DataError: more than :func:`max_skipped` allows.
+        DataError: more records were left out than :func:`max_skipped` allows.
     """
     num_skipped = sum(finding.count for finding in skipped)
     allowed = max_skipped(num_records, max_skipped_frac)

@@ -25,8 +25,9 @@ class SourceFile:
     """A data file and the share of it that is wanted.
 
     Attributes:
-        file: JSON list, JSONL or parquet.
-        sampling: ``all``, ``first:N``, ``end:N`` or ``random:N``; N may be a share such as ``10%``.
+        file: the path of a JSON list, JSONL or parquet file.
+        sampling: which of its records are wanted: ``all``, ``first:N``, ``end:N`` or ``random:N``; N may be a share
+            such as ``10%``.
     """
 
     file: Path
@@ -37,7 +38,7 @@ def check_sampling(sampling: str) -> None:
     """Refuse what is not ``all``, ``first:N``, ``end:N`` or ``random:N`` with a number or a share up to 100 %.
 
     Raises:
-        DataError: it is none of these.
+        DataError: the text is none of these.
     """
     found = _SAMPLING.fullmatch(sampling)
     if found is None or (found[3] and int(found[2]) > 100):
@@ -55,7 +56,7 @@ def source_files(path: str, sampling: str) -> tuple[SourceFile, ...]:
         sampling: what is wanted of each file; must be ``all`` for a manifest, which says it itself.
 
     Raises:
-        DataError: there is no such data set, or the manifest is none.
+        DataError: there is no such data set, or the manifest names no files.
     """
     check_sampling(sampling)
     if Path(path).suffix in _MANIFEST_SUFFIXES:
@@ -106,7 +107,7 @@ def wanted_records(source: SourceFile, prefix: str, seed: tuple[int, int]) -> by
         seed: the seed of ``random``, which draws without repetition and keeps the file's order.
 
     Returns:
-        One byte per record, 1 where it is wanted, up to the last that is; None: all.
+        One byte for each record, 1 where it is wanted, up to the last that is; None: all records are wanted.
 
     Example:
         ``end:50%`` of a file with three records is ``bytearray([0, 1, 1])``: shares are rounded up.

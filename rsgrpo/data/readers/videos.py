@@ -54,7 +54,7 @@ def shown_media(
         options: how many frames a video gives.
 
     Raises:
-        BadRecordError: something is missing, cannot be decoded, is sound, or markers and media do not match.
+        BadRecordError: a file is missing, cannot be decoded, is sound, or markers and media do not match.
 
     Example:
         ``"<image>Was it <video>?"`` with a video of two frames becomes ``"<image>Was it <image><image>?"``.
@@ -87,7 +87,7 @@ def refuse_sound(record: Mapping[str, Any], turns: Sequence[Turn]) -> None:
     """Refuse a record with audio.
 
     Raises:
-        BadRecordError: it lists audio, or a question has its marker.
+        BadRecordError: the record lists audio, or a question has its marker.
     """
     if media_field(record, *_AUDIO_KEYS):
         raise BadRecordError("audio", "it lists audio, which Qwen2.5-VL cannot hear; leave the record out")
@@ -120,7 +120,7 @@ def _in_order(
 
 
 def _frames(video: object, label: str, media: MediaFinder, options: ReaderOptions) -> tuple[ImageRef, ...]:
-    """The frames of a video that are shown."""
+    """The frames of a video that are shown, as images."""
     if isinstance(video, Mapping):  # such as {"type": "video", "video": …}
         video = next((video[key] for key in PLACE_KEYS if isinstance(video.get(key), str | list)), video)
     if isinstance(video, list):
@@ -168,7 +168,7 @@ def _frame_folder(video: str, media: MediaFinder) -> tuple[str, str]:
 
 
 def _taken_apart(written: str, folder: str, options: ReaderOptions) -> tuple[ImageRef, ...]:
-    """Frames of a folder, in natural order."""
+    """The frames that lie in a folder, in natural order."""
     names = sorted(
         (
             file.name
@@ -191,6 +191,6 @@ _One = TypeVar("_One")
 
 
 def _spread(frames: Sequence[_One], max_frames: int) -> list[_One]:
-    """All of them, or as many as are allowed, evenly spread, first and last included."""
+    """All items, or as many as are allowed, evenly spread, first and last included."""
     count = min(len(frames), max_frames)
     return [frames[round(step * (len(frames) - 1) / max(1, count - 1))] for step in range(count)]

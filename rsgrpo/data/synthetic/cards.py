@@ -28,19 +28,20 @@ COLOURS = {
     "pink": (250, 140, 190),
     "grey": (120, 120, 120),
 }
-"""Cards by name, with the frame's RGB."""
+"""The colours of cards by name, with the frame's red, green and blue."""
 
 KINDS = ("read", "which", "add")
-"""Read one card; which card shows a number; add two cards, which lie on different pages."""
+"""The kinds of questions: read one card; which card shows a number; add two cards, which lie on different pages."""
 
 TURNS = ("read", "add", "which", "add", "read")
-"""The order in which a data set asks. Finding a number is the hardest to learn, so there is less of it."""
+"""The kinds of questions in the order in which a data set asks. Finding a number is the hardest to learn, so there is
+less of it."""
 
 NUMBERS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
     "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
 )  # fmt: skip
-"""Numbers are written in words: each is then one token, as each colour is, which halves the time to learn them."""
+"""The words for the numbers: each is one token, as each colour is, which halves the time to learn them."""
 
 REFUSAL = "insufficient to answer"
 
@@ -53,12 +54,12 @@ _PAGE_COUNTS = {2: 0.5, 3: 0.3, 4: 0.2}  # more pages, longer responses: the sho
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """One page.
+    """One page with a handwritten digit.
 
     Attributes:
-        colour: its name, a key of ``COLOURS``.
-        scan: index of the handwritten digit in scikit-learn's data.
-        digit: what the scan shows.
+        colour: the name of the colour, a key of ``COLOURS``.
+        scan: the index of the handwritten digit in scikit-learn's data.
+        digit: the digit that the scan shows.
     """
 
     colour: str
@@ -71,12 +72,12 @@ class CardQuestion:
     """A question with its gold.
 
     Attributes:
-        kind: one of ``KINDS``.
-        question: for the prompt.
-        cards: the pages in order.
-        answer: gold answer; ``REFUSAL`` where the pages do not hold it.
-        is_sufficient: whether they do.
-        positive_images: 0-based indexes of the pages that the answer needs.
+        kind: the kind of question, one of ``KINDS``.
+        question: the question for the prompt.
+        cards: the pages, in order.
+        answer: the gold answer; ``REFUSAL`` where the pages do not hold it.
+        is_sufficient: whether the pages hold the answer.
+        positive_images: the 0-based indexes of the pages that the answer needs.
         response: the tagged gold response.
     """
 
@@ -105,7 +106,7 @@ def split_scans(sizes: tuple[int, ...], seed: int) -> tuple[tuple[tuple[int, ...
         seed: the seed of the shuffle.
 
     Returns:
-        For each split, ten tuples: the scans of each digit.
+        For each split a tuple of ten tuples: the indexes of the scans of each digit.
 
     Raises:
         ValueError: there are too few scans of a digit.
@@ -131,7 +132,7 @@ def draw_image(card: Card, image_pixels: int) -> Image.Image:
         image_pixels: the side of the square image, in pixels.
 
     Returns:
-        RGB image: coloured frame, paper with a tint of it, the scan in dark ink.
+        The RGB image: coloured frame, paper with a tint of it, the scan in dark ink.
     """
     frame = max(2, round(_FRAME_FRAC * image_pixels))
     side = image_pixels - 2 * frame

@@ -24,9 +24,9 @@ class QuickstartPaths:
     """Where the data sets lie, ready for ``data.sft_path``, ``data.rl_path`` and ``data.test_path``.
 
     Attributes:
-        sft_path: JSONL with tagged gold responses; pages in ``images.parquet``.
-        rl_path: likewise, on other handwriting.
-        test_path: folder of the EVisRAG-Test layout; pages are files; handwriting of its own.
+        sft_path: a JSONL file with tagged gold responses; its pages lie in ``images.parquet``.
+        rl_path: a JSONL file of the same form, on other handwriting.
+        test_path: a folder of the EVisRAG-Test layout, whose pages are files; it has handwriting of its own.
     """
 
     sft_path: str
@@ -42,8 +42,8 @@ def make_questions(config: QuickstartConfig, seed: int) -> tuple[tuple[CardQuest
         seed: the seed that everything is drawn from.
 
     Returns:
-        Three tuples. The kinds take turns (``TURNS``); in each kind the share of unanswerable questions
-        is exact up to rounding.
+        Three tuples of questions: supervised, reinforcement, test. The kinds take turns (``TURNS``); in each kind the
+        share of unanswerable questions is exact up to rounding.
 
     Example:
         With 300 test questions and ``unanswerable_frac=0.2`` there are 120 to read, 120 to add and 60 to
@@ -78,7 +78,7 @@ def build_quickstart_data(config: QuickstartConfig, folder: Path, seed: int) -> 
         seed: the seed that everything is drawn from.
 
     Returns:
-        Their paths.
+        The paths of the three data sets.
     """
     paths = QuickstartPaths(
         sft_path=str(folder / "sft" / "train.jsonl"),

@@ -46,7 +46,7 @@ def model_config(config: QuickstartConfig, tokenizer: Qwen2Tokenizer) -> Qwen2_5
         tokenizer: the tokenizer that ``build_tokenizer`` made.
 
     Returns:
-        A Qwen2.5-VL config; the embedding has ``vocabulary_tokens`` rows, maybe more than the tokenizer.
+        A Qwen2.5-VL config; its embedding has ``vocabulary_tokens`` rows, maybe more than the tokenizer has tokens.
     """
     ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}
     half_head = config.text_hidden // config.text_heads // 2
@@ -104,7 +104,7 @@ def build_quickstart_model(config: QuickstartConfig, folder: Path, seed: int, co
         corpus: texts that the tokenizer learns from.
 
     Returns:
-        ``folder``; ``from_pretrained``, the trainer and the engines load it like any Qwen2.5-VL.
+        The same ``folder``; ``from_pretrained``, the trainer and the engines load it like any Qwen2.5-VL.
     """
     if (folder / "config.json").exists():
         return folder

@@ -45,7 +45,7 @@ CHAT_TEMPLATE = """\
   {{- "<|im_end|>\\n" }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ "<|im_start|>assistant\\n" }}{% endif %}"""
-"""Gives the same text as Qwen2.5-VL's own template for system, user and assistant turns."""
+"""A chat template that gives the same text as Qwen2.5-VL's own for system, user and assistant turns."""
 
 _BYTE_TOKENS = 256
 _CHAT_WORDS = "system\nYou are a helpful assistant.\nuser\nassistant\n"

@@ -13,7 +13,7 @@ from rsgrpo.types import Box
 COLOURS = {"red": (214, 40, 40), "blue": (40, 80, 220), "green": (30, 150, 60), "yellow": (240, 200, 20)}
 FORMS = ("circle", "square", "triangle")
 KINDS = tuple((colour, form) for colour in COLOURS for form in FORMS)
-"""Every shape that there is: colour and form."""
+"""Every shape that there is, as colour and form."""
 
 _CELLS = 2  # shapes a row and a column at most; each has a cell of its own, so none covers another
 _SMALLEST, _LARGEST = 0.5, 0.9  # side of a shape as a share of its cell's
@@ -24,10 +24,10 @@ class Shape:
     """A shape on a page.
 
     Attributes:
-        colour: a key of ``COLOURS``.
-        form: one of ``FORMS``.
-        box: the smallest rectangle that holds its pixels, in whole pixels: left, top, right, bottom (the last two
-            lie behind the last pixel).
+        colour: the name of the colour, a key of ``COLOURS``.
+        form: the name of the form, one of ``FORMS``.
+        box: the smallest rectangle that holds the shape's pixels, in whole pixels: left, top, right, bottom (the last
+            two lie behind the last pixel).
     """
 
     colour: str
@@ -54,7 +54,7 @@ def place(kinds: Sequence[tuple[str, str]], image_pixels: int, rng: np.random.Ge
         rng: the generator that draws cells and sizes.
 
     Raises:
-        ValueError: more shapes than cells.
+        ValueError: there are more shapes than cells.
     """
     if len(kinds) > _CELLS**2:
         raise ValueError(f"a page has room for {_CELLS**2} shapes, not {len(kinds)}")

@@ -81,7 +81,7 @@ def write_task(
 
 
 def _grounding(num_images: int, image_pixels: int, rng: np.random.Generator) -> _Drawn:
-    """One shape is looked for, and stands on one page only."""
+    """Grounding: one shape is looked for, and stands on one page only."""
     wanted = int(rng.integers(len(KINDS)))
     target = int(rng.integers(num_images))
     others = [kind for index, kind in enumerate(KINDS) if index != wanted]
@@ -104,7 +104,7 @@ def _grounding(num_images: int, image_pixels: int, rng: np.random.Generator) -> 
 
 
 def _haystack(num_images: int, image_pixels: int, rng: np.random.Generator) -> _Drawn:
-    """The anchor names the needle page; whether the other shape stands on it is the question."""
+    """Haystack: the anchor names the needle page; whether the other shape stands on it is the question."""
     order = [KINDS[index] for index in rng.permutation(len(KINDS))]
     anchor, asked, rest = order[0], order[1], order[2:]
     target, is_there = int(rng.integers(num_images)), bool(rng.integers(2))
@@ -129,7 +129,7 @@ def _haystack(num_images: int, image_pixels: int, rng: np.random.Generator) -> _
 
 
 def _choice(num_images: int, image_pixels: int, rng: np.random.Generator) -> _Drawn:
-    """One form stands on one page only; its colour is one of the four options."""
+    """Choice: one form stands on one page only; its colour is one of the four options."""
     form = FORMS[int(rng.integers(len(FORMS)))]
     colours = list(COLOURS)
     colour = colours[int(rng.integers(len(colours)))]
@@ -157,4 +157,4 @@ _MAKERS: dict[str, Callable[[int, int, np.random.Generator], _Drawn]] = {
     "choice": _choice,
 }
 TASKS = tuple(_MAKERS)
-"""What can be written."""
+"""The names of the tasks that can be written."""

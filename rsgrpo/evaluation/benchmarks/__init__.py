@@ -32,7 +32,7 @@ _ALL: tuple[Benchmark, ...] = (
 )
 
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
-"""Every task by its name."""
+"""Every benchmark by the name of its task."""
 
 _NUM_CHOICES = 5  # in a message, the most alike first
 _MILEBENCH_VARIANT = re.compile(r"milebench/(?P<set>.+?)(?:_combined_\d+|-adv)")
@@ -42,7 +42,7 @@ def find_benchmark(name: str) -> Benchmark:
     """The benchmark of a task name; ``milebench/<set>_combined_<N>`` and ``milebench/<set>-adv`` are variants.
 
     Raises:
-        BenchmarkError: there is none; the message lists the choices.
+        BenchmarkError: there is no such benchmark; the message lists the choices.
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
@@ -62,7 +62,7 @@ def find_benchmarks(name: str) -> tuple[Benchmark, ...]:
     """The benchmarks that a task name, a family's or a group's stands for.
 
     Raises:
-        BenchmarkError: there is none; the message lists the choices.
+        BenchmarkError: there is no such benchmark; the message lists the choices.
 
     Example:
         ``find_benchmarks("evisrag")`` gives the five sets, ``find_benchmarks("milebench/diagnostic")`` three.

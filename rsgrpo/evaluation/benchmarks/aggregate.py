@@ -26,7 +26,7 @@ def bootstrap_means(values: NDArray[np.float64], num_resamples: int = NUM_RESAMP
         num_resamples: B, how many resamples are drawn.
 
     Returns:
-        [B] float64.
+        [B] float64, the mean of each resample.
 
     Example:
         Values 0, 0, 1, 1: each mean is Binomial(4, 1/2) / 4.
@@ -107,7 +107,7 @@ def build_result(
         extra_metrics: further numbers over all items.
 
     Returns:
-        The result; ``anomalies`` adds up ``counts`` and those of the items.
+        The result; its ``anomalies`` adds up ``counts`` and those of the items.
     """
     anomalies = Counter({kind: count for kind, count in counts.items() if count})
     for item in items:

@@ -58,8 +58,8 @@ class Columns:
     """Where a row's id and its answer may stand, best first.
 
     Attributes:
-        ids: names of id columns; of several in a row the first counts that is not null.
-        texts: names of answer columns, likewise.
+        ids: the names of id columns; of several in a row the first counts that is not null.
+        texts: the names of answer columns; of several in a row the first counts that is not null.
     """
 
     ids: tuple[str, ...] = ("sample_id", "qid", "id", "index")
@@ -71,13 +71,15 @@ class Prediction:
     """One line of a prediction file, before it has met its sample.
 
     Attributes:
-        sample_id: the id as text; :func:`place_id` where the file has none but keeps the data's order.
-        text: what the model said.
-        needle_position: where the needle stood among the images (positional Visual Haystacks); else -1.
-        retrieved: 0/1 for each shown image, by what the model's retriever kept; empty where unknown.
-        relevant: 0/1 for each shown image, by gold; empty where unknown.
-        defect: what the answer is, such as ``null``, where it is no text; ``text`` is then what can be read of it.
-        question: what the file says was asked, where it says so; checked where ``sample_id`` is a place.
+        sample_id: the id as text; :func:`place_id` where the file has no ids but keeps the data's order.
+        text: the answer of the model.
+        needle_position: 0-based position of the needle among the images (positional Visual Haystacks); else -1.
+        retrieved: for each shown image 1 if the model's retriever kept it, else 0; empty where unknown.
+        relevant: for each shown image 1 if it is relevant by gold, else 0; empty where unknown.
+        defect: the kind of answer, such as ``null``, where it is no text; ``text`` is then what can be read of it.
+            Empty for a text.
+        question: the question that the file says was asked; empty where it says none. It is checked where ``sample_id``
+            is a place.
     """
 
     sample_id: str
@@ -94,8 +96,8 @@ class Oddity:
     """Something wrong with a prediction that is kept.
 
     Attributes:
-        kind: what it is counted as, one of the anomalies above.
-        detail: file, place, and what is wrong.
+        kind: the kind under which it is counted, one of the anomalies above.
+        detail: the file, the place in it, and what is wrong.
     """
 
     kind: str
@@ -107,9 +109,9 @@ class PredictionFile:
     """What a prediction file holds.
 
     Attributes:
-        predictions: in file order.
-        problems: rows that are no prediction, each with file, place and reason.
-        oddities: of predictions that are kept.
+        predictions: the predictions, in the order of the file.
+        problems: the rows that are no prediction, each with file, place and reason.
+        oddities: what is odd about predictions that are kept.
         columns: the names that the rows' values have.
     """
 
@@ -124,13 +126,13 @@ class Answered:
     """A sample with what the model said to it.
 
     Attributes:
-        sample: the question; ``images`` in the order in which they were shown.
+        sample: the question, its ``images`` in the order in which they were shown.
         text: the text to score. An official scorer reads all of it, so a model that reasons in sections
             is given ``text=<answer section>`` for every benchmark but EVisRAG.
-        needle_position: see :class:`Prediction`.
-        retrieved: see :class:`Prediction`.
-        relevant: see :class:`Prediction`.
-        defect: see :class:`Prediction`.
+        needle_position: 0-based position of the needle among the images, see :class:`Prediction`.
+        retrieved: which images the model's retriever kept, see :class:`Prediction`.
+        relevant: which images are relevant by gold, see :class:`Prediction`.
+        defect: the kind of answer where it is no text, see :class:`Prediction`.
     """
 
     sample: Sample
@@ -143,15 +145,15 @@ class Answered:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gaps:
-    """What is wrong between a data set and a prediction file.
+    """What does not fit between a data set and a prediction file.
 
     Attributes:
-        missing: samples that no prediction names.
-        unknown_ids: ids that no sample has, once a prediction.
-        doubled_ids: ids with more than one prediction (for the same position), once a surplus one; which of them
-            counts is the benchmark's to say, and so is their count.
-        problems: see :class:`PredictionFile`.
-        oddities: see :class:`PredictionFile`.
+        missing: the samples that no prediction names.
+        unknown_ids: the ids of predictions that no sample has, one for each such prediction.
+        doubled_ids: the ids with more than one prediction (for the same position), one for each further prediction;
+            which of them counts is the benchmark's to say, and so is their count.
+        problems: the rows of the file that are no prediction, see :class:`PredictionFile`.
+        oddities: what is odd about predictions that are kept, see :class:`PredictionFile`.
     """
 
     missing: tuple[Sample, ...] = ()
@@ -162,7 +164,7 @@ class Gaps:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Anomalies by kind, zeros included."""
+        """How often each kind of anomaly occurs, zeros included."""
         counts = {MISSING: len(self.missing), UNKNOWN: len(self.unknown_ids), UNREADABLE: len(self.problems)}
         return counts | Counter(oddity.kind for oddity in self.oddities)
 
@@ -175,11 +177,11 @@ class ScoredItem:
     """How one prediction scored.
 
     Attributes:
-        sample_id: the sample.
-        metrics: numbers by metric name.
-        parsed: what was taken for the answer.
-        groups: what the item is broken down by, such as ``{"images": "Few"}``.
-        anomalies: what was wrong with it, by kind.
+        sample_id: the id of the sample.
+        metrics: the numbers that the prediction earned, by metric name.
+        parsed: the text that was taken for the answer.
+        groups: the properties that results are broken down by, such as ``{"images": "Few"}``.
+        anomalies: the kinds of what was wrong with the prediction.
     """
 
     sample_id: str
@@ -195,9 +197,9 @@ class MetricSummary:
 
     Attributes:
         value: the mean; 0.0 where there is nothing to average.
-        low: 2.5 % quantile over resamples.
-        high: 97.5 % quantile.
-        count: items averaged.
+        low: the 2.5 % quantile over resamples.
+        high: the 97.5 % quantile over resamples.
+        count: how many items were averaged.
     """
 
     value: float
@@ -211,9 +213,9 @@ class GroupSummary:
     """The metrics of those items that share one property.
 
     Attributes:
-        kind: the property, such as ``images``.
-        name: its value, such as ``Few``.
-        metrics: by metric name.
+        kind: the name of the property, such as ``images``.
+        name: the value of the property, such as ``Few``.
+        metrics: the metrics of these items, by metric name.
     """
 
     kind: str
@@ -226,14 +228,14 @@ class BenchmarkResult:
     """What a benchmark says of one set of predictions.
 
     Attributes:
-        name: the benchmark's task name.
-        mode: ``official`` or ``strict``.
+        name: the name of the benchmark's task.
+        mode: how predictions were scored, ``official`` or ``strict``.
         main_metric: the key of ``metrics`` that tables show first.
-        metrics: over all items.
-        groups: the same, broken down.
+        metrics: the metrics over all items, by metric name.
+        groups: the same metrics, broken down by properties of the items.
         printed: the numbers that the original's own script prints, by its names; empty in strict mode.
-        anomalies: counts by kind; a kind that did not occur is absent.
-        items: one a prediction, and in some modes one a missing prediction.
+        anomalies: how often each kind of anomaly occurred; a kind that did not occur is absent.
+        items: one item for each prediction, and in some modes one for each missing prediction.
     """
 
     name: str
@@ -255,14 +257,14 @@ class Benchmark(Protocol):
     """One task that predictions can be scored on.
 
     Attributes:
-        name: its task name, such as ``evisrag/chartqa``.
-        sets: the original's names of the data sets behind it.
-        main_metric: what tables show first.
+        name: the name of the task, such as ``evisrag/chartqa``.
+        sets: the original's names of the data sets behind the task.
+        main_metric: the name of the metric that tables show first.
     """
 
     @property
     def name(self) -> str:
-        """Task name."""
+        """The name of the task."""
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -290,7 +292,7 @@ class Benchmark(Protocol):
                 the strict ones of every benchmark.
 
         Returns:
-            Metrics, breakdowns, anomalies and items.
+            The metrics, breakdowns, anomalies and items of the predictions.
         """
 
     def write_predictions(self, answered: Sequence[Answered], folder: Path, *, model: str = "rsgrpo") -> Path:
@@ -302,7 +304,7 @@ class Benchmark(Protocol):
             model: goes into file names or columns where the original puts a model's name.
 
         Returns:
-            What :meth:`read_predictions` takes: the file, or the folder where there are many.
+            The path that :meth:`read_predictions` takes: the file, or the folder where there are many.
         """
 
     @property
@@ -326,8 +328,8 @@ class Pairing:
     """Predictions beside their samples.
 
     Attributes:
-        answered: in the order of the predictions.
-        gaps: what found no partner.
+        answered: the pairs of sample and prediction, in the order of the predictions.
+        gaps: the samples and predictions without a partner.
     """
 
     answered: tuple[Answered, ...]
@@ -335,7 +337,7 @@ class Pairing:
 
 
 def place_id(task: str, index: int) -> str:
-    """What stands for the id of a task's ``index``-th sample in files that carry no ids."""
+    """The text that stands for the id of a task's ``index``-th sample in files that carry no ids."""
     return f"@{task}#{index}"
 
 
@@ -347,7 +349,7 @@ def pair_predictions(samples: Iterable[Sample], file: PredictionFile) -> Pairing
         file: the predictions of one file, doubled ones included.
 
     Returns:
-        Pairs, and what found no partner.
+        The pairs, and what found no partner.
 
     Raises:
         BenchmarkError: two samples share an id.
@@ -408,7 +410,7 @@ def last_of_each(answered: Sequence[Answered]) -> tuple[list[Answered], int]:
     """One prediction per sample (and needle position): the last, as files grow at their end.
 
     Returns:
-        The predictions in order of first appearance, and how many were left out.
+        The predictions in the order of first appearance, and how many were left out.
     """
     last = {(answer.sample.sample_id, answer.needle_position): answer for answer in answered}
     return list(last.values()), len(answered) - len(last)

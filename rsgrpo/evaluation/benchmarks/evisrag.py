@@ -44,9 +44,9 @@ class EVisRagBenchmark:
     """One EVisRAG-Test set.
 
     Attributes:
-        name: task name.
-        set_name: as in the folder name ``EVisRAG-Test-<set_name>``.
-        main_metric: headline.
+        name: the name of the task.
+        set_name: the name of the set as in the folder name ``EVisRAG-Test-<set_name>``.
+        main_metric: the name of the metric that tables show first.
     """
 
     name: str
@@ -55,7 +55,7 @@ class EVisRagBenchmark:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The set."""
+        """The name of the set."""
         return (self.set_name,)
 
     def score(
@@ -99,7 +99,7 @@ class EVisRagBenchmark:
 
     @property
     def columns(self) -> Columns:
-        """Where ids and answers stand: ``qid`` and ``pred``, or our own names."""
+        """Columns of ids and answers: ``qid`` and ``pred``, or our own names."""
         return _COLUMNS
 
     def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:

@@ -13,13 +13,13 @@ NUM_RESAMPLES = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """One scored reply.
+    """One reply as the scorer sees it.
 
     Attributes:
-        is_correct: gold is among its tokens.
-        is_compliant: yes or no is.
-        retrieved: 0/1 an image, by the model's retriever.
-        relevant: 0/1 an image, by gold.
+        is_correct: whether gold is among the tokens of the reply.
+        is_compliant: whether yes or no is among the tokens of the reply.
+        retrieved: for each image 1 if the model's retriever kept it, else 0; empty where unknown.
+        relevant: for each image 1 if it is relevant by gold, else 0; empty where unknown.
     """
 
     is_correct: bool
@@ -30,7 +30,7 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Printed:
-    """What is printed, and in how many resamples a ratio was undefined (counted as 0; MIRAGE stops there)."""
+    """The printed numbers, and in how many resamples a ratio was undefined (counted as 0; MIRAGE stops there)."""
 
     numbers: Mapping[str, float]
     num_undefined: int
@@ -44,8 +44,8 @@ def printed_numbers(records: Sequence[Sequence[Reply]], seed: int = 0) -> Printe
         seed: the seed of the generator.
 
     Returns:
-        ``accuracy_mean``, ``accuracy_std`` (population), ``compliance_…``; over several positions also
-        ``position_<j>_correct``, ``…_compliant`` and ``…_total``, summed over resamples; with retrieval
+        The printed numbers by name: ``accuracy_mean``, ``accuracy_std`` (population), ``compliance_…``; over several
+        positions also ``position_<j>_correct``, ``…_compliant`` and ``…_total``, summed over resamples; with retrieval
         flags also ``recall_…`` and ``precision_…`` of the pooled images.
     """
     if not records:
@@ -84,7 +84,7 @@ def _add_spread(numbers: dict[str, float], name: str, values: NDArray[np.float64
 
 
 def _add_retrieval(numbers: dict[str, float], records: Sequence[Sequence[Reply]], weights: NDArray[np.int64]) -> int:
-    """Pooled recall and precision, where every reply has flags."""
+    """Add pooled recall and precision, where every reply has flags; returns how many ratios were undefined."""
     replies = [reply for record in records for reply in record]
     if len(replies) != len(records) or not all(reply.retrieved and reply.relevant for reply in replies):
         return 0

@@ -21,7 +21,7 @@ def write_folder(answered: Sequence[Answered], folder: Path, *, is_positional: b
     """Write ``<folder>/<N>_images/<id>.json``; a question's positional replies go into one file.
 
     Returns:
-        The folder of all sizes, or the one size's.
+        The folder with the folders of all sizes; with one size only, the folder of that size.
 
     Raises:
         BenchmarkError: two questions of one size share an id.

@@ -44,10 +44,10 @@ class HaystackBenchmark:
     """One mode of Visual Haystacks.
 
     Attributes:
-        name: task name.
-        needle_mode: ``single_needle`` or ``multi_needle``, as the data's folders are called.
-        is_positional: several replies a question, one for each position of the needle.
-        main_metric: headline.
+        name: the name of the task.
+        needle_mode: the name of the data's folder, ``single_needle`` or ``multi_needle``.
+        is_positional: whether a question has several replies, one for each position of the needle.
+        main_metric: the name of the metric that tables show first.
     """
 
     name: str
@@ -57,7 +57,7 @@ class HaystackBenchmark:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The folder of the data."""
+        """The name of the data's folder."""
         return (self.needle_mode,)
 
     def score(
@@ -158,7 +158,7 @@ def _missing_item(sample: Sample) -> ScoredItem:
 
 
 def _replies(answered: Sequence[Answered], items: Sequence[ScoredItem]) -> list[list[Reply]]:
-    """Scored replies, a question's together."""
+    """The scored replies, those to one question together."""
     records: dict[str, list[Reply]] = {}
     for number, (answer, item) in enumerate(zip(answered, items, strict=True)):
         reply = Reply(

@@ -81,7 +81,7 @@ _OFFICIAL_PATTERNS = tuple(
 # A number starts where no digit stands in front of it: else a long row of digits is tried from each of them.
 _NUMBER = r"((?:[-+]|(?<!\d))\d+(?:\.\d+)?|[-+]?\.\d+)"
 STRICT_PATTERN = re.compile(rf"{_NUMBER}[\s,]+{_NUMBER}[\s,()\[\]]+{_NUMBER}[\s,]+{_NUMBER}")
-"""Whatever strict mode takes for a box: four numbers with nothing but blanks, commas and brackets between them."""
+"""What strict mode takes for a box: four numbers with nothing but blanks, commas and brackets between them."""
 _PER_MILLE = 1000.0
 
 _IMAGE_WORDS = ("first", "second", "third", "fourth", "fifth", "sixth")
@@ -91,8 +91,8 @@ def extract_boxes(text: str) -> list[float] | list[list[float]]:
     """The official reading of a response.
 
     Returns:
-        ``[]`` for none; one flat list for one box; a list of lists for several. A number of 1 or more
-        is divided by 1000; among several boxes only a number above 1 is.
+        An empty list for no box; one flat list for one box; a list of lists for several. A number of 1 or more is
+        divided by 1000; among several boxes only a number above 1 is.
 
     Example:
         ``extract_boxes("(139,305),(495,743)") == [0.139, 0.305, 0.495, 0.743]``.
@@ -175,10 +175,11 @@ class MigBenchmark:
     """MIG-Bench, or one of its tasks.
 
     Attributes:
-        name: task name.
-        tasks: what it covers.
-        scales_y_for_migician: the original's correction for its own model.
-        main_metric: Acc@0.5; over several tasks their unweighted mean (the paper's AVE).
+        name: the name of the benchmark's task.
+        tasks: the tasks of MIG-Bench that it covers.
+        scales_y_for_migician: whether to apply the original's correction for its own model, Migician.
+        main_metric: the metric that tables show first, Acc@0.5; over several tasks their unweighted mean (the paper's
+            AVE).
     """
 
     name: str
@@ -188,7 +189,7 @@ class MigBenchmark:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The tasks."""
+        """The names of the tasks that it covers."""
         return self.tasks
 
     def score(
@@ -326,7 +327,7 @@ def gold_box(sample: Sample) -> Box:
     """A sample's gold box as the data set writes it.
 
     Raises:
-        BenchmarkError: it has none.
+        BenchmarkError: the sample has no gold box.
     """
     if not sample.boxes:
         raise BenchmarkError(f"sample '{sample.sample_id}' has no gold box; read it with the mig_bench reader")

@@ -119,9 +119,10 @@ class MileBenchmark:
     """One MileBench set, or a variant of it such as ``ALFRED_combined_1`` or ``ALFRED-adv``.
 
     Attributes:
-        name: task name.
-        set_name: the data set's, variant included.
-        main_metric: accuracy, or ROUGE-L's F for open-ended questions: the mean of ``score``.
+        name: the name of the task.
+        set_name: the name of the data set, variant included.
+        main_metric: the metric that tables show first: accuracy, or ROUGE-L's F for open-ended questions: the mean of
+            ``score``.
     """
 
     name: str
@@ -130,7 +131,7 @@ class MileBenchmark:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The set, as its folder is called."""
+        """The name of the set, as its folder is called."""
         match = _VARIANT.fullmatch(self.set_name)
         return (match["set"] if match else self.set_name,)
 
@@ -186,7 +187,7 @@ class MileBenchmark:
 
     @property
     def columns(self) -> Columns:
-        """Where ids and answers stand: ``sample_id`` and ``pred_response``, or our own names."""
+        """Columns of ids and answers: ``sample_id`` and ``pred_response``, or our own names."""
         return _COLUMNS
 
     def read_predictions(self, path: Path, columns: Columns | None = None) -> PredictionFile:

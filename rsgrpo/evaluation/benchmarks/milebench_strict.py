@@ -62,7 +62,7 @@ def choose(text: str, choices: Sequence[str]) -> int | None:
         choices: texts of the options.
 
     Returns:
-        0-based index; None where the text chooses none, or more than one.
+        The 0-based index of the option; None where the text chooses none, or more than one.
 
     Example:
         ``choose("The answer is A", ["red", "blue"]) == 0``; ``choose("red or blue", ["red", "blue"]) is None``.

@@ -55,7 +55,7 @@ def option_label(index: int) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChoiceScore:
-    """What was read as the chosen label, and whether it is gold's."""
+    """The label that was read as the choice, and whether it is gold's."""
 
     extracted: str
     score: int
@@ -70,7 +70,7 @@ def score_choice(prediction: str, reference: str, choices: Sequence[str]) -> Cho
         choices: texts of all options.
 
     Returns:
-        Label and score; an empty prediction counts as label C.
+        The label that was read and the score; an empty prediction counts as label C.
 
     Raises:
         OriginalRaisesError: the reference is none of the options.
@@ -94,8 +94,8 @@ def match_choice(text: str, options: Sequence[str]) -> str:
         options: the normalised texts of the options.
 
     Returns:
-        The first rule that fires: C for nothing; the first letter of the leftmost ``<label> <option>``; the
-        label of the leftmost option, spaces aside; a text of one or two characters that is a label; all
+        The result of the first rule that fires: C for an empty text; the first letter of the leftmost ``<label>
+        <option>``; the label of the leftmost option, spaces aside; a text of one or two characters that is a label; all
         characters that are labels, joined.
     """
     if not text:
@@ -161,10 +161,10 @@ def rouge_l(hypothesis: str, reference: str) -> float:
         reference: the normalised gold text.
 
     Returns:
-        F in [0, 1).
+        The F score in [0, 1).
 
     Raises:
-        OriginalRaisesError: either has no sentence, or a walk is longer than the original's recursion carries.
+        OriginalRaisesError: either text has no sentence, or a walk is longer than the original's recursion carries.
 
     Example:
         ``rouge_l("the cat sat", "the cat sat on the mat")``: U = {the, cat, sat}, P = 1, R = 3/5, F = 0.75.

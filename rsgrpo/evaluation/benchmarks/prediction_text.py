@@ -41,9 +41,9 @@ class Row:
     """One entry of a prediction file.
 
     Attributes:
-        place: where it stands, for messages.
-        value: what JSON says.
-        problem: why it could not be read; then ``value`` says nothing.
+        place: the place of the entry in the file, for messages.
+        value: the JSON value of the entry.
+        problem: why the entry could not be read; then ``value`` means nothing.
     """
 
     place: str
@@ -59,10 +59,10 @@ def prediction_rows(path: Path, columns: Columns) -> list[Row]:
         columns: the columns by which a row is told from an object of ids and answers.
 
     Returns:
-        At least one row, in file order.
+        The rows in the order of the file, at least one.
 
     Raises:
-        BenchmarkError: there is no such file, it is empty, or it is of another kind; the message says of which.
+        BenchmarkError: there is no such file, it is empty, or it is of another kind, which the message names.
     """
     text = read_text(path)
     content, problem = _parsed(text)
@@ -78,7 +78,7 @@ def read_json(path: Path) -> object:
     """A JSON file's content.
 
     Raises:
-        BenchmarkError: there is no such file, or it is not whole; the message names the place.
+        BenchmarkError: there is no such file, or its JSON is broken; the message names the place.
     """
     content, problem = _parsed(read_text(path))
     if problem:
@@ -128,7 +128,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _parsed(text: str) -> tuple[Any, str]:
-    """A text's JSON value, or what is wrong with it."""
+    """The JSON value of a text, or what is wrong with it."""
     try:
         return json.loads(text), ""
     except json.JSONDecodeError as error:
@@ -193,7 +193,7 @@ def _answers_by_id(content: dict[str, Any], text: str, columns: Columns) -> list
 
 
 def _may_be_answer(value: object) -> bool:
-    """Whether an object from id to answer may hold this: anything but a list of other things than texts."""
+    """Whether a value may be an answer in an object from id to answer: all but lists of other things than texts."""
     return not isinstance(value, list) or (bool(value) and all(isinstance(part, str) for part in value))
 
 
@@ -202,7 +202,7 @@ def _is_list_of_rows(value: list[Any]) -> bool:
 
 
 def _pairs(text: str) -> list[tuple[str, Any]]:
-    """The names and values of the outermost object, doubled names kept: Python's own reading drops them."""
+    """The names and values of the outermost object with doubled names kept, which Python's own reading drops."""
     outermost: list[tuple[str, Any]] = []
 
     def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rsgrpo.io.atomic_files import replacing
 from rsgrpo.types import ImageRef
 
 CELL_PIXELS = 800
-"""Width and height that every picture is brought to; its own proportions are lost, as in the original."""
+"""The width and height in pixels that every picture is brought to; its own proportions are lost, as in the original."""
 
 _CAPTION_PIXELS = 48
 _JPEG_QUALITY = 95
@@ -27,11 +27,11 @@ class Canvas:
     """One combined image.
 
     Attributes:
-        file_name: ``<sample id>-<index of the canvas>.jpg``.
-        first: index of its first picture.
-        count: pictures on it, row by row.
-        columns: of the grid.
-        rows: likewise.
+        file_name: the name of the file: ``<sample id>-<index of the canvas>.jpg``.
+        first: the 0-based index of its first picture.
+        count: how many pictures are on it, row by row.
+        columns: how many columns the grid has.
+        rows: how many rows the grid has.
     """
 
     file_name: str
@@ -42,12 +42,12 @@ class Canvas:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
+        """Width and height of the canvas, in pixels."""
         return self.columns * CELL_PIXELS, self.rows * CELL_PIXELS
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """What stands below its pictures, counted from 1 over all canvases."""
+        """The texts below its pictures, which are counted from 1 over all canvases."""
         return tuple(f"Image {self.first + index + 1}" for index in range(self.count))
 
 
@@ -60,7 +60,7 @@ def combine_grid(sample_id: str, num_images: int, max_canvases: int) -> tuple[Ca
         max_canvases: the most canvases, at least 1.
 
     Returns:
-        The canvases; none for no pictures.
+        The canvases, in order; none if there are no pictures.
 
     Example:
         Five pictures on at most two canvases: 3 on a 2 × 2 grid (1600×1600), 2 on a 2 × 1 grid (1600×800).
@@ -97,7 +97,7 @@ def combine_images(
         rules: how pictures are read; the canvas decides on their sizes.
 
     Returns:
-        The canvases, as images.
+        References to the files of the canvases, in order.
 
     Raises:
         ImageError: a picture cannot be read.

@@ -16,7 +16,7 @@ _WRITTEN_BOX = re.compile(
     rf"<box>\s*{_NUMBER}\s+{_NUMBER}\s+{_NUMBER}\s+{_NUMBER}\s*</box>|"
     rf"(?P<other>{STRICT_PATTERN.pattern})"
 )
-"""What the official scorer takes for a box, and what only strict mode does."""
+"""The texts that the official scorer takes for a box, and those that only strict mode does."""
 _ANY_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)")
 _LARGEST_SHARE = 0.9999999  # the official scorer takes 1.0 for one thousandth
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
@@ -38,7 +38,7 @@ def target_image(question: str, num_images: int) -> int:
         num_images: how many images the question has.
 
     Returns:
-        0-based index; -1 where no image is named, or one that is not there.
+        The 0-based index of the image; -1 where no image is named, or one that is not there.
 
     Example:
         ``target_image("Find it in the 3th image.", 4)`` is 2; ``target_image("Find it.", 4)`` is -1.
@@ -63,8 +63,8 @@ def shares_from_pixels(response: str, width: int, height: int) -> str:
         height: the height of the image as the model saw it, in pixels.
 
     Returns:
-        The response with boxes as ``[x1, y1, x2, y2]``, cut at the image's far edges; other text as it was, and also
-        four numbers of at most 1 with a fraction among them, which are shares already.
+        The response with its boxes as ``[x1, y1, x2, y2]``, cut at the image's far edges; other text stays as it is,
+        and also four numbers of at most 1 with a fraction among them, which are shares already.
 
     Example:
         ``shares_from_pixels("at (28,56),(140,560)", 560, 560)`` is

@@ -65,7 +65,7 @@ def doc_to_visual(doc: Mapping[str, Any]) -> list[Image.Image]:
     """A row's images, for adapters of the simple kind.
 
     Raises:
-        ImageError: one cannot be read.
+        ImageError: an image cannot be read.
     """
     parts = [part for turn in json.loads(doc["turns"]) for part in turn["parts"]]
     return [read_image(ImageRef(**part), ImageRules()) for part in parts if not isinstance(part, str)]
@@ -77,7 +77,7 @@ def doc_to_text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: object = None
 
 
 def doc_to_target(doc: Mapping[str, Any]) -> str:
-    """The accepted answers, or the gold box."""
+    """The accepted answers of a row, or its gold box."""
     sample = _sample(doc)
     return " | ".join(sample.answers) or ", ".join(str(dataclasses.astuple(box)[:4]) for box in sample.boxes)
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 IMAGE_HERE = "<ImageHere>"
-"""Where an image stands in a MileBench prompt."""
+"""The text at which an image stands in a MileBench prompt."""
 
 NO_LETTERS = "GPR1200"
-"""The data set whose options carry no letters."""
+"""The name of the data set whose options carry no letters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,10 +18,10 @@ class ContextLimit:
     """How long a context may be; the original's settings ``max_context_len`` and ``n_tokens_per_image``.
 
     Attributes:
-        max_tokens: of instruction, text and images together.
-        image_tokens: what an image is taken to cost.
-        encode: text to token ids.
-        decode: token ids to text.
+        max_tokens: the most tokens of instruction, text and images together.
+        image_tokens: how many tokens an image is taken to cost.
+        encode: the function from a text to its token ids.
+        decode: the function from token ids to their text.
     """
 
     max_tokens: int
@@ -79,7 +79,7 @@ def milebench_prompt(
         is_combined: whether all images stand on one canvas in front of the text, which refers to them by number.
 
     Returns:
-        The prompt, and which images it shows: for a combined prompt one canvas, so ``(0,)``.
+        The prompt, and the indexes of the images that it shows: for a combined prompt one canvas, so ``(0,)``.
 
     Example:
         Instruction ``Say.``, context ``{image#1}{image#2} Next?`` and options ``a``, ``b`` give

@@ -23,8 +23,8 @@ class ChatTurn:
     """One turn.
 
     Attributes:
-        role: ``system``, ``user`` or ``assistant``.
-        parts: text and images in the order in which they are read.
+        role: who speaks: ``system``, ``user`` or ``assistant``.
+        parts: the texts and images of the turn, in the order in which they are read.
     """
 
     role: str
@@ -36,8 +36,8 @@ class TaskPrompt:
     """One request to a model.
 
     Attributes:
-        prompt_id: unique in its task.
-        turns: what is said before the answer.
+        prompt_id: the id of the prompt, unique in its task.
+        turns: the turns before the answer.
     """
 
     prompt_id: str
@@ -45,14 +45,14 @@ class TaskPrompt:
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
-        """All images, in order."""
+        """All images of the turns, in order."""
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef))
 
     def digest(self) -> str:
         """A hash of all words and image paths, which tells whether a kept answer is still the answer to this.
 
         Returns:
-            Sixteen hexadecimal digits.
+            The hash as sixteen hexadecimal digits.
         """
         state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
         for turn in self.turns:
@@ -85,7 +85,7 @@ def chat_prompt(prompt: TaskPrompt, chat: ChatTemplater) -> PromptedSample:
         chat: the model's tokenizer or processor.
 
     Returns:
-        The prompt with one ``<|image_pad|>`` an image, beside a sample that carries its id.
+        The prompt with one ``<|image_pad|>`` for each image, beside a sample that carries its id.
 
     Raises:
         TaskPromptError: the text holds a control token (:mod:`rsgrpo.text.control_tokens`), or the template drops an
@@ -136,7 +136,7 @@ def openai_messages(prompt: TaskPrompt, image_url: Callable[[ImageRef], str]) ->
         image_url: gives an image's address, such as a data URL.
 
     Returns:
-        One message a turn; an empty system turn is left out; turns of text alone carry plain text.
+        One message for each turn; an empty system turn is left out; turns of text alone carry plain text.
 
     Example:
         A user turn of an image and ``Q?`` gives ``{"role": "user", "content": [{"type": "image_url", "image_url":

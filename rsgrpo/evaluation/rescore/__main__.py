@@ -169,13 +169,13 @@ def _say(console: Console, line: str) -> None:
 
 
 def _first(lines: Sequence[str]) -> list[str]:
-    """The first few; ``scores.json`` has all."""
+    """The first few items of a list, for a message; ``scores.json`` has all."""
     more = len(lines) - _NAMED_IDS
     return [*lines[:_NAMED_IDS], *([f"… and {more} more (scores.json)"] if more > 0 else [])]
 
 
 def _named_ids(run: Rescored) -> list[str]:
-    """The first ids of each kind of gap; ``scores.json`` has all."""
+    """The first ids of each kind of gap, for a message; ``scores.json`` has all."""
     gaps = run.gaps
     lines = []
     for title, ids in (
@@ -190,7 +190,7 @@ def _named_ids(run: Rescored) -> list[str]:
 
 
 def _run_names(predictions: Sequence[Path]) -> list[str]:
-    """What tells the runs apart: file names, else the first folders that differ."""
+    """The names that tell the runs apart: file names, else the first folders that differ."""
     stems = [place.stem for place in predictions]
     if len(set(stems)) == len(stems):
         return stems

@@ -19,14 +19,15 @@ class PairedTest:
     """One metric of two runs over the samples that both answered.
 
     Attributes:
-        metric: its name.
-        mean_first: of the first run.
-        mean_second: of the second run.
-        difference: second minus first, with its paired-bootstrap interval; ``count`` is the number of pairs.
-        num_better: samples where the second run is better.
-        num_worse: samples where it is worse.
-        test: ``McNemar, exact`` where the metric is 0 or 1 only, else ``Wilcoxon signed-rank``.
-        p_value: two-sided; 1.0 where no sample differs.
+        metric: the name of the metric.
+        mean_first: the mean of the first run.
+        mean_second: the mean of the second run.
+        difference: the second mean minus the first, with its paired-bootstrap interval; ``count`` is the number of
+            pairs.
+        num_better: on how many samples the second run is better.
+        num_worse: on how many samples the second run is worse.
+        test: the name of the test: ``McNemar, exact`` where the metric is 0 or 1 only, else ``Wilcoxon signed-rank``.
+        p_value: the two-sided p-value; 1.0 where no sample differs.
     """
 
     metric: str
@@ -53,10 +54,10 @@ class Comparison:
     """Two runs on one benchmark in one mode.
 
     Attributes:
-        tests: by metric.
+        tests: the tests of all metrics.
         pairs: the samples that both runs answered.
-        num_only_first: samples that only the first run answered.
-        num_only_second: likewise the second.
+        num_only_first: how many samples only the first run answered.
+        num_only_second: how many samples only the second run answered.
     """
 
     tests: tuple[PairedTest, ...]
@@ -75,7 +76,7 @@ def compare(first: BenchmarkResult, second: BenchmarkResult) -> Comparison:
         second: the result of the run that is compared with it, in the same mode.
 
     Returns:
-        Tests and pairs.
+        The tests of all metrics, and the pairs.
 
     Example:
         Two runs, 0/1 scores: the second is right on 8 samples where the first is wrong and wrong on 2 where

@@ -27,7 +27,7 @@ def write_files(
         comparisons: the comparisons by mode; empty for one run.
 
     Returns:
-        What was written.
+        The paths of the files that were written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in ("scores.json", "metrics.csv", "items.csv", "scores.png")]

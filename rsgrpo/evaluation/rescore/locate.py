@@ -22,7 +22,7 @@ def data_place(benchmark: Benchmark, place: Path) -> Path | None:
         place: the data file or folder, or a folder that holds the whole family's as they are published.
 
     Returns:
-        A file, or a folder that holds one data set; None where a family's folder lacks this one.
+        The path of a file, or of a folder that holds one data set; None where a family's folder lacks this one.
     """
     if place.is_file() or not place.exists():
         return place
@@ -51,7 +51,7 @@ def predictions_place(benchmark: Benchmark, place: Path) -> Path | None:
         place: a file, or a folder as ``write_predictions`` and the originals lay them out.
 
     Returns:
-        What ``read_predictions`` takes; None where a family's folder lacks this one, or holds several.
+        The path that ``read_predictions`` takes; None where a family's folder lacks this one, or holds several.
     """
     if place.is_file() or not place.exists():
         return place

@@ -34,9 +34,9 @@ class DataSet:
     """The samples of a benchmark.
 
     Attributes:
-        samples: in file order.
-        skipped: records that could not be read, by reason.
-        remarks: oddities of records that were read, by reason.
+        samples: the samples, in the order of the file.
+        skipped: how many records could not be read, by reason.
+        remarks: how many records were read with an oddity, by reason.
     """
 
     samples: tuple[Sample, ...]
@@ -49,11 +49,11 @@ class Rescored:
     """One run on one benchmark.
 
     Attributes:
-        run: what the run is called in tables.
-        name: the benchmark's task name.
-        results: by mode.
-        gaps: what did not pair.
-        answered_ids: samples with at least one prediction.
+        run: the name of the run in tables.
+        name: the name of the benchmark's task.
+        results: the results by mode (``official``, ``strict``).
+        gaps: the samples and predictions that found no partner.
+        answered_ids: the ids of samples with at least one prediction.
     """
 
     run: str
@@ -68,7 +68,7 @@ def read_data(benchmark: Benchmark, place: Path) -> DataSet:
 
     Raises:
         DataError: there is no such data set.
-        BenchmarkError: none of its records can be used.
+        BenchmarkError: none of the data set's records can be used.
     """
     options = ReaderOptions(check_media=False, on_bad_record="skip", max_skipped_frac=1.0)
     samples, report = read_samples(family_of(benchmark), place, options=options)

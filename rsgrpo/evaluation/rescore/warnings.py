@@ -20,7 +20,7 @@ def run_warnings(run: Rescored, data: DataSet) -> tuple[str, ...]:
         data: the data set that it was scored on.
 
     Returns:
-        A sentence each, the gravest first.
+        One sentence for each warning, the gravest first.
     """
     gaps, total = run.gaps, len(data.samples)
     counts = {mode: len(result.items) for mode, result in run.results.items()}

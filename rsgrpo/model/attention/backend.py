@@ -59,7 +59,7 @@ def packed_attention(
         attention_plan: the plan, passed through the language model's keyword arguments.
 
     Returns:
-        [1, T, query heads, D], and None for the weights.
+        The outputs [1, T, query heads, D], and None in place of the attention weights.
     """
     states = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
     if isinstance(attention_plan, VarlenPlan):
@@ -145,8 +145,8 @@ class PassedOver:
     """A setting of ``model.attention`` that ``auto`` could not take.
 
     Attributes:
-        setting: ``flash`` or ``flex``.
-        reason: why not.
+        setting: the setting that was not taken, ``flash`` or ``flex``.
+        reason: why it cannot be used here.
     """
 
     setting: str
@@ -158,10 +158,10 @@ class BackendChoice:
     """What attention over sequences is computed with, and why.
 
     Attributes:
-        setting: of ``model.attention`` that it comes to: ``flash``, ``flex`` or ``sdpa``.
-        device: kind of device, ``cuda`` or ``cpu``.
-        kernel: where ``flash`` is computed: ``flash-attn`` or ``torch``; else empty.
-        passed_over: faster ones that ``auto`` tried before.
+        setting: the setting of ``model.attention`` that is used: ``flash``, ``flex`` or ``sdpa``.
+        device: the kind of device, ``cuda`` or ``cpu``.
+        kernel: whose kernel computes ``flash``: ``flash-attn`` or ``torch``; else empty.
+        passed_over: the faster settings that ``auto`` tried before.
     """
 
     setting: str
@@ -171,7 +171,7 @@ class BackendChoice:
 
     @property
     def backend(self) -> str:
-        """``tiled``, ``varlen`` or ``flex``."""
+        """The name of the backend: ``tiled``, ``varlen`` or ``flex``."""
         return _DOORS[self.setting]
 
     def lines(self) -> tuple[str, ...]:
@@ -200,7 +200,8 @@ def choose_backend(setting: str, *, device: torch.device, dtype: torch.dtype) ->
         dtype: the precision of the computation.
 
     Raises:
-        AttentionUnavailableError: ``flash`` or ``flex`` without a GPU or its kernel, or ``flash`` in float32.
+        AttentionUnavailableError: ``flash`` or ``flex`` is asked for without a GPU or its kernel, or ``flash`` in
+            float32.
     """
     passed_over: list[PassedOver] = []
     for name in {"auto": ("flash", "flex"), "sdpa": ()}.get(setting, (setting,)):

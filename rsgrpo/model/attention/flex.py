@@ -30,9 +30,9 @@ class FlexPlan:
     """Who attends to whom, as ``flex_attention`` wants it.
 
     Attributes:
-        num_tokens: T, of the sequence.
-        num_padded: T rounded up, see :func:`padded_length`.
-        block_mask: over ``num_padded`` queries and keys.
+        num_tokens: T, the number of tokens of the sequence.
+        num_padded: T rounded up as :func:`padded_length` does.
+        block_mask: the blocks of queries and keys that are computed, over ``num_padded`` positions.
         is_compiled: whether the kernel is compiled (CUDA); else it runs as plain products (CPU, for tests).
     """
 
@@ -52,7 +52,7 @@ def padded_length(num_tokens: int) -> int:
 
 
 def _overlaps(starts: IndexArray, lengths: IndexArray, num_blocks: int) -> NDArray[np.float64]:
-    """[segments, blocks]: how many positions of each segment lie in each block."""
+    """[segments, blocks] float64: how many positions of each segment lie in each block."""
     edges = np.arange(num_blocks + 1) * _BLOCK
     inside = np.clip(edges[None] - starts[:, None], 0, lengths[:, None])
     return np.diff(inside, axis=1).astype(np.float64)
@@ -154,7 +154,7 @@ def flex_packed_attention(query: Tensor, key: Tensor, value: Tensor, plan: FlexP
         scaling: the factor of the scores.
 
     Returns:
-        [T, query heads, D].
+        [T, query heads, D] in the precision of ``query``.
     """
     padding = plan.num_padded - plan.num_tokens
     # One layout whether there is padding or not: torch compiles anew for another one.

@@ -37,12 +37,12 @@ class _Tile:
     stop: int
 
     def cut(self, heads: Tensor, num_key_heads: int) -> Tensor:
-        """[N, query heads, W, x] -> [segments · key heads, queries of the heads that share a key head, x]."""
+        """Cut out [N, query heads, W, x] as [segments · key heads, queries of the heads that share a key head, x]."""
         part = heads[self.first : self.last, :, self.start : self.stop]
         return part.reshape(len(part) * num_key_heads, -1, part.shape[-1])
 
     def put(self, heads: Tensor, values: Tensor) -> None:
-        """The way back of :meth:`cut`."""
+        """Write values to where :meth:`cut` took them from."""
         part = heads[self.first : self.last, :, self.start : self.stop]
         part.copy_(values.view(part.shape))
 
@@ -63,9 +63,9 @@ class _Heads:
     """A rectangle's queries, keys and values (or their gradients), heads before positions.
 
     Attributes:
-        query: [N, query heads, W, D], scaled.
-        key: [N, key heads, W, D].
-        value: [N, key heads, W, D].
+        query: [N, query heads, W, D], float32 or better, already scaled.
+        key: [N, key heads, W, D], float32 or better.
+        value: [N, key heads, W, D], float32 or better.
     """
 
     query: Tensor
@@ -91,7 +91,7 @@ class _Heads:
 
 
 class _OwnKeys:
-    """A tile's keys among its own segments: every position up to the query's."""
+    """The keys of a tile's own segments: every position up to the query's."""
 
     def __init__(self, own: _Heads, tile: _Tile) -> None:
         self._where = (slice(tile.first, tile.last), slice(None), slice(0, tile.stop))
@@ -111,7 +111,7 @@ class _OwnKeys:
 
 
 class _PromptKeys:
-    """The prompts of a tile's segments: one prompt as it stands, or copies of several."""
+    """The keys of the prompts of a tile's segments: one prompt as it stands, or copies of several."""
 
     def __init__(self, prompts: _Heads, rectangle: Rectangle, tile: _Tile) -> None:
         self._owner = rectangle.owner[tile.first : tile.last]
@@ -265,7 +265,7 @@ def tiled_attention(query: Tensor, key: Tensor, value: Tensor, plan: TiledPlan, 
         scaling: the factor of the scores.
 
     Returns:
-        [T, query heads, D]; scores and sums are float32 (float64 where the inputs are).
+        [T, query heads, D] in the precision of the inputs; scores and sums are float32 (float64 where the inputs are).
     """
     together = torch.cat([query, key, value], dim=1)
     slots: Tensor = _Pad.apply(together, plan)  # type: ignore[no-untyped-call]

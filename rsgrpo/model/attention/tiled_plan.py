@@ -22,14 +22,15 @@ class Rectangle:
     """Segments of similar length side by side: prompts, or responses.
 
     Attributes:
-        start: its first slot; segment i takes the slots from ``start + i · width``.
-        count: N.
-        width: W, the longest segment.
-        prompts: of each response, which of the block's prompts it belongs to and that prompt's length;
-            empty for prompts themselves.
-        owner: [N] int64, the first of the two again.
-        num_prompt_keys: P, the longest prompt; 0 for prompts themselves.
-        hidden: [N, P] additive, -inf at the padding of each response's prompt; None where there is none.
+        start: the first slot of the rectangle; segment i takes the slots from ``start + i · width``.
+        count: N, the number of segments.
+        width: W, the length of the longest segment.
+        prompts: for each response the index of its prompt in the block, and that prompt's length; empty for prompts
+            themselves.
+        owner: [N] int64, for each response the index of its prompt in the block.
+        num_prompt_keys: P, the length of the longest of these prompts; 0 for prompts themselves.
+        hidden: [N, P] float32 to be added to scores, -inf at the padding of each response's prompt; None where nothing
+            is padded.
     """
 
     start: int
@@ -41,7 +42,7 @@ class Rectangle:
     hidden: Tensor | None
 
     def rows(self, slots: Tensor) -> Tensor:
-        """[S, ...] -> [N, W, ...], a view."""
+        """The rectangle's part of [S, ...] slots, as a view [N, W, ...]."""
         stop = self.start + self.count * self.width
         return slots[self.start : stop].view(self.count, self.width, *slots.shape[1:])
 
@@ -59,7 +60,7 @@ class TiledPlan:
     """Index tensors of the tiled backend, made once a micro-batch and used by every layer.
 
     Attributes:
-        blocks: their slots follow each other: prompts, then rectangles of responses, block by block.
+        blocks: the blocks in the order of their slots: prompts, then rectangles of responses, block by block.
         pad_index: [S] int64, the packed position that each slot holds; 0 in padding.
         is_real: [S, 1, 1] float32, 1 where the slot is no padding, else 0.
         unpad_index: [T] int64, the slot that holds each packed position.
@@ -78,7 +79,7 @@ def _similar(costs: Sequence[tuple[int, int]]) -> list[int]:
         costs: (rows, columns) of each item's scores; rows descend, an item is padded to the part's first.
 
     Returns:
-        Sizes of the parts.
+        How many items each part has.
     """
     parts: list[int] = []
     real, rows, columns = 0, 0, 0

@@ -20,12 +20,12 @@ class VarlenPlan:
     Attributes:
         key_index: [K] int64, packed position of every key: for a response, its prompt and then itself.
         own_index: [T] int64, where in ``key_index`` each packed position stands as part of its own segment.
-        copies: for every response, the first packed position of its prompt, where the response's copy of it starts
-            in ``key_index``, and the prompt's length.
+        copies: for every response the first packed position of its prompt, the place in ``key_index`` at which the
+            response's copy of it starts, and the prompt's length.
         query_offsets: [sequences + 1] int32, where each sequence's queries start in the packed sequence.
         key_offsets: [sequences + 1] int32, where each sequence's keys start in ``key_index``.
-        max_queries: longest sequence of queries.
-        max_keys: longest sequence of keys.
+        max_queries: the length of the longest sequence of queries.
+        max_keys: the length of the longest sequence of keys.
     """
 
     key_index: Tensor
@@ -77,7 +77,7 @@ def varlen_plan(packed: PackedSequence, *, device: torch.device) -> VarlenPlan:
 
 
 class _RepeatPrompts(torch.autograd.Function):
-    """Sequence -> keys of all sequences; a prompt's gradient is the sum over its copies.
+    """Repeat a sequence's prompts as keys of all sequences; a prompt's gradient is the sum over its copies.
 
     The backward pass of ``index_select`` would add the copies up in the keys' own precision and, on a GPU, in
     whatever order its threads come. Here they are added in float32, one after the other in the sequence's order, and
@@ -136,7 +136,7 @@ def flash_sequences(
         is_causal: whether a sequence's last query sees all of its keys, the one before all but the last, and so on.
 
     Returns:
-        [queries, heads, D].
+        [queries, heads, D] in the precision of ``query``.
     """
     kernel = _flash_attn_kernel()
     if kernel is not None:
@@ -161,7 +161,7 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan
         scaling: the factor of the scores.
 
     Returns:
-        [T, query heads, D].
+        [T, query heads, D] in the precision of ``query``.
     """
     keys: Tensor = _RepeatPrompts.apply(key, plan)  # type: ignore[no-untyped-call]
     values: Tensor = _RepeatPrompts.apply(value, plan)  # type: ignore[no-untyped-call]

@@ -44,7 +44,7 @@ def window_attention(
         kwargs: whatever else transformers passes on (unused).
 
     Returns:
-        [1, patches, heads, D], and None for the weights.
+        The outputs [1, patches, heads, D], and None in place of the attention weights.
     """
     query, key, value = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
     out = flash_sequences(

@@ -54,7 +54,7 @@ def build_report(run_folder: Path, say: Callable[[str], None] = lambda note: Non
         say: is called with one sentence for each file that could not be read; they stand on the page, too.
 
     Returns:
-        Path of ``report.html``, one file that needs no network.
+        The path of ``report.html``, one file that needs no network.
 
     Raises:
         ReportError: there is no such folder, or the page cannot be written into it.
@@ -77,7 +77,7 @@ def build_report(run_folder: Path, say: Callable[[str], None] = lambda note: Non
 
 
 def _read(read: Callable[[], Content], notes: list[str]) -> Content | None:
-    """What a file holds; where it cannot be read, a note and nothing."""
+    """The content of a file; None where it cannot be read, which is added to the notes."""
     try:
         return read()
     except (FileError, SummaryError) as error:
@@ -144,7 +144,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _image_rules(config: Mapping[str, Any]) -> ImageRules:
-    """How the run read images; as by default where its settings are gone."""
+    """How the run read images; the defaults where its settings are gone."""
     data = config.get("data")
     colour = data.get("background") if isinstance(data, dict) else None
     try:

@@ -41,7 +41,7 @@ class _Spec:
     note: str
     stage: str
     pattern: str
-    """Of the whole metric name; its group, if any, names the line."""
+    """A regular expression of the whole metric name; its group, if any, names the line."""
     is_log: bool = False
 
 
@@ -79,7 +79,7 @@ def collect_charts(rows: Sequence[MetricRow]) -> list[Chart]:
         rows: the rows of ``metrics.jsonl``.
 
     Returns:
-        Charts that have something to show; those of the section ``all`` hold one line each.
+        The charts that have something to show; those of the section ``all`` hold one line each.
     """
     table = _series_by_name(rows)
     charts = []
@@ -104,7 +104,8 @@ def collect_times(rows: Sequence[MetricRow]) -> dict[str, object]:
     """Seconds of every RL step by phase, for stacking; ``{}`` if none were recorded.
 
     Returns:
-        ``{"steps": [...], "phases": [{"name": ..., "values": [...]}, ...]}``, thinned like the curves.
+        The steps and phases as ``{"steps": [...], "phases": [{"name": ..., "values": [...]}, ...]}``, thinned like the
+        curves.
     """
     timed = [row for row in rows if row.stage == "rl" and any(name.startswith("time/") for name in row.values)]
     thinned = _thin(timed)

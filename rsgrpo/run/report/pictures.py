@@ -30,7 +30,7 @@ def embed_pictures(images: Iterable[ImageRef], run_folder: Path, rules: ImageRul
         rules: how the run read images; their bounds of size are not applied.
 
     Returns:
-        Data URI by image; images that cannot be read are left out.
+        The data URI of each image; images that cannot be read are left out.
     """
     rules = dataclasses.replace(rules, min_pixels=None, max_pixels=_READ_SIDE**2)
     opened: dict[ImageRef, Image.Image] = {}
@@ -65,7 +65,7 @@ def _open(image: ImageRef, run_folder: Path, rules: ImageRules) -> Image.Image |
 
 
 def _find(recorded: Path, run_folder: Path) -> Path | None:
-    """The file where it was, or below the run folder by the longest matching end of its path."""
+    """The image file at its path, or below the run folder by the longest matching end of its path."""
     if recorded.is_file():
         return recorded
     parts = recorded.parts[1:] if recorded.is_absolute() else recorded.parts

@@ -38,7 +38,7 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
         rows: the rows of ``metrics.jsonl``.
 
     Returns:
-        One object a point, with ``label`` and ``bars``: name and value of each known score.
+        One object for each point, with ``label`` and ``bars``: name and value of each known score.
     """
     metrics: dict[str, Mapping[str, float]] = {}
     for row in rows:
@@ -151,7 +151,7 @@ def collect_facts(summary: RunSummary | None, config: Mapping[str, Any]) -> list
 
 
 def _stage_times(stage_seconds: Mapping[str, float]) -> str:
-    """The training stages by name, everything else together."""
+    """The times of the training stages by name, and of everything else together."""
     training = {name.upper(): spent for name, spent in stage_seconds.items() if name in ("sft", "rl")}
     other = sum(stage_seconds.values()) - sum(training.values())
     return " · ".join(f"{name} {readable_seconds(spent)}" for name, spent in (training | {"other": other}).items())

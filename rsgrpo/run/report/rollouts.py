@@ -36,8 +36,8 @@ def collect_rollouts(
         response_format: the sections that the run declared.
 
     Returns:
-        ``sections`` (their names, in the order of their colours), ``rewards`` (name, weight, scope), ``images`` (data
-        URIs), ``groups``, and ``omitted``, the number of recorded groups that are not shown.
+        An object with ``sections`` (their names, in the order of their colours), ``rewards`` (name, weight, scope),
+        ``images`` (data URIs), ``groups``, and ``omitted``, the number of recorded groups that are not shown.
     """
     chosen = _within_budget(_choose(groups), response_format)
     pictures = embed_pictures([image for group in chosen for image in group.images][:_MAX_IMAGES], run_folder, rules)
@@ -77,7 +77,7 @@ def _choose(groups: Sequence[RecordedGroup]) -> list[RecordedGroup]:
 
 
 def _within_budget(groups: list[RecordedGroup], response_format: ResponseFormat) -> list[RecordedGroup]:
-    """Every second group is left out until the rest fits; first and last steps stay."""
+    """Leave out every second group until the rest fits; first and last steps stay."""
     sizes = {id(group): len(json.dumps(_group_document(group, response_format))) for group in groups}
     while len(groups) > 1 and sum(sizes[id(group)] for group in groups) > _BUDGET_CHARACTERS:
         last = groups[-1]
