@@ -89,7 +89,8 @@ def _raised_in(reward: LoadedReward, error: BaseException) -> str:
     code = getattr(reward.function, "__code__", None)
     if code is None:
         return ""
-    lines = [one.lineno for one in traceback.extract_tb(error.__traceback__) if one.filename == code.co_filename]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == code.co_filename]
     return f" (line {lines[-1]} of {Path(code.co_filename).name})" if lines else ""
 
 

@@ -74,7 +74,8 @@ def yaml_rewards(file: Path | None, overrides: Sequence[str] = ()) -> tuple[dict
 
     Args:
         file: the file to read; None: no rewards.
-        overrides: settings of ``response.*`` and, where there is a file, of ``rewards.*``; see :func:`changed_settings`.
+        overrides: settings of ``response.*`` and, where there is a file, of ``rewards.*``, as for
+            :func:`changed_settings`.
 
     Raises:
         ConfigError: the file cannot be read or sets no rewards, settings do not fit the schema, or an override changes
