@@ -82,7 +82,7 @@ def test_made_up_pages_become_a_data_set_that_the_printed_commands_train_on(tmp_
         # 3 + 3 + 2 + 2 pages
         [(train, "4 samples with 10 images"), (supervised, "chat.json: 4 of 4 records can be used")]
     ):
-        overrides = [one.replace("my data", place) for one in call[1:]]
+        overrides = [override.replace("my data", place) for override in call[1:]]
         checks = checks_of(overrides, tmp_path / str(number))
         assert [check for check in checks if check.status == "problem"] == []
         assert found in " ".join(check.found for check in checks)

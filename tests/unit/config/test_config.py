@@ -81,25 +81,27 @@ def test_published_supervised_phases(recipe: str, phases: list[tuple[str, float,
     assert config.stage == "sft"
     assert [
         (
-            one.name,
-            one.optimizer.learning_rate,
-            one.optimizer.vision_learning_rate,
-            one.warmup_frac,
-            one.num_epochs,
-            one.samples_per_step,
-            one.max_tokens,
+            phase.name,
+            phase.optimizer.learning_rate,
+            phase.optimizer.vision_learning_rate,
+            phase.warmup_frac,
+            phase.num_epochs,
+            phase.samples_per_step,
+            phase.max_tokens,
         )
-        for one in config.sft.phases
+        for phase in config.sft.phases
     ] == phases
-    assert all((one.optimizer.schedule, one.optimizer.weight_decay) == ("cosine", 0.0) for one in config.sft.phases)
-    longest = max(one.max_tokens for one in config.sft.phases)
+    assert all(
+        (phase.optimizer.schedule, phase.optimizer.weight_decay) == ("cosine", 0.0) for phase in config.sft.phases
+    )
+    longest = max(phase.max_tokens for phase in config.sft.phases)
     assert longest <= min(config.trainer.micro_batch_tokens, config.data.max_prompt_tokens)
 
 
 def test_mirage_mixes_in_up_to_thirty_distractors_and_a_retrievers_mistakes() -> None:
     config = composed("recipe=sft_mirage")
     assert (config.model.lora.rank, config.model.lora.alpha) == (128, 256.0)
-    retrieve, answer = (one.mixture[0].distractors for one in config.sft.phases)
+    retrieve, answer = (phase.mixture[0].distractors for phase in config.sft.phases)
     assert (retrieve.min_images, retrieve.max_images, retrieve.relevance, retrieve.noise_chance) == (0, 30, "named", 0)
     assert (answer.max_images, answer.relevance) == (30, "filter")
     assert (answer.noise_chance, answer.noise_max_frac) == (0.1, 0.15)

@@ -54,8 +54,8 @@ def test_grounding_gold_lies_on_its_page(tmp_path: Path) -> None:
         (box,) = sample.boxes
         assert sample.positive_images == (box.image_index,)
         colour = COLOURS[sample.question.split()[2]]
-        page = np.asarray(load_image(sample.images[box.image_index], ImageRules()))
-        inside = page[round(112 * box.top) : round(112 * box.bottom), round(112 * box.left) : round(112 * box.right)]
+        image = np.asarray(load_image(sample.images[box.image_index], ImageRules()))
+        inside = image[round(112 * box.top) : round(112 * box.bottom), round(112 * box.left) : round(112 * box.right)]
         assert (inside == colour).all(axis=2).mean() > 0.45  # half of its box for a triangle, pi / 4 for a circle
         assert iou(honest(sample)) == pytest.approx(1.0, abs=0.05)  # thousandths are rounded
         assert box_count(honest(sample)) == 1.0

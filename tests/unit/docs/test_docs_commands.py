@@ -44,7 +44,7 @@ def test_the_docs_show_the_two_commands_and_every_command_of_rsgrpo() -> None:
     shown = {command.text.partition("  #")[0].strip() for command in COMMANDS if command.file.name == "README.md"}
     assert {"uv run train.py", "uv run pytest"} <= shown
     words = [command.words for command in COMMANDS]
-    used = {one[one.index("rsgrpo") + 1] for one in words if "rsgrpo" in one[:-1]}
+    used = {call[call.index("rsgrpo") + 1] for call in words if "rsgrpo" in call[:-1]}
     assert used >= table.COMMANDS.keys()
 
 

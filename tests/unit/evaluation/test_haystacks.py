@@ -232,5 +232,5 @@ def test_hidden_copies_in_a_folder_of_answers_are_no_answers(tmp_path: Path):
     (tmp_path / "000.json").write_text('{"result": {"response": "Yes"}}')
     (tmp_path / "._000.json").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
     found = read_folder(tmp_path)
-    assert [one.sample_id for one in found.predictions] == ["000"]
+    assert [prediction.sample_id for prediction in found.predictions] == ["000"]
     assert not found.problems

@@ -49,7 +49,9 @@ def settings_of(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", "settings"
             yield from settings_of(typing.cast(type, wanted), f"{prefix}{name}.")
         else:
-            wanted = next((one for one in typing.get_args(wanted) if type(None) in typing.get_args(wanted)), wanted)
+            wanted = next(
+                (option for option in typing.get_args(wanted) if type(None) in typing.get_args(wanted)), wanted
+            )
             yield f"{prefix}{name}", typing.get_origin(wanted) or wanted
 
 
@@ -162,7 +164,7 @@ def test_no_path_setting_lets_a_broken_path_through_as_a_traceback(
         (tmp_path / key).mkdir()
         for place in broken_places(tmp_path / key):
             value = f"{place}:f" if key.endswith("function") else place
-            overrides = [f"run_dir={tmp_path / 'run'}", *(one.replace("same", str(good)) for one in others)]
+            overrides = [f"run_dir={tmp_path / 'run'}", *(override.replace("same", str(good)) for override in others)]
             try:
                 check_first(tried(base, [*overrides, f"{key}='{value}'"]))
             except Exception as error:

@@ -61,7 +61,9 @@ MODULES: list[tuple[Any, list[str], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments", "named"), MODULES, ids=[f"{one.__name__} {' '.join(rest)[:30]}" for one, rest, _ in MODULES]
+    ("module", "arguments", "named"),
+    MODULES,
+    ids=[f"{module.__name__} {' '.join(arguments)[:30]}" for module, arguments, _ in MODULES],
 )
 def test_the_other_commands_keep_the_same_manners(
     module: Any, arguments: list[str], named: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -73,7 +75,7 @@ def test_the_other_commands_keep_the_same_manners(
     def placed(text: str) -> str:
         return re.sub("EMPTY|FILE|OUT", lambda found: str(places[found[0]]), text)
 
-    status = module.main([placed(one) for one in arguments])
+    status = module.main([placed(argument) for argument in arguments])
     told = capfd.readouterr().err
     assert status in (1, 2)
     assert is_one_sentence(told)

@@ -239,7 +239,7 @@ def test_flex_blocks_are_those_that_are_seen(shapes):
     ):
         assert counts is not None and indexes is not None
         lists = [indexes[0, 0, i, : counts[0, 0, i]].tolist() for i in range(num_blocks)]
-        assert lists == [one.nonzero()[:, 0].tolist() for one in chosen]
+        assert lists == [blocks.nonzero()[:, 0].tolist() for blocks in chosen]
 
 
 @given(st.integers(1, 200_000))

@@ -108,4 +108,4 @@ def test_rewards_without_gold_in_the_questions_are_left_out() -> None:
     prompts = [_question("near", positive_images=(0,)), _question("lines")]  # the second lacks positive_images
     found = validate(FakeEngine(), prompts, Config(rewards=REWARDS), _scorer())
     assert set(found.rewards) == {"iou"}
-    assert _scorer().limited_to([one.sample for one in prompts[:1]]).rewards == _scorer().rewards
+    assert _scorer().limited_to([prompted.sample for prompted in prompts[:1]]).rewards == _scorer().rewards

@@ -98,7 +98,7 @@ def test_the_driver_goes_on_where_it_was(run: Run) -> None:
     )
     assert [group.sample_id for group in (*restored.leftover, *restored.prefetched.groups)] == ["q1", "q1"]
     before = state(2).leftover[0].rollouts
-    assert [one.rewards for one in restored.leftover[0].rollouts] == [one.rewards for one in before]
+    assert [rollout.rewards for rollout in restored.leftover[0].rollouts] == [rollout.rewards for rollout in before]
     assert run.policy.loaded == run.file(2, "policy")
     assert run.screen.getvalue() == "  going on from rl-000002\n"
 

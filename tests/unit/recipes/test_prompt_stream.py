@@ -20,7 +20,7 @@ def _questions(count: int) -> list[PromptedSample]:
 
 
 def _ids(taken: list[PromptedSample]) -> list[str]:
-    return [one.sample.sample_id for one in taken]
+    return [prompted.sample.sample_id for prompted in taken]
 
 
 def test_without_shuffling_the_file_order_repeats() -> None:

@@ -77,7 +77,7 @@ def values(found: CreditedGroup, index: int) -> dict[tuple[str, int], float | No
 
 
 def spans(found: CreditedGroup, index: int, name: str, image_index: int = -1) -> list[tuple[int, int]]:
-    (reward,) = (one for one in found.rollouts[index].rewards if one.key == (name, image_index))
+    (reward,) = (reward for reward in found.rollouts[index].rewards if reward.key == (name, image_index))
     return [(span.start, span.stop) for span in reward.spans]
 
 

@@ -125,14 +125,14 @@ def test_gold_without_tags_is_an_anomaly() -> None:
 
 
 def test_reference_plugins_give_the_same_numbers() -> None:
-    one = call(GOLD, gold_response=GOLD, num_tokens=1280)
+    reward_call = call(GOLD, gold_response=GOLD, num_tokens=1280)
     values = [
-        reference.accuracy(one),
-        reference.evidence(one),
-        reference.format(one),
-        reference.overlong(one),
-        reference.is_observe(one),
-        reference.is_think(one),
+        reference.accuracy(reward_call),
+        reference.evidence(reward_call),
+        reference.format(reward_call),
+        reference.overlong(reward_call),
+        reference.is_observe(reward_call),
+        reference.is_think(reward_call),
     ]
     assert values == [1.0, 1.0, 1.0, -0.5, 0.0, 0.0]
 
@@ -197,19 +197,19 @@ def test_evidence_needs_the_whole_section() -> None:
 
 def test_a_label_gap_in_gold_hides_nothing() -> None:
     gold = tagged("[1]: one\n[3]: three")
-    one = call(tagged("[1]: one\n[2]: whatever\n[3]: two"), gold_response=gold)
-    assert evidence(one) == pytest.approx(0.5)
-    assert evidence_per_image(one) == [1.0, None, 0.0]
+    reward_call = call(tagged("[1]: one\n[2]: whatever\n[3]: two"), gold_response=gold)
+    assert evidence(reward_call) == pytest.approx(0.5)
+    assert evidence_per_image(reward_call) == [1.0, None, 0.0]
 
 
 def test_evidence_weights_are_settings() -> None:
-    one = call(tagged(f"[1]: {NONE}\n[2]: {NONE}\n[3]: {NONE}"), gold_response=GOLD)
-    assert evidence(one, relevant_weight=1.0) == pytest.approx(2 / 3)
+    reward_call = call(tagged(f"[1]: {NONE}\n[2]: {NONE}\n[3]: {NONE}"), gold_response=GOLD)
+    assert evidence(reward_call, relevant_weight=1.0) == pytest.approx(2 / 3)
 
 
 def test_each_image_scores_by_itself() -> None:
-    one = call(tagged(f"[1]: {FACT}\n[2]: a chart"), gold_response=GOLD)
-    assert evidence_per_image(one) == [1.0, 0.0, 0.0]
+    reward_call = call(tagged(f"[1]: {FACT}\n[2]: a chart"), gold_response=GOLD)
+    assert evidence_per_image(reward_call) == [1.0, 0.0, 0.0]
     assert evidence_per_image(call(tagged(), gold_response=GOLD, num_images=4)) == [0.0, 0.0, 0.0, None]
 
 
@@ -223,8 +223,8 @@ def test_format_is_one_or_nothing() -> None:
     ("num_tokens", "penalty"), [(199, -1.0), (200, 0.0), (1024, 0.0), (1280, -0.5), (1536, -1.0), (1537, -1.0)]
 )
 def test_overlong_by_hand(num_tokens: int, penalty: float) -> None:
-    one = call("", num_tokens=num_tokens)
-    assert overlong(one, max_response_tokens=1536, buffer_tokens=512, min_response_tokens=200) == penalty
+    reward_call = call("", num_tokens=num_tokens)
+    assert overlong(reward_call, max_response_tokens=1536, buffer_tokens=512, min_response_tokens=200) == penalty
 
 
 def test_overlong_without_a_buffer_is_a_step() -> None:
@@ -258,13 +258,13 @@ ANY_TEXT = st.lists(
 
 @given(ANY_TEXT, ANY_TEXT)
 def test_values_stay_in_their_range_for_any_text(response: str, gold: str) -> None:
-    one = call(response, gold_response=gold)
-    assert 0.0 <= accuracy(one) <= 1.0
-    assert 0.0 <= evidence(one) <= 1.0
-    assert all(value is None or 0.0 <= value <= 1.0 for value in evidence_per_image(one))
-    assert well_formed(one) in (0.0, 1.0)
-    assert observe_citation(one) in (-1.0, 0.0)
-    assert think_copy(one) in (-1.0, 0.0)
+    reward_call = call(response, gold_response=gold)
+    assert 0.0 <= accuracy(reward_call) <= 1.0
+    assert 0.0 <= evidence(reward_call) <= 1.0
+    assert all(value is None or 0.0 <= value <= 1.0 for value in evidence_per_image(reward_call))
+    assert well_formed(reward_call) in (0.0, 1.0)
+    assert observe_citation(reward_call) in (-1.0, 0.0)
+    assert think_copy(reward_call) in (-1.0, 0.0)
     scores = reference.score_reference(response, gold, 300)
     assert scores.overall >= -3.0
 

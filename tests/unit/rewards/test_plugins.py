@@ -62,7 +62,7 @@ def test_async_and_batch_functions_are_recognised(tmp_path: Path) -> None:
         "judge = Judge()\n"
     )
     kinds = {name: load(f"kinds.py:{name}", tmp_path) for name in ("served", "together", "both", "judge")}
-    assert {name: (one.is_async, one.is_batch) for name, one in kinds.items()} == {
+    assert {name: (function.is_async, function.is_batch) for name, function in kinds.items()} == {
         "served": (True, False),
         "together": (False, True),
         "both": (True, True),

@@ -128,7 +128,9 @@ def test_adjacent_scopes_partition_the_tokens(text: str, data: st.DataObject) ->
         assert before.found == behind.found == (tag in text)
         if not before.found:
             continue
-        tokens = [index for one in (before, behind) for item in one.spans for index in range(item.start, item.stop)]
+        tokens = [
+            index for located in (before, behind) for item in located.spans for index in range(item.start, item.stop)
+        ]
         assert tokens == list(range(len(starts)))
         # each token lies on the side of its first character
         assert all(starts[item.start] >= text.find(tag) for item in behind.spans)
@@ -219,6 +221,7 @@ def test_the_places_of_a_repeated_section_share_no_token_and_cut_where_character
     # exactly the tokens whose first character lies in one of its places
     for index, start in enumerate(starts):
         is_inside = any(
-            one.start <= start < one.stop or (start == len(text) == one.stop) for one in parsed.all_of("look")
+            section.start <= start < section.stop or (start == len(text) == section.stop)
+            for section in parsed.all_of("look")
         )
         assert (index in taken) == is_inside

@@ -79,12 +79,12 @@ def test_values_and_spans_meet_in_the_scored_rollout() -> None:
     scored = scorer.score([group("q0", "ab<think>c", "ab")])
     assert scored[0].sample_id == "q0"
     first, second = scored[0].rollouts
-    assert [(one.name, one.value, one.spans, one.scope_found) for one in first.rewards] == [
+    assert [(reward.name, reward.value, reward.spans, reward.scope_found) for reward in first.rewards] == [
         ("length", 10.0, (TokenSpan(start=0, stop=11),), True),
         ("think", 10.0, (TokenSpan(start=2, stop=11),), True),
     ]
     # the scope is absent: no tokens, but the value still counts in the group's mean
-    assert [(one.value, one.spans, one.scope_found) for one in second.rewards] == [
+    assert [(reward.value, reward.spans, reward.scope_found) for reward in second.rewards] == [
         (2.0, (TokenSpan(start=0, stop=3),), True),
         (2.0, (), False),
     ]
@@ -141,7 +141,7 @@ def test_batch_and_async_functions_give_the_same_as_plain_ones() -> None:
         ]
     )
     scored = scorer.score([group("q0", "a", "bb"), group("q1", "ccc")])
-    values = [[entry.value for entry in rollout.rewards] for one in scored for rollout in one.rollouts]
+    values = [[entry.value for entry in rollout.rewards] for judged in scored for rollout in judged.rollouts]
     assert values == [[1.0] * 4, [2.0] * 4, [3.0] * 4]
 
 
