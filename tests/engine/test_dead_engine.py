@@ -170,9 +170,9 @@ def test_the_pool_replaces_an_engine_that_died_and_gives_it_the_newest_weights(
             max_restarts=1,
         ),
     )
-    pages = write_images(root, [(56, 56)])
+    images = write_images(root, [(56, 56)])
     question = PromptedSample(
-        sample=Sample(sample_id="q", question="?", images=tuple(pages)), prompt=make_group("q", pages, [1]).prompt
+        sample=Sample(sample_id="q", question="?", images=tuple(images)), prompt=make_group("q", images, [1]).prompt
     )
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(root / "other").eval()
     monkeypatch.setattr(

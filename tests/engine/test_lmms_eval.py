@@ -173,7 +173,7 @@ def _shown_image(server: FakeServer, image: object) -> Image.Image:
     model.task_dict = {"t": {"test": {0: {}}}}
     server.bodies.clear()
     model.generate_until([_Request(image)])
-    (part,) = (one for one in server.bodies[0]["messages"][-1]["content"] if one["type"] == "image_url")
+    (part,) = (part for part in server.bodies[0]["messages"][-1]["content"] if part["type"] == "image_url")
     return Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition(",")[2]))).convert("RGB")
 
 
