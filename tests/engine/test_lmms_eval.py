@@ -147,7 +147,7 @@ def test_a_request_that_fails_is_no_answer(server: FakeServer, tmp_path: Path) -
 @pytest.mark.parametrize(
     "response", ["B.", "The answer is (B) not (C)", "**B**", "A or B", "it is the Plum or so I guess"]
 )
-def test_our_reading_of_choices_is_the_packages(response: str) -> None:
+def test_our_reading_of_choices_equals_that_of_lmms_eval(response: str) -> None:
     from lmms_eval.tasks._task_utils.mmmu_mcq_utils import parse_mmmu_multi_choice_response
 
     options = {"A": "apple", "B": "plum", "C": "fig"}

@@ -126,7 +126,7 @@ def test_the_first_command_samples_during_updates_on_a_cpu(installed: str) -> No
 
 @with_build("cpu")
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_laptop_settings_need_no_gpu_and_mind_none(installed: str, recipe: str) -> None:
+def test_laptop_settings_choose_the_cpu_with_or_without_gpus(installed: str, recipe: str) -> None:
     config = composed(f"recipe={recipe}", "+machine=laptop")
     assert fit(config, gpus_per_node=(8,)).config.cluster.device == "cpu"
 

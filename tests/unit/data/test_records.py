@@ -39,7 +39,7 @@ def read(file: Path, prefix: str = "item", offset: int = 0) -> list[tuple[int, A
     return [(record.end, record.value) for record in raw_records(file, prefix=prefix, offset=offset)]
 
 
-def test_the_parser_is_the_c_one():
+def test_ijson_uses_its_c_parser():
     assert ijson.backend == "yajl2_c"
 
 

@@ -83,7 +83,7 @@ def test_a_command_that_is_wrong_is_found(text: str, reason: str) -> None:
         check(_command(text))
 
 
-def test_what_no_test_can_run_passes_with_its_marker() -> None:
+def test_commands_that_need_a_gpu_or_a_network_pass_with_their_marker() -> None:
     check(_command("uv run --no-group cpu --extra gpu train.py recipe=evisrag_7b", marker="needs a GPU"))
     check(_command("python3 -m pip install uv", marker="needs a network"))
 

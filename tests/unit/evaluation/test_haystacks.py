@@ -138,7 +138,7 @@ def test_a_strict_reading_takes_no_both_ways() -> None:
     assert [strict_answer(text) for text in ("There is no dog", "no—definitely", "No. Yes was wrong.")] == ["no"] * 3
 
 
-def test_strict_mends_gold_and_counts_the_missing_and_doubled() -> None:
+def test_strict_scores_fix_gold_and_count_missing_and_doubled_predictions() -> None:
     benchmark = find_benchmark("vhs/single")
     samples = [question("000", "Yes"), question("001", "no"), question("002")]
     answered = [

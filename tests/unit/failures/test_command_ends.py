@@ -174,7 +174,7 @@ def test_a_strange_environment_changes_nothing(environment: dict[str, str], tmp_
 
 def test_the_engines_are_not_imported_for_the_first_checks(tmp_path: Path) -> None:
     heavy = ("torch", "ray", "vllm", "transformers")
-    code = f"import sys, recipes.setup.first_checks, train; print([one for one in {heavy} if one in sys.modules])"
+    code = f"import sys, recipes.setup.first_checks, train; print([name for name in {heavy} if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert ended.stdout.strip() == "[]"
 

@@ -132,7 +132,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_the_overview_imports_only_what_prints_it() -> None:
-    code = "import sys, recipes.commands.program; print(len([one for one in sys.modules if one.startswith('rewards')]))"
+    code = "import sys, recipes.commands.program; print(len([name for name in sys.modules if name.startswith('rewards')]))"
     code += "; print([name for name in ('numpy', 'omegaconf', 'PIL', 'rich', 'jinja2') if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert ended.stdout.splitlines() == ["0", "[]"]

@@ -247,7 +247,7 @@ def test_shared_memory_holds_two_buckets(tmp_path: Path) -> None:
     assert status(shared_memory_check(tmp_path / "none", GIB)) == "problem"
 
 
-def test_rays_programs_must_run(tmp_path: Path) -> None:
+def test_the_ray_check_finds_programs_that_do_not_run(tmp_path: Path) -> None:
     assert status(ray_check(tmp_path)) == "problem"
     programs = [tmp_path / "core" / "src" / "ray" / name for name in ("gcs/gcs_server", "raylet/raylet")]
     for program in programs:
@@ -260,7 +260,7 @@ def test_rays_programs_must_run(tmp_path: Path) -> None:
     assert status(check) == "problem" and "raylet" in check.found and "127" in check.found
 
 
-def test_who_listens_answers_and_who_does_not_is_named() -> None:
+def test_addresses_where_nothing_listens_are_problems() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert status(address_check(f"127.0.0.1:{port}")) == "ok"

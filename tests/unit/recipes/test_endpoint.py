@@ -96,7 +96,7 @@ def test_a_request_carries_settings_key_and_images(
     ],
     ids=["429", "500", "503", "half-json", "list", "no-choice", "null", "deep", "gzip", "odd-wait", "odd-charset"],
 )
-def test_what_may_pass_is_tried_again(server: FakeServer, first: Reply) -> None:
+def test_failures_that_may_pass_are_retried(server: FakeServer, first: Reply) -> None:
     server.reply = lambda question, attempt: first if attempt <= 2 else ok("at last")
     assert _answer(server, _prompts("q"))["q"] == Answer(prompt_id="q", text="at last", finish_reason="stop")
     assert server.attempts["q"] == 3
@@ -109,7 +109,7 @@ def test_a_server_is_waited_for_as_long_as_it_asks(server: FakeServer) -> None:
     assert time.perf_counter() - begin >= 0.3
 
 
-def test_what_never_passes_is_a_failure_by_name_and_costs_the_others_nothing(server: FakeServer) -> None:
+def test_lasting_failures_are_named_and_the_other_prompts_are_answered(server: FakeServer) -> None:
     is_over = threading.Event()
 
     def reply(question: str, _: int) -> Reply:

@@ -127,7 +127,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_goes_on(
     assert run.logged() == [1]  # as an uninterrupted run would read at this point
 
 
-def test_after_going_back_the_passed_over_checkpoint_gives_way(run: Run) -> None:
+def test_going_back_to_an_older_checkpoint_removes_the_newer_unusable_one(run: Run) -> None:
     run.train([3])
     run.file(3, "driver.json").unlink()
     run.job.restore("rl", RsGrpoState)

@@ -64,7 +64,7 @@ def names(source: MixtureSource, position: int, count: int) -> list[str]:
     return [conversation.sample_id.split("/")[-1] for conversation in source.take(position, count).conversations]
 
 
-def test_what_comes_is_a_function_of_the_position(tmp_path: Path) -> None:
+def test_the_conversations_taken_depend_only_on_the_position(tmp_path: Path) -> None:
     records = [record(number) for number in range(7)]
     source = opened(tmp_path, records)
     whole = names(source, 0, 4) + names(source, 4, 4) + names(source, 8, 4)

@@ -239,7 +239,7 @@ def test_citations_in_observe_cost_one(observe: str, penalty: float) -> None:
     assert observe_citation(call(tagged(observe=observe))) == penalty
 
 
-def test_citations_elsewhere_are_free() -> None:
+def test_citations_outside_observe_cost_nothing() -> None:
     assert observe_citation(call("[1] <evidence>[1]: x</evidence>")) == 0.0
 
 

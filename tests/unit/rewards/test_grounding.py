@@ -309,7 +309,7 @@ def test_the_best_whole_numbers_earn_one_and_the_whole_page_only_if_it_is_gold(b
     assert (iou(whole, "pixels") == 1.0) == (numbers == [0, 0, side, side])
 
 
-def test_whole_shares_are_no_excuse() -> None:
+def test_shares_of_the_page_are_not_rounded_to_whole_numbers() -> None:
     # Rounded to whole shares every gold box of more than half of the page would be all of it.
     assert iou(call("(0,0),(1,1)", gold(0.2, 0.2, 0.8, 0.8)), "shares") == pytest.approx(0.36)
 

@@ -84,7 +84,7 @@ def test_needles(texts: tuple[str | None, ...], expected_lines: list[float], exp
 
 
 @given(st.lists(st.sampled_from([NONE, "red truck", None, "x"]), min_size=1, max_size=6), st.data())
-def test_one_marker_for_all_pages_finds_nothing(texts: list[str | None], data: st.DataObject) -> None:
+def test_the_same_text_for_every_image_finds_no_needle(texts: list[str | None], data: st.DataObject) -> None:
     needles = tuple(sorted(data.draw(st.sets(st.integers(0, len(texts) - 1), min_size=1))))
     judged = call(lines(*texts), num_images=len(texts), positive_images=needles)
     assert 0.0 <= needle_found(judged) <= 1.0

@@ -85,7 +85,7 @@ def test_replaying_the_same_settings_changes_nothing(run: Path) -> None:
     assert result.rewards[0].mean_before == 0.75  # three right answers of four
 
 
-def test_an_opposite_reward_turns_every_advantage_round(run: Path) -> None:
+def test_an_opposite_reward_changes_the_sign_of_every_advantage(run: Path) -> None:
     after = changed_settings(run, None, [f"rewards.accuracy.function={run}/mine.py:opposite", "~rewards.lines"])
     result = replay(run, run_settings(run), after)
     mixed, solved = result.groups[:2]

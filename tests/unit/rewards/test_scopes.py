@@ -140,7 +140,7 @@ def test_adjacent_scopes_partition_the_tokens(text: str, data: st.DataObject) ->
     assert len(taken) == len(set(taken))
 
 
-def test_together_and_alone_agree() -> None:
+def test_scopes_located_together_and_alone_agree() -> None:
     scopes = [
         ScopeConfig(section="think"),
         ScopeConfig(evidence_line=True),

@@ -175,7 +175,7 @@ def test_what_is_no_finite_number_is_refused_and_shown(value: object) -> None:
 
 
 @pytest.mark.parametrize(("value", "number"), [(1, 1.0), (True, 1.0), (np.float32(0.5), 0.5), (np.int64(2), 2.0)])
-def test_any_kind_of_number_will_do(value: object, number: float) -> None:
+def test_any_kind_of_number_is_taken_as_a_float(value: object, number: float) -> None:
     scored = Scorer([loaded("fine", lambda call: value)]).score([group("q0", "a")])
     returned = scored[0].rollouts[0].rewards[0].value
     assert returned == number

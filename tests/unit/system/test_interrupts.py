@@ -161,6 +161,6 @@ def test_what_is_not_meant_for_the_run_does_not_end_it(name: str) -> None:
 
 
 def test_nothing_that_takes_long_is_imported_before_signals_are_heeded() -> None:
-    code = "import sys, train; print([one for one in ('hydra', 'omegaconf', 'torch', 'ray') if one in sys.modules])"
+    code = "import sys, train; print([name for name in ('hydra', 'omegaconf', 'torch', 'ray') if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"
