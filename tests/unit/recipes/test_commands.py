@@ -94,9 +94,10 @@ def test_every_command_explains_itself_with_examples_of_its_own(name: str, capsy
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in SETTINGS_COMMANDS])
 def test_examples_of_a_command_are_calls_that_it_takes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = importlib.import_module(COMMANDS[name].entry.partition(":")[0]).command_parser()
-    for call in examples_in(help_of(capsys, name)):
-        if call[0] == name:
-            parser.parse_args(call[1:])  # raises UsageError for an option that is not there
+    calls = [call for call in examples_in(help_of(capsys, name)) if call[0] == name]
+    assert calls
+    for call in calls:
+        parser.parse_args(call[1:])  # raises UsageError for an option that is not there
 
 
 @pytest.mark.parametrize("text", [*SETTINGS_COMMANDS, "make-data", ""])
@@ -132,7 +133,8 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_the_overview_imports_only_what_prints_it() -> None:
-    code = "import sys, recipes.commands.program; print(len([name for name in sys.modules if name.startswith('rewards')]))"
+    code = "import sys, recipes.commands.program"
+    code += "; print(len([name for name in sys.modules if name.startswith('rewards')]))"
     code += "; print([name for name in ('numpy', 'omegaconf', 'PIL', 'rich', 'jinja2') if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert ended.stdout.splitlines() == ["0", "[]"]
