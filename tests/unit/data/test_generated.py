@@ -20,8 +20,8 @@ from rsgrpo.data.files import DataError
 from rsgrpo.data.images.loading import load_image
 from rsgrpo.data.synthetic.shapes import COLOURS, KINDS, draw, place
 from rsgrpo.data.synthetic.tasks import TASKS, write_task
-from rsgrpo.text.sections import parse_response
 from rsgrpo.types import Sample
+from tests.unit.reward_calls import make_call
 
 
 def written(task: str, folder: Path, *, num_train: int = 12, seed: int = 3) -> tuple[Sample, ...]:
@@ -30,15 +30,7 @@ def written(task: str, folder: Path, *, num_train: int = 12, seed: int = 3) -> t
 
 
 def honest(sample: Sample) -> RewardCall:
-    return RewardCall(
-        sample=sample,
-        text=sample.gold_response,
-        parsed=parse_response(sample.gold_response),
-        token_ids=np.zeros(1, dtype=np.int32),
-        finish_reason="stop",
-        num_tokens=1,
-        response_index=0,
-    )
+    return make_call(sample, sample.gold_response)
 
 
 def test_boxes_are_exactly_the_pixels_of_their_shape() -> None:
@@ -124,13 +116,4 @@ def test_bad_gold_columns_are_named(tmp_path: Path, columns: dict[str, object], 
     ],
 )
 def test_some_sections_only(text: str, expected: float) -> None:
-    call = RewardCall(
-        sample=Sample(sample_id="q"),
-        text=text,
-        parsed=parse_response(text),
-        token_ids=np.zeros(1, dtype=np.int32),
-        finish_reason="stop",
-        num_tokens=1,
-        response_index=0,
-    )
-    assert sections(call, ["think", "answer"]) == expected
+    assert sections(make_call(Sample(sample_id="q"), text), ["think", "answer"]) == expected

@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +19,7 @@ from rsgrpo.config import EVISRAG, ResponseFormat, SectionRule
 from rsgrpo.text.normalise import normalize_answer, set_f1
 from rsgrpo.text.sections import parse_response
 from rsgrpo.types import ImageRef, Sample
+from tests.unit.reward_calls import make_call
 
 Parity = Callable[[str], list[dict[str, Any]]]
 
@@ -41,15 +41,8 @@ def call(
     **sample: Any,
 ) -> RewardCall:
     images = tuple(ImageRef(path=f"{index}.png") for index in range(num_images))
-    return RewardCall(
-        sample=Sample(sample_id="q", images=images, **sample),
-        text=text,
-        parsed=parse_response(text, response_format, opened),
-        token_ids=np.zeros(num_tokens, dtype=np.int32),
-        finish_reason="stop",
-        num_tokens=num_tokens,
-        response_index=0,
-    )
+    parsed = parse_response(text, response_format, opened)
+    return make_call(Sample(sample_id="q", images=images, **sample), text, parsed=parsed, num_tokens=num_tokens)
 
 
 NONE = "no relevant information"

@@ -27,6 +27,7 @@ from rsgrpo.text.sections import parse_response
 from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import Box, ImageRef, Sample, TokenSpan
 from tests.unit.report_run import sampled_group
+from tests.unit.reward_calls import make_call
 
 BOX_SCOPE = ScopeConfig(pattern="box")
 
@@ -34,16 +35,8 @@ BOX_SCOPE = ScopeConfig(pattern="box")
 def call(
     text: str, *boxes: Box, images: tuple[ImageRef, ...] = (), sizes: Sequence[tuple[int, int]] = ()
 ) -> RewardCall:
-    return RewardCall(
-        image_sizes=sizes.__getitem__ if sizes else None,
-        sample=Sample(sample_id="q", images=images, boxes=boxes),
-        text=text,
-        parsed=parse_response(text),
-        token_ids=np.zeros(3, dtype=np.int32),
-        finish_reason="stop",
-        num_tokens=3,
-        response_index=0,
-    )
+    sample = Sample(sample_id="q", images=images, boxes=boxes)
+    return make_call(sample, text, image_sizes=sizes.__getitem__ if sizes else None)
 
 
 def gold(left: float, top: float, right: float, bottom: float, image_index: int = -1) -> Box:

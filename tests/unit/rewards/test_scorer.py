@@ -13,7 +13,8 @@ from rewards.base import DeclaredReward, RewardCall, RewardError, needs_gold
 from rewards.plugins import LoadedReward
 from rewards.scorer import Scorer
 from rsgrpo.config import RewardConfig, ScopeConfig
-from rsgrpo.types import ChatPrompt, Group, ImageRef, Rollout, RolloutGroup, Sample, TokenSpan
+from rsgrpo.types import ImageRef, RolloutGroup, Sample, TokenSpan
+from tests.unit.reward_calls import character_group
 
 WHOLE = ScopeConfig(start="begin", stop="end")
 THINK = ScopeConfig(start="<think>", stop="end")
@@ -43,25 +44,8 @@ def loaded(
 
 
 def group(sample_id: str, *texts: str, num_images: int = 2) -> RolloutGroup:
-    """Rollouts with one token a character and an end-of-sequence token."""
-    return Group(
-        sample=Sample(sample_id=sample_id, images=tuple(ImageRef(path=f"{n}.png") for n in range(num_images))),
-        prompt=ChatPrompt(sample_id=sample_id, text=""),
-        prompt_token_ids=np.zeros(1, dtype=np.int32),
-        rollouts=tuple(
-            Rollout(
-                sample_id=sample_id,
-                response_index=index,
-                token_ids=np.zeros(len(text) + 1, dtype=np.int32),
-                logprobs=np.zeros(len(text) + 1, dtype=np.float32),
-                text=text,
-                token_char_starts=np.arange(len(text) + 1, dtype=np.int32),
-                finish_reason="stop",
-                policy_version=0,
-            )
-            for index, text in enumerate(texts)
-        ),
-    )
+    images = tuple(ImageRef(path=f"{n}.png") for n in range(num_images))
+    return character_group(Sample(sample_id=sample_id, images=images), *texts)
 
 
 def length(call: RewardCall) -> float:
