@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -34,25 +31,16 @@ from rsgrpo.config import (
     LossConfig,
     OldLogprobsFrom,
     Ratio,
-    load_config,
-    register_schema,
 )
 from rsgrpo.trainer.objective import row_loss
 from rsgrpo.types import CreditedGroup, ScoredGroup
 from tests.examples import examples
 from tests.unit.algorithm.paper_objectives import PAPERS, Tokens, drawn_tokens, oracle
+from tests.unit.composition import ALGORITHMS, composed
 from tests.unit.model.packed_sequences import micro_batch
 from tests.unit.strategies import Step, partitions, scoped_reward, scored_group, scored_rollout, simple_group, steps
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 LAWS = examples(25)
-
-
-def composed(*overrides: str) -> Config:
-    GlobalHydra.instance().clear()
-    register_schema()
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return load_config(compose("config", overrides=list(overrides)))
 
 
 def algorithm(name: str) -> Config:
@@ -107,12 +95,11 @@ DRIFTS = st.sampled_from((0.0, 3e-4, 0.3, 1.5))
 """Spread of the log-ratio: on-policy, about GSPO's bounds, some tokens clipped, most of them."""
 SEEDS = st.integers(0, 2**16)
 BETAS = st.sampled_from((0.0, 0.04))
-ALL = sorted(path.stem for path in (CONFIGS / "algorithm").glob("*.yaml"))
 
 
 def test_every_algorithm_has_an_oracle() -> None:
     # rs_grpo and upstream have theirs in test_laws (laws 1 and 6); here, that the configs are what those test
-    assert sorted([*PAPERS, "rs_grpo", "upstream"]) == ALL
+    assert sorted([*PAPERS, "rs_grpo", "upstream"]) == ALGORITHMS
     assert algorithm("rs_grpo").rl.credit == CreditConfig()
     assert algorithm("rs_grpo").rl.loss == LossConfig()
     public = algorithm("upstream")
@@ -141,7 +128,7 @@ def test_the_config_is_the_papers_objective(name: str) -> None:
     holds()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_gradients_do_not_depend_on_the_cut(name: str) -> None:
     config = algorithm(name)
 

