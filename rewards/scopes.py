@@ -55,33 +55,6 @@ class LocatedScope:
 _Range = tuple[tuple[tuple[int, int], ...], bool, int]
 
 
-def locate_scope(
-    scope: ScopeConfig, parsed: ParsedResponse, token_char_starts: IntArray, on_missing: str = "skip"
-) -> LocatedScope:
-    """The tokens of one scope that is not ``evidence_line``.
-
-    Args:
-        scope: ``{start, stop}``, ``{section}`` or ``{pattern}``.
-        parsed: the response, cut into its sections.
-        token_char_starts: [R] int32, see ``Rollout``.
-        on_missing: ``skip`` or ``whole``.
-
-    Returns:
-        The scope's ranges of tokens, and whether it was found.
-
-    Raises:
-        ConfigError: the scope names a section that is not declared.
-
-    Example:
-        In ``"<think>t</think>"`` with tokens that start at 0, 6, 7, 8, 14, 16 (the last one the end of
-        sequence), the scope ``{start: <think>, stop: </think>}`` is tokens [0, 3).
-    """
-    if scope.evidence_line:
-        raise ValueError("an evidence_line scope has one span per image; use locate_scopes")
-    request = ScopeRequest(scope=scope, on_missing=on_missing)
-    return locate_scopes([request], parsed, token_char_starts, num_images=0)[0][0]
-
-
 def locate_scopes(
     requests: Sequence[ScopeRequest], parsed: ParsedResponse, token_char_starts: IntArray, num_images: int
 ) -> list[tuple[LocatedScope, ...]]:
@@ -95,6 +68,13 @@ def locate_scopes(
 
     Returns:
         For each request a tuple of one entry, for an ``evidence_line`` scope of one entry per image, in order.
+
+    Raises:
+        ConfigError: a scope names a section that is not declared.
+
+    Example:
+        In ``"<think>t</think>"`` with tokens that start at 0, 6, 7, 8, 14, 16 (the last one the end of
+        sequence), the scope ``{start: <think>, stop: </think>}`` is tokens [0, 3).
     """
     ranges: list[_Range] = []
     counts: list[int] = []

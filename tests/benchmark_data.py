@@ -24,12 +24,12 @@ def _write(file: Path, value: Any) -> None:
 def write_evisrag(root: Path) -> None:
     """Two questions over four pages; only the first three are shown."""
     folder = root / "EVisRAG-Test-ChartQA"
-    pages = [f"imgs/{index}.png" for index in range(4)]
-    for index, page in enumerate(pages):
-        write_image(folder / page, index)
+    images = [f"imgs/{index}.png" for index in range(4)]
+    for index, image in enumerate(images):
+        write_image(folder / image, index)
     rows = [
-        {"qid": "q0", "query": "Which quarter?", "answer": ["Q3"], "image": pages, "is_sufficient": True},
-        {"qid": "q1", "query": "Which year?", "answer": ["1999"], "image": pages[:2], "is_sufficient": False},
+        {"qid": "q0", "query": "Which quarter?", "answer": ["Q3"], "image": images, "is_sufficient": True},
+        {"qid": "q1", "query": "Which year?", "answer": ["1999"], "image": images[:2], "is_sufficient": False},
     ]
     (folder / "top3_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

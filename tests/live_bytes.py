@@ -17,7 +17,7 @@ _SMALLEST_FILE = 2**16  # bytes; looking an address up takes a millisecond
 def tensor_storages() -> dict[int, torch.UntypedStorage]:
     """The memory of every tensor that Python knows, each storage once."""
     gc.collect()
-    tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor) and one.device.type != "meta"]
+    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor) and item.device.type != "meta"]
     return {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
 
 
@@ -53,7 +53,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        self._alive = {key: one for key, one in self._alive.items() if not one[0].expired()}
+        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
                 storage = tensor.untyped_storage()

@@ -83,8 +83,8 @@ class Packed:
         plain.model.visual.requires_grad_(self.model.model.visual.patch_embed.proj.weight.requires_grad)
         found: Logprobs = {}
         for index, group in enumerate(groups):
-            for place, one in enumerate(group.responses):
-                logprobs = plain_logprobs(plain, self.processor, group.prompt, one.token_ids, with_suppressed=True)
-                (logprobs * torch.from_numpy(one.positive_weights - one.negative_weights)).sum().backward()
+            for place, response in enumerate(group.responses):
+                logprobs = plain_logprobs(plain, self.processor, group.prompt, response.token_ids, with_suppressed=True)
+                (logprobs * torch.from_numpy(response.positive_weights - response.negative_weights)).sum().backward()
                 found[index, place] = logprobs.detach()
         return found, torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None])

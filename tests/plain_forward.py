@@ -29,12 +29,12 @@ def plain_logprobs(
         token_ids: [R] of the response.
         with_suppressed: leave the tokens that no response may contain in the distribution.
     """
-    pages = [Image.open(page.file).convert("RGB") for page in prompt.images] or None
-    encoded = processor(text=[prompt.text], images=pages, return_tensors="pt")
+    images = [Image.open(image.file).convert("RGB") for image in prompt.images] or None
+    encoded = processor(text=[prompt.text], images=images, return_tensors="pt")
     response = torch.from_numpy(token_ids.astype(np.int64))
     ids = torch.cat([encoded["input_ids"][0], response])[None]
     extra = {}
-    if pages:
+    if images:
         extra = {
             "pixel_values": encoded["pixel_values"],
             "image_grid_thw": encoded["image_grid_thw"],

@@ -99,17 +99,17 @@ def write_images(folder: Path, sizes: list[tuple[int, int]], *, seed: int = 0) -
     """Noise pages of (width, height)."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    pages = []
+    images = []
     for index, (width, height) in enumerate(sizes):
         file = folder / f"{index}.png"
         Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(file)
-        pages.append(ImageRef(path=f"imgs/{index}.png", file=str(file)))
-    return pages
+        images.append(ImageRef(path=f"imgs/{index}.png", file=str(file)))
+    return images
 
 
 def make_group(
     sample_id: str,
-    pages: list[ImageRef],
+    images: list[ImageRef],
     response_lengths: list[int],
     *,
     question: str = "What is written?",
@@ -118,7 +118,7 @@ def make_group(
 ) -> TrainingGroup:
     """A group with random responses and random credit of about ``scale`` a token."""
     rng = np.random.default_rng(seed)
-    marks = "".join("<|vision_start|><|image_pad|><|vision_end|>" for _ in pages)
+    marks = "".join("<|vision_start|><|image_pad|><|vision_end|>" for _ in images)
     text = f"<|im_start|>user\n{question}{marks}<|im_end|>\n<|im_start|>assistant\n"
     responses = []
     for index, length in enumerate(response_lengths):
@@ -134,7 +134,7 @@ def make_group(
         )
     return TrainingGroup(
         sample_id=sample_id,
-        prompt=ChatPrompt(sample_id=sample_id, text=text, images=tuple(pages)),
+        prompt=ChatPrompt(sample_id=sample_id, text=text, images=tuple(images)),
         prompt_token_ids=None,
         responses=tuple(responses),
     )
@@ -142,10 +142,10 @@ def make_group(
 
 def three_groups(folder: Path) -> list[TrainingGroup]:
     """Ragged groups, two with pages of several sizes, one without any; the pages are written into ``folder``."""
-    pages = write_images(folder, [(56, 56), (84, 56), (112, 140)])
+    images = write_images(folder, [(56, 56), (84, 56), (112, 140)])
     return [
-        make_group("a", pages[:2], [5, 9, 7], seed=1, scale=0.02),
-        make_group("b", pages[1:], [3, 12], seed=2, scale=0.02),
+        make_group("a", images[:2], [5, 9, 7], seed=1, scale=0.02),
+        make_group("b", images[1:], [3, 12], seed=2, scale=0.02),
         make_group("c", [], [6, 1, 4], seed=3, scale=0.02),
     ]
 

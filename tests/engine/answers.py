@@ -24,8 +24,10 @@ def largest_gap(
     """Between the engine's log-probabilities and transformers' own forward pass on the same ids."""
     gaps = []
     for group in groups:
-        pages = [load_image(page, ImageRules(min_pixels=784, max_pixels=10**6)) for page in group.prompt.images] or None
-        encoded = processor(text=[group.prompt.text], images=pages)
+        images = [
+            load_image(image, ImageRules(min_pixels=784, max_pixels=10**6)) for image in group.prompt.images
+        ] or None
+        encoded = processor(text=[group.prompt.text], images=images)
         assert encoded["input_ids"][0] == group.prompt_token_ids.tolist()
         for rollout in group.rollouts:
             with torch.no_grad():

@@ -161,12 +161,12 @@ class FakeEngine:
             time.sleep(600)
         return [
             Group(
-                sample=one.prompted.sample,
-                prompt=one.prompted.prompt,
+                sample=request.prompted.sample,
+                prompt=request.prompted.prompt,
                 prompt_token_ids=np.zeros(1, dtype=np.int32),
                 rollouts=(),
             )
-            for one in requests
+            for request in requests
         ]
 
     def weights(self) -> tuple[int, dict[str, Tensor]]:

@@ -52,9 +52,9 @@ class Worker:
         self._first = Qwen2_5_VLForConditionalGeneration.from_pretrained(root / "model").eval()
         self._other = Qwen2_5_VLForConditionalGeneration.from_pretrained(root / "other").eval()
         self._processor = load_processor(root / "other")
-        pages = [ImageRef(path="imgs/0.png", file=str(root / "0.png"))]
+        images = [ImageRef(path="imgs/0.png", file=str(root / "0.png"))]
         self._question = PromptedSample(
-            sample=Sample(sample_id="q", question="?", images=tuple(pages)), prompt=make_group("q", pages, [1]).prompt
+            sample=Sample(sample_id="q", question="?", images=tuple(images)), prompt=make_group("q", images, [1]).prompt
         )
         config = Config(
             stage="eval",

@@ -25,5 +25,5 @@ def both_forms(_worker: Any, num_ranks: int) -> tuple[np.ndarray, np.ndarray]:
         sampled.append(ids[0])
         for form in (objects, flat):
             append_logprobs_for_next_position(form, ids, values, (None,) * len(ids), 1, num_ranks)
-    expected = [one[token].logprob for token, one in zip(sampled, objects, strict=True)]
+    expected = [entries[token].logprob for token, entries in zip(sampled, objects, strict=True)]
     return np.array(expected, dtype=np.float32), sampled_logprobs(flat)

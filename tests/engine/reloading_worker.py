@@ -114,9 +114,15 @@ class ReloadingWorker(PolicyWorker):
                 settings = deepspeed_settings(self._config, device, num_trained=trained_elements(model))
                 fill_model(model, opened.weights, settings, device)
         parameters = list(model.parameters())
-        sizes = [math.prod(getattr(one, "ds_shape", one.shape)) * one.element_size() for one in parameters]
+        sizes = [
+            math.prod(getattr(parameter, "ds_shape", parameter.shape)) * parameter.element_size()
+            for parameter in parameters
+        ]
         # Beside its share a rank keeps small parameters whole.
-        kept = [one.nbytes + (one.ds_tensor.nbytes if hasattr(one, "ds_tensor") else 0) for one in parameters]
+        kept = [
+            parameter.nbytes + (parameter.ds_tensor.nbytes if hasattr(parameter, "ds_tensor") else 0)
+            for parameter in parameters
+        ]
         buffers = sum(buffer.nbytes for buffer in model.buffers())
         return LoadedBytes(peak=live.peak, kept=sum(kept) + buffers, largest=max(sizes), whole=sum(sizes))
 

@@ -55,19 +55,19 @@ class StubEngine:
 
 def _answer(request: RolloutRequest) -> RolloutGroup:
     """One token per sample; which engine gave it does not show."""
-    one = np.zeros(1, dtype=np.int32)
+    zero = np.zeros(1, dtype=np.int32)
     return Group(
         sample=request.prompted.sample,
         prompt=request.prompted.prompt,
-        prompt_token_ids=one,
+        prompt_token_ids=zero,
         rollouts=(
             Rollout(
                 sample_id=request.sample_id,
                 response_index=0,
-                token_ids=one,
+                token_ids=zero,
                 logprobs=np.zeros(1, dtype=np.float32),
                 text="x",
-                token_char_starts=one,
+                token_char_starts=zero,
                 finish_reason="stop",
                 policy_version=0,
             ),

@@ -75,7 +75,9 @@ def test_adapters_gradient_and_sent_weights_equal_those_of_one_process(worlds, f
     for _, gradient in world.each(Rank.gradient, count, "policy", PLAIN_LOSS):
         assert gradient.keys() == expected.keys()
         assert np.linalg.norm(_flat(gradient) - _flat(expected)) < 1e-5 * np.linalg.norm(_flat(expected))
-    merged = {checkpoint_name(one.name): one.tensor().detach().numpy() for one in exported_parameters(plain.model)}
+    merged = {
+        checkpoint_name(weight.name): weight.tensor().detach().numpy() for weight in exported_parameters(plain.model)
+    }
     for sent in world.each(Rank.sent):
         assert list(sent) == list(merged)
         assert all(np.array_equal(sent[name], merged[name]) for name in merged)
@@ -116,29 +118,31 @@ def test_reference_is_the_policy_at_first_and_never_moves_and_comes_back(
         return [row for rows in world.each(Rank.scored, count) for row in rows]
 
     def update() -> list[np.ndarray]:
-        for one in world.each(Rank.update, count, "policy", PLAIN_LOSS):
-            assert not one.is_skipped
+        for metrics in world.each(Rank.update, count, "policy", PLAIN_LOSS):
+            assert not metrics.is_skipped
         return policies()
 
     count = fresh()
     begin = references()
     # k1 = logprob - reference = 0 before the first update
-    for one, other in zip(begin, policies(), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+    for reference_row, policy_row in zip(begin, policies(), strict=True):
+        np.testing.assert_allclose(reference_row, policy_row, atol=1e-6)
     update()
     world.each(Rank.save, tmp_path)
     expected = update()
-    assert any(np.abs(one - other).max() > 1e-2 for one, other in zip(begin, expected, strict=True))
-    assert all(np.array_equal(one, other) for one, other in zip(begin, references(), strict=True))
+    assert any(np.abs(before - after).max() > 1e-2 for before, after in zip(begin, expected, strict=True))
+    assert all(np.array_equal(before, after) for before, after in zip(begin, references(), strict=True))
     # A new process on the checkpoint: the reference is the model at the beginning, the policy goes on to the bit.
     count = fresh()
     world.each(Rank.restore, tmp_path)
-    assert all(np.array_equal(one, other) for one, other in zip(begin, references(), strict=True))
-    assert all(np.array_equal(one, other) for one, other in zip(expected, update(), strict=True))
+    assert all(np.array_equal(before, after) for before, after in zip(begin, references(), strict=True))
+    assert all(
+        np.array_equal(uninterrupted, resumed) for uninterrupted, resumed in zip(expected, update(), strict=True)
+    )
 
 
 def _by_response(world: World, count: int) -> dict[tuple[str, int], np.ndarray]:
-    return {one.key: one.logprobs for own in world.each(Rank.score, count) for one in own}
+    return {stats.key: stats.logprobs for of_rank in world.each(Rank.score, count) for stats in of_rank}
 
 
 @pytest.mark.parametrize(
@@ -159,15 +163,15 @@ def test_the_kl_term_pulls_each_token_towards_the_reference(worlds, folder, grou
     with_term, with_streams = [], []
     for group in groups:
         pulled, pushed = [], []
-        for one in group.responses:
-            weight = 0.01 * (1 + one.response_index)
-            d = distance[group.sample_id, one.response_index]
-            pulled.append(dataclasses.replace(one, kl_weight=weight))
+        for response in group.responses:
+            weight = 0.01 * (1 + response.response_index)
+            d = distance[group.sample_id, response.response_index]
+            pulled.append(dataclasses.replace(response, kl_weight=weight))
             pushed.append(
                 dataclasses.replace(
-                    one,
-                    positive_weights=one.positive_weights + np.float32(weight) * np.maximum(-d, 0),
-                    negative_weights=one.negative_weights + np.float32(weight) * np.maximum(d, 0),
+                    response,
+                    positive_weights=response.positive_weights + np.float32(weight) * np.maximum(-d, 0),
+                    negative_weights=response.negative_weights + np.float32(weight) * np.maximum(d, 0),
                 )
             )
         with_term.append(dataclasses.replace(group, responses=tuple(pulled)))
@@ -183,7 +187,7 @@ def test_the_kl_term_pulls_each_token_towards_the_reference(worlds, folder, grou
     assert term > 0.01 * np.linalg.norm(expected)
     assert np.linalg.norm(actual - expected) < 1e-3 * term
     passes = world.each(Rank.accumulate, world.prepare(with_term), "policy", loss)
-    totals = [one.totals.kl_reference_sum for one in passes]
+    totals = [accumulated.totals.kl_reference_sum for accumulated in passes]
     # reported is k3 = exp(-d) - 1 + d
     assert sum(totals) == pytest.approx(sum(float((np.expm1(-d) + d).sum()) for d in distance.values()), rel=1e-3)
 
@@ -200,9 +204,9 @@ def test_a_stage_that_starts_from_a_trained_model_has_new_adapters_on_its_weight
     assert first_origin and second_origin and first_origin != second_origin
     count = world.prepare(groups)
     reference, policy = world.each(Rank.reference, count)[0], world.each(Rank.scored, count)[0]
-    for one, two, three in zip(trained, policy, reference, strict=True):
-        np.testing.assert_allclose(two, one, atol=1e-5)
-        assert np.array_equal(two, three)
+    for trained_row, policy_row, reference_row in zip(trained, policy, reference, strict=True):
+        np.testing.assert_allclose(policy_row, trained_row, atol=1e-5)
+        assert np.array_equal(policy_row, reference_row)
     assert world.each(Rank.begin_from, tmp_path / "model", False)[0] == second_origin
 
 

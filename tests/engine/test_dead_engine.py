@@ -170,9 +170,9 @@ def test_the_pool_replaces_an_engine_that_died_and_gives_it_the_newest_weights(
             max_restarts=1,
         ),
     )
-    pages = write_images(root, [(56, 56)])
-    question = PromptedSample(
-        sample=Sample(sample_id="q", question="?", images=tuple(pages)), prompt=make_group("q", pages, [1]).prompt
+    images = write_images(root, [(56, 56)])
+    prompted = PromptedSample(
+        sample=Sample(sample_id="q", question="?", images=tuple(images)), prompt=make_group("q", images, [1]).prompt
     )
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(root / "other").eval()
     monkeypatch.setattr(
@@ -187,11 +187,11 @@ def test_the_pool_replaces_an_engine_that_died_and_gives_it_the_newest_weights(
         core, *others = ray.get(pool._workers[0].__ray_call__.remote(engine_processes))
         assert core != worker
         os.kill(core, signal.SIGSTOP)
-        call = pool._workers[0].advance.remote(requests_for([question], num_samples=2, sampling=sampling, seed=0))
+        call = pool._workers[0].advance.remote(requests_for([prompted], num_samples=2, sampling=sampling, seed=0))
         assert ray.wait([call], timeout=UNDER_WAY_SECONDS) == ([], [call])
         os.kill(core, signal.SIGKILL)
         _check_gone(worker, [core, *others])
-        groups = pool.generate([question], num_samples=2, sampling=sampling, seed=0)
+        groups = pool.generate([prompted], num_samples=2, sampling=sampling, seed=0)
         assert pool.num_restarts == 1
         assert {rollout.policy_version for rollout in groups[0].rollouts} == {1}
         assert largest_gap(groups, model, load_processor(root / "other")) < MAX_GAP_NATS

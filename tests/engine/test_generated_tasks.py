@@ -86,14 +86,14 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
     texts = []
     for name, config in configs.items():
         builder = PromptBuilder(config.prompt, processor)
-        for number, one in enumerate(samples[name]):
+        for number, sample in enumerate(samples[name]):
             # siblings must differ to earn credit: a box on each quarter of the page in turn, and each letter
-            response = one.gold_response
+            response = sample.gold_response
             if name == "rl_grounding":
                 response = f"It is in the first image. {QUARTERS[number % 4]}"
             if name == "rl_multiple_choice":
-                response = response.replace(f"<answer>{one.answers[0]}", f"<answer>{'ABCD'[number % 4]}")
-            texts.append((builder.build(one).text, f"{response}<|im_end|>"))
+                response = response.replace(f"<answer>{sample.answers[0]}", f"<answer>{'ABCD'[number % 4]}")
+            texts.append((builder.build(sample).text, f"{response}<|im_end|>"))
     teach(root / "model", texts)
     return configs
 
@@ -134,7 +134,7 @@ def _step(config: Config, engines: tuple[Policy, RolloutPool]) -> tuple[list[Cre
 def _scope_texts(tokenizer: Qwen2Tokenizer, credited: CreditedRollout, name: str, image_index: int = -1) -> list[str]:
     """What the sampled ids of a scope say, span by span."""
     rollout = credited.rollout
-    (reward,) = (one for one in credited.rewards if one.key == (name, image_index))
+    (reward,) = (reward for reward in credited.rewards if reward.key == (name, image_index))
     return [tokenizer.decode(rollout.token_ids[span.start : span.stop]) for span in reward.spans]
 
 
@@ -183,7 +183,7 @@ def test_haystack_credits_each_images_own_line_and_the_answer(configs, engines):
         needle = group.sample.positive_images[0]
         for credited in group.rollouts:
             for image_index in range(2):
-                (reward,) = (one for one in credited.rewards if one.key == ("needle", image_index))
+                (reward,) = (reward for reward in credited.rewards if reward.key == ("needle", image_index))
                 for text in _scope_texts(tokenizer, credited, "needle", image_index):
                     # the label's bracket may be merged with what stands in front of it
                     assert text.startswith((f"[{image_index + 1}]:", f"{image_index + 1}]:"))

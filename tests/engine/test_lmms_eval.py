@@ -147,7 +147,7 @@ def test_a_request_that_fails_is_no_answer(server: FakeServer, tmp_path: Path) -
 @pytest.mark.parametrize(
     "response", ["B.", "The answer is (B) not (C)", "**B**", "A or B", "it is the Plum or so I guess"]
 )
-def test_our_reading_of_choices_is_the_packages(response: str) -> None:
+def test_our_reading_of_choices_equals_that_of_lmms_eval(response: str) -> None:
     from lmms_eval.tasks._task_utils.mmmu_mcq_utils import parse_mmmu_multi_choice_response
 
     options = {"A": "apple", "B": "plum", "C": "fig"}
@@ -173,7 +173,7 @@ def _shown_image(server: FakeServer, image: object) -> Image.Image:
     model.task_dict = {"t": {"test": {0: {}}}}
     server.bodies.clear()
     model.generate_until([_Request(image)])
-    (part,) = (one for one in server.bodies[0]["messages"][-1]["content"] if one["type"] == "image_url")
+    (part,) = (part for part in server.bodies[0]["messages"][-1]["content"] if part["type"] == "image_url")
     return Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition(",")[2]))).convert("RGB")
 
 

@@ -71,7 +71,7 @@ def test_whole_job_then_killed_and_resumed_equals_uninterrupted(tmp_path: Path) 
     assert (decided.device, decided.topology) == ("cpu", "disaggregated")
     (attention,) = json.loads((whole / "attention.json").read_text())  # of the one rank
     assert (attention["setting"], attention["device"]) == ("sdpa", "cpu")
-    passed_over = {one["setting"]: one["reason"] for one in attention["passed_over"]}
+    passed_over = {entry["setting"]: entry["reason"] for entry in attention["passed_over"]}
     assert passed_over == {"flash": "the device is cpu", "flex": "the device is cpu"}
     summary = read_summary(whole / "summary.json")
     assert set(summary.evaluations) == {"before_sft", "after_sft", "after_rl"}

@@ -58,9 +58,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         config.prompt, AutoProcessor.from_pretrained(root / "model"), response_format=config.response.format
     )
     prompts = [builder.build(sample) for sample in samples]
-    assert {one.opened_section for one in prompts} == {"think"}
-    gold = [response_behind(one, _looked(sample)) for one, sample in zip(prompts, samples, strict=True)]
-    teach(root / "model", [(one.text, f"{text}<|im_end|>") for one, text in zip(prompts, gold, strict=True)])
+    assert {built.opened_section for built in prompts} == {"think"}
+    gold = [response_behind(built, _looked(sample)) for built, sample in zip(prompts, samples, strict=True)]
+    teach(root / "model", [(built.text, f"{text}<|im_end|>") for built, text in zip(prompts, gold, strict=True)])
     return config
 
 
@@ -87,12 +87,13 @@ def test_all_looks_are_credited_and_responses_begin_inside_of_think(config: Conf
     num_well_formed = 0
     for group in report.credited:
         assert group.prompt.opened_section == "think"
-        for one in group.rollouts:
-            rewards = {reward.key: reward for reward in one.rewards}
+        for credited in group.rollouts:
+            rewards = {reward.key: reward for reward in credited.rewards}
             if rewards[("format", -1)].value != 1.0:
                 continue
             num_well_formed += 1
-            text, starts = one.rollout.text, [*one.rollout.token_char_starts.tolist(), len(one.rollout.text)]
+            text = credited.rollout.text
+            starts = [*credited.rollout.token_char_starts.tolist(), len(text)]
             assert not text.startswith("<think>")
             spans = {name: rewards[(name, -1)].spans for name in ("found", "think_copy")}
             # as many places as there are tags; the first think has none

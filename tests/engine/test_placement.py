@@ -29,7 +29,7 @@ def cluster() -> Iterator[None]:
 
 
 def _places(options: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    probes = [ray.remote(Probe).options(**one).remote() for one in options]
+    probes = [ray.remote(Probe).options(**choices).remote() for choices in options]
     found = ray.get([probe.place.remote() for probe in probes], timeout=_PATIENCE_SECONDS)
     for probe in probes:
         ray.kill(probe)

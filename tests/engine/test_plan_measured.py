@@ -37,20 +37,24 @@ def _config(dtype: Dtype = "float32", lora: int = 0, **trainer: object) -> Confi
 
 def _num_bytes(tensors: Iterable[Tensor | None]) -> int:
     """Of whole storages, each once."""
-    found = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors if one is not None}
+    found = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in tensors
+        if tensor is not None
+    }
     return sum(found.values())
 
 
 def _gradient_bytes(worker: ReloadingWorker) -> int:
     optimizer = worker._engine._engine.optimizer
     parameters = list(worker._model.parameters())
-    own = [one.grad for one in parameters]
+    own = [parameter.grad for parameter in parameters]
     if hasattr(optimizer, "fp32_groups_gradients_flat"):  # ZeRO 1 in bfloat16
         return _num_bytes([*own, *optimizer.fp32_groups_gradients_flat])
     if hasattr(optimizer, "grad_partitions_flat_buffer"):  # ZeRO 3
         return _num_bytes([*own, optimizer.grad_partitions_flat_buffer])
-    kept = [one for group in optimizer.averaged_gradients.values() for one in group or ()]
-    return _num_bytes([*own, *kept, *(getattr(one, "grad_accum", None) for one in parameters)])
+    kept = [tensor for group in optimizer.averaged_gradients.values() for tensor in group or ()]
+    return _num_bytes([*own, *kept, *(getattr(parameter, "grad_accum", None) for parameter in parameters)])
 
 
 def _gradients(worker: ReloadingWorker, num_rows: int) -> int:
@@ -81,11 +85,11 @@ def _states(worker: ReloadingWorker) -> tuple[int, int, int]:
     worker.step()
     optimizer = worker._engine._engine.optimizer
     parameters = list(worker._model.parameters())
-    weights = _num_bytes([*parameters, *(getattr(one, "ds_tensor", None) for one in parameters)])
+    weights = _num_bytes([*parameters, *(getattr(parameter, "ds_tensor", None) for parameter in parameters)])
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
         masters = optimizer.fp32_partitioned_groups_flat
     else:
-        masters = [one for group in optimizer.optimizer.param_groups for one in group["params"]]
+        masters = [tensor for group in optimizer.optimizer.param_groups for tensor in group["params"]]
     moments = [v for state in optimizer.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
     return weights, _num_bytes(masters), _num_bytes(moments)
 
@@ -118,7 +122,9 @@ def test_states_take_what_the_plan_says(
         assert weights == pytest.approx(expected.weights, rel=0.02)
         assert masters == pytest.approx(expected.masters, rel=0.02)
         assert moments == pytest.approx(expected.moments, rel=0.02)
-    trained = [one.num_elements for one in model_sizes(folder, config.model).parameters if one.is_trained]
+    trained = [
+        parameter.num_elements for parameter in model_sizes(folder, config.model).parameters if parameter.is_trained
+    ]
     is_bf16_optimizer = zero_stage == 1 and dtype == "bfloat16"
     width = 2 if zero_stage == 2 and dtype == "bfloat16" else 4
     # All trained elements, one more where they are odd; on a GPU two buffers take turns under ZeRO 1 and 2.

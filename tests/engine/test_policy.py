@@ -68,10 +68,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pair(cluster: None, folder: Path, run_dir: Path) -> Iterator[tuple[Policy, Policy]]:
     """Two policies that started alike, both in the background at once."""
-    one, other = (Policy.start(_config(run_dir), folder, device="cpu", num_threads=1) for _ in range(2))
-    yield one, other
-    one.close()
-    other.close()
+    first, second = (Policy.start(_config(run_dir), folder, device="cpu", num_threads=1) for _ in range(2))
+    yield first, second
+    first.close()
+    second.close()
 
 
 @pytest.fixture
@@ -79,10 +79,10 @@ def policy(pair: tuple[Policy, Policy]) -> Policy:
     return pair[0]
 
 
-def _same(one: UpdateResult, other: UpdateResult) -> bool:
+def _same(left: UpdateResult, right: UpdateResult) -> bool:
     same_metrics = all(
-        getattr(one.metrics, field.name) == getattr(other.metrics, field.name)
-        for field in dataclasses.fields(one.metrics)
+        getattr(left.metrics, field.name) == getattr(right.metrics, field.name)
+        for field in dataclasses.fields(left.metrics)
         if not field.name.endswith("_seconds")
     )
 
@@ -91,7 +91,7 @@ def _same(one: UpdateResult, other: UpdateResult) -> bool:
             return a.entropy is b.entropy and np.array_equal(a.logprobs, b.logprobs)
         return np.array_equal(a.logprobs, b.logprobs) and np.array_equal(a.entropy, b.entropy)
 
-    return same_metrics and all(same(a, b) for a, b in zip(one.responses, other.responses, strict=True))
+    return same_metrics and all(same(a, b) for a, b in zip(left.responses, right.responses, strict=True))
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(pair, groups, tmp_path):
@@ -159,31 +159,32 @@ def test_a_checkpoint_is_whole_holds_no_pickle_and_names_what_is_damaged(policy,
 def test_metrics_and_statistics_of_an_update(policy, groups):
     policy.begin_stage(OPTIMIZER, 8)
     scored = policy.score(groups)
-    assert all(one.entropy is None for one in scored)
+    assert all(stats.entropy is None for stats in scored)
     with_entropy = policy.score(groups, with_entropy=True)
     result = policy.update(groups, "policy", LOSS)
     metrics = result.metrics
     # 5+9+7 + 3+12 + 6+1+4 response tokens, in the order given
     assert metrics.num_response_tokens == 47
-    keys = [one.key for one in result.responses]
+    keys = [response.key for response in result.responses]
     assert keys == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("c", 0), ("c", 1), ("c", 2)]
-    assert [len(one.logprobs) for one in result.responses] == [5, 9, 7, 3, 12, 6, 1, 4]
-    for one, before in zip(result.responses, scored, strict=True):
-        np.testing.assert_allclose(one.logprobs, before.logprobs, atol=1e-6)
-        assert (one.logprobs < 0).all()
-    for one, before in zip(result.responses, with_entropy, strict=True):
-        np.testing.assert_allclose(one.entropy, before.entropy, atol=1e-5)
+    assert [len(response.logprobs) for response in result.responses] == [5, 9, 7, 3, 12, 6, 1, 4]
+    for after, before in zip(result.responses, scored, strict=True):
+        np.testing.assert_allclose(after.logprobs, before.logprobs, atol=1e-6)
+        assert (after.logprobs < 0).all()
+    for after, before in zip(result.responses, with_entropy, strict=True):
+        np.testing.assert_allclose(after.entropy, before.entropy, atol=1e-5)
         # at most log of the vocabulary of 263
-        assert (one.entropy > 0).all() and (one.entropy <= np.log(263) + 1e-5).all()
+        assert (after.entropy > 0).all() and (after.entropy <= np.log(263) + 1e-5).all()
     # on policy the ratio is 1: no clipping, no divergence, loss = Σ weight · (Q - P)
     assert (metrics.clip_fraction, metrics.kl_old, metrics.is_skipped) == (0.0, 0.0, False)
-    flat = [one for group in groups for one in group.responses]
+    flat = [response for group in groups for response in group.responses]
     weights = [
-        np.minimum(np.exp(stats.logprobs - one.rollout_logprobs), 2.0)
-        for stats, one in zip(result.responses, flat, strict=True)
+        np.minimum(np.exp(stats.logprobs - response.rollout_logprobs), 2.0)
+        for stats, response in zip(result.responses, flat, strict=True)
     ]
     expected = sum(
-        float((w * (one.negative_weights - one.positive_weights)).sum()) for w, one in zip(weights, flat, strict=True)
+        float((w * (response.negative_weights - response.positive_weights)).sum())
+        for w, response in zip(weights, flat, strict=True)
     )
     assert metrics.loss == pytest.approx(expected, rel=1e-4)
     assert metrics.importance_weight_mean == pytest.approx(np.concatenate(weights).mean(), rel=1e-5)
@@ -207,22 +208,24 @@ def test_a_step_that_is_refused_changes_nothing_and_the_next_is_as_if_it_had_not
 
     with pytest.raises(StaleWeightsError, match="too far apart"):
         refused.update(groups[:2], "policy", LOSS, before_step=refuse)
-    assert [one.key for one in seen] == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1)]
+    assert [stats.key for stats in seen] == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1)]
     assert (refused.version, refused.weights(trainable_only=False).version.checksum) == (version, checksum)
     assert _same(refused.update(groups, "policy", LOSS), untouched.update(groups, "policy", LOSS))
-    checksums = {one.weights(trainable_only=False).version.checksum for one in pair}
+    checksums = {member.weights(trainable_only=False).version.checksum for member in pair}
     assert len(checksums) == 1 and checksum not in checksums
 
 
 def test_given_old_logprobs_make_the_ratio(policy, groups):
     policy.begin_stage(OPTIMIZER, 8)
-    scored = {one.key: one for one in policy.score(groups)}
+    scored = {stats.key: stats for stats in policy.score(groups)}
     with_old = [
         dataclasses.replace(
             group,
             responses=tuple(
-                dataclasses.replace(one, old_logprobs=scored[group.sample_id, one.response_index].logprobs + 0.25)
-                for one in group.responses
+                dataclasses.replace(
+                    response, old_logprobs=scored[group.sample_id, response.response_index].logprobs + 0.25
+                )
+                for response in group.responses
             ),
         )
         for group in groups
@@ -230,10 +233,12 @@ def test_given_old_logprobs_make_the_ratio(policy, groups):
     result = policy.update(with_old, "policy", LossConfig(importance_cap=0.0))
     # log old - log new = 0.25 everywhere: ratio e^-0.25 = 0.7788, below 1 - 0.2, so the clip acts where A < 0
     assert result.metrics.kl_old == pytest.approx(0.25, abs=1e-4)
-    flat = [one for group in groups for one in group.responses]
-    num_negative = sum(int((one.negative_weights > 0).sum()) for one in flat)
+    flat = [response for group in groups for response in group.responses]
+    num_negative = sum(int((response.negative_weights > 0).sum()) for response in flat)
     assert result.metrics.clip_fraction == pytest.approx(num_negative / 47)
-    expected = sum(float((0.8 * one.negative_weights - 0.7788008 * one.positive_weights).sum()) for one in flat)
+    expected = sum(
+        float((0.8 * response.negative_weights - 0.7788008 * response.positive_weights).sum()) for response in flat
+    )
     assert result.metrics.loss == pytest.approx(expected, rel=1e-4)
 
 
@@ -288,8 +293,8 @@ def test_too_many_skipped_steps_stop_the_run_and_leave_what_reproduces_them(poli
         dataclasses.replace(
             group,
             responses=tuple(
-                dataclasses.replace(one, positive_weights=np.full_like(one.positive_weights, np.nan))
-                for one in group.responses
+                dataclasses.replace(response, positive_weights=np.full_like(response.positive_weights, np.nan))
+                for response in group.responses
             ),
         )
         for group in groups
@@ -378,10 +383,10 @@ def test_a_rank_that_dies_while_it_gives_out_weights_is_named_at_once(cluster, r
 
 def test_a_page_damaged_since_the_start_is_named_though_another_rank_waits(cluster, folder, run_dir, tmp_path):
     groups = three_groups(tmp_path / "pages")[:2]  # one a rank; the last page is in the second
-    page = groups[1].prompt.images[-1]
-    data = bytearray(Path(page.file).read_bytes())
+    image = groups[1].prompt.images[-1]
+    data = bytearray(Path(image.file).read_bytes())
     data[len(data) // 2] ^= 1  # its header says what it said, so that prompts are encoded
-    Path(page.file).write_bytes(data)
+    Path(image.file).write_bytes(data)
     policy = Policy.start(_config(run_dir, num_ranks=2), folder, device="cpu", num_threads=1)
     try:
         policy.begin_stage(OPTIMIZER, 8)
@@ -397,7 +402,9 @@ def test_kl_term_holds_on_to_the_model_that_the_stage_began_with(policy, groups,
     policy.begin_stage(OPTIMIZER, 8)
     loss = LossConfig(kl=KlConfig(coefficient=0.5))
     held = [
-        dataclasses.replace(group, responses=tuple(dataclasses.replace(one, kl_weight=0.01) for one in group.responses))
+        dataclasses.replace(
+            group, responses=tuple(dataclasses.replace(response, kl_weight=0.01) for response in group.responses)
+        )
         for group in groups
     ]
     distances = [policy.update(held, "policy", loss).metrics.kl_reference for _ in range(3)]

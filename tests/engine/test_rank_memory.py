@@ -99,9 +99,9 @@ CASES = [
 def test_a_device_that_is_lent_away_is_empty_and_comes_back_to_the_bit(worlds, groups, case):
     world = worlds[case.num_ranks]
     plain, lent = (_trained(world, case, groups, is_lent) for is_lent in (False, True))
-    for one, other in zip(plain, lent, strict=True):
-        assert one.keys() == other.keys()
-        assert all(np.array_equal(one[name], other[name]) for name in one)
+    for expected, found in zip(plain, lent, strict=True):
+        assert expected.keys() == found.keys()
+        assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 
 @pytest.mark.parametrize(

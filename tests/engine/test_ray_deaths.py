@@ -47,7 +47,7 @@ def test_a_death_is_named_and_leaves_nothing(killed: str, number: int, status: i
     # It returns once the guard has closed standard error too.
     _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == status
-    sentences = [one for one in errors.splitlines() if told in one]
+    sentences = [error_line for error_line in errors.splitlines() if told in error_line]
     assert len(sentences) == 1
     assert "resume=auto" in sentences[0]
     assert len(sentences[0]) < 500

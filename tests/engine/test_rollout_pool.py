@@ -65,11 +65,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[PromptedSample]:
-    pages = write_images(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (56, 84)])
+    images = write_images(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (56, 84)])
     return [
         PromptedSample(
-            sample=Sample(sample_id=f"q{index}", question="?", images=tuple(pages[:count])),
-            prompt=make_group(f"q{index}", pages[:count], [1]).prompt,
+            sample=Sample(sample_id=f"q{index}", question="?", images=tuple(images[:count])),
+            prompt=make_group(f"q{index}", images[:count], [1]).prompt,
         )
         for index, count in enumerate((0, 1, 3))
     ]
@@ -107,10 +107,11 @@ def test_stored_features_give_what_pixels_give(
     read = pool.generate(prompts, num_samples=2, sampling=SAMPLING, seed=1)
     _in_engines(pool, feed_pixels)
     for groups in zip(pixels, computed, read, strict=True):
-        for one, two, three in zip(*(group.rollouts for group in groups), strict=True):
-            assert one.token_ids.tolist() == two.token_ids.tolist() == three.token_ids.tolist()
-            np.testing.assert_allclose(two.logprobs, one.logprobs, atol=MAX_GAP_NATS)
-            np.testing.assert_allclose(three.logprobs, two.logprobs, atol=1e-5)  # the prompt comes from a cache
+        for from_pixels, from_features, from_stored in zip(*(group.rollouts for group in groups), strict=True):
+            assert from_pixels.token_ids.tolist() == from_features.token_ids.tolist() == from_stored.token_ids.tolist()
+            np.testing.assert_allclose(from_features.logprobs, from_pixels.logprobs, atol=MAX_GAP_NATS)
+            # The prompt comes from a cache.
+            np.testing.assert_allclose(from_stored.logprobs, from_features.logprobs, atol=1e-5)
 
 
 def test_engine_agrees_with_transformers_before_and_after_updates(
@@ -148,7 +149,7 @@ def test_engine_agrees_with_transformers_before_and_after_updates(
         for layer in adapter_layers(adapted).values():
             for parameter in adapter_parameters(layer):
                 parameter.normal_(0.0, 0.2)
-    merged = [(one.name, one.tensor()) for one in of_trained_layers(exported_parameters(adapted))]
+    merged = [(weight.name, weight.tensor()) for weight in of_trained_layers(exported_parameters(adapted))]
     pool.update_weights(weight_update(merged, 9, is_complete=False))
     fourth = pool.generate(prompts, num_samples=2, sampling=SAMPLING, seed=1)
     assert largest_gap(fourth, model, processor) > 10 * MAX_GAP_NATS
@@ -169,19 +170,19 @@ def test_responses_go_on_under_weights_that_come_in_the_middle(
     # each, are far from their end when the first answer is there: of these or of those that came after them.
     many = [
         PromptedSample(
-            sample=dataclasses.replace(one.sample, sample_id=f"{one.sample.sample_id}-{copy}"),
-            prompt=dataclasses.replace(one.prompt, sample_id=f"{one.sample.sample_id}-{copy}"),
+            sample=dataclasses.replace(prompted.sample, sample_id=f"{prompted.sample.sample_id}-{copy}"),
+            prompt=dataclasses.replace(prompted.prompt, sample_id=f"{prompted.sample.sample_id}-{copy}"),
         )
         for copy in range(10)
-        for one in prompts
+        for prompted in prompts
     ]
     stream = pool.stream(many, num_samples=2, sampling=SamplingConfig(max_response_tokens=150), seed=2)
     groups = [next(stream)]
     pool.update_weights(weight_update(new.named_parameters(), 21))
     groups += list(stream)
-    assert sorted(group.sample.sample_id for group in groups) == sorted(one.sample.sample_id for one in many)
+    assert sorted(group.sample.sample_id for group in groups) == sorted(prompted.sample.sample_id for prompted in many)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    assert {version for one in rollouts for version in (one.policy_version, one.newest_version)} == {20, 21}
+    assert {version for rollout in rollouts for version in (rollout.policy_version, rollout.newest_version)} == {20, 21}
     mixed = [rollout for rollout in rollouts if rollout.token_versions is not None]
     assert mixed
     for rollout in mixed:

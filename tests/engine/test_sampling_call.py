@@ -72,7 +72,7 @@ def test_the_others_answer_what_an_engine_held_when_it_died() -> None:
     assert _ids(_call(workers, 20)) == _all(20)
 
 
-def test_the_one_that_takes_the_last_engines_place_answers_the_rest() -> None:
+def test_the_replacement_of_the_only_engine_answers_the_rest() -> None:
     heir = _engine()
     assert _ids(_call({0: _engine(dies_after=2)}, 9, heirs=[heir])) == _all(9)
     assert ray.get(heir.num_answered.remote()) == 7

@@ -40,12 +40,12 @@ def _turns(*texts: str) -> list[dict[str, str]]:
 
 
 def _start(run: Path, grounding: Path, prompts: Path, *overrides: str) -> subprocess.Popen[str]:
-    one = f"{{format: mgrounding, path: {grounding}, weight: 2.0}}"
-    other = f"{{format: llava, path: {prompts}, distractors: {{max_images: 2, relevance: named}}}}"
+    boxes = f"{{format: mgrounding, path: {grounding}, weight: 2.0}}"
+    conversations = f"{{format: llava, path: {prompts}, distractors: {{max_images: 2, relevance: named}}}}"
     optimizer = "{learning_rate: 1.0e-3, vision_learning_rate: 1.0e-9, schedule: cosine}"
     shared = f"optimizer: {optimizer}, samples_per_step: 8"
-    first = f"{{name: first, mixture: [{one}, {other}], {shared}, warmup_frac: 0.3, max_steps: 4}}"
-    phases = f"[{first}, {{name: second, mixture: [{one}], {shared}, max_steps: 2}}]"
+    first = f"{{name: first, mixture: [{boxes}, {conversations}], {shared}, warmup_frac: 0.3, max_steps: 4}}"
+    phases = f"[{first}, {{name: second, mixture: [{boxes}], {shared}, max_steps: 2}}]"
     settings = ["stage=sft", f"run_dir={run}", f"sft.phases={phases}", "sft.save_every_steps=3"]
     settings += ["sft.validate_every_steps=3", "data.on_bad_sample=skip", "logging.wandb_mode=disabled"]
     return start(*settings, *overrides)

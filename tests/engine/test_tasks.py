@@ -44,7 +44,7 @@ def test_benchmarks_are_answered_scored_and_kept(checkpoint: Path, tmp_path: Pat
     assert "task " in output
     assert "official" in output
     benchmarks = read_summary(run / "summary.json").benchmarks
-    assert {name: (one.num_questions, one.num_answered) for name, one in benchmarks.items()} == {
+    assert {name: (benchmark.num_questions, benchmark.num_answered) for name, benchmark in benchmarks.items()} == {
         "evisrag/chartqa": (2, 2),
         "milebench/ActionSequence": (2, 2),
         "vhs/single@2": (2, 2),

@@ -53,11 +53,11 @@ def _oracle(folder: Path, groups: list[TrainingGroup]) -> Oracle:
     processor = load_processor(folder)
     total = torch.zeros(())
     for group in groups:
-        for one in group.responses:
-            logprobs = plain_logprobs(model, processor, group.prompt, one.token_ids)
-            credit = torch.from_numpy(one.positive_weights - one.negative_weights)
+        for response in group.responses:
+            logprobs = plain_logprobs(model, processor, group.prompt, response.token_ids)
+            credit = torch.from_numpy(response.positive_weights - response.negative_weights)
             # On policy rho = 1: nothing is clipped, and d loss = -(P - Q) · weight · d logprob.
-            weight = torch.exp(logprobs.detach() - torch.from_numpy(one.rollout_logprobs)).clamp(max=2.0)
+            weight = torch.exp(logprobs.detach() - torch.from_numpy(response.rollout_logprobs)).clamp(max=2.0)
             total = total - (credit * weight * torch.exp(logprobs - logprobs.detach())).sum()
     total.backward()
     gradient = {checkpoint_name(name): p.grad.numpy().copy() for name, p in model.named_parameters()}
@@ -76,10 +76,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
-    pages = write_images(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140), (56, 56)])
+    images = write_images(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140), (56, 56)])
     return [
-        make_group("a", pages[:2], [5, 9, 7], seed=1, scale=0.02),
-        make_group("b", pages[1:], [3, 12], seed=2, scale=0.02, question="How many of them are there?"),
+        make_group("a", images[:2], [5, 9, 7], seed=1, scale=0.02),
+        make_group("b", images[1:], [3, 12], seed=2, scale=0.02, question="How many of them are there?"),
         # without an image: its rank still has to run the vision tower in step with the others
         make_group("c", [], [6, 1, 4], seed=3, scale=0.02),
     ]
@@ -184,20 +184,20 @@ def test_bfloat16_follows_the_float32_gradient_and_steps_in_float32(worlds, orac
 
 def test_likelihood_objective_equals_the_loss_of_transformers(worlds, folder, groups):
     # transformers: mean over labelled tokens; ours: weights 1/N with N = 5 response tokens
-    one = groups[0].responses[0]
+    response = groups[0].responses[0]
     group = dataclasses.replace(
         groups[0],
         responses=(
             dataclasses.replace(
-                one, positive_weights=np.full(5, 0.2, np.float32), negative_weights=np.zeros(5, np.float32)
+                response, positive_weights=np.full(5, 0.2, np.float32), negative_weights=np.zeros(5, np.float32)
             ),
         ),
     )
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
     processor = load_processor(folder)
-    images = [Image.open(page.file).convert("RGB") for page in group.prompt.images]
+    images = [Image.open(image.file).convert("RGB") for image in group.prompt.images]
     prompt = processor(text=[group.prompt.text], images=images, return_tensors="pt")
-    ids = torch.cat([prompt["input_ids"][0], torch.from_numpy(one.token_ids.astype(np.int64))])[None]
+    ids = torch.cat([prompt["input_ids"][0], torch.from_numpy(response.token_ids.astype(np.int64))])[None]
     labels = ids.clone()
     labels[:, : prompt["input_ids"].shape[1]] = -100
     logits = model(
@@ -227,8 +227,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(worlds, groups, zero_stag
     poisoned = dataclasses.replace(
         groups[0],
         responses=tuple(
-            dataclasses.replace(one, positive_weights=np.full_like(one.positive_weights, np.inf))
-            for one in groups[0].responses
+            dataclasses.replace(response, positive_weights=np.full_like(response.positive_weights, np.inf))
+            for response in groups[0].responses
         ),
     )
     for expected_in_row in (1, 2):
@@ -260,8 +260,8 @@ def test_giving_memory_back_between_steps_changes_nothing(worlds, groups, zero_s
     plain = trained([[], [], []])
     nothing, weights, everything = OnGpu
     taken = trained([[weights, nothing, everything], [nothing, weights, everything], [nothing, everything]])
-    for one, other in zip(plain, taken, strict=True):
-        assert all(np.array_equal(one[name], other[name]) for name in one)
+    for expected, found in zip(plain, taken, strict=True):
+        assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 
 @pytest.mark.parametrize(
@@ -289,8 +289,8 @@ def test_a_checkpoint_goes_on_to_the_bit_in_a_new_process(worlds, groups, tmp_pa
     steps(1)  # a past of its own, which loading has to wipe out
     world.each(Rank.restore, tmp_path)
     assert steps(2) == expected
-    for one, other in zip(world.each(Rank.weights), weights, strict=True):
-        assert all(np.array_equal(one[name], other[name]) for name in one)
+    for restored, saved in zip(world.each(Rank.weights), weights, strict=True):
+        assert all(np.array_equal(restored[name], saved[name]) for name in restored)
     # a model of another shape is refused before anything is overwritten
     world.each(
         Rank.rebuild, dataclasses.replace(config, model=ModelConfig(dtype=dtype, freeze_vision=False)), OPTIMIZER

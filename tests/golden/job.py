@@ -99,7 +99,10 @@ def _supervised(prepared: Prepared, policy: Policy) -> list[dict[str, float]]:
         state=SftState(),
     )
     steps = [training.train_step() for _ in range(phase.num_steps)]
-    return [{"loss": one.loss, "grad_norm": one.grad_norm, "num_tokens": one.num_response_tokens} for one in steps]
+    return [
+        {"loss": report.loss, "grad_norm": report.grad_norm, "num_tokens": report.num_response_tokens}
+        for report in steps
+    ]
 
 
 def _reinforced(config: Config, prepared: Prepared, policy: Policy, engine: RolloutPool) -> list[dict[str, Any]]:
@@ -124,7 +127,7 @@ def _step(report: StepReport, rewards: Sequence[str]) -> dict[str, Any]:
     }
     means = {f"reward/{name}/mean": report.metrics[f"reward/{name}/mean"] for name in rewards}
     samples = {
-        group.sample_id: [_response(one) for one in group.rollouts]
+        group.sample_id: [_response(rollout) for rollout in group.rollouts]
         for group in sorted(report.credited, key=lambda group: group.sample_id)
     }
     return {"metrics": dict(sorted((shown | means).items())), "samples": samples}
@@ -136,11 +139,11 @@ def _response(credited: CreditedRollout) -> dict[str, Any]:
         "tokens": rollout.token_ids.tolist(),
         "text": rollout.text,
         "rewards": {
-            "/".join(map(str, one.key)): {
-                "value": one.value,
-                "spans": [[span.start, span.stop] for span in one.spans],
+            "/".join(map(str, reward.key)): {
+                "value": reward.value,
+                "spans": [[span.start, span.stop] for span in reward.spans],
             }
-            for one in credited.rewards
+            for reward in credited.rewards
         },
         "positive": [float(value) for value in credited.positive_weights],
         "negative": [float(value) for value in credited.negative_weights],

@@ -75,9 +75,11 @@ def mmmu_open_answers(response: str) -> set[str | float]:
 
 def mmmu_open_is_right(answers: set[str | float], gold: str | Sequence[str]) -> bool:
     """Whether one of the possible answers is gold: numbers rounded to two places, words as parts of an answer."""
-    golds = {value for one in ([gold] if isinstance(gold, str) else gold) for value in _comparable(one)}
+    golds = {value for text in ([gold] if isinstance(gold, str) else gold) for value in _comparable(text)}
     return any(
-        any(isinstance(one, str) and one in answer for one in golds) if isinstance(answer, str) else answer in golds
+        any(isinstance(value, str) and value in answer for value in golds)
+        if isinstance(answer, str)
+        else answer in golds
         for answer in answers
     )
 

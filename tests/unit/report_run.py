@@ -108,7 +108,7 @@ def response(answer: str, *, well_read: bool, cites: bool = False, copies: bool 
 
 def credited_group(sample: Sample, rollouts: list[Rollout], values: dict[str, list[float | None]]) -> CreditedGroup:
     """Credit by the formula of the method, written out for one group alone (N_k and W of this group)."""
-    spans = {name: [_spans(one, *SCOPES[name]) for one in rollouts] for name in values}
+    spans = {name: [_spans(sibling, *SCOPES[name]) for sibling in rollouts] for name in values}
     advantages = {name: _advantages(found) for name, found in values.items()}
     active = sum(WEIGHTS[name] for name in values if any(advantages[name])) or 1.0
     credited = []
@@ -116,7 +116,7 @@ def credited_group(sample: Sample, rollouts: list[Rollout], values: dict[str, li
         streams = np.zeros((2, len(rollout.token_ids)), dtype=np.float64)
         rewards = []
         for name in values:
-            length = sum(span.stop - span.start for one in spans[name] for span in one)
+            length = sum(span.stop - span.start for spans_of_rollout in spans[name] for span in spans_of_rollout)
             credit = WEIGHTS[name] * advantages[name][index] / (active * max(length, 1))
             for span in spans[name][index]:
                 streams[int(credit < 0), span.start : span.stop] += abs(credit)
@@ -260,18 +260,18 @@ def _spans(rollout: Rollout, start: str, stop: str) -> tuple[TokenSpan, ...]:
 
 
 def _images(folder: Path, number: int) -> tuple[ImageRef, ...]:
-    pages = []
+    images = []
     for index, letter in enumerate("AB"):
         file = folder / "data" / "images" / f"{number:04d}_{letter}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        page = Image.new("L", (56, 56), 255)
-        draw = ImageDraw.Draw(page)
+        image = Image.new("L", (56, 56), 255)
+        draw = ImageDraw.Draw(image)
         draw.rectangle((3, 3, 52, 52), outline=90)
         draw.text((8, 6), letter, fill=60)
         draw.text((26, 26), str(number % 10 if index else (number * 3 + 1) % 10), fill=0)
-        page.save(file)
-        pages.append(ImageRef(path=f"images/{file.name}", file=str(file.resolve())))
-    return tuple(pages)
+        image.save(file)
+        images.append(ImageRef(path=f"images/{file.name}", file=str(file.resolve())))
+    return tuple(images)
 
 
 def _sft_values(step: int) -> dict[str, float]:

@@ -47,7 +47,7 @@ class Step:
 
     @property
     def members(self) -> list[tuple[str, int]]:
-        return [one.key for group in self.groups for one in group.rollouts]
+        return [rollout.key for group in self.groups for rollout in group.rollouts]
 
     @property
     def places(self) -> dict[tuple[str, int], slice]:
@@ -55,14 +55,14 @@ class Step:
         places: dict[tuple[str, int], slice] = {}
         offset = 0
         for group in self.groups:
-            for one in group.rollouts:
-                places[one.key] = slice(offset, offset + one.num_tokens)
-                offset += one.num_tokens
+            for rollout in group.rollouts:
+                places[rollout.key] = slice(offset, offset + rollout.num_tokens)
+                offset += rollout.num_tokens
         return places
 
     @property
     def num_tokens(self) -> int:
-        return sum(one.num_tokens for group in self.groups for one in group.rollouts)
+        return sum(rollout.num_tokens for group in self.groups for rollout in group.rollouts)
 
 
 def scoped_reward(name: str, value: float | None, *spans: tuple[int, int], image_index: int = -1) -> ScopedReward:
@@ -196,7 +196,7 @@ def partitions(draw: st.DrawFn, members: Sequence[tuple[str, int]]) -> list[list
 def with_values(group: ScoredGroup, change: Mapping[str, float]) -> ScoredGroup:
     """The group with a constant added to the values of the named rewards."""
     rollouts = []
-    for one in group.rollouts:
+    for rollout in group.rollouts:
         rewards = [
             ScopedReward(
                 name=reward.name,
@@ -205,7 +205,7 @@ def with_values(group: ScoredGroup, change: Mapping[str, float]) -> ScoredGroup:
                 scope_found=reward.scope_found,
                 image_index=reward.image_index,
             )
-            for reward in one.rewards
+            for reward in rollout.rewards
         ]
-        rollouts.append(ScoredRollout(rollout=one.rollout, rewards=tuple(rewards)))
+        rollouts.append(ScoredRollout(rollout=rollout.rollout, rewards=tuple(rewards)))
     return group.with_rollouts(rollouts)

@@ -53,19 +53,37 @@ def checks_of(overrides: list[str], scratch: Path) -> list[Check]:
     return [check for step in (data_checks, image_checks, reward_checks) for check in step(subject)]
 
 
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder in which own_data.py made up "my data", and what it printed."""
+    folder = tmp_path_factory.mktemp("own_data")
+    return folder, printed("own_data.py", "my data", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def own_reward(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What try_it.py prints; it writes nothing."""
+    folder = tmp_path_factory.mktemp("own_reward")
+    text = printed("own_reward/try_it.py", cwd=folder)
+    assert list(folder.iterdir()) == []
+    return text
+
+
 def test_every_example_is_run_here() -> None:
     scripts = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.py") if "__main__" in path.read_text()}
     assert scripts == {"own_data.py", "own_reward/try_it.py", "own_algorithm/show_credit.py"}
 
 
-def test_made_up_pages_become_a_data_set_that_the_printed_commands_train_on(tmp_path: Path) -> None:
-    text = printed("own_data.py", "my data", cwd=tmp_path)
+def test_made_up_pages_become_a_data_set_that_the_printed_commands_train_on(
+    own_data: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, text = own_data
     # of five questions the fourth is held out
     assert "train.jsonl: 4 questions, 3 pages (3 PNG RGB)" in text
     assert "test.jsonl: 1 questions, 2 pages (2 PNG RGB)" in text
     assert "the answer stands on ['imgs/invoice.png']" in text
     assert "chat.json: 4 of 4 records can be used" in text
-    (held_out,) = (tmp_path / "my data" / "test.jsonl").read_text().splitlines()
+    (held_out,) = (folder / "my data" / "test.jsonl").read_text().splitlines()
     assert json.loads(held_out) == {
         "qid": "mine-4",
         "query": "How many visitors came in 2024?",
@@ -77,20 +95,19 @@ def test_made_up_pages_become_a_data_set_that_the_printed_commands_train_on(tmp_
     doctor, train, supervised = commands_in(text)
     assert [doctor[0], train[0], supervised[0]] == ["doctor", "train", "train"]
     assert doctor[1:] == train[1:]
-    place = str(tmp_path / "my data")
+    place = str(folder / "my data")
     for number, (call, found) in enumerate(
         # 3 + 3 + 2 + 2 pages
         [(train, "4 samples with 10 images"), (supervised, "chat.json: 4 of 4 records can be used")]
     ):
-        overrides = [one.replace("my data", place) for one in call[1:]]
+        overrides = [override.replace("my data", place) for override in call[1:]]
         checks = checks_of(overrides, tmp_path / str(number))
         assert [check for check in checks if check.status == "problem"] == []
         assert found in " ".join(check.found for check in checks)
 
 
-def test_ones_own_pages_are_read_and_a_missing_one_is_named(tmp_path: Path) -> None:
-    printed("own_data.py", "first", cwd=tmp_path)
-    pages = tmp_path / "first" / "made-up"
+def test_ones_own_pages_are_read_and_a_missing_one_is_named(own_data: tuple[Path, str], tmp_path: Path) -> None:
+    pages = own_data[0] / "my data" / "made-up"
     (tmp_path / "questions.csv").write_text(
         "\ufeffquestion,answer,pages,gold_pages\n"
         'Total?,"310 euros",invoice.png,invoice.png\nSent?,14 March,letter.png; table.png,\n'
@@ -118,9 +135,8 @@ def test_a_table_without_a_column_is_refused_by_name(tmp_path: Path) -> None:
     assert is_one_sentence(ended.stderr)
 
 
-def test_the_reward_example_shows_value_credit_and_tricks(tmp_path: Path) -> None:
-    text = printed("own_reward/try_it.py", cwd=tmp_path)
-    rows = re.findall(r"^  (\w+, \w+) +value (\d)  advantage (\S+)  on '<think>", text, re.MULTILINE)
+def test_the_reward_example_shows_value_credit_and_tricks(own_reward: str) -> None:
+    rows = re.findall(r"^  (\w+, \w+) +value (\d)  advantage (\S+)  on '<think>", own_reward, re.MULTILINE)
     # Values 1, 0, 1: mean 2/3, unbiased std sqrt(1/3) = 0.577, so A = 0.577, -1.155, 0.577; of 1, 0, 0 likewise.
     assert rows == [
         ("short, right", "1", "+0.577"),
@@ -130,18 +146,17 @@ def test_the_reward_example_shows_value_credit_and_tricks(tmp_path: Path) -> Non
         ("long, right", "0", "-0.577"),
         ("short, wrong", "0", "-0.577"),
     ]
-    assert text.count("on '<think>Page 1 gives the total.</think>'\n") == 2
+    assert own_reward.count("on '<think>Page 1 gives the total.</think>'\n") == 2
     verdicts = [
-        line for line in text.splitlines() if line.endswith("tricks pay as much as an honest response, or more")
+        line for line in own_reward.splitlines() if line.endswith("tricks pay as much as an honest response, or more")
     ]
     paying = [int(line.split()[0]) for line in verdicts]
     assert len(paying) == 2
     assert paying[0] > 0 == paying[1]
-    assert list(tmp_path.iterdir()) == []
 
 
-def test_the_printed_reward_setting_is_one_that_a_run_takes(tmp_path: Path) -> None:
-    (call,) = commands_in(printed("own_reward/try_it.py", cwd=tmp_path))
+def test_the_printed_reward_setting_is_one_that_a_run_takes(own_reward: str, tmp_path: Path) -> None:
+    (call,) = commands_in(own_reward)
     assert call[0] == "train"
     rewards = read_settings(call[1:]).scored_rewards
     assert (rewards["brief"].scope.section, rewards["brief"].weight) == ("think", 0.5)

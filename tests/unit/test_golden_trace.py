@@ -35,17 +35,19 @@ def test_differences_are_named_by_their_place(expected: object, found: object, l
 
 def test_the_trace_holds_what_scoped_rewards_are_about() -> None:
     trace = json.loads(TRACE.read_text())
-    responses = [one for step in trace["rl"] for sample in step["samples"].values() for one in sample]
+    responses = [response for step in trace["rl"] for sample in step["samples"].values() for response in sample]
     assert len(responses) >= 16
-    spans = {name: [one["rewards"][name]["spans"] for one in responses] for name in ("accuracy/-1", "evidence/-1")}
+    spans = {
+        name: [response["rewards"][name]["spans"] for response in responses] for name in ("accuracy/-1", "evidence/-1")
+    }
     # Scopes that differ from response to response, in the right order: evidence ends where thinking begins.
     for evidence, thinking in zip(spans["evidence/-1"], spans["accuracy/-1"], strict=True):
         assert not (evidence and thinking) or evidence[-1][1] <= thinking[0][0]
-    assert all(len({json.dumps(one) for one in found}) > 4 for found in spans.values())
+    assert all(len({json.dumps(places) for places in found}) > 4 for found in spans.values())
     for name in spans:
-        assert len({one["rewards"][name]["value"] for one in responses}) > 1
+        assert len({response["rewards"][name]["value"] for response in responses}) > 1
     # Credit that differs along a response: the mark of a scope.
-    pairs = [set(zip(one["positive"], one["negative"], strict=True)) for one in responses]
-    assert sum(len(one) > 1 for one in pairs) > len(pairs) / 2
+    pairs = [set(zip(response["positive"], response["negative"], strict=True)) for response in responses]
+    assert sum(len(pair) > 1 for pair in pairs) > len(pairs) / 2
     assert all(step["loss"] > 0 and step["grad_norm"] > 0 for step in trace["sft"])
     assert {"policy/update_1/grad_norm", "policy/update_2/grad_norm"} <= trace["rl"][0]["metrics"].keys()

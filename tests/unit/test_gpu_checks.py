@@ -24,7 +24,7 @@ def run(stage: str) -> dict[str, Any]:
 
 def test_the_trainers_stage_runs_on_a_cpu_with_torch_and_transformers_alone():
     result = run("trainer")
-    checks = {one["check"]: one["result"] for one in result["checks"]}
+    checks = {check["check"]: check["result"] for check in result["checks"]}
     for dtype in ("float32", "bfloat16"):
         assert checks[f"gradient shared = unshared, torch.{dtype}, backend tiled"] == "ok"
     # 96 + 2 · 8 tokens stand in one row; without sharing there are two

@@ -67,9 +67,9 @@ def ppo(ratio: Tensor, advantage: float, low: float = 0.2, high: float = 0.2) ->
     return torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
 
 
-def kl(one: Response) -> Tensor:
+def kl(response: Response) -> Tensor:
     """k3, token by token: q/p - log q/p - 1."""
-    log = one.reference - one.new
+    log = response.reference - response.new
     return log.exp() - log - 1
 
 
@@ -124,9 +124,9 @@ SAMPLES_DYNAMICALLY = ("dapo", "cispo")
 
 def _weighted_sum(step: Step, rollout: ScoredRollout) -> float:
     total = 0.0
-    for one in rollout.rewards:
-        assert one.value is not None, f"{one.name} does not apply; the papers' single reward always does"
-        total += step.weights[one.name] * one.value
+    for reward in rollout.rewards:
+        assert reward.value is not None, f"{reward.name} does not apply; the papers' single reward always does"
+        total += step.weights[reward.name] * reward.value
     return total
 
 
@@ -144,9 +144,9 @@ def oracle(name: str, step: Step, tokens: Tokens, beta: float) -> Tensor:
     responses = []
     offset = 0
     for index, group in enumerate(step.groups):
-        for one in group.rollouts:
-            part = slice(offset, offset + one.num_tokens)
-            offset += one.num_tokens
+        for rollout in group.rollouts:
+            part = slice(offset, offset + rollout.num_tokens)
+            offset += rollout.num_tokens
             advantage = advantages.pop(0)
             if name in SAMPLES_DYNAMICALLY and not differ(scalars[index]):
                 continue

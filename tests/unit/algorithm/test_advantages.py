@@ -36,14 +36,14 @@ def test_the_step_wide_std_pools_all_groups_of_a_reward() -> None:
     # values 0, 2 and 4, 6: pooled mean 3, squares 9 + 1 + 1 + 9 = 20, unbiased std sqrt(20 / 3) = 2.58199
     groups = [simple_group("g", "a", [0.0, 2.0], [1, 1]), simple_group("h", "a", [4.0, 6.0], [1, 1])]
     credited = credit_groups(groups, {"a": 1.0}, CreditConfig(scale="batch_std", epsilon=0.0))
-    advantages = [one.advantages[0] for group in credited for one in group.rollouts]
+    advantages = [rollout.advantages[0] for group in credited for rollout in group.rollouts]
     np.testing.assert_allclose(advantages, np.array([-1, 1, -1, 1]) / 2.581988897)
 
 
 def test_a_reward_that_does_not_apply_is_left_out_of_the_mean() -> None:
     # values 1, None, 0: mean 0.5, not 1/3; A = ±0.7071 and nothing for the second
     (group,) = credit_groups([simple_group("g", "a", [1.0, None, 0.0], [2, 2, 2])], {"a": 1.0}, CreditConfig())
-    advantages = [one.advantages[0] for one in group.rollouts]
+    advantages = [rollout.advantages[0] for rollout in group.rollouts]
     np.testing.assert_allclose(advantages, [0.70711, 0.0, -0.70711], atol=1e-5)
     # its two tokens are in scope, but nothing was said of them: N = 4
     np.testing.assert_allclose(group.rollouts[0].positive_weights, 0.70711 / 4, rtol=1e-5)
@@ -61,12 +61,14 @@ def test_credit_does_not_depend_on_groups_to_which_no_reward_applies(
     others = [simple_group(f"g{index}", "a", [None, None], [80, 40]) for index in range(9)]
     (alone,) = credit_groups([judged], {"a": 1.0}, config)
     beside = credit_groups([judged, *others], {"a": 1.0}, config)
-    for one, same in zip(alone.rollouts, beside[0].rollouts, strict=True):
-        assert one.positive_weights.any() or one.negative_weights.any()
-        np.testing.assert_array_equal(one.positive_weights, same.positive_weights)
-        np.testing.assert_array_equal(one.negative_weights, same.negative_weights)
+    for expected, found in zip(alone.rollouts, beside[0].rollouts, strict=True):
+        assert expected.positive_weights.any() or expected.negative_weights.any()
+        np.testing.assert_array_equal(expected.positive_weights, found.positive_weights)
+        np.testing.assert_array_equal(expected.negative_weights, found.negative_weights)
     assert not any(
-        one.positive_weights.any() or one.negative_weights.any() for group in beside[1:] for one in group.rollouts
+        rollout.positive_weights.any() or rollout.negative_weights.any()
+        for group in beside[1:]
+        for rollout in group.rollouts
     )
 
 
@@ -78,10 +80,12 @@ def test_a_reward_that_does_not_apply_pulls_the_weighted_sum_neither_up_nor_down
     ]
     config = CreditConfig(scoping="whole", aggregation="sequence_mean")
     (group,) = credit_groups([scored_group("g", rollouts)], {"format": 1.0, "penalty": 1.0}, config)
-    np.testing.assert_allclose([one.advantages[0] for one in group.rollouts], [0.0, 1.0, -1.0], atol=1e-5)
+    np.testing.assert_allclose([rollout.advantages[0] for rollout in group.rollouts], [0.0, 1.0, -1.0], atol=1e-5)
     # Where the only reward with a weight does not apply, there is nothing to compare: values None, 1, 0 of the other
     (group,) = credit_groups([scored_group("g", rollouts)], {"format": 0.0, "penalty": 1.0}, config)
-    np.testing.assert_allclose([one.advantages[1] for one in group.rollouts], [0.0, 0.70711, -0.70711], atol=1e-5)
+    np.testing.assert_allclose(
+        [rollout.advantages[1] for rollout in group.rollouts], [0.0, 0.70711, -0.70711], atol=1e-5
+    )
     np.testing.assert_allclose(
         group.rollouts[1].positive_weights, 0.70711 / (2 * 10), rtol=1e-5
     )  # R = 2 responses judged
@@ -98,7 +102,7 @@ def test_the_public_formula_gives_a_reward_of_weight_0_nothing() -> None:
     # z = ±0.7071 on 4 + 5 tokens, K_m = 1
     np.testing.assert_allclose(both.rollouts[0].positive_weights, 0.70711 / 9, rtol=1e-5)
     assert not both.rollouts[0].negative_weights.any()
-    assert [one.advantages[1] for one in both.rollouts] == [0.0, 0.0]
+    assert [rollout.advantages[1] for rollout in both.rollouts] == [0.0, 0.0]
 
 
 def test_a_rollout_without_the_scope_counts_in_the_mean_and_gets_no_credit() -> None:
@@ -109,7 +113,9 @@ def test_a_rollout_without_the_scope_counts_in_the_mean_and_gets_no_credit() -> 
         scored_rollout("g", 2, 2, [scoped_reward("a", 0.0)]),
     ]
     (group,) = credit_groups([scored_group("g", rollouts)], {"a": 1.0}, CreditConfig())
-    np.testing.assert_allclose([one.advantages[0] for one in group.rollouts], [1.1547, -0.57735, 0.0], rtol=1e-4)
+    np.testing.assert_allclose(
+        [rollout.advantages[0] for rollout in group.rollouts], [1.1547, -0.57735, 0.0], rtol=1e-4
+    )
     np.testing.assert_allclose(group.rollouts[0].positive_weights, [1.1547 / 2, 0.0], rtol=1e-4)
     assert not group.rollouts[2].negative_weights.any()
 
@@ -130,11 +136,11 @@ def test_images_of_one_reward_are_compared_apart_and_counted_together() -> None:
         ]
 
     group = scored_group("g", [scored_rollout("g", 0, 4, rewards(1, 0)), scored_rollout("g", 1, 4, rewards(0, 1))])
-    one, other = credit_groups([group], {"line": 2.0}, CreditConfig())[0].rollouts
+    first_rollout, second_rollout = credit_groups([group], {"line": 2.0}, CreditConfig())[0].rollouts
     amount = 0.70711 / 8
-    np.testing.assert_allclose(one.positive_weights, [amount, 0, 0, 0], rtol=1e-5)
-    np.testing.assert_allclose(one.negative_weights, [0, amount, amount, amount], rtol=1e-5)
-    np.testing.assert_array_equal(other.positive_weights, one.negative_weights)
+    np.testing.assert_allclose(first_rollout.positive_weights, [amount, 0, 0, 0], rtol=1e-5)
+    np.testing.assert_allclose(first_rollout.negative_weights, [0, amount, amount, amount], rtol=1e-5)
+    np.testing.assert_array_equal(second_rollout.positive_weights, first_rollout.negative_weights)
 
 
 @pytest.mark.parametrize(("normaliser", "total"), [("active", 3.0), ("all", 5.0)])
@@ -150,22 +156,22 @@ def test_the_normaliser_sums_active_or_all_weights(normaliser: Normaliser, total
 
 def test_a_weight_of_zero_gives_nothing() -> None:
     (group,) = credit_groups([simple_group("g", "a", [1.0, 0.0], [2, 2])], {"a": 0.0}, CreditConfig())
-    assert not any(one.positive_weights.any() or one.negative_weights.any() for one in group.rollouts)
+    assert not any(rollout.positive_weights.any() or rollout.negative_weights.any() for rollout in group.rollouts)
 
 
 def test_a_scope_that_is_empty_over_the_step_gives_nothing() -> None:
     rollouts = [scored_rollout("g", i, 2, [scoped_reward("a", float(i), (1, 1))]) for i in range(2)]
     (group,) = credit_groups([scored_group("g", rollouts)], {"a": 1.0}, CreditConfig(normaliser="all"))
-    for one in group.rollouts:
-        np.testing.assert_array_equal(one.positive_weights, [0.0, 0.0])
-        np.testing.assert_array_equal(one.negative_weights, [0.0, 0.0])
+    for rollout in group.rollouts:
+        np.testing.assert_array_equal(rollout.positive_weights, [0.0, 0.0])
+        np.testing.assert_array_equal(rollout.negative_weights, [0.0, 0.0])
     assert credit_groups([], {}, CreditConfig()) == []
 
 
 def test_streams_are_aligned_single_precision_vectors() -> None:
     (group,) = credit_groups([simple_group("g", "a", [1.0, 0.0], [2, 0])], {"a": 1.0}, CreditConfig())
-    assert [one.positive_weights.dtype for one in group.rollouts] == [np.float32, np.float32]
-    assert [one.positive_weights.shape for one in group.rollouts] == [(2,), (0,)]
+    assert [rollout.positive_weights.dtype for rollout in group.rollouts] == [np.float32, np.float32]
+    assert [rollout.positive_weights.shape for rollout in group.rollouts] == [(2,), (0,)]
 
 
 def test_equal_up_to_rounding_is_flat() -> None:
@@ -225,7 +231,7 @@ def test_reference_mode_depends_on_the_cut_as_the_public_code_does() -> None:
 def test_reference_mode_loses_the_gradient_where_a_loss_cancels() -> None:
     # equal lengths: L = 0.7071·2 - 0.7071·2 = 0 exactly, K = 0; the public code divides 0 by 0
     (group,) = credit_groups([simple_group("g", "a", [1.0, 0.0], [2, 2])], {"a": 1.0}, REFERENCE)
-    assert not any(one.positive_weights.any() or one.negative_weights.any() for one in group.rollouts)
+    assert not any(rollout.positive_weights.any() or rollout.negative_weights.any() for rollout in group.rollouts)
 
 
 @pytest.mark.parametrize(

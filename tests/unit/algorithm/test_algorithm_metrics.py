@@ -106,8 +106,8 @@ def test_one_rewards_clipping_is_that_of_the_loss(step: Step, seed: int) -> None
         scored_group(
             group.sample_id,
             [
-                scored_rollout(group.sample_id, one.rollout.response_index, one.num_tokens, one.rewards[:1])
-                for one in group.rollouts
+                scored_rollout(group.sample_id, rollout.rollout.response_index, rollout.num_tokens, rollout.rewards[:1])
+                for rollout in group.rollouts
             ],
         )
         for group in step.groups
@@ -117,21 +117,21 @@ def test_one_rewards_clipping_is_that_of_the_loss(step: Step, seed: int) -> None
     generator = np.random.default_rng(seed)
     before, after, num_clipped, num_credited = [], [], 0, 0
     for group in credited:
-        for one in group.rollouts:
-            index, length = one.rollout.response_index, one.num_tokens
+        for rollout in group.rollouts:
+            index, length = rollout.rollout.response_index, rollout.num_tokens
             before.append(stats(index, [0.0] * length, sample_id=group.sample_id))
             after.append(stats(index, generator.normal(size=length).tolist(), sample_id=group.sample_id))
             result = clipped_policy_loss(
                 torch.from_numpy(after[-1].logprobs),
                 torch.zeros(length),
-                torch.from_numpy(one.positive_weights),
-                torch.from_numpy(one.negative_weights),
+                torch.from_numpy(rollout.positive_weights),
+                torch.from_numpy(rollout.negative_weights),
                 clip_low=LOSS.clip_low,
                 clip_high=LOSS.clip_high,
                 dual_clip=LOSS.dual_clip,
             )
             num_clipped += result.num_clipped
-            num_credited += int(((one.positive_weights > 0) | (one.negative_weights > 0)).sum())
+            num_credited += int(((rollout.positive_weights > 0) | (rollout.negative_weights > 0)).sum())
     values = step_telemetry(credited, before, weights, updated=after, loss=LOSS)
     assert values[f"scope/{names[0]}/clip_frac"] == pytest.approx(num_clipped / max(1, num_credited))
 

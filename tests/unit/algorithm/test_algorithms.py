@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -34,25 +31,16 @@ from rsgrpo.config import (
     LossConfig,
     OldLogprobsFrom,
     Ratio,
-    load_config,
-    register_schema,
 )
 from rsgrpo.trainer.objective import row_loss
 from rsgrpo.types import CreditedGroup, ScoredGroup
 from tests.examples import examples
 from tests.unit.algorithm.paper_objectives import PAPERS, Tokens, drawn_tokens, oracle
+from tests.unit.composition import ALGORITHMS, composed
 from tests.unit.model.packed_sequences import micro_batch
 from tests.unit.strategies import Step, partitions, scoped_reward, scored_group, scored_rollout, simple_group, steps
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 LAWS = examples(25)
-
-
-def composed(*overrides: str) -> Config:
-    GlobalHydra.instance().clear()
-    register_schema()
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return load_config(compose("config", overrides=list(overrides)))
 
 
 def algorithm(name: str) -> Config:
@@ -65,7 +53,9 @@ def library(
     """The step's loss through selection, credit and rows; ``cut``: which responses share a row."""
     rl = config.rl
     kept = select_groups(step.groups, rl.filter, step.weights, rl.credit.scoping)
-    credited = {one.key: one for group in credit_groups(kept, step.weights, rl.credit) for one in group.rollouts}
+    credited = {
+        rollout.key: rollout for group in credit_groups(kept, step.weights, rl.credit) for rollout in group.rollouts
+    }
     shares = response_weights(kept, rl.credit)
     places = step.places
     loss = dataclasses.replace(rl.loss, kl=KlConfig(coefficient=beta, estimator="k3"))
@@ -105,12 +95,11 @@ DRIFTS = st.sampled_from((0.0, 3e-4, 0.3, 1.5))
 """Spread of the log-ratio: on-policy, about GSPO's bounds, some tokens clipped, most of them."""
 SEEDS = st.integers(0, 2**16)
 BETAS = st.sampled_from((0.0, 0.04))
-ALL = sorted(path.stem for path in (CONFIGS / "algorithm").glob("*.yaml"))
 
 
 def test_every_algorithm_has_an_oracle() -> None:
     # rs_grpo and upstream have theirs in test_laws (laws 1 and 6); here, that the configs are what those test
-    assert sorted([*PAPERS, "rs_grpo", "upstream"]) == ALL
+    assert sorted([*PAPERS, "rs_grpo", "upstream"]) == ALGORITHMS
     assert algorithm("rs_grpo").rl.credit == CreditConfig()
     assert algorithm("rs_grpo").rl.loss == LossConfig()
     public = algorithm("upstream")
@@ -139,7 +128,7 @@ def test_the_config_is_the_papers_objective(name: str) -> None:
     holds()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_gradients_do_not_depend_on_the_cut(name: str) -> None:
     config = algorithm(name)
 
@@ -218,9 +207,9 @@ def test_scoped_credit_stays_in_its_scope_whatever_the_loss(
     found = gradient(library(dataclasses.replace(config, rl=rl), step, tokens, 0.0), tokens)
     assert torch.isfinite(found).all()
     streams = [
-        one.positive_weights + one.negative_weights
+        rollout.positive_weights + rollout.negative_weights
         for group in credit_groups(step.groups, step.weights, credit)
-        for one in group.rollouts
+        for rollout in group.rollouts
     ]
     assert not found[torch.from_numpy(np.concatenate(streams)) == 0].any()
 
@@ -232,23 +221,27 @@ def test_every_aggregation_by_the_definition(step: Step, aggregation: Aggregatio
     config = CreditConfig(aggregation=aggregation, constant_tokens=7, normaliser="all")
     total_weight = sum(step.weights.values())
     assume(total_weight > 0)
-    rollouts = [one for group in step.groups for one in group.rollouts]
+    rollouts = [rollout for group in step.groups for rollout in group.rollouts]
     covered = [
         {
             name: np.any(
-                [mask(one.num_tokens, () if r.value is None else r.spans) for r in one.rewards if r.name == name],
+                [
+                    mask(rollout.num_tokens, () if r.value is None else r.spans)
+                    for r in rollout.rewards
+                    if r.name == name
+                ],
                 axis=0,
             )
             for name in step.weights
-            if any(r.name == name for r in one.rewards)
+            if any(r.name == name for r in rollout.rewards)
         }
-        for one in rollouts
+        for rollout in rollouts
     ]
     num_responses = {name: sum(bool(c[name].any()) for c in covered if name in c) for name in step.weights}
-    credited = [one for group in credit_groups(step.groups, step.weights, config) for one in group.rollouts]
-    for one, masks in zip(credited, covered, strict=True):
-        expected = np.zeros((2, one.num_tokens))
-        for reward, advantage in zip(one.rewards, one.advantages, strict=True):
+    credited = [rollout for group in credit_groups(step.groups, step.weights, config) for rollout in group.rollouts]
+    for rollout, masks in zip(credited, covered, strict=True):
+        expected = np.zeros((2, rollout.num_tokens))
+        for reward, advantage in zip(rollout.rewards, rollout.advantages, strict=True):
             tokens = {
                 "token_mean": sum(
                     other.num_tokens
@@ -259,9 +252,9 @@ def test_every_aggregation_by_the_definition(step: Step, aggregation: Aggregatio
                 "constant": num_responses[reward.name] * 7,
             }[aggregation]
             amount = step.weights[reward.name] / total_weight * advantage / max(1, tokens)
-            expected[0 if advantage > 0 else 1] += abs(amount) * mask(one.num_tokens, reward.spans)
-        np.testing.assert_allclose(one.positive_weights, expected[0], rtol=1e-6, atol=1e-30)
-        np.testing.assert_allclose(one.negative_weights, expected[1], rtol=1e-6, atol=1e-30)
+            expected[0 if advantage > 0 else 1] += abs(amount) * mask(rollout.num_tokens, reward.spans)
+        np.testing.assert_allclose(rollout.positive_weights, expected[0], rtol=1e-6, atol=1e-30)
+        np.testing.assert_allclose(rollout.negative_weights, expected[1], rtol=1e-6, atol=1e-30)
 
 
 def mask(num_tokens: int, spans) -> np.ndarray:
@@ -288,8 +281,8 @@ def test_credit_of_the_whole_response_ignores_scopes() -> None:
     credited: CreditedGroup
     (credited,) = credit_groups([group], weights, algorithm("grpo").rl.credit)
     first, second = credited.rollouts
-    assert credited.sample is group.sample and [one.rollout for one in credited.rollouts] == [
-        one.rollout for one in group.rollouts
+    assert credited.sample is group.sample and [rollout.rollout for rollout in credited.rollouts] == [
+        rollout.rollout for rollout in group.rollouts
     ]
     np.testing.assert_allclose(first.positive_weights, [0.70711 / 4] * 2, rtol=1e-5)
     np.testing.assert_allclose(second.negative_weights, [0.70711 / 8] * 4, rtol=1e-5)
@@ -316,7 +309,7 @@ def test_a_response_without_siblings_is_compared_with_the_batch_only() -> None:
     groups = [simple_group("g", "a", [1.0], [2]), simple_group("h", "a", [0.0], [2])]
     for name in ("grpo", "dr_grpo", "rloo", "rs_grpo"):
         credited = credit_groups(groups, {"a": 1.0}, algorithm(name).rl.credit)
-        assert not any(one.advantages[0] for group in credited for one in group.rollouts)
+        assert not any(rollout.advantages[0] for group in credited for rollout in group.rollouts)
     over_batch = credit_groups(groups, {"a": 1.0}, algorithm("reinforce_plus_plus").rl.credit)
     np.testing.assert_allclose(
         [group.rollouts[0].advantages[0] for group in over_batch], [0.70711, -0.70711], rtol=1e-5

@@ -19,13 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rewards.scopes import locate_scope
 from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.algorithm.losses import clipped_policy_loss
 from rsgrpo.config import EVISRAG, CreditConfig, Normaliser, ScopeConfig, Scoping
 from rsgrpo.text.sections import parse_response
 from rsgrpo.types import CreditedGroup
 from tests.examples import examples
+from tests.located import locate_scope
 from tests.oracles.upstream_objective import ReferenceBatch, reference_loss, reference_scope
 from tests.unit.strategies import (
     CLIP,
@@ -58,21 +58,23 @@ def direct_cells(step: Step, normaliser: str = "active") -> list[list[Cells]]:
     for g, group in enumerate(step.groups):
         names = [reward.name for reward in group.rollouts[0].rewards]
         for k, name in enumerate(names):
-            values = [one.rewards[k].value for one in group.rollouts]
+            values = [rollout.rewards[k].value for rollout in group.rollouts]
             given_values = [value for value in values if value is not None]
             is_varied = len(given_values) > 1 and max(given_values) - min(given_values) > 1e-6
-            for i, one in enumerate(group.rollouts):
-                value = one.rewards[k].value
+            for i, rollout in enumerate(group.rollouts):
+                value = rollout.rewards[k].value
                 amount = 0.0
                 if is_varied and value is not None:
                     amount = (value - statistics.fmean(given_values)) / (statistics.stdev(given_values) + 1e-6)
                 advantages[g, i, k] = amount
-                if amount and token_mask(one, [k]).any():
+                if amount and token_mask(rollout, [k]).any():
                     active.add(name)
-        for one in group.rollouts:
+        for rollout in group.rollouts:
             for name in set(names):
-                judged = [k for k, reward in enumerate(one.rewards) if reward.name == name and reward.value is not None]
-                covered[name] += int(token_mask(one, judged).sum())
+                judged = [
+                    k for k, reward in enumerate(rollout.rewards) if reward.name == name and reward.value is not None
+                ]
+                covered[name] += int(token_mask(rollout, judged).sum())
     total = sum(weight for name, weight in step.weights.items() if normaliser == "all" or name in active)
     result = []
     for g, group in enumerate(step.groups):
@@ -82,20 +84,20 @@ def direct_cells(step: Step, normaliser: str = "active") -> list[list[Cells]]:
                     (
                         step.weights[reward.name] / max(1, covered[reward.name]) / (total or 1.0),
                         advantages[g, i, k],
-                        token_mask(one, [k]),
+                        token_mask(rollout, [k]),
                     )
-                    for k, reward in enumerate(one.rewards)
+                    for k, reward in enumerate(rollout.rewards)
                 ]
-                for i, one in enumerate(group.rollouts)
+                for i, rollout in enumerate(group.rollouts)
             ]
         )
     return result
 
 
-def token_mask(one, columns: list[int]) -> np.ndarray:
-    mask = np.zeros(one.num_tokens, bool)
+def token_mask(rollout, columns: list[int]) -> np.ndarray:
+    mask = np.zeros(rollout.num_tokens, bool)
     for k in columns:
-        for span in one.rewards[k].spans:
+        for span in rollout.rewards[k].spans:
             mask[span.start : span.stop] = True
     return mask
 
@@ -120,10 +122,10 @@ def direct_loss(step: Step, logprobs: Tensor, old: Tensor, normaliser: str = "ac
 
 
 def flat_token_weights(credited: list[CreditedGroup]) -> tuple[Tensor, Tensor]:
-    rollouts = [one for group in credited for one in group.rollouts]
+    rollouts = [rollout for group in credited for rollout in group.rollouts]
     return (
-        torch.from_numpy(np.concatenate([one.positive_weights for one in rollouts])),
-        torch.from_numpy(np.concatenate([one.negative_weights for one in rollouts])),
+        torch.from_numpy(np.concatenate([rollout.positive_weights for rollout in rollouts])),
+        torch.from_numpy(np.concatenate([rollout.negative_weights for rollout in rollouts])),
     )
 
 
@@ -141,7 +143,7 @@ def gradient(loss: Tensor, logprobs: Tensor) -> Tensor:
 
 def assert_close(actual: Tensor, expected: Tensor, relative: float, parts: Sequence[Tensor] = ()) -> None:
     """Largest difference relative to the largest entry, also of the parts that the entries are differences of."""
-    largest = max(float(one.abs().max()) for one in (expected, *parts))
+    largest = max(float(part.abs().max()) for part in (expected, *parts))
     assert float((actual.double() - expected.double()).abs().max()) <= relative * (largest or 1e-12)
 
 
@@ -230,9 +232,9 @@ def test_law_2_credit_does_not_depend_on_the_order_of_groups(data: st.DataObject
     expected = credit_groups(step.groups, step.weights, CreditConfig())
     by_id = {group.sample_id: group for group in expected}
     for group in credit_groups(data.draw(st.permutations(step.groups)), step.weights, CreditConfig()):
-        for one, other in zip(group.rollouts, by_id[group.sample_id].rollouts, strict=True):
-            np.testing.assert_array_equal(one.positive_weights, other.positive_weights)
-            np.testing.assert_array_equal(one.negative_weights, other.negative_weights)
+        for shuffled, ordered in zip(group.rollouts, by_id[group.sample_id].rollouts, strict=True):
+            np.testing.assert_array_equal(shuffled.positive_weights, ordered.positive_weights)
+            np.testing.assert_array_equal(shuffled.negative_weights, ordered.negative_weights)
 
 
 @LAWS
@@ -275,9 +277,9 @@ def test_law_3_a_reward_split_over_sections_is_the_reward_on_the_whole(data: st.
     weights = {f"section{s}": float(length) for s, length in enumerate(lengths)}
     (split,) = credit_groups([scored_group("g", rollouts)], weights, CreditConfig(normaliser="all"))
     (whole,) = credit_groups([simple_group("g", "all", values, [9] * len(values))], {"all": 1.0}, CreditConfig())
-    for one, other in zip(split.rollouts, whole.rollouts, strict=True):
-        np.testing.assert_allclose(one.positive_weights, other.positive_weights, rtol=1e-6)
-        np.testing.assert_allclose(one.negative_weights, other.negative_weights, rtol=1e-6)
+    for of_split, of_whole in zip(split.rollouts, whole.rollouts, strict=True):
+        np.testing.assert_allclose(of_split.positive_weights, of_whole.positive_weights, rtol=1e-6)
+        np.testing.assert_allclose(of_split.negative_weights, of_whole.negative_weights, rtol=1e-6)
 
 
 COMPARISONS = [
@@ -302,14 +304,16 @@ def test_law_4_permuting_a_group_permutes_its_credit(
 ):
     config = dataclasses.replace(config, scoping=scoping)
     shuffled = [group.with_rollouts(data.draw(st.permutations(group.rollouts))) for group in step.groups]
-    expected = {one.key: one for group in credit_groups(step.groups, step.weights, config) for one in group.rollouts}
+    expected = {
+        rollout.key: rollout for group in credit_groups(step.groups, step.weights, config) for rollout in group.rollouts
+    }
     for group in credit_groups(shuffled, step.weights, config):
-        for one in group.rollouts:
-            other = expected[one.key]
+        for rollout in group.rollouts:
+            other = expected[rollout.key]
             # the sums of a mean change their order
-            np.testing.assert_allclose(one.advantages, other.advantages, rtol=1e-12, atol=1e-12)
-            np.testing.assert_allclose(one.positive_weights, other.positive_weights, rtol=1e-6, atol=1e-13)
-            np.testing.assert_allclose(one.negative_weights, other.negative_weights, rtol=1e-6, atol=1e-13)
+            np.testing.assert_allclose(rollout.advantages, other.advantages, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(rollout.positive_weights, other.positive_weights, rtol=1e-6, atol=1e-13)
+            np.testing.assert_allclose(rollout.negative_weights, other.negative_weights, rtol=1e-6, atol=1e-13)
 
 
 @LAWS
@@ -318,10 +322,10 @@ def test_law_4_adding_a_constant_to_a_reward_changes_nothing(step: Step, shift: 
     # 100 costs seven bits of the float64 values: 1e-14 absolute, over a std of at least 0.1
     moved = credit_groups([with_values(group, {"r0": shift}) for group in step.groups], step.weights, config)
     for group, other in zip(credit_groups(step.groups, step.weights, config), moved, strict=True):
-        for one, changed in zip(group.rollouts, other.rollouts, strict=True):
-            np.testing.assert_allclose(changed.advantages, one.advantages, rtol=1e-10, atol=1e-12)
-            np.testing.assert_allclose(changed.positive_weights, one.positive_weights, rtol=1e-6, atol=1e-12)
-            np.testing.assert_allclose(changed.negative_weights, one.negative_weights, rtol=1e-6, atol=1e-12)
+        for unchanged, changed in zip(group.rollouts, other.rollouts, strict=True):
+            np.testing.assert_allclose(changed.advantages, unchanged.advantages, rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(changed.positive_weights, unchanged.positive_weights, rtol=1e-6, atol=1e-12)
+            np.testing.assert_allclose(changed.negative_weights, unchanged.negative_weights, rtol=1e-6, atol=1e-12)
 
 
 @LAWS
@@ -336,10 +340,10 @@ def test_law_4_a_constant_reward_gives_exactly_nothing(value: float, size: int, 
     values = [value] * (size - 1) + [value * (1 + noise)]
     config = dataclasses.replace(config, epsilon=0.0)
     (group,) = credit_groups([simple_group("g", "a", values, [3] * size)], {"a": 1.0}, config)
-    for one in group.rollouts:
-        assert one.advantages == (0.0,)
-        np.testing.assert_array_equal(one.positive_weights, 0.0)
-        np.testing.assert_array_equal(one.negative_weights, 0.0)
+    for rollout in group.rollouts:
+        assert rollout.advantages == (0.0,)
+        np.testing.assert_array_equal(rollout.positive_weights, 0.0)
+        np.testing.assert_array_equal(rollout.negative_weights, 0.0)
 
 
 @LAWS
@@ -368,16 +372,16 @@ def test_law_6_reference_mode_has_the_public_gradient(data: st.DataObject, step:
     batches = data.draw(partitions(step.members))
     credited = credit_groups(step.groups, step.weights, CreditConfig(compat="upstream"), batches)
     ours = {
-        one.key: one.negative_weights.astype(float) - one.positive_weights
+        rollout.key: rollout.negative_weights.astype(float) - rollout.positive_weights
         for group in credited
-        for one in group.rollouts
+        for rollout in group.rollouts
     }
-    rollouts = [one for group in step.groups for one in group.rollouts]
-    longest = max(one.num_tokens for one in rollouts)
+    rollouts = [rollout for group in step.groups for rollout in group.rollouts]
+    longest = max(rollout.num_tokens for rollout in rollouts)
     masks = torch.zeros(len(rollouts), len(rollouts[0].rewards), longest, dtype=torch.bool)
-    for row, one in enumerate(rollouts):
-        for column in range(len(one.rewards)):
-            masks[row, column, : one.num_tokens] = torch.from_numpy(token_mask(one, [column]))
+    for row, rollout in enumerate(rollouts):
+        for column in range(len(rollout.rewards)):
+            masks[row, column, : rollout.num_tokens] = torch.from_numpy(token_mask(rollout, [column]))
     # A scope without any token divides 0 by 0 in the public code; here such a reward is not there. One of weight 0 is 0
     # in every response of the public code, so that its z-scores are.
     weighs = torch.tensor([step.weights[reward.name] > 0 for reward in rollouts[0].rewards])
@@ -386,7 +390,7 @@ def test_law_6_reference_mode_has_the_public_gradient(data: st.DataObject, step:
         assert not any(gradients.any() for gradients in ours.values())
         return
     batch = ReferenceBatch(
-        rewards=torch.tensor([[reward.value for reward in one.rewards] for one in rollouts])[:, present],
+        rewards=torch.tensor([[reward.value for reward in rollout.rewards] for rollout in rollouts])[:, present],
         group_ids=torch.tensor([index for index, group in enumerate(step.groups) for _ in group.rollouts]),
         scope_mask=masks[:, present],
         old_logprobs=torch.zeros(len(rollouts), longest, dtype=torch.float64),
@@ -429,8 +433,8 @@ def test_law_6_widening_is_the_public_fallback(order: list[str], count: int, sta
 @given(step=steps(), seed=SEEDS)
 def test_nothing_is_ever_nan(step: Step, seed: int):
     comparisons = [
-        CreditConfig(baseline=cast(Any, one["baseline"]), scale=cast(Any, one["scale"]), epsilon=0.0)
-        for one in COMPARISONS
+        CreditConfig(baseline=cast(Any, comparison["baseline"]), scale=cast(Any, comparison["scale"]), epsilon=0.0)
+        for comparison in COMPARISONS
     ]
     whole = [dataclasses.replace(config, scoping="whole") for config in comparisons]
     for config in (*comparisons, *whole, CreditConfig(compat="upstream")):

@@ -112,15 +112,15 @@ def test_supervised_loss_is_the_weighted_likelihood() -> None:
 
 
 def test_vectors_of_different_length_are_refused() -> None:
-    one, two = vector(-1.0), vector(-1.0, -1.0)
+    short, long = vector(-1.0), vector(-1.0, -1.0)
     with pytest.raises(ValueError, match=r"'positive_weights': \(1,\)"):
-        clipped_policy_loss(two, two, one, two, **CLIP)
+        clipped_policy_loss(long, long, short, long, **CLIP)
     with pytest.raises(ValueError, match="one entry per token"):
-        nll_loss(two, one)
+        nll_loss(long, short)
     with pytest.raises(ValueError, match="one entry per token"):
-        importance_weights(two, one, 2.0)
+        importance_weights(long, short, 2.0)
     with pytest.raises(ValueError, match="one entry per token"):
-        kl_estimate(two, one, "k3")
+        kl_estimate(long, short, "k3")
 
 
 def test_kl_estimates_average_to_the_divergence() -> None:

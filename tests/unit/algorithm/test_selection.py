@@ -30,7 +30,7 @@ def test_a_group_has_signal_exactly_if_it_earns_credit(step: Step) -> None:
     # halves keep the means exact, so that a value on the mean is on it in both modules
     for group in step.groups:
         (credited,) = credit_groups([group], step.weights, CreditConfig())
-        earns = any(one.positive_weights.any() or one.negative_weights.any() for one in credited.rollouts)
+        earns = any(rollout.positive_weights.any() or rollout.negative_weights.any() for rollout in credited.rollouts)
         assert has_nonzero_variance(group, step.weights) == earns
 
 

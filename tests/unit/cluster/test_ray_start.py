@@ -71,7 +71,7 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         return made[-1]
 
     yield busy
-    for process in [process for one in made for process in one.processes]:
+    for process in [process for busy_ray in made for process in busy_ray.processes]:
         process.kill()
         process.wait()
 

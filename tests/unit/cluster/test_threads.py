@@ -45,8 +45,8 @@ def test_every_node_shares_its_own_cores() -> None:
 
 
 def test_on_a_cpu_ranks_and_engines_take_turns_on_all_cores() -> None:
-    one = placed("cpu", ranks=1, engines=1)
-    shared = share_threads(one, cores={"a": 2}, rank_nodes=["a"], engine_nodes=["a"])
+    config = placed("cpu", ranks=1, engines=1)
+    shared = share_threads(config, cores={"a": 2}, rank_nodes=["a"], engine_nodes=["a"])
     assert shared == Threads(ranks=(2,), engines=(2,), ranks_alone=(2,))
     # Two ranks are at work at once, and so are four engines.
     more = placed("cpu", ranks=2, engines=4)

@@ -23,7 +23,7 @@ from rsgrpo.config import (
     Topology,
     TrainerConfig,
 )
-from tests.unit.config.test_config import RECIPES, composed
+from tests.unit.composition import RECIPES, composed
 
 REWARD = {"any": RewardConfig(function="a:b", scope=ScopeConfig(start="begin", stop="end"))}
 

@@ -206,7 +206,7 @@ def test_a_reader_goes_on_from_any_state(tmp_path: Path):
         states.append(reader.state)
     for index, state in enumerate(states):
         rest = open_reader("vhs", file, options=SKIP, state=state)
-        assert [(one.sample_id, one.images[0].path) for one in rest] == [
+        assert [(sample.sample_id, sample.images[0].path) for sample in rest] == [
             (f"{n:03d}", f"{n}.jpg") for n in range(index, 9)
         ]
 
@@ -246,7 +246,7 @@ def test_going_on_behind_records_that_are_no_objects_keeps_the_numbers(tmp_path:
     first = next(iter(reader))
     assert (first.sample_id, reader.state.record_index) == ("001", 2)
     rest = open_reader("vhs", file, options=SKIP, state=reader.state)
-    assert [one.sample_id for one in rest] == ["004"]
+    assert [sample.sample_id for sample in rest] == ["004"]
     assert rest.report.counts() == {"wrong type": 3}
 
 
@@ -272,7 +272,9 @@ def test_gold_pages_are_those_of_equal_paths(tmp_path: Path, positive: object, e
     (sample,), report = read_samples("evisrag", write(tmp_path / "top3_test.jsonl", row), options=SKIP)
     assert sample.positive_images == expected
     # A gold page that is not among those shown is normal, unless the pages are said to hold the answer.
-    assert [one.reason for one in report.remarks] == (["gold page not shown"] if positive and not expected else [])
+    assert [remark.reason for remark in report.remarks] == (
+        ["gold page not shown"] if positive and not expected else []
+    )
 
 
 @pytest.mark.parametrize("positive", [12, True, 0, {"imgs/12.png": 1}, [["imgs/12.png"]], [12], ["imgs/12.png", None]])
@@ -287,9 +289,9 @@ def test_one_id_in_two_ways_of_writing_it_stands_there_twice(tmp_path: Path) -> 
     row = {"query": "q", "answer": ["a"], "image": ["a.png"]}
     file = tmp_path / "top3_test.jsonl"
     ids = [4, " 4", 4.0, "4.0", 4.5, True]
-    file.write_text("".join(json.dumps(row | {"qid": one}) + "\n" for one in ids))
+    file.write_text("".join(json.dumps(row | {"qid": qid}) + "\n" for qid in ids))
     samples, report = read_samples("evisrag", file, options=SKIP)
-    assert [one.sample_id for one in samples if "#" not in one.sample_id] == ["4", "4.0"]
+    assert [sample.sample_id for sample in samples if "#" not in sample.sample_id] == ["4", "4.0"]
     # 4.5 and true are none; " 4" and 4.0 are 4 again.
     assert report.counts()["wrong type"] == 2
     assert sum(report.counts().values()) + len(samples) == len(ids)

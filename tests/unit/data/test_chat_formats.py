@@ -58,7 +58,7 @@ def test_parts_without_a_reference_take_the_images_of_the_record_in_order_or_by_
         {"id": "b", "messages": [user(*by_index, text), ANSWER], "images": ["a.png", "b.png"]},
         {"id": "c", "messages": [{"role": "user", "content": "<image>Q"}, ANSWER], "images": ["a.png"]},
     )
-    assert [[image.path for image in one.images] for one in samples] == [
+    assert [[image.path for image in sample.images] for sample in samples] == [
         ["a.png", "b.png"],
         ["b.png", "a.png"],
         ["a.png"],
@@ -69,7 +69,10 @@ def test_null_is_absent(tmp_path: Path):
     talk = [{"from": "human", "value": "Q", "role": None}, {"from": "gpt", "value": "A", "content": None}]
     empty = {"messages": None, "id": None, "images": None, "system": None, "tools": None}
     samples = read(tmp_path, {**empty, "conversations": talk}, {"messages": [], "conversations": talk})
-    assert [(one.sample_id, one.images, one.turns[1].text) for one in samples] == [("0", (), "A"), ("1", (), "A")]
+    assert [(sample.sample_id, sample.images, sample.turns[1].text) for sample in samples] == [
+        ("0", (), "A"),
+        ("1", (), "A"),
+    ]
 
 
 @pytest.mark.parametrize(

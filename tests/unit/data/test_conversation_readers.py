@@ -57,8 +57,8 @@ def test_llava_images_as_text_as_list_and_none(tmp_path: Path):
         said("<image> or <image>?", "A", id="two", image=["a.jpg", "b.jpg"]),
     )
     assert not skipped
-    assert [one.sample_id for one in samples] == ["x", "7", "t", "m", "two"]
-    assert [len(one.images) for one in samples] == [1, 2, 0, 1, 2]
+    assert [sample.sample_id for sample in samples] == ["x", "7", "t", "m", "two"]
+    assert [len(sample.images) for sample in samples] == [1, 2, 0, 1, 2]
     assert samples[0].images[0].file == str(tmp_path / "sub/a.jpg")
     assert turns(samples[1]) == [(Q, "<image><image>\nQ"), (A, "A"), (Q, "more?"), (A, "B")]
     # a turn's only marker moves to its front, as in LLaVA-NeXT; two stay where they are
@@ -84,7 +84,7 @@ def test_llava_defects_by_reason(tmp_path: Path):
     )
     assert skipped == {"markers": 3, "empty answer": 1, "turns": 1, "role": 1, "wrong type": 2, "video": 1}
     # an id that stands twice gets its record number, and nothing is lost
-    assert [one.sample_id for one in samples] == ["kept", "kept#10"]
+    assert [sample.sample_id for sample in samples] == ["kept", "kept#10"]
     assert remarks == {"first turn is an answer": 1, "id twice": 1}
 
 
@@ -124,7 +124,7 @@ def test_mirage_puts_one_marker_an_image_in_front_and_keeps_the_labels(tmp_path:
         said("Q", "A", image=["a.jpg", "b.jpg"], relevant_images=[0, 0]),
     )
     assert turns(samples[0])[0] == (Q, "<image><image>\nIs  it?")
-    assert [one.positive_images for one in samples] == [(1,), (0,)]
+    assert [sample.positive_images for sample in samples] == [(1,), (0,)]
     assert skipped == {"relevance": 3}
 
 
@@ -165,7 +165,7 @@ def test_sampling_by_hand(tmp_path: Path, sampling: str, expected: Any):
     file = write(tmp_path / "d.json", numbered(7))
     samples, report = read_samples("llava", file, options=ReaderOptions(sampling=sampling))
     wanted = list(range(expected)) if isinstance(expected, int) else expected
-    assert [int(one.sample_id) for one in samples] == wanted
+    assert [int(sample.sample_id) for sample in samples] == wanted
     assert report.num_records == len(wanted)
 
 
@@ -174,7 +174,7 @@ def test_random_sampling_goes_by_the_seed_and_keeps_the_order(tmp_path: Path):
 
     def drawn(seed: int, sampling: str) -> list[int]:
         options = ReaderOptions(sampling=sampling, seed=seed)
-        return [int(one.sample_id) for one in open_reader("llava", file, options=options)]
+        return [int(sample.sample_id) for sample in open_reader("llava", file, options=options)]
 
     first = drawn(0, "random:10")
     assert (len(set(first)), first) == (10, sorted(first))
@@ -188,7 +188,7 @@ def test_a_manifest_and_braces_name_several_files(tmp_path: Path):
     manifest.write_text(
         "datasets:\n- json_path: sub/a.json\n  sampling_strategy: end:50%\n- json_path: 'sub/b{1,2}.jsonl'\n"
     )
-    ids = [one.sample_id for one in open_reader("llava", manifest)]
+    ids = [sample.sample_id for sample in open_reader("llava", manifest)]
     # the files' ids collide: the second of a name gets its record number
     assert ids == ["2", "3", "0", "1", "2#2", "0#0", "1#1"]
     with pytest.raises(DataError, match="says itself how to sample"):
@@ -226,8 +226,8 @@ def test_any_record_can_be_read_by_number(tmp_path: Path, suffix: str):
     assert len(samples) == 40
     assert samples.report.num_skipped == 4
     for index in reversed(range(40)):
-        one = samples.sample(index)
-        assert (one.sample_id, one.turns[1]) == (str(index), Turn(role=A, text=f"A{index}"))
+        sample = samples.sample(index)
+        assert (sample.sample_id, sample.turns[1]) == (str(index), Turn(role=A, text=f"A{index}"))
         assert rows[samples.number(index)]["id"] == index  # type: ignore[index]
     file.write_bytes(file.read_bytes()[: math.floor(file.stat().st_size / 2)])
     again = IndexedSamples("llava", str(file), SKIP)

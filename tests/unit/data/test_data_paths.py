@@ -137,7 +137,7 @@ def test_latin_1_is_refused_with_the_byte(tmp_path: Path):
         read_samples("llava", tmp_path / "d.jsonl", options=OPTIONS)
 
 
-def test_a_mark_that_lies_is_named(tmp_path: Path):
+def test_a_byte_order_mark_that_does_not_fit_the_bytes_is_named(tmp_path: Path):
     (tmp_path / "d.json").write_bytes(b"\xff\xfe[")
     with pytest.raises(DataError, match="says that it is utf-16, but its byte"):
         open_utf8(tmp_path / "d.json")

@@ -99,9 +99,9 @@ def test_an_answer_that_is_text_is_one_answer_not_its_letters(folder: Path):
 
 
 def test_pages_come_from_the_table_where_files_are_absent(tmp_path: Path):
-    pages = {f"imgs/{n}.png": Image.new("RGB", (30, 28), (n, 0, 0)) for n in (1, 2)}
-    samples = [Sample(sample_id="a", question="?", images=tuple(ImageRef(path=p) for p in pages), gold_response=GOLD)]
-    write_evisrag(tmp_path / "d.jsonl", samples, pages, layout="train", as_table=True)
+    images = {f"imgs/{n}.png": Image.new("RGB", (30, 28), (n, 0, 0)) for n in (1, 2)}
+    samples = [Sample(sample_id="a", question="?", images=tuple(ImageRef(path=p) for p in images), gold_response=GOLD)]
+    write_evisrag(tmp_path / "d.jsonl", samples, images, layout="train", as_table=True)
     Image.new("RGB", (30, 28), (9, 0, 0)).save(tmp_path / "1.png")
     (tmp_path / "imgs").mkdir()
     (tmp_path / "1.png").rename(tmp_path / "imgs/1.png")
@@ -130,8 +130,8 @@ def test_image_root_and_column_names_are_settings(folder: Path):
 @pytest.mark.parametrize("layout", ["train", "test"])
 @pytest.mark.parametrize("as_table", [True, False])
 def test_what_is_written_is_what_is_read(tmp_path: Path, layout: str, as_table: bool):
-    pages = {f"imgs/{n}.png": Image.new("RGB", (30, 28), (n, 5, 5)) for n in range(3)}
-    refs = tuple(ImageRef(path=path) for path in pages)
+    images = {f"imgs/{n}.png": Image.new("RGB", (30, 28), (n, 5, 5)) for n in range(3)}
+    refs = tuple(ImageRef(path=path) for path in images)
     written = [
         Sample(
             sample_id=f"s{n}",
@@ -145,14 +145,14 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, layout: str, as_table: 
         for n in range(2)
     ]
     file = tmp_path / ("top3_test.jsonl" if layout == "test" else "train.jsonl")
-    write_evisrag(file, written, pages, layout=layout, as_table=as_table)
+    write_evisrag(file, written, images, layout=layout, as_table=as_table)
     for before, after in zip(written, load(str(file)), strict=True):
         for name in ("sample_id", "question", "answers", "gold_response", "is_sufficient", "metadata"):
             assert getattr(after, name) == getattr(before, name), name
         assert [ref.path for ref in after.images] == [ref.path for ref in before.images]
         assert after.positive_images == (before.positive_images if layout == "test" else ())
         for ref in after.images:
-            assert np.array_equal(np.asarray(load_image(ref, ImageRules())), np.asarray(pages[ref.path]))
+            assert np.array_equal(np.asarray(load_image(ref, ImageRules())), np.asarray(images[ref.path]))
 
 
 def test_json_list_parquet_and_folder_hold_the_same_items(folder: Path):
@@ -319,7 +319,7 @@ def test_an_answer_in_the_declared_sections_is_gold(folder: Path):
     path = write_lines(folder / "train.jsonl", rows)
     by_format = load_samples(path, DataConfig(), is_training=True, response_format=planned).samples
     # a tagged text is gold, and its answer section the accepted answer
-    assert [(one.gold_response, one.answers) for one in by_format] == [
+    assert [(sample.gold_response, sample.answers) for sample in by_format] == [
         (tagged, ("Team A",)), ("", ("<plan> is no tag of ours",)), ("", ("Team A",)),
     ]  # fmt: skip
     # read by EVisRAG's sections it is plain text

@@ -20,8 +20,8 @@ from rsgrpo.data.files import DataError
 from rsgrpo.data.images.loading import load_image
 from rsgrpo.data.synthetic.shapes import COLOURS, KINDS, draw, place
 from rsgrpo.data.synthetic.tasks import TASKS, write_task
-from rsgrpo.text.sections import parse_response
 from rsgrpo.types import Sample
+from tests.unit.reward_calls import make_call
 
 
 def written(task: str, folder: Path, *, num_train: int = 12, seed: int = 3) -> tuple[Sample, ...]:
@@ -30,15 +30,7 @@ def written(task: str, folder: Path, *, num_train: int = 12, seed: int = 3) -> t
 
 
 def honest(sample: Sample) -> RewardCall:
-    return RewardCall(
-        sample=sample,
-        text=sample.gold_response,
-        parsed=parse_response(sample.gold_response),
-        token_ids=np.zeros(1, dtype=np.int32),
-        finish_reason="stop",
-        num_tokens=1,
-        response_index=0,
-    )
+    return make_call(sample, sample.gold_response)
 
 
 def test_boxes_are_exactly_the_pixels_of_their_shape() -> None:
@@ -54,8 +46,8 @@ def test_grounding_gold_lies_on_its_page(tmp_path: Path) -> None:
         (box,) = sample.boxes
         assert sample.positive_images == (box.image_index,)
         colour = COLOURS[sample.question.split()[2]]
-        page = np.asarray(load_image(sample.images[box.image_index], ImageRules()))
-        inside = page[round(112 * box.top) : round(112 * box.bottom), round(112 * box.left) : round(112 * box.right)]
+        image = np.asarray(load_image(sample.images[box.image_index], ImageRules()))
+        inside = image[round(112 * box.top) : round(112 * box.bottom), round(112 * box.left) : round(112 * box.right)]
         assert (inside == colour).all(axis=2).mean() > 0.45  # half of its box for a triangle, pi / 4 for a circle
         assert iou(honest(sample)) == pytest.approx(1.0, abs=0.05)  # thousandths are rounded
         assert box_count(honest(sample)) == 1.0
@@ -124,13 +116,4 @@ def test_bad_gold_columns_are_named(tmp_path: Path, columns: dict[str, object], 
     ],
 )
 def test_some_sections_only(text: str, expected: float) -> None:
-    call = RewardCall(
-        sample=Sample(sample_id="q"),
-        text=text,
-        parsed=parse_response(text),
-        token_ids=np.zeros(1, dtype=np.int32),
-        finish_reason="stop",
-        num_tokens=1,
-        response_index=0,
-    )
-    assert sections(call, ["think", "answer"]) == expected
+    assert sections(make_call(Sample(sample_id="q"), text), ["think", "answer"]) == expected

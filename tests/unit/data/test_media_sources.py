@@ -145,7 +145,7 @@ def test_every_format_reads_bytes_in_parquet(tmp_path: Path, format: str, layout
     value, kind = cells(PNG)[layout]
     record = FORMATS[format](None)
     key = "images" if "images" in record else "image"
-    columns = {name: pa.array([one, one]) for name, one in record.items() if name not in (key, "qid")}
+    columns = {name: pa.array([entry, entry]) for name, entry in record.items() if name not in (key, "qid")}
     if format == "evisrag":
         columns["qid"] = pa.array([1, 2])
     pq.write_table(pa.table({**columns, key: pa.array([value, value], type=kind)}), tmp_path / "d.parquet")
@@ -160,7 +160,7 @@ def test_bytes_in_parquet_are_references_for_training(tmp_path: Path):
     table = pa.table({"query": ["q"] * 3, "answer": [["a"]] * 3, "image": pa.array([value * 2] * 3, type=kind)})
     pq.write_table(table, tmp_path / "rl[1].parquet")
     samples = load_samples(str(tmp_path / "rl[1].parquet"), DataConfig(), is_training=True).samples
-    assert [[(ref.file, ref.parquet_row, ref.parquet_index) for ref in one.images] for one in samples] == [
+    assert [[(ref.file, ref.parquet_row, ref.parquet_index) for ref in sample.images] for sample in samples] == [
         [("", row, 0), ("", row, 1)] for row in range(3)
     ]
     # No bytes are held: what a row of the table gives is small.

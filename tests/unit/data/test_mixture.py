@@ -51,16 +51,16 @@ def test_weights_say_how_often_an_epoch_shows_each_record(tmp_path: Path):
 
 
 def test_the_order_goes_by_seed_and_epoch_alone(tmp_path: Path):
-    one = source(tmp_path, "a", 20)
-    assert mix(one).order(3).tolist() == mix(one).order(3).tolist()
-    assert mix(one, seed=1).order(3).tolist() != mix(one).order(3).tolist()
+    data = source(tmp_path, "a", 20)
+    assert mix(data).order(3).tolist() == mix(data).order(3).tolist()
+    assert mix(data, seed=1).order(3).tolist() != mix(data).order(3).tolist()
 
 
 def test_samples_say_where_they_come_from_and_their_ids_are_unique(tmp_path: Path):
     mixture = mix(source(tmp_path, "a", 3), source(tmp_path, "b", 2))
     samples = [mixture.sample(key) for key in range(5)]
-    assert [one.sample_id.split("/")[0] for one in samples] == ["0.0", "0.1", "0.2", "1.0", "1.1"]
-    assert [one.turns[1].text for one in samples] == ["A0", "A1", "A2", "A0", "A1"]
+    assert [sample.sample_id.split("/")[0] for sample in samples] == ["0.0", "0.1", "0.2", "1.0", "1.1"]
+    assert [sample.turns[1].text for sample in samples] == ["A0", "A1", "A2", "A0", "A1"]
 
 
 def test_held_out_records_are_never_trained_on(tmp_path: Path):
@@ -84,21 +84,21 @@ def test_bad_records_stop_the_run_or_are_left_out_and_counted(tmp_path: Path):
 
 
 def test_a_file_that_breaks_off_stops_the_run_with_the_byte_to_go_on_from(tmp_path: Path):
-    one = source(tmp_path, "a", 3)
-    text = Path(one.path).read_text()
-    Path(one.path).write_text(text[:-40])
+    data = source(tmp_path, "a", 3)
+    text = Path(data.path).read_text()
+    Path(data.path).write_text(text[:-40])
     # the second record ends in front of the last ", {"
     end = text.rindex(', {"id"')
     with pytest.raises(
         DataError, match=rf"2 of 3 records(.|\n)*truncated JSON(.|\n)*byte {len(text) - 40} .*byte {end} "
     ):
-        mix(one)
-    assert mix(one, on_bad_record="skip").reports[0].counts() == {"truncated JSON": 1}
+        mix(data)
+    assert mix(data, on_bad_record="skip").reports[0].counts() == {"truncated JSON": 1}
 
 
 def test_ids_that_stand_twice_are_counted_and_kept_apart(tmp_path: Path):
     mixture = mix(source(tmp_path, "a", 3))
-    assert [(one.reason, one.count) for one in mixture.reports[0].remarks] == [("id twice", 2)]
+    assert [(remark.reason, remark.count) for remark in mixture.reports[0].remarks] == [("id twice", 2)]
     assert len({mixture.sample(key).sample_id for key in range(3)}) == 3
 
 

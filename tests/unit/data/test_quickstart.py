@@ -132,16 +132,16 @@ def test_everything_comes_from_the_seed():
 
 @pytest.mark.parametrize("side", [28, 56])
 def test_a_page_shows_the_frame_the_paper_and_the_digit(side: int):
-    page = np.asarray(draw_image(Card(colour="green", scan=0, digit=0), side)).astype(int)
-    assert page.shape == (side, side, 3)
-    assert tuple(page[0, 0]) == tuple(page[-1, side // 2]) == COLOURS["green"]
-    paper = page[side // 8 : -side // 8, side // 8 : -side // 8]
+    image = np.asarray(draw_image(Card(colour="green", scan=0, digit=0), side)).astype(int)
+    assert image.shape == (side, side, 3)
+    assert tuple(image[0, 0]) == tuple(image[-1, side // 2]) == COLOURS["green"]
+    paper = image[side // 8 : -side // 8, side // 8 : -side // 8]
     assert paper.min() < 60  # ink
     # A quarter of green (30, 150, 60) in white: 255 - 0.25 * (225, 105, 195) = (198.75, 228.75, 206.25).
     brightest = paper.reshape(-1, 3)[paper.sum(axis=2).argmax()]
     assert tuple(brightest) == (199, 229, 206)
     other = np.asarray(draw_image(Card(colour="green", scan=1, digit=1), side)).astype(int)
-    assert np.abs(page - other).max() > 100  # another scan, another page
+    assert np.abs(image - other).max() > 100  # another scan, another page
 
 
 def test_data_sets_are_written_in_the_public_format_and_read_back(tmp_path: Path):
@@ -162,8 +162,8 @@ def test_data_sets_are_written_in_the_public_format_and_read_back(tmp_path: Path
             assert (sample.answers, sample.is_sufficient) == ((question.answer,), question.is_sufficient)
             assert sample.metadata["kind"] == question.kind
             for ref, card in zip(sample.images, question.cards, strict=True):
-                page = load_image(ref, data.image_rules)
-                assert np.array_equal(np.asarray(page), np.asarray(draw_image(card, SMALL.image_pixels)))
+                image = load_image(ref, data.image_rules)
+                assert np.array_equal(np.asarray(image), np.asarray(draw_image(card, SMALL.image_pixels)))
 
 
 def test_a_complete_data_folder_is_left_alone_and_an_unfinished_one_is_not_taken_for_it(tmp_path: Path):
@@ -185,7 +185,7 @@ def test_paths_of_pages_do_not_give_the_answer_away(tmp_path: Path):
 def test_tokens_merge_with_their_neighbours_as_in_the_full_tokenizer():
     tokenizer = build_tokenizer(corpus(SMALL, 0), 512)
     ids = tokenizer.encode("<evidence>\n[1]: red 12\n</evidence>\n<answer> insufficient")
-    pieces = [tokenizer.decode([one]) for one in ids]
+    pieces = [tokenizer.decode([token_id]) for token_id in ids]
     # Qwen2's rules: "<" takes the name, ">" the line break behind it, "</" stands alone, digits come one by one.
     assert pieces[:3] == ["<evidence", ">\n", "["]
     assert pieces[5:10] == [" red", " ", "1", "2", "\n"]
@@ -198,7 +198,7 @@ def test_special_tokens_follow_the_vocabulary_in_qwens_order():
     ids = [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS]
     assert ids == list(range(len(tokenizer) - len(SPECIAL_TOKENS), len(tokenizer)))
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
-    assert [tokenizer.encode(token) for token in SPECIAL_TOKENS] == [[one] for one in ids]
+    assert [tokenizer.encode(token) for token in SPECIAL_TOKENS] == [[token_id] for token_id in ids]
     assert tokenizer.decode([*tokenizer.encode("hi"), *ids], skip_special_tokens=True) == "hi"
     with pytest.raises(ValueError, match="must be at least 270"):
         build_tokenizer([], 269)
@@ -217,8 +217,8 @@ def test_the_model_folder_loads_like_any_qwen(tmp_path: Path):
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|>"
         "<|vision_end|>Which card shows 7?<|im_end|>\n<|im_start|>assistant\n"
     )
-    page = draw_image(Card(colour="red", scan=0, digit=0), SMALL.image_pixels)
-    inputs = processor(text=[text], images=[[page]], return_tensors="pt")
+    image = draw_image(Card(colour="red", scan=0, digit=0), SMALL.image_pixels)
+    inputs = processor(text=[text], images=[[image]], return_tensors="pt")
     num_image_tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
     assert num_image_tokens == (SMALL.image_pixels // 28) ** 2  # the page is read as it is, not rescaled
     with torch.no_grad():

@@ -29,16 +29,17 @@ ALIKE = st.fixed_dictionaries({"id": st.one_of(TEXTS, st.lists(st.fixed_dictiona
 RECORDS = st.one_of(
     st.lists(FIELDS, max_size=8),
     st.lists(
-        st.one_of(ALIKE, ALIKE, ALIKE, st.builds(lambda one, more: one | more, ALIKE, FIELDS), FIELDS), max_size=8
+        st.one_of(ALIKE, ALIKE, ALIKE, st.builds(lambda record, fields: record | fields, ALIKE, FIELDS), FIELDS),
+        max_size=8,
     ),
 )
 
 
 def read(file: Path, prefix: str = "item", offset: int = 0) -> list[tuple[int, Any]]:
-    return [(one.end, one.value) for one in raw_records(file, prefix=prefix, offset=offset)]
+    return [(record.end, record.value) for record in raw_records(file, prefix=prefix, offset=offset)]
 
 
-def test_the_parser_is_the_c_one():
+def test_ijson_uses_its_c_parser():
     assert ijson.backend == "yajl2_c"
 
 
@@ -104,9 +105,11 @@ def test_records_parted_otherwise_than_the_first_two(
     assert [value for _, value in found] == json.loads(text)
     ends = [end for end, value in found if isinstance(value, dict)]
     assert all(text[end - 1] == "}" for end in ends)
-    for start, end, value in zip([0, *ends], ends, [one for _, one in found if isinstance(one, dict)], strict=False):
+    for start, end, value in zip(
+        [0, *ends], ends, [record for _, record in found if isinstance(record, dict)], strict=False
+    ):
         assert json.loads(text[start:end].lstrip("[, 7")) == value
-        assert [one for _, one in read(file, offset=end)] == json.loads("[" + text[end:].lstrip(", "))
+        assert [record for _, record in read(file, offset=end)] == json.loads("[" + text[end:].lstrip(", "))
 
 
 @pytest.mark.parametrize("cut", range(1, 20))
@@ -166,8 +169,8 @@ def test_one_broken_record_costs_one_record(tmp_path: Path, odd: str, at: int):
     file = tmp_path / "d.json"
     file.write_text("[" + ",\n".join(rows) + "]")
     found = list(raw_records(file, prefix="item"))
-    good = [one.value["id"] for one in found if isinstance(one.value, dict)]
-    bad = [one.value for one in found if isinstance(one.value, BadRecordError)]
+    good = [record.value["id"] for record in found if isinstance(record.value, dict)]
+    bad = [record.value for record in found if isinstance(record.value, BadRecordError)]
     lost = sum(error.num_records for error in bad)
     if odd == "1}":  # a whole record with something behind it: no one can know that it was none
         assert good == list(range(40))
@@ -186,7 +189,7 @@ def test_a_list_that_cannot_be_read_on_says_how_much_is_lost(tmp_path: Path):
     file = tmp_path / "d.json"
     file.write_text("[" + ",\n".join(rows[:3]) + ",\n" + "".join(rows[3:]).replace("{", "<").replace("[", "<") + "]")
     *good, rest = list(raw_records(file, prefix="item"))
-    assert [one.value for one in good] == [json.loads(row) for row in rows[:3]]
+    assert [record.value for record in good] == [json.loads(row) for row in rows[:3]]
     assert isinstance(rest.value, BadRecordError)
     size = file.stat().st_size
     assert f"3 records read, the remaining {size - rest.start:,} bytes of {size:,} (99.7 %" in rest.value.detail
@@ -230,8 +233,10 @@ def test_whatever_json_writes_is_read_as_json_reads_it(
     with open_utf8(file) as stream:
         data = stream.read()
     # compared as text, as NaN is not equal to itself
-    assert [repr(one.value) for one in found] == [repr(like_json(one)) for one in texts]
-    assert [repr(decode_json(data[one.start : one.end])[0]) for one in found] == [repr(one.value) for one in found]
+    assert [repr(record.value) for record in found] == [repr(like_json(record)) for record in texts]
+    assert [repr(decode_json(data[record.start : record.end])[0]) for record in found] == [
+        repr(record.value) for record in found
+    ]
     repr(found).encode()
 
 
@@ -270,9 +275,9 @@ def test_a_file_is_read_by_what_it_holds_and_not_by_its_name(tmp_path: Path):
     ):
         file.write_text(text, encoding="utf-8")
         found = list(raw_records(file, prefix="item"))
-        assert [one.value for one in found] == want, text
+        assert [record.value for record in found] == want, text
         data = file.read_bytes()
-        assert [json.loads(data[one.start : one.end]) for one in found] == want, text
+        assert [json.loads(data[record.start : record.end]) for record in found] == want, text
     lines = tmp_path / "d.jsonl"
     for text in ('[{"a": 1},\n{"a": 2}]', '[{"a": 1}, {"a": 2}]\n', '{"a": 1}\r{"a": 2}\r', '{"a":\n1}\n{"a": 2}'):
         lines.write_bytes(text.encode())

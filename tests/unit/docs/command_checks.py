@@ -21,8 +21,9 @@ import pytest
 
 from recipes.commands.table import COMMANDS
 from rewards.lab.settings import changed_settings
-from rsgrpo.config import Config, ConfigError, load_config, register_schema, resolved_yaml
+from rsgrpo.config import ConfigError, resolved_yaml
 from rsgrpo.failures.overrides import check_call
+from tests.unit.composition import composed
 from tests.unit.docs.shell_blocks import REPOSITORY, Command
 
 _MODULES = {name: command.entry.partition(":")[0] for name, command in COMMANDS.items()}
@@ -129,18 +130,6 @@ def _python(command: Command, arguments: list[str]) -> tuple[str, list[str]]:
     return arguments[0], arguments[1:]
 
 
-@functools.cache
-def composed(overrides: tuple[str, ...]) -> Config:
-    """Settings as ``train.py`` gets them: composed, checked, built."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    register_schema()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base=None):
-        return load_config(compose("config", overrides=list(overrides)))
-
-
 def _check_train(arguments: Sequence[str]) -> bool:
     """Whether the settings ask for GPUs; those of a plan, or that are only printed, need none."""
     try:
@@ -150,7 +139,7 @@ def _check_train(arguments: Sequence[str]) -> bool:
         if "--config-dir" in given:
             folder = REPOSITORY / given[given.index("--config-dir") + 1]
             overrides = (f"hydra.searchpath=[file://{folder}]", *overrides)
-        config = composed(overrides)
+        config = composed(*overrides)
     except Exception as error:  # whatever stops it is why the command is refused
         _fail(f"train.py refuses it: {error}")
     asks = (
@@ -202,7 +191,7 @@ def _check_module(name: str, arguments: Sequence[str], *, is_mention: bool) -> N
 def _check_replay(overrides: Sequence[str]) -> None:
     """The lab lays its overrides over the settings that a run has written: here the quickstart's."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.yaml").write_text(resolved_yaml(composed(())))
+        (Path(folder) / "config.yaml").write_text(resolved_yaml(composed()))
         try:
             changed_settings(Path(folder), None, overrides)
         except ConfigError as error:

@@ -44,7 +44,7 @@ def test_the_docs_show_the_two_commands_and_every_command_of_rsgrpo() -> None:
     shown = {command.text.partition("  #")[0].strip() for command in COMMANDS if command.file.name == "README.md"}
     assert {"uv run train.py", "uv run pytest -n 2"} <= shown
     words = [command.words for command in COMMANDS]
-    used = {one[one.index("rsgrpo") + 1] for one in words if "rsgrpo" in one[:-1]}
+    used = {call[call.index("rsgrpo") + 1] for call in words if "rsgrpo" in call[:-1]}
     assert used >= table.COMMANDS.keys()
 
 
@@ -87,7 +87,7 @@ def test_a_command_that_is_wrong_is_found(text: str, reason: str) -> None:
         check(_command(text))
 
 
-def test_what_no_test_can_run_passes_with_its_marker() -> None:
+def test_commands_that_need_a_gpu_or_a_network_pass_with_their_marker() -> None:
     check(_command("uv run --no-group cpu --extra gpu train.py recipe=evisrag_7b", marker="needs a GPU"))
     check(_command("python3 -m pip install uv", marker="needs a network"))
 

@@ -200,7 +200,7 @@ def test_the_picture_of_the_results_is_up_to_date() -> None:
     )
 
 
-def test_names_that_answer_the_five_questions_stand_at_most_two_folders_deep() -> None:
+def test_files_named_in_the_five_questions_lie_at_most_two_folders_deep() -> None:
     text = (REPOSITORY / "docs" / "architecture.md").read_text()
     (table,) = re.findall(r"## Five questions.*?\n(\|.*?)\n\n", text, re.DOTALL)
     rows = table.splitlines()[2:]

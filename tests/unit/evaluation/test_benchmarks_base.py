@@ -36,14 +36,14 @@ def test_an_unknown_benchmark_names_the_choices() -> None:
 
 
 def test_a_family_stands_for_all_its_tasks() -> None:
-    assert [one.name for one in find_benchmarks("evisrag")] == [
+    assert [benchmark.name for benchmark in find_benchmarks("evisrag")] == [
         "evisrag/chartqa",
         "evisrag/infovqa",
         "evisrag/docvqa",
         "evisrag/slidevqa",
         "evisrag/vidoseek",
     ]
-    assert [one.name for one in find_benchmarks("evisrag/docvqa")] == ["evisrag/docvqa"]
+    assert [benchmark.name for benchmark in find_benchmarks("evisrag/docvqa")] == ["evisrag/docvqa"]
 
 
 def test_every_registered_name_is_the_benchmarks_own() -> None:
@@ -59,11 +59,11 @@ def test_pairing_names_what_has_no_partner() -> None:
         problems=("line 4",),
     )
     pairing = pair_predictions(samples, file)
-    assert [(one.sample.sample_id, one.text) for one in pairing.answered] == [("a", "1"), ("a", "2")]
+    assert [(answer.sample.sample_id, answer.text) for answer in pairing.answered] == [("a", "1"), ("a", "2")]
     assert [sample.sample_id for sample in pairing.gaps.missing] == ["b"]
     assert pairing.gaps.counts == {MISSING: 1, UNKNOWN: 1, UNREADABLE: 1}
     once, num_doubled = last_of_each(pairing.answered)
-    assert ([one.text for one in once], num_doubled) == (["2"], 1)
+    assert ([answer.text for answer in once], num_doubled) == (["2"], 1)
 
 
 def test_samples_that_share_an_id_are_refused() -> None:
@@ -91,7 +91,7 @@ def test_the_same_values_give_the_same_interval_and_contain_the_mean() -> None:
 
 
 def test_evisrag_prints_what_the_original_prints(parity: Callable[[str], list[dict[str, Any]]]) -> None:
-    chosen = [one for one in parity("evisrag_em_acc_f1") if one["inputs"]["op"] == "aggregate"]
+    chosen = [candidate for candidate in parity("evisrag_em_acc_f1") if candidate["inputs"]["op"] == "aggregate"]
     for vector in chosen:
         rows = vector["inputs"]["rows"]
         result = find_benchmark("evisrag/docvqa").score(
@@ -138,7 +138,7 @@ def test_evisrag_predictions_survive_writing_and_reading(tmp_path: Path) -> None
     benchmark = find_benchmark("evisrag/chartqa")
     path = benchmark.write_predictions([answered("q1", "é\n<answer>x</answer>")], tmp_path, model="m")
     assert path == tmp_path / "ChartQA" / "m.jsonl"
-    assert [(one.sample_id, one.text) for one in benchmark.read_predictions(path).predictions] == [
+    assert [(prediction.sample_id, prediction.text) for prediction in benchmark.read_predictions(path).predictions] == [
         ("q1", "é\n<answer>x</answer>")
     ]
 

@@ -35,7 +35,9 @@ def vectors(parity: Parity, operation: str) -> list[dict[str, Any]]:
     return chosen
 
 
-def question(sample_id: str = "000", gold: str = "yes", num_needles: int = 1, num_distractors: int = 3) -> Sample:
+def haystack_sample(
+    sample_id: str = "000", gold: str = "yes", num_needles: int = 1, num_distractors: int = 3
+) -> Sample:
     names = [f"p{index}.jpg" for index in range(num_needles)] + [f"n{index}.jpg" for index in range(num_distractors)]
     return Sample(
         sample_id=sample_id,
@@ -116,7 +118,7 @@ def test_mirages_retriever_rule_equals_the_original() -> None:
 
 
 def test_a_doubled_positional_reply_is_no_further_position() -> None:
-    sample = question()
+    sample = haystack_sample()
     answered = [
         Answered(sample=sample, text=text, needle_position=at) for at, text in ((0, "no"), (1, "yes"), (0, "yes"))
     ]
@@ -138,9 +140,9 @@ def test_a_strict_reading_takes_no_both_ways() -> None:
     assert [strict_answer(text) for text in ("There is no dog", "no—definitely", "No. Yes was wrong.")] == ["no"] * 3
 
 
-def test_strict_mends_gold_and_counts_the_missing_and_doubled() -> None:
+def test_strict_scores_fix_gold_and_count_missing_and_doubled_predictions() -> None:
     benchmark = find_benchmark("vhs/single")
-    samples = [question("000", "Yes"), question("001", "no"), question("002")]
+    samples = [haystack_sample("000", "Yes"), haystack_sample("001", "no"), haystack_sample("002")]
     answered = [
         Answered(sample=samples[0], text="Yes"),
         Answered(sample=samples[1], text="Yes and no"),
@@ -165,7 +167,7 @@ def rescored(name: str, samples: list[Sample], path: Path) -> BenchmarkResult:
 
 
 def test_the_originals_files_are_written_and_read(tmp_path: Path) -> None:
-    samples = [question("000"), question("001", "no")]
+    samples = [haystack_sample("000"), haystack_sample("001", "no")]
     answered = [Answered(sample=sample, text="Yes") for sample in samples]
     path = find_benchmark("vhs/single").write_predictions(answered, tmp_path, model="m")
     assert sorted(file.name for file in path.iterdir()) == ["000.json", "001.json"]
@@ -179,7 +181,7 @@ def test_the_originals_files_are_written_and_read(tmp_path: Path) -> None:
 
 
 def test_positional_replies_of_a_question_lie_in_one_file(tmp_path: Path) -> None:
-    sample = question()
+    sample = haystack_sample()
     texts = ["Yes", "No", "", "Yes"]
     answered = [
         Answered(sample=sample, text=text, needle_position=position)
@@ -212,7 +214,7 @@ def test_mirages_files_carry_retrieval_flags(tmp_path: Path) -> None:
             }
         )
     )
-    printed = rescored("vhs/single", [question("000")], tmp_path).printed
+    printed = rescored("vhs/single", [haystack_sample("000")], tmp_path).printed
     assert (printed["recall_mean"], printed["precision_mean"]) == (1.0, 0.5)
 
 
@@ -224,7 +226,7 @@ def test_a_folder_of_several_sizes_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_undefined_ratio_shows_among_the_anomalies() -> None:
-    answered = [Answered(sample=question(), text="yes", retrieved=(0,), relevant=(0,))]
+    answered = [Answered(sample=haystack_sample(), text="yes", retrieved=(0,), relevant=(0,))]
     assert find_benchmark("vhs/single").score(answered, "official").anomalies[ORIGINAL_CRASHES] == 200
 
 
@@ -232,5 +234,5 @@ def test_hidden_copies_in_a_folder_of_answers_are_no_answers(tmp_path: Path):
     (tmp_path / "000.json").write_text('{"result": {"response": "Yes"}}')
     (tmp_path / "._000.json").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
     found = read_folder(tmp_path)
-    assert [one.sample_id for one in found.predictions] == ["000"]
+    assert [prediction.sample_id for prediction in found.predictions] == ["000"]
     assert not found.problems

@@ -66,7 +66,7 @@ def test_every_vector_reads_as_in_lmms_eval(parity: Callable[[str], list[dict[st
         ("DNA A.", "A"),
     ],
 )
-def test_a_stock_adapter_would_read(response: str, letter: str | None) -> None:
+def test_choices_are_read_as_lmms_eval_reads_them(response: str, letter: str | None) -> None:
     assert mmmu_choice(response, FRUIT) == letter
 
 

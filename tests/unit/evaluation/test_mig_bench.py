@@ -78,7 +78,7 @@ def test_whole_runs_equal_the_original(parity: Parity) -> None:
             assert result.items[0].metrics["iou"] == 0.0
             continue
         ious = [row["iou"] for row in expected["per_item"]]
-        assert [one.metrics["iou"] for one in result.items] == pytest.approx(ious, abs=1e-9), vector["id"]
+        assert [scored.metrics["iou"] for scored in result.items] == pytest.approx(ious, abs=1e-9), vector["id"]
         percent = {f"{task}/{name}": value for task, row in expected["percent"].items() for name, value in row.items()}
         assert result.printed == pytest.approx(percent, abs=1e-9), vector["id"]
 
@@ -172,7 +172,7 @@ def test_the_originals_file_is_written_and_read_with_and_without_ids(tmp_path: P
     (tmp_path / "foreign.json").write_text(json.dumps(stripped))
     for file in (path, tmp_path / "foreign.json"):
         pairing = pair_predictions(samples, benchmark.read_predictions(file))
-        assert [(one.sample.sample_id, one.text) for one in pairing.answered] == [
-            (one.sample.sample_id, one.text) for one in answered
+        assert [(answer.sample.sample_id, answer.text) for answer in pairing.answered] == [
+            (answer.sample.sample_id, answer.text) for answer in answered
         ]
         assert not pairing.gaps.missing and not pairing.gaps.problems

@@ -41,7 +41,7 @@ def sample(
 
 def test_all_sets_and_groups_are_registered() -> None:
     assert (len(SETS), [len(names) for names in GROUPS.values()]) == (29, [13, 13, 3])
-    assert [one.name for one in find_benchmarks("milebench")] == [f"milebench/{name}" for name in SETS]
+    assert [benchmark.name for benchmark in find_benchmarks("milebench")] == [f"milebench/{name}" for name in SETS]
     assert len(find_benchmarks("milebench/diagnostic")) == 3
     assert all(f"milebench/{name}" in BENCHMARKS for name in SETS)
 
@@ -98,13 +98,13 @@ def test_dispatch_equals_the_original(parity: Parity) -> None:
             with pytest.raises(BenchmarkError):
                 rule_of(inputs["dataset"], inputs["question_type"])
             continue
-        one = Answered(
+        answer = Answered(
             sample=sample(
                 "0", inputs["gt_response"], inputs["n_images"], inputs["choice_list"], inputs["question_type"]
             ),
             text=inputs["pred_response"],
         )
-        result = find_benchmark(f"milebench/{inputs['dataset']}").score([one], "official")
+        result = find_benchmark(f"milebench/{inputs['dataset']}").score([answer], "official")
         assert result.printed == pytest.approx(flat(vector["expected"]), abs=1e-9), vector["id"]
 
 
@@ -181,12 +181,12 @@ def test_strict_words_keep_numbers_whole() -> None:
 
 
 def test_strict_reads_the_answer_section() -> None:
-    one = Answered(
+    answer = Answered(
         sample=sample("0", "red", 2, ["red", "blue"], "multi-choice"),
         text="<observe>blue</observe>\n<evidence>[1]: blue</evidence>\n<think>blue</think>\n<answer>red</answer>",
     )
-    assert find_benchmark("milebench/ALFRED").score([one], "strict").main.value == 1.0
-    silent = Answered(sample=one.sample, text="")
+    assert find_benchmark("milebench/ALFRED").score([answer], "strict").main.value == 1.0
+    silent = Answered(sample=answer.sample, text="")
     assert find_benchmark("milebench/ALFRED").score([silent], "strict").anomalies == {UNPARSABLE: 1}
 
 
@@ -198,7 +198,7 @@ def test_the_originals_file_is_written_and_read(tmp_path: Path) -> None:
     (row,) = json.loads(path.read_text())
     assert (row["sample_id"], row["gt_response"], row["pred_response"]) == (3, "open the door", "open it")
     pairing = pair_predictions(samples, benchmark.read_predictions(path.parent))
-    assert [one.text for one in pairing.answered] == ["open it"]
+    assert [answer.text for answer in pairing.answered] == ["open it"]
     assert {group.name for group in benchmark.score(pairing.answered, "strict").groups} == {"Medium"}
     path.write_text(path.read_text()[:-20])
     with pytest.raises(BenchmarkError, match="character"):

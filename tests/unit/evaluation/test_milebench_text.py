@@ -91,7 +91,9 @@ TEXT = st.lists(st.sampled_from(["a", "b", "c", "d", "e", "."]), min_size=1, max
 def test_bit_vectors_find_the_words_of_the_definition(reference: list[str], hypothesis: list[str]) -> None:
     left, right = " ".join(["x", *reference]), " ".join(["y", *hypothesis])
     gold, said = ([" ".join(part.split()).split(" ") for part in text.split(".") if part] for text in (left, right))
-    union = set().union(*(words_of_a_walk(one, other) for one in gold for other in said))
+    union = set().union(
+        *(words_of_a_walk(gold_sentence, said_sentence) for gold_sentence in gold for said_sentence in said)
+    )
     precision = len(union) / len({word for sentence in said for word in sentence})
     recall = len(union) / len({word for sentence in gold for word in sentence})
     expected = 2 * precision * recall / (precision + recall + 1e-8)

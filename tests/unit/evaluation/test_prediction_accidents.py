@@ -69,12 +69,12 @@ def test_haystack_replies_flags_and_positions_of_other_types_are_counted(tmp_pat
     assert expected.items() <= outcome.anomalies("official").items()
     file = tmp_path / "p.jsonl"
     positions = ["3", 2, "two", 1.5]
-    rows = [{"sample_id": n, "text": "yes", "needle_position": one} for n, one in enumerate(positions)]
+    rows = [{"sample_id": n, "text": "yes", "needle_position": position} for n, position in enumerate(positions)]
     file.write_text(lines([*rows, {"text": "yes"}, None]))
     outcome = rescored("vhs/positional", haystack(tmp_path), file)
     assert {"needle_position_odd": 3, "unreadable_row": 2}.items() <= outcome.anomalies("official").items()
     groups = outcome.run["modes"]["official"]["groups"]
-    assert {one["name"] for one in groups if one["kind"] == "needle position"} == {"3", "2"}
+    assert {group["name"] for group in groups if group["kind"] == "needle position"} == {"3", "2"}
 
 
 def test_a_positional_record_needs_a_position_for_every_reply(tmp_path: Path) -> None:
@@ -156,12 +156,12 @@ def mutated(rows: list[dict[str, Any]], draw: random.Random) -> bytes:
         elif kind == 5 and len(changed) > 1:
             del changed[place]
         else:
-            for one in changed:
-                if isinstance(one, dict) and one:
+            for other in changed:
+                if isinstance(other, dict) and other:
                     name = draw.choice([*row])
-                    one[name] = odd_value(draw)
+                    other[name] = odd_value(draw)
     forms = [lines(changed), lines(changed), json.dumps(changed, indent=draw.choice([None, 1]))]
-    forms += [json.dumps({"results": changed}), json.dumps({str(n): one for n, one in enumerate(changed)})]
+    forms += [json.dumps({"results": changed}), json.dumps({str(n): record for n, record in enumerate(changed)})]
     text = draw.choice(forms)
     data = text.encode(draw.choice(CODECS), "replace")
     if draw.random() < 0.2:

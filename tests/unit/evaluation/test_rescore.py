@@ -134,9 +134,9 @@ def test_a_graded_metric_is_tested_by_ranks() -> None:
 
 
 def test_equal_runs_do_not_differ() -> None:
-    one = result_of({"a": 0.1, "b": 0.9})
-    assert [test.p_value for test in compare(one, one).tests] == [1.0] * 4
-    assert compare(one, result_of({"z": 0.5})).tests == ()
+    result = result_of({"a": 0.1, "b": 0.9})
+    assert [test.p_value for test in compare(result, result).tests] == [1.0] * 4
+    assert compare(result, result_of({"z": 0.5})).tests == ()
 
 
 def milebench_set(root: Path, name: str, question_type: str, **instance: Any) -> None:

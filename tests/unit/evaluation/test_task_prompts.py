@@ -36,7 +36,7 @@ class CharacterTokens:
 
     @staticmethod
     def decode(ids: Any) -> str:
-        return "".join(chr(one) for one in ids)
+        return "".join(chr(token_id) for token_id in ids)
 
 
 def _limit(max_tokens: int, image_tokens: int) -> ContextLimit:
@@ -73,7 +73,7 @@ def test_milebench_prompts_equal_the_originals(parity: Parity) -> None:
 
 
 def test_reference_messages_equal_the_originals(parity: Parity) -> None:
-    chosen = [one for one in parity("evisrag_dataset") if one["inputs"]["op"] == "messages"]
+    chosen = [candidate for candidate in parity("evisrag_dataset") if candidate["inputs"]["op"] == "messages"]
     assert len(chosen) == 30
     for vector in chosen:
         inputs = vector["inputs"]
@@ -129,9 +129,9 @@ def test_combined_canvases_equal_the_originals(parity: Parity) -> None:
     for vector in parity("milebench_combine"):
         inputs, expected = vector["inputs"], vector["expected"]
         canvases = combine_grid(str(inputs["sample_id"]), inputs["n_images"], inputs["max_img_num"])
-        assert [one.file_name for one in canvases] == expected["files"], vector["id"]
-        assert [list(one.size) for one in canvases] == expected["canvas_sizes"], vector["id"]
-        assert [caption for one in canvases for caption in one.captions] == expected["captions"], vector["id"]
+        assert [canvas.file_name for canvas in canvases] == expected["files"], vector["id"]
+        assert [list(canvas.size) for canvas in canvases] == expected["canvas_sizes"], vector["id"]
+        assert [caption for canvas in canvases for caption in canvas.captions] == expected["captions"], vector["id"]
 
 
 def test_a_canvas_shows_every_picture_in_its_cell_above_a_caption(tmp_path: Path) -> None:
@@ -165,7 +165,9 @@ def test_haystack_orders_and_positions_equal_the_originals(parity: Parity) -> No
             assert haystack_text(question) == expected["prompt"]
         if inputs["op"] == "position_sweep":
             positions += 1
-            heaps = [haystack_at(needles, others, one) for one in needle_positions(len(needles) + len(others))]
+            heaps = [
+                haystack_at(needles, others, position) for position in needle_positions(len(needles) + len(others))
+            ]
             assert [heap.index("p0.jpg") for heap in heaps] == expected["needle_index_per_call"], vector["id"]
             assert [len(heap) for heap in heaps] == expected["n_images_per_call"], vector["id"]
             assert haystack_text(inputs["question"]) == expected["prompt"]
@@ -175,9 +177,9 @@ def test_haystack_orders_and_positions_equal_the_originals(parity: Parity) -> No
 
 def test_grounding_text_equals_the_originals(parity: Parity) -> None:
     vectors = [
-        one
-        for one in parity("migbench_iou")
-        if isinstance(one["expected"], dict) and "final_question_text" in one["expected"]
+        candidate
+        for candidate in parity("migbench_iou")
+        if isinstance(candidate["expected"], dict) and "final_question_text" in candidate["expected"]
     ]
     assert vectors
     for vector in vectors:
@@ -253,17 +255,17 @@ class Chat:
         for turn in conversation:
             content = turn["content"]
             if isinstance(content, list):
-                content = "".join("<|image_pad|>" if one["type"] == "image" else one["text"] for one in content)
+                content = "".join("<|image_pad|>" if part["type"] == "image" else part["text"] for part in content)
             text += f"[{turn['role']}]{content}"
         return text + "[assistant]"
 
 
 def test_turns_become_a_chat_prompt_and_openai_messages(tmp_path: Path) -> None:
-    pages = write_images(tmp_path, [(8, 8), (8, 8)])
-    prompt = user_prompt("q1", (pages[0], "one ", pages[1], "", "<|box_start|>two"), system="Help.")
+    images = write_images(tmp_path, [(8, 8), (8, 8)])
+    prompt = user_prompt("q1", (images[0], "one ", images[1], "", "<|box_start|>two"), system="Help.")
     built = chat_prompt(prompt, Chat())
     assert built.prompt.text == "[system]Help.[user]<|image_pad|>one <|image_pad|><|box_start|>two[assistant]"
-    assert built.prompt.images == tuple(pages) == built.sample.images
+    assert built.prompt.images == tuple(images) == built.sample.images
     assert openai_messages(prompt, lambda image: f"data:{image.path}") == [
         {"role": "system", "content": "Help."},
         {
@@ -286,13 +288,13 @@ def test_a_question_that_forges_a_turn_or_an_image_is_refused() -> None:
 
 
 def test_a_digest_tells_prompts_apart(tmp_path: Path) -> None:
-    pages = write_images(tmp_path, [(8, 8), (8, 8)])
+    images = write_images(tmp_path, [(8, 8), (8, 8)])
     prompts = [
-        user_prompt("a", (pages[0], "x")),
-        user_prompt("a", ("x", pages[0])),
-        user_prompt("a", (pages[1], "x")),
-        user_prompt("a", (pages[0], "y")),
-        user_prompt("a", (pages[0], "x"), system="s"),
+        user_prompt("a", (images[0], "x")),
+        user_prompt("a", ("x", images[0])),
+        user_prompt("a", (images[1], "x")),
+        user_prompt("a", (images[0], "y")),
+        user_prompt("a", (images[0], "x"), system="s"),
     ]
-    assert len({one.digest() for one in prompts}) == len(prompts)
-    assert user_prompt("b", (pages[0], "x")).digest() == prompts[0].digest()
+    assert len({prompt.digest() for prompt in prompts}) == len(prompts)
+    assert user_prompt("b", (images[0], "x")).digest() == prompts[0].digest()

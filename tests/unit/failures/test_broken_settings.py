@@ -6,6 +6,7 @@ Settings that are added later are covered as they come.
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,9 @@ def settings_of(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", "settings"
             yield from settings_of(typing.cast(type, wanted), f"{prefix}{name}.")
         else:
-            wanted = next((one for one in typing.get_args(wanted) if type(None) in typing.get_args(wanted)), wanted)
+            wanted = next(
+                (option for option in typing.get_args(wanted) if type(None) in typing.get_args(wanted)), wanted
+            )
             yield f"{prefix}{name}", typing.get_origin(wanted) or wanted
 
 
@@ -67,20 +70,20 @@ def overrides_of_all_settings() -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def base() -> Iterator[DictConfig]:
-    """The composition of a bare ``train.py``."""
+def base() -> bytes:
+    """The composition of a bare ``train.py``, pickled: it is read a thousand times, four times as fast as copied."""
     GlobalHydra.instance().clear()
     register_schema()
     with initialize_config_dir(str(REPOSITORY / "configs"), version_base=None):
         composed = compose("config")
     typed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(composed))
     assert isinstance(typed, DictConfig)
-    yield typed
+    return pickle.dumps(typed)
 
 
-def tried(base: DictConfig, overrides: list[str]) -> Config:
+def tried(base: bytes, overrides: list[str]) -> Config:
     """As :func:`load_config` on hydra's composition, which takes a hundred times as long."""
-    changed = base.copy()
+    changed = pickle.loads(base)
     for override in OverridesParser.create().parse_overrides(overrides):
         try:
             OmegaConf.update(changed, override.key_or_group, override.value(), force_add=False, merge=True)
@@ -99,7 +102,7 @@ def is_well_told(failure: Failure, *items: str) -> bool:
     return failure.is_foreseen and is_one_sentence(failure.sentence) and names(failure.sentence, *items)
 
 
-def test_every_setting_takes_a_broken_value_or_refuses_it_by_name(base: DictConfig) -> None:
+def test_every_setting_takes_a_broken_value_or_refuses_it_by_name(base: bytes) -> None:
     cases = list(overrides_of_all_settings())
     assert len(cases) > 700
     wrong = []
@@ -152,7 +155,7 @@ def broken_places(folder: Path) -> list[str]:
 
 
 def test_no_path_setting_lets_a_broken_path_through_as_a_traceback(
-    base: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     good = tmp_path / "good.jsonl"
@@ -162,7 +165,7 @@ def test_no_path_setting_lets_a_broken_path_through_as_a_traceback(
         (tmp_path / key).mkdir()
         for place in broken_places(tmp_path / key):
             value = f"{place}:f" if key.endswith("function") else place
-            overrides = [f"run_dir={tmp_path / 'run'}", *(one.replace("same", str(good)) for one in others)]
+            overrides = [f"run_dir={tmp_path / 'run'}", *(override.replace("same", str(good)) for override in others)]
             try:
                 check_first(tried(base, [*overrides, f"{key}='{value}'"]))
             except Exception as error:
@@ -191,7 +194,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
-def test_broken_data_files_are_named(base: DictConfig, tmp_path: Path, suffix: str) -> None:
+def test_broken_data_files_are_named(base: bytes, tmp_path: Path, suffix: str) -> None:
     data = tried(base, []).data
     wrong = []
     for title, content in CONTENTS.items():
@@ -209,7 +212,7 @@ def test_broken_data_files_are_named(base: DictConfig, tmp_path: Path, suffix: s
 @pytest.mark.parametrize(
     "text", ["a=b", "a,b", "{a}", "[a", "a: b", 'say "x"', "it's", "${x}", "a\\", "(x", "100%", "#1"]
 )
-def test_the_advice_how_to_quote_is_right(base: DictConfig, text: str) -> None:
+def test_the_advice_how_to_quote_is_right(base: bytes, text: str) -> None:
     # what the shell leaves of the advice, hydra reads as the text that was meant
     import shlex
 
@@ -217,5 +220,5 @@ def test_the_advice_how_to_quote_is_right(base: DictConfig, text: str) -> None:
     assert tried(base, [override]).prompt.system == text
 
 
-def test_a_composition_and_a_file_are_checked_alike(base: DictConfig) -> None:
-    assert load_config(base) == tried(base, [])
+def test_a_composition_and_a_file_are_checked_alike(base: bytes) -> None:
+    assert load_config(pickle.loads(base)) == tried(base, [])

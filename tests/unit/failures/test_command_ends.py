@@ -63,7 +63,9 @@ MODULES: list[tuple[Any, list[str], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments", "named"), MODULES, ids=[f"{one.__name__} {' '.join(rest)[:30]}" for one, rest, _ in MODULES]
+    ("module", "arguments", "named"),
+    MODULES,
+    ids=[f"{module.__name__} {' '.join(arguments)[:30]}" for module, arguments, _ in MODULES],
 )
 def test_the_other_commands_keep_the_same_manners(
     module: Any, arguments: list[str], named: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -75,7 +77,7 @@ def test_the_other_commands_keep_the_same_manners(
     def placed(text: str) -> str:
         return re.sub("EMPTY|FILE|OUT", lambda found: str(places[found[0]]), text)
 
-    status = module.main([placed(one) for one in arguments])
+    status = module.main([placed(argument) for argument in arguments])
     told = capfd.readouterr().err
     assert status in (1, 2)
     assert is_one_sentence(told)
@@ -174,7 +176,7 @@ def test_a_strange_environment_changes_nothing(environment: dict[str, str], tmp_
 
 def test_the_engines_are_not_imported_for_the_first_checks(tmp_path: Path) -> None:
     heavy = ("torch", "ray", "vllm", "transformers")
-    code = f"import sys, recipes.setup.first_checks, train; print([one for one in {heavy} if one in sys.modules])"
+    code = f"import sys, recipes.setup.first_checks, train; print([name for name in {heavy} if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert ended.stdout.strip() == "[]"
 

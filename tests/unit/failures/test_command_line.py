@@ -105,7 +105,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "named"), MISTAKES, ids=[" ".join(one)[:40] for one, _ in MISTAKES])
+@pytest.mark.parametrize(("arguments", "named"), MISTAKES, ids=[" ".join(arguments)[:40] for arguments, _ in MISTAKES])
 def test_a_mistake_on_the_command_line_gets_one_sentence(call: Any, arguments: list[str], named: str) -> None:
     status, told, begun = call(*arguments)
     assert (status in (1, 2), begun) == (True, [])
@@ -151,14 +151,14 @@ def test_overrides_count_wherever_they_stand(call: Any, tmp_path: Path) -> None:
     run_dir = f"run_dir={tmp_path / 'run'}"
     status, told, begun = call(run_dir, "recipe=mine", "--config-dir", str(tmp_path), "algorithm=grpo", "seed=5")
     assert (status, told) == (0, "")
-    assert [(one.rl.max_steps, one.seed) for one in begun] == [(7, 5)]
+    assert [(config.rl.max_steps, config.seed) for config in begun] == [(7, 5)]
 
 
 def test_a_sweep_runs_in_folders_of_its_own(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # hydra notes the sweep in the current folder
     status, told, begun = call("--multirun", "seed=range(1,3)", f"run_dir={tmp_path}/${{name}}-${{seed}}")
     assert (status, told) == (0, "")
-    assert [Path(one.run_dir).name for one in begun] == ["quickstart-1", "quickstart-2"]
+    assert [Path(config.run_dir).name for config in begun] == ["quickstart-1", "quickstart-2"]
 
 
 def test_what_hydra_answers_itself_still_works(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,10 +178,10 @@ def test_what_hydra_answers_itself_still_works(call: Any, tmp_path: Path, monkey
 def test_a_good_command_reaches_the_pipeline(call: Any, tmp_path: Path) -> None:
     status, _, begun = call(f"run_dir={tmp_path / 'run'}", "rl.max_steps=3", 'prompt.system="a=b, {c}"')
     assert status == 0
-    assert [(one.rl.max_steps, one.prompt.system) for one in begun] == [(3, "a=b, {c}")]
+    assert [(config.rl.max_steps, config.prompt.system) for config in begun] == [(3, "a=b, {c}")]
 
 
 @pytest.mark.parametrize("text", ["He said: “yes”", "“yes”, “no”", "l’été", "«a»"])
 def test_curly_quotes_inside_straight_ones_are_meant(call: Any, tmp_path: Path, text: str) -> None:
     status, told, begun = call(f"run_dir={tmp_path / 'run'}", f'prompt.system="{text}"')
-    assert (status, told, [one.prompt.system for one in begun]) == (0, "", [text])
+    assert (status, told, [config.prompt.system for config in begun]) == (0, "", [text])

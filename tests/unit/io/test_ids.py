@@ -23,7 +23,7 @@ def test_zeros_capitals_and_points_count(value: object, expected: str) -> None:
 @pytest.mark.parametrize(
     "value", [None, "", " \ufeff", True, False, 4.5, float("nan"), float("inf"), 2.0**60, [4], {"id": 4}, b"4"]
 )
-def test_what_is_no_id(value: object) -> None:
+def test_values_that_are_no_ids_are_refused(value: object) -> None:
     # 2^60 as a float stands for 256 whole numbers.
     assert plain_id(value) is None
 

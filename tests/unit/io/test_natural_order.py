@@ -61,7 +61,7 @@ def test_the_shards_of_a_data_set_are_read_in_natural_order(tmp_path: Path):
     assert [file.name for file in data_files(str(tmp_path))] == [f"train-{n}-of-11.jsonl" for n in (1, 2, 9, 10, 11)]
 
 
-def test_what_a_mac_leaves_beside_files_is_none_of_them(tmp_path):
+def test_hidden_files_of_a_mac_are_not_listed(tmp_path):
     for name in ("10.json", "9.json", "._9.json", "._10.json", ".DS_Store", "Thumbs.db"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7")
     assert [file.name for file in visible_files(tmp_path, "*.json")] == ["9.json", "10.json"]

@@ -121,11 +121,11 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, np.ndarray):
         return left.dtype == right.dtype and np.array_equal(left, right, equal_nan=left.dtype.kind == "f")
     if isinstance(left, Inner | Outer):
-        return all(same(getattr(left, one.name), getattr(right, one.name)) for one in fields(left))
+        return all(same(getattr(left, attribute.name), getattr(right, attribute.name)) for attribute in fields(left))
     if isinstance(left, dict):
         return list(left) == list(right) and all(same(left[name], right[name]) for name in left)
     if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(same(one, other) for one, other in zip(left, right, strict=True))
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
     if isinstance(left, float) and math.isnan(left):
         return math.isnan(right)
     return bool(left == right)
@@ -154,7 +154,7 @@ PLAIN: st.SearchStrategy[Any] = st.recursive(
 
 
 @examples(200)
-@given(record=OUTERS, name=st.sampled_from([one.name for one in fields(Outer)]), value=PLAIN)
+@given(record=OUTERS, name=st.sampled_from([attribute.name for attribute in fields(Outer)]), value=PLAIN)
 def test_a_foreign_value_anywhere_fits_or_is_refused_by_the_name_of_its_place(
     record: Outer, name: str, value: Any
 ) -> None:

@@ -44,8 +44,8 @@ def make(kind: str, path: Path) -> Path:
         before = Path.cwd()
         os.chdir(path.parent)  # a socket's path has few bytes
         try:
-            with socket.socket(socket.AF_UNIX) as one:
-                one.bind(path.name)
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(path.name)
         finally:
             os.chdir(before)
     elif kind == "device":

@@ -23,14 +23,17 @@ def micro_batch(
     kl_weights: Sequence[float] | None = None,
 ) -> MicroBatch:
     """A sequence of one prompt token and these responses, in float64; ``kl_weights``: one a response."""
-    lengths = [one.num_tokens for one in rollouts]
+    lengths = [rollout.num_tokens for rollout in rollouts]
     segment = Segment(
         group=0, responses=tuple(range(len(lengths))), num_prompt_tokens=1, response_lengths=tuple(lengths)
     )
     packed = pack([segment])
     positive_weights, negative_weights = (
         torch.from_numpy(np.concatenate(streams)).double()
-        for streams in ([one.positive_weights for one in rollouts], [one.negative_weights for one in rollouts])
+        for streams in (
+            [rollout.positive_weights for rollout in rollouts],
+            [rollout.negative_weights for rollout in rollouts],
+        )
     )
     empty = torch.zeros(0, dtype=torch.int64)
     return MicroBatch(

@@ -54,7 +54,10 @@ def _peaks(folder: Path, config: ModelConfig, shape: GroupShape, place: Path) ->
     for parameter in step.model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    lasting = [*step.model.parameters(), *(one.grad for one in step.model.parameters() if one.grad is not None)]
+    lasting = [
+        *step.model.parameters(),
+        *(weight.grad for weight in step.model.parameters() if weight.grad is not None),
+    ]
     lasting += [batch.pixel_values] if batch.pixel_values is not None else []
     with HeldBytes(lasting) as live:
         logprobs, _ = step.policy(batch, with_entropy=True)
@@ -102,8 +105,10 @@ def test_sizes_are_those_of_the_model(folder: Path) -> None:
     config = ModelConfig(dtype="float32", lora=LoraConfig(rank=4))
     step = BareStep(folder, config, torch.device("cpu"))
     sizes = model_sizes(folder, config)
-    assert sizes.num_elements == sum(one.numel() for one in step.model.parameters())
-    assert sizes.num_trained == sum(one.numel() for one in step.model.parameters() if one.requires_grad)
+    assert sizes.num_elements == sum(parameter.numel() for parameter in step.model.parameters())
+    assert sizes.num_trained == sum(
+        parameter.numel() for parameter in step.model.parameters() if parameter.requires_grad
+    )
     # A layer's seven matrices: queries and output 256 → 256, keys and values 256 → 128, three of the MLP 256 ↔ 1376.
     # An adapter of rank 4 has 4 · (inputs + outputs) elements.
     layer = 4 * (2 * (256 + 256) + 2 * (256 + 128) + 3 * (256 + 1376))

@@ -159,7 +159,7 @@ def test_varlen_plan_describes_the_same_attention(shapes):
 
 
 @pytest.mark.parametrize("is_installed", [True, False])
-def test_flash_doors_hand_their_kernel_the_same_attention(monkeypatch, is_installed):
+def test_both_flash_backends_hand_their_kernel_the_same_attention(monkeypatch, is_installed):
     # The kernels are CUDA only: in their place stands their definition, so that what we hand to them is checked.
     row = _row([(5, [4, 3]), (2, [6])])
     query, key, value = _inputs(row)
@@ -239,7 +239,7 @@ def test_flex_blocks_are_those_that_are_seen(shapes):
     ):
         assert counts is not None and indexes is not None
         lists = [indexes[0, 0, i, : counts[0, 0, i]].tolist() for i in range(num_blocks)]
-        assert lists == [one.nonzero()[:, 0].tolist() for one in chosen]
+        assert lists == [blocks.nonzero()[:, 0].tolist() for blocks in chosen]
 
 
 @given(st.integers(1, 200_000))
@@ -290,7 +290,7 @@ def test_bfloat16_rows_are_summed_in_float32():
 
 
 @pytest.mark.parametrize("working", [("varlen", "flex"), ("flex",), ()])
-def test_auto_takes_the_first_door_that_works(monkeypatch, working):
+def test_auto_takes_the_first_attention_backend_that_works(monkeypatch, working):
     monkeypatch.setattr(attention, "backend_problem", lambda backend, **_: "" if backend in working else "no kernel")
     assert choose_backend("auto", device=CPU, dtype=torch.bfloat16).backend == (*working, "tiled")[0]
     assert choose_backend("sdpa", device=CPU, dtype=torch.bfloat16).backend == "tiled"

@@ -25,21 +25,21 @@ from tests.tiny_model import build_tiny_model, write_images
 from tests.unit.prompts.test_conversation_prompts import builder
 
 
-def conversations(pages: list[ImageRef]) -> list[Conversation]:
-    def talk(name: str, images: list[ImageRef], *texts: str) -> Conversation:
+def conversations(images: list[ImageRef]) -> list[Conversation]:
+    def talk(name: str, shown: list[ImageRef], *texts: str) -> Conversation:
         turns = tuple(Turn(role=("user", "assistant")[n % 2], text=text) for n, text in enumerate(texts))
-        return builder().build(Sample(sample_id=name, images=tuple(images), turns=turns))
+        return builder().build(Sample(sample_id=name, images=tuple(shown), turns=turns))
 
     return [
-        talk("a", pages[:3], "<image>one", "A!", "two <image> and <image>?", "yes"),
+        talk("a", images[:3], "<image>one", "A!", "two <image> and <image>?", "yes"),
         talk("b", [], "Q", "a longer answer", "again?", "no"),
         # begins without an image and shows one of the first conversation's later
-        talk("c", pages[1:2], "hello", "hi", "<image>", "a cat", "sure?", "yes"),
+        talk("c", images[1:2], "hello", "hi", "<image>", "a cat", "sure?", "yes"),
     ]
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
     return write_images(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140)])
 
 
@@ -48,11 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def test_images_of_later_questions_are_seen_as_transformers_sees_them(folder: Path, pages: list[ImageRef]):
+def test_images_of_later_questions_are_seen_as_transformers_sees_them(folder: Path, images: list[ImageRef]):
     processor = load_processor(folder)
     encoder = PromptEncoder(processor, rules=ImageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000)
     tokens = ImageTokens(processor.image_processor, ImageRules(min_pixels=1, max_pixels=10**7))
-    talks = conversations(pages)
+    talks = conversations(images)
     groups = training_groups(talks, processor.tokenizer, tokens.count)
     prompts = [
         encoder.with_response_images(prompt, group.responses)
@@ -75,9 +75,9 @@ def test_images_of_later_questions_are_seen_as_transformers_sees_them(folder: Pa
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
     for segment, logprobs in zip(segments, found, strict=True):
         talk = talks[segment.group]
-        images = [Image.open(page.file).convert("RGB") for page in talk.images] or None
+        opened = [Image.open(image.file).convert("RGB") for image in talk.images] or None
         text = talk.prompt.text + "".join(part.text for part in talk.parts)
-        inputs = processor(text=[text], images=images, return_tensors="pt")
+        inputs = processor(text=[text], images=opened, return_tensors="pt")
         with torch.no_grad():
             logits = plain(**inputs).logits[0, :-1]
         response = torch.from_numpy(groups[segment.group].responses[0].token_ids.astype(np.int64))
@@ -86,10 +86,10 @@ def test_images_of_later_questions_are_seen_as_transformers_sees_them(folder: Pa
         torch.testing.assert_close(logprobs, want, atol=2e-5, rtol=1e-4)
 
 
-def test_every_target_of_a_step_weighs_the_same_and_together_they_weigh_one(folder: Path, pages: list[ImageRef]):
+def test_every_target_of_a_step_weighs_the_same_and_together_they_weigh_one(folder: Path, images: list[ImageRef]):
     processor = load_processor(folder)
     tokens = ImageTokens(processor.image_processor, ImageRules(min_pixels=1, max_pixels=10**7))
-    groups = training_groups(conversations(pages), processor.tokenizer, tokens.count)
+    groups = training_groups(conversations(images), processor.tokenizer, tokens.count)
     weights = np.concatenate([group.responses[0].positive_weights for group in groups])
     # answers of 2+3, 15+2 and 2+5+3 bytes with an end each: 32 bytes and 7 ends
     assert (weights > 0).sum() == 32 + 7
@@ -97,10 +97,10 @@ def test_every_target_of_a_step_weighs_the_same_and_together_they_weigh_one(fold
     assert all(len(group.responses) == 1 for group in groups)
 
 
-def test_placeholders_that_do_not_fit_the_pages_are_named(folder: Path, pages: list[ImageRef]):
+def test_placeholders_that_do_not_fit_the_pages_are_named(folder: Path, images: list[ImageRef]):
     processor = load_processor(folder)
     encoder = PromptEncoder(processor, rules=ImageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000)
-    (group, *_) = training_groups(conversations(pages), processor.tokenizer, lambda image: 1)
+    (group, *_) = training_groups(conversations(images), processor.tokenizer, lambda image: 1)
     (prompt,) = encoder.encode([group.prompt])
     with pytest.raises(PromptError, match=r"'a': response 0 has 2 image placeholders for 2 images with 26 tokens"):
         encoder.with_response_images(prompt, group.responses)

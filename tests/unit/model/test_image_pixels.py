@@ -48,25 +48,25 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def pages(tmp_path: Path) -> list[ImageRef]:
+def images(tmp_path: Path) -> list[ImageRef]:
     return write_images(tmp_path / "pages", SIZES)
 
 
 @pytest.fixture
-def groups(pages: list[ImageRef]) -> list[TrainingGroup]:
+def groups(images: list[ImageRef]) -> list[TrainingGroup]:
     """Four groups in several rows each: pages come again in the same row, in a later one, and in another group."""
     return [
-        make_group("a", [pages[0], pages[1], pages[0]], [5, 9, 7], seed=1),
-        make_group("b", pages[2:5], [30, 12], seed=2),
+        make_group("a", [images[0], images[1], images[0]], [5, 9, 7], seed=1),
+        make_group("b", images[2:5], [30, 12], seed=2),
         make_group("c", [], [6, 1], seed=3),
-        make_group("d", [pages[5], pages[2]], [8, 3, 20], seed=4),
+        make_group("d", [images[5], images[2]], [8, 3, 20], seed=4),
     ]
 
 
 def _plan(groups: list[TrainingGroup], prompts: list[EncodedPrompt]) -> tuple[tuple[Segment, ...], ...]:
     """Ten responses, each with its own copy of its prompt, in rows as long as the longest of them."""
     sizes = group_sizes(groups, prompts)
-    budget = max(one.num_prompt_tokens + max(one.response_lengths) for one in sizes)
+    budget = max(size.num_prompt_tokens + max(size.response_lengths) for size in sizes)
     return plan_micro_batches(sizes, budget=budget, share_prefix=False)
 
 
@@ -87,7 +87,7 @@ def _gradient(packed: Packed, groups: list[TrainingGroup], encoder: PromptEncode
         config=packed.config,
         device=torch.device("cpu"),
         dtype=torch.float32,
-        image_pixels=lambda page: now[page.ref],
+        image_pixels=lambda image: now[image.ref],
     )
     packed.model.zero_grad()
     results = []
@@ -99,7 +99,7 @@ def _gradient(packed: Packed, groups: list[TrainingGroup], encoder: PromptEncode
         logprobs, _ = packed.policy(batch)
         (logprobs * (batch.positive_weights - batch.negative_weights)).sum().backward()
         results.append(logprobs.detach())
-    return results + [one.grad.clone() for one in packed.model.parameters() if one.grad is not None]
+    return results + [parameter.grad.clone() for parameter in packed.model.parameters() if parameter.grad is not None]
 
 
 @pytest.mark.parametrize("pixel_bytes", [1, 60_000])
@@ -113,7 +113,7 @@ def test_logprobs_and_gradients_are_to_the_bit_those_of_pixels_processed_at_once
     )
     found = _gradient(packed, groups, encoder)
     assert len(found) == len(expected)
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert all(torch.equal(tensor, expected_tensor) for tensor, expected_tensor in zip(found, expected, strict=True))
 
 
 class Counted:
@@ -176,11 +176,11 @@ def test_where_features_are_kept_a_page_is_read_for_its_first_row_and_not_at_all
         counted.reads.clear()
         prompts = encoder.encode([group.prompt for group in groups])
         rows = [micro_batch_images(segments, prompts) for segments in _plan(groups, prompts)]
-        shown = Counter(page.ref.path for row in rows for page in row)
+        shown = Counter(image.ref.path for row in rows for image in row)
         assert max(shown.values()) > 1  # pages come again in later rows
         for row, pixels in zip(rows, encoder.pixel_feed(rows), strict=True):
-            for page in row:
-                features.features(page.ref, page.grid, partial(_unpacked, encoder, pixels, page.ref))
+            for image in row:
+                features.features(image.ref, image.grid, partial(_unpacked, encoder, pixels, image.ref))
         assert counted.reads == ({} if is_stored else dict.fromkeys(shown, 1))
 
 
@@ -198,17 +198,17 @@ def test_a_step_hands_out_each_rows_pixels_in_turn_and_reads_a_page_at_once_that
             for segments in plan[:5]:
                 pixels.begin_micro_batch()
                 before = sum(counted.reads.values())
-                for page in micro_batch_images(segments, prompts):
-                    assert len(pixels.of(page)) == page.grid[1] * page.grid[2]
+                for image in micro_batch_images(segments, prompts):
+                    assert len(pixels.of(image)) == image.grid[1] * image.grid[2]
                 assert sum(counted.reads.values()) == before
-    page = prompts[0].images[0]
-    assert torch.equal(pixels.of(page), encoder.pixels(page))
+    image = prompts[0].images[0]
+    assert torch.equal(pixels.of(image), encoder.pixels(image))
     pixels.begin_micro_batch()  # of no step
-    assert len(pixels.of(page)) == 16
+    assert len(pixels.of(image)) == 16
 
 
 def test_a_row_shows_the_pages_of_prompts_and_of_responses_once_each():
-    def page(name: str) -> ProcessedImage:
+    def processed(name: str) -> ProcessedImage:
         return ProcessedImage(ref=ImageRef(path=name), grid=(1, 2, 2), num_tokens=1)
 
     def prompt(images: str, responses: tuple[str, ...] = ()) -> EncodedPrompt:
@@ -216,8 +216,8 @@ def test_a_row_shows_the_pages_of_prompts_and_of_responses_once_each():
             sample_id="",
             token_ids=torch.zeros(1, dtype=torch.int64).numpy(),
             positions=torch.zeros(3, 1, dtype=torch.int64).numpy(),
-            images=tuple(map(page, images)),
-            response_images=tuple(tuple(map(page, one)) for one in responses),
+            images=tuple(map(processed, images)),
+            response_images=tuple(tuple(map(processed, names)) for names in responses),
         )
 
     segments = [
@@ -226,7 +226,7 @@ def test_a_row_shows_the_pages_of_prompts_and_of_responses_once_each():
     ]
     prompts = [prompt("ab"), prompt("bc", ("d", "e", "cf"))]
     # The second prompt's, the first one's, then those of the responses that the row holds: e is in another row.
-    assert [one.ref.path for one in micro_batch_images(segments, prompts)] == ["b", "c", "a", "d", "f"]
+    assert [image.ref.path for image in micro_batch_images(segments, prompts)] == ["b", "c", "a", "d", "f"]
 
 
 def test_pages_are_read_by_as_many_threads_as_the_rank_may_use_but_no_more_than_four(folder, monkeypatch):
@@ -238,7 +238,7 @@ def test_pages_are_read_by_as_many_threads_as_the_rank_may_use_but_no_more_than_
     assert used == [1, 3, 4]
 
 
-def test_a_page_is_processed_by_one_thread_of_torch_and_other_threads_have_theirs(folder, pages, monkeypatch):
+def test_a_page_is_processed_by_one_thread_of_torch_and_other_threads_have_theirs(folder, images, monkeypatch):
     used: set[int] = set()
     process = PromptEncoder._process
 
@@ -251,8 +251,8 @@ def test_a_page_is_processed_by_one_thread_of_torch_and_other_threads_have_their
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        shown = list(encoder.images(pages).values())
-        with closing(encoder.pixel_feed([[page] for page in shown])) as feed:
+        shown = list(encoder.images(images).values())
+        with closing(encoder.pixel_feed([[image] for image in shown])) as feed:
             next(feed)
             assert torch.get_num_threads() == 3
         encoder.pixels(shown[-1])

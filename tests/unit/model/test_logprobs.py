@@ -128,7 +128,7 @@ def test_no_more_logits_than_a_chunk_and_no_more_float32_weights_than_a_block_ex
         grads = torch.autograd.grad(logprobs.sum(), [hidden, weight])
     # Inputs and both gradients stay, that of the weight in float32 until it is whole; and 4 numbers a row.
     stays = (
-        sum(one.nbytes for one in (hidden, weight, *grads))
+        sum(tensor.nbytes for tensor in (hidden, weight, *grads))
         + (dtype == torch.bfloat16) * weight.numel() * 4
         + 4 * 4 * 128
     )

@@ -48,8 +48,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
-    pages = write_images(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56)])
-    return [make_group("a", pages, [5, 9, 7], seed=1), make_group("b", [], [3, 6], seed=2)]
+    images = write_images(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56)])
+    return [make_group("a", images, [5, 9, 7], seed=1), make_group("b", [], [3, 6], seed=2)]
 
 
 @pytest.mark.parametrize("include_vision", [False, True])
@@ -78,8 +78,8 @@ def test_exported_weights_compute_what_base_and_adapters_do(folder, groups, incl
     plain = Packed(folder, _settings(rank=0))
     exported = exported_parameters(packed.model)
     names = [name for name, _ in plain.model.named_parameters()]
-    assert [one.name for one in exported] == names  # a tied head stands once, as in the checkpoint
-    plain.model.load_state_dict({one.name: one.tensor() for one in exported}, strict=False)
+    assert [parameter.name for parameter in exported] == names  # a tied head stands once, as in the checkpoint
+    plain.model.load_state_dict({parameter.name: parameter.tensor() for parameter in exported}, strict=False)
     merged, _ = plain.run(groups, share_prefix=True, budget=4000)
     for key, want in expected.items():
         torch.testing.assert_close(merged[key], want, atol=1e-5, rtol=0)
@@ -94,7 +94,7 @@ def test_only_adapters_train_and_the_tower_has_none(folder):
     assert all(".q_proj." in name or ".down_proj." in name for name in trained)
     assert not any("visual" in name for name in trained)
     # changed by training: the four merged weights and nothing else
-    changed = [one.name for one in exported_parameters(model) if one.is_trained]
+    changed = [parameter.name for parameter in exported_parameters(model) if parameter.is_trained]
     assert [name.rsplit(".", 2)[1] for name in changed] == ["q_proj", "down_proj"] * 2
 
 

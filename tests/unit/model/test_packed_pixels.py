@@ -25,9 +25,9 @@ def noise(width: int, height: int, seed: int) -> Image.Image:
 @given(st.integers(20, 300), st.integers(20, 300), st.integers(0, 99))
 @examples(60)
 def test_unpacked_pixels_are_the_processors_to_the_bit_and_packed_ones_take_an_eighth(width, height, seed):
-    page = noise(width, height, seed)
-    expected = PROCESSOR(images=[page], return_tensors="pt")
-    packed, grid = PACKER.packed(page)
+    image = noise(width, height, seed)
+    expected = PROCESSOR(images=[image], return_tensors="pt")
+    packed, grid = PACKER.packed(image)
     assert packed.dtype == torch.uint8
     assert torch.equal(PACKER.unpacked(packed), expected["pixel_values"])
     assert list(grid) == expected["image_grid_thw"][0].tolist()
@@ -48,9 +48,9 @@ def test_unpacked_pixels_are_the_processors_to_the_bit_and_packed_ones_take_an_e
 def test_a_processor_with_settings_of_its_own_is_followed(settings):
     processor = Qwen2VLImageProcessor(**{"size": SIZE, **settings})
     packer = PixelPacker(processor)
-    page = noise(100, 70, 0)
-    packed, _ = packer.packed(page)
-    expected = processor(images=[page], return_tensors="pt")["pixel_values"].to(torch.float32)
+    image = noise(100, 70, 0)
+    packed, _ = packer.packed(image)
+    expected = processor(images=[image], return_tensors="pt")["pixel_values"].to(torch.float32)
     assert packed.dtype == torch.uint8
     assert torch.equal(packer.unpacked(packed), expected)
 
@@ -65,9 +65,9 @@ def test_a_processor_of_another_kind_is_taken_as_it_is(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(processor, "normalize", of_two_pixels)
     packer = PixelPacker(processor)
-    page = noise(100, 70, 0)
-    packed, _ = packer.packed(page)
-    expected = processor(images=[page], return_tensors="pt")["pixel_values"]
+    image = noise(100, 70, 0)
+    packed, _ = packer.packed(image)
+    expected = processor(images=[image], return_tensors="pt")["pixel_values"]
     assert packed.dtype == torch.float32
     assert torch.equal(packer.unpacked(packed), expected)
     assert packer.num_bytes(len(packed)) == packed.nbytes

@@ -32,7 +32,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _group() -> TrainingGroup:
     group = make_group("a", [], [7, 4], seed=5)
-    responses = tuple(replace(one, temperature=t) for one, t in zip(group.responses, TEMPERATURES, strict=True))
+    responses = tuple(
+        replace(response, temperature=temperature)
+        for response, temperature in zip(group.responses, TEMPERATURES, strict=True)
+    )
     return replace(group, responses=responses)
 
 
@@ -75,7 +78,7 @@ def test_a_row_at_temperature_one_carries_none(folder: Path) -> None:
         config=config,
         device=torch.device("cpu"),
         dtype=torch.float32,
-        image_pixels=lambda page: torch.ones(4, 1176),
+        image_pixels=lambda image: torch.ones(4, 1176),
     )
     assert rows.blank().temperatures is None
 
@@ -85,4 +88,4 @@ def test_the_trainer_gets_the_temperature_of_each_rollout() -> None:
     warm = replace(rollouts[1], rollout=replace(rollouts[1].rollout, temperature=1.3))
     credited = credit_groups([scored_group("q", [rollouts[0], warm])], {"right": 1.0}, CreditConfig())
     (group,) = training_groups(credited, {})
-    assert [one.temperature for one in group.responses] == [1.0, 1.3]
+    assert [response.temperature for response in group.responses] == [1.0, 1.3]

@@ -122,7 +122,7 @@ def test_every_input_of_the_features_changes_the_name(model_folder):
     tower = tower_fingerprint(visual, "cpu")
     assert tower == tower_fingerprint(take_vision_tower(load_model(model_folder, config)), "cpu")
     assert tower_fingerprint(visual, "gpu") != tower
-    names = {feature_key(page, processing, tower) for page in (b"one", b"two") for processing in ("1/9", "1/10")}
+    names = {feature_key(image, processing, tower) for image in (b"one", b"two") for processing in ("1/9", "1/10")}
     assert len(names) == 4
     with torch.no_grad():
         next(visual.parameters())[0] += 1e-3
@@ -131,8 +131,8 @@ def test_every_input_of_the_features_changes_the_name(model_folder):
 
 
 def test_a_known_page_is_neither_decoded_nor_run_and_gives_the_same_logprobs(model_folder, tmp_path):
-    pages = write_images(tmp_path / "pages", [(56, 56), (84, 56)])
-    group = make_group("a", pages, [5, 9], seed=1)
+    images = write_images(tmp_path / "pages", [(56, 56), (84, 56)])
+    group = make_group("a", images, [5, 9], seed=1)
     config = ModelConfig(dtype="float32", gradient_checkpointing=False)
     expected, _ = Packed(model_folder, config).run([group], share_prefix=True, budget=4000)
 
@@ -143,12 +143,14 @@ def test_a_known_page_is_neither_decoded_nor_run_and_gives_the_same_logprobs(mod
         )
         decoded = 0
 
-        def pixels(page):
+        def pixels(image):
             nonlocal decoded
             decoded += 1
-            return packed.encoder.pixels(page)
+            return packed.encoder.pixels(image)
 
-        packed.keep_features(features.grid, lambda page: features.features(page.ref, page.grid, lambda: pixels(page)))
+        packed.keep_features(
+            features.grid, lambda image: features.features(image.ref, image.grid, lambda: pixels(image))
+        )
         logprobs, _ = packed.run([group], share_prefix=True, budget=4000)
         return logprobs, features, decoded
 
@@ -162,20 +164,20 @@ def test_a_known_page_is_neither_decoded_nor_run_and_gives_the_same_logprobs(mod
 
 
 def test_a_page_that_left_after_it_was_counted_on_is_computed_again(model_folder, tmp_path):
-    pages = write_images(tmp_path / "pages", [(56, 56)])
+    images = write_images(tmp_path / "pages", [(56, 56)])
     packed = Packed(model_folder, ModelConfig(dtype="float32", gradient_checkpointing=False))
     store = _store(tmp_path / "kept")
     features = ImageFeatures(take_vision_tower(packed.model), store, processing="", device=torch.device("cpu"))
     packed.keep_features(
         features.grid,
-        lambda page: features.features(page.ref, page.grid, lambda: packed.encoder.pixels(page)),
+        lambda image: features.features(image.ref, image.grid, lambda: packed.encoder.pixels(image)),
     )
-    group = make_group("a", pages, [5], seed=1)
+    group = make_group("a", images, [5], seed=1)
     first, _ = packed.run([group], share_prefix=True, budget=4000)
     prompts = packed.encoder.encode([group.prompt])
-    page = prompts[0].images[0]
-    assert page.ref == ImageRef(path="imgs/0.png", file=pages[0].file)
-    assert page.is_stored
+    image = prompts[0].images[0]
+    assert image.ref == ImageRef(path="imgs/0.png", file=images[0].file)
+    assert image.is_stored
     for path in (tmp_path / "kept").glob("*.safetensors"):
         path.unlink()
     second, _ = packed.run([group], share_prefix=True, budget=4000)

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
     return write_images(tmp_path_factory.mktemp("pages"), SIZES)
 
 
@@ -40,8 +40,8 @@ def _encoder(folder: Path, *, limit: int = 1000, pixel_bytes: int = 2**20) -> Pr
     )
 
 
-def _prompt(pages: list[ImageRef], question: str = "What?") -> ChatPrompt:
-    return make_group("q1", pages, [1], question=question).prompt
+def _prompt(images: list[ImageRef], question: str = "What?") -> ChatPrompt:
+    return make_group("q1", images, [1], question=question).prompt
 
 
 def test_rope_positions_of_one_image():
@@ -51,19 +51,19 @@ def test_rope_positions_of_one_image():
     assert got.tolist() == [[0, 1, 1, 1, 1, 3], [0, 1, 1, 2, 2, 3], [0, 1, 2, 1, 2, 3]]
 
 
-def test_encoding_equals_the_processor_and_get_rope_index(folder, pages):
+def test_encoding_equals_the_processor_and_get_rope_index(folder, images):
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     processor = load_processor(folder)
     encoder = _encoder(folder)
-    encoded = encoder.encode([_prompt(pages)])[0]
-    images = [Image.open(page.file).convert("RGB") for page in pages]
-    expected = processor(text=[_prompt(pages).text], images=images, return_tensors="pt")
+    encoded = encoder.encode([_prompt(images)])[0]
+    opened = [Image.open(image.file).convert("RGB") for image in images]
+    expected = processor(text=[_prompt(images).text], images=opened, return_tensors="pt")
     assert encoded.token_ids.tolist() == expected["input_ids"][0].tolist()
-    assert torch.equal(torch.cat([encoder.pixels(page) for page in encoded.images]), expected["pixel_values"])
-    assert [list(page.grid) for page in encoded.images] == expected["image_grid_thw"].tolist()
+    assert torch.equal(torch.cat([encoder.pixels(image) for image in encoded.images]), expected["pixel_values"])
+    assert [list(image.grid) for image in encoded.images] == expected["image_grid_thw"].tolist()
     # image tokens = t·h·w / 4
-    assert [page.num_tokens for page in encoded.images] == [4, 6, 20]
+    assert [image.num_tokens for image in encoded.images] == [4, 6, 20]
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
     positions, _ = model.model.get_rope_index(
         expected["input_ids"], expected["mm_token_type_ids"], image_grid_thw=expected["image_grid_thw"]
@@ -71,7 +71,7 @@ def test_encoding_equals_the_processor_and_get_rope_index(folder, pages):
     assert encoded.positions.tolist() == positions[:, 0].tolist()
 
 
-def test_a_page_is_decoded_when_a_row_needs_it_once_and_once_more_after_it_left_the_memory(folder, pages, monkeypatch):
+def test_a_page_is_decoded_when_a_row_needs_it_once_and_once_more_after_it_left_the_memory(folder, images, monkeypatch):
     decoded: list[str] = []
 
     def counting(ref: ImageRef, rules: ImageRules) -> Image.Image:
@@ -88,30 +88,30 @@ def test_a_page_is_decoded_when_a_row_needs_it_once_and_once_more_after_it_left_
 
     monkeypatch.setattr(vlm, "load_image", counting)
     encoder = _encoder(folder)
-    assert run(encoder, [pages[:2], [pages[1], pages[0]]]) == ["imgs/0.png", "imgs/1.png"]
-    assert run(encoder, [pages[:2]]) == []
+    assert run(encoder, [images[:2], [images[1], images[0]]]) == ["imgs/0.png", "imgs/1.png"]
+    assert run(encoder, [images[:2]]) == []
     # 56 × 56, 84 × 56 and 112 × 140 pixels are 16, 24 and 80 patches · 3 · 196 bytes = 9,408, 14,112 and 47,040:
     # the last one alone is above this bound, so that the others have to go.
     small = _encoder(folder, pixel_bytes=25_000)
-    assert run(small, [pages[:2], pages[2:]]) == ["imgs/0.png", "imgs/1.png", "imgs/2.png"]
-    assert run(small, [pages[:2]]) == ["imgs/0.png", "imgs/1.png"]
+    assert run(small, [images[:2], images[2:]]) == ["imgs/0.png", "imgs/1.png", "imgs/2.png"]
+    assert run(small, [images[:2]]) == ["imgs/0.png", "imgs/1.png"]
 
 
-def test_long_prompts_are_refused_and_named_never_cut(folder, pages):
-    num_tokens = len(_encoder(folder).encode([_prompt(pages)])[0].token_ids)
-    assert len(_encoder(folder, limit=num_tokens).encode([_prompt(pages)])[0].token_ids) == num_tokens
+def test_long_prompts_are_refused_and_named_never_cut(folder, images):
+    num_tokens = len(_encoder(folder).encode([_prompt(images)])[0].token_ids)
+    assert len(_encoder(folder, limit=num_tokens).encode([_prompt(images)])[0].token_ids) == num_tokens
     with pytest.raises(PromptError, match=rf"'q1'.*{num_tokens} tokens \(30 of them for 3 images\).*max_prompt_tokens"):
-        _encoder(folder, limit=num_tokens - 1).encode([_prompt(pages)])
+        _encoder(folder, limit=num_tokens - 1).encode([_prompt(images)])
 
 
-def test_markers_that_do_not_match_the_images_are_named(folder, pages):
-    prompt = ChatPrompt(sample_id="q1", text=_prompt(pages[:1]).text, images=tuple(pages[:2]))
+def test_markers_that_do_not_match_the_images_are_named(folder, images):
+    prompt = ChatPrompt(sample_id="q1", text=_prompt(images[:1]).text, images=tuple(images[:2]))
     with pytest.raises(PromptError, match=r"'q1'.*1 <\|image_pad\|> placeholders for 2 images"):
         _encoder(folder).encode([prompt])
 
 
-def test_differing_engine_ids_are_refused_with_both_counts(folder, pages):
-    encoded = _encoder(folder).encode([_prompt(pages[:1])])[0]
+def test_differing_engine_ids_are_refused_with_both_counts(folder, images):
+    encoded = _encoder(folder).encode([_prompt(images[:1])])[0]
     ids = encoded.token_ids.astype(np.int32)
     check_prompt_ids(encoded, ids)
     changed = ids.copy()
@@ -123,23 +123,23 @@ def test_differing_engine_ids_are_refused_with_both_counts(folder, pages):
 
 
 def test_a_page_that_changed_after_its_prompt_was_encoded_is_named(folder, tmp_path):
-    (page,) = write_images(tmp_path, [(56, 56)])
+    (image,) = write_images(tmp_path, [(56, 56)])
     encoder = _encoder(folder)
-    (encoded,) = encoder.encode([_prompt([page])])
+    (encoded,) = encoder.encode([_prompt([image])])
     write_images(tmp_path, [(84, 56)])
     with pytest.raises(PromptError, match=r"'imgs/0\.png' has a grid of \(1, 4, 6\) patches, but had \(1, 4, 4\)"):
         encoder.pixels(encoded.images[0])
 
 
 def test_a_page_damaged_after_its_prompt_was_encoded_is_named_by_the_thread_that_reads_it(folder, tmp_path):
-    pages = write_images(tmp_path, [(56, 56), (84, 56)])
+    images = write_images(tmp_path, [(56, 56), (84, 56)])
     encoder = _encoder(folder)
-    prompts = encoder.encode([_prompt([page]) for page in pages])
-    file = Path(pages[1].file)
+    prompts = encoder.encode([_prompt([image]) for image in images])
+    file = Path(images[1].file)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     feed = encoder.pixel_feed([prompt.images for prompt in prompts])
-    assert list(next(feed)) == [pages[0]]
+    assert list(next(feed)) == [images[0]]
     with pytest.raises(ImageError, match=r"imgs/1\.png.*truncated or damaged"):
         next(feed)

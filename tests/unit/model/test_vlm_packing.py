@@ -21,11 +21,11 @@ from tests.tiny_model import build_tiny_model, make_group, write_images
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingGroup]:
-    pages = write_images(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140), (56, 56)])
+    images = write_images(tmp_path_factory.mktemp("pages"), [(56, 56), (84, 56), (112, 140), (56, 56)])
     return [
-        make_group("a", pages[:2], [5, 9, 7], seed=1),
+        make_group("a", images[:2], [5, 9, 7], seed=1),
         # shares a page with the first
-        make_group("b", pages[1:], [3, 12], seed=2, question="How many of them are there?"),
+        make_group("b", images[1:], [3, 12], seed=2, question="How many of them are there?"),
         make_group("c", [], [6, 1, 4], seed=3),
     ]
 
@@ -76,8 +76,8 @@ def test_every_token_carries_its_responses_weight_in_the_kl_term(packed, groups)
     weighted = dataclasses.replace(
         groups[2],
         responses=tuple(
-            dataclasses.replace(one, kl_weight=weight)
-            for one, weight in zip(groups[2].responses, (0.5, 0.25, 0.0), strict=True)
+            dataclasses.replace(response, kl_weight=weight)
+            for response, weight in zip(groups[2].responses, (0.5, 0.25, 0.0), strict=True)
         ),
     )
     prompts = packed.encoder.encode([weighted.prompt])
@@ -119,8 +119,8 @@ def test_window_attention_of_the_tower_equals_torch_attention(packed, groups, mo
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_definition)
     prompts = packed.encoder.encode([groups[0].prompt])
-    pixels = torch.cat([packed.encoder.pixels(page) for page in prompts[0].images])
-    grid = torch.tensor([page.grid for page in prompts[0].images])
+    pixels = torch.cat([packed.encoder.pixels(image) for image in prompts[0].images])
+    grid = torch.tensor([image.grid for image in prompts[0].images])
     visual = packed.model.model.visual
     expected = visual(pixels, grid_thw=grid).pooler_output
     monkeypatch.setattr(visual.config, "_attn_implementation", VISION_ATTENTION_NAMES["varlen"])

@@ -44,7 +44,7 @@ def test_grouped_windows_equal_one_call_a_window(lengths):
 
 
 @pytest.mark.parametrize(("lengths", "num_calls"), [([4] * 6, 1), ([4, 2, 4, 2, 1], 3)])
-def test_there_is_one_call_a_length(monkeypatch, lengths, num_calls):
+def test_windows_of_one_length_are_one_kernel_call(monkeypatch, lengths, num_calls):
     calls = []
     kernel = torch.nn.functional.scaled_dot_product_attention
 

@@ -71,7 +71,7 @@ def test_targets_are_the_answers_with_their_ends_and_nothing_else(texts: list[tu
     whole = Chat().apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
     prompt_ids = TOKENIZER.encode(conversation.prompt.text, add_special_tokens=False)
     assert [*prompt_ids, *ids] == TOKENIZER.encode(whole.removesuffix("\n"), add_special_tokens=False)
-    ends = [n for n, one in enumerate(ids) if one == TOKENIZER.convert_tokens_to_ids(TURN_END)]
+    ends = [n for n, token_id in enumerate(ids) if token_id == TOKENIZER.convert_tokens_to_ids(TURN_END)]
     # of an answer's end and its question's end, in turns, the answers' are targets
     assert [bool(is_target[n]) for n in ends] == [n % 2 == 0 for n in range(len(ends))]
 

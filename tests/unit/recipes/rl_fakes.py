@@ -64,10 +64,10 @@ class FakeEngine:
         if self.calls and self.may_sample is not None:
             assert self.may_sample.wait(WAIT_SECONDS)
             self.may_sample.clear()
-        self.calls.append((self.policy_version, tuple(one.sample.sample_id for one in prompted)))
+        self.calls.append((self.policy_version, tuple(asked.sample.sample_id for asked in prompted)))
         if len(self.calls) == self.fails_at_call:
             raise RolloutError("the engine fell over")
-        return [self._group(one.sample.sample_id, num_samples, seed) for one in prompted]
+        return [self._group(asked.sample.sample_id, num_samples, seed) for asked in prompted]
 
     def stream(
         self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
@@ -80,11 +80,11 @@ class FakeEngine:
         rollouts = []
         for index in range(num_samples):
             length = int(rng.integers(1, 5))
-            one = scored_rollout(
+            scored = scored_rollout(
                 sample_id, index, length, (), logprobs=rng.normal(-1, 0.1, length), policy_version=self.policy_version
             )
-            rollouts.append(one)
-        return scored_group(sample_id, rollouts).with_rollouts(one.rollout for one in rollouts)
+            rollouts.append(scored)
+        return scored_group(sample_id, rollouts).with_rollouts(rollout.rollout for rollout in rollouts)
 
     def update_weights(self, update: WeightUpdate) -> None:
         if not self.misses_updates:
@@ -123,12 +123,12 @@ class FakePolicy:
         return tuple(
             ResponseStats(
                 sample_id=group.sample_id,
-                response_index=one.response_index,
-                logprobs=cast(Any, one.rollout_logprobs) + np.float32(0.01),
-                entropy=np.zeros(len(one.token_ids), np.float32) if with_entropy else None,
+                response_index=response.response_index,
+                logprobs=cast(Any, response.rollout_logprobs) + np.float32(0.01),
+                entropy=np.zeros(len(response.token_ids), np.float32) if with_entropy else None,
             )
             for group in groups
-            for one in group.responses
+            for response in group.responses
         )
 
     def weights(self) -> WeightUpdate:
@@ -163,10 +163,10 @@ class FakeScorer:
         return [
             group.with_rollouts(
                 ScoredRollout(
-                    rollout=one,
-                    rewards=(scoped_reward("length", float(len(one.token_ids)), (0, len(one.token_ids))),),
+                    rollout=rollout,
+                    rewards=(scoped_reward("length", float(len(rollout.token_ids)), (0, len(rollout.token_ids))),),
                 )
-                for one in group.rollouts
+                for rollout in group.rollouts
             )
             for group in groups
         ]
@@ -219,6 +219,6 @@ def ages(policy: FakePolicy, reports: Sequence[StepReport]) -> list[set[int]]:
     """How many updates older than the policy the rollouts of each step were."""
     versions = [version for version, _, _ in policy.updates]
     return [
-        {versions[step] - one.rollout.policy_version for group in report.credited for one in group.rollouts}
+        {versions[step] - rollout.rollout.policy_version for group in report.credited for rollout in group.rollouts}
         for step, report in enumerate(reports)
     ]

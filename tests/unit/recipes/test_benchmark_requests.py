@@ -19,10 +19,10 @@ def _texts(data_root: Path, task: str, **settings: Any) -> dict[str, str]:
     """The prompts of a task's first unit, images as their file names in angle brackets."""
     (unit, *_) = load_tasks(_config(data_root, task, **settings), None, data_root.parent / "canvases")
     return {
-        one.prompt.prompt_id: "".join(
-            part if isinstance(part, str) else f"<{Path(part.path).name}>" for part in one.prompt.turns[-1].parts
+        request.prompt.prompt_id: "".join(
+            part if isinstance(part, str) else f"<{Path(part.path).name}>" for part in request.prompt.turns[-1].parts
         )
-        for one in unit.requests
+        for request in unit.requests
     }
 
 
@@ -86,16 +86,16 @@ def test_an_adversarial_variant_is_read_from_its_own_file(data_root: Path) -> No
 def test_positional_haystacks_ask_once_a_position(data_root: Path) -> None:
     config = _config(data_root, "vhs/positional", haystack_sizes=[3])
     (unit,) = load_tasks(config, None, data_root)
-    first = [one for one in unit.requests if one.sample.sample_id == "000"]
-    assert [one.needle_position for one in first] == [0, 1, 2]
-    for one in first:
-        assert Path(one.sample.images[one.needle_position].path).name == "3-0-0.jpg"
-    assert len({one.prompt.prompt_id for one in unit.requests}) == 6
+    first = [request for request in unit.requests if request.sample.sample_id == "000"]
+    assert [request.needle_position for request in first] == [0, 1, 2]
+    for request in first:
+        assert Path(request.sample.images[request.needle_position].path).name == "3-0-0.jpg"
+    assert len({request.prompt.prompt_id for request in unit.requests}) == 6
 
 
 def test_response_limits_are_the_benchmarks_own_in_the_official_style(data_root: Path) -> None:
     units = load_tasks(_config(data_root, *TASKS), None, data_root)
-    limits = {one.name: (one.sampling.max_response_tokens, one.sampling.repetition_penalty) for one in units}
+    limits = {unit.name: (unit.sampling.max_response_tokens, unit.sampling.repetition_penalty) for unit in units}
     assert limits == {
         "evisrag/chartqa": (2048, 1.05),
         "milebench/ActionSequence": (512, 1.0),
@@ -104,7 +104,7 @@ def test_response_limits_are_the_benchmarks_own_in_the_official_style(data_root:
         "mig_bench": (128, 1.0),
     }
     evidence = load_tasks(_config(data_root, *TASKS, prompt_style="evidence"), None, data_root)
-    assert {one.sampling.max_response_tokens for one in evidence} == {2048}
+    assert {unit.sampling.max_response_tokens for unit in evidence} == {2048}
 
 
 def test_questions_that_cannot_be_asked_are_named_or_counted_up_to_the_limit(data_root: Path) -> None:
@@ -125,12 +125,12 @@ def test_questions_that_cannot_be_asked_are_named_or_counted_up_to_the_limit(dat
     with pytest.raises(BenchmarkError, match=r"1 × image.*\n.*cut\.png.*damaged"):
         load([{}, cut])
     task = load([{}, cut], on_bad_sample="skip")
-    assert ([one.sample.sample_id for one in task.requests], dict(task.skipped)) == (["q0"], {"image": 1})
+    assert ([request.sample.sample_id for request in task.requests], dict(task.skipped)) == (["q0"], {"image": 1})
     # One may always be left out, two of four only where half may be.
     with pytest.raises(DataError, match=r"2 of 4 records would be left out, more than the 1 that"):
         load([{}, cut, forged, {}], on_bad_sample="skip")
     task = load([{}, cut, forged, {}], on_bad_sample="skip", max_skipped_frac=0.5)
-    kept = [one.sample.sample_id for one in task.requests]
+    kept = [request.sample.sample_id for request in task.requests]
     assert (kept, dict(task.skipped)) == (["q0", "q3"], {"image": 1, "text": 1})
     with pytest.raises(BenchmarkError, match=r"repair them$"):
         load([forged, forged], on_bad_sample="skip")

@@ -162,16 +162,16 @@ def test_an_exact_pixel_answer_scores_as_exact_for_any_size(tmp_path: Path, boun
     for width, height in sizes:
         file = tmp_path / f"{width}x{height}.png"
         Image.new("L", (width, height)).save(file)
-        page = ImageRef(path=file.name, file=str(file))
+        image = ImageRef(path=file.name, file=str(file))
         # The server resizes what we send with Qwen2.5-VL's own processor.
-        sent = load_image(page, data.image_rules)
+        sent = load_image(image, data.image_rules)
         high, wide = smart_resize(sent.height, sent.width, factor=28, min_pixels=3136, max_pixels=12845056)
         for number, gold in enumerate(GOLDS):
             box = Box(left=gold[0], top=gold[1], right=gold[2], bottom=gold[3])
             sample = Sample(
                 sample_id=f"{file.stem}-{number}",
                 question="Find it.",
-                images=(page,),
+                images=(image,),
                 boxes=(box,),
                 task="mig_bench/diff",
             )
@@ -202,8 +202,8 @@ def test_the_target_of_a_pixel_box_is_found_in_what_is_said(tmp_path: Path) -> N
     view = ImageView(min_pixels=3136, max_pixels=10**6)
     config = _config(tmp_path, "mig_bench", url="http://x", box_coordinates="pixels")
 
-    def scored(question: str, response: str, pages: list[ImageRef], task: str = "diff") -> tuple[str, list[str]]:
-        sample = Sample(sample_id="q", question=question, images=tuple(pages), task=f"mig_bench/{task}")
+    def scored(question: str, response: str, shown: list[ImageRef], task: str = "diff") -> tuple[str, list[str]]:
+        sample = Sample(sample_id="q", question=question, images=tuple(shown), task=f"mig_bench/{task}")
         asked = BenchmarkRequest(prompt=TaskPrompt(prompt_id="q", turns=()), sample=sample)
         return scored_text(config, asked, Answer(prompt_id="q", text=response, finish_reason="stop"), view)
 

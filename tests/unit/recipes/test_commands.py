@@ -94,9 +94,10 @@ def test_every_command_explains_itself_with_examples_of_its_own(name: str, capsy
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in SETTINGS_COMMANDS])
 def test_examples_of_a_command_are_calls_that_it_takes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = importlib.import_module(COMMANDS[name].entry.partition(":")[0]).command_parser()
-    for call in examples_in(help_of(capsys, name)):
-        if call[0] == name:
-            parser.parse_args(call[1:])  # raises UsageError for an option that is not there
+    calls = [call for call in examples_in(help_of(capsys, name)) if call[0] == name]
+    assert calls
+    for call in calls:
+        parser.parse_args(call[1:])  # raises UsageError for an option that is not there
 
 
 @pytest.mark.parametrize("text", [*SETTINGS_COMMANDS, "make-data", ""])
@@ -104,8 +105,8 @@ def test_examples_with_settings_name_settings_that_there_are(text: str, capsys: 
     calls = [call for call in examples_in(help_of(capsys, *filter(None, [text]))) if call[0] in SETTINGS_COMMANDS]
     assert calls
     for name, *rest in calls:
-        overrides = [one for one in rest if "=" in one]
-        options = [one for one in rest if "=" not in one]
+        overrides = [word for word in rest if "=" in word]
+        options = [word for word in rest if "=" not in word]
         assert not options or options[0] in ("--cfg", "--json"), name
         read_settings(overrides)
 
@@ -132,7 +133,8 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_the_overview_imports_only_what_prints_it() -> None:
-    code = "import sys, recipes.commands.program; print(len([one for one in sys.modules if one.startswith('rewards')]))"
+    code = "import sys, recipes.commands.program"
+    code += "; print(len([name for name in sys.modules if name.startswith('rewards')]))"
     code += "; print([name for name in ('numpy', 'omegaconf', 'PIL', 'rich', 'jinja2') if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert ended.stdout.splitlines() == ["0", "[]"]
@@ -163,7 +165,7 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "named"), MISTAKES, ids=[" ".join(one)[:30] for one, _ in MISTAKES])
+@pytest.mark.parametrize(("arguments", "named"), MISTAKES, ids=[" ".join(arguments)[:30] for arguments, _ in MISTAKES])
 def test_a_mistake_in_the_call_gets_one_sentence_and_status_2(
     arguments: list[str], named: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,7 +220,7 @@ def test_plan_is_train_with_plan_true(monkeypatch: pytest.MonkeyPatch, call: Any
     assert name == "rsgrpo plan"
     status, told, begun = call(*arguments, f"run_dir={tmp_path / 'run'}")
     assert (status, told) == (0, "")
-    assert [(one.plan, one.plan_for.gpu) for one in begun] == [(True, "H100")]
+    assert [(config.plan, config.plan_for.gpu) for config in begun] == [(True, "H100")]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -288,4 +290,4 @@ def test_a_reward_file_is_looked_for_where_the_run_is_started(
     (tmp_path / "mine.py").write_text("def reward(call):\n    return 1.0\n")
     status, told, begun = call(setting, "run_dir=run")
     assert (status, told) == (0, "")
-    assert [one.rewards["mine"].function for one in begun] == ["mine.py:reward"]
+    assert [config.rewards["mine"].function for config in begun] == ["mine.py:reward"]

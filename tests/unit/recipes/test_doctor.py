@@ -319,8 +319,8 @@ def test_gold_that_a_reward_needs_and_samples_lack_is_a_problem(task: Path, tmp_
 
 
 def test_conversations_are_counted_with_their_defects(task: Path, tmp_path: Path) -> None:
-    pages = sorted((task / "imgs").iterdir())
-    good = {"id": 1, "image": [str(pages[0])], "conversations": [_turn("human", "<image>\nQ"), _turn("gpt", "A")]}
+    images = sorted((task / "imgs").iterdir())
+    good = {"id": 1, "image": [str(images[0])], "conversations": [_turn("human", "<image>\nQ"), _turn("gpt", "A")]}
     missing = {**good, "id": 2, "image": ["nowhere.png"]}
     file = tmp_path / "chat.json"
     file.write_text(json.dumps([good, missing]))
@@ -385,7 +385,7 @@ def test_exit_status_json_and_verdict_agree(task: Path, tmp_path: Path) -> None:
     assert run_doctor(["recipe=rl_grounding", "--json", str(report), *paths], shown, WITHOUT_TORCH) == 1
     content = json.loads(report.read_text())
     assert content["has_problem"] and content["overrides"] == ["recipe=rl_grounding", *paths]
-    model = next(one for one in content["checks"] if one["name"] == "model")
+    model = next(check for check in content["checks"] if check["name"] == "model")
     assert model["status"] == "problem" and model["advice"]
     lines = shown.getvalue().splitlines()
     assert all(len(line) <= MAX_COLUMNS for line in lines) and "\x1b" not in shown.getvalue()

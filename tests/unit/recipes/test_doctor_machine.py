@@ -91,21 +91,21 @@ def test_versions_are_compared_with_those_that_are_asked_for() -> None:
         Requirement(line) for line in ("torch>=2.11,<2.14", "ray==2.60.0", "jinja2", 'vllm==0.32.0; extra == "gpu"')
     ]
     installed = {"torch": "2.13.0+cu130", "ray": "2.60.0", "jinja2": "3.1"}
-    assert [status(one) for one in requirement_checks(wanted, installed.get)] == ["ok"]
+    assert [status(check) for check in requirement_checks(wanted, installed.get)] == ["ok"]
     installed["torch"] = "2.15.0"
-    assert [(one.name, status(one)) for one in requirement_checks(wanted, installed.get)] == [
+    assert [(check.name, status(check)) for check in requirement_checks(wanted, installed.get)] == [
         ("torch", "problem"),
         ("packages", "ok"),
     ]
     del installed["jinja2"]
     installed["vllm"] = "0.31.0"  # of an extra: only a warning
-    found = {one.name: status(one) for one in requirement_checks(wanted, installed.get)}
+    found = {check.name: status(check) for check in requirement_checks(wanted, installed.get)}
     assert found == {"torch": "problem", "jinja2": "problem", "vllm": "warning", "packages": "ok"}
 
 
 def test_this_environment_is_as_pyproject_asks() -> None:
     wanted = [Requirement(line) for line in metadata.requires("rsgrpo") or ()]
-    assert {one.name for one in requirement_checks(wanted, installed_version) if one.status == "problem"} == set()
+    assert {check.name for check in requirement_checks(wanted, installed_version) if check.status == "problem"} == set()
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_an_old_processor_cannot_run_the_cpu_build(monkeypatch: pytest.MonkeyPat
 
 def test_gpus_as_torch_sees_them() -> None:
     def of(answer: TorchAnswer, driver: str, wants_gpu: bool | None = None) -> dict[str, str]:
-        return {one.name: status(one) for one in torch_checks(answer, driver, wants_gpu=wants_gpu)}
+        return {check.name: status(check) for check in torch_checks(answer, driver, wants_gpu=wants_gpu)}
 
     free = Gpu(name="H100", free_bytes=79 * GIB, total_bytes=80 * GIB, capability=(9, 0))
     busy = Gpu(name="H100", free_bytes=20 * GIB, total_bytes=80 * GIB, capability=(9, 0))
@@ -194,7 +194,7 @@ def test_ranks_and_engines_need_a_place(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_long_temporary_folder_is_refused_for_its_sockets(tmp_path: Path) -> None:
     def of(folder: Path | str, free_bytes: int = 100 * GIB) -> dict[str, str]:
         checks = temporary_checks({"TMPDIR": str(folder)}, free=lambda _: free_bytes)
-        return {one.name: status(one) for one in checks}
+        return {check.name: status(check) for check in checks}
 
     # /ray/session_<35 characters>_<pid of 7>/sockets/plasma_store has 68 bytes: 39 of 107 are left for TMPDIR
     assert of("/" + "x" * 38)["socket paths"] == "ok"
@@ -210,7 +210,7 @@ def test_a_long_temporary_folder_is_refused_for_its_sockets(tmp_path: Path) -> N
 
 def test_rays_own_variable_goes_before_tmpdir() -> None:
     checks = list(temporary_checks({"TMPDIR": "/" + "x" * 90, "RAY_TMPDIR": "/tmp"}, free=lambda _: 100 * GIB))
-    assert [status(one) for one in checks] == ["ok", "ok"]
+    assert [status(check) for check in checks] == ["ok", "ok"]
 
 
 def test_space_is_measured_at_the_nearest_folder_that_is_there(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_shared_memory_holds_two_buckets(tmp_path: Path) -> None:
     assert status(shared_memory_check(tmp_path / "none", GIB)) == "problem"
 
 
-def test_rays_programs_must_run(tmp_path: Path) -> None:
+def test_the_ray_check_finds_programs_that_do_not_run(tmp_path: Path) -> None:
     assert status(ray_check(tmp_path)) == "problem"
     programs = [tmp_path / "core" / "src" / "ray" / name for name in ("gcs/gcs_server", "raylet/raylet")]
     for program in programs:
@@ -260,7 +260,7 @@ def test_rays_programs_must_run(tmp_path: Path) -> None:
     assert status(check) == "problem" and "raylet" in check.found and "127" in check.found
 
 
-def test_who_listens_answers_and_who_does_not_is_named() -> None:
+def test_addresses_where_nothing_listens_are_problems() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert status(address_check(f"127.0.0.1:{port}")) == "ok"
@@ -279,10 +279,10 @@ def test_who_listens_answers_and_who_does_not_is_named() -> None:
 
 def test_a_proxy_must_leave_this_machine_out() -> None:
     proxy = {"https_proxy": "http://proxy:3128"}
-    assert [status(one) for one in proxy_checks({}, "10.0.0.2")] == []
-    assert [status(one) for one in proxy_checks(proxy, "10.0.0.2")] == ["warning"]
-    assert [status(one) for one in proxy_checks({**proxy, "no_proxy": "localhost, 127.0.0.1"}, "10.0.0.2")] == [
+    assert [status(check) for check in proxy_checks({}, "10.0.0.2")] == []
+    assert [status(check) for check in proxy_checks(proxy, "10.0.0.2")] == ["warning"]
+    assert [status(check) for check in proxy_checks({**proxy, "no_proxy": "localhost, 127.0.0.1"}, "10.0.0.2")] == [
         "warning"
     ]
     spared = {**proxy, "NO_PROXY": "localhost,127.0.0.1,10.0.0.2"}
-    assert [status(one) for one in proxy_checks(spared, "10.0.0.2")] == ["ok"]
+    assert [status(check) for check in proxy_checks(spared, "10.0.0.2")] == ["ok"]

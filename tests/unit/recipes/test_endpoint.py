@@ -35,8 +35,8 @@ def _answer(server: FakeServer, prompts: list[TaskPrompt], **settings: Any) -> d
     answers: list[Answer] = []
     endpoint = EndpointConfig(url=server.url, model="m", **settings)
     EndpointAnswerer(endpoint, DataConfig(), seed=7).answer(prompts, GREEDY, answers.extend)
-    assert len({one.prompt_id for one in answers}) == len(answers)
-    return {one.prompt_id: one for one in answers}
+    assert len({answer.prompt_id for answer in answers}) == len(answers)
+    return {answer.prompt_id: answer for answer in answers}
 
 
 def _prompts(*prompts: str) -> list[TaskPrompt]:
@@ -50,9 +50,9 @@ def test_every_question_is_answered_by_so_many_requests_at_a_time(server: FakeSe
 
     server.reply = slowly
     answers = _answer(server, _prompts(*(f"q{index}" for index in range(9))))
-    assert {one.prompt_id: one.text for one in answers.values()} == {f"q{i}": f"re: q{i}" for i in range(9)}
+    assert {answer.prompt_id: answer.text for answer in answers.values()} == {f"q{i}": f"re: q{i}" for i in range(9)}
     assert answers["q0"].finish_reason == "length"
-    assert not any(one.failure for one in answers.values())
+    assert not any(answer.failure for answer in answers.values())
     assert server.most_in_flight == 3
 
 
@@ -60,8 +60,8 @@ def test_a_request_carries_settings_key_and_images(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_KEY", "secret")
-    (page,) = write_images(tmp_path, [(60, 40)])
-    prompt = user_prompt("a", ("Look: ", page, "What?"), system="Help.")
+    (image,) = write_images(tmp_path, [(60, 40)])
+    prompt = user_prompt("a", ("Look: ", image, "What?"), system="Help.")
     assert _answer(server, [prompt], api_key_variable="SOME_KEY")["a"].text == "re: Look: What?"
     (body,), (headers,) = server.bodies, server.headers
     assert {key: body[key] for key in body if key != "messages"} == {
@@ -96,7 +96,7 @@ def test_a_request_carries_settings_key_and_images(
     ],
     ids=["429", "500", "503", "half-json", "list", "no-choice", "null", "deep", "gzip", "odd-wait", "odd-charset"],
 )
-def test_what_may_pass_is_tried_again(server: FakeServer, first: Reply) -> None:
+def test_failures_that_may_pass_are_retried(server: FakeServer, first: Reply) -> None:
     server.reply = lambda question, attempt: first if attempt <= 2 else ok("at last")
     assert _answer(server, _prompts("q"))["q"] == Answer(prompt_id="q", text="at last", finish_reason="stop")
     assert server.attempts["q"] == 3
@@ -109,7 +109,7 @@ def test_a_server_is_waited_for_as_long_as_it_asks(server: FakeServer) -> None:
     assert time.perf_counter() - begin >= 0.3
 
 
-def test_what_never_passes_is_a_failure_by_name_and_costs_the_others_nothing(server: FakeServer) -> None:
+def test_lasting_failures_are_named_and_the_other_prompts_are_answered(server: FakeServer) -> None:
     is_over = threading.Event()
 
     def reply(question: str, _: int) -> Reply:
@@ -126,7 +126,7 @@ def test_what_never_passes_is_a_failure_by_name_and_costs_the_others_nothing(ser
     answers = _answer(server, _prompts("busy", "long", "odd", "stalls", "good"), timeout_seconds=2.0, retries=1)
     is_over.set()
     assert answers["good"].text == "fine"
-    failures = {name: one.failure for name, one in answers.items() if one.failure}
+    failures = {name: answer.failure for name, answer in answers.items() if answer.failure}
     assert failures.keys() == {"busy", "long", "odd", "stalls"}
     assert failures["busy"] == "status 429: wait (2 attempts)"
     assert failures["long"] == "status 400: prompt is too long"
@@ -155,7 +155,7 @@ def test_a_dead_server_is_given_up(server: FakeServer) -> None:
             _prompts(*(f"q{index}" for index in range(50))), GREEDY, answers.extend
         )
     assert 4 <= len(answers) <= 6
-    assert all("ConnectError" in one.failure for one in answers)
+    assert all("ConnectError" in answer.failure for answer in answers)
 
 
 def test_a_missing_key_is_found_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_an_interrupt_keeps_what_is_done(server: FakeServer) -> None:
     endpoint = EndpointConfig(url=server.url, model="m", concurrency=1)
     with pytest.raises(KeyboardInterrupt):
         EndpointAnswerer(endpoint, DataConfig(), 0).answer(_prompts("a", "b", "c", "d"), GREEDY, keep)  # type: ignore[arg-type]
-    assert [one.prompt_id for one in answers] == ["a", "b", "c"]
+    assert [answer.prompt_id for answer in answers] == ["a", "b", "c"]
     assert server.attempts["d"] == 0
 
 

@@ -7,15 +7,15 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from recipes.evaluation.evaluate import evaluate, validate
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.config import Config, ResponseConfig, RewardConfig, SamplingConfig, ScopeConfig, SectionConfig
-from rsgrpo.types import Box, ChatPrompt, Group, ImageRef, PromptedSample, Rollout, RolloutGroup, Sample
+from rsgrpo.types import Box, ChatPrompt, ImageRef, PromptedSample, RolloutGroup, Sample
 from rsgrpo.weights.update import WeightUpdate
+from tests.unit.reward_calls import character_group
 
 ANSWERS = {
     "near": "here: (100,100),(300,300)",  # gold is the left half of it: IoU 0.5
@@ -43,33 +43,14 @@ class FakeEngine:
     def stream(
         self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
     ) -> Generator[RolloutGroup, None, None]:
-        yield from map(_group, prompted)
+        for asked in prompted:
+            yield character_group(asked.sample, ANSWERS[asked.sample.sample_id])
 
     def update_weights(self, update: WeightUpdate) -> None:
         raise AssertionError("an evaluation changes no weights")
 
 
-def _group(prompted: PromptedSample) -> RolloutGroup:
-    text = ANSWERS[prompted.sample.sample_id]
-    rollout = Rollout(
-        sample_id=prompted.sample.sample_id,
-        response_index=0,
-        token_ids=np.zeros(len(text) + 1, dtype=np.int32),
-        logprobs=np.zeros(len(text) + 1, dtype=np.float32),
-        text=text,
-        token_char_starts=np.arange(len(text) + 1, dtype=np.int32),
-        finish_reason="stop",
-        policy_version=0,
-    )
-    return Group(
-        sample=prompted.sample,
-        prompt=prompted.prompt,
-        prompt_token_ids=np.zeros(1, dtype=np.int32),
-        rollouts=(rollout,),
-    )
-
-
-def _question(sample_id: str, positive_images: tuple[int, ...] = ()) -> PromptedSample:
+def _prompted(sample_id: str, positive_images: tuple[int, ...] = ()) -> PromptedSample:
     sample = Sample(
         sample_id=sample_id,
         images=(ImageRef(path="1.png"), ImageRef(path="2.png")),
@@ -85,7 +66,7 @@ def _scorer() -> Scorer:
 
 
 def test_rewards_are_averaged_over_answers_and_kept_with_each(tmp_path: Path) -> None:
-    prompts = [_question("near", positive_images=(0,)), _question("none", positive_images=(0,))]
+    prompts = [_prompted("near", positive_images=(0,)), _prompted("none", positive_images=(0,))]
     found, groups = evaluate(FakeEngine(), prompts, Config(rewards=REWARDS), _scorer(), tmp_path, lambda done: None)
     # iou: 0.5 and 0 (no box); needle: no lines at all
     assert found.rewards == pytest.approx({"iou": 0.25, "needle": 0.0})
@@ -100,23 +81,23 @@ def test_one_value_an_image_counts_as_their_mean() -> None:
     # needle on page 2: both lines are wrong; on page 1: both are right
     for place, value in ((0, 1.0), (1, 0.0)):
         found = validate(
-            FakeEngine(), [_question("lines", positive_images=(place,))], Config(rewards=REWARDS), _scorer()
+            FakeEngine(), [_prompted("lines", positive_images=(place,))], Config(rewards=REWARDS), _scorer()
         )
         assert found.rewards["needle"] == value
 
 
 def test_rewards_without_gold_in_the_questions_are_left_out() -> None:
-    prompts = [_question("near", positive_images=(0,)), _question("lines")]  # the second lacks positive_images
+    prompts = [_prompted("near", positive_images=(0,)), _prompted("lines")]  # the second lacks positive_images
     found = validate(FakeEngine(), prompts, Config(rewards=REWARDS), _scorer())
     assert set(found.rewards) == {"iou"}
-    assert _scorer().limited_to([one.sample for one in prompts[:1]]).rewards == _scorer().rewards
+    assert _scorer().limited_to([prompted.sample for prompted in prompts[:1]]).rewards == _scorer().rewards
 
 
 def test_the_metrics_read_the_answer_section_of_the_settings() -> None:
     sections = [SectionConfig(name="plan"), SectionConfig(name="final")]
     config = Config(stage="eval", response=ResponseConfig(sections=sections, answer_section="final"))
-    metrics = validate(FakeEngine(), [_question("final")], config, Scorer(())).metrics
+    metrics = validate(FakeEngine(), [_prompted("final")], config, Scorer(())).metrics
     assert (metrics.em, metrics.strict_em, metrics.well_formed_frac) == (1.0, 1.0, 1.0)
     # by EVisRAG's tags there is no answer section: official judges all of the text, strict gives nothing
-    metrics = validate(FakeEngine(), [_question("final")], Config(stage="eval"), Scorer(())).metrics
+    metrics = validate(FakeEngine(), [_prompted("final")], Config(stage="eval"), Scorer(())).metrics
     assert (metrics.em, metrics.strict_em, metrics.well_formed_frac) == (0.0, 0.0, 0.0)

@@ -26,8 +26,8 @@ class PolicyThatDisagrees(FakePolicy):
         gap = self.gaps[min(self.num_asked, len(self.gaps) - 1)]
         self.num_asked += 1
         return tuple(
-            dataclasses.replace(one, logprobs=one.logprobs + np.float32(gap - 0.01))
-            for one in super().score(groups, with_entropy=with_entropy)
+            dataclasses.replace(stats, logprobs=stats.logprobs + np.float32(gap - 0.01))
+            for stats in super().score(groups, with_entropy=with_entropy)
         )
 
 

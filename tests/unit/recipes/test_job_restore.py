@@ -98,7 +98,7 @@ def test_the_driver_goes_on_where_it_was(run: Run) -> None:
     )
     assert [group.sample_id for group in (*restored.leftover, *restored.prefetched.groups)] == ["q1", "q1"]
     before = state(2).leftover[0].rollouts
-    assert [one.rewards for one in restored.leftover[0].rollouts] == [one.rewards for one in before]
+    assert [rollout.rewards for rollout in restored.leftover[0].rollouts] == [rollout.rewards for rollout in before]
     assert run.policy.loaded == run.file(2, "policy")
     assert run.screen.getvalue() == "  going on from rl-000002\n"
 
@@ -127,7 +127,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_goes_on(
     assert run.logged() == [1]  # as an uninterrupted run would read at this point
 
 
-def test_after_going_back_the_passed_over_checkpoint_gives_way(run: Run) -> None:
+def test_going_back_to_an_older_checkpoint_removes_the_newer_unusable_one(run: Run) -> None:
     run.train([3])
     run.file(3, "driver.json").unlink()
     run.job.restore("rl", RsGrpoState)

@@ -34,7 +34,8 @@ def _rows(root: Path, tasks: str, capsys: pytest.CaptureFixture[str]) -> dict[st
 
 def _share(docs: list[dict[str, Any]], responses: list[str]) -> tuple[float, float]:
     items = [process_results(doc, [response]) for doc, response in zip(docs, responses, strict=True)]
-    return aggregate_official([one["official"] for one in items]), aggregate_strict([one["strict"] for one in items])
+    official, strict = ([item[mode] for item in items] for mode in ("official", "strict"))
+    return aggregate_official(official), aggregate_strict(strict)
 
 
 def test_every_family_is_asked_in_its_own_words_and_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,11 +72,11 @@ def test_every_family_is_asked_in_its_own_words_and_scored(tmp_path: Path, capsy
 def test_pages_in_a_table_are_shown_as_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_evisrag(tmp_path)
     folder = tmp_path / "EVisRAG-Test-ChartQA"
-    pages = sorted((folder / "imgs").iterdir())
-    table = [{"image": {"bytes": page.read_bytes()}, "path": f"imgs/{page.name}"} for page in pages]
+    files = sorted((folder / "imgs").iterdir())
+    table = [{"image": {"bytes": file.read_bytes()}, "path": f"imgs/{file.name}"} for file in files]
     datasets.Dataset.from_list(table).to_parquet(str(folder / "images.parquet"))
-    for page in pages:
-        page.unlink()
+    for file in files:
+        file.unlink()
     (doc, _) = _rows(tmp_path, "evisrag/chartqa", capsys)["rsgrpo_evisrag_chartqa"]
     images = [part["url"] for part in doc_to_messages(doc)[-1]["content"] if part["type"] == "image"]
     assert [image.size for image in images] == [(28, 28)] * 3

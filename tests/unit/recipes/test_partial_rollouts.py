@@ -70,7 +70,9 @@ def test_engines_get_new_weights_in_the_middle_of_the_batch_that_is_sampled_ahea
     for _, groups, loss in policy.updates[1:]:
         # The importance weight goes by what each token was sampled with, whichever weights did it.
         assert loss.old_logprobs == "engine"
-        assert all(float(cast(Any, one.rollout_logprobs)[-1]) == -1.0 for group in groups for one in group.responses)
+        assert all(
+            float(cast(Any, response.rollout_logprobs)[-1]) == -1.0 for group in groups for response in group.responses
+        )
 
 
 def test_a_batch_of_two_versions_comes_back_from_a_checkpoint() -> None:
@@ -81,7 +83,9 @@ def test_a_batch_of_two_versions_comes_back_from_a_checkpoint() -> None:
     ahead, read_back = training.state.prefetched, restored(training.state).prefetched
     assert ahead is not None
     assert read_back is not None
-    rollouts = [[one.rollout for group in batch.groups for one in group.rollouts] for batch in (ahead, read_back)]
+    rollouts = [
+        [rollout.rollout for group in batch.groups for rollout in group.rollouts] for batch in (ahead, read_back)
+    ]
     for saved, read in zip(*rollouts, strict=True):
         assert saved.token_versions is not None
         assert read.token_versions is not None

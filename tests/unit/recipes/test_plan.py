@@ -128,16 +128,19 @@ def _facts(folder: Path, gpu: GpuKind = KINDS["H100"], response: int = 1000) -> 
 @given(found=parameters, num_ranks=st.integers(1, 64), weight_bytes=st.sampled_from([2, 4]))
 @examples(100)
 def test_states_shrink_with_the_zero_stage(found: list[ParameterSize], num_ranks: int, weight_bytes: int) -> None:
-    one, two, three = (
+    zero_1, zero_2, zero_3 = (
         state_memory(found, num_ranks=num_ranks, zero_stage=stage, weight_bytes=weight_bytes) for stage in (1, 2, 3)
     )
     # ZeRO 3 pads each parameter to the ranks, and leaves those of up to 100,000 elements whole beside their parts.
     padding = 4 * num_ranks * len(found)
     small = weight_bytes * sum(p.num_elements for p in found if p.num_elements <= 100_000)
-    assert two.gradients <= one.gradients
-    assert (two.masters, two.moments, two.weights) == (one.masters, one.moments, one.weights)
-    assert three.weights <= two.weights + small + padding
-    assert three.gradients + three.masters + three.moments <= two.gradients + two.masters + two.moments + 4 * padding
+    assert zero_2.gradients <= zero_1.gradients
+    assert (zero_2.masters, zero_2.moments, zero_2.weights) == (zero_1.masters, zero_1.moments, zero_1.weights)
+    assert zero_3.weights <= zero_2.weights + small + padding
+    assert (
+        zero_3.gradients + zero_3.masters + zero_3.moments
+        <= zero_2.gradients + zero_2.masters + zero_2.moments + 4 * padding
+    )
 
 
 @given(found=parameters, num_ranks=st.integers(1, 32))
@@ -155,8 +158,8 @@ def test_buckets_grow_with_the_model_up_to_deepspeeds_own_size() -> None:
         ParameterSize(name="a", num_elements=count, is_trained=True, is_vision=False) for count in (10**6, 7 * 10**9)
     )
 
-    def buckets(one: ParameterSize, zero_stage: int, weight_bytes: int) -> int:
-        return state_memory([one], num_ranks=2, zero_stage=zero_stage, weight_bytes=weight_bytes).buckets
+    def buckets(parameter: ParameterSize, zero_stage: int, weight_bytes: int) -> int:
+        return state_memory([parameter], num_ranks=2, zero_stage=zero_stage, weight_bytes=weight_bytes).buckets
 
     # ZeRO 3: one of float32. ZeRO 2: two that take turns, in bfloat16 their sum in float32 beside them.
     assert (buckets(small, 3, 2), buckets(small, 2, 4), buckets(small, 2, 2)) == (4 * 10**6, 8 * 10**6, 8 * 10**6)
@@ -165,9 +168,9 @@ def test_buckets_grow_with_the_model_up_to_deepspeeds_own_size() -> None:
 
 def test_only_adapters_have_moments_in_lora(folder: Path) -> None:
     sizes = model_sizes(folder, ModelConfig(lora=LoraConfig(rank=16)))
-    adapters = [one for one in sizes.parameters if "lora_" in one.name]
+    adapters = [parameter for parameter in sizes.parameters if "lora_" in parameter.name]
     found = state_memory(sizes.parameters, num_ranks=1, zero_stage=2, weight_bytes=2)
-    assert sum(one.num_elements for one in adapters) == sizes.num_trained
+    assert sum(parameter.num_elements for parameter in adapters) == sizes.num_trained
     assert found.moments == 8 * sizes.num_trained
 
 
@@ -237,9 +240,9 @@ def test_proposals_fit(folder: Path, settings: dict[str, int]) -> None:
     assert found.problems
     proposed = proposals(config, facts)
     assert proposed
-    for one in proposed:
-        assert not one.estimate.problems
-        assert all("=" in override for override in one.overrides)
+    for proposal in proposed:
+        assert not proposal.estimate.problems
+        assert all("=" in override for override in proposal.overrides)
     sentence = refusal(found, proposed)
     assert " ".join(proposed[0].overrides) in sentence
     assert len(sentence) <= 500
@@ -279,25 +282,25 @@ def test_kinds_of_gpus_are_found_by_name() -> None:
 
 def test_samples_are_spread_evenly() -> None:
     samples = [Sample(sample_id=str(index)) for index in range(10)]
-    assert [one.sample_id for one in spread(samples, 3)] == ["0", "3", "6"]
+    assert [sample.sample_id for sample in spread(samples, 3)] == ["0", "3", "6"]
     assert spread(samples, 10) == samples
 
 
 def _write_data(folder: Path, count: int) -> Path:
-    pages = write_images(folder / "imgs", [(56, 84)] * count)
+    images = write_images(folder / "imgs", [(56, 84)] * count)
     samples = [
         Sample(
             sample_id=f"q{index}",
             question="What?",
             prompt="<image>What?",
-            images=(dataclasses.replace(pages[index], path=f"imgs/{index}.png"),),
+            images=(dataclasses.replace(images[index], path=f"imgs/{index}.png"),),
             gold_response="<observe>a</observe><evidence>b</evidence><think>c</think><answer>d</answer>",
         )
         for index in range(count)
     ]
     from PIL import Image
 
-    shown = {one.images[0].path: Image.open(one.images[0].file) for one in samples}
+    shown = {sample.images[0].path: Image.open(sample.images[0].file) for sample in samples}
     write_evisrag(folder / "train.jsonl", samples, shown, layout="train", as_table=False)
     return folder / "train.jsonl"
 
@@ -316,15 +319,15 @@ def test_items_have_the_lengths_that_preparation_counts(folder: Path, tmp_path: 
     file = _write_data(tmp_path, 3)
     config = _data_config(file, tmp_path / "run")
     processor = AutoProcessor.from_pretrained(folder)
-    pages = ImageCounter(config, processor)
-    (stage,) = Reader(config, processor, tmp_path, pages.count).stages()
+    counter = ImageCounter(config, processor)
+    (stage,) = Reader(config, processor, tmp_path, counter.count).stages()
     lengths = PromptLengths(config, processor)
     builder = PromptBuilder(config.prompt, processor)
     samples = load_samples(str(file), config.data, is_training=True).samples
-    prompts = [builder.prompted(one).prompt for one in samples]
+    prompts = [builder.prompted(sample).prompt for sample in samples]
     counted = [lengths._count(prompt.text, prompt.images) for prompt in prompts]
     planned = [
-        item.prompt_text_tokens + sum(pages.count(image, config.data.max_pixels) for image in item.images)
+        item.prompt_text_tokens + sum(counter.count(image, config.data.max_pixels) for image in item.images)
         for item in stage.data.items
     ]
     assert planned == counted

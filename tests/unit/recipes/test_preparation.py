@@ -74,12 +74,12 @@ def test_a_template_is_rendered_once_a_question(task: Path, tmp_path: Path, monk
 
     monkeypatch.setattr(PromptWriter, "_render", counted)
     prepared = prepare(_config(task), RunFolder(root=tmp_path / "run"), Progress(False))
-    assert sorted(rendered) == sorted(one.sample.sample_id for one in (*prepared.rl, *prepared.test))
+    assert sorted(rendered) == sorted(prompted.sample.sample_id for prompted in (*prepared.rl, *prepared.test))
 
 
 def test_a_second_start_reads_no_page_and_reports_the_same_of_them(task: Path, tmp_path: Path, monkeypatch) -> None:
-    for page in (task / "imgs").iterdir():
-        os.utime(page, (1e9, 1e9))  # written long ago, so that its time says whether it changed
+    for image in (task / "imgs").iterdir():
+        os.utime(image, (1e9, 1e9))  # written long ago, so that its time says whether it changed
     opened: list[str] = []
     open_image_file = image_sources._open
 
@@ -127,7 +127,7 @@ def test_pixel_rewards_know_the_size_that_the_models_own_processor_makes(task: P
     # Pages of 56 × 56: within both, and whole tokens. Boxes are whole pixels of it.
     text = str([round(56 * edge) for edge in (box.left, box.top, box.right, box.bottom)])
     (scored,) = prepared.scorer.score([sampled_group(sample, [text])])
-    assert [one.value for one in scored.rollouts[0].rewards if one.name == "iou"] == [pytest.approx(1.0)]
+    assert [reward.value for reward in scored.rollouts[0].rewards if reward.name == "iou"] == [pytest.approx(1.0)]
     assert "have one place, data.min_pixels" in _refusal(
         task, "rewards.iou.kwargs={convention: pixels, max_pixels: 1003520}"
     )
@@ -287,11 +287,11 @@ def test_a_trajectory_that_no_row_of_the_trainer_holds_is_refused(task: Path) ->
     (phase,) = prepared.sft
     taken = phase.source.take(0, 3).conversations
     lengths = [
-        prepared.image_tokens(taken[0].images[0]) * len(one.images)
-        - len(one.images)
-        + len(prepared.tokenizer.encode(one.prompt.text, add_special_tokens=False))
-        + len(prepared.tokenizer.encode(one.parts[0].text, add_special_tokens=False))
-        for one in taken
+        prepared.image_tokens(taken[0].images[0]) * len(conversation.images)
+        - len(conversation.images)
+        + len(prepared.tokenizer.encode(conversation.prompt.text, add_special_tokens=False))
+        + len(prepared.tokenizer.encode(conversation.parts[0].text, add_special_tokens=False))
+        for conversation in taken
     ]
     longest = max(lengths)
     prepare(_config(task, *sft, f"trainer.micro_batch_tokens={longest}"), RunFolder(root=task / "run"), Progress(False))

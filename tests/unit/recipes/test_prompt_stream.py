@@ -12,7 +12,7 @@ from rsgrpo.types import ChatPrompt, PromptedSample, Sample
 from tests.examples import examples
 
 
-def _questions(count: int) -> list[PromptedSample]:
+def _prompts(count: int) -> list[PromptedSample]:
     return [
         PromptedSample(sample=Sample(sample_id=f"q{index}"), prompt=ChatPrompt(sample_id=f"q{index}", text=""))
         for index in range(count)
@@ -20,28 +20,28 @@ def _questions(count: int) -> list[PromptedSample]:
 
 
 def _ids(taken: list[PromptedSample]) -> list[str]:
-    return [one.sample.sample_id for one in taken]
+    return [prompted.sample.sample_id for prompted in taken]
 
 
 def test_without_shuffling_the_file_order_repeats() -> None:
-    stream = PromptStream(_questions(3), seed=0, shuffle=False)
+    stream = PromptStream(_prompts(3), seed=0, shuffle=False)
     assert [_ids(stream.take(2)) for _ in range(3)] == [["q0", "q1"], ["q2", "q0"], ["q1", "q2"]]
 
 
 @examples(50)
 @given(count=st.integers(2, 30), sizes=st.lists(st.integers(1, 2), min_size=1, max_size=40), seed=st.integers(0, 9))
 def test_going_on_from_a_position_equals_never_stopping(count: int, sizes: list[int], seed: int) -> None:
-    whole = PromptStream(_questions(count), seed=seed, shuffle=True)
-    resumed = PromptStream(_questions(count), seed=seed, shuffle=True)
+    whole = PromptStream(_prompts(count), seed=seed, shuffle=True)
+    resumed = PromptStream(_prompts(count), seed=seed, shuffle=True)
     for size in sizes:
         expected = _ids(whole.take(size))
         assert _ids(resumed.take(size)) == expected
         assert len(set(expected)) == size
-        resumed = PromptStream(_questions(count), seed=seed, shuffle=True, position=resumed.position)
+        resumed = PromptStream(_prompts(count), seed=seed, shuffle=True, position=resumed.position)
 
 
 def test_an_epoch_shows_every_question_once() -> None:
-    stream = PromptStream(_questions(12), seed=3, shuffle=True)
+    stream = PromptStream(_prompts(12), seed=3, shuffle=True)
     first = _ids(stream.take(4)) + _ids(stream.take(4)) + _ids(stream.take(4))
     assert sorted(first) == sorted(f"q{index}" for index in range(12))
     second = _ids(stream.take(12))
@@ -50,11 +50,11 @@ def test_an_epoch_shows_every_question_once() -> None:
 
 
 def test_questions_carried_over_are_passed_over() -> None:
-    stream = PromptStream(_questions(4), seed=0, shuffle=False)
+    stream = PromptStream(_prompts(4), seed=0, shuffle=False)
     assert _ids(stream.take(2, without={"q0", "q2"})) == ["q1", "q3"]
 
 
 def test_too_few_questions_are_refused() -> None:
-    stream = PromptStream(_questions(3), seed=0, shuffle=True)
+    stream = PromptStream(_prompts(3), seed=0, shuffle=True)
     with pytest.raises(RsgrpoError, match="needs 4 different questions, the data set has 3"):
         stream.take(4)

@@ -49,7 +49,7 @@ def test_synchronous_steps_train_on_their_own_weights() -> None:
 def _kl_sums(policy: FakePolicy) -> list[float]:
     """Coefficient of each update's KL term, which is what the weights of a token mean add up to."""
     return [
-        sum(one.kl_weight * len(one.token_ids) for group in groups for one in group.responses)
+        sum(response.kl_weight * len(response.token_ids) for group in groups for response in group.responses)
         for _, groups, _ in policy.updates
     ]
 
@@ -71,7 +71,8 @@ def test_a_fixed_kl_coefficient_weighs_every_step_alike(aggregation: Aggregation
     assert _kl_sums(policy) == pytest.approx([0.05, 0.05])
     assert [report.metrics["policy/kl_coefficient"] for report in reports] == [0.05, 0.05]
     if aggregation == "sequence_mean":
-        for response in (one for _, groups, _ in policy.updates for group in groups for one in group.responses):
+        responses = [response for _, groups, _ in policy.updates for group in groups for response in group.responses]
+        for response in responses:
             assert response.kl_weight == pytest.approx(0.05 / 12 / len(response.token_ids))
 
 
@@ -132,9 +133,9 @@ def test_a_step_reports_clipping_by_scope_and_every_update_of_its_batch() -> Non
     # every token with positive credit is clipped and none with negative.
     config = rl_config(max_staleness_steps=1, loss=LossConfig(clip_high=0.005, clip_low=0.005))
     report = new_training(config, FakeEngine(), FakePolicy()).train_step(is_last=True)
-    rollouts = [one for group in report.credited for one in group.rollouts]
-    up = sum(one.num_tokens for one in rollouts if one.advantages[0] > 0)
-    credited = sum(one.num_tokens for one in rollouts if one.advantages[0])
+    rollouts = [rollout for group in report.credited for rollout in group.rollouts]
+    up = sum(rollout.num_tokens for rollout in rollouts if rollout.advantages[0] > 0)
+    credited = sum(rollout.num_tokens for rollout in rollouts if rollout.advantages[0])
     assert report.metrics["scope/length/clip_frac"] == pytest.approx(up / credited)
     assert "policy/update_1/grad_norm" not in report.metrics
 

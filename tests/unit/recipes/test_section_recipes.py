@@ -7,18 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.algorithm.advantages import credit_groups
-from rsgrpo.config import Config, load_config, register_schema
+from rsgrpo.config import Config
 from rsgrpo.text.sections import opened_section
 from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import ChatPrompt, CreditedGroup, Group, ImageRef, Rollout, RolloutGroup, Sample
+from tests.unit.composition import composed
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 SAMPLE = Sample(
     sample_id="q",
     question="For the image with a truck, is there a dog?",
@@ -30,13 +28,6 @@ NONE = "no relevant information"
 SEEN = "a truck and a dog"
 # A = ±1/sqrt(2) for values 1 and 0 of two siblings: mean 1/2, unbiased standard deviation sqrt(1/2)
 ADVANTAGE = 0.5 / np.sqrt(0.5)
-
-
-def composed(recipe: str) -> Config:
-    GlobalHydra.instance().clear()
-    register_schema()
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return load_config(compose("config", overrides=[f"recipe={recipe}"]))
 
 
 def group(*responses: Sequence[str], opened: str = "") -> RolloutGroup:
@@ -77,7 +68,7 @@ def values(found: CreditedGroup, index: int) -> dict[tuple[str, int], float | No
 
 
 def spans(found: CreditedGroup, index: int, name: str, image_index: int = -1) -> list[tuple[int, int]]:
-    (reward,) = (one for one in found.rollouts[index].rewards if one.key == (name, image_index))
+    (reward,) = (reward for reward in found.rollouts[index].rewards if reward.key == (name, image_index))
     return [(span.start, span.stop) for span in reward.spans]
 
 
@@ -89,7 +80,7 @@ PLANNED = [
 
 def test_plan_look_answer_credits_the_lines_of_look_and_the_answer() -> None:
     wrong = [NONE if piece == SEEN else "no" if piece == "yes" else piece for piece in PLANNED]
-    found = credited(composed("rl_plan_look"), group(PLANNED, wrong))
+    found = credited(composed("recipe=rl_plan_look"), group(PLANNED, wrong))
     assert values(found, 0) == {
         ("yes_no", -1): 1.0, ("needle", 0): 1.0, ("needle", 1): 1.0, ("format", -1): 1.0, ("overlong", -1): 0.0,
         ("plan_citation", -1): 0.0, ("plan_copy", -1): 0.0,
@@ -112,7 +103,7 @@ def test_plan_look_answer_credits_the_lines_of_look_and_the_answer() -> None:
 
 def test_a_plan_that_is_the_answer_or_cites_an_image_pays_on_the_plan_alone() -> None:
     copied = ["yes [2]" if piece == "find the truck" else piece for piece in PLANNED]
-    found = credited(composed("rl_plan_look"), group(PLANNED, copied))
+    found = credited(composed("recipe=rl_plan_look"), group(PLANNED, copied))
     assert values(found, 1)[("plan_citation", -1)] == -1.0
     # values 0 and -1 on tokens 0 to 2 of both siblings, nothing else varies: W = 1, N = 6
     expected = np.zeros(13)
@@ -133,7 +124,7 @@ def test_a_reward_on_a_repeated_section_credits_every_place_where_it_stands(open
     blind = [f"[2]: {NONE}" if SEEN in piece else piece for piece in IN_TURN]
     # The chat template may open the first think: the same tokens but that one, one place further to the front.
     shift = 1 if opened else 0
-    config = composed("rl_looks")
+    config = composed("recipe=rl_looks")
     assert opened_section("assistant\n<think>\n", config.response.format) == "think"
     found = credited(config, group(IN_TURN[shift:], blind[shift:], opened=opened))
     assert values(found, 0) == {
@@ -157,5 +148,5 @@ def test_a_reward_on_a_repeated_section_credits_every_place_where_it_stands(open
 def test_a_look_behind_the_answer_is_malformed_and_two_looks_in_a_row_are_not() -> None:
     late = [*IN_TURN[:9], *IN_TURN[12:], *IN_TURN[9:12]]
     in_a_row = [*IN_TURN[:6], *IN_TURN[9:]]
-    found = credited(composed("rl_looks"), group(late, in_a_row))
+    found = credited(composed("recipe=rl_looks"), group(late, in_a_row))
     assert [values(found, index)[("format", -1)] for index in (0, 1)] == [0.0, 1.0]

@@ -61,10 +61,10 @@ def opened(
 
 
 def names(source: MixtureSource, position: int, count: int) -> list[str]:
-    return [one.sample_id.split("/")[-1] for one in source.take(position, count).conversations]
+    return [conversation.sample_id.split("/")[-1] for conversation in source.take(position, count).conversations]
 
 
-def test_what_comes_is_a_function_of_the_position(tmp_path: Path) -> None:
+def test_the_conversations_taken_depend_only_on_the_position(tmp_path: Path) -> None:
     records = [record(number) for number in range(7)]
     source = opened(tmp_path, records)
     whole = names(source, 0, 4) + names(source, 4, 4) + names(source, 8, 4)
@@ -86,7 +86,7 @@ def test_conversations_that_cannot_be_used_are_named_and_passed_over(tmp_path: P
     source = opened(tmp_path, [record(0), *bad, record(1)])
     taken = source.take(0, 4)
     # two epochs of five records are needed for four good ones at most; every bad one that stood between is there
-    assert {one.sample_id.split("/")[-1].split("@")[0] for one in taken.conversations} == {"r0", "r1"}
+    assert {conversation.sample_id.split("/")[-1].split("@")[0] for conversation in taken.conversations} == {"r0", "r1"}
     assert {reason for reason, _ in taken.skipped} <= {"image", "too long", "text"}
     assert len(taken.skipped) == taken.position - 4
     first = source.take(0, 2)
@@ -117,10 +117,10 @@ def test_a_record_that_a_step_shows_twice_counts_twice(tmp_path: Path) -> None:
     source = opened(tmp_path, [record(0), record(1)], weight=2.0)
     taken = source.take(0, 4)
     assert (taken.position, taken.skipped) == (4, ())
-    ids = [one.sample_id for one in taken.conversations]
+    ids = [conversation.sample_id for conversation in taken.conversations]
     assert len(set(ids)) == 4
     assert sorted(name.split("@")[0] for name in ids) == ["0.0/r0"] * 2 + ["0.1/r1"] * 2
-    assert all(one.prompt.sample_id == one.sample_id for one in taken.conversations)
+    assert all(conversation.prompt.sample_id == conversation.sample_id for conversation in taken.conversations)
 
 
 def test_without_held_out_samples_there_is_no_validation_loss(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_pi_old_may_be_recomputed_from_the_trainer_although_samples_are_old() ->
     training.train_step(is_last=True)
     for _, groups, loss in policy.updates:
         assert loss.old_logprobs == "recompute"
-        for response in (one for group in groups for one in group.responses):
+        for response in (response for group in groups for response in group.responses):
             # What FakePolicy.score says: 0.01 above the engine.
             assert response.old_logprobs is not None and response.rollout_logprobs is not None
             np.testing.assert_allclose(response.old_logprobs - response.rollout_logprobs, 0.01, atol=1e-6)
@@ -150,21 +150,23 @@ def test_staleness_is_bounded_on_both_sides() -> None:
 def test_groups_of_a_checkpoint_look_for_their_pages_where_the_data_lie_now() -> None:
     engine = FakeEngine()
     carried, ahead, unknown = (
-        FakeScorer().score(engine.generate([one], num_samples=2, sampling=SamplingConfig(), seed=1))[0]
-        for one in (QUESTIONS[1], QUESTIONS[2], QUESTIONS[3])
+        FakeScorer().score(engine.generate([prompted], num_samples=2, sampling=SamplingConfig(), seed=1))[0]
+        for prompted in (QUESTIONS[1], QUESTIONS[2], QUESTIONS[3])
     )
     state = RsGrpoState(leftover=[carried], prefetched=Batch(groups=(ahead, unknown), metrics={}, seconds={}))
     moved = [
-        dataclasses.replace(one, prompt=dataclasses.replace(one.prompt, images=(ImageRef(path="p", file="/new/p"),)))
-        for one in QUESTIONS[:3]
+        dataclasses.replace(
+            prompted, prompt=dataclasses.replace(prompted.prompt, images=(ImageRef(path="p", file="/new/p"),))
+        )
+        for prompted in QUESTIONS[:3]
     ]
     state.find_images(moved)
     assert state.prefetched is not None
     found = [*state.leftover, *state.prefetched.groups]
-    assert [one.prompt for one in found] == [moved[1].prompt, moved[2].prompt, unknown.prompt]
+    assert [group.prompt for group in found] == [moved[1].prompt, moved[2].prompt, unknown.prompt]
     # Nothing else of them changes.
-    for one, before in zip(found, (carried, ahead, unknown), strict=True):
-        assert one.rollouts == before.rollouts and one.prompt_token_ids is before.prompt_token_ids
+    for group, before in zip(found, (carried, ahead, unknown), strict=True):
+        assert group.rollouts == before.rollouts and group.prompt_token_ids is before.prompt_token_ids
 
 
 def test_a_batch_sampled_ahead_is_left_where_the_run_goes_on_without_sampling_ahead() -> None:
@@ -178,7 +180,7 @@ def test_a_batch_sampled_ahead_is_left_where_the_run_goes_on_without_sampling_ah
     # Its two batches of questions, the one trained on and the one left out, are not asked again.
     asked = {sample_id for _, ids in engine.calls for sample_id in ids}
     assert len(asked) == 8
-    assert [group.sample_id for group in report.credited] == [one for _, ids in fresh.calls for one in ids]
+    assert [group.sample_id for group in report.credited] == [sample_id for _, ids in fresh.calls for sample_id in ids]
     assert not asked & {group.sample_id for group in report.credited}
 
 

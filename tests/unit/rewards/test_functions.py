@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +19,7 @@ from rsgrpo.config import EVISRAG, ResponseFormat, SectionRule
 from rsgrpo.text.normalise import normalize_answer, set_f1
 from rsgrpo.text.sections import parse_response
 from rsgrpo.types import ImageRef, Sample
+from tests.unit.reward_calls import make_call
 
 Parity = Callable[[str], list[dict[str, Any]]]
 
@@ -41,15 +41,8 @@ def call(
     **sample: Any,
 ) -> RewardCall:
     images = tuple(ImageRef(path=f"{index}.png") for index in range(num_images))
-    return RewardCall(
-        sample=Sample(sample_id="q", images=images, **sample),
-        text=text,
-        parsed=parse_response(text, response_format, opened),
-        token_ids=np.zeros(num_tokens, dtype=np.int32),
-        finish_reason="stop",
-        num_tokens=num_tokens,
-        response_index=0,
-    )
+    parsed = parse_response(text, response_format, opened)
+    return make_call(Sample(sample_id="q", images=images, **sample), text, parsed=parsed, num_tokens=num_tokens)
 
 
 NONE = "no relevant information"
@@ -125,14 +118,14 @@ def test_gold_without_tags_is_an_anomaly() -> None:
 
 
 def test_reference_plugins_give_the_same_numbers() -> None:
-    one = call(GOLD, gold_response=GOLD, num_tokens=1280)
+    reward_call = call(GOLD, gold_response=GOLD, num_tokens=1280)
     values = [
-        reference.accuracy(one),
-        reference.evidence(one),
-        reference.format(one),
-        reference.overlong(one),
-        reference.is_observe(one),
-        reference.is_think(one),
+        reference.accuracy(reward_call),
+        reference.evidence(reward_call),
+        reference.format(reward_call),
+        reference.overlong(reward_call),
+        reference.is_observe(reward_call),
+        reference.is_think(reward_call),
     ]
     assert values == [1.0, 1.0, 1.0, -0.5, 0.0, 0.0]
 
@@ -197,19 +190,19 @@ def test_evidence_needs_the_whole_section() -> None:
 
 def test_a_label_gap_in_gold_hides_nothing() -> None:
     gold = tagged("[1]: one\n[3]: three")
-    one = call(tagged("[1]: one\n[2]: whatever\n[3]: two"), gold_response=gold)
-    assert evidence(one) == pytest.approx(0.5)
-    assert evidence_per_image(one) == [1.0, None, 0.0]
+    reward_call = call(tagged("[1]: one\n[2]: whatever\n[3]: two"), gold_response=gold)
+    assert evidence(reward_call) == pytest.approx(0.5)
+    assert evidence_per_image(reward_call) == [1.0, None, 0.0]
 
 
 def test_evidence_weights_are_settings() -> None:
-    one = call(tagged(f"[1]: {NONE}\n[2]: {NONE}\n[3]: {NONE}"), gold_response=GOLD)
-    assert evidence(one, relevant_weight=1.0) == pytest.approx(2 / 3)
+    reward_call = call(tagged(f"[1]: {NONE}\n[2]: {NONE}\n[3]: {NONE}"), gold_response=GOLD)
+    assert evidence(reward_call, relevant_weight=1.0) == pytest.approx(2 / 3)
 
 
 def test_each_image_scores_by_itself() -> None:
-    one = call(tagged(f"[1]: {FACT}\n[2]: a chart"), gold_response=GOLD)
-    assert evidence_per_image(one) == [1.0, 0.0, 0.0]
+    reward_call = call(tagged(f"[1]: {FACT}\n[2]: a chart"), gold_response=GOLD)
+    assert evidence_per_image(reward_call) == [1.0, 0.0, 0.0]
     assert evidence_per_image(call(tagged(), gold_response=GOLD, num_images=4)) == [0.0, 0.0, 0.0, None]
 
 
@@ -223,8 +216,8 @@ def test_format_is_one_or_nothing() -> None:
     ("num_tokens", "penalty"), [(199, -1.0), (200, 0.0), (1024, 0.0), (1280, -0.5), (1536, -1.0), (1537, -1.0)]
 )
 def test_overlong_by_hand(num_tokens: int, penalty: float) -> None:
-    one = call("", num_tokens=num_tokens)
-    assert overlong(one, max_response_tokens=1536, buffer_tokens=512, min_response_tokens=200) == penalty
+    reward_call = call("", num_tokens=num_tokens)
+    assert overlong(reward_call, max_response_tokens=1536, buffer_tokens=512, min_response_tokens=200) == penalty
 
 
 def test_overlong_without_a_buffer_is_a_step() -> None:
@@ -239,7 +232,7 @@ def test_citations_in_observe_cost_one(observe: str, penalty: float) -> None:
     assert observe_citation(call(tagged(observe=observe))) == penalty
 
 
-def test_citations_elsewhere_are_free() -> None:
+def test_citations_outside_observe_cost_nothing() -> None:
     assert observe_citation(call("[1] <evidence>[1]: x</evidence>")) == 0.0
 
 
@@ -258,13 +251,13 @@ ANY_TEXT = st.lists(
 
 @given(ANY_TEXT, ANY_TEXT)
 def test_values_stay_in_their_range_for_any_text(response: str, gold: str) -> None:
-    one = call(response, gold_response=gold)
-    assert 0.0 <= accuracy(one) <= 1.0
-    assert 0.0 <= evidence(one) <= 1.0
-    assert all(value is None or 0.0 <= value <= 1.0 for value in evidence_per_image(one))
-    assert well_formed(one) in (0.0, 1.0)
-    assert observe_citation(one) in (-1.0, 0.0)
-    assert think_copy(one) in (-1.0, 0.0)
+    reward_call = call(response, gold_response=gold)
+    assert 0.0 <= accuracy(reward_call) <= 1.0
+    assert 0.0 <= evidence(reward_call) <= 1.0
+    assert all(value is None or 0.0 <= value <= 1.0 for value in evidence_per_image(reward_call))
+    assert well_formed(reward_call) in (0.0, 1.0)
+    assert observe_citation(reward_call) in (-1.0, 0.0)
+    assert think_copy(reward_call) in (-1.0, 0.0)
     scores = reference.score_reference(response, gold, 300)
     assert scores.overall >= -3.0
 

@@ -17,7 +17,7 @@ from rewards.base import RewardCall, RewardError
 from rewards.boxes import CONVENTIONS, find_boxes, rectangle
 from rewards.functions.grounding import best_matching, box_count, box_iou, iou
 from rewards.plugins import load_rewards
-from rewards.scopes import ScopeRequest, locate_scope, locate_scopes
+from rewards.scopes import ScopeRequest, locate_scopes
 from rewards.scorer import Scorer
 from rsgrpo.config import ConfigError, RewardConfig, ScopeConfig
 from rsgrpo.config.image_rules import ImageRules
@@ -26,7 +26,9 @@ from rsgrpo.data.images.loading import load_image
 from rsgrpo.text.sections import parse_response
 from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import Box, ImageRef, Sample, TokenSpan
+from tests.located import locate_scope
 from tests.unit.report_run import sampled_group
+from tests.unit.reward_calls import make_call
 
 BOX_SCOPE = ScopeConfig(pattern="box")
 
@@ -34,16 +36,8 @@ BOX_SCOPE = ScopeConfig(pattern="box")
 def call(
     text: str, *boxes: Box, images: tuple[ImageRef, ...] = (), sizes: Sequence[tuple[int, int]] = ()
 ) -> RewardCall:
-    return RewardCall(
-        image_sizes=sizes.__getitem__ if sizes else None,
-        sample=Sample(sample_id="q", images=images, boxes=boxes),
-        text=text,
-        parsed=parse_response(text),
-        token_ids=np.zeros(3, dtype=np.int32),
-        finish_reason="stop",
-        num_tokens=3,
-        response_index=0,
-    )
+    sample = Sample(sample_id="q", images=images, boxes=boxes)
+    return make_call(sample, text, image_sizes=sizes.__getitem__ if sizes else None)
 
 
 def gold(left: float, top: float, right: float, bottom: float, image_index: int = -1) -> Box:
@@ -84,7 +78,7 @@ def gold(left: float, top: float, right: float, bottom: float, image_index: int 
     ],
 )
 def test_boxes_are_found_with_their_brackets(text: str, found: list[object]) -> None:
-    assert [((one.start, one.stop), one.numbers) for one in find_boxes(text)] == found
+    assert [((box.start, box.stop), box.numbers) for box in find_boxes(text)] == found
 
 
 def test_malformed_rectangles_are_none() -> None:
@@ -237,31 +231,31 @@ def test_a_threshold_takes_the_whole_page_away() -> None:
 
 
 def test_pixels_are_those_of_the_page_that_the_model_saw() -> None:
-    pages = tuple(ImageRef(path=name) for name in ("page.png", "other.png"))
+    images = tuple(ImageRef(path=name) for name in ("page.png", "other.png"))
     sizes = [(112, 56), (196, 56)]
     on_image = gold(0.0, 0.0, 0.5, 0.5, image_index=0)
-    assert iou(call("(0,0),(56,28)", on_image, images=pages, sizes=sizes), "pixels") == 1.0
+    assert iou(call("(0,0),(56,28)", on_image, images=images, sizes=sizes), "pixels") == 1.0
     with pytest.raises(RewardError, match="do not say on which of 2 images"):
-        iou(call("(0,0),(56,28)", ONE, images=pages, sizes=sizes), "pixels")
+        iou(call("(0,0),(56,28)", ONE, images=images, sizes=sizes), "pixels")
     with pytest.raises(RewardError, match="lies on image 2, but the sample has 2 images"):
-        iou(call("(0,0),(56,28)", gold(0, 0, 1, 1, image_index=2), images=pages, sizes=sizes), "pixels")
+        iou(call("(0,0),(56,28)", gold(0, 0, 1, 1, image_index=2), images=images, sizes=sizes), "pixels")
     with pytest.raises(RewardError, match="not known here at which size the model saw"):
-        iou(call("(0,0),(56,28)", on_image, images=pages), "pixels")
+        iou(call("(0,0),(56,28)", on_image, images=images), "pixels")
     with pytest.raises(RewardError, match="convention='percent'"):
         iou(call("(0,0),(56,28)", ONE), "percent")
 
 
 def test_gold_boxes_of_one_response_may_lie_on_several_pages() -> None:
-    pages = tuple(ImageRef(path=name) for name in ("page.png", "other.png"))
+    images = tuple(ImageRef(path=name) for name in ("page.png", "other.png"))
     boxes = (gold(0.0, 0.0, 0.5, 0.5, image_index=0), gold(0.5, 0.0, 1.0, 1.0, image_index=1))
     # (56, 28) is half of 112 × 56; (98, 0) to (196, 56) the right half of 196 × 56, and beyond the first page.
     text = '[{"bbox_2d": [98, 0, 196, 56]}, {"bbox_2d": [0, 0, 56, 28]}]'
-    assert iou(call(text, *boxes, images=pages, sizes=[(112, 56), (196, 56)]), "pixels") == 1.0
+    assert iou(call(text, *boxes, images=images, sizes=[(112, 56), (196, 56)]), "pixels") == 1.0
 
 
 def test_pages_of_one_size_need_not_be_named() -> None:
-    pages = tuple(ImageRef(path=name) for name in ("page.png", "other.png"))
-    assert iou(call("(10,10),(30,30)", ONE, images=pages, sizes=[(100, 100)] * 2), "pixels") == pytest.approx(1.0)
+    images = tuple(ImageRef(path=name) for name in ("page.png", "other.png"))
+    assert iou(call("(10,10),(30,30)", ONE, images=images, sizes=[(100, 100)] * 2), "pixels") == pytest.approx(1.0)
 
 
 OURS = ((3136, 1003520), (784, 50176), (3136, 20_000_000))
@@ -275,8 +269,8 @@ def test_an_exact_answer_earns_one_for_any_size(
     tmp_path: Path, size: tuple[int, int], ours: tuple[int, int], convention: str
 ) -> None:
     Image.new("L", size).save(tmp_path / "page.png")
-    page = ImageRef(path="page.png", file=str(tmp_path / "page.png"))
-    sent = load_image(page, ImageRules(min_pixels=ours[0], max_pixels=ours[1]))
+    image = ImageRef(path="page.png", file=str(tmp_path / "page.png"))
+    sent = load_image(image, ImageRules(min_pixels=ours[0], max_pixels=ours[1]))
     high, wide = smart_resize(sent.height, sent.width, factor=28, min_pixels=3136, max_pixels=12845056)
     sides = {"permille": (1000, 1000), "shares": (1, 1), "pixels": (wide, high)}[convention]
     numbers = [edge * side for edge, side in zip((0.1, 0.2, 0.9, 0.95), sides * 2, strict=True)]
@@ -287,7 +281,7 @@ def test_an_exact_answer_earns_one_for_any_size(
     )
     view = ImageView(min_pixels=ours[0], max_pixels=ours[1])
     scorer = Scorer(load_rewards({"iou": config}, Path.cwd()), view)
-    sample = Sample(sample_id="q", images=(page,), boxes=(LARGEST,))
+    sample = Sample(sample_id="q", images=(image,), boxes=(LARGEST,))
     scorer.check_samples([sample])
     (scored,) = scorer.limited_to([sample]).score([sampled_group(sample, [str(numbers)])])
     # Whole numbers are held against gold in whole numbers, so that the best box that can be written earns 1.
@@ -297,19 +291,19 @@ def test_an_exact_answer_earns_one_for_any_size(
 @given(rectangles(), st.sampled_from([28, 56, 1000]))
 def test_the_best_whole_numbers_earn_one_and_the_whole_page_only_if_it_is_gold(box: Box, side: int) -> None:
     numbers = [round(side * edge) for edge in (box.left, box.top, box.right, box.bottom)]
-    pages = (ImageRef(path="page.png"),)
+    images = (ImageRef(path="page.png"),)
     if numbers[0] < numbers[2] and numbers[1] < numbers[3]:
-        assert iou(call(str(numbers), box, images=pages, sizes=[(side, side)]), "pixels") == pytest.approx(1.0)
+        assert iou(call(str(numbers), box, images=images, sizes=[(side, side)]), "pixels") == pytest.approx(1.0)
     else:
         # Thinner than a pixel: the pixel that it lies in.
         left, top = (min(number, side - 1) for number in numbers[:2])
         best = [left, top, max(left + 1, numbers[2]), max(top + 1, numbers[3])]
-        assert iou(call(str(best), box, images=pages, sizes=[(side, side)]), "pixels") == pytest.approx(1.0)
-    whole = call(str([0, 0, side, side]), box, images=pages, sizes=[(side, side)])
+        assert iou(call(str(best), box, images=images, sizes=[(side, side)]), "pixels") == pytest.approx(1.0)
+    whole = call(str([0, 0, side, side]), box, images=images, sizes=[(side, side)])
     assert (iou(whole, "pixels") == 1.0) == (numbers == [0, 0, side, side])
 
 
-def test_whole_shares_are_no_excuse() -> None:
+def test_shares_of_the_page_are_not_rounded_to_whole_numbers() -> None:
     # Rounded to whole shares every gold box of more than half of the page would be all of it.
     assert iou(call("(0,0),(1,1)", gold(0.2, 0.2, 0.8, 0.8)), "shares") == pytest.approx(0.36)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,22 +11,15 @@ from hypothesis import strategies as st
 from rewards.base import RewardCall
 from rewards.functions.haystack import needle_found, needle_lines, yes_no
 from rewards.functions.multiple_choice import choice, chosen_option, option_label
-from rsgrpo.text.sections import parse_response
 from rsgrpo.types import ImageRef, Sample
+from tests.unit.reward_calls import make_call
 
 NONE = "no relevant information"
 
 
 def call(text: str, *, num_images: int = 3, **sample: Any) -> RewardCall:
-    return RewardCall(
-        sample=Sample(sample_id="q", images=tuple(ImageRef(path=f"{n}.png") for n in range(num_images)), **sample),
-        text=text,
-        parsed=parse_response(text),
-        token_ids=np.zeros(3, dtype=np.int32),
-        finish_reason="stop",
-        num_tokens=3,
-        response_index=0,
-    )
+    images = tuple(ImageRef(path=f"{n}.png") for n in range(num_images))
+    return make_call(Sample(sample_id="q", images=images, **sample), text)
 
 
 def lines(*texts: str | None) -> str:
@@ -84,7 +76,7 @@ def test_needles(texts: tuple[str | None, ...], expected_lines: list[float], exp
 
 
 @given(st.lists(st.sampled_from([NONE, "red truck", None, "x"]), min_size=1, max_size=6), st.data())
-def test_one_marker_for_all_pages_finds_nothing(texts: list[str | None], data: st.DataObject) -> None:
+def test_the_same_text_for_every_image_finds_no_needle(texts: list[str | None], data: st.DataObject) -> None:
     needles = tuple(sorted(data.draw(st.sets(st.integers(0, len(texts) - 1), min_size=1))))
     judged = call(lines(*texts), num_images=len(texts), positive_images=needles)
     assert 0.0 <= needle_found(judged) <= 1.0

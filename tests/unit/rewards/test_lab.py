@@ -85,7 +85,7 @@ def test_replaying_the_same_settings_changes_nothing(run: Path) -> None:
     assert result.rewards[0].mean_before == 0.75  # three right answers of four
 
 
-def test_an_opposite_reward_turns_every_advantage_round(run: Path) -> None:
+def test_an_opposite_reward_changes_the_sign_of_every_advantage(run: Path) -> None:
     after = changed_settings(run, None, [f"rewards.accuracy.function={run}/mine.py:opposite", "~rewards.lines"])
     result = replay(run, run_settings(run), after)
     mixed, solved = result.groups[:2]
@@ -105,9 +105,9 @@ def test_an_opposite_reward_turns_every_advantage_round(run: Path) -> None:
 
 def test_pixel_rewards_are_replayed_at_the_size_that_the_run_saw(tmp_path: Path) -> None:
     Image.new("L", (2000, 1500)).save(tmp_path / "a.png")
-    page = ImageRef(path="a.png", file=str(tmp_path / "a.png"))
+    image = ImageRef(path="a.png", file=str(tmp_path / "a.png"))
     box = Box(left=0.1, top=0.2, right=0.6, bottom=0.8, image_index=0)
-    sample = Sample(sample_id="s", question="Find it.", images=(page,), boxes=(box,))
+    sample = Sample(sample_id="s", question="Find it.", images=(image,), boxes=(box,))
     kwargs = {"convention": "pixels"}
     rewards = {
         "iou": RewardConfig(function="rewards.functions.grounding:iou", scope=ScopeConfig(pattern="box"), kwargs=kwargs)
@@ -119,7 +119,7 @@ def test_pixel_rewards_are_replayed_at_the_size_that_the_run_saw(tmp_path: Path)
     # sqrt(1003520 / 3e6) = 0.5784: 1156 × 867, 41.3 and 31.0 tokens: 1148 × 868; 0.1 * 1148 = 114.8 and so on
     texts = ["[115, 174, 689, 694]", "[1, 1, 100, 100]"]
     scored = Scorer(load_rewards(rewards, tmp_path), view).score([sampled_group(sample, texts)])
-    assert [one.rewards[0].value for one in scored[0].rollouts] == [pytest.approx(1.0), 0.0]
+    assert [rollout.rewards[0].value for rollout in scored[0].rollouts] == [pytest.approx(1.0), 0.0]
     record_groups(tmp_path / "rollouts.jsonl", "rl", 1, credit_groups(scored, {"iou": 1.0}, config.rl.credit))
     with pytest.raises(RewardError, match="not known here at which size"):
         replay(tmp_path, config, config)
@@ -132,7 +132,7 @@ def test_tricks_are_played_on_pixel_rewards_too() -> None:
         function="rewards.functions.grounding:iou", scope=ScopeConfig(pattern="box"), kwargs={"convention": "pixels"}
     )
     permille = dataclasses.replace(config, kwargs={})
-    found, other = (lint("iou", load_rewards({"iou": one}, Path.cwd())) for one in (config, permille))
+    found, other = (lint("iou", load_rewards({"iou": reward}, Path.cwd())) for reward in (config, permille))
     assert found == other and found.honest > 0.9
 
 
@@ -149,7 +149,7 @@ def test_signal_gained_and_lost_is_counted(run: Path) -> None:
     groups = [json.loads(line) for line in file.read_text().splitlines()]
     for group in groups:
         for rollout in group["rollouts"]:
-            rollout["rewards"] = [one | {"value": 0.5, "advantage": 0.0} for one in rollout["rewards"][:1]]
+            rollout["rewards"] = [reward | {"value": 0.5, "advantage": 0.0} for reward in rollout["rewards"][:1]]
             rollout["positive_weights"] = rollout["negative_weights"] = [0.0] * len(rollout["positive_weights"])
     file.write_text("".join(json.dumps(group) + "\n" for group in groups))
     back = changed_settings(run, None, ["rewards.accuracy.function=rewards.functions.accuracy:accuracy"])
@@ -400,5 +400,5 @@ def test_replay_begins_inside_of_what_the_prompt_opened(tmp_path: Path) -> None:
     credited = credit_groups(scored, {"copy": 1.0}, settings.rl.credit)
     record_groups(tmp_path / "rollouts.jsonl", "rl", 1, credited)
     assert read_groups(tmp_path / "rollouts.jsonl")[0].opened_section == "think"
-    assert [one.rewards[0].value for one in credited[0].rollouts] == [-1.0, 0.0]
+    assert [rollout.rewards[0].value for rollout in credited[0].rollouts] == [-1.0, 0.0]
     assert not any(group.is_changed for group in replay(tmp_path, settings, settings).groups)

@@ -62,7 +62,7 @@ def test_async_and_batch_functions_are_recognised(tmp_path: Path) -> None:
         "judge = Judge()\n"
     )
     kinds = {name: load(f"kinds.py:{name}", tmp_path) for name in ("served", "together", "both", "judge")}
-    assert {name: (one.is_async, one.is_batch) for name, one in kinds.items()} == {
+    assert {name: (function.is_async, function.is_batch) for name, function in kinds.items()} == {
         "served": (True, False),
         "together": (False, True),
         "both": (True, True),
@@ -70,7 +70,7 @@ def test_async_and_batch_functions_are_recognised(tmp_path: Path) -> None:
     }
 
 
-def test_declarations_add_up() -> None:
+def test_declarations_of_gold_sections_and_batches_combine() -> None:
     declared = needs_gold("answer", "evidence")(batch_reward(lambda calls: [1.0 for _ in calls]))
     assert declared == DeclaredReward(function=declared.function, is_batch=True, gold_sections=("answer", "evidence"))
     assert declared([1, 2]) == [1.0, 1.0]

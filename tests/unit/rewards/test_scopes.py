@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.scopes import ScopeRequest, locate_scope, locate_scopes
+from rewards.scopes import ScopeRequest, locate_scopes
 from rsgrpo.config import EVISRAG, ConfigError, ResponseFormat, ScopeConfig, SectionRule
 from rsgrpo.text.sections import parse_response
 from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import TokenSpan
+from tests.located import locate_scope
 
 # tokens as BPE really cuts them: `>` merges with a newline, a bracket, a following tag and text
 PIECES = [
@@ -53,8 +54,6 @@ def test_evidence_lines_give_one_span_an_image() -> None:
     # `[1]:` starts inside token 6 (`>\n[`); `[2]:` at token 9, and its line ends with the section's content
     assert [line.spans for line in lines] == [(TokenSpan(start=7, stop=9),), (TokenSpan(start=9, stop=12),), ()]
     assert [line.found for line in lines] == [True, True, False]
-    with pytest.raises(ValueError, match="locate_scopes"):
-        locate_scope(ScopeConfig(evidence_line=True), PARSED, STARTS)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,9 @@ def test_adjacent_scopes_partition_the_tokens(text: str, data: st.DataObject) ->
         assert before.found == behind.found == (tag in text)
         if not before.found:
             continue
-        tokens = [index for one in (before, behind) for item in one.spans for index in range(item.start, item.stop)]
+        tokens = [
+            index for located in (before, behind) for item in located.spans for index in range(item.start, item.stop)
+        ]
         assert tokens == list(range(len(starts)))
         # each token lies on the side of its first character
         assert all(starts[item.start] >= text.find(tag) for item in behind.spans)
@@ -138,7 +139,7 @@ def test_adjacent_scopes_partition_the_tokens(text: str, data: st.DataObject) ->
     assert len(taken) == len(set(taken))
 
 
-def test_together_and_alone_agree() -> None:
+def test_scopes_located_together_and_alone_agree() -> None:
     scopes = [
         ScopeConfig(section="think"),
         ScopeConfig(evidence_line=True),
@@ -219,6 +220,7 @@ def test_the_places_of_a_repeated_section_share_no_token_and_cut_where_character
     # exactly the tokens whose first character lies in one of its places
     for index, start in enumerate(starts):
         is_inside = any(
-            one.start <= start < one.stop or (start == len(text) == one.stop) for one in parsed.all_of("look")
+            section.start <= start < section.stop or (start == len(text) == section.stop)
+            for section in parsed.all_of("look")
         )
         assert (index in taken) == is_inside

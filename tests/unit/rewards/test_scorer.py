@@ -13,7 +13,8 @@ from rewards.base import DeclaredReward, RewardCall, RewardError, needs_gold
 from rewards.plugins import LoadedReward
 from rewards.scorer import Scorer
 from rsgrpo.config import RewardConfig, ScopeConfig
-from rsgrpo.types import ChatPrompt, Group, ImageRef, Rollout, RolloutGroup, Sample, TokenSpan
+from rsgrpo.types import ImageRef, RolloutGroup, Sample, TokenSpan
+from tests.unit.reward_calls import character_group
 
 WHOLE = ScopeConfig(start="begin", stop="end")
 THINK = ScopeConfig(start="<think>", stop="end")
@@ -43,25 +44,8 @@ def loaded(
 
 
 def group(sample_id: str, *texts: str, num_images: int = 2) -> RolloutGroup:
-    """Rollouts with one token a character and an end-of-sequence token."""
-    return Group(
-        sample=Sample(sample_id=sample_id, images=tuple(ImageRef(path=f"{n}.png") for n in range(num_images))),
-        prompt=ChatPrompt(sample_id=sample_id, text=""),
-        prompt_token_ids=np.zeros(1, dtype=np.int32),
-        rollouts=tuple(
-            Rollout(
-                sample_id=sample_id,
-                response_index=index,
-                token_ids=np.zeros(len(text) + 1, dtype=np.int32),
-                logprobs=np.zeros(len(text) + 1, dtype=np.float32),
-                text=text,
-                token_char_starts=np.arange(len(text) + 1, dtype=np.int32),
-                finish_reason="stop",
-                policy_version=0,
-            )
-            for index, text in enumerate(texts)
-        ),
-    )
+    images = tuple(ImageRef(path=f"{n}.png") for n in range(num_images))
+    return character_group(Sample(sample_id=sample_id, images=images), *texts)
 
 
 def length(call: RewardCall) -> float:
@@ -79,12 +63,12 @@ def test_values_and_spans_meet_in_the_scored_rollout() -> None:
     scored = scorer.score([group("q0", "ab<think>c", "ab")])
     assert scored[0].sample_id == "q0"
     first, second = scored[0].rollouts
-    assert [(one.name, one.value, one.spans, one.scope_found) for one in first.rewards] == [
+    assert [(reward.name, reward.value, reward.spans, reward.scope_found) for reward in first.rewards] == [
         ("length", 10.0, (TokenSpan(start=0, stop=11),), True),
         ("think", 10.0, (TokenSpan(start=2, stop=11),), True),
     ]
     # the scope is absent: no tokens, but the value still counts in the group's mean
-    assert [(one.value, one.spans, one.scope_found) for one in second.rewards] == [
+    assert [(reward.value, reward.spans, reward.scope_found) for reward in second.rewards] == [
         (2.0, (TokenSpan(start=0, stop=3),), True),
         (2.0, (), False),
     ]
@@ -141,7 +125,7 @@ def test_batch_and_async_functions_give_the_same_as_plain_ones() -> None:
         ]
     )
     scored = scorer.score([group("q0", "a", "bb"), group("q1", "ccc")])
-    values = [[entry.value for entry in rollout.rewards] for one in scored for rollout in one.rollouts]
+    values = [[entry.value for entry in rollout.rewards] for judged in scored for rollout in judged.rollouts]
     assert values == [[1.0] * 4, [2.0] * 4, [3.0] * 4]
 
 
@@ -152,7 +136,8 @@ def test_async_calls_run_at_once() -> None:
         nonlocal in_flight, most
         in_flight += 1
         most = max(most, in_flight)
-        await asyncio.sleep(0.02)
+        while most < 6:  # until the last of them has begun
+            await asyncio.sleep(0.001)
         in_flight -= 1
         return 0.0
 
@@ -175,7 +160,7 @@ def test_what_is_no_finite_number_is_refused_and_shown(value: object) -> None:
 
 
 @pytest.mark.parametrize(("value", "number"), [(1, 1.0), (True, 1.0), (np.float32(0.5), 0.5), (np.int64(2), 2.0)])
-def test_any_kind_of_number_will_do(value: object, number: float) -> None:
+def test_any_kind_of_number_is_taken_as_a_float(value: object, number: float) -> None:
     scored = Scorer([loaded("fine", lambda call: value)]).score([group("q0", "a")])
     returned = scored[0].rollouts[0].rewards[0].value
     assert returned == number
@@ -240,10 +225,10 @@ def test_a_hung_plain_function_is_found_while_it_hangs() -> None:
 
 def test_the_timeout_is_for_each_call_not_for_their_sum() -> None:
     def slow(call: RewardCall) -> float:
-        time.sleep(0.1)
+        time.sleep(0.15)
         return 0.0
 
-    assert Scorer([loaded("slow", slow, timeout=0.5)]).score([group("q0", *"abcdefgh")])  # 0.8 s in all
+    assert Scorer([loaded("slow", slow, timeout=1.0)]).score([group("q0", *"abcdefgh")])  # 1.2 s in all
 
 
 def test_a_hung_async_function_is_found() -> None:

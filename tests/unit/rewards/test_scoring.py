@@ -34,7 +34,7 @@ def test_plain_and_asynchronous_rewards_judge_a_group_before_the_next_one_comes(
         assert awaited.wait(WAIT_SECONDS)
         scoring.add(group("q1", "ccc"))
         scored = scoring.scored()
-    assert [[[one.value for one in rollout.rewards] for rollout in group.rollouts] for group in scored] == [
+    assert [[[reward.value for reward in rollout.rewards] for rollout in group.rollouts] for group in scored] == [
         [[1.0, 2.0], [2.0, 4.0]],
         [[3.0, 6.0]],
     ]
@@ -70,7 +70,7 @@ def test_batch_rewards_see_all_calls_of_the_step_in_the_order_of_their_groups() 
         scoring.add(group("q0", "b", "c"))
         scored = scoring.scored()
     assert seen == [["q1/0", "q0/0", "q0/1"]]
-    assert [[rollout.rewards[0].value for rollout in one.rollouts] for one in scored] == [[0.0], [1.0, 2.0]]
+    assert [[rollout.rewards[0].value for rollout in judged.rollouts] for judged in scored] == [[0.0], [1.0, 2.0]]
 
 
 @pytest.mark.parametrize("is_async", [False, True])

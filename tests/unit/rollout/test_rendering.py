@@ -19,7 +19,8 @@ WAIT_SECONDS = 20.0
 
 def _requests(*sample_ids: str) -> list[RolloutRequest]:
     prompted = [
-        PromptedSample(sample=Sample(sample_id=one), prompt=ChatPrompt(sample_id=one, text=one)) for one in sample_ids
+        PromptedSample(sample=Sample(sample_id=sample_id), prompt=ChatPrompt(sample_id=sample_id, text=sample_id))
+        for sample_id in sample_ids
     ]
     return requests_for(prompted, num_samples=1, sampling=SamplingConfig(), seed=0)
 

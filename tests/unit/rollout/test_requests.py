@@ -143,7 +143,7 @@ def test_every_request_is_answered_once_whatever_dies(
         done = {held[number].pop(chance.randrange(len(held[number]))): 1}
         answered.extend(done)
         held[number].extend(_ids(queue.answered(number, done, now_seconds=now)))
-        assert all(queue.num_held(one) == len(held[one]) <= capacity for one in held)
+        assert all(queue.num_held(engine) == len(held[engine]) <= capacity for engine in held)
         # Work is never left lying while nobody works.
         assert not queue.num_open or any(held.values())
     assert sorted(answered) == sorted(f"q{index}" for index in range(num_requests))
@@ -155,7 +155,7 @@ def _makespan(queue: RequestQueue, steps: list[list[int]], speeds: list[float], 
     A step takes 1 + ``batch_cost`` times the responses that run, over the engine's speed.
     """
     running: dict[int, list[tuple[list[int], str]]] = {
-        number: [(list(steps[int(one[1:])]), one) for one in _ids(dealt)]
+        number: [(list(steps[int(sample_id[1:])]), sample_id) for sample_id in _ids(dealt)]
         for number, dealt in queue.deal(now_seconds=0.0).items()
     }
     clock = [(0.0, number) for number in running]
@@ -164,11 +164,11 @@ def _makespan(queue: RequestQueue, steps: list[list[int]], speeds: list[float], 
         now, number = heapq.heappop(clock)
         batch = running[number]
         now += (1 + batch_cost * sum(len(left) for left, _ in batch)) / speeds[number]
-        batch = [([steps_left - 1 for steps_left in left if steps_left > 1], one) for left, one in batch]
-        done = {one: sum(steps[int(one[1:])]) for left, one in batch if not left}
+        batch = [([steps_left - 1 for steps_left in left if steps_left > 1], sample_id) for left, sample_id in batch]
+        done = {sample_id: sum(steps[int(sample_id[1:])]) for left, sample_id in batch if not left}
         running[number] = [entry for entry in batch if entry[0]]
         drawn = queue.answered(number, done, now_seconds=now)
-        running[number] += [(list(steps[int(one[1:])]), one) for one in _ids(drawn)]
+        running[number] += [(list(steps[int(sample_id[1:])]), sample_id) for sample_id in _ids(drawn)]
         if running[number]:
             heapq.heappush(clock, (now, number))
         end = now

@@ -233,11 +233,17 @@ def test_a_line_of_metrics_among_rollouts_stops_a_resumed_run_before_it_trains(r
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda one: one.update(token_char_starts=[5, 3, *one["token_char_starts"][2:]]), "do not follow its text"),
-        (lambda one: one["positive_weights"].append(0.5), "values of positive_weights for"),
-        (lambda one: one["rewards"].pop(), "different rewards"),
-        (lambda one: one["rewards"][0].update(spans=[[0, 10**9]]), "a span lies outside"),
-        (lambda one: one["rewards"][0].update(value="good"), r"rewards\[0\]\.value: got 'good', expected a number"),
+        (
+            lambda rollout: rollout.update(token_char_starts=[5, 3, *rollout["token_char_starts"][2:]]),
+            "do not follow its text",
+        ),
+        (lambda rollout: rollout["positive_weights"].append(0.5), "values of positive_weights for"),
+        (lambda rollout: rollout["rewards"].pop(), "different rewards"),
+        (lambda rollout: rollout["rewards"][0].update(spans=[[0, 10**9]]), "a span lies outside"),
+        (
+            lambda rollout: rollout["rewards"][0].update(value="good"),
+            r"rewards\[0\]\.value: got 'good', expected a number",
+        ),
     ],
 )
 def test_numbers_that_do_not_go_together_are_named(

@@ -51,7 +51,7 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None
         log.log("rl", 2, {"reward/accuracy": 0.9})
     events = EventAccumulator(str(tmp_path / "tensorboard" / "rl")).Reload()
     # steps 2 and 3 of the first part are purged
-    shown = [(one.step, one.value) for one in events.Scalars("reward/accuracy")]
+    shown = [(event.step, event.value) for event in events.Scalars("reward/accuracy")]
     assert shown == [(1, pytest.approx(0.1)), (2, pytest.approx(0.9))]
 
 

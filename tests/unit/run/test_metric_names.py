@@ -118,7 +118,9 @@ def test_metrics_that_texts_name_are_logged(sft_values: dict[str, float], rl_val
     for file in TEXTS:
         for name in (name for text in _texts(file) for name in NAMED.findall(text)):
             pattern = re.sub(r"<\w+>", "*", name)
-            if not any(fnmatchcase(one, pattern) or fnmatchcase(pattern, one) for one in logged):
+            if not any(
+                fnmatchcase(logged_name, pattern) or fnmatchcase(pattern, logged_name) for logged_name in logged
+            ):
                 unknown[name] = str(file.relative_to(REPOSITORY))
     assert unknown == {}
 

@@ -24,15 +24,15 @@ def test_a_group_reads_back_with_its_credit(tmp_path: Path) -> None:
     (read,) = read_groups(file)
     assert (read.stage, read.step, read.sample_id, read.answers) == ("rl", 3, "q0", ("7",))
     assert read.images == group.sample.images
-    for one, source in zip(read.rollouts, group.rollouts, strict=True):
-        assert one.text == source.rollout.text
-        assert one.token_char_starts == tuple(source.rollout.token_char_starts.tolist())
+    for found, credited in zip(read.rollouts, group.rollouts, strict=True):
+        assert found.text == credited.rollout.text
+        assert found.token_char_starts == tuple(credited.rollout.token_char_starts.tolist())
         # six significant digits of a float32
-        assert one.positive_weights == pytest.approx(source.positive_weights.tolist(), rel=1e-5)
-        assert one.negative_weights == pytest.approx(source.negative_weights.tolist(), rel=1e-5)
-        assert one.rewards[0].spans == source.rewards[0].spans
+        assert found.positive_weights == pytest.approx(credited.positive_weights.tolist(), rel=1e-5)
+        assert found.negative_weights == pytest.approx(credited.negative_weights.tolist(), rel=1e-5)
+        assert found.rewards[0].spans == credited.rewards[0].spans
     # r = [1, 0]: mean .5, unbiased std .70711, so A = +-.707107 in six digits
-    assert [one.rewards[0].advantage for one in read.rollouts] == [0.707107, -0.707107]
+    assert [rollout.rewards[0].advantage for rollout in read.rollouts] == [0.707107, -0.707107]
     assert read.rollouts[1].rewards[1].value is None
 
 
@@ -41,7 +41,7 @@ def test_scope_tokens_count_all_groups_of_the_step_not_only_kept_ones(tmp_path: 
     record_groups(file, "rl", 1, groups, num_kept=1)
     (read,) = read_groups(file)
     assert SCOPES["format"] == ("begin", "end")  # the whole response: N_k is every token of the three groups
-    whole = sum(one.num_tokens for group in groups for one in group.rollouts)
+    whole = sum(rollout.num_tokens for group in groups for rollout in group.rollouts)
     assert read.scope_tokens["format"] == whole
     assert 0 < read.scope_tokens["accuracy"] < whole
 

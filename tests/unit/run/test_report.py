@@ -81,12 +81,14 @@ def test_the_page_is_closed(tmp_path: Path) -> None:
 def test_every_recorded_thing_is_in_the_document(tmp_path: Path) -> None:
     document = _page(make_run(tmp_path / "run", num_steps=20)).document
     assert document["name"] == "handwriting"
-    assert [one["label"] for one in document["evaluations"]] == ["Before SFT", "After SFT", "After RL"]
-    accuracy = [bar["value"] for one in document["evaluations"] for bar in one["bars"] if bar["key"] == "accuracy"]
+    assert [evaluation["label"] for evaluation in document["evaluations"]] == ["Before SFT", "After SFT", "After RL"]
+    accuracy = [
+        bar["value"] for evaluation in document["evaluations"] for bar in evaluation["bars"] if bar["key"] == "accuracy"
+    ]
     assert accuracy == [0.02, 0.55, 0.82]
     card = document["cards"][0]
     assert card["value"] == "82.0%" and "+27.0 points" in card["note"]  # 82 - 55
-    titles = {chart["title"]: [one["name"] for one in chart["series"]] for chart in document["charts"]}
+    titles = {chart["title"]: [series["name"] for series in chart["series"]] for chart in document["charts"]}
     assert titles["Rewards"] == [name.replace("_", " ") for name in WEIGHTS]
     assert titles["Scope found"] == [name.replace("_", " ") for name in WEIGHTS]
     assert {"Entropy", "Gradient norm", "Log-probability gap", "Response length", "Supervised loss"} <= set(titles)
@@ -101,15 +103,17 @@ def test_every_recorded_thing_is_in_the_document(tmp_path: Path) -> None:
 def test_missing_stages_are_left_out(tmp_path: Path, stages: tuple[str, ...], finished: bool) -> None:
     document = _page(make_run(tmp_path / "run", num_steps=10, stages=stages, finished=finished)).document
     assert ("rl" in stages) == bool(document["times"])
-    assert [one["point"] for one in document["evaluations"]] == ["before_sft"] + [f"after_{name}" for name in stages]
+    assert [evaluation["point"] for evaluation in document["evaluations"]] == ["before_sft"] + [
+        f"after_{name}" for name in stages
+    ]
 
 
 def test_a_run_without_sections_shows_its_rewards(tmp_path: Path) -> None:
     file = make_run(tmp_path / "run", num_steps=10, stages=("rl",)) / "summary.json"
     summary = read_summary(file)
     evaluations = {
-        point: dataclasses.replace(one, well_formed_frac=0.0, accuracy=0.0, em=0.0, f1=0.0, evidence_f1=0.0)
-        for point, one in summary.evaluations.items()
+        point: dataclasses.replace(evaluation, well_formed_frac=0.0, accuracy=0.0, em=0.0, f1=0.0, evidence_f1=0.0)
+        for point, evaluation in summary.evaluations.items()
     }
     # overlong lies in [-1, 0] and fits no percent axis
     rewards = {point: {"iou": 0.4, "overlong": -0.1} for point in evaluations}
@@ -130,7 +134,7 @@ def test_the_headline_of_reinforcement_alone_is_its_end(tmp_path: Path, finished
         if file.exists():
             file.write_text(file.read_text().replace("before_sft", "before_rl"))
     document = _page(folder).document
-    assert [one["label"] for one in document["evaluations"]] == ["Before RL", "After RL"]
+    assert [evaluation["label"] for evaluation in document["evaluations"]] == ["Before RL", "After RL"]
     card = document["cards"][0]
     assert card["label"] == "Test accuracy · After RL"
     assert (card["value"], card["note"]) == ("82.0%", "+80.0 points · Before RL 2.0%")  # 82 - 2

@@ -43,7 +43,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("decided", [0, 1])
-def test_what_was_left_open_may_have_been_decided_either_way(tmp_path: Path, decided: int) -> None:
+def test_a_resumed_run_may_leave_open_what_was_decided_but_not_contradict_it(tmp_path: Path, decided: int) -> None:
     with open_run_folder(_config(tmp_path)) as folder:
         begin_run(folder, _config(tmp_path, rl=RlConfig(max_staleness_steps=decided)))
     with open_run_folder(_config(tmp_path, resume="auto", rl=RlConfig(max_staleness_steps=-1))):

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.programs import REPOSITORY, TIMEOUT_SECONDS, start_python
 
-GRACE = 1.5  # in place of the 15 seconds
+GRACE = 0.5  # in place of the 15 seconds, where the end is forced
 PROGRAM = f"""
 import ctypes, os, signal, sys, threading, time
 from rsgrpo.system import interrupts
@@ -57,7 +58,7 @@ def leave_a_file():
     hang_in_c()
 
 def hanging_cleaning():
-    interrupts._CLEANING_SECONDS = 1.0
+    interrupts._CLEANING_SECONDS = 0.5
     interrupts.at_forced_end(threading.Event().wait)
     hang_in_c()
 
@@ -89,12 +90,19 @@ run_program(globals()[sys.argv[1]])
 """
 
 
-def interrupted(name: str, number: signal.Signals, argument: str = "") -> tuple[int, str, float]:
-    """Start, signal, and say how it ended: status, standard error, seconds after the signal."""
-    process = start_python(PROGRAM, name, argument)
+def waiting(name: str, argument: str = "", grace: float = GRACE) -> subprocess.Popen[str]:
+    """A program that has begun to wait: its main thread sleeps, S in ``man 5 proc``."""
+    process = start_python(PROGRAM.replace(f"= {GRACE}", f"= {grace}"), name, argument)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n", process.communicate(timeout=TIMEOUT_SECONDS)[1]
-    time.sleep(0.3)  # it has said so, and is there now
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0] != "S":
+        time.sleep(0.01)
+    return process
+
+
+def interrupted(name: str, number: signal.Signals, argument: str = "", grace: float = GRACE) -> tuple[int, str, float]:
+    """Start, signal, and say how it ended: status, standard error, seconds after the signal."""
+    process = waiting(name, argument, grace)
     begun = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
@@ -106,20 +114,20 @@ def interrupted(name: str, number: signal.Signals, argument: str = "") -> tuple[
 def test_whatever_the_main_thread_does_the_end_comes_in_time_and_in_one_line(
     name: str, number: signal.Signals, status: int
 ) -> None:
-    found, errors, seconds = interrupted(name, number)
+    is_forced = name in ("swallow", "close_slowly", "hang_in_c")
+    # An orderly end comes before its time is up, on a busy machine too; a forced one after it.
+    grace = GRACE if is_forced else 60.0
+    found, errors, seconds = interrupted(name, number, grace=grace)
     assert found == status
     assert len(errors.splitlines()) == 1
     assert errors.startswith("ended by SIGTERM; " if number == signal.SIGTERM else "interrupted; ")
     assert "resume=auto" in errors
-    is_forced = name in ("swallow", "close_slowly", "hang_in_c")
-    assert (seconds > 0.9 * GRACE) == is_forced
-    assert seconds < GRACE + 10
+    assert (seconds > 0.9 * grace) == is_forced
+    assert seconds < 30  # of the 60 that a program would sleep
 
 
 def test_a_second_signal_ends_at_once_with_the_status_of_the_first() -> None:
-    process = start_python(PROGRAM.replace(f"= {GRACE}", "= 600.0"), "close_slowly")
-    assert process.stdout is not None
-    process.stdout.readline()
+    process = waiting("close_slowly", grace=600.0)
     process.send_signal(signal.SIGTERM)
     time.sleep(1.0)
     assert process.poll() is None
@@ -130,16 +138,14 @@ def test_a_second_signal_ends_at_once_with_the_status_of_the_first() -> None:
 
 def test_one_key_that_arrives_twice_is_no_second_one() -> None:
     # The terminal tells `uv run` and what it started, and `uv run` passes it on.
-    process = start_python(PROGRAM.replace(f"= {GRACE}", "= 3.0"), "hang_in_c")
-    assert process.stdout is not None
-    process.stdout.readline()
+    process = waiting("hang_in_c", grace=1.0)
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
     time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 130
-    assert time.monotonic() - begun > 2.5
+    assert time.monotonic() - begun > 0.9
 
 
 def test_a_forced_end_cleans_up_first(tmp_path) -> None:
@@ -148,9 +154,8 @@ def test_a_forced_end_cleans_up_first(tmp_path) -> None:
 
 
 def test_a_cleaning_that_hangs_does_not_hold_up_the_end() -> None:
-    status, _, seconds = interrupted("hanging_cleaning", signal.SIGTERM)
-    assert status == 143
-    assert seconds < GRACE + 8
+    # The cleaning would wait for ever.
+    assert interrupted("hanging_cleaning", signal.SIGTERM)[0] == 143
 
 
 @pytest.mark.parametrize("name", ["fork", "own_reason", "ignored"])
@@ -161,6 +166,6 @@ def test_what_is_not_meant_for_the_run_does_not_end_it(name: str) -> None:
 
 
 def test_nothing_that_takes_long_is_imported_before_signals_are_heeded() -> None:
-    code = "import sys, train; print([one for one in ('hydra', 'omegaconf', 'torch', 'ray') if one in sys.modules])"
+    code = "import sys, train; print([name for name in ('hydra', 'omegaconf', 'torch', 'ray') if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"

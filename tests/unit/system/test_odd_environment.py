@@ -47,7 +47,7 @@ def test_a_home_that_can_be_written_stays(temporary: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("place", ["", "relative", "/no/such/home", "FILE"])
-def test_where_there_is_none_caches_get_another_place(
+def test_without_a_home_folder_caches_get_another_place(
     place: str, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (temporary / "file").touch()
@@ -61,7 +61,9 @@ def test_where_there_is_none_caches_get_another_place(
 
 
 @pytest.mark.parametrize("locked", ["home", "cache"])
-def test_one_that_cannot_be_written_is_replaced(locked: str, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_cannot_be_written_is_replaced(
+    locked: str, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = temporary / "given"
     (given / ".cache").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(given))

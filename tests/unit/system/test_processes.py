@@ -42,7 +42,7 @@ def test_marked_processes_are_found_and_ended_and_no_others() -> None:
 
 
 @pytest.mark.parametrize(("end", "told"), [("without a word", "Ray's raylet process"), ("dismissed", "")])
-def test_a_guard_speaks_only_for_a_run_that_did_not(end: str, told: str) -> None:
+def test_a_guard_reports_and_cleans_up_only_if_the_run_itself_did_not(end: str, told: str) -> None:
     mark = new_mark()
     worker, dead = sleeper(mark), subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

@@ -60,7 +60,11 @@ def cases(draw: st.DrawFn) -> tuple[str, ResponseFormat, str]:
 
 
 def closed(parsed: ParsedResponse, name: str) -> list[str]:
-    return [parsed.text[one.content_start : one.content_stop] for one in parsed.all_of(name) if one.is_closed]
+    return [
+        parsed.text[section.content_start : section.content_stop]
+        for section in parsed.all_of(name)
+        if section.is_closed
+    ]
 
 
 @given(cases())
@@ -82,18 +86,18 @@ def test_spans_do_not_overlap_and_begin_and_end_at_tags(case: tuple[str, Respons
     parsed = parse_response(text, response_format, opened)
     for rule, places in zip(response_format.sections, parsed.occurrences, strict=True):
         edge = 0
-        for number, one in enumerate(places):
+        for number, section in enumerate(places):
             is_opened = opened == rule.name and number == 0
-            assert edge <= one.start <= one.content_start <= one.content_stop <= one.stop <= len(text)
-            assert text[one.start : one.content_start] == ("" if is_opened else f"<{rule.name}>")
-            assert text[one.content_stop : one.stop] == (f"</{rule.name}>" if one.is_closed else "")
-            assert f"</{rule.name}>" not in text[one.content_start : one.content_stop]
-            edge = one.stop
+            assert edge <= section.start <= section.content_start <= section.content_stop <= section.stop <= len(text)
+            assert text[section.start : section.content_start] == ("" if is_opened else f"<{rule.name}>")
+            assert text[section.content_stop : section.stop] == (f"</{rule.name}>" if section.is_closed else "")
+            assert f"</{rule.name}>" not in text[section.content_start : section.content_stop]
+            edge = section.stop
         if not rule.repeatable:
             assert len(places) <= 1
         # behind an unclosed one there is no closing tag of its own
-        for one in places:
-            assert one.is_closed or f"</{rule.name}>" not in text[one.content_start :]
+        for section in places:
+            assert section.is_closed or f"</{rule.name}>" not in text[section.content_start :]
     lines = [(line.start, line.stop) for line in parsed.evidence_lines]
     assert lines == sorted(lines) and all(stop <= start for (_, stop), (start, _) in pairwise(lines))
     for tag in response_format.tags:
@@ -108,8 +112,8 @@ def test_what_the_prompt_opened_shifts_every_place_by_its_tag(case: tuple[str, R
     shift = len(f"<{opened}>") if opened else 0
     assert parsed.problems == whole.problems
     for places, others in zip(parsed.occurrences, whole.occurrences, strict=True):
-        assert [(max(0, one.start - shift), one.stop - shift) for one in others] == [
-            (one.start, one.stop) for one in places
+        assert [(max(0, section.start - shift), section.stop - shift) for section in others] == [
+            (section.start, section.stop) for section in places
         ]
     assert [(line.image_index, line.start, line.text) for line in parsed.evidence_lines] == [
         (line.image_index, line.start - shift, line.text) for line in whole.evidence_lines

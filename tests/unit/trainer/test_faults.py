@@ -31,10 +31,10 @@ def test_a_kept_batch_reads_back_as_it_was(tmp_path):
     again = read_faulty_batch(tmp_path / "faults" / "000007")
     assert (again.objective, again.loss, again.version) == ("policy", LossConfig(clip_low=0.1), 7)
     assert again.groups[0].prompt == group.prompt
-    for one, other in zip(again.groups[0].responses, group.responses, strict=True):
-        assert np.array_equal(one.token_ids, other.token_ids)
-        assert np.array_equal(one.positive_weights, other.positive_weights) and np.array_equal(
-            one.negative_weights, other.negative_weights
+    for found, kept in zip(again.groups[0].responses, group.responses, strict=True):
+        assert np.array_equal(found.token_ids, kept.token_ids)
+        assert np.array_equal(found.positive_weights, kept.positive_weights) and np.array_equal(
+            found.negative_weights, kept.negative_weights
         )
 
 

@@ -87,8 +87,8 @@ def test_a_page_damaged_after_the_start_is_named_by_the_step_and_the_next_step_r
 def test_entropy_is_computed_where_it_is_read(worker, tmp_path):
     num_micro_batches = worker.prepare(three_groups(tmp_path))
     supervised = worker.accumulate(num_micro_batches, "nll", None).responses
-    assert [one.entropy for one in (*supervised, *worker.score(num_micro_batches))] == [None] * 16
+    assert [stats.entropy for stats in (*supervised, *worker.score(num_micro_batches))] == [None] * 16
     trained = worker.accumulate(num_micro_batches, "policy", LossConfig(importance_cap=0.0)).responses
-    for one, alone in zip(trained, worker.score(num_micro_batches, with_entropy=True), strict=True):
-        assert len(one.entropy) == len(one.logprobs)
-        np.testing.assert_allclose(one.entropy, alone.entropy, atol=1e-6)
+    for stats, alone in zip(trained, worker.score(num_micro_batches, with_entropy=True), strict=True):
+        assert len(stats.entropy) == len(stats.logprobs)
+        np.testing.assert_allclose(stats.entropy, alone.entropy, atol=1e-6)

@@ -33,17 +33,17 @@ def test_bucket_gives_back_the_same_tensors(dtype):
 
 
 def test_checksum_sees_every_byte_every_name_and_the_order():
-    one, two = (flatten_bucket([(name, torch.arange(4.0))]) for name in ("a", "b"))
+    first, second = (flatten_bucket([(name, torch.arange(4.0))]) for name in ("a", "b"))
     expected = zlib.crc32(np.arange(4, dtype=np.float32).tobytes(), zlib.crc32(b"a"))
-    assert bucket_checksum(one) == expected
-    changed = dataclasses.replace(one, data=one.data.copy())
+    assert bucket_checksum(first) == expected
+    changed = dataclasses.replace(first, data=first.data.copy())
     changed.data[3] ^= 1
     found = {
-        bucket_checksum(one),
+        bucket_checksum(first),
         bucket_checksum(changed),
-        bucket_checksum(two),
-        bucket_checksum(two, bucket_checksum(one)),
-        bucket_checksum(one, bucket_checksum(two)),
+        bucket_checksum(second),
+        bucket_checksum(second, bucket_checksum(first)),
+        bucket_checksum(first, bucket_checksum(second)),
     }
     assert len(found) == 5
     assert format_checksum(0xAB) == "000000ab"
@@ -71,4 +71,4 @@ def test_checksum_of_tensors_sees_values_names_and_precision():
     moved = tensor.clone()
     moved[3] = torch.nextafter(moved[3], torch.tensor(9.0))
     others = [("a", moved), ("b", tensor), ("a", tensor.bfloat16())]
-    assert len({same, *(tensors_checksum([one]) for one in others)}) == 4
+    assert len({same, *(tensors_checksum([named]) for named in others)}) == 4

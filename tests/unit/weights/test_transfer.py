@@ -85,7 +85,9 @@ def test_the_checksum_sees_every_bit_and_every_name(dtype: torch.dtype, size: in
 def test_ranks_that_staged_different_weights_are_caught() -> None:
     weight = torch.arange(6.0)
     same = [BucketStager("nccl", CPU).stage([("w", weight)]) for _ in range(2)]
-    handles = [StagedBucket(**{**_fields(one), "handles": {f"gpu{rank}": (rank,)}}) for rank, one in enumerate(same)]
+    handles = [
+        StagedBucket(**{**_fields(staged), "handles": {f"gpu{rank}": (rank,)}}) for rank, staged in enumerate(same)
+    ]
     assert merge_handles(handles).handles == {"gpu0": (0,), "gpu1": (1,)}
     other = BucketStager("nccl", CPU).stage([("w", weight + 1)])
     with pytest.raises(ValueError, match="rank 1 staged other weights than rank 0"):

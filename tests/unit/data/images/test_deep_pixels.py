@@ -76,10 +76,10 @@ def test_a_page_scanned_with_white_as_zero_is_not_turned_into_its_negative(keep)
 
 
 def test_twelve_bits_are_scaled_by_their_own_range_where_the_file_says_so(keep):
-    page = (RAMP // 16).astype(np.uint16)  # up to 4095
-    declared = read(keep, tiff(page, tag_281=4095))
-    assert np.array_equal(declared[..., 0], np.rint(page / 4095 * 255))
-    assert np.array_equal(read(keep, tiff(page))[..., 0], np.rint(page / 257))  # else they are 16 bits
+    image = (RAMP // 16).astype(np.uint16)  # up to 4095
+    declared = read(keep, tiff(image, tag_281=4095))
+    assert np.array_equal(declared[..., 0], np.rint(image / 4095 * 255))
+    assert np.array_equal(read(keep, tiff(image))[..., 0], np.rint(image / 257))  # else they are 16 bits
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

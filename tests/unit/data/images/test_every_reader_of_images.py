@@ -36,19 +36,19 @@ from tests.tiny_model import build_tiny_model
 
 def sideways(file: Path) -> ImageRef:
     """A photo of 60 × 90 with a red band on top, stored lying on its side."""
-    page = Image.new("RGB", (60, 90), "white")
-    ImageDraw.Draw(page).rectangle([0, 0, 60, 15], fill="red")
+    image = Image.new("RGB", (60, 90), "white")
+    ImageDraw.Draw(image).rectangle([0, 0, 60, 15], fill="red")
     exif = Image.Exif()
     exif[0x0112] = 6
-    page.transpose(Image.Transpose.ROTATE_90).save(file, exif=exif, quality=95)
+    image.transpose(Image.Transpose.ROTATE_90).save(file, exif=exif, quality=95)
     return ImageRef(path=file.name, file=str(file))
 
 
 def inked(file: Path) -> ImageRef:
     """Black ink on transparent paper, 60 × 40."""
-    page = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
-    ImageDraw.Draw(page).rectangle([10, 10, 30, 20], fill="black")
-    page.save(file)
+    image = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
+    ImageDraw.Draw(image).rectangle([10, 10, 30, 20], fill="black")
+    image.save(file)
     return ImageRef(path=file.name, file=str(file))
 
 
@@ -79,9 +79,9 @@ def test_tokens_are_counted_of_the_upright_page(tmp_path: Path, model_folder: Pa
     exif[0x0112] = 8
     Image.new("RGB", (20, 100)).save(tmp_path / "a.png", exif=exif)
     ref = ImageRef(path="a.png", file=str(tmp_path / "a.png"))
-    (page,) = PromptEncoder(processor, rules=rules, max_prompt_tokens=100).images([ref]).values()
-    assert page.grid[1] < page.grid[2]
-    assert ImageTokens(processor.image_processor, rules).count(ref) == page.num_tokens
+    (image,) = PromptEncoder(processor, rules=rules, max_prompt_tokens=100).images([ref]).values()
+    assert image.grid[1] < image.grid[2]
+    assert ImageTokens(processor.image_processor, rules).count(ref) == image.num_tokens
 
 
 def test_another_reading_makes_another_key_of_stored_features(tmp_path: Path, model_folder: Path):
@@ -96,9 +96,9 @@ def test_another_reading_makes_another_key_of_stored_features(tmp_path: Path, mo
         )
         assert store.grid(ref) is None  # nothing of this background is stored yet
         encoder = PromptEncoder(processor, rules=data.image_rules, max_prompt_tokens=100)
-        (page,) = encoder.images([ref]).values()
-        found[background] = store.features(ref, page.grid, partial(encoder.pixels, page))
-        assert store.grid(ref) == page.grid
+        (image,) = encoder.images([ref]).values()
+        found[background] = store.features(ref, image.grid, partial(encoder.pixels, image))
+        assert store.grid(ref) == image.grid
     assert not torch.equal(found["white"], found["#102030"])
     rules = ImageRules(max_pixels=1000)
     assert reading_fingerprint(rules) != reading_fingerprint(ImageRules(max_pixels=1001))
@@ -169,7 +169,7 @@ def test_a_benchmark_names_a_damaged_image_before_it_asks_or_leaves_its_question
             load_tasks(config, None, tmp_path / "canvases")
         config.data.on_bad_sample = "skip"
         (task,) = load_tasks(config, None, tmp_path / "canvases")
-        assert [one.sample.sample_id for one in task.requests] == ["q1"]
+        assert [request.sample.sample_id for request in task.requests] == ["q1"]
         assert task.skipped["image"] == 1
         run_benchmarks(config)
     finally:

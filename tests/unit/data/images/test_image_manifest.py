@@ -224,7 +224,7 @@ def start(file: Path, cache: Path) -> LoadedData:
 def test_the_first_start_reads_every_page_once_and_the_next_none(tmp_path: Path, reads: Reads):
     file = data_set(tmp_path)
     first = start(file, tmp_path / "cache")
-    sizes = {f"imgs/{one.name}": one.stat().st_size for one in (tmp_path / "imgs").iterdir()}
+    sizes = {f"imgs/{image_file.name}": image_file.stat().st_size for image_file in (tmp_path / "imgs").iterdir()}
     boxed = {"imgs/0.img", "imgs/1.img", "imgs/3.img"}  # whose headers were asked for before they were looked at
     for name, num_bytes in sizes.items():
         header = reads.num_bytes[name] - num_bytes
@@ -251,13 +251,13 @@ def test_other_rules_are_applied_to_pages_that_are_known(tmp_path: Path, reads: 
 def test_a_page_that_changed_is_looked_at_again_and_no_other(change: str, tmp_path: Path, reads: Reads):
     file = data_set(tmp_path)
     start(file, tmp_path / "cache")
-    page = tmp_path / "imgs" / "3.img"
-    data = bytearray(page.read_bytes())
+    image = tmp_path / "imgs" / "3.img"
+    data = bytearray(image.read_bytes())
     if change == "size":
-        settled(page, bytes(data[: len(data) // 2]), age=3)
+        settled(image, bytes(data[: len(data) // 2]), age=3)
     else:
         data[len(data) // 2 : len(data) // 2 + 200] = bytes(200)
-        settled(page, bytes(data), age=4)
+        settled(image, bytes(data), age=4)
     reads.num_bytes.clear()
     with pytest.raises(DataError, match=r"1 × image[\s\S]*imgs/3\.img.*truncated or damaged"):
         start(file, tmp_path / "cache")
@@ -366,7 +366,7 @@ def test_processes_that_write_at_once_leave_a_whole_manifest(tmp_path: Path):
         for stop in range(1, len(share) + 1):
             manifest.keep(share[:stop])
 
-    threads = [threading.Thread(target=keep, args=one) for one in zip(manifests, shares, strict=True)]
+    threads = [threading.Thread(target=keep, args=own) for own in zip(manifests, shares, strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -379,7 +379,7 @@ def test_processes_that_write_at_once_leave_a_whole_manifest(tmp_path: Path):
         manifest.keep(share)
     ImageManifest(str(tmp_path / "cache"), ["data"]).keep(refs)
     assert ImageManifest(str(tmp_path / "cache"), ["data"])._kept == KNOWN_IMAGES.of(refs)
-    assert [one.name for one in (tmp_path / "cache" / "notes").iterdir()] == [note_file(tmp_path / "cache").name]
+    assert [note.name for note in (tmp_path / "cache" / "notes").iterdir()] == [note_file(tmp_path / "cache").name]
 
 
 def test_pages_in_a_table_are_known_by_the_table_and_their_place_in_it(tmp_path: Path, reads: Reads):

@@ -36,11 +36,11 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def written_image(width: int, height: int) -> Image.Image:
-    page = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(page)
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
     for top in range(0, height, 12):
         draw.text((3, top), "Quarterly revenue grew by 12 % to 3.4 million " * 4, fill=(top % 200, 0, 60))
-    return page
+    return image
 
 
 PICTURES = {"photograph": noise(400, 300), "page": written_image(400, 300)}

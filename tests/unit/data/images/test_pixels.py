@@ -65,11 +65,11 @@ def test_pages_are_converted_and_turned_before_they_are_resized(keep, mode, orie
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
 def test_hairlines_of_a_scan_survive_being_made_smaller(keep, mode):
     # 310 lines of one pixel, 300 dpi, brought down by sqrt(1568000 / (2550 · 3300)) = 0.43
-    page = Image.new("L", (2550, 3300), 255)
-    draw = ImageDraw.Draw(page)
+    image = Image.new("L", (2550, 3300), 255)
+    draw = ImageDraw.Draw(image)
     for top in range(100, 3200, 10):
         draw.line([100, top, 2400, top], fill=0)
-    read_image = load_image(keep(encoded(page.convert(mode), "PNG")), ImageRules(min_pixels=3136, max_pixels=1568000))
+    read_image = load_image(keep(encoded(image.convert(mode), "PNG")), ImageRules(min_pixels=3136, max_pixels=1568000))
     is_line = np.asarray(read_image)[:, 550, 0] < 220
     assert int((is_line[1:] & ~is_line[:-1]).sum()) == 310
 
@@ -118,7 +118,7 @@ def test_palettes_may_have_transparent_entries_of_every_kind(keep):
     gif = Image.frombytes("P", (2, 1), b"\0\1")
     gif.putpalette(palette)
     assert read(keep, encoded(gif, "GIF", transparency=0)).tolist() == [[[255] * 3, [255, 0, 0]]]
-    page = Image.new("RGBA", (40, 30))
-    ImageDraw.Draw(page).rectangle([5, 5, 20, 10], fill="black")
-    found = read(keep, encoded(page.quantize(8), "PNG"))
+    image = Image.new("RGBA", (40, 30))
+    ImageDraw.Draw(image).rectangle([5, 5, 20, 10], fill="black")
+    found = read(keep, encoded(image.quantize(8), "PNG"))
     assert found[0, 0].tolist() == [255] * 3 and found[7, 10].tolist() == [0] * 3
