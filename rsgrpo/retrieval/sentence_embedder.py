@@ -185,15 +185,17 @@ class SentenceEmbedder:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text.strip() else []
         if not ids:
             raise EmbeddingError(f"{name} is empty; ask something")
-        if tokenizer.unk_token_id is not None and all(one == tokenizer.unk_token_id for one in ids):
+        unknown = tokenizer.unk_token_id
+        if unknown is not None and all(one == unknown for one in ids):
             raise EmbeddingError(
                 f"{name} has no character that the model's tokenizer knows; ask in another script, or take an embedder "
                 "that was trained on this one"
             )
-        special = sorted({tokenizer.convert_ids_to_tokens(one) for one in ids} & set(tokenizer.all_special_tokens))
+        added = tokenizer.added_tokens_decoder
+        special = [str(added[one]) for one in ids if one in added and added[one].special and one != unknown]
         if special:
             raise EmbeddingError(
-                f"{name} contains {', '.join(special)}, which means something else than text to the model; take it out"
+                f"{name} contains {special[0]}, which means something else than text to the model; take it out"
             )
         return len(ids) + len(self._identity.query_instruction) + _TEMPLATE_TOKENS
 

@@ -7,23 +7,24 @@ vectors score equally wherever they stand, and every row that ties with the last
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
 from rsgrpo.io.atomic_files import replacing
+from rsgrpo.retrieval.exact_scores import (
+    ROUNDING,
+    SPARE_CANDIDATES,
+    BestRows,
+    RowArray,
+    ScoreArray,
+    best_rows,
+    exact_scores,
+    kth_score,
+)
 from rsgrpo.types import BoolArray, FloatArray
 
-RowArray = NDArray[np.int64]
-ScoreArray = NDArray[np.float64]
-
-_SPARE_CANDIDATES = 16  # beyond those asked for, so that a tie at the end is seen without a second search
-# What faiss's float32 sums may be off by, for vectors of length 1: 2,048 terms in 8 lanes give at most 256 roundings of
-# 2^-24, 1.5e-5; ten times what was seen.
-_ROUNDING = 2e-5
 _ROWS_AT_ONCE = 8192  # scored or copied: 2,048 float64 each are 128 MiB
 _FEW_ROWS = 512  # so few are scored at once, without faiss
 _FEW_SHARE = 0.02  # likewise where a filter leaves so few of all
@@ -34,19 +35,6 @@ _REFINED = 8  # candidates of inverted lists, whose codes have 8 bits, for each 
 
 class VectorFileError(ValueError):
     """A file of vectors cannot be read; says what is wrong with it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BestRows:
-    """The best rows for a query.
-
-    Attributes:
-        rows: [m] int64; at least as many as were asked for where there are so many, and all that tie with the last.
-        scores: [m] float64, their inner products with the query; in no order.
-    """
-
-    rows: RowArray
-    scores: ScoreArray
 
 
 class VectorRows:
@@ -154,13 +142,13 @@ class VectorRows:
             return [BestRows(rows=np.zeros(0, np.int64), scores=np.zeros(0)) for _ in queries]
         if num_allowed <= max(k, _FEW_ROWS, int(_FEW_SHARE * len(self)) if allowed is not None else 0):
             rows = np.arange(len(self)) if allowed is None else np.flatnonzero(allowed)
-            return [_down_to(rows, self._scores(query, rows), k) for query in queries]
+            return [best_rows(rows, self._scores(query, rows), k) for query in queries]
         if self._lists is not None:
             return self._best_of_lists(queries, k, allowed)
         return self._best_of_all(queries, k, num_allowed, allowed)
 
     def _best_of_all(self, queries: FloatArray, k: int, num_allowed: int, allowed: BoolArray | None) -> list[BestRows]:
-        num_candidates = min(k + _SPARE_CANDIDATES, num_allowed)
+        num_candidates = min(k + SPARE_CANDIDATES, num_allowed)
         arguments = _selection(allowed)
         coarse, rows = self._index.search(queries, num_candidates, params=arguments)
         found = []
@@ -168,29 +156,26 @@ class VectorRows:
             num_seen, last = num_candidates, float(coarse_scores[-1])
             scores = self._scores(query, query_rows)
             # A row that was not looked at may reach the k-th score: look at more (hundreds of equal blank pages).
-            while num_seen < num_allowed and last >= _kth(scores, k) - _ROUNDING:
+            while num_seen < num_allowed and last >= kth_score(scores, k) - ROUNDING:
                 num_seen = min(4 * num_seen, num_allowed)
                 more, wide_rows = self._index.search(query[None], num_seen, params=arguments)
                 query_rows, last = wide_rows[0], float(more[0, -1])
                 scores = self._scores(query, query_rows)
-            found.append(_down_to(query_rows, scores, k))
+            found.append(best_rows(query_rows, scores, k))
         return found
 
     def _best_of_lists(self, queries: FloatArray, k: int, allowed: BoolArray | None) -> list[BestRows]:
         selected = _selector(allowed)
         arguments = faiss.SearchParametersIVF(sel=selected, nprobe=self._num_probes)
-        _, rows = self._lists.search(queries, min(_REFINED * k + _SPARE_CANDIDATES, len(self)), params=arguments)
+        _, rows = self._lists.search(queries, min(_REFINED * k + SPARE_CANDIDATES, len(self)), params=arguments)
         found = []
         for query, query_rows in zip(queries, rows, strict=True):
             held = query_rows[query_rows >= 0]  # fewer where the lists hold no more
-            found.append(_down_to(held, self._scores(query, held), k))
+            found.append(best_rows(held, self._scores(query, held), k))
         return found
 
     def _scores(self, query: FloatArray, rows: RowArray) -> ScoreArray:
-        """[n] float64: each row's inner product by itself, summed in one order whatever its neighbours."""
-        wide = query.astype(np.float64)
-        parts = [(vectors * wide).sum(axis=1) for vectors in self.copies(rows)]
-        return np.concatenate(parts) if parts else np.zeros(0)
+        return exact_scores(self.copies(rows), query)
 
     def write(self, file: Path) -> None:
         """Write the vectors, whole or not at all.
@@ -224,18 +209,6 @@ class VectorRows:
         for vectors in self.copies(np.arange(len(self))):
             lists.add(vectors)
         _write(lists, file)
-
-
-def _kth(scores: ScoreArray, k: int) -> float:
-    return float(np.partition(scores, len(scores) - k)[len(scores) - k])
-
-
-def _down_to(rows: RowArray, scores: ScoreArray, k: int) -> BestRows:
-    """Only what reaches the k-th score."""
-    if len(scores) > k:
-        kept = scores >= _kth(scores, k)
-        rows, scores = rows[kept], scores[kept]
-    return BestRows(rows=rows, scores=scores)
 
 
 def _selection(allowed: BoolArray | None) -> faiss.SearchParameters | None:

@@ -40,6 +40,24 @@ def make_page(number: int, *, folder: str = "", date: str = "", document: str = 
     )
 
 
+FILTERS = (
+    PageFilter(),
+    PageFilter(documents=("doc1.pdf", "doc3.pdf")),
+    PageFilter(folders=("a",)),
+    PageFilter(folders=("a/b", "c"), last_date="2026-06-30"),
+    PageFilter(first_date="2026-02-01", last_date="2026-02-28"),
+    PageFilter(documents=("nothing.pdf",)),
+)
+"""Conditions of every kind, for pages of :func:`spread_page`."""
+FOLDERS = ("", "a", "a/b", "ab", "c")
+DATES = ("", "2026-01-31", "2026-02-01", "2026-07-01")
+
+
+def spread_page(number: int) -> IndexedPage:
+    """Page ``number``, in folders and of days that the filters tell apart."""
+    return make_page(number, folder=FOLDERS[number % len(FOLDERS)], date=DATES[number % len(DATES)])
+
+
 def unit_vectors(num: int, dimension: int, *, seed: int = 0) -> FloatArray:
     drawn = np.random.default_rng(seed).standard_normal((num, dimension))
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
@@ -51,8 +69,8 @@ def meets(page: IndexedPage, wanted: PageFilter) -> bool:
     return (
         (not wanted.documents or page.document in wanted.documents)
         and (not wanted.folders or any(folders))
-        and (not wanted.first_date or bool(page.date) and page.date >= wanted.first_date)
-        and (not wanted.last_date or bool(page.date) and page.date <= wanted.last_date)
+        and (not wanted.first_date or (bool(page.date) and page.date >= wanted.first_date))
+        and (not wanted.last_date or (bool(page.date) and page.date <= wanted.last_date))
     )
 
 

@@ -26,29 +26,16 @@ from rsgrpo.retrieval.index_header import HEADER_FILE, INDEX_VERSION
 from rsgrpo.retrieval.page_index import PageFilter, PageIndexError
 from tests.unit.retrieval.index_pages import (
     DIMENSION,
+    FILTERS,
     IDENTITY,
     brute_force,
     make_page,
     sign_vector,
     sign_vectors,
+    spread_page,
     told,
     unit_vectors,
 )
-
-FILTERS = (
-    PageFilter(),
-    PageFilter(documents=("doc1.pdf", "doc3.pdf")),
-    PageFilter(folders=("a",)),
-    PageFilter(folders=("a/b", "c"), last_date="2026-06-30"),
-    PageFilter(first_date="2026-02-01", last_date="2026-02-28"),
-    PageFilter(documents=("nothing.pdf",)),
-)
-FOLDERS = ("", "a", "a/b", "ab", "c")
-DATES = ("", "2026-01-31", "2026-02-01", "2026-07-01")
-
-
-def spread_page(number: int):
-    return make_page(number, folder=FOLDERS[number % len(FOLDERS)], date=DATES[number % len(DATES)])
 
 
 @given(
@@ -197,7 +184,7 @@ def test_vectors_that_are_none_are_refused_by_the_page_name(tmp_path: Path) -> N
             index.search(np.ones((1, 3), np.float32), 1)
         with pytest.raises(EmbeddingError, match="question 1 has length 0"):
             index.search(np.zeros((1, DIMENSION), np.float32), 1)
-        with pytest.raises(PageIndexError, match="two of the pages to add have the id 'doc0.pdf#0'"):
+        with pytest.raises(PageIndexError, match=r"two of the pages to add have the id 'doc0.pdf#0'"):
             index.add([make_page(0), make_page(0)], sign_vectors([1, 2]))
         assert len(index) == 0
 
@@ -221,7 +208,7 @@ def test_a_reader_does_not_write_and_two_processes_do_not_write_at_once(tmp_path
         reader.remove(["doc0.pdf#0"])
     with open_index(tmp_path / "i", is_writable=True) as writer:
         # flock counts by open file, so a second one in this process meets what another process would
-        with pytest.raises(PageIndexError, match="another process is writing the index .*; wait until it has ended"):
+        with pytest.raises(PageIndexError, match=r"another process is writing the index .*; wait until it has ended"):
             open_index(tmp_path / "i", is_writable=True)
         with pytest.raises(PageIndexError, match="another process is writing"):
             create_index(tmp_path / "i", IDENTITY)
@@ -287,7 +274,7 @@ def test_a_full_disk_is_named_and_leaves_the_index_before(tmp_path: Path, monkey
             return real_open(Path("/dev/full") if "pages-" in path.name and "w" in mode else path, mode, *arguments)
 
         monkeypatch.setattr(Path, "open", full)
-        with pytest.raises(PageIndexError, match="the disk of the index .* is full; free some space"):
+        with pytest.raises(PageIndexError, match=r"the disk of the index .* is full; free some space"):
             index.save()
         monkeypatch.undo()
         assert len(index) == 19  # still in memory

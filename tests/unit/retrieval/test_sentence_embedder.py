@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers import AddedToken
 
 from rsgrpo.config.embedder import VISRAG_INSTRUCTION, EmbedderConfig
 from rsgrpo.config.image_rules import ImageRules
@@ -196,13 +198,10 @@ def test_a_question_in_a_script_that_the_tokenizer_does_not_know_is_refused(visr
         """A tokenizer of lower-case letters."""
 
         unk_token_id = 0
-        all_special_tokens = ("[UNK]",)
+        added_tokens_decoder = MappingProxyType({0: AddedToken("[UNK]", special=True)})
 
         def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
             return {"input_ids": [ord(one) if one.islower() and one.isascii() else 0 for one in text]}
-
-        def convert_ids_to_tokens(self, token_id: int) -> str:
-            return "[UNK]" if token_id == 0 else chr(token_id)
 
     monkeypatch.setattr(type(visrag._model), "tokenizer", property(lambda _: OneScript()))
     with pytest.raises(EmbeddingError, match=r"question 1 .* has no character that the model's tokenizer knows"):
@@ -249,7 +248,7 @@ def test_models_that_cannot_serve_are_refused(folder: Path, changes: dict[str, o
 
 
 def test_a_preset_does_not_override_what_a_model_was_saved_with(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(EmbeddingError, match="saved with the pooling lasttoken, embedder.preset=visrag is weightedmean"):
+    with pytest.raises(EmbeddingError, match=r"with the pooling lasttoken, embedder.preset=visrag is weightedmean"):
         SentenceEmbedder(EmbedderConfig(model=str(saved), preset="visrag"))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(EmbeddingError, match="cannot be loaded"):
