@@ -36,9 +36,9 @@ class EmbedderConfig:
     """Smaller pages are scaled up to this area; 0: no bound."""
     max_pixels: int = 1_568_000
     """Larger pages are scaled down to this area: an A4 page at about 127 dpi."""
-    dpi: int = 0
-    """Dots per inch at which pages of documents are drawn for it; 0: as ``documents`` draws them. It stands in the
-    index: pages that were drawn at another resolution have other vectors."""
+    dpi: float | None = None
+    """Pixels an inch at which pages of documents are rendered for it; null: as many as ``embedder.max_pixels`` allows.
+    It stands in the index: pages that were rendered at another resolution have other vectors."""
     dimension: int = 0
     """Length of a vector; 0: the model's. A shorter one keeps the first entries and is normalised again, which suits
     models that were trained for it (Matryoshka)."""
@@ -54,7 +54,7 @@ class EmbedderConfig:
         not_empty("embedder.model", self.model)
         at_least("embedder.min_pixels", self.min_pixels, 0)
         between("embedder.max_pixels", self.max_pixels, 1, _MAX_PIXELS)
-        between("embedder.dpi", self.dpi, 0, _MAX_DPI)
+        between("embedder.dpi", 1.0 if self.dpi is None else self.dpi, 1.0, _MAX_DPI)
         between("embedder.dimension", self.dimension, 0, _MAX_DIMENSION)
         between("embedder.batch_tokens", self.batch_tokens, 1, MAX_TOKENS)
         if self.min_pixels > self.max_pixels:

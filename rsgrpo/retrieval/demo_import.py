@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
 
 from rsgrpo.config.embedder import VISRAG_INSTRUCTION
 from rsgrpo.errors import shown
@@ -55,7 +57,7 @@ class DemoIndex:
             instruction_place="text",
             min_pixels=0,
             max_pixels=max_pixels,
-            dpi=0,
+            dpi=200.0,  # the demo's
             dimension=self.vectors.shape[1],
         )
 
@@ -75,7 +77,7 @@ def read_demo(folder: Path) -> DemoIndex:
     """
     try:
         # Not numpy's load, which would also open pickles; this refuses arrays of Python objects.
-        vectors = np.lib.format.open_memmap(folder / VECTORS_FILE, mode="r")
+        vectors: NDArray[Any] = open_memmap(folder / VECTORS_FILE, mode="r")  # type: ignore[no-untyped-call]
         names = (folder / NAMES_FILE).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise EmbeddingError(

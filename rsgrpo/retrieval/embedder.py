@@ -53,7 +53,7 @@ class EmbedderIdentity:
             chat models the system message).
         min_pixels: smaller pages are scaled up to this area; 0: no bound.
         max_pixels: larger pages are scaled down to this area.
-        dpi: dots per inch at which pages of documents were drawn; 0: as ``documents`` draws them.
+        dpi: pixels an inch at which pages of documents were rendered; None: as many as ``max_pixels`` allowed.
         dimension: length of a vector.
         is_normalised: whether vectors have length 1.
     """
@@ -65,7 +65,7 @@ class EmbedderIdentity:
     instruction_place: str
     min_pixels: int
     max_pixels: int
-    dpi: int
+    dpi: float | None
     dimension: int
     is_normalised: bool = True
 

@@ -193,6 +193,9 @@ class PageIndex(Protocol):
             PageIndexError: the disk is full, or there is no permission; what was saved before is still there.
         """
 
+    def close(self) -> None:
+        """Let others write; what was not saved is lost."""
+
 
 def find_pages(
     index: PageIndex, embedder: Embedder, questions: Sequence[str], k: int, allowed: PageFilter = ALL_PAGES

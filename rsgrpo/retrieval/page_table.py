@@ -34,6 +34,7 @@ class PageTable:
 
     def __init__(self, table: Any = None) -> None:
         self._table = _SCHEMA.empty_table() if table is None else table
+        self._last: tuple[PageFilter, BoolArray] | None = None  # many questions come with one filter
 
     @classmethod
     def read(cls, file: Path) -> PageTable:
@@ -60,6 +61,7 @@ class PageTable:
         """Append pages."""
         columns = {name: [getattr(page, name) for page in pages] for name in _FIELDS}
         self._table = pa.concat_tables([self._table, pa.table(columns, schema=_SCHEMA)])
+        self._last = None
 
     def ids(self) -> list[str]:
         """The id of every row."""
@@ -81,6 +83,11 @@ class PageTable:
         Returns:
             [rows] bool.
         """
+        if self._last is None or self._last[0] != wanted:
+            self._last = (wanted, self._computed(wanted))
+        return self._last[1]
+
+    def _computed(self, wanted: PageFilter) -> BoolArray:
         parts = []
         if wanted.documents:
             parts.append(pc.is_in(self._table.column("document"), pa.array(wanted.documents, pa.string())))

@@ -176,6 +176,10 @@ class QdrantIndex:
     def save(self) -> None:
         """Nothing to do: the server keeps what it has taken."""
 
+    def close(self) -> None:
+        """Hang up."""
+        self._client.close()
+
 
 def connect(config: IndexConfig) -> QdrantClient:
     """A client of the server at ``index.url``.
@@ -197,6 +201,20 @@ def connect(config: IndexConfig) -> QdrantClient:
     return QdrantClient(url=config.url, api_key=key, timeout=_TIMEOUT_SECONDS, check_compatibility=False)
 
 
+def has_collection(client: QdrantClient, config: IndexConfig) -> bool:
+    """Whether ``index.collection`` is there, whoever made it.
+
+    Args:
+        client: see :func:`connect`.
+        config: the collection's name.
+
+    Raises:
+        PageIndexError: the server cannot be reached.
+    """
+    with _named_server(config):
+        return bool(client.collection_exists(config.collection))
+
+
 def create_qdrant_index(
     client: QdrantClient, identity: EmbedderIdentity, config: IndexConfig, embedder: EmbedderConfig | None = None
 ) -> QdrantIndex:
@@ -214,9 +232,9 @@ def create_qdrant_index(
     header = CollectionHeader(made_by=__version__, identity=identity, embedder=embedder)
     metadata = {"kind": COLLECTION_KIND, "version": COLLECTION_VERSION, "content": to_plain(header)}
     is_half = config.precision == "float16"
+    if has_collection(client, config):
+        raise PageIndexError(f"{_name(config)} exists already; open it to add to it, or set index.collection=NAME")
     with _named_server(config):
-        if client.collection_exists(config.collection):
-            raise PageIndexError(f"{_name(config)} exists already; open it to add to it, or set index.collection=NAME")
         client.create_collection(
             config.collection,
             vectors_config=models.VectorParams(
@@ -251,9 +269,9 @@ def open_qdrant_index(client: QdrantClient, config: IndexConfig) -> QdrantIndex:
     Raises:
         PageIndexError: there is no such collection, or something else made it; the server cannot be reached.
     """
+    if not has_collection(client, config):
+        raise PageIndexError(f"there is no {_name(config)[4:]}; check index.url and index.collection")
     with _named_server(config):
-        if not client.collection_exists(config.collection):
-            raise PageIndexError(f"there is no {_name(config)[4:]}; check index.url and index.collection")
         metadata = client.get_collection(config.collection).config.metadata or {}
     if metadata.get("kind") != COLLECTION_KIND:
         raise PageIndexError(

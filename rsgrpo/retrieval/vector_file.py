@@ -144,7 +144,7 @@ class VectorRows:
             rows = np.arange(len(self)) if allowed is None else np.flatnonzero(allowed)
             return [best_rows(rows, self._scores(query, rows), k) for query in queries]
         if self._lists is not None:
-            return self._best_of_lists(queries, k, allowed)
+            return self._best_of_lists(self._lists, queries, k, allowed)
         return self._best_of_all(queries, k, num_allowed, allowed)
 
     def _best_of_all(self, queries: FloatArray, k: int, num_allowed: int, allowed: BoolArray | None) -> list[BestRows]:
@@ -164,10 +164,12 @@ class VectorRows:
             found.append(best_rows(query_rows, scores, k))
         return found
 
-    def _best_of_lists(self, queries: FloatArray, k: int, allowed: BoolArray | None) -> list[BestRows]:
+    def _best_of_lists(
+        self, lists: faiss.Index, queries: FloatArray, k: int, allowed: BoolArray | None
+    ) -> list[BestRows]:
         selected = _selector(allowed)
         arguments = faiss.SearchParametersIVF(sel=selected, nprobe=self._num_probes)
-        _, rows = self._lists.search(queries, min(_REFINED * k + SPARE_CANDIDATES, len(self)), params=arguments)
+        _, rows = lists.search(queries, min(_REFINED * k + SPARE_CANDIDATES, len(self)), params=arguments)
         found = []
         for query, query_rows in zip(queries, rows, strict=True):
             held = query_rows[query_rows >= 0]  # fewer where the lists hold no more

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from rsgrpo.retrieval.embedder import EmbedderIdentity
+from rsgrpo.retrieval.embedder import EmbedderIdentity, EmbeddingError, PageImage
 from rsgrpo.retrieval.page_index import FoundPage, IndexedPage, PageFilter
 from rsgrpo.types import FloatArray
 
@@ -18,7 +20,7 @@ IDENTITY = EmbedderIdentity(
     instruction_place="text",
     min_pixels=0,
     max_pixels=1000,
-    dpi=0,
+    dpi=None,
     dimension=DIMENSION,
 )
 
@@ -30,6 +32,21 @@ def sign_vector(number: int) -> FloatArray:
 
 def sign_vectors(numbers: list[int]) -> FloatArray:
     return np.stack([sign_vector(number) for number in numbers]) if numbers else np.zeros((0, DIMENSION), np.float32)
+
+
+class SignEmbedder:
+    """An embedder of numbers: a question or a page called ``… 5`` has the sign vector 5."""
+
+    def __init__(self, identity: EmbedderIdentity = IDENTITY) -> None:
+        self.identity = identity
+
+    def embed_queries(self, queries: Sequence[str]) -> FloatArray:
+        if not all(query.strip() for query in queries):
+            raise EmbeddingError("a question is empty")
+        return sign_vectors([int(query.split()[-1]) for query in queries])
+
+    def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
+        return sign_vectors([int(page.path.split()[-1]) for page in pages])  # type: ignore[union-attr]
 
 
 def make_page(number: int, *, folder: str = "", date: str = "", document: str = "") -> IndexedPage:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +16,7 @@ from rsgrpo.config.checks import ConfigError
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.index import IndexConfig
 from rsgrpo.retrieval.embedder import (
-    EmbedderIdentity,
     EmbedderMismatchError,
-    PageImage,
     checked_vectors,
     normalised,
     weights_digest,
@@ -26,10 +24,9 @@ from rsgrpo.retrieval.embedder import (
 from rsgrpo.retrieval.flat_index import create_index, open_index
 from rsgrpo.retrieval.padded_batches import padded_batches
 from rsgrpo.retrieval.page_index import IndexedPage, PageFilter, PageIndexError, add_pages, find_pages
-from rsgrpo.types import FloatArray
-from tests.unit.retrieval.index_pages import DIMENSION, IDENTITY, make_page, sign_vector, sign_vectors
+from tests.unit.retrieval.index_pages import DIMENSION, IDENTITY, SignEmbedder, make_page, sign_vector
 
-OTHER = {
+OTHER: dict[str, Any] = {
     "revision": "sha256:01",
     "pooling": "weightedmean",
     "query_instruction": "Find: ",
@@ -40,19 +37,6 @@ OTHER = {
     "dimension": 8,
     "is_normalised": False,
 }
-
-
-class SignEmbedder:
-    """An embedder of numbers: a question or a page called ``… 5`` has the sign vector 5."""
-
-    def __init__(self, identity: EmbedderIdentity = IDENTITY) -> None:
-        self.identity = identity
-
-    def embed_queries(self, queries: Sequence[str]) -> FloatArray:
-        return sign_vectors([int(query.split()[-1]) for query in queries])
-
-    def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
-        return sign_vectors([int(page.path.split()[-1]) for page in pages])  # type: ignore[union-attr]
 
 
 def test_every_field_but_the_model_name_has_another_value_above() -> None:
@@ -150,7 +134,10 @@ def test_pages_and_filters_are_checked_where_they_are_made(make, message: str) -
     ("make", "message"),
     [
         (lambda: EmbedderConfig(), "embedder.model is empty"),
-        (lambda: EmbedderConfig(model="m", preset="mean"), "embedder.preset='mean' is not known; choose one of auto"),
+        (
+            lambda: EmbedderConfig(model="m", **{"preset": "mean"}),
+            "embedder.preset='mean' is not known; choose one of auto",
+        ),
         (lambda: EmbedderConfig(model="m", min_pixels=9, max_pixels=8), "embedder.min_pixels=9 is above"),
         (lambda: EmbedderConfig(model="~/m"), "begins with ~"),
         (lambda: EmbedderConfig(model="m", batch_tokens=0), "embedder.batch_tokens=0 is too small"),

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -313,7 +314,7 @@ def damage(folder: Path, kind: str) -> None:
     header = folder / HEADER_FILE
     vectors, pages = folder / "vectors-000001.faiss", folder / "pages-000001.parquet"
     content = read_json_object(header)["content"]
-    {
+    damages: dict[str, Callable[[], object]] = {
         "no header": header.unlink,
         "cut header": lambda: header.write_bytes(header.read_bytes()[:100]),
         "empty header": lambda: header.write_bytes(b""),
@@ -327,7 +328,8 @@ def damage(folder: Path, kind: str) -> None:
         "no vectors": vectors.unlink,
         "cut vectors": lambda: os.truncate(vectors, 500),
         "other pages": lambda: pages.write_bytes(bytes(pages.stat().st_size)),
-    }[kind]()
+    }
+    damages[kind]()
 
 
 @pytest.mark.parametrize(
@@ -385,7 +387,7 @@ def test_a_reader_meets_a_writer_between_header_and_files(tmp_path: Path, monkey
     # The writer replaces everything after the reader has read the header; the reader reads it once more.
     save_pages(tmp_path / "i", 20)
     load = FlatIndex._load
-    calls = []
+    calls: list[object] = []
 
     def late(index: FlatIndex, header) -> None:
         if not calls:

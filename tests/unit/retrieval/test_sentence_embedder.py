@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -241,7 +242,7 @@ def test_a_page_longer_than_the_model_reads_is_named(folder: Path, pages) -> Non
         ({"model": "no/such/place/at/all"}, "neither a folder nor a model that the hub gives"),
     ],
 )
-def test_models_that_cannot_serve_are_refused(folder: Path, changes: dict[str, object], message: str) -> None:
+def test_models_that_cannot_serve_are_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
     config = dataclasses.replace(EmbedderConfig(model=str(folder), preset="visrag"), **changes)
     with pytest.raises(EmbeddingError, match=message):
         SentenceEmbedder(config)
