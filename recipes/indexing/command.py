@@ -7,26 +7,24 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from recipes.indexing.places import create_any_index, is_there, open_any_index
 from recipes.indexing.settings import GivenSettings, embedder_settings, index_settings, split_settings
 from recipes.indexing.updating import IndexReport, PageSource, update_index
 from rsgrpo.config.embedder import EmbedderConfig
-from rsgrpo.config.index import IndexConfig
-from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.errors import shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
 from rsgrpo.io.ids import well_formed
 from rsgrpo.run.progress import readable_seconds
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import Embedder, EmbedderIdentity
-    from rsgrpo.retrieval.flat_index import FlatIndex
+    from rsgrpo.retrieval.embedder import Embedder
     from rsgrpo.retrieval.page_index import FoundPage, PageFilter
-    from rsgrpo.retrieval.qdrant_index import QdrantIndex
 
 MakeEmbedder = Callable[[EmbedderConfig], "Embedder"]
 """How an embedder is made from its settings; tests have one that needs no model."""
@@ -126,10 +124,15 @@ def search_index(arguments: Sequence[str] | None = None, make_embedder: MakeEmbe
 def _index(arguments: Sequence[str] | None, make_source: MakeSource, make_embedder: MakeEmbedder) -> None:
     options, given = _read(index_parser(), arguments)
     settings = index_settings(given)
-    saved = _saved_embedder(options.out, settings)
+    has_index = is_there(options.out, settings)
+    saved = open_any_index(options.out, settings).embedder if has_index else None
     config = embedder_settings(given, options.embedder, saved)
     embedder = make_embedder(config)
-    with closing(_writable(options.out, settings, embedder.identity, config)) as index:
+    with closing(
+        open_any_index(options.out, settings, is_writable=True)
+        if has_index
+        else create_any_index(options.out, settings, embedder.identity, config)
+    ) as index:
         index.identity.check(embedder.identity, index.name)  # before hours of rendering
         source = make_source(options.documents, options.out / PAGES_FOLDER, config)
         report = update_index(index, embedder, source)
@@ -148,7 +151,7 @@ def _search(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> Non
         first_date=options.since,
         last_date=options.until,
     )
-    index = _opened(options.index, index_settings(given))
+    index = open_any_index(options.index, index_settings(given))
     if not len(index):
         raise PageIndexError(f"{index.name} holds no page; add documents with rsgrpo index")
     if index.embedder is None and not (options.embedder or given.embedder):
@@ -169,57 +172,6 @@ def _sentence_embedder(config: EmbedderConfig) -> Embedder:
     from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
 
     return SentenceEmbedder(config)
-
-
-def _opened(folder: Path, settings: IndexConfig) -> FlatIndex | QdrantIndex:
-    """The index, for searches: the server's where ``index.url`` is set, else the folder's."""
-    if settings.url:
-        qdrant = _qdrant()
-        return qdrant.open_qdrant_index(qdrant.connect(settings), settings)
-    from rsgrpo.retrieval.flat_index import open_index
-
-    return open_index(folder, settings)
-
-
-def _saved_embedder(folder: Path, settings: IndexConfig) -> EmbedderConfig | None:
-    """Settings of the embedder that made the index; None: there is no index yet, or it does not know."""
-    from rsgrpo.retrieval.index_header import HEADER_FILE
-
-    if settings.url:
-        qdrant = _qdrant()
-        client = qdrant.connect(settings)
-        is_there = qdrant.has_collection(client, settings)
-        return qdrant.open_qdrant_index(client, settings).embedder if is_there else None
-    return _opened(folder, settings).embedder if (folder / HEADER_FILE).exists() else None
-
-
-def _writable(
-    folder: Path, settings: IndexConfig, identity: EmbedderIdentity, config: EmbedderConfig
-) -> FlatIndex | QdrantIndex:
-    """The index, made if need be."""
-    if settings.url:
-        qdrant = _qdrant()
-        client = qdrant.connect(settings)
-        if qdrant.has_collection(client, settings):
-            return qdrant.open_qdrant_index(client, settings)
-        return qdrant.create_qdrant_index(client, identity, settings, config)
-    from rsgrpo.retrieval.flat_index import create_index, open_index
-    from rsgrpo.retrieval.index_header import HEADER_FILE
-
-    if (folder / HEADER_FILE).exists():
-        return open_index(folder, settings, is_writable=True)
-    return create_index(folder, identity, settings, config)
-
-
-def _qdrant() -> Any:
-    """The module, which needs a package that a plain installation lacks."""
-    try:
-        from rsgrpo.retrieval import qdrant_index
-    except ImportError as error:
-        raise RsgrpoError(
-            f"index.url needs qdrant-client ({shown(error, 80)}); install it with uv sync --extra qdrant"
-        ) from error
-    return qdrant_index
 
 
 def _told(report: IndexReport, num_pages: int, name: str) -> str:

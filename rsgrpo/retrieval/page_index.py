@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.natural_order import natural_key
 from rsgrpo.retrieval.embedder import Embedder, EmbedderIdentity, PageImage
@@ -133,6 +134,10 @@ class PageIndex(Protocol):
     @property
     def identity(self) -> EmbedderIdentity:
         """The embedder whose vectors it holds."""
+
+    @property
+    def embedder(self) -> EmbedderConfig | None:
+        """Settings of that embedder; None: vectors were brought from elsewhere."""
 
     @property
     def name(self) -> str:

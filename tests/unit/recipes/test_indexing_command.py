@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from qdrant_client import QdrantClient
 
 from recipes.indexing.command import index_documents, search_index
 from recipes.indexing.settings import embedder_settings, index_settings, split_settings
@@ -17,6 +19,10 @@ from rsgrpo.retrieval.embedder import EmbedderMismatchError, EmbeddingError, Pag
 from rsgrpo.retrieval.flat_index import create_index, open_index
 from rsgrpo.types import FloatArray
 from tests.unit.retrieval.index_pages import IDENTITY, SignEmbedder
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Payload indexes have no effect:UserWarning", "ignore:Local mode performs exact:UserWarning"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,9 +86,9 @@ def test_an_update_embeds_what_is_new_or_changed_and_takes_out_what_is_gone(tmp_
     embedder = CountingEmbedder()
     with create_index(tmp_path / "i", IDENTITY) as index:
 
-        def update(*pages: FakePage, **options: object) -> IndexReport:
+        def update(*pages: FakePage, dates: dict[str, str] | None = None) -> IndexReport:
             embedder.seen.clear()
-            found = update_index(index, embedder, FakeStore(*pages), **options)
+            found = update_index(index, embedder, FakeStore(*pages), dates=dates)
             return dataclasses.replace(found, seconds=0.0)
 
         assert update(*PAGES) == report(num_embedded=3, num_blank=1)
@@ -202,3 +208,28 @@ def test_settings_on_the_command_line() -> None:
     with pytest.raises(ConfigError, match="no embedder is named"):
         embedder_settings(given, "")
     assert embedder_settings(given, "m").query_instruction is None
+
+
+def test_an_index_on_a_server_takes_the_same_two_commands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = QdrantClient(":memory:")
+    monkeypatch.setattr(client, "close", lambda: None)
+    monkeypatch.setattr("rsgrpo.retrieval.qdrant_index.connect", lambda settings: client)
+    place = ["index.url=http://localhost:6333", "index.collection=manuals"]
+    for embedded in (3, 0):
+        assert run_index("a", "--out", str(tmp_path), "--embedder", "m", *place) == 0
+        told = f"the index 'manuals' on http://localhost:6333: 3 pages; {embedded} embedded"
+        assert told in capsys.readouterr().out
+    assert search_index([str(tmp_path), "where is 4", *place], lambda config: SignEmbedder()) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["1", "1.0000", "b/list.pdf", "4"]
+
+
+def test_a_server_without_its_client_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "qdrant_client", None)
+    monkeypatch.delitem(sys.modules, "rsgrpo.retrieval.qdrant_index", raising=False)
+    monkeypatch.delattr("rsgrpo.retrieval.qdrant_index", raising=False)
+    assert search_index(["x", "q", "index.url=http://localhost:6333"], lambda config: SignEmbedder()) > 0
+    assert "install it with uv sync --extra qdrant" in " ".join(capsys.readouterr().err.split())

@@ -26,6 +26,7 @@ from rsgrpo.retrieval.padded_batches import padded_batches
 from rsgrpo.retrieval.page_index import IndexedPage, PageFilter, PageIndexError, add_pages, find_pages
 from tests.unit.retrieval.index_pages import DIMENSION, IDENTITY, SignEmbedder, make_page, sign_vector
 
+NO_PRESET: dict[str, Any] = {"preset": "mean"}
 OTHER: dict[str, Any] = {
     "revision": "sha256:01",
     "pooling": "weightedmean",
@@ -135,7 +136,7 @@ def test_pages_and_filters_are_checked_where_they_are_made(make, message: str) -
     [
         (lambda: EmbedderConfig(), "embedder.model is empty"),
         (
-            lambda: EmbedderConfig(model="m", **{"preset": "mean"}),
+            lambda: EmbedderConfig(model="m", **NO_PRESET),
             "embedder.preset='mean' is not known; choose one of auto",
         ),
         (lambda: EmbedderConfig(model="m", min_pixels=9, max_pixels=8), "embedder.min_pixels=9 is above"),
