@@ -131,7 +131,7 @@ def _index(arguments: Sequence[str] | None, make_source: MakeSource, make_embedd
     with closing(
         open_any_index(options.out, settings, is_writable=True)
         if has_index
-        else create_any_index(options.out, settings, embedder.identity, config)
+        else create_any_index(options.out, settings, embedder.identity, embedder.settings)
     ) as index:
         index.identity.check(embedder.identity, index.name)  # before hours of rendering
         source = make_source(options.documents, options.out / PAGES_FOLDER, config)

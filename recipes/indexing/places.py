@@ -57,7 +57,7 @@ def is_there(folder: Path, settings: IndexConfig) -> bool:
 
 
 def create_any_index(
-    folder: Path, settings: IndexConfig, identity: EmbedderIdentity, embedder: EmbedderConfig
+    folder: Path, settings: IndexConfig, identity: EmbedderIdentity, embedder: EmbedderConfig | None
 ) -> PageIndex:
     """A new index, open for writing.
 
@@ -65,7 +65,7 @@ def create_any_index(
         folder: of the index, if it lies in one.
         settings: of the index.
         identity: the embedder whose vectors it will hold.
-        embedder: its settings.
+        embedder: its settings; None: they are not known.
 
     Raises:
         PageIndexError: the folder or the server cannot take it.

@@ -60,7 +60,7 @@ class IndexReport:
 
     Attributes:
         num_embedded: pages that were new or had changed.
-        num_unchanged: pages that were there already.
+        num_unchanged: pages whose image was there already, perhaps under another title, date or place.
         num_removed: pages that the store has no more.
         num_blank: pages of one colour, which are left out: nothing stands on them.
         seconds: that it took.
@@ -103,6 +103,7 @@ def update_index(
     known = {page.page_id: page for page in index.pages()}
     unseen = dict(known)
     changed: list[IndexedPage] = []
+    renamed: list[IndexedPage] = []  # the same image, so the same vector
     num_embedded = num_unchanged = num_blank = 0
 
     def embed() -> None:
@@ -110,6 +111,9 @@ def update_index(
         add_pages(index, embedder, changed)
         num_embedded += len(changed)
         changed.clear()
+        if renamed:
+            index.add(renamed, index.vectors([page.page_id for page in renamed]))
+            renamed.clear()
         on_progress(num_embedded)
 
     try:
@@ -119,17 +123,18 @@ def update_index(
                 continue
             before = unseen.pop(stored.page_id, None)
             page = _indexed(stored, (dates or {}).get(stored.document, before.date if before else ""))
+            is_same_image = before is not None and before.sha256 == page.sha256 != ""
+            num_unchanged += is_same_image or page == before
             if page == before:
-                num_unchanged += 1
                 continue
-            changed.append(page)
-            if len(changed) == _PAGES_AT_ONCE:
+            (renamed if is_same_image else changed).append(page)
+            if max(len(changed), len(renamed)) == _PAGES_AT_ONCE:
                 embed()
                 if time.monotonic() - last_save > _SAVE_SECONDS:
                     index.save()
                     last_save = time.monotonic()
         embed()
-    except Exception:
+    except BaseException:  # Ctrl-C as well
         index.save()
         raise
     num_removed = index.remove(unseen)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.types import FloatArray, ImageRef
 
@@ -106,6 +107,10 @@ class Embedder(Protocol):
     @property
     def identity(self) -> EmbedderIdentity:
         """Everything that the vectors depend on."""
+
+    @property
+    def settings(self) -> EmbedderConfig | None:
+        """What makes the same embedder again, from any folder and later on; None: nothing does."""
 
     def embed_queries(self, queries: Sequence[str]) -> FloatArray:
         """Vectors of questions.

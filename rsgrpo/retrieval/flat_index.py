@@ -51,11 +51,12 @@ from rsgrpo.retrieval.page_index import (
     PageIndexError,
     check_ids,
     check_k,
+    not_there,
     ranked,
 )
 from rsgrpo.retrieval.page_table import PageTable, PageTableError
 from rsgrpo.retrieval.vector_file import VectorFileError, VectorRows
-from rsgrpo.types import BoolArray
+from rsgrpo.types import BoolArray, FloatArray
 
 _LOCK_FILE = ".lock"
 _LISTS_A_ROOT = 4  # lists for each unit of the square root of the number of pages: faiss's own advice
@@ -171,6 +172,23 @@ class FlatIndex:
             results.append(ranked(zip(self._table.pages(rows), scores, strict=True), k))
         return results
 
+    def vectors(self, page_ids: Sequence[str]) -> FloatArray:
+        """Vectors of pages, as they are kept; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
+        row_of = self._rows_by_id()
+        missing = next((page_id for page_id in page_ids if page_id not in row_of), None)
+        if missing is not None:
+            raise not_there(missing, self.name)
+        rows = np.array([row_of[page_id] for page_id in page_ids], dtype=np.int64)
+        found = np.empty((len(rows), self._identity.dimension), dtype=np.float32)
+        num_saved = len(self._saved)
+        for part, of_part, offset in (
+            (self._saved, rows < num_saved, 0),
+            (self._added, rows >= num_saved, num_saved),
+        ):
+            if of_part.any():
+                found[of_part] = part.rows(rows[of_part] - offset)
+        return found
+
     def pages(self, allowed: PageFilter = ALL_PAGES) -> list[IndexedPage]:
         """Pages without their vectors, in page order."""
         return sorted(self._table.pages(np.flatnonzero(self._allowed(allowed))), key=lambda page: page.order)
@@ -277,7 +295,7 @@ class FlatIndex:
         return self._is_kept if wanted.is_empty else self._is_kept & self._table.meets(wanted)
 
     def _rows_by_id(self) -> dict[str, int]:
-        """Row of each page; only writers need it."""
+        """Row of each page; searches do not need it."""
         if self._row_of is None:
             self._row_of = {page_id: row for row, page_id in enumerate(self._table.ids())}
         return self._row_of

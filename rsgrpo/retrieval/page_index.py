@@ -19,7 +19,7 @@ from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.natural_order import natural_key
 from rsgrpo.retrieval.embedder import Embedder, EmbedderIdentity, PageImage
-from rsgrpo.types import ImageRef
+from rsgrpo.types import FloatArray, ImageRef
 
 _SHOWN_ID = 80
 
@@ -184,6 +184,19 @@ class PageIndex(Protocol):
             EmbeddingError: a vector is not finite, not of length 1, or of another dimension.
         """
 
+    def vectors(self, page_ids: Sequence[str]) -> FloatArray:
+        """Vectors of pages, as they are kept.
+
+        Args:
+            page_ids: ids that are there.
+
+        Returns:
+            [pages, dimension] float32, in the order given.
+
+        Raises:
+            PageIndexError: an id is not there.
+        """
+
     def pages(self, allowed: PageFilter = ALL_PAGES) -> list[IndexedPage]:
         """Pages without their vectors, in page order.
 
@@ -273,6 +286,16 @@ def check_ids(pages: Sequence[IndexedPage]) -> None:
                 f"two of the pages to add have the id {shown(page.page_id, _SHOWN_ID)!r}; give each its own"
             )
         seen.add(page.page_id)
+
+
+def not_there(page_id: str, name: str) -> PageIndexError:
+    """The complaint about an id that no page has.
+
+    Args:
+        page_id: the id.
+        name: of the index.
+    """
+    return PageIndexError(f"{name} has no page {shown(page_id, _SHOWN_ID)!r}; pages() lists those that it has")
 
 
 def check_k(k: int) -> None:

@@ -36,6 +36,7 @@ from rsgrpo.retrieval.page_index import (
     PageIndexError,
     check_ids,
     check_k,
+    not_there,
     ranked,
 )
 from rsgrpo.types import FloatArray
@@ -159,6 +160,23 @@ class QdrantIndex:
         best = best_rows(np.arange(len(points)), scores, k)
         pages = [_page(points[row].payload) for row in best.rows]
         return ranked(zip(pages, best.scores, strict=True), k)
+
+    def vectors(self, page_ids: Sequence[str]) -> FloatArray:
+        """Vectors of pages, as they are kept; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
+        found = np.empty((len(page_ids), self.identity.dimension), dtype=np.float32)
+        for start in range(0, len(page_ids), _POINTS_AT_ONCE):
+            some = page_ids[start : start + _POINTS_AT_ONCE]
+            with _named_server(self._config):
+                points = self._client.retrieve(
+                    self._config.collection, [_point_id(one) for one in some], with_payload=False, with_vectors=True
+                )
+            held = {str(point.id): point.vector for point in points}
+            for number, page_id in enumerate(some, start=start):
+                vector = held.get(_point_id(page_id))
+                if vector is None:
+                    raise not_there(page_id, self.name)
+                found[number] = vector
+        return found
 
     def pages(self, allowed: PageFilter = ALL_PAGES) -> list[IndexedPage]:
         """Pages without their vectors, in page order."""

@@ -10,6 +10,7 @@ and the score of a page is the inner product of its vector and the question's.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -41,6 +42,7 @@ from rsgrpo.types import FloatArray
 
 _POOLING_OF_PRESET = {"visrag": "weightedmean", "last_token": "lasttoken"}
 _MODULES_FILE = "modules.json"  # what sentence-transformers saves beside a model
+_ADAPTER_FILE = "adapter_config.json"
 _DECODING_THREADS = 4  # decoding leaves the interpreter free, and keeps ahead of a GPU with few
 _TEMPLATE_TOKENS = 48  # more than the chat templates of Qwen and others put around an item
 _PIXELS_A_TOKEN = 28 * 28  # of processors that do not say themselves; Qwen's patches of 14, merged by two
@@ -63,7 +65,7 @@ class SentenceEmbedder:
 
     def __init__(self, config: EmbedderConfig) -> None:
         folder = _model_folder(config)
-        self._config = config
+        self._config = _pinned(config, folder)
         self._model = _loaded(config, folder)
         self._rules = ImageRules(min_pixels=config.min_pixels or None, max_pixels=config.max_pixels)
         self._tokens_of_size: dict[tuple[int, int], int] = {}
@@ -75,7 +77,7 @@ class SentenceEmbedder:
             )
         is_preset = config.preset != "auto"
         self._identity = EmbedderIdentity(
-            model=config.model if not Path(config.model).is_dir() else str(folder.resolve()),
+            model=self._config.model,
             revision=weights_digest(folder),
             pooling=_pooling(self._model),
             query_instruction=self._instruction(),
@@ -90,6 +92,11 @@ class SentenceEmbedder:
     def identity(self) -> EmbedderIdentity:
         """Everything that the vectors depend on."""
         return self._identity
+
+    @property
+    def settings(self) -> EmbedderConfig:
+        """What makes the same embedder again: its folder is absolute, its revision on the hub the one that it has."""
+        return self._config
 
     def embed_queries(self, queries: Sequence[str]) -> FloatArray:
         """Vectors of questions; see :class:`~rsgrpo.retrieval.embedder.Embedder`."""
@@ -235,6 +242,12 @@ def _model_folder(config: EmbedderConfig) -> Path:
         ) from error
 
 
+def _pinned(config: EmbedderConfig, folder: Path) -> EmbedderConfig:
+    if Path(config.model).is_dir():
+        return dataclasses.replace(config, model=str(folder.resolve()))
+    return dataclasses.replace(config, revision=folder.name)  # the hub's cache calls a snapshot by its commit
+
+
 def _loaded(config: EmbedderConfig, folder: Path) -> SentenceTransformer:
     """The model in evaluation mode, on its device.
 
@@ -246,6 +259,11 @@ def _loaded(config: EmbedderConfig, folder: Path) -> SentenceTransformer:
         raise EmbeddingError("embedder.device=cuda, and torch finds no GPU here; set embedder.device=cpu")
     dtype = config.dtype if config.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
     arguments = {"dtype": getattr(torch, dtype)}
+    if (folder / _ADAPTER_FILE).exists():
+        raise EmbeddingError(
+            f"{shown(folder)} holds adapters, whose base model lies elsewhere and may change; merge them, and name the "
+            "folder of the whole model"
+        )
     is_saved = (folder / _MODULES_FILE).is_file()
     if config.preset == "auto" and not is_saved:
         raise EmbeddingError(

@@ -98,7 +98,9 @@ def test_an_update_embeds_what_is_new_or_changed_and_takes_out_what_is_gone(tmp_
         assert embedder.seen == ["store/image 2"]
         became_blank = dataclasses.replace(changed, blank=True)
         assert update(PAGES[0], became_blank) == report(num_unchanged=1, num_removed=1, num_blank=1)
-        assert update(PAGES[0], dates={"a/plot.pdf": "2026-01-31"}) == report(num_embedded=1)
+        assert update(PAGES[0], dates={"a/plot.pdf": "2026-01-31"}) == report(num_unchanged=1)
+        assert embedder.seen == []  # the same image has the same vector
+        assert index.search(embedder.embed_queries(["1"]), 1)[0][0].score == 1.0
         assert update(PAGES[0]) == report(num_unchanged=1)  # the date stays
     (page,) = open_index(tmp_path / "i").pages()
     assert (page.folder, page.date, page.title) == ("a", "2026-01-31", "[bold] axes")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.retrieval.embedder import EmbedderIdentity, EmbeddingError, PageImage
 from rsgrpo.retrieval.page_index import FoundPage, IndexedPage, PageFilter
 from rsgrpo.types import FloatArray
@@ -39,6 +40,7 @@ class SignEmbedder:
 
     def __init__(self, identity: EmbedderIdentity = IDENTITY) -> None:
         self.identity = identity
+        self.settings = EmbedderConfig(model="m", preset="visrag")
 
     def embed_queries(self, queries: Sequence[str]) -> FloatArray:
         if not all(query.strip() for query in queries):

@@ -108,6 +108,7 @@ def test_adding_removing_and_saving_behave_as_a_dictionary(changes) -> None:
                 expected = dict(saved)
             assert len(index) == len(expected)
             assert {page.page_id for page in index.pages()} == set(expected)
+            np.testing.assert_array_equal(index.vectors(list(expected)), sign_vectors(list(expected.values())))
         for vector in range(16):
             (found,) = index.search(sign_vector(vector)[None], 20)
             best = {page_id for page_id, score in told(found) if score == 1.0}
@@ -193,6 +194,8 @@ def test_vectors_that_are_none_are_refused_by_the_page_name(tmp_path: Path) -> N
 def test_an_empty_index_finds_nothing_and_can_be_saved(tmp_path: Path) -> None:
     with create_index(tmp_path / "i", IDENTITY) as index:
         assert index.search(sign_vectors([1, 2]), 3) == [[], []]
+        with pytest.raises(PageIndexError, match=r"has no page 'x'; pages\(\) lists those that it has"):
+            index.vectors(["x"])
         assert index.search(sign_vectors([]), 3) == []
         index.add([], sign_vectors([]))
         index.save()

@@ -70,6 +70,9 @@ def test_adding_twice_replaces_and_removing_counts_what_was_there() -> None:
     assert index.search(sign_vector(9)[None], 1)[0][0].page == make_page(0)
     assert index.remove([make_page(0).page_id, "none", make_page(0).page_id]) == 1
     assert index.pages() == [make_page(1)]
+    np.testing.assert_array_equal(index.vectors([make_page(1).page_id]), sign_vectors([2]))
+    with pytest.raises(PageIndexError, match=r"has no page 'doc0.pdf#0'"):
+        index.vectors([make_page(1).page_id, make_page(0).page_id])
     assert index.remove([]) == 0
     index.save()
 

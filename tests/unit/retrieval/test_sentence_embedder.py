@@ -248,6 +248,19 @@ def test_models_that_cannot_serve_are_refused(folder: Path, changes: dict[str, A
         SentenceEmbedder(config)
 
 
+def test_settings_make_the_same_embedder_from_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    embedder = SentenceEmbedder(EmbedderConfig(model=folder.name, preset="visrag"))
+    assert embedder.settings == EmbedderConfig(model=str(folder.resolve()), preset="visrag")
+
+
+def test_adapters_alone_are_no_embedder(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "adapter_config.json").write_text("{}")
+    with pytest.raises(EmbeddingError, match="holds adapters, whose base model lies elsewhere"):
+        SentenceEmbedder(EmbedderConfig(model=str(copy), preset="visrag"))
+
+
 def test_a_preset_does_not_override_what_a_model_was_saved_with(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(EmbeddingError, match=r"with the pooling lasttoken, embedder.preset=visrag is weightedmean"):
         SentenceEmbedder(EmbedderConfig(model=str(saved), preset="visrag"))
