@@ -38,6 +38,7 @@ from rsgrpo.retrieval.embedder import (
     weights_digest,
 )
 from rsgrpo.retrieval.padded_batches import padded_batches
+from rsgrpo.retrieval.weight_report import watched_loading
 from rsgrpo.types import FloatArray
 
 _POOLING_OF_PRESET = {"visrag": "weightedmean", "last_token": "lasttoken"}
@@ -271,17 +272,24 @@ def _loaded(config: EmbedderConfig, folder: Path) -> SentenceTransformer:
             "its tokens become one vector; set embedder.preset=last_token or visrag"
         )
     try:
-        if is_saved:
-            model = SentenceTransformer(str(folder), device=device, model_kwargs=arguments, local_files_only=True)
-        else:
-            reader = Transformer(str(folder), model_kwargs=arguments)
-            pooling = Pooling(reader.get_embedding_dimension(), _POOLING_OF_PRESET[config.preset])
-            model = SentenceTransformer(modules=[reader, _Float32Tokens(), pooling, Normalize()], device=device)
+        with watched_loading() as missing:
+            if is_saved:
+                model = SentenceTransformer(str(folder), device=device, model_kwargs=arguments, local_files_only=True)
+            else:
+                reader = Transformer(str(folder), model_kwargs=arguments)
+                pooling = Pooling(reader.get_embedding_dimension(), _POOLING_OF_PRESET[config.preset])
+                model = SentenceTransformer(modules=[reader, _Float32Tokens(), pooling, Normalize()], device=device)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
         raise EmbeddingError(
             f"the embedder {shown(folder)} cannot be loaded ({shown(error, 200)}); embedder.model must be a folder "
             "with config.json, weights, tokenizer and processor"
         ) from error
+    if missing:
+        more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise EmbeddingError(
+            f"{shown(folder)} lacks weights of the embedder: {shown(missing[0])}{more}; they would be drawn at random: "
+            "copy the folder again, or name the one that holds the whole model"
+        )
     wanted = _POOLING_OF_PRESET.get(config.preset, "")
     if wanted and _pooling(model) != wanted:
         raise EmbeddingError(

@@ -116,6 +116,15 @@ def test_adding_removing_and_saving_behave_as_a_dictionary(changes) -> None:
         index.close()
 
 
+def test_a_filter_also_finds_what_was_added_after_it_was_first_used(tmp_path: Path) -> None:
+    wanted = PageFilter(documents=("doc1.pdf",))
+    with create_index(tmp_path / "i", IDENTITY) as index:
+        for number, expected in ((1, ["doc1.pdf#1"]), (2, ["doc1.pdf#1"]), (11, ["doc1.pdf#1", "doc1.pdf#11"])):
+            index.add([make_page(number)], sign_vectors([5]))
+            (found,) = index.search(sign_vector(5)[None], 5, wanted)
+            assert [one.page.page_id for one in found] == expected
+
+
 def test_equal_scores_come_in_page_order_whatever_the_order_of_adding(tmp_path: Path) -> None:
     pages = [make_page(number, document=f"doc{number % 12}.pdf") for number in range(40)]
     vectors = sign_vectors([5] * 40)

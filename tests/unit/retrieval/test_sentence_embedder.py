@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -252,6 +253,20 @@ def test_settings_make_the_same_embedder_from_any_folder(folder: Path, monkeypat
     monkeypatch.chdir(folder.parent)
     embedder = SentenceEmbedder(EmbedderConfig(model=folder.name, preset="visrag"))
     assert embedder.settings == EmbedderConfig(model=str(folder.resolve()), preset="visrag")
+
+
+@pytest.mark.parametrize("preset", ["auto", "last_token"])
+def test_a_folder_that_lacks_a_weight_is_refused(saved: Path, tmp_path: Path, preset: str, capfd) -> None:
+    # transformers would draw it at random, and every vector would be wrong
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    tensors = load_file(copy / "model.safetensors")
+    name = next(name for name in tensors if "layers.1.mlp.up_proj" in name)
+    save_file({other: tensor for other, tensor in tensors.items() if other != name}, copy / "model.safetensors")
+    with pytest.raises(EmbeddingError, match=r"lacks weights of the embedder: \S*mlp.up_proj.weight"):
+        SentenceEmbedder(EmbedderConfig(model=str(copy), preset=preset))
+    capfd.readouterr()
+    SentenceEmbedder(EmbedderConfig(model=str(saved), preset=preset))
+    assert "LOAD REPORT" not in capfd.readouterr().err
 
 
 def test_adapters_alone_are_no_embedder(folder: Path, tmp_path: Path) -> None:
