@@ -37,7 +37,8 @@ def watched_loading() -> Iterator[list[str]]:
     logger = logging.getLogger(_LOGGER)
     level, shows_progress = logger.level, transformers_logging.is_progress_bar_enabled()
     logger.addFilter(read_report)
-    logger.setLevel(logging.WARNING)  # TRANSFORMERS_VERBOSITY=error would keep the report from us
+    if logger.getEffectiveLevel() > logging.WARNING:  # TRANSFORMERS_VERBOSITY=error would keep the report from us
+        logger.setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     try:
         yield missing
