@@ -8,6 +8,7 @@ were added.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.io.ids import well_formed
 from rsgrpo.io.natural_order import natural_key
 from rsgrpo.retrieval.embedder import Embedder, EmbedderIdentity, PageImage
 from rsgrpo.types import FloatArray, ImageRef
@@ -73,6 +75,13 @@ class IndexedPage:
             raise PageIndexError(
                 f"page {shown(self.page_id, _SHOWN_ID)!r} has the number {self.page_number}; pages count from 1"
             )
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str) and well_formed(value)[1]:
+                raise PageIndexError(
+                    f"page {shown(ascii(self.page_id), _SHOWN_ID)} has a {field.name} that is no UTF-8 text "
+                    f"({shown(ascii(value), _SHOWN_ID)}); rename the file or folder"
+                )
         _check_date(self.date, f"page {shown(self.page_id, _SHOWN_ID)!r}")
 
     @property

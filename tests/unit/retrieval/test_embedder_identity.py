@@ -122,6 +122,10 @@ def test_a_digest_follows_content_and_names_but_not_what_training_leaves(tmp_pat
             "page 'a' has the number 0; pages count from 1",
         ),
         (lambda: IndexedPage(page_id="a", document="d", page_number=1, date="1.2.26"), "no date; write YYYY-MM-DD"),
+        (
+            lambda: IndexedPage(page_id="a", document="\udcff.pdf", page_number=1),
+            r"page 'a' has a document that is no UTF-8 text \('\\udcff.pdf'\); rename the file",
+        ),
         (lambda: PageFilter(first_date="20260101"), "the filter's first date is '20260101'"),
         (lambda: PageFilter(last_date="2026-02-30"), "the filter's last date"),
     ],
