@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rsgrpo.config import Config
+from rsgrpo.config.embedder import EmbedderConfig
+from rsgrpo.config.index import IndexConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "settings.md"
 
@@ -26,6 +28,8 @@ Every setting, with its default and its meaning, as the docstrings in `rsgrpo/co
 (`configs/recipe`), algorithms (`configs/algorithm`) and machines (`configs/machine`) set other values;
 `uv run train.py --cfg job` prints what holds for a run. On the command line a setting is `key=value`, such as
 `rl.max_steps=50`; a misspelt key or a value of the wrong kind is refused before anything starts.
+
+The last two sections, `embedder` and `index`, are those of [`rsgrpo index` and `rsgrpo search`](retrieval.md).
 
 `[]` behind a name means an entry of a list, and `NAME` a name of your own: `rewards.short.weight=0.5`.
 """
@@ -113,7 +117,7 @@ def sections(kind: type = Config, key: str = "", given: object = None) -> Iterat
 def page() -> str:
     """The whole page, in Markdown."""
     parts = [_HEAD]
-    for section in sections():
+    for section in (*sections(), *sections(EmbedderConfig, "embedder"), *sections(IndexConfig, "index")):
         lines = [f"## `{section.key}`" if section.key else "## The run", "", _markdown(section.title), ""]
         if section.settings:
             lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]

@@ -1,0 +1,112 @@
+"""``embedder.…`` and ``index.…`` as ``key=value`` on the command lines of ``rsgrpo index`` and ``rsgrpo search``."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rsgrpo.config.building import build
+from rsgrpo.config.checks import ConfigError
+from rsgrpo.config.embedder import EmbedderConfig
+from rsgrpo.config.index import IndexConfig
+from rsgrpo.config.refusals import nearest
+from rsgrpo.errors import shown
+
+_SETTING = re.compile(r"(?P<group>[a-z_]+)\.(?P<name>\w+)=(?P<value>.*)", re.DOTALL)
+_GROUPS: Mapping[str, type] = {"embedder": EmbedderConfig, "index": IndexConfig}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GivenSettings:
+    """What a command line sets; everything else keeps its default.
+
+    Attributes:
+        embedder: values by name.
+        index: likewise.
+    """
+
+    embedder: Mapping[str, str] = field(default_factory=dict)
+    index: Mapping[str, str] = field(default_factory=dict)
+
+
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], GivenSettings]:
+    """Tell settings from files and questions.
+
+    Args:
+        arguments: of a command.
+
+    Returns:
+        All that is no setting, and the settings; a later one counts.
+
+    Raises:
+        ConfigError: a group has no such setting; the message names the nearest.
+
+    Example:
+        ``split_settings(["a.pdf", "index.num_probes=8"])`` gives ``["a.pdf"]`` and, for the index,
+        ``{"num_probes": "8"}``.
+    """
+    rest = []
+    given: dict[str, dict[str, str]] = {group: {} for group in _GROUPS}
+    for argument in arguments:
+        found = _SETTING.fullmatch(argument)
+        if found is None or found["group"] not in _GROUPS:
+            rest.append(argument)
+            continue
+        known = [f"{found['group']}.{one.name}" for one in dataclasses.fields(_GROUPS[found["group"]])]
+        key = f"{found['group']}.{found['name']}"
+        if key not in known:
+            raise ConfigError(f"there is no setting {shown(key)}{nearest(key, known) or f'; there are {known}'}")
+        given[found["group"]][found["name"]] = found["value"]
+    return rest, GivenSettings(**given)
+
+
+def embedder_settings(given: GivenSettings, model: str, saved: EmbedderConfig | None = None) -> EmbedderConfig:
+    """Settings of the embedder.
+
+    Args:
+        given: on the command line.
+        model: of ``--embedder``; empty: as ``embedder.model`` or the index says.
+        saved: those that stand in the index, which hold where the command line says nothing; None: there are none.
+
+    Raises:
+        ConfigError: a value does not fit, or there is no model.
+    """
+    before = dataclasses.asdict(saved) if saved else {}
+    named = {"model": model} if model else {}
+    if not (before or named or given.embedder.get("model")):
+        raise ConfigError("no embedder is named; add --embedder MODEL, a folder or a name on the hub")
+    found: EmbedderConfig = _built(EmbedderConfig, "embedder", before, {**given.embedder, **named})
+    return found
+
+
+def index_settings(given: GivenSettings) -> IndexConfig:
+    """Settings of the index.
+
+    Args:
+        given: on the command line.
+
+    Raises:
+        ConfigError: a value does not fit.
+    """
+    found: IndexConfig = _built(IndexConfig, "index", {}, given.index)
+    return found
+
+
+def _built(kind: type, group: str, before: Mapping[str, Any], given: Mapping[str, str]) -> Any:
+    schema = OmegaConf.structured(kind)
+    OmegaConf.set_readonly(schema, False)  # as it is of a frozen class
+    try:
+        # Each value is a text; OmegaConf makes of it what the field is, but for null.
+        values = {name: None if value == "null" else value for name, value in given.items()}
+        return build(OmegaConf.merge(schema, before, values), group)
+    except OmegaConfBaseException as error:
+        name = error.full_key or ""
+        raise ConfigError(
+            f"{group}.{name}={shown(given.get(name, ''), 80)} does not fit ({shown(str(error).splitlines()[0], 160)})"
+        ) from error

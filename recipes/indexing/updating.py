@@ -1,0 +1,161 @@
+"""Bring an index up to date with a store of pages: embed what is new or has changed, take out what is gone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from rsgrpo.retrieval.embedder import Embedder
+from rsgrpo.retrieval.page_index import IndexedPage, PageIndex, add_pages
+
+_PAGES_AT_ONCE = 256  # embedded in one call: enough to sort them into batches of like sizes
+_SAVE_SECONDS = 600.0  # between saves: what a crash costs at most
+
+
+class StoredPage(Protocol):
+    """What an index takes over of a page; ``rsgrpo.documents`` has it."""
+
+    @property
+    def page_id(self) -> str:
+        """Unique in the store."""
+
+    @property
+    def document(self) -> str:
+        """Its path from the folder that was given, with ``/``."""
+
+    @property
+    def page_number(self) -> int:
+        """From 1."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the image file, in hexadecimal digits."""
+
+    @property
+    def image_path(self) -> Path:
+        """Of the image file."""
+
+    @property
+    def title(self) -> str | None:
+        """For people; None: there is none."""
+
+    @property
+    def blank(self) -> bool:
+        """Whether all pixels have one colour."""
+
+
+class PageSource(Protocol):
+    """A store of pages."""
+
+    def pages(self) -> Iterator[StoredPage]:
+        """All of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexReport:
+    """What an update did.
+
+    Attributes:
+        num_embedded: pages that were new or had changed.
+        num_unchanged: pages whose image was there already, perhaps under another title, date or place.
+        num_removed: pages that the store has no more.
+        num_blank: pages of one colour, which are left out: nothing stands on them.
+        seconds: that it took.
+    """
+
+    num_embedded: int
+    num_unchanged: int
+    num_removed: int
+    num_blank: int
+    seconds: float
+
+
+def update_index(
+    index: PageIndex,
+    embedder: Embedder,
+    source: PageSource,
+    *,
+    dates: Mapping[str, str] | None = None,
+    on_progress: Callable[[int], None] = lambda num_embedded: None,
+) -> IndexReport:
+    """Make an index hold the pages of a store, and save it.
+
+    Args:
+        index: open for writing.
+        embedder: the one that made it.
+        source: the store.
+        dates: of documents, as ``YYYY-MM-DD``; one that is not named keeps the date that the index knows.
+        on_progress: told the number of pages embedded so far.
+
+    Returns:
+        What was done.
+
+    Raises:
+        EmbedderMismatchError: another embedder made the index; nothing was changed.
+        EmbeddingError: a page cannot be embedded. What was embedded before is saved.
+        PageIndexError: the disk is full.
+    """
+    begin = last_save = time.monotonic()
+    index.identity.check(embedder.identity, index.name)
+    known = {page.page_id: page for page in index.pages()}
+    unseen = dict(known)
+    changed: list[IndexedPage] = []
+    renamed: list[IndexedPage] = []  # the same image, so the same vector
+    num_embedded = num_unchanged = num_blank = 0
+
+    def embed() -> None:
+        nonlocal num_embedded
+        add_pages(index, embedder, changed)
+        num_embedded += len(changed)
+        changed.clear()
+        if renamed:
+            index.add(renamed, index.vectors([page.page_id for page in renamed]))
+            renamed.clear()
+        on_progress(num_embedded)
+
+    try:
+        for stored in source.pages():
+            if stored.blank:
+                num_blank += 1
+                continue
+            before = unseen.pop(stored.page_id, None)
+            page = _indexed(stored, (dates or {}).get(stored.document, before.date if before else ""))
+            is_same_image = before is not None and before.sha256 == page.sha256 != ""
+            num_unchanged += is_same_image or page == before
+            if page == before:
+                continue
+            (renamed if is_same_image else changed).append(page)
+            if max(len(changed), len(renamed)) == _PAGES_AT_ONCE:
+                embed()
+                if time.monotonic() - last_save > _SAVE_SECONDS:
+                    index.save()
+                    last_save = time.monotonic()
+        embed()
+    except BaseException:  # Ctrl-C as well
+        index.save()
+        raise
+    num_removed = index.remove(unseen)
+    index.save()
+    return IndexReport(
+        num_embedded=num_embedded,
+        num_unchanged=num_unchanged,
+        num_removed=num_removed,
+        num_blank=num_blank,
+        seconds=time.monotonic() - begin,
+    )
+
+
+def _indexed(stored: StoredPage, date: str) -> IndexedPage:
+    return IndexedPage(
+        page_id=stored.page_id,
+        document=stored.document,
+        page_number=stored.page_number,
+        folder=stored.document.rpartition("/")[0],
+        date=date,
+        title=stored.title or "",
+        image_path=str(stored.image_path),
+        sha256=stored.sha256,
+    )

@@ -1,0 +1,67 @@
+"""``embedder``: the model that turns pages and questions into vectors, and how it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rsgrpo.config.checks import MAX_TOKENS, ConfigError, Literal, at_least, between, check_choices, not_empty
+from rsgrpo.errors import shown
+
+EmbedderPreset = Literal["auto", "visrag", "last_token"]
+
+VISRAG_INSTRUCTION = "Represent this query for retrieving relevant documents: "
+"""In front of a question, never of a page; VisRAG (arXiv:2410.10594), with the plural that its demo drops."""
+
+_MAX_DIMENSION = 65_536
+_MAX_PIXELS = 100_000_000
+_MAX_DPI = 2400
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedderConfig:
+    """The model that turns pages and questions into vectors."""
+
+    model: str = ""
+    """A folder, or a name on the hub: any model of sentence-transformers that reads text and images, or with
+    ``embedder.preset`` a plain vision-language model."""
+    revision: str = ""
+    """Of a model on the hub; empty: the newest."""
+    preset: EmbedderPreset = "auto"
+    """``auto``: pooling and prompts that were saved with the model. ``visrag``: VisRAG's weighted mean over all tokens,
+    its instruction in front of the question's text. ``last_token``: the last token's vector, as most models of 2026."""
+    query_instruction: str | None = None
+    """What stands in front of a question; null: the preset's own (``visrag`` has one, ``last_token`` none, ``auto``
+    what the model was saved with). It goes into the text, under ``auto`` where the model's own prompt goes."""
+    min_pixels: int = 0
+    """Smaller pages are scaled up to this area; 0: no bound."""
+    max_pixels: int = 1_568_000
+    """Larger pages are scaled down to this area: an A4 page at about 127 dpi."""
+    dpi: float | None = None
+    """Pixels an inch at which pages of documents are rendered for it; null: as many as ``embedder.max_pixels`` allows.
+    It stands in the index: pages that were rendered at another resolution have other vectors."""
+    dimension: int = 0
+    """Length of a vector; 0: the model's. A shorter one keeps the first entries and is normalised again, which suits
+    models that were trained for it (Matryoshka)."""
+    batch_tokens: int = 16_384
+    """Most tokens of a batch, padding included. A page that is longer by itself makes a batch of its own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto``: a GPU if there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the weights while it runs; ``auto``: float32 on a CPU, bfloat16 on a GPU. Vectors are float32 always."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "embedder.")
+        not_empty("embedder.model", self.model)
+        at_least("embedder.min_pixels", self.min_pixels, 0)
+        between("embedder.max_pixels", self.max_pixels, 1, _MAX_PIXELS)
+        between("embedder.dpi", 1.0 if self.dpi is None else self.dpi, 1.0, _MAX_DPI)
+        between("embedder.dimension", self.dimension, 0, _MAX_DIMENSION)
+        between("embedder.batch_tokens", self.batch_tokens, 1, MAX_TOKENS)
+        if self.min_pixels > self.max_pixels:
+            raise ConfigError(
+                f"embedder.min_pixels={self.min_pixels} is above embedder.max_pixels={self.max_pixels}; lower it"
+            )
+        if self.model.startswith("~"):
+            raise ConfigError(
+                f"embedder.model={shown(self.model)} begins with ~, which only a shell expands; write $HOME instead"
+            )

@@ -1,0 +1,60 @@
+"""``index``: where the vectors of pages are kept, and how they are searched."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from rsgrpo.config.checks import ConfigError, Literal, at_least, between, check_choices
+from rsgrpo.errors import shown
+
+_MAX_LISTS = 1_000_000
+_COLLECTION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexConfig:
+    """Where the vectors of pages are kept, and how they are searched."""
+
+    precision: Literal["auto", "float32", "float16"] = "auto"
+    """Of the vectors on the disk; ``auto``: float16 above ``index.half_above_pages``."""
+    half_above_pages: int = 100_000
+    """Pages above which ``index.precision=auto`` halves the vectors."""
+    lists: Literal["auto", "always", "never"] = "auto"
+    """Inverted lists: a search reads the nearest few of them and may miss a page. ``auto``: above
+    ``index.lists_above_pages``; below it every search is exact."""
+    lists_above_pages: int = 1_000_000
+    """Pages above which ``index.lists=auto`` builds them."""
+    num_lists: int = 0
+    """How many; 0: four times the square root of the number of pages."""
+    num_probes: int = 32
+    """Lists that a search reads; more find more and take longer."""
+    url: str = ""
+    """Of a Qdrant server, such as ``http://localhost:6333``; empty: the index lies in a folder."""
+    collection: str = "pages"
+    """Name of the index on the Qdrant server."""
+    api_key_variable: str = ""
+    """Environment variable that holds the Qdrant server's key; empty: it asks for none."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "index.")
+        at_least("index.half_above_pages", self.half_above_pages, 0)
+        at_least("index.lists_above_pages", self.lists_above_pages, 0)
+        between("index.num_lists", self.num_lists, 0, _MAX_LISTS)
+        between("index.num_probes", self.num_probes, 1, _MAX_LISTS)
+        if not _COLLECTION.fullmatch(self.collection):
+            raise ConfigError(
+                f"index.collection={shown(self.collection, 80)!r} is no name; use letters, digits, - _ and ."
+            )
+        if self.url and not re.fullmatch(r"https?://[^\s/]\S*", self.url):
+            raise ConfigError(f"index.url={shown(self.url, 80)!r} is no address; write http://HOST:PORT")
+
+    def is_half(self, num_pages: int) -> bool:
+        """Whether vectors of that many pages are kept in float16."""
+        return self.precision == "float16" or (self.precision == "auto" and num_pages > self.half_above_pages)
+
+    def has_lists(self, num_pages: int) -> bool:
+        """Whether inverted lists are built for that many pages."""
+        return num_pages > 0 and (
+            self.lists == "always" or (self.lists == "auto" and num_pages > self.lists_above_pages)
+        )

@@ -1,0 +1,226 @@
+"""What turns pages and questions into vectors, and what tells two of them apart.
+
+Vectors are comparable only if one embedder made them: the same weights, the same pooling, the same instruction, pages
+read at the same size. :class:`EmbedderIdentity` says all of it. It stands in the header of an index, which takes
+vectors of no other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rsgrpo.config.embedder import EmbedderConfig
+from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.types import FloatArray, ImageRef
+
+PageImage = ImageRef | Image.Image
+"""A page for an embedder: where its image lies, or an image that is open already."""
+
+_NORM_TOLERANCE = 1e-3  # float16 leaves a unit vector within 5e-4 of 1
+_WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".jinja", ".txt", ".model")
+_NOT_USED_TO_EMBED = ("trainer_state.json", "training_args.bin", "optimizer.bin", "manifest.json")
+_SHOWN_VALUE = 120
+
+
+class EmbeddingError(RsgrpoError, ValueError):
+    """A page or a question cannot be turned into a vector; the message names it and the way out."""
+
+
+class EmbedderMismatchError(RsgrpoError, ValueError):
+    """Vectors of one embedder meet those of another; the message names every field that differs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedderIdentity:
+    """Everything that vectors depend on beside the page or the question.
+
+    Attributes:
+        model: the folder or the hub's name, for people: it is not compared, as a folder may be moved.
+        revision: digest of the weights and of all settings beside them (:func:`weights_digest`).
+        pooling: how token vectors become one, such as ``weightedmean`` or ``lasttoken``.
+        query_instruction: what stands in front of a question.
+        instruction_place: ``text`` (in front of the question) or ``prompt`` (where the model's own prompts go, with
+            chat models the system message).
+        min_pixels: smaller pages are scaled up to this area; 0: no bound.
+        max_pixels: larger pages are scaled down to this area.
+        dpi: pixels an inch at which pages of documents were rendered; None: as many as ``max_pixels`` allowed.
+        dimension: length of a vector.
+        is_normalised: whether vectors have length 1.
+    """
+
+    model: str
+    revision: str
+    pooling: str
+    query_instruction: str
+    instruction_place: str
+    min_pixels: int
+    max_pixels: int
+    dpi: float | None
+    dimension: int
+    is_normalised: bool = True
+
+    def differences(self, other: EmbedderIdentity) -> list[str]:
+        """The fields in which another embedder differs, as ``field: ours, not theirs``; none: vectors are comparable.
+
+        Args:
+            other: the other embedder.
+        """
+        return [
+            f"{field.name}: {_value(getattr(self, field.name))}, not {_value(getattr(other, field.name))}"
+            for field in dataclasses.fields(self)
+            if field.name != "model" and getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+    def check(self, other: EmbedderIdentity, where: str) -> None:
+        """Refuse another embedder than this.
+
+        Args:
+            other: the embedder that is to be used.
+            where: what this one made, for the message, such as ``the index runs/pages.index``.
+
+        Raises:
+            EmbedderMismatchError: names every field that differs.
+        """
+        found = self.differences(other)
+        if found:
+            raise EmbedderMismatchError(
+                f"{where} was made by the embedder {shown(self.model, _SHOWN_VALUE)}, and "
+                f"{shown(other.model, _SHOWN_VALUE)} is another one ({'; '.join(found)}); use the embedder that made "
+                "it, or make the index anew"
+            )
+
+
+class Embedder(Protocol):
+    """Turns pages and questions into vectors of one space: the higher the inner product, the better a page fits."""
+
+    @property
+    def identity(self) -> EmbedderIdentity:
+        """Everything that the vectors depend on."""
+
+    @property
+    def settings(self) -> EmbedderConfig | None:
+        """What makes the same embedder again, from any folder and later on; None: nothing does."""
+
+    def embed_queries(self, queries: Sequence[str]) -> FloatArray:
+        """Vectors of questions.
+
+        Args:
+            queries: the bare questions, without an instruction.
+
+        Returns:
+            [questions, dimension] float32, each of length 1, in the order given.
+
+        Raises:
+            EmbeddingError: a question is empty, or none of its characters is known to the model.
+        """
+
+    def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
+        """Vectors of pages.
+
+        Args:
+            pages: their images.
+
+        Returns:
+            [pages, dimension] float32, each of length 1, in the order given, whatever the batches were.
+
+        Raises:
+            EmbeddingError: a page is too long for the model, or its vector is not finite.
+            ImageError: a page cannot be read.
+        """
+
+
+def checked_vectors(vectors: NDArray[Any], names: Sequence[str], *, dimension: int) -> FloatArray:
+    """Vectors of length 1 in float32; whatever is no such thing is refused by name.
+
+    Args:
+        vectors: [items, dimension] of any float type.
+        names: of the items, for messages.
+        dimension: that they must have.
+
+    Returns:
+        [items, dimension] float32, contiguous; a copy only where one is needed.
+
+    Raises:
+        EmbeddingError: the shape is another one; a vector is not finite, zero, or not of length 1.
+    """
+    found: FloatArray = np.ascontiguousarray(vectors, dtype=np.float32)
+    if found.ndim != 2 or found.shape != (len(names), dimension):
+        raise EmbeddingError(
+            f"got vectors of shape {list(np.shape(vectors))} for {len(names)} items, expected [{len(names)}, "
+            f"{dimension}]; take them from the embedder that made the index"
+        )
+    # In float64: the square of a large float32 would overflow, and read like a vector that is not finite.
+    lengths = np.sqrt(np.einsum("nd,nd->n", found, found, dtype=np.float64))
+    wrong = np.flatnonzero(~(np.abs(lengths - 1.0) <= _NORM_TOLERANCE))
+    if wrong.size:
+        first = int(wrong[0])
+        more = f" (and of {wrong.size - 1} more)" if wrong.size > 1 else ""
+        name = shown(names[first], _SHOWN_VALUE)
+        if not np.isfinite(lengths[first]):
+            raise EmbeddingError(
+                f"the vector of {name}{more} is not finite; run the model in another precision, such as "
+                "embedder.dtype=float32, or take the page out"
+            )
+        raise EmbeddingError(
+            f"the vector of {name}{more} has length {lengths[first]:.4g}, expected 1; normalise vectors before they "
+            "are handed over"
+        )
+    return found
+
+
+def normalised(vectors: NDArray[Any]) -> FloatArray:
+    """Vectors brought to length 1, computed in float64; zero vectors become NaN, which :func:`checked_vectors` names.
+
+    Args:
+        vectors: [items, dimension] of any float type.
+    """
+    wide = np.asarray(vectors, dtype=np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: FloatArray = (wide / np.linalg.norm(wide, axis=-1, keepdims=True)).astype(np.float32)
+    return found
+
+
+def weights_digest(folder: Path) -> str:
+    """Digest of all files that a model's vectors depend on: weights, settings, tokenizer, chat template.
+
+    Args:
+        folder: of the model; one that sentence-transformers saved has folders of its own for the modules.
+
+    Returns:
+        ``sha256:`` and 64 hexadecimal digits; the same for a copy of the folder.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    names = sorted(
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.suffix in _WEIGHTS_AND_SETTINGS
+        and file.name not in _NOT_USED_TO_EMBED
+        and not any(part.startswith((".", "checkpoint-")) for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
+
+    def digest(name: str) -> str:
+        with (folder / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    # Hashing leaves the interpreter free.
+    with ThreadPoolExecutor(max_workers=max(1, min(len(names), os.cpu_count() or 1))) as pool:
+        lines = [f"{name}\0{one}\n" for name, one in zip(names, pool.map(digest, names), strict=True)]
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
+def _value(value: object) -> str:
+    return shown(repr(value) if isinstance(value, str) else value, _SHOWN_VALUE)

@@ -1,0 +1,176 @@
+"""``index.json``: what made an index, and which files belong to it.
+
+It is written last. Files of an index have a number of their own in every save, so that the header that is there always
+names files that are whole: those of the save before until the very end, the new ones from then on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from rsgrpo.config.embedder import EmbedderConfig
+from rsgrpo.errors import shown
+from rsgrpo.io.atomic_files import (
+    PARTIAL_SUFFIX,
+    FileError,
+    json_bytes,
+    read_json_object,
+    shown_value,
+    write_json,
+)
+from rsgrpo.io.manifest import FileDigest
+from rsgrpo.io.record_codec import RecordError, from_plain, to_plain
+from rsgrpo.retrieval.embedder import EmbedderIdentity
+from rsgrpo.retrieval.page_index import PageIndexError
+
+HEADER_FILE = "index.json"
+INDEX_KIND = "rsgrpo page index"
+INDEX_VERSION = 1
+"""Of the form of everything in an index's folder."""
+
+_ANEW = "make it anew with rsgrpo index"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexHeader:
+    """What stands in ``index.json``.
+
+    Attributes:
+        made_by: version of rsgrpo.
+        identity: the embedder whose vectors these are.
+        embedder: its settings, so that questions can be embedded without naming them again; None: vectors were
+            brought from elsewhere.
+        num_pages: pages in it.
+        save_number: of the save that wrote it, from 1.
+        vectors: the file of the vectors.
+        pages: the file of everything else about the pages.
+        lists: the file of the inverted lists; None: there are none.
+    """
+
+    made_by: str
+    identity: EmbedderIdentity
+    embedder: EmbedderConfig | None
+    num_pages: int
+    save_number: int
+    vectors: FileDigest
+    pages: FileDigest
+    lists: FileDigest | None = None
+
+    @property
+    def files(self) -> tuple[FileDigest, ...]:
+        """Everything beside the header."""
+        return (self.vectors, self.pages, *((self.lists,) if self.lists else ()))
+
+
+def write_header(folder: Path, header: IndexHeader) -> None:
+    """Write the header, which makes a save valid.
+
+    Raises:
+        OSError: the disk is full, or there is no permission.
+    """
+    content = to_plain(header)
+    document = {"kind": INDEX_KIND, "version": INDEX_VERSION, "sha256": _digest(content), "content": content}
+    write_json(folder / HEADER_FILE, document, indent=1)
+
+
+def read_header(folder: Path) -> IndexHeader:
+    """The header of an index, whose files have the sizes that it notes.
+
+    Raises:
+        PageIndexError: there is none, it is of something else or of another version, damaged, or a file is missing or
+            cut; the message says which, and the way out.
+    """
+    _check_there(folder)
+    try:
+        document = read_json_object(folder / HEADER_FILE)
+    except FileError as error:
+        raise PageIndexError(f"the index {shown(folder)} is damaged: {error}; {_ANEW}") from error
+    kind, version = document.get("kind"), document.get("version")
+    if kind != INDEX_KIND:
+        raise PageIndexError(
+            f"{shown(folder / HEADER_FILE)} is of the kind {shown_value(kind)}, expected {INDEX_KIND!r}: another "
+            "program wrote it; choose another folder"
+        )
+    if version != INDEX_VERSION:
+        raise PageIndexError(
+            f"the index {shown(folder)} has version {shown_value(version)}, and this release reads version "
+            f"{INDEX_VERSION}; {_ANEW}, or open it with the release that made it"
+        )
+    content = document.get("content")
+    if document.get("sha256") != _digest(content):
+        raise PageIndexError(
+            f"{shown(folder / HEADER_FILE)} was changed after it was written: its checksum differs; put the original "
+            f"back, or {_ANEW}"
+        )
+    try:
+        header = from_plain(IndexHeader, content)
+    except RecordError as error:
+        raise PageIndexError(f"{shown(folder / HEADER_FILE)}: {error}; {_ANEW}") from error
+    return header
+
+
+def check_sizes(folder: Path, header: IndexHeader) -> None:
+    """Refuse an index of which a file is missing or has another size than when it was written.
+
+    Raises:
+        FileNotFoundError: a file is missing; a writer may just have replaced it.
+        PageIndexError: names the file.
+    """
+    for one in header.files:
+        size = (folder / one.name).stat().st_size
+        if size != one.num_bytes:
+            raise PageIndexError(
+                f"{shown(folder / one.name)} has {size} bytes, expected {one.num_bytes}: it was cut or changed, "
+                f"perhaps while it was copied; copy the folder again, or {_ANEW}"
+            )
+
+
+def check_digest(folder: Path, one: FileDigest) -> None:
+    """Refuse a file whose content is another than when it was written.
+
+    Raises:
+        PageIndexError: names the file.
+    """
+    with (folder / one.name).open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != one.sha256:
+            raise PageIndexError(
+                f"{shown(folder / one.name)} is damaged: its checksum differs; copy the folder again, or {_ANEW}"
+            )
+
+
+def _check_there(folder: Path) -> None:
+    if (folder / HEADER_FILE).is_file():
+        return
+    if not folder.exists():
+        raise PageIndexError(
+            f"there is no index {shown(folder)}; check the path, or make one with rsgrpo index FILE… --out FOLDER"
+        )
+    if not folder.is_dir():
+        raise PageIndexError(f"{shown(folder)} is a file, and an index is a folder; check the path")
+    if is_half_written(folder):
+        raise PageIndexError(
+            f"the index {shown(folder)} is half written: its {HEADER_FILE}, which comes last, is missing; run the "
+            "rsgrpo index command that made it once more"
+        )
+    raise PageIndexError(f"{shown(folder)} holds no index: there is no {HEADER_FILE} in it; check the path")
+
+
+def is_half_written(folder: Path) -> bool:
+    """Whether a folder holds files of an index, but no header."""
+    return not (folder / HEADER_FILE).exists() and any(own_files(folder))
+
+
+def own_files(folder: Path) -> list[Path]:
+    """Files of any save of an index in a folder, the header left out."""
+    names = ("vectors-*.faiss", "pages-*.parquet", "lists-*.faiss")
+    found = [file for name in names for end in ("", PARTIAL_SUFFIX) for file in folder.glob(name + end)]
+    return [*found, *folder.glob(HEADER_FILE + PARTIAL_SUFFIX)]
+
+
+def _digest(content: object) -> str:
+    try:
+        return hashlib.sha256(json_bytes(content)).hexdigest()
+    except ValueError:  # NaN, which a header that was changed by hand may hold
+        return ""

@@ -1,0 +1,129 @@
+"""Pages without their vectors, row by row, as ``pages.parquet`` holds them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rsgrpo.errors import shown
+from rsgrpo.io.atomic_files import replacing
+from rsgrpo.retrieval.page_index import IndexedPage, PageFilter
+from rsgrpo.types import BoolArray
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(IndexedPage))
+_SCHEMA = pa.schema([(name, pa.int64() if name == "page_number" else pa.string()) for name in _FIELDS])
+
+
+class PageTableError(ValueError):
+    """A table of pages cannot be read; says what is wrong with it."""
+
+
+class PageTable:
+    """Pages by row; rows are only ever appended.
+
+    Args:
+        table: Arrow's, with a column a field of :class:`~rsgrpo.retrieval.page_index.IndexedPage`.
+    """
+
+    def __init__(self, table: Any = None) -> None:
+        self._table = _SCHEMA.empty_table() if table is None else table
+        self._last: tuple[PageFilter, BoolArray] | None = None  # many questions come with one filter
+
+    @classmethod
+    def read(cls, file: Path) -> PageTable:
+        """The table of a file.
+
+        Args:
+            file: that :meth:`write` wrote.
+
+        Raises:
+            PageTableError: it is no such file.
+        """
+        try:
+            table = pq.read_table(file)
+        except (OSError, pa.ArrowException) as error:
+            raise PageTableError(shown(error, 200)) from error
+        if table.schema.remove_metadata() != _SCHEMA:
+            raise PageTableError(f"its columns are {', '.join(table.column_names)}, expected {', '.join(_FIELDS)}")
+        return cls(table)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def add(self, pages: Sequence[IndexedPage]) -> None:
+        """Append pages."""
+        columns = {name: [getattr(page, name) for page in pages] for name in _FIELDS}
+        self._table = pa.concat_tables([self._table, pa.table(columns, schema=_SCHEMA)])
+        self._last = None
+
+    def ids(self) -> list[str]:
+        """The id of every row."""
+        found: list[str] = self._table.column("page_id").to_pylist()
+        return found
+
+    def pages(self, rows: Iterable[int]) -> list[IndexedPage]:
+        """Some of the pages.
+
+        Args:
+            rows: their numbers.
+        """
+        taken = self._table.take(pa.array(list(rows), pa.int64()))
+        return [IndexedPage(**row) for row in taken.to_pylist()]
+
+    def meets(self, wanted: PageFilter) -> BoolArray:
+        """Which rows meet a filter.
+
+        Returns:
+            [rows] bool.
+        """
+        if self._last is None or self._last[0] != wanted:
+            self._last = (wanted, self._computed(wanted))
+        return self._last[1]
+
+    def _computed(self, wanted: PageFilter) -> BoolArray:
+        parts = []
+        if wanted.documents:
+            parts.append(pc.is_in(self._table.column("document"), pa.array(wanted.documents, pa.string())))
+        if wanted.folders:
+            folders = self._table.column("folder")
+            within = [pc.is_in(folders, pa.array(wanted.folders, pa.string()))]
+            within += [pc.starts_with(folders, f"{folder.rstrip('/')}/") for folder in wanted.folders]
+            parts.append(_all(within, pc.or_))
+        dates = self._table.column("date")  # as YYYY-MM-DD they are ordered as texts
+        if wanted.first_date or wanted.last_date:
+            parts.append(pc.not_equal(dates, ""))
+        if wanted.first_date:
+            parts.append(pc.greater_equal(dates, wanted.first_date))
+        if wanted.last_date:
+            parts.append(pc.less_equal(dates, wanted.last_date))
+        if not parts:
+            return np.ones(len(self), dtype=np.bool_)
+        found: BoolArray = np.asarray(_all(parts, pc.and_).to_numpy(), dtype=np.bool_)
+        return found
+
+    def write(self, file: Path, rows: Iterable[int]) -> None:
+        """Write some of the rows, whole or not at all.
+
+        Args:
+            file: to write.
+            rows: their numbers, in the order in which they shall stand.
+
+        Raises:
+            OSError: the disk is full, or there is no permission.
+        """
+        with replacing(file) as output:
+            pq.write_table(self._table.take(pa.array(list(rows), pa.int64())).combine_chunks(), output)
+
+
+def _all(parts: Sequence[Any], join: Any) -> Any:
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = join(whole, part)
+    return whole

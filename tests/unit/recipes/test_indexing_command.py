@@ -1,0 +1,237 @@
+"""``rsgrpo index`` and ``rsgrpo search`` with a store of pages and an embedder that need no files and no model."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from qdrant_client import QdrantClient
+
+from recipes.indexing.command import index_documents, search_index
+from recipes.indexing.settings import embedder_settings, index_settings, split_settings
+from recipes.indexing.updating import IndexReport, update_index
+from rsgrpo.config.checks import ConfigError
+from rsgrpo.config.embedder import EmbedderConfig
+from rsgrpo.retrieval.embedder import EmbedderMismatchError, EmbeddingError, PageImage
+from rsgrpo.retrieval.flat_index import create_index, open_index
+from rsgrpo.types import FloatArray
+from tests.unit.retrieval.index_pages import IDENTITY, SignEmbedder
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Payload indexes have no effect:UserWarning", "ignore:Local mode performs exact:UserWarning"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FakePage:
+    """What a store says of a page; the sign embedder reads its vector off the end of the image's path."""
+
+    document: str
+    page_number: int
+    sha256: str = "0"
+    title: str | None = None
+    blank: bool = False
+
+    @property
+    def page_id(self) -> str:
+        return f"{self.document}#{self.page_number}"
+
+    @property
+    def image_path(self) -> Path:
+        return Path(f"store/image {self.page_number}")
+
+
+class FakeStore:
+    """A store of pages that a test writes down."""
+
+    def __init__(self, *pages: FakePage) -> None:
+        self._pages = pages
+
+    def pages(self) -> Iterator[FakePage]:
+        yield from self._pages
+
+
+class CountingEmbedder(SignEmbedder):
+    """Remembers what it embedded; cannot read page 13."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
+        paths = [page.path for page in pages]  # type: ignore[union-attr]
+        if "store/image 13" in paths:
+            raise EmbeddingError("page 13 cannot be read")
+        self.seen += paths
+        return super().embed_pages(pages)
+
+
+PAGES = [
+    FakePage(document="a/plot.pdf", page_number=1, title="[bold] axes"),
+    FakePage(document="a/plot.pdf", page_number=2),
+    FakePage(document="b/list.pdf", page_number=3, blank=True),
+    FakePage(document="b/list.pdf", page_number=4),
+]
+
+
+def report(**counts: int) -> IndexReport:
+    zeros = dict.fromkeys(("num_embedded", "num_unchanged", "num_removed", "num_blank"), 0)
+    return IndexReport(**(zeros | counts), seconds=0.0)
+
+
+def test_an_update_embeds_what_is_new_or_changed_and_takes_out_what_is_gone(tmp_path: Path) -> None:
+    embedder = CountingEmbedder()
+    with create_index(tmp_path / "i", IDENTITY) as index:
+
+        def update(*pages: FakePage, dates: dict[str, str] | None = None) -> IndexReport:
+            embedder.seen.clear()
+            found = update_index(index, embedder, FakeStore(*pages), dates=dates)
+            return dataclasses.replace(found, seconds=0.0)
+
+        assert update(*PAGES) == report(num_embedded=3, num_blank=1)
+        assert update(*PAGES) == report(num_unchanged=3, num_blank=1) and embedder.seen == []
+        changed = dataclasses.replace(PAGES[1], sha256="1")
+        assert update(PAGES[0], changed) == report(num_embedded=1, num_unchanged=1, num_removed=1)
+        assert embedder.seen == ["store/image 2"]
+        became_blank = dataclasses.replace(changed, blank=True)
+        assert update(PAGES[0], became_blank) == report(num_unchanged=1, num_removed=1, num_blank=1)
+        assert update(PAGES[0], dates={"a/plot.pdf": "2026-01-31"}) == report(num_unchanged=1)
+        assert embedder.seen == []  # the same image has the same vector
+        assert index.search(embedder.embed_queries(["1"]), 1)[0][0].score == 1.0
+        assert update(PAGES[0]) == report(num_unchanged=1)  # the date stays
+    (page,) = open_index(tmp_path / "i").pages()
+    assert (page.folder, page.date, page.title) == ("a", "2026-01-31", "[bold] axes")
+
+
+def test_what_was_embedded_before_a_page_that_fails_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recipes.indexing.updating._PAGES_AT_ONCE", 2)
+    pages = [FakePage(document="a.pdf", page_number=number) for number in (1, 2, 13, 4)]
+    with create_index(tmp_path / "i", IDENTITY) as index, pytest.raises(EmbeddingError, match="page 13"):
+        update_index(index, CountingEmbedder(), FakeStore(*pages))
+    assert [page.page_number for page in open_index(tmp_path / "i").pages()] == [1, 2]
+
+
+def test_another_embedder_changes_nothing(tmp_path: Path) -> None:
+    other = SignEmbedder(dataclasses.replace(IDENTITY, revision="other"))
+    with create_index(tmp_path / "i", IDENTITY) as index, pytest.raises(EmbedderMismatchError, match="revision"):
+        update_index(index, other, FakeStore(*PAGES))
+
+
+def run_index(*arguments: str, pages: Sequence[FakePage] = PAGES) -> int:
+    given: list[object] = []
+
+    def make_source(paths: Sequence[Path], folder: Path, config: EmbedderConfig) -> FakeStore:
+        given.append((paths, folder, config))
+        return FakeStore(*pages)
+
+    return index_documents(arguments, make_source, lambda config: CountingEmbedder())
+
+
+def test_a_question_finds_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / "i")
+    assert run_index("a", "b", "--out", folder, "--embedder", "m", "embedder.preset=visrag") == 0
+    assert "3 pages; 3 embedded, 0 unchanged, 0 removed, 1 blank ones left out" in capsys.readouterr().out
+    assert open_index(Path(folder)).embedder == EmbedderConfig(model="m", preset="visrag")
+    assert run_index("a", "b", "--out", folder) == 0  # the embedder stands in the index
+    assert "0 embedded, 3 unchanged" in capsys.readouterr().out
+
+    def embedder(config: EmbedderConfig) -> SignEmbedder:
+        assert config == EmbedderConfig(model="m", preset="visrag")
+        return SignEmbedder()
+
+    assert search_index([folder, "where is 2", "-k", "2"], embedder) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["rank", "score", "document", "page", "title"],
+        ["1", "1.0000", "a/plot.pdf", "2"],
+        # 1 = 0001 and 2 = 0010 differ in two of four signs, 4 = 0100 likewise: both score 0, page order decides
+        ["2", "0.0000", "a/plot.pdf", "1", "[bold]", "axes"],
+    ]
+    assert search_index([folder, "where is 2", "--folder", "b"], embedder) == 0
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["document", "b/list.pdf"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{i}", ""], "a question is empty"),
+        (["{i}", "1", "-k", "0"], "-k 0 asks for no number of pages"),
+        (["{i}", "1", "--document", "none.pdf", "--since", "2026-01-01"],
+         "none of the 3 pages of the index {i} meets --document none.pdf and --since 2026-01-01; widen it"),
+        (["{i}", "1", "--since", "January"], "the filter's first date is 'January', which is no date"),
+        (["{i}", "what", "is", "1"], "unrecognized arguments: is 1"),
+        (["{i}x", "1"], "there is no index {i}x"),
+        (["{e}", "1"], "holds no page; add documents with rsgrpo index"),
+        (["{i}", "1", "index.probes=3"], "there is no setting index.probes; the nearest are index.num_probes"),
+        (["{i}", "1", "index.num_probes=many"], "index.num_probes=many does not fit"),
+        (["{i}", "1", "index.num_probes=0"], "index.num_probes=0 is too small"),
+    ],
+)  # fmt: skip
+def test_searches_that_cannot_be_made_are_answered_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    places = {"i": str(tmp_path / "i"), "e": str(tmp_path / "empty")}
+    run_index("a", "--out", places["i"], "--embedder", "m")
+    run_index("a", "--out", places["e"], "--embedder", "m", pages=[])
+    capsys.readouterr()
+    assert search_index([one.format(**places) for one in arguments], lambda config: SignEmbedder()) > 0
+    error = " ".join(capsys.readouterr().err.split())
+    assert message.format(**places) in error and "Traceback" not in error
+
+
+def test_indexing_without_an_embedder_or_by_another_one_is_refused_before_anything_is_rendered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(paths: Sequence[Path], folder: Path, config: EmbedderConfig) -> FakeStore:
+        raise AssertionError("rendered")
+
+    folder = str(tmp_path / "i")
+    assert index_documents(["a", "--out", folder], never, lambda config: SignEmbedder()) > 0
+    assert "no embedder is named; add --embedder MODEL" in capsys.readouterr().err
+    run_index("a", "--out", folder, "--embedder", "m")
+    other = SignEmbedder(dataclasses.replace(IDENTITY, revision="other"))
+    assert index_documents(["a", "--out", folder], never, lambda config: other) > 0
+    assert "is another one (revision: 'sha256:00', not 'other')" in " ".join(capsys.readouterr().err.split())
+
+
+def test_settings_on_the_command_line() -> None:
+    rest, given = split_settings(["a=b.pdf", "embedder.dpi=150", "index.precision=float16", "embedder.dpi=100", "x"])
+    assert rest == ["a=b.pdf", "x"]
+    saved = EmbedderConfig(model="m", max_pixels=1000)
+    assert embedder_settings(given, "", saved) == dataclasses.replace(saved, dpi=100.0)
+    assert embedder_settings(given, "n", saved).model == "n"
+    assert index_settings(given).precision == "float16"
+    _, given = split_settings(["embedder.query_instruction=Find: "])
+    assert embedder_settings(given, "m").query_instruction == "Find: "
+    _, given = split_settings(["embedder.query_instruction=null"])
+    with pytest.raises(ConfigError, match="no embedder is named"):
+        embedder_settings(given, "")
+    assert embedder_settings(given, "m").query_instruction is None
+
+
+def test_an_index_on_a_server_takes_the_same_two_commands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = QdrantClient(":memory:")
+    monkeypatch.setattr(client, "close", lambda: None)
+    monkeypatch.setattr("rsgrpo.retrieval.qdrant_index.connect", lambda settings: client)
+    place = ["index.url=http://localhost:6333", "index.collection=manuals"]
+    for embedded in (3, 0):
+        assert run_index("a", "--out", str(tmp_path), "--embedder", "m", *place) == 0
+        told = f"the index 'manuals' on http://localhost:6333: 3 pages; {embedded} embedded"
+        assert told in capsys.readouterr().out
+    assert search_index([str(tmp_path), "where is 4", *place], lambda config: SignEmbedder()) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["1", "1.0000", "b/list.pdf", "4"]
+
+
+def test_a_server_without_its_client_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "qdrant_client", None)
+    monkeypatch.delitem(sys.modules, "rsgrpo.retrieval.qdrant_index", raising=False)
+    monkeypatch.delattr("rsgrpo.retrieval.qdrant_index", raising=False)
+    assert search_index(["x", "q", "index.url=http://localhost:6333"], lambda config: SignEmbedder()) > 0
+    assert "install it with uv sync --extra qdrant" in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,108 @@
+"""Pages and vectors for tests of indexes; vectors whose inner products are exact, so that ties are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rsgrpo.config.embedder import EmbedderConfig
+from rsgrpo.retrieval.embedder import EmbedderIdentity, EmbeddingError, PageImage
+from rsgrpo.retrieval.page_index import FoundPage, IndexedPage, PageFilter
+from rsgrpo.types import FloatArray
+
+DIMENSION = 4
+
+IDENTITY = EmbedderIdentity(
+    model="models/embedder",
+    revision="sha256:00",
+    pooling="lasttoken",
+    query_instruction="",
+    instruction_place="text",
+    min_pixels=0,
+    max_pixels=1000,
+    dpi=None,
+    dimension=DIMENSION,
+)
+
+
+def sign_vector(number: int) -> FloatArray:
+    """One of the 16 vectors of ±0.5: of length 1, inner products in {-1, -0.5, 0, 0.5, 1} without any rounding."""
+    return np.array([0.5 if number >> bit & 1 else -0.5 for bit in range(DIMENSION)], np.float32)
+
+
+def sign_vectors(numbers: list[int]) -> FloatArray:
+    return np.stack([sign_vector(number) for number in numbers]) if numbers else np.zeros((0, DIMENSION), np.float32)
+
+
+class SignEmbedder:
+    """An embedder of numbers: a question or a page called ``… 5`` has the sign vector 5."""
+
+    def __init__(self, identity: EmbedderIdentity = IDENTITY) -> None:
+        self.identity = identity
+        self.settings = EmbedderConfig(model="m", preset="visrag")
+
+    def embed_queries(self, queries: Sequence[str]) -> FloatArray:
+        if not all(query.strip() for query in queries):
+            raise EmbeddingError("a question is empty")
+        return sign_vectors([int(query.split()[-1]) for query in queries])
+
+    def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
+        return sign_vectors([int(page.path.split()[-1]) for page in pages])  # type: ignore[union-attr]
+
+
+def make_page(number: int, *, folder: str = "", date: str = "", document: str = "") -> IndexedPage:
+    """Page ``number`` of ten documents."""
+    document = document or f"doc{number % 10}.pdf"
+    return IndexedPage(
+        page_id=f"{document}#{number}", document=document, page_number=number + 1, folder=folder, date=date, title="é"
+    )
+
+
+FILTERS = (
+    PageFilter(),
+    PageFilter(documents=("doc1.pdf", "doc3.pdf")),
+    PageFilter(folders=("a",)),
+    PageFilter(folders=("a/b", "c"), last_date="2026-06-30"),
+    PageFilter(first_date="2026-02-01", last_date="2026-02-28"),
+    PageFilter(documents=("nothing.pdf",)),
+)
+"""Conditions of every kind, for pages of :func:`spread_page`."""
+FOLDERS = ("", "a", "a/b", "ab", "c")
+DATES = ("", "2026-01-31", "2026-02-01", "2026-07-01")
+
+
+def spread_page(number: int) -> IndexedPage:
+    """Page ``number``, in folders and of days that the filters tell apart."""
+    return make_page(number, folder=FOLDERS[number % len(FOLDERS)], date=DATES[number % len(DATES)])
+
+
+def unit_vectors(num: int, dimension: int, *, seed: int = 0) -> FloatArray:
+    drawn = np.random.default_rng(seed).standard_normal((num, dimension))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+def meets(page: IndexedPage, wanted: PageFilter) -> bool:
+    """The filter's definition, page by page."""
+    folders = [page.folder == folder or page.folder.startswith(f"{folder}/") for folder in wanted.folders]
+    return (
+        (not wanted.documents or page.document in wanted.documents)
+        and (not wanted.folders or any(folders))
+        and (not wanted.first_date or (bool(page.date) and page.date >= wanted.first_date))
+        and (not wanted.last_date or (bool(page.date) and page.date <= wanted.last_date))
+    )
+
+
+def brute_force(
+    pages: list[IndexedPage], vectors: FloatArray, query: FloatArray, k: int, wanted: PageFilter
+) -> list[tuple[str, float]]:
+    """Ids and scores of the best pages by definition."""
+    scores = [float((vector.astype(np.float64) * query.astype(np.float64)).sum()) for vector in vectors]
+    allowed = [(page, score) for page, score in zip(pages, scores, strict=True) if meets(page, wanted)]
+    best = sorted(allowed, key=lambda one: (-one[1], one[0].order))[:k]
+    return [(page.page_id, score) for page, score in best]
+
+
+def told(found: list[FoundPage]) -> list[tuple[str, float]]:
+    assert [one.rank for one in found] == list(range(1, len(found) + 1))
+    return [(one.page.page_id, one.score) for one in found]
