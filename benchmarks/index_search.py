@@ -1,4 +1,4 @@
-"""How fast an index in a folder is beside faiss itself, and how much memory opening it takes.
+"""Measure how fast an index in a folder is beside faiss itself, and how much memory opening it takes.
 
     uv run python benchmarks/index_search.py                              # 100,000 vectors of 2,048
     uv run python benchmarks/index_search.py --pages 20000 --queries 30   # on a small or busy machine
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def unit_vectors(num: int, dimension: int, seed: int) -> FloatArray:
-    """Random directions, [num, dimension] float32."""
+    """Draw random vectors of length 1, [num, dimension] float32."""
     drawn = np.random.default_rng(seed).standard_normal((num, dimension), dtype=np.float32)
     found: FloatArray = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
     return found
@@ -96,14 +96,14 @@ def measure(folder: Path, precision: str, num_pages: int, dimension: int, num_qu
     selected = faiss.SearchParameters(sel=sel)
     print(f"{precision}, {num_pages} pages of {dimension}; added and saved in {seconds_ours:.1f} s, faiss adds in "
           f"{seconds_plain:.1f} s")  # fmt: skip
-    compare("search", lambda one: opened.search(one, K), lambda one: plain.search(one, K), queries)
+    compare("search", lambda query: opened.search(query, K), lambda query: plain.search(query, K), queries)
     compare(
         "search in a tenth",
-        lambda one: opened.search(one, K, allowed),
-        lambda one: plain.search(one, K, params=selected),
+        lambda query: opened.search(query, K, allowed),
+        lambda query: plain.search(query, K, params=selected),
         queries,
     )
-    ours = [{one.page.page_id for one in found} for found in opened.search(queries, K)]
+    ours = [{hit.page.page_id for hit in found} for found in opened.search(queries, K)]
     theirs = [{make_page(row).page_id for row in rows} for rows in plain.search(queries, K)[1]]
     print(f"  the same {K} pages for {sum(a == b for a, b in zip(ours, theirs, strict=True))} of {num_queries} queries")
     command = [sys.executable, __file__, "--measure-opening", str(folder)]
@@ -125,17 +125,17 @@ def make_page(number: int) -> IndexedPage:
 def compare(
     name: str, ours: Callable[[FloatArray], object], theirs: Callable[[FloatArray], object], queries: FloatArray
 ) -> None:
-    """Time both on each query in turn."""
+    """Time both searches on each query in turn, and print their medians."""
     ours(queries[:1])
     theirs(queries[:1])
     pairs = [(seconds(lambda q=q: ours(q[None])), seconds(lambda q=q: theirs(q[None]))) for q in queries]  # type: ignore[misc]
     mine, plain = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(one / other for one, other in pairs)
+    ratio = statistics.median(our_seconds / their_seconds for our_seconds, their_seconds in pairs)
     print(f"  {name}: {mine:.1f} ms, faiss {plain:.1f} ms, ratio {ratio:.2f}")
 
 
 def measure_opening(folder: Path) -> None:
-    """Open an index in this process, and say what it costs."""
+    """Open an index in this process, and print the time and memory that it takes."""
     before = resident_mib()
     begin = time.perf_counter()
     index = open_index(folder)
@@ -150,7 +150,7 @@ def measure_opening(folder: Path) -> None:
 
 
 def resident_mib() -> dict[str, float]:
-    """Resident memory of this process: its own pages, and those mapped from files, which the system may drop."""
+    """Read the resident memory of this process in MiB: its own, and that mapped from files, which may be dropped."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return {
         line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith(("RssAnon", "RssFile"))

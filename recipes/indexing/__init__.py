@@ -1,1 +1,1 @@
-"""What ``rsgrpo index`` does: documents to pages, pages to an index."""
+"""The commands ``rsgrpo index`` and ``rsgrpo search``: bring documents into an index, and search it."""

@@ -1,4 +1,4 @@
-"""``rsgrpo index`` and ``rsgrpo search``: documents into an index, and a question to its pages."""
+"""The commands ``rsgrpo index`` (bring documents into an index) and ``rsgrpo search`` (find a question's pages)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
     from rsgrpo.retrieval.page_index import FoundPage, PageFilter
 
 MakeEmbedder = Callable[[EmbedderConfig], "Embedder"]
-"""How an embedder is made from its settings; tests have one that needs no model."""
+"""Makes an embedder from its settings; tests make one that needs no model."""
 
 MakeSource = Callable[[Sequence[Path], Path, EmbedderConfig], PageSource]
 """Adds documents to the store of pages in a folder, and gives the store."""
 
 PAGES_FOLDER = "pages"
-"""In the index's folder: the pages' images."""
+"""Name of the folder with the pages' images, in the index's folder."""
 
 _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for titles
 _DEFAULT_RESULTS = 5
@@ -52,7 +52,7 @@ examples:
 
 
 def index_parser() -> CommandParser:
-    """What ``rsgrpo index`` takes, beside settings."""
+    """Make the parser of what ``rsgrpo index`` takes beside settings."""
     parser = CommandParser(
         prog="rsgrpo index",
         description="Render documents to pages, embed the pages, and keep their vectors in an index.",
@@ -67,7 +67,7 @@ def index_parser() -> CommandParser:
 
 
 def search_parser() -> CommandParser:
-    """What ``rsgrpo search`` takes, beside settings."""
+    """Make the parser of what ``rsgrpo search`` takes beside settings."""
     parser = CommandParser(
         prog="rsgrpo search",
         description="The pages of an index that answer a question best.",
@@ -95,28 +95,28 @@ def _explain_settings(parser: CommandParser) -> None:
 def index_documents(
     arguments: Sequence[str] | None, make_source: MakeSource, make_embedder: MakeEmbedder | None = None
 ) -> int:
-    """``rsgrpo index``.
+    """Run ``rsgrpo index``.
 
     Args:
-        arguments: behind the command's name; None: those of this process.
-        make_source: renders documents.
-        make_embedder: None: sentence-transformers.
+        arguments: the arguments behind the command's name; None: those of this process.
+        make_source: the function that renders documents into the store of pages.
+        make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
 
     Returns:
-        The exit status.
+        The exit status of the process.
     """
     return run_command(lambda: _index(arguments, make_source, make_embedder or _sentence_embedder))
 
 
 def search_index(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | None = None) -> int:
-    """``rsgrpo search``.
+    """Run ``rsgrpo search``.
 
     Args:
-        arguments: behind the command's name; None: those of this process.
-        make_embedder: None: sentence-transformers.
+        arguments: the arguments behind the command's name; None: those of this process.
+        make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
 
     Returns:
-        The exit status.
+        The exit status of the process.
     """
     return run_command(lambda: _search(arguments, make_embedder or _sentence_embedder))
 
@@ -199,7 +199,7 @@ def _table(found: Sequence[FoundPage]) -> Table:
     table.add_column("document", overflow="fold")
     table.add_column("page", justify="right")
     table.add_column("title", overflow="ellipsis", no_wrap=True)
-    for one in found:
-        document, title = (Text(well_formed(text)[0]) for text in (one.page.document, one.page.title))
-        table.add_row(str(one.rank), f"{one.score:.4f}", document, str(one.page.page_number), title)
+    for hit in found:
+        document, title = (Text(well_formed(text)[0]) for text in (hit.page.document, hit.page.title))
+        table.add_row(str(hit.rank), f"{hit.score:.4f}", document, str(hit.page.page_number), title)
     return table

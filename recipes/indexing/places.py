@@ -1,4 +1,4 @@
-"""Where an index lies: in a folder, or on the Qdrant server that ``index.url`` names."""
+"""Open an index wherever it lies: in a folder, or on the Qdrant server that ``index.url`` names."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
 
 
 def open_any_index(folder: Path, settings: IndexConfig, *, is_writable: bool = False) -> PageIndex:
-    """An index that is there.
+    """Open an index.
 
     Args:
-        folder: of the index, if it lies in one.
-        settings: of the index.
+        folder: the folder of the index; not used where ``index.url`` names a server.
+        settings: the settings that say where and how the index is kept.
         is_writable: whether pages will be added or removed.
 
+    Returns:
+        The index; the caller closes it.
+
     Raises:
-        PageIndexError: there is none, or it cannot be read; the message says why.
-        RsgrpoError: it lies on a server, and qdrant-client is not installed.
+        PageIndexError: there is no index, or it cannot be read; the message says why.
+        RsgrpoError: the index lies on a server, and qdrant-client is not installed.
     """
     index: PageIndex
     if settings.url:
@@ -38,15 +41,15 @@ def open_any_index(folder: Path, settings: IndexConfig, *, is_writable: bool = F
 
 
 def is_there(folder: Path, settings: IndexConfig) -> bool:
-    """Whether there is an index, be it one that cannot be read.
+    """Whether there is an index, even one that cannot be read.
 
     Args:
-        folder: of the index, if it lies in one.
-        settings: of the index.
+        folder: the folder of the index; not used where ``index.url`` names a server.
+        settings: the settings that say where and how the index is kept.
 
     Raises:
         PageIndexError: the server cannot be reached.
-        RsgrpoError: it lies on a server, and qdrant-client is not installed.
+        RsgrpoError: the index lies on a server, and qdrant-client is not installed.
     """
     if settings.url:
         qdrant = _qdrant()
@@ -59,17 +62,20 @@ def is_there(folder: Path, settings: IndexConfig) -> bool:
 def create_any_index(
     folder: Path, settings: IndexConfig, identity: EmbedderIdentity, embedder: EmbedderConfig | None
 ) -> PageIndex:
-    """A new index, open for writing.
+    """Create an index, open for writing.
 
     Args:
-        folder: of the index, if it lies in one.
-        settings: of the index.
-        identity: the embedder whose vectors it will hold.
-        embedder: its settings; None: they are not known.
+        folder: the folder of the index; not used where ``index.url`` names a server.
+        settings: the settings that say where and how the index is kept.
+        identity: the identity of the embedder whose vectors the index will hold.
+        embedder: the settings of that embedder; None: they are not known.
+
+    Returns:
+        The index; the caller closes it.
 
     Raises:
-        PageIndexError: the folder or the server cannot take it.
-        RsgrpoError: it lies on a server, and qdrant-client is not installed.
+        PageIndexError: the folder or the server cannot take the index, or has one already.
+        RsgrpoError: the index lies on a server, and qdrant-client is not installed.
     """
     index: PageIndex
     if settings.url:
@@ -83,7 +89,7 @@ def create_any_index(
 
 
 def _qdrant() -> Any:
-    """The module, which needs a package that a plain installation lacks."""
+    """Import the module of Qdrant indexes, which needs a package that a plain installation lacks."""
     try:
         from rsgrpo.retrieval import qdrant_index
     except ImportError as error:

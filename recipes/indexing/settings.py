@@ -1,4 +1,4 @@
-"""``embedder.…`` and ``index.…`` as ``key=value`` on the command lines of ``rsgrpo index`` and ``rsgrpo search``."""
+"""Read settings ``embedder.NAME=VALUE`` and ``index.NAME=VALUE`` off the command lines of the index commands."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _GROUPS: Mapping[str, type] = {"embedder": EmbedderConfig, "index": IndexConfig}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GivenSettings:
-    """What a command line sets; everything else keeps its default.
+    """The settings that a command line gives; all others keep their default.
 
     Attributes:
-        embedder: values by name.
-        index: likewise.
+        embedder: the value, as text, of each ``embedder`` setting by its name.
+        index: the value, as text, of each ``index`` setting by its name.
     """
 
     embedder: Mapping[str, str] = field(default_factory=dict)
@@ -39,13 +39,13 @@ def split_settings(arguments: Sequence[str]) -> tuple[list[str], GivenSettings]:
     """Tell settings from files and questions.
 
     Args:
-        arguments: of a command.
+        arguments: the arguments of a command.
 
     Returns:
-        All that is no setting, and the settings; a later one counts.
+        The arguments that are no settings, and the settings; of a setting that is given twice the later value counts.
 
     Raises:
-        ConfigError: a group has no such setting; the message names the nearest.
+        ConfigError: there is no setting of a given name; the message names the nearest.
 
     Example:
         ``split_settings(["a.pdf", "index.num_probes=8"])`` gives ``["a.pdf"]`` and, for the index,
@@ -58,7 +58,7 @@ def split_settings(arguments: Sequence[str]) -> tuple[list[str], GivenSettings]:
         if found is None or found["group"] not in _GROUPS:
             rest.append(argument)
             continue
-        known = [f"{found['group']}.{one.name}" for one in dataclasses.fields(_GROUPS[found["group"]])]
+        known = [f"{found['group']}.{setting.name}" for setting in dataclasses.fields(_GROUPS[found["group"]])]
         key = f"{found['group']}.{found['name']}"
         if key not in known:
             raise ConfigError(f"there is no setting {shown(key)}{nearest(key, known) or f'; there are {known}'}")
@@ -67,15 +67,19 @@ def split_settings(arguments: Sequence[str]) -> tuple[list[str], GivenSettings]:
 
 
 def embedder_settings(given: GivenSettings, model: str, saved: EmbedderConfig | None = None) -> EmbedderConfig:
-    """Settings of the embedder.
+    """Build the settings of the embedder.
 
     Args:
-        given: on the command line.
-        model: of ``--embedder``; empty: as ``embedder.model`` or the index says.
-        saved: those that stand in the index, which hold where the command line says nothing; None: there are none.
+        given: the settings that the command line gives.
+        model: the value of ``--embedder``; empty: the model that ``embedder.model`` or the index names.
+        saved: the settings that stand in the index, which hold where the command line says nothing; None: there are
+            none.
+
+    Returns:
+        The settings, checked.
 
     Raises:
-        ConfigError: a value does not fit, or there is no model.
+        ConfigError: a value does not fit, or no model is named.
     """
     before = dataclasses.asdict(saved) if saved else {}
     named = {"model": model} if model else {}
@@ -86,10 +90,13 @@ def embedder_settings(given: GivenSettings, model: str, saved: EmbedderConfig | 
 
 
 def index_settings(given: GivenSettings) -> IndexConfig:
-    """Settings of the index.
+    """Build the settings of the index.
 
     Args:
-        given: on the command line.
+        given: the settings that the command line gives; all others have their default.
+
+    Returns:
+        The settings, checked.
 
     Raises:
         ConfigError: a value does not fit.

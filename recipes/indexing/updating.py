@@ -16,31 +16,31 @@ _SAVE_SECONDS = 600.0  # between saves: what a crash costs at most
 
 
 class StoredPage(Protocol):
-    """What an index takes over of a page; ``rsgrpo.documents`` has it."""
+    """A page of a store, as far as an index takes it over; ``rsgrpo.documents`` makes such pages."""
 
     @property
     def page_id(self) -> str:
-        """Unique in the store."""
+        """The id of the page, unique in the store."""
 
     @property
     def document(self) -> str:
-        """Its path from the folder that was given, with ``/``."""
+        """The path of the page's document from the folder that was given, with ``/``."""
 
     @property
     def page_number(self) -> int:
-        """From 1."""
+        """The number of the page in its document, from 1."""
 
     @property
     def sha256(self) -> str:
-        """Of the image file, in hexadecimal digits."""
+        """The SHA-256 of the image file, in hexadecimal digits."""
 
     @property
     def image_path(self) -> Path:
-        """Of the image file."""
+        """The path of the image file."""
 
     @property
     def title(self) -> str | None:
-        """For people; None: there is none."""
+        """The title of the page, for people; None: there is none."""
 
     @property
     def blank(self) -> bool:
@@ -51,19 +51,19 @@ class PageSource(Protocol):
     """A store of pages."""
 
     def pages(self) -> Iterator[StoredPage]:
-        """All of them."""
+        """Give every page of the store once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexReport:
-    """What an update did.
+    """The counts and the time of an update.
 
     Attributes:
-        num_embedded: pages that were new or had changed.
-        num_unchanged: pages whose image was there already, perhaps under another title, date or place.
-        num_removed: pages that the store has no more.
-        num_blank: pages of one colour, which are left out: nothing stands on them.
-        seconds: that it took.
+        num_embedded: how many pages were embedded, as they were new or had changed.
+        num_unchanged: how many pages had their image in the index already, perhaps under another title, date or place.
+        num_removed: how many pages were taken out, as the store has them no more.
+        num_blank: how many pages of one colour were left out, as nothing stands on them.
+        seconds: the time that the update took, in seconds.
     """
 
     num_embedded: int
@@ -84,14 +84,15 @@ def update_index(
     """Make an index hold the pages of a store, and save it.
 
     Args:
-        index: open for writing.
-        embedder: the one that made it.
-        source: the store.
-        dates: of documents, as ``YYYY-MM-DD``; one that is not named keeps the date that the index knows.
-        on_progress: told the number of pages embedded so far.
+        index: the index to update, open for writing.
+        embedder: the embedder that turns the pages into vectors; it must be the one that made the index.
+        source: the store of pages.
+        dates: the date of each document, as ``YYYY-MM-DD``; a document that is not named keeps the date that the index
+            knows.
+        on_progress: the function that is called with the number of pages embedded so far.
 
     Returns:
-        What was done.
+        The counts of pages, and the time that it took.
 
     Raises:
         EmbedderMismatchError: another embedder made the index; nothing was changed.

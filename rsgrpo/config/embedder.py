@@ -10,7 +10,7 @@ from rsgrpo.errors import shown
 EmbedderPreset = Literal["auto", "visrag", "last_token"]
 
 VISRAG_INSTRUCTION = "Represent this query for retrieving relevant documents: "
-"""In front of a question, never of a page; VisRAG (arXiv:2410.10594), with the plural that its demo drops."""
+"""VisRAG's instruction (arXiv:2410.10594) in front of a question, never of a page; its demo drops the plural."""
 
 _MAX_DIMENSION = 65_536
 _MAX_PIXELS = 100_000_000
@@ -25,29 +25,30 @@ class EmbedderConfig:
     """A folder, or a name on the hub: any model of sentence-transformers that reads text and images, or with
     ``embedder.preset`` a plain vision-language model."""
     revision: str = ""
-    """Of a model on the hub; empty: the newest."""
+    """Revision of a model on the hub; empty: the newest."""
     preset: EmbedderPreset = "auto"
     """``auto``: pooling and prompts that were saved with the model. ``visrag``: VisRAG's weighted mean over all tokens,
     its instruction in front of the question's text. ``last_token``: the last token's vector, as most models of 2026."""
     query_instruction: str | None = None
-    """What stands in front of a question; null: the preset's own (``visrag`` has one, ``last_token`` none, ``auto``
+    """Text in front of a question; null: the preset's own (``visrag`` has one, ``last_token`` none, ``auto``
     what the model was saved with). It goes into the text, under ``auto`` where the model's own prompt goes."""
     min_pixels: int = 0
-    """Smaller pages are scaled up to this area; 0: no bound."""
+    """Area in pixels that smaller pages are scaled up to; 0: no bound."""
     max_pixels: int = 1_568_000
-    """Larger pages are scaled down to this area: an A4 page at about 127 dpi."""
+    """Area in pixels that larger pages are scaled down to; the default is an A4 page at about 127 dpi."""
     dpi: float | None = None
-    """Pixels an inch at which pages of documents are rendered for it; null: as many as ``embedder.max_pixels`` allows.
-    It stands in the index: pages that were rendered at another resolution have other vectors."""
+    """Resolution in pixels an inch at which pages of documents are rendered; null: as high as ``embedder.max_pixels``
+    allows. It stands in the index: pages that were rendered at another resolution have other vectors."""
     dimension: int = 0
-    """Length of a vector; 0: the model's. A shorter one keeps the first entries and is normalised again, which suits
-    models that were trained for it (Matryoshka)."""
+    """How many numbers a vector has; 0: as many as the model gives. A shorter vector keeps the first numbers and is
+    normalised again, which suits models that were trained for it (Matryoshka)."""
     batch_tokens: int = 16_384
     """Most tokens of a batch, padding included. A page that is longer by itself makes a batch of its own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """``auto``: a GPU if there is one."""
+    """Device that the model runs on; ``auto``: a GPU if there is one, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights while it runs; ``auto``: float32 on a CPU, bfloat16 on a GPU. Vectors are float32 always."""
+    """Type of the weights while the model runs; ``auto``: float32 on a CPU, bfloat16 on a GPU. Vectors are float32
+    always."""
 
     def __post_init__(self) -> None:
         check_choices(self, "embedder.")

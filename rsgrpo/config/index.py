@@ -17,24 +17,24 @@ class IndexConfig:
     """Where the vectors of pages are kept, and how they are searched."""
 
     precision: Literal["auto", "float32", "float16"] = "auto"
-    """Of the vectors on the disk; ``auto``: float16 above ``index.half_above_pages``."""
+    """Type of the vectors on the disk; ``auto``: float16 above ``index.half_above_pages`` pages, else float32."""
     half_above_pages: int = 100_000
-    """Pages above which ``index.precision=auto`` halves the vectors."""
+    """Number of pages above which ``index.precision=auto`` keeps the vectors in float16."""
     lists: Literal["auto", "always", "never"] = "auto"
-    """Inverted lists: a search reads the nearest few of them and may miss a page. ``auto``: above
-    ``index.lists_above_pages``; below it every search is exact."""
+    """Whether inverted lists are built: a search reads the nearest few of them and may miss a page. ``auto``: above
+    ``index.lists_above_pages`` pages; up to that many every search is exact."""
     lists_above_pages: int = 1_000_000
-    """Pages above which ``index.lists=auto`` builds them."""
+    """Number of pages above which ``index.lists=auto`` builds inverted lists."""
     num_lists: int = 0
-    """How many; 0: four times the square root of the number of pages."""
+    """Number of inverted lists; 0: four times the square root of the number of pages."""
     num_probes: int = 32
-    """Lists that a search reads; more find more and take longer."""
+    """Number of inverted lists that a search reads; more lists find more pages and take longer."""
     url: str = ""
-    """Of a Qdrant server, such as ``http://localhost:6333``; empty: the index lies in a folder."""
+    """Address of a Qdrant server, such as ``http://localhost:6333``; empty: the index lies in a folder."""
     collection: str = "pages"
     """Name of the index on the Qdrant server."""
     api_key_variable: str = ""
-    """Environment variable that holds the Qdrant server's key; empty: it asks for none."""
+    """Name of the environment variable that holds the Qdrant server's key; empty: the server asks for none."""
 
     def __post_init__(self) -> None:
         check_choices(self, "index.")

@@ -1,8 +1,7 @@
-"""Vectors of VisRAG's demo (``visrag_pipeline/build_index.py``) brought into an index.
+"""Read the vectors of VisRAG's demo (``visrag_pipeline/build_index.py``), so that they can be added to an index.
 
 The demo leaves ``reps.npy``, float32 [pages, dimension], and ``index2img_filename.txt``, whose line ``i`` names the
-image of row ``i``: ``{file}.pdf_{page, from 0}.png``. Nothing in them says which model made them; whoever brings them
-in does.
+image of row ``i``: ``{file}.pdf_{page, from 0}.png``. Neither file says which model made the vectors; the caller must.
 """
 
 from __future__ import annotations
@@ -30,24 +29,27 @@ _IMAGE_NAME = re.compile(r"(?P<document>.+)_(?P<number>\d{1,9})\.png", re.DOTALL
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoIndex:
-    """What the demo's two files hold.
+    """The pages and vectors that the demo's two files hold.
 
     Attributes:
-        pages: row by row.
-        vectors: [pages, dimension] float32, each of length 1.
+        pages: the pages in row order, one for each vector.
+        vectors: the vectors, [pages, dimension] float32, each of length 1.
     """
 
     pages: tuple[IndexedPage, ...]
     vectors: FloatArray
 
     def identity(self, *, model: str, revision: str, max_pixels: int) -> EmbedderIdentity:
-        """What made these vectors: VisRAG's weighted mean, and what the files do not say.
+        """Describe the embedder that made these vectors, from what is known of the demo and what the files do not say.
 
         Args:
-            model: that the demo was run with.
-            revision: what tells its weights from others; for an embedder of ours that made them its
-                :func:`~rsgrpo.retrieval.embedder.weights_digest`.
-            max_pixels: that pages were scaled down to.
+            model: the model that the demo was run with: a folder, or a name on the hub.
+            revision: the text that tells the model's weights from others; for vectors of an embedder of this library
+                its :func:`~rsgrpo.retrieval.embedder.weights_digest`.
+            max_pixels: the area in pixels that larger pages were scaled down to.
+
+        Returns:
+            The identity, with VisRAG's weighted mean, its instruction and 200 dpi.
         """
         return EmbedderIdentity(
             model=model,
@@ -63,14 +65,17 @@ class DemoIndex:
 
 
 def read_demo(folder: Path) -> DemoIndex:
-    """Read the demo's files.
+    """Read the pages and vectors of the demo's two files.
 
     Args:
-        folder: that holds both, and the pages' images.
+        folder: the folder that holds both files and the pages' images.
+
+    Returns:
+        The pages and vectors, row by row; a page whose image is not in the folder has an empty ``image_path``.
 
     Raises:
-        EmbeddingError: a file is missing or something else, their counts differ, a name is there twice, or a vector is
-            not finite or not of length 1.
+        EmbeddingError: a file is missing or holds something else, the numbers of names and vectors differ, a name is
+            there twice, or a vector is not finite or not of length 1.
 
     Example:
         ``demo = read_demo(Path("knowledge_base"))``, then ``index.add(demo.pages, demo.vectors)``.

@@ -1,8 +1,8 @@
-"""What turns pages and questions into vectors, and what tells two of them apart.
+"""Embedders turn pages and questions into vectors; an identity says which embedder made a vector.
 
 Vectors are comparable only if one embedder made them: the same weights, the same pooling, the same instruction, pages
-read at the same size. :class:`EmbedderIdentity` says all of it. It stands in the header of an index, which takes
-vectors of no other.
+read at the same size. :class:`EmbedderIdentity` records all of these. It stands in the header of an index, which takes
+the vectors of no other embedder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.types import FloatArray, ImageRef
 
 PageImage = ImageRef | Image.Image
-"""A page for an embedder: where its image lies, or an image that is open already."""
+"""A page for an embedder: a reference to its image file, or an image that is open already."""
 
 _NORM_TOLERANCE = 1e-3  # float16 leaves a unit vector within 5e-4 of 1
 _WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".jinja", ".txt", ".model")
@@ -46,17 +46,18 @@ class EmbedderIdentity:
     """Everything that vectors depend on beside the page or the question.
 
     Attributes:
-        model: the folder or the hub's name, for people: it is not compared, as a folder may be moved.
-        revision: digest of the weights and of all settings beside them (:func:`weights_digest`).
-        pooling: how token vectors become one, such as ``weightedmean`` or ``lasttoken``.
-        query_instruction: what stands in front of a question.
-        instruction_place: ``text`` (in front of the question) or ``prompt`` (where the model's own prompts go, with
-            chat models the system message).
-        min_pixels: smaller pages are scaled up to this area; 0: no bound.
-        max_pixels: larger pages are scaled down to this area.
-        dpi: pixels an inch at which pages of documents were rendered; None: as many as ``max_pixels`` allowed.
-        dimension: length of a vector.
-        is_normalised: whether vectors have length 1.
+        model: the folder of the model or its name on the hub, for people: it is not compared, as a folder may be moved.
+        revision: the digest of the weights and of all settings beside them (:func:`weights_digest`).
+        pooling: the way in which token vectors become one vector, such as ``weightedmean`` or ``lasttoken``.
+        query_instruction: the text that stands in front of a question.
+        instruction_place: the place of the instruction: ``text`` (in front of the question) or ``prompt`` (where the
+            model's own prompts go, with chat models the system message).
+        min_pixels: the area in pixels that smaller pages are scaled up to; 0: they keep their size.
+        max_pixels: the area in pixels that larger pages are scaled down to.
+        dpi: the resolution, in pixels an inch, at which pages of documents were rendered; None: the highest that
+            ``max_pixels`` allowed.
+        dimension: how many numbers a vector has.
+        is_normalised: whether every vector has length 1.
     """
 
     model: str
@@ -71,10 +72,13 @@ class EmbedderIdentity:
     is_normalised: bool = True
 
     def differences(self, other: EmbedderIdentity) -> list[str]:
-        """The fields in which another embedder differs, as ``field: ours, not theirs``; none: vectors are comparable.
+        """List the fields in which another embedder differs.
 
         Args:
-            other: the other embedder.
+            other: the identity of the other embedder.
+
+        Returns:
+            One text ``field: ours, not theirs`` for each such field; empty where the vectors are comparable.
         """
         return [
             f"{field.name}: {_value(getattr(self, field.name))}, not {_value(getattr(other, field.name))}"
@@ -83,14 +87,14 @@ class EmbedderIdentity:
         ]
 
     def check(self, other: EmbedderIdentity, where: str) -> None:
-        """Refuse another embedder than this.
+        """Refuse an embedder whose vectors cannot be compared with those of this one.
 
         Args:
-            other: the embedder that is to be used.
-            where: what this one made, for the message, such as ``the index runs/pages.index``.
+            other: the identity of the embedder that is to be used.
+            where: the thing that this embedder made, for the message, such as ``the index runs/pages.index``.
 
         Raises:
-            EmbedderMismatchError: names every field that differs.
+            EmbedderMismatchError: a field differs; the message names every such field.
         """
         found = self.differences(other)
         if found:
@@ -110,49 +114,50 @@ class Embedder(Protocol):
 
     @property
     def settings(self) -> EmbedderConfig | None:
-        """What makes the same embedder again, from any folder and later on; None: nothing does."""
+        """The settings that make the same embedder again, from any folder and later on; None: no settings do."""
 
     def embed_queries(self, queries: Sequence[str]) -> FloatArray:
-        """Vectors of questions.
+        """Turn questions into vectors.
 
         Args:
-            queries: the bare questions, without an instruction.
+            queries: the questions, without an instruction.
 
         Returns:
-            [questions, dimension] float32, each of length 1, in the order given.
+            The vectors, [questions, dimension] float32, each of length 1, in the order of the questions.
 
         Raises:
             EmbeddingError: a question is empty, or none of its characters is known to the model.
         """
 
     def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
-        """Vectors of pages.
+        """Turn pages into vectors.
 
         Args:
-            pages: their images.
+            pages: the images of the pages.
 
         Returns:
-            [pages, dimension] float32, each of length 1, in the order given, whatever the batches were.
+            The vectors, [pages, dimension] float32, each of length 1, in the order of the pages, whatever the batches
+            were.
 
         Raises:
             EmbeddingError: a page is too long for the model, or its vector is not finite.
-            ImageError: a page cannot be read.
+            ImageError: the image of a page cannot be read.
         """
 
 
 def checked_vectors(vectors: NDArray[Any], names: Sequence[str], *, dimension: int) -> FloatArray:
-    """Vectors of length 1 in float32; whatever is no such thing is refused by name.
+    """Check that vectors are finite and of length 1, and bring them to float32.
 
     Args:
-        vectors: [items, dimension] of any float type.
-        names: of the items, for messages.
-        dimension: that they must have.
+        vectors: the vectors, [items, dimension] of any float type.
+        names: the name of each item, which messages call it by.
+        dimension: how many numbers each vector must have.
 
     Returns:
-        [items, dimension] float32, contiguous; a copy only where one is needed.
+        The vectors, [items, dimension] float32, contiguous; a copy only where one is needed.
 
     Raises:
-        EmbeddingError: the shape is another one; a vector is not finite, zero, or not of length 1.
+        EmbeddingError: the shape is not [items, dimension], or a vector is not finite, zero, or not of length 1.
     """
     found: FloatArray = np.ascontiguousarray(vectors, dtype=np.float32)
     if found.ndim != 2 or found.shape != (len(names), dimension):
@@ -180,10 +185,13 @@ def checked_vectors(vectors: NDArray[Any], names: Sequence[str], *, dimension: i
 
 
 def normalised(vectors: NDArray[Any]) -> FloatArray:
-    """Vectors brought to length 1, computed in float64; zero vectors become NaN, which :func:`checked_vectors` names.
+    """Scale vectors to length 1, computed in float64; zero vectors become NaN, which :func:`checked_vectors` refuses.
 
     Args:
-        vectors: [items, dimension] of any float type.
+        vectors: the vectors, [items, dimension] of any float type.
+
+    Returns:
+        The scaled vectors, [items, dimension] float32.
     """
     wide = np.asarray(vectors, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -192,10 +200,10 @@ def normalised(vectors: NDArray[Any]) -> FloatArray:
 
 
 def weights_digest(folder: Path) -> str:
-    """Digest of all files that a model's vectors depend on: weights, settings, tokenizer, chat template.
+    """Compute the digest of all files that a model's vectors depend on: weights, settings, tokenizer, chat template.
 
     Args:
-        folder: of the model; one that sentence-transformers saved has folders of its own for the modules.
+        folder: the folder of the model. Folders in it count too: sentence-transformers saves modules in them.
 
     Returns:
         ``sha256:`` and 64 hexadecimal digits; the same for a copy of the folder.
@@ -218,7 +226,7 @@ def weights_digest(folder: Path) -> str:
 
     # Hashing leaves the interpreter free.
     with ThreadPoolExecutor(max_workers=max(1, min(len(names), os.cpu_count() or 1))) as pool:
-        lines = [f"{name}\0{one}\n" for name, one in zip(names, pool.map(digest, names), strict=True)]
+        lines = [f"{name}\0{file_digest}\n" for name, file_digest in zip(names, pool.map(digest, names), strict=True)]
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 

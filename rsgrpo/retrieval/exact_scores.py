@@ -1,4 +1,4 @@
-"""Inner products that do not depend on their neighbours, so that equal vectors score equally wherever they stand."""
+"""Inner products that do not depend on the vectors beside, so that equal vectors score equally wherever they stand."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ RowArray = NDArray[np.int64]
 ScoreArray = NDArray[np.float64]
 
 SPARE_CANDIDATES = 16
-"""Candidates to ask a library for beyond those wanted, so that a tie at the end is seen without a second search."""
+"""How many candidates more than wanted a library is asked for, so that a tie with the last is seen in one search."""
 
 ROUNDING = 2e-5
-"""What a library's float32 score may be off by, for vectors of length 1: 2,048 terms summed in 8 lanes are at most 256
-roundings of 2^-24, 1.5e-5; ten times what was seen."""
+"""The most that a library's float32 score may be off by, for vectors of length 1: 2,048 terms summed in 8 lanes are at
+most 256 roundings of 2^-24, 1.5e-5; ten times what was seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,8 +26,9 @@ class BestRows:
     """The best rows for a query.
 
     Attributes:
-        rows: [m] int64; at least as many as were asked for where there are so many, and all that tie with the last.
-        scores: [m] float64, their inner products with the query; in no order.
+        rows: the numbers of the rows, [m] int64; at least as many as were asked for where there are so many, and all
+            that tie with the last; in no order.
+        scores: the inner product of each row and the query, [m] float64.
     """
 
     rows: RowArray
@@ -35,14 +36,14 @@ class BestRows:
 
 
 def exact_scores(parts: Iterable[FloatArray], query: FloatArray) -> ScoreArray:
-    """Each vector's inner product with a query, in float64, summed in one order whatever stands beside it.
+    """Compute each vector's inner product with a query, in float64, summed in one order whatever stands beside it.
 
     Args:
-        parts: [n, dimension] float32, some at a time.
-        query: [dimension] float32.
+        parts: the vectors in parts of any size, each part [vectors, dimension] float32.
+        query: the vector of the query, [dimension] float32.
 
     Returns:
-        [vectors of all parts] float64.
+        The scores of the vectors of all parts, [all vectors] float64.
     """
     wide = query.astype(np.float64)
     found = [(vectors * wide).sum(axis=1) for vectors in parts]
@@ -50,22 +51,28 @@ def exact_scores(parts: Iterable[FloatArray], query: FloatArray) -> ScoreArray:
 
 
 def kth_score(scores: ScoreArray, k: int) -> float:
-    """The k-th largest.
+    """Find the k-th largest score.
 
     Args:
-        scores: [n] float64, at least k.
-        k: from 1.
+        scores: the scores, [n] float64, at least ``k`` of them.
+        k: the place of the score that is wanted, from 1.
+
+    Returns:
+        The k-th largest score.
     """
     return float(np.partition(scores, len(scores) - k)[len(scores) - k])
 
 
 def best_rows(rows: RowArray, scores: ScoreArray, k: int) -> BestRows:
-    """Only what reaches the k-th score; all where there are no more than k.
+    """Keep the rows whose score is at least the k-th largest; all rows where there are no more than ``k``.
 
     Args:
-        rows: [n] int64.
-        scores: [n] float64, of these rows.
-        k: how many are asked for.
+        rows: the numbers of the rows, [n] int64.
+        scores: the score of each row, [n] float64.
+        k: how many rows are asked for, at least 1.
+
+    Returns:
+        The rows that were kept, with their scores.
     """
     if len(scores) > k:
         kept = scores >= kth_score(scores, k)

@@ -2,7 +2,7 @@
 
     manuals.index/
       index.json            what made it, and which files belong to it; written last
-      vectors-000003.faiss  one row a page; mapped, not read
+      vectors-000003.faiss  one row for each page; mapped, not read
       pages-000003.parquet  id, document, page number, folder, date, title of each row
       lists-000003.faiss    inverted lists, above a million pages
       .lock                 held by the one process that writes
@@ -64,14 +64,14 @@ _READ_ATTEMPTS = 3  # a writer may take files away between our reading the heade
 
 
 class FlatIndex:
-    """See the module; made by :func:`create_index` and :func:`open_index`.
+    """A page index in a folder; use :func:`create_index` or :func:`open_index` to get one.
 
     Args:
-        folder: of the index.
-        config: how it is kept and searched.
-        identity: the embedder whose vectors it holds.
-        embedder: its settings; None: vectors were brought from elsewhere.
-        lock: descriptor of the lock that a writer holds; None: it was opened for reading.
+        folder: the folder that the index lies in.
+        config: the settings by which the index is kept and searched.
+        identity: the identity of the embedder whose vectors the index holds.
+        embedder: the settings of that embedder; None: vectors were brought from elsewhere.
+        lock: the descriptor of the lock that a writer holds; None: the index was opened for reading.
     """
 
     def __init__(
@@ -97,17 +97,17 @@ class FlatIndex:
 
     @property
     def identity(self) -> EmbedderIdentity:
-        """The embedder whose vectors it holds."""
+        """The identity of the embedder whose vectors the index holds."""
         return self._identity
 
     @property
     def embedder(self) -> EmbedderConfig | None:
-        """Settings of that embedder; None: vectors were brought from elsewhere."""
+        """The settings of that embedder; None: vectors were brought from elsewhere."""
         return self._embedder
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name that messages call the index by."""
         return f"the index {shown(self._folder)}"
 
     def __len__(self) -> int:
@@ -122,7 +122,7 @@ class FlatIndex:
         self.close()
 
     def close(self) -> None:
-        """Let other processes write; what was not saved is lost."""
+        """Close the index, so that other processes may write; what was not saved is lost."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -148,7 +148,7 @@ class FlatIndex:
         return len(rows)
 
     def search(self, vectors: NDArray[Any], k: int, allowed: PageFilter = ALL_PAGES) -> list[list[FoundPage]]:
-        """The best pages for each question; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
+        """Find the best pages for each question; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
         check_k(k)
         names = [f"question {number}" for number in range(1, len(vectors) + 1)]
         queries = checked_vectors(vectors, names, dimension=self._identity.dimension)
@@ -166,14 +166,14 @@ class FlatIndex:
         ]
         results = []
         for number in range(len(queries)):
-            best = [(one[number], offset) for one, offset in parts]
+            best = [(best_of_part[number], offset) for best_of_part, offset in parts]
             rows = [int(row) + offset for found, offset in best for row in found.rows]
             scores = [float(score) for found, _ in best for score in found.scores]
             results.append(ranked(zip(self._table.pages(rows), scores, strict=True), k))
         return results
 
     def vectors(self, page_ids: Sequence[str]) -> FloatArray:
-        """Vectors of pages, as they are kept; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
+        """Look up the vectors of pages, as they are kept; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
         row_of = self._rows_by_id()
         missing = next((page_id for page_id in page_ids if page_id not in row_of), None)
         if missing is not None:
@@ -190,13 +190,13 @@ class FlatIndex:
         return found
 
     def pages(self, allowed: PageFilter = ALL_PAGES) -> list[IndexedPage]:
-        """Pages without their vectors, in page order."""
+        """List pages without their vectors, in page order."""
         return sorted(self._table.pages(np.flatnonzero(self._allowed(allowed))), key=lambda page: page.order)
 
     def save(self) -> None:
-        """Write what was added and removed; see the module.
+        """Write what was added and removed, as the module's docstring describes.
 
-        The vectors are in memory once while they are written.
+        While they are written, one copy of all vectors is in memory.
 
         Raises:
             PageIndexError: the disk is full, or there is no permission; what was saved before is still there.
@@ -217,11 +217,11 @@ class FlatIndex:
         """Read every file of the last save, and compare it with its checksum.
 
         Raises:
-            PageIndexError: names the file that differs.
+            PageIndexError: a file differs; the message names it.
         """
-        for one in self._header.files if self._header else ():
+        for expected in self._header.files if self._header else ():
             with _named_disk(self._folder):
-                check_digest(self._folder, one)
+                check_digest(self._folder, expected)
 
     def _write_files(self, number: int, rows: NDArray[np.int64]) -> IndexHeader:
         is_half = self._config.is_half(len(rows))
@@ -231,8 +231,8 @@ class FlatIndex:
             (self._saved, rows[rows < num_saved]),
             (self._added, rows[rows >= num_saved] - num_saved),
         ):
-            for some in part.copies(part_rows):
-                vectors.add(some)
+            for copied in part.copies(part_rows):
+                vectors.add(copied)
         vectors.write(self._folder / f"vectors-{number:06d}.faiss")
         self._table.write(self._folder / f"pages-{number:06d}.parquet", rows)
         lists = None
@@ -255,15 +255,15 @@ class FlatIndex:
         return digest(self._folder, name)
 
     def _take_away_others(self) -> None:
-        """Delete files of other saves than the one that the header on the disk names."""
+        """Delete the files of all saves but the one that the header on the disk names."""
         has_header = (self._folder / HEADER_FILE).exists()
-        names = {one.name for one in read_header(self._folder).files} if has_header else set()
+        names = {saved.name for saved in read_header(self._folder).files} if has_header else set()
         for file in own_files(self._folder):
             if file.name not in names:
                 file.unlink(missing_ok=True)
 
     def _load(self, header: IndexHeader) -> None:
-        """Take over the files of a save.
+        """Map and read the files of a save, which take the place of everything in memory.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -295,7 +295,7 @@ class FlatIndex:
         return self._is_kept if wanted.is_empty else self._is_kept & self._table.meets(wanted)
 
     def _rows_by_id(self) -> dict[str, int]:
-        """Row of each page; searches do not need it."""
+        """Number the rows by page id, once; searches do not need it."""
         if self._row_of is None:
             self._row_of = {page_id: row for row, page_id in enumerate(self._table.ids())}
         return self._row_of
@@ -308,13 +308,16 @@ class FlatIndex:
 def create_index(
     folder: Path, identity: EmbedderIdentity, config: IndexConfig | None = None, embedder: EmbedderConfig | None = None
 ) -> FlatIndex:
-    """A new index, empty and open for writing; nothing but the lock is on the disk before its first save.
+    """Create an index, empty and open for writing; nothing but the lock is on the disk before its first save.
 
     Args:
-        folder: of the index; made if need be.
-        identity: the embedder whose vectors it will hold.
-        config: how it is kept and searched; None: the defaults.
-        embedder: settings of the embedder; None: vectors are brought from elsewhere.
+        folder: the folder that the index will lie in; made if need be.
+        identity: the identity of the embedder whose vectors the index will hold.
+        config: the settings by which the index is kept and searched; None: the defaults.
+        embedder: the settings of that embedder; None: vectors are brought from elsewhere.
+
+    Returns:
+        The index; closing it frees the lock.
 
     Raises:
         PageIndexError: there is an index already, another process is writing one there, or the folder cannot be
@@ -339,16 +342,19 @@ def create_index(
 
 
 def open_index(folder: Path, config: IndexConfig | None = None, *, is_writable: bool = False) -> FlatIndex:
-    """An index that is there. Its vectors are mapped: what a search touches is read, and shared by all processes.
+    """Open an index. Its vectors are mapped: only what a search touches is read, and all processes share it.
 
     Args:
-        folder: of the index.
-        config: how it is kept and searched; None: the defaults.
-        is_writable: False: for searches alone, while another process may write.
+        folder: the folder that the index lies in.
+        config: the settings by which the index is kept and searched; None: the defaults.
+        is_writable: whether pages will be added or removed; if not, another process may write at the same time.
+
+    Returns:
+        The index as its last save left it.
 
     Raises:
-        PageIndexError: there is none, it is of something else or another version, half written or damaged, or another
-            process is writing it.
+        PageIndexError: the folder holds no index, something else, an index of another version, or one that is half
+            written or damaged; or another process is writing it.
     """
     if is_writable:
         read_header(folder)  # before a lock is left in a folder that holds something else
@@ -375,7 +381,7 @@ def open_index(folder: Path, config: IndexConfig | None = None, *, is_writable: 
 
 
 def _locked(folder: Path) -> int:
-    """The descriptor of the writer's lock, which is free again when it is closed or the process ends."""
+    """Take the writer's lock and return its descriptor; the lock is freed when it is closed or the process ends."""
     if folder.exists() and not folder.is_dir():
         raise PageIndexError(f"{shown(folder)} is a file, and an index is a folder; choose another path")
     with _named_disk(folder):
@@ -393,7 +399,7 @@ def _locked(folder: Path) -> int:
 
 @contextmanager
 def _named_disk(folder: Path) -> Iterator[None]:
-    """What the disk refuses, with the index's name and the way out."""
+    """Raise what the disk refuses in the block as an error that names the index and the way out."""
     try:
         yield
     except FileNotFoundError:

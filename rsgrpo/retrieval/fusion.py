@@ -1,9 +1,9 @@
-"""Two rankings made one: lexical search finds names and numbers, embeddings find meaning.
+"""Fuse two rankings into one: lexical search finds names and numbers, embeddings find meaning.
 
-How much each counts must be tuned: with equal weights the fusion is often worse than the better of the two. It must not
-be tuned on the queries that a result is reported for. So :func:`split_queries` parts the judged queries,
-:func:`tune_weight` looks at no judgement but those of the dev part, and what it returns refuses to fuse the rankings of
-a query that it knows.
+How much each ranking counts must be tuned: with equal weights the fusion is often worse than the better of the two. It
+must not be tuned on the queries that a result is reported for. So :func:`split_queries` parts the judged queries,
+:func:`tune_weight` looks at the judgements of the dev part alone, and its result refuses to fuse the rankings of a
+query that it was tuned on.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from rsgrpo.retrieval.measures import Judgements, reciprocal_rank
 from rsgrpo.retrieval.trec_runs import Ranking, Run, RunError, ScoredPage, check_ranking, ordered
 
 FusionMethod = Literal["weighted_sum", "reciprocal_rank"]
-"""See :func:`fuse`."""
+"""How the scores of two rankings are combined; see :func:`fuse`."""
 
 RANK_CONSTANT = 60
-"""Of reciprocal rank fusion, as its paper has it: how little the first ranks stand out."""
+"""Constant of reciprocal rank fusion, as in its paper: the larger, the less the first ranks stand out."""
 
 TUNING_DEPTH = 10
-"""MRR@10 is what weights are tuned by: VisRAG's own measure."""
+"""Depth of the MRR that weights are tuned by: MRR@10, VisRAG's own measure."""
 
 NUM_STEPS = 20
-"""Weights are tried in steps of 1 / 20; a finer one would fit noise, dev parts have some hundred queries."""
+"""Weights are tried in steps of 1 / 20; finer steps would fit noise, as dev parts have some hundred queries."""
 
 
 def fuse(first: Ranking, second: Ranking, weight: float, *, method: FusionMethod) -> tuple[ScoredPage, ...]:
@@ -44,14 +44,14 @@ def fuse(first: Ranking, second: Ranking, weight: float, *, method: FusionMethod
       weights).
 
     Args:
-        first: pages with scores, sorted or not.
-        second: likewise; the scale may be another.
-        weight: of ``first``, 0 to 1.
-        method: what a ranking gives to its pages.
+        first: the pages of one ranking with their scores, sorted or not.
+        second: the pages of the other ranking, sorted or not; its scores may be of another scale.
+        weight: the weight of ``first``, from 0 to 1.
+        method: the rule that turns scores or ranks into the numbers that are added.
 
     Returns:
-        Pages by falling score; equal ones by their rank in ``first``, then in ``second``. At weight 1 it is ``first``
-        itself, sorted, at 0 ``second``: pages of the other one are not appended, and scores are as they were.
+        The pages by falling score; equal ones by their rank in ``first``, then in ``second``. At weight 1 the result
+        is ``first`` itself, sorted, at 0 ``second``: pages of the other ranking are not appended, and scores stay.
 
     Raises:
         RunError: the weight is not from 0 to 1, a page stands twice, or a score is not finite.
@@ -70,8 +70,8 @@ class QuerySplit:
     """Judgements to tune with, and judgements to report.
 
     Attributes:
-        dev: by query id; for tuning.
-        test: of the other queries.
+        dev: the judgements to tune with, by query id.
+        test: the judgements to report, by query id; none of these queries is in ``dev``.
     """
 
     dev: Judgements
@@ -83,11 +83,11 @@ class TunedFusion:
     """A weight, and what it was tuned on.
 
     Attributes:
-        method: how rankings are fused.
-        weight: of the first run, 0 to 1.
-        dev_mrr: MRR@10 at that weight over the dev queries.
-        dev_mrr_by_weight: likewise for all weights that were tried, ascending.
-        dev_query_ids: the queries that it was tuned on.
+        method: the rule by which rankings are fused.
+        weight: the weight of the first run, from 0 to 1.
+        dev_mrr: the mean MRR@10 over the dev queries at that weight, from 0 to 1.
+        dev_mrr_by_weight: pairs of a weight and its MRR@10 for all weights that were tried, by rising weight.
+        dev_query_ids: the ids of the queries that the weight was tuned on.
     """
 
     method: FusionMethod
@@ -97,14 +97,15 @@ class TunedFusion:
     dev_query_ids: frozenset[str]
 
     def fuse_runs(self, first: Run, second: Run) -> dict[str, tuple[ScoredPage, ...]]:
-        """The fused run of queries that it was not tuned on.
+        """Fuse two runs of queries that the weight was not tuned on.
 
         Args:
-            first: rankings by query id; a query that only one run has is fused with an empty ranking.
-            second: likewise.
+            first: the rankings of the first run by query id. A query that only one run has is fused with an empty
+                ranking.
+            second: the rankings of the second run by query id.
 
         Returns:
-            Rankings by query id, in the order of ``first``, then of ``second``.
+            The fused rankings by query id, in the order of ``first``, then of ``second``.
 
         Raises:
             RunError: a query is one of those that the weight was tuned on, whose result would look too good; a page
@@ -118,7 +119,8 @@ class TunedFusion:
                 f"{shown(seen[0], 80)!r}; fuse and report the test part of split_queries alone"
             )
         return {
-            one: fuse(first.get(one, ()), second.get(one, ()), self.weight, method=self.method) for one in query_ids
+            query_id: fuse(first.get(query_id, ()), second.get(query_id, ()), self.weight, method=self.method)
+            for query_id in query_ids
         }
 
 
@@ -129,9 +131,12 @@ def split_queries(relevant: Judgements, *, dev_frac: float, seed: int = 0) -> Qu
     several). Each side depends on ids and ``seed`` alone, not on the order or number of queries.
 
     Args:
-        relevant: relevance by query id and page id.
-        dev_frac: share of the pages whose queries are for tuning, above 0 and below 1; met on average.
-        seed: another number gives another split.
+        relevant: the relevance of each judged page, by query id and page id.
+        dev_frac: the share of the pages whose queries are for tuning, above 0 and below 1; it is met on average.
+        seed: the number that decides the split; another number gives another split.
+
+    Returns:
+        The two sides; together they hold every query once.
 
     Raises:
         RunError: ``dev_frac`` is out of range, or a side has no query.
@@ -160,13 +165,13 @@ def tune_weight(first: Run, second: Run, split: QuerySplit, *, method: FusionMet
     several weights are best, the middle one of them is taken.
 
     Args:
-        first: rankings by query id; of queries beyond the dev part nothing is used.
-        second: likewise.
-        split: of :func:`split_queries`.
-        method: how rankings are fused.
+        first: the rankings of the first run by query id; those of queries beyond the dev part are not used.
+        second: the rankings of the second run by query id; those of queries beyond the dev part are not used.
+        split: the judged queries as :func:`split_queries` parted them.
+        method: the rule by which rankings are fused.
 
     Returns:
-        The weight, which knows its dev queries.
+        The weight, with the dev queries that it was tuned on.
 
     Raises:
         RunError: neither run has a page for any dev query, or a relevant one among the first ten; a page stands twice,
@@ -177,7 +182,10 @@ def tune_weight(first: Run, second: Run, split: QuerySplit, *, method: FusionMet
             f"neither run has a page for any of the {len(split.dev)} dev queries; search for these queries too, or "
             "split the judgements of the queries that were searched for"
         )
-    pairs = [(_pair(first.get(one, ()), second.get(one, ()), method), pages) for one, pages in split.dev.items()]
+    pairs = [
+        (_pair(first.get(query_id, ()), second.get(query_id, ()), method), pages)
+        for query_id, pages in split.dev.items()
+    ]
     tried = []
     for step in range(NUM_STEPS + 1):
         weight = step / NUM_STEPS
@@ -208,7 +216,7 @@ class _Pair:
     second_shares: Mapping[str, float]
 
     def at(self, weight: float) -> tuple[ScoredPage, ...]:
-        """The fused ranking."""
+        """Fuse the two rankings with a weight of the first one, from 0 to 1."""
         if weight == 1:
             return self.first
         if weight == 0:

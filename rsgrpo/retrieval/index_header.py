@@ -1,7 +1,7 @@
-"""``index.json``: what made an index, and which files belong to it.
+"""Read and write ``index.json``: what made an index, and which files belong to it.
 
-It is written last. Files of an index have a number of their own in every save, so that the header that is there always
-names files that are whole: those of the save before until the very end, the new ones from then on.
+It is written last. Files of an index get a new number in every save, so that the header on the disk always names files
+that are whole: those of the save before until the very end, the new ones from then on.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from rsgrpo.retrieval.page_index import PageIndexError
 HEADER_FILE = "index.json"
 INDEX_KIND = "rsgrpo page index"
 INDEX_VERSION = 1
-"""Of the form of everything in an index's folder."""
+"""The version of the format of all files in an index's folder."""
 
 _ANEW = "make it anew with rsgrpo index"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexHeader:
-    """What stands in ``index.json``.
+    """The content of ``index.json``.
 
     Attributes:
-        made_by: version of rsgrpo.
-        identity: the embedder whose vectors these are.
-        embedder: its settings, so that questions can be embedded without naming them again; None: vectors were
-            brought from elsewhere.
-        num_pages: pages in it.
-        save_number: of the save that wrote it, from 1.
-        vectors: the file of the vectors.
-        pages: the file of everything else about the pages.
-        lists: the file of the inverted lists; None: there are none.
+        made_by: the version of rsgrpo that wrote it.
+        identity: the identity of the embedder whose vectors the index holds.
+        embedder: the settings of that embedder, so that questions can be embedded without naming them again; None:
+            vectors were brought from elsewhere.
+        num_pages: how many pages the index holds.
+        save_number: the number of the save that wrote it, from 1.
+        vectors: the name, size and checksum of the file of the vectors.
+        pages: the name, size and checksum of the file of everything else about the pages.
+        lists: the name, size and checksum of the file of the inverted lists; None: there are none.
     """
 
     made_by: str
@@ -60,7 +60,7 @@ class IndexHeader:
 
     @property
     def files(self) -> tuple[FileDigest, ...]:
-        """Everything beside the header."""
+        """All files of the index beside the header."""
         return (self.vectors, self.pages, *((self.lists,) if self.lists else ()))
 
 
@@ -76,11 +76,11 @@ def write_header(folder: Path, header: IndexHeader) -> None:
 
 
 def read_header(folder: Path) -> IndexHeader:
-    """The header of an index, whose files have the sizes that it notes.
+    """Read the header of an index.
 
     Raises:
-        PageIndexError: there is none, it is of something else or of another version, damaged, or a file is missing or
-            cut; the message says which, and the way out.
+        PageIndexError: there is no header, it is damaged, or it is of something else or of another version; the message
+            says which, and the way out.
     """
     _check_there(folder)
     try:
@@ -116,27 +116,27 @@ def check_sizes(folder: Path, header: IndexHeader) -> None:
 
     Raises:
         FileNotFoundError: a file is missing; a writer may just have replaced it.
-        PageIndexError: names the file.
+        PageIndexError: a file has another size; the message names it.
     """
-    for one in header.files:
-        size = (folder / one.name).stat().st_size
-        if size != one.num_bytes:
+    for expected in header.files:
+        size = (folder / expected.name).stat().st_size
+        if size != expected.num_bytes:
             raise PageIndexError(
-                f"{shown(folder / one.name)} has {size} bytes, expected {one.num_bytes}: it was cut or changed, "
-                f"perhaps while it was copied; copy the folder again, or {_ANEW}"
+                f"{shown(folder / expected.name)} has {size} bytes, expected {expected.num_bytes}: it was cut or "
+                f"changed, perhaps while it was copied; copy the folder again, or {_ANEW}"
             )
 
 
-def check_digest(folder: Path, one: FileDigest) -> None:
+def check_digest(folder: Path, expected: FileDigest) -> None:
     """Refuse a file whose content is another than when it was written.
 
     Raises:
-        PageIndexError: names the file.
+        PageIndexError: the content differs; the message names the file.
     """
-    with (folder / one.name).open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != one.sha256:
+    with (folder / expected.name).open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != expected.sha256:
             raise PageIndexError(
-                f"{shown(folder / one.name)} is damaged: its checksum differs; copy the folder again, or {_ANEW}"
+                f"{shown(folder / expected.name)} is damaged: its checksum differs; copy the folder again, or {_ANEW}"
             )
 
 
@@ -163,7 +163,7 @@ def is_half_written(folder: Path) -> bool:
 
 
 def own_files(folder: Path) -> list[Path]:
-    """Files of any save of an index in a folder, the header left out."""
+    """List the files of all saves of an index in a folder, without the header."""
     names = ("vectors-*.faiss", "pages-*.parquet", "lists-*.faiss")
     found = [file for name in names for end in ("", PARTIAL_SUFFIX) for file in folder.glob(name + end)]
     return [*found, *folder.glob(HEADER_FILE + PARTIAL_SUFFIX)]

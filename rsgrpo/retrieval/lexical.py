@@ -1,4 +1,4 @@
-"""BM25 over the text of pages: what finds names, numbers and rare words, without a model.
+"""Search the text of pages by BM25, which finds names, numbers and rare words without a model.
 
 bm25s computes Lucene's BM25; only this module imports it. Texts are compatibility-normalised (ligatures of PDF files,
 full width letters) and case-folded, then parted into words: letters and digits with their marks, of any script. Words
@@ -69,11 +69,11 @@ class LexicalError(RsgrpoError, ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LexicalResults:
-    """What was found for several queries.
+    """The pages that were found for several queries.
 
     Attributes:
-        run: rankings by query id; empty for queries that no page has a word of.
-        tokenless_queries: ids of queries without a word to search for, such as stop words or signs only.
+        run: the ranking of each query by query id; it is empty where no page has a word of the query.
+        tokenless_queries: the ids of queries without a word to search for, such as stop words or signs only.
     """
 
     run: Mapping[str, tuple[ScoredPage, ...]]
@@ -84,9 +84,9 @@ class LexicalIndex:
     """BM25 scores of every word on every page, in memory.
 
     Args:
-        page_ids: in the order of the scores; decides between pages of equal score.
-        language: see :func:`build_index`.
-        terms: bm25s's own index.
+        page_ids: the ids of the pages, in the order of the scores; of pages of equal score the first comes first.
+        language: the language of the texts, one of ``LANGUAGES``.
+        terms: bm25s's own index of the texts.
     """
 
     def __init__(self, page_ids: tuple[str, ...], language: str, terms: Any) -> None:
@@ -96,15 +96,15 @@ class LexicalIndex:
         self._tokens_of = _tokenizer(language)
 
     def search(self, query: str, k: int) -> tuple[ScoredPage, ...]:
-        """The pages with words of a query.
+        """Find the pages that have words of a query.
 
         Args:
-            query: what is searched for.
-            k: most pages, at least 1.
+            query: the text to search for.
+            k: the largest number of pages to return, at least 1.
 
         Returns:
             At most ``k`` pages by falling score, all above 0; of equal ones the first of the corpus first. Empty where
-            no page has a word of the query, or the query has none.
+            no page has a word of the query, or the query has no word.
 
         Raises:
             LexicalError: ``k`` is below 1.
@@ -116,8 +116,11 @@ class LexicalIndex:
         """Search for several queries, and say which of them have nothing to search for.
 
         Args:
-            queries: texts by query id.
-            k: as for :meth:`search`.
+            queries: the texts to search for, by query id.
+            k: the largest number of pages to return for each query, at least 1.
+
+        Returns:
+            The rankings, and the ids of the queries without a word.
 
         Raises:
             LexicalError: ``k`` is below 1.
@@ -133,7 +136,7 @@ class LexicalIndex:
         """Write the index, whole or not at all.
 
         Args:
-            folder: is made; must not be there yet, or be empty.
+            folder: the folder to write, which must not be there yet, or be empty.
 
         Raises:
             LexicalError: there is something in the folder.
@@ -164,10 +167,13 @@ def build_index(
     """Index pages by their text.
 
     Args:
-        pages: text by page id, in the corpus's order; pages without text are never found.
-        language: of ``LANGUAGES``; what words are stemmed by, and whose stop words are left out.
-        k1: from 0 on: how much a word counts that a page has several times.
-        b: 0 to 1: how much long pages are marked down.
+        pages: the text of each page by page id, in the corpus's order; pages without text are never found.
+        language: the language by which words are stemmed and stop words left out, one of ``LANGUAGES``.
+        k1: how much a word counts that a page has several times, from 0 on.
+        b: how much long pages are marked down, from 0 to 1.
+
+    Returns:
+        The index, in memory; :meth:`LexicalIndex.save` writes it.
 
     Raises:
         LexicalError: there is no page, no page has a word, or a setting is out of range.
@@ -195,11 +201,11 @@ def build_index(
 
 
 def load_index(folder: Path) -> LexicalIndex:
-    """What :meth:`LexicalIndex.save` wrote.
+    """Load an index that :meth:`LexicalIndex.save` wrote.
 
     Raises:
-        FileError: the folder has no description, or it is damaged.
-        LexicalError: it is of another kind or version, or its files do not fit together.
+        FileError: the folder has no ``lexical.json``, or it is damaged.
+        LexicalError: the index is of another kind or version, or its files do not fit together.
     """
     import bm25s
 
@@ -212,7 +218,7 @@ def load_index(folder: Path) -> LexicalIndex:
             )
     page_ids, language = meta.get("page_ids"), meta.get("language")
     if (
-        not (isinstance(page_ids, list) and all(isinstance(one, str) for one in page_ids))
+        not (isinstance(page_ids, list) and all(isinstance(page_id, str) for page_id in page_ids))
         or not isinstance(language, str)
         or language not in LANGUAGES
     ):
@@ -226,11 +232,14 @@ def load_index(folder: Path) -> LexicalIndex:
 
 
 def tokenize(text: str, language: str = "english") -> list[str]:
-    """The words that a text is indexed and searched by.
+    """Split a text into the words that it is indexed and searched by.
 
     Args:
-        text: of any script.
-        language: of ``LANGUAGES``.
+        text: the text, of any script.
+        language: the language by which words are stemmed and stop words left out, one of ``LANGUAGES``.
+
+    Returns:
+        The words in the order of the text, repeated ones too.
 
     Raises:
         LexicalError: the language is not known.
@@ -263,7 +272,7 @@ def _tokenizer(language: str) -> Callable[[str], list[str]]:
 
 
 def _by_script(run: str) -> Iterator[tuple[str, bool]]:
-    """The parts of a run of letters, and whether each is of a script without blanks."""
+    """Part a run of letters by script; each part comes with whether its script puts no blanks between words."""
     end = 0
     for found in _SPACELESS.finditer(run):
         if found.start() > end:
@@ -276,8 +285,8 @@ def _by_script(run: str) -> Iterator[tuple[str, bool]]:
 
 @functools.cache
 def _word() -> re.Pattern[str]:
-    """Letters and digits with their marks: ``\\w`` without underscores would part Hindi words at their vowel signs."""
-    marks = "".join(one for one in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(one) in ("Mn", "Mc"))
+    """Compile the pattern of a word: letters and digits with their marks, as vowel signs of Hindi are no letters."""
+    marks = "".join(mark for mark in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(mark) in ("Mn", "Mc"))
     return re.compile(rf"[^\W_](?:[^\W_]|[{re.escape(marks)}])*")
 
 
@@ -295,7 +304,7 @@ def _check_k(k: int) -> None:
 
 
 def _check_terms(terms: Any, num_pages: int) -> None:
-    """Refuse arrays of another corpus, or cut ones, which would give scores of the wrong pages."""
+    """Refuse arrays that are cut or of another corpus, which would give scores of the wrong pages."""
     data, indices, starts = (terms.scores[name] for name in ("data", "indices", "indptr"))
     fits = (
         terms.scores["num_docs"] == num_pages

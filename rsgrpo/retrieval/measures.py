@@ -1,4 +1,4 @@
-"""How well a run finds the relevant pages: MRR, recall and nDCG as VisRAG's evaluation computes them.
+"""Measure how well a run finds the relevant pages: MRR, recall and nDCG as VisRAG's evaluation computes them.
 
 Recall@k and nDCG@k are ``trec_eval``'s: linear gain, ``sum rel_i / log2(i + 1)`` over the ideal order's, both cut at k;
 scores are compared as float32, and equal ones go by page id, the later in the alphabet first. MRR@k is VisRAG's own
@@ -28,10 +28,10 @@ Judgements = Mapping[str, Mapping[str, int]]
 """Relevance by query id and page id: 0 is not relevant, 1 or more is."""
 
 MEASURES = ("mrr@10", "recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10")
-"""What is measured by default; VisRAG reports MRR@10 and Recall@10, mteb Recall@10 and nDCG@k."""
+"""The measures that are computed by default; VisRAG reports MRR@10 and Recall@10, mteb Recall@10 and nDCG@k."""
 
 MAX_RELEVANCE = 1000
-"""Highest grade: trec_eval counts pages grade by grade, in memory that grows with the highest."""
+"""The highest grade of relevance: trec_eval counts pages grade by grade, in memory that grows with the highest."""
 
 _MEASURE = re.compile(r"(mrr|recall|ndcg)@([1-9][0-9]{0,5})")
 _TREC_NAMES = {"recall": "recall_", "ndcg": "ndcg_cut_"}
@@ -39,14 +39,15 @@ _TREC_NAMES = {"recall": "recall_", "ndcg": "ndcg_cut_"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunMeasures:
-    """What was measured of a run.
+    """The measures of a run.
 
     Attributes:
-        values: mean over queries by measure, each from 0 to 1.
-        per_query: the same by query id; in ``official`` mode without the missing queries, in ``strict`` with zeros.
+        values: the mean over queries by measure, each from 0 to 1.
+        per_query: the value of each measure by query id, each from 0 to 1; ``official`` mode leaves the missing queries
+            out, ``strict`` mode has zeros for them.
         num_queries: how many queries the means are over.
-        missing_queries: judged queries that the run has no page for.
-        unjudged_queries: queries of the run that nothing is judged for; they count nowhere.
+        missing_queries: the ids of judged queries that the run has no page for.
+        unjudged_queries: the ids of queries of the run that nothing is judged for; no measure counts them.
     """
 
     values: Mapping[str, float]
@@ -60,13 +61,14 @@ def measure_run(run: Run, relevant: Judgements, *, mode: Mode, measures: Sequenc
     """Measure a run against relevance judgements.
 
     Args:
-        run: rankings by query id, sorted or not.
-        relevant: judged pages by query id. A query whose pages are all judged 0 counts, with 0 in every measure.
+        run: the rankings by query id, sorted or not.
+        relevant: the relevance of each judged page, by query id and page id. A query whose pages are all judged 0
+            counts, with 0 in every measure.
         mode: whether judged queries without a page are left out (``official``) or count as 0 (``strict``).
-        measures: names such as ``mrr@10``, ``recall@5`` and ``ndcg@20``.
+        measures: the names of the measures, such as ``mrr@10``, ``recall@5`` and ``ndcg@20``.
 
     Returns:
-        Means, numbers of each query, and which queries were missing.
+        The means, the values of each query, and the ids of the queries that were missing.
 
     Raises:
         RunError: the run or the judgements are empty or have no query in common, a measure is not known, a page stands
@@ -106,12 +108,15 @@ def measure_run(run: Run, relevant: Judgements, *, mode: Mode, measures: Sequenc
 
 
 def reciprocal_rank(ranking: Ranking, relevant: Mapping[str, int], depth: int) -> float:
-    """1 / rank of the first relevant page among the first ``depth``; 0.0 where there is none.
+    """Compute 1 / rank of the first relevant page.
 
     Args:
-        ranking: pages, best first.
-        relevant: relevance by page id; from 1 on a page is relevant.
-        depth: how far it is looked, at least 1.
+        ranking: the pages that were found, best first.
+        relevant: the relevance by page id; from 1 on a page is relevant.
+        depth: how many of the first pages are looked at, at least 1.
+
+    Returns:
+        1 / rank, with ranks from 1; 0.0 where none of the first ``depth`` pages is relevant.
     """
     for rank, page in enumerate(ranking[:depth], start=1):
         if relevant.get(page.page_id, 0) > 0:
@@ -143,7 +148,7 @@ def _check_judgements(relevant: Judgements) -> None:
 
 
 def _nothing_common(run: Run, relevant: Judgements) -> str:
-    """The sentence for a run that answers none of the judged queries."""
+    """Write the error message for a run that answers none of the judged queries."""
     if not any(run.values()):
         return "the run is empty: it has no page for any query; search again, or read another file"
     some = f"the run has {shown(next(iter(run)), 60)!r} first, the judgements {shown(next(iter(relevant)), 60)!r}"

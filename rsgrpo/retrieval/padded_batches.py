@@ -1,4 +1,4 @@
-"""How items of different lengths are cut into batches whose rows are padded to the longest."""
+"""Cut items of different lengths into batches whose rows are padded to the longest."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Sequence
 def padded_batches(num_tokens: Sequence[int], budget: int) -> list[list[int]]:
     """Cut items into batches of at most ``budget`` tokens, padding included.
 
-    From the longest to the shortest, so that rows of a batch are of similar length and the largest batch comes first:
-    what does not fit into memory shows at once. The same plan for the same lengths every time.
+    Items are taken from the longest to the shortest, so that rows of a batch are of similar length and the largest
+    batch comes first: a batch that does not fit into memory fails at once. Equal lengths always give equal batches.
 
     Args:
-        num_tokens: of each item.
-        budget: most tokens of a batch, which has ``rows × longest row``; an item above it is a batch of its own.
+        num_tokens: the number of tokens of each item.
+        budget: the most tokens that a batch may have, counted as ``rows × longest row``; an item above it makes a batch
+            of its own.
 
     Returns:
-        Item indexes of each batch; together they hold every item once.
+        The indexes of the items of each batch, from 0; together they hold every item once.
 
     Example:
         ``padded_batches([3, 10, 4, 3], 10)`` is ``[[1], [2, 0], [3]]``: 10, 2 × 4 and 1 × 3 tokens.

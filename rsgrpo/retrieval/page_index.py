@@ -1,8 +1,8 @@
-"""What an index of pages does, wherever it lies: add, remove, search with a filter, save.
+"""The interface of an index of pages, wherever it lies: add, remove, search with a filter, save.
 
     pages + their vectors -> add        question -> embedder -> vector -> search -> pages, best first
 
-Equal scores are resolved in page order: by document, then page number, then id, whatever the order was in which pages
+Pages of equal score come in page order: by document, then page number, then id, whatever the order was in which they
 were added.
 """
 
@@ -43,17 +43,18 @@ def _check_date(date: str, what: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexedPage:
-    """What an index knows of a page beside its vector.
+    """All that an index knows of a page beside its vector.
 
     Attributes:
-        page_id: unique in the index; a page that is added under an id that is there replaces it.
+        page_id: the id of the page, unique in the index; a page that is added under an id that is there replaces the
+            page of that id.
         document: the file that it is a page of, as its folder holds it, such as ``manual.pdf``.
-        page_number: in the document, from 1.
-        folder: that the document lies in, with ``/``; empty where there is none.
-        date: of the document, as ``YYYY-MM-DD``; empty where it is not known.
-        title: of the page or its document, for people.
-        image_path: where its image lies; empty where none is kept.
-        sha256: of the image's file, in hexadecimal digits; empty where it is not known.
+        page_number: the number of the page in the document, from 1.
+        folder: the folder that the document lies in, with ``/``; empty where there is none.
+        date: the date of the document, as ``YYYY-MM-DD``; empty where it is not known.
+        title: the title of the page or its document, for people; empty where there is none.
+        image_path: the path of the page's image file; empty where none is kept.
+        sha256: the SHA-256 of the image file, in hexadecimal digits; empty where it is not known.
     """
 
     page_id: str
@@ -86,19 +87,20 @@ class IndexedPage:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Sort key of page order."""
+        """The key by which pages are sorted into page order."""
         return natural_key(self.document), self.page_number, self.page_id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PageFilter:
-    """Which pages may be found; those that meet every condition.
+    """The conditions that a page must meet, all of them, to be found.
 
     Attributes:
-        documents: names of documents, any of which will do; empty: all.
-        folders: folders, any of which will do, with all that lies below; empty: all.
-        first_date: pages of this day, as ``YYYY-MM-DD``, or later; empty: any. Pages without a date meet no date.
-        last_date: pages of this day or earlier; empty: any.
+        documents: the documents whose pages may be found, by name; empty: all documents.
+        folders: the folders whose pages may be found, with all folders below them; empty: all folders.
+        first_date: the earliest date that a page may have, as ``YYYY-MM-DD``; empty: any. With a first or last date,
+            pages without a date are not found.
+        last_date: the latest date that a page may have, as ``YYYY-MM-DD``; empty: any.
 
     Example:
         ``PageFilter(folders=("reports",), first_date="2026-01-01")``
@@ -115,7 +117,7 @@ class PageFilter:
 
     @property
     def is_empty(self) -> bool:
-        """Whether every page meets it."""
+        """Whether there is no condition, so that every page may be found."""
         return not (self.documents or self.folders or self.first_date or self.last_date)
 
 
@@ -127,9 +129,9 @@ class FoundPage:
     """A page that a search found.
 
     Attributes:
-        page: what the index knows of it.
-        score: inner product of its vector and the question's, the cosine of their angle.
-        rank: from 1.
+        page: the page, as the index knows it.
+        score: the inner product of its vector and the question's, which is the cosine of their angle.
+        rank: the place of the page among those that were found, from 1.
     """
 
     page: IndexedPage
@@ -138,32 +140,32 @@ class FoundPage:
 
 
 class PageIndex(Protocol):
-    """Pages with their vectors, searched by vector."""
+    """Pages with their vectors, which are searched by the vectors of questions."""
 
     @property
     def identity(self) -> EmbedderIdentity:
-        """The embedder whose vectors it holds."""
+        """The identity of the embedder whose vectors the index holds."""
 
     @property
     def embedder(self) -> EmbedderConfig | None:
-        """Settings of that embedder; None: vectors were brought from elsewhere."""
+        """The settings of that embedder; None: vectors were brought from elsewhere."""
 
     @property
     def name(self) -> str:
-        """What messages call it, such as ``the index manuals.index``."""
+        """The name that messages call the index by, such as ``the index manuals.index``."""
 
     def __len__(self) -> int:
-        """Number of pages."""
+        """Count the pages."""
 
     def add(self, pages: Sequence[IndexedPage], vectors: NDArray[Any]) -> None:
-        """Add pages; one whose id is there already is replaced.
+        """Add pages; they replace pages of the same id that are there already.
 
         Args:
-            pages: what to keep of them.
-            vectors: [pages, dimension] of any float type, each of length 1.
+            pages: the pages to add.
+            vectors: the vector of each page, [pages, dimension] of any float type, each of length 1.
 
         Raises:
-            PageIndexError: two of the pages have one id, or the index was opened for reading.
+            PageIndexError: two of the pages have the same id, or the index was opened for reading.
             EmbeddingError: a vector is not finite, not of length 1, or of another dimension.
         """
 
@@ -171,22 +173,22 @@ class PageIndex(Protocol):
         """Take pages out.
 
         Args:
-            page_ids: ids; those that are not there are passed over.
+            page_ids: the ids of the pages; ids that are not there are passed over.
 
         Returns:
-            How many were there.
+            The number of pages that were there and were taken out.
         """
 
     def search(self, vectors: NDArray[Any], k: int, allowed: PageFilter = ALL_PAGES) -> list[list[FoundPage]]:
-        """The best pages for each question.
+        """Find the best pages for each question.
 
         Args:
-            vectors: [questions, dimension] of any float type, each of length 1.
-            k: most pages a question, at least 1.
-            allowed: which pages may be found.
+            vectors: the vectors of the questions, [questions, dimension] of any float type, each of length 1.
+            k: the largest number of pages for each question, at least 1.
+            allowed: the conditions that a page must meet to be found.
 
         Returns:
-            A list a question, best first; shorter than ``k`` where fewer pages are allowed.
+            One list of pages for each question, best first; shorter than ``k`` where fewer pages are allowed.
 
         Raises:
             PageIndexError: ``k`` is below 1.
@@ -194,50 +196,53 @@ class PageIndex(Protocol):
         """
 
     def vectors(self, page_ids: Sequence[str]) -> FloatArray:
-        """Vectors of pages, as they are kept.
+        """Look up the vectors of pages, as they are kept.
 
         Args:
-            page_ids: ids that are there.
+            page_ids: the ids of the pages, all of which must be in the index.
 
         Returns:
-            [pages, dimension] float32, in the order given.
+            The vectors, [pages, dimension] float32, in the order of the ids.
 
         Raises:
             PageIndexError: an id is not there.
         """
 
     def pages(self, allowed: PageFilter = ALL_PAGES) -> list[IndexedPage]:
-        """Pages without their vectors, in page order.
+        """List pages without their vectors, in page order.
 
         Args:
-            allowed: which.
+            allowed: the conditions that a page must meet to be listed.
+
+        Returns:
+            The pages that meet them.
         """
 
     def save(self) -> None:
-        """Make what was added and removed last.
+        """Write what was added and removed, so that it is there when the index is opened again.
 
         Raises:
             PageIndexError: the disk is full, or there is no permission; what was saved before is still there.
         """
 
     def close(self) -> None:
-        """Let others write; what was not saved is lost."""
+        """Close the index, so that other processes may write; what was not saved is lost."""
 
 
 def find_pages(
     index: PageIndex, embedder: Embedder, questions: Sequence[str], k: int, allowed: PageFilter = ALL_PAGES
 ) -> list[list[FoundPage]]:
-    """The best pages for questions, embedded by the embedder that made the index.
+    """Embed questions with the embedder that made the index, and find the best pages for each of them.
 
     Args:
-        index: to search.
-        embedder: of the questions.
-        questions: without an instruction.
-        k: most pages a question.
-        allowed: which pages may be found.
+        index: the index to search.
+        embedder: the embedder that turns the questions into vectors; it must be the one that made the index.
+        questions: the questions, without an instruction.
+        k: the largest number of pages for each question, at least 1.
+        allowed: the conditions that a page must meet to be found.
 
     Returns:
-        As :meth:`PageIndex.search`.
+        One list of pages for each question, best first; shorter than ``k`` where fewer pages are allowed.
 
     Raises:
         EmbedderMismatchError: another embedder made the index.
@@ -253,15 +258,17 @@ def add_pages(
     """Embed pages and add them.
 
     Args:
-        index: to add to.
-        embedder: the one that made the index.
-        pages: what to keep of them.
-        images: of the pages, in the same order; empty: they lie at ``image_path``.
+        index: the index to add the pages to.
+        embedder: the embedder that turns the pages into vectors; it must be the one that made the index.
+        pages: the pages to add.
+        images: the images of the pages, in the same order; empty: each is read from the page's ``image_path``.
 
     Raises:
         EmbedderMismatchError: another embedder made the index.
         EmbeddingError: a page is too long for the model, or its vector is not finite.
         ImageError: a page's image cannot be read.
+        PageIndexError: the numbers of images and pages differ, two of the pages have the same id, or the index was
+            opened for reading.
     """
     index.identity.check(embedder.identity, index.name)
     found = images or [ImageRef(path=page.image_path, file=page.image_path) for page in pages]
@@ -272,21 +279,24 @@ def add_pages(
 
 
 def ranked(found: Iterable[tuple[IndexedPage, float]], k: int) -> list[FoundPage]:
-    """The best ``k`` pages in order: by score, equal ones in page order.
+    """Sort pages by falling score, equal ones in page order, and keep the best ``k``.
 
     Args:
-        found: pages with their scores, with all that tie with the last.
-        k: most pages.
+        found: pairs of a page and its score, with all pages that tie with the last one.
+        k: the largest number of pages to keep.
+
+    Returns:
+        At most ``k`` pages with their ranks, best first.
     """
-    best = sorted(found, key=lambda one: (-one[1], one[0].order))[:k]
+    best = sorted(found, key=lambda scored: (-scored[1], scored[0].order))[:k]
     return [FoundPage(page=page, score=float(score), rank=rank) for rank, (page, score) in enumerate(best, start=1)]
 
 
 def check_ids(pages: Sequence[IndexedPage]) -> None:
-    """Refuse pages of one call that have one id: which of them was meant?
+    """Refuse pages to add of which two have the same id.
 
     Raises:
-        PageIndexError: names the first such id.
+        PageIndexError: two pages have the same id; the message names the first such id.
     """
     seen: set[str] = set()
     for page in pages:
@@ -298,11 +308,14 @@ def check_ids(pages: Sequence[IndexedPage]) -> None:
 
 
 def not_there(page_id: str, name: str) -> PageIndexError:
-    """The complaint about an id that no page has.
+    """Make the error for an id that no page has.
 
     Args:
-        page_id: the id.
-        name: of the index.
+        page_id: the id that was asked for.
+        name: the name that messages call the index by.
+
+    Returns:
+        The error, to be raised by the caller.
     """
     return PageIndexError(f"{name} has no page {shown(page_id, _SHOWN_ID)!r}; pages() lists those that it has")
 
@@ -311,7 +324,7 @@ def check_k(k: int) -> None:
     """Refuse a search for fewer than one page.
 
     Raises:
-        PageIndexError: names ``k``.
+        PageIndexError: ``k`` is below 1.
     """
     if k < 1:
         raise PageIndexError(f"k={k} asks for no page; it must be at least 1")

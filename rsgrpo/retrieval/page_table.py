@@ -1,4 +1,4 @@
-"""Pages without their vectors, row by row, as ``pages.parquet`` holds them."""
+"""A table of pages without their vectors, one row for each page, which is kept as a parquet file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _SCHEMA = pa.schema([(name, pa.int64() if name == "page_number" else pa.string()
 
 
 class PageTableError(ValueError):
-    """A table of pages cannot be read; says what is wrong with it."""
+    """A table of pages cannot be read; the message says what is wrong with it."""
 
 
 class PageTable:
     """Pages by row; rows are only ever appended.
 
     Args:
-        table: Arrow's, with a column a field of :class:`~rsgrpo.retrieval.page_index.IndexedPage`.
+        table: the Arrow table, with one column for each field of
+            :class:`~rsgrpo.retrieval.page_index.IndexedPage`; None: an empty one.
     """
 
     def __init__(self, table: Any = None) -> None:
@@ -38,13 +39,16 @@ class PageTable:
 
     @classmethod
     def read(cls, file: Path) -> PageTable:
-        """The table of a file.
+        """Read the table in a file.
 
         Args:
-            file: that :meth:`write` wrote.
+            file: the file that :meth:`write` wrote.
+
+        Returns:
+            The table, whole in memory.
 
         Raises:
-            PageTableError: it is no such file.
+            PageTableError: the file cannot be read, or holds something else.
         """
         try:
             table = pq.read_table(file)
@@ -64,24 +68,27 @@ class PageTable:
         self._last = None
 
     def ids(self) -> list[str]:
-        """The id of every row."""
+        """List the page id of every row, in row order."""
         found: list[str] = self._table.column("page_id").to_pylist()
         return found
 
     def pages(self, rows: Iterable[int]) -> list[IndexedPage]:
-        """Some of the pages.
+        """Take the pages of some rows.
 
         Args:
-            rows: their numbers.
+            rows: the numbers of the rows, from 0.
+
+        Returns:
+            The pages in the order of ``rows``.
         """
         taken = self._table.take(pa.array(list(rows), pa.int64()))
         return [IndexedPage(**row) for row in taken.to_pylist()]
 
     def meets(self, wanted: PageFilter) -> BoolArray:
-        """Which rows meet a filter.
+        """Mark the rows whose pages meet a filter.
 
         Returns:
-            [rows] bool.
+            Whether each row meets it, [rows] bool.
         """
         if self._last is None or self._last[0] != wanted:
             self._last = (wanted, self._computed(wanted))
@@ -112,8 +119,8 @@ class PageTable:
         """Write some of the rows, whole or not at all.
 
         Args:
-            file: to write.
-            rows: their numbers, in the order in which they shall stand.
+            file: the file to write, which is replaced.
+            rows: the numbers of the rows, in the order in which the file shall hold them.
 
         Raises:
             OSError: the disk is full, or there is no permission.

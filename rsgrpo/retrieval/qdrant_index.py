@@ -2,8 +2,8 @@
 
 One collection is one index. Its metadata say what made it, as ``index.json`` does for a folder. A page is a point
 whose id follows from the page's own, so that adding it twice replaces it. The server keeps what it has taken: ``save``
-has nothing to do, and several processes may write at once. Up to ``index.lists_above_pages`` the server is asked for an
-exact search, beyond it for one of its own graph.
+has nothing to do, and several processes may write at once. Up to ``index.lists_above_pages`` pages the server is asked
+for an exact search, beyond them for a search of its own graph, which may miss a page.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(IndexedPage))
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CollectionHeader:
-    """What the metadata of a collection say.
+    """The metadata of a collection, which say what made it.
 
     Attributes:
-        made_by: version of rsgrpo.
-        identity: the embedder whose vectors these are.
-        embedder: its settings; None: vectors were brought from elsewhere.
+        made_by: the version of rsgrpo that made the collection.
+        identity: the identity of the embedder whose vectors the collection holds.
+        embedder: the settings of that embedder; None: vectors were brought from elsewhere.
     """
 
     made_by: str
@@ -67,12 +67,12 @@ class CollectionHeader:
 
 
 class QdrantIndex:
-    """See the module; made by :func:`create_qdrant_index` and :func:`open_qdrant_index`.
+    """A page index on a Qdrant server; use :func:`create_qdrant_index` or :func:`open_qdrant_index` to get one.
 
     Args:
-        client: connected to the server.
-        config: the collection's name, and how it is searched.
-        header: what made it.
+        client: the client that is connected to the server.
+        config: the settings that name the collection and say how it is searched.
+        header: the metadata of the collection.
     """
 
     def __init__(self, client: QdrantClient, config: IndexConfig, header: CollectionHeader) -> None:
@@ -82,17 +82,17 @@ class QdrantIndex:
 
     @property
     def identity(self) -> EmbedderIdentity:
-        """The embedder whose vectors it holds."""
+        """The identity of the embedder whose vectors the index holds."""
         return self._header.identity
 
     @property
     def embedder(self) -> EmbedderConfig | None:
-        """Settings of that embedder; None: vectors were brought from elsewhere."""
+        """The settings of that embedder; None: vectors were brought from elsewhere."""
         return self._header.embedder
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name that messages call the index by."""
         return _name(self._config)
 
     def __len__(self) -> int:
@@ -104,10 +104,10 @@ class QdrantIndex:
         check_ids(pages)
         found = checked_vectors(vectors, [page.page_id for page in pages], dimension=self.identity.dimension)
         for start in range(0, len(pages), _POINTS_AT_ONCE):
-            some = slice(start, start + _POINTS_AT_ONCE)
+            batch = slice(start, start + _POINTS_AT_ONCE)
             points = [
                 models.PointStruct(id=_point_id(page.page_id), vector=vector.tolist(), payload=_payload(page))
-                for page, vector in zip(pages[some], found[some], strict=True)
+                for page, vector in zip(pages[batch], found[batch], strict=True)
             ]
             with _named_server(self._config):
                 self._client.upsert(self._config.collection, points, wait=True)
@@ -128,7 +128,7 @@ class QdrantIndex:
         return num_removed
 
     def search(self, vectors: NDArray[Any], k: int, allowed: PageFilter = ALL_PAGES) -> list[list[FoundPage]]:
-        """The best pages for each question; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
+        """Find the best pages for each question; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
         check_k(k)
         names = [f"question {number}" for number in range(1, len(vectors) + 1)]
         queries = checked_vectors(vectors, names, dimension=self.identity.dimension)
@@ -154,7 +154,11 @@ class QdrantIndex:
                 return []
             # The server's scores are of float32, and equal vectors need not score equally.
             scores = exact_scores([np.array([point.vector for point in points], np.float32)], query)
-            if not exact or len(points) < limit or min(one.score for one in points) < kth_score(scores, k) - ROUNDING:
+            if (
+                not exact
+                or len(points) < limit
+                or min(point.score for point in points) < kth_score(scores, k) - ROUNDING
+            ):
                 break
             limit *= 4  # a page beyond those seen may tie with the last
         best = best_rows(np.arange(len(points)), scores, k)
@@ -162,16 +166,19 @@ class QdrantIndex:
         return ranked(zip(pages, best.scores, strict=True), k)
 
     def vectors(self, page_ids: Sequence[str]) -> FloatArray:
-        """Vectors of pages, as they are kept; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
+        """Look up the vectors of pages, as they are kept; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
         found = np.empty((len(page_ids), self.identity.dimension), dtype=np.float32)
         for start in range(0, len(page_ids), _POINTS_AT_ONCE):
-            some = page_ids[start : start + _POINTS_AT_ONCE]
+            batch = page_ids[start : start + _POINTS_AT_ONCE]
             with _named_server(self._config):
                 points = self._client.retrieve(
-                    self._config.collection, [_point_id(one) for one in some], with_payload=False, with_vectors=True
+                    self._config.collection,
+                    [_point_id(page_id) for page_id in batch],
+                    with_payload=False,
+                    with_vectors=True,
                 )
             held = {str(point.id): point.vector for point in points}
-            for number, page_id in enumerate(some, start=start):
+            for number, page_id in enumerate(batch, start=start):
                 vector = held.get(_point_id(page_id))
                 if vector is None:
                     raise not_there(page_id, self.name)
@@ -179,7 +186,7 @@ class QdrantIndex:
         return found
 
     def pages(self, allowed: PageFilter = ALL_PAGES) -> list[IndexedPage]:
-        """Pages without their vectors, in page order."""
+        """List pages without their vectors, in page order."""
         found: list[IndexedPage] = []
         following: Any = None
         while True:
@@ -192,18 +199,21 @@ class QdrantIndex:
                 return sorted(found, key=lambda page: page.order)
 
     def save(self) -> None:
-        """Nothing to do: the server keeps what it has taken."""
+        """Do nothing: the server keeps what it has taken."""
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection to the server."""
         self._client.close()
 
 
 def connect(config: IndexConfig) -> QdrantClient:
-    """A client of the server at ``index.url``.
+    """Make a client of the server at ``index.url``.
 
     Args:
-        config: address, and the variable that holds the key.
+        config: the settings with the address and the name of the variable that holds the key.
+
+    Returns:
+        The client; the server is first called when the client is used.
 
     Raises:
         PageIndexError: the variable is not set.
@@ -223,8 +233,8 @@ def has_collection(client: QdrantClient, config: IndexConfig) -> bool:
     """Whether ``index.collection`` is there, whoever made it.
 
     Args:
-        client: see :func:`connect`.
-        config: the collection's name.
+        client: the client of the server, as :func:`connect` makes it.
+        config: the settings that name the collection.
 
     Raises:
         PageIndexError: the server cannot be reached.
@@ -236,16 +246,19 @@ def has_collection(client: QdrantClient, config: IndexConfig) -> bool:
 def create_qdrant_index(
     client: QdrantClient, identity: EmbedderIdentity, config: IndexConfig, embedder: EmbedderConfig | None = None
 ) -> QdrantIndex:
-    """A new index, empty.
+    """Create an index, which is empty, as a new collection.
 
     Args:
-        client: see :func:`connect`.
-        identity: the embedder whose vectors it will hold.
-        config: the collection's name, precision.
-        embedder: settings of the embedder; None: vectors are brought from elsewhere.
+        client: the client of the server, as :func:`connect` makes it.
+        identity: the identity of the embedder whose vectors the index will hold.
+        config: the settings that name the collection and give the precision of its vectors.
+        embedder: the settings of that embedder; None: vectors are brought from elsewhere.
+
+    Returns:
+        The index, open for reading and writing.
 
     Raises:
-        PageIndexError: the collection exists, the server cannot be reached, or is too old to keep metadata.
+        PageIndexError: the collection exists, or the server cannot be reached or is too old to keep metadata.
     """
     header = CollectionHeader(made_by=__version__, identity=identity, embedder=embedder)
     metadata = {"kind": COLLECTION_KIND, "version": COLLECTION_VERSION, "content": to_plain(header)}
@@ -278,14 +291,18 @@ def create_qdrant_index(
 
 
 def open_qdrant_index(client: QdrantClient, config: IndexConfig) -> QdrantIndex:
-    """An index that is there.
+    """Open the index that a collection holds.
 
     Args:
-        client: see :func:`connect`.
-        config: the collection's name, and how it is searched.
+        client: the client of the server, as :func:`connect` makes it.
+        config: the settings that name the collection and say how it is searched.
+
+    Returns:
+        The index, open for reading and writing.
 
     Raises:
-        PageIndexError: there is no such collection, or something else made it; the server cannot be reached.
+        PageIndexError: there is no such collection, another program or version made it, or the server cannot be
+            reached.
     """
     if not has_collection(client, config):
         raise PageIndexError(f"there is no {_name(config)[4:]}; check index.url and index.collection")
@@ -317,7 +334,7 @@ def _point_id(page_id: str) -> str:
 
 
 def _payload(page: IndexedPage) -> dict[str, Any]:
-    """A page's fields, and what filters go by: every folder above it, and its day as a number."""
+    """Collect a page's fields, and what filters go by: every folder above it, and its day as a number."""
     parts = page.folder.split("/") if page.folder else []
     folders = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)] or [""]
     extra = {"day": datetime.date.fromisoformat(page.date).toordinal()} if page.date else {}
@@ -345,7 +362,7 @@ def _conditions(wanted: PageFilter) -> models.Filter | None:
 
 @contextmanager
 def _named_server(config: IndexConfig) -> Iterator[None]:
-    """What the server refuses or the network does, with the address and the way out."""
+    """Raise errors of the server or the network in the block as one that names the address and the way out."""
     try:
         yield
     except (ApiException, ConnectionError, TimeoutError) as error:

@@ -1,4 +1,4 @@
-"""Which of the pages that were found the model gets to see, by how probably each is relevant to the question.
+"""Select the pages that the model gets to see, by how probably each is relevant to the question.
 
 MIRAGE (arXiv:2407.13766) scores every image by itself and shows those that its retriever keeps, in their order. Its
 rule is ``mirage`` here; ``strict`` is the rule that its comments promise. Probabilities come from the answering model's
@@ -23,7 +23,7 @@ from rsgrpo.io.atomic_files import read_json_object, shown_value, write_json
 from rsgrpo.io.record_codec import RecordError, from_plain
 
 SelectionMode = Literal["mirage", "strict"]
-"""How pages below the threshold are treated; see :func:`select`."""
+"""How pages below the threshold are treated, as :func:`select` describes."""
 
 _KIND = "relevance_calibration"
 _VERSION = 1
@@ -39,18 +39,18 @@ class RelevanceError(RsgrpoError, ValueError):
 def select(
     probabilities: Sequence[float], top_k: int, threshold: float = 0.5, mode: SelectionMode = "strict"
 ) -> tuple[int, ...]:
-    """Which pages are kept, by their place in the question, so that ``[2]`` goes on to mean the user's second page.
+    """Select the pages to keep, in their order in the question, so that ``[2]`` still means the user's second page.
 
     Args:
-        probabilities: of relevance, one a page, 0 to 1.
-        top_k: most pages that are kept, at least 1.
-        threshold: 0 to 1; a page at it counts as relevant.
-        mode: ``strict``: of the ``top_k`` most probable those at or above the threshold. ``mirage``: all of the
-            ``top_k`` as soon as any page reaches the threshold, also those below it. In both, the most probable one
-            where no page reaches it: the question is never asked without a page.
+        probabilities: the probability that each page is relevant, from 0 to 1.
+        top_k: the largest number of pages to keep, at least 1.
+        threshold: the probability from which on a page counts as relevant, from 0 to 1.
+        mode: the rule. ``strict`` keeps those of the ``top_k`` most probable pages that reach the threshold. ``mirage``
+            keeps all of the ``top_k``, also those below the threshold, as soon as any page reaches it. Where no page
+            reaches it, both keep the most probable one: the question is never asked without a page.
 
     Returns:
-        0-based indices, ascending. Of equally probable pages the first ones are kept.
+        The indices of the pages that are kept, from 0, ascending. Of equally probable pages the first ones are kept.
 
     Raises:
         RelevanceError: there is no page, a probability or the threshold is not from 0 to 1, or ``top_k`` is below 1.
@@ -74,13 +74,16 @@ def select(
 
 
 def yes_no_probability(logprob_yes: float, logprob_no: float) -> float:
-    """How probable a model finds "yes", of the two answers: ``sigmoid(logprob_yes - logprob_no)``.
+    """Compute how probable a model finds "yes" of the two answers: ``sigmoid(logprob_yes - logprob_no)``.
 
     The difference is that of the two logits, so nothing depends on how probable other tokens are.
 
     Args:
-        logprob_yes: natural logarithm of the probability of "yes"; minus infinity is allowed for one of the two.
-        logprob_no: likewise of "no".
+        logprob_yes: the natural logarithm of the probability of "yes"; minus infinity is allowed for one of the two.
+        logprob_no: the natural logarithm of the probability of "no".
+
+    Returns:
+        The probability of "yes", from 0 to 1.
 
     Raises:
         RelevanceError: one of them is NaN or plus infinity, or both are minus infinity.
@@ -99,14 +102,14 @@ def yes_no_probability(logprob_yes: float, logprob_no: float) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """From a cosine to the probability that the page is relevant: ``sigmoid(scale * cosine + offset)``.
+    """A sigmoid from a cosine to the probability that the page is relevant: ``sigmoid(scale * cosine + offset)``.
 
     Attributes:
-        scale: positive: a higher cosine is never less relevant.
+        scale: the slope of the logit, above 0, so that a page with a higher cosine is never less relevant.
         offset: the logit at cosine 0.
-        num_relevant: relevant pairs of question and page that it was fitted on.
-        num_irrelevant: the other pairs.
-        is_balanced: whether both kinds weighed the same in the fit, however many there were.
+        num_relevant: how many relevant pairs of question and page it was fitted on.
+        num_irrelevant: how many irrelevant pairs of question and page it was fitted on.
+        is_balanced: whether both kinds of pairs weighed the same in total in the fit.
     """
 
     scale: float
@@ -123,10 +126,13 @@ class Calibration:
             )
 
     def probability(self, score: float) -> float:
-        """The probability of relevance, 0 to 1.
+        """Compute the probability that a page is relevant from its score.
 
         Args:
-            score: a cosine, or whatever the calibration was fitted on.
+            score: the cosine of page and question, or another score of the kind that the calibration was fitted on.
+
+        Returns:
+            The probability, from 0 to 1.
 
         Raises:
             RelevanceError: the score is not finite.
@@ -145,10 +151,10 @@ def fit_calibration(
     ``1 / (n0 + 2)`` instead of 1 and 0, so that the fit is finite also where one score parts all pages.
 
     Args:
-        dev_scores: cosines of pairs of question and page.
-        dev_is_relevant: whether each page is relevant to its question.
-        should_balance: let relevant and irrelevant pairs weigh the same in total. Without it a probability is right for
-            a page drawn as these pairs were, mostly irrelevant ones; with it 0.5 parts the two kinds.
+        dev_scores: the cosine of each pair of question and page, [pairs].
+        dev_is_relevant: whether the page of each pair is relevant to its question, [pairs].
+        should_balance: whether relevant and irrelevant pairs weigh the same in total. If not, a probability is right
+            for a page drawn as these pairs were, mostly irrelevant ones; if so, 0.5 parts the two kinds.
 
     Returns:
         The calibration.
@@ -202,18 +208,18 @@ def save_calibration(file: Path, calibration: Calibration) -> None:
     """Write a calibration as JSON, whole or not at all.
 
     Args:
-        file: which is replaced.
-        calibration: what to write.
+        file: the file to write, which is replaced.
+        calibration: the calibration to write.
     """
     write_json(file, {"kind": _KIND, "version": _VERSION, "calibration": asdict(calibration)}, indent=2)
 
 
 def load_calibration(file: Path) -> Calibration:
-    """What :func:`save_calibration` wrote.
+    """Read a calibration that :func:`save_calibration` wrote.
 
     Raises:
         FileError: the file is missing, damaged, or cannot be read.
-        RelevanceError: it holds something else, or is of another version.
+        RelevanceError: the file holds something else, or is of another version.
     """
     document = read_json_object(file)
     for key, expected in (("kind", _KIND), ("version", _VERSION)):
@@ -231,7 +237,7 @@ def load_calibration(file: Path) -> Calibration:
 def _newton(
     scores: NDArray[np.float64], targets: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Slope and intercept of the weighted logistic fit, for scores of mean 0 and deviation 1: nothing is singular."""
+    """Fit slope and intercept of a weighted logistic curve to scores of mean 0 and deviation 1; nothing is singular."""
     inputs = np.stack([scores, np.ones_like(scores)], axis=1)  # [N, 2]
     parameters = np.zeros(2)
     loss = _loss(inputs @ parameters, targets, weights)
@@ -256,12 +262,12 @@ def _newton(
 
 
 def _loss(logits: NDArray[np.float64], targets: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
-    """Weighted cross-entropy: ``log(1 + exp(z)) - t z``."""
+    """Compute the weighted cross-entropy: ``log(1 + exp(z)) - t z``."""
     return float((weights * (np.logaddexp(0, logits) - targets * logits)).sum())
 
 
 def _sigmoid(logit: float) -> float:
-    """Without overflow at either end."""
+    """Compute the sigmoid without overflow at either end."""
     if logit >= 0:
         return 1 / (1 + math.exp(-logit))
     grown = math.exp(logit)

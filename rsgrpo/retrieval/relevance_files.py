@@ -1,4 +1,4 @@
-"""Pages, queries and relevance judgements of a retrieval data set, as VisRAG, mteb and BEIR lay them out.
+"""Read pages, queries and relevance judgements of a retrieval data set, as VisRAG, mteb and BEIR lay them out.
 
 A folder holds three parts, each a folder of that name or files that begin with it, parquet or JSON lines:
 
@@ -29,7 +29,7 @@ from rsgrpo.io.natural_order import visible_files
 from rsgrpo.types import ImageRef
 
 Answer = str | int | float | tuple[str | int | float, ...] | None
-"""An answer as the data set has it: VisRAG judges numbers otherwise than the same digits as text."""
+"""An answer of the type that the data set gives it: VisRAG judges a number otherwise than the same digits as text."""
 
 ID_KEYS = ("_id", "id", "text_id", "sample_id", "filename", "corpus-id", "query-id")
 """Where a page's or query's id may stand; the first that is not null counts, as in VisRAG."""
@@ -48,10 +48,10 @@ class RetrievalQuery:
     """A question to a corpus.
 
     Attributes:
-        query_id: its id.
-        text: what is asked.
-        answer: the gold answer, of the data set's type; None where it has none.
-        options: what a question of multiple choice offers.
+        query_id: the id of the query, unique in its set.
+        text: the text of the question.
+        answer: the gold answer, of the type that the data set gives it; None where there is none.
+        options: the answers that a question of multiple choice offers; empty for other questions.
     """
 
     query_id: str
@@ -65,9 +65,9 @@ class RetrievalPage:
     """A page of a corpus.
 
     Attributes:
-        page_id: its id.
-        image: where its image lies; None: it has text only.
-        text: its text layer, as far as the data set has one.
+        page_id: the id of the page, unique in its set.
+        image: the reference to its image; None: the page has text only.
+        text: the text of the page; empty where the data set has none.
     """
 
     page_id: str
@@ -80,9 +80,10 @@ class RetrievalSet:
     """Queries, the pages that are searched, and which of them are relevant.
 
     Attributes:
-        queries: in file order.
-        pages: likewise.
-        relevant: relevance by query id and page id, as :func:`rsgrpo.retrieval.measures.measure_run` takes it.
+        queries: the queries, in file order.
+        pages: the pages, in file order.
+        relevant: the relevance of each judged page, by query id and page id, as
+            :func:`rsgrpo.retrieval.measures.measure_run` takes it.
 
     Raises:
         DataError: an id is there twice, or a judgement names a query or page that is not there.
@@ -96,11 +97,11 @@ class RetrievalSet:
         query_ids = _distinct((query.query_id for query in self.queries), "query")
         page_ids = _distinct((page.page_id for page in self.pages), "page")
         _refuse_unknown((query_id for query_id in self.relevant), query_ids, "query", "queries")
-        _refuse_unknown((one for pages in self.relevant.values() for one in pages), page_ids, "page", "corpus")
+        _refuse_unknown((page_id for pages in self.relevant.values() for page_id in pages), page_ids, "page", "corpus")
 
     @property
     def unjudged_query_ids(self) -> tuple[str, ...]:
-        """Queries without a judgement; measures cannot count them."""
+        """The ids of queries without a judgement, which measures cannot count."""
         return tuple(query.query_id for query in self.queries if query.query_id not in self.relevant)
 
 
@@ -110,13 +111,14 @@ def read_retrieval_set(
     """Read a data set in VisRAG's layout.
 
     Args:
-        folder: with the three parts; paths of images in JSON lines are relative to it or to the part's folder.
-        split: which files of a part count where it has several splits; VisRAG's only one is called ``train``.
-        query_template: text of a query, with columns in angle brackets.
-        media_folder: where images are kept that JSON lines hold as base64; empty: the media cache.
+        folder: the folder that holds the three parts; paths of images in JSON lines are relative to it or to the
+            part's folder.
+        split: the split whose files are read where a part has several; VisRAG's only one is called ``train``.
+        query_template: the text of a query, with names of columns in angle brackets.
+        media_folder: the folder in which images are kept that JSON lines hold as base64; empty: the media cache.
 
     Returns:
-        The set. Images are known to be there, but none was decoded.
+        The set. Every image is known to be there, but none was decoded.
 
     Raises:
         DataError: a part is missing or broken, a row lacks a column or an id, a page stands in two files or twice in
@@ -137,12 +139,15 @@ def read_retrieval_set(
 
 
 def oracle_page_ids(query_id: str, *, dataset: str) -> tuple[str, ...]:
-    """The gold pages that a query id of VisRAG's test sets names: what its oracle setting answers from.
+    """Read the gold pages off a query id of VisRAG's test sets; its oracle setting answers from these pages.
 
     Args:
-        query_id: ``PAGE-NUMBER``; of SlideVQA ``PAGEtcy6PAGEquery_numberNUMBER``.
-        dataset: VisRAG's name of the set: ``ArxivQA``, ``ChartQA``, ``InfoVQA``, ``MP-DocVQA``, ``PlotQA``,
+        query_id: the id of the query: ``PAGE-NUMBER``, of SlideVQA ``PAGEtcy6PAGEquery_numberNUMBER``.
+        dataset: the name that VisRAG gives the set: ``ArxivQA``, ``ChartQA``, ``InfoVQA``, ``MP-DocVQA``, ``PlotQA``,
             ``SlideVQA``.
+
+    Returns:
+        The ids of the gold pages; more than one only for SlideVQA.
 
     Raises:
         DataError: the id is of another form.
@@ -164,13 +169,16 @@ def oracle_page_ids(query_id: str, *, dataset: str) -> tuple[str, ...]:
 
 
 def fill_template(template: str, row: Mapping[str, object]) -> str:
-    """A text with columns in place of their names in angle brackets; a column that is null or missing leaves nothing.
+    """Replace names of columns in angle brackets by what the columns hold; one that is null or missing leaves nothing.
 
-    What a column holds is taken as it is, angle brackets too.
+    The content of a column is taken as it is, angle brackets too.
 
     Args:
-        template: such as ``Represent this query for retrieving relevant documents: <query>``.
-        row: columns by name.
+        template: the text to fill, such as ``Represent this query for retrieving relevant documents: <query>``.
+        row: the content of each column by its name.
+
+    Returns:
+        The filled text.
 
     Example:
         ``fill_template("<title> <text>", {"title": "A", "text": "b <c>"}) == "A b <c>"``
@@ -179,20 +187,22 @@ def fill_template(template: str, row: Mapping[str, object]) -> str:
 
 
 def refuse_shared_pages(sets: Mapping[str, RetrievalSet]) -> None:
-    """Refuse splits of which one was trained on what another one asks for.
+    """Refuse splits that share a relevant page, so that no model is tested on a page that it was trained on.
 
-    Splits may search one corpus; what counts is the pages that are relevant to a query.
+    Splits may search one corpus; only the pages that are relevant to a query must differ.
 
     Args:
-        sets: by the name of the split.
+        sets: the set of each split, by the name of the split.
 
     Raises:
         DataError: a page is relevant in two splits; the message names pages and splits.
     """
     first_split: dict[str, str] = {}
     shared = []
-    for name, one in sets.items():
-        relevant = dict.fromkeys(page for pages in one.relevant.values() for page, score in pages.items() if score > 0)
+    for name, split_set in sets.items():
+        relevant = dict.fromkeys(
+            page for pages in split_set.relevant.values() for page, score in pages.items() if score > 0
+        )
         shared += [f"{shown(page, 60)!r} ({first_split[page]} and {name})" for page in relevant if page in first_split]
         first_split |= {page: name for page in relevant if page not in first_split}
     if shared:
@@ -203,7 +213,7 @@ def refuse_shared_pages(sets: Mapping[str, RetrievalSet]) -> None:
 
 
 def _rows(folder: Path, part: str, split: str) -> Iterator[tuple[Path, str, dict[str, Any]]]:
-    """File, place and columns of every row of a part."""
+    """Read every row of a part: its file, its place for messages, and its columns."""
     for file in _files(folder, part, split):
         for index, record in enumerate(raw_records(file, prefix="item")):
             place = place_of(file, record, index)
@@ -223,11 +233,11 @@ def _files(folder: Path, part: str, split: str) -> list[Path]:
             f"{shown(folder)} has no {part}; expected the folders or files (parquet, jsonl) {', '.join(PARTS)}"
             + ("" if folder.is_dir() else ": there is no such folder")
         )
-    return [file for one in named for file in data_files(str(one))]
+    return [file for part_file in named for file in data_files(str(part_file))]
 
 
 def _identified_rows(folder: Path, part: str, split: str) -> Iterator[tuple[Path, str, str, dict[str, Any]]]:
-    """File, place, id and columns of every row; no id comes twice."""
+    """Read every row of a part: its file, its place for messages, its id and its columns; no id comes twice."""
     places: dict[str, str] = {}
     for file, place, row in _rows(folder, part, split):
         key = next((key for key in ID_KEYS if row.get(key) is not None), None)
@@ -255,7 +265,7 @@ def _query(query_id: str, row: Mapping[str, Any], template: str, place: str) -> 
             "name the column with the question in query_template"
         )
     options = row.get("options")
-    if options is not None and not (isinstance(options, list) and all(isinstance(one, str) for one in options)):
+    if options is not None and not (isinstance(options, list) and all(isinstance(option, str) for option in options)):
         raise DataError(f"queries: {place}: options is {options!r:.60}, expected a list of texts")
     return RetrievalQuery(
         query_id=query_id,
@@ -270,7 +280,7 @@ def _answer(value: object, place: str) -> Answer:
         return None
     if isinstance(value, str | int | float):
         return value
-    if isinstance(value, list) and all(isinstance(one, str | int | float) for one in value):
+    if isinstance(value, list) and all(isinstance(entry, str | int | float) for entry in value):
         return tuple(value)
     raise DataError(f"queries: {place}: answer is {value!r:.60}, expected a text, a number, or a list of these")
 
@@ -317,21 +327,21 @@ def _judgements(folder: Path, split: str) -> dict[str, dict[str, int]]:
 
 def _distinct(ids: Iterable[str], kind: str) -> frozenset[str]:
     seen: set[str] = set()
-    for one in ids:
-        if one in seen:
-            raise DataError(f"the {kind} {shown(one, 80)!r} is in the set twice; leave one of them out")
-        seen.add(one)
+    for new_id in ids:
+        if new_id in seen:
+            raise DataError(f"the {kind} {shown(new_id, 80)!r} is in the set twice; leave one of them out")
+        seen.add(new_id)
     return frozenset(seen)
 
 
 def _refuse_unknown(named: Iterable[str], known: frozenset[str], kind: str, part: str) -> None:
-    unknown = [one for one in dict.fromkeys(named) if one not in known]
+    unknown = [named_id for named_id in dict.fromkeys(named) if named_id not in known]
     if not unknown:
         return
     alike = dict(near_misses(unknown, known))
     examples = [
-        f"{shown(one, 60)!r}" + (f" (looks like {shown(alike[one], 60)!r})" if one in alike else "")
-        for one in unknown[:_EXAMPLES]
+        f"{shown(named_id, 60)!r}" + (f" (looks like {shown(alike[named_id], 60)!r})" if named_id in alike else "")
+        for named_id in unknown[:_EXAMPLES]
     ]
     more = len(unknown) - len(examples)
     raise DataError(

@@ -1,4 +1,4 @@
-"""Embedders of sentence-transformers; the one module that imports it.
+"""Embed questions and pages with models of sentence-transformers; the one module that imports it.
 
 Three presets: what was saved with the model (``auto``), VisRAG's weighted mean (``visrag``; arXiv:2410.10594, §3.2) and
 the last token (``last_token``). With hidden states ``h_t`` of the real tokens ``t = 1 … T`` the weighted mean is
@@ -54,10 +54,10 @@ class SentenceEmbedder:
     """A model of sentence-transformers as an :class:`~rsgrpo.retrieval.embedder.Embedder`.
 
     Args:
-        config: the model, and how it is run.
+        config: the settings that name the model and say how it is run.
 
     Raises:
-        EmbeddingError: the model is not there, cannot be loaded, or does not do what the settings ask of it.
+        EmbeddingError: the model is not there, cannot be loaded, or does not fit the settings.
 
     Example:
         ``SentenceEmbedder(EmbedderConfig(model="runs/embedder", preset="visrag")).embed_queries(["Who signed it?"])``
@@ -96,11 +96,11 @@ class SentenceEmbedder:
 
     @property
     def settings(self) -> EmbedderConfig:
-        """What makes the same embedder again: its folder is absolute, its revision on the hub the one that it has."""
+        """The settings that make the same embedder again, with an absolute folder or the revision that was loaded."""
         return self._config
 
     def embed_queries(self, queries: Sequence[str]) -> FloatArray:
-        """Vectors of questions; see :class:`~rsgrpo.retrieval.embedder.Embedder`."""
+        """Turn questions into vectors; see :class:`~rsgrpo.retrieval.embedder.Embedder`."""
         texts = [well_formed(query)[0] for query in queries]
         names = [f"question {number} ({shown(text, _SHOWN_QUERY)!r})" for number, text in enumerate(texts, start=1)]
         lengths = [self._query_tokens(text, name) for text, name in zip(texts, names, strict=True)]
@@ -122,7 +122,7 @@ class SentenceEmbedder:
         return checked_vectors(found, names, dimension=self._identity.dimension)
 
     def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
-        """Vectors of pages; see :class:`~rsgrpo.retrieval.embedder.Embedder`."""
+        """Turn pages into vectors; see :class:`~rsgrpo.retrieval.embedder.Embedder`."""
         names = [_page_name(page, number) for number, page in enumerate(pages, start=1)]
         lengths = [self._page_tokens(page, name) for page, name in zip(pages, names, strict=True)]
         # The preset knows no prompt for pages; a saved model may have one.
@@ -141,7 +141,7 @@ class SentenceEmbedder:
     def _read_ahead(
         self, pages: Sequence[PageImage], batches: Sequence[list[int]]
     ) -> Iterator[tuple[list[int], list[Image.Image]]]:
-        """Every batch with its images; the next batch is decoded while the model works on this one."""
+        """Give every batch with its images; the next batch is decoded while the model works on this one."""
         with ThreadPoolExecutor(_DECODING_THREADS) as threads:
 
             def begin(batch: list[int]) -> list[Future[Image.Image]]:
@@ -149,7 +149,7 @@ class SentenceEmbedder:
 
             waiting = begin(batches[0]) if batches else []
             for number, batch in enumerate(batches):
-                images = [one.result() for one in waiting]
+                images = [future.result() for future in waiting]
                 waiting = begin(batches[number + 1]) if number + 1 < len(batches) else []
                 yield batch, images
 
@@ -166,10 +166,10 @@ class SentenceEmbedder:
         return image_size(page, self._rules)
 
     def _page_tokens(self, page: PageImage, name: str) -> int:
-        """Tokens of a page, template included, from its size alone.
+        """Count the tokens of a page, template included, from its size alone.
 
         Raises:
-            EmbeddingError: they are more than the model takes; sentence-transformers would not cut them either.
+            EmbeddingError: the page has more tokens than the model reads; sentence-transformers would not cut it.
         """
         size = self._size(page)
         if size not in self._tokens_of_size:
@@ -184,23 +184,24 @@ class SentenceEmbedder:
         return num_tokens
 
     def _query_tokens(self, text: str, name: str) -> int:
-        """Tokens of a question, template included.
+        """Count the tokens of a question, template included.
 
         Raises:
-            EmbeddingError: it says nothing to the model: its vector would be that of any other such question.
+            EmbeddingError: the question is empty, contains a special token of the model, or has no character that the
+                model knows: its vector would be that of any other such question.
         """
         tokenizer = self._model.tokenizer
         ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text.strip() else []
         if not ids:
             raise EmbeddingError(f"{name} is empty; ask something")
         unknown = tokenizer.unk_token_id
-        if unknown is not None and all(one == unknown for one in ids):
+        if unknown is not None and all(token == unknown for token in ids):
             raise EmbeddingError(
                 f"{name} has no character that the model's tokenizer knows; ask in another script, or take an embedder "
                 "that was trained on this one"
             )
         added = tokenizer.added_tokens_decoder
-        special = [str(added[one]) for one in ids if one in added and added[one].special and one != unknown]
+        special = [str(added[token]) for token in ids if token in added and added[token].special and token != unknown]
         if special:
             raise EmbeddingError(
                 f"{name} contains {special[0]}, which means something else than text to the model; take it out"
@@ -222,7 +223,7 @@ class SentenceEmbedder:
 
 
 class _Float32Tokens(torch.nn.Module):
-    """Token vectors in float32 before they are pooled: VisRAG's weights of float32 promote its sum."""
+    """Convert token vectors to float32 before they are pooled: VisRAG's float32 weights promote its sum as well."""
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
         return {**features, "token_embeddings": features["token_embeddings"].float()}
@@ -250,10 +251,11 @@ def _pinned(config: EmbedderConfig, folder: Path) -> EmbedderConfig:
 
 
 def _loaded(config: EmbedderConfig, folder: Path) -> SentenceTransformer:
-    """The model in evaluation mode, on its device.
+    """Load the model, and put it in evaluation mode on its device.
 
     Raises:
-        EmbeddingError: it cannot be loaded, has no pooling, another one than the preset's, or reads no images.
+        EmbeddingError: the model cannot be loaded, lacks weights, has no pooling or another one than the preset's, or
+            reads no images.
     """
     device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -309,7 +311,7 @@ def _loaded(config: EmbedderConfig, folder: Path) -> SentenceTransformer:
 
 
 def _pooling(model: SentenceTransformer) -> str:
-    """How its token vectors become one: the mode of its pooling, or the names of its modules."""
+    """Name the way in which token vectors become one: the mode of the pooling, or the names of the modules."""
     for module in model:
         if isinstance(module, Pooling):
             modes = module.pooling_mode
@@ -330,7 +332,7 @@ def _page_name(page: PageImage, number: int) -> str:
 
 
 def _encoded(encode: Callable[[Sequence[Any]], Any], items: Sequence[Any], names: Sequence[str]) -> Any:
-    """The model's vectors of a batch; what it refuses is named."""
+    """Run the model on a batch; an error names the items that the model refuses."""
     try:
         return encode(items)
     except torch.OutOfMemoryError as error:

@@ -2,8 +2,7 @@
 
 A file has a line for each page of each query, ``query Q0 page rank score tag``, parted by tabs as VisRAG writes it or
 by blanks as ``trec_eval`` does; ``query page score`` is read too. The score counts, not the rank. Large runs come as
-several
-files: one for each process that embedded queries, or one for each part of the corpus; merged, they are one run.
+several files: one for each process that embedded queries, or one for each part of the corpus; merged, they are one run.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class ScoredPage:
     """A page that was found for a query.
 
     Attributes:
-        page_id: the page's id in its corpus.
-        score: the higher, the more relevant; of whatever scale the search has.
+        page_id: the id of the page in its corpus.
+        score: the score that the search gave the page, of any scale: the higher, the more relevant.
     """
 
     page_id: str
@@ -49,10 +48,13 @@ Run = Mapping[str, Ranking]
 
 
 def ordered(ranking: Ranking) -> tuple[ScoredPage, ...]:
-    """A ranking by falling score; pages of equal score stay as they stand, as in VisRAG's writer and its MRR.
+    """Sort a ranking by falling score; pages of equal score keep their order, as in VisRAG's writer and its MRR.
 
     Args:
-        ranking: pages in any order.
+        ranking: the pages in any order.
+
+    Returns:
+        The pages, best first.
 
     Example:
         Pages a, b, c with the scores 0.5, 0.9, 0.5 become b, a, c.
@@ -64,8 +66,8 @@ def check_ranking(ranking: Ranking, name: str) -> None:
     """Refuse a ranking that cannot be measured or fused.
 
     Args:
-        ranking: pages with scores.
-        name: what messages call it, such as ``query 'q7'``.
+        ranking: the pages with their scores.
+        name: the name that messages call the ranking by, such as ``query 'q7'``.
 
     Raises:
         RunError: a page stands twice, a score is no finite number, or an id is empty or holds a zero byte or half a
@@ -91,10 +93,10 @@ def check_run(run: Run) -> None:
     """Refuse a run with a ranking that cannot be measured.
 
     Args:
-        run: rankings by query id.
+        run: the rankings by query id.
 
     Raises:
-        RunError: as :func:`check_ranking`, of any query; or a query id is none.
+        RunError: :func:`check_ranking` refuses the ranking of a query, or :func:`check_id` its id.
     """
     for query_id, ranking in run.items():
         check_id(query_id, "query")
@@ -105,11 +107,11 @@ def check_id(value: str, kind: str) -> None:
     """Refuse an id that trec_eval, which is C, would cut at a zero byte or crash at.
 
     Args:
-        value: the id.
-        kind: ``query`` or ``page``.
+        value: the id to check.
+        kind: the kind of the id, for messages: ``query`` or ``page``.
 
     Raises:
-        RunError: it is empty, or holds a zero byte or half a character (a lone surrogate).
+        RunError: the id is empty, or holds a zero byte or half a character (a lone surrogate).
     """
     if not value or "\0" in value or well_formed(value)[0] != value:
         raise RunError(
@@ -121,16 +123,16 @@ def check_id(value: str, kind: str) -> None:
 def merge_runs(
     runs: Iterable[Run], *, depth: int | None = None, mode: Mode = "strict"
 ) -> dict[str, tuple[ScoredPage, ...]]:
-    """One run out of several: of other queries, or of the same queries over other parts of the corpus.
+    """Merge several runs into one: runs of different queries, or of the same queries over parts of the corpus.
 
     Args:
-        runs: to be merged; the order decides between pages of equal score.
-        depth: most pages that a query keeps; None: all.
-        mode: what becomes of a page that two runs have for one query. ``official``: the first run's score counts, as in
-            VisRAG. ``strict``: it is refused, since parts of a corpus do not overlap.
+        runs: the runs to merge; their order decides between pages of equal score.
+        depth: the largest number of pages that a query keeps; None: all.
+        mode: the rule for a page that two runs have for one query. ``official``: the first run's score counts, as in
+            VisRAG. ``strict``: the page is refused, since parts of a corpus do not overlap.
 
     Returns:
-        Rankings by falling score, queries in the order in which they come first.
+        The rankings by query id, each by falling score; queries come in the order in which the runs first have them.
 
     Raises:
         RunError: there is no run, ``depth`` is below 1, a page is there twice in one run (in ``strict`` mode: in two),
@@ -165,18 +167,20 @@ def merge_runs(
 
 
 def read_run(*files: Path, mode: Mode = "strict") -> dict[str, tuple[ScoredPage, ...]]:
-    """A run from a file, or from the several files that it was written in.
+    """Read a run from a file, or from the several files that it was written in.
 
     Args:
-        files: with six or three fields a line, UTF-8; empty lines do not count.
-        mode: see :func:`merge_runs`; within one file a page may never stand twice.
+        files: the files, in UTF-8 with six or three fields in each line; empty lines do not count.
+        mode: the rule of :func:`merge_runs` for a page that two files have for one query; within one file a query may
+            never have a page twice.
 
     Returns:
-        Rankings by falling score; pages of equal score stay in the file's order.
+        The rankings by query id, each by falling score; pages of equal score stay in the file's order.
 
     Raises:
         FileError: a file is missing, empty, or cannot be read.
-        RunError: a line is none of a run, a page stands twice, or no file is given; the message names file and line.
+        RunError: a line is not a line of a run, a query has a page twice, or no file is given; the message names file
+            and line.
     """
     return merge_runs([_rankings(file) for file in files], mode=mode)
 
@@ -185,10 +189,10 @@ def write_run(file: Path, run: Run, *, tag: str = "rsgrpo") -> None:
     """Write a run as VisRAG and ``trec_eval`` read it, whole or not at all.
 
     Args:
-        file: which is replaced.
-        run: rankings; they are sorted by score, and ranks count from 1. Scores are written so that they are read back
-            as the same float64.
-        tag: what the last field says of every line, such as the retriever's name.
+        file: the file to write, which is replaced.
+        run: the rankings by query id; they are sorted by score, and ranks count from 1. Scores are written so that they
+            are read back as the same float64.
+        tag: the last field of every line, such as the retriever's name.
 
     Raises:
         RunError: an id or the tag is empty or has blanks in it, a page stands twice, a score is not finite, or no query
@@ -230,7 +234,7 @@ def _rankings(file: Path) -> dict[str, list[ScoredPage]]:
 
 
 def _fields(line: bytes, where: str) -> tuple[str, str, float]:
-    """Query, page and score of a line."""
+    """Read query, page and score off a line."""
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:

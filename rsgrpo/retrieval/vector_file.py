@@ -27,23 +27,23 @@ from rsgrpo.types import BoolArray, FloatArray
 
 _ROWS_AT_ONCE = 8192  # scored or copied: 2,048 float64 each are 128 MiB
 _FEW_ROWS = 512  # so few are scored at once, without faiss
-_FEW_SHARE = 0.02  # likewise where a filter leaves so few of all
+_FEW_SHARE = 0.02  # the share of all rows that a filter leaves, up to which they are scored at once, without faiss
 _WRITE_BYTES = 1 << 20
 _LIST_SAMPLES = 64  # vectors a list that it learns from
 _REFINED = 8  # candidates of inverted lists, whose codes have 8 bits, for each page asked for
 
 
 class VectorFileError(ValueError):
-    """A file of vectors cannot be read; says what is wrong with it."""
+    """A file of vectors cannot be read; the message says what is wrong with it."""
 
 
 class VectorRows:
     """Vectors of one dimension, numbered from 0 as they were added.
 
     Args:
-        index: faiss's, flat: float32, or float16 as a scalar quantizer.
-        lists: faiss's inverted lists over the same rows; None: every search is exact.
-        num_probes: lists that a search reads.
+        index: the flat faiss index of the vectors, float32, or float16 as a scalar quantizer.
+        lists: the inverted lists of faiss over the same rows; None: every search is exact.
+        num_probes: how many of the lists a search reads.
     """
 
     def __init__(self, index: faiss.Index, lists: faiss.Index | None = None, num_probes: int = 1) -> None:
@@ -53,11 +53,14 @@ class VectorRows:
 
     @classmethod
     def empty(cls, dimension: int, *, is_half: bool = False) -> VectorRows:
-        """No vectors yet.
+        """Make an object without vectors, to which some can be added.
 
         Args:
-            dimension: of each.
-            is_half: kept in float16 instead of float32.
+            dimension: how many numbers each vector has.
+            is_half: whether the vectors are kept in float16 instead of float32.
+
+        Returns:
+            The object, in memory.
         """
         if is_half:
             half = faiss.ScalarQuantizer.QT_fp16
@@ -66,15 +69,18 @@ class VectorRows:
 
     @classmethod
     def mapped(cls, file: Path, lists_file: Path | None = None, num_probes: int = 1) -> VectorRows:
-        """The vectors of a file, of which only what a search touches is read.
+        """Map the vectors of a file, of which only what a search touches is read.
 
         Args:
-            file: that :meth:`write` wrote.
-            lists_file: that :meth:`write_lists` wrote; None: there is none.
-            num_probes: lists that a search reads.
+            file: the file that :meth:`write` wrote.
+            lists_file: the file that :meth:`write_lists` wrote; None: there are no lists.
+            num_probes: how many of the lists a search reads.
+
+        Returns:
+            The vectors, mapped.
 
         Raises:
-            VectorFileError: it is no such file.
+            VectorFileError: a file cannot be read or holds something else, or the two do not fit together.
         """
         index = _read(file, faiss.IO_FLAG_MMAP_IFC)
         if not isinstance(index, faiss.IndexFlatIP | faiss.IndexScalarQuantizer):
@@ -91,51 +97,57 @@ class VectorRows:
 
     @property
     def dimension(self) -> int:
-        """Of each vector."""
+        """How many numbers each vector has."""
         return int(self._index.d)
 
     @property
     def is_half(self) -> bool:
-        """Whether they are kept in float16."""
+        """Whether the vectors are kept in float16."""
         return isinstance(self._index, faiss.IndexScalarQuantizer)
 
     def add(self, vectors: FloatArray) -> None:
         """Append vectors.
 
         Args:
-            vectors: [n, dimension] float32, contiguous.
+            vectors: the vectors to append, [n, dimension] float32, contiguous.
         """
         if len(vectors):
             self._index.add(vectors)
 
     def rows(self, rows: RowArray) -> FloatArray:
-        """Some of the vectors.
+        """Copy the vectors of some rows.
 
         Args:
-            rows: [n] int64.
+            rows: the numbers of the rows, [n] int64.
 
         Returns:
-            [n, dimension] float32.
+            The vectors in the order of ``rows``, [n, dimension] float32.
         """
         found: FloatArray = self._index.reconstruct_batch(rows)
         return found
 
     def copies(self, rows: RowArray) -> Iterator[FloatArray]:
-        """Some of the vectors, a few thousand at a time.
+        """Copy the vectors of some rows, a few thousand at a time.
 
         Args:
-            rows: [n] int64.
+            rows: the numbers of the rows, [n] int64.
+
+        Yields:
+            The vectors of the next rows, [at most 8192, dimension] float32.
         """
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             yield self.rows(rows[start : start + _ROWS_AT_ONCE])
 
     def best(self, queries: FloatArray, k: int, allowed: BoolArray | None = None) -> list[BestRows]:
-        """The best rows for each query.
+        """Find the best rows for each query.
 
         Args:
-            queries: [q, dimension] float32, contiguous.
-            k: how many are asked for, at least 1.
-            allowed: [rows] bool, which may be found; None: all.
+            queries: the vectors of the queries, [queries, dimension] float32, contiguous.
+            k: how many rows are asked for, at least 1.
+            allowed: whether each row may be found, [rows] bool; None: all may.
+
+        Returns:
+            The best rows of each query, in the order of the queries.
         """
         num_allowed = len(self) if allowed is None else int(np.count_nonzero(allowed))
         if not num_allowed:
@@ -191,8 +203,8 @@ class VectorRows:
         """Write inverted lists over the vectors, which make searches of millions quick, and inexact.
 
         Args:
-            file: to write.
-            num_lists: how many.
+            file: the file to write, which is replaced.
+            num_lists: how many lists are built; never more than there are vectors.
 
         Raises:
             OSError: the disk is full, or there is no permission.

@@ -1,4 +1,4 @@
-"""Whether a folder held all of a model's weights: transformers draws at random what is missing, and only logs it."""
+"""Find the weights that a model's folder lacks: transformers draws them at random, and only logs it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _MISSING_ROW = re.compile(r"^\s*(\S[^|\n]*?)\s*\|\s*MISSING\b", re.MULTILINE)
 
 @contextmanager
 def watched_loading() -> Iterator[list[str]]:
-    """Load a model in the block; its report on weights is read instead of printed, and no progress is shown.
+    """Read the report on weights while the block loads a model; neither the report nor the progress is printed.
 
     Yields:
-        Filled while the model is loaded: names of weights that the folder does not hold, as transformers groups them.
+        The names of the weights that the folder does not hold, as transformers groups them; the list is filled while
+        the model is loaded.
 
     Example:
         ``with watched_loading() as missing: model = AutoModel.from_pretrained(folder)``

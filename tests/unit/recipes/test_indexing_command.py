@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FakePage:
-    """What a store says of a page; the sign embedder reads its vector off the end of the image's path."""
+    """A page of a store; the sign embedder reads its vector off the end of the image's path."""
 
     document: str
     page_number: int
@@ -177,7 +177,7 @@ def test_searches_that_cannot_be_made_are_answered_in_one_sentence(
     run_index("a", "--out", places["i"], "--embedder", "m")
     run_index("a", "--out", places["e"], "--embedder", "m", pages=[])
     capsys.readouterr()
-    assert search_index([one.format(**places) for one in arguments], lambda config: SignEmbedder()) > 0
+    assert search_index([argument.format(**places) for argument in arguments], lambda config: SignEmbedder()) > 0
     error = " ".join(capsys.readouterr().err.split())
     assert message.format(**places) in error and "Traceback" not in error
 

@@ -1,4 +1,4 @@
-"""Pages and vectors for tests of indexes; vectors whose inner products are exact, so that ties are."""
+"""Pages and vectors for tests of indexes; inner products of the vectors have no rounding, so that ties are exact."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IDENTITY = EmbedderIdentity(
 
 
 def sign_vector(number: int) -> FloatArray:
-    """One of the 16 vectors of ±0.5: of length 1, inner products in {-1, -0.5, 0, 0.5, 1} without any rounding."""
+    """Make one of the 16 vectors of ±0.5: of length 1, inner products in {-1, -0.5, 0, 0.5, 1} without rounding."""
     return np.array([0.5 if number >> bit & 1 else -0.5 for bit in range(DIMENSION)], np.float32)
 
 
@@ -52,7 +52,7 @@ class SignEmbedder:
 
 
 def make_page(number: int, *, folder: str = "", date: str = "", document: str = "") -> IndexedPage:
-    """Page ``number`` of ten documents."""
+    """Make page ``number`` of ten documents."""
     document = document or f"doc{number % 10}.pdf"
     return IndexedPage(
         page_id=f"{document}#{number}", document=document, page_number=number + 1, folder=folder, date=date, title="é"
@@ -73,7 +73,7 @@ DATES = ("", "2026-01-31", "2026-02-01", "2026-07-01")
 
 
 def spread_page(number: int) -> IndexedPage:
-    """Page ``number``, in folders and of days that the filters tell apart."""
+    """Make page ``number``, in a folder and of a day that the filters tell from others."""
     return make_page(number, folder=FOLDERS[number % len(FOLDERS)], date=DATES[number % len(DATES)])
 
 
@@ -83,7 +83,7 @@ def unit_vectors(num: int, dimension: int, *, seed: int = 0) -> FloatArray:
 
 
 def meets(page: IndexedPage, wanted: PageFilter) -> bool:
-    """The filter's definition, page by page."""
+    """Whether a page meets a filter, by the filter's definition."""
     folders = [page.folder == folder or page.folder.startswith(f"{folder}/") for folder in wanted.folders]
     return (
         (not wanted.documents or page.document in wanted.documents)
@@ -96,13 +96,13 @@ def meets(page: IndexedPage, wanted: PageFilter) -> bool:
 def brute_force(
     pages: list[IndexedPage], vectors: FloatArray, query: FloatArray, k: int, wanted: PageFilter
 ) -> list[tuple[str, float]]:
-    """Ids and scores of the best pages by definition."""
+    """Find ids and scores of the best pages by a look at every page."""
     scores = [float((vector.astype(np.float64) * query.astype(np.float64)).sum()) for vector in vectors]
     allowed = [(page, score) for page, score in zip(pages, scores, strict=True) if meets(page, wanted)]
-    best = sorted(allowed, key=lambda one: (-one[1], one[0].order))[:k]
+    best = sorted(allowed, key=lambda scored: (-scored[1], scored[0].order))[:k]
     return [(page.page_id, score) for page, score in best]
 
 
 def told(found: list[FoundPage]) -> list[tuple[str, float]]:
-    assert [one.rank for one in found] == list(range(1, len(found) + 1))
-    return [(one.page.page_id, one.score) for one in found]
+    assert [hit.rank for hit in found] == list(range(1, len(found) + 1))
+    return [(hit.page.page_id, hit.score) for hit in found]

@@ -14,21 +14,21 @@ IDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1,
 """Ids that a run file can hold."""
 
 SCORES = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from((0.0, -0.0, 0.5, 1.0))
-"""With ties more often than floats alone would have."""
+"""Scores that tie more often than drawn floats alone would."""
 
 
 def pages(*scored: tuple[str, float]) -> tuple[ScoredPage, ...]:
-    """A ranking."""
+    """Make a ranking from page ids and scores."""
     return tuple(ScoredPage(page_id=page_id, score=score) for page_id, score in scored)
 
 
 def ids(ranking: Iterable[ScoredPage]) -> list[str]:
-    """The pages of a ranking."""
+    """List the page ids of a ranking."""
     return [page.page_id for page in ranking]
 
 
 @st.composite
 def rankings(draw: st.DrawFn, page_ids: st.SearchStrategy[str] = IDS, min_size: int = 0) -> tuple[ScoredPage, ...]:
-    """A ranking, not sorted."""
+    """Draw a ranking, not sorted."""
     found = draw(st.dictionaries(page_ids, SCORES, min_size=min_size, max_size=8))
     return pages(*found.items())

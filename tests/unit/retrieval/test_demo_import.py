@@ -37,7 +37,7 @@ def test_rows_become_pages_that_are_found_again(tmp_path: Path) -> None:
         index.add(demo.pages, demo.vectors)
         index.save()
     found = open_index(tmp_path / "i").search(vectors, 1)
-    assert [one[0].page.page_id for one in found] == NAMES
+    assert [hits[0].page.page_id for hits in found] == NAMES
     assert identity.query_instruction.startswith("Represent this query") and identity.pooling == "weightedmean"
 
 

@@ -66,7 +66,7 @@ def test_the_embedder_that_made_an_index_may_have_moved(tmp_path: Path) -> None:
         pages = [make_page(number) for number in range(3)]
         add_pages(index, SignEmbedder(), [dataclasses.replace(page, image_path="p 5") for page in pages])
         (found,) = find_pages(index, moved, ["what 5"], 2)
-        assert [one.page.page_id for one in found] == ["doc0.pdf#0", "doc1.pdf#1"]
+        assert [hit.page.page_id for hit in found] == ["doc0.pdf#0", "doc1.pdf#1"]
         assert find_pages(index, moved, [], 2) == []
         with pytest.raises(PageIndexError, match="got 1 images for 3 pages"):
             add_pages(index, moved, pages, [None])  # type: ignore[list-item]

@@ -112,7 +112,7 @@ def test_adding_removing_and_saving_behave_as_a_dictionary(changes) -> None:
         for vector in range(16):
             (found,) = index.search(sign_vector(vector)[None], 20)
             best = {page_id for page_id, score in told(found) if score == 1.0}
-            assert best == {page_id for page_id, one in expected.items() if one == vector}
+            assert best == {page_id for page_id, number in expected.items() if number == vector}
         index.close()
 
 
@@ -122,7 +122,7 @@ def test_a_filter_also_finds_what_was_added_after_it_was_first_used(tmp_path: Pa
         for number, expected in ((1, ["doc1.pdf#1"]), (2, ["doc1.pdf#1"]), (11, ["doc1.pdf#1", "doc1.pdf#11"])):
             index.add([make_page(number)], sign_vectors([5]))
             (found,) = index.search(sign_vector(5)[None], 5, wanted)
-            assert [one.page.page_id for one in found] == expected
+            assert [hit.page.page_id for hit in found] == expected
 
 
 def test_equal_scores_come_in_page_order_whatever_the_order_of_adding(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_equal_scores_come_in_page_order_whatever_the_order_of_adding(tmp_path: 
     for name, order in (("forward", range(40)), ("backward", range(39, -1, -1))):
         with create_index(tmp_path / name, IDENTITY) as index:
             index.add([pages[i] for i in order], vectors)
-            results.append([one.page.page_id for one in index.search(sign_vector(5)[None], 6)[0]])
+            results.append([hit.page.page_id for hit in index.search(sign_vector(5)[None], 6)[0]])
     # doc2 before doc10; pages 1, 13, 25, 37 of doc0, then the first of doc1
     assert results[0] == results[1] == [f"doc0.pdf#{n}" for n in (0, 12, 24, 36)] + ["doc1.pdf#1", "doc1.pdf#13"]
 
@@ -165,9 +165,9 @@ def test_half_precision_moves_scores_by_its_rounding_only(tmp_path: Path) -> Non
     vectors = save_pages(tmp_path / "i", 700, IndexConfig(half_above_pages=500))
     opened = open_index(tmp_path / "i")
     found = opened.search(vectors[:30], 1)
-    assert [one[0].page.page_id for one in found] == [spread_page(number).page_id for number in range(30)]
+    assert [hits[0].page.page_id for hits in found] == [spread_page(number).page_id for number in range(30)]
     # each entry is rounded by at most 2^-11 of itself, so a score of 1 by at most that
-    assert all(abs(one[0].score - 1.0) < 2**-11 for one in found)
+    assert all(abs(hits[0].score - 1.0) < 2**-11 for hits in found)
     assert (tmp_path / "i" / "vectors-000001.faiss").stat().st_size < 700 * 24 * 2 + 200
 
 
@@ -180,7 +180,7 @@ def test_inverted_lists_find_nearly_all_and_are_exact_where_all_lists_are_read(t
         for query, found in zip(vectors[:10], opened.search(vectors[:10], 5, wanted), strict=True):
             assert told(found) == brute_force(pages, vectors, query, 5, wanted)
     few = open_index(tmp_path / "i", dataclasses.replace(config, num_probes=1))
-    assert all(one[0].score > 0.999 for one in few.search(vectors[:30], 1))  # a page is in its own list
+    assert all(hits[0].score > 0.999 for hits in few.search(vectors[:30], 1))  # a page is in its own list
 
 
 def test_vectors_that_are_none_are_refused_by_the_page_name(tmp_path: Path) -> None:

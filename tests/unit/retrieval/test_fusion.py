@@ -76,7 +76,7 @@ def test_what_cannot_be_fused_is_named(first, weight: float, message: str) -> No
 
 
 def _two_runs(query_ids) -> tuple[Run, Run, dict[str, dict[str, int]]]:
-    """Each run alone has the relevant page second; together it is first."""
+    """Make two runs that each have the relevant page second; fused, it is first."""
     first = {query: pages((f"{query}-x", 1.0), (f"{query}-gold", 0.88), ("z", 0.0)) for query in query_ids}
     second = {query: pages((f"{query}-y", 1.0), (f"{query}-gold", 0.88), ("z", 0.0)) for query in query_ids}
     return first, second, {query: {f"{query}-gold": 1} for query in query_ids}
@@ -150,8 +150,8 @@ def test_a_split_is_whole_and_depends_on_ids_alone(pages_of, random) -> None:
         return
     assert {**split.dev, **split.test} == relevant
     assert not split.dev.keys() & split.test.keys()
-    assert not {page for one in split.dev.values() for page in one} & {
-        page for one in split.test.values() for page in one
+    assert not {page for judged in split.dev.values() for page in judged} & {
+        page for judged in split.test.values() for page in judged
     }
     shuffled = list(relevant.items())
     random.shuffle(shuffled)

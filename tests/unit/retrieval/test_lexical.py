@@ -77,7 +77,7 @@ def test_a_short_search_is_the_beginning_of_a_long_one(texts: list[str], query: 
     assert index.search(query, k) == everything[:k]
     words = set(query.split())
     # exactly the pages that share a word with the query, by falling score and then by place
-    assert {int(one) for one in ids(everything)} == {
+    assert {int(page_id) for page_id in ids(everything)} == {
         number for number, text in enumerate(texts) if words & set(text.split())
     }
     assert list(everything) == sorted(everything, key=lambda page: (-page.score, int(page.page_id)))

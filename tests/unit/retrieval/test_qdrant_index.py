@@ -59,7 +59,7 @@ def test_many_equal_pages_come_in_page_order() -> None:
     index = new_index()
     index.add(pages[::-1], sign_vectors([3] * 60))
     (found,) = index.search(sign_vector(3)[None], 5)
-    assert [one.page for one in found] == sorted(pages, key=lambda page: page.order)[:5]
+    assert [hit.page for hit in found] == sorted(pages, key=lambda page: page.order)[:5]
 
 
 def test_adding_twice_replaces_and_removing_counts_what_was_there() -> None:

@@ -45,7 +45,7 @@ def test_the_kept_pages_are_the_most_probable_in_the_users_order(probabilities, 
     assert 1 <= len(kept) <= min(top_k, len(probabilities))
     dropped = set(range(len(probabilities))) - set(kept)
     # No dropped page beats a kept one, and of equal ones the first are kept.
-    assert all((probabilities[one], -one) > (probabilities[other], -other) for one in kept for other in dropped)
+    assert all((probabilities[a], -a) > (probabilities[b], -b) for a in kept for b in dropped)
 
 
 @given(PROBABILITIES, st.integers(1, 10), st.floats(0, 1))
@@ -54,7 +54,7 @@ def test_strict_keeps_those_of_mirage_that_reach_the_threshold(probabilities, to
     assert set(strict) <= set(mirage)
     if max(probabilities) >= threshold:
         assert len(mirage) == min(top_k, len(probabilities))
-        assert strict == tuple(one for one in mirage if probabilities[one] >= threshold)
+        assert strict == tuple(index for index in mirage if probabilities[index] >= threshold)
     else:
         assert strict == mirage == (probabilities.index(max(probabilities)),)
 
@@ -103,7 +103,7 @@ def test_an_answer_that_cannot_come_has_probability_zero() -> None:
 
 
 def _loss(parameters, scores, labels, should_balance: bool) -> float:
-    """Platt's objective, written down by itself."""
+    """Compute Platt's objective without any code of the library."""
     positive, negative = sum(labels), len(labels) - sum(labels)
     total = 0.0
     for score, label in zip(scores, labels, strict=True):
@@ -118,7 +118,7 @@ def _loss(parameters, scores, labels, should_balance: bool) -> float:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_fit_is_the_optimum_that_another_optimiser_finds(seed: int, should_balance: bool) -> None:
     random = np.random.default_rng(seed)
-    labels = [bool(one) for one in random.random(200) < 0.1]
+    labels = [bool(is_relevant) for is_relevant in random.random(200) < 0.1]
     scores = [float(random.normal(0.45 if label else 0.3, 0.08)) for label in labels]
     fitted = fit_calibration(scores, labels, should_balance=should_balance)
     found = minimize(_loss, (1.0, 0.0), args=(scores, labels, should_balance), method="BFGS", options={"gtol": 1e-8})
@@ -157,7 +157,7 @@ def test_the_fit_does_not_depend_on_the_scale_of_scores(factor: float, shift: fl
 def test_balance_moves_one_half_between_the_kinds() -> None:
     scores = [0.3] * 90 + [0.5] * 10 + [0.3] * 1 + [0.5] * 9
     labels = [False] * 100 + [True] * 10
-    plain, balanced = (fit_calibration(scores, labels, should_balance=one) for one in (False, True))
+    plain, balanced = (fit_calibration(scores, labels, should_balance=is_balanced) for is_balanced in (False, True))
     # At 0.5 there are 10 irrelevant and 9 relevant pairs; where both kinds weigh the same, 0.1 to 0.9 of their weight.
     assert plain.probability(0.5) < 0.5 < balanced.probability(0.5)
 

@@ -46,7 +46,7 @@ def _write(folder: Path, part: str, rows: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pages, three queries, JSON lines."""
+    """A data set of two pages and three queries, in JSON lines."""
     (tmp_path / "imgs").mkdir()
     (tmp_path / "imgs" / "a.png").write_bytes(_png((255, 0, 0)))
     _write(tmp_path, "corpus", [{"corpus-id": "a.png", "image": "imgs/a.png"}, {"corpus-id": "b", "text": "Revenue"}])
@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
     ]
     _write(tmp_path, "queries", queries)
     judged = [("a.png-1", "a.png", 1), ("a.png-1", "b", 0), ("b-1", "b", 1)]
-    _write(tmp_path, "qrels", [dict(zip(("query-id", "corpus-id", "score"), one, strict=True)) for one in judged])
+    _write(tmp_path, "qrels", [dict(zip(("query-id", "corpus-id", "score"), row, strict=True)) for row in judged])
     return tmp_path
 
 
@@ -79,7 +79,7 @@ def test_json_lines_are_read_with_answers_of_their_types(folder: Path) -> None:
 
 
 def _hub_folder(folder: Path, colors: dict[str, tuple[int, int, int]]) -> None:
-    """As VisRAG's test sets lie on the hub: a folder for each part, several files of a corpus."""
+    """Write a data set as VisRAG's test sets lie on the hub: a folder for each part, several files of a corpus."""
     for part in ("corpus", "queries", "qrels"):
         (folder / part).mkdir(parents=True)
     images = datasets.Features({"corpus-id": datasets.Value("string"), "image": datasets.Image()})
@@ -210,16 +210,16 @@ def test_missing_parts_and_broken_files_are_named(folder: Path, tmp_path: Path) 
 
 
 def test_pages_that_are_relevant_in_two_splits_are_named() -> None:
-    def one(query: str, relevant: dict[str, int]) -> RetrievalSet:
+    def split_with(query: str, relevant: dict[str, int]) -> RetrievalSet:
         return RetrievalSet(
             queries=(RetrievalQuery(query_id=query, text="x"),),
             pages=tuple(RetrievalPage(page_id=page) for page in ("a", "b")),
             relevant={query: relevant},
         )
 
-    refuse_shared_pages({"train": one("q1", {"a": 1, "b": 0}), "test": one("q2", {"b": 1, "a": 0})})
+    refuse_shared_pages({"train": split_with("q1", {"a": 1, "b": 0}), "test": split_with("q2", {"b": 1, "a": 0})})
     with pytest.raises(DataError, match=r"1 pages are relevant in two splits: 'a' \(train and test\)"):
-        refuse_shared_pages({"train": one("q1", {"a": 1}), "test": one("q2", {"a": 1})})
+        refuse_shared_pages({"train": split_with("q1", {"a": 1}), "test": split_with("q2", {"a": 1})})
 
 
 def test_a_set_has_every_id_once() -> None:

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def saved(folder: Path) -> Path:
-    """The same model as sentence-transformers saves one, with prompts of its own."""
+    """The same model as sentence-transformers saves it, with prompts of its own."""
     reader = Transformer(str(folder))
     pooling = Pooling(reader.get_embedding_dimension(), "lasttoken")
     model = SentenceTransformer(modules=[reader, pooling, Normalize()], prompts={"query": "Find the page."})
@@ -58,7 +58,7 @@ def visrag(folder: Path) -> SentenceEmbedder:
 
 
 def hidden_states(embedder: SentenceEmbedder, item: object) -> np.ndarray:
-    """[tokens, hidden] of one item alone, through the model's own processor and forward pass."""
+    """Compute the hidden states of one item alone, [tokens, hidden], by the model's own processor and forward pass."""
     model = embedder._model
     features = model.preprocess([item])
     with torch.no_grad():
@@ -67,7 +67,7 @@ def hidden_states(embedder: SentenceEmbedder, item: object) -> np.ndarray:
 
 
 def weighted_mean(states: np.ndarray) -> np.ndarray:
-    """VisRAG's formula in float64: weights 1, 2, 3, … over the tokens, then length 1."""
+    """Compute VisRAG's formula in float64: weights 1, 2, 3, … over the tokens, then length 1."""
     weights = np.arange(1, len(states) + 1)[:, None]
     mean = (weights * states).sum(axis=0) / weights.sum()
     return mean / np.linalg.norm(mean)
@@ -88,15 +88,15 @@ def test_pooling_agrees_with_the_original_functions(visrag, parity) -> None:
     (cast, pooling) = visrag._model[1], visrag._model[2]
     vectors = json.loads((Path(__file__).parents[2] / "data" / "parity" / "visrag_numeric.json").read_text())["pooling"]
     assert len(vectors) == 3
-    for one in vectors:
+    for vector in vectors:
         features = {
-            "token_embeddings": torch.tensor(one["hidden"]),
-            "attention_mask": torch.tensor(one["attention_mask"]),
+            "token_embeddings": torch.tensor(vector["hidden"]),
+            "attention_mask": torch.tensor(vector["attention_mask"]),
         }
         pooled = pooling(cast(features))["sentence_embedding"]
-        np.testing.assert_allclose(pooled.numpy(), one["pooled"], atol=1e-6)
+        np.testing.assert_allclose(pooled.numpy(), vector["pooled"], atol=1e-6)
         normalised = torch.nn.functional.normalize(pooled, dim=1)
-        np.testing.assert_allclose(normalised.numpy(), one["normalized"], atol=1e-6)
+        np.testing.assert_allclose(normalised.numpy(), vector["normalized"], atol=1e-6)
 
 
 def test_last_token_is_the_last_state(folder: Path, pages) -> None:
@@ -170,7 +170,7 @@ def test_identity_follows_weights_and_settings_and_not_the_place(folder: Path, v
     assert visrag.identity.differences(SentenceEmbedder(config).identity) == []
     assert visrag.identity.query_instruction == VISRAG_INSTRUCTION
     changed = SentenceEmbedder(dataclasses.replace(config, preset="last_token", max_pixels=9000, dpi=150)).identity
-    assert [one.partition(":")[0] for one in visrag.identity.differences(changed)] == [
+    assert [difference.partition(":")[0] for difference in visrag.identity.differences(changed)] == [
         "pooling",
         "query_instruction",
         "max_pixels",
@@ -205,7 +205,7 @@ def test_a_question_in_a_script_that_the_tokenizer_does_not_know_is_refused(visr
         added_tokens_decoder = MappingProxyType({0: AddedToken("[UNK]", special=True)})
 
         def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-            return {"input_ids": [ord(one) if one.islower() and one.isascii() else 0 for one in text]}
+            return {"input_ids": [ord(letter) if letter.islower() and letter.isascii() else 0 for letter in text]}
 
     monkeypatch.setattr(type(visrag._model), "tokenizer", property(lambda _: OneScript()))
     with pytest.raises(EmbeddingError, match=r"question 1 .* has no character that the model's tokenizer knows"):

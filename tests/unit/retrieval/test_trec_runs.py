@@ -33,7 +33,7 @@ def test_files_are_written_and_read_as_visrag_does(parity: Parity, file: Path) -
 
 def test_runs_are_merged_as_visrag_does(parity: Parity) -> None:
     for vector in parity("retrieval_metrics")["merge_vectors"]:
-        runs = [{query: pages(*found.items()) for query, found in one.items()} for one in vector["inputs"]]
+        runs = [{query: pages(*found.items()) for query, found in given_run.items()} for given_run in vector["inputs"]]
         merged = merge_runs(runs, depth=2, mode="official")
         assert merged == {query: pages(*found.items()) for query, found in vector["topk2"].items()}
         with pytest.raises(RunError, match="'q1' has page 'b' in two of the runs"):

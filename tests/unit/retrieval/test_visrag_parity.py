@@ -18,7 +18,7 @@ Parity = Callable[[str], Any]
 
 
 def _pooled(hidden: Tensor, mask: Tensor) -> dict[str, Any]:
-    """Position-weighted means, [B, D]."""
+    """Compute position-weighted means, [B, D]."""
     features: dict[str, Any] = {"token_embeddings": hidden, "attention_mask": mask}
     return Pooling(hidden.shape[-1], pooling_mode="weightedmean")(features)
 
@@ -48,7 +48,7 @@ def test_position_weights_are_exact_beyond_what_bfloat16_holds(parity: Parity) -
 
 
 class _Given(torch.nn.Module):
-    """In place of a model: the embeddings that an item's number stands for, and nothing computed."""
+    """Takes the place of a model: gives the embeddings that an item's number stands for, and computes nothing."""
 
     def __init__(self, embeddings: Tensor) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class _Given(torch.nn.Module):
 def _loss_and_gradient(
     queries: Tensor, passages: Tensor, temperature: float, similarity: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[float, Tensor]:
-    """Loss and gradient by all embeddings, [2 B, D], through gradient caching in micro-batches of 2."""
+    """Compute loss and gradient by all embeddings, [2 B, D], through gradient caching in micro-batches of 2."""
     given = _Given(torch.cat([queries, passages]))
     loss = CachedMultipleNegativesRankingLoss(
         SentenceTransformer(modules=[given], device="cpu"),
@@ -71,7 +71,7 @@ def _loss_and_gradient(
         directions=("query_to_doc",),
     )
     numbers = torch.arange(2 * len(queries))[:, None].split(len(queries))
-    features = [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in numbers]
+    features = [{"input_ids": column, "attention_mask": torch.ones_like(column)} for column in numbers]
     value = loss(features, torch.empty(0))
     value.backward()
     assert given.table.grad is not None
