@@ -40,6 +40,7 @@ SLOW_FILES = Path(__file__).parent / "slow_files.txt"
 """Test files that take more than about a second; `make check` leaves them out, `uv run pytest` runs all."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of slow files, and what must run in one process where several run (``pytest -n 2``).
 
