@@ -10,6 +10,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from rsgrpo.system.processes import keep_bytecode
 from tests.examples import EXAMPLES
@@ -41,18 +42,29 @@ SLOW_FILES = Path(__file__).parent / "slow_files.txt"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow files, and what must run in one process where several run (``pytest -n 2``).
-
-    Tests that start engines run one after the other, beside all others: two of them at a time want more cores and
-    memory than a small machine has. Of the others each file stays together, for its fixtures.
-    """
+    """Mark the tests of slow files."""
     root = Path(__file__).parent.parent
     slow = {root / line for line in SLOW_FILES.read_text().split()}
     for item in items:
         if item.path in slow:
             item.add_marker(pytest.mark.slow)
-        is_engine = item.get_closest_marker("engine") is not None
-        item.add_marker(pytest.mark.xdist_group("engine" if is_engine else str(item.path.relative_to(root))))
+
+
+class EnginesTogether(LoadScopeScheduling):
+    """What runs in one process where several run (``pytest -n 2``): all tests that start engines; else a file's tests.
+
+    Two tests with engines at a time would want more cores and memory than a small machine has.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "engine" if file.startswith("tests/engine/") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> EnginesTogether:
+    """Give tests to processes in the order of their files, so that the long ones with engines begin first."""
+    return EnginesTogether(config, log)
 
 
 PARITY_FOLDER = Path(__file__).parent / "data" / "parity"
