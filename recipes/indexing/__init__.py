@@ -1,0 +1,1 @@
+"""What ``rsgrpo index`` does: documents to pages, pages to an index."""
