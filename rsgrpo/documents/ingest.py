@@ -42,6 +42,7 @@ from rsgrpo.documents.tasks import (
 from rsgrpo.errors import shown
 
 OnProgress = Callable[[IngestProgress], None]
+MakePool = Callable[[Path, RenderSettings], RenderPool]
 
 _CHUNK_PAGES = 16
 _CHUNKS_AHEAD = 4  # a worker, of one document
@@ -103,6 +104,7 @@ class Ingest:
         by_sha256: name of a document in the store by the hash of its file.
         counts: grow.
         on_progress: is told now and then.
+        make_pool: of workers, from the store's folder and the settings.
     """
 
     def __init__(
@@ -112,18 +114,22 @@ class Ingest:
         by_sha256: dict[str, str],
         counts: Counts,
         on_progress: OnProgress | None,
+        make_pool: MakePool = RenderPool,
     ) -> None:
         self._store = store
         self._settings = settings
         self._by_sha256 = by_sha256
         self._counts = counts
         self._on_progress = on_progress
+        self._make_pool = make_pool
         self._libraries = f"pypdfium2 {version('pypdfium2')}/{decoders_fingerprint()}"
         self._begin = time.monotonic()
         self._waiting: deque[_Job] = deque()
         self._active: dict[int, _Job] = {}
         self._under_way: dict[str, _Job] = {}
         self._num_keys = self._total = 0
+        self.has_dropped = False
+        """Whether there may be images that no document has."""
         self._sizes: dict[str, int] = {}
         self._num_done = self._bytes_done = self._num_rendered = 0
 
@@ -156,9 +162,10 @@ class Ingest:
             self._waiting.append(_Job(key=self._new_key(), work=one))
             self._sizes[one.source.document] = max(1, _size(one.source.path))
         self._total = sum(self._sizes.values())
-        with RenderPool(self._store, self._settings) as pool:
+        with self._make_pool(self._store, self._settings) as pool:
             try:
                 while self._waiting or self._active:
+                    pool.grow(len(self._waiting) + sum(len(job.chunks) for job in self._active.values()))
                     while pool.has_idle and (task := self._next_task()) is not None:
                         pool.give(task)
                     for task, answer in pool.answers():
@@ -374,6 +381,7 @@ class Ingest:
         if job.writer is not None:
             job.writer.discard()
             job.writer = None
+            self.has_dropped = True
         self._leave(job)
         for follower in job.followers:
             assert follower.survey is not None

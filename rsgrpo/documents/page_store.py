@@ -26,7 +26,7 @@ from rsgrpo.config.documents import ImageFormat, RenderSettings
 from rsgrpo.data.images.loading import read_image
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.documents.counts import Counts
-from rsgrpo.documents.ingest import Ingest, OnProgress, Work
+from rsgrpo.documents.ingest import Ingest, MakePool, OnProgress, Work
 from rsgrpo.documents.parts import (
     PARTS,
     StoredDocument,
@@ -39,6 +39,7 @@ from rsgrpo.documents.parts import (
     used_images,
 )
 from rsgrpo.documents.records import IngestReport, Page, Remark, StoreError, split_page_id
+from rsgrpo.documents.rendering import RenderPool
 from rsgrpo.documents.sources import SourceFile, find_documents, same_name
 from rsgrpo.documents.stored_images import IMAGES, WRITING, image_problem
 from rsgrpo.errors import shown
@@ -65,9 +66,10 @@ class PageStore:
         'plot.pdf#1'
     """
 
-    def __init__(self, folder: Path, rendering: RenderSettings) -> None:
+    def __init__(self, folder: Path, rendering: RenderSettings, make_pool: MakePool = RenderPool) -> None:
         self.folder = folder
         self.rendering = rendering
+        self._make_pool = make_pool
 
     @classmethod
     def open(cls, folder: Path, rendering: RenderSettings | None = None) -> PageStore:
@@ -129,7 +131,7 @@ class PageStore:
         with self._writing():
             known, damaged = self._known_documents()
             by_sha256 = {one.sha256: one.document for one in known.values()}
-            ingest = Ingest(self.folder, self.rendering, by_sha256, counts, on_progress)
+            ingest = Ingest(self.folder, self.rendering, by_sha256, counts, on_progress, self._make_pool)
             work = []
             for source in sources:
                 one = self._work(source, known.get(source.document))
@@ -144,7 +146,7 @@ class PageStore:
             if work:
                 ingest.run(work)
             counts.damaged = [one for one in damaged if _part_problem(part_path(self.folder, one.name))]
-            if counts.replaced:
+            if counts.replaced or ingest.has_dropped:
                 self._sweep()
         return counts.report(time.monotonic() - begin)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pypdfium2
-from PIL import Image
 from pypdfium2 import raw
 
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.data.images.kinds import describe_non_image
 from rsgrpo.data.images.loading import MAX_ASPECT_RATIO
 from rsgrpo.documents.records import DocumentError
+from rsgrpo.documents.stored_images import Pixels
 from rsgrpo.errors import shown
 
 _POINTS_PER_INCH = 72.0
@@ -22,6 +23,7 @@ _HEAD_BYTES = 4096
 _MAX_OUTLINE_ENTRIES = 200_000  # an outline may lead in circles
 _WHITE = (255, 255, 255, 255)
 _FLAGS = raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER
+_CODES = {raw.FPDF_ERR_FILE: "the file cannot be read", raw.FPDF_ERR_FORMAT: "its parts do not fit together"}
 _HYPHEN_AT_LINE_END = "\ufffe"  # pdfium's sign for a hyphen at which a word was broken
 
 
@@ -30,13 +32,13 @@ class RenderedPage:
     """A page's pixels and text.
 
     Attributes:
-        image: RGB.
+        pixels: [height, width, 3] uint8, red, green and blue.
         text: of the text layer; empty: there is none.
         file: bytes of an image file that holds just these pixels, where there is one already.
         suffix: of that file.
     """
 
-    image: Image.Image
+    pixels: Pixels
     text: str = ""
     file: bytes = b""
     suffix: str = ""
@@ -92,7 +94,7 @@ class PdfDocument:
         try:
             self._pdf = pypdfium2.PdfDocument(path)
         except pypdfium2.PdfiumError as error:
-            raise DocumentError(_reason(path, error)) from error
+            raise DocumentError(_reason(path)) from error
         self._pdf.init_forms()  # what people filled in is part of the page
         self.num_pages = len(self._pdf)
 
@@ -109,11 +111,12 @@ class PdfDocument:
                 found.append((index + 1, " ".join(title.split())))
         return tuple(sorted(found, key=lambda entry: entry[0]))
 
-    def page(self, number: int) -> RenderedPage:
+    def page(self, number: int, *, with_text: bool = True) -> RenderedPage:
         """Render a page.
 
         Args:
             number: from 1 on.
+            with_text: whether its text layer is read as well.
 
         Raises:
             DocumentError: it cannot be rendered.
@@ -125,7 +128,7 @@ class PdfDocument:
         try:
             width, height = page.get_size()
             size = page_size(width, height, self._settings)
-            return RenderedPage(image=_pixels(page, size), text=_text(page))
+            return RenderedPage(pixels=_pixels(page, size), text=_text(page) if with_text else "")
         except pypdfium2.PdfiumError as error:
             raise DocumentError(f"it cannot be rendered ({shown(error, 120)})") from error
         finally:
@@ -136,18 +139,18 @@ class PdfDocument:
         self._pdf.close()
 
 
-def _pixels(page: pypdfium2.PdfPage, size: tuple[int, int]) -> Image.Image:
+def _pixels(page: pypdfium2.PdfPage, size: tuple[int, int]) -> Pixels:
     """The page on white, with its annotations and filled-in forms."""
     width, height = size
-    bitmap = pypdfium2.PdfBitmap.new_native(width, height, format=raw.FPDFBitmap_BGRx, rev_byteorder=True)
+    bitmap = pypdfium2.PdfBitmap.new_native(width, height, format=raw.FPDFBitmap_BGR, rev_byteorder=True)
     try:
         bitmap.fill_rect(_WHITE, 0, 0, width, height)
         place = (bitmap, page, 0, 0, width, height, 0, _FLAGS)
         raw.FPDF_RenderPageBitmap(*place)
         if page.formenv:
             raw.FPDF_FFLDraw(page.formenv, *place)
-        image: Image.Image = bitmap.to_pil().convert("RGB")
-        return image
+        pixels: Pixels = bitmap.to_numpy()  # of the bitmap's own memory, which stays as long as this does
+        return pixels
     finally:
         bitmap.close()
 
@@ -191,19 +194,15 @@ def _refuse_cut(path: Path) -> None:
         )
 
 
-def _reason(path: Path, error: pypdfium2.PdfiumError) -> str:
-    code = error.err_code
+def _reason(path: Path) -> str:
+    # Of a document without pages pypdfium2 reports whatever went wrong before, with another document.
+    document = raw.FPDF_LoadDocument(os.fsencode(path) + b"\0", None)
+    if document:
+        raw.FPDF_CloseDocument(document)
+        return "it has no pages"
+    code = raw.FPDF_GetLastError()
     if code == raw.FPDF_ERR_PASSWORD:
         return "it is encrypted and asks for a password; store a copy without one (qpdf --decrypt does that)"
     if code == raw.FPDF_ERR_SECURITY:
         return "it is encrypted in a way that pdfium does not know; store a copy without"
-    if code == raw.FPDF_ERR_SUCCESS or _says_no_pages(path):
-        return "it has no pages"
-    return f"it is damaged or no PDF file ({shown(error, 120)}); save or download it again"
-
-
-def _says_no_pages(path: Path) -> bool:
-    """Whether a file that pdfium refuses is whole, but without pages."""
-    with path.open("rb") as file:
-        head = file.read(2**16)
-    return b"/Count 0" in head and b"/Pages" in head
+    return f"it is damaged or no PDF file (pdfium: {_CODES.get(code, code)}); save or download it again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from rsgrpo.config.documents import RenderSettings
@@ -61,11 +62,13 @@ class PictureDocument:
         """
         try:
             if number > 1:
-                return RenderedPage(image=self._later_picture(number))
+                return RenderedPage(pixels=np.asarray(self._later_picture(number)))
             image = load_image(self._ref, self._rules)
             if self._is_plain(image):
-                return RenderedPage(image=image, file=image_bytes(self._ref), suffix=_PLAIN_FORMATS[self._facts.format])
-            return RenderedPage(image=image)
+                return RenderedPage(
+                    pixels=np.asarray(image), file=image_bytes(self._ref), suffix=_PLAIN_FORMATS[self._facts.format]
+                )
+            return RenderedPage(pixels=np.asarray(image))
         except ImageError as error:
             raise DocumentError(_reworded(error)) from error
 

@@ -132,7 +132,7 @@ class RenderWorker:
         self._connection.send(Done())
 
     def _stored(self, number: int, page: RenderedPage) -> StoredPage:
-        data, suffix = (page.file, page.suffix) if page.file else encode_image(page.image, self._settings.image_format)
+        data, suffix = (page.file, page.suffix) if page.file else encode_image(page.pixels, self._settings.image_format)
         try:
             stored = store_image(self._store, data, suffix)
         except OSError as error:
@@ -143,10 +143,10 @@ class RenderWorker:
             sha256=stored.sha256,
             num_bytes=stored.num_bytes,
             is_new=stored.is_new,
-            width=page.image.width,
-            height=page.image.height,
+            width=page.pixels.shape[1],
+            height=page.pixels.shape[0],
             text=page.text,
-            blank=is_blank(page.image),
+            blank=is_blank(page.pixels),
         )
 
 

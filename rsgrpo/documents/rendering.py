@@ -24,6 +24,7 @@ _START_SECONDS = 120.0  # on a machine that is busy with other things
 _SURVEY_SECONDS = 3600.0  # a document of many GB over a network is hashed, LibreOffice works on a large one
 _END_SECONDS = 5.0
 _NEVER = float("inf")
+_MAX_FAILED_STARTS = 3  # in a row: something is wrong with all of them
 
 
 class _Worker:
@@ -66,10 +67,9 @@ class RenderPool:
         self._store = store
         self._settings = settings
         self._workers: list[_Worker] = []
+        self._num_failed_starts = 0
 
     def __enter__(self) -> RenderPool:
-        for _ in range(self._settings.num_workers):
-            self._workers.append(_Worker(self._store, self._settings))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,10 +83,15 @@ class RenderPool:
         """Whether a worker waits for a task."""
         return any(worker.is_ready and worker.task is None for worker in self._workers)
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a task is being done."""
-        return any(worker.task is not None for worker in self._workers)
+    def grow(self, num_tasks: int) -> None:
+        """Start workers where there is something to do for them.
+
+        Args:
+            num_tasks: that wait.
+        """
+        num_free = sum(worker.task is None for worker in self._workers)
+        for _ in range(min(num_tasks - num_free, self._settings.num_workers - len(self._workers))):
+            self._workers.append(_Worker(self._store, self._settings))
 
     def give(self, task: Task) -> None:
         """Have an idle worker do something.
@@ -120,7 +125,7 @@ class RenderPool:
                     break
                 task, worker.heard = worker.task, time.monotonic()
                 if isinstance(answer, Ready):
-                    worker.is_ready = True
+                    worker.is_ready, self._num_failed_starts = True, 0
                 elif task is not None:
                     if isinstance(answer, LAST_ANSWERS):
                         worker.task = None
@@ -148,11 +153,9 @@ class RenderPool:
                 worker.process.wait(_END_SECONDS)
         status = worker.kill()
         reason = reason or f"died ({_ending(status)})"
-        if not worker.is_ready:
-            raise StoreError(
-                f"a process that renders pages does not start ({reason}); its own words stand above, try `python -m "
-                "rsgrpo.documents.render_worker`"
-            )
+        self._num_failed_starts += not worker.is_ready
+        if self._num_failed_starts == _MAX_FAILED_STARTS:
+            raise StoreError(f"processes that render pages do not start ({reason}); their own words stand above")
         self._workers[self._workers.index(worker)] = _Worker(self._store, self._settings)
         if worker.task is not None:
             yield worker.task, Died(reason=f"the process that had it {reason}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from numpy.typing import NDArray
 
 from rsgrpo.config.documents import ImageFormat
 from rsgrpo.data.images.png import SIGNATURE
@@ -23,7 +23,11 @@ WRITING = "writing"
 
 _JPEG_QUALITY = 95
 _PNG_LEVEL = 1  # higher ones take up to three times as long for a tenth of the size
+_SAMPLED_ROWS = 16  # one of so many says of most pages that they are coloured, or not blank
 _GREY, _COLOUR = 0, 2  # PNG's colour types
+
+Pixels = NDArray[np.uint8]
+"""[height, width, 3], red, green and blue."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,35 +60,41 @@ def image_name(sha256: str, suffix: str) -> str:
     return f"{IMAGES}/{sha256[:2]}/{sha256}{suffix}"
 
 
-def encode_image(image: Image.Image, image_format: ImageFormat) -> tuple[bytes, str]:
+def encode_image(pixels: Pixels, image_format: ImageFormat) -> tuple[bytes, str]:
     """An image file for a page.
 
     Args:
-        image: RGB.
+        pixels: [height, width, 3] uint8.
         image_format: ``png`` keeps every pixel.
 
     Returns:
         Its bytes, and its suffix.
     """
-    pixels = np.asarray(image)
     if image_format == "jpeg":
         encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_JPEG_QUALITY, colorsubsampling="444")
         return bytes(encoded), ".jpg"
+    return _png(pixels), ".png"
+
+
+def _is_grey(pixels: Pixels) -> bool:
     red = pixels[:, :, 0]
-    is_grey = bool((red == pixels[:, :, 1]).all() and (red == pixels[:, :, 2]).all())
-    return _png(red if is_grey else pixels.reshape(len(pixels), -1), image.width, _GREY if is_grey else _COLOUR), ".png"
+    return bool((red == pixels[:, :, 1]).all() and (red == pixels[:, :, 2]).all())
 
 
-def _png(rows: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], width: int, colour: int) -> bytes:
+def _png(pixels: Pixels) -> bytes:
     """A PNG file without filters.
 
     Of pages, which are mostly white, these compress better than filtered ones, and Pillow, which tries all filters for
     every row, takes twice as long (benchmarks/documents.py).
     """
-    height = len(rows)
-    lines = np.zeros((height, 1 + rows.shape[1]), np.uint8)  # each begins with the number of its filter
-    lines[:, 1:] = rows
-    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    height, width, _ = pixels.shape
+    is_grey = _is_grey(pixels[::_SAMPLED_ROWS]) and _is_grey(pixels)
+    lines = np.zeros((height, 1 + width * (1 if is_grey else 3)), np.uint8)  # each begins with its filter's number
+    if is_grey:
+        lines[:, 1:] = pixels[:, :, 0]
+    else:
+        lines[:, 1:].reshape(pixels.shape, copy=False)[:] = pixels
+    header = struct.pack(">IIBBBBB", width, height, 8, _GREY if is_grey else _COLOUR, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.data, _PNG_LEVEL)), (b"IEND", b""))
     return SIGNATURE + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
@@ -92,13 +102,14 @@ def _png(rows: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], width: int, colo
     )
 
 
-def is_blank(image: Image.Image) -> bool:
+def is_blank(pixels: Pixels) -> bool:
     """Whether all pixels have one colour.
 
     Args:
-        image: RGB.
+        pixels: [height, width, 3] uint8.
     """
-    return all(low == high for low, high in image.getextrema())  # type: ignore[misc]  # a pair for each of 3 channels
+    first = pixels[0, 0]
+    return bool((pixels[::_SAMPLED_ROWS] == first).all() and (pixels == first).all())
 
 
 def store_image(store: Path, data: bytes, suffix: str) -> StoredImage:
