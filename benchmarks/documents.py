@@ -1,13 +1,13 @@
 """What rendering documents costs against pypdfium2 alone, and how much memory a long one takes.
 
-Each page is by turns rendered by pypdfium2 alone, to RGB pixels (``page.render(…, rev_byteorder=True).to_numpy()``), and
-as a page store does it, in one process. ``pixels`` is the way to RGB pixels, ``text`` that and the text layer, ``png`` and ``jpeg`` those and the
-encoded, hashed and written image file. A ratio is pypdfium2's processor time over ours, so 1 is as fast, more is
-faster; ``ratio_low`` and ``ratio_high`` are the quartiles of single pages. ``encoders`` compares ways to write the same
-pixels.
+Each page is by turns rendered by pypdfium2 alone, to RGB pixels (``page.render(…, rev_byteorder=True).to_numpy()``),
+and as a page store does it, in one process. ``pixels`` is the way to RGB pixels, ``text`` that and the text layer,
+``png`` and ``jpeg`` those and the encoded, hashed and written image file. A ratio is pypdfium2's processor time over
+ours, so 1 is as fast, more is faster; ``ratio_low`` and ``ratio_high`` are the quartiles of single pages. ``encoders``
+compares ways to write the same pixels.
 
 With ``--pages N`` a PDF of N pages is added to a store by the usual workers instead: pages per second of all of them,
-and the most memory that this process and a worker took, for N pages and for a tenth of them.
+the most memory that a worker took, and the least and the most of this process meanwhile, for N pages and for a tenth.
 
 Prints one JSON line.
 
@@ -42,6 +42,7 @@ from rsgrpo.documents.pdf import PdfDocument
 from rsgrpo.documents.records import IngestProgress
 from rsgrpo.documents.stored_images import encode_image, store_image
 
+_LOOK_SECONDS = 0.5
 _A4_INCHES = (8.27, 11.69)
 _LINE = "Revenue of the third quarter grew by 12.4 % to 3.4 million, as the figure on page {page} shows; line {line}."
 
@@ -154,22 +155,29 @@ def encoders(images: list[Image.Image]) -> dict[str, dict[str, float]]:
     return found
 
 
-def most_memory_mib(process: str = "self") -> float:
-    """Most memory that a process has had resident."""
+def memory_mib(process: str, kind: str = "VmRSS") -> float:
+    """Memory that a process has resident, or with ``VmHWM`` the most that it ever had."""
     text = Path(f"/proc/{process}/status").read_text()
-    return int(text.split("VmHWM:")[1].split()[0]) / 1024
+    return int(text.split(f"{kind}:")[1].split()[0]) / 1024
 
 
 def added(num_pages: int, workers: int, image_format: str) -> dict[str, object]:
     """Add a long PDF to a new store."""
     most: dict[str, float] = {}
+    own: list[float] = []
+    next_look = 0.0
 
     def look(_: IngestProgress) -> None:
+        nonlocal next_look
+        if time.monotonic() < next_look:
+            return
+        next_look = time.monotonic() + _LOOK_SECONDS
+        own.append(memory_mib("self"))
         for place in Path("/proc").iterdir():
             if place.name.isdigit():
                 try:
                     if b"rsgrpo.documents.render_worker" in (place / "cmdline").read_bytes():
-                        most[place.name] = most_memory_mib(place.name)
+                        most[place.name] = memory_mib(place.name, "VmHWM")
                 except (OSError, IndexError):
                     continue  # it has ended
 
@@ -185,7 +193,7 @@ def added(num_pages: int, workers: int, image_format: str) -> dict[str, object]:
         "pages_per_second": round(found.pages / found.seconds, 1),
         "duplicate_pages": found.duplicate_pages,
         "worker_mib": round(max(most.values(), default=0.0), 1),
-        "this_process_mib": round(most_memory_mib(), 1),
+        "this_process_mib": [round(one(own), 1) for one in (min, max)],
     }
 
 

@@ -27,30 +27,28 @@ from rsgrpo.data.images.loading import read_image
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.documents.counts import Counts
 from rsgrpo.documents.ingest import Ingest, MakePool, OnProgress, Work
+from rsgrpo.documents.known_documents import KNOWN_FILE, known_documents, note_documents
 from rsgrpo.documents.parts import (
-    PARTS,
     StoredDocument,
     document_names,
     has_all_images,
     num_rows,
     part_path,
-    read_description,
     read_pages,
     used_images,
 )
 from rsgrpo.documents.records import IngestReport, Page, Remark, StoreError, split_page_id
 from rsgrpo.documents.rendering import RenderPool
 from rsgrpo.documents.sources import SourceFile, find_documents, same_name
-from rsgrpo.documents.stored_images import IMAGES, WRITING, image_problem
+from rsgrpo.documents.stored_images import IMAGES, PARTS, STORE_FILE, WRITING, image_problem
 from rsgrpo.errors import shown
 from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
 from rsgrpo.types import ImageRef
 
-STORE_FILE = "store.json"
 LOCK_FILE = "writer.lock"
 STORE_VERSION = 1
 
-_OWN = frozenset({PARTS, IMAGES, WRITING, LOCK_FILE, STORE_FILE})
+_OWN = frozenset({PARTS, IMAGES, WRITING, LOCK_FILE, STORE_FILE, KNOWN_FILE})
 
 
 class PageStore:
@@ -129,7 +127,7 @@ class PageStore:
         sources, refused = find_documents(paths)
         counts = Counts()
         with self._writing():
-            known, damaged = self._known_documents()
+            known, damaged = known_documents(self.folder)
             by_sha256 = {one.sha256: one.document for one in known.values()}
             ingest = Ingest(self.folder, self.rendering, by_sha256, counts, on_progress, self._make_pool)
             work = []
@@ -145,7 +143,8 @@ class PageStore:
                 ingest.refuse(remark)
             if work:
                 ingest.run(work)
-            counts.damaged = [one for one in damaged if _part_problem(part_path(self.folder, one.name))]
+                known, damaged = known_documents(self.folder)
+            counts.damaged = damaged
             if counts.replaced or ingest.has_dropped:
                 self._sweep()
         return counts.report(time.monotonic() - begin)
@@ -232,17 +231,6 @@ class PageStore:
             raise StoreError(f"there is no document {shown(document)!r} in {shown(self.folder)}")
         return path
 
-    def _known_documents(self) -> tuple[dict[str, StoredDocument], list[Remark]]:
-        """What is in the store, by name, and what cannot be read of it."""
-        known: dict[str, StoredDocument] = {}
-        damaged = []
-        for document in self.documents():
-            try:
-                known[document] = read_description(part_path(self.folder, document))
-            except StoreError as error:
-                damaged.append(Remark(name=document, reason=str(error)))
-        return known, damaged
-
     def _work(self, source: SourceFile, former: StoredDocument | None) -> Work | Remark | None:
         """What has to be done about a document: nothing, something, or it cannot be."""
         if former is None:
@@ -273,6 +261,7 @@ class PageStore:
                 yield
                 if was_broken_off:
                     self._sweep()
+                note_documents(self.folder)
                 shutil.rmtree(writing)
         except OSError as error:
             raise StoreError(f"{shown(self.folder)} cannot be written ({error.strerror or error})") from error
@@ -287,14 +276,6 @@ class PageStore:
             for path in folder.iterdir():
                 if path.name not in used:
                     path.unlink(missing_ok=True)
-
-
-def _part_problem(path: Path) -> str:
-    try:
-        read_description(path)
-    except StoreError as error:
-        return str(error)
-    return ""
 
 
 def _is_same(path: Path, other: Path) -> bool:

@@ -20,14 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rsgrpo.documents.records import Page, StoreError, page_id
-from rsgrpo.documents.stored_images import IMAGES, WRITING, has_size
+from rsgrpo.documents.stored_images import IMAGES, PARTS, WRITING, has_size
 from rsgrpo.documents.tasks import StoredPage
 from rsgrpo.errors import shown
 from rsgrpo.io.atomic_files import json_bytes, parse_json, shown_error
 from rsgrpo.io.natural_order import natural_key
 from rsgrpo.io.record_codec import RecordError, from_plain, to_plain
-
-PARTS = "pages.parquet"
 
 _SUFFIX = ".parquet"
 _KEY = b"rsgrpo.document"
@@ -96,14 +94,19 @@ def document_names(store: Path) -> list[str]:
     Args:
         store: its folder.
     """
-    names = []
-    for file in (store / PARTS).glob(f"*{_SUFFIX}"):
-        name = urllib.parse.unquote(file.stem)
-        if _CUT in file.stem:
-            with suppress(StoreError):
-                name = read_description(file).document
-        names.append(name)
-    return sorted(names, key=natural_key)
+    return sorted(map(document_of, (store / PARTS).glob(f"*{_SUFFIX}")), key=natural_key)
+
+
+def document_of(part: Path) -> str:
+    """Name of the document that a part belongs to.
+
+    Args:
+        part: its path.
+    """
+    if _CUT in part.stem:
+        with suppress(StoreError):
+            return read_description(part).document
+    return urllib.parse.unquote(part.stem)
 
 
 class PartWriter:

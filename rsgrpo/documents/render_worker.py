@@ -35,7 +35,9 @@ from rsgrpo.documents.tasks import (
 from rsgrpo.errors import shown
 from rsgrpo.io.special_files import open_regular
 
-_PAGES_PER_OPENING = 256  # pdfium keeps what it has parsed of a document until it is closed
+# pdfium keeps what it has read of a document, mostly images, until it is closed: then it is opened anew.
+_MAX_KEPT_BYTES = 64 << 20
+_MIN_KEPT_PAGES, _MAX_KEPT_PAGES = 16, 4096
 
 
 class RenderWorker:
@@ -53,7 +55,7 @@ class RenderWorker:
         self._settings = settings
         self._document: PdfDocument | PictureDocument | None = None
         self._opened: tuple[int, Path] | None = None
-        self._num_rendered = 0
+        self._pages_left = 0
 
     def serve(self) -> None:
         """Work until nobody asks any more."""
@@ -106,14 +108,16 @@ class RenderWorker:
 
     def _open(self, key: int, path: Path, kind: Kind) -> PdfDocument | PictureDocument:
         """The document, which stays open for the next task."""
-        if self._document is not None and self._opened == (key, path) and self._num_rendered < _PAGES_PER_OPENING:
+        if self._document is not None and self._opened == (key, path) and self._pages_left > 0:
             return self._document
         if self._document is not None:
             self._document.close()
             self._document = None
         reader = PdfDocument if kind == "pdf" else PictureDocument
         document = reader(path, self._settings)
-        self._document, self._opened, self._num_rendered = document, (key, path), 0
+        self._document, self._opened = document, (key, path)
+        kept = _MAX_KEPT_BYTES * document.num_pages // max(1, path.stat().st_size)
+        self._pages_left = min(max(kept, _MIN_KEPT_PAGES), _MAX_KEPT_PAGES)
         return document
 
     def _render(self, task: RenderPages) -> None:
@@ -127,7 +131,7 @@ class RenderWorker:
             except MemoryError:
                 self._connection.send(BadPage(number=number, reason="there is not enough memory to render it"))
                 continue
-            self._num_rendered += 1
+            self._pages_left -= 1
             self._connection.send(self._stored(number, page))
         self._connection.send(Done())
 

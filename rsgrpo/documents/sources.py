@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from rsgrpo.documents.records import DocumentError, Remark
+from rsgrpo.documents.stored_images import PARTS, STORE_FILE
 from rsgrpo.errors import shown
 from rsgrpo.io.natural_order import natural_key
 from rsgrpo.io.special_files import special_kind
@@ -71,8 +72,8 @@ class SourceFile:
 def find_documents(paths: Iterable[Path]) -> tuple[list[SourceFile], list[Remark]]:
     """The documents that a user means, in natural order for each path given.
 
-    Of a folder these are the PDF, image and office files in it and below, by their suffix, without hidden ones. A
-    file that is named itself is one whatever its suffix.
+    Of a folder these are the PDF, image and office files in it and below, by their suffix; not hidden ones, nor those
+    of page stores. A file that is named itself is one whatever its suffix.
 
     Args:
         paths: files and folders.
@@ -132,6 +133,8 @@ def _files_below(root: Path, refused: list[Remark]) -> Iterator[SourceFile]:
         if (status.st_dev, status.st_ino) in seen:
             return
         seen.add((status.st_dev, status.st_ino))
+        if (folder / STORE_FILE).is_file() and (folder / PARTS).is_dir():
+            return  # whoever keeps the store beside the documents does not mean its images
         with os.scandir(folder) as listing:
             entries = sorted(
                 (one for one in listing if not one.name.startswith(".")), key=lambda e: natural_key(e.name)

@@ -17,6 +17,8 @@ from rsgrpo.config.documents import ImageFormat
 from rsgrpo.data.images.png import SIGNATURE
 from rsgrpo.io.special_files import open_regular
 
+STORE_FILE = "store.json"
+PARTS = "pages.parquet"
 IMAGES = "images"
 WRITING = "writing"
 """Folder of a store for files that are not complete yet; it is there while somebody writes, or died writing."""

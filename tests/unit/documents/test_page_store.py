@@ -489,3 +489,10 @@ def test_a_part_that_names_a_file_outside_its_store_is_refused(store: PageStore,
     pq.write_table(table.set_column(column, table.schema.field(column), [["../../secret.png"]]), part)
     with pytest.raises(StoreError, match="outside its store"):
         list(store.pages())
+
+
+def test_a_store_among_the_documents_is_none_of_them(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(make_pdf(text_pages("a")))
+    store = in_process(PageStore.open(tmp_path / "index" / "pages", RenderSettings()))
+    assert (store.add([tmp_path]).added, store.add([tmp_path]).unchanged) == (1, 1)
+    assert store.documents() == ["a.pdf"]

@@ -19,7 +19,7 @@ from rsgrpo.config.documents import RenderSettings
 from rsgrpo.documents.page_store import PageStore
 from rsgrpo.documents.records import IngestProgress, StoreError
 from rsgrpo.documents.rendering import RenderPool
-from tests.unit.documents.handmade_pdfs import make_pdf, text_pages
+from tests.unit.documents.handmade_pdfs import PdfPage, make_pdf, text_pages
 from tests.unit.documents.in_process_pool import in_process
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -175,3 +175,17 @@ def test_what_a_lost_worker_was_doing_is_done_again(files: Path, tmp_path: Path,
     assert (report.added, report.pages, report.refused) == (NUM_DOCUMENTS, NUM_DOCUMENTS * NUM_PAGES, ())
     assert check_half(folder) == NUM_DOCUMENTS
     assert len(pools) == 2
+
+
+def test_twenty_thousand_pages_are_rendered_in_order(tmp_path: Path) -> None:
+    pages = [PdfPage(width=8, height=4, drawing="0 g 0 0 4 4 re f" if number % 3 else "") for number in range(20_000)]
+    outline = [(1 + 1000 * chapter, f"Chapter {chapter}") for chapter in range(20)]
+    (tmp_path / "long.pdf").write_bytes(make_pdf(pages, outline=outline))
+    store = PageStore.open(tmp_path / "store", RenderSettings(workers=2))
+    report = store.add([tmp_path / "long.pdf"])
+    assert (report.pages, report.duplicate_pages) == (20_000, 19_998)  # a black half and none
+    assert len(report.blank_pages) == 6_667  # 0, 3, …, 19998
+    for number, page in enumerate(store.pages(), 1):
+        assert (page.page_number, page.title) == (number, f"Chapter {(number - 1) // 1000}")
+        assert page.blank == (number % 3 == 1)
+    assert number == 20_000
