@@ -25,7 +25,7 @@ from rsgrpo.documents.parts import PartWriter, StoredDocument, copy_part, has_al
 from rsgrpo.documents.records import DocumentError, IngestProgress, Remark, StoreError, page_id
 from rsgrpo.documents.rendering import RenderPool
 from rsgrpo.documents.sources import FileStamp, SourceFile
-from rsgrpo.documents.stored_images import WRITING
+from rsgrpo.documents.stored_images import WRITING, no_room, store_writes
 from rsgrpo.documents.tasks import (
     Answer,
     BadDocument,
@@ -165,19 +165,22 @@ class Ingest:
         with self._make_pool(self._store, self._settings) as pool:
             try:
                 while self._waiting or self._active:
-                    pool.grow(len(self._waiting) + sum(len(job.chunks) for job in self._active.values()))
-                    while pool.has_idle and (task := self._next_task()) is not None:
-                        pool.give(task)
-                    for task, answer in pool.answers():
-                        if task.key in self._active:
-                            self._heed(self._active[task.key], task, answer)
+                    self._step(pool)
                     self._tell()
-            except OSError as error:
-                raise StoreError(_no_room(self._store, error.strerror or str(error))) from error
             finally:
                 for job in self._active.values():
                     if job.writer is not None:
                         job.writer.discard()
+
+    def _step(self, pool: RenderPool) -> None:
+        """Hand out what there is to do, wait for answers, and heed them."""
+        pool.grow(len(self._waiting) + sum(len(job.chunks) for job in self._active.values()))
+        while pool.has_idle and (task := self._next_task()) is not None:
+            pool.give(task)
+        for task, answer in pool.answers():
+            if task.key in self._active:
+                with store_writes(self._store):
+                    self._heed(self._active[task.key], task, answer)
 
     def _new_key(self) -> int:
         self._num_keys += 1
@@ -210,7 +213,7 @@ class Ingest:
 
     def _heed(self, job: _Job, task: Task, answer: Answer) -> None:
         if isinstance(answer, NoRoom):
-            raise StoreError(_no_room(self._store, answer.reason))
+            raise StoreError(no_room(self._store, answer.reason))
         if isinstance(answer, Surveyed):
             self._begin_document(job, answer)
         elif isinstance(answer, BadDocument):
@@ -427,10 +430,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _no_room(store: Path, words: str) -> str:
-    return (
-        f"{shown(store)} cannot be written ({words}); the documents that were added stay: make room, and give the same "
-        "command again"
-    )

@@ -40,7 +40,7 @@ from rsgrpo.documents.parts import (
 from rsgrpo.documents.records import IngestReport, Page, Remark, StoreError, split_page_id
 from rsgrpo.documents.rendering import RenderPool
 from rsgrpo.documents.sources import SourceFile, find_documents, same_name
-from rsgrpo.documents.stored_images import IMAGES, PARTS, STORE_FILE, WRITING, image_problem
+from rsgrpo.documents.stored_images import IMAGES, PARTS, STORE_FILE, WRITING, image_problem, store_writes
 from rsgrpo.errors import shown
 from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
 from rsgrpo.types import ImageRef
@@ -146,7 +146,8 @@ class PageStore:
                 known, damaged = known_documents(self.folder)
             counts.damaged = damaged
             if counts.replaced or ingest.has_dropped:
-                self._sweep()
+                with store_writes(self.folder):
+                    self._sweep()
         return counts.report(time.monotonic() - begin)
 
     def remove(self, *documents: str) -> IngestReport:
@@ -161,9 +162,10 @@ class PageStore:
         begin = time.monotonic()
         with self._writing():
             parts = [self._part(document) for document in dict.fromkeys(documents)]
-            for part in parts:
-                part.unlink()
-            self._sweep()
+            with store_writes(self.folder):
+                for part in parts:
+                    part.unlink()
+                self._sweep()
         return Counts(removed=len(parts)).report(time.monotonic() - begin)
 
     def documents(self) -> list[str]:
@@ -253,18 +255,17 @@ class PageStore:
     def _writing(self) -> Iterator[None]:
         """Be the only writer; what a killed one left is cleared away first, and at the end what nobody needs."""
         writing = self.folder / WRITING
-        try:
-            with _writer_lock(self.folder):
+        with _writer_lock(self.folder):
+            with store_writes(self.folder):
                 was_broken_off = writing.exists()
                 shutil.rmtree(writing, ignore_errors=True)
                 writing.mkdir(exist_ok=True)
-                yield
+            yield
+            with store_writes(self.folder):
                 if was_broken_off:
                     self._sweep()
                 note_documents(self.folder)
                 shutil.rmtree(writing)
-        except OSError as error:
-            raise StoreError(f"{shown(self.folder)} cannot be written ({error.strerror or error})") from error
 
     def _sweep(self) -> None:
         """Delete images that no document has; none at all where a part is damaged, so that it cannot be told."""
@@ -292,7 +293,8 @@ def _writer_lock(folder: Path) -> Iterator[None]:
     Raises:
         StoreError: there is another one.
     """
-    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with store_writes(folder):
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

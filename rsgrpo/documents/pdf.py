@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,9 +107,11 @@ class PdfDocument:
                 break
             target = entry.get_dest()
             index = None if target is None else target.get_index()
-            title = plain_text(entry.get_title()).strip()
-            if index is not None and 0 <= index < self.num_pages and title:
-                found.append((index + 1, " ".join(title.split())))
+            if index is None or not 0 <= index < self.num_pages:
+                continue
+            with suppress(UnicodeDecodeError):  # half a character
+                title = " ".join(plain_text(entry.get_title()).split())
+                found += [(index + 1, title)] if title else []
         return tuple(sorted(found, key=lambda entry: entry[0]))
 
     def page(self, number: int, *, with_text: bool = True) -> RenderedPage:
@@ -161,7 +164,7 @@ def _text(page: pypdfium2.PdfPage) -> str:
     except pypdfium2.PdfiumError:
         return ""  # the picture is there all the same
     try:
-        return plain_text(layer.get_text_range())
+        return plain_text(layer.get_text_range(errors="replace"))
     finally:
         layer.close()
 

@@ -38,6 +38,7 @@ class _Worker:
             [sys.executable, "-m", "rsgrpo.documents.render_worker", str(theirs.fileno()), str(store), given],
             cwd=_IMPORT_FROM,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -88,10 +89,22 @@ class RenderPool:
 
         Args:
             num_tasks: that wait.
+
+        Raises:
+            StoreError: the system allows no more processes.
         """
         num_free = sum(worker.task is None for worker in self._workers)
         for _ in range(min(num_tasks - num_free, self._settings.num_workers - len(self._workers))):
-            self._workers.append(_Worker(self._store, self._settings))
+            self._workers.append(self._started())
+
+    def _started(self) -> _Worker:
+        try:
+            return _Worker(self._store, self._settings)
+        except OSError as error:
+            raise StoreError(
+                f"no process can be started to render pages ({error.strerror}); end others, or lower workers="
+                f"{self._settings.num_workers}"
+            ) from error
 
     def give(self, task: Task) -> None:
         """Have an idle worker do something.
@@ -156,7 +169,7 @@ class RenderPool:
         self._num_failed_starts += not worker.is_ready
         if self._num_failed_starts == _MAX_FAILED_STARTS:
             raise StoreError(f"processes that render pages do not start ({reason}); their own words stand above")
-        self._workers[self._workers.index(worker)] = _Worker(self._store, self._settings)
+        self._workers[self._workers.index(worker)] = self._started()
         if worker.task is not None:
             yield worker.task, Died(reason=f"the process that had it {reason}")
 

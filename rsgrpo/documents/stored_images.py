@@ -6,6 +6,8 @@ import hashlib
 import struct
 import uuid
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 
 from rsgrpo.config.documents import ImageFormat
 from rsgrpo.data.images.png import SIGNATURE
+from rsgrpo.documents.records import StoreError
+from rsgrpo.errors import shown
 from rsgrpo.io.special_files import open_regular
 
 STORE_FILE = "store.json"
@@ -175,3 +179,32 @@ def image_problem(path: Path, sha256: str) -> str:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return "" if found == sha256 else "has other bytes than when it was stored"
+
+
+def no_room(store: Path, words: str) -> str:
+    """What to say where a store cannot be written.
+
+    Args:
+        store: its folder.
+        words: of the system.
+    """
+    return (
+        f"{shown(store)} cannot be written ({words}); the documents that were added stay: make room, and give the same "
+        "command again"
+    )
+
+
+@contextmanager
+def store_writes(store: Path) -> Iterator[None]:
+    """A block that reads and writes a store's own files: whatever the system refuses there, in one sentence.
+
+    Args:
+        store: its folder.
+
+    Raises:
+        StoreError: the disk is full, or there is no permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(no_room(store, error.strerror or str(error))) from error

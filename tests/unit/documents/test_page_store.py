@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from rsgrpo.documents import ingest
 from rsgrpo.documents.page_store import PageStore
 from rsgrpo.documents.pdf import PdfDocument
 from rsgrpo.documents.records import DocumentError, IngestProgress, StoreError
+from rsgrpo.documents.stored_images import encode_image
 from rsgrpo.types import ImageRef
 from tests.unit.documents.handmade_pdfs import PdfPage, make_pdf, text_pages
 from tests.unit.documents.in_process_pool import InProcessPool, in_process
@@ -102,6 +104,14 @@ def test_documents_come_in_natural_order_and_names_of_any_length_and_kind(store:
     assert [name for name in store.documents() if name[0].isdigit()] == ["2.pdf", "10.pdf", "100%.pdf"]
     assert list(texts(store)) == store.documents()
     assert store.add([files]).unchanged == len(names)
+
+
+def test_a_name_that_is_no_utf_8_is_written_in_escapes(store: PageStore, files: Path) -> None:
+    (files / os.fsdecode(b"odd\xff.pdf")).write_bytes(make_pdf(text_pages("a")))
+    (files / os.fsdecode(b"odd\xfe.png")).write_bytes((encode_image(np.zeros((4, 4, 3), np.uint8), "png"))[0])
+    assert store.add([files]).added == 2
+    assert texts(store) == {"odd\\udcfe.png": [""], "odd\\udcff.pdf": ["a"]}
+    assert store.add([files]).unchanged == 2
 
 
 CONTENTS = [make_pdf(text_pages(*words)) for words in (["a"], ["b", "c"], ["c", "a", "a"], ["d"] * 20)]
@@ -496,3 +506,16 @@ def test_a_store_among_the_documents_is_none_of_them(tmp_path: Path) -> None:
     store = in_process(PageStore.open(tmp_path / "index" / "pages", RenderSettings()))
     assert (store.add([tmp_path]).added, store.add([tmp_path]).unchanged) == (1, 1)
     assert store.documents() == ["a.pdf"]
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(0, 2**32 - 1))
+def test_png_files_hold_every_pixel(width: int, height: int, is_grey: bool, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    if is_grey:
+        pixels[:] = pixels[:, :, :1]
+    data, suffix = encode_image(pixels, "png")
+    with Image.open(io.BytesIO(data)) as image:
+        image.verify()
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.mode, suffix) == ("L" if is_grey else image.mode, ".png")
+        assert np.array_equal(np.asarray(image.convert("RGB")), pixels)
