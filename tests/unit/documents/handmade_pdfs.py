@@ -24,7 +24,11 @@ def text_pages(*texts: str) -> list[PdfPage]:
 
 
 def make_pdf(
-    pages: Sequence[PdfPage], *, outline: Iterable[tuple[int, str]] = (), password: str | None = None
+    pages: Sequence[PdfPage],
+    *,
+    outline: Iterable[tuple[int, str]] = (),
+    password: str | None = None,
+    field: str | None = None,
 ) -> bytes:
     """A PDF file.
 
@@ -32,6 +36,7 @@ def make_pdf(
         pages: in their order.
         outline: 1-based page and title of each entry.
         password: to open it; None: it is not encrypted.
+        field: what somebody wrote into the first page's form; None: there is no form. Not with an outline.
     """
     entries = list(outline)
     first_page = 4
@@ -44,8 +49,9 @@ def make_pdf(
             content = _rc4(hashlib.md5(key + number.to_bytes(3, "little") + b"\0\0").digest()[: len(key) + 5], content)
         return b"<< /Length %d >>\nstream\n%b\nendstream" % (len(content), content)
 
+    form = "" if field is None else f" /AcroForm << /Fields [{first_entry} 0 R] /DR << /Font << /F 3 0 R >> >> >>"
     kids = " ".join(f"{first_page + 2 * index} 0 R" for index in range(len(pages)))
-    root = f"<< /Type /Catalog /Pages 2 0 R{f' /Outlines {first_entry} 0 R' if entries else ''} >>"
+    root = f"<< /Type /Catalog /Pages 2 0 R{f' /Outlines {first_entry} 0 R' if entries else ''}{form} >>"
     objects = [
         root.encode(),
         f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>".encode(),
@@ -70,6 +76,11 @@ def make_pdf(
             objects.append(
                 f"<< /Title ({title}) /Parent {first_entry} 0 R /Dest [{target} 0 R /Fit] {following} >>".encode()
             )
+    if field is not None:
+        objects.append(
+            f"<< /Type /Annot /Subtype /Widget /FT /Tx /T (name) /V ({field}) /DA (/F 12 Tf 0 g) /F 4 /P 4 0 R "
+            "/Rect [0 0 100 20] >>".encode()
+        )
     trailer = b"/Root 1 0 R /ID [<%b> <%b>]" % ((file_id.hex().encode(),) * 2)
     if password is not None:
         check = _rc4(key, _PADDING)

@@ -70,6 +70,15 @@ def test_a_rotated_page_stands_upright(tmp_path: Path) -> None:
     assert [image.getpixel(corner) for image, corner in zip(images, corners, strict=True)] == [(255, 0, 0)] * 4
 
 
+def test_what_was_filled_into_a_form_is_on_the_page(tmp_path: Path) -> None:
+    pages = [PdfPage(text="Name", more="/Annots [6 0 R]")]
+    empty, filled = (
+        opened(tmp_path / "a.pdf", make_pdf(pages, field=written)).page(1).pixels for written in ("", "Ada Lovelace")
+    )
+    num_dark = [int((pixels < 64).all(axis=2)[-60:].sum()) for pixels in (empty, filled)]
+    assert num_dark[0] == 0 and num_dark[1] > 200  # twelve letters at the lower edge
+
+
 def test_outline_entries_come_in_the_order_of_pages(tmp_path: Path) -> None:
     outline = [(3, "Methods"), (1, "Introduction"), (3, "Data")]
     document = opened(tmp_path / "a.pdf", make_pdf(text_pages("a", "b", "c", "d"), outline=outline))
