@@ -1,0 +1,151 @@
+"""Documents into a page store, for a person who watches: progress with an end time, and a table of what was done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+
+from rsgrpo.config.documents import RenderSettings
+from rsgrpo.documents.ingest import OnProgress
+from rsgrpo.documents.page_store import PageStore
+from rsgrpo.documents.records import IngestProgress, IngestReport, Remark
+from rsgrpo.errors import shown
+from rsgrpo.run.progress import readable_seconds
+
+_LINE_SECONDS = 10.0  # between lines where there is no terminal
+_BAR_SECONDS = 0.25
+_MAX_NAMED = 20  # of a kind; the report record has all
+_MAX_REASON_CHARACTERS = 300
+_DAY_SECONDS = 86_400.0
+
+
+def add_documents(
+    paths: Iterable[Path], store_folder: Path, settings: RenderSettings, console: Console
+) -> IngestReport:
+    """Add documents to a page store, and say how it goes.
+
+    Args:
+        paths: files, and folders whose documents are taken.
+        store_folder: of the page store, which is made where there is none.
+        settings: how pages are rendered, and what to do about documents that cannot be read.
+        console: a live bar on a terminal, a line every ten seconds elsewhere.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DocumentError: a path is not there, or a document cannot be read and the settings do not skip it.
+        StoreError: the folder holds something else, another process writes to it, or the disk is full.
+    """
+    store = PageStore.open(store_folder, settings)
+    with _shown_progress(console) as on_progress:
+        report = store.add(paths, on_progress)
+    print_report(report, console)
+    return report
+
+
+def progress_line(progress: IngestProgress, now: datetime) -> str:
+    """How far it is, at which speed, and when it ends.
+
+    Args:
+        progress: how far it is.
+        now: time of the clock.
+
+    Example:
+        ``3/12 documents, 310 pages, 52.1 pages/s, ends 14:03 (in 1 min 20 s)``
+    """
+    parts = [
+        f"{progress.documents:,}/{progress.documents_total:,} documents",
+        f"{progress.pages:,} pages",
+        f"{progress.pages_per_second:.1f} pages/s",
+    ]
+    left = progress.seconds_left
+    if left is not None:
+        end = now + timedelta(seconds=left)
+        parts.append(f"ends {end:{'%H:%M' if left < _DAY_SECONDS else '%Y-%m-%d %H:%M'}} (in {readable_seconds(left)})")
+    return ", ".join(parts)
+
+
+@contextmanager
+def _shown_progress(console: Console) -> Iterator[OnProgress]:
+    if not console.is_terminal:
+        next_line = time.monotonic() + _LINE_SECONDS
+
+        def print_line(progress: IngestProgress) -> None:
+            nonlocal next_line
+            if time.monotonic() >= next_line:
+                next_line = time.monotonic() + _LINE_SECONDS
+                console.print(progress_line(progress, datetime.now()), markup=False, highlight=False, soft_wrap=True)
+
+        yield print_line
+        return
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
+        console=console,
+        transient=True,
+        refresh_per_second=4,
+    )
+    with bar:
+        task = bar.add_task("documents are looked for", total=1.0)
+        shown_at = 0.0
+
+        def update(progress: IngestProgress) -> None:
+            nonlocal shown_at
+            if time.monotonic() >= shown_at + _BAR_SECONDS:
+                shown_at = time.monotonic()
+                bar.update(task, completed=progress.share, description=progress_line(progress, datetime.now()))
+
+        yield update
+
+
+def print_report(report: IngestReport, console: Console) -> None:
+    """What was done, as a table, and below it what a user should know by name.
+
+    Args:
+        report: what was done.
+        console: to print on.
+    """
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    rows = {
+        "documents added": report.added,
+        "documents unchanged": report.unchanged,
+        "documents replaced": report.replaced,
+        "documents removed": report.removed,
+        "documents refused": len(report.refused),
+        "documents with the bytes of another": len(report.duplicate_documents),
+        "damaged in the store": len(report.damaged),
+        "pages": report.pages,
+        "pages stored before": report.duplicate_pages,
+        "blank pages": len(report.blank_pages),
+        "pages left out": len(report.left_out_pages),
+    }
+    always = ("documents added", "documents unchanged", "documents refused", "pages")
+    for name, count in rows.items():
+        if count or name in always:
+            table.add_row(name, f"{count:,}")
+    table.add_row("time", readable_seconds(report.seconds))
+    console.print(table)
+    _print_named("refused", report.refused, console)
+    _print_named("damaged in the store", report.damaged, console)
+    _print_named("left out", report.left_out_pages, console)
+    _print_named("duplicate", report.duplicate_documents, console)
+    _print_named("blank", [Remark(name=name, reason="") for name in report.blank_pages], console)
+
+
+def _print_named(what: str, remarks: Sequence[Remark], console: Console) -> None:
+    for remark in remarks[:_MAX_NAMED]:
+        reason = f": {shown(remark.reason, _MAX_REASON_CHARACTERS)}" if remark.reason else ""
+        console.print(f"{what}: {shown(remark.name, 120)}{reason}", markup=False, highlight=False, soft_wrap=True)
+    if len(remarks) > _MAX_NAMED:
+        console.print(f"{what}: {len(remarks) - _MAX_NAMED:,} more", markup=False, highlight=False)

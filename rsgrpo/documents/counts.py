@@ -1,0 +1,41 @@
+"""The numbers of an :class:`rsgrpo.documents.records.IngestReport`, while they grow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rsgrpo.documents.records import IngestReport, Remark
+
+
+@dataclass(kw_only=True, slots=True)
+class Counts:
+    """As the report; only what is a tuple there is a list."""
+
+    added: int = 0
+    unchanged: int = 0
+    replaced: int = 0
+    removed: int = 0
+    refused: list[Remark] = field(default_factory=list)
+    left_out_pages: list[Remark] = field(default_factory=list)
+    duplicate_documents: list[Remark] = field(default_factory=list)
+    pages: int = 0
+    duplicate_pages: int = 0
+    blank_pages: list[str] = field(default_factory=list)
+    damaged: list[Remark] = field(default_factory=list)
+
+    def report(self, seconds: float) -> IngestReport:
+        """As they are now."""
+        return IngestReport(
+            added=self.added,
+            unchanged=self.unchanged,
+            replaced=self.replaced,
+            removed=self.removed,
+            refused=tuple(self.refused),
+            left_out_pages=tuple(self.left_out_pages),
+            duplicate_documents=tuple(self.duplicate_documents),
+            pages=self.pages,
+            duplicate_pages=self.duplicate_pages,
+            blank_pages=tuple(self.blank_pages),
+            damaged=tuple(self.damaged),
+            seconds=seconds,
+        )

@@ -1,0 +1,432 @@
+"""Documents into a page store: which have changed, which worker does what, and what goes wrong with which of them.
+
+    plan ─► survey (hash, number of pages, outline) ─► chunks of pages ─► rows in order ─► part committed
+              └─► the same bytes as another document: its rows are copied
+
+Several documents are under way at a time, and a large one keeps all workers busy: its pages are rendered out of order,
+a bounded number ahead of the one that is written next.
+"""
+
+from __future__ import annotations
+
+import bisect
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from rsgrpo.config.documents import RenderSettings
+from rsgrpo.data.images.loading import decoders_fingerprint
+from rsgrpo.documents.counts import Counts
+from rsgrpo.documents.parts import PartWriter, StoredDocument, copy_part, has_all_images
+from rsgrpo.documents.records import DocumentError, IngestProgress, Remark, StoreError, page_id
+from rsgrpo.documents.rendering import RenderPool
+from rsgrpo.documents.sources import FileStamp, SourceFile
+from rsgrpo.documents.stored_images import WRITING, no_room, store_writes
+from rsgrpo.documents.tasks import (
+    Answer,
+    BadDocument,
+    BadPage,
+    Died,
+    Done,
+    NoRoom,
+    RenderPages,
+    StoredPage,
+    Survey,
+    Surveyed,
+    Task,
+)
+from rsgrpo.errors import shown
+
+OnProgress = Callable[[IngestProgress], None]
+MakePool = Callable[[Path, RenderSettings], RenderPool]
+
+_CHUNK_PAGES = 16
+_CHUNKS_AHEAD = 4  # a worker, of one document
+_DOCUMENTS_AHEAD = 4  # a worker
+_MAX_ATTEMPTS = 2
+_CHANGED = "it changed while it was read; add it again when nobody writes it"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """A document that has to be looked at.
+
+    Attributes:
+        source: its file.
+        former: what the store has under its name; None: nothing.
+        is_whole: whether it has all pages of that, so that they serve where the content is still the same.
+    """
+
+    source: SourceFile
+    former: StoredDocument | None
+    is_whole: bool
+
+
+@dataclass(kw_only=True, slots=True)
+class _Job:
+    """A document under way; others with the same bytes wait for it."""
+
+    key: int
+    work: Work
+    attempts: int = 0
+    survey: Surveyed | None = None
+    writer: PartWriter | None = None
+    chunks: deque[tuple[int, int]] = field(default_factory=deque)
+    waiting: dict[int, StoredPage | BadPage] = field(default_factory=dict)
+    next_page: int = 1
+    deaths: dict[int, int] = field(default_factory=dict)
+    left_out: list[Remark] = field(default_factory=list)
+    duplicates: int = 0
+    blank: list[str] = field(default_factory=list)
+    followers: list[_Job] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Of the document."""
+        return self.work.source.document
+
+    @property
+    def path(self) -> Path:
+        """Of its file."""
+        return self.work.source.path
+
+
+class Ingest:
+    """One run that adds documents to a store, whose writer this process is.
+
+    Args:
+        store: absolute path of its folder.
+        settings: how pages are rendered, and what to do about documents that cannot be read.
+        by_sha256: name of a document in the store by the hash of its file.
+        counts: grow.
+        on_progress: is told now and then.
+        make_pool: of workers, from the store's folder and the settings.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        settings: RenderSettings,
+        by_sha256: dict[str, str],
+        counts: Counts,
+        on_progress: OnProgress | None,
+        make_pool: MakePool = RenderPool,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._by_sha256 = by_sha256
+        self._counts = counts
+        self._on_progress = on_progress
+        self._make_pool = make_pool
+        self._libraries = f"pypdfium2 {version('pypdfium2')}/{decoders_fingerprint()}"
+        self._begin = time.monotonic()
+        self._waiting: deque[_Job] = deque()
+        self._active: dict[int, _Job] = {}
+        self._under_way: dict[str, _Job] = {}
+        self._num_keys = self._total = 0
+        self.has_dropped = False
+        """Whether there may be images that no document has."""
+        self._sizes: dict[str, int] = {}
+        self._num_done = self._bytes_done = self._num_rendered = 0
+
+    def refuse(self, remark: Remark) -> None:
+        """Heed a document that cannot be read.
+
+        Args:
+            remark: which, and why.
+
+        Raises:
+            DocumentError: the settings ask to stop.
+        """
+        if self._settings.on_bad_document == "reject":
+            raise DocumentError(
+                f"{shown(remark.name)}: {remark.reason}; or leave such documents out with on_bad_document=skip"
+            )
+        self._counts.refused.append(remark)
+
+    def run(self, work: Sequence[Work]) -> None:
+        """Add documents.
+
+        Args:
+            work: in the order in which they are begun.
+
+        Raises:
+            DocumentError: one cannot be read, and the settings ask to stop.
+            StoreError: the store cannot be written.
+        """
+        for one in work:
+            self._waiting.append(_Job(key=self._new_key(), work=one))
+            self._sizes[one.source.document] = max(1, _size(one.source.path))
+        self._total = sum(self._sizes.values())
+        with self._make_pool(self._store, self._settings) as pool:
+            try:
+                while self._waiting or self._active:
+                    self._step(pool)
+                    self._tell()
+            finally:
+                for job in self._active.values():
+                    if job.writer is not None:
+                        job.writer.discard()
+
+    def _step(self, pool: RenderPool) -> None:
+        """Hand out what there is to do, wait for answers, and heed them."""
+        pool.grow(len(self._waiting) + sum(len(job.chunks) for job in self._active.values()))
+        while pool.has_idle and (task := self._next_task()) is not None:
+            pool.give(task)
+        for task, answer in pool.answers():
+            if task.key in self._active:
+                with store_writes(self._store):
+                    self._heed(self._active[task.key], task, answer)
+
+    def _new_key(self) -> int:
+        self._num_keys += 1
+        return self._num_keys
+
+    def _next_task(self) -> Task | None:
+        """Pages before surveys: what is under way is finished first."""
+        ahead = _CHUNKS_AHEAD * self._settings.num_workers * _CHUNK_PAGES
+        for job in self._active.values():
+            if job.chunks and job.survey is not None and job.chunks[0][0] < job.next_page + ahead:
+                first, last = job.chunks.popleft()
+                return RenderPages(key=job.key, path=job.survey.path, kind=job.survey.kind, first=first, last=last)
+        if self._waiting and len(self._active) < _DOCUMENTS_AHEAD * self._settings.num_workers:
+            job = self._waiting.popleft()
+            self._active[job.key] = job
+            return self._survey(job)
+        return None
+
+    def _survey(self, job: _Job) -> Survey:
+        former = job.work.former
+        return Survey(
+            key=job.key,
+            path=job.path,
+            office_folder=self._office_folder(job),
+            known_sha256=former.sha256 if former is not None and job.work.is_whole else "",
+        )
+
+    def _office_folder(self, job: _Job) -> Path:
+        return self._store / WRITING / f"office-{job.key}"
+
+    def _heed(self, job: _Job, task: Task, answer: Answer) -> None:
+        if isinstance(answer, NoRoom):
+            raise StoreError(no_room(self._store, answer.reason))
+        if isinstance(answer, Surveyed):
+            self._begin_document(job, answer)
+        elif isinstance(answer, BadDocument):
+            self._fail(job, answer.reason)
+        elif isinstance(answer, Died):
+            self._bury(job, task, answer)
+        elif not isinstance(answer, Done):
+            job.waiting[answer.number] = answer
+            self._write_pages(job)
+
+    def _begin_document(self, job: _Job, found: Surveyed) -> None:
+        job.survey = found
+        if not found.num_pages:  # touched or moved, with the content that it had
+            self._copy(job, job.name, is_new=False)
+        elif (twin := self._twin(found.sha256)) is not None:
+            self._copy(job, twin, is_new=True)
+        elif (first := self._under_way.get(found.sha256)) is not None:
+            first.followers.append(job)
+        else:
+            self._under_way[found.sha256] = job
+            job.writer = PartWriter(self._store, self._description(job, found))
+            starts = range(1, found.num_pages + 1, _CHUNK_PAGES)
+            job.chunks = deque((start, min(start + _CHUNK_PAGES - 1, found.num_pages)) for start in starts)
+
+    def _twin(self, sha256: str) -> str | None:
+        """A document in the store with the same content, and all of its pages."""
+        document = self._by_sha256.get(sha256)
+        try:
+            return document if document is not None and has_all_images(self._store, document) else None
+        except StoreError:
+            return None
+
+    def _description(self, job: _Job, found: Surveyed) -> StoredDocument:
+        return StoredDocument(
+            document=job.name,
+            path=str(job.path),
+            num_bytes=found.stamp.num_bytes,
+            mtime_ns=found.stamp.mtime_ns,
+            sha256=found.sha256,
+            rendered_by=self._libraries,
+        )
+
+    def _write_pages(self, job: _Job) -> None:
+        """Write those pages whose turn it is, and end the document where it was the last one."""
+        assert job.survey is not None and job.writer is not None
+        while (page := job.waiting.pop(job.next_page, None)) is not None:
+            job.next_page += 1
+            name = page_id(job.name, page.number)
+            if isinstance(page, BadPage):
+                if self._settings.on_bad_document != "skip_page":
+                    self._fail(job, f"page {page.number} of {job.survey.num_pages}: {page.reason}")
+                    return
+                job.left_out.append(Remark(name=name, reason=page.reason))
+                continue
+            job.writer.append(page, _title(job.survey.outline, page.number))
+            self._num_rendered += 1
+            job.duplicates += not page.is_new
+            job.blank += [name] if page.blank else []
+        if job.next_page > job.survey.num_pages:
+            self._end_document(job)
+
+    def _end_document(self, job: _Job) -> None:
+        assert job.survey is not None and job.writer is not None
+        if self._has_changed(job):
+            return
+        if not job.writer.num_pages:
+            self._fail(job, f"none of its {job.survey.num_pages} pages can be rendered: {job.left_out[0].reason}")
+            return
+        job.writer.commit()
+        num_pages, job.writer = job.writer.num_pages, None
+        self._counts.left_out_pages += job.left_out
+        self._counts.duplicate_pages += job.duplicates
+        self._counts.blank_pages += job.blank
+        self._count(job, num_pages)
+        for follower in job.followers:
+            self._copy(follower, job.name, is_new=True)
+
+    def _copy(self, job: _Job, document: str, *, is_new: bool) -> None:
+        """Take the pages of a document with the same content, or of this one as it was."""
+        assert job.survey is not None
+        if self._has_changed(job):
+            return
+        num_pages = 0
+        for page in copy_part(self._store, document, self._description(job, job.survey)):
+            num_pages += 1
+            self._counts.blank_pages += [page_id(job.name, page.number)] if is_new and page.blank else []
+        if not is_new:
+            self._counts.unchanged += 1
+            self._count_done(job)
+            self._leave(job)
+            return
+        self._counts.duplicate_documents.append(
+            Remark(name=job.name, reason=f"has the same bytes as {shown(document)}")
+        )
+        self._counts.duplicate_pages += num_pages
+        self._count(job, num_pages)
+
+    def _count(self, job: _Job, num_pages: int) -> None:
+        assert job.survey is not None
+        self._by_sha256[job.survey.sha256] = job.name
+        self._counts.pages += num_pages
+        former = job.work.former
+        if former is None:
+            self._counts.added += 1
+        else:
+            self._counts.replaced += 1
+            if former.sha256 != job.survey.sha256 and self._by_sha256.get(former.sha256) == job.name:
+                del self._by_sha256[former.sha256]
+        self._count_done(job)
+        self._leave(job)
+
+    def _has_changed(self, job: _Job) -> bool:
+        """Whether a document's file is another one than when it was surveyed; it is then read once more, or refused."""
+        assert job.survey is not None
+        try:
+            if FileStamp.of(job.path) == job.survey.stamp:
+                return False
+        except OSError:
+            self._fail(job, "its file was deleted while it was read")
+            return True
+        if job.attempts + 1 >= _MAX_ATTEMPTS:
+            self._fail(job, _CHANGED)
+            return True
+        self._again(job, attempts=job.attempts + 1)
+        return True
+
+    def _again(self, job: _Job, *, attempts: int) -> None:
+        """Begin a document anew."""
+        self._waiting.appendleft(_Job(key=self._new_key(), work=job.work, attempts=attempts, deaths=job.deaths))
+        self._drop(job)
+
+    def _bury(self, job: _Job, task: Task, death: Died) -> None:
+        """Have what a dead worker was doing done once more; what kills two of them is at fault itself."""
+        number = next((one for one in self._unanswered(job, task)), 0)
+        job.deaths[number] = job.deaths.get(number, 0) + 1
+        is_over = job.deaths[number] >= _MAX_ATTEMPTS
+        if isinstance(task, Survey):
+            if is_over:
+                self._fail(job, f"it cannot be opened: {death.reason}, twice")
+            else:
+                self._again(job, attempts=job.attempts)
+            return
+        assert isinstance(task, RenderPages)
+        first = number or task.last + 1
+        if is_over and number:
+            reason = f"it cannot be rendered: {death.reason}, twice"
+            first = number + 1
+            job.waiting[number] = BadPage(number=number, reason=reason)
+        if first <= task.last:
+            job.chunks.appendleft((first, task.last))
+        if is_over and number:
+            self._write_pages(job)
+
+    def _unanswered(self, job: _Job, task: Task) -> Sequence[int]:
+        if not isinstance(task, RenderPages):
+            return ()
+        return [one for one in range(max(task.first, job.next_page), task.last + 1) if one not in job.waiting]
+
+    def _fail(self, job: _Job, reason: str) -> None:
+        """Leave a document out."""
+        stays = "; its former pages stay" if job.work.former is not None else ""
+        self._count_done(job)
+        self._drop(job)
+        self.refuse(Remark(name=job.name, reason=f"{reason}{stays}"))
+
+    def _drop(self, job: _Job) -> None:
+        """Forget what was done of a document; one that waited for it takes its place."""
+        if job.writer is not None:
+            job.writer.discard()
+            job.writer = None
+            self.has_dropped = True
+        self._leave(job)
+        for follower in job.followers:
+            assert follower.survey is not None
+            self._begin_document(follower, follower.survey)
+
+    def _leave(self, job: _Job) -> None:
+        del self._active[job.key]
+        if job.survey is not None and self._under_way.get(job.survey.sha256) is job:
+            del self._under_way[job.survey.sha256]
+        shutil.rmtree(self._office_folder(job), ignore_errors=True)
+
+    def _count_done(self, job: _Job) -> None:
+        self._num_done += 1
+        self._bytes_done += self._sizes[job.name]
+
+    def _tell(self) -> None:
+        if self._on_progress is None:
+            return
+        partly = sum(
+            self._sizes[job.name] * (job.next_page - 1) / job.survey.num_pages
+            for job in self._active.values()
+            if job.survey is not None and job.survey.num_pages
+        )
+        self._on_progress(
+            IngestProgress(
+                documents=self._num_done,
+                documents_total=len(self._sizes),
+                pages=self._num_rendered,
+                share=min(1.0, (self._bytes_done + partly) / self._total),
+                seconds=time.monotonic() - self._begin,
+            )
+        )
+
+
+def _title(outline: Sequence[tuple[int, str]], number: int) -> str | None:
+    """The last entry, in the order of pages, that starts on a page or before it."""
+    position = bisect.bisect_right(outline, number, key=lambda entry: entry[0])
+    return outline[position - 1][1] if position else None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

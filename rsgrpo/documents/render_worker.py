@@ -1,0 +1,174 @@
+"""A worker process: looks at documents, renders their pages and stores them; told what to do through a pipe.
+
+It is started as ``python -m rsgrpo.documents.render_worker DESCRIPTOR STORE SETTINGS``. It ends when the other end of
+the pipe is closed, also by the death of the process that holds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from rsgrpo.config.documents import RenderSettings
+from rsgrpo.documents.office import convert_to_pdf
+from rsgrpo.documents.pdf import PdfDocument, RenderedPage
+from rsgrpo.documents.pictures import PictureDocument
+from rsgrpo.documents.records import DocumentError
+from rsgrpo.documents.sources import FileStamp, Kind, file_kind
+from rsgrpo.documents.stored_images import encode_image, is_blank, store_image
+from rsgrpo.documents.tasks import (
+    BadDocument,
+    BadPage,
+    Done,
+    NoRoom,
+    Ready,
+    RenderPages,
+    StoredPage,
+    Survey,
+    Surveyed,
+    Task,
+)
+from rsgrpo.errors import shown
+from rsgrpo.io.special_files import open_regular
+
+# pdfium keeps what it has read of a document, mostly images, until it is closed: then it is opened anew.
+_MAX_KEPT_BYTES = 64 << 20
+_MIN_KEPT_PAGES, _MAX_KEPT_PAGES = 16, 4096
+
+
+class RenderWorker:
+    """Does one task after the other.
+
+    Args:
+        connection: to the process that gives them.
+        store: folder of the page store.
+        settings: how pages are rendered.
+    """
+
+    def __init__(self, connection: Connection, store: Path, settings: RenderSettings) -> None:
+        self._connection = connection
+        self._store = store
+        self._settings = settings
+        self._document: PdfDocument | PictureDocument | None = None
+        self._opened: tuple[int, Path] | None = None
+        self._pages_left = 0
+
+    def serve(self) -> None:
+        """Work until nobody asks any more."""
+        self._connection.send(Ready())
+        while True:
+            try:
+                task: Task = self._connection.recv()
+                self._do(task)
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                return
+
+    def _do(self, task: Task) -> None:
+        try:
+            if isinstance(task, Survey):
+                self._connection.send(self._survey(task))
+            else:
+                self._render(task)
+        except DocumentError as error:
+            self._connection.send(BadDocument(reason=str(error)))
+        except _StoreWriteError as error:
+            self._connection.send(NoRoom(reason=str(error)))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except FileNotFoundError:
+            self._connection.send(BadDocument(reason="its file is gone"))
+        except OSError as error:
+            self._connection.send(BadDocument(reason=f"it cannot be read ({error.strerror or shown(error, 120)})"))
+        except MemoryError:
+            self._connection.send(BadDocument(reason="there is not enough memory to read it"))
+
+    def _survey(self, task: Survey) -> Surveyed:
+        stamp = FileStamp.of(task.path)
+        with open_regular(str(task.path)) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        kind = file_kind(task.path)
+        path = task.path
+        if sha256 == task.known_sha256:
+            return Surveyed(sha256=sha256, stamp=stamp, kind=kind, path=path, num_pages=0)
+        if kind == "office":
+            path, kind = convert_to_pdf(task.path, task.office_folder), "pdf"
+        document = self._open(task.key, path, kind)
+        return Surveyed(
+            sha256=sha256,
+            stamp=stamp,
+            kind=kind,
+            path=path,
+            num_pages=document.num_pages,
+            outline=document.outline(),
+        )
+
+    def _open(self, key: int, path: Path, kind: Kind) -> PdfDocument | PictureDocument:
+        """The document, which stays open for the next task."""
+        if self._document is not None and self._opened == (key, path) and self._pages_left > 0:
+            return self._document
+        if self._document is not None:
+            self._document.close()
+            self._document = None
+        reader = PdfDocument if kind == "pdf" else PictureDocument
+        document = reader(path, self._settings)
+        self._document, self._opened = document, (key, path)
+        kept = _MAX_KEPT_BYTES * document.num_pages // max(1, path.stat().st_size)
+        self._pages_left = min(max(kept, _MIN_KEPT_PAGES), _MAX_KEPT_PAGES)
+        return document
+
+    def _render(self, task: RenderPages) -> None:
+        for number in range(task.first, task.last + 1):
+            document = self._open(task.key, task.path, task.kind)
+            try:
+                page = document.page(number)
+            except DocumentError as error:
+                self._connection.send(BadPage(number=number, reason=str(error)))
+                continue
+            except MemoryError:
+                self._connection.send(BadPage(number=number, reason="there is not enough memory to render it"))
+                continue
+            self._pages_left -= 1
+            self._connection.send(self._stored(number, page))
+        self._connection.send(Done())
+
+    def _stored(self, number: int, page: RenderedPage) -> StoredPage:
+        data, suffix = (page.file, page.suffix) if page.file else encode_image(page.pixels, self._settings.image_format)
+        try:
+            stored = store_image(self._store, data, suffix)
+        except OSError as error:
+            raise _StoreWriteError(error.strerror or str(error)) from error
+        return StoredPage(
+            number=number,
+            image=stored.name,
+            sha256=stored.sha256,
+            num_bytes=stored.num_bytes,
+            is_new=stored.is_new,
+            width=page.pixels.shape[1],
+            height=page.pixels.shape[0],
+            text=page.text,
+            blank=is_blank(page.pixels),
+        )
+
+
+class _StoreWriteError(Exception):
+    """The store cannot be written."""
+
+
+def main(arguments: list[str]) -> None:
+    """Work for the process at the other end of a pipe.
+
+    Args:
+        arguments: descriptor of the pipe, folder of the store, settings as JSON.
+    """
+    logging.getLogger("pypdfium2").setLevel(logging.ERROR)  # odd outlines are no news to whoever indexes
+    descriptor, store, settings = arguments
+    worker = RenderWorker(Connection(int(descriptor)), Path(store), RenderSettings(**json.loads(settings)))
+    worker.serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,210 @@
+"""Page images on the disk, each under the hash of its bytes, so that equal pages are stored once."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from rsgrpo.config.documents import ImageFormat
+from rsgrpo.data.images.png import SIGNATURE
+from rsgrpo.documents.records import StoreError
+from rsgrpo.errors import shown
+from rsgrpo.io.special_files import open_regular
+
+STORE_FILE = "store.json"
+PARTS = "pages.parquet"
+IMAGES = "images"
+WRITING = "writing"
+"""Folder of a store for files that are not complete yet; it is there while somebody writes, or died writing."""
+
+_JPEG_QUALITY = 95
+_PNG_LEVEL = 1  # higher ones take up to three times as long for a tenth of the size
+_SAMPLED_ROWS = 16  # one of so many says of most pages that they are coloured, or not blank
+_GREY, _COLOUR = 0, 2  # PNG's colour types
+
+Pixels = NDArray[np.uint8]
+"""[height, width, 3], red, green and blue."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredImage:
+    """An image file in a store.
+
+    Attributes:
+        name: of the file, relative to the store.
+        sha256: of its bytes.
+        num_bytes: its size.
+        is_new: whether it was not there before.
+    """
+
+    name: str
+    sha256: str
+    num_bytes: int
+    is_new: bool
+
+
+def image_name(sha256: str, suffix: str) -> str:
+    """Where an image lies in a store.
+
+    Args:
+        sha256: of its bytes.
+        suffix: with the dot.
+
+    Example:
+        ``images/ab/abcdef….png``
+    """
+    return f"{IMAGES}/{sha256[:2]}/{sha256}{suffix}"
+
+
+def encode_image(pixels: Pixels, image_format: ImageFormat) -> tuple[bytes, str]:
+    """An image file for a page.
+
+    Args:
+        pixels: [height, width, 3] uint8.
+        image_format: ``png`` keeps every pixel.
+
+    Returns:
+        Its bytes, and its suffix.
+    """
+    if image_format == "jpeg":
+        encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_JPEG_QUALITY, colorsubsampling="444")
+        return bytes(encoded), ".jpg"
+    return _png(pixels), ".png"
+
+
+def _is_grey(pixels: Pixels) -> bool:
+    red = pixels[:, :, 0]
+    return bool((red == pixels[:, :, 1]).all() and (red == pixels[:, :, 2]).all())
+
+
+def _png(pixels: Pixels) -> bytes:
+    """A PNG file without filters.
+
+    Of pages, which are mostly white, these compress better than filtered ones, and Pillow, which tries all filters for
+    every row, takes twice as long (benchmarks/documents.py).
+    """
+    height, width, _ = pixels.shape
+    is_grey = _is_grey(pixels[::_SAMPLED_ROWS]) and _is_grey(pixels)
+    lines = np.zeros((height, 1 + width * (1 if is_grey else 3)), np.uint8)  # each begins with its filter's number
+    if is_grey:
+        lines[:, 1:] = pixels[:, :, 0]
+    else:
+        lines[:, 1:].reshape(pixels.shape, copy=False)[:] = pixels
+    header = struct.pack(">IIBBBBB", width, height, 8, _GREY if is_grey else _COLOUR, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.data, _PNG_LEVEL)), (b"IEND", b""))
+    return SIGNATURE + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
+        for name, data in parts
+    )
+
+
+def is_blank(pixels: Pixels) -> bool:
+    """Whether all pixels have one colour.
+
+    Args:
+        pixels: [height, width, 3] uint8.
+    """
+    first = pixels[0, 0]
+    return bool((pixels[::_SAMPLED_ROWS] == first).all() and (pixels == first).all())
+
+
+def store_image(store: Path, data: bytes, suffix: str) -> StoredImage:
+    """Write an image file into a store, unless it is there.
+
+    It is not forced to the disk: whoever adds the document again after a loss of power finds files that are too short,
+    and every reader compares the hash.
+
+    Args:
+        store: its folder, which has a folder :data:`WRITING`.
+        data: the file.
+        suffix: of the file, with the dot.
+
+    Raises:
+        OSError: the disk is full, or there is no permission.
+    """
+    sha256 = hashlib.sha256(data).hexdigest()
+    name = image_name(sha256, suffix)
+    path = store / name
+    is_new = not has_size(path, len(data))
+    if is_new:
+        partial = store / WRITING / uuid.uuid4().hex
+        try:
+            partial.write_bytes(data)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    return StoredImage(name=name, sha256=sha256, num_bytes=len(data), is_new=is_new)
+
+
+def has_size(path: Path, num_bytes: int) -> bool:
+    """Whether a file is there and has a size.
+
+    Args:
+        path: of the file.
+        num_bytes: its size.
+    """
+    try:
+        return path.stat().st_size == num_bytes
+    except OSError:
+        return False
+
+
+def image_problem(path: Path, sha256: str) -> str:
+    """What is wrong with a stored image.
+
+    Args:
+        path: of the file.
+        sha256: that it must have.
+
+    Returns:
+        Words without the file's name; empty: nothing is.
+    """
+    try:
+        with open_regular(str(path)) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if found == sha256 else "has other bytes than when it was stored"
+
+
+def no_room(store: Path, words: str) -> str:
+    """What to say where a store cannot be written.
+
+    Args:
+        store: its folder.
+        words: of the system.
+    """
+    return (
+        f"{shown(store)} cannot be written ({words}); the documents that were added stay: make room, and give the same "
+        "command again"
+    )
+
+
+@contextmanager
+def store_writes(store: Path) -> Iterator[None]:
+    """A block that reads and writes a store's own files: whatever the system refuses there, in one sentence.
+
+    Args:
+        store: its folder.
+
+    Raises:
+        StoreError: the disk is full, or there is no permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(no_room(store, error.strerror or str(error))) from error

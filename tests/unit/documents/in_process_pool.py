@@ -1,0 +1,61 @@
+"""A pool whose only worker is this process: the same work in the same order every time, without starting anything."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from rsgrpo.config.documents import RenderSettings
+from rsgrpo.documents.page_store import PageStore
+from rsgrpo.documents.render_worker import RenderWorker
+from rsgrpo.documents.rendering import RenderPool
+from rsgrpo.documents.tasks import LAST_ANSWERS, Answer, Died, RenderPages, Task
+
+
+class InProcessPool(RenderPool):
+    """Does a task when it is given, and answers when it is asked."""
+
+    killers: frozenset[int] = frozenset()  # numbers of pages at which a worker dies
+    given: list[Task]
+
+    def __init__(self, store: Path, settings: RenderSettings) -> None:
+        super().__init__(store, settings)
+        self._said: deque[Answer] = deque()
+        self._task: Task | None = None
+        self._worker = RenderWorker(cast(Any, self), store, settings)
+        self.given = []
+
+    def grow(self, num_tasks: int) -> None:
+        """It has all that it will ever have."""
+
+    @property
+    def has_idle(self) -> bool:
+        return self._task is None
+
+    def give(self, task: Task) -> None:
+        self._task = task
+        self.given.append(task)
+
+    def send(self, answer: Answer) -> None:
+        """What the worker calls."""
+        self._said.append(answer)
+
+    def answers(self) -> Iterator[tuple[Task, Answer]]:
+        task, self._task = self._task, None
+        assert task is not None
+        self._worker._do(task)
+        while self._said:
+            answer = self._said.popleft()
+            if isinstance(task, RenderPages) and getattr(answer, "number", 0) in self.killers:
+                self._said.clear()
+                answer = Died(reason="the process that had it died (signal SIGSEGV)")
+            yield task, answer
+            if isinstance(answer, LAST_ANSWERS):
+                assert not self._said
+
+
+def in_process(store: PageStore, pool: type[InProcessPool] = InProcessPool) -> PageStore:
+    """The same store, whose pages are rendered in this process."""
+    return PageStore(store.folder, store.rendering, pool)
