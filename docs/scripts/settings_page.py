@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rsgrpo.config import Config
+from rsgrpo.config.documents import RenderSettings
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.index import IndexConfig
 
@@ -117,7 +118,12 @@ def sections(kind: type = Config, key: str = "", given: object = None) -> Iterat
 def page() -> str:
     """The whole page, in Markdown."""
     parts = [_HEAD]
-    for section in (*sections(), *sections(EmbedderConfig, "embedder"), *sections(IndexConfig, "index")):
+    for section in (
+        *sections(),
+        *sections(EmbedderConfig, "embedder"),
+        *sections(IndexConfig, "index"),
+        *sections(RenderSettings, "documents"),
+    ):
         lines = [f"## `{section.key}`" if section.key else "## The run", "", _markdown(section.title), ""]
         if section.settings:
             lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]

@@ -49,6 +49,14 @@ COMMANDS: Mapping[str, Command] = {
         summary="write the benchmarks as task files for lmms-eval",
         entry="recipes.evaluation.lmms_tasks:main",
     ),
+    "index": Command(
+        summary="render documents to pages, embed the pages, and keep their vectors in an index",
+        entry="recipes.indexing.command:index_documents",
+    ),
+    "search": Command(
+        summary="the pages of an index that answer a question best",
+        entry="recipes.indexing.command:search_index",
+    ),
     "make-data": Command(
         summary="write a small data set of coloured shapes to try a recipe on",
         entry="rsgrpo.data.synthetic.__main__:main",

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from recipes.indexing.places import create_any_index, is_there, open_any_index
-from recipes.indexing.settings import GivenSettings, embedder_settings, index_settings, split_settings
+from recipes.indexing.settings import (
+    GivenSettings,
+    embedder_settings,
+    index_settings,
+    render_settings,
+    split_settings,
+)
 from recipes.indexing.updating import IndexReport, PageSource, update_index
+from rsgrpo.config.documents import RenderSettings
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.errors import shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
@@ -29,8 +37,22 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
 MakeEmbedder = Callable[[EmbedderConfig], "Embedder"]
 """Makes an embedder from its settings; tests make one that needs no model."""
 
-MakeSource = Callable[[Sequence[Path], Path, EmbedderConfig], PageSource]
-"""Adds documents to the store of pages in a folder, and gives the store."""
+MakeSource = Callable[["Changes", Path, RenderSettings], PageSource]
+"""Makes the changes in the store of pages in a folder, and gives the store."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Changes:
+    """What shall change in a store of pages.
+
+    Attributes:
+        add: files, and folders of files, to add.
+        remove: names of documents to take out.
+    """
+
+    add: tuple[Path, ...] = ()
+    remove: tuple[str, ...] = ()
+
 
 PAGES_FOLDER = "pages"
 """Name of the folder with the pages' images, in the index's folder."""
@@ -43,6 +65,8 @@ examples:
   uv run rsgrpo index manuals --out manuals.index --embedder Qwen/Qwen3-VL-Embedding-2B
   uv run rsgrpo index manuals new.pdf --out manuals.index             # again: only what is new or has changed
   uv run rsgrpo index manuals --out manuals.index --embedder runs/embedder embedder.preset=visrag
+  uv run rsgrpo index manuals --out manuals.index documents.on_bad_document=skip
+  uv run rsgrpo index --out manuals.index --remove old.pdf
 """
 _SEARCH_EXAMPLES = """\
 examples:
@@ -59,9 +83,16 @@ def index_parser() -> CommandParser:
         epilog=_INDEX_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("documents", metavar="FILE", nargs="+", type=Path, help="documents, and folders of documents")
+    parser.add_argument("documents", metavar="FILE", nargs="*", type=Path, help="documents, and folders of documents")
     parser.add_argument("--out", metavar="INDEX", required=True, type=Path, help="the index's folder")
     parser.add_argument("--embedder", metavar="MODEL", default="", help="a folder or a name on the hub")
+    parser.add_argument(
+        "--remove",
+        metavar="DOCUMENT",
+        action="append",
+        default=[],
+        help="take a document out of the index; may stand more than once",
+    )
     _explain_settings(parser)
     return parser
 
@@ -88,24 +119,28 @@ def search_parser() -> CommandParser:
 
 def _explain_settings(parser: CommandParser) -> None:
     parser.add_argument_group(
-        "settings", "embedder.NAME=VALUE and index.NAME=VALUE; docs/retrieval.md lists them, such as index.num_probes=8"
+        "settings",
+        "embedder.NAME=VALUE, index.NAME=VALUE and documents.NAME=VALUE; docs/settings.md lists them, such as "
+        "index.num_probes=8",
     )
 
 
 def index_documents(
-    arguments: Sequence[str] | None, make_source: MakeSource, make_embedder: MakeEmbedder | None = None
+    arguments: Sequence[str] | None = None,
+    make_source: MakeSource | None = None,
+    make_embedder: MakeEmbedder | None = None,
 ) -> int:
     """Run ``rsgrpo index``.
 
     Args:
         arguments: the arguments behind the command's name; None: those of this process.
-        make_source: the function that renders documents into the store of pages.
+        make_source: the function that renders documents into the store of pages; None: ``rsgrpo.documents`` does.
         make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
 
     Returns:
         The exit status of the process.
     """
-    return run_command(lambda: _index(arguments, make_source, make_embedder or _sentence_embedder))
+    return run_command(lambda: _index(arguments, make_source or _page_store, make_embedder or _sentence_embedder))
 
 
 def search_index(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | None = None) -> int:
@@ -123,10 +158,14 @@ def search_index(arguments: Sequence[str] | None = None, make_embedder: MakeEmbe
 
 def _index(arguments: Sequence[str] | None, make_source: MakeSource, make_embedder: MakeEmbedder) -> None:
     options, given = _read(index_parser(), arguments)
+    changes = Changes(add=tuple(options.documents), remove=tuple(options.remove))
+    if changes == Changes():
+        raise UsageError("nothing to do; name documents or folders to add, or --remove DOCUMENT")
     settings = index_settings(given)
     has_index = is_there(options.out, settings)
     saved = open_any_index(options.out, settings).embedder if has_index else None
     config = embedder_settings(given, options.embedder, saved)
+    rendering = render_settings(given, config)
     embedder = make_embedder(config)
     with closing(
         open_any_index(options.out, settings, is_writable=True)
@@ -134,8 +173,8 @@ def _index(arguments: Sequence[str] | None, make_source: MakeSource, make_embedd
         else create_any_index(options.out, settings, embedder.identity, embedder.settings)
     ) as index:
         index.identity.check(embedder.identity, index.name)  # before hours of rendering
-        source = make_source(options.documents, options.out / PAGES_FOLDER, config)
-        report = update_index(index, embedder, source)
+        source = make_source(changes, options.out / PAGES_FOLDER, rendering)
+        report = update_index(index, embedder, source, dates=source.dates())
         print(_told(report, len(index), index.name))
 
 
@@ -166,6 +205,17 @@ def _search(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> Non
 def _read(parser: CommandParser, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, GivenSettings]:
     rest, given = split_settings(sys.argv[1:] if arguments is None else arguments)
     return parser.parse_args(rest), given
+
+
+def _page_store(changes: Changes, folder: Path, rendering: RenderSettings) -> PageSource:
+    from recipes.indexing.pages import add_documents
+    from rsgrpo.documents.page_store import PageStore
+
+    if changes.remove:
+        PageStore.open(folder).remove(*changes.remove)
+    if changes.add:
+        add_documents(changes.add, folder, rendering, Console(soft_wrap=not sys.stdout.isatty()))
+    return PageStore.open(folder)
 
 
 def _sentence_embedder(config: EmbedderConfig) -> Embedder:

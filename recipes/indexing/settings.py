@@ -1,4 +1,4 @@
-"""Read settings ``embedder.NAME=VALUE`` and ``index.NAME=VALUE`` off the command lines of the index commands."""
+"""Read settings such as ``embedder.NAME=VALUE`` off the command lines of the index commands."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rsgrpo.config.building import build
 from rsgrpo.config.checks import ConfigError
+from rsgrpo.config.documents import RenderSettings
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.index import IndexConfig
 from rsgrpo.config.refusals import nearest
 from rsgrpo.errors import shown
 
 _SETTING = re.compile(r"(?P<group>[a-z_]+)\.(?P<name>\w+)=(?P<value>.*)", re.DOTALL)
-_GROUPS: Mapping[str, type] = {"embedder": EmbedderConfig, "index": IndexConfig}
+_GROUPS: Mapping[str, type] = {"embedder": EmbedderConfig, "index": IndexConfig, "documents": RenderSettings}
+_OF_THE_EMBEDDER = ("dpi", "max_pixels")  # pages are rendered as the embedder sees them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,10 +31,12 @@ class GivenSettings:
     Attributes:
         embedder: the value, as text, of each ``embedder`` setting by its name.
         index: the value, as text, of each ``index`` setting by its name.
+        documents: the value, as text, of each ``documents`` setting by its name.
     """
 
     embedder: Mapping[str, str] = field(default_factory=dict)
     index: Mapping[str, str] = field(default_factory=dict)
+    documents: Mapping[str, str] = field(default_factory=dict)
 
 
 def split_settings(arguments: Sequence[str]) -> tuple[list[str], GivenSettings]:
@@ -102,6 +106,29 @@ def index_settings(given: GivenSettings) -> IndexConfig:
         ConfigError: a value does not fit.
     """
     found: IndexConfig = _built(IndexConfig, "index", {}, given.index)
+    return found
+
+
+def render_settings(given: GivenSettings, embedder: EmbedderConfig) -> RenderSettings:
+    """Build the settings by which documents are rendered.
+
+    Args:
+        given: the settings that the command line gives.
+        embedder: the settings of the embedder, whose resolution pages are rendered at.
+
+    Returns:
+        The settings, checked.
+
+    Raises:
+        ConfigError: a value does not fit, or a resolution is given that is not the embedder's.
+    """
+    for name in _OF_THE_EMBEDDER:
+        if name in given.documents:
+            raise ConfigError(
+                f"documents.{name} is the embedder's: pages are rendered as it sees them; set embedder.{name}"
+            )
+    before = {name: getattr(embedder, name) for name in _OF_THE_EMBEDDER}
+    found: RenderSettings = _built(RenderSettings, "documents", before, given.documents)
     return found
 
 

@@ -50,6 +50,9 @@ class StoredPage(Protocol):
 class PageSource(Protocol):
     """A store of pages."""
 
+    def dates(self) -> Mapping[str, str]:
+        """The day of each document's file by the document's name, as ``YYYY-MM-DD``."""
+
     def pages(self) -> Iterator[StoredPage]:
         """Give every page of the store once."""
 

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
 
@@ -171,6 +172,14 @@ class PageStore:
     def documents(self) -> list[str]:
         """Names of all documents, in natural order."""
         return document_names(self.folder)
+
+    def dates(self) -> dict[str, str]:
+        """The day of each document's file by the document's name, as ``YYYY-MM-DD`` in UTC."""
+        known, _ = known_documents(self.folder)
+        return {
+            name: datetime.fromtimestamp(document.mtime_ns / 1e9, UTC).date().isoformat()
+            for name, document in known.items()
+        }
 
     @property
     def num_pages(self) -> int:

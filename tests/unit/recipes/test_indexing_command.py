@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from qdrant_client import QdrantClient
 
-from recipes.indexing.command import index_documents, search_index
+from recipes.indexing.command import Changes, index_documents, search_index
 from recipes.indexing.settings import embedder_settings, index_settings, split_settings
 from recipes.indexing.updating import IndexReport, update_index
 from rsgrpo.config.checks import ConfigError
+from rsgrpo.config.documents import RenderSettings
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.retrieval.embedder import EmbedderMismatchError, EmbeddingError, PageImage
 from rsgrpo.retrieval.flat_index import create_index, open_index
@@ -49,6 +50,9 @@ class FakeStore:
 
     def __init__(self, *pages: FakePage) -> None:
         self._pages = pages
+
+    def dates(self) -> dict[str, str]:
+        return {}
 
     def pages(self) -> Iterator[FakePage]:
         yield from self._pages
@@ -121,10 +125,7 @@ def test_another_embedder_changes_nothing(tmp_path: Path) -> None:
 
 
 def run_index(*arguments: str, pages: Sequence[FakePage] = PAGES) -> int:
-    given: list[object] = []
-
-    def make_source(paths: Sequence[Path], folder: Path, config: EmbedderConfig) -> FakeStore:
-        given.append((paths, folder, config))
+    def make_source(changes: Changes, folder: Path, rendering: RenderSettings) -> FakeStore:
         return FakeStore(*pages)
 
     return index_documents(arguments, make_source, lambda config: CountingEmbedder())
@@ -185,7 +186,7 @@ def test_searches_that_cannot_be_made_are_answered_in_one_sentence(
 def test_indexing_without_an_embedder_or_by_another_one_is_refused_before_anything_is_rendered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def never(paths: Sequence[Path], folder: Path, config: EmbedderConfig) -> FakeStore:
+    def never(changes: Changes, folder: Path, rendering: RenderSettings) -> FakeStore:
         raise AssertionError("rendered")
 
     folder = str(tmp_path / "i")
