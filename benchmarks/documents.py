@@ -36,11 +36,11 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.backends.backend_pdf import PdfPages
 
-from rsgrpo.config.documents import RenderSettings
+from rsgrpo.config.documents import ImageFormat, RenderSettings
 from rsgrpo.documents.page_store import PageStore
 from rsgrpo.documents.pdf import PdfDocument
 from rsgrpo.documents.records import IngestProgress
-from rsgrpo.documents.stored_images import encode_image, store_image
+from rsgrpo.documents.stored_images import Pixels, encode_image, store_image
 
 _LOOK_SECONDS = 0.5
 _A4_INCHES = (8.27, 11.69)
@@ -82,7 +82,7 @@ def compared(pdf: Path, num_pages: int, store: Path) -> dict[str, object]:
     numbers = [int(one) for one in np.linspace(1, ours.num_pages, min(num_pages, ours.num_pages)).round()]
     for name in ("writing", "images"):
         (store / name).mkdir()
-    images: list[Image.Image] = []
+    rendered: list[Pixels] = []
 
     def as_alone(number: int) -> None:
         page = alone[number - 1]
@@ -91,10 +91,10 @@ def compared(pdf: Path, num_pages: int, store: Path) -> dict[str, object]:
         page.render(scale=scale, rev_byteorder=True).to_numpy()
         page.close()
 
-    def written(image_format: str) -> Callable[[int], None]:
+    def written(image_format: ImageFormat) -> Callable[[int], None]:
         def write(number: int) -> None:
             page = ours.page(number)
-            store_image(store, *encode_image(page.pixels, image_format))  # type: ignore[arg-type]
+            store_image(store, *encode_image(page.pixels, image_format))
 
         return write
 
@@ -112,7 +112,7 @@ def compared(pdf: Path, num_pages: int, store: Path) -> dict[str, object]:
             begin = time.process_time()
             way(number)
             seconds[name].append(time.process_time() - begin)
-        images.append(Image.fromarray(ours.page(number).pixels))
+        rendered.append(ours.page(number).pixels)
     found: dict[str, object] = {"pages": len(numbers), "alone_ms": _ms(seconds["alone"])}
     for name in ways:
         ratios = sorted(theirs / max(own, 1e-9) for theirs, own in zip(seconds["alone"], seconds[name], strict=True))
@@ -122,32 +122,39 @@ def compared(pdf: Path, num_pages: int, store: Path) -> dict[str, object]:
             "ratio_low": round(ratios[len(ratios) // 4], 2),
             "ratio_high": round(ratios[3 * len(ratios) // 4], 2),
         }
-    return {**found, "encoders": encoders(images)}
+    return {**found, "encoders": encoders(rendered)}
 
 
 def _ms(seconds: list[float]) -> float:
     return round(statistics.mean(seconds) * 1000, 2)
 
 
-def encoders(images: list[Image.Image]) -> dict[str, dict[str, float]]:
+def encoders(rendered: list[Pixels]) -> dict[str, dict[str, float]]:
     """Processor time and size of an image file, by how it is written."""
+    images = [Image.fromarray(pixels) for pixels in rendered]
 
-    def pillow(image: Image.Image, **options: object) -> bytes:
-        file = io.BytesIO()
-        image.save(file, **options)  # type: ignore[arg-type]
-        return file.getvalue()
+    def ours(image_format: ImageFormat) -> Callable[[int], bytes]:
+        return lambda index: encode_image(rendered[index], image_format)[0]
 
-    ways: dict[str, Callable[[Image.Image], bytes]] = {
-        "png, ours": lambda image: encode_image(np.asarray(image), "png")[0],
-        "png, Pillow, level 1": lambda image: pillow(image, format="PNG", compress_level=1),
-        "png, Pillow, level 6": lambda image: pillow(image, format="PNG"),
-        "jpeg, ours": lambda image: encode_image(np.asarray(image), "jpeg")[0],
-        "webp, lossless": lambda image: pillow(image, format="WEBP", lossless=True, method=0, quality=0),
+    def pillow(**options: object) -> Callable[[int], bytes]:
+        def write(index: int) -> bytes:
+            file = io.BytesIO()
+            images[index].save(file, **options)  # type: ignore[arg-type]
+            return file.getvalue()
+
+        return write
+
+    ways: dict[str, Callable[[int], bytes]] = {
+        "png, ours": ours("png"),
+        "png, Pillow, level 1": pillow(format="PNG", compress_level=1),
+        "png, Pillow, level 6": pillow(format="PNG"),
+        "jpeg, ours": ours("jpeg"),
+        "webp, lossless": pillow(format="WEBP", lossless=True, method=0, quality=0),
     }
     found = {}
     for name, way in ways.items():
         begin = time.process_time()
-        num_bytes = sum(len(way(image)) for image in images)
+        num_bytes = sum(len(way(index)) for index in range(len(images)))
         found[name] = {
             "ms": round((time.process_time() - begin) / len(images) * 1000, 2),
             "kib": round(num_bytes / len(images) / 1024, 1),

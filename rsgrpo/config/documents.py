@@ -33,14 +33,15 @@ class RenderSettings:
     indexed, pixel for pixel."""
     image_format: ImageFormat = "png"
     """``png``: exactly what was rendered. ``jpeg``: quality 95 without subsampled colours; written in half the time,
-    and a quarter of the size where pages are photographs or scans."""
+    larger than PNG for pages of text, and much smaller for photographs and scans."""
     workers: int = 0
     """Processes that render; 0: one for each core that this process may use."""
     on_bad_document: OnBadDocument = "reject"
     """``reject``: stop at the first document that cannot be read, and name it; those before it stay. ``skip``: leave
     it out, and name it in the report. ``skip_page``: the same, but leave out single pages that cannot be rendered."""
     page_seconds: float = 120.0
-    """A page that takes longer counts as one that cannot be rendered."""
+    """A page that takes longer cannot be rendered, and a document cannot be opened that takes longer beside a second
+    for each MB; LibreOffice has ten minutes."""
     max_image_megapixels: float = MAX_MEGAPIXELS
     """Larger image files cannot be read; a megapixel takes up to 10 MB of memory."""
 

@@ -21,10 +21,11 @@ from pathlib import Path
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.data.images.loading import decoders_fingerprint
 from rsgrpo.documents.counts import Counts
+from rsgrpo.documents.office import CONVERSION_SECONDS
 from rsgrpo.documents.parts import PartWriter, StoredDocument, copy_part, has_all_images
 from rsgrpo.documents.records import DocumentError, IngestProgress, Remark, StoreError, page_id
 from rsgrpo.documents.rendering import RenderPool
-from rsgrpo.documents.sources import FileStamp, SourceFile
+from rsgrpo.documents.sources import OFFICE_SUFFIXES, FileStamp, SourceFile
 from rsgrpo.documents.stored_images import WRITING, no_room, store_writes
 from rsgrpo.documents.tasks import (
     Answer,
@@ -48,6 +49,7 @@ _CHUNK_PAGES = 16
 _CHUNKS_AHEAD = 4  # a worker, of one document
 _DOCUMENTS_AHEAD = 4  # a worker
 _MAX_ATTEMPTS = 2
+_SLOWEST_BYTES_PER_SECOND = 1e6  # at which a file is hashed over a network
 _CHANGED = "it changed while it was read; add it again when nobody writes it"
 
 
@@ -144,7 +146,7 @@ class Ingest:
         """
         if self._settings.on_bad_document == "reject":
             raise DocumentError(
-                f"{shown(remark.name)}: {remark.reason}; or leave such documents out with on_bad_document=skip"
+                f"{shown(remark.name)}: {remark.reason}; or leave such documents out with documents.on_bad_document=skip"
             )
         self._counts.refused.append(remark)
 
@@ -201,10 +203,12 @@ class Ingest:
 
     def _survey(self, job: _Job) -> Survey:
         former = job.work.former
+        conversion = CONVERSION_SECONDS if job.path.suffix.lower() in OFFICE_SUFFIXES else 0.0
         return Survey(
             key=job.key,
             path=job.path,
             office_folder=self._office_folder(job),
+            seconds=self._settings.page_seconds + self._sizes[job.name] / _SLOWEST_BYTES_PER_SECOND + conversion,
             known_sha256=former.sha256 if former is not None and job.work.is_whole else "",
         )
 

@@ -36,8 +36,8 @@ from rsgrpo.errors import shown
 from rsgrpo.io.special_files import open_regular
 
 # pdfium keeps what it has read of a document, mostly images, until it is closed: then it is opened anew.
-_MAX_KEPT_BYTES = 64 << 20
-_MIN_KEPT_PAGES, _MAX_KEPT_PAGES = 16, 4096
+_MAX_KEPT_BYTES = 32 << 20
+_MIN_KEPT_PAGES, _MAX_KEPT_PAGES = 16, 1024
 
 
 class RenderWorker:

@@ -17,11 +17,10 @@ from pathlib import Path
 
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.documents.records import StoreError
-from rsgrpo.documents.tasks import LAST_ANSWERS, Answer, Died, Ready, RenderPages, Task
+from rsgrpo.documents.tasks import LAST_ANSWERS, Answer, Died, Ready, Survey, Task
 
 _IMPORT_FROM = Path(__file__).resolve().parents[2]
 _START_SECONDS = 120.0  # on a machine that is busy with other things
-_SURVEY_SECONDS = 3600.0  # a document of many GB over a network is hashed, LibreOffice works on a large one
 _END_SECONDS = 5.0
 _NEVER = float("inf")
 _MAX_FAILED_STARTS = 3  # in a row: something is wrong with all of them
@@ -153,7 +152,7 @@ class RenderPool:
     def _patience(self, worker: _Worker) -> float:
         if not worker.is_ready:
             return _START_SECONDS
-        return self._settings.page_seconds if isinstance(worker.task, RenderPages) else _SURVEY_SECONDS
+        return worker.task.seconds if isinstance(worker.task, Survey) else self._settings.page_seconds
 
     def _deadline(self, worker: _Worker) -> float:
         is_idle = worker.is_ready and worker.task is None

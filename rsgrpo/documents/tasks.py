@@ -16,12 +16,14 @@ class Survey:
         key: of the document, by which answers are told apart.
         path: of its file.
         office_folder: where a PDF of an office file goes.
+        seconds: that it may take.
         known_sha256: of the document that the store has under this name: with the same content nothing else is asked.
     """
 
     key: int
     path: Path
     office_folder: Path
+    seconds: float
     known_sha256: str = ""
 
 
