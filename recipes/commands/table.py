@@ -51,11 +51,11 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "index": Command(
         summary="render documents to pages, embed the pages, and keep their vectors in an index",
-        entry="recipes.indexing.command:index_documents",
+        entry="recipes.indexing.index_command:main",
     ),
     "search": Command(
         summary="the pages of an index that answer a question best",
-        entry="recipes.indexing.command:search_index",
+        entry="recipes.indexing.search_command:main",
     ),
     "make-data": Command(
         summary="write a small data set of coloured shapes to try a recipe on",

@@ -146,7 +146,7 @@ class Ingest:
         """
         if self._settings.on_bad_document == "reject":
             raise DocumentError(
-                f"{shown(remark.name)}: {remark.reason}; or leave such documents out with documents.on_bad_document=skip"
+                f"{shown(remark.name)}: {remark.reason}; or leave such documents out: documents.on_bad_document=skip"
             )
         self._counts.refused.append(remark)
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from qdrant_client import QdrantClient
 
-from recipes.indexing.command import Changes, index_documents, search_index
+from recipes.indexing.index_command import Changes
+from recipes.indexing.index_command import main as index_documents
+from recipes.indexing.search_command import main as search_index
 from recipes.indexing.settings import embedder_settings, index_settings, split_settings
 from recipes.indexing.updating import IndexReport, update_index
 from rsgrpo.config.checks import ConfigError

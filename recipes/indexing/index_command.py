@@ -1,0 +1,129 @@
+"""``rsgrpo index``: bring documents into an index."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call, sentence_embedder
+from recipes.indexing.places import create_any_index, is_there, open_any_index
+from recipes.indexing.settings import embedder_settings, index_settings, render_settings
+from recipes.indexing.updating import IndexReport, PageSource, update_index
+from rsgrpo.config.documents import RenderSettings
+from rsgrpo.failures.command import CommandParser, UsageError, run_command
+from rsgrpo.run.progress import readable_seconds
+
+MakeSource = Callable[["Changes", Path, RenderSettings], PageSource]
+"""Makes the changes in the store of pages in a folder, and gives the store."""
+
+PAGES_FOLDER = "pages"
+"""Name of the folder with the pages' images, in the index's folder."""
+
+_EXAMPLES = """\
+examples:
+  uv run rsgrpo index manuals --out manuals.index --embedder Qwen/Qwen3-VL-Embedding-2B
+  uv run rsgrpo index manuals new.pdf --out manuals.index             # again: only what is new or has changed
+  uv run rsgrpo index manuals --out manuals.index --embedder runs/embedder embedder.preset=visrag
+  uv run rsgrpo index manuals --out manuals.index documents.on_bad_document=skip
+  uv run rsgrpo index --out manuals.index --remove old.pdf
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Changes:
+    """What shall change in a store of pages.
+
+    Attributes:
+        add: files, and folders of files, to add.
+        remove: names of documents to take out.
+    """
+
+    add: tuple[Path, ...] = ()
+    remove: tuple[str, ...] = ()
+
+
+def index_parser() -> CommandParser:
+    """Make the parser of what ``rsgrpo index`` takes beside settings."""
+    parser = CommandParser(
+        prog="rsgrpo index",
+        description="Render documents to pages, embed the pages, and keep their vectors in an index.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("documents", metavar="FILE", nargs="*", type=Path, help="documents, and folders of documents")
+    parser.add_argument("--out", metavar="INDEX", required=True, type=Path, help="the index's folder")
+    parser.add_argument("--embedder", metavar="MODEL", default="", help="a folder or a name on the hub")
+    parser.add_argument(
+        "--remove",
+        metavar="DOCUMENT",
+        action="append",
+        default=[],
+        help="take a document out of the index; may stand more than once",
+    )
+    explain_settings(parser)
+    return parser
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    make_source: MakeSource | None = None,
+    make_embedder: MakeEmbedder | None = None,
+) -> int:
+    """Run ``rsgrpo index``.
+
+    Args:
+        arguments: the arguments behind the command's name; None: those of this process.
+        make_source: the function that renders documents into the store of pages; None: ``rsgrpo.documents`` does.
+        make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
+
+    Returns:
+        The exit status of the process.
+    """
+    return run_command(lambda: _index(arguments, make_source or _page_store, make_embedder or sentence_embedder))
+
+
+def _index(arguments: Sequence[str] | None, make_source: MakeSource, make_embedder: MakeEmbedder) -> None:
+    options, given = read_call(index_parser(), arguments)
+    changes = Changes(add=tuple(options.documents), remove=tuple(options.remove))
+    if changes == Changes():
+        raise UsageError("nothing to do; name documents or folders to add, or --remove DOCUMENT")
+    settings = index_settings(given)
+    has_index = is_there(options.out, settings)
+    saved = open_any_index(options.out, settings).embedder if has_index else None
+    config = embedder_settings(given, options.embedder, saved)
+    rendering = render_settings(given, config)
+    embedder = make_embedder(config)
+    with closing(
+        open_any_index(options.out, settings, is_writable=True)
+        if has_index
+        else create_any_index(options.out, settings, embedder.identity, embedder.settings)
+    ) as index:
+        index.identity.check(embedder.identity, index.name)  # before hours of rendering
+        source = make_source(changes, options.out / PAGES_FOLDER, rendering)
+        report = update_index(index, embedder, source, dates=source.dates())
+        print(_told(report, len(index), index.name))
+
+
+def _page_store(changes: Changes, folder: Path, rendering: RenderSettings) -> PageSource:
+    from recipes.indexing.pages import add_documents
+    from rsgrpo.documents.page_store import PageStore
+
+    if changes.remove:
+        PageStore.open(folder).remove(*changes.remove)
+    if changes.add:
+        add_documents(changes.add, folder, rendering, Console(soft_wrap=not sys.stdout.isatty()))
+    return PageStore.open(folder)
+
+
+def _told(report: IndexReport, num_pages: int, name: str) -> str:
+    blank = f", {report.num_blank} blank ones left out" if report.num_blank else ""
+    return (
+        f"{name}: {num_pages} pages; {report.num_embedded} embedded, {report.num_unchanged} unchanged, "
+        f"{report.num_removed} removed{blank}, in {readable_seconds(report.seconds)}"
+    )

@@ -1,0 +1,112 @@
+"""``rsgrpo search``: find the pages of an index that answer a question."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call, sentence_embedder
+from recipes.indexing.places import open_any_index
+from recipes.indexing.settings import embedder_settings, index_settings
+from rsgrpo.errors import shown
+from rsgrpo.failures.command import CommandParser, UsageError, run_command
+from rsgrpo.io.ids import well_formed
+
+if TYPE_CHECKING:  # it takes long to import, which a slip in the call need not wait for
+    from rsgrpo.retrieval.page_index import FoundPage, PageFilter
+
+_PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for titles
+_DEFAULT_RESULTS = 5
+_MAX_RESULTS = 10_000
+_EXAMPLES = """\
+examples:
+  uv run rsgrpo search manuals.index "How is the axis scaled logarithmically?"
+  uv run rsgrpo search manuals.index "Who signed?" -k 10 --folder contracts --since 2026-01-01
+"""
+
+
+def search_parser() -> CommandParser:
+    """Make the parser of what ``rsgrpo search`` takes beside settings."""
+    parser = CommandParser(
+        prog="rsgrpo search",
+        description="The pages of an index that answer a question best.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("index", metavar="INDEX", type=Path, help="the index's folder")
+    parser.add_argument("question", help="in one argument, so in quotes")
+    parser.add_argument("-k", type=int, default=_DEFAULT_RESULTS, help=f"pages to show ({_DEFAULT_RESULTS})")
+    parser.add_argument("--document", action="append", default=[], help="only pages of it; may stand more than once")
+    parser.add_argument("--folder", action="append", default=[], help="only pages below it; likewise")
+    parser.add_argument("--since", default="", metavar="DATE", help="only documents of this day or later: 2026-01-31")
+    parser.add_argument("--until", default="", metavar="DATE", help="only documents of this day or earlier")
+    parser.add_argument("--embedder", metavar="MODEL", default="", help="where the index's embedder lies now")
+    explain_settings(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | None = None) -> int:
+    """Run ``rsgrpo search``.
+
+    Args:
+        arguments: the arguments behind the command's name; None: those of this process.
+        make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
+
+    Returns:
+        The exit status of the process.
+    """
+    return run_command(lambda: _search(arguments, make_embedder or sentence_embedder))
+
+
+def _search(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> None:
+    from rsgrpo.retrieval.page_index import PageFilter, PageIndexError, find_pages
+
+    options, given = read_call(search_parser(), arguments)
+    if not 1 <= options.k <= _MAX_RESULTS:
+        raise UsageError(f"-k {options.k} asks for no number of pages; give one from 1 to {_MAX_RESULTS}")
+    allowed = PageFilter(
+        documents=tuple(options.document),
+        folders=tuple(options.folder),
+        first_date=options.since,
+        last_date=options.until,
+    )
+    index = open_any_index(options.index, index_settings(given))
+    if not len(index):
+        raise PageIndexError(f"{index.name} holds no page; add documents with rsgrpo index")
+    if index.embedder is None and not (options.embedder or given.embedder):
+        raise UsageError(f"{index.name} does not say how to run its embedder; add --embedder MODEL")
+    embedder = make_embedder(embedder_settings(given, options.embedder, index.embedder))
+    (found,) = find_pages(index, embedder, [options.question], options.k, allowed)
+    if not found:
+        raise PageIndexError(f"none of the {len(index)} pages of {index.name} meets {_filter_told(allowed)}; widen it")
+    Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS).print(_table(found))
+
+
+def _filter_told(allowed: PageFilter) -> str:
+    parts = {
+        "--document": ", ".join(allowed.documents),
+        "--folder": ", ".join(allowed.folders),
+        "--since": allowed.first_date,
+        "--until": allowed.last_date,
+    }
+    return shown(" and ".join(f"{name} {value}" for name, value in parts.items() if value) or "the question", 200)
+
+
+def _table(found: Sequence[FoundPage]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("rank", "score"):
+        table.add_column(name, justify="right")
+    table.add_column("document", overflow="fold")
+    table.add_column("page", justify="right")
+    table.add_column("title", overflow="ellipsis", no_wrap=True)
+    for hit in found:
+        document, title = (Text(well_formed(text)[0]) for text in (hit.page.document, hit.page.title))
+        table.add_row(str(hit.rank), f"{hit.score:.4f}", document, str(hit.page.page_number), title)
+    return table
