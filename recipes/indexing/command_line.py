@@ -45,7 +45,7 @@ def read_call(parser: CommandParser, arguments: Sequence[str] | None) -> tuple[a
         ConfigError: there is no such setting.
     """
     rest, given = split_settings(sys.argv[1:] if arguments is None else arguments)
-    return parser.parse_args(rest), given
+    return parser.parse_intermixed_args(rest), given
 
 
 def sentence_embedder(config: EmbedderConfig) -> Embedder:

@@ -48,7 +48,7 @@ class Changes:
     remove: tuple[str, ...] = ()
 
 
-def index_parser() -> CommandParser:
+def command_parser() -> CommandParser:
     """Make the parser of what ``rsgrpo index`` takes beside settings."""
     parser = CommandParser(
         prog="rsgrpo index",
@@ -89,7 +89,7 @@ def main(
 
 
 def _index(arguments: Sequence[str] | None, make_source: MakeSource, make_embedder: MakeEmbedder) -> None:
-    options, given = read_call(index_parser(), arguments)
+    options, given = read_call(command_parser(), arguments)
     changes = Changes(add=tuple(options.documents), remove=tuple(options.remove))
     if changes == Changes():
         raise UsageError("nothing to do; name documents or folders to add, or --remove DOCUMENT")

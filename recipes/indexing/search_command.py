@@ -32,7 +32,7 @@ examples:
 """
 
 
-def search_parser() -> CommandParser:
+def command_parser() -> CommandParser:
     """Make the parser of what ``rsgrpo search`` takes beside settings."""
     parser = CommandParser(
         prog="rsgrpo search",
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | N
 def _search(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> None:
     from rsgrpo.retrieval.page_index import PageFilter, PageIndexError, find_pages
 
-    options, given = read_call(search_parser(), arguments)
+    options, given = read_call(command_parser(), arguments)
     if not 1 <= options.k <= _MAX_RESULTS:
         raise UsageError(f"-k {options.k} asks for no number of pages; give one from 1 to {_MAX_RESULTS}")
     allowed = PageFilter(

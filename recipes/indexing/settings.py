@@ -16,7 +16,6 @@ from rsgrpo.config.checks import ConfigError
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.index import IndexConfig
-from rsgrpo.config.refusals import nearest
 from rsgrpo.errors import shown
 
 _SETTING = re.compile(r"(?P<group>[a-z_]+)\.(?P<name>\w+)=(?P<value>.*)", re.DOTALL)
@@ -65,6 +64,8 @@ def split_settings(arguments: Sequence[str]) -> tuple[list[str], GivenSettings]:
         known = [f"{found['group']}.{setting.name}" for setting in dataclasses.fields(_GROUPS[found["group"]])]
         key = f"{found['group']}.{found['name']}"
         if key not in known:
+            from rsgrpo.config.refusals import nearest  # here, because it imports hydra
+
             raise ConfigError(f"there is no setting {shown(key)}{nearest(key, known) or f'; there are {known}'}")
         given[found["group"]][found["name"]] = found["value"]
     return rest, GivenSettings(**given)

@@ -20,6 +20,7 @@ from recipes.commands.program import main, overview, run
 from recipes.commands.table import COMMANDS
 from recipes.commands.train import help_parser
 from recipes.doctor.settings import read_settings
+from recipes.indexing.settings import split_settings
 from rsgrpo import __version__
 from rsgrpo.failures import run_command
 from tests.programs import TIMEOUT_SECONDS, heed_interrupts
@@ -63,7 +64,7 @@ def examples_in(text: str) -> list[list[str]]:
 def test_the_overview_names_every_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     lines = help_of(capsys).splitlines()
     listed = [line.split()[0] for line in lines if line.startswith("  ") and line.split()[0] in COMMANDS]
-    assert listed == ["train", "plan", "doctor", "report", "lab", "rescore", "tasks", "make-data"]
+    assert listed == ["train", "plan", "doctor", "report", "lab", "rescore", "tasks", "index", "search", "make-data"]
     assert listed == list(COMMANDS)
     assert all(len(line) <= 120 for line in lines)
     for name, command in COMMANDS.items():
@@ -97,7 +98,8 @@ def test_examples_of_a_command_are_calls_that_it_takes(name: str, capsys: pytest
     calls = [call for call in examples_in(help_of(capsys, name)) if call[0] == name]
     assert calls
     for call in calls:
-        parser.parse_args(call[1:])  # raises UsageError for an option that is not there
+        words = split_settings(call[1:])[0] if name in ("index", "search") else call[1:]
+        parser.parse_args(words)  # raises UsageError for an option that is not there
 
 
 @pytest.mark.parametrize("text", [*SETTINGS_COMMANDS, "make-data", ""])
@@ -146,7 +148,7 @@ MISTAKES = [
     (["raport"], "the nearest is report"),
     (["make_data"], "the nearest is make-data"),
     (["rescores", "--out", "x"], "the nearest is rescore"),
-    (["zzz"], "the commands are train, plan, doctor, report, lab, rescore, tasks, make-data"),
+    (["zzz"], "the commands are train, plan, doctor, report, lab, rescore, tasks, index, search, make-data"),
     (["recipe=quickstart"], "write `rsgrpo train recipe=quickstart`"),
     (["--nosuch"], "'--nosuch' is no command"),
     ([""], "'' is no command"),
