@@ -1,4 +1,4 @@
-"""What rendering documents costs against pypdfium2 alone, and how much memory a long one takes.
+"""Compare the time of rendering documents with that of pypdfium2 alone, and measure the memory for a long document.
 
 Each page is by turns rendered by pypdfium2 alone, to RGB pixels (``page.render(…, rev_byteorder=True).to_numpy()``),
 and as a page store does it, in one process. ``pixels`` is the way to RGB pixels, ``text`` that and the text layer,
@@ -48,7 +48,7 @@ _LINE = "Revenue of the third quarter grew by 12.4 % to 3.4 million, as the figu
 
 
 def written_pdf(path: Path, num_pages: int) -> None:
-    """A PDF of A4 pages full of text, every fourth with a plot; a page differs from the others in its numbers."""
+    """Write a PDF of A4 pages full of text, every fourth with a plot; the numbers on each page are different."""
     rng = np.random.default_rng(0)
     with PdfPages(path) as pdf:
         for page in range(num_pages):
@@ -64,7 +64,7 @@ def written_pdf(path: Path, num_pages: int) -> None:
 
 
 def repeated_pdf(path: Path, num_pages: int) -> None:
-    """A long PDF: forty written pages again and again, each copy an object of its own."""
+    """Write a long PDF that repeats forty pages; each copy is a separate object in the file."""
     with tempfile.TemporaryDirectory() as place:
         short = Path(place) / "short.pdf"
         written_pdf(short, min(40, num_pages))
@@ -75,11 +75,11 @@ def repeated_pdf(path: Path, num_pages: int) -> None:
 
 
 def compared(pdf: Path, num_pages: int, store: Path) -> dict[str, object]:
-    """Processor time of each way, page by page, by turns."""
+    """Measure the processor time of each way to render, on the same pages in turn, in milliseconds."""
     settings = RenderSettings()
     alone = pypdfium2.PdfDocument(pdf)
     ours = PdfDocument(pdf, settings)
-    numbers = [int(one) for one in np.linspace(1, ours.num_pages, min(num_pages, ours.num_pages)).round()]
+    numbers = [int(number) for number in np.linspace(1, ours.num_pages, min(num_pages, ours.num_pages)).round()]
     for name in ("writing", "images"):
         (store / name).mkdir()
     rendered: list[Pixels] = []
@@ -130,7 +130,7 @@ def _ms(seconds: list[float]) -> float:
 
 
 def encoders(rendered: list[Pixels]) -> dict[str, dict[str, float]]:
-    """Processor time and size of an image file, by how it is written."""
+    """Measure the processor time in milliseconds and the file size in KiB of each way to encode the same pages."""
     images = [Image.fromarray(pixels) for pixels in rendered]
 
     def ours(image_format: ImageFormat) -> Callable[[int], bytes]:
@@ -163,13 +163,13 @@ def encoders(rendered: list[Pixels]) -> dict[str, dict[str, float]]:
 
 
 def memory_mib(process: str, kind: str = "VmRSS") -> float:
-    """Memory that a process has resident, or with ``VmHWM`` the most that it ever had."""
+    """Read the resident memory of a process in MiB, or with ``VmHWM`` the most that it ever had."""
     text = Path(f"/proc/{process}/status").read_text()
     return int(text.split(f"{kind}:")[1].split()[0]) / 1024
 
 
 def added(num_pages: int, workers: int, image_format: str) -> dict[str, object]:
-    """Add a long PDF to a new store."""
+    """Add a long PDF to a new store, and measure the speed and the memory."""
     most: dict[str, float] = {}
     own: list[float] = []
     next_look = 0.0
@@ -200,7 +200,7 @@ def added(num_pages: int, workers: int, image_format: str) -> dict[str, object]:
         "pages_per_second": round(found.pages / found.seconds, 1),
         "duplicate_pages": found.duplicate_pages,
         "worker_mib": round(max(most.values(), default=0.0), 1),
-        "this_process_mib": [round(one(own), 1) for one in (min, max)],
+        "this_process_mib": [round(extreme(own), 1) for extreme in (min, max)],
     }
 
 

@@ -1,4 +1,4 @@
-"""Documents into a page store, for a person who watches: progress with an end time, and a table of what was done."""
+"""Adding documents to a page store from a terminal: progress with an end time, and a table of what was done."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _DAY_SECONDS = 86_400.0
 def add_documents(
     paths: Iterable[Path], store_folder: Path, settings: RenderSettings, console: Console
 ) -> IngestReport:
-    """Add documents to a page store, and say how it goes.
+    """Add documents to a page store, and print the progress and a report.
 
     Args:
-        paths: files, and folders whose documents are taken.
-        store_folder: of the page store, which is made where there is none.
+        paths: the files to add, and folders whose documents are added with those of their subfolders.
+        store_folder: the folder that the page store lies in; the store is made if it does not exist.
         settings: how pages are rendered, and what to do about documents that cannot be read.
-        console: a live bar on a terminal, a line every ten seconds elsewhere.
+        console: the console to print on: with a live bar on a terminal, with a line every ten seconds elsewhere.
 
     Returns:
-        What was done.
+        How many documents and pages were added, and which documents could not be read and why.
 
     Raises:
-        DocumentError: a path is not there, or a document cannot be read and the settings do not skip it.
+        DocumentError: a path does not exist, or a document cannot be read and the settings do not skip it.
         StoreError: the folder holds something else, another process writes to it, or the disk is full.
     """
     store = PageStore.open(store_folder, settings)
@@ -52,11 +52,11 @@ def add_documents(
 
 
 def progress_line(progress: IngestProgress, now: datetime) -> str:
-    """How far it is, at which speed, and when it ends.
+    """Write the progress as one line: how much is done, at which speed, and when the rest will be done.
 
     Args:
-        progress: how far it is.
-        now: time of the clock.
+        progress: how far adding documents has come.
+        now: the current local time, from which the time of the end is calculated.
 
     Example:
         ``3/12 documents, 310 pages, 52.1 pages/s, ends 14:03 (in 1 min 20 s)``
@@ -108,11 +108,11 @@ def _shown_progress(console: Console) -> Iterator[OnProgress]:
 
 
 def print_report(report: IngestReport, console: Console) -> None:
-    """What was done, as a table, and below it what a user should know by name.
+    """Print a report as a table of numbers, and below it the documents and pages that a user should know of.
 
     Args:
-        report: what was done.
-        console: to print on.
+        report: the report of a store about what was added.
+        console: the console to print on.
     """
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()

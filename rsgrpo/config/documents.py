@@ -1,4 +1,4 @@
-"""Settings of how documents become page images: resolution, format, worker processes, what to do about bad ones."""
+"""Settings for rendering documents: resolution, image format, worker processes, what to do about bad documents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rsgrpo.config.checks import ConfigError, Literal, at_least, at_most, check_
 from rsgrpo.config.image_rules import MAX_MEGAPIXELS, ImageRules
 
 MAX_DPI = 200.0
-"""Resolution of pages so small that ``max_pixels`` would allow more."""
+"""Highest resolution, in pixels per inch, at which a page is rendered when ``dpi`` is null."""
 
 ImageFormat = Literal["png", "jpeg"]
 OnBadDocument = Literal["reject", "skip", "skip_page"]
@@ -19,31 +19,35 @@ _MAX_WORKERS = 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderSettings:
-    """How documents are rendered into a page store; the first three belong to the store and stay as they are.
+    """How documents are rendered into a page store; the first three settings are fixed when the store is made.
 
     Example:
         ``RenderSettings(dpi=100, workers=8, on_bad_document="skip")``
     """
 
     dpi: float | None = None
-    """Pixels an inch of PDF pages, less where a page would exceed ``max_pixels``; null: as many as ``max_pixels``
-    allows, at most 200. A4 has 127 then."""
+    """The resolution at which PDF pages are rendered, in pixels per inch; it is lowered for a page that would exceed
+    ``max_pixels``. null: the highest resolution that ``max_pixels`` allows, at most 200; for A4 that is 127."""
     max_pixels: int = 1_568_000
-    """Largest area of a stored page. ``data.max_pixels`` of the policy should be no less: it then sees what was
-    indexed, pixel for pixel."""
+    """The largest area of a stored page, in pixels. The policy's ``data.max_pixels`` should be at least as large: then
+    the policy sees exactly the pixels that were indexed."""
     image_format: ImageFormat = "png"
-    """``png``: exactly what was rendered. ``jpeg``: quality 95 without subsampled colours; written in half the time,
-    larger than PNG for pages of text, and much smaller for photographs and scans."""
+    """The format of the stored images. ``png`` keeps every pixel exactly. ``jpeg`` has quality 95 without subsampled
+    colours; it is written in half the time, is larger than PNG for pages of text, and much smaller for photographs and
+    scans."""
     workers: int = 0
-    """Processes that render; 0: one for each core that this process may use."""
+    """The number of processes that render pages; 0: one for each processor core that this process may use."""
     on_bad_document: OnBadDocument = "reject"
-    """``reject``: stop at the first document that cannot be read, and name it; those before it stay. ``skip``: leave
-    it out, and name it in the report. ``skip_page``: the same, but leave out single pages that cannot be rendered."""
+    """What to do about a document that cannot be read. ``reject``: stop there and name it; the documents added before
+    it stay. ``skip``: leave it out and name it in the report. ``skip_page``: the same as ``skip``, but of a document in
+    which only some pages cannot be rendered, leave out just these pages."""
     page_seconds: float = 120.0
-    """A page that takes longer cannot be rendered, and a document cannot be opened that takes longer beside a second
-    for each MB; LibreOffice has ten minutes."""
+    """The longest time that rendering a page may take, in seconds; a page that takes longer counts as one that cannot
+    be rendered. Opening a document may take as long, plus a second for each MB of its file, plus ten minutes for
+    LibreOffice if it is an office file."""
     max_image_megapixels: float = MAX_MEGAPIXELS
-    """Larger image files cannot be read; a megapixel takes up to 10 MB of memory."""
+    """The largest image file that is read, in megapixels; a megapixel takes up to 10 MB of memory. Larger images cannot
+    be read."""
 
     def __post_init__(self) -> None:
         check_choices(self, "")
@@ -60,15 +64,15 @@ class RenderSettings:
 
     @property
     def num_workers(self) -> int:
-        """Processes that render."""
+        """The number of processes that render pages."""
         return self.workers or len(os.sched_getaffinity(0))
 
     @property
     def image_rules(self) -> ImageRules:
-        """How image files are read."""
+        """The rules by which image files are read."""
         return ImageRules(max_pixels=self.max_pixels, max_megapixels=self.max_image_megapixels)
 
     @property
     def most_dpi(self) -> float:
-        """Resolution of PDF pages that ``max_pixels`` does not bound."""
+        """The resolution, in pixels per inch, of PDF pages so small that ``max_pixels`` does not lower it."""
         return MAX_DPI if self.dpi is None else self.dpi

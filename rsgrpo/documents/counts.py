@@ -9,7 +9,7 @@ from rsgrpo.documents.records import IngestReport, Remark
 
 @dataclass(kw_only=True, slots=True)
 class Counts:
-    """As the report; only what is a tuple there is a list."""
+    """The fields of an ingest report while they still change; what is a tuple in the report is a list here."""
 
     added: int = 0
     unchanged: int = 0
@@ -24,7 +24,11 @@ class Counts:
     damaged: list[Remark] = field(default_factory=list)
 
     def report(self, seconds: float) -> IngestReport:
-        """As they are now."""
+        """Return the numbers as they are now, in a report that no longer changes.
+
+        Args:
+            seconds: the time that adding or removing the documents took, in seconds.
+        """
         return IngestReport(
             added=self.added,
             unchanged=self.unchanged,

@@ -1,4 +1,4 @@
-"""Documents into a page store: which have changed, which worker does what, and what goes wrong with which of them.
+"""Adding documents to a page store: which have changed, which worker does what, and which cannot be read and why.
 
     plan ─► survey (hash, number of pages, outline) ─► chunks of pages ─► rows in order ─► part committed
               └─► the same bytes as another document: its rows are copied
@@ -55,12 +55,12 @@ _CHANGED = "it changed while it was read; add it again when nobody writes it"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """A document that has to be looked at.
+    """A document whose file has to be read, because it is new or may have changed.
 
     Attributes:
-        source: its file.
-        former: what the store has under its name; None: nothing.
-        is_whole: whether it has all pages of that, so that they serve where the content is still the same.
+        source: the file of the document, and the name that the document has in the store.
+        former: the document that the store already has under this name; None: it has none.
+        is_whole: whether all page images of ``former`` are in the store, so that they can be kept for equal content.
     """
 
     source: SourceFile
@@ -70,7 +70,7 @@ class Work:
 
 @dataclass(kw_only=True, slots=True)
 class _Job:
-    """A document under way; others with the same bytes wait for it."""
+    """A document that is being added; documents with the same bytes wait for it as its followers."""
 
     key: int
     work: Work
@@ -88,25 +88,25 @@ class _Job:
 
     @property
     def name(self) -> str:
-        """Of the document."""
+        """Name of the document in the store."""
         return self.work.source.document
 
     @property
     def path(self) -> Path:
-        """Of its file."""
+        """Path of the document's file."""
         return self.work.source.path
 
 
 class Ingest:
-    """One run that adds documents to a store, whose writer this process is.
+    """One run that adds documents to a store; this process must hold the store's writer lock.
 
     Args:
-        store: absolute path of its folder.
+        store: the absolute path of the folder that the store lies in.
         settings: how pages are rendered, and what to do about documents that cannot be read.
-        by_sha256: name of a document in the store by the hash of its file.
-        counts: grow.
-        on_progress: is told now and then.
-        make_pool: of workers, from the store's folder and the settings.
+        by_sha256: the name of a stored document for the SHA-256 of its file, 64 hexadecimal digits; updated here.
+        counts: the numbers of the report, which this run increases.
+        on_progress: a function that is called with the progress after each round of answers; None: no function.
+        make_pool: a function that makes the pool of workers from the store's folder and the settings.
     """
 
     def __init__(
@@ -131,38 +131,39 @@ class Ingest:
         self._under_way: dict[str, _Job] = {}
         self._num_keys = self._total = 0
         self.has_dropped = False
-        """Whether there may be images that no document has."""
+        """Whether a document was given up after some of its pages were stored, so that unused images may be left."""
         self._sizes: dict[str, int] = {}
         self._num_done = self._bytes_done = self._num_rendered = 0
 
     def refuse(self, remark: Remark) -> None:
-        """Heed a document that cannot be read.
+        """Report a document that cannot be read, or stop there if the settings say so.
 
         Args:
-            remark: which, and why.
+            remark: the name of the document, and why it cannot be read.
 
         Raises:
-            DocumentError: the settings ask to stop.
+            DocumentError: the settings say to stop at such a document (``on_bad_document="reject"``).
         """
         if self._settings.on_bad_document == "reject":
             raise DocumentError(
-                f"{shown(remark.name)}: {remark.reason}; or leave such documents out: documents.on_bad_document=skip"
+                f"{shown(remark.name)}: {remark.reason}; or leave such documents out with "
+                "documents.on_bad_document=skip"
             )
         self._counts.refused.append(remark)
 
     def run(self, work: Sequence[Work]) -> None:
-        """Add documents.
+        """Read documents, render their pages and store them.
 
         Args:
-            work: in the order in which they are begun.
+            work: the documents to add, in the order in which they are begun.
 
         Raises:
-            DocumentError: one cannot be read, and the settings ask to stop.
+            DocumentError: a document cannot be read, and the settings say to stop there.
             StoreError: the store cannot be written.
         """
-        for one in work:
-            self._waiting.append(_Job(key=self._new_key(), work=one))
-            self._sizes[one.source.document] = max(1, _size(one.source.path))
+        for document in work:
+            self._waiting.append(_Job(key=self._new_key(), work=document))
+            self._sizes[document.source.document] = max(1, _size(document.source.path))
         self._total = sum(self._sizes.values())
         with self._make_pool(self._store, self._settings) as pool:
             try:
@@ -175,7 +176,7 @@ class Ingest:
                         job.writer.discard()
 
     def _step(self, pool: RenderPool) -> None:
-        """Hand out what there is to do, wait for answers, and heed them."""
+        """Give tasks to idle workers, wait for answers, and act on them."""
         pool.grow(len(self._waiting) + sum(len(job.chunks) for job in self._active.values()))
         while pool.has_idle and (task := self._next_task()) is not None:
             pool.give(task)
@@ -189,7 +190,7 @@ class Ingest:
         return self._num_keys
 
     def _next_task(self) -> Task | None:
-        """Pages before surveys: what is under way is finished first."""
+        """Choose the next task: pages before surveys, so that documents already begun are finished first."""
         ahead = _CHUNKS_AHEAD * self._settings.num_workers * _CHUNK_PAGES
         for job in self._active.values():
             if job.chunks and job.survey is not None and job.chunks[0][0] < job.next_page + ahead:
@@ -243,7 +244,7 @@ class Ingest:
             job.chunks = deque((start, min(start + _CHUNK_PAGES - 1, found.num_pages)) for start in starts)
 
     def _twin(self, sha256: str) -> str | None:
-        """A document in the store with the same content, and all of its pages."""
+        """Find a document in the store that has the same content and all of its page images."""
         document = self._by_sha256.get(sha256)
         try:
             return document if document is not None and has_all_images(self._store, document) else None
@@ -261,7 +262,7 @@ class Ingest:
         )
 
     def _write_pages(self, job: _Job) -> None:
-        """Write those pages whose turn it is, and end the document where it was the last one."""
+        """Write the pages that come next in order, and finish the document after its last page."""
         assert job.survey is not None and job.writer is not None
         while (page := job.waiting.pop(job.next_page, None)) is not None:
             job.next_page += 1
@@ -296,7 +297,7 @@ class Ingest:
             self._copy(follower, job.name, is_new=True)
 
     def _copy(self, job: _Job, document: str, *, is_new: bool) -> None:
-        """Take the pages of a document with the same content, or of this one as it was."""
+        """Copy the pages of a document with the same content, or keep the pages that this one already has."""
         assert job.survey is not None
         if self._has_changed(job):
             return
@@ -330,7 +331,7 @@ class Ingest:
         self._leave(job)
 
     def _has_changed(self, job: _Job) -> bool:
-        """Whether a document's file is another one than when it was surveyed; it is then read once more, or refused."""
+        """Tell whether a file has changed since it was surveyed; if so, have it read once more, or refuse it."""
         assert job.survey is not None
         try:
             if FileStamp.of(job.path) == job.survey.stamp:
@@ -345,13 +346,13 @@ class Ingest:
         return True
 
     def _again(self, job: _Job, *, attempts: int) -> None:
-        """Begin a document anew."""
+        """Start a document again from the beginning."""
         self._waiting.appendleft(_Job(key=self._new_key(), work=job.work, attempts=attempts, deaths=job.deaths))
         self._drop(job)
 
     def _bury(self, job: _Job, task: Task, death: Died) -> None:
-        """Have what a dead worker was doing done once more; what kills two of them is at fault itself."""
-        number = next((one for one in self._unanswered(job, task)), 0)
+        """Repeat the task of a dead worker; give up a page or document at which two workers have died."""
+        number = next((number for number in self._unanswered(job, task)), 0)
         job.deaths[number] = job.deaths.get(number, 0) + 1
         is_over = job.deaths[number] >= _MAX_ATTEMPTS
         if isinstance(task, Survey):
@@ -374,17 +375,17 @@ class Ingest:
     def _unanswered(self, job: _Job, task: Task) -> Sequence[int]:
         if not isinstance(task, RenderPages):
             return ()
-        return [one for one in range(max(task.first, job.next_page), task.last + 1) if one not in job.waiting]
+        return [number for number in range(max(task.first, job.next_page), task.last + 1) if number not in job.waiting]
 
     def _fail(self, job: _Job, reason: str) -> None:
-        """Leave a document out."""
+        """Give up a document that cannot be read, and report why."""
         stays = "; its former pages stay" if job.work.former is not None else ""
         self._count_done(job)
         self._drop(job)
         self.refuse(Remark(name=job.name, reason=f"{reason}{stays}"))
 
     def _drop(self, job: _Job) -> None:
-        """Forget what was done of a document; one that waited for it takes its place."""
+        """Discard what was written of a document; a document with the same bytes that waited for it takes its place."""
         if job.writer is not None:
             job.writer.discard()
             job.writer = None
@@ -424,7 +425,7 @@ class Ingest:
 
 
 def _title(outline: Sequence[tuple[int, str]], number: int) -> str | None:
-    """The last entry, in the order of pages, that starts on a page or before it."""
+    """Return the title of the last outline entry that starts on a page or before it; None: there is none."""
     position = bisect.bisect_right(outline, number, key=lambda entry: entry[0])
     return outline[position - 1][1] if position else None
 

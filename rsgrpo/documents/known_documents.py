@@ -1,4 +1,4 @@
-"""What every document of a store was when it was read, without opening a hundred thousand parts for it.
+"""The description of every document in a store, kept in one file so that not every part has to be opened.
 
 ``documents.json`` repeats what the footers of the parts say. It holds for a part as long as that has the same size and
 time, and whatever is missing of it, or wrong, is read from the parts again.
@@ -18,13 +18,13 @@ KNOWN_FILE = "documents.json"
 
 
 def known_documents(store: Path) -> tuple[dict[str, StoredDocument], list[Remark]]:
-    """All documents of a store, by name.
+    """Read the descriptions of all documents in a store.
 
     Args:
-        store: its folder.
+        store: the folder that the store lies in.
 
     Returns:
-        The documents, and those whose part is damaged.
+        The descriptions by the documents' names, and a remark for every document whose part is damaged.
     """
     noted = _noted(store)
     known: dict[str, StoredDocument] = {}
@@ -42,13 +42,13 @@ def known_documents(store: Path) -> tuple[dict[str, StoredDocument], list[Remark
 
 
 def note_documents(store: Path) -> None:
-    """Write down what is known, for the next time.
+    """Write the descriptions of all documents into ``documents.json``, where the next run reads them.
 
     Args:
-        store: its folder, to which nobody else writes.
+        store: the folder that the store lies in; no other process may write to it meanwhile.
 
     Raises:
-        OSError: the disk is full.
+        OSError: the disk is full, or there is no permission.
     """
     noted = _noted(store)
     found: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""Office files through LibreOffice, where it is installed: converted to PDF."""
+"""Conversion of office files to PDF by LibreOffice, where it is installed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from rsgrpo.errors import shown
 
 PROGRAMS = ("soffice", "libreoffice")
 CONVERSION_SECONDS = 600.0
-"""A large presentation takes a minute or two."""
+"""Longest time that LibreOffice may take for one file; a large presentation takes a minute or two."""
 
 
 def convert_to_pdf(path: Path, folder: Path) -> Path:
-    """Have LibreOffice make a PDF of an office file.
+    """Convert an office file to PDF with LibreOffice.
 
     Args:
-        path: of the office file.
-        folder: for the PDF and LibreOffice's own profile; made here.
+        path: the path of the office file.
+        folder: the folder for the PDF and for LibreOffice's own profile; it is made if it does not exist.
 
     Returns:
-        Path of the PDF.
+        The path of the PDF.
 
     Raises:
-        DocumentError: LibreOffice is not installed, takes too long, or makes none.
+        DocumentError: LibreOffice is not installed, takes longer than ten minutes, or makes no PDF.
         OSError: the folder cannot be written.
     """
     program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)

@@ -1,4 +1,4 @@
-"""A folder with the pages of documents: rendered once, stored once, added and removed while others read.
+"""A folder that holds the rendered pages of documents; they can be added and removed while other processes read.
 
 store.json              what pages look like: dpi, max_pixels, image format
 pages.parquet/          one parquet file a document: its pages with title, text layer and image
@@ -53,9 +53,10 @@ _OWN = frozenset({PARTS, IMAGES, WRITING, LOCK_FILE, STORE_FILE, KNOWN_FILE})
 
 
 class PageStore:
-    """Documents as pages, in a folder; made by :meth:`open`.
+    """A folder with the rendered pages of documents; opened or made by :meth:`open`.
 
-    Any number of processes may read while one writes: each sees a document as it was before or after, never half.
+    Any number of processes may read while one writes. A reader sees each document either as it was before a change or
+    as it is after it, never half of it.
 
     Example:
         >>> store = PageStore.open(Path("index/pages"), RenderSettings())  # doctest: +SKIP
@@ -75,11 +76,12 @@ class PageStore:
         """Open a store, or make an empty one.
 
         Args:
-            folder: of the store.
-            rendering: how pages are rendered; None: as the store was begun, which must be there then.
+            folder: the folder that the store lies in, or shall lie in.
+            rendering: how pages are rendered; None: the settings that an existing store was made with.
 
         Raises:
-            StoreError: the folder holds something else, a damaged or newer store, or one with other settings.
+            StoreError: the folder holds something else, a damaged store, a store of another version or with other
+                settings; or there is no store there and ``rendering`` is None.
         """
         folder = Path(os.path.abspath(Path(folder).expanduser()))  # noqa: PTH100  # keeps links
         if (folder / STORE_FILE).exists():
@@ -108,20 +110,20 @@ class PageStore:
         return cls(folder, _agreed(folder, rendering))
 
     def add(self, paths: Iterable[Path], on_progress: OnProgress | None = None) -> IngestReport:
-        """Add documents; those that are there already are read again only where their files have changed.
+        """Add documents; a document that the store has already is read again only if its file has changed.
 
-        A file counts as unchanged if size and time of its last change are what they were, or its SHA-256 is. What was
-        added is in the store as soon as each document is done: after an interruption the same call goes on.
+        A file counts as unchanged if its size and the time of its last change are the same as before, or its SHA-256
+        is. Each document is in the store as soon as it is done, so the same call goes on after an interruption.
 
         Args:
-            paths: files, and folders whose documents are taken.
-            on_progress: is told a few times a second or more.
+            paths: the files to add, and folders whose documents are added with those of their subfolders.
+            on_progress: a function that is called with the progress, a few times a second or more; None: no function.
 
         Returns:
-            What was done, and what is wrong with which document.
+            How many documents and pages were added, and which documents could not be read and why.
 
         Raises:
-            DocumentError: a path is not there, or a document cannot be read and the settings do not skip it.
+            DocumentError: a path does not exist, or a document cannot be read and the settings do not skip it.
             StoreError: another process writes to the store, or the disk is full.
         """
         begin = time.monotonic()
@@ -129,17 +131,17 @@ class PageStore:
         counts = Counts()
         with self._writing():
             known, damaged = known_documents(self.folder)
-            by_sha256 = {one.sha256: one.document for one in known.values()}
+            by_sha256 = {stored.sha256: stored.document for stored in known.values()}
             ingest = Ingest(self.folder, self.rendering, by_sha256, counts, on_progress, self._make_pool)
             work = []
             for source in sources:
-                one = self._work(source, known.get(source.document))
-                if isinstance(one, Remark):
-                    refused.append(one)
-                elif one is None:
+                planned = self._work(source, known.get(source.document))
+                if isinstance(planned, Remark):
+                    refused.append(planned)
+                elif planned is None:
                     counts.unchanged += 1
                 else:
-                    work.append(one)
+                    work.append(planned)
             for remark in refused:
                 ingest.refuse(remark)
             if work:
@@ -152,13 +154,17 @@ class PageStore:
         return counts.report(time.monotonic() - begin)
 
     def remove(self, *documents: str) -> IngestReport:
-        """Remove documents, and those of their images that no other one has.
+        """Remove documents, and those of their images that no other document uses.
 
         Args:
-            documents: their names.
+            documents: the names of the documents.
+
+        Returns:
+            How many documents were removed.
 
         Raises:
-            StoreError: one is not there, and nothing was removed; or another process writes to the store.
+            StoreError: the store has no document of one of the names, and nothing was removed; or another process
+                writes to the store.
         """
         begin = time.monotonic()
         with self._writing():
@@ -170,11 +176,11 @@ class PageStore:
         return Counts(removed=len(parts)).report(time.monotonic() - begin)
 
     def documents(self) -> list[str]:
-        """Names of all documents, in natural order."""
+        """Return the names of all documents, in natural order."""
         return document_names(self.folder)
 
     def dates(self) -> dict[str, str]:
-        """The day of each document's file by the document's name, as ``YYYY-MM-DD`` in UTC."""
+        """Return the day on which each document's file last changed, ``YYYY-MM-DD`` in UTC, by the document's name."""
         known, _ = known_documents(self.folder)
         return {
             name: datetime.fromtimestamp(document.mtime_ns / 1e9, UTC).date().isoformat()
@@ -183,26 +189,31 @@ class PageStore:
 
     @property
     def num_pages(self) -> int:
-        """Pages of all documents."""
+        """How many pages all documents have together."""
         return sum(num_rows(part_path(self.folder, document)) for document in self.documents())
 
     def pages(self) -> Iterator[Page]:
-        """All pages: documents in natural order, pages as they follow one another; a few hundred are held at a time.
+        """Iterate over all pages: documents in natural order, and the pages of each in the order of the document.
+
+        At most a few hundred pages are held in memory at a time.
+
+        Yields:
+            The pages, without their pixels.
 
         Raises:
-            StoreError: a document's part is damaged, or was removed meanwhile.
+            StoreError: the part of a document is damaged, or was removed meanwhile.
         """
         for document in self.documents():
             yield from read_pages(self.folder, document)
 
     def page(self, page_id: str) -> Page:
-        """One page.
+        """Return a page by its id.
 
         Args:
-            page_id: such as ``manuals/plot.pdf#3``.
+            page_id: the id of the page, such as ``manuals/plot.pdf#3``.
 
         Raises:
-            StoreError: there is none of this id.
+            StoreError: the store has no page with this id, or the part of its document is damaged.
         """
         document, number = split_page_id(page_id)
         self._part(document)
@@ -212,16 +223,16 @@ class PageStore:
         raise StoreError(f"{shown(document)} has no page {number} in {shown(self.folder)}")
 
     def read_image(self, page: Page) -> Image.Image:
-        """A page's pixels, as they were rendered.
+        """Read the pixels of a page, as they were rendered.
 
         Args:
-            page: of this store.
+            page: a page of this store.
 
         Returns:
-            RGB, of the page's width and height.
+            An RGB image with the page's width and height in pixels.
 
         Raises:
-            StoreError: the image is missing, or damaged.
+            StoreError: the image file is missing or damaged.
         """
         problem = image_problem(page.image_path, page.sha256)
         if problem:
@@ -236,14 +247,14 @@ class PageStore:
             raise StoreError(str(error)) from error
 
     def _part(self, document: str) -> Path:
-        """Where a document's pages stand."""
+        """Return the path of a document's part, or refuse a name that the store does not have."""
         path = part_path(self.folder, document)
         if not path.exists():
             raise StoreError(f"there is no document {shown(document)!r} in {shown(self.folder)}")
         return path
 
     def _work(self, source: SourceFile, former: StoredDocument | None) -> Work | Remark | None:
-        """What has to be done about a document: nothing, something, or it cannot be."""
+        """Decide what to do about a document: add it, nothing (None), or refuse it with a remark."""
         if former is None:
             return Work(source=source, former=None, is_whole=False)
         other = Path(former.path)
@@ -262,7 +273,7 @@ class PageStore:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Be the only writer; what a killed one left is cleared away first, and at the end what nobody needs."""
+        """Hold the writer lock; delete what a killed writer left before the block, and temporary files after it."""
         writing = self.folder / WRITING
         with _writer_lock(self.folder):
             with store_writes(self.folder):
@@ -277,7 +288,7 @@ class PageStore:
                 shutil.rmtree(writing)
 
     def _sweep(self) -> None:
-        """Delete images that no document has; none at all where a part is damaged, so that it cannot be told."""
+        """Delete images that no document uses; delete none if a damaged part hides which images are used."""
         try:
             used = used_images(self.folder, self.documents())
         except StoreError:
@@ -297,10 +308,10 @@ def _is_same(path: Path, other: Path) -> bool:
 
 @contextmanager
 def _writer_lock(folder: Path) -> Iterator[None]:
-    """Be the only writer of a store; the system lets go of the lock when a process dies, however it does.
+    """Hold the writer lock of a store; the system releases it when the process dies, in whatever way.
 
     Raises:
-        StoreError: there is another one.
+        StoreError: another process holds the lock, or the lock file cannot be written.
     """
     with store_writes(folder):
         descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -330,7 +341,7 @@ def _document(rendering: RenderSettings) -> dict[str, object]:
 
 
 def _agreed(folder: Path, rendering: RenderSettings | None) -> RenderSettings:
-    """The settings, where they are the store's."""
+    """Check that settings agree with those that the store was made with, and return them."""
     path = folder / STORE_FILE
     try:
         document = read_json_object(path)

@@ -1,4 +1,4 @@
-"""``pages.parquet`` of a store: a folder with one parquet file a document, which appears whole or not at all.
+"""The folder ``pages.parquet`` of a store: one parquet file for each document, which appears whole or not at all.
 
 pandas, pyarrow, polars and duckdb read such a folder as one table. The file's footer says what the document was when
 it was read: that is all it takes to find out whether it has changed.
@@ -52,15 +52,15 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredDocument:
-    """What a document was when it was read; stands in its part's footer.
+    """The description of a document's file as it was read; it stands in the footer of the document's part.
 
     Attributes:
-        document: its name.
-        path: of its file.
-        num_bytes: of its file.
-        mtime_ns: of its file.
-        sha256: of its file.
-        rendered_by: libraries, with versions.
+        document: the name of the document in the store.
+        path: the absolute path of the file.
+        num_bytes: the size of the file in bytes.
+        mtime_ns: the time of the file's last change, in nanoseconds since 1970.
+        sha256: the SHA-256 of the file, 64 hexadecimal digits.
+        rendered_by: the libraries that rendered the pages, with their versions.
     """
 
     document: str
@@ -72,11 +72,11 @@ class StoredDocument:
 
 
 def part_path(store: Path, document: str) -> Path:
-    """Where a document's pages stand.
+    """Return the path of the part that holds a document's pages, whether it exists or not.
 
     Args:
-        store: its folder.
-        document: its name.
+        store: the folder that the store lies in.
+        document: the name of the document.
 
     Example:
         ``pages.parquet/manuals%2Fplot.pdf.parquet``
@@ -89,19 +89,21 @@ def part_path(store: Path, document: str) -> Path:
 
 
 def document_names(store: Path) -> list[str]:
-    """Names of all documents of a store, in natural order; a damaged part whose name was cut short has that one.
+    """Return the names of all documents in a store, in natural order.
+
+    A long name is cut short in the file name of its part; if such a part is damaged, the shortened name is returned.
 
     Args:
-        store: its folder.
+        store: the folder that the store lies in.
     """
     return sorted(map(document_of, (store / PARTS).glob(f"*{_SUFFIX}")), key=natural_key)
 
 
 def document_of(part: Path) -> str:
-    """Name of the document that a part belongs to.
+    """Return the name of the document that a part belongs to.
 
     Args:
-        part: its path.
+        part: the path of the part.
     """
     if _CUT in part.stem:
         with suppress(StoreError):
@@ -110,11 +112,11 @@ def document_of(part: Path) -> str:
 
 
 class PartWriter:
-    """A document's part while it is written, page after page.
+    """The part of a document while it is written, page after page.
 
     Args:
-        store: its folder.
-        description: of the document.
+        store: the folder that the store lies in; its folder for incomplete files must exist.
+        description: the description of the document, which goes into the footer.
     """
 
     def __init__(self, store: Path, description: StoredDocument) -> None:
@@ -130,8 +132,8 @@ class PartWriter:
         """Add a page.
 
         Args:
-            page: the next one in the order of the document.
-            title: of the outline.
+            page: the next page in the order of the document.
+            title: the outline entry that the page belongs to; None: there is none.
 
         Raises:
             OSError: the disk is full.
@@ -165,7 +167,7 @@ class PartWriter:
         self._rows = []
 
     def commit(self) -> None:
-        """Let the part take its place; the document is in the store from here on.
+        """Move the finished part to its place; the document is in the store from here on.
 
         Raises:
             OSError: the disk is full.
@@ -179,18 +181,18 @@ class PartWriter:
         self._partial.replace(self._final)
 
     def discard(self) -> None:
-        """Forget what was written."""
+        """Delete what was written."""
         # On a full disk closing tries to write once more.
-        for one in (self._writer, self._file):
+        for output in (self._writer, self._file):
             with suppress(OSError, ValueError):
-                if one is not None:
-                    one.close()
+                if output is not None:
+                    output.close()
         self._partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A part to read; whatever is wrong with it in one sentence."""
+    """Open a part for reading, and report whatever is wrong with it as a StoreError."""
     try:
         with pq.ParquetFile(path, memory_map=False, pre_buffer=False) as file:
             yield file
@@ -204,10 +206,10 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def read_description(path: Path) -> StoredDocument:
-    """What a document was when it was read.
+    """Read the description of a document from the footer of its part.
 
     Args:
-        path: of its part.
+        path: the path of the part.
 
     Raises:
         StoreError: the part is damaged or gone.
@@ -226,10 +228,13 @@ def _description(path: Path, schema: Any) -> StoredDocument:
 
 
 def num_rows(path: Path) -> int:
-    """How many pages a part has.
+    """Count the pages of a part.
+
+    Args:
+        path: the path of the part.
 
     Raises:
-        StoreError: it is damaged or gone.
+        StoreError: the part is damaged or gone.
     """
     with _opened(path) as file:
         return int(file.metadata.num_rows)
@@ -242,14 +247,17 @@ def _rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, An
 
 
 def read_pages(store: Path, document: str) -> Iterator[Page]:
-    """Pages of a document, in their order.
+    """Iterate over the pages of a document, in their order.
 
     Args:
-        store: its folder.
-        document: its name.
+        store: the folder that the store lies in.
+        document: the name of the document.
+
+    Yields:
+        The pages, without their pixels.
 
     Raises:
-        StoreError: its part is damaged or gone.
+        StoreError: the part of the document is damaged or gone.
     """
     path = part_path(store, document)
     for row in _rows(path):
@@ -271,15 +279,21 @@ def read_pages(store: Path, document: str) -> Iterator[Page]:
 
 
 def copy_part(store: Path, document: str, description: StoredDocument) -> Iterator[StoredPage]:
-    """Give a document the pages of another one with the same content; it is in the store when all are passed over.
+    """Copy the pages of a stored document into the part of another document with the same content.
+
+    The new part is in the store once the iteration has reached its end; if it is broken off, nothing is written.
 
     Args:
-        store: its folder.
-        document: the other one.
-        description: of the new one.
+        store: the folder that the store lies in.
+        document: the name of the stored document, whose pages are copied.
+        description: the description of the document that gets the pages; it may have the same name.
 
     Yields:
-        Its pages.
+        The copied pages, in their order.
+
+    Raises:
+        StoreError: the part of the stored document is damaged or gone.
+        OSError: the disk is full.
     """
     writer = PartWriter(store, description)
     try:
@@ -298,27 +312,30 @@ def copy_part(store: Path, document: str, description: StoredDocument) -> Iterat
 
 
 def has_all_images(store: Path, document: str) -> bool:
-    """Whether every image of a document is there, in its full size.
+    """Tell whether every image file of a document exists and has its full size in bytes.
 
     Args:
-        store: its folder.
-        document: its name.
+        store: the folder that the store lies in.
+        document: the name of the document.
 
     Raises:
-        StoreError: its part is damaged.
+        StoreError: the part of the document is damaged or gone.
     """
     rows = _rows(part_path(store, document), ["image", "num_bytes"])
     return all(has_size(store / row["image"], row["num_bytes"]) for row in rows)
 
 
 def used_images(store: Path, documents: Iterable[str]) -> set[str]:
-    """File names of all images that documents have.
+    """Collect the file names of all images that documents use.
 
     Args:
-        store: its folder.
-        documents: their names.
+        store: the folder that the store lies in.
+        documents: the names of the documents.
+
+    Returns:
+        The file names without their folders, such as ``abcdef….png``.
 
     Raises:
-        StoreError: a part is damaged.
+        StoreError: the part of a document is damaged or gone.
     """
     return {Path(row["image"]).name for document in documents for row in _rows(part_path(store, document), ["image"])}

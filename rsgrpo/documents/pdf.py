@@ -30,13 +30,13 @@ _HYPHEN_AT_LINE_END = "\ufffe"  # pdfium's sign for a hyphen at which a word was
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderedPage:
-    """A page's pixels and text.
+    """The pixels and the text of a page.
 
     Attributes:
-        pixels: [height, width, 3] uint8, red, green and blue.
-        text: of the text layer; empty: there is none.
-        file: bytes of an image file that holds just these pixels, where there is one already.
-        suffix: of that file.
+        pixels: the colours, [height, width, 3] uint8, red, green and blue.
+        text: the text of the text layer; empty: the page has none.
+        file: the bytes of an image file that holds exactly these pixels; empty: there is no such file yet.
+        suffix: the suffix of that image file, with the dot; empty: there is no such file yet.
     """
 
     pixels: Pixels
@@ -46,18 +46,18 @@ class RenderedPage:
 
 
 def page_size(width: float, height: float, settings: RenderSettings) -> tuple[int, int]:
-    """Width and height of a rendered page in pixels.
+    """Calculate the width and height in pixels at which a page is rendered.
 
     Args:
-        width: of the page, in points of 1/72 inch.
-        height: likewise.
-        settings: ``dpi``, ``max_pixels``.
+        width: the width of the page, in points of 1/72 inch.
+        height: the height of the page, in points of 1/72 inch.
+        settings: the settings, of which ``dpi`` and ``max_pixels`` matter here.
 
     Returns:
-        At most ``max_pixels`` together, at least 1 each.
+        The width and the height in pixels; each is at least 1, and their product at most ``max_pixels``.
 
     Raises:
-        DocumentError: the page has no area, or is a strip that no model reads.
+        DocumentError: the page has no area, or is a strip too long for the model to read.
 
     Example:
         A4, 595 × 842 points, has 1052 × 1489 pixels by default; a sheet of 200 × 200 inches 1252 × 1252.
@@ -81,12 +81,12 @@ class PdfDocument:
     """An open PDF file.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         settings: how pages are rendered.
 
     Raises:
-        DocumentError: it is encrypted, cut, damaged, without pages, or no PDF file.
-        OSError: it cannot be read.
+        DocumentError: the file is encrypted, cut off, damaged, without pages, or not a PDF file.
+        OSError: the file cannot be read.
     """
 
     def __init__(self, path: Path, settings: RenderSettings) -> None:
@@ -100,7 +100,7 @@ class PdfDocument:
         self.num_pages = len(self._pdf)
 
     def outline(self) -> tuple[tuple[int, str], ...]:
-        """Page number and title of every entry that leads to a page, in the order of pages."""
+        """Return the page number, from 1, and the title of each outline entry with a page, in the order of pages."""
         found: list[tuple[int, str]] = []
         for count, entry in enumerate(self._pdf.get_toc()):
             if count == _MAX_OUTLINE_ENTRIES:
@@ -118,11 +118,11 @@ class PdfDocument:
         """Render a page.
 
         Args:
-            number: from 1 on.
-            with_text: whether its text layer is read as well.
+            number: the number of the page, from 1 on.
+            with_text: whether the text layer of the page is read as well.
 
         Raises:
-            DocumentError: it cannot be rendered.
+            DocumentError: the page is missing or damaged in the file, or cannot be rendered.
         """
         try:
             page = self._pdf[number - 1]
@@ -138,12 +138,12 @@ class PdfDocument:
             page.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._pdf.close()
 
 
 def _pixels(page: pypdfium2.PdfPage, size: tuple[int, int]) -> Pixels:
-    """The page on white, with its annotations and filled-in forms."""
+    """Render a page on white, with its annotations and filled-in forms: [height, width, 3] uint8."""
     width, height = size
     bitmap = pypdfium2.PdfBitmap.new_native(width, height, format=raw.FPDFBitmap_BGR, rev_byteorder=True)
     try:
@@ -170,18 +170,25 @@ def _text(page: pypdfium2.PdfPage) -> str:
 
 
 def plain_text(text: str) -> str:
-    """A text that UTF-8 can write, with ``\\n`` between lines and without control characters.
+    """Clean a text so that UTF-8 can encode it, with ``\\n`` between lines and without control characters.
 
     Args:
-        text: as a PDF has it.
+        text: the text as the PDF library returns it.
+
+    Example:
+        ``plain_text("a\\r\\nb") == "a\\nb"``
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace(_HYPHEN_AT_LINE_END, "-")
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return "".join(one for one in text if one >= " " or one in "\n\t") if not text.isprintable() else text
+    return (
+        "".join(character for character in text if character >= " " or character in "\n\t")
+        if not text.isprintable()
+        else text
+    )
 
 
 def _refuse_cut(path: Path) -> None:
-    """A file whose end is missing: pdfium would repair it, and lose the pages that are gone without a word."""
+    """Refuse a file whose end is missing: pdfium would repair it and leave out the lost pages without a message."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
         if b"%PDF-" not in head:

@@ -1,4 +1,4 @@
-"""Image files as documents: read as every image is read here; each picture of a TIFF file is a page."""
+"""Image files as documents, read in the same way as training images; each picture of a TIFF file is a page."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _SETTINGS = {  # what messages about training data call them
 
 
 class PictureDocument:
-    """An image file.
+    """An image file whose pictures are pages.
 
     Args:
-        path: of the file.
-        settings: bounds of size.
+        path: the path of the file.
+        settings: the settings, of which ``max_pixels`` and ``max_image_megapixels`` matter here.
 
     Raises:
-        DocumentError: it is cut, damaged, too large, or no image.
+        DocumentError: the file is cut off, damaged, too large, or not an image.
     """
 
     def __init__(self, path: Path, settings: RenderSettings) -> None:
@@ -48,17 +48,17 @@ class PictureDocument:
         self._data = b""
 
     def outline(self) -> tuple[tuple[int, str], ...]:
-        """Image files have none."""
+        """Return an empty outline: image files have none."""
         return ()
 
     def page(self, number: int) -> RenderedPage:
-        """Read one of its pictures.
+        """Read a picture of the file as a page.
 
         Args:
-            number: from 1 on.
+            number: the number of the picture, from 1 on.
 
         Raises:
-            DocumentError: it is cut, damaged, too large, or a strip that no model reads.
+            DocumentError: the picture is cut off, damaged, too large, or a strip too long for the model to read.
         """
         try:
             if number > 1:
@@ -73,7 +73,7 @@ class PictureDocument:
             raise DocumentError(_reworded(error)) from error
 
     def _is_plain(self, image: Image.Image) -> bool:
-        """Whether the file itself is what every reader takes for these pixels."""
+        """Tell whether every program reads exactly these pixels from the file, so that it can be stored as it is."""
         facts = self._facts
         return (
             facts.format in _PLAIN_FORMATS
@@ -113,12 +113,12 @@ class PictureDocument:
             )
 
     def close(self) -> None:
-        """Let go of the file's bytes."""
+        """Release the memory that holds the file's bytes."""
         self._data = b""
 
 
 def _reworded(error: ImageError) -> str:
-    """A message about training data with the names that the settings have here."""
+    """Replace the names of training settings in an error message by those of the settings for documents."""
     text = str(error)
     for name, here in _SETTINGS.items():
         text = text.replace(name, here)

@@ -1,4 +1,4 @@
-"""What goes from documents to whoever searches or reads their pages."""
+"""The records and errors of page stores that other packages use: pages, reports, progress."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ class Page:
     """One page of a document, rendered.
 
     Attributes:
-        page_id: ``<document>#<page_number>``; the same as long as the document keeps its name.
-        document: under which the user finds it: its path from the given folder, with ``/``; of a single file its name.
-        page_number: from 1 on.
-        sha256: of the stored image file, 64 hexadecimal digits; equal for pages that look the same.
-        image_path: of the stored image file.
-        width: of the stored image, in pixels.
-        height: likewise.
-        title: the nearest outline entry that starts on this page or before it; None: there is none.
-        text: of the PDF's text layer; empty: it has none.
-        blank: whether all its pixels have one colour.
+        page_id: the id ``<document>#<page_number>``; it stays the same as long as the document keeps its name.
+        document: the name of the document: its path relative to the folder that was added, with ``/`` between folders;
+            for a file that was added itself, the file's name.
+        page_number: the number of the page in the document, from 1 on.
+        sha256: the SHA-256 of the stored image file, 64 hexadecimal digits; equal for pages that look the same.
+        image_path: the path of the stored image file.
+        width: the width of the stored image, in pixels.
+        height: the height of the stored image, in pixels.
+        title: the title of the nearest outline entry that starts on this page or before it; None: there is none.
+        text: the text of the PDF's text layer; empty: the page has none.
+        blank: whether all pixels of the page have the same colour.
 
     Example:
         Page 3 of ``manuals/plot.pdf`` has the ``page_id`` ``manuals/plot.pdf#3``.
@@ -53,8 +54,8 @@ class Remark:
     """Something about one document or page that a user should know.
 
     Attributes:
-        name: of the document, or the id of the page.
-        reason: what about it.
+        name: the name of the document, or the id of the page.
+        reason: what the user should know about it, without its name.
     """
 
     name: str
@@ -63,21 +64,21 @@ class Remark:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IngestReport:
-    """What adding or removing documents did.
+    """What adding or removing documents changed in a store.
 
     Attributes:
-        added: documents that are new.
-        unchanged: documents that were there already, as they are now.
-        replaced: documents that were there with other content.
-        removed: documents that are gone.
-        refused: documents that cannot be read, and why; what the store had of them stays.
-        left_out_pages: pages that could not be rendered, and why.
-        duplicate_documents: documents with the same bytes as another one, and which.
-        pages: of the documents that were added or replaced.
-        duplicate_pages: of these, pages whose image the store had already.
-        blank_pages: of these, the ids of those that have one colour only.
-        damaged: documents of the store whose pages cannot be read any more, and were not added again.
-        seconds: that it took.
+        added: the number of documents that are new in the store.
+        unchanged: the number of documents that the store had already with the same content.
+        replaced: the number of documents that the store had with other content, or with damaged or missing images.
+        removed: the number of documents that were removed.
+        refused: the documents that cannot be read, and why; their former pages stay in the store.
+        left_out_pages: the pages that could not be rendered, and why.
+        duplicate_documents: the documents that have the same bytes as another document, and which one.
+        pages: the number of pages of the documents that were added or replaced.
+        duplicate_pages: how many of these pages have an image that the store had already.
+        blank_pages: the ids of those of these pages that have a single colour.
+        damaged: the documents whose part in the store is damaged and which were not added again.
+        seconds: the time that the call took, in seconds.
     """
 
     added: int = 0
@@ -99,11 +100,11 @@ class IngestProgress:
     """How far adding documents has come.
 
     Attributes:
-        documents: that are done, refused ones included.
-        documents_total: that have to be read; unchanged ones do not count.
-        pages: that were rendered.
-        share: of the work that is done, by the size of files, from 0 to 1.
-        seconds: since it began.
+        documents: the number of documents that are done, including those that cannot be read.
+        documents_total: the number of documents that have to be read; files with unchanged size and time do not count.
+        pages: the number of pages that were rendered so far.
+        share: the share of the work that is done, measured by the sizes of the files, from 0 to 1.
+        seconds: the time since the beginning, in seconds.
     """
 
     documents: int
@@ -114,33 +115,36 @@ class IngestProgress:
 
     @property
     def pages_per_second(self) -> float:
-        """Of all workers together."""
+        """Pages that all workers together have rendered per second; 0 at the beginning."""
         return self.pages / self.seconds if self.seconds else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """That the rest takes if it goes on like this; None: nothing is done yet."""
+        """Seconds that the rest takes at the speed so far; None: nothing is done yet."""
         return self.seconds * (1.0 - self.share) / self.share if self.share else None
 
 
 def page_id(document: str, page_number: int) -> str:
-    """The id of a page.
+    """Make the id of a page.
 
     Args:
-        document: its name.
-        page_number: from 1 on.
+        document: the name of the document.
+        page_number: the number of the page, from 1 on.
+
+    Example:
+        ``page_id("manuals/plot.pdf", 3) == "manuals/plot.pdf#3"``
     """
     return f"{document}#{page_number}"
 
 
 def split_page_id(page_id: str) -> tuple[str, int]:
-    """Document and page number that an id names.
+    """Split the id of a page into the document's name and the page number.
 
     Args:
-        page_id: a document's name may hold ``#`` itself.
+        page_id: the id of a page; the document's name in it may contain ``#`` itself.
 
     Raises:
-        StoreError: it is no such id.
+        StoreError: the text is not the id of a page.
 
     Example:
         ``split_page_id("C#/notes.pdf#12") == ("C#/notes.pdf", 12)``

@@ -1,4 +1,4 @@
-"""A worker process: looks at documents, renders their pages and stores them; told what to do through a pipe.
+"""A worker process that surveys documents, renders their pages and stores them; it gets its tasks through a pipe.
 
 It is started as ``python -m rsgrpo.documents.render_worker DESCRIPTOR STORE SETTINGS``. It ends when the other end of
 the pipe is closed, also by the death of the process that holds it.
@@ -41,11 +41,11 @@ _MIN_KEPT_PAGES, _MAX_KEPT_PAGES = 16, 1024
 
 
 class RenderWorker:
-    """Does one task after the other.
+    """Does one task after the other, and sends the answers.
 
     Args:
-        connection: to the process that gives them.
-        store: folder of the page store.
+        connection: the connection to the process that sends the tasks.
+        store: the folder that the page store lies in.
         settings: how pages are rendered.
     """
 
@@ -58,7 +58,7 @@ class RenderWorker:
         self._pages_left = 0
 
     def serve(self) -> None:
-        """Work until nobody asks any more."""
+        """Do tasks until the other end of the connection is closed."""
         self._connection.send(Ready())
         while True:
             try:
@@ -107,7 +107,7 @@ class RenderWorker:
         )
 
     def _open(self, key: int, path: Path, kind: Kind) -> PdfDocument | PictureDocument:
-        """The document, which stays open for the next task."""
+        """Open a document, or return it if it is still open from the task before."""
         if self._document is not None and self._opened == (key, path) and self._pages_left > 0:
             return self._document
         if self._document is not None:
@@ -155,14 +155,14 @@ class RenderWorker:
 
 
 class _StoreWriteError(Exception):
-    """The store cannot be written."""
+    """An image cannot be written into the store."""
 
 
 def main(arguments: list[str]) -> None:
-    """Work for the process at the other end of a pipe.
+    """Do tasks for the process at the other end of a pipe.
 
     Args:
-        arguments: descriptor of the pipe, folder of the store, settings as JSON.
+        arguments: three texts: the file descriptor of the pipe, the folder of the store, and the settings as JSON.
     """
     logging.getLogger("pypdfium2").setLevel(logging.ERROR)  # odd outlines are no news to whoever indexes
     descriptor, store, settings = arguments

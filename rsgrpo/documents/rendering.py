@@ -1,4 +1,4 @@
-"""Worker processes that render, one task each at a time, so that the death of one says which page it was at."""
+"""Worker processes that render pages, each one task at a time, so that it is known at which page a worker died."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAX_FAILED_STARTS = 3  # in a row: something is wrong with all of them
 
 
 class _Worker:
-    """One process, and what it is doing."""
+    """A worker process, and the task that it is doing."""
 
     def __init__(self, store: Path, settings: RenderSettings) -> None:
         self.connection, theirs = Pipe()
@@ -48,7 +48,7 @@ class _Worker:
         self.heard = time.monotonic()
 
     def kill(self) -> int:
-        """End it and all that it started; its exit status."""
+        """Kill the process and all that it started, and return its exit status."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.connection.close()
@@ -56,10 +56,10 @@ class _Worker:
 
 
 class RenderPool:
-    """A number of workers; a dead one is replaced.
+    """The worker processes of one run; a worker that dies is replaced.
 
     Args:
-        store: absolute path of the page store's folder.
+        store: the absolute path of the folder that the page store lies in.
         settings: how pages are rendered, and by how many workers.
     """
 
@@ -80,17 +80,17 @@ class RenderPool:
 
     @property
     def has_idle(self) -> bool:
-        """Whether a worker waits for a task."""
+        """Whether at least one worker waits for a task."""
         return any(worker.is_ready and worker.task is None for worker in self._workers)
 
     def grow(self, num_tasks: int) -> None:
-        """Start workers where there is something to do for them.
+        """Start as many workers as there are tasks for, up to the number in the settings.
 
         Args:
-            num_tasks: that wait.
+            num_tasks: the number of tasks that wait for a worker.
 
         Raises:
-            StoreError: the system allows no more processes.
+            StoreError: the system does not start another process.
         """
         num_free = sum(worker.task is None for worker in self._workers)
         for _ in range(min(num_tasks - num_free, self._settings.num_workers - len(self._workers))):
@@ -106,18 +106,21 @@ class RenderPool:
             ) from error
 
     def give(self, task: Task) -> None:
-        """Have an idle worker do something.
+        """Send a task to an idle worker; there must be one.
 
         Args:
-            task: what.
+            task: the task that the worker has to do.
         """
-        worker = next(one for one in self._workers if one.is_ready and one.task is None)
+        worker = next(worker for worker in self._workers if worker.is_ready and worker.task is None)
         worker.task, worker.heard = task, time.monotonic()
         with suppress(BrokenPipeError):  # it has died; the next answer says so
             worker.connection.send(task)
 
     def answers(self) -> Iterator[tuple[Task, Answer]]:
-        """Wait until workers have something to say, and pass it on; nothing where they have only started.
+        """Wait for answers of workers, and replace workers that have died or take too long.
+
+        Yields:
+            Each answer with the task that it belongs to; nothing if workers have only reported that they started.
 
         Raises:
             StoreError: workers do not start.
@@ -159,7 +162,7 @@ class RenderPool:
         return _NEVER if is_idle else worker.heard + self._patience(worker)
 
     def _bury(self, worker: _Worker, reason: str) -> Iterator[tuple[Task, Answer]]:
-        """Replace a worker that is gone, or does not come back."""
+        """Replace a worker that died or takes too long, and answer its task with how it ended."""
         if not reason:
             with suppress(subprocess.TimeoutExpired):  # the end of its pipe comes a moment before its own
                 worker.process.wait(_END_SECONDS)

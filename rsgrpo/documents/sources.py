@@ -1,4 +1,4 @@
-"""Which files are documents: named by the user, or found in folders."""
+"""Finding documents: the files that the user names, and those in the folders that the user names."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _PDF_MARK, _PDF_MARK_WITHIN = b"%PDF-", 1024  # other programs put something bef
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileStamp:
-    """What changes with a file's content, cheaply read.
+    """Numbers that differ after a file's content has changed, and that can be read without reading the file.
 
     Attributes:
-        num_bytes: its size.
-        mtime_ns: time of its last change.
-        ctime_ns: the same, which no program can set back.
-        inode: another one where the file was replaced.
+        num_bytes: the size of the file in bytes.
+        mtime_ns: the time of the last change of the content, in nanoseconds since 1970; programs can set it back.
+        ctime_ns: the time of the last change of the file, in nanoseconds since 1970; programs cannot set it back.
+        inode: the number of the file in its file system; a file that replaces it has another one.
     """
 
     num_bytes: int
@@ -42,10 +42,13 @@ class FileStamp:
 
     @classmethod
     def of(cls, path: Path) -> FileStamp:
-        """As the file is now.
+        """Read the stamp of a file as it is now.
+
+        Args:
+            path: the path of the file.
 
         Raises:
-            OSError: it is not there.
+            OSError: the file does not exist, or its folder may not be read.
         """
         status = path.stat()
         return cls(
@@ -61,8 +64,8 @@ class SourceFile:
     """A file that is a document.
 
     Attributes:
-        document: its name in the store.
-        path: absolute.
+        document: the name that the document gets in the store.
+        path: the absolute path of the file.
     """
 
     document: str
@@ -70,20 +73,20 @@ class SourceFile:
 
 
 def find_documents(paths: Iterable[Path]) -> tuple[list[SourceFile], list[Remark]]:
-    """The documents that a user means, in natural order for each path given.
+    """Find the documents among files and folders, in natural order for each given path.
 
-    Of a folder these are the PDF, image and office files in it and below, by their suffix; not hidden ones, nor those
-    of page stores. A file that is named itself is one whatever its suffix.
+    In a folder these are the PDF, image and office files, by their suffix, in it and in its subfolders; hidden files
+    and page stores are passed over. A file that is given itself is a document whatever its suffix.
 
     Args:
-        paths: files and folders.
+        paths: the paths of the files and folders.
 
     Returns:
-        The documents, each once, and what cannot be one although it was meant: a pipe, a folder that may not be read,
-        a second file of the same name.
+        The documents, each once, and a remark for everything that was given but cannot be a document: a pipe, a folder
+        that may not be read, a second file of the same name.
 
     Raises:
-        DocumentError: a path is not there, or there is no document at all.
+        DocumentError: a path does not exist, or there is no document at all.
     """
     given = [Path(path).expanduser() for path in paths]
     found: dict[str, SourceFile] = {}
@@ -111,11 +114,11 @@ def find_documents(paths: Iterable[Path]) -> tuple[list[SourceFile], list[Remark
 
 
 def same_name(path: Path, other: Path) -> str:
-    """What to say of two files that would get one name.
+    """Explain that two files would get the same name in a store, and what to do about it.
 
     Args:
-        path: of the one that cannot have it.
-        other: of the one that has it.
+        path: the path of the file that cannot have the name.
+        other: the path of the file that has the name already.
     """
     return (
         f"{shown(path, 120)} would get the same name as {shown(other, 120)}; give the folder that holds both, so that "
@@ -124,7 +127,7 @@ def same_name(path: Path, other: Path) -> str:
 
 
 def _files_below(root: Path, refused: list[Remark]) -> Iterator[SourceFile]:
-    """Documents of a folder, its own files first; links to folders are followed, but none twice."""
+    """Find the documents of a folder, its own files first; links to folders are followed, each folder only once."""
     seen: set[tuple[int, int]] = set()
     known = PDF_SUFFIXES | IMAGE_SUFFIXES | OFFICE_SUFFIXES
 
@@ -137,7 +140,8 @@ def _files_below(root: Path, refused: list[Remark]) -> Iterator[SourceFile]:
             return  # whoever keeps the store beside the documents does not mean its images
         with os.scandir(folder) as listing:
             entries = sorted(
-                (one for one in listing if not one.name.startswith(".")), key=lambda e: natural_key(e.name)
+                (entry for entry in listing if not entry.name.startswith(".")),
+                key=lambda entry: natural_key(entry.name),
             )
         folders = []
         for entry in entries:
@@ -160,18 +164,18 @@ def _files_below(root: Path, refused: list[Remark]) -> Iterator[SourceFile]:
 
 
 def _name(name: str) -> str:
-    """A name that UTF-8 can write, whatever bytes the file system has."""
+    """Replace what UTF-8 cannot encode in the name of a file by escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def file_kind(path: Path) -> Kind:
-    """How a document is read: by what its file begins with, office files by their suffix.
+    """Decide how a document is read: by the first bytes of its file, or if they are not those of a PDF, by its suffix.
 
     Args:
-        path: of the file.
+        path: the path of the file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(_PDF_MARK_WITHIN + len(_PDF_MARK))

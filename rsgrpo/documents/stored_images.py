@@ -1,4 +1,4 @@
-"""Page images on the disk, each under the hash of its bytes, so that equal pages are stored once."""
+"""The image files of a store, each named by the hash of its bytes, so that equal pages are stored once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SAMPLED_ROWS = 16  # one of so many says of most pages that they are coloured, 
 _GREY, _COLOUR = 0, 2  # PNG's colour types
 
 Pixels = NDArray[np.uint8]
-"""[height, width, 3], red, green and blue."""
+"""The pixels of an image: [height, width, 3] uint8, red, green and blue."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,10 +41,10 @@ class StoredImage:
     """An image file in a store.
 
     Attributes:
-        name: of the file, relative to the store.
-        sha256: of its bytes.
-        num_bytes: its size.
-        is_new: whether it was not there before.
+        name: the path of the file relative to the store's folder.
+        sha256: the SHA-256 of the file, 64 hexadecimal digits.
+        num_bytes: the size of the file in bytes.
+        is_new: whether the store did not have the file before.
     """
 
     name: str
@@ -54,11 +54,11 @@ class StoredImage:
 
 
 def image_name(sha256: str, suffix: str) -> str:
-    """Where an image lies in a store.
+    """Return the path of an image file relative to the store's folder.
 
     Args:
-        sha256: of its bytes.
-        suffix: with the dot.
+        sha256: the SHA-256 of the file, 64 hexadecimal digits.
+        suffix: the suffix of the file, with the dot.
 
     Example:
         ``images/ab/abcdef….png``
@@ -67,14 +67,14 @@ def image_name(sha256: str, suffix: str) -> str:
 
 
 def encode_image(pixels: Pixels, image_format: ImageFormat) -> tuple[bytes, str]:
-    """An image file for a page.
+    """Encode the pixels of a page as an image file.
 
     Args:
-        pixels: [height, width, 3] uint8.
-        image_format: ``png`` keeps every pixel.
+        pixels: the colours, [height, width, 3] uint8, red, green and blue.
+        image_format: the format of the file; ``png`` keeps every pixel exactly, ``jpeg`` does not.
 
     Returns:
-        Its bytes, and its suffix.
+        The bytes of the file, and its suffix with the dot.
     """
     if image_format == "jpeg":
         encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_JPEG_QUALITY, colorsubsampling="444")
@@ -88,10 +88,10 @@ def _is_grey(pixels: Pixels) -> bool:
 
 
 def _png(pixels: Pixels) -> bytes:
-    """A PNG file without filters.
+    """Encode pixels as a PNG file without filters.
 
-    Of pages, which are mostly white, these compress better than filtered ones, and Pillow, which tries all filters for
-    every row, takes twice as long (benchmarks/documents.py).
+    Pages are mostly white and compress better without filters than with them; Pillow, which tries all filters for every
+    row, takes twice as long (benchmarks/documents.py).
     """
     height, width, _ = pixels.shape
     is_grey = _is_grey(pixels[::_SAMPLED_ROWS]) and _is_grey(pixels)
@@ -109,25 +109,25 @@ def _png(pixels: Pixels) -> bytes:
 
 
 def is_blank(pixels: Pixels) -> bool:
-    """Whether all pixels have one colour.
+    """Tell whether all pixels have the same colour.
 
     Args:
-        pixels: [height, width, 3] uint8.
+        pixels: the colours, [height, width, 3] uint8, red, green and blue.
     """
     first = pixels[0, 0]
     return bool((pixels[::_SAMPLED_ROWS] == first).all() and (pixels == first).all())
 
 
 def store_image(store: Path, data: bytes, suffix: str) -> StoredImage:
-    """Write an image file into a store, unless it is there.
+    """Write an image file into a store, unless the store has it already.
 
-    It is not forced to the disk: whoever adds the document again after a loss of power finds files that are too short,
-    and every reader compares the hash.
+    The file is not forced to the disk. If it is lost or too short after a loss of power, adding the document again
+    finds that, and every reader compares the hash.
 
     Args:
-        store: its folder, which has a folder :data:`WRITING`.
-        data: the file.
-        suffix: of the file, with the dot.
+        store: the folder that the store lies in, which contains a folder :data:`WRITING`.
+        data: the bytes of the file.
+        suffix: the suffix of the file, with the dot.
 
     Raises:
         OSError: the disk is full, or there is no permission.
@@ -149,11 +149,11 @@ def store_image(store: Path, data: bytes, suffix: str) -> StoredImage:
 
 
 def has_size(path: Path, num_bytes: int) -> bool:
-    """Whether a file is there and has a size.
+    """Tell whether a file exists and has the expected size.
 
     Args:
-        path: of the file.
-        num_bytes: its size.
+        path: the path of the file.
+        num_bytes: the expected size in bytes.
     """
     try:
         return path.stat().st_size == num_bytes
@@ -162,14 +162,14 @@ def has_size(path: Path, num_bytes: int) -> bool:
 
 
 def image_problem(path: Path, sha256: str) -> str:
-    """What is wrong with a stored image.
+    """Find out what is wrong with a stored image.
 
     Args:
-        path: of the file.
-        sha256: that it must have.
+        path: the path of the image file.
+        sha256: the SHA-256 that the file must have, 64 hexadecimal digits.
 
     Returns:
-        Words without the file's name; empty: nothing is.
+        The end of a sentence that begins with the file's name, such as ``is missing``; empty: nothing is wrong.
     """
     try:
         with open_regular(str(path)) as file:
@@ -182,11 +182,11 @@ def image_problem(path: Path, sha256: str) -> str:
 
 
 def no_room(store: Path, words: str) -> str:
-    """What to say where a store cannot be written.
+    """Explain that a store cannot be written, and what to do about it.
 
     Args:
-        store: its folder.
-        words: of the system.
+        store: the folder that the store lies in.
+        words: the operating system's message.
     """
     return (
         f"{shown(store)} cannot be written ({words}); the documents that were added stay: make room, and give the same "
@@ -196,13 +196,13 @@ def no_room(store: Path, words: str) -> str:
 
 @contextmanager
 def store_writes(store: Path) -> Iterator[None]:
-    """A block that reads and writes a store's own files: whatever the system refuses there, in one sentence.
+    """Report every OSError of the enclosed block, which writes a store's own files, as a StoreError.
 
     Args:
-        store: its folder.
+        store: the folder that the store lies in.
 
     Raises:
-        StoreError: the disk is full, or there is no permission.
+        StoreError: the enclosed block raised an OSError: the disk is full, or there is no permission.
     """
     try:
         yield

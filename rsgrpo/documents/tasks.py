@@ -1,4 +1,4 @@
-"""What this process and its workers tell one another; pixels never pass between them."""
+"""The messages between the process that adds documents and its workers; pixels are never sent."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from rsgrpo.documents.sources import FileStamp, Kind
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Survey:
-    """Find out what a document is.
+    """The task to find out the hash, kind, number of pages and outline of a document.
 
     Attributes:
-        key: of the document, by which answers are told apart.
-        path: of its file.
-        office_folder: where a PDF of an office file goes.
-        seconds: that it may take.
-        known_sha256: of the document that the store has under this name: with the same content nothing else is asked.
+        key: the number of the document in this run, by which answers are assigned to it.
+        path: the path of the document's file.
+        office_folder: the folder in which the PDF is made if the document is an office file.
+        seconds: the longest time that the task may take, in seconds.
+        known_sha256: the SHA-256 that the stored document of this name had; if the file still has it, nothing else is
+            looked at. Empty: the file is always looked at.
     """
 
     key: int
@@ -29,14 +30,14 @@ class Survey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderPages:
-    """Render pages of a document, and store them.
+    """The task to render pages of a document and to store them.
 
     Attributes:
-        key: of the document.
-        path: of the PDF or image file.
-        kind: how it is read.
-        first: number of the first page, from 1 on.
-        last: number of the last page.
+        key: the number of the document in this run.
+        path: the path of the PDF or image file.
+        kind: the kind of the file, which says how it is read.
+        first: the number of the first page to render, from 1 on.
+        last: the number of the last page to render.
     """
 
     key: int
@@ -51,20 +52,21 @@ Task = Survey | RenderPages
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ready:
-    """A worker has started."""
+    """The message that a worker has started and takes tasks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Surveyed:
-    """What a document is.
+    """The answer to a :class:`Survey`.
 
     Attributes:
-        sha256: of its file.
-        stamp: of its file, before it was read.
-        kind: how its pages are read.
-        path: of the file to read: another one where an office file was converted.
-        num_pages: at least 1; 0: its content is as before, and nothing else was looked at.
-        outline: page number and title of every outline entry, in the order of pages; of a page's own in their order.
+        sha256: the SHA-256 of the document's file, 64 hexadecimal digits.
+        stamp: the size, times and number of the document's file before it was read.
+        kind: the kind of the file at ``path``, which says how its pages are read.
+        path: the path of the file to read: that of the document, or of the PDF that an office file was converted to.
+        num_pages: the number of pages, at least 1; 0: the file has the known SHA-256, and nothing else was looked at.
+        outline: the page number, from 1 on, and the title of every outline entry, in the order of pages; entries of the
+            same page are in the order of the outline.
     """
 
     sha256: str
@@ -77,18 +79,18 @@ class Surveyed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredPage:
-    """A page that was rendered and stored.
+    """The answer that a page was rendered and stored.
 
     Attributes:
-        number: from 1 on.
-        image: of its file, relative to the store's folder.
-        sha256: of that file.
-        num_bytes: of that file.
-        is_new: whether the store did not have it yet.
-        width: in pixels.
-        height: likewise.
-        text: of its text layer.
-        blank: whether it has one colour only.
+        number: the number of the page, from 1 on.
+        image: the path of the image file, relative to the store's folder.
+        sha256: the SHA-256 of the image file, 64 hexadecimal digits.
+        num_bytes: the size of the image file in bytes.
+        is_new: whether the store did not have the image file before.
+        width: the width of the image in pixels.
+        height: the height of the image in pixels.
+        text: the text of the page's text layer; empty: there is none.
+        blank: whether all pixels of the page have the same colour.
     """
 
     number: int
@@ -104,11 +106,11 @@ class StoredPage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BadPage:
-    """A page that cannot be rendered.
+    """The answer that a page cannot be rendered.
 
     Attributes:
-        number: from 1 on.
-        reason: why.
+        number: the number of the page, from 1 on.
+        reason: why the page cannot be rendered.
     """
 
     number: int
@@ -117,10 +119,10 @@ class BadPage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BadDocument:
-    """A document that cannot be read.
+    """The answer that a document cannot be read.
 
     Attributes:
-        reason: why.
+        reason: why the document cannot be read.
     """
 
     reason: str
@@ -128,10 +130,10 @@ class BadDocument:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoRoom:
-    """The store cannot be written.
+    """The answer that the store cannot be written.
 
     Attributes:
-        reason: why.
+        reason: the operating system's message.
     """
 
     reason: str
@@ -139,15 +141,15 @@ class NoRoom:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Done:
-    """All pages of a :class:`RenderPages` have been reported."""
+    """The answer that all pages of a :class:`RenderPages` have been reported."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Died:
-    """The worker that had the task is gone; told by the pool.
+    """The answer, given by the pool, that the worker died before it finished the task.
 
     Attributes:
-        reason: how it ended.
+        reason: how the worker ended.
     """
 
     reason: str
@@ -155,4 +157,4 @@ class Died:
 
 Answer = Surveyed | StoredPage | BadPage | BadDocument | NoRoom | Done | Died
 LAST_ANSWERS = (Surveyed, BadDocument, NoRoom, Done, Died)
-"""After one of these a worker is free for the next task."""
+"""The answers that end a task, after which the worker is free for the next one."""

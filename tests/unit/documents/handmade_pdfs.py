@@ -1,4 +1,4 @@
-"""PDF files made byte by byte: any number of pages, sizes, rotation, outline, encryption."""
+"""PDF files made byte by byte, with any number of pages, sizes, rotations, an outline, a form or encryption."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ def make_pdf(
     password: str | None = None,
     field: str | None = None,
 ) -> bytes:
-    """A PDF file.
+    """Make the bytes of a PDF file.
 
     Args:
-        pages: in their order.
-        outline: 1-based page and title of each entry.
-        password: to open it; None: it is not encrypted.
-        field: what somebody wrote into the first page's form; None: there is no form. Not with an outline.
+        pages: the pages, in their order.
+        outline: the page number, from 1 on, and the title of each outline entry.
+        password: the password that opens the file; None: the file is not encrypted.
+        field: the text that was filled into the form of the first page; None: there is no form. A file cannot have
+            both a form and an outline.
     """
     entries = list(outline)
     first_page = 4

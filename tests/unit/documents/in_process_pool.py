@@ -1,4 +1,4 @@
-"""A pool whose only worker is this process: the same work in the same order every time, without starting anything."""
+"""A pool that renders in this process: it does the same tasks in the same order every time and starts no process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rsgrpo.documents.tasks import LAST_ANSWERS, Answer, Died, RenderPages, Task
 
 
 class InProcessPool(RenderPool):
-    """Does a task when it is given, and answers when it is asked."""
+    """A pool without processes that does a task when its answers are asked for."""
 
     killers: frozenset[int] = frozenset()  # numbers of pages at which a worker dies
     given: list[Task]
@@ -28,7 +28,7 @@ class InProcessPool(RenderPool):
         self.given = []
 
     def grow(self, num_tasks: int) -> None:
-        """It has all that it will ever have."""
+        """Do nothing: this process is the only worker."""
 
     @property
     def has_idle(self) -> bool:
@@ -39,7 +39,7 @@ class InProcessPool(RenderPool):
         self.given.append(task)
 
     def send(self, answer: Answer) -> None:
-        """What the worker calls."""
+        """Keep an answer of the worker, which takes this pool for its connection."""
         self._said.append(answer)
 
     def answers(self) -> Iterator[tuple[Task, Answer]]:
@@ -57,5 +57,5 @@ class InProcessPool(RenderPool):
 
 
 def in_process(store: PageStore, pool: type[InProcessPool] = InProcessPool) -> PageStore:
-    """The same store, whose pages are rendered in this process."""
+    """Return the same store, with a pool that renders pages in this process."""
     return PageStore(store.folder, store.rendering, pool)

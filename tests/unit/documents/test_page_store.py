@@ -1,4 +1,4 @@
-"""Adding, replacing and removing documents, against what a dictionary says; images and metadata of pages."""
+"""Adding, replacing and removing documents, compared with a dictionary; images and metadata of pages."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def image_files(store: PageStore) -> set[str]:
 
 
 def check_whole(store: PageStore) -> None:
-    """Laws that hold whenever nobody writes."""
+    """Check what must hold whenever no process writes: images and pages agree, and nothing incomplete is left."""
     assert not (store.folder / "writing").exists()
     pages = list(store.pages())
     assert {page.image_path.name for page in pages} == image_files(store)
@@ -153,15 +153,17 @@ def test_the_store_holds_what_a_dictionary_would(steps: list[tuple[str, str, int
             elif kind == "add" and on_disk:
                 report = store.add([files])
                 new = on_disk.keys() - stored.keys()
-                changed = {one for one in on_disk.keys() & stored.keys() if on_disk[one] != stored[one]}
+                changed = {
+                    document for document in on_disk.keys() & stored.keys() if on_disk[document] != stored[document]
+                }
                 assert (report.added, report.replaced) == (len(new), len(changed))
                 assert report.unchanged == len(on_disk) - len(new) - len(changed)
-                assert report.pages == sum(NUM_PAGES[on_disk[one]] for one in new | changed)
+                assert report.pages == sum(NUM_PAGES[on_disk[document]] for document in new | changed)
                 stored |= on_disk
             check_whole(store)
             assert store.documents() == list(texts(store))
-            assert {one: len(found) for one, found in texts(store).items()} == {
-                one: NUM_PAGES[content] for one, content in stored.items()
+            assert {document: len(found) for document, found in texts(store).items()} == {
+                document: NUM_PAGES[content] for document, content in stored.items()
             }
 
 
@@ -184,7 +186,7 @@ def test_equal_files_are_rendered_once_and_named(store: PageStore, files: Path) 
         (files / name).write_bytes(content)
     report = store.add([files])
     assert (report.added, report.pages, report.duplicate_pages) == (3, 6, 4)
-    assert {one.name for one in report.duplicate_documents} == {"b.pdf", "c.pdf"}
+    assert {remark.name for remark in report.duplicate_documents} == {"b.pdf", "c.pdf"}
     assert "same bytes as a.pdf" in report.duplicate_documents[0].reason
     assert len(image_files(store)) == 2
     assert [page.title for page in store.pages()] == ["T"] * 6
@@ -221,7 +223,7 @@ def test_bad_documents_are_named_and_the_rest_goes_on(
     monkeypatch.setenv("PATH", str(files))  # no LibreOffice there
     bad_documents(files)
     report = skipping(store).add([files])
-    reasons = {one.name: one.reason for one in report.refused}
+    reasons = {remark.name: remark.reason for remark in report.refused}
     assert {name: reasons[name].split(",")[0][:32] for name in reasons} == {
         "pipe.pdf": "it is a pipe",
         "gone.pdf": reasons["gone.pdf"].split(",")[0][:32],
@@ -242,7 +244,7 @@ def test_single_pages_can_be_left_out(store: PageStore, files: Path) -> None:
     (files / "a.pdf").write_bytes(make_pdf([PdfPage(text="a"), PdfPage(width=14400, height=10), PdfPage(text="b")]))
     report = skipping(store, "skip_page").add([files])
     assert (report.added, report.pages, report.refused) == (1, 2, ())
-    assert [one.name for one in report.left_out_pages] == ["a.pdf#2"]
+    assert [remark.name for remark in report.left_out_pages] == ["a.pdf#2"]
     assert [page.page_id for page in store.pages()] == ["a.pdf#1", "a.pdf#3"]
     with pytest.raises(StoreError, match="no page 2"):
         store.page("a.pdf#2")
@@ -289,13 +291,13 @@ def test_a_page_that_kills_its_worker_is_tried_twice_and_named(store: PageStore,
         assert report.refused[0].reason.startswith("page 18 of 40: it cannot be rendered: the process that had it died")
         assert image_files(store) == set()
     else:
-        assert [one.name for one in report.left_out_pages] == ["a.pdf#18"]
+        assert [remark.name for remark in report.left_out_pages] == ["a.pdf#18"]
         assert texts(store)["a.pdf"] == [str(number) for number in range(1, 41) if number != 18]
         assert [page.page_number for page in store.pages()] == [number for number in range(1, 41) if number != 18]
 
 
 class RewritingPool(InProcessPool):
-    """Somebody appends to the document whenever a task is done."""
+    """A pool that appends a line to the document whenever a task is done."""
 
     path: Path
     times: int
@@ -316,7 +318,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_once_more_or_refused(
     RewritingPool.path.write_bytes(make_pdf(text_pages("a")))
     report = skipping(store, "skip", RewritingPool).add([files])
     assert report.added == added
-    assert [one.reason for one in report.refused] == ([] if added else [ingest._CHANGED])
+    assert [remark.reason for remark in report.refused] == ([] if added else [ingest._CHANGED])
     check_whole(store)
 
 
@@ -346,7 +348,7 @@ def test_progress_ends_at_the_whole(store: PageStore, files: Path) -> None:
         (files / f"{number}.pdf").write_bytes(make_pdf(text_pages(*(f"{number} {page}" for page in range(20)))))
     seen: list[IngestProgress] = []
     store.add([files], seen.append)
-    assert [one.share for one in seen] == sorted(one.share for one in seen)
+    assert [progress.share for progress in seen] == sorted(progress.share for progress in seen)
     assert (seen[-1].share, seen[-1].pages, seen[-1].documents, seen[-1].documents_total) == (1.0, 60, 3, 3)
     assert IngestProgress(documents=1, documents_total=4, pages=10, share=0.25, seconds=5.0).seconds_left == 15.0
 
@@ -375,7 +377,7 @@ def test_a_damaged_part_is_named_and_made_again(store: PageStore, files: Path) -
     with pytest.raises(StoreError, match=r"a\.pdf\.parquet is damaged"):
         list(store.pages())
     report = store.add([files / "b.pdf"])
-    assert [one.name for one in report.damaged] == ["a.pdf"]
+    assert [remark.name for remark in report.damaged] == ["a.pdf"]
     report = store.add([files])
     assert (report.added, report.unchanged, report.damaged) == (1, 1, ())
     assert texts(store) == {"a.pdf": ["a.pdf"], "b.pdf": ["b.pdf"]}

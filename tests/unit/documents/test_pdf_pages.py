@@ -1,4 +1,4 @@
-"""Pages of PDF files: size, rotation, text, outline, what is refused."""
+"""Pages of PDF files: their size, rotation, text and outline, and the files that are refused."""
 
 from __future__ import annotations
 

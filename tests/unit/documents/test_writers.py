@@ -1,4 +1,4 @@
-"""Real processes: killed, interrupted, stopped, two at a time, and a disk that takes no more."""
+"""Page stores with real processes: killed, interrupted or stopped ones, two writers, and a full disk."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def wait_for_documents(folder: Path, number: int, process: subprocess.Popen[str]
 
 
 def workers_of(folder: Path) -> list[int]:
-    """Processes that render into a store."""
+    """Find the ids of the processes that render into a store."""
     found = []
     for place in Path("/proc").iterdir():
         if place.name.isdigit():
@@ -88,7 +88,7 @@ def workers_of(folder: Path) -> list[int]:
 
 
 def check_half(folder: Path) -> int:
-    """Every document that is there has all its pages; how many there are."""
+    """Check that every document in a store has all its pages, and return the number of documents."""
     store = PageStore.open(folder)
     names = store.documents()
     pages = list(store.pages())
@@ -109,7 +109,7 @@ def test_a_killed_run_shows_whole_documents_and_goes_on(files: Path, tmp_path: P
     assert (report.unchanged, report.added) == (done, NUM_DOCUMENTS - done)
     assert check_half(folder) == NUM_DOCUMENTS
     pages = list(PageStore.open(folder).pages())
-    assert {page.image_path for page in pages} == {one for one in (folder / "images").rglob("*") if one.is_file()}
+    assert {page.image_path for page in pages} == {path for path in (folder / "images").rglob("*") if path.is_file()}
     deadline = time.monotonic() + 30
     while workers_of(folder):  # they end when nobody listens any more
         assert time.monotonic() < deadline

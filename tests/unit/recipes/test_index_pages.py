@@ -1,4 +1,4 @@
-"""What a person sees while documents are added: lines or a bar, an end time, a report with names."""
+"""What is printed while documents are added: lines or a bar, the time of the end, and a report with names."""
 
 from __future__ import annotations
 
