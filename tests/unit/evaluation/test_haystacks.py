@@ -23,8 +23,6 @@ from rsgrpo.evaluation.benchmarks.haystack_bootstrap import Reply, printed_numbe
 from rsgrpo.evaluation.benchmarks.haystack_files import needle_positions, read_folder
 from rsgrpo.evaluation.benchmarks.haystack_text import holds_token, is_compliant, strict_answer
 from rsgrpo.types import ImageRef, Sample
-from tests.conftest import PARITY_FOLDER
-from tests.oracles.mirage_retriever import retained_images
 
 Parity = Callable[[str], list[dict[str, Any]]]
 
@@ -108,13 +106,6 @@ def test_mirages_numbers_equal_the_original_as_printed(parity: Parity) -> None:
         assert printed.num_undefined == 0
         numbers = {name: value for name, value in vector["expected"].items() if name != "rounding"}
         assert printed.numbers == pytest.approx(numbers, abs=6e-5), vector["id"]
-
-
-def test_mirages_retriever_rule_equals_the_original() -> None:
-    for vector in json.loads((PARITY_FOLDER / "visrag_numeric.json").read_text())["mirage_relevance"]:
-        assert list(retained_images(vector["confidences"], vector["top_k"])) == vector["relevance"]
-    with pytest.raises(ValueError, match="no image"):
-        retained_images([], 1)
 
 
 def test_a_doubled_positional_reply_is_no_further_position() -> None:
