@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -16,14 +18,20 @@ from recipes.indexing.places import create_any_index, is_there, open_any_index
 from recipes.indexing.settings import embedder_settings, index_settings, render_settings
 from recipes.indexing.updating import IndexReport, PageSource, update_index
 from rsgrpo.config.documents import RenderSettings
+from rsgrpo.errors import shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
 from rsgrpo.run.progress import readable_seconds
+
+if TYPE_CHECKING:
+    from rsgrpo.retrieval.page_index import PageIndex
 
 MakeSource = Callable[["Changes", Path, RenderSettings], PageSource]
 """Makes the changes in the store of pages in a folder, and gives the store."""
 
 PAGES_FOLDER = "pages"
 """Name of the folder with the pages' images, in the index's folder."""
+
+_LINE_SECONDS = 10.0
 
 _EXAMPLES = """\
 examples:
@@ -85,16 +93,21 @@ def main(
     Returns:
         The exit status of the process.
     """
-    return run_command(lambda: _index(arguments, make_source or _page_store, make_embedder or sentence_embedder))
+    return run_command(
+        lambda: _index(arguments, make_source, make_embedder or sentence_embedder),
+        way_on="what is done stays, and the same command goes on",
+    )
 
 
-def _index(arguments: Sequence[str] | None, make_source: MakeSource, make_embedder: MakeEmbedder) -> None:
+def _index(arguments: Sequence[str] | None, make_source: MakeSource | None, make_embedder: MakeEmbedder) -> None:
     options, given = read_call(command_parser(), arguments)
     changes = Changes(add=tuple(options.documents), remove=tuple(options.remove))
     if changes == Changes():
         raise UsageError("nothing to do; name documents or folders to add, or --remove DOCUMENT")
     settings = index_settings(given)
     has_index = is_there(options.out, settings)
+    if not (has_index or changes.add):
+        raise UsageError(f"there is no index {shown(options.out)} to take documents out of; check the path")
     saved = open_any_index(options.out, settings).embedder if has_index else None
     config = embedder_settings(given, options.embedder, saved)
     rendering = render_settings(given, config)
@@ -105,8 +118,10 @@ def _index(arguments: Sequence[str] | None, make_source: MakeSource, make_embedd
         else create_any_index(options.out, settings, embedder.identity, embedder.settings)
     ) as index:
         index.identity.check(embedder.identity, index.name)  # before hours of rendering
-        source = make_source(changes, options.out / PAGES_FOLDER, rendering)
-        report = update_index(index, embedder, source, dates=source.dates())
+        if make_source is None and len(index):
+            _check_store(options.out / PAGES_FOLDER, index)
+        source = (make_source or _page_store)(changes, options.out / PAGES_FOLDER, rendering)
+        report = update_index(index, embedder, source, dates=source.dates(), on_progress=_progress_lines())
         print(_told(report, len(index), index.name))
 
 
@@ -119,6 +134,36 @@ def _page_store(changes: Changes, folder: Path, rendering: RenderSettings) -> Pa
     if changes.add:
         add_documents(changes.add, folder, rendering, Console(soft_wrap=not sys.stdout.isatty()))
     return PageStore.open(folder)
+
+
+def _check_store(folder: Path, index: PageIndex) -> None:
+    """Refuse to begin a new store of pages for an index that has pages: all that it lacks would be taken out.
+
+    Raises:
+        PageIndexError: there is no store of pages.
+    """
+    from rsgrpo.documents.stored_images import STORE_FILE
+    from rsgrpo.retrieval.page_index import PageIndexError
+
+    if not (folder / STORE_FILE).exists():
+        raise PageIndexError(
+            f"{index.name} holds {len(index)} pages, and their images are not in {shown(folder)}: pages that are not "
+            "there would be taken out; put that folder back, or begin another index"
+        )
+
+
+def _progress_lines() -> Callable[[int], None]:
+    """Make a function that prints, every ten seconds at most, how many pages are embedded."""
+    begin = last_line = time.monotonic()
+
+    def tell(num_embedded: int) -> None:
+        nonlocal last_line
+        now = time.monotonic()
+        if now - last_line >= _LINE_SECONDS:
+            last_line = now
+            print(f"{num_embedded:,} pages embedded, {num_embedded / (now - begin):.1f} pages/s", flush=True)
+
+    return tell
 
 
 def _told(report: IndexReport, num_pages: int, name: str) -> str:

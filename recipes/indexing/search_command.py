@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # it takes long to import, which a slip in the call need not 
 _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for titles
 _DEFAULT_RESULTS = 5
 _MAX_RESULTS = 10_000
+_SHOWN_NAME = 4096  # as long as a path may be
 _EXAMPLES = """\
 examples:
   uv run rsgrpo search manuals.index "How is the axis scaled logarithmically?"
@@ -62,7 +63,9 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | N
     Returns:
         The exit status of the process.
     """
-    return run_command(lambda: _search(arguments, make_embedder or sentence_embedder))
+    return run_command(
+        lambda: _search(arguments, make_embedder or sentence_embedder), way_on="nothing was changed; ask again"
+    )
 
 
 def _search(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> None:
@@ -71,6 +74,11 @@ def _search(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> Non
     options, given = read_call(command_parser(), arguments)
     if not 1 <= options.k <= _MAX_RESULTS:
         raise UsageError(f"-k {options.k} asks for no number of pages; give one from 1 to {_MAX_RESULTS}")
+    if given.documents:
+        raise UsageError(
+            f"documents.{next(iter(given.documents))} says how documents are rendered, and a search renders none; "
+            "leave it out"
+        )
     allowed = PageFilter(
         documents=tuple(options.document),
         folders=tuple(options.folder),
@@ -107,6 +115,9 @@ def _table(found: Sequence[FoundPage]) -> Table:
     table.add_column("page", justify="right")
     table.add_column("title", overflow="ellipsis", no_wrap=True)
     for hit in found:
-        document, title = (Text(well_formed(text)[0]) for text in (hit.page.document, hit.page.title))
+        # A line break or an escape sequence in a name would reach the terminal.
+        document, title = (
+            Text(shown(well_formed(text)[0], _SHOWN_NAME)) for text in (hit.page.document, hit.page.title)
+        )
         table.add_row(str(hit.rank), f"{hit.score:.4f}", document, str(hit.page.page_number), title)
     return table

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -59,6 +60,8 @@ def split_settings(arguments: Sequence[str]) -> tuple[list[str], GivenSettings]:
     for argument in arguments:
         found = _SETTING.fullmatch(argument)
         if found is None or found["group"] not in _GROUPS:
+            if found is not None:
+                _check_group(argument, found)
             rest.append(argument)
             continue
         known = [f"{found['group']}.{setting.name}" for setting in dataclasses.fields(_GROUPS[found["group"]])]
@@ -69,6 +72,17 @@ def split_settings(arguments: Sequence[str]) -> tuple[list[str], GivenSettings]:
             raise ConfigError(f"there is no setting {shown(key)}{nearest(key, known) or f'; there are {known}'}")
         given[found["group"]][found["name"]] = found["value"]
     return rest, GivenSettings(**given)
+
+
+def _check_group(argument: str, found: re.Match[str]) -> None:
+    """Refuse what is a setting but for a slip in its group, such as ``embedders.dpi=100``."""
+    from rsgrpo.config.refusals import nearest
+
+    known = [f"{group}.{setting.name}" for group, kind in _GROUPS.items() for setting in dataclasses.fields(kind)]
+    is_name = any(key.endswith(f".{found['name']}") for key in known)
+    if is_name and not Path(argument).exists():
+        key = f"{found['group']}.{found['name']}"
+        raise ConfigError(f"there is no setting {shown(key)}{nearest(key, known)}")
 
 
 def embedder_settings(given: GivenSettings, model: str, saved: EmbedderConfig | None = None) -> EmbedderConfig:

@@ -12,6 +12,8 @@ from rsgrpo.retrieval.embedder import Embedder
 from rsgrpo.retrieval.page_index import IndexedPage, PageIndex, add_pages
 
 _PAGES_AT_ONCE = 256  # embedded in one call: enough to sort them into batches of like sizes
+_FIRST_PAGES = 16  # of the first call; on a CPU 256 may take an hour, which Ctrl-C would lose
+_CALL_SECONDS = 15.0  # a call that takes longer is followed by a smaller one
 _SAVE_SECONDS = 600.0  # between saves: what a crash costs at most
 
 
@@ -109,15 +111,19 @@ def update_index(
     changed: list[IndexedPage] = []
     renamed: list[IndexedPage] = []  # the same image, so the same vector
     num_embedded = num_unchanged = num_blank = 0
+    at_once = min(_FIRST_PAGES, _PAGES_AT_ONCE)
 
     def embed() -> None:
-        nonlocal num_embedded
+        nonlocal num_embedded, at_once
+        call_begin = time.monotonic()
         add_pages(index, embedder, changed)
         num_embedded += len(changed)
         changed.clear()
         if renamed:
             index.add(renamed, index.vectors([page.page_id for page in renamed]))
             renamed.clear()
+        is_slow = time.monotonic() - call_begin > _CALL_SECONDS
+        at_once = max(1, at_once // 2) if is_slow else min(_PAGES_AT_ONCE, 2 * at_once)
         on_progress(num_embedded)
 
     try:
@@ -132,7 +138,7 @@ def update_index(
             if page == before:
                 continue
             (renamed if is_same_image else changed).append(page)
-            if max(len(changed), len(renamed)) == _PAGES_AT_ONCE:
+            if max(len(changed), len(renamed)) >= at_once:
                 embed()
                 if time.monotonic() - last_save > _SAVE_SECONDS:
                     index.save()

@@ -19,7 +19,7 @@ from rsgrpo.types import ImageRef
 
 _PLAIN_FORMATS = {"PNG": ".png", "JPEG": ".jpg"}
 _SETTINGS = {  # what messages about training data call them
-    "data.on_bad_sample=skip": "documents.on_bad_document=skip",
+    ", or set data.on_bad_sample=skip": "",  # the store says so of every document
     "data.max_image_megapixels": "max_image_megapixels",
     "data.min_pixels and data.max_pixels": "max_pixels",
     "data.max_pixels": "max_pixels",

@@ -98,7 +98,7 @@ def find_documents(paths: Iterable[Path]) -> tuple[list[SourceFile], list[Remark
         elif place.exists() or special_kind(place):
             files = iter([SourceFile(document=_name(place.name), path=place)])
         else:
-            raise DocumentError(f"there is no file or folder {shown(path)}")
+            raise DocumentError(f"there is no file or folder {shown(path)}; check the path")
         for file in files:
             if kind := special_kind(file.path):
                 refused.append(Remark(name=file.document, reason=f"it is {kind}, not a file"))

@@ -46,7 +46,11 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def run_command(
-    command: Callable[[], int | None], *, log_folder: Callable[[], Path | None] = lambda: None, error_status: int = 1
+    command: Callable[[], int | None],
+    *,
+    log_folder: Callable[[], Path | None] = lambda: None,
+    error_status: int = 1,
+    way_on: str = "",
 ) -> int:
     """Run a command to its end; every failure becomes one line on standard error.
 
@@ -55,6 +59,7 @@ def run_command(
         log_folder: tells, after a failure that nobody foresaw, where to write ``error.log``; None: the system's folder
             for temporary files.
         error_status: the exit status after an error.
+        way_on: how the command goes on after Ctrl-C, for the user; empty: with ``resume=auto``.
 
     Returns:
         The exit status: what the command returned; ``error_status`` after an error, 2 after a mistake in the call,
@@ -63,7 +68,7 @@ def run_command(
     open_standard_streams()
     with contextlib.suppress(HomeError, OSError):  # most commands do without
         choose_home()
-    with interrupts.heeded():
+    with interrupts.heeded(), interrupts.going_on(way_on) if way_on else contextlib.nullcontext():
         return _run(command, log_folder, error_status)
 
 

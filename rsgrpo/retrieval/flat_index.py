@@ -35,6 +35,7 @@ from rsgrpo.io.atomic_files import shown_error
 from rsgrpo.io.manifest import FileDigest, digest
 from rsgrpo.retrieval.embedder import EmbedderIdentity, checked_vectors
 from rsgrpo.retrieval.index_header import (
+    ANEW,
     HEADER_FILE,
     IndexHeader,
     check_digest,
@@ -276,15 +277,13 @@ class FlatIndex:
             saved = VectorRows.mapped(self._folder / header.vectors.name, lists, self._config.num_probes)
             table = PageTable.read(self._folder / header.pages.name)
         except (VectorFileError, PageTableError) as error:
-            raise PageIndexError(
-                f"{self.name} is damaged: {error}; copy the folder again, or make it anew with rsgrpo index"
-            ) from error
+            raise PageIndexError(f"{self.name} is damaged: {error}; copy the folder again, or {ANEW}") from error
         found = (len(saved), len(table), saved.dimension)
         expected = (header.num_pages, header.num_pages, header.identity.dimension)
         if found != expected:
             raise PageIndexError(
                 f"{self.name} is damaged: {found[0]} vectors, {found[1]} pages and dimension {found[2]}, its header "
-                f"says {expected[0]}, {expected[1]} and {expected[2]}; make it anew with rsgrpo index"
+                f"says {expected[0]}, {expected[1]} and {expected[2]}; {ANEW}"
             )
         self._header, self._saved, self._table = header, saved, table
         self._added = VectorRows.empty(header.identity.dimension)
@@ -371,7 +370,7 @@ def open_index(folder: Path, config: IndexConfig | None = None, *, is_writable: 
                 if attempt == _READ_ATTEMPTS or read_header(folder) == header:
                     raise PageIndexError(
                         f"the index {shown(folder)} lacks {Path(str(error.filename)).name}; copy the folder again, or "
-                        "make it anew with rsgrpo index"
+                        f"{ANEW}"
                     ) from error
     except BaseException:
         if lock is not None:

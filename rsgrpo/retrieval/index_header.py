@@ -30,7 +30,8 @@ INDEX_KIND = "rsgrpo page index"
 INDEX_VERSION = 1
 """The version of the format of all files in an index's folder."""
 
-_ANEW = "make it anew with rsgrpo index"
+ANEW = f"make it anew: delete its {HEADER_FILE}, and run rsgrpo index with all documents again"
+"""The way out that always works; the same call over the damaged header would be refused again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +87,7 @@ def read_header(folder: Path) -> IndexHeader:
     try:
         document = read_json_object(folder / HEADER_FILE)
     except FileError as error:
-        raise PageIndexError(f"the index {shown(folder)} is damaged: {error}; {_ANEW}") from error
+        raise PageIndexError(f"the index {shown(folder)} is damaged: {error}; {ANEW}") from error
     kind, version = document.get("kind"), document.get("version")
     if kind != INDEX_KIND:
         raise PageIndexError(
@@ -96,18 +97,18 @@ def read_header(folder: Path) -> IndexHeader:
     if version != INDEX_VERSION:
         raise PageIndexError(
             f"the index {shown(folder)} has version {shown_value(version)}, and this release reads version "
-            f"{INDEX_VERSION}; {_ANEW}, or open it with the release that made it"
+            f"{INDEX_VERSION}; {ANEW}, or open it with the release that made it"
         )
     content = document.get("content")
     if document.get("sha256") != _digest(content):
         raise PageIndexError(
             f"{shown(folder / HEADER_FILE)} was changed after it was written: its checksum differs; put the original "
-            f"back, or {_ANEW}"
+            f"back, or {ANEW}"
         )
     try:
         header = from_plain(IndexHeader, content)
     except RecordError as error:
-        raise PageIndexError(f"{shown(folder / HEADER_FILE)}: {error}; {_ANEW}") from error
+        raise PageIndexError(f"{shown(folder / HEADER_FILE)}: {error}; {ANEW}") from error
     return header
 
 
@@ -123,7 +124,7 @@ def check_sizes(folder: Path, header: IndexHeader) -> None:
         if size != expected.num_bytes:
             raise PageIndexError(
                 f"{shown(folder / expected.name)} has {size} bytes, expected {expected.num_bytes}: it was cut or "
-                f"changed, perhaps while it was copied; copy the folder again, or {_ANEW}"
+                f"changed, perhaps while it was copied; copy the folder again, or {ANEW}"
             )
 
 
@@ -136,7 +137,7 @@ def check_digest(folder: Path, expected: FileDigest) -> None:
     with (folder / expected.name).open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != expected.sha256:
             raise PageIndexError(
-                f"{shown(folder / expected.name)} is damaged: its checksum differs; copy the folder again, or {_ANEW}"
+                f"{shown(folder / expected.name)} is damaged: its checksum differs; copy the folder again, or {ANEW}"
             )
 
 

@@ -97,7 +97,8 @@ class PageFilter:
 
     Attributes:
         documents: the documents whose pages may be found, by name; empty: all documents.
-        folders: the folders whose pages may be found, with all folders below them; empty: all folders.
+        folders: the folders whose pages may be found, with all folders below them, such as ``reports/2026``; a slash
+            at the end changes nothing; empty: all folders.
         first_date: the earliest date that a page may have, as ``YYYY-MM-DD``; empty: any. With a first or last date,
             pages without a date are not found.
         last_date: the latest date that a page may have, as ``YYYY-MM-DD``; empty: any.
@@ -112,6 +113,7 @@ class PageFilter:
     last_date: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folders", tuple(folder.rstrip("/") for folder in self.folders))
         _check_date(self.first_date, "the filter's first date")
         _check_date(self.last_date, "the filter's last date")
 

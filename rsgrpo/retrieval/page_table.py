@@ -101,7 +101,7 @@ class PageTable:
         if wanted.folders:
             folders = self._table.column("folder")
             within = [pc.is_in(folders, pa.array(wanted.folders, pa.string()))]
-            within += [pc.starts_with(folders, f"{folder.rstrip('/')}/") for folder in wanted.folders]
+            within += [pc.starts_with(folders, f"{folder}/") for folder in wanted.folders]
             parts.append(_all(within, pc.or_))
         dates = self._table.column("date")  # as YYYY-MM-DD they are ordered as texts
         if wanted.first_date or wanted.last_date:

@@ -187,11 +187,11 @@ class SentenceEmbedder:
         """Count the tokens of a question, template included.
 
         Raises:
-            EmbeddingError: the question is empty, contains a special token of the model, or has no character that the
-                model knows: its vector would be that of any other such question.
+            EmbeddingError: the question is empty, contains a special token of the model, has no character that the
+                model knows, or more tokens than it reads: its vector would be that of any other such question.
         """
         tokenizer = self._model.tokenizer
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text.strip() else []
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text.strip() else []
         if not ids:
             raise EmbeddingError(f"{name} is empty; ask something")
         unknown = tokenizer.unk_token_id
@@ -206,6 +206,13 @@ class SentenceEmbedder:
             raise EmbeddingError(
                 f"{name} contains {special[0]}, which means something else than text to the model; take it out"
             )
+        most = self._model.get_max_seq_length()
+        if most is not None:
+            whole = tokenizer(self._identity.query_instruction + text, verbose=False)["input_ids"]
+            if len(whole) > most:  # sentence-transformers would cut it without a word
+                raise EmbeddingError(
+                    f"{name} has {len(whole)} tokens with its instruction, and the model reads {most}; ask more briefly"
+                )
         return len(ids) + len(self._identity.query_instruction) + _TEMPLATE_TOKENS
 
     def _shortened(self, vectors: Any) -> FloatArray:

@@ -29,7 +29,7 @@ _CLEANING_SECONDS = 4.0
 _FIRST_STATUS = 128  # as a shell gives it: 130 for SIGINT, 143 for SIGTERM
 _HEEDED = (signal.SIGINT, signal.SIGTERM)
 _STOP = b"\0"  # no signal's number
-_WAY_ON = "the same command with resume=auto goes on from the newest checkpoint"
+_RESUMING = "the same command with resume=auto goes on from the newest checkpoint"
 
 _Cleaning = Callable[[], object]
 
@@ -117,6 +117,7 @@ class _Watch:
 
 
 _watch: _Watch | None = None
+_way_on = _RESUMING
 
 
 @contextmanager
@@ -138,6 +139,21 @@ def heeded() -> Iterator[None]:
             watch.stop()
 
 
+@contextmanager
+def going_on(way_on: str) -> Iterator[None]:
+    """Say for the length of the block how an interrupted command goes on, where it has no ``resume=auto``.
+
+    Args:
+        way_on: what :func:`sentence` ends with.
+    """
+    global _way_on
+    former, _way_on = _way_on, way_on
+    try:
+        yield
+    finally:
+        _way_on = former
+
+
 def received() -> int:
     """The signal that asked for the end, 0 while none did."""
     return _watch.number if _watch is not None else 0
@@ -150,7 +166,7 @@ def status() -> int:
 
 def sentence() -> str:
     """What a user reads after an interrupted command."""
-    return f"{'ended by SIGTERM' if received() == signal.SIGTERM else 'interrupted'}; {_WAY_ON}"
+    return f"{'ended by SIGTERM' if received() == signal.SIGTERM else 'interrupted'}; {_way_on}"
 
 
 def at_forced_end(cleaning: _Cleaning) -> _Cleaning:

@@ -235,7 +235,7 @@ def test_bad_documents_are_named_and_the_rest_goes_on(
         "cut.png": reasons["cut.png"].split(",")[0][:32],
     }
     assert "does not exist" in reasons["gone.pdf"] and "LibreOffice is not installed" in reasons["letter.docx"]
-    assert "on_bad_sample" not in reasons["cut.png"] and "data." not in reasons["cut.png"]
+    assert "on_bad" not in reasons["cut.png"] and "data." not in reasons["cut.png"]
     assert texts(store) == {"good.pdf": ["good"]}
     check_whole(store)
 

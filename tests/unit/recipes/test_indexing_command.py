@@ -120,6 +120,19 @@ def test_what_was_embedded_before_a_page_that_fails_is_saved(tmp_path: Path, mon
     assert [page.page_number for page in open_index(tmp_path / "i").pages()] == [1, 2]
 
 
+def test_an_interruption_loses_few_pages(tmp_path: Path) -> None:
+    class Interrupted(CountingEmbedder):
+        def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
+            if "store/image 40" in [page.path for page in pages]:  # type: ignore[union-attr]
+                raise KeyboardInterrupt
+            return SignEmbedder.embed_pages(self, pages)
+
+    pages = [FakePage(document="a.pdf", page_number=number) for number in range(1, 100)]
+    with create_index(tmp_path / "i", IDENTITY) as index, pytest.raises(KeyboardInterrupt):
+        update_index(index, Interrupted(), FakeStore(*pages))
+    assert len(open_index(tmp_path / "i")) >= 16  # the first call's
+
+
 def test_another_embedder_changes_nothing(tmp_path: Path) -> None:
     other = SignEmbedder(dataclasses.replace(IDENTITY, revision="other"))
     with create_index(tmp_path / "i", IDENTITY) as index, pytest.raises(EmbedderMismatchError, match="revision"):
@@ -171,6 +184,8 @@ def test_a_question_finds_its_page(tmp_path: Path, capsys: pytest.CaptureFixture
         (["{i}", "1", "index.probes=3"], "there is no setting index.probes; the nearest are index.num_probes"),
         (["{i}", "1", "index.num_probes=many"], "index.num_probes=many does not fit"),
         (["{i}", "1", "index.num_probes=0"], "index.num_probes=0 is too small"),
+        (["{i}", "1", "embedders.dpi=3"], "there is no setting embedders.dpi; the nearest are embedder.dpi and"),
+        (["{i}", "1", "documents.workers=3"], "documents.workers says how documents are rendered, and a search"),
     ],
 )  # fmt: skip
 def test_searches_that_cannot_be_made_are_answered_in_one_sentence(
@@ -198,6 +213,42 @@ def test_indexing_without_an_embedder_or_by_another_one_is_refused_before_anythi
     other = SignEmbedder(dataclasses.replace(IDENTITY, revision="other"))
     assert index_documents(["a", "--out", folder], never, lambda config: other) > 0
     assert "is another one (revision: 'sha256:00', not 'other')" in " ".join(capsys.readouterr().err.split())
+
+
+def test_nothing_is_taken_out_of_an_index_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_index("--out", str(tmp_path / "i"), "--remove", "a.pdf", "--embedder", "m") > 0
+    assert f"there is no index {tmp_path / 'i'} to take documents out of" in capsys.readouterr().err
+    assert not (tmp_path / "i").exists()
+
+
+def test_pages_stay_in_an_index_whose_store_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / "i")
+    run_index("a", "--out", folder, "--embedder", "m")
+    (tmp_path / "new.pdf").write_bytes(b"%PDF-")
+    # A new store would hold this document alone, and the three pages would be taken out.
+    assert index_documents([str(tmp_path / "new.pdf"), "--out", folder], None, lambda config: SignEmbedder()) > 0
+    error = capsys.readouterr().err
+    assert "holds 3 pages, and their images are not in" in error and "put that folder back" in error
+    assert len(open_index(Path(folder))) == 3
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "i")
+    page = FakePage(document="new\nline.pdf", page_number=1, title="\x1b[2Jtitle")
+    run_index("a", "--out", folder, "--embedder", "m", pages=[page])
+    capsys.readouterr()
+    assert search_index([folder, "1"], lambda config: SignEmbedder()) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["1", "1.0000", "new", "line.pdf", "1", "[2Jtitle"]
+
+
+def test_ctrl_c_says_how_indexing_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(config: EmbedderConfig) -> SignEmbedder:
+        raise KeyboardInterrupt
+
+    assert index_documents(["a", "--out", str(tmp_path / "i"), "--embedder", "m"], None, interrupted) == 130
+    assert capsys.readouterr().err == "interrupted; what is done stays, and the same command goes on\n"
 
 
 def test_settings_on_the_command_line() -> None:

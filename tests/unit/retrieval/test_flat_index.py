@@ -411,3 +411,20 @@ def test_a_reader_meets_a_writer_between_header_and_files(tmp_path: Path, monkey
 
     monkeypatch.setattr(FlatIndex, "_load", late)
     assert len(open_index(tmp_path / "i")) == 19
+
+
+def test_a_slash_behind_a_folder_changes_nothing() -> None:
+    assert PageFilter(folders=("a/b/", "c")) == PageFilter(folders=("a/b", "c"))
+
+
+def test_the_way_out_of_a_damaged_index_leads_out(tmp_path: Path) -> None:
+    with create_index(tmp_path, IDENTITY) as index:
+        index.add([make_page(1)], sign_vectors([1]))
+        index.save()
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(PageIndexError, match=r"delete its index\.json, and run rsgrpo index"):
+        open_index(tmp_path)
+    (tmp_path / "index.json").unlink()
+    with create_index(tmp_path, IDENTITY) as index:
+        index.save()
+    assert len(open_index(tmp_path)) == 0

@@ -237,6 +237,14 @@ def test_a_page_longer_than_the_model_reads_is_named(folder: Path, pages) -> Non
         embedder.embed_pages(pages[4:])
 
 
+def test_a_question_longer_than_the_model_reads_is_refused(folder: Path) -> None:
+    embedder = SentenceEmbedder(EmbedderConfig(model=str(folder), preset="last_token"))
+    embedder._model[0].max_seq_length = 100
+    embedder.embed_queries(["a"])
+    with pytest.raises(EmbeddingError, match=r"question 2 .* tokens with its instruction, and the model reads 100"):
+        embedder.embed_queries(["a", "a " * 200])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
