@@ -59,13 +59,13 @@ class RenderWorker:
 
     def serve(self) -> None:
         """Do tasks until the other end of the connection is closed."""
-        self._connection.send(Ready())
-        while True:
-            try:
+        try:
+            self._connection.send(Ready())
+            while True:
                 task: Task = self._connection.recv()
                 self._do(task)
-            except (EOFError, BrokenPipeError, ConnectionResetError):
-                return
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
 
     def _do(self, task: Task) -> None:
         try:

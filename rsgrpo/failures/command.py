@@ -50,7 +50,7 @@ def run_command(
     *,
     log_folder: Callable[[], Path | None] = lambda: None,
     error_status: int = 1,
-    way_on: str = "",
+    way_on: str = "call it again",
 ) -> int:
     """Run a command to its end; every failure becomes one line on standard error.
 
@@ -59,7 +59,7 @@ def run_command(
         log_folder: tells, after a failure that nobody foresaw, where to write ``error.log``; None: the system's folder
             for temporary files.
         error_status: the exit status after an error.
-        way_on: how the command goes on after Ctrl-C, for the user; empty: with ``resume=auto``.
+        way_on: what the user can do after Ctrl-C; what :func:`run_program` runs goes on with ``resume=auto``.
 
     Returns:
         The exit status: what the command returned; ``error_status`` after an error, 2 after a mistake in the call,
@@ -68,7 +68,7 @@ def run_command(
     open_standard_streams()
     with contextlib.suppress(HomeError, OSError):  # most commands do without
         choose_home()
-    with interrupts.heeded(), interrupts.going_on(way_on) if way_on else contextlib.nullcontext():
+    with interrupts.heeded(), interrupts.going_on(way_on):
         return _run(command, log_folder, error_status)
 
 

@@ -7,6 +7,7 @@ that are whole: those of the save before until the very end, the new ones from t
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,8 @@ def read_header(folder: Path) -> IndexHeader:
     try:
         document = read_json_object(folder / HEADER_FILE)
     except FileError as error:
+        if isinstance(error.__cause__, PermissionError):  # nothing is damaged, and nothing should be deleted
+            raise PageIndexError(f"{error}; make it readable for this user") from error
         raise PageIndexError(f"the index {shown(folder)} is damaged: {error}; {ANEW}") from error
     kind, version = document.get("kind"), document.get("version")
     if kind != INDEX_KIND:
@@ -120,7 +123,8 @@ def check_sizes(folder: Path, header: IndexHeader) -> None:
         PageIndexError: a file has another size; the message names it.
     """
     for expected in header.files:
-        size = (folder / expected.name).stat().st_size
+        with (folder / expected.name).open("rb") as file:  # where it may not be read, faiss would call it damaged
+            size = os.fstat(file.fileno()).st_size
         if size != expected.num_bytes:
             raise PageIndexError(
                 f"{shown(folder / expected.name)} has {size} bytes, expected {expected.num_bytes}: it was cut or "

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.documents.page_store import PageStore
 from rsgrpo.documents.records import IngestProgress, StoreError
+from rsgrpo.documents.render_worker import RenderWorker
 from rsgrpo.documents.rendering import RenderPool
 from tests.unit.documents.handmade_pdfs import PdfPage, make_pdf, text_pages
 from tests.unit.documents.in_process_pool import in_process
@@ -189,3 +191,9 @@ def test_twenty_thousand_pages_are_rendered_in_order(tmp_path: Path) -> None:
         assert (page.page_number, page.title) == (number, f"Chapter {(number - 1) // 1000}")
         assert page.blank == (number % 3 == 1)
     assert number == 20_000
+
+
+def test_a_worker_whose_parent_died_before_it_was_ready_ends_without_a_word(tmp_path: Path) -> None:
+    ours, parents = Pipe()
+    parents.close()
+    RenderWorker(ours, tmp_path, RenderSettings()).serve()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import json
 import os
 import shutil
@@ -12,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -428,3 +431,24 @@ def test_the_way_out_of_a_damaged_index_leads_out(tmp_path: Path) -> None:
     with create_index(tmp_path, IDENTITY) as index:
         index.save()
     assert len(open_index(tmp_path)) == 0
+
+
+@pytest.mark.parametrize("name", ["index.json", "vectors-000001.faiss"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_pages(tmp_path / "i", 20)
+
+    def refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(file: object, *arguments: object, **named: object) -> Any:
+            if str(file).endswith(name):  # root may read whatever the file's mode says
+                raise PermissionError(errno.EACCES, "Permission denied", str(file))
+            return function(file, *arguments, **named)
+
+        return refuse
+
+    monkeypatch.setattr(io, "open", refusing(io.open))
+    monkeypatch.setattr(os, "open", refusing(os.open))
+    with pytest.raises(PageIndexError, match="cannot be read") as caught:
+        open_index(tmp_path / "i")
+    assert "damaged" not in str(caught.value) and "delete" not in str(caught.value)
