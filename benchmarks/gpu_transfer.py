@@ -43,7 +43,7 @@ def _checksum(buffer: torch.Tensor, bucket: StagedBucket) -> int:
 
 
 def check_memory(device: torch.device) -> Finding:
-    """Parked memory is free on the device, and its values come back."""
+    """Offloaded memory is free on the device, and its values come back."""
     name = "memory given back and taken again"
     if device.type != "cuda":
         return name, None, "needs a GPU"

@@ -23,7 +23,7 @@ from rsgrpo.algorithm.credit_table import TOTAL, CreditTable, Matrix, credit_tab
 from rsgrpo.config import CreditConfig
 from rsgrpo.types import CreditedGroup, CreditedRollout, ResponseKey, RewardKey, ScoredGroup, TokenSpan
 
-FLAT_SPREAD = 1.0e-6
+ZERO_VARIANCE_SPREAD = 1.0e-6
 """Values of a group that lie closer together than this, relative to their size, count as equal: the difference is
 rounding, which must never become a gradient. Sizes below 1 count as 1, or the rounding left over around zero (0.1 + 0.2
 - 0.3 = 6e-17) would pass for a difference."""
@@ -32,16 +32,16 @@ Partition = Sequence[Sequence[ResponseKey]]
 """Micro-batches as the public implementation cuts them: the sample id and response index of each response."""
 
 
-def is_flat(values: NDArray[np.float64]) -> bool:
+def has_zero_variance(values: NDArray[np.float64]) -> bool:
     """Whether all values are equal up to rounding.
 
     Example:
-        ``[2.1] * 8`` is flat, ``[0.0, 1.0]`` is not; so is a single value.
+        ``[2.1] * 8`` has none, as a single value; ``[0.0, 1.0]`` has some.
     """
     if len(values) < 2:
         return True
     low, high = float(values.min()), float(values.max())
-    return high - low < FLAT_SPREAD * max(1.0, abs(low), abs(high))
+    return high - low < ZERO_VARIANCE_SPREAD * max(1.0, abs(low), abs(high))
 
 
 def normalise(
@@ -54,11 +54,11 @@ def normalise(
         config: baseline, scale and epsilon; ``compat: upstream`` overrules them all but epsilon.
         batch_std: [K], unbiased std of each reward over the step, for ``scale: batch_std``.
         batch_mean: [K], mean of each reward over the step, for ``baseline: batch_mean``; NaN where the reward
-            is flat over the whole step.
+            has zero variance over the whole step.
 
     Returns:
         An array of the shape of ``values``; exactly 0 where what is compared (the group; the step for ``batch_mean``)
-        is flat and where a reward does not apply.
+        has zero variance and where a reward does not apply.
 
     Example:
         ``[1, 0]`` with mean 0.5 and unbiased std 0.7071 gives ``[0.7071, -0.7071]``.
@@ -74,8 +74,8 @@ def normalise(
     else:
         low = np.where(applies, values, np.inf).min(axis=0)
         high = np.where(applies, values, -np.inf).max(axis=0)
-        # The same test as is_flat; a reward that applies to no sibling has high - low = -inf.
-        has_spread = high - low >= FLAT_SPREAD * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
+        # The same test as has_zero_variance; a reward that applies to no sibling has high - low = -inf.
+        has_spread = high - low >= ZERO_VARIANCE_SPREAD * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
         varies = applies & (count > 1) & has_spread
         baseline = np.where(applies, values, 0.0).sum(axis=0) / np.maximum(count, 1)
     centred: Matrix = np.where(varies, values - baseline, 0.0)
@@ -93,7 +93,7 @@ def normalise(
 
 
 def _reference_advantages(values: Matrix, epsilon: float) -> Matrix:
-    """The public code's arithmetic: float32, and no test for a flat group (its defect D5).
+    """The public code's arithmetic: float32, and no test for a group without variance (its defect D5).
 
     Its mean adds one value after the other, as here; numpy's own sum adds in pairs, which is exact for eight
     equal values and would hide the defect. Its std takes that float32 mean and adds squares in double.
@@ -122,7 +122,7 @@ def _advantages(tables: Sequence[CreditTable], config: CreditConfig) -> list[Mat
     for key, parts in pooled.items():
         values = np.concatenate(parts)
         stds[key] = float(values.std(ddof=1)) if len(values) > 1 else 1.0
-        means[key] = float("nan") if is_flat(values) else float(values.mean())
+        means[key] = float("nan") if has_zero_variance(values) else float(values.mean())
     return [
         np.where(
             table.num_tokens > 0,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from rsgrpo.algorithm.advantages import is_flat
+from rsgrpo.algorithm.advantages import has_zero_variance
 from rsgrpo.algorithm.credit_table import merged
 from rsgrpo.config import LossConfig
 from rsgrpo.errors import RsgrpoError
@@ -42,7 +42,7 @@ class _Scope:
     entropy_sum: float = 0.0
     values: list[float] = field(default_factory=list)
     num_groups: int = 0
-    num_flat_groups: int = 0
+    num_zero_variance_groups: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +95,8 @@ def step_telemetry(
 
     Returns:
         The value of each metric by its name, never NaN. ``scope/<name>/found_frac`` is the share of responses with the
-        scope (of images with a line, for a per-image reward), ``flat_groups_frac`` that of groups in which all values
-        are equal, ``clip_frac`` that of the tokens credited by the reward on which clipping was active;
+        scope (of images with a line, for a per-image reward), ``zero_variance_groups_frac`` that of groups in which all
+        values are equal, ``clip_frac`` that of the tokens credited by the reward on which clipping was active;
         ``scope/sign_conflict_frac`` the share of credited tokens that one reward pulls up and another down;
         ``engine/kl`` is the k3 estimate of KL(engine, trainer) over the response tokens of the newest weights,
         ``engine/logprob_gap_*`` |engine - trainer| in nats there, left out off policy: it would be what the policy
@@ -118,7 +118,7 @@ def step_telemetry(
             f"reward/{name}/std": float(np.std(scope.values)) if scope.values else 0.0,
             f"scope/{name}/found_frac": scope.num_found / max(1, scope.num_entries),
             f"scope/{name}/mean_tokens": scope.num_tokens / max(1, scope.num_rollouts),
-            f"scope/{name}/flat_groups_frac": scope.num_flat_groups / max(1, scope.num_groups),
+            f"scope/{name}/zero_variance_groups_frac": scope.num_zero_variance_groups / max(1, scope.num_groups),
             f"scope/{name}/entropy": scope.entropy_sum / max(1, scope.num_tokens),
         }
         if loss is not None:
@@ -233,7 +233,7 @@ def _scope_sums(credited: Sequence[CreditedGroup], seen: Sequence[_Seen]) -> dic
                     values[reward.key].append(reward.value)
         for (name, _), found in values.items():
             scopes[name].num_groups += 1
-            scopes[name].num_flat_groups += is_flat(np.array(found))
+            scopes[name].num_zero_variance_groups += has_zero_variance(np.array(found))
     return scopes
 
 

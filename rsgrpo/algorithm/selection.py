@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rsgrpo.algorithm.advantages import is_flat
+from rsgrpo.algorithm.advantages import has_zero_variance
 from rsgrpo.algorithm.credit_table import TOTAL, group_totals, whole_view
 from rsgrpo.config import FilterConfig
 from rsgrpo.types import RewardKey, ScoredGroup
@@ -30,7 +30,7 @@ def has_nonzero_variance(group: ScoredGroup, weights: Mapping[str, float]) -> bo
             has_tokens.setdefault(reward.key, []).append(any(span.stop > span.start for span in reward.spans))
     for key, found in values.items():
         array = np.array(found, dtype=np.float64)
-        if any(has_tokens[key]) and not is_flat(array) and (array != array.mean())[has_tokens[key]].any():
+        if any(has_tokens[key]) and not has_zero_variance(array) and (array != array.mean())[has_tokens[key]].any():
             return True
     return False
 

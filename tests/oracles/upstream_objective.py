@@ -4,7 +4,7 @@ Rewards are columns of one dense matrix, scopes dense masks, and every formula k
 of operations, because its defects live there. Nothing of the training uses this module; it is the oracle for
 law 6 of rs_grpo, and lets a reader compare the two objectives on their own batch.
 
-Its known defects, kept: no test for flat groups (D5); K_m depends on how the step is cut into micro-batches
+Its known defects, kept: no test for groups without variance (D5); K_m depends on how the step is cut into micro-batches
 (D2); a micro-batch without any loss divides 0 by 0 (D3), and so does a scope that is empty in the whole batch
 (D6); reward weights cancel in the z-scores (D4).
 """

@@ -163,14 +163,14 @@ def steps(
         sample_id = f"g{group_index}"
         count = draw(st.sampled_from(sibling_counts))
         lengths = draw(st.lists(st.integers(1, max_tokens), min_size=count, max_size=count))
-        is_flat = draw(st.sampled_from((False, False, False, True)))
+        has_zero_variance = draw(st.sampled_from((False, False, False, True)))
         shared = {key: draw(st.sampled_from(values)) for key in keys}
         rollouts = []
         for index, length in enumerate(lengths):
             rewards = [
                 scoped_reward(
                     name,
-                    shared[name, image] if is_flat else draw(st.sampled_from(values)),
+                    shared[name, image] if has_zero_variance else draw(st.sampled_from(values)),
                     *draw(spans(length, is_one=is_one_span)),
                     image_index=image,
                 )

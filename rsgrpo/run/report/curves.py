@@ -54,7 +54,7 @@ _SPECS = (
     _Spec("rewards", "Scope found", "share of responses in which the reward's scope stands", "rl",
           r"scope/(.+?)[_/]found(?:_frac)?"),
     _Spec("rewards", "Groups without variance", "share of groups in which a reward says nothing", "rl",
-          r"scope/(.+?)[_/](?:flat_groups|no_variance|constant|without_variance)(?:_frac)?"),
+          r"scope/(.+?)[_/](?:zero_variance_groups|flat_groups|no_variance|constant|without_variance)(?:_frac)?"),
     _Spec("policy", "Entropy", "nats per token, whole next-token distribution", "rl",
           r"policy/(entropy(?:_mean)?)"),
     _Spec("policy", "Gradient norm", "before clipping", "rl", r"policy/(grad_norm)"),

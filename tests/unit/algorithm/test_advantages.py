@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rsgrpo.algorithm.advantages import FLAT_SPREAD, credit_groups, is_flat, normalise
+from rsgrpo.algorithm.advantages import ZERO_VARIANCE_SPREAD, credit_groups, has_zero_variance, normalise
 from rsgrpo.algorithm.credit_table import merged
 from rsgrpo.config import Aggregation, CreditConfig, Normaliser, Scoping
 from rsgrpo.types import ScopedReward, TokenSpan
@@ -174,13 +174,13 @@ def test_streams_are_aligned_single_precision_vectors() -> None:
     assert [rollout.positive_weights.shape for rollout in group.rollouts] == [(2,), (0,)]
 
 
-def test_equal_up_to_rounding_is_flat() -> None:
-    assert is_flat(np.array([0.1 + 0.2, 0.3]))
-    assert is_flat(np.array([0.1 + 0.2 - 0.3, 0.0]))
-    assert is_flat(np.array([1e9, 1e9 + 1]))  # a relative difference of 1e-9
-    assert is_flat(np.array([5.0]))
-    assert not is_flat(np.array([0.0, 1.01 * FLAT_SPREAD]))
-    assert not is_flat(np.array([1e9, 1e9 + 2e3]))
+def test_equal_up_to_rounding_is_zero_variance() -> None:
+    assert has_zero_variance(np.array([0.1 + 0.2, 0.3]))
+    assert has_zero_variance(np.array([0.1 + 0.2 - 0.3, 0.0]))
+    assert has_zero_variance(np.array([1e9, 1e9 + 1]))  # a relative difference of 1e-9
+    assert has_zero_variance(np.array([5.0]))
+    assert not has_zero_variance(np.array([0.0, 1.01 * ZERO_VARIANCE_SPREAD]))
+    assert not has_zero_variance(np.array([1e9, 1e9 + 2e3]))
 
 
 def test_spans_are_joined_where_they_overlap() -> None:

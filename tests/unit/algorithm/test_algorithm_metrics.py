@@ -58,7 +58,7 @@ def test_every_image_of_a_per_image_reward_counts() -> None:
     values = step_telemetry(credited, [stats(0, [0] * 4), stats(1, [0] * 4, [1, 2, 3, 9])], {"line": 2.0})
     assert values["scope/line/found_frac"] == 0.75
     assert values["scope/line/mean_tokens"] == 2.0  # 4 tokens over 2 responses
-    assert values["scope/line/flat_groups_frac"] == 0.5  # image 1 says 0 twice
+    assert values["scope/line/zero_variance_groups_frac"] == 0.5  # image 1 says 0 twice
     assert values["scope/line/entropy"] == 1.5  # (0 + 1 + 2 + 3) / 4 tokens
     assert values["reward/line/mean"] == 0.25
     assert values["reward/line/std"] == pytest.approx(math.sqrt(3) / 4)  # of 1, 0, 0, 0
@@ -70,7 +70,7 @@ def test_a_reward_that_does_not_apply_leaves_its_mean_alone() -> None:
     values = step_telemetry(credited, [stats(0, [0] * 4), stats(1, [0] * 4)], {"a": 1.0})
     assert (values["reward/a/mean"], values["reward/a/std"]) == (1.0, 0.0)
     assert values["scope/a/found_frac"] == 0.5
-    assert values["scope/a/flat_groups_frac"] == 1.0
+    assert values["scope/a/zero_variance_groups_frac"] == 1.0
 
 
 def test_clipping_is_counted_by_scope_and_by_the_sign_of_credit() -> None:
