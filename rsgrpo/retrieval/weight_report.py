@@ -37,6 +37,10 @@ def watched_loading() -> Iterator[list[str]]:
 
     logger = logging.getLogger(_LOGGER)
     level, shows_progress = logger.level, transformers_logging.is_progress_bar_enabled()
+    # hydra, as whoever configures logging anew, disables the loggers that there are: the report would not come.
+    is_disabled, disabled_level = logger.disabled, logging.root.manager.disable
+    logger.disabled = False
+    logging.disable(logging.NOTSET)
     logger.addFilter(read_report)
     if logger.getEffectiveLevel() > logging.WARNING:  # TRANSFORMERS_VERBOSITY=error would keep the report from us
         logger.setLevel(logging.WARNING)
@@ -46,5 +50,7 @@ def watched_loading() -> Iterator[list[str]]:
     finally:
         logger.removeFilter(read_report)
         logger.setLevel(level)
+        logger.disabled = is_disabled
+        logging.disable(disabled_level)
         if shows_progress:
             transformers_logging.enable_progress_bar()

@@ -265,9 +265,17 @@ def test_settings_make_the_same_embedder_from_any_folder(folder: Path, monkeypat
     assert embedder.settings == EmbedderConfig(model=str(folder.resolve()), preset="visrag")
 
 
+@pytest.mark.parametrize("is_disabled", [False, True])  # as after hydra has configured logging
 @pytest.mark.parametrize(("preset", "verbosity"), [("auto", logging.WARNING), ("last_token", logging.ERROR)])
 def test_a_folder_that_lacks_a_weight_is_refused(
-    saved: Path, tmp_path: Path, preset: Literal["auto", "last_token"], verbosity: int, capfd, request
+    saved: Path,
+    tmp_path: Path,
+    preset: Literal["auto", "last_token"],
+    verbosity: int,
+    is_disabled: bool,
+    capfd,
+    request,
+    monkeypatch,
 ) -> None:
     # transformers would draw it at random, and every vector would be wrong
     copy = shutil.copytree(saved, tmp_path / "copy")
@@ -277,6 +285,7 @@ def test_a_folder_that_lacks_a_weight_is_refused(
     caller = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(verbosity)
     request.addfinalizer(lambda: transformers_logging.set_verbosity(caller))
+    monkeypatch.setattr(logging.getLogger("transformers.modeling_utils"), "disabled", is_disabled)
     with pytest.raises(EmbeddingError, match=r"lacks weights of the embedder: \S*mlp.up_proj.weight"):
         SentenceEmbedder(EmbedderConfig(model=str(copy), preset=preset))
     capfd.readouterr()
