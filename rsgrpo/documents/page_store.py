@@ -9,9 +9,7 @@ writer.lock             locked by the one who writes
 
 from __future__ import annotations
 
-import fcntl
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -44,6 +42,7 @@ from rsgrpo.documents.sources import SourceFile, find_documents, same_name
 from rsgrpo.documents.stored_images import IMAGES, PARTS, STORE_FILE, WRITING, image_problem, store_writes
 from rsgrpo.errors import shown
 from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
+from rsgrpo.io.writer_lock import LockHeldError, WriterLock
 from rsgrpo.types import ImageRef
 
 LOCK_FILE = "writer.lock"
@@ -174,6 +173,18 @@ class PageStore:
                     part.unlink()
                 self._sweep()
         return Counts(removed=len(parts)).report(time.monotonic() - begin)
+
+    def check_documents(self, documents: Iterable[str]) -> None:
+        """Refuse names that no document of the store has.
+
+        Args:
+            documents: the names of the documents.
+
+        Raises:
+            StoreError: the store has no document of one of the names.
+        """
+        for document in documents:
+            self._part(document)
 
     def documents(self) -> list[str]:
         """Return the names of all documents, in natural order."""
@@ -308,27 +319,21 @@ def _is_same(path: Path, other: Path) -> bool:
 
 @contextmanager
 def _writer_lock(folder: Path) -> Iterator[None]:
-    """Hold the writer lock of a store; the system releases it when the process dies, in whatever way.
+    """Hold the writer lock of a store.
 
     Raises:
         StoreError: another process holds the lock, or the lock file cannot be written.
     """
-    with store_writes(folder):
-        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace")
-            raise StoreError(
-                f"another process writes to {shown(folder)} ({shown(holder) or 'it does not say which'}); wait until "
-                "it is done, or name another folder"
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        with store_writes(folder):
+            lock = WriterLock(folder / LOCK_FILE)
+    except LockHeldError as error:
+        raise StoreError(
+            f"another process writes to {shown(folder)} ({shown(error.holder)}); wait until it is done, or name "
+            "another folder"
+        ) from error
+    with lock:
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _document(rendering: RenderSettings) -> dict[str, object]:
