@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from PIL import Image
 
@@ -47,6 +47,8 @@ from rsgrpo.types import ImageRef
 
 LOCK_FILE = "writer.lock"
 STORE_VERSION = 1
+
+_KEPT_SETTINGS = ("dpi", "max_pixels", "image_format")  # what all pages of a store have in common
 
 _OWN = frozenset({PARTS, IMAGES, WRITING, LOCK_FILE, STORE_FILE, KNOWN_FILE})
 
@@ -337,12 +339,7 @@ def _writer_lock(folder: Path) -> Iterator[None]:
 
 
 def _document(rendering: RenderSettings) -> dict[str, object]:
-    return {
-        "version": STORE_VERSION,
-        "dpi": rendering.dpi,
-        "max_pixels": rendering.max_pixels,
-        "image_format": rendering.image_format,
-    }
+    return {"version": STORE_VERSION} | {name: getattr(rendering, name) for name in _KEPT_SETTINGS}
 
 
 def _agreed(folder: Path, rendering: RenderSettings | None) -> RenderSettings:
@@ -357,17 +354,18 @@ def _agreed(folder: Path, rendering: RenderSettings | None) -> RenderSettings:
             f"{shown(path)} is of version {shown(document.get('version'), 40)!r}, this release reads {STORE_VERSION}; "
             "use the release that made it, or add its documents to a new folder"
         )
-    dpi, max_pixels, image_format = (document.get(name) for name in ("dpi", "max_pixels", "image_format"))
+    values: dict[str, Any] = {name: document.get(name) for name in _KEPT_SETTINGS}
+    dpi, max_pixels, image_format = values.values()
     is_valid = (dpi is None or isinstance(dpi, int | float)) and isinstance(max_pixels, int)
     if not is_valid or image_format not in get_args(ImageFormat)[1:]:
         raise StoreError(f"{shown(path)} does not say how pages were rendered; delete the store and add them again")
     try:
-        own = RenderSettings(dpi=dpi, max_pixels=max_pixels, image_format=str(image_format))  # type: ignore[arg-type]
+        own = RenderSettings(**values)
     except (ConfigError, TypeError) as error:
         raise StoreError(f"{shown(path)}: {error}") from error
     if rendering is None:
         return own
-    for name in ("dpi", "max_pixels", "image_format"):
+    for name in _KEPT_SETTINGS:
         ours, theirs = getattr(rendering, name), getattr(own, name)
         if ours != theirs:
             raise StoreError(

@@ -22,7 +22,7 @@ from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.documents.page_store import PageStore
 from rsgrpo.retrieval.embedder import EmbedderMismatchError, EmbeddingError, PageImage
 from rsgrpo.retrieval.flat_index import FlatIndex, create_index, open_index
-from rsgrpo.types import FloatArray
+from rsgrpo.types import FloatArray, ImageRef
 from tests.unit.retrieval.index_pages import IDENTITY, SignEmbedder
 
 pytestmark = pytest.mark.filterwarnings(
@@ -70,7 +70,7 @@ class CountingEmbedder(SignEmbedder):
         self.seen: list[str] = []
 
     def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
-        paths = [page.path for page in pages]  # type: ignore[union-attr]
+        paths = [page.path for page in pages if isinstance(page, ImageRef)]
         if "store/image 13" in paths:
             raise EmbeddingError("page 13 cannot be read")
         self.seen += paths
@@ -125,7 +125,7 @@ def test_what_was_embedded_before_a_page_that_fails_is_saved(tmp_path: Path, mon
 def test_an_interruption_loses_few_pages(tmp_path: Path) -> None:
     class Interrupted(CountingEmbedder):
         def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
-            if "store/image 40" in [page.path for page in pages]:  # type: ignore[union-attr]
+            if "store/image 40" in [page.path for page in pages if isinstance(page, ImageRef)]:
                 raise KeyboardInterrupt
             return SignEmbedder.embed_pages(self, pages)
 
