@@ -19,7 +19,7 @@ from rsgrpo.io.atomic_files import read_json_object
 from rsgrpo.retrieval import index_header
 from rsgrpo.retrieval.flat_index import FlatIndex, create_index, open_index
 from rsgrpo.retrieval.index_header import HEADER_FILE, INDEX_VERSION
-from rsgrpo.retrieval.page_index import PageFilter, PageIndexError
+from rsgrpo.retrieval.page_index import IndexedPage, PageFilter, PageIndexError
 from tests.unit.retrieval.index_pages import (
     IDENTITY,
     make_page,
@@ -243,3 +243,21 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(
     with pytest.raises(PageIndexError, match="cannot be read") as caught:
         open_index(tmp_path / "i")
     assert "damaged" not in str(caught.value) and "delete" not in str(caught.value)
+
+
+def test_a_moved_index_finds_the_images_in_its_folder(tmp_path: Path) -> None:
+    before = tmp_path / "é $INDEX"
+    own = str(before / "pages" / "a.png")
+    paths = {"own": own, "elsewhere": "/data/a.png", "relative": "a.png", "none": "", "like it": own + "/" + own}
+    pages = [
+        IndexedPage(page_id=name, document="a.pdf", page_number=number, image_path=path)
+        for number, (name, path) in enumerate(paths.items(), start=1)
+    ]
+    with create_index(before, IDENTITY) as index:
+        index.add(pages, sign_vectors([1, 2, 3, 4, 5]))
+        index.save()
+        assert [page.image_path for page in index.pages()] == list(paths.values())
+    after = before.rename(tmp_path / "after")
+    moved = str(after / "pages" / "a.png")
+    expected = paths | {"own": moved, "like it": moved + "/" + own}  # the beginning only
+    assert [page.image_path for page in open_index(after).pages()] == list(expected.values())
