@@ -22,13 +22,12 @@ from rsgrpo.config.checks import one_of
 from rsgrpo.data.file_bytes import DataError
 from rsgrpo.data.images.sources import ImageError, image_bytes
 from rsgrpo.errors import shown
-from rsgrpo.retrieval.embedder import Embedder, EmbeddingError
+from rsgrpo.retrieval.embedder import Embedder, EmbeddingError, PageImage
 from rsgrpo.retrieval.flat_index import create_index
 from rsgrpo.retrieval.measures import measure_run
 from rsgrpo.retrieval.page_index import IndexedPage, PageIndex
 from rsgrpo.retrieval.relevance_files import RetrievalPage, RetrievalQuery, RetrievalSet
 from rsgrpo.retrieval.trec_runs import Mode, Run, ScoredPage
-from rsgrpo.types import ImageRef
 
 OnBadItem = Literal["reject", "skip"]
 """``reject``: a page or question that cannot be embedded stops the measurement. ``skip``: it is left out and named."""
@@ -77,6 +76,22 @@ class MeasuredSearch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CorpusPage:
+    """A page to embed, wherever its image lies; nothing is read before it is needed.
+
+    Attributes:
+        page_id: the id of the page, unique in its corpus.
+        read: gives the image for the embedder; None: the page has no image.
+        digest: gives the SHA-256 of the image file in hexadecimal digits, by which a page that was embedded before is
+            known again.
+    """
+
+    page_id: str
+    read: Callable[[], PageImage] | None
+    digest: Callable[[], str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddedCorpus:
     """What came of bringing an index up to date with the pages of a data set.
 
@@ -89,6 +104,38 @@ class EmbeddedCorpus:
     num_embedded: int
     seconds: float
     refused: Mapping[str, str]
+
+    @property
+    def pages_per_second(self) -> float | None:
+        """How many pages were embedded in a second; None: none was."""
+        return self.num_embedded / self.seconds if self.num_embedded and self.seconds > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchedQueries:
+    """What searching for a list of queries gave.
+
+    Attributes:
+        run: the pages that were found, by query id, best first.
+        embedding_seconds: the time that turning the questions into vectors took, in seconds.
+        search_seconds: the time that the searches took, in seconds.
+        refused: why a query was left out, by its id.
+    """
+
+    run: Run
+    embedding_seconds: float
+    search_seconds: float
+    refused: Mapping[str, str]
+
+    @property
+    def query_embedding_milliseconds(self) -> float:
+        """The time that turning one question into a vector took, on average, in milliseconds."""
+        return 1000 * self.embedding_seconds / max(1, len(self.run))
+
+    @property
+    def search_milliseconds(self) -> float:
+        """The time that one search took, on average, in milliseconds."""
+        return 1000 * self.search_seconds / max(1, len(self.run))
 
 
 def measure_embedder(
@@ -137,41 +184,56 @@ def measure_embedder(
         corpus = embed_corpus(
             pages,
             embedder,
-            data.pages,
+            [corpus_page(page) for page in data.pages],
             on_bad_item=on_bad_item,
             on_progress=on_progress,
             clock=clock,
             is_kept=index is not None,
         )
-        search = _Search(embedder=embedder, index=pages, depth=depth, clock=clock)
         judged = [query for query in data.queries if query.query_id in data.relevant]
-        refused = _use_all(
-            judged, lambda query: f"query {shown(query.query_id, 80)!r}", search.answer, on_bad_item=on_bad_item
-        )
+        searched = search_queries(pages, embedder, judged, depth=depth, on_bad_item=on_bad_item, clock=clock)
         num_pages = len(pages)
-    measured = measure_run(search.run, data.relevant, mode=mode, measures=(f"mrr@{k}", f"recall@{k}", f"ndcg@{k}"))
-    num_answered = max(1, len(search.run))
+    measured = measure_run(searched.run, data.relevant, mode=mode, measures=measures_at(k))
     return MeasuredSearch(
         values=measured.values,
         per_query=measured.per_query,
-        run=search.run,
+        run=searched.run,
         num_queries=measured.num_queries,
         num_pages=num_pages,
         num_embedded_pages=corpus.num_embedded,
-        query_embedding_milliseconds=1000 * search.embedding_seconds / num_answered,
-        search_milliseconds=1000 * search.search_seconds / num_answered,
-        pages_per_second=corpus.num_embedded / corpus.seconds if corpus.num_embedded and corpus.seconds > 0 else None,
+        query_embedding_milliseconds=searched.query_embedding_milliseconds,
+        search_milliseconds=searched.search_milliseconds,
+        pages_per_second=corpus.pages_per_second,
         missing_queries=measured.missing_queries,
         unjudged_queries=data.unjudged_query_ids,
-        refused_queries={query.query_id: reason for query, reason in refused},
+        refused_queries=searched.refused,
         refused_pages=corpus.refused,
+    )
+
+
+def measures_at(k: int) -> tuple[str, str, str]:
+    """Name the measures of a search by the number of first pages that they look at.
+
+    Example:
+        ``measures_at(10) == ("mrr@10", "recall@10", "ndcg@10")``
+    """
+    return f"mrr@{k}", f"recall@{k}", f"ndcg@{k}"
+
+
+def corpus_page(page: RetrievalPage) -> CorpusPage:
+    """Make a page of a data set one that can be embedded."""
+    image = page.image
+    if image is None:
+        return CorpusPage(page_id=page.page_id, read=None, digest=lambda: "")
+    return CorpusPage(
+        page_id=page.page_id, read=lambda: image, digest=lambda: hashlib.sha256(image_bytes(image)).hexdigest()
     )
 
 
 def embed_corpus(
     index: PageIndex,
     embedder: Embedder,
-    pages: Sequence[RetrievalPage],
+    pages: Sequence[CorpusPage],
     *,
     on_bad_item: OnBadItem = "reject",
     on_progress: Callable[[int, int], None] = lambda num_done, num_pages: None,
@@ -200,7 +262,7 @@ def embed_corpus(
     index.identity.check(embedder.identity, index.name)
     known = {page.page_id: page.sha256 for page in index.pages()}
     index.remove(known.keys() - {page.page_id for page in pages})
-    refused = {page.page_id: _NO_IMAGE for page in pages if page.image is None}
+    refused = {page.page_id: _NO_IMAGE for page in pages if page.read is None}
     if refused and on_bad_item == "reject":
         raise EmbeddingError(
             f"{len(refused)} of {len(pages)} pages have text and no image, such as {shown(next(iter(refused)), 80)!r}, "
@@ -210,9 +272,9 @@ def embed_corpus(
     num_embedded = num_done = 0
     last_save = clock()
 
-    def use(batch: Sequence[RetrievalPage]) -> None:
+    def use(batch: Sequence[CorpusPage]) -> None:
         nonlocal seconds, num_embedded
-        digests = [hashlib.sha256(image_bytes(_image(page))).hexdigest() if is_kept else "" for page in batch]
+        digests = [page.digest() if is_kept else "" for page in batch]
         new = [
             (page, sha256)
             for page, sha256 in zip(batch, digests, strict=True)
@@ -220,7 +282,7 @@ def embed_corpus(
         ]
         if new:
             begin = clock()
-            vectors = embedder.embed_pages([_image(page) for page, _ in new])
+            vectors = embedder.embed_pages([page.read() for page, _ in new if page.read is not None])
             seconds += clock() - begin
             index.add([_indexed(page, sha256) for page, sha256 in new], vectors)
             num_embedded += len(new)
@@ -233,7 +295,7 @@ def embed_corpus(
             index.save()
             last_save = clock()
 
-    with_image = [page for page in pages if page.image is not None]
+    with_image = [page for page in pages if page.read is not None]
     try:
         problems = _use_all(
             with_image, lambda page: f"page {shown(page.page_id, 80)!r}", use, on_bad_item=on_bad_item, done=done
@@ -246,27 +308,54 @@ def embed_corpus(
     return EmbeddedCorpus(num_embedded=num_embedded, seconds=seconds, refused=refused)
 
 
-class _Search:
-    """Answers queries from an index, and adds up the run and the time."""
+def search_queries(
+    index: PageIndex,
+    embedder: Embedder,
+    queries: Sequence[RetrievalQuery],
+    *,
+    depth: int,
+    on_bad_item: OnBadItem = "reject",
+    clock: Callable[[], float] = time.perf_counter,
+) -> SearchedQueries:
+    """Find the best pages for each query, and add up the time.
 
-    def __init__(self, *, embedder: Embedder, index: PageIndex, depth: int, clock: Callable[[], float]) -> None:
-        self._embedder = embedder
-        self._index = index
-        self._depth = depth
-        self._clock = clock
-        self.run: dict[str, tuple[ScoredPage, ...]] = {}
-        self.embedding_seconds = 0.0
-        self.search_seconds = 0.0
+    Args:
+        index: the index to search.
+        embedder: the embedder that made the index.
+        queries: the queries.
+        depth: the number of pages that each query keeps, at least 1.
+        on_bad_item: what happens to a query that cannot be embedded.
+        clock: the function that gives the time in seconds.
 
-    def answer(self, queries: Sequence[RetrievalQuery]) -> None:
-        begin = self._clock()
-        vectors = self._embedder.embed_queries([query.text for query in queries])
-        embedded = self._clock()
-        found = self._index.search(vectors, self._depth)
-        self.search_seconds += self._clock() - embedded
-        self.embedding_seconds += embedded - begin
-        for query, pages in zip(queries, found, strict=True):
-            self.run[query.query_id] = tuple(ScoredPage(page_id=hit.page.page_id, score=hit.score) for hit in pages)
+    Returns:
+        The run, the time, and the queries that were left out.
+
+    Raises:
+        EmbedderMismatchError: another embedder made the index.
+        EmbeddingError: with ``reject``, a query cannot be embedded; with ``skip``, none can.
+    """
+    index.identity.check(embedder.identity, index.name)
+    run: dict[str, tuple[ScoredPage, ...]] = {}
+    embedding_seconds = search_seconds = 0.0
+
+    def answer(batch: Sequence[RetrievalQuery]) -> None:
+        nonlocal embedding_seconds, search_seconds
+        begin = clock()
+        vectors = embedder.embed_queries([query.text for query in batch])
+        embedded = clock()
+        found = index.search(vectors, depth)
+        search_seconds += clock() - embedded
+        embedding_seconds += embedded - begin
+        for query, pages in zip(batch, found, strict=True):
+            run[query.query_id] = tuple(ScoredPage(page_id=hit.page.page_id, score=hit.score) for hit in pages)
+
+    problems = _use_all(queries, lambda query: f"query {shown(query.query_id, 80)!r}", answer, on_bad_item=on_bad_item)
+    return SearchedQueries(
+        run=run,
+        embedding_seconds=embedding_seconds,
+        search_seconds=search_seconds,
+        refused={query.query_id: reason for query, reason in problems},
+    )
 
 
 def _use_all(
@@ -325,11 +414,5 @@ def _kept(index: PageIndex) -> Iterator[PageIndex]:
     yield index
 
 
-def _image(page: RetrievalPage) -> ImageRef:
-    if page.image is None:
-        raise EmbeddingError(f"page {shown(page.page_id, 80)!r}: {_NO_IMAGE}")
-    return page.image
-
-
-def _indexed(page: RetrievalPage, sha256: str) -> IndexedPage:
+def _indexed(page: CorpusPage, sha256: str) -> IndexedPage:
     return IndexedPage(page_id=page.page_id, document=page.page_id, page_number=1, sha256=sha256)
