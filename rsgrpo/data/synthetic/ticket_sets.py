@@ -37,7 +37,9 @@ RETRIEVER_SOURCE = "quickstart"
 
 _SFT, _RL, _TEST = range(3)
 _SPLIT_FILE = "train-00000-of-00001.parquet"  # VisRAG's only split is called train
-_TICKETS_A_PAIR = 4  # of training: with other digits in other hands, so that neither marks nor digits tell each other
+# Supervised training sees a pair of marks with several digits, so that marks do not tell the digit; where a retriever
+# learns, as in its test, one page answers a question.
+_TICKETS_A_PAIR = (4, 1, 1)
 _DRAWN = {"tickets": 10, "questions": 20, "pairs": 30, "queries": 40}  # what is drawn from a generator of its own
 
 
@@ -64,17 +66,16 @@ def make_pools(config: QuickstartConfig, seed: int) -> tuple[TicketPool, TicketP
         seed: the seed that everything is drawn from.
 
     Returns:
-        Three pools. No scan is in two of them; no pair of marks of the test is in the other two. The test has one
-        ticket for each of its pairs.
+        Three pools. No scan is in two of them; no pair of marks of the test is in the other two. For each of its
+        pairs supervised training has four tickets, the others one.
     """
     pairs = mark_pairs(seed)
     sizes = (config.sft_scans_per_digit, config.rl_scans_per_digit, config.test_scans_per_digit)
-    of_test = range(config.num_test_pages)
-    of_training = [pair for pair in range(config.num_test_pages, len(pairs)) for _ in range(_TICKETS_A_PAIR)]
     pools = []
     for split, scans in enumerate(split_scans(sizes, seed)):
         rng = np.random.default_rng((seed, _DRAWN["tickets"] + split))
-        chosen = of_test if split == _TEST else of_training
+        of_split = range(config.num_test_pages) if split == _TEST else range(config.num_test_pages, len(pairs))
+        chosen = [pair for pair in of_split for _ in range(_TICKETS_A_PAIR[split])]
         pools.append(ticket_pool(make_ticket(pair, pairs, scans, rng) for pair in chosen))
     return pools[_SFT], pools[_RL], pools[_TEST]
 
