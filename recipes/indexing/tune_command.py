@@ -18,11 +18,11 @@ from recipes.indexing.texts import open_texts, texts_told
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
+    from rsgrpo.retrieval.embedder import Embedder
     from rsgrpo.retrieval.hybrid import FoundBoth, TunedSearch
     from rsgrpo.retrieval.page_index import PageIndex
     from rsgrpo.retrieval.relevance_files import JudgedQueries
     from rsgrpo.retrieval.text_search import TextSearch
-    from rsgrpo.types import FloatArray
 
 _DEV_FRAC = 0.3
 _SEARCHES = {"text": "text (BM25)", "vectors": "vectors", "hybrid": "both, by the weight"}
@@ -101,10 +101,8 @@ def _tune(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> None:
     if told := texts_told(text):
         print(told, file=sys.stderr)
     embedder = make_embedder(embedder_settings(given, options.embedder, index.embedder))
-    index.identity.check(embedder.identity, index.name)
-    vectors = embedder.embed_queries([query.text for query in judged.queries])
     tuned = tune_search(
-        _found(index, text, judged, vectors),
+        _found(index, text, embedder, judged),
         judged.relevant,
         text,
         index.identity,
@@ -117,14 +115,22 @@ def _tune(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> None:
     _print(tuned, index.name)
 
 
-def _found(index: PageIndex, text: TextSearch, judged: JudgedQueries, vectors: FloatArray) -> FoundBoth:
+def _found(index: PageIndex, text: TextSearch, embedder: Embedder, judged: JudgedQueries) -> FoundBoth:
     """Ask both searches for the pages of every question."""
     from rsgrpo.retrieval.hybrid import DEPTH, FoundBoth
+    from rsgrpo.retrieval.measured_search import search_queries
+    from rsgrpo.retrieval.page_index import FoundPage
 
-    by_vectors = index.search(vectors, DEPTH)
+    pages = {page.page_id: page for page in index.pages()}
+    by_vectors = search_queries(index, embedder, judged.queries, depth=DEPTH).run
     return FoundBoth(
         text={query.query_id: text.search(query.text, DEPTH) for query in judged.queries},
-        vectors={query.query_id: found for query, found in zip(judged.queries, by_vectors, strict=True)},
+        vectors={
+            query_id: [
+                FoundPage(page=pages[hit.page_id], score=hit.score, rank=rank) for rank, hit in enumerate(ranking, 1)
+            ]
+            for query_id, ranking in by_vectors.items()
+        },
     )
 
 
