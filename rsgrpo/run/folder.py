@@ -20,8 +20,6 @@ error.log            the traceback of an unexpected error
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +34,7 @@ from rsgrpo.config import Config, ConfigError, resolved_yaml
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.atomic_files import FileError, read_bytes, shown_error, write_text
 from rsgrpo.io.special_files import special_kind
+from rsgrpo.io.writer_lock import LockHeldError, WriterLock
 
 _FIXED_BY_A_RUN = (
     "seed",
@@ -217,18 +216,17 @@ def open_run_folder(config: Config) -> Iterator[RunFolder]:
     folder = RunFolder(root=Path(config.run_dir).absolute())
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder.root / ".lock", os.O_CREAT | os.O_RDWR)
+        lock = WriterLock(folder.root / ".lock")
+    except LockHeldError as error:
+        raise RunFolderError(
+            f"another process is running in {folder.root} ({shown(error.holder)}); wait for it, or choose another "
+            "run_dir"
+        ) from None
     except OSError as error:
         kind = "a file" if folder.root.is_file() else special_kind(folder.root)
         reason = f"it is {kind}" if kind else error
         raise RunFolderError(f"cannot write the run folder {folder.root}: {reason}; choose another run_dir") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunFolderError(
-                f"another process is running in {folder.root}; wait for it, or choose another run_dir"
-            ) from None
+    with lock:
         free_bytes = shutil.disk_usage(folder.root).free
         if free_bytes < _MIN_FREE_BYTES:
             raise RunFolderError(
@@ -252,5 +250,3 @@ def open_run_folder(config: Config) -> Iterator[RunFolder]:
             for leftover in (folder.data, folder.base_model):
                 shutil.rmtree(leftover, ignore_errors=True)
         yield folder
-    finally:
-        os.close(lock)
