@@ -59,6 +59,27 @@ def is_there(folder: Path, settings: IndexConfig) -> bool:
     return (folder / HEADER_FILE).exists()
 
 
+def saved_embedder(folder: Path, settings: IndexConfig) -> EmbedderConfig | None:
+    """Read which embedder made an index, without its pages.
+
+    Args:
+        folder: the folder of the index; not used where ``index.url`` names a server.
+        settings: the settings that say where and how the index is kept.
+
+    Returns:
+        The settings of the embedder; None: the index does not say.
+
+    Raises:
+        PageIndexError: there is no index, or its header cannot be read; the message says why.
+        RsgrpoError: the index lies on a server, and qdrant-client is not installed.
+    """
+    if settings.url:
+        return open_any_index(folder, settings).embedder
+    from rsgrpo.retrieval.index_header import read_header
+
+    return read_header(folder).embedder
+
+
 def create_any_index(
     folder: Path, settings: IndexConfig, identity: EmbedderIdentity, embedder: EmbedderConfig | None
 ) -> PageIndex:

@@ -79,6 +79,8 @@ def _search(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> Non
             f"documents.{next(iter(given.documents))} says how documents are rendered, and a search renders none; "
             "leave it out"
         )
+    if not options.question.strip():
+        raise UsageError("the question is empty; ask something")
     allowed = PageFilter(
         documents=tuple(options.document),
         folders=tuple(options.folder),

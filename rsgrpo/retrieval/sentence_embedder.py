@@ -1,4 +1,4 @@
-"""Embed questions and pages with models of sentence-transformers; the one module that imports it.
+"""Embed questions and pages with models of sentence-transformers.
 
 Three presets: what was saved with the model (``auto``), VisRAG's weighted mean (``visrag``; arXiv:2410.10594, §3.2) and
 the last token (``last_token``). With hidden states ``h_t`` of the real tokens ``t = 1 … T`` the weighted mean is
@@ -28,6 +28,7 @@ from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.hub import hub_problem
 from rsgrpo.data.images.loading import image_from_image, image_size, load_image, resized_size
 from rsgrpo.errors import shown
+from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
 from rsgrpo.io.ids import well_formed
 from rsgrpo.retrieval.embedder import (
     EmbedderIdentity,
@@ -42,6 +43,9 @@ from rsgrpo.retrieval.weight_report import watched_loading
 from rsgrpo.types import FloatArray
 
 _POOLING_OF_PRESET = {"visrag": "weightedmean", "last_token": "lasttoken"}
+INSTRUCTION_FILE = "rsgrpo_embedder.json"
+"""Beside a model that we trained: the text that stood in front of questions."""
+
 _MODULES_FILE = "modules.json"  # what sentence-transformers saves beside a model
 _ADAPTER_FILE = "adapter_config.json"
 _DECODING_THREADS = 4  # decoding leaves the interpreter free, and keeps ahead of a GPU with few
@@ -55,6 +59,8 @@ class SentenceEmbedder:
 
     Args:
         config: the settings that name the model and say how it is run.
+        model: the model, where it is in memory already; its weights may change, so that vectors of one time cannot be
+            kept for another. None: it is loaded.
 
     Raises:
         EmbeddingError: the model is not there, cannot be loaded, or does not fit the settings.
@@ -64,10 +70,11 @@ class SentenceEmbedder:
         is [1, 2048] float32.
     """
 
-    def __init__(self, config: EmbedderConfig) -> None:
-        folder = _model_folder(config)
+    def __init__(self, config: EmbedderConfig, model: SentenceTransformer | None = None) -> None:
+        folder = model_folder(config)
         self._config = _pinned(config, folder)
-        self._model = _loaded(config, folder)
+        self._model = load_sentence_model(config, folder) if model is None else model
+        self._trained = read_instruction(folder) if config.preset == "auto" else None
         self._rules = ImageRules(min_pixels=config.min_pixels or None, max_pixels=config.max_pixels)
         self._tokens_of_size: dict[tuple[int, int], int] = {}
         own = int(self._model.get_embedding_dimension() or 0)
@@ -76,13 +83,13 @@ class SentenceEmbedder:
                 f"embedder.dimension={config.dimension} is more than the {own} of the model {shown(folder)}; lower it, "
                 "or set 0 for all of them"
             )
-        is_preset = config.preset != "auto"
+        in_text = config.preset != "auto" or (self._trained is not None and config.query_instruction is None)
         self._identity = EmbedderIdentity(
             model=self._config.model,
-            revision=weights_digest(folder),
+            revision=weights_digest(folder) if model is None else "in memory",
             pooling=_pooling(self._model),
             query_instruction=self._instruction(),
-            instruction_place="text" if is_preset else "prompt",
+            instruction_place="text" if in_text else "prompt",
             min_pixels=config.min_pixels,
             max_pixels=config.max_pixels,
             dpi=config.dpi,
@@ -224,19 +231,30 @@ class SentenceEmbedder:
     def _instruction(self) -> str:
         if self._config.query_instruction is not None:
             return self._config.query_instruction
+        if self._trained is not None:
+            return self._trained
         if self._config.preset == "visrag":
             return VISRAG_INSTRUCTION
         return "" if self._config.preset == "last_token" else (self._model.prompts.get("query") or "")
 
 
-class _Float32Tokens(torch.nn.Module):
+class Float32Tokens(torch.nn.Module):
     """Convert token vectors to float32 before they are pooled: VisRAG's float32 weights promote its sum as well."""
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        """Convert ``token_embeddings``, [items, tokens, hidden]; everything else stays."""
         return {**features, "token_embeddings": features["token_embeddings"].float()}
 
 
-def _model_folder(config: EmbedderConfig) -> Path:
+def model_folder(config: EmbedderConfig) -> Path:
+    """Find the folder of a model, which is fetched from the hub if need be.
+
+    Args:
+        config: the settings, of which ``model`` and ``revision`` count.
+
+    Raises:
+        EmbeddingError: it is neither a folder nor a model that the hub gives.
+    """
     folder = Path(config.model)
     if folder.is_dir():
         return folder
@@ -257,8 +275,52 @@ def _pinned(config: EmbedderConfig, folder: Path) -> EmbedderConfig:
     return dataclasses.replace(config, revision=folder.name)  # the hub's cache calls a snapshot by its commit
 
 
-def _loaded(config: EmbedderConfig, folder: Path) -> SentenceTransformer:
-    """Load the model, and put it in evaluation mode on its device.
+def write_instruction(folder: Path, instruction: str) -> None:
+    """Note beside a saved model which text stood in front of questions when it was trained.
+
+    Models of sentence-transformers save prompts, which chat models get as their system message; this text stands in the
+    question itself, as VisRAG's does.
+
+    Args:
+        folder: the folder of the model.
+        instruction: the text; may be empty.
+    """
+    write_json(folder / INSTRUCTION_FILE, {"query_instruction": instruction}, indent=1)
+
+
+def read_instruction(folder: Path) -> str | None:
+    """Read the text that :func:`write_instruction` noted.
+
+    Args:
+        folder: the folder of the model.
+
+    Returns:
+        The text; None where none was noted.
+
+    Raises:
+        EmbeddingError: the file is damaged.
+    """
+    file = folder / INSTRUCTION_FILE
+    if not file.is_file():
+        return None
+    try:
+        instruction = read_json_object(file).get("query_instruction")
+    except FileError as error:
+        raise EmbeddingError(f"{error}; copy the model's folder again") from error
+    if not isinstance(instruction, str):
+        raise EmbeddingError(
+            f"{shown(file)}: query_instruction is {shown(repr(instruction), 80)}, expected a text; copy the model's "
+            "folder again"
+        )
+    return instruction
+
+
+def load_sentence_model(config: EmbedderConfig, folder: Path) -> SentenceTransformer:
+    """Load a model, and put it in evaluation mode on its device.
+
+    Args:
+        config: the settings, which say how tokens become one vector, in which precision and on which device.
+        folder: the folder of the model.
 
     Raises:
         EmbeddingError: the model cannot be loaded, lacks weights, has no pooling or another one than the preset's, or
@@ -287,7 +349,7 @@ def _loaded(config: EmbedderConfig, folder: Path) -> SentenceTransformer:
             else:
                 reader = Transformer(str(folder), model_kwargs=arguments)
                 pooling = Pooling(reader.get_embedding_dimension(), _POOLING_OF_PRESET[config.preset])
-                model = SentenceTransformer(modules=[reader, _Float32Tokens(), pooling, Normalize()], device=device)
+                model = SentenceTransformer(modules=[reader, Float32Tokens(), pooling, Normalize()], device=device)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
         raise EmbeddingError(
             f"the embedder {shown(folder)} cannot be loaded ({shown(error, 200)}); embedder.model must be a folder "
