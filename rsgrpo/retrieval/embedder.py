@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,6 +142,21 @@ class Embedder(Protocol):
         Raises:
             EmbeddingError: a page is too long for the model, or its vector is not finite.
             ImageError: the image of a page cannot be read.
+        """
+
+
+@runtime_checkable
+class CountsImageTokens(Protocol):
+    """An embedder that can say what a page costs it."""
+
+    def image_tokens(self, page: PageImage) -> int:
+        """Count the tokens of a page, from its size alone.
+
+        Args:
+            page: the image of the page.
+
+        Raises:
+            ImageError: the image of the page cannot be read.
         """
 
 
