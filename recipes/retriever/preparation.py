@@ -89,7 +89,7 @@ def prepare_retriever(config: Config, folder: RunFolder, progress: Progress) -> 
     Raises:
         RsgrpoError: the data cannot be used, the model is not there, or nothing fills a batch.
     """
-    from rsgrpo.retrieval.sentence_embedder import model_folder
+    from rsgrpo.retrieval.model_loading import model_folder
     from rsgrpo.retrieval.start_model import READING_RULES
 
     settings = config.retriever

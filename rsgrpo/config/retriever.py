@@ -8,15 +8,18 @@ from rsgrpo.config.checks import (
     MAX_STEP_SAMPLES,
     MAX_TOKENS,
     ConfigError,
+    Literal,
     at_least,
     between,
     check_choices,
     check_share,
     more_than,
 )
-from rsgrpo.config.embedder import MAX_DIMENSION, EmbedderPreset
+from rsgrpo.config.embedder import MAX_DIMENSION
 from rsgrpo.config.optimizer import OptimizerConfig
 from rsgrpo.errors import shown
+
+RetrieverPreset = Literal["auto", "visrag", "last_token"]
 
 MAX_READ_PIXELS = 1_568_000
 """The area in pixels at which a page is read before the model's own processor sees it: what embedders read by default,
@@ -56,7 +59,7 @@ class RetrieverConfig:
     test_path: str = ""
     """Folder of a test set in VisRAG's layout (corpus, queries, qrels), searched before and after training; empty: no
     test."""
-    preset: EmbedderPreset = "auto"
+    preset: RetrieverPreset = "auto"
     """How the tokens of a text or page become one vector, as ``embedder.preset``: ``visrag`` (weighted mean),
     ``last_token``, or ``auto``, what the start model was saved with."""
     query_instruction: str | None = None
