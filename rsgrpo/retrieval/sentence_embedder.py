@@ -119,6 +119,10 @@ class SentenceEmbedder:
 
         return stacked_vectors(self._inputs.embed_pages(pages, encode), self._identity.dimension)
 
+    def image_tokens(self, page: PageImage) -> int:
+        """Count the tokens of a page; see :class:`~rsgrpo.retrieval.embedder.CountsImageTokens`."""
+        return self._inputs.image_tokens(page)
+
     def _instruction(self) -> str:
         if self._config.query_instruction is not None:
             return self._config.query_instruction

@@ -276,7 +276,11 @@ class _Wandb:
         table = self._module.Table(columns=columns)
         for group in credited:
             sample = group.sample
-            images = [self._image(image, read_image) for image in sample.images]
+            captions = [f"[{number}] {image.path}" for number, image in zip(sample.numbers, sample.images, strict=True)]
+            images = [
+                self._image(image, caption if sample.page_numbers else image.path, read_image)
+                for image, caption in zip(sample.images, captions, strict=True)
+            ]
             images += [None] * (num_images - len(images))
             for credited_rollout in group.rollouts:
                 rollout = credited_rollout.rollout
@@ -293,8 +297,8 @@ class _Wandb:
                 )
         self._run.log({"rl/step": step, "rollouts/groups": table})
 
-    def _image(self, image: ImageRef, read_image: Callable[[ImageRef], object] | None) -> object | None:
-        return image.path if read_image is None else self._module.Image(read_image(image), caption=image.path)
+    def _image(self, image: ImageRef, caption: str, read_image: Callable[[ImageRef], object] | None) -> object | None:
+        return caption if read_image is None else self._module.Image(read_image(image), caption=caption)
 
 
 def _mean_value(rewards: Sequence[ScopedReward], name: str) -> float | None:
