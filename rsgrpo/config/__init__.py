@@ -24,6 +24,7 @@ from rsgrpo.config.data import (
     VideoConfig,
 )
 from rsgrpo.config.eval import EndpointConfig, EvalConfig
+from rsgrpo.config.filter import FilterStageConfig, QueryFilterConfig
 from rsgrpo.config.logging import LoggingConfig
 from rsgrpo.config.model import Attention, Dtype, LoraConfig, ModelConfig, VisionCacheConfig
 from rsgrpo.config.optimizer import OptimizerConfig
@@ -85,6 +86,7 @@ __all__ = [
     "Estimator",
     "EvalConfig",
     "FilterConfig",
+    "FilterStageConfig",
     "ImageOrder",
     "KlConfig",
     "LoggingConfig",
@@ -98,6 +100,7 @@ __all__ = [
     "OptimizerConfig",
     "PlanConfig",
     "PromptConfig",
+    "QueryFilterConfig",
     "QuickstartConfig",
     "Ratio",
     "ResponseConfig",
@@ -169,6 +172,7 @@ class Config:
     rewards: dict[str, RewardConfig] = field(default_factory=dict)
     """The rewards that responses are judged by, by name; see ``rewards.NAME``."""
     eval: EvalConfig = field(default_factory=EvalConfig)
+    filter: QueryFilterConfig = field(default_factory=QueryFilterConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
@@ -211,6 +215,7 @@ class Config:
         if self.stage == "retriever":
             self._check_retriever()
         self._check_vision_rates()
+        self._check_filter()
         if self.eval.tasks and self.stage != "eval":
             raise ConfigError(f"eval.tasks is answered by stage=eval, got stage={self.stage}; set stage=eval")
         if self.cluster.topology == "colocated":
@@ -241,6 +246,20 @@ class Config:
                     f"{key}={shown(value)}: stage=retriever trains on this machine alone, without Ray and without "
                     f"features of a frozen tower; set {key}={only or repr('')}"
                 )
+
+    def _check_filter(self) -> None:
+        if not self.filter.enabled:
+            return
+        if self.eval.tasks:
+            raise ConfigError(
+                "filter.enabled=true filters the pages of data.test_path, not of eval.tasks; set one of them"
+            )
+        most = self.filter.stages[-1].top_k
+        if most > self.data.max_images:
+            raise ConfigError(
+                f"the last of filter.stages keeps {most} pages, the model sees at most data.max_images="
+                f"{self.data.max_images}; raise it, or lower top_k"
+            )
 
     def _check_colocated(self) -> None:
         if self.rl.max_staleness_steps > 0:

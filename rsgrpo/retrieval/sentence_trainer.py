@@ -24,6 +24,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from sentence_transformers.util.distributed import get_world_size
 from torch.utils.data import BatchSampler
 from transformers import PrinterCallback, TrainerCallback
+from transformers.utils import logging as transformers_logging
 
 from rsgrpo.config import Config, OptimizerConfig
 from rsgrpo.data.images.loading import load_image
@@ -148,21 +149,32 @@ class RetrieverTraining:
                 "retriever.micro_batch_size or retriever.max_pixels, or set model.gradient_checkpointing=true"
             ) from error
 
-    def save(self, folder: Path, adapter_folder: Path | None = None) -> None:
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapters of ``model.lora`` by themselves, as peft saves them.
+
+        Args:
+            folder: the folder to write to.
+        """
+        self._model.transformers_model.save_pretrained(str(folder))
+
+    def save(self, folder: Path) -> None:
         """Write the trained model; adapters are merged into it, so that it cannot be trained on.
 
         Args:
             folder: the folder to write to; embedders load it with ``embedder.preset=auto``.
-            adapter_folder: the folder for the adapters alone; None: they are not written by themselves.
         """
         if self._config.model.lora.rank:
-            if adapter_folder is not None:
-                self._model.transformers_model.save_pretrained(str(adapter_folder))
             merge_adapters(self._model.transformers_model)
         self._model.eval()
         if self._config.model.dtype == "bfloat16":
             self._model.to(torch.bfloat16)
-        self._model.save_pretrained(str(folder), create_model_card=False)
+        shows_progress = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            self._model.save_pretrained(str(folder), create_model_card=False)
+        finally:
+            if shows_progress:
+                transformers_logging.enable_progress_bar()
         if self._in_text:
             write_instruction(folder, self._instruction)
 
