@@ -74,6 +74,7 @@ def test_the_overview_names_every_command_in_one_line(capsys: pytest.CaptureFixt
         "tasks",
         "index",
         "search",
+        "mine-negatives",
         "tune-search",
         "make-data",
     ]
@@ -111,7 +112,9 @@ def test_examples_of_a_command_are_calls_that_it_takes(name: str, capsys: pytest
     calls = [call for call in examples_in(help_of(capsys, name)) if call[0] == name]
     assert calls
     for call in calls:
-        words = split_settings(call[1:])[0] if name in ("index", "search", "tune-search") else call[1:]
+        words = (
+            split_settings(call[1:])[0] if name in ("index", "search", "mine-negatives", "tune-search") else call[1:]
+        )
         parser.parse_args(words)  # raises UsageError for an option that is not there
 
 
