@@ -57,6 +57,10 @@ COMMANDS: Mapping[str, Command] = {
         summary="the pages of an index that answer a question best",
         entry="recipes.indexing.search_command:main",
     ),
+    "distill-relevance": Command(
+        summary="training pairs of a retriever from what a trained policy says of its pages",
+        entry="recipes.distilling.distill_command:main",
+    ),
     "make-data": Command(
         summary="write a small data set of coloured shapes to try a recipe on",
         entry="rsgrpo.data.synthetic.__main__:main",

@@ -64,11 +64,10 @@ def examples_in(text: str) -> list[list[str]]:
 def test_the_overview_names_every_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     lines = help_of(capsys).splitlines()
     listed = [line.split()[0] for line in lines if line.startswith("  ") and line.split()[0] in COMMANDS]
-    assert listed == ["train", "plan", "doctor", "report", "lab", "rescore", "tasks", "index", "search", "make-data"]
     assert listed == list(COMMANDS)
     assert all(len(line) <= 120 for line in lines)
     for name, command in COMMANDS.items():
-        assert f"  {name.ljust(len('make-data'))}  {command.summary}" in lines
+        assert f"  {name.ljust(max(map(len, COMMANDS)))}  {command.summary}" in lines
 
 
 def test_the_console_script_is_this_program() -> None:
@@ -148,7 +147,7 @@ MISTAKES = [
     (["raport"], "the nearest is report"),
     (["make_data"], "the nearest is make-data"),
     (["rescores", "--out", "x"], "the nearest is rescore"),
-    (["zzz"], "the commands are train, plan, doctor, report, lab, rescore, tasks, index, search, make-data"),
+    (["zzz"], f"the commands are {', '.join(COMMANDS)}"),
     (["recipe=quickstart"], "write `rsgrpo train recipe=quickstart`"),
     (["--nosuch"], "'--nosuch' is no command"),
     ([""], "'' is no command"),
