@@ -28,6 +28,7 @@ class JudgedQuestion:
         sample_id: the question's id.
         query: the bare question; empty where the data set has only a ready prompt.
         pages: the different pages of the question, each once.
+        numbers: the number by which responses call each page.
         labels: what was decided of each page.
         gold: whether each page is a gold page; None: it is not known.
         lines: for each page the first evidence line of a weighed response that says what was decided; empty: none.
@@ -38,6 +39,7 @@ class JudgedQuestion:
     sample_id: str
     query: str
     pages: tuple[ImageRef, ...]
+    numbers: tuple[int, ...]
     labels: QuestionLabels
     gold: tuple[bool, ...] | None
     lines: tuple[str, ...]
@@ -81,12 +83,13 @@ def _judged(same: Sequence[RecordedGroup], settings: DistillConfig, response_for
     group = same[0]
     pages = tuple(dict.fromkeys(group.images))
     places = [pages.index(image) for image in group.images]
+    numbers = group.page_numbers or range(1, len(group.images) + 1)
     parsed: list[ParsedResponse] = []
     responses: list[JudgedResponse] = []
     for recorded in same:
         opened = recorded.opened_section if recorded.opened_section in response_format.names else ""
         for rollout in recorded.rollouts:
-            parsed.append(parse_response(rollout.text, response_format, opened))
+            parsed.append(parse_response(rollout.text, response_format, opened, recorded.page_numbers))
             helps = _by_page(page_statements(parsed[-1], len(places)), places, len(pages))
             correctness = _correctness(recorded, rollout, settings.correctness, response_format, opened)
             responses.append(JudgedResponse(correctness=correctness, helps=helps))
@@ -101,6 +104,7 @@ def _judged(same: Sequence[RecordedGroup], settings: DistillConfig, response_for
         sample_id=group.sample_id,
         query="" if IMAGE_MARKER in group.question else " ".join(group.question.split()),
         pages=pages,
+        numbers=tuple(numbers[group.images.index(page)] for page in pages),
         labels=labels,
         gold=is_gold,
         lines=tuple(
@@ -132,6 +136,7 @@ def _correctness(
             group.is_sufficient,
             response_format=response_format,
             opened=opened,
+            page_numbers=group.page_numbers,
         )
         return float(getattr(score, name))
     values = [reward.value for reward in rollout.rewards if reward.name == name and reward.image_index < 0]
@@ -158,7 +163,7 @@ def _gold_pages(group: RecordedGroup, response_format: ResponseFormat) -> tuple[
         return None
     if group.positive_images:
         return group.positive_images
-    lines = parse_response(group.gold_response, response_format).first_lines()
+    lines = parse_response(group.gold_response, response_format, page_numbers=group.page_numbers).first_lines()
     known = {index: line.text for index, line in lines.items() if line.text and index < len(group.images)}
     if len(known) < len(group.images):
         return None

@@ -115,10 +115,10 @@ def _shown(question: JudgedQuestion, pictures: dict[Any, str]) -> dict[str, Any]
                 "tone": "" if labels.left_out else _TONES.get(label.decision, ""),
                 "votes": f"{label.num_for} for, {label.num_against} against",
                 "line": line,
-                "is_gold": question.gold is not None and question.gold[number - 1],
+                "is_gold": question.gold is not None and question.gold[index],
             }
-            for number, (page, label, line) in enumerate(
-                zip(question.pages, labels.pages, question.lines, strict=True), 1
+            for index, (page, label, line, number) in enumerate(
+                zip(question.pages, labels.pages, question.lines, question.numbers, strict=True)
             )
         ],
     }

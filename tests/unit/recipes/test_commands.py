@@ -66,8 +66,9 @@ def test_the_overview_names_every_command_in_one_line(capsys: pytest.CaptureFixt
     listed = [line.split()[0] for line in lines if line.startswith("  ") and line.split()[0] in COMMANDS]
     assert listed == list(COMMANDS)
     assert all(len(line) <= 120 for line in lines)
+    width = max(map(len, COMMANDS))
     for name, command in COMMANDS.items():
-        assert f"  {name.ljust(max(map(len, COMMANDS)))}  {command.summary}" in lines
+        assert f"  {name.ljust(width)}  {command.summary}" in lines
 
 
 def test_the_console_script_is_this_program() -> None:
@@ -97,7 +98,7 @@ def test_examples_of_a_command_are_calls_that_it_takes(name: str, capsys: pytest
     calls = [call for call in examples_in(help_of(capsys, name)) if call[0] == name]
     assert calls
     for call in calls:
-        words = split_settings(call[1:])[0] if name in ("index", "search") else call[1:]
+        words = split_settings(call[1:])[0] if name in ("index", "search", "tune-search") else call[1:]
         parser.parse_args(words)  # raises UsageError for an option that is not there
 
 

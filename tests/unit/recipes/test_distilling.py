@@ -190,6 +190,17 @@ def test_gold_lines_tell_gold_pages_where_nothing_else_does(run: Run) -> None:
     assert (gold["positive_precision"], gold["negative_precision"]) == (0.0, 0.0)  # gold says the opposite
 
 
+def test_labels_are_read_by_the_numbers_that_pages_keep(run: Run) -> None:
+    a, b = run.page("a", 10), run.page("b", 20)
+    text = _answer("7").replace("<evidence>", f"<evidence>[4]: {_IRRELEVANT}\n[9]: the digit is 7")
+    run.add("one", [a, b], *[text] * 3, page_numbers=(4, 9), positive_images=(1,))
+    assert run.distil() == 0
+    (row,) = run.rows
+    assert (run.root / "distilled" / row["image"]).read_bytes() == Path(b.file).read_bytes()
+    assert len(row["negatives"]) == 1 and run.counts["gold"]["positive_precision"] == 1.0
+    assert "[9] b.png" in (run.root / "distilled" / "sample.html").read_text()
+
+
 def test_a_page_shown_twice_is_one_page(run: Run) -> None:
     a, b = run.page("a", 10), run.page("b", 20)
     run.add("one", [a, b, a], *[_answer("7", "the digit is 7", _IRRELEVANT, _IRRELEVANT)] * 3)
