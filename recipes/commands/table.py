@@ -65,6 +65,10 @@ COMMANDS: Mapping[str, Command] = {
         summary="how much the text of an index's pages should count beside their vectors, on judged questions",
         entry="recipes.indexing.tune_command:main",
     ),
+    "distill-relevance": Command(
+        summary="training pairs of a retriever from what a trained policy says of its pages",
+        entry="recipes.distilling.distill_command:main",
+    ),
     "make-data": Command(
         summary="write a small data set of coloured shapes to try a recipe on",
         entry="rsgrpo.data.synthetic.__main__:main",
