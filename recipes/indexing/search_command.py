@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call, sentence_embedder
-from recipes.indexing.places import open_any_index
+from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call
+from recipes.indexing.places import make_any_embedder, open_any_index
 from recipes.indexing.settings import embedder_settings, index_settings
 from rsgrpo.errors import shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
@@ -58,13 +58,13 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | N
 
     Args:
         arguments: the arguments behind the command's name; None: those of this process.
-        make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
+        make_embedder: the function that makes the embedder; None: the one that the settings describe is made.
 
     Returns:
         The exit status of the process.
     """
     return run_command(
-        lambda: _search(arguments, make_embedder or sentence_embedder), way_on="nothing was changed; ask again"
+        lambda: _search(arguments, make_embedder or make_any_embedder), way_on="nothing was changed; ask again"
     )
 
 
