@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call
-from recipes.indexing.places import create_any_index, is_there, make_any_embedder, open_any_index, saved_embedder
+from recipes.indexing.places import (
+    PAGES_FOLDER,
+    create_any_index,
+    is_there,
+    make_any_embedder,
+    open_any_index,
+    saved_embedder,
+)
 from recipes.indexing.settings import embedder_settings, index_settings, render_settings
 from recipes.indexing.updating import IndexReport, PageSource, update_index
 from rsgrpo.config.documents import RenderSettings
@@ -28,9 +35,6 @@ if TYPE_CHECKING:
 
 MakeSource = Callable[["Changes", Path, RenderSettings], PageSource]
 """Makes the changes in the store of pages in a folder, and gives the store."""
-
-PAGES_FOLDER = "pages"
-"""Name of the folder with the pages' images, in the index's folder."""
 
 _LINE_SECONDS = 10.0
 

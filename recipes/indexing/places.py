@@ -13,6 +13,9 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
     from rsgrpo.retrieval.embedder import AnyEmbedder, EmbedderIdentity
     from rsgrpo.retrieval.page_index import PageIndex
 
+PAGES_FOLDER = "pages"
+"""Name of the folder with the pages' images and texts, in the index's folder."""
+
 
 def open_any_index(folder: Path, settings: IndexConfig, *, is_writable: bool = False) -> PageIndex:
     """Open an index.

@@ -34,6 +34,10 @@ class IndexConfig:
     candidates: int = 0
     """Number of pages in a folder that a search with a multi-vector embedder looks at in full: those of which the mean
     of the vectors is nearest to the question's. 0: all pages, which is exact."""
+    language: str = ""
+    """Language of the documents, by which the text search stems words and leaves stop words out, such as ``german``;
+    ``none`` for documents of many languages. Empty: the language that ``rsgrpo tune-search`` was given, else
+    ``english``."""
     url: str = ""
     """Address of a Qdrant server, such as ``http://localhost:6333``; empty: the index lies in a folder."""
     collection: str = "pages"

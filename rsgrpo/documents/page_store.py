@@ -9,6 +9,7 @@ writer.lock             locked by the one who writes
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
@@ -34,6 +35,7 @@ from rsgrpo.documents.parts import (
     num_rows,
     part_path,
     read_pages,
+    read_texts,
     used_images,
 )
 from rsgrpo.documents.records import IngestReport, Page, Remark, StoreError, split_page_id
@@ -41,7 +43,7 @@ from rsgrpo.documents.rendering import RenderPool
 from rsgrpo.documents.sources import SourceFile, find_documents, same_name
 from rsgrpo.documents.stored_images import IMAGES, PARTS, STORE_FILE, WRITING, image_problem, store_writes
 from rsgrpo.errors import shown
-from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
+from rsgrpo.io.atomic_files import FileError, json_bytes, read_json_object, write_json
 from rsgrpo.io.writer_lock import LockHeldError, WriterLock
 from rsgrpo.types import ImageRef
 
@@ -218,6 +220,24 @@ class PageStore:
         """
         for document in self.documents():
             yield from read_pages(self.folder, document)
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Iterate over the id and the text of every page, in the order of :meth:`pages`.
+
+        Yields:
+            The id of each page and its text, which is empty where the page has none.
+
+        Raises:
+            StoreError: the part of a document is damaged, or was removed meanwhile.
+        """
+        for document in self.documents():
+            yield from read_texts(self.folder, document)
+
+    def text_digest(self) -> str:
+        """Compute a digest that changes whenever a text may have changed; no text is read for it."""
+        known, _ = known_documents(self.folder)
+        made_of = sorted([name, stored.sha256, stored.rendered_by] for name, stored in known.items())
+        return hashlib.sha256(json_bytes(made_of)).hexdigest()
 
     def page(self, page_id: str) -> Page:
         """Return a page by its id.
