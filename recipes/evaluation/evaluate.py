@@ -83,6 +83,7 @@ def _score(group: RolloutGroup, response_format: ResponseFormat) -> ResponseScor
         gold_response=sample.gold_response,
         response_format=response_format,
         opened=group.prompt.opened_section,
+        page_numbers=sample.page_numbers,
     )
 
 

@@ -12,7 +12,8 @@ EmbedderPreset = Literal["auto", "visrag", "last_token", "multi_vector"]
 VISRAG_INSTRUCTION = "Represent this query for retrieving relevant documents: "
 """VisRAG's instruction (arXiv:2410.10594) in front of a question, never of a page; its demo drops the plural."""
 
-_MAX_DIMENSION = 65_536
+MAX_DIMENSION = 65_536
+"""More numbers than a vector of any embedder has."""
 _MAX_PIXELS = 100_000_000
 _MAX_DPI = 2400
 _MAX_POOL_FACTOR = 1000
@@ -62,7 +63,7 @@ class EmbedderConfig:
         at_least("embedder.min_pixels", self.min_pixels, 0)
         between("embedder.max_pixels", self.max_pixels, 1, _MAX_PIXELS)
         between("embedder.dpi", 1.0 if self.dpi is None else self.dpi, 1.0, _MAX_DPI)
-        between("embedder.dimension", self.dimension, 0, _MAX_DIMENSION)
+        between("embedder.dimension", self.dimension, 0, MAX_DIMENSION)
         between("embedder.pool_factor", self.pool_factor, 1, _MAX_POOL_FACTOR)
         between("embedder.batch_tokens", self.batch_tokens, 1, MAX_TOKENS)
         if self.pool_factor > 1 and self.preset != "multi_vector":

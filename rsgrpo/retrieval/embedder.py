@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -254,6 +254,21 @@ def checked_vector_sets(vectors: ItemVectors, names: Sequence[str], *, dimension
     name_of_row = [name for name, num in zip(names, num_vectors, strict=True) for _ in range(num)]
     rows = checked_vectors(np.concatenate(list(vectors)), name_of_row, dimension=dimension)
     return np.split(rows, np.cumsum(num_vectors)[:-1])
+
+
+@runtime_checkable
+class CountsImageTokens(Protocol):
+    """An embedder that can say what a page costs it."""
+
+    def image_tokens(self, page: PageImage) -> int:
+        """Count the tokens of a page, from its size alone.
+
+        Args:
+            page: the image of the page.
+
+        Raises:
+            ImageError: the image of the page cannot be read.
+        """
 
 
 def checked_vectors(vectors: NDArray[Any], names: Sequence[str], *, dimension: int) -> FloatArray:

@@ -158,6 +158,17 @@ class EmbedderInputs:
             return resized_size(*page.size, self._rules.min_pixels, self._rules.max_pixels)
         return image_size(page, self._rules)
 
+    def image_tokens(self, page: PageImage) -> int:
+        """Count the tokens of a page, from its size alone.
+
+        Args:
+            page: the image of the page.
+
+        Raises:
+            ImageError: the image of the page cannot be read.
+        """
+        return _image_tokens(self._model, *self._size(page))
+
     def _page_tokens(self, page: PageImage, name: str) -> int:
         """Count the tokens of a page, template included, from its size alone.
 

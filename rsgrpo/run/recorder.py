@@ -97,6 +97,7 @@ class RecordedGroup:
         boxes: the gold rectangles of a grounding question.
         metadata: the further columns of the data set, as text.
         opened_section: the section that the prompt opened, so that the responses begin inside of it; empty: none.
+        page_numbers: the number by which texts call each of the images; empty: 1, 2, ….
     """
 
     stage: str
@@ -114,6 +115,7 @@ class RecordedGroup:
     boxes: tuple[Box, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     opened_section: str = ""
+    page_numbers: tuple[int, ...] = ()
 
 
 def record_groups(path: Path, stage: str, step: int, credited: Sequence[CreditedGroup], *, num_kept: int = 0) -> None:
@@ -275,6 +277,7 @@ def _sample_row(stage: str, step: int, sample: Sample, opened_section: str) -> d
         "boxes": [dataclasses.asdict(box) for box in sample.boxes],
         "metadata": dict(sample.metadata),
         "opened_section": opened_section,
+        "page_numbers": list(sample.page_numbers),
     }
 
 
