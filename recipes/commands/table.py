@@ -57,6 +57,10 @@ COMMANDS: Mapping[str, Command] = {
         summary="the pages of an index that answer a question best",
         entry="recipes.indexing.search_command:main",
     ),
+    "tune-search": Command(
+        summary="how much the text of an index's pages should count beside their vectors, on judged questions",
+        entry="recipes.indexing.tune_command:main",
+    ),
     "make-data": Command(
         summary="write a small data set of coloured shapes to try a recipe on",
         entry="rsgrpo.data.synthetic.__main__:main",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -17,13 +17,12 @@ from rsgrpo.documents.ingest import OnProgress
 from rsgrpo.documents.page_store import PageStore
 from rsgrpo.documents.records import IngestProgress, IngestReport, Remark
 from rsgrpo.errors import shown
-from rsgrpo.run.progress import readable_seconds
+from rsgrpo.run.progress import end_time, readable_seconds
 
 _LINE_SECONDS = 10.0  # between lines where there is no terminal
 _BAR_SECONDS = 0.25
 _MAX_NAMED = 20  # of a kind; the report record has all
 _MAX_REASON_CHARACTERS = 300
-_DAY_SECONDS = 86_400.0
 
 
 def add_documents(
@@ -68,8 +67,7 @@ def progress_line(progress: IngestProgress, now: datetime) -> str:
     ]
     left = progress.seconds_left
     if left is not None:
-        end = now + timedelta(seconds=left)
-        parts.append(f"ends {end:{'%H:%M' if left < _DAY_SECONDS else '%Y-%m-%d %H:%M'}} (in {readable_seconds(left)})")
+        parts.append(end_time(left, now))
     return ", ".join(parts)
 
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
     from rsgrpo.retrieval.embedder import EmbedderIdentity
     from rsgrpo.retrieval.page_index import PageIndex
 
+PAGES_FOLDER = "pages"
+"""Name of the folder with the pages' images and texts, in the index's folder."""
+
 
 def open_any_index(folder: Path, settings: IndexConfig, *, is_writable: bool = False) -> PageIndex:
     """Open an index.
@@ -57,6 +60,27 @@ def is_there(folder: Path, settings: IndexConfig) -> bool:
     from rsgrpo.retrieval.index_header import HEADER_FILE
 
     return (folder / HEADER_FILE).exists()
+
+
+def saved_embedder(folder: Path, settings: IndexConfig) -> EmbedderConfig | None:
+    """Read which embedder made an index, without its pages.
+
+    Args:
+        folder: the folder of the index; not used where ``index.url`` names a server.
+        settings: the settings that say where and how the index is kept.
+
+    Returns:
+        The settings of the embedder; None: the index does not say.
+
+    Raises:
+        PageIndexError: there is no index, or its header cannot be read; the message says why.
+        RsgrpoError: the index lies on a server, and qdrant-client is not installed.
+    """
+    if settings.url:
+        return open_any_index(folder, settings).embedder
+    from rsgrpo.retrieval.index_header import read_header
+
+    return read_header(folder).embedder
 
 
 def create_any_index(

@@ -29,6 +29,10 @@ class IndexConfig:
     """Number of inverted lists; 0: four times the square root of the number of pages."""
     num_probes: int = 32
     """Number of inverted lists that a search reads; more lists find more pages and take longer."""
+    language: str = ""
+    """Language of the documents, by which the text search stems words and leaves stop words out, such as ``german``;
+    ``none`` for documents of many languages. Empty: the language that ``rsgrpo tune-search`` was given, else
+    ``english``."""
     url: str = ""
     """Address of a Qdrant server, such as ``http://localhost:6333``; empty: the index lies in a folder."""
     collection: str = "pages"

@@ -9,16 +9,15 @@ writer.lock             locked by the one who writes
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from PIL import Image
 
@@ -36,6 +35,7 @@ from rsgrpo.documents.parts import (
     num_rows,
     part_path,
     read_pages,
+    read_texts,
     used_images,
 )
 from rsgrpo.documents.records import IngestReport, Page, Remark, StoreError, split_page_id
@@ -43,11 +43,14 @@ from rsgrpo.documents.rendering import RenderPool
 from rsgrpo.documents.sources import SourceFile, find_documents, same_name
 from rsgrpo.documents.stored_images import IMAGES, PARTS, STORE_FILE, WRITING, image_problem, store_writes
 from rsgrpo.errors import shown
-from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
+from rsgrpo.io.atomic_files import FileError, json_bytes, read_json_object, write_json
+from rsgrpo.io.writer_lock import LockHeldError, WriterLock
 from rsgrpo.types import ImageRef
 
 LOCK_FILE = "writer.lock"
 STORE_VERSION = 1
+
+_KEPT_SETTINGS = ("dpi", "max_pixels", "image_format")  # what all pages of a store have in common
 
 _OWN = frozenset({PARTS, IMAGES, WRITING, LOCK_FILE, STORE_FILE, KNOWN_FILE})
 
@@ -175,6 +178,18 @@ class PageStore:
                 self._sweep()
         return Counts(removed=len(parts)).report(time.monotonic() - begin)
 
+    def check_documents(self, documents: Iterable[str]) -> None:
+        """Refuse names that no document of the store has.
+
+        Args:
+            documents: the names of the documents.
+
+        Raises:
+            StoreError: the store has no document of one of the names.
+        """
+        for document in documents:
+            self._part(document)
+
     def documents(self) -> list[str]:
         """Return the names of all documents, in natural order."""
         return document_names(self.folder)
@@ -205,6 +220,24 @@ class PageStore:
         """
         for document in self.documents():
             yield from read_pages(self.folder, document)
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Iterate over the id and the text of every page, in the order of :meth:`pages`.
+
+        Yields:
+            The id of each page and its text, which is empty where the page has none.
+
+        Raises:
+            StoreError: the part of a document is damaged, or was removed meanwhile.
+        """
+        for document in self.documents():
+            yield from read_texts(self.folder, document)
+
+    def text_digest(self) -> str:
+        """Compute a digest that changes whenever a text may have changed; no text is read for it."""
+        known, _ = known_documents(self.folder)
+        made_of = sorted([name, stored.sha256, stored.rendered_by] for name, stored in known.items())
+        return hashlib.sha256(json_bytes(made_of)).hexdigest()
 
     def page(self, page_id: str) -> Page:
         """Return a page by its id.
@@ -308,36 +341,25 @@ def _is_same(path: Path, other: Path) -> bool:
 
 @contextmanager
 def _writer_lock(folder: Path) -> Iterator[None]:
-    """Hold the writer lock of a store; the system releases it when the process dies, in whatever way.
+    """Hold the writer lock of a store.
 
     Raises:
         StoreError: another process holds the lock, or the lock file cannot be written.
     """
-    with store_writes(folder):
-        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace")
-            raise StoreError(
-                f"another process writes to {shown(folder)} ({shown(holder) or 'it does not say which'}); wait until "
-                "it is done, or name another folder"
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        with store_writes(folder):
+            lock = WriterLock(folder / LOCK_FILE)
+    except LockHeldError as error:
+        raise StoreError(
+            f"another process writes to {shown(folder)} ({shown(error.holder)}); wait until it is done, or name "
+            "another folder"
+        ) from error
+    with lock:
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _document(rendering: RenderSettings) -> dict[str, object]:
-    return {
-        "version": STORE_VERSION,
-        "dpi": rendering.dpi,
-        "max_pixels": rendering.max_pixels,
-        "image_format": rendering.image_format,
-    }
+    return {"version": STORE_VERSION} | {name: getattr(rendering, name) for name in _KEPT_SETTINGS}
 
 
 def _agreed(folder: Path, rendering: RenderSettings | None) -> RenderSettings:
@@ -352,17 +374,18 @@ def _agreed(folder: Path, rendering: RenderSettings | None) -> RenderSettings:
             f"{shown(path)} is of version {shown(document.get('version'), 40)!r}, this release reads {STORE_VERSION}; "
             "use the release that made it, or add its documents to a new folder"
         )
-    dpi, max_pixels, image_format = (document.get(name) for name in ("dpi", "max_pixels", "image_format"))
+    values: dict[str, Any] = {name: document.get(name) for name in _KEPT_SETTINGS}
+    dpi, max_pixels, image_format = values.values()
     is_valid = (dpi is None or isinstance(dpi, int | float)) and isinstance(max_pixels, int)
     if not is_valid or image_format not in get_args(ImageFormat)[1:]:
         raise StoreError(f"{shown(path)} does not say how pages were rendered; delete the store and add them again")
     try:
-        own = RenderSettings(dpi=dpi, max_pixels=max_pixels, image_format=str(image_format))  # type: ignore[arg-type]
+        own = RenderSettings(**values)
     except (ConfigError, TypeError) as error:
         raise StoreError(f"{shown(path)}: {error}") from error
     if rendering is None:
         return own
-    for name in ("dpi", "max_pixels", "image_format"):
+    for name in _KEPT_SETTINGS:
         ours, theirs = getattr(rendering, name), getattr(own, name)
         if ours != theirs:
             raise StoreError(

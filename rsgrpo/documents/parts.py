@@ -278,6 +278,23 @@ def read_pages(store: Path, document: str) -> Iterator[Page]:
         )
 
 
+def read_texts(store: Path, document: str) -> Iterator[tuple[str, str]]:
+    """Iterate over the ids and texts of a document's pages, in their order; nothing else of the pages is read.
+
+    Args:
+        store: the folder that the store lies in.
+        document: the name of the document.
+
+    Yields:
+        The id and the text of each page; the text is empty where the page has none.
+
+    Raises:
+        StoreError: the part of the document is damaged or gone.
+    """
+    for row in _rows(part_path(store, document), ["page_id", "text"]):
+        yield row["page_id"], row["text"]
+
+
 def copy_part(store: Path, document: str, description: StoredDocument) -> Iterator[StoredPage]:
     """Copy the pages of a stored document into the part of another document with the same content.
 

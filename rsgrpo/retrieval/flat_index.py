@@ -15,9 +15,7 @@ and keep what they opened. Every search is exact, but for one over inverted list
 from __future__ import annotations
 
 import errno
-import fcntl
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +31,7 @@ from rsgrpo.config.index import IndexConfig
 from rsgrpo.errors import shown
 from rsgrpo.io.atomic_files import shown_error
 from rsgrpo.io.manifest import FileDigest, digest
+from rsgrpo.io.writer_lock import LockHeldError, WriterLock
 from rsgrpo.retrieval.embedder import EmbedderIdentity, checked_vectors
 from rsgrpo.retrieval.index_header import (
     ANEW,
@@ -72,7 +71,7 @@ class FlatIndex:
         config: the settings by which the index is kept and searched.
         identity: the identity of the embedder whose vectors the index holds.
         embedder: the settings of that embedder; None: vectors were brought from elsewhere.
-        lock: the descriptor of the lock that a writer holds; None: the index was opened for reading.
+        lock: the lock that a writer holds; None: the index was opened for reading.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class FlatIndex:
         config: IndexConfig,
         identity: EmbedderIdentity,
         embedder: EmbedderConfig | None,
-        lock: int | None,
+        lock: WriterLock | None,
     ) -> None:
         self._folder = folder
         self._config = config
@@ -125,7 +124,7 @@ class FlatIndex:
     def close(self) -> None:
         """Close the index, so that other processes may write; what was not saved is lost."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
     def add(self, pages: Sequence[IndexedPage], vectors: NDArray[Any]) -> None:
@@ -335,7 +334,7 @@ def create_index(
         with _named_disk(folder):
             index._take_away_others()
     except BaseException:
-        os.close(lock)
+        lock.close()
         raise
     return index
 
@@ -374,26 +373,24 @@ def open_index(folder: Path, config: IndexConfig | None = None, *, is_writable: 
                     ) from error
     except BaseException:
         if lock is not None:
-            os.close(lock)
+            lock.close()
         raise
     raise AssertionError("every attempt returns or raises")
 
 
-def _locked(folder: Path) -> int:
-    """Take the writer's lock and return its descriptor; the lock is freed when it is closed or the process ends."""
+def _locked(folder: Path) -> WriterLock:
+    """Take the writer's lock."""
     if folder.exists() and not folder.is_dir():
         raise PageIndexError(f"{shown(folder)} is a file, and an index is a folder; choose another path")
-    with _named_disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / _LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
+        with _named_disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            return WriterLock(folder / _LOCK_FILE)
+    except LockHeldError as error:
         raise PageIndexError(
-            f"another process is writing the index {shown(folder)}; wait until it has ended, or choose another folder"
+            f"another process is writing the index {shown(folder)} ({shown(error.holder)}); wait until it has ended, "
+            "or choose another folder"
         ) from None
-    return lock
 
 
 @contextmanager

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from rsgrpo.config.embedder import EmbedderConfig
+from rsgrpo.config.index import IndexConfig
 from rsgrpo.retrieval.embedder import EmbedderIdentity, EmbeddingError, PageImage
+from rsgrpo.retrieval.flat_index import create_index
 from rsgrpo.retrieval.page_index import FoundPage, IndexedPage, PageFilter
-from rsgrpo.types import FloatArray
+from rsgrpo.types import FloatArray, ImageRef
 
 DIMENSION = 4
 
@@ -48,7 +52,7 @@ class SignEmbedder:
         return sign_vectors([int(query.split()[-1]) for query in queries])
 
     def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
-        return sign_vectors([int(page.path.split()[-1]) for page in pages])  # type: ignore[union-attr]
+        return sign_vectors([int(page.path.split()[-1]) for page in pages if isinstance(page, ImageRef)])
 
 
 def make_page(number: int, *, folder: str = "", date: str = "", document: str = "") -> IndexedPage:
@@ -106,3 +110,11 @@ def brute_force(
 def told(found: list[FoundPage]) -> list[tuple[str, float]]:
     assert [hit.rank for hit in found] == list(range(1, len(found) + 1))
     return [(hit.page.page_id, hit.score) for hit in found]
+
+
+def save_pages(folder: Path, num: int, config: IndexConfig | None = None, dimension: int = 24) -> np.ndarray:
+    vectors = unit_vectors(num, dimension)
+    with create_index(folder, dataclasses.replace(IDENTITY, dimension=dimension), config) as index:
+        index.add([spread_page(number) for number in range(num)], vectors)
+        index.save()
+    return vectors
