@@ -43,7 +43,7 @@ examples:
   uv run rsgrpo index manuals --out manuals.index --embedder Qwen/Qwen3-VL-Embedding-2B
   uv run rsgrpo index manuals new.pdf --out manuals.index             # again: only what is new or has changed
   uv run rsgrpo index manuals --out manuals.index --embedder runs/embedder embedder.preset=visrag
-  uv run rsgrpo index manuals --out manuals.index documents.on_bad_document=skip
+  uv run rsgrpo index scans --out scans.index documents.ocr=rapidocr documents.on_bad_document=skip
   uv run rsgrpo index --out manuals.index --remove old.pdf
 """
 
@@ -105,6 +105,8 @@ def main(
 
 
 def _index(arguments: Sequence[str] | None, make_source: MakeSource | None, make_embedder: MakeEmbedder) -> None:
+    from rsgrpo.documents.ocr import check_ocr
+
     options, given = read_call(command_parser(), arguments)
     changes = Changes(add=tuple(options.documents), remove=tuple(options.remove))
     if changes == Changes():
@@ -118,6 +120,7 @@ def _index(arguments: Sequence[str] | None, make_source: MakeSource | None, make
     saved = saved_embedder(options.out, settings) if has_index else None
     config = embedder_settings(given, options.embedder, saved)
     rendering = render_settings(given, config)
+    check_ocr(rendering.ocr)
     embedder = make_embedder(config)
     with closing(
         open_any_index(options.out, settings, is_writable=True)
