@@ -237,6 +237,8 @@ class _Float32Tokens(torch.nn.Module):
 
 
 def _model_folder(config: EmbedderConfig) -> Path:
+    if not config.model:
+        raise EmbeddingError("embedder.model is empty; name a folder, or a model on the hub")
     folder = Path(config.model)
     if folder.is_dir():
         return folder
