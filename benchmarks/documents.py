@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -136,10 +137,10 @@ def encoders(rendered: list[Pixels]) -> dict[str, dict[str, float]]:
     def ours(image_format: ImageFormat) -> Callable[[int], bytes]:
         return lambda index: encode_image(rendered[index], image_format)[0]
 
-    def pillow(**options: object) -> Callable[[int], bytes]:
+    def pillow(**options: Any) -> Callable[[int], bytes]:
         def write(index: int) -> bytes:
             file = io.BytesIO()
-            images[index].save(file, **options)  # type: ignore[arg-type]
+            images[index].save(file, **options)
             return file.getvalue()
 
         return write
@@ -168,7 +169,7 @@ def memory_mib(process: str, kind: str = "VmRSS") -> float:
     return int(text.split(f"{kind}:")[1].split()[0]) / 1024
 
 
-def added(num_pages: int, workers: int, image_format: str) -> dict[str, object]:
+def added(num_pages: int, workers: int, image_format: ImageFormat) -> dict[str, object]:
     """Add a long PDF to a new store, and measure the speed and the memory."""
     most: dict[str, float] = {}
     own: list[float] = []
@@ -191,7 +192,7 @@ def added(num_pages: int, workers: int, image_format: str) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as place:
         pdf = Path(place) / "long.pdf"
         repeated_pdf(pdf, num_pages)
-        settings = RenderSettings(workers=workers, image_format=image_format)  # type: ignore[arg-type]
+        settings = RenderSettings(workers=workers, image_format=image_format)
         found = PageStore.open(Path(place) / "store", settings).add([pdf], look)
     return {
         "pages": found.pages,

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import faiss
@@ -86,8 +87,8 @@ def measure(folder: Path, precision: str, num_pages: int, dimension: int, num_qu
         for start in range(0, num_pages, ROWS_AT_ONCE):
             vectors = unit_vectors(min(ROWS_AT_ONCE, num_pages - start), dimension, seed=start)
             pages = [make_page(start + number) for number in range(len(vectors))]
-            seconds_plain += seconds(lambda vectors=vectors: plain.add(vectors))  # type: ignore[misc]
-            seconds_ours += seconds(lambda pages=pages, vectors=vectors: index.add(pages, vectors))  # type: ignore[misc]
+            seconds_plain += seconds(partial(plain.add, vectors))
+            seconds_ours += seconds(partial(index.add, pages, vectors))
         seconds_ours += seconds(index.save)
     queries = unit_vectors(num_queries, dimension, seed=2**32)
     opened = open_index(folder)
@@ -128,7 +129,8 @@ def compare(
     """Time both searches on each query in turn, and print their medians."""
     ours(queries[:1])
     theirs(queries[:1])
-    pairs = [(seconds(lambda q=q: ours(q[None])), seconds(lambda q=q: theirs(q[None]))) for q in queries]  # type: ignore[misc]
+    single = [query[None] for query in queries]
+    pairs = [(seconds(partial(ours, query)), seconds(partial(theirs, query))) for query in single]
     mine, plain = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
     ratio = statistics.median(our_seconds / their_seconds for our_seconds, their_seconds in pairs)
     print(f"  {name}: {mine:.1f} ms, faiss {plain:.1f} ms, ratio {ratio:.2f}")

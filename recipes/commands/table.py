@@ -61,6 +61,18 @@ COMMANDS: Mapping[str, Command] = {
         summary="MRR, recall and nDCG of a run in TREC's format, and of two runs query by query",
         entry="recipes.evaluation.measure_run_command:main",
     ),
+    "mine-negatives": Command(
+        summary="hard negatives for the training pairs of a page retriever",
+        entry="recipes.indexing.mining_command:main",
+    ),
+    "tune-search": Command(
+        summary="how much the text of an index's pages should count beside their vectors, on judged questions",
+        entry="recipes.indexing.tune_command:main",
+    ),
+    "distill-relevance": Command(
+        summary="training pairs of a retriever from what a trained policy says of its pages",
+        entry="recipes.distilling.distill_command:main",
+    ),
     "make-data": Command(
         summary="write a small data set of coloured shapes to try a recipe on",
         entry="rsgrpo.data.synthetic.__main__:main",

@@ -71,9 +71,9 @@ def run_benchmarks(config: Config, make_embedder: MakeEmbedder | None = None) ->
     with open_run_folder(config) as folder:
         progress = Progress(config.logging.progress)
         clock = StageClock(folder.stage_seconds_file)
-        retrieval = run_retrieval(config, searched, folder, progress, clock, make_embedder) if searched else {}
+        searches = run_retrieval(config, searched, folder, progress, clock, make_embedder) if searched else {}
         scores = _answered_and_scored(config, answered, folder, progress, clock) if answered else []
-        lines = [*(retrieval_lines(retrieval) if retrieval else ()), *(table_lines(scores) if scores else ())]
+        lines = [*(retrieval_lines(searches) if searches else ()), *(table_lines(scores) if scores else ())]
         for line in lines:
             progress.line(line)
         write_summary(
@@ -87,7 +87,7 @@ def run_benchmarks(config: Config, make_embedder: MakeEmbedder | None = None) ->
                 prompt_fingerprint=describe_template(config.prompt.path),
                 stage_seconds=clock.seconds,
                 benchmarks=summarise_benchmarks(scores),
-                retrieval=retrieval,
+                searches=searches,
             ),
         )
         report = build_report(folder.root)

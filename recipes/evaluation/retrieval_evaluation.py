@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.indexing.command_line import MakeEmbedder, sentence_embedder
+from recipes.indexing.command_line import MakeEmbedder
+from recipes.indexing.places import make_any_embedder
 from recipes.setup.wanted_data import find_embedder
 from rsgrpo.config import Config
 from rsgrpo.errors import shown
@@ -26,11 +27,11 @@ from rsgrpo.io.timers import StageClock
 from rsgrpo.retrieval.relevance_files import read_retrieval_set
 from rsgrpo.run.folder import RunFolder, begin_run
 from rsgrpo.run.progress import Progress
-from rsgrpo.run.summary import RetrievalSummary
+from rsgrpo.run.summary import SearchSummary
 
 if TYPE_CHECKING:  # they take seconds to import, which a slip in the settings need not wait for
     from rsgrpo.evaluation.mteb_tasks import LoadedTask, SubsetResult, TaskResult
-    from rsgrpo.retrieval.embedder import Embedder
+    from rsgrpo.retrieval.embedder import AnyEmbedder
     from rsgrpo.retrieval.flat_index import FlatIndex
 
 _K = 10
@@ -45,7 +46,7 @@ def run_retrieval(
     progress: Progress,
     clock: StageClock,
     make_embedder: MakeEmbedder | None = None,
-) -> dict[str, RetrievalSummary]:
+) -> dict[str, SearchSummary]:
     """Evaluate the embedder on data sets, one after the other.
 
     Args:
@@ -70,9 +71,9 @@ def run_retrieval(
         for task in loaded:
             progress.line(f"{task.name}: {task.num_queries} queries, {task.num_pages} pages, revision {task.revision}")
     begin_run(folder, config)
-    summaries: dict[str, RetrievalSummary] = {}
+    summaries: dict[str, SearchSummary] = {}
     with clock.stage("retrieval"):
-        embedder = (make_embedder or sentence_embedder)(find_embedder(config))
+        embedder = (make_embedder or make_any_embedder)(find_embedder(config))
         for task in loaded:
             root = folder.root / "retrieval" / task.name
             with (
@@ -101,7 +102,7 @@ def run_retrieval(
     return summaries
 
 
-def table_lines(summaries: Mapping[str, RetrievalSummary]) -> list[str]:
+def table_lines(summaries: Mapping[str, SearchSummary]) -> list[str]:
     """Write what was reached as lines of at most 118 columns.
 
     Args:
@@ -135,7 +136,7 @@ def _loaded(task: RetrievalTask, config: Config) -> LoadedTask:
     return load_task(task, data, max_queries=config.eval.max_samples)
 
 
-def _open_index(folder: Path, embedder: Embedder) -> FlatIndex:
+def _open_index(folder: Path, embedder: AnyEmbedder) -> FlatIndex:
     """Open the index of a task, or make it.
 
     Raises:
@@ -156,8 +157,8 @@ def _open_index(folder: Path, embedder: Embedder) -> FlatIndex:
 
 
 def _written(
-    folder: RunFolder, task: LoadedTask, result: TaskResult, embedder: Embedder, progress: Progress
-) -> dict[str, RetrievalSummary]:
+    folder: RunFolder, task: LoadedTask, result: TaskResult, embedder: AnyEmbedder, progress: Progress
+) -> dict[str, SearchSummary]:
     """Measure and write what was found in each subset of a task, and say what was left out."""
     summaries = {}
     for found in result.subsets:
@@ -181,8 +182,8 @@ def _written(
 
 
 def _measured(
-    task: LoadedTask, found: SubsetResult, embedder: Embedder, root: Path, progress: Progress
-) -> RetrievalSummary:
+    task: LoadedTask, found: SubsetResult, embedder: AnyEmbedder, root: Path, progress: Progress
+) -> SearchSummary:
     from rsgrpo.retrieval.measured_search import measures_at
     from rsgrpo.retrieval.measures import measure_run
     from rsgrpo.retrieval.trec_runs import RunError, write_run
@@ -204,7 +205,7 @@ def _measured(
         write_run(root / "run.trec", run)
     except RunError as error:
         progress.line(f"{task.name}: no run.trec was written: {error}")
-    return RetrievalSummary(
+    return SearchSummary(
         embedder=embedder.identity.model,
         revision=task.revision,
         official=dict(official.values),

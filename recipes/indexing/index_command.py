@@ -8,28 +8,33 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call, sentence_embedder
-from recipes.indexing.places import create_any_index, is_there, open_any_index
+from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call
+from recipes.indexing.places import (
+    PAGES_FOLDER,
+    create_any_index,
+    is_there,
+    make_any_embedder,
+    open_any_index,
+    saved_embedder,
+)
 from recipes.indexing.settings import embedder_settings, index_settings, render_settings
 from recipes.indexing.updating import IndexReport, PageSource, update_index
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.errors import shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
-from rsgrpo.run.progress import readable_seconds
+from rsgrpo.run.progress import end_time, readable_seconds
 
 if TYPE_CHECKING:
     from rsgrpo.retrieval.page_index import PageIndex
 
 MakeSource = Callable[["Changes", Path, RenderSettings], PageSource]
 """Makes the changes in the store of pages in a folder, and gives the store."""
-
-PAGES_FOLDER = "pages"
-"""Name of the folder with the pages' images, in the index's folder."""
 
 _LINE_SECONDS = 10.0
 
@@ -38,7 +43,7 @@ examples:
   uv run rsgrpo index manuals --out manuals.index --embedder Qwen/Qwen3-VL-Embedding-2B
   uv run rsgrpo index manuals new.pdf --out manuals.index             # again: only what is new or has changed
   uv run rsgrpo index manuals --out manuals.index --embedder runs/embedder embedder.preset=visrag
-  uv run rsgrpo index manuals --out manuals.index documents.on_bad_document=skip
+  uv run rsgrpo index scans --out scans.index documents.ocr=rapidocr documents.on_bad_document=skip
   uv run rsgrpo index --out manuals.index --remove old.pdf
 """
 
@@ -88,18 +93,20 @@ def main(
     Args:
         arguments: the arguments behind the command's name; None: those of this process.
         make_source: the function that renders documents into the store of pages; None: ``rsgrpo.documents`` does.
-        make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
+        make_embedder: the function that makes the embedder; None: the one that the settings describe is made.
 
     Returns:
         The exit status of the process.
     """
     return run_command(
-        lambda: _index(arguments, make_source, make_embedder or sentence_embedder),
+        lambda: _index(arguments, make_source, make_embedder or make_any_embedder),
         way_on="what is done stays, and the same command goes on",
     )
 
 
 def _index(arguments: Sequence[str] | None, make_source: MakeSource | None, make_embedder: MakeEmbedder) -> None:
+    from rsgrpo.documents.ocr import check_ocr
+
     options, given = read_call(command_parser(), arguments)
     changes = Changes(add=tuple(options.documents), remove=tuple(options.remove))
     if changes == Changes():
@@ -108,9 +115,12 @@ def _index(arguments: Sequence[str] | None, make_source: MakeSource | None, make
     has_index = is_there(options.out, settings)
     if not (has_index or changes.add):
         raise UsageError(f"there is no index {shown(options.out)} to take documents out of; check the path")
-    saved = open_any_index(options.out, settings).embedder if has_index else None
+    if make_source is None:
+        _check_changes(changes, options.out / PAGES_FOLDER)  # before a model is loaded
+    saved = saved_embedder(options.out, settings) if has_index else None
     config = embedder_settings(given, options.embedder, saved)
     rendering = render_settings(given, config)
+    check_ocr(rendering.ocr)
     embedder = make_embedder(config)
     with closing(
         open_any_index(options.out, settings, is_writable=True)
@@ -136,6 +146,21 @@ def _page_store(changes: Changes, folder: Path, rendering: RenderSettings) -> Pa
     return PageStore.open(folder)
 
 
+def _check_changes(changes: Changes, folder: Path) -> None:
+    """Refuse paths that do not exist, and documents to take out that are not in the store.
+
+    Raises:
+        RsgrpoError: a path does not exist, or the store has no document of a name.
+    """
+    from rsgrpo.documents.page_store import PageStore
+    from rsgrpo.documents.sources import find_documents
+
+    if changes.add:
+        find_documents(changes.add)
+    if changes.remove:
+        PageStore.open(folder).check_documents(changes.remove)
+
+
 def _check_store(folder: Path, index: PageIndex) -> None:
     """Refuse to begin a new store of pages for an index that has pages: all that it lacks would be taken out.
 
@@ -152,18 +177,35 @@ def _check_store(folder: Path, index: PageIndex) -> None:
         )
 
 
-def _progress_lines() -> Callable[[int], None]:
-    """Make a function that prints, every ten seconds at most, how many pages are embedded."""
+def _progress_lines() -> Callable[[int, int], None]:
+    """Make a function that prints, every ten seconds at most, how many pages are embedded and when the rest will be."""
     begin = last_line = time.monotonic()
 
-    def tell(num_embedded: int) -> None:
+    def tell(num_embedded: int, num_wanted: int) -> None:
         nonlocal last_line
         now = time.monotonic()
         if now - last_line >= _LINE_SECONDS:
             last_line = now
-            print(f"{num_embedded:,} pages embedded, {num_embedded / (now - begin):.1f} pages/s", flush=True)
+            print(embedding_line(num_embedded, num_wanted, now - begin, datetime.now()), flush=True)
 
     return tell
+
+
+def embedding_line(num_embedded: int, num_wanted: int, seconds: float, now: datetime) -> str:
+    """Write the progress of embedding as one line.
+
+    Args:
+        num_embedded: how many pages are embedded.
+        num_wanted: how many pages are to be embedded in all.
+        seconds: the time since the first page, in seconds.
+        now: the current local time, from which the time of the end is calculated.
+
+    Example:
+        ``310/1,240 pages embedded, 5.2 pages/s, ends 14:03 (in 2 min 59 s)``
+    """
+    speed = num_embedded / seconds
+    left = (num_wanted - num_embedded) / speed
+    return f"{num_embedded:,}/{num_wanted:,} pages embedded, {speed:.1f} pages/s, {end_time(left, now)}"
 
 
 def _told(report: IndexReport, num_pages: int, name: str) -> str:

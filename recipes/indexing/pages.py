@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -17,13 +17,12 @@ from rsgrpo.documents.ingest import OnProgress
 from rsgrpo.documents.page_store import PageStore
 from rsgrpo.documents.records import IngestProgress, IngestReport, Remark
 from rsgrpo.errors import shown
-from rsgrpo.run.progress import readable_seconds
+from rsgrpo.run.progress import end_time, readable_seconds
 
 _LINE_SECONDS = 10.0  # between lines where there is no terminal
 _BAR_SECONDS = 0.25
 _MAX_NAMED = 20  # of a kind; the report record has all
 _MAX_REASON_CHARACTERS = 300
-_DAY_SECONDS = 86_400.0
 
 
 def add_documents(
@@ -42,6 +41,7 @@ def add_documents(
 
     Raises:
         DocumentError: a path does not exist, or a document cannot be read and the settings do not skip it.
+        OcrError: pages shall be read by OCR, and its package is not installed.
         StoreError: the folder holds something else, another process writes to it, or the disk is full.
     """
     store = PageStore.open(store_folder, settings)
@@ -68,8 +68,7 @@ def progress_line(progress: IngestProgress, now: datetime) -> str:
     ]
     left = progress.seconds_left
     if left is not None:
-        end = now + timedelta(seconds=left)
-        parts.append(f"ends {end:{'%H:%M' if left < _DAY_SECONDS else '%Y-%m-%d %H:%M'}} (in {readable_seconds(left)})")
+        parts.append(end_time(left, now))
     return ", ".join(parts)
 
 
@@ -129,6 +128,8 @@ def print_report(report: IngestReport, console: Console) -> None:
         "pages stored before": report.duplicate_pages,
         "blank pages": len(report.blank_pages),
         "pages left out": len(report.left_out_pages),
+        "pages read by OCR": report.ocr_pages,
+        "pages that OCR could not read": len(report.unread_pages),
     }
     always = ("documents added", "documents unchanged", "documents refused", "pages")
     for name, count in rows.items():
@@ -139,6 +140,7 @@ def print_report(report: IngestReport, console: Console) -> None:
     _print_named("refused", report.refused, console)
     _print_named("damaged in the store", report.damaged, console)
     _print_named("left out", report.left_out_pages, console)
+    _print_named("not read", report.unread_pages, console)
     _print_named("duplicate", report.duplicate_documents, console)
     _print_named("blank", [Remark(name=name, reason="") for name in report.blank_pages], console)
 

@@ -1,4 +1,4 @@
-"""Open an index wherever it lies: in a folder, or on the Qdrant server that ``index.url`` names."""
+"""Open an index wherever it lies, in a folder or on a Qdrant server, and make the embedder that settings describe."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from rsgrpo.config.index import IndexConfig
 from rsgrpo.errors import RsgrpoError, shown
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import EmbedderIdentity
+    from rsgrpo.retrieval.embedder import AnyEmbedder, EmbedderIdentity
     from rsgrpo.retrieval.page_index import PageIndex
+
+PAGES_FOLDER = "pages"
+"""Name of the folder with the pages' images and texts, in the index's folder."""
 
 
 def open_any_index(folder: Path, settings: IndexConfig, *, is_writable: bool = False) -> PageIndex:
@@ -59,6 +62,27 @@ def is_there(folder: Path, settings: IndexConfig) -> bool:
     return (folder / HEADER_FILE).exists()
 
 
+def saved_embedder(folder: Path, settings: IndexConfig) -> EmbedderConfig | None:
+    """Read which embedder made an index, without its pages.
+
+    Args:
+        folder: the folder of the index; not used where ``index.url`` names a server.
+        settings: the settings that say where and how the index is kept.
+
+    Returns:
+        The settings of the embedder; None: the index does not say.
+
+    Raises:
+        PageIndexError: there is no index, or its header cannot be read; the message says why.
+        RsgrpoError: the index lies on a server, and qdrant-client is not installed.
+    """
+    if settings.url:
+        return open_any_index(folder, settings).embedder
+    from rsgrpo.retrieval.index_header import read_header
+
+    return read_header(folder).embedder
+
+
 def create_any_index(
     folder: Path, settings: IndexConfig, identity: EmbedderIdentity, embedder: EmbedderConfig | None
 ) -> PageIndex:
@@ -86,6 +110,27 @@ def create_any_index(
 
         index = create_index(folder, identity, settings, embedder)
     return index
+
+
+def make_any_embedder(config: EmbedderConfig) -> AnyEmbedder:
+    """Make an embedder: one that gives a page one vector, or with the preset ``multi_vector`` many.
+
+    Args:
+        config: the settings of the embedder.
+
+    Returns:
+        The embedder, its model loaded.
+
+    Raises:
+        EmbeddingError: the model is not there, cannot be loaded, or does not fit the settings.
+    """
+    if config.preset == "multi_vector":
+        from rsgrpo.retrieval.multi_vector_embedder import SentenceMultiVectorEmbedder
+
+        return SentenceMultiVectorEmbedder(config)
+    from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
+
+    return SentenceEmbedder(config)
 
 
 def _qdrant() -> Any:

@@ -6,20 +6,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call, sentence_embedder
-from recipes.indexing.places import open_any_index
+from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call
+from recipes.indexing.places import make_any_embedder, open_any_index
+from recipes.indexing.searching import Question, SearchBy, search
 from recipes.indexing.settings import embedder_settings, index_settings
 from rsgrpo.errors import shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
 from rsgrpo.io.ids import well_formed
 
 if TYPE_CHECKING:  # it takes long to import, which a slip in the call need not wait for
+    from rsgrpo.retrieval.embedder import AnyEmbedder
     from rsgrpo.retrieval.page_index import FoundPage, PageFilter
 
 _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for titles
@@ -29,6 +31,7 @@ _SHOWN_NAME = 4096  # as long as a path may be
 _EXAMPLES = """\
 examples:
   uv run rsgrpo search manuals.index "How is the axis scaled logarithmically?"
+  uv run rsgrpo search manuals.index "ERR_QUEUE_FULL 0x2f" --by text   # names and numbers; no model is loaded
   uv run rsgrpo search manuals.index "Who signed?" -k 10 --folder contracts --since 2026-01-01
 """
 
@@ -44,6 +47,12 @@ def command_parser() -> CommandParser:
     parser.add_argument("index", metavar="INDEX", type=Path, help="the index's folder")
     parser.add_argument("question", help="in one argument, so in quotes")
     parser.add_argument("-k", type=int, default=_DEFAULT_RESULTS, help=f"pages to show ({_DEFAULT_RESULTS})")
+    parser.add_argument(
+        "--by",
+        choices=get_args(SearchBy),
+        help="the pages' vectors, their text (BM25), or both, fused by the weight that rsgrpo tune-search found; "
+        "default: hybrid where the index has such a weight, else vector",
+    )
     parser.add_argument("--document", action="append", default=[], help="only pages of it; may stand more than once")
     parser.add_argument("--folder", action="append", default=[], help="only pages below it; likewise")
     parser.add_argument("--since", default="", metavar="DATE", help="only documents of this day or later: 2026-01-31")
@@ -58,18 +67,18 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | N
 
     Args:
         arguments: the arguments behind the command's name; None: those of this process.
-        make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
+        make_embedder: the function that makes the embedder; None: the one that the settings describe is made.
 
     Returns:
         The exit status of the process.
     """
     return run_command(
-        lambda: _search(arguments, make_embedder or sentence_embedder), way_on="nothing was changed; ask again"
+        lambda: _search(arguments, make_embedder or make_any_embedder), way_on="nothing was changed; ask again"
     )
 
 
 def _search(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> None:
-    from rsgrpo.retrieval.page_index import PageFilter, PageIndexError, find_pages
+    from rsgrpo.retrieval.page_index import PageFilter, PageIndexError
 
     options, given = read_call(command_parser(), arguments)
     if not 1 <= options.k <= _MAX_RESULTS:
@@ -79,22 +88,36 @@ def _search(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> Non
             f"documents.{next(iter(given.documents))} says how documents are rendered, and a search renders none; "
             "leave it out"
         )
+    if not options.question.strip():
+        raise UsageError("the question is empty; ask something")
     allowed = PageFilter(
         documents=tuple(options.document),
         folders=tuple(options.folder),
         first_date=options.since,
         last_date=options.until,
     )
-    index = open_any_index(options.index, index_settings(given))
+    settings = index_settings(given)
+    index = open_any_index(options.index, settings)
     if not len(index):
         raise PageIndexError(f"{index.name} holds no page; add documents with rsgrpo index")
-    if index.embedder is None and not (options.embedder or given.embedder):
-        raise UsageError(f"{index.name} does not say how to run its embedder; add --embedder MODEL")
-    embedder = make_embedder(embedder_settings(given, options.embedder, index.embedder))
-    (found,) = find_pages(index, embedder, [options.question], options.k, allowed)
-    if not found:
-        raise PageIndexError(f"none of the {len(index)} pages of {index.name} meets {_filter_told(allowed)}; widen it")
-    Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS).print(_table(found))
+
+    def embedder() -> AnyEmbedder:
+        if index.embedder is None and not (options.embedder or given.embedder):
+            raise UsageError(f"{index.name} does not say how to run its embedder; add --embedder MODEL")
+        return make_embedder(embedder_settings(given, options.embedder, index.embedder))
+
+    question = Question(text=options.question, k=options.k, allowed=allowed)
+    found = search(index, options.index, question, options.by, settings.language, embedder)
+    for remark in found.remarks:
+        print(f"{remark}", file=sys.stderr)
+    if not found.pages:
+        words = "" if found.by == "vector" else " and has a word of the question"
+        told = _filter_told(allowed)
+        raise PageIndexError(
+            f"none of the {len(index)} pages of {index.name} "
+            + (f"meets {told}{words}; widen it" if told else "has a word of the question; ask in other words")
+        )
+    Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS).print(_table(found.pages))
 
 
 def _filter_told(allowed: PageFilter) -> str:
@@ -104,7 +127,7 @@ def _filter_told(allowed: PageFilter) -> str:
         "--since": allowed.first_date,
         "--until": allowed.last_date,
     }
-    return shown(" and ".join(f"{name} {value}" for name, value in parts.items() if value) or "the question", 200)
+    return shown(" and ".join(f"{name} {value}" for name, value in parts.items() if value), 200)
 
 
 def _table(found: Sequence[FoundPage]) -> Table:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rsgrpo.retrieval.embedder import Embedder
+from rsgrpo.retrieval.embedder import AnyEmbedder
 from rsgrpo.retrieval.page_index import IndexedPage, PageIndex, add_pages
 
 _PAGES_AT_ONCE = 256  # embedded in one call: enough to sort them into batches of like sizes
 _FIRST_PAGES = 16  # of the first call; on a CPU 256 may take an hour, which Ctrl-C would lose
 _CALL_SECONDS = 15.0  # a call that takes longer is followed by a smaller one
-_SAVE_SECONDS = 600.0  # between saves: what a crash costs at most
+_SAVE_SECONDS = 30.0  # between saves at least, and so long that saving, which writes the whole index, …
+_SAVE_SHARE = 0.02  # … takes at most this share of the time; a crash costs what was embedded since the last save
 
 
 class StoredPage(Protocol):
@@ -78,13 +79,32 @@ class IndexReport:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    """What an update has to do.
+
+    Attributes:
+        changed: the pages to embed.
+        renamed: the pages whose image is in the index already, so that their vector is there too.
+        gone: the ids of the pages that the store has no more.
+        num_unchanged: how many pages have their image in the index already.
+        num_blank: how many pages of one colour are left out.
+    """
+
+    changed: Sequence[IndexedPage]
+    renamed: Sequence[IndexedPage]
+    gone: Collection[str]
+    num_unchanged: int
+    num_blank: int
+
+
 def update_index(
     index: PageIndex,
-    embedder: Embedder,
+    embedder: AnyEmbedder,
     source: PageSource,
     *,
     dates: Mapping[str, str] | None = None,
-    on_progress: Callable[[int], None] = lambda num_embedded: None,
+    on_progress: Callable[[int, int], None] = lambda num_embedded, num_wanted: None,
 ) -> IndexReport:
     """Make an index hold the pages of a store, and save it.
 
@@ -94,7 +114,7 @@ def update_index(
         source: the store of pages.
         dates: the date of each document, as ``YYYY-MM-DD``; a document that is not named keeps the date that the index
             knows.
-        on_progress: the function that is called with the number of pages embedded so far.
+        on_progress: the function that is called with the number of pages embedded so far, and of those to embed in all.
 
     Returns:
         The counts of pages, and the time that it took.
@@ -104,58 +124,66 @@ def update_index(
         EmbeddingError: a page cannot be embedded. What was embedded before is saved.
         PageIndexError: the disk is full.
     """
-    begin = last_save = time.monotonic()
+    begin = time.monotonic()
     index.identity.check(embedder.identity, index.name)
-    known = {page.page_id: page for page in index.pages()}
-    unseen = dict(known)
-    changed: list[IndexedPage] = []
-    renamed: list[IndexedPage] = []  # the same image, so the same vector
-    num_embedded = num_unchanged = num_blank = 0
-    at_once = min(_FIRST_PAGES, _PAGES_AT_ONCE)
-
-    def embed() -> None:
-        nonlocal num_embedded, at_once
-        call_begin = time.monotonic()
-        add_pages(index, embedder, changed)
-        num_embedded += len(changed)
-        changed.clear()
-        if renamed:
-            index.add(renamed, index.vectors([page.page_id for page in renamed]))
-            renamed.clear()
-        is_slow = time.monotonic() - call_begin > _CALL_SECONDS
-        at_once = max(1, at_once // 2) if is_slow else min(_PAGES_AT_ONCE, 2 * at_once)
-        on_progress(num_embedded)
-
+    plan = _plan(index, source, dates or {})
+    if plan.renamed:
+        index.add(plan.renamed, index.vectors([page.page_id for page in plan.renamed]))
     try:
-        for stored in source.pages():
-            if stored.blank:
-                num_blank += 1
-                continue
-            before = unseen.pop(stored.page_id, None)
-            page = _indexed(stored, (dates or {}).get(stored.document, before.date if before else ""))
-            is_same_image = before is not None and before.sha256 == page.sha256 != ""
-            num_unchanged += is_same_image or page == before
-            if page == before:
-                continue
-            (renamed if is_same_image else changed).append(page)
-            if max(len(changed), len(renamed)) >= at_once:
-                embed()
-                if time.monotonic() - last_save > _SAVE_SECONDS:
-                    index.save()
-                    last_save = time.monotonic()
-        embed()
+        _embed(index, embedder, plan.changed, on_progress)
     except BaseException:  # Ctrl-C as well
         index.save()
         raise
-    num_removed = index.remove(unseen)
+    num_removed = index.remove(plan.gone)
     index.save()
     return IndexReport(
-        num_embedded=num_embedded,
-        num_unchanged=num_unchanged,
+        num_embedded=len(plan.changed),
+        num_unchanged=plan.num_unchanged,
         num_removed=num_removed,
-        num_blank=num_blank,
+        num_blank=plan.num_blank,
         seconds=time.monotonic() - begin,
     )
+
+
+def _plan(index: PageIndex, source: PageSource, dates: Mapping[str, str]) -> _Plan:
+    known = {page.page_id: page for page in index.pages()}
+    gone = dict.fromkeys(known)
+    changed: list[IndexedPage] = []
+    renamed: list[IndexedPage] = []
+    num_unchanged = num_blank = 0
+    for stored in source.pages():
+        if stored.blank:
+            num_blank += 1
+            continue
+        before = known.get(stored.page_id)
+        gone.pop(stored.page_id, None)
+        page = _indexed(stored, dates.get(stored.document, before.date if before else ""))
+        is_same_image = before is not None and before.sha256 == page.sha256 != ""
+        num_unchanged += is_same_image or page == before
+        if page != before:
+            (renamed if is_same_image else changed).append(page)
+    return _Plan(changed=changed, renamed=renamed, gone=gone, num_unchanged=num_unchanged, num_blank=num_blank)
+
+
+def _embed(
+    index: PageIndex, embedder: AnyEmbedder, pages: Sequence[IndexedPage], on_progress: Callable[[int, int], None]
+) -> None:
+    """Embed pages and add them, in calls of a bearable length, and save now and then."""
+    num_embedded = 0
+    at_once = min(_FIRST_PAGES, _PAGES_AT_ONCE)
+    last_save, until_save_seconds = time.monotonic(), _SAVE_SECONDS
+    while num_embedded < len(pages):
+        batch = pages[num_embedded : num_embedded + at_once]
+        call_begin = time.monotonic()
+        add_pages(index, embedder, batch)
+        num_embedded += len(batch)
+        call_end = time.monotonic()
+        at_once = max(1, at_once // 2) if call_end - call_begin > _CALL_SECONDS else min(_PAGES_AT_ONCE, 2 * at_once)
+        on_progress(num_embedded, len(pages))
+        if call_end - last_save > until_save_seconds and num_embedded < len(pages):
+            index.save()
+            last_save = time.monotonic()
+            until_save_seconds = max(_SAVE_SECONDS, (last_save - call_end) / _SAVE_SHARE)
 
 
 def _indexed(stored: StoredPage, date: str) -> IndexedPage:

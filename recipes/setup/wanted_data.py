@@ -21,6 +21,7 @@ WANTED: Mapping[str, tuple[str, ...]] = {
     "sft": ("sft", "test"),
     "rl": ("rl", "test"),
     "eval": ("test",),
+    "retriever": (),
 }
 """The names of the data sets that each stage wants."""
 
@@ -34,6 +35,8 @@ def uses_mixture(config: Config) -> bool:
 
 def builds_quickstart_data(config: Config) -> bool:
     """Whether no data are named, so that the run builds the quickstart's."""
+    if config.stage == "retriever":
+        return False
     return not any((config.data.sft_path, config.data.rl_path, config.data.test_path)) and not uses_mixture(config)
 
 
@@ -42,7 +45,7 @@ def has_engines(config: Config) -> bool:
 
     Data sets that an embedder searches need no engine.
     """
-    if config.eval.tasks and not split_tasks(config.eval.tasks)[0]:
+    if config.stage == "retriever" or (config.eval.tasks and not split_tasks(config.eval.tasks)[0]):
         return False
     return config.stage != "sft" or bool(config.data.test_path) or builds_quickstart_data(config)
 

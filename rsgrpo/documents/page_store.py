@@ -3,22 +3,22 @@
 store.json              what pages look like: dpi, max_pixels, image format
 pages.parquet/          one parquet file a document: its pages with title, text layer and image
 images/ab/abcd….png     the images, by the SHA-256 of the file
+ocr/ab/abcd….txt        what OCR read in an image; there only where it was asked
 writing/                what is not complete; there only while somebody writes, or died writing
 writer.lock             locked by the one who writes
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import os
-import platform
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from PIL import Image
 
@@ -29,13 +29,15 @@ from rsgrpo.data.images.sources import ImageError
 from rsgrpo.documents.counts import Counts
 from rsgrpo.documents.ingest import Ingest, MakePool, OnProgress, Work
 from rsgrpo.documents.known_documents import KNOWN_FILE, known_documents, note_documents
+from rsgrpo.documents.ocr import OCR_TEXTS, check_ocr
 from rsgrpo.documents.parts import (
     StoredDocument,
     document_names,
-    has_all_images,
+    is_complete,
     num_rows,
     part_path,
     read_pages,
+    read_texts,
     used_images,
 )
 from rsgrpo.documents.records import IngestReport, Page, Remark, StoreError, split_page_id
@@ -43,13 +45,16 @@ from rsgrpo.documents.rendering import RenderPool
 from rsgrpo.documents.sources import SourceFile, find_documents, same_name
 from rsgrpo.documents.stored_images import IMAGES, PARTS, STORE_FILE, WRITING, image_problem, store_writes
 from rsgrpo.errors import shown
-from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
+from rsgrpo.io.atomic_files import FileError, json_bytes, read_json_object, write_json
+from rsgrpo.io.writer_lock import LockHeldError, WriterLock
 from rsgrpo.types import ImageRef
 
 LOCK_FILE = "writer.lock"
 STORE_VERSION = 1
 
-_OWN = frozenset({PARTS, IMAGES, WRITING, LOCK_FILE, STORE_FILE, KNOWN_FILE})
+_KEPT_SETTINGS = ("dpi", "max_pixels", "image_format")  # what all pages of a store have in common
+
+_OWN = frozenset({PARTS, IMAGES, OCR_TEXTS, WRITING, LOCK_FILE, STORE_FILE, KNOWN_FILE})
 
 
 class PageStore:
@@ -124,9 +129,11 @@ class PageStore:
 
         Raises:
             DocumentError: a path does not exist, or a document cannot be read and the settings do not skip it.
+            OcrError: pages shall be read by OCR, and its package is not installed.
             StoreError: another process writes to the store, or the disk is full.
         """
         begin = time.monotonic()
+        check_ocr(self.rendering.ocr)
         sources, refused = find_documents(paths)
         counts = Counts()
         with self._writing():
@@ -172,8 +179,20 @@ class PageStore:
             with store_writes(self.folder):
                 for part in parts:
                     part.unlink()
-                self._sweep()
+                self._sweep(with_texts=True)
         return Counts(removed=len(parts)).report(time.monotonic() - begin)
+
+    def check_documents(self, documents: Iterable[str]) -> None:
+        """Refuse names that no document of the store has.
+
+        Args:
+            documents: the names of the documents.
+
+        Raises:
+            StoreError: the store has no document of one of the names.
+        """
+        for document in documents:
+            self._part(document)
 
     def documents(self) -> list[str]:
         """Return the names of all documents, in natural order."""
@@ -205,6 +224,24 @@ class PageStore:
         """
         for document in self.documents():
             yield from read_pages(self.folder, document)
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Iterate over the id and the text of every page, in the order of :meth:`pages`.
+
+        Yields:
+            The id of each page and its text, which is empty where the page has none.
+
+        Raises:
+            StoreError: the part of a document is damaged, or was removed meanwhile.
+        """
+        for document in self.documents():
+            yield from read_texts(self.folder, document)
+
+    def text_digest(self) -> str:
+        """Compute a digest that changes whenever a text may have changed; no text is read for it."""
+        known, _ = known_documents(self.folder)
+        made_of = sorted([name, stored.sha256, stored.rendered_by, stored.ocr] for name, stored in known.items())
+        return hashlib.sha256(json_bytes(made_of)).hexdigest()
 
     def page(self, page_id: str) -> Page:
         """Return a page by its id.
@@ -265,10 +302,7 @@ class PageStore:
             is_same = (former.num_bytes, former.mtime_ns) == (status.st_size, status.st_mtime_ns)
         except OSError:
             is_same = False  # whoever reads it says what is wrong
-        try:
-            is_whole = has_all_images(self.folder, source.document)
-        except StoreError:
-            is_whole = False
+        is_whole = is_complete(self.folder, source.document, with_ocr=self.rendering.ocr != "none")
         return None if is_same and is_whole else Work(source=source, former=former, is_whole=is_whole)
 
     @contextmanager
@@ -287,15 +321,22 @@ class PageStore:
                 note_documents(self.folder)
                 shutil.rmtree(writing)
 
-    def _sweep(self) -> None:
-        """Delete images that no document uses; delete none if a damaged part hides which images are used."""
+    def _sweep(self, *, with_texts: bool = False) -> None:
+        """Delete images that no document uses; delete none if a damaged part hides which images are used.
+
+        What OCR read in them goes only when a document is taken out: it is small, and took long.
+        """
         try:
             used = used_images(self.folder, self.documents())
         except StoreError:
             return
-        for folder in (self.folder / IMAGES).iterdir():
-            for path in folder.iterdir():
-                if path.name not in used:
+        for path in (self.folder / IMAGES).glob("*/*"):
+            if path.name not in used:
+                path.unlink(missing_ok=True)
+        if with_texts:
+            stems = {Path(name).stem for name in used}
+            for path in (self.folder / OCR_TEXTS).glob("*/*.txt"):
+                if path.stem not in stems:
                     path.unlink(missing_ok=True)
 
 
@@ -308,36 +349,25 @@ def _is_same(path: Path, other: Path) -> bool:
 
 @contextmanager
 def _writer_lock(folder: Path) -> Iterator[None]:
-    """Hold the writer lock of a store; the system releases it when the process dies, in whatever way.
+    """Hold the writer lock of a store.
 
     Raises:
         StoreError: another process holds the lock, or the lock file cannot be written.
     """
-    with store_writes(folder):
-        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace")
-            raise StoreError(
-                f"another process writes to {shown(folder)} ({shown(holder) or 'it does not say which'}); wait until "
-                "it is done, or name another folder"
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        with store_writes(folder):
+            lock = WriterLock(folder / LOCK_FILE)
+    except LockHeldError as error:
+        raise StoreError(
+            f"another process writes to {shown(folder)} ({shown(error.holder)}); wait until it is done, or name "
+            "another folder"
+        ) from error
+    with lock:
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _document(rendering: RenderSettings) -> dict[str, object]:
-    return {
-        "version": STORE_VERSION,
-        "dpi": rendering.dpi,
-        "max_pixels": rendering.max_pixels,
-        "image_format": rendering.image_format,
-    }
+    return {"version": STORE_VERSION} | {name: getattr(rendering, name) for name in _KEPT_SETTINGS}
 
 
 def _agreed(folder: Path, rendering: RenderSettings | None) -> RenderSettings:
@@ -352,17 +382,18 @@ def _agreed(folder: Path, rendering: RenderSettings | None) -> RenderSettings:
             f"{shown(path)} is of version {shown(document.get('version'), 40)!r}, this release reads {STORE_VERSION}; "
             "use the release that made it, or add its documents to a new folder"
         )
-    dpi, max_pixels, image_format = (document.get(name) for name in ("dpi", "max_pixels", "image_format"))
+    values: dict[str, Any] = {name: document.get(name) for name in _KEPT_SETTINGS}
+    dpi, max_pixels, image_format = values.values()
     is_valid = (dpi is None or isinstance(dpi, int | float)) and isinstance(max_pixels, int)
     if not is_valid or image_format not in get_args(ImageFormat)[1:]:
         raise StoreError(f"{shown(path)} does not say how pages were rendered; delete the store and add them again")
     try:
-        own = RenderSettings(dpi=dpi, max_pixels=max_pixels, image_format=str(image_format))  # type: ignore[arg-type]
+        own = RenderSettings(**values)
     except (ConfigError, TypeError) as error:
         raise StoreError(f"{shown(path)}: {error}") from error
     if rendering is None:
         return own
-    for name in ("dpi", "max_pixels", "image_format"):
+    for name in _KEPT_SETTINGS:
         ours, theirs = getattr(rendering, name), getattr(own, name)
         if ours != theirs:
             raise StoreError(

@@ -27,7 +27,7 @@ from rsgrpo.data.hub import hub_problem
 from rsgrpo.data.tables import open_table
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.retrieval_sets import RetrievalTask
-from rsgrpo.retrieval.embedder import Embedder
+from rsgrpo.retrieval.embedder import AnyEmbedder
 from rsgrpo.retrieval.measured_search import (
     EmbeddedCorpus,
     OnBadItem,
@@ -145,7 +145,7 @@ def load_task(task: RetrievalTask, data: RetrievalSet | None, *, max_queries: in
 
 def run_task(
     task: LoadedTask,
-    embedder: Embedder,
+    embedder: AnyEmbedder,
     index: PageIndex,
     *,
     scratch: Path,
@@ -224,7 +224,7 @@ class _EmbedderSearch:
     def __init__(
         self,
         *,
-        embedder: Embedder,
+        embedder: AnyEmbedder,
         index: PageIndex,
         pages: Sequence[RetrievalPage],
         copy: Path,

@@ -26,6 +26,7 @@ import Stemmer
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.atomic_files import new_folder, read_json_object, shown_error, shown_value, write_json
 from rsgrpo.retrieval.trec_runs import ScoredPage
+from rsgrpo.types import BoolArray
 
 NO_LANGUAGE = "none"
 """No stemming and no stop words; for texts of many languages."""
@@ -95,12 +96,14 @@ class LexicalIndex:
         self._terms = terms
         self._tokens_of = _tokenizer(language)
 
-    def search(self, query: str, k: int) -> tuple[ScoredPage, ...]:
+    def search(self, query: str, k: int, allowed: BoolArray | None = None) -> tuple[ScoredPage, ...]:
         """Find the pages that have words of a query.
 
         Args:
             query: the text to search for.
             k: the largest number of pages to return, at least 1.
+            allowed: whether each page may be found, [pages] bool in the order of ``page_ids``; None: all may. How much
+                a word counts is by all pages, so that a page has the same score whatever is allowed.
 
         Returns:
             At most ``k`` pages by falling score, all above 0; of equal ones the first of the corpus first. Empty where
@@ -110,7 +113,18 @@ class LexicalIndex:
             LexicalError: ``k`` is below 1.
         """
         _check_k(k)
-        return self._ranking(self._tokens_of(query), k)
+        return self._ranking(self._tokens_of(query), k, allowed)
+
+    def has_words(self, query: str) -> bool:
+        """Whether a query has a word to search for, which stop words and signs are not."""
+        return bool(self._tokens_of(query))
+
+    @property
+    def num_wordless(self) -> int:
+        """How many pages have no word, so that no query finds them."""
+        has_word = np.zeros(len(self.page_ids), dtype=np.bool_)
+        has_word[self._terms.scores["indices"]] = True
+        return len(self.page_ids) - int(np.count_nonzero(has_word))
 
     def search_all(self, queries: Mapping[str, str], k: int) -> LexicalResults:
         """Search for several queries, and say which of them have nothing to search for.
@@ -148,13 +162,13 @@ class LexicalIndex:
             meta = {"kind": _KIND, "version": _VERSION, "language": self.language, "page_ids": list(self.page_ids)}
             write_json(filled / _META_FILE, meta)
 
-    def _ranking(self, tokens: list[str], k: int) -> tuple[ScoredPage, ...]:
+    def _ranking(self, tokens: list[str], k: int, allowed: BoolArray | None = None) -> tuple[ScoredPage, ...]:
         # bm25s itself raises IndexError where there is no token.
         known = self._terms.get_tokens_ids(tokens)
         if not known:
             return ()
         scores = self._terms.get_scores_from_ids(known)  # [pages] float32
-        found = np.flatnonzero(scores > 0)
+        found = np.flatnonzero(scores > 0 if allowed is None else (scores > 0) & allowed)
         if len(found) > k:  # sorting few pages takes a tenth of the time; all that are equal to the last stay for now
             found = found[scores[found] >= np.partition(scores[found], -k)[-k]]
         best = found[np.argsort(-scores[found], kind="stable")][:k]

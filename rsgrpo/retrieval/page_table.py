@@ -20,6 +20,9 @@ from rsgrpo.types import BoolArray
 _FIELDS = tuple(field.name for field in dataclasses.fields(IndexedPage))
 _SCHEMA = pa.schema([(name, pa.int64() if name == "page_number" else pa.string()) for name in _FIELDS])
 
+IN_INDEX = "$INDEX"
+"""What stands in the file for the folder that the file lies in, so that an index can be moved with its images."""
+
 
 class PageTableError(ValueError):
     """A table of pages cannot be read; the message says what is wrong with it."""
@@ -56,7 +59,7 @@ class PageTable:
             raise PageTableError(shown(error, 200)) from error
         if table.schema.remove_metadata() != _SCHEMA:
             raise PageTableError(f"its columns are {', '.join(table.column_names)}, expected {', '.join(_FIELDS)}")
-        return cls(table)
+        return cls(_moved(table, f"{IN_INDEX}/", f"{file.parent.absolute()}/"))
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -126,7 +129,16 @@ class PageTable:
             OSError: the disk is full, or there is no permission.
         """
         with replacing(file) as output:
-            pq.write_table(self._table.take(pa.array(list(rows), pa.int64())).combine_chunks(), output)
+            table = self._table.take(pa.array(list(rows), pa.int64())).combine_chunks()
+            pq.write_table(_moved(table, f"{file.parent.absolute()}/", f"{IN_INDEX}/"), output)
+
+
+def _moved(table: Any, before: str, after: str) -> Any:
+    """Put another beginning in front of the paths of images that begin with a certain one."""
+    paths = table.column("image_path")
+    rest = pc.utf8_slice_codeunits(paths, len(before))
+    moved = pc.if_else(pc.starts_with(paths, before), pc.binary_join_element_wise(after, rest, ""), paths)
+    return table.set_column(table.schema.get_field_index("image_path"), _SCHEMA.field("image_path"), moved)
 
 
 def _all(parts: Sequence[Any], join: Any) -> Any:

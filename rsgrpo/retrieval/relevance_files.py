@@ -96,13 +96,75 @@ class RetrievalSet:
     def __post_init__(self) -> None:
         query_ids = _distinct((query.query_id for query in self.queries), "query")
         page_ids = _distinct((page.page_id for page in self.pages), "page")
-        _refuse_unknown((query_id for query_id in self.relevant), query_ids, "query", "queries")
-        _refuse_unknown((page_id for pages in self.relevant.values() for page_id in pages), page_ids, "page", "corpus")
+        _refuse_unknown((query_id for query_id in self.relevant), query_ids, "query", "the queries")
+        _refuse_unknown(
+            (page_id for pages in self.relevant.values() for page_id in pages), page_ids, "page", "the corpus"
+        )
 
     @property
     def unjudged_query_ids(self) -> tuple[str, ...]:
         """The ids of queries without a judgement, which measures cannot count."""
         return tuple(query.query_id for query in self.queries if query.query_id not in self.relevant)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedQueries:
+    """Queries and their relevant pages, of a corpus that is elsewhere, such as an index.
+
+    Attributes:
+        queries: the queries that are judged, in file order.
+        relevant: the relevance of each judged page, by query id and page id; exactly of these queries.
+
+    Raises:
+        DataError: a judgement names a query that is not there, or a query is empty.
+    """
+
+    queries: tuple[RetrievalQuery, ...]
+    relevant: Mapping[str, Mapping[str, int]]
+
+    def __post_init__(self) -> None:
+        _refuse_unknown(
+            self.relevant, _distinct((query.query_id for query in self.queries), "query"), "query", "queries"
+        )
+        empty = next((query.query_id for query in self.queries if not query.text.strip()), None)
+        if empty is not None:
+            raise DataError(f"the query {shown(empty, 80)!r} is empty; write its text, or leave it out with its qrels")
+
+    def check_pages(self, page_ids: Iterable[str], corpus: str) -> None:
+        """Refuse judgements of pages that a corpus does not have.
+
+        Args:
+            page_ids: the ids of all pages of the corpus.
+            corpus: what messages call the corpus, such as ``the index manuals.index``.
+
+        Raises:
+            DataError: a judged page is not there; the message names some, with ids that look alike.
+        """
+        judged = (page_id for pages in self.relevant.values() for page_id in pages)
+        _refuse_unknown(judged, frozenset(page_ids), "page", corpus)
+
+
+def read_judged_queries(folder: Path, *, split: str = "train", query_template: str = "<query>") -> JudgedQueries:
+    """Read the queries and judgements of a data set in VisRAG's layout, which need not have a corpus.
+
+    Args:
+        folder: the folder that holds ``queries`` and ``qrels``.
+        split: the split whose files are read where a part has several.
+        query_template: the text of a query, with names of columns in angle brackets.
+
+    Returns:
+        The queries that are judged; others are left out.
+
+    Raises:
+        DataError: a part is missing or broken, a row lacks a column or an id, a query is empty, or a judgement names a
+            query that is not there; the message names file and row.
+    """
+    relevant = _judgements(folder, split)
+    queries = [
+        _query(query_id, row, query_template, place)
+        for _, place, query_id, row in _identified_rows(folder, "queries", split)
+    ]
+    return JudgedQueries(queries=tuple(query for query in queries if query.query_id in relevant), relevant=relevant)
 
 
 def read_retrieval_set(
@@ -365,7 +427,7 @@ def _refuse_unknown(named: Iterable[str], known: frozenset[str], kind: str, part
     ]
     more = len(unknown) - len(examples)
     raise DataError(
-        f"qrels: {len(unknown)} {kind} ids are not in the {part}: {', '.join(examples)}"
+        f"qrels: {len(unknown)} {kind} ids are not in {part}: {', '.join(examples)}"
         + (f" and {more} more" if more else "")
         + "; read the qrels of this corpus, in one revision of the data set"
     )

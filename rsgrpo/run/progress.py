@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import TextIO
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, 
 from rich.progress import Progress as RichProgress
 
 MAX_COLUMNS = 120
+_DAY_SECONDS = 86_400.0
 
 
 class Phase:
@@ -138,6 +140,22 @@ def readable_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def end_time(seconds_left: float, now: datetime) -> str:
+    """The time at which something will be done, for people.
+
+    Args:
+        seconds_left: the time that it still takes, in seconds.
+        now: the current local time.
+
+    Example:
+        >>> end_time(179.0, datetime(2026, 11, 20, 14, 0))
+        'ends 14:02 (in 2 min 59 s)'
+    """
+    end = now + timedelta(seconds=seconds_left)
+    is_today = seconds_left < _DAY_SECONDS
+    return f"ends {end:{'%H:%M' if is_today else '%Y-%m-%d %H:%M'}} (in {readable_seconds(seconds_left)})"
 
 
 def step_line(stage: str, step: int, total: int, values: Mapping[str, float]) -> str:

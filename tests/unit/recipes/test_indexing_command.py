@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from qdrant_client import QdrantClient
 
-from recipes.indexing.index_command import Changes
+from recipes.indexing.index_command import Changes, embedding_line
 from recipes.indexing.index_command import main as index_documents
 from recipes.indexing.search_command import main as search_index
 from recipes.indexing.settings import embedder_settings, index_settings, split_settings
@@ -18,9 +19,10 @@ from recipes.indexing.updating import IndexReport, update_index
 from rsgrpo.config.checks import ConfigError
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.config.embedder import EmbedderConfig
+from rsgrpo.documents.page_store import PageStore
 from rsgrpo.retrieval.embedder import EmbedderMismatchError, EmbeddingError, PageImage
-from rsgrpo.retrieval.flat_index import create_index, open_index
-from rsgrpo.types import FloatArray
+from rsgrpo.retrieval.flat_index import FlatIndex, create_index, open_index
+from rsgrpo.types import FloatArray, ImageRef
 from tests.unit.retrieval.index_pages import IDENTITY, SignEmbedder
 
 pytestmark = pytest.mark.filterwarnings(
@@ -68,7 +70,7 @@ class CountingEmbedder(SignEmbedder):
         self.seen: list[str] = []
 
     def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
-        paths = [page.path for page in pages]  # type: ignore[union-attr]
+        paths = [page.path for page in pages if isinstance(page, ImageRef)]
         if "store/image 13" in paths:
             raise EmbeddingError("page 13 cannot be read")
         self.seen += paths
@@ -123,7 +125,7 @@ def test_what_was_embedded_before_a_page_that_fails_is_saved(tmp_path: Path, mon
 def test_an_interruption_loses_few_pages(tmp_path: Path) -> None:
     class Interrupted(CountingEmbedder):
         def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
-            if "store/image 40" in [page.path for page in pages]:  # type: ignore[union-attr]
+            if "store/image 40" in [page.path for page in pages if isinstance(page, ImageRef)]:
                 raise KeyboardInterrupt
             return SignEmbedder.embed_pages(self, pages)
 
@@ -131,6 +133,57 @@ def test_an_interruption_loses_few_pages(tmp_path: Path) -> None:
     with create_index(tmp_path / "i", IDENTITY) as index, pytest.raises(KeyboardInterrupt):
         update_index(index, Interrupted(), FakeStore(*pages))
     assert len(open_index(tmp_path / "i")) >= 16  # the first call's
+
+
+def test_saving_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A clock that only work moves: 10 s for a call of the embedder, 3 s for a save. The first save comes after more
+    # than 30 s, that is 4 calls; the next ones after more than 3 s / 0.02 = 150 s, that is 16 calls. Of 40 calls: saves
+    # after 4, 20 and 36; the last save closes the update.
+    seconds = 0.0
+    saved_after = []
+
+    class Slow(CountingEmbedder):
+        def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
+            nonlocal seconds
+            seconds += 10.0
+            return super().embed_pages(pages)
+
+    class SlowToSave(FlatIndex):
+        def save(self) -> None:
+            nonlocal seconds
+            saved_after.append(len(self))
+            super().save()
+            seconds += 3.0
+
+    monkeypatch.setattr("recipes.indexing.updating.time.monotonic", lambda: seconds)
+    monkeypatch.setattr("recipes.indexing.updating._FIRST_PAGES", 1)
+    monkeypatch.setattr("recipes.indexing.updating._PAGES_AT_ONCE", 1)
+    monkeypatch.setattr("rsgrpo.retrieval.flat_index.FlatIndex", SlowToSave)
+    pages = [FakePage(document="a.pdf", page_number=number) for number in range(101, 141)]
+    told = []
+    with create_index(tmp_path / "i", IDENTITY) as index:
+        update_index(index, Slow(), FakeStore(*pages), on_progress=lambda *numbers: told.append(numbers))
+    assert saved_after == [4, 20, 36, 40]
+    assert told == [(number, 40) for number in range(1, 41)]
+
+
+def test_progress_says_when_the_rest_is_done() -> None:
+    # 310 pages in 62 s are 5 a second; 930 more take 186 s
+    line = embedding_line(310, 1240, 62.0, datetime(2026, 11, 20, 14, 0))
+    assert line == "310/1,240 pages embedded, 5.0 pages/s, ends 14:03 (in 3 min 06 s)"
+
+
+def test_slips_are_refused_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def load(config: EmbedderConfig) -> SignEmbedder:
+        raise AssertionError("a model was loaded")
+
+    out = str(tmp_path / "i")
+    assert index_documents([str(tmp_path / "no.pdf"), "--out", out, "--embedder", "m"], make_embedder=load) == 1
+    assert "no.pdf" in capsys.readouterr().err
+    assert run_index("a", "--out", out, "--embedder", "m") == 0
+    PageStore.open(tmp_path / "i" / "pages", RenderSettings())
+    assert index_documents(["--out", out, "--remove", "no.pdf"], make_embedder=load) == 1
+    assert "there is no document no.pdf" in capsys.readouterr().err.replace("'", "")
 
 
 def test_another_embedder_changes_nothing(tmp_path: Path) -> None:
@@ -173,7 +226,7 @@ def test_a_question_finds_its_page(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{i}", ""], "a question is empty"),
+        (["{i}", " "], "the question is empty"),
         (["{i}", "1", "-k", "0"], "-k 0 asks for no number of pages"),
         (["{i}", "1", "--document", "none.pdf", "--since", "2026-01-01"],
          "none of the 3 pages of the index {i} meets --document none.pdf and --since 2026-01-01; widen it"),
@@ -247,7 +300,9 @@ def test_ctrl_c_says_how_indexing_goes_on(tmp_path: Path, capsys: pytest.Capture
     def interrupted(config: EmbedderConfig) -> SignEmbedder:
         raise KeyboardInterrupt
 
-    assert index_documents(["a", "--out", str(tmp_path / "i"), "--embedder", "m"], None, interrupted) == 130
+    (tmp_path / "a.png").touch()
+    call = [str(tmp_path / "a.png"), "--out", str(tmp_path / "i"), "--embedder", "m"]
+    assert index_documents(call, None, interrupted) == 130
     assert capsys.readouterr().err == "interrupted; what is done stays, and the same command goes on\n"
 
 

@@ -43,11 +43,11 @@ def test_quality_and_speed_stand_side_by_side(tmp_path: Path, capsys) -> None:
     config = searching(data_root, "visrag_ret/mine", "vidore/v3_hr")
     report = run_benchmarks(config, lambda _: embedder)
     summary = read_summary(report.parent / "summary.json")
-    assert set(summary.retrieval) == {
+    assert set(summary.searches) == {
         "visrag_ret/mine",
         *(f"vidore/v3_hr@{one}" for one in ("french", "spanish", "english", "german", "italian", "portuguese")),
     }
-    mine = summary.retrieval["visrag_ret/mine"]
+    mine = summary.searches["visrag_ret/mine"]
     assert mine.official == mine.strict
     assert mine.official["mrr@10"] == pytest.approx(MRR)
     assert mine.mteb == {"mrr_at_10": pytest.approx(MRR)}
@@ -55,7 +55,7 @@ def test_quality_and_speed_stand_side_by_side(tmp_path: Path, capsys) -> None:
     assert mine.pages_per_second is not None and mine.pages_per_second > 0
     assert mine.query_embedding_milliseconds > 0 and mine.search_milliseconds > 0
     # One subset's pages were embedded, the others share them.
-    speeds = [found.pages_per_second for name, found in summary.retrieval.items() if "@" in name]
+    speeds = [found.pages_per_second for name, found in summary.searches.items() if "@" in name]
     assert sum(speed is not None for speed in speeds) == 1
     page = report.read_text()
     assert "search visrag_ret/mine" in page and "MRR@10, strict" in page
@@ -77,7 +77,7 @@ def test_a_rerun_embeds_nothing_again_and_refuses_another_embedder(tmp_path: Pat
     resumed = searching(tmp_path / "data", "visrag_ret/mine", resume="auto")
     report = run_benchmarks(resumed, lambda _: again)
     assert (first.num_pages, again.num_pages) == (5, 0)
-    assert read_summary(report.parent / "summary.json").retrieval["visrag_ret/mine"].pages_per_second is None
+    assert read_summary(report.parent / "summary.json").searches["visrag_ret/mine"].pages_per_second is None
     with pytest.raises(EmbedderMismatchError, match=r"was made by the embedder colours.*revision"):
         run_benchmarks(resumed, lambda _: ColourEmbedder(revision="sha256:11"))
     run_benchmarks(resumed, lambda _: again)  # the index was left open to others
@@ -97,7 +97,7 @@ def test_what_cannot_be_embedded_is_named(tmp_path: Path, capsys) -> None:
     (tmp_path / "run" / "config.yaml").unlink()  # begun anew, with another setting
     config = searching(tmp_path / "data", "visrag_ret/mine", data=data)
     report = run_benchmarks(config, lambda _: ColourEmbedder())
-    found = read_summary(report.parent / "summary.json").retrieval["visrag_ret/mine"]
+    found = read_summary(report.parent / "summary.json").searches["visrag_ret/mine"]
     assert (found.official["mrr@10"], found.strict["mrr@10"], found.missing_queries) == (1.0, 0.5, 1)
     assert "left out 1 queries that cannot be embedded: 'q-blue'" in capsys.readouterr().out
     written = json.loads((report.parent / "retrieval" / "visrag_ret/mine" / "measures.json").read_text())
@@ -115,7 +115,7 @@ def test_answered_and_searched_tasks_stand_in_one_run(data_root: Path) -> None:
         server.close()
     summary = read_summary(report.parent / "summary.json")
     assert set(summary.benchmarks) == {"evisrag/chartqa"}
-    assert set(summary.retrieval) == {"visrag_ret/mine"}
+    assert set(summary.searches) == {"visrag_ret/mine"}
 
 
 def test_a_real_embedder_is_evaluated_through_mteb(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_real_embedder_is_evaluated_through_mteb(tmp_path: Path) -> None:
         _config(tmp_path / "data", "visrag_ret/mine"), embedder=EmbedderConfig(model=str(model), preset="visrag")
     )
     report = run_benchmarks(config)
-    found = read_summary(report.parent / "summary.json").retrieval["visrag_ret/mine"]
+    found = read_summary(report.parent / "summary.json").searches["visrag_ret/mine"]
     # mteb rounds to five digits.
     assert found.mteb["mrr_at_10"] == pytest.approx(found.strict["mrr@10"], abs=1e-5)
     scores = json.loads((report.parent / "retrieval" / "visrag_ret/mine" / "measures.json").read_text())["mteb_scores"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from rsgrpo.config.embedder import EmbedderConfig
+from rsgrpo.config.index import IndexConfig
 from rsgrpo.retrieval.embedder import EmbedderIdentity, EmbeddingError, PageImage
+from rsgrpo.retrieval.flat_index import create_index
 from rsgrpo.retrieval.page_index import FoundPage, IndexedPage, PageFilter
-from rsgrpo.types import FloatArray
+from rsgrpo.types import FloatArray, ImageRef
 
 DIMENSION = 4
 
@@ -24,6 +28,8 @@ IDENTITY = EmbedderIdentity(
     dpi=None,
     dimension=DIMENSION,
 )
+
+MULTI_IDENTITY = dataclasses.replace(IDENTITY, pooling="image_tokens", is_multi_vector=True)
 
 
 def sign_vector(number: int) -> FloatArray:
@@ -48,7 +54,21 @@ class SignEmbedder:
         return sign_vectors([int(query.split()[-1]) for query in queries])
 
     def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
-        return sign_vectors([int(page.path.split()[-1]) for page in pages])  # type: ignore[union-attr]
+        return sign_vectors([int(page.path.split()[-1]) for page in pages if isinstance(page, ImageRef)])
+
+
+class SignSetEmbedder:
+    """A multi-vector embedder: a question or a page called ``… 5.3.3`` has the sign vectors 5, 3 and 3."""
+
+    def __init__(self, identity: EmbedderIdentity = MULTI_IDENTITY) -> None:
+        self.identity = identity
+        self.settings = EmbedderConfig(model="m", preset="multi_vector")
+
+    def embed_queries(self, queries: Sequence[str]) -> list[FloatArray]:
+        return [sign_vectors([int(number) for number in query.split()[-1].split(".")]) for query in queries]
+
+    def embed_pages(self, pages: Sequence[PageImage]) -> list[FloatArray]:
+        return self.embed_queries([page.path for page in pages if isinstance(page, ImageRef)])
 
 
 def make_page(number: int, *, folder: str = "", date: str = "", document: str = "") -> IndexedPage:
@@ -93,11 +113,26 @@ def meets(page: IndexedPage, wanted: PageFilter) -> bool:
     )
 
 
+def inner_product(vector: FloatArray, query: FloatArray) -> float:
+    return float((vector.astype(np.float64) * query.astype(np.float64)).sum())
+
+
+def brute_maxsim(page: FloatArray, query: FloatArray) -> float:
+    """Compute the sum over the question's vectors of the best inner product with a vector of the page."""
+    wide = page.astype(np.float64)
+    return float(np.sum([(wide * of_query.astype(np.float64)).sum(axis=1).max() for of_query in query]))
+
+
 def brute_force(
-    pages: list[IndexedPage], vectors: FloatArray, query: FloatArray, k: int, wanted: PageFilter
+    pages: list[IndexedPage],
+    vectors: Sequence[FloatArray] | FloatArray,
+    query: FloatArray,
+    k: int,
+    wanted: PageFilter,
+    score: Callable[[FloatArray, FloatArray], float] = inner_product,
 ) -> list[tuple[str, float]]:
     """Find ids and scores of the best pages by a look at every page."""
-    scores = [float((vector.astype(np.float64) * query.astype(np.float64)).sum()) for vector in vectors]
+    scores = [score(of_page, query) for of_page in vectors]
     allowed = [(page, score) for page, score in zip(pages, scores, strict=True) if meets(page, wanted)]
     best = sorted(allowed, key=lambda scored: (-scored[1], scored[0].order))[:k]
     return [(page.page_id, score) for page, score in best]
@@ -106,3 +141,11 @@ def brute_force(
 def told(found: list[FoundPage]) -> list[tuple[str, float]]:
     assert [hit.rank for hit in found] == list(range(1, len(found) + 1))
     return [(hit.page.page_id, hit.score) for hit in found]
+
+
+def save_pages(folder: Path, num: int, config: IndexConfig | None = None, dimension: int = 24) -> np.ndarray:
+    vectors = unit_vectors(num, dimension)
+    with create_index(folder, dataclasses.replace(IDENTITY, dimension=dimension), config) as index:
+        index.add([spread_page(number) for number in range(num)], vectors)
+        index.save()
+    return vectors

@@ -25,6 +25,7 @@ from rsgrpo.retrieval.relevance_files import (
     RetrievalSet,
     fill_template,
     oracle_page_ids,
+    read_judged_queries,
     read_retrieval_set,
     refuse_shared_pages,
 )
@@ -59,6 +60,17 @@ def folder(tmp_path: Path) -> Path:
     judged = [("a.png-1", "a.png", 1), ("a.png-1", "b", 0), ("b-1", "b", 1)]
     _write(tmp_path, "qrels", [dict(zip(("query-id", "corpus-id", "score"), row, strict=True)) for row in judged])
     return tmp_path
+
+
+def test_judged_queries_need_no_corpus(folder: Path) -> None:
+    whole = read_retrieval_set(folder)
+    (folder / "corpus.jsonl").unlink()
+    judged = read_judged_queries(folder)
+    assert [query.query_id for query in judged.queries] == ["a.png-1", "b-1"]  # the second is not judged
+    assert judged.relevant == whole.relevant
+    judged.check_pages(["a.png", "b", "c"], "the index i")
+    with pytest.raises(DataError, match=r"2 page ids are not in the index i: 'a.png' .*, 'b'"):
+        judged.check_pages(["A.png"], "the index i")
 
 
 def test_json_lines_are_read_with_answers_of_their_types(folder: Path) -> None:
