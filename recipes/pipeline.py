@@ -2,6 +2,8 @@
 
     prepare ─► evaluate before_sft ─► SFT ─► evaluate after_sft ─► RS-GRPO ─► evaluate after_rl ─► report
 
+``stage=retriever`` goes a way of its own (``recipes.retriever.stage``): it needs neither Ray nor engines.
+
 Every stage leaves what the next one needs in the run folder, so that ``resume=auto`` goes on from the
 newest checkpoint whichever stage it belongs to.
 """
@@ -44,6 +46,10 @@ def run(config: Config) -> Path | None:
         return None
     if config.eval.tasks:
         return run_benchmarks(config)
+    if config.stage == "retriever":
+        from recipes.retriever.stage import run_retriever  # here, because sentence-transformers takes seconds
+
+        return run_retriever(config)
     with ExitStack() as stack:
         folder = stack.enter_context(open_run_folder(config))
         progress = Progress(config.logging.progress)

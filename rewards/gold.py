@@ -15,9 +15,11 @@ _CACHED_GOLDS = 4096
 
 
 @lru_cache(maxsize=_CACHED_GOLDS)
-def parsed_gold(gold_response: str, response_format: ResponseFormat = EVISRAG) -> ParsedResponse:
+def parsed_gold(
+    gold_response: str, response_format: ResponseFormat = EVISRAG, page_numbers: tuple[int, ...] = ()
+) -> ParsedResponse:
     """A gold response, taken apart. It is a whole one, with all of its tags, whatever prompts open."""
-    return parse_response(gold_response, response_format)
+    return parse_response(gold_response, response_format, page_numbers=page_numbers)
 
 
 def gold_answers(
@@ -73,7 +75,7 @@ def gold_problem(
             return "it has no gold response"
         is_answered = gold_answers(sample, response_format, answer_section)
         return "" if is_answered else "it has neither a gold response nor answers"
-    gold = parsed_gold(sample.gold_response, response_format)
+    gold = parsed_gold(sample.gold_response, response_format, sample.page_numbers)
     for name in sections:
         if gold.content(name) is None:
             return f"its gold response has no <{name}>…</{name}>"
@@ -85,6 +87,6 @@ def _lines_problem(sample: Sample, gold: ParsedResponse) -> str:
     if not gold.evidence_lines:
         return f"the {name} section of its gold response has no line that starts with [1]:"
     last = max(line.image_index for line in gold.evidence_lines) + 1
-    if sample.images and last > len(sample.images):
+    if sample.images and last > len(sample.images) and not sample.page_numbers:
         return f"its gold response has {name} [{last}]: but the sample has {len(sample.images)} images"
     return ""

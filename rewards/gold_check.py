@@ -31,7 +31,7 @@ def exact_answer_problem(reward: LoadedReward, blank: RewardCall) -> str:
 
     def try_it(call: RewardCall, **kwargs: Any) -> tuple[str, Any]:
         text = exact_answer(call, **kwargs)
-        parsed = parse_response(text, call.parsed.format)
+        parsed = parse_response(text, call.parsed.format, page_numbers=call.sample.page_numbers)
         return text, reward.function(replace(call, text=text, parsed=parsed), **kwargs)
 
     try:

@@ -80,7 +80,9 @@ class Scoring:
             call = RewardCall(
                 sample=group.sample,
                 text=rollout.text,
-                parsed=parse_response(rollout.text, self._format, group.prompt.opened_section),
+                parsed=parse_response(
+                    rollout.text, self._format, group.prompt.opened_section, group.sample.page_numbers
+                ),
                 token_ids=rollout.token_ids,
                 finish_reason=rollout.finish_reason,
                 num_tokens=len(rollout.token_ids),

@@ -35,7 +35,17 @@ def rollout_of(request: RolloutRequest, completion: Any, table: TokenTable) -> R
         policy_version=int(versions[0]),
         temperature=request.sampling.temperature,
         token_versions=versions if versions[0] != versions[-1] else None,
+        named_logprobs=_named(completion.logprobs, request.named_token_ids),
     )
+
+
+def _named(flat: Any, token_ids: Sequence[int]) -> NDArray[np.float32] | None:
+    """[C] float32, log-probabilities of the named tokens at the first position; None where none are named."""
+    if not token_ids:
+        return None
+    first = slice(flat.start_indices[0], flat.end_indices[0])
+    found = dict(zip(flat.token_ids[first], flat.logprobs[first], strict=True))
+    return np.array([found[token] for token in token_ids], dtype=np.float32)
 
 
 def sampled_logprobs(flat: Any) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from rsgrpo.config import SamplingConfig
@@ -13,6 +14,37 @@ from rsgrpo.weights.update import WeightUpdate
 
 class RolloutError(RsgrpoError):
     """Responses could not be sampled; the message names the worker or the sample and the way out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedLogprobs:
+    """How probable given tokens are as the first token of a response.
+
+    Attributes:
+        logprobs: natural logarithms of the probabilities, one for each of the tokens, in their order.
+        num_prompt_tokens: how many tokens the prompt has, those of its images included.
+    """
+
+    logprobs: tuple[float, ...]
+    num_prompt_tokens: int
+
+
+class TokenJudge(Protocol):
+    """Says how probable given answers of one token are; engines do, and a plain forward pass of a model does."""
+
+    def named_logprobs(
+        self, prompted: Sequence[PromptedSample], token_ids: Sequence[int], *, max_pixels: int
+    ) -> list[NamedLogprobs]:
+        """Look at the first token behind each prompt.
+
+        Args:
+            prompted: the questions, with different sample ids.
+            token_ids: the tokens to look at, at least one.
+            max_pixels: the area in pixels that larger pages are scaled down to.
+
+        Returns:
+            The log-probabilities behind each prompt, in the order of the questions.
+        """
 
 
 class RolloutEngine(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -11,8 +12,8 @@ from typing import Any
 
 import ray
 
-from rollout.engine import RolloutError
-from rollout.requests import EnginePace, RequestQueue, request_seed, requests_for
+from rollout.engine import NamedLogprobs, RolloutError
+from rollout.requests import EnginePace, RequestQueue, RolloutRequest, request_seed, requests_for
 from rollout.sampling import SamplingCall
 from rollout.weight_stream import EngineDiedError, WeightStream
 from rollout.worker_calls import explained
@@ -156,12 +157,36 @@ class RolloutPool:
         Raises:
             RolloutError: workers died more than ``rollout.max_restarts`` times, or took too long.
         """
+        yield from self._answered(requests_for(prompted, num_samples=num_samples, sampling=sampling, seed=seed))
+
+    def named_logprobs(
+        self, prompted: Sequence[PromptedSample], token_ids: Sequence[int], *, max_pixels: int
+    ) -> list[NamedLogprobs]:
+        """Look at the first token behind each prompt, see :class:`rollout.engine.TokenJudge`; raises as ``stream``."""
+        greedy = SamplingConfig(temperature=0.0, max_response_tokens=1)
+        requests = [
+            dataclasses.replace(request, named_token_ids=tuple(token_ids), max_pixels=max_pixels)
+            for request in requests_for(prompted, num_samples=1, sampling=greedy, seed=0)
+        ]
+        found: dict[str, NamedLogprobs] = {}
+        paces = self._paces
+        for group in self._answered(requests) if requests else ():
+            logprobs = group.rollouts[0].named_logprobs
+            assert logprobs is not None
+            found[group.sample_id] = NamedLogprobs(
+                logprobs=tuple(map(float, logprobs)), num_prompt_tokens=len(group.prompt_token_ids)
+            )
+        self._paces = paces  # answers of one token say nothing of how fast responses come
+        return [found[prompt.sample.sample_id] for prompt in prompted]
+
+    def _answered(self, requests: Sequence[RolloutRequest]) -> Generator[RolloutGroup, None, None]:
+        """Answer requests that all want as many samples by one seed, and hand over each group once complete."""
         self.wait_ready()
         with self._sending:
             self._take(Phase.SAMPLING)
             self._catch_up()
         settings = self._config.rollout
-        requests = requests_for(prompted, num_samples=num_samples, sampling=sampling, seed=seed)
+        num_samples, seed = (requests[0].num_samples, requests[0].seed) if requests else (1, 0)
         # As many responses as run at once, and further requests that are made ready meanwhile.
         capacity = math.ceil(settings.max_num_sequences / num_samples) + _WAITING_REQUESTS
         queue = RequestQueue(requests, range(len(self._workers)), capacity=capacity, paces=self._paces)

@@ -27,12 +27,16 @@ class RolloutRequest:
         num_samples: n, how many responses are wanted.
         sampling: how the responses are drawn.
         seed: the seed that together with the sample's id fixes every response.
+        named_token_ids: tokens whose log-probabilities at the first position are wanted too; empty: none.
+        max_pixels: the area in pixels that larger pages are scaled down to; 0: ``data.max_pixels``.
     """
 
     prompted: PromptedSample
     num_samples: int
     sampling: SamplingConfig
     seed: int
+    named_token_ids: tuple[int, ...] = ()
+    max_pixels: int = 0
 
     @property
     def sample_id(self) -> str:

@@ -6,7 +6,7 @@ import itertools
 import os
 import pickle
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.cluster.topology import engine_memory_frac, transfer_kind
 from rsgrpo.config import Config
 from rsgrpo.errors import shown
-from rsgrpo.model.image_feed import decoded_images
+from rsgrpo.model.image_feed import ImageFeed, decoded_images
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import Group, RolloutGroup
@@ -138,9 +138,8 @@ class VllmEngine:
         self._settings = settings
         self._numbers = itertools.count()
         self._open: dict[str, RolloutRequest] = {}
-        self._feed = decoded_images(
-            spec.config.data.image_rules, max_bytes=_IMAGE_BYTES, num_threads=torch.get_num_threads()
-        )
+        self._rules = spec.config.data.image_rules
+        self._feeds: dict[int, ImageFeed[Image.Image]] = {}  # by ``max_pixels`` of the requests
         self._renderer = PromptRenderer(self._render, self._images, max_ahead=_MAX_READY_PROMPTS)
         self._table = TokenTable.from_tokenizer(self._tokenizer)
         vocabulary_size = self._llm.model_config.get_vocab_size()
@@ -214,7 +213,24 @@ class VllmEngine:
 
     def _images(self, requests: Sequence[RolloutRequest]) -> Generator[tuple[Image.Image, ...], None, None]:
         """The decoded pages of each request; none where the engine gets stored features instead."""
-        return self._feed.images([() if self._embeds else request.prompted.prompt.images for request in requests])
+        for max_pixels, members in itertools.groupby(requests, key=lambda request: request.max_pixels):
+            demands = [() if self._has_features(request) else request.prompted.prompt.images for request in members]
+            with closing(self._feed(max_pixels).images(demands)) as images:
+                yield from images
+
+    def _feed(self, max_pixels: int) -> ImageFeed[Image.Image]:
+        """The feed of pages that are scaled down to so many pixels; 0: as the settings say."""
+        if max_pixels not in self._feeds:
+            self._feeds[max_pixels] = decoded_images(
+                self._rules.scaled_down(max_pixels) if max_pixels else self._rules,
+                max_bytes=_IMAGE_BYTES,
+                num_threads=torch.get_num_threads(),
+            )
+        return self._feeds[max_pixels]
+
+    def _has_features(self, request: RolloutRequest) -> bool:
+        """Whether stored features stand for the request's pages; they are those of pages at full size."""
+        return self._embeds is not None and not request.max_pixels
 
     def _render(self, request: RolloutRequest, decoded: tuple[Image.Image, ...]) -> Any:
         """Prepare a prompt for vLLM: token ids with images expanded, and the images' pixels for the model."""
@@ -222,7 +238,7 @@ class VllmEngine:
         ids = self._tokenizer.encode(prompt.text, add_special_tokens=False)
         tokens = TokensPrompt(prompt_token_ids=ids)
         if prompt.images:
-            images = list(decoded) if self._embeds is None else self._embeds.of(prompt.images)
+            images = self._embeds.of(prompt.images) if self._has_features(request) else list(decoded)
             tokens["multi_modal_data"] = {"image": images}
         return self._llm.llm_engine.renderer.render_cmpl([tokens])[0]
 
@@ -237,7 +253,8 @@ class VllmEngine:
             repetition_penalty=sampling.repetition_penalty,
             max_tokens=sampling.max_response_tokens,
             seed=request_seed(request.seed, request.sample_id) if has_seed else None,
-            logprobs=0,  # the sampled token's alone
+            logprobs=len(request.named_token_ids),  # 0: the sampled token's alone
+            logprob_token_ids=list(request.named_token_ids) or None,
             flat_logprobs=True,  # numbers in lists: an object a token would cost five times as much
             detokenize=False,  # texts come from the ids' own bytes, with offsets
             output_kind=RequestOutputKind.FINAL_ONLY,

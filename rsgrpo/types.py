@@ -110,6 +110,7 @@ class Sample:
         boxes: the gold rectangles of a grounding question.
         task: the benchmark or subset that it belongs to, such as ``milebench/ALFRED``; may be empty.
         metadata: the further columns of the data set, as text.
+        page_numbers: the number of each image in texts, such as (7, 12) where a filter left others out; empty: 1, 2 ….
     """
 
     sample_id: str
@@ -125,6 +126,12 @@ class Sample:
     boxes: tuple[Box, ...] = ()
     task: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    page_numbers: tuple[int, ...] = ()
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The number of each image in texts: ``page_numbers``, or 1, 2, … where there are none."""
+        return self.page_numbers or tuple(range(1, len(self.images) + 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,6 +179,8 @@ class Rollout:
         temperature: the temperature at which it was sampled; 0: greedily.
         token_versions: [R] int32, version stamp of the weights that sampled each token, never falling, where weights
             came in the middle (``rl.partial_rollouts``); None: ``policy_version`` sampled all of them.
+        named_logprobs: [C] float32, natural log, how probable each of the tokens that the request named was as the
+            first one; None: it named none.
     """
 
     sample_id: str
@@ -184,6 +193,7 @@ class Rollout:
     policy_version: int
     temperature: float = 1.0
     token_versions: IntArray | None = None
+    named_logprobs: FloatArray | None = None
 
     @property
     def key(self) -> ResponseKey:

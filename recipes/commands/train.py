@@ -100,7 +100,7 @@ def help_parser(
         ("recipe=NAME", f"what is trained, on which data and with which rewards: {_names('recipe')}"),
         ("algorithm=NAME", f"the objective of the reinforcement stage: {_names('algorithm')}"),
         ("+machine=NAME", f"values for a small machine: {_names('machine')}"),
-        ("stage=NAME", "sft, rl, eval or all"),
+        ("stage=NAME", "sft, rl, eval, all or retriever"),
         ("key=value", "any other setting; `--cfg job` prints all of them, rsgrpo/config/ says what each means"),
     ):
         settings.add_argument(key, nargs="?", help=meaning)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
 from recipes.doctor.hub import hub_check
@@ -77,7 +77,7 @@ def _quickstart_checks(subject: Subject, config: Config) -> Iterator[Check]:
     """Check the data that the run builds: a few samples of each data set are built in the same way and read back."""
     from rsgrpo.data.synthetic.quickstart import build_quickstart_data
 
-    few: Mapping[str, int] = {
+    few: Mapping[str, Any] = {
         name: min(getattr(config.quickstart, name), _BUILT_SAMPLES)
         for name in ("num_sft_samples", "num_rl_samples", "num_test_samples")
     }

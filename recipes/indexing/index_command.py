@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call, sentence_embedder
-from recipes.indexing.places import PAGES_FOLDER, create_any_index, is_there, open_any_index, saved_embedder
+from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call
+from recipes.indexing.places import (
+    PAGES_FOLDER,
+    create_any_index,
+    is_there,
+    make_any_embedder,
+    open_any_index,
+    saved_embedder,
+)
 from recipes.indexing.settings import embedder_settings, index_settings, render_settings
 from recipes.indexing.updating import IndexReport, PageSource, update_index
 from rsgrpo.config.documents import RenderSettings
@@ -86,13 +93,13 @@ def main(
     Args:
         arguments: the arguments behind the command's name; None: those of this process.
         make_source: the function that renders documents into the store of pages; None: ``rsgrpo.documents`` does.
-        make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
+        make_embedder: the function that makes the embedder; None: the one that the settings describe is made.
 
     Returns:
         The exit status of the process.
     """
     return run_command(
-        lambda: _index(arguments, make_source, make_embedder or sentence_embedder),
+        lambda: _index(arguments, make_source, make_embedder or make_any_embedder),
         way_on="what is done stays, and the same command goes on",
     )
 

@@ -31,6 +31,11 @@ def show_plan(config: Config) -> None:
     """
     if config.cluster.device == "cpu":
         raise PlanError("plan=true computes for GPUs, and cluster.device=cpu uses none; leave it at auto")
+    if config.stage == "retriever":
+        raise PlanError(
+            "plan=true computes for training and answering with a policy, not for stage=retriever; a few steps "
+            "(retriever.max_steps=5) tell what a retriever's training takes"
+        )
     if config.eval.tasks:
         raise PlanError(
             "plan=true computes for training and for the test questions, not for eval.tasks; leave them out"

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from recipes.retriever.wanted_data import check_retriever_data
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, has_engines, uses_mixture
 from rewards.plugins import load_rewards
 from rsgrpo.cluster.device import check_build, choose_device
@@ -44,12 +45,15 @@ def check_first(config: Config) -> list[str]:
     check_cluster(config.cluster)
     if not config.plan:  # a plan may be for another machine
         _check_device(config)
-    template_fingerprint(config.prompt.path)
+    if config.stage != "retriever":
+        template_fingerprint(config.prompt.path)
     _check_model_path("model.path", config.model.path)
     if config.stage == "eval":
         _check_folder("eval.checkpoint", config.eval.checkpoint)
         _check_model_files("eval.checkpoint", config.eval.checkpoint)
-    if config.eval.tasks:
+    if config.stage == "retriever":
+        check_retriever_data(config)
+    elif config.eval.tasks:
         _check_benchmarks(config)
     else:
         _check_data(config)
@@ -62,6 +66,9 @@ def check_first(config: Config) -> list[str]:
 
 def _check_device(config: Config) -> None:
     """Check all of the device choice that is known before Ray runs, which alone tells how many GPUs there are."""
+    if config.stage == "retriever":
+        choose_device(config.cluster, int(has_gpu_files()), has_engines=False)
+        return
     samples = has_engines(config)
     if config.eval.endpoint.url:
         return

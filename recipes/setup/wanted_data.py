@@ -17,6 +17,7 @@ WANTED: Mapping[str, tuple[str, ...]] = {
     "sft": ("sft", "test"),
     "rl": ("rl", "test"),
     "eval": ("test",),
+    "retriever": (),
 }
 """The names of the data sets that each stage wants."""
 
@@ -30,11 +31,15 @@ def uses_mixture(config: Config) -> bool:
 
 def builds_quickstart_data(config: Config) -> bool:
     """Whether no data are named, so that the run builds the quickstart's."""
+    if config.stage == "retriever":
+        return False
     return not any((config.data.sft_path, config.data.rl_path, config.data.test_path)) and not uses_mixture(config)
 
 
 def has_engines(config: Config) -> bool:
     """Whether anything is sampled: a supervised stage samples answers to its test questions, where it has some."""
+    if config.stage == "retriever":
+        return False
     return config.stage != "sft" or bool(config.data.test_path) or builds_quickstart_data(config)
 
 

@@ -11,6 +11,9 @@ the gold line by set-F1, so words that gold lacks cost precision. What a policy 
   rightly worth 1 this way);
 * labels for images that do not exist: each counts as an irrelevant image judged wrongly;
 * a label twice: the first line counts.
+
+Where a filter left pages out (``Sample.page_numbers``), gold evidence on one of these is missed, and irrelevant ones
+count for nothing.
 """
 
 from __future__ import annotations
@@ -39,9 +42,9 @@ def evidence(call: RewardCall, relevant_weight: float = 3.0, irrelevant_weight: 
     """
     if call.parsed.content(call.parsed.format.lines_section) is None:
         return 0.0
-    gold = parsed_gold(call.sample.gold_response, call.parsed.format)
+    gold = parsed_gold(call.sample.gold_response, call.parsed.format, call.sample.page_numbers)
     gold_lines = gold.first_lines()
-    scores = evidence_scores(call.parsed, gold)
+    scores = evidence_scores(call.parsed, gold, num_shown=len(call.sample.page_numbers) or None)
     total = earned = 0.0
     for image_index, score in scores.items():
         weight = irrelevant_weight if is_irrelevant(gold_lines[image_index].text) else relevant_weight
@@ -60,5 +63,6 @@ def evidence_per_image(call: RewardCall) -> list[float | None]:
         One value for each image of the sample: its score in [0, 1], 0.0 where the response has no line for it, None
         where gold has none.
     """
-    scores = evidence_scores(call.parsed, parsed_gold(call.sample.gold_response, call.parsed.format))
-    return [scores.get(image_index) for image_index in range(len(call.sample.images))]
+    sample = call.sample
+    scores = evidence_scores(call.parsed, parsed_gold(sample.gold_response, call.parsed.format, sample.page_numbers))
+    return [scores.get(image_index) for image_index in range(len(sample.images))]

@@ -168,7 +168,7 @@ def _call(case: Case, text: str) -> RewardCall:
     return RewardCall(
         sample=case.sample,
         text=text,
-        parsed=parse_response(text, case.format),
+        parsed=parse_response(text, case.format, page_numbers=case.sample.page_numbers),
         token_ids=np.zeros(num_tokens, dtype=np.int32),
         finish_reason="length" if is_cut and text else "stop",
         num_tokens=num_tokens,

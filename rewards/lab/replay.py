@@ -225,6 +225,7 @@ def _sampled(group: RecordedGroup) -> RolloutGroup:
         choices=group.choices,
         boxes=group.boxes,
         metadata=group.metadata,
+        page_numbers=group.page_numbers,
     )
     return Group(
         sample=sample,
@@ -259,7 +260,7 @@ def _group_change(
     old: RecordedGroup, new: CreditedGroup, weights_before: Mapping[str, float], weights_after: Mapping[str, float]
 ) -> GroupChange:
     rollouts = tuple(
-        _rollout_change(old_rollout, new_rollout, weights_before, weights_after)
+        _rollout_change(old_rollout, new_rollout, weights_before, weights_after, old.page_numbers)
         for old_rollout, new_rollout in zip(old.rollouts, new.rollouts, strict=True)
     )
     return GroupChange(
@@ -274,7 +275,11 @@ def _group_change(
 
 
 def _rollout_change(
-    old: RecordedRollout, new: CreditedRollout, weights_before: Mapping[str, float], weights_after: Mapping[str, float]
+    old: RecordedRollout,
+    new: CreditedRollout,
+    weights_before: Mapping[str, float],
+    weights_after: Mapping[str, float],
+    page_numbers: Sequence[int],
 ) -> RolloutChange:
     before = {
         (reward.name, reward.image_index): (reward.value, reward.advantage, reward.spans) for reward in old.rewards
@@ -289,7 +294,8 @@ def _rollout_change(
         values.append(
             ValueChange(
                 name=name,
-                image_index=image_index,
+                # By the number that texts call the page by, also where a filter left others out.
+                image_index=page_numbers[image_index] - 1 if 0 <= image_index < len(page_numbers) else image_index,
                 before=value_before,
                 after=value_after,
                 advantage_before=advantage_before,

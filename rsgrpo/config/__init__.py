@@ -24,6 +24,7 @@ from rsgrpo.config.data import (
     VideoConfig,
 )
 from rsgrpo.config.eval import EndpointConfig, EvalConfig
+from rsgrpo.config.filter import FilterStageConfig, HeadTrainingConfig, QueryFilterConfig
 from rsgrpo.config.logging import LoggingConfig
 from rsgrpo.config.model import Attention, Dtype, LoraConfig, ModelConfig, VisionCacheConfig
 from rsgrpo.config.optimizer import OptimizerConfig
@@ -38,6 +39,7 @@ from rsgrpo.config.response import (
     SectionRule,
     check_declared,
 )
+from rsgrpo.config.retriever import NegativesConfig, RetrieverConfig
 from rsgrpo.config.rewards import RewardConfig, ScopeConfig
 from rsgrpo.config.rl import (
     Aggregation,
@@ -84,23 +86,28 @@ __all__ = [
     "Estimator",
     "EvalConfig",
     "FilterConfig",
+    "FilterStageConfig",
+    "HeadTrainingConfig",
     "ImageOrder",
     "KlConfig",
     "LoggingConfig",
     "LoraConfig",
     "LossConfig",
     "ModelConfig",
+    "NegativesConfig",
     "Normaliser",
     "OldLogprobsFrom",
     "OnBadSample",
     "OptimizerConfig",
     "PlanConfig",
     "PromptConfig",
+    "QueryFilterConfig",
     "QuickstartConfig",
     "Ratio",
     "ResponseConfig",
     "ResponseFormat",
     "Resume",
+    "RetrieverConfig",
     "RewardConfig",
     "RlConfig",
     "RolloutConfig",
@@ -130,7 +137,7 @@ _ADDRESS = re.compile(r"[A-Za-z][\w+.-]*:/")  # s3://…, hdfs:/…: as a path t
 
 Resume = Literal["auto", "never"]
 
-Stage = Literal["sft", "rl", "eval", "all"]
+Stage = Literal["sft", "rl", "eval", "all", "retriever"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -140,7 +147,8 @@ class Config:
     name: str = "run"
     """Name of the run: its default folder is ``runs/NAME``, and wandb shows it."""
     stage: Stage = "all"
-    """Which stage runs: ``sft``, ``rl``, ``eval`` or ``all``."""
+    """Which stage runs: ``sft``, ``rl``, ``eval`` or ``all`` (both training stages, with evaluations between them), or
+    ``retriever``, which trains a model that finds pages."""
     plan: bool = False
     """Say what the run would take in memory, time and money, and start nothing; docs/plan.md."""
     run_dir: str = "runs/${name}"
@@ -160,10 +168,12 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     rl: RlConfig = field(default_factory=RlConfig)
+    retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: dict[str, RewardConfig] = field(default_factory=dict)
     """The rewards that responses are judged by, by name; see ``rewards.NAME``."""
     eval: EvalConfig = field(default_factory=EvalConfig)
+    filter: QueryFilterConfig = field(default_factory=QueryFilterConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
@@ -203,18 +213,53 @@ class Config:
         self._check_sections()
         if self.stage in ("rl", "all"):
             self._check_rl()
+        if self.stage == "retriever":
+            self._check_retriever()
         self._check_vision_rates()
+        self._check_filter()
         if self.eval.tasks and self.stage != "eval":
             raise ConfigError(f"eval.tasks is answered by stage=eval, got stage={self.stage}; set stage=eval")
         if self.cluster.topology == "colocated":
             self._check_colocated()
 
     def _check_vision_rates(self) -> None:
-        optimizers = (self.rl.optimizer, self.sft.optimizer, *(phase.optimizer for phase in self.sft.phases))
+        phases = (phase.optimizer for phase in self.sft.phases)
+        optimizers = (self.rl.optimizer, self.sft.optimizer, self.retriever.optimizer, *phases)
         if self.model.freeze_vision and any(optimizer.vision_learning_rate for optimizer in optimizers):
             raise ConfigError(
                 "optimizer.vision_learning_rate is the rate of a vision tower that model.freeze_vision=true keeps "
                 "as it is; set model.freeze_vision=false, or leave the rate out"
+            )
+
+    def _check_retriever(self) -> None:
+        if self.retriever.batch_size % self.trainer.num_ranks:
+            raise ConfigError(
+                f"retriever.batch_size={self.retriever.batch_size} is shared out evenly over trainer.num_ranks="
+                f"{self.trainer.num_ranks} ranks; make it a multiple of that"
+            )
+        for key, value, only in (
+            ("cluster.num_nodes", self.cluster.num_nodes, 1),
+            ("cluster.address", self.cluster.address, ""),
+            ("model.vision_cache.folder", self.model.vision_cache.folder, ""),
+        ):
+            if value != only:
+                raise ConfigError(
+                    f"{key}={shown(value)}: stage=retriever trains on this machine alone, without Ray and without "
+                    f"features of a frozen tower; set {key}={only or repr('')}"
+                )
+
+    def _check_filter(self) -> None:
+        if not self.filter.enabled:
+            return
+        if self.eval.tasks:
+            raise ConfigError(
+                "filter.enabled=true filters the pages of data.test_path, not of eval.tasks; set one of them"
+            )
+        most = self.filter.stages[-1].top_k
+        if most > self.data.max_images:
+            raise ConfigError(
+                f"the last of filter.stages keeps {most} pages, the model sees at most data.max_images="
+                f"{self.data.max_images}; raise it, or lower top_k"
             )
 
     def _check_colocated(self) -> None:
@@ -224,7 +269,7 @@ class Config:
                 "turns on the same GPUs; choose one of the two"
             )
         num_engine_gpus = self.rollout.num_workers * self.rollout.tensor_parallel_size
-        if self.stage != "eval" and self.trainer.num_ranks != num_engine_gpus:
+        if self.stage not in ("eval", "retriever") and self.trainer.num_ranks != num_engine_gpus:
             raise ConfigError(
                 f"cluster.topology=colocated shares each GPU between one rank and one engine's part: trainer.num_ranks="
                 f"{self.trainer.num_ranks} must equal rollout.num_workers={self.rollout.num_workers} × "

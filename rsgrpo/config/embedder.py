@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from rsgrpo.config.checks import MAX_TOKENS, ConfigError, Literal, at_least, between, check_choices, not_empty
 from rsgrpo.errors import shown
 
-EmbedderPreset = Literal["auto", "visrag", "last_token"]
+EmbedderPreset = Literal["auto", "visrag", "last_token", "multi_vector"]
 
 VISRAG_INSTRUCTION = "Represent this query for retrieving relevant documents: "
 """VisRAG's instruction (arXiv:2410.10594) in front of a question, never of a page; its demo drops the plural."""
 
-_MAX_DIMENSION = 65_536
+MAX_DIMENSION = 65_536
+"""More numbers than a vector of any embedder has."""
 _MAX_PIXELS = 100_000_000
 _MAX_DPI = 2400
+_MAX_POOL_FACTOR = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,10 +30,12 @@ class EmbedderConfig:
     """Revision of a model on the hub; empty: the newest."""
     preset: EmbedderPreset = "auto"
     """``auto``: pooling and prompts that were saved with the model. ``visrag``: VisRAG's weighted mean over all tokens,
-    its instruction in front of the question's text. ``last_token``: the last token's vector, as most models of 2026."""
+    its instruction in front of the question's text. ``last_token``: the last token's vector, as most models of 2026.
+    ``multi_vector``: a vector for each token, compared by MaxSim, as ColQwen and ColPali have it."""
     query_instruction: str | None = None
-    """Text in front of a question; null: the preset's own (``visrag`` has one, ``last_token`` none, ``auto``
-    what the model was saved with). It goes into the text, under ``auto`` where the model's own prompt goes."""
+    """Text in front of a question; null: the preset's own (``visrag`` has one, ``last_token`` none, ``auto`` and
+    ``multi_vector`` what the model was saved with). It goes into the text, under these two where the model's own prompt
+    goes."""
     min_pixels: int = 0
     """Area in pixels that smaller pages are scaled up to; 0: no bound."""
     max_pixels: int = 1_568_000
@@ -42,6 +46,9 @@ class EmbedderConfig:
     dimension: int = 0
     """How many numbers a vector has; 0: as many as the model gives. A shorter vector keeps the first numbers and is
     normalised again, which suits models that were trained for it (Matryoshka)."""
+    pool_factor: int = 1
+    """How many vectors of a page become one, under ``multi_vector``: like vectors are grouped and replaced by their
+    mean, so that an index is that many times smaller. 1: all are kept. Questions keep theirs."""
     batch_tokens: int = 16_384
     """Most tokens of a batch, padding included. A page that is longer by itself makes a batch of its own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -56,8 +63,14 @@ class EmbedderConfig:
         at_least("embedder.min_pixels", self.min_pixels, 0)
         between("embedder.max_pixels", self.max_pixels, 1, _MAX_PIXELS)
         between("embedder.dpi", 1.0 if self.dpi is None else self.dpi, 1.0, _MAX_DPI)
-        between("embedder.dimension", self.dimension, 0, _MAX_DIMENSION)
+        between("embedder.dimension", self.dimension, 0, MAX_DIMENSION)
+        between("embedder.pool_factor", self.pool_factor, 1, _MAX_POOL_FACTOR)
         between("embedder.batch_tokens", self.batch_tokens, 1, MAX_TOKENS)
+        if self.pool_factor > 1 and self.preset != "multi_vector":
+            raise ConfigError(
+                f"embedder.pool_factor={self.pool_factor} is of pages with many vectors, and "
+                f"embedder.preset={self.preset} gives one; set embedder.pool_factor=1"
+            )
         if self.min_pixels > self.max_pixels:
             raise ConfigError(
                 f"embedder.min_pixels={self.min_pixels} is above embedder.max_pixels={self.max_pixels}; lower it"

@@ -52,6 +52,16 @@ class ImageRules:
     background: Colour = (255, 255, 255)
     max_megapixels: float = MAX_MEGAPIXELS
 
+    def scaled_down(self, max_pixels: int) -> ImageRules:
+        """The same rules with a lower bound on large images; small ones are not scaled up beyond it.
+
+        Args:
+            max_pixels: the area in pixels that larger pages are scaled down to; a bound that is lower already stays.
+        """
+        largest = max_pixels if self.max_pixels is None else min(max_pixels, self.max_pixels)
+        smallest = None if self.min_pixels is None else min(self.min_pixels, largest)
+        return dataclasses.replace(self, min_pixels=smallest, max_pixels=largest)
+
     @property
     def full_size(self) -> ImageRules:
         """The same rules without bounds: images keep the size that they have."""

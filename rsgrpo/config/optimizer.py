@@ -1,4 +1,4 @@
-"""``sft.optimizer`` and ``rl.optimizer``: AdamW and its schedule."""
+"""``sft.optimizer``, ``rl.optimizer`` and ``retriever.optimizer``: AdamW and its schedule."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ class OptimizerConfig:
     """AdamW's learning rate after the warm-up."""
     vision_learning_rate: float = 0.0
     """Rate of the vision tower and the projector, on the same schedule; 0: ``learning_rate``."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Course of the learning rate after a linear warm-up: ``constant``, or ``cosine`` (down to zero)."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Course of the learning rate after a linear warm-up: ``constant``, or down to zero as half a ``cosine`` or in a
+    straight line (``linear``)."""
     warmup_steps: int = 0
     """Steps in which the rate rises linearly from 0."""
     weight_decay: float = 0.01

@@ -14,7 +14,8 @@ class PromptConfig:
     """How a question becomes a prompt."""
 
     path: str = "configs/prompt/evidence.jinja"
-    """Jinja template with the variables ``question``, ``num_images`` and ``choices``."""
+    """Jinja template with the variables ``question``, ``num_images``, ``choices`` and ``page_numbers`` (empty unless a
+    filter left pages out)."""
     image_order: ImageOrder = "text_first"
     """``text_first``, ``images_first``, or ``markers`` (where the data set's ready prompt says)."""
     system: str = "You are a helpful assistant."

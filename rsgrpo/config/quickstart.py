@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsgrpo.config.checks import ConfigError, at_least, between
+from rsgrpo.config.checks import ConfigError, Literal, at_least, between, check_choices
 
 _MAX_QUICKSTART_SAMPLES = 1_000_000
 _MAX_QUICKSTART_PIXELS = 2800
@@ -12,6 +12,9 @@ _MAX_QUICKSTART_HIDDEN = 8192
 _MAX_QUICKSTART_LAYERS = 128
 _MIN_VOCABULARY = 256 + 14  # every byte, and Qwen2.5's special tokens
 _MAX_VOCABULARY = 200_000
+_MIN_TICKET_PIXELS = 56
+_MIN_TEST_PAGES = 5  # a question shows up to four beside the one asked for
+_MAX_TEST_PAGES = 1500  # of 2,016 pairs of marks; the others are trained on
 _SCANS_PER_DIGIT = 174  # scikit-learn's digits: 174 scans of the 8, more of the others
 
 
@@ -19,12 +22,20 @@ _SCANS_PER_DIGIT = 174  # scikit-learn's digits: 174 scans of the 8, more of the
 class QuickstartConfig:
     """The handwriting task that the quickstart writes, and the small model that it builds."""
 
+    task: Literal["cards", "tickets"] = "cards"
+    """``cards``: coloured pages, whose numbers are read, looked for and added. ``tickets``: pages that two coloured
+    marks name, which a retriever learns to find among many, and whose number is read."""
     num_sft_samples: int = 4096
     """Samples with gold responses to write for supervised training."""
     num_rl_samples: int = 4096
     """Samples to write for reinforcement learning."""
     num_test_samples: int = 512
     """Held-out samples to write; no handwriting of theirs occurs in training."""
+    num_retriever_samples: int = 4096
+    """Pairs of a question and its page to write for training a retriever (``tickets`` only)."""
+    num_test_pages: int = 500
+    """Pages in which the test searches (``tickets`` only), one question each; neither their pairs of marks nor their
+    handwriting occur in training. The held-out samples show these pages."""
     sft_scans_per_digit: int = 10
     """Handwritten scans of each digit that supervised training sees, out of 174 or more. Few, so that it
     learns the questions soon and leaves reading other hands to reinforcement learning."""
@@ -35,7 +46,7 @@ class QuickstartConfig:
     unanswerable_frac: float = 0.2
     """Share of questions whose pages do not hold the answer."""
     image_pixels: int = 28
-    """Width and height of a page; a multiple of 28."""
+    """Width and height of a page; a multiple of 28, for ``tickets`` at least 56."""
     text_hidden: int = 128
     """Width of the language model."""
     text_layers: int = 3
@@ -52,7 +63,8 @@ class QuickstartConfig:
     """Size of the byte-level BPE vocabulary, special tokens included."""
 
     def __post_init__(self) -> None:
-        for name in ("num_sft_samples", "num_rl_samples", "num_test_samples"):
+        check_choices(self, "quickstart.")
+        for name in ("num_sft_samples", "num_rl_samples", "num_test_samples", "num_retriever_samples"):
             between(f"quickstart.{name}", getattr(self, name), 1, _MAX_QUICKSTART_SAMPLES)
         for name in ("sft_scans_per_digit", "rl_scans_per_digit", "test_scans_per_digit"):
             at_least(f"quickstart.{name}", getattr(self, name), 1)
@@ -67,6 +79,12 @@ class QuickstartConfig:
         if self.image_pixels % 28 or self.image_pixels < 28:
             raise ConfigError(f"quickstart.image_pixels={self.image_pixels} must be a positive multiple of 28")
         between("quickstart.image_pixels", self.image_pixels, 28, _MAX_QUICKSTART_PIXELS)
+        if self.task == "tickets" and self.image_pixels < _MIN_TICKET_PIXELS:
+            raise ConfigError(
+                f"quickstart.image_pixels={self.image_pixels} is too small for quickstart.task=tickets, whose marks "
+                f"and digit need {_MIN_TICKET_PIXELS}; raise it to a multiple of 28 from there"
+            )
+        between("quickstart.num_test_pages", self.num_test_pages, _MIN_TEST_PAGES, _MAX_TEST_PAGES)
         between("quickstart.vocabulary_tokens", self.vocabulary_tokens, _MIN_VOCABULARY, _MAX_VOCABULARY)
         for part in ("text", "vision"):
             hidden, layers, heads = (getattr(self, f"{part}_{name}") for name in ("hidden", "layers", "heads"))

@@ -3,7 +3,8 @@
 Two layouts share one reader. *Train*: JSONL or JSON with ``prompt`` (ready text, one ``<image>`` an image),
 ``answer`` (a complete tagged gold response) and ``image`` (paths). *Test*: a folder with ``top3_test.jsonl``
 whose lines hold ``qid``, ``query``, ``answer`` (accepted answers), ``image``, ``posImgs`` and
-``is_sufficient``. Either may hold ``choices`` and ``boxes`` (``rsgrpo.data.gold_columns``). Pages are files, or
+``is_sufficient``. Either may hold ``choices`` and ``boxes`` (``rsgrpo.data.gold_columns``), and ``page_numbers``, by
+which texts call the images where a filter left pages out. Pages are files, or
 rows of an ``images.parquet`` beside the data file.
 """
 
@@ -231,6 +232,7 @@ def write_evisrag(
         for sample in samples:
             columns = _train_columns(sample) if layout == "train" else _test_columns(sample)
             columns |= gold_columns(sample.choices, sample.boxes, [ref.path for ref in sample.images])
+            columns |= {"page_numbers": list(sample.page_numbers)} if sample.page_numbers else {}
             lines.write(json.dumps({**columns, **sample.metadata}, ensure_ascii=False) + "\n")
 
 

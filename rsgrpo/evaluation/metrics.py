@@ -182,7 +182,9 @@ def strict_score_answer(
     )
 
 
-def evidence_scores(response: ParsedResponse, gold: ParsedResponse) -> dict[int, float]:
+def evidence_scores(
+    response: ParsedResponse, gold: ParsedResponse, *, num_shown: int | None = None
+) -> dict[int, float]:
     """How well each image's evidence line agrees with gold.
 
     An image that gold marks irrelevant scores 1 if the response's line says ``no relevant information``
@@ -193,6 +195,8 @@ def evidence_scores(response: ParsedResponse, gold: ParsedResponse) -> dict[int,
     Args:
         response: the whole response, with its tags.
         gold: the gold response, with its tags.
+        num_shown: how many images were shown, where gold speaks of more: those that are irrelevant are left out, the
+            evidence of the others is missed; None: all were shown.
 
     Returns:
         The score in [0, 1] by 0-based image index, for the images that gold has a line for; an empty gold line says
@@ -205,9 +209,10 @@ def evidence_scores(response: ParsedResponse, gold: ParsedResponse) -> dict[int,
     lines = response.first_lines()
     scores: dict[int, float] = {}
     for image_index, gold_line in gold.first_lines().items():
-        if not gold_line.text:
+        is_shown = num_shown is None or image_index < num_shown
+        if not gold_line.text or not (is_shown or not is_irrelevant(gold_line.text)):
             continue
-        line = lines.get(image_index)
+        line = lines.get(image_index) if is_shown else None
         text = "" if line is None else line.text
         if is_irrelevant(gold_line.text) or is_irrelevant(text):
             scores[image_index] = float(is_irrelevant(gold_line.text) and is_irrelevant(text))
@@ -226,6 +231,7 @@ def score_response(
     *,
     response_format: ResponseFormat = EVISRAG,
     opened: str = "",
+    page_numbers: Sequence[int] = (),
 ) -> ResponseScore:
     """Measure one response.
 
@@ -236,16 +242,19 @@ def score_response(
         gold_response: tagged gold, for the evidence score; empty where there is none.
         response_format: the declared sections.
         opened: the section that the prompt opened; empty: none.
+        page_numbers: the number by which labels call each page that was shown; empty: all were, as 1, 2, ….
 
     Returns:
-        All scores of the response.
+        All scores of the response. Of a page that was not shown, gold evidence counts as missed, and nothing is asked
+        of the others.
     """
-    parsed = parse_response(text, response_format, opened)
+    parsed = parse_response(text, response_format, opened, page_numbers)
+    gold = parse_response(gold_response, response_format, page_numbers=page_numbers)
     section = response_format.answer_section
     whole = f"<{section}>{text}" if opened == section else text  # the prompt wrote the tag that the scorers look for
     official = score_answer(whole, answers, is_sufficient=is_sufficient, section=section)
     strict = strict_score_answer(whole, answers, is_sufficient=is_sufficient, section=section)
-    evidence = evidence_scores(parsed, parse_response(gold_response, response_format))
+    evidence = evidence_scores(parsed, gold, num_shown=len(page_numbers) or None)
     return ResponseScore(
         em=official.em,
         accuracy=official.accuracy,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,9 @@ from rsgrpo.text.sections import opened_section
 from rsgrpo.types import IMAGE_MARKER, ChatPrompt, PromptedSample, Sample
 
 IMAGE_PLACEHOLDER = "<|image_pad|>"
+
+PAGE_LABEL = "\n[{number}]:"
+"""The text in front of a page that has a number of its own, as lines of evidence call it."""
 
 PUBLISHED_TEMPLATES: Mapping[tuple[int, str], str] = {
     (1955, "7fbff7c28244"): "EVisRAG evidence",
@@ -56,6 +59,8 @@ class PromptWriter:
     * ``markers``: where the ready prompt's ``<image>`` markers stand, text verbatim; a sample without a
       ready prompt is built ``text_first``.
 
+    Where pages have numbers of their own (``Sample.page_numbers``), each stands behind its number in square brackets.
+
     Args:
         prompt: the settings: template and image order.
 
@@ -83,26 +88,43 @@ class PromptWriter:
         if rendered is not None:
             return rendered
         if self._prompt.image_order == "markers" and sample.prompt:
-            return split_markers(sample.prompt)
+            return _numbered(split_markers(sample.prompt), sample.page_numbers)
         text = self._render(sample) if sample.question else sample.prompt.replace(IMAGE_MARKER, "").strip()
         images = (None,) * len(sample.images)
-        return (*images, text) if self._prompt.image_order == "images_first" else (text, *images)
+        parts = (*images, text) if self._prompt.image_order == "images_first" else (text, *images)
+        return _numbered(parts, sample.page_numbers)
 
     def _render(self, sample: Sample) -> str:
         try:
             return self._template.render(
-                question=sample.question, num_images=len(sample.images), choices=sample.choices
+                question=sample.question,
+                num_images=len(sample.images),
+                choices=sample.choices,
+                page_numbers=sample.page_numbers,
             )
         except TemplateError as error:
             raise PromptTemplateError(
                 f"prompt.path={self._prompt.path!r} fails on sample {sample.sample_id!r}: {error}; "
-                "templates have the variables question and num_images (and choices)"
+                "templates have the variables question and num_images (and choices, page_numbers)"
             ) from error
 
 
 def _worded(sample: Sample) -> tuple[object, ...]:
     """Everything that the wording of a question depends on."""
-    return sample.question, sample.prompt, len(sample.images), sample.choices
+    return sample.question, sample.prompt, len(sample.images), sample.choices, sample.page_numbers
+
+
+def _numbered(parts: Sequence[str | None], page_numbers: Sequence[int]) -> tuple[str | None, ...]:
+    """The parts of a user's turn with each image's number in front of it; as they are where there are no numbers."""
+    if not page_numbers:
+        return tuple(parts)
+    numbers = iter(page_numbers)
+    numbered: list[str | None] = []
+    for part in parts:
+        if part is None:
+            numbered.append(PAGE_LABEL.format(number=next(numbers)))
+        numbered.append(part)
+    return tuple(numbered)
 
 
 class PromptBuilder:
@@ -236,7 +258,7 @@ def template_fingerprint(path: str) -> tuple[int, str]:
         A file ``{{ question }}`` gives ``(7, "…")``: the seven characters of ``{query}``.
     """
     try:
-        text = _load_template(path).render(question="{query}", num_images=1, choices=())
+        text = _load_template(path).render(question="{query}", num_images=1, choices=(), page_numbers=())
     except TemplateError as error:
         raise PromptTemplateError(
             f"prompt.path={path!r} cannot be rendered: {error}; a template may use question, num_images and choices"

@@ -3,6 +3,12 @@
 Vectors are comparable only if one embedder made them: the same weights, the same pooling, the same instruction, pages
 read at the same size. :class:`EmbedderIdentity` records all of these. It stands in the header of an index, which takes
 the vectors of no other embedder.
+
+Most embedders give one vector an item, and the score of a page p for a question q is the inner product ``q · p``. A
+multi-vector embedder (ColBERT, arXiv:2004.12832; ColPali, arXiv:2407.01449) gives an item a vector for each of its
+tokens. Each vector of the question looks for its best match on the page (MaxSim):
+
+    score(q, p) = sum_i max_j q_i · p_j
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +32,9 @@ from rsgrpo.types import FloatArray, ImageRef
 
 PageImage = ImageRef | Image.Image
 """A page for an embedder: a reference to its image file, or an image that is open already."""
+
+ItemVectors = NDArray[Any] | Sequence[NDArray[Any]]
+"""The vectors of some items: [items, dimension] where each has one, else one array [vectors, dimension] an item."""
 
 _NORM_TOLERANCE = 1e-3  # float16 leaves a unit vector within 5e-4 of 1
 _WEIGHTS_AND_SETTINGS = (".safetensors", ".bin", ".json", ".jinja", ".txt", ".model")
@@ -58,6 +67,8 @@ class EmbedderIdentity:
             ``max_pixels`` allowed.
         dimension: how many numbers a vector has.
         is_normalised: whether every vector has length 1.
+        is_multi_vector: whether an item has many vectors, which MaxSim compares, instead of one.
+        pool_factor: how many vectors of a page were grouped into one; 1: none were.
     """
 
     model: str
@@ -70,6 +81,8 @@ class EmbedderIdentity:
     dpi: float | None
     dimension: int
     is_normalised: bool = True
+    is_multi_vector: bool = False
+    pool_factor: int = 1
 
     def differences(self, other: EmbedderIdentity) -> list[str]:
         """List the fields in which another embedder differs.
@@ -142,6 +155,119 @@ class Embedder(Protocol):
         Raises:
             EmbeddingError: a page is too long for the model, or its vector is not finite.
             ImageError: the image of a page cannot be read.
+        """
+
+
+class MultiVectorEmbedder(Protocol):
+    """Turns pages and questions into many vectors each, which MaxSim compares: the higher, the better a page fits."""
+
+    @property
+    def identity(self) -> EmbedderIdentity:
+        """Everything that the vectors depend on; ``is_multi_vector`` is set."""
+
+    @property
+    def settings(self) -> EmbedderConfig | None:
+        """The settings that make the same embedder again, from any folder and later on; None: no settings do."""
+
+    def embed_queries(self, queries: Sequence[str]) -> list[FloatArray]:
+        """Turn questions into vectors.
+
+        Args:
+            queries: the questions, without an instruction.
+
+        Returns:
+            For each question its vectors, [vectors, dimension] float32, at least one, each of length 1.
+
+        Raises:
+            EmbeddingError: a question is empty, or none of its characters is known to the model.
+        """
+
+    def embed_pages(self, pages: Sequence[PageImage]) -> list[FloatArray]:
+        """Turn pages into vectors.
+
+        Args:
+            pages: the images of the pages.
+
+        Returns:
+            For each page its vectors, [vectors, dimension] float32, at least one, each of length 1.
+
+        Raises:
+            EmbeddingError: a page is too long for the model, or one of its vectors is not finite.
+            ImageError: the image of a page cannot be read.
+        """
+
+
+AnyEmbedder = Embedder | MultiVectorEmbedder
+"""An embedder of either kind; ``identity.is_multi_vector`` says which."""
+
+
+def checked_items(vectors: ItemVectors, names: Sequence[str], identity: EmbedderIdentity) -> ItemVectors:
+    """Check the vectors of items, one or many each, as the identity of their embedder says.
+
+    Args:
+        vectors: the vectors, of any float type.
+        names: the name of each item, which messages call it by.
+        identity: the identity of the embedder.
+
+    Returns:
+        What :func:`checked_vectors` or :func:`checked_vector_sets` gives.
+
+    Raises:
+        EmbeddingError: the vectors do not fit, or one is not finite, zero, or not of length 1.
+    """
+    if identity.is_multi_vector:
+        return checked_vector_sets(vectors, names, dimension=identity.dimension)
+    if not isinstance(vectors, np.ndarray):
+        raise EmbeddingError(
+            f"got vectors of {len(vectors)} items as a {type(vectors).__name__}, expected an array with one vector an "
+            "item; take them from the embedder that made the index"
+        )
+    return checked_vectors(vectors, names, dimension=identity.dimension)
+
+
+def checked_vector_sets(vectors: ItemVectors, names: Sequence[str], *, dimension: int) -> list[FloatArray]:
+    """Check that every item has vectors, all finite and of length 1, and bring them to float32.
+
+    Args:
+        vectors: the vectors of each item, [vectors, dimension] of any float type.
+        names: the name of each item, which messages call it by.
+        dimension: how many numbers each vector must have.
+
+    Returns:
+        The vectors of each item, [vectors, dimension] float32, contiguous.
+
+    Raises:
+        EmbeddingError: an item has no vectors or vectors of another dimension, or one is not finite, zero, or not of
+            length 1.
+    """
+    if len(vectors) != len(names):
+        raise EmbeddingError(f"got vectors of {len(vectors)} items for {len(names)}; every item needs its own")
+    for of_item, name in zip(vectors, names, strict=True):
+        if np.ndim(of_item) != 2 or not len(of_item) or np.shape(of_item)[1] != dimension:
+            raise EmbeddingError(
+                f"{shown(name, _SHOWN_VALUE)} has vectors of shape {list(np.shape(of_item))}, expected [1 or more, "
+                f"{dimension}]; take them from the multi-vector embedder that made the index"
+            )
+    if not names:
+        return []
+    num_vectors = [len(of_item) for of_item in vectors]
+    name_of_row = [name for name, num in zip(names, num_vectors, strict=True) for _ in range(num)]
+    rows = checked_vectors(np.concatenate(list(vectors)), name_of_row, dimension=dimension)
+    return np.split(rows, np.cumsum(num_vectors)[:-1])
+
+
+@runtime_checkable
+class CountsImageTokens(Protocol):
+    """An embedder that can say what a page costs it."""
+
+    def image_tokens(self, page: PageImage) -> int:
+        """Count the tokens of a page, from its size alone.
+
+        Args:
+            page: the image of the page.
+
+        Raises:
+            ImageError: the image of the page cannot be read.
         """
 
 

@@ -21,6 +21,7 @@ from rsgrpo.config.checks import one_of
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.atomic_files import read_json_object, shown_value, write_json
 from rsgrpo.io.record_codec import RecordError, from_plain
+from rsgrpo.retrieval.embedder import EmbedderIdentity
 
 SelectionMode = Literal["mirage", "strict"]
 """How pages below the threshold are treated, as :func:`select` describes."""
@@ -204,22 +205,32 @@ def fit_calibration(
     )
 
 
-def save_calibration(file: Path, calibration: Calibration) -> None:
+def save_calibration(file: Path, calibration: Calibration, embedder: EmbedderIdentity | None = None) -> None:
     """Write a calibration as JSON, whole or not at all.
 
     Args:
         file: the file to write, which is replaced.
         calibration: the calibration to write.
+        embedder: the identity of the embedder whose cosines it was fitted on; None: it is not known.
     """
-    write_json(file, {"kind": _KIND, "version": _VERSION, "calibration": asdict(calibration)}, indent=2)
+    document = {"kind": _KIND, "version": _VERSION, "calibration": asdict(calibration)}
+    write_json(file, document | ({"embedder": asdict(embedder)} if embedder else {}), indent=2)
 
 
-def load_calibration(file: Path) -> Calibration:
+def load_calibration(file: Path, embedder: EmbedderIdentity | None = None) -> Calibration:
     """Read a calibration that :func:`save_calibration` wrote.
+
+    Args:
+        file: the file to read.
+        embedder: the identity of the embedder whose cosines it is to be used on; None: it is not checked.
+
+    Returns:
+        The calibration.
 
     Raises:
         FileError: the file is missing, damaged, or cannot be read.
-        RelevanceError: the file holds something else, or is of another version.
+        RelevanceError: the file holds something else, is of another version, or was fitted on the cosines of another
+            embedder, which mean other probabilities.
     """
     document = read_json_object(file)
     for key, expected in (("kind", _KIND), ("version", _VERSION)):
@@ -229,9 +240,29 @@ def load_calibration(file: Path) -> Calibration:
                 f"{shown_value(document.get(key))}, expected {expected!r}; fit one on dev questions"
             )
     try:
+        if embedder is not None:
+            _check_embedder(file, document.get("embedder"), embedder)
         return from_plain(Calibration, document.get("calibration"))
     except RecordError as error:
         raise RelevanceError(f"{shown(file)}: {error}; fit the calibration again") from error
+
+
+def _check_embedder(file: Path, plain: object, embedder: EmbedderIdentity) -> None:
+    """Refuse a calibration that does not say that it is this embedder's.
+
+    Raises:
+        RecordError: what the file says of its embedder has another form.
+    """
+    if plain is None:
+        raise RelevanceError(
+            f"{shown(file)} does not say whose cosines it was fitted on; fit it again with rsgrpo filter --calibrate"
+        )
+    found = from_plain(EmbedderIdentity, plain).differences(embedder)
+    if found:
+        raise RelevanceError(
+            f"{shown(file)} was fitted on the cosines of another embedder ({'; '.join(found)}), which mean other "
+            "probabilities; fit it again with rsgrpo filter --calibrate, or use that embedder"
+        )
 
 
 def _newton(

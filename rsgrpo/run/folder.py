@@ -10,8 +10,8 @@ stage_seconds.json   wall-clock time by stage, over all its processes
 summary.json         what the run reached (docs/run_folder.md)
 report.html          the same for people
 data/ base_model/    the quickstart's own data and small model
-checkpoints/         sft-000100/, rl-000020/ …: enough to go on to the bit
-models/              sft/, rl/: Hugging Face folders for `from_pretrained` and `vllm serve`
+checkpoints/         sft-000100/, rl-000020/, retriever-000500/ …: enough to go on to the bit
+models/              sft/, rl/, retriever/: Hugging Face folders for `from_pretrained` and `vllm serve`
 evaluations/         before_sft/, after_sft/, before_rl/, after_rl/: predictions and metrics
 benchmarks/          answers and scores of ``eval.tasks``
 faults/              batch and model of steps that could not be taken
@@ -36,7 +36,19 @@ from rsgrpo.io.atomic_files import FileError, read_bytes, shown_error, write_tex
 from rsgrpo.io.special_files import special_kind
 from rsgrpo.io.writer_lock import LockHeldError, WriterLock
 
-_FIXED_BY_A_RUN = ("seed", "model", "quickstart", "data", "prompt", "sft", "rl", "rewards", "rollout.sampling")
+_FIXED_BY_A_RUN = (
+    "seed",
+    "model",
+    "quickstart",
+    "data",
+    "prompt",
+    "sft",
+    "rl",
+    "retriever",
+    "rewards",
+    "rollout.sampling",
+)
+_ADDED_LATER = ("retriever",)  # of these, keys that settings written by earlier releases lack
 _ODDITIES = (ValueError, TypeError, AttributeError, AssertionError)  # what OmegaConf leaves to Python
 _MIN_FREE_BYTES = 1 << 30  # the quickstart writes about 200 MB; below this a run cannot end well
 
@@ -146,7 +158,7 @@ def _settings_of(folder: RunFolder) -> Config:
     )
     try:
         written = read_settings(folder.config_file)
-        missing = [key for key in _FIXED_BY_A_RUN if "." not in key and key not in written]
+        missing = [key for key in _FIXED_BY_A_RUN if "." not in key and key not in (*written, *_ADDED_LATER)]
         if missing:
             raise RunFolderError(f"{shown(folder.config_file)} was cut ({missing[0]} is missing); {way_out}")
         old = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), written))

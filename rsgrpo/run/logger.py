@@ -29,8 +29,15 @@ from rsgrpo.types import CreditedGroup, ImageRef, ScopedReward
 METRICS_FILE = "metrics.jsonl"
 _MAX_STEP = 2**53  # what a browser can count to
 _MAX_VALUE = 1e300  # beyond it sums over steps would not be finite
-_TRAINING_STAGES = ("sft", "rl")
-_EVALUATION_POINTS = {"before_sft": 0, "after_sft": 1, "before_rl": 1, "after_rl": 2}
+_TRAINING_STAGES = ("sft", "rl", "retriever")
+_EVALUATION_POINTS = {
+    "before_sft": 0,
+    "after_sft": 1,
+    "before_rl": 1,
+    "after_rl": 2,
+    "before_retriever": 0,
+    "after_retriever": 1,
+}
 
 
 class MetricsError(RsgrpoError):
@@ -125,7 +132,7 @@ class RunLogger:
         """Write one step's numbers.
 
         Args:
-            stage: ``sft``, ``rl``, or the point of an evaluation such as ``after_sft``.
+            stage: ``sft``, ``rl``, ``retriever``, or the point of an evaluation such as ``after_sft``.
             step: the step of that stage.
             values: the numbers by ``topic/name``; what is not finite is written as null.
         """
@@ -232,6 +239,7 @@ class _Wandb:
             self._run.define_metric(f"{stage}/step", hidden=True)
         self._run.define_metric("eval/point", hidden=True)
         self._run.define_metric("sft/*", step_metric="sft/step")
+        self._run.define_metric("retriever/*", step_metric="retriever/step")
         self._run.define_metric("eval/*", step_metric="eval/point")
         for topic in ("reward", "scope", "policy", "engine", "selection", "response", "time", "rollouts"):
             self._run.define_metric(f"{topic}/*", step_metric="rl/step")
@@ -246,9 +254,9 @@ class _Wandb:
     def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         if stage == "rl":
             self._run.log({"rl/step": step, **values})
-        elif stage == "sft":
-            # A section of its own: policy/loss of the two stages are different things.
-            self._run.log({"sft/step": step, **{_sft_name(name): value for name, value in values.items()}})
+        elif stage in _TRAINING_STAGES:
+            # A section of its own: policy/loss of two stages are different things.
+            self._run.log({f"{stage}/step": step, **{_named(stage, name): value for name, value in values.items()}})
         else:
             named = {f"eval/{name.removeprefix('eval/')}": value for name, value in values.items()}
             self._run.log({"eval/point": _EVALUATION_POINTS.get(stage, len(_EVALUATION_POINTS)), **named})
@@ -268,7 +276,11 @@ class _Wandb:
         table = self._module.Table(columns=columns)
         for group in credited:
             sample = group.sample
-            images = [self._image(image, read_image) for image in sample.images]
+            captions = [f"[{number}] {image.path}" for number, image in zip(sample.numbers, sample.images, strict=True)]
+            images = [
+                self._image(image, caption if sample.page_numbers else image.path, read_image)
+                for image, caption in zip(sample.images, captions, strict=True)
+            ]
             images += [None] * (num_images - len(images))
             for credited_rollout in group.rollouts:
                 rollout = credited_rollout.rollout
@@ -285,8 +297,8 @@ class _Wandb:
                 )
         self._run.log({"rl/step": step, "rollouts/groups": table})
 
-    def _image(self, image: ImageRef, read_image: Callable[[ImageRef], object] | None) -> object | None:
-        return image.path if read_image is None else self._module.Image(read_image(image), caption=image.path)
+    def _image(self, image: ImageRef, caption: str, read_image: Callable[[ImageRef], object] | None) -> object | None:
+        return caption if read_image is None else self._module.Image(read_image(image), caption=caption)
 
 
 def _mean_value(rewards: Sequence[ScopedReward], name: str) -> float | None:
@@ -294,9 +306,10 @@ def _mean_value(rewards: Sequence[ScopedReward], name: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _sft_name(name: str) -> str:
+def _named(stage: str, name: str) -> str:
+    """Name of a stage's metric in the stage's own section."""
     topic, _, rest = name.rpartition("/")
-    return f"sft/{rest}" if topic in ("", "policy", "sft") else f"sft/{topic}_{rest}"
+    return f"{stage}/{rest}" if topic in ("", "policy", stage) else f"{stage}/{topic}_{rest}"
 
 
 def _stable_id(folder: Path) -> str:

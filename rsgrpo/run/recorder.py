@@ -24,6 +24,7 @@ from rsgrpo.types import (
     Rollout,
     Sample,
     ScopedReward,
+    ScoredGroup,
     TokenSpan,
 )
 
@@ -97,6 +98,7 @@ class RecordedGroup:
         boxes: the gold rectangles of a grounding question.
         metadata: the further columns of the data set, as text.
         opened_section: the section that the prompt opened, so that the responses begin inside of it; empty: none.
+        page_numbers: the number by which texts call each of the images; empty: 1, 2, ….
     """
 
     stage: str
@@ -114,6 +116,7 @@ class RecordedGroup:
     boxes: tuple[Box, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     opened_section: str = ""
+    page_numbers: tuple[int, ...] = ()
 
 
 def record_groups(path: Path, stage: str, step: int, credited: Sequence[CreditedGroup], *, num_kept: int = 0) -> None:
@@ -161,6 +164,28 @@ def record_evaluation(
         _sample_row(stage, step, sample, section)
         | {"rollouts": [_rollout_row(rollout) | {"rewards": _score_rows(named)}]}
         for sample, rollout, named, section in zip(samples, rollouts, every_score, opened, strict=True)
+    ]
+    append_rows(path, rows)
+
+
+def record_sampled(path: Path, stage: str, groups: Sequence[ScoredGroup]) -> None:
+    """Append groups that were sampled and scored, but not trained on.
+
+    Args:
+        path: the file, such as ``rollouts.jsonl`` of ``rsgrpo distill-relevance``.
+        stage: what they were sampled for, such as ``distill``.
+        groups: the groups; of their rewards only the values are kept.
+    """
+    rows = [
+        _sample_row(stage, 0, group.sample, group.prompt.opened_section)
+        | {
+            "rollouts": [
+                _rollout_row(scored.rollout)
+                | {"rewards": [_reward_row(dataclasses.replace(one, spans=()), 0.0) for one in scored.rewards]}
+                for scored in group.rollouts
+            ]
+        }
+        for group in groups
     ]
     append_rows(path, rows)
 
@@ -275,6 +300,7 @@ def _sample_row(stage: str, step: int, sample: Sample, opened_section: str) -> d
         "boxes": [dataclasses.asdict(box) for box in sample.boxes],
         "metadata": dict(sample.metadata),
         "opened_section": opened_section,
+        "page_numbers": list(sample.page_numbers),
     }
 
 

@@ -14,6 +14,7 @@ from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.metrics import EvaluationMetrics
 from rsgrpo.io.atomic_files import FileError, read_json_object, shown_value, write_json
 from rsgrpo.io.record_codec import RecordError, from_plain, to_plain
+from rsgrpo.retrieval.page_filter import FilterMetrics
 from rsgrpo.run.logger import MetricRow
 
 SCHEMA_VERSION = 1
@@ -73,6 +74,54 @@ class RlSummary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RetrieverSummary:
+    """What the training of a page retriever reached.
+
+    Attributes:
+        num_steps: how many optimizer steps were taken.
+        final_loss: the loss of the last step.
+        batch_accuracy: the share of the last batch whose right page scored highest.
+        validation_mrr: the last MRR@10 on the pairs that were held out; None if none were.
+        pairs_per_second: the mean number of pairs that were trained on in a second.
+    """
+
+    num_steps: int
+    final_loss: float | None = None
+    batch_accuracy: float | None = None
+    validation_mrr: float | None = None
+    pairs_per_second: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrievalSummary:
+    """How well an embedder found the pages of the test set.
+
+    Attributes:
+        mrr_at_10: the mean reciprocal rank of the first relevant page among ten.
+        recall_at_10: the mean share of relevant pages among ten.
+        ndcg_at_10: the normalised discounted cumulative gain at ten.
+        num_queries: how many questions the means are over.
+        num_pages: how many pages were searched.
+        query_milliseconds: the mean time to embed a question and to search, in milliseconds.
+        pages_per_second: how many pages were embedded in a second; None: they were embedded before.
+    """
+
+    mrr_at_10: float
+    recall_at_10: float
+    ndcg_at_10: float
+    num_queries: int
+    num_pages: int
+    query_milliseconds: float
+    pages_per_second: float | None = None
+
+    def numbers(self) -> dict[str, float]:
+        """The measures and speeds by the names that metrics have."""
+        found = {"mrr@10": self.mrr_at_10, "recall@10": self.recall_at_10, "ndcg@10": self.ndcg_at_10}
+        found["query_milliseconds"] = self.query_milliseconds
+        return found | ({} if self.pages_per_second is None else {"pages_per_second": self.pages_per_second})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkSummary:
     """The main metric of one benchmark task (``stage=eval eval.tasks=[…]``).
 
@@ -107,7 +156,7 @@ class RunSummary:
 
     Attributes:
         name: the name of the run.
-        stage: the stage that was asked for: ``sft``, ``rl``, ``eval`` or ``all``.
+        stage: the stage that was asked for: ``sft``, ``rl``, ``eval``, ``all`` or ``retriever``.
         recipe: the name of the recipe.
         seed: the seed of everything that is drawn.
         device: the kind of device, ``cpu`` or ``gpu``.
@@ -119,9 +168,12 @@ class RunSummary:
         evaluations: the test metrics by point: ``before_sft``, ``after_sft``, ``before_rl``, ``after_rl``,
             ``checkpoint``.
         evaluation_rewards: the mean of each reward over the test answers, by point.
+        evaluation_filters: what the filter in front of the model found and cost, by point, where there was one.
         benchmarks: the main metrics of ``eval.tasks``, by task.
         sft: what the supervised stage reached; None if it did not run.
         rl: what the reinforcement stage reached; None if it did not run.
+        retrieval: how well pages were found, by point: ``before_retriever``, ``after_retriever``.
+        retriever: what the training of a page retriever reached; None if it did not run.
         schema_version: the version of this file's form.
     """
 
@@ -137,9 +189,12 @@ class RunSummary:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     evaluations: dict[str, EvaluationMetrics] = field(default_factory=dict)
     evaluation_rewards: dict[str, dict[str, float]] = field(default_factory=dict)
+    evaluation_filters: dict[str, FilterMetrics] = field(default_factory=dict)
     benchmarks: dict[str, BenchmarkSummary] = field(default_factory=dict)
     sft: SftSummary | None = None
     rl: RlSummary | None = None
+    retrieval: dict[str, RetrievalSummary] = field(default_factory=dict)
+    retriever: RetrieverSummary | None = None
     schema_version: int = SCHEMA_VERSION
 
 
@@ -249,6 +304,20 @@ def summarise_rl(rows: Sequence[MetricRow]) -> RlSummary | None:
         logprob_gap_max=max(_values(steps, "engine/logprob_gap_max"), default=None),
         sampled_groups=round(sampled_groups),
         filtered_groups=round(sum(_filtered_groups(row) for row in steps)),
+    )
+
+
+def summarise_retriever(rows: Sequence[MetricRow]) -> RetrieverSummary | None:
+    """Numbers of a retriever's training from its recorded steps; None if there are none."""
+    steps = [row for row in rows if row.stage == "retriever"]
+    if not steps:
+        return None
+    return RetrieverSummary(
+        num_steps=max(row.step for row in steps),
+        final_loss=_last(steps, "retriever/loss"),
+        batch_accuracy=_last(steps, "retriever/batch_accuracy"),
+        validation_mrr=_last(steps, "eval/mrr@10"),
+        pairs_per_second=_mean(steps, "retriever/pairs_per_second"),
     )
 
 

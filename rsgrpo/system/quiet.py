@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+_DEEPSPEED = "DeepSpeed"
+_NO_GPU = "Setting accelerator to CPU"
 _CUDA_SEARCH = "torch.utils.cpp_extension"
 _NO_CUDA = "No CUDA runtime is found"
 
@@ -16,5 +18,10 @@ def hush_cuda_search() -> None:
     logging.getLogger(_CUDA_SEARCH).addFilter(_is_news)
 
 
+def hush_device_search() -> None:
+    """Keep DeepSpeed, which other libraries import, from saying on a machine without a GPU that it finds none."""
+    logging.getLogger(_DEEPSPEED).addFilter(_is_news)
+
+
 def _is_news(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(_NO_CUDA)
+    return not str(record.msg).startswith((_NO_CUDA, _NO_GPU))

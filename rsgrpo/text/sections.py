@@ -10,6 +10,7 @@ the response's first one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from typing import NamedTuple
 from rsgrpo.config.checks import ConfigError
 from rsgrpo.config.response import EVISRAG, ResponseFormat, SectionRule
 from rsgrpo.errors import shown
+from rsgrpo.text.page_labels import label_index
 
 # `[1234567]:` is no label: no prompt holds a million images, and int() refuses very long digit runs.
 _MAX_LABEL_DIGITS = 6
@@ -47,7 +49,8 @@ class EvidenceLine:
     """What a response says about one image.
 
     Attributes:
-        image_index: the 0-based image; the label ``[3]:`` is image 2.
+        image_index: the 0-based image; the label ``[3]:`` is image 2, or the image whose number is 3 where numbers
+            were given. The label of no image gives an index that no image has.
         start: the offset of the label's bracket.
         stop: the offset of the next label, or the end of the section's content.
         text: the text that follows the label, without surrounding whitespace.
@@ -161,13 +164,16 @@ class _Tag(NamedTuple):
     stop: int
 
 
-def parse_response(text: str, response_format: ResponseFormat = EVISRAG, opened: str = "") -> ParsedResponse:
+def parse_response(
+    text: str, response_format: ResponseFormat = EVISRAG, opened: str = "", page_numbers: Sequence[int] = ()
+) -> ParsedResponse:
     """Take a response apart.
 
     Args:
         text: the response, or a tagged gold response.
         response_format: the declared sections.
         opened: the section that the prompt opened (``ChatPrompt.opened_section``); empty: none.
+        page_numbers: the number by which labels call each image (``Sample.page_numbers``); empty: 1, 2, ….
 
     Returns:
         The sections, evidence lines and problems of the response; any text is accepted.
@@ -198,7 +204,7 @@ def parse_response(text: str, response_format: ResponseFormat = EVISRAG, opened:
         opened=opened,
         tag_starts=tuple(tag_starts),
         occurrences=occurrences,
-        evidence_lines=tuple(line for section in lined for line in _evidence_lines(text, section)),
+        evidence_lines=tuple(line for section in lined for line in _evidence_lines(text, section, page_numbers)),
         problems=_stray_text(text, tags, response_format)
         if is_tidy
         else _tag_problems(tags, occurrences, response_format),
@@ -315,7 +321,7 @@ def _next_of_others(tags: list[_Tag], end: int) -> dict[_Tag, int]:
     return following
 
 
-def _evidence_lines(text: str, section: Section) -> tuple[EvidenceLine, ...]:
+def _evidence_lines(text: str, section: Section, page_numbers: Sequence[int]) -> tuple[EvidenceLine, ...]:
     """Labels ``[i]:`` at the start of a line or of the section; each line runs to the next label."""
     labels: list[tuple[int, int, int]] = []  # image index, offset of the bracket, offset behind the colon
     limit = section.content_stop
@@ -329,7 +335,7 @@ def _evidence_lines(text: str, section: Section) -> tuple[EvidenceLine, ...]:
             and digits[0] != "0"
             and _is_at_line_start(text, section.content_start, start)
         ):
-            labels.append((int(digits) - 1, start, colon + 2))
+            labels.append((label_index(int(digits), page_numbers), start, colon + 2))
         start = text.find("[", start + 1, limit)
     stops = [*(label[1] for label in labels[1:]), limit][: len(labels)]
     return tuple(

@@ -13,7 +13,7 @@ from rsgrpo.model.memory_bounds import bucket_elements
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """The rate of a step: linear warm-up, then constant or half a cosine down to zero.
+    """The rate of a step: linear warm-up, then constant, or down to zero as half a cosine or in a straight line.
 
     Args:
         config: the optimizer's settings: rate, schedule and warm-up.
@@ -28,6 +28,8 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
     if config.schedule == "constant":
         return config.learning_rate
     progress = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
+    if config.schedule == "linear":
+        return config.learning_rate * max(0.0, 1.0 - progress)
     return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 

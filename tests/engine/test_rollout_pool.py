@@ -15,6 +15,7 @@ import ray
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from recipes.filtering.forward_judge import ForwardJudge
 from rollout.engine import RolloutError
 from rollout.pool import RolloutPool
 from rsgrpo.config import Config, DataConfig, LoraConfig, ModelConfig, RolloutConfig, SamplingConfig, VisionCacheConfig
@@ -22,6 +23,8 @@ from rsgrpo.model.folder import load_processor
 from rsgrpo.model.lora import adapter_layers, adapter_parameters, exported_parameters, of_trained_layers
 from rsgrpo.model.policy_model import load_model
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
+from rsgrpo.prompts.relevance import answer_tokens
+from rsgrpo.retrieval.relevance import yes_no_probability
 from rsgrpo.types import PromptedSample, Sample
 from rsgrpo.weights.buckets import WeightVersion
 from rsgrpo.weights.update import WeightUpdate
@@ -112,6 +115,28 @@ def test_stored_features_give_what_pixels_give(
             np.testing.assert_allclose(from_features.logprobs, from_pixels.logprobs, atol=MAX_GAP_NATS)
             # The prompt comes from a cache.
             np.testing.assert_allclose(from_stored.logprobs, from_features.logprobs, atol=1e-5)
+
+
+def test_named_tokens_have_the_probabilities_of_a_plain_forward_pass(
+    pool: RolloutPool, folder: Path, run_dir: Path, prompts: list[PromptedSample]
+) -> None:
+    rules = _config(run_dir).data.image_rules
+    judge = ForwardJudge(folder, rules, "filter.policy=tiny")
+    tokens = answer_tokens(judge.processor.tokenizer, "y", "n")
+    for max_pixels in (10**6, 3136):  # the second scales two of the pages down
+        found = pool.named_logprobs(prompts, tokens, max_pixels=max_pixels)
+        expected = judge.named_logprobs(prompts, tokens, max_pixels=max_pixels)
+        for ours, plain in zip(found, expected, strict=True):
+            assert ours.num_prompt_tokens == plain.num_prompt_tokens
+            probability = yes_no_probability(*ours.logprobs)
+            assert probability == pytest.approx(yes_no_probability(*plain.logprobs), abs=1e-5)
+    # Pages scaled down for this are not those of the answers that follow.
+    greedy = dataclasses.replace(SAMPLING, temperature=0.0)
+    before = pool.generate(prompts, num_samples=1, sampling=greedy, seed=1)
+    assert largest_gap(before, Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval(), judge.processor) < (
+        MAX_GAP_NATS
+    )
+    assert pool.named_logprobs([], tokens, max_pixels=3136) == []
 
 
 def test_engine_agrees_with_transformers_before_and_after_updates(

@@ -30,6 +30,7 @@ from rsgrpo.types import IMAGE_MARKER, NUMERIC_ID, Sample
 
 _SUFFICIENT_COLUMN = "is_sufficient"
 _POSITIVE_COLUMN = "posImgs"
+_NUMBERS_COLUMN = "page_numbers"
 
 
 def evisrag(file: Path, options: ReaderOptions) -> Convert:
@@ -96,6 +97,7 @@ def evisrag_sample(
     if len(values) > data.max_images and is_training:
         too_many = f"it has {len(values)} images, more than data.max_images={data.max_images}"
         raise BadRecordError("too many images", too_many)
+    numbers = _page_numbers(columns.pop(_NUMBERS_COLUMN, None), len(values))[: data.max_images]
     if len(values) > data.max_images:
         values, prompt = values[: data.max_images], _with_markers(prompt, data.max_images)
     _refuse_other_media(columns, question, prompt)
@@ -127,12 +129,36 @@ def evisrag_sample(
         positive_images=positive,
         choices=choices,
         boxes=boxes,
-        metadata={
-            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            for name, value in columns.items()
-        }
-        | ({NUMERIC_ID: "true"} if is_numeric else {}),
+        metadata=_metadata(columns) | ({NUMERIC_ID: "true"} if is_numeric else {}),
+        page_numbers=numbers,
     )
+
+
+def _metadata(columns: dict[str, Any]) -> dict[str, str]:
+    """The columns that are left over, as text."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        for name, value in columns.items()
+    }
+
+
+def _page_numbers(value: object, num_images: int) -> tuple[int, ...]:
+    """The numbers that texts call the record's images by, where it says so: as many different ones as it has images."""
+    if value is None:
+        return ()
+    numbers = written_list(value)
+    if (
+        not isinstance(numbers, list)
+        or not all(type(number) is int and number >= 1 for number in numbers)
+        or len(set(numbers)) < len(numbers)
+        or len(numbers) not in (0, num_images)
+    ):
+        raise BadRecordError(
+            "page numbers",
+            f"{_NUMBERS_COLUMN} must be {num_images} different whole numbers from 1 on, one for each image, got "
+            f"{value!r:.80}",
+        )
+    return tuple(numbers)
 
 
 def _with_markers(prompt: str, count: int) -> str:

@@ -1,22 +1,18 @@
 """The quickstart's task: questions over cards, each a page with one real handwritten digit.
 
 A page shows a lightly tinted card in a coloured frame; the colour is the card's name. Questions ask for the number
-on one card, for the card that shows a number, or for the sum of two cards. The digits are the scans that
-come with scikit-learn (UCI "Optical Recognition of Handwritten Digits", test part: 1,797 scans).
+on one card, for the card that shows a number, or for the sum of two cards.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from rsgrpo.config import EVISRAG
-from rsgrpo.text.normalise import IRRELEVANT
+from rsgrpo.data.synthetic.gold_responses import REFUSAL, gold_response
+from rsgrpo.data.synthetic.scans import INK, NUMBERS, scan_mask
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -37,16 +33,6 @@ TURNS = ("read", "add", "which", "add", "read")
 """The kinds of questions in the order in which a data set asks. Finding a number is the hardest to learn, so there is
 less of it."""
 
-NUMBERS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
-    "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
-)  # fmt: skip
-"""The words for the numbers: each is one token, as each colour is, which halves the time to learn them."""
-
-REFUSAL = "insufficient to answer"
-
-_MAX_INK = 16.0  # the scans' grey levels run from 0 to 16
-_INK = (25, 25, 40)
 _TINT_FRAC = 0.25  # of the card's colour in its paper: from the frame alone some seeds do not learn colours in time
 _FRAME_FRAC = 0.11  # of the page's side: enough pixels for a colour, most of the page for the digit
 _PAGE_COUNTS = {2: 0.5, 3: 0.3, 4: 0.2}  # more pages, longer responses: the short ones keep the run short
@@ -90,40 +76,6 @@ class CardQuestion:
     response: str
 
 
-@lru_cache(maxsize=1)
-def _scans() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
-
-    data = load_digits()
-    return data.images, data.target
-
-
-def split_scans(sizes: tuple[int, ...], seed: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """Deal the scans out so that no handwriting is in two splits.
-
-    Args:
-        sizes: how many scans of each digit every split gets; what is left over goes to the last one.
-        seed: the seed of the shuffle.
-
-    Returns:
-        For each split a tuple of ten tuples: the indexes of the scans of each digit.
-
-    Raises:
-        ValueError: there are too few scans of a digit.
-    """
-    digits = _scans()[1]
-    rng = np.random.default_rng((seed, 0))
-    splits: list[list[tuple[int, ...]]] = [[] for _ in sizes]
-    for digit in range(10):
-        scans = rng.permutation(np.flatnonzero(digits == digit))
-        if sum(sizes) > len(scans):
-            raise ValueError(f"the splits want {sum(sizes)} scans of the digit {digit}, there are {len(scans)}")
-        bounds = [*np.cumsum((0, *sizes[:-1])), len(scans)]
-        for split, (start, stop) in zip(splits, itertools.pairwise(bounds), strict=True):
-            split.append(tuple(int(scan) for scan in scans[start:stop]))
-    return tuple(tuple(split) for split in splits)
-
-
 def draw_image(card: Card, image_pixels: int) -> Image.Image:
     """Draw a card.
 
@@ -136,13 +88,11 @@ def draw_image(card: Card, image_pixels: int) -> Image.Image:
     """
     frame = max(2, round(_FRAME_FRAC * image_pixels))
     side = image_pixels - 2 * frame
-    ink = np.clip(_scans()[0][card.scan] / _MAX_INK, 0.0, 1.0)
-    scan = Image.fromarray((255 * ink).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     colour = COLOURS[card.colour]
     tint = tuple(round(255 + _TINT_FRAC * (part - 255)) for part in colour)
     image = Image.new("RGB", (image_pixels, image_pixels), colour)
     image.paste(Image.new("RGB", (side, side), tint), (frame, frame))
-    image.paste(Image.new("RGB", (side, side), _INK), (frame, frame), mask=scan)
+    image.paste(Image.new("RGB", (side, side), INK), (frame, frame), mask=scan_mask(card.scan, side))
     return image
 
 
@@ -212,13 +162,6 @@ def _question(
 ) -> CardQuestion:
     """Put a question together; an empty ``answer`` is a refusal."""
     transcripts = [_transcript(card, kind) for card in cards]
-    evidence = "\n".join(
-        f"[{index + 1}]: {transcripts[index] if index in positive_images else IRRELEVANT}"
-        for index in range(len(cards))
-    )
-    # A blank behind the tag: a word is then the same token here as everywhere else.
-    contents = (f" {', '.join(transcripts)}", f"\n{evidence}\n", f" {reason}", f" {answer or REFUSAL}")
-    response = "\n".join(f"<{tag}>{content}</{tag}>" for tag, content in zip(EVISRAG.names, contents, strict=True))
     return CardQuestion(
         kind=kind,
         question=question,
@@ -226,7 +169,7 @@ def _question(
         answer=answer or REFUSAL,
         is_sufficient=bool(answer),
         positive_images=positive_images,
-        response=response,
+        response=gold_response(transcripts, positive_images, reason, answer),
     )
 
 

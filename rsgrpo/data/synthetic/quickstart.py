@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.data.evisrag_files import write_evisrag
 from rsgrpo.data.files import TEST_FILE
-from rsgrpo.data.synthetic.cards import COLOURS, TURNS, Card, CardQuestion, draw_image, make_question, split_scans
+from rsgrpo.data.synthetic.cards import COLOURS, TURNS, Card, CardQuestion, draw_image, make_question
+from rsgrpo.data.synthetic.scans import split_scans
+from rsgrpo.data.synthetic.ticket_sets import make_ticket_questions
+from rsgrpo.data.synthetic.tickets import Ticket, TicketQuestion, draw_ticket
 from rsgrpo.io.atomic_files import new_folder
 from rsgrpo.types import ImageRef, Sample
 
@@ -35,7 +39,7 @@ class QuickstartPaths:
 
 
 def make_questions(config: QuickstartConfig, seed: int) -> tuple[tuple[CardQuestion, ...], ...]:
-    """All questions: supervised, reinforcement, test; no scan is in two of the three.
+    """All questions over cards: supervised, reinforcement, test; no scan is in two of the three.
 
     Args:
         config: how many questions of each kind, and the share without an answer.
@@ -87,7 +91,7 @@ def build_quickstart_data(config: QuickstartConfig, folder: Path, seed: int) -> 
     )
     if folder.exists():
         return paths
-    sft, rl, test = make_questions(config, seed)
+    sft, rl, test = _questions(config, seed)
     with new_folder(folder) as partial:
         _write(partial / "sft" / "train.jsonl", _SFT, sft, config.image_pixels)
         _write(partial / "rl" / "train.jsonl", _RL, rl, config.image_pixels)
@@ -97,34 +101,48 @@ def build_quickstart_data(config: QuickstartConfig, folder: Path, seed: int) -> 
 
 def corpus(config: QuickstartConfig, seed: int) -> list[str]:
     """Texts that the small model's tokenizer learns from: supervised questions and responses."""
-    return [text for question in make_questions(config, seed)[_SFT] for text in (question.question, question.response)]
+    return [text for question in _questions(config, seed)[_SFT] for text in (question.question, question.response)]
 
 
-def _write(file: Path, split: int, questions: Sequence[CardQuestion], image_pixels: int) -> None:
-    cards = {_image_path(card): card for question in questions for card in question.cards}
-    samples = [_sample(f"{_NAMES[split]}-{index:05d}", question) for index, question in enumerate(questions)]
-    write_evisrag(
-        file,
-        samples,
-        {path: draw_image(card, image_pixels) for path, card in cards.items()},
-        layout="test" if split == _TEST else "train",
-        as_table=split != _TEST,
-    )
+def _questions(config: QuickstartConfig, seed: int) -> tuple[tuple[CardQuestion | TicketQuestion, ...], ...]:
+    return make_ticket_questions(config, seed) if config.task == "tickets" else make_questions(config, seed)
 
 
-def _image_path(card: Card) -> str:
-    # Neither the colour nor the digit: nothing of the answer stands in what a person or a prompt sees.
-    return f"imgs/{card.scan * len(COLOURS) + list(COLOURS).index(card.colour)}.png"
+def _write(file: Path, split: int, questions: Sequence[CardQuestion | TicketQuestion], image_pixels: int) -> None:
+    images: dict[str, Image.Image] = {}
+    samples = []
+    for index, question in enumerate(questions):
+        pages = _pages(question)
+        images |= {path: _drawn(page, image_pixels) for path, page in pages.items() if path not in images}
+        samples.append(_sample(f"{_NAMES[split]}-{index:05d}", question, tuple(pages)))
+    write_evisrag(file, samples, images, layout="test" if split == _TEST else "train", as_table=split != _TEST)
 
 
-def _sample(sample_id: str, question: CardQuestion) -> Sample:
+def _pages(question: CardQuestion | TicketQuestion) -> Mapping[str, Card | Ticket]:
+    """The pages of a question by their paths, which tell neither names nor digits: people and prompts see them."""
+    if isinstance(question, TicketQuestion):
+        return {f"imgs/{ticket.page_id}.png": ticket for ticket in question.tickets}
+    return {f"imgs/{card.scan * len(COLOURS) + list(COLOURS).index(card.colour)}.png": card for card in question.cards}
+
+
+def _drawn(page: Card | Ticket, image_pixels: int) -> Image.Image:
+    return draw_ticket(page, image_pixels) if isinstance(page, Ticket) else draw_image(page, image_pixels)
+
+
+def _sample(sample_id: str, question: CardQuestion | TicketQuestion, paths: Sequence[str]) -> Sample:
     return Sample(
         sample_id=sample_id,
         question=question.question,
-        images=tuple(ImageRef(path=_image_path(card)) for card in question.cards),
+        images=tuple(ImageRef(path=path) for path in paths),
         answers=(question.answer,),
         gold_response=question.response,
         is_sufficient=question.is_sufficient,
         positive_images=question.positive_images,
-        metadata={"kind": question.kind},
+        metadata=_metadata(question),
     )
+
+
+def _metadata(question: CardQuestion | TicketQuestion) -> Mapping[str, str]:
+    if isinstance(question, CardQuestion):
+        return {"kind": question.kind}
+    return {"kind": "read", "asked_page": question.asked.page_id}

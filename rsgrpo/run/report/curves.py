@@ -67,6 +67,12 @@ _SPECS = (
     _Spec("policy", "Groups kept and filled", "shares", "rl", r"selection/(kept_frac|filled_frac)"),
     _Spec("sft", "Supervised loss", "mean negative log-likelihood of a response token, nats", "sft",
           r"(?:policy|sft|eval)/((?:validation_)?loss)"),
+    _Spec("retriever", "Contrastive loss", "nats per question, each against the pages of its batch", "retriever",
+          r"retriever/(loss)"),
+    _Spec("retriever", "Right page first", "share of the batch; MRR, recall and nDCG on pairs held out", "retriever",
+          r"(?:retriever|eval)/(batch_accuracy|mrr@10|recall@10|ndcg@10)"),
+    _Spec("retriever", "Gradient norm", "before clipping", "retriever", r"retriever/(grad_norm)"),
+    _Spec("retriever", "Learning rate", "", "retriever", r"retriever/(learning_rate)"),
     _Spec("sft", "Gradient norm", "before clipping", "sft", r"policy/(grad_norm)"),
     _Spec("sft", "Learning rate", "", "sft", r"policy/(learning_rate)"),
 )  # fmt: skip

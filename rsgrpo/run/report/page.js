@@ -18,7 +18,7 @@
     byId("bars").append(resultBars(data.evaluations));
   }
 
-  const titles = { rewards: "Rewards and scopes", policy: "Policy and engine", sft: "Supervised stage" };
+  const titles = { rewards: "Rewards and scopes", policy: "Policy and engine", sft: "Supervised stage", retriever: "Page retriever" };
   const drawCharts = () => {
     const smoothing = Number(byId("smoothing").value);
     byId("smoothing-value").textContent = smoothing.toFixed(2);

@@ -15,6 +15,8 @@ _POINTS = {
     "after_sft": "After SFT",
     "before_rl": "Before RL",
     "after_rl": "After RL",
+    "before_retriever": "Before training",
+    "after_retriever": "After training",
     "checkpoint": "Checkpoint",
 }  # in the order of a run: the last one is the headline, and its gain is on the one before
 _BARS = (
@@ -25,9 +27,17 @@ _BARS = (
     ("answerable_accuracy", "Accuracy, answerable"),
     ("unanswerable_accuracy", "Accuracy, unanswerable"),
     ("well_formed_frac", "Well-formed"),
+    ("filter/image_recall", "Filter: gold pages kept"),
+    ("filter/image_precision", "Filter: kept pages that are gold"),
 )
+_RETRIEVAL_BARS = (("mrr@10", "MRR@10"), ("recall@10", "Recall@10"), ("ndcg@10", "nDCG@10"))
 _REWARD = "reward/"
-_CARDS = (("accuracy", "Test accuracy"), ("evidence_f1", "Evidence F1"), ("well_formed_frac", "Well-formed"))
+_CARDS = (
+    ("accuracy", "Test accuracy"),
+    ("evidence_f1", "Evidence F1"),
+    ("well_formed_frac", "Well-formed"),
+    ("mrr@10", "MRR@10"),
+)
 
 
 def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -> list[dict[str, Any]]:
@@ -47,7 +57,11 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
     if summary is not None:
         for point, evaluation in summary.evaluations.items():
             rewards = {f"{_REWARD}{name}": value for name, value in summary.evaluation_rewards.get(point, {}).items()}
-            metrics[point] = dataclasses.asdict(evaluation) | rewards
+            found = summary.evaluation_filters.get(point)
+            filtered = {f"filter/{name}": value for name, value in dataclasses.asdict(found).items()} if found else {}
+            metrics[point] = dataclasses.asdict(evaluation) | rewards | filtered
+        for point, measures in summary.retrieval.items():
+            metrics[point] = {**measures.numbers(), "num_responses": measures.num_queries}
     if summary is not None and summary.benchmarks:
         return _benchmark_evaluations(summary)
     order = [point for point in _POINTS if point in metrics] + [point for point in metrics if point not in _POINTS]
@@ -68,6 +82,8 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
 
 def _shown_bars(points: Collection[Mapping[str, float]]) -> list[tuple[str, str]]:
     """EVisRAG's scores; where no response ever had its sections, the run's own rewards, and what else is not 0."""
+    if any("mrr@10" in point for point in points):
+        return list(_RETRIEVAL_BARS)
     if any(point.get("well_formed_frac") for point in points):
         return list(_BARS)
     rewards = dict.fromkeys(key for point in points for key in point if key.startswith(_REWARD))
@@ -111,6 +127,15 @@ def collect_cards(
         ]
         if values:
             cards.append(_score_card(label, values))
+    if summary is not None:
+        cards += [
+            _card(
+                f"Image tokens · {_POINTS.get(point, point)}",
+                f"÷ {found.answer_ratio:.1f}",
+                f"÷ {found.total_ratio:.1f} with the filter's own; {found.kept_pages:.1f} of {found.pages:.0f} pages",
+            )
+            for point, found in summary.evaluation_filters.items()
+        ]
     rl = summary.rl if summary is not None else None
     if summary is not None and summary.stage_seconds:
         stages = _stage_times(summary.stage_seconds)
@@ -125,7 +150,7 @@ def collect_cards(
         cards.append(_card("Credit overhead", f"{rl.credit_time_frac:.2%}", "scopes, rewards and credit, of a step"))
     steps: dict[str, int] = {}
     for row in rows:
-        if row.stage in ("sft", "rl"):
+        if row.stage in ("sft", "rl", "retriever"):
             steps[row.stage] = max(row.step, steps.get(row.stage, 0))
     if steps:
         cards.append(_card("Steps", " + ".join(map(str, steps.values())), " + ".join(name.upper() for name in steps)))
@@ -152,7 +177,7 @@ def collect_facts(summary: RunSummary | None, config: Mapping[str, Any]) -> list
 
 def _stage_times(stage_seconds: Mapping[str, float]) -> str:
     """The times of the training stages by name, and of everything else together."""
-    training = {name.upper(): spent for name, spent in stage_seconds.items() if name in ("sft", "rl")}
+    training = {name.upper(): spent for name, spent in stage_seconds.items() if name in ("sft", "rl", "retriever")}
     other = sum(stage_seconds.values()) - sum(training.values())
     return " · ".join(f"{name} {readable_seconds(spent)}" for name, spent in (training | {"other": other}).items())
 

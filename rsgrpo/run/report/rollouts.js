@@ -117,7 +117,7 @@ function rolloutBrowser(data, host) {
       }, 0);
       head.append(el("span", { title: "weighted sum of the rewards" }, `Σ ${number(total)}`));
     }
-    for (const reward of valued.filter((one) => one.image < 0)) head.append(el("span", {}, `${reward.name} ${number(reward.value)}`));
+    for (const reward of valued.filter((one) => !one.image)) head.append(el("span", {}, `${reward.name} ${number(reward.value)}`));
     head.append(el("span", { class: rollout.finish === "stop" ? "badge" : "badge cut" }, rollout.finish === "stop" ? `${rollout.starts.length} tokens` : `cut at ${rollout.starts.length} tokens`));
     return head;
   }
@@ -135,10 +135,10 @@ function rolloutBrowser(data, host) {
   }
 
   function sidePanel(group) {
-    const pages = el("div", { class: "pages" }, ...group.images.map((image, index) => {
-      const caption = el("figcaption", { title: image.path }, `[${index + 1}] ${image.path.split("/").pop()}`);
+    const pages = el("div", { class: "pages" }, ...group.images.map((image) => {
+      const caption = el("figcaption", { title: image.path }, `[${image.number}] ${image.path.split("/").pop()}`);
       if (image.picture === null) return el("figure", {}, el("div", { class: "missing" }, "image not found"), caption);
-      const picture = el("img", { src: images[image.picture], alt: `Page ${index + 1}`, tabindex: "0", role: "button", onload: (event) => event.target.classList.toggle("tiny", event.target.naturalWidth < 160) });
+      const picture = el("img", { src: images[image.picture], alt: `Page ${image.number}`, tabindex: "0", role: "button", onload: (event) => event.target.classList.toggle("tiny", event.target.naturalWidth < 160) });
       const zoom = () => enlarge(images[image.picture], image.path);
       picture.addEventListener("click", zoom);
       picture.addEventListener("keydown", (event) => { if (event.key === "Enter") zoom(); });
@@ -262,5 +262,5 @@ function scopeLength(rollout, name) {
 }
 
 function rewardLabel(reward) {
-  return reward.image < 0 ? reward.name : `${reward.name} [${reward.image + 1}]`;
+  return reward.image ? `${reward.name} [${reward.image}]` : reward.name;
 }

@@ -50,7 +50,11 @@ def collect_rollouts(
     documents = []
     for group in chosen:
         document = _group_document(group, response_format)
-        document["images"] = [{"path": image.path, "picture": numbers.get(image)} for image in group.images]
+        called = group.page_numbers or range(1, len(group.images) + 1)
+        document["images"] = [
+            {"path": image.path, "picture": numbers.get(image), "number": number}
+            for image, number in zip(group.images, called, strict=False)
+        ]
         documents.append(document)
     return {
         "sections": list(response_format.names),
@@ -118,12 +122,15 @@ def _group_document(group: RecordedGroup, response_format: ResponseFormat) -> di
         "goldSections": _sections(parse_response(group.gold_response, response_format)),
         "isSufficient": group.is_sufficient,
         "scopeTokens": dict(group.scope_tokens),
-        "rollouts": [_rollout_document(rollout, response_format, group.opened_section) for rollout in group.rollouts],
+        "rollouts": [_rollout_document(rollout, response_format, group) for rollout in group.rollouts],
     }
 
 
-def _rollout_document(rollout: RecordedRollout, response_format: ResponseFormat, opened: str) -> dict[str, Any]:
+def _rollout_document(
+    rollout: RecordedRollout, response_format: ResponseFormat, group: RecordedGroup
+) -> dict[str, Any]:
     # A record may be of a run whose settings are gone: what it opened need not be declared.
+    opened = group.opened_section
     parsed = parse_response(rollout.text, response_format, opened if opened in response_format.names else "")
     return {
         "index": rollout.response_index,
@@ -132,16 +139,17 @@ def _rollout_document(rollout: RecordedRollout, response_format: ResponseFormat,
         "finish": rollout.finish_reason,
         "version": rollout.policy_version,
         "starts": list(rollout.token_char_starts),
-        "rewards": [_reward_document(reward) for reward in rollout.rewards],
+        "rewards": [_reward_document(reward, group.page_numbers) for reward in rollout.rewards],
         "positive": list(rollout.positive_weights),
         "negative": list(rollout.negative_weights),
     }
 
 
-def _reward_document(reward: RecordedReward) -> dict[str, Any]:
+def _reward_document(reward: RecordedReward, page_numbers: Sequence[int]) -> dict[str, Any]:
+    is_numbered = 0 <= reward.image_index < len(page_numbers)
     return {
         "name": reward.name,
-        "image": reward.image_index,
+        "image": page_numbers[reward.image_index] if is_numbered else reward.image_index + 1,
         "value": reward.value,
         "advantage": reward.advantage,
         "found": reward.scope_found,

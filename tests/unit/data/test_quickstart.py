@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -15,20 +16,12 @@ from hypothesis import strategies as st
 from rsgrpo.config import ConfigError, DataConfig, QuickstartConfig
 from rsgrpo.data.evisrag_files import load_samples
 from rsgrpo.data.images.loading import load_image
-from rsgrpo.data.synthetic.cards import (
-    COLOURS,
-    KINDS,
-    NUMBERS,
-    REFUSAL,
-    Card,
-    CardQuestion,
-    draw_image,
-    make_question,
-    split_scans,
-)
+from rsgrpo.data.synthetic.cards import COLOURS, KINDS, Card, CardQuestion, draw_image, make_question
+from rsgrpo.data.synthetic.gold_responses import REFUSAL
 from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus, make_questions
 from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.data.synthetic.quickstart_tokenizer import SPECIAL_TOKENS, build_tokenizer
+from rsgrpo.data.synthetic.scans import NUMBERS, split_scans
 from rsgrpo.text.normalise import IRRELEVANT, is_refusal
 from rsgrpo.text.sections import parse_response
 from tests.examples import examples
@@ -109,8 +102,8 @@ def test_questions_of_different_splits_share_no_handwriting():
 
 
 def test_kinds_and_unanswerable_questions_have_their_exact_shares():
-    sizes = {"num_sft_samples": 300, "num_rl_samples": 30, "num_test_samples": 30}
-    sft = make_questions(QuickstartConfig(**sizes, unanswerable_frac=0.2), 0)[0]
+    config = QuickstartConfig(num_sft_samples=300, num_rl_samples=30, num_test_samples=30, unanswerable_frac=0.2)
+    sft = make_questions(config, 0)[0]
     counts = Counter((question.kind, question.is_sufficient) for question in sft)
     # Of five questions two read, two add and one finds; a fifth of each kind has no answer.
     shares = {"read": 120, "add": 120, "which": 60}
@@ -120,9 +113,8 @@ def test_kinds_and_unanswerable_questions_have_their_exact_shares():
         for sufficient in (True, False)
     }
     assert {len(question.cards) for question in sft} == {2, 3, 4}
-    assert all(
-        question.is_sufficient for question in make_questions(QuickstartConfig(**sizes, unanswerable_frac=0), 0)[0]
-    )
+    answerable = make_questions(dataclasses.replace(config, unanswerable_frac=0), 0)[0]
+    assert all(question.is_sufficient for question in answerable)
 
 
 def test_everything_comes_from_the_seed():

@@ -37,6 +37,8 @@ OTHER: dict[str, Any] = {
     "dpi": 150,
     "dimension": 8,
     "is_normalised": False,
+    "is_multi_vector": True,
+    "pool_factor": 3,
 }
 
 

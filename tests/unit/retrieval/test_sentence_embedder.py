@@ -209,8 +209,8 @@ def test_a_question_in_a_script_that_the_tokenizer_does_not_know_is_refused(visr
 
     monkeypatch.setattr(type(visrag._model), "tokenizer", property(lambda _: OneScript()))
     with pytest.raises(EmbeddingError, match=r"question 1 .* has no character that the model's tokenizer knows"):
-        visrag._query_tokens("ქართული", "question 1 ('ქართული')")
-    assert visrag._query_tokens("a ქ", "question 1") > 0
+        visrag._inputs.query_tokens("ქართული", "question 1 ('ქართული')")
+    assert visrag._inputs.query_tokens("a ქ", "question 1") > 0
 
 
 def test_lone_surrogates_do_not_stop_a_question(visrag) -> None:

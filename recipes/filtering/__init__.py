@@ -1,0 +1,1 @@
+"""The query-aware filter: who judges pages, and the command and the evaluation that use it."""

@@ -1,0 +1,1 @@
+"""Training of a page retriever (``stage=retriever``): data, ranks, measurements before and after."""
