@@ -22,6 +22,7 @@ from rsgrpo.documents.page_store import PageStore
 from rsgrpo.documents.pdf import PdfDocument
 from rsgrpo.documents.records import Page
 from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.io.atomic_files import write_text
 from rsgrpo.io.natural_order import natural_key
 
 MANUALS = {
@@ -163,7 +164,7 @@ def write_set(folder: Path, pages: Sequence[Page], asked: Sequence[Question]) ->
     ]
     for name, rows in (("corpus", corpus), ("queries", queries), ("qrels", judged)):
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        write_text(folder / f"{name}.jsonl", lines)
 
 
 def make_set(folder: Path, workers: int) -> PageStore:
