@@ -17,8 +17,8 @@ from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.errors import RsgrpoError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-MAX_RESPONSE_TOKENS = 128
-"""Most tokens of a response; the longest tagged one has some 110."""
+MAX_RESPONSE_TOKENS = 256
+"""Most tokens of a response to a held-out question."""
 
 _NUM_SAMPLES = 12_000
 _NUM_HELD_OUT = 256
