@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,9 @@ def make_pool(world: World, folder: Path, plan: Plan) -> Pool:
             (partial / "imgs").mkdir()
             for path, page in drawn.items():
                 page.save(partial / path)
-    chosen = rng.permutation(len(digits))[: plan.num_questions]
+    # Where there are fewer pages than questions, some are asked for again, in another haystack.
+    num_rounds = math.ceil(plan.num_questions / len(digits))
+    chosen = np.concatenate([rng.permutation(len(digits)) for _ in range(num_rounds)])[: plan.num_questions]
     return Pool(
         pages=tuple(ImageRef(path=path, file=str((folder / path).absolute())) for path in drawn),
         needles=tuple(
@@ -222,7 +225,7 @@ def answer(
         Whether the answer is right, by question and pages shown.
     """
     wanted = sorted({(number, shown) for arm in arms for number, shown in enumerate(arm.shown)})
-    found = {}
+    found: dict[tuple[int, tuple[int, ...]], bool] = {}
     for most_pages, max_response_tokens in _RESPONSE_TOKENS.items():
         fewer = max((size for size in _RESPONSE_TOKENS if size < most_pages), default=0)
         asked = [(number, shown) for number, shown in wanted if fewer < len(shown) <= most_pages]
