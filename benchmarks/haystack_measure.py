@@ -29,7 +29,8 @@ from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
 from rsgrpo.types import IMAGE_MARKER, ImageRef
 
 MAX_SHOWN_PAGES = 100
-"""Most pages of an unfiltered prompt: 100 of 9 tokens take 1,100 of the policy's 4,096 positions, 1,000 do not fit."""
+"""Most pages of an unfiltered prompt: 100 of 9 tokens take 1,100 of the policy's 4,096 positions, 1,000 do not fit with
+a response that says something of each of them."""
 
 _MAX_MODEL_TOKENS = 4096
 _RESPONSE_TOKENS = {10: 384, MAX_SHOWN_PAGES: 2048}
@@ -45,6 +46,7 @@ class Plan:
         twice_sizes: the sizes for which the policy also judges the best pages at low resolution.
         num_questions: how many questions there are.
         num_kept: k, how many pages the filter keeps.
+        max_shown: the largest haystack that the policy is also shown whole, at most ``MAX_SHOWN_PAGES``.
         seed: the seed of pages, needles and haystacks.
     """
 
@@ -52,6 +54,7 @@ class Plan:
     twice_sizes: tuple[int, ...]
     num_questions: int
     num_kept: int
+    max_shown: int
     seed: int
 
 
@@ -171,7 +174,7 @@ def make_arms(world: World, pool: Pool, plan: Plan, trained: Trained) -> list[Ar
         ]
         once = filter_pages(asked, [best])
         arms.append(Arm(size=size, name="oracle", shown=_with_gold(pool, pages, once, plan.num_kept)))
-        if size <= MAX_SHOWN_PAGES:
+        if size <= plan.max_shown:
             arms.append(Arm(size=size, name="unfiltered", shown=tuple(pages)))
         arms.append(Arm(size=size, name="cosine", shown=_kept(pages, once)))
         if size in plan.twice_sizes:
@@ -275,7 +278,8 @@ def _answer_run(
         ],
     )
     (file,) = answered.glob("evaluations/*/predictions.jsonl")
-    is_right = {row["qid"]: row["accuracy"] == 1.0 for row in map(json.loads, file.read_text().splitlines())}
+    # Strictly: official accuracy finds the right word in a long response that says everything.
+    is_right = {row["qid"]: row["strict_em"] == 1.0 for row in map(json.loads, file.read_text().splitlines())}
     return [is_right[f"q{index}"] for index in range(len(asked))]
 
 

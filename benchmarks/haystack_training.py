@@ -44,7 +44,7 @@ def train_world(
     folder: Path,
     learned: Trained | None,
     *,
-    embedder_steps: int,
+    embedder_steps: Sequence[int],
     policy_steps: Sequence[int],
     threads: int,
     seed: int,
@@ -56,9 +56,9 @@ def train_world(
         folder: the folder of everything that is made; an interrupted run goes on there.
         learned: what was trained on another world: the policy goes on from its policy, and both have its tokenizer;
             None: both start from random weights.
-        embedder_steps: optimizer steps of 64 pairs.
-        policy_steps: optimizer steps of 32 conversations, in rounds: each goes on from the model of the one before,
-            with a warm-up and a decay of its own.
+        embedder_steps: optimizer steps of 64 pairs, in rounds: each goes on from the model of the one before, with a
+            warm-up and a decay of its own.
+        policy_steps: optimizer steps of 32 conversations, in rounds as well.
         threads: CPU threads of every process.
         seed: the seed of data, weights and order.
 
@@ -75,12 +75,14 @@ def train_world(
         start = build_quickstart_model(QuickstartConfig(), folder / "start", seed, tokenizer_corpus(data))
     else:
         start = learned.start
-    embedder = run(folder / "embedder", threads, embedder_settings(data, start, embedder_steps, seed))
-    policy = learned.policy if learned else start
+    embedder, policy = start, learned.policy if learned else start
+    for number, steps in enumerate(embedder_steps):
+        settings = embedder_settings(data, embedder, steps, seed + number)
+        embedder = run(folder / f"embedder-{number + 1}", threads, settings) / "models" / "retriever"
     for number, steps in enumerate(policy_steps):
-        trained = run(folder / f"policy-{number + 1}", threads, policy_settings(data, policy, steps, seed + number))
-        policy = trained / "models" / "sft"
-    return Trained(start=start, embedder=embedder / "models" / "retriever", policy=policy)
+        settings = policy_settings(data, policy, steps, seed + number)
+        policy = run(folder / f"policy-{number + 1}", threads, settings) / "models" / "sft"
+    return Trained(start=start, embedder=embedder, policy=policy)
 
 
 def embedder_settings(data: Path, start: Path, steps: int, seed: int) -> list[str]:

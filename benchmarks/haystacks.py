@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from haystack_measure import Plan, Row, measure
+from haystack_measure import MAX_SHOWN_PAGES, Plan, Row, measure
 from haystack_questions import PairedDifference
 from haystack_training import Trained, train_world
 from haystack_worlds import open_world
@@ -32,7 +32,7 @@ from rsgrpo.io.atomic_files import write_json
 WORLDS = ("tickets", "stamps")
 SIZES = (10, 100, 1000)
 NUM_KEPT = 3
-EMBEDDER_STEPS = {"tickets": 400, "stamps": 250}
+EMBEDDER_STEPS = {"tickets": (400,), "stamps": (250, 400)}
 POLICY_STEPS = {"tickets": (600, 900, 900), "stamps": (600,)}
 
 
@@ -43,9 +43,18 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--stamps", type=int, default=150, help="pictures that are taken; 0: all 674")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--embedder-steps", type=int, help=f"of 64 pairs; default {EMBEDDER_STEPS}")
+    parser.add_argument(
+        "--embedder-steps", type=int, nargs="+", help=f"of 64 pairs, in rounds; default {EMBEDDER_STEPS}"
+    )
     parser.add_argument(
         "--policy-steps", type=int, nargs="+", help=f"of 32 conversations, in rounds; default {POLICY_STEPS}"
+    )
+    parser.add_argument(
+        "--unfiltered-pages",
+        type=int,
+        choices=(10, MAX_SHOWN_PAGES),
+        default=MAX_SHOWN_PAGES,
+        help="the largest haystack that the policy is also shown whole; answers to 100 pages take long",
     )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -71,6 +80,7 @@ def main() -> None:
             twice_sizes=(100,),
             num_questions=options.questions,
             num_kept=NUM_KEPT,
+            max_shown=options.unfiltered_pages,
             seed=options.seed,
         )
         rows += measure(world, trained, root / name, plan, options.threads)
