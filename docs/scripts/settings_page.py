@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rsgrpo.config import Config
+from rsgrpo.config.distill import DistillConfig
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.index import IndexConfig
@@ -30,7 +31,8 @@ Every setting, with its default and its meaning, as the docstrings in `rsgrpo/co
 `uv run train.py --cfg job` prints what holds for a run. On the command line a setting is `key=value`, such as
 `rl.max_steps=50`; a misspelt key or a value of the wrong kind is refused before anything starts.
 
-The last two sections, `embedder` and `index`, are those of [`rsgrpo index` and `rsgrpo search`](retrieval.md).
+The sections `embedder`, `index` and `documents` are those of [`rsgrpo index` and `rsgrpo search`](retrieval.md), and
+`distill` is that of [`rsgrpo distill-relevance`](distill.md).
 
 `[]` behind a name means an entry of a list, and `NAME` a name of your own: `rewards.short.weight=0.5`.
 """
@@ -123,6 +125,7 @@ def page() -> str:
         *sections(EmbedderConfig, "embedder"),
         *sections(IndexConfig, "index"),
         *sections(RenderSettings, "documents"),
+        *sections(DistillConfig, "distill"),
     ):
         lines = [f"## `{section.key}`" if section.key else "## The run", "", _markdown(section.title), ""]
         if section.settings:

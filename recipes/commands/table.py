@@ -57,9 +57,17 @@ COMMANDS: Mapping[str, Command] = {
         summary="the pages of an index that answer a question best",
         entry="recipes.indexing.search_command:main",
     ),
+    "mine-negatives": Command(
+        summary="hard negatives for the training pairs of a page retriever",
+        entry="recipes.indexing.mining_command:main",
+    ),
     "tune-search": Command(
         summary="how much the text of an index's pages should count beside their vectors, on judged questions",
         entry="recipes.indexing.tune_command:main",
+    ),
+    "distill-relevance": Command(
+        summary="training pairs of a retriever from what a trained policy says of its pages",
+        entry="recipes.distilling.distill_command:main",
     ),
     "make-data": Command(
         summary="write a small data set of coloured shapes to try a recipe on",

@@ -21,11 +21,13 @@ from rsgrpo.evaluation.metrics import EvaluationMetrics, ResponseScore, aggregat
 from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
 from rsgrpo.io.jsonl import write_rows
 from rsgrpo.io.record_codec import RecordError, from_plain
+from rsgrpo.retrieval.page_filter import FilterMetrics
 from rsgrpo.trainer.policy import Policy, unweighted
 from rsgrpo.types import PromptedSample, RolloutGroup, ScoredGroup
 
 _METRICS_FILE = "metrics.json"
 _REWARDS_FILE = "rewards.json"
+FILTER_FILE = "filter.json"
 _CHUNK_PROMPTS = 256  # between two signs of progress
 
 
@@ -37,15 +39,19 @@ class Evaluation:
         metrics: EVisRAG's metrics over all questions.
         rewards: the mean of each of the run's rewards that can judge all of the questions, over the answers to which it
             applies.
+        filter: what the filter in front of the model found and cost; None where there was none.
     """
 
     metrics: EvaluationMetrics
     rewards: Mapping[str, float]
+    filter: FilterMetrics | None = None
 
     def numbers(self) -> dict[str, float]:
-        """All numbers by the name under which they are logged: ``eval/<name>`` and ``eval/reward/<name>``."""
+        """All numbers by the name under which they are logged: ``eval/<name>``, ``eval/reward/<name>``, …."""
+        found = dataclasses.asdict(self.filter) if self.filter else {}
+        filtered = {f"filter/{name}": float(value) for name, value in found.items()}
         rewards = {f"reward/{name}": value for name, value in self.rewards.items()}
-        return {name: float(value) for name, value in dataclasses.asdict(self.metrics).items()} | rewards
+        return {name: float(value) for name, value in dataclasses.asdict(self.metrics).items()} | rewards | filtered
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:
@@ -71,7 +77,12 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     rewards = read_json_object(rewards_file) if rewards_file.exists() else {}  # earlier versions wrote none
     if not all(type(value) in (int, float) and math.isfinite(value) for value in rewards.values()):
         raise FileError(f"{shown(rewards_file)} does not hold numbers by reward")
-    return Evaluation(metrics=metrics, rewards={name: float(value) for name, value in rewards.items()})
+    try:
+        filter_file = folder / FILTER_FILE
+        found = from_plain(FilterMetrics, read_json_object(filter_file)) if filter_file.exists() else None
+    except RecordError as error:
+        raise FileError(f"{shown(filter_file)}: {error}") from error
+    return Evaluation(metrics=metrics, rewards={name: float(value) for name, value in rewards.items()}, filter=found)
 
 
 def _score(group: RolloutGroup, response_format: ResponseFormat) -> ResponseScore:
@@ -130,6 +141,7 @@ def evaluate(
     scorer: Scorer,
     folder: Path,
     advance: Callable[[int], None],
+    filter_metrics: FilterMetrics | None = None,
 ) -> tuple[Evaluation, list[RolloutGroup]]:
     """Greedy answers to ``prompts``, their scores, and predictions in the originals' format.
 
@@ -141,6 +153,7 @@ def evaluate(
         folder: gets ``predictions.jsonl`` (``qid``, ``imgs``, ``pred``: what the public evaluation script
             reads, plus our scores), ``rewards.json`` and ``metrics.json``.
         advance: is called with the number of questions answered since the last call.
+        filter_metrics: what a filter found and cost that chose the pages of the prompts; None: there was none.
 
     Returns:
         The means over all questions, and the answered groups.
@@ -164,11 +177,14 @@ def evaluate(
                 "is_sufficient": group.sample.is_sufficient,
                 **dataclasses.asdict(score),
                 "rewards": values,
+                **({"page_numbers": list(group.sample.page_numbers)} if group.sample.page_numbers else {}),
             }
             for group, score, values in zip(groups, scores, rewards, strict=True)
         ],
     )
-    found = _evaluation(scores, rewards)
+    found = dataclasses.replace(_evaluation(scores, rewards), filter=filter_metrics)
+    if filter_metrics is not None:
+        write_json(folder / FILTER_FILE, dataclasses.asdict(filter_metrics), indent=2)
     # The metrics come last: they say that this point is done.
     write_json(folder / _REWARDS_FILE, dict(found.rewards), indent=2)
     write_json(folder / _METRICS_FILE, dataclasses.asdict(found.metrics), indent=2)

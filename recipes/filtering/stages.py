@@ -88,6 +88,29 @@ def make_stages(
     return stages
 
 
+def check_filter(settings: QueryFilterConfig, processor: Qwen2_5_VLProcessor) -> None:
+    """Refuse a filter that could not work, before anything is loaded or trained; one that is not enabled is passed.
+
+    Args:
+        settings: the settings of the filter.
+        processor: the tokenizer and the image processor of the model that answers.
+
+    Raises:
+        ConfigError: the index, the head or the calibration is not where the settings say.
+        PromptTemplateError: yes or no is not one token of the model, or the template cannot be used.
+    """
+    if not settings.enabled:
+        return
+    scorers = {stage.scorer for stage in settings.stages}
+    if "yes_no" in scorers:
+        answer_tokens(processor.tokenizer, settings.yes, settings.no)
+        RelevancePrompts(settings.prompt, processor)
+    for name, scorer in (("index", "cosine"), ("calibration", "cosine"), ("head", "head")):
+        path = getattr(settings, name)
+        if scorer in scorers and path and not Path(path).exists():
+            raise ConfigError(f"filter.{name}={shown(path)} does not exist; give the path of one that does")
+
+
 def yes_no_scorer(settings: QueryFilterConfig, stage: FilterStageConfig, model: AskedModel | None) -> YesNoScorer:
     """Make the scorer of a pass that asks the model itself.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 
+from recipes.filtering.questions import largest_pages
+from recipes.filtering.stages import check_filter
 from recipes.setup.reward_smoke_test import smoke_test_rewards
 from recipes.setup.sft_preparation import supervised_phases
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, sample_check, uses_mixture
@@ -35,7 +37,7 @@ from rsgrpo.prompts.template import (
 )
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.run.progress import Progress
-from rsgrpo.types import ImageRef, PromptedSample
+from rsgrpo.types import ImageRef, PromptedSample, Sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +55,9 @@ class Prepared:
         prompt_fingerprint: which prompt template is used, by name where it is a published one.
         num_skipped: how many questions were left out because something is wrong with them.
         images: counts of the images that were read before the stages began.
+        processor: the tokenizer and the image processor of the base model.
+        builder: makes prompts of questions; where ``filter.enabled``, those of ``test`` show all pages, and are made
+            anew from the pages that are kept.
     """
 
     base_model: Path
@@ -65,6 +70,8 @@ class Prepared:
     prompt_fingerprint: str
     num_skipped: int
     images: ImageCounts
+    processor: Qwen2_5_VLProcessor
+    builder: PromptBuilder
 
 
 def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
@@ -101,10 +108,12 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         lengths = PromptLengths(config, processor)
         num_skipped = sum(sum(data_set.skipped.values()) for data_set in loaded.values())
         prompted: dict[str, tuple[PromptedSample, ...]] = {}
+        check_filter(config.filter, processor)
         for name, data in loaded.items():
-            prompted[name], num_long = lengths.checked(name, [builder.prompted(sample) for sample in data.samples])
+            most = config.filter.stages[-1].top_k if name == "test" and config.filter.enabled else None
+            prompted[name], num_long = _fitting(name, data.samples, builder, lengths, most)
             num_skipped += num_long
-        image_tokens = ImageTokens(processor.image_processor, config.data.image_rules).count
+        image_tokens = lengths.image_tokens
         phases: tuple[SftPhase, ...] = ()
         if config.stage in ("sft", "all"):
             conversations = ConversationBuilder(config.prompt, processor, response_format)
@@ -138,7 +147,21 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         prompt_fingerprint=fingerprint,
         num_skipped=num_skipped,
         images=images,
+        processor=processor,
+        builder=builder,
     )
+
+
+def _fitting(
+    name: str, samples: Sequence[Sample], builder: PromptBuilder, lengths: PromptLengths, most_pages: int | None
+) -> tuple[tuple[PromptedSample, ...], int]:
+    """Prompts that fit, and how many were left out; with ``most_pages`` those that fit with any so many pages."""
+    if most_pages is None:
+        return lengths.checked(name, [builder.prompted(sample) for sample in samples])
+    largest = [builder.prompted(largest_pages(sample, most_pages, lengths.image_tokens)) for sample in samples]
+    fitting, num_long = lengths.checked(name, largest)
+    ids = {prompt.sample.sample_id for prompt in fitting}
+    return tuple(builder.prompted(sample) for sample in samples if sample.sample_id in ids), num_long
 
 
 def describe_template(path: str) -> str:
@@ -181,8 +204,10 @@ def _load_data(config: Config, folder: RunFolder, writer: PromptWriter) -> Mappi
         if not paths[name]:
             raise DataError(f"stage={config.stage} needs data.{name}_path; set it, or choose another stage")
         check = sample_check(config, name, writer.parts_ahead)
+        # A filter reads more pages than the model that answers.
+        shown = replace(data, max_images=config.filter.max_pages) if name == "test" and config.filter.enabled else data
         loaded[name] = load_samples(
-            paths[name], data, is_training=name != "test", check=check, response_format=config.response.format
+            paths[name], shown, is_training=name != "test", check=check, response_format=config.response.format
         )
     return loaded
 
@@ -218,10 +243,10 @@ class PromptLengths:
         sampling = config.rollout.sampling
         self._response = sampling.max_response_tokens if max_response_tokens is None else max_response_tokens
         self._tokenizer = processor.tokenizer
-        self._image_tokens = ImageTokens(processor.image_processor, config.data.image_rules).count
+        self.image_tokens = ImageTokens(processor.image_processor, config.data.image_rules).count
 
     def _count(self, text: str, images: Sequence[ImageRef] = ()) -> int:
-        return count_tokens(text, images, self._tokenizer, self._image_tokens)
+        return count_tokens(text, images, self._tokenizer, self.image_tokens)
 
     def _limits(self, name: str, prompted: PromptedSample) -> list[tuple[int, str]]:
         """The most prompt tokens by each rule for a data set, and what to change to allow more."""

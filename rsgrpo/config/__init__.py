@@ -24,7 +24,7 @@ from rsgrpo.config.data import (
     VideoConfig,
 )
 from rsgrpo.config.eval import EndpointConfig, EvalConfig
-from rsgrpo.config.filter import FilterStageConfig, QueryFilterConfig
+from rsgrpo.config.filter import FilterStageConfig, HeadTrainingConfig, QueryFilterConfig
 from rsgrpo.config.logging import LoggingConfig
 from rsgrpo.config.model import Attention, Dtype, LoraConfig, ModelConfig, VisionCacheConfig
 from rsgrpo.config.optimizer import OptimizerConfig
@@ -87,6 +87,7 @@ __all__ = [
     "EvalConfig",
     "FilterConfig",
     "FilterStageConfig",
+    "HeadTrainingConfig",
     "ImageOrder",
     "KlConfig",
     "LoggingConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rsgrpo.config.checks import ConfigError, Literal, at_least, check_choices, check_share, not_empty
+from rsgrpo.config.checks import ConfigError, Literal, at_least, check_choices, check_share, more_than, not_empty
 from rsgrpo.errors import shown
 
 
@@ -32,6 +32,46 @@ class FilterStageConfig:
         at_least("filter.stages.top_k", self.top_k, 1)
         check_share("filter.stages.threshold", self.threshold)
         at_least("filter.stages.max_pixels", self.max_pixels, 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class HeadTrainingConfig:
+    """Training of a head from labelled pages (``rsgrpo train-filter``), with MIRAGE's published numbers."""
+
+    learning_rate: float = 1.0e-5
+    """Peak of the learning rate, which falls along a cosine."""
+    warmup_frac: float = 0.03
+    """Share of the steps in which the learning rate rises from 0."""
+    num_epochs: float = 2.0
+    """Passes over the pairs."""
+    max_steps: int = 0
+    """Steps in place of ``num_epochs``; 0: as many as these take."""
+    batch_size: int = 32
+    """Pairs of a step."""
+    micro_batch_size: int = 4
+    """Pairs that are in memory at once."""
+    positive_weight: float = 5.0
+    """How many times as much a relevant pair weighs in the loss."""
+    max_pixels: int = 200_704
+    """Area in pixels that larger pages are scaled down to."""
+    held_out_frac: float = 0.1
+    """Share of the questions that are kept out of training, on which the head is measured at the end."""
+    seed: int = 0
+    """Seed of the order of the pairs and of the questions that are held out."""
+
+    def __post_init__(self) -> None:
+        more_than("filter.head_training.learning_rate", self.learning_rate, 0.0)
+        more_than("filter.head_training.num_epochs", self.num_epochs, 0.0)
+        more_than("filter.head_training.positive_weight", self.positive_weight, 0.0)
+        check_share("filter.head_training.warmup_frac", self.warmup_frac)
+        check_share("filter.head_training.held_out_frac", self.held_out_frac)
+        for name, least in (("max_steps", 0), ("batch_size", 1), ("micro_batch_size", 1), ("max_pixels", 1)):
+            at_least(f"filter.head_training.{name}", getattr(self, name), least)
+        if self.batch_size % self.micro_batch_size:
+            raise ConfigError(
+                f"filter.head_training.batch_size={self.batch_size} is no multiple of micro_batch_size="
+                f"{self.micro_batch_size}; set one that is"
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -64,6 +104,7 @@ class QueryFilterConfig:
     that answers."""
     head: str = ""
     """``head``: folder of a trained head."""
+    head_training: HeadTrainingConfig = field(default_factory=HeadTrainingConfig)
 
     def __post_init__(self) -> None:
         at_least("filter.max_pages", self.max_pages, 1)

@@ -14,6 +14,7 @@ from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.metrics import EvaluationMetrics
 from rsgrpo.io.atomic_files import FileError, read_json_object, shown_value, write_json
 from rsgrpo.io.record_codec import RecordError, from_plain, to_plain
+from rsgrpo.retrieval.page_filter import FilterMetrics
 from rsgrpo.run.logger import MetricRow
 
 SCHEMA_VERSION = 1
@@ -167,6 +168,7 @@ class RunSummary:
         evaluations: the test metrics by point: ``before_sft``, ``after_sft``, ``before_rl``, ``after_rl``,
             ``checkpoint``.
         evaluation_rewards: the mean of each reward over the test answers, by point.
+        evaluation_filters: what the filter in front of the model found and cost, by point, where there was one.
         benchmarks: the main metrics of ``eval.tasks``, by task.
         sft: what the supervised stage reached; None if it did not run.
         rl: what the reinforcement stage reached; None if it did not run.
@@ -187,6 +189,7 @@ class RunSummary:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     evaluations: dict[str, EvaluationMetrics] = field(default_factory=dict)
     evaluation_rewards: dict[str, dict[str, float]] = field(default_factory=dict)
+    evaluation_filters: dict[str, FilterMetrics] = field(default_factory=dict)
     benchmarks: dict[str, BenchmarkSummary] = field(default_factory=dict)
     sft: SftSummary | None = None
     rl: RlSummary | None = None

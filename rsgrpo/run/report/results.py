@@ -27,6 +27,8 @@ _BARS = (
     ("answerable_accuracy", "Accuracy, answerable"),
     ("unanswerable_accuracy", "Accuracy, unanswerable"),
     ("well_formed_frac", "Well-formed"),
+    ("filter/image_recall", "Filter: gold pages kept"),
+    ("filter/image_precision", "Filter: kept pages that are gold"),
 )
 _RETRIEVAL_BARS = (("mrr@10", "MRR@10"), ("recall@10", "Recall@10"), ("ndcg@10", "nDCG@10"))
 _REWARD = "reward/"
@@ -55,7 +57,9 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
     if summary is not None:
         for point, evaluation in summary.evaluations.items():
             rewards = {f"{_REWARD}{name}": value for name, value in summary.evaluation_rewards.get(point, {}).items()}
-            metrics[point] = dataclasses.asdict(evaluation) | rewards
+            found = summary.evaluation_filters.get(point)
+            filtered = {f"filter/{name}": value for name, value in dataclasses.asdict(found).items()} if found else {}
+            metrics[point] = dataclasses.asdict(evaluation) | rewards | filtered
         for point, measures in summary.retrieval.items():
             metrics[point] = {**measures.numbers(), "num_responses": measures.num_queries}
     if summary is not None and summary.benchmarks:
@@ -123,6 +127,15 @@ def collect_cards(
         ]
         if values:
             cards.append(_score_card(label, values))
+    if summary is not None:
+        cards += [
+            _card(
+                f"Image tokens · {_POINTS.get(point, point)}",
+                f"÷ {found.answer_ratio:.1f}",
+                f"÷ {found.total_ratio:.1f} with the filter's own; {found.kept_pages:.1f} of {found.pages:.0f} pages",
+            )
+            for point, found in summary.evaluation_filters.items()
+        ]
     rl = summary.rl if summary is not None else None
     if summary is not None and summary.stage_seconds:
         stages = _stage_times(summary.stage_seconds)
