@@ -24,6 +24,7 @@ from rsgrpo.data.files import DataError
 from rsgrpo.data.images.loading import MAX_ASPECT_RATIO, image_facts
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.evaluation.retrieval_sets import find_retrieval_tasks, split_tasks
 from rsgrpo.prompts.template import PromptTemplateError, PromptWriter
 from rsgrpo.retrieval.relevance_files import read_retrieval_set
 from rsgrpo.retrieval.training_pairs import pair_files
@@ -210,12 +211,28 @@ def _read_source(source: SourceConfig, config: Config, clock: Clock = time.monot
     return problem(title, found, "fix the records, or set data.on_bad_sample=skip"), kept
 
 
+def _retrieval_checks(config: Config, names: Sequence[str]) -> Iterator[Check]:
+    """Check the data sets that an embedder searches; those of the hub are fetched when the run starts."""
+    for name in names:
+        try:
+            for task in find_retrieval_tasks(name, config.eval.data_root):
+                if task.folder is None:
+                    yield ok(task.name, f"mteb's {task.official_name}, at the revision that mteb pins")
+                else:
+                    data = read_retrieval_set(task.folder)
+                    yield ok(task.name, f"{len(data.relevant)} queries, {len(data.pages)} pages")
+        except RsgrpoError as error:
+            yield refused(name, error)
+
+
 def _task_checks(subject: Subject, config: Config) -> Iterator[Check]:
     """Check the benchmarks, read and worded as the run does it."""
     from recipes.evaluation.benchmark_requests import load_tasks
 
+    answered, searched = split_tasks(config.eval.tasks)
+    yield from _retrieval_checks(config, searched)
     try:
-        tasks = load_tasks(config, None, subject.scratch / "canvases")
+        tasks = load_tasks(config, None, subject.scratch / "canvases", answered)
     except RsgrpoError as error:
         yield refused("eval.tasks", error)
         return
