@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
 from recipes.doctor.hub import hub_check
+from recipes.retriever.wanted_data import check_retriever_data
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, default_sources, sample_check, uses_mixture
 from rsgrpo.config import Config, QuickstartConfig, SourceConfig
 from rsgrpo.config.image_rules import ImageRules
@@ -26,6 +27,7 @@ from rsgrpo.errors import RsgrpoError
 from rsgrpo.evaluation.retrieval_sets import find_retrieval_tasks, split_tasks
 from rsgrpo.prompts.template import PromptTemplateError, PromptWriter
 from rsgrpo.retrieval.relevance_files import read_retrieval_set
+from rsgrpo.retrieval.training_pairs import pair_files
 
 if TYPE_CHECKING:
     from rsgrpo.types import ImageRef, Sample
@@ -49,6 +51,9 @@ def data_checks(subject: Subject) -> Iterator[Check]:
     if config.eval.tasks:
         yield from _task_checks(subject, config)
         return
+    if config.stage == "retriever":
+        yield _retriever_check(config)
+        return
     if builds_quickstart_data(config):
         yield from _quickstart_checks(subject, config)
         return
@@ -68,6 +73,21 @@ def data_checks(subject: Subject) -> Iterator[Check]:
             yield problem(
                 f"data.{name}_path", f"empty, and stage={config.stage} needs it", "set it, or choose another stage"
             )
+
+
+def _retriever_check(config: Config) -> Check:
+    """Look for the files of training pairs and the test set of a retriever; the run itself reads every row."""
+    settings = config.retriever
+    try:
+        check_retriever_data(config)
+        test = read_retrieval_set(Path(settings.test_path)) if settings.test_path else None
+        num_files = sum(len(pair_files(path)) for path in settings.data)
+    except RsgrpoError as error:
+        return refused("training pairs", error)
+    if not num_files:
+        return ok("training pairs", "built by the run, with a test set")
+    tested = f"; test set: {len(test.queries)} questions, {len(test.pages)} pages" if test else "; no test set"
+    return ok("training pairs", f"{num_files} files{tested}")
 
 
 def _is_hub_name(path: str) -> bool:
