@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,15 @@ from rsgrpo.config.index import IndexConfig
 from rsgrpo.errors import RsgrpoError, shown
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import AnyEmbedder, EmbedderIdentity
+    from rsgrpo.retrieval.embedder import AnyEmbedder, Embedder, EmbedderIdentity
     from rsgrpo.retrieval.page_index import PageIndex
 
 PAGES_FOLDER = "pages"
 """Name of the folder with the pages' images and texts, in the index's folder."""
+
+
+MakeSingleEmbedder = Callable[[EmbedderConfig], "Embedder"]
+"""Makes an embedder that gives a page one vector; tests make one that needs no model."""
 
 
 def open_any_index(folder: Path, settings: IndexConfig, *, is_writable: bool = False) -> PageIndex:
@@ -128,6 +133,21 @@ def make_any_embedder(config: EmbedderConfig) -> AnyEmbedder:
         from rsgrpo.retrieval.multi_vector_embedder import SentenceMultiVectorEmbedder
 
         return SentenceMultiVectorEmbedder(config)
+    return make_single_embedder(config)
+
+
+def make_single_embedder(config: EmbedderConfig) -> Embedder:
+    """Make an embedder that gives a page one vector, where cosines are compared.
+
+    Args:
+        config: the settings of the embedder.
+
+    Returns:
+        The embedder, its model loaded.
+
+    Raises:
+        EmbeddingError: the model is not there, cannot be loaded, does not fit the settings, or gives many vectors.
+    """
     from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
 
     return SentenceEmbedder(config)
