@@ -142,7 +142,7 @@ def train(out: Path, name: str, num_steps: int, num_negatives: int, seed: int) -
             *("train.py", "recipe=retriever_quickstart", f"run_dir={run}", f"seed={seed}", "resume=auto"),
             *(f"retriever.data=[{out / name / 'pairs.jsonl'}]", f"retriever.test_path={test}", f"model.path={model}"),
             *(f"retriever.max_steps={num_steps}", "retriever.num_epochs=1000"),
-            *(f"retriever.negatives.num_pages={num_negatives}", "logging.wandb_mode=disabled"),
+            *(f"retriever.negatives.num_pages={num_negatives}", "logging.wandb_mode=disabled", "trainer.num_threads=1"),
         )
     points = [run / "evaluations" / f"{point}_retriever" / "retrieval.json" for point in ("before", "after")]
     before, after = (float(json.loads(point.read_text())["mrr_at_10"]) for point in points)
