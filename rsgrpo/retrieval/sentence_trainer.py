@@ -6,6 +6,7 @@ of all ranks, and the result is that of one large device (GradCache, arXiv:2101.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -216,7 +217,9 @@ class _Trainer(SentenceTransformerTrainer):
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if self.shares_optimizer and get_world_size() > 1:
             groups = [dict(group) for group in optimizer.param_groups]
-            self.optimizer = optimizer = _SharedOptimizer(groups, type(optimizer), **optimizer.defaults)
+            taken = inspect.signature(type(optimizer)).parameters  # some defaults are noted, and cannot be given
+            defaults = {name: value for name, value in optimizer.defaults.items() if name in taken}
+            self.optimizer = optimizer = _SharedOptimizer(groups, type(optimizer), **defaults)
         return optimizer
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
