@@ -61,6 +61,14 @@ COMMANDS: Mapping[str, Command] = {
         summary="how much the text of an index's pages should count beside their vectors, on judged questions",
         entry="recipes.indexing.tune_command:main",
     ),
+    "filter": Command(
+        summary="say which pages help to answer a question, and keep these; or filter a data set",
+        entry="recipes.filtering.command:main",
+    ),
+    "train-filter": Command(
+        summary="train a head that judges pages for the filter",
+        entry="recipes.filtering.train_command:main",
+    ),
     "make-data": Command(
         summary="write a small data set of coloured shapes to try a recipe on",
         entry="rsgrpo.data.synthetic.__main__:main",

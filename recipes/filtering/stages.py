@@ -134,13 +134,20 @@ def yes_no_scorer(settings: QueryFilterConfig, stage: FilterStageConfig, model: 
     )
 
 
-def cosine_scorer(settings: QueryFilterConfig, make_embedder: MakeEmbedder, *, needs_calibration: bool) -> CosineScorer:
+def cosine_scorer(
+    settings: QueryFilterConfig,
+    make_embedder: MakeEmbedder,
+    *,
+    needs_calibration: bool,
+    reads_calibration: bool = True,
+) -> CosineScorer:
     """Make the scorer over an embedder, with the vectors of the index and the calibration that the settings name.
 
     Args:
         settings: the settings of the filter.
         make_embedder: makes the embedder from its settings.
         needs_calibration: whether the scores must be probabilities; else a calibration is used where there is one.
+        reads_calibration: whether a calibration is looked for at all; not where one is about to be fitted.
 
     Raises:
         ConfigError: no embedder is named, or a calibration is needed and not there.
@@ -160,9 +167,14 @@ def cosine_scorer(settings: QueryFilterConfig, make_embedder: MakeEmbedder, *, n
     else:
         raise ConfigError("filter.stages has a cosine; set filter.embedder, or filter.index to one that names its own")
     embedder = make_embedder(config)
+    if embedder.identity.is_multi_vector:
+        raise ConfigError(
+            f"{shown(config.model, 120)} gives a page many vectors, and the filter compares one; name an embedder with "
+            "one vector a page, or let yes_no judge"
+        )
     return CosineScorer(
         embedder,
-        _calibration(settings, embedder, needs_calibration),
+        _calibration(settings, embedder, needs_calibration) if reads_calibration else None,
         image_tokens=embedder.image_tokens if isinstance(embedder, CountsImageTokens) else None,
         index=index,
         find_page_id=page_finder(index, file_digest) if index is not None else None,

@@ -75,6 +75,8 @@ def test_the_overview_names_every_command_in_one_line(capsys: pytest.CaptureFixt
         "index",
         "search",
         "tune-search",
+        "filter",
+        "train-filter",
         "make-data",
     ]
     assert listed == list(COMMANDS)
@@ -112,6 +114,7 @@ def test_examples_of_a_command_are_calls_that_it_takes(name: str, capsys: pytest
     assert calls
     for call in calls:
         words = split_settings(call[1:])[0] if name in ("index", "search", "tune-search") else call[1:]
+        words = [word for word in words if not word.startswith("filter.")]
         parser.parse_args(words)  # raises UsageError for an option that is not there
 
 
