@@ -169,10 +169,12 @@ def _train_rl(job: Job) -> None:
             note = step_note(report, min(settings.prompts_per_step, len(prompts)))
             if note:
                 job.progress.line(note)
-            if report.step % settings.save_every_steps == 0 or report.step in (1, num_steps):
+            is_shown = report.step % settings.save_every_steps == 0 or report.step in (1, num_steps)
+            if is_shown or (settings.record_every_steps and report.step % settings.record_every_steps == 0):
                 record_groups(
                     job.folder.rollouts_file, "rl", report.step, report.credited, num_kept=settings.rollouts_in_report
                 )
+            if is_shown:
                 job.logger.log_rollouts(report.step, report.credited[: settings.rollouts_in_report])
             if report.step % settings.save_every_steps == 0:
                 job.save("rl", report.step, training.state)

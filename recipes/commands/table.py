@@ -57,6 +57,14 @@ COMMANDS: Mapping[str, Command] = {
         summary="the pages of an index that answer a question best",
         entry="recipes.indexing.search_command:main",
     ),
+    "measure-run": Command(
+        summary="MRR, recall and nDCG of a run in TREC's format, and of two runs query by query",
+        entry="recipes.evaluation.measure_run_command:main",
+    ),
+    "mine-negatives": Command(
+        summary="hard negatives for the training pairs of a page retriever",
+        entry="recipes.indexing.mining_command:main",
+    ),
     "tune-search": Command(
         summary="how much the text of an index's pages should count beside their vectors, on judged questions",
         entry="recipes.indexing.tune_command:main",
@@ -68,6 +76,10 @@ COMMANDS: Mapping[str, Command] = {
     "train-filter": Command(
         summary="train a head that judges pages for the filter",
         entry="recipes.filtering.train_command:main",
+    ),
+    "distill-relevance": Command(
+        summary="training pairs of a retriever from what a trained policy says of its pages",
+        entry="recipes.distilling.distill_command:main",
     ),
     "make-data": Command(
         summary="write a small data set of coloured shapes to try a recipe on",

@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from recipes.filtering.command_settings import filter_settings, split_filter_settings
-from recipes.indexing.command_line import MakeEmbedder, sentence_embedder
+from recipes.indexing.command_line import MakeSingleEmbedder
+from recipes.indexing.places import make_single_embedder
 from recipes.indexing.settings import embedder_settings, split_settings
 from rsgrpo.config import DataConfig, FilterStageConfig, QueryFilterConfig
 from rsgrpo.config.embedder import EmbedderConfig
@@ -73,23 +74,23 @@ def command_parser() -> CommandParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, make_embedder: MakeSingleEmbedder | None = None) -> int:
     """Run ``rsgrpo filter``.
 
     Args:
         arguments: the arguments behind the command's name; None: those of this process.
-        make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
+        make_embedder: the function that makes the embedder; None: the one that the settings describe is made.
 
     Returns:
         The exit status of the process.
     """
     return run_command(
-        lambda: _filter(sys.argv[1:] if arguments is None else arguments, make_embedder or sentence_embedder),
+        lambda: _filter(sys.argv[1:] if arguments is None else arguments, make_embedder or make_single_embedder),
         way_on="nothing was changed; call it again",
     )
 
 
-def _filter(arguments: Sequence[str], make_embedder: MakeEmbedder) -> None:
+def _filter(arguments: Sequence[str], make_embedder: MakeSingleEmbedder) -> None:
     rest, given = split_filter_settings(arguments)
     rest, others = split_settings(rest)
     options = command_parser().parse_intermixed_args(rest)

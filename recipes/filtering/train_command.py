@@ -117,7 +117,7 @@ def _work(options: argparse.Namespace, settings: QueryFilterConfig) -> dict[str,
 def _nearest(folder: str, data: DataConfig) -> Any:
     """A function that gives a question's nearest pages in an index, its own gold pages left out."""
     from recipes.filtering.stages import file_digest
-    from recipes.indexing.command_line import sentence_embedder
+    from recipes.indexing.places import make_any_embedder
     from rsgrpo.retrieval.flat_index import open_index
     from rsgrpo.retrieval.page_index import find_pages
     from rsgrpo.types import ImageRef
@@ -125,7 +125,7 @@ def _nearest(folder: str, data: DataConfig) -> Any:
     index = open_index(Path(folder))
     if index.embedder is None:
         raise RsgrpoError(f"{index.name} does not say how to run its embedder; make one with rsgrpo index")
-    embedder = sentence_embedder(index.embedder)
+    embedder = make_any_embedder(index.embedder)
 
     def find(sample: Sample, count: int) -> list[ImageRef]:
         own = {file_digest(page) for page in sample.images}

@@ -12,10 +12,13 @@ from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.failures.command import CommandParser
 
 if TYPE_CHECKING:  # it takes long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import Embedder
+    from rsgrpo.retrieval.embedder import AnyEmbedder, Embedder
 
-MakeEmbedder = Callable[[EmbedderConfig], "Embedder"]
+MakeEmbedder = Callable[[EmbedderConfig], "AnyEmbedder"]
 """Makes an embedder from its settings; tests make one that needs no model."""
+
+MakeSingleEmbedder = Callable[[EmbedderConfig], "Embedder"]
+"""Makes an embedder that gives a page one vector."""
 
 
 def explain_settings(parser: CommandParser) -> None:
@@ -46,17 +49,3 @@ def read_call(parser: CommandParser, arguments: Sequence[str] | None) -> tuple[a
     """
     rest, given = split_settings(sys.argv[1:] if arguments is None else arguments)
     return parser.parse_intermixed_args(rest), given
-
-
-def sentence_embedder(config: EmbedderConfig) -> Embedder:
-    """Make an embedder of sentence-transformers.
-
-    Args:
-        config: the settings of the embedder.
-
-    Returns:
-        The embedder, its model loaded.
-    """
-    from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
-
-    return SentenceEmbedder(config)

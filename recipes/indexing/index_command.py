@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call, sentence_embedder
-from recipes.indexing.places import PAGES_FOLDER, create_any_index, is_there, open_any_index, saved_embedder
+from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call
+from recipes.indexing.places import (
+    PAGES_FOLDER,
+    create_any_index,
+    is_there,
+    make_any_embedder,
+    open_any_index,
+    saved_embedder,
+)
 from recipes.indexing.settings import embedder_settings, index_settings, render_settings
 from recipes.indexing.updating import IndexReport, PageSource, update_index
 from rsgrpo.config.documents import RenderSettings
@@ -36,7 +43,7 @@ examples:
   uv run rsgrpo index manuals --out manuals.index --embedder Qwen/Qwen3-VL-Embedding-2B
   uv run rsgrpo index manuals new.pdf --out manuals.index             # again: only what is new or has changed
   uv run rsgrpo index manuals --out manuals.index --embedder runs/embedder embedder.preset=visrag
-  uv run rsgrpo index manuals --out manuals.index documents.on_bad_document=skip
+  uv run rsgrpo index scans --out scans.index documents.ocr=rapidocr documents.on_bad_document=skip
   uv run rsgrpo index --out manuals.index --remove old.pdf
 """
 
@@ -86,18 +93,20 @@ def main(
     Args:
         arguments: the arguments behind the command's name; None: those of this process.
         make_source: the function that renders documents into the store of pages; None: ``rsgrpo.documents`` does.
-        make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
+        make_embedder: the function that makes the embedder; None: the one that the settings describe is made.
 
     Returns:
         The exit status of the process.
     """
     return run_command(
-        lambda: _index(arguments, make_source, make_embedder or sentence_embedder),
+        lambda: _index(arguments, make_source, make_embedder or make_any_embedder),
         way_on="what is done stays, and the same command goes on",
     )
 
 
 def _index(arguments: Sequence[str] | None, make_source: MakeSource | None, make_embedder: MakeEmbedder) -> None:
+    from rsgrpo.documents.ocr import check_ocr
+
     options, given = read_call(command_parser(), arguments)
     changes = Changes(add=tuple(options.documents), remove=tuple(options.remove))
     if changes == Changes():
@@ -111,6 +120,7 @@ def _index(arguments: Sequence[str] | None, make_source: MakeSource | None, make
     saved = saved_embedder(options.out, settings) if has_index else None
     config = embedder_settings(given, options.embedder, saved)
     rendering = render_settings(given, config)
+    check_ocr(rendering.ocr)
     embedder = make_embedder(config)
     with closing(
         open_any_index(options.out, settings, is_writable=True)

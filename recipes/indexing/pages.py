@@ -41,6 +41,7 @@ def add_documents(
 
     Raises:
         DocumentError: a path does not exist, or a document cannot be read and the settings do not skip it.
+        OcrError: pages shall be read by OCR, and its package is not installed.
         StoreError: the folder holds something else, another process writes to it, or the disk is full.
     """
     store = PageStore.open(store_folder, settings)
@@ -127,6 +128,8 @@ def print_report(report: IngestReport, console: Console) -> None:
         "pages stored before": report.duplicate_pages,
         "blank pages": len(report.blank_pages),
         "pages left out": len(report.left_out_pages),
+        "pages read by OCR": report.ocr_pages,
+        "pages that OCR could not read": len(report.unread_pages),
     }
     always = ("documents added", "documents unchanged", "documents refused", "pages")
     for name, count in rows.items():
@@ -137,6 +140,7 @@ def print_report(report: IngestReport, console: Console) -> None:
     _print_named("refused", report.refused, console)
     _print_named("damaged in the store", report.damaged, console)
     _print_named("left out", report.left_out_pages, console)
+    _print_named("not read", report.unread_pages, console)
     _print_named("duplicate", report.duplicate_documents, console)
     _print_named("blank", [Remark(name=name, reason="") for name in report.blank_pages], console)
 

@@ -1,4 +1,4 @@
-"""Open an index wherever it lies: in a folder, or on the Qdrant server that ``index.url`` names."""
+"""Open an index wherever it lies, in a folder or on a Qdrant server, and make the embedder that settings describe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rsgrpo.config.index import IndexConfig
 from rsgrpo.errors import RsgrpoError, shown
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import EmbedderIdentity
+    from rsgrpo.retrieval.embedder import AnyEmbedder, Embedder, EmbedderIdentity
     from rsgrpo.retrieval.page_index import PageIndex
 
 PAGES_FOLDER = "pages"
@@ -110,6 +110,49 @@ def create_any_index(
 
         index = create_index(folder, identity, settings, embedder)
     return index
+
+
+def make_any_embedder(config: EmbedderConfig) -> AnyEmbedder:
+    """Make an embedder: one that gives a page one vector, or with the preset ``multi_vector`` many.
+
+    Args:
+        config: the settings of the embedder.
+
+    Returns:
+        The embedder, its model loaded.
+
+    Raises:
+        EmbeddingError: the model is not there, cannot be loaded, or does not fit the settings.
+    """
+    if config.preset == "multi_vector":
+        from rsgrpo.retrieval.multi_vector_embedder import SentenceMultiVectorEmbedder
+
+        return SentenceMultiVectorEmbedder(config)
+    return make_single_embedder(config)
+
+
+def make_single_embedder(config: EmbedderConfig) -> Embedder:
+    """Make an embedder that gives a page one vector.
+
+    Args:
+        config: the settings of the embedder.
+
+    Returns:
+        The embedder, its model loaded.
+
+    Raises:
+        EmbeddingError: the settings name a multi-vector preset, or the embedder cannot be made.
+    """
+    from rsgrpo.retrieval.embedder import EmbeddingError
+
+    if config.preset == "multi_vector":
+        raise EmbeddingError(
+            "embedder.preset=multi_vector gives a page many vectors, and one is needed here; take an embedder that "
+            "gives one"
+        )
+    from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
+
+    return SentenceEmbedder(config)
 
 
 def _qdrant() -> Any:

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call, sentence_embedder
-from recipes.indexing.places import open_any_index
+from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call
+from recipes.indexing.places import make_any_embedder, open_any_index
 from recipes.indexing.searching import Question, SearchBy, search
 from recipes.indexing.settings import embedder_settings, index_settings
 from rsgrpo.errors import shown
@@ -21,7 +21,7 @@ from rsgrpo.failures.command import CommandParser, UsageError, run_command
 from rsgrpo.io.ids import well_formed
 
 if TYPE_CHECKING:  # it takes long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import Embedder
+    from rsgrpo.retrieval.embedder import AnyEmbedder
     from rsgrpo.retrieval.page_index import FoundPage, PageFilter
 
 _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for titles
@@ -67,13 +67,13 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | N
 
     Args:
         arguments: the arguments behind the command's name; None: those of this process.
-        make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
+        make_embedder: the function that makes the embedder; None: the one that the settings describe is made.
 
     Returns:
         The exit status of the process.
     """
     return run_command(
-        lambda: _search(arguments, make_embedder or sentence_embedder), way_on="nothing was changed; ask again"
+        lambda: _search(arguments, make_embedder or make_any_embedder), way_on="nothing was changed; ask again"
     )
 
 
@@ -101,7 +101,7 @@ def _search(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> Non
     if not len(index):
         raise PageIndexError(f"{index.name} holds no page; add documents with rsgrpo index")
 
-    def embedder() -> Embedder:
+    def embedder() -> AnyEmbedder:
         if index.embedder is None and not (options.embedder or given.embedder):
             raise UsageError(f"{index.name} does not say how to run its embedder; add --embedder MODEL")
         return make_embedder(embedder_settings(given, options.embedder, index.embedder))

@@ -12,7 +12,7 @@ from rsgrpo.errors import shown
 from rsgrpo.failures.command import UsageError
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import Embedder
+    from rsgrpo.retrieval.embedder import AnyEmbedder
     from rsgrpo.retrieval.hybrid import TunedSearch
     from rsgrpo.retrieval.page_index import FoundPage, PageFilter, PageIndex
     from rsgrpo.retrieval.text_search import TextSearch
@@ -59,7 +59,7 @@ def search(
     question: Question,
     by: SearchBy | None,
     language: str,
-    make_embedder: Callable[[], Embedder],
+    make_embedder: Callable[[], AnyEmbedder],
 ) -> Findings:
     """Find the pages that answer a question.
 
@@ -100,7 +100,9 @@ def search(
     return _by_both(index, text, tuned, question, make_embedder)
 
 
-def _by_vectors(index: PageIndex, question: Question, k: int, make_embedder: Callable[[], Embedder]) -> list[FoundPage]:
+def _by_vectors(
+    index: PageIndex, question: Question, k: int, make_embedder: Callable[[], AnyEmbedder]
+) -> list[FoundPage]:
     from rsgrpo.retrieval.page_index import find_pages
 
     (found,) = find_pages(index, make_embedder(), [question.text], k, question.allowed)
@@ -115,7 +117,7 @@ def _by_text(text: TextSearch, question: Question) -> Findings:
 
 
 def _by_both(
-    index: PageIndex, text: TextSearch, tuned: TunedSearch, question: Question, make_embedder: Callable[[], Embedder]
+    index: PageIndex, text: TextSearch, tuned: TunedSearch, question: Question, make_embedder: Callable[[], AnyEmbedder]
 ) -> Findings:
     from rsgrpo.retrieval.hybrid import fuse_found
 

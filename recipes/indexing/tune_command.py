@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call, sentence_embedder
-from recipes.indexing.places import open_any_index
+from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call
+from recipes.indexing.places import make_any_embedder, open_any_index
 from recipes.indexing.settings import embedder_settings, index_settings
 from recipes.indexing.texts import open_texts, texts_told
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import Embedder
+    from rsgrpo.retrieval.embedder import AnyEmbedder
     from rsgrpo.retrieval.hybrid import FoundBoth, TunedSearch
     from rsgrpo.retrieval.page_index import PageIndex
     from rsgrpo.retrieval.relevance_files import JudgedQueries
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | N
         The exit status of the process.
     """
     return run_command(
-        lambda: _tune(arguments, make_embedder or sentence_embedder), way_on="the index is as it was; tune again"
+        lambda: _tune(arguments, make_embedder or make_any_embedder), way_on="the index is as it was; tune again"
     )
 
 
@@ -115,7 +115,7 @@ def _tune(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> None:
     _print(tuned, index.name)
 
 
-def _found(index: PageIndex, text: TextSearch, embedder: Embedder, judged: JudgedQueries) -> FoundBoth:
+def _found(index: PageIndex, text: TextSearch, embedder: AnyEmbedder, judged: JudgedQueries) -> FoundBoth:
     """Ask both searches for the pages of every question."""
     from rsgrpo.retrieval.hybrid import DEPTH, FoundBoth
     from rsgrpo.retrieval.measured_search import search_queries

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rsgrpo.retrieval.embedder import Embedder
+from rsgrpo.retrieval.embedder import AnyEmbedder
 from rsgrpo.retrieval.page_index import IndexedPage, PageIndex, add_pages
 
 _PAGES_AT_ONCE = 256  # embedded in one call: enough to sort them into batches of like sizes
@@ -100,7 +100,7 @@ class _Plan:
 
 def update_index(
     index: PageIndex,
-    embedder: Embedder,
+    embedder: AnyEmbedder,
     source: PageSource,
     *,
     dates: Mapping[str, str] | None = None,
@@ -166,7 +166,7 @@ def _plan(index: PageIndex, source: PageSource, dates: Mapping[str, str]) -> _Pl
 
 
 def _embed(
-    index: PageIndex, embedder: Embedder, pages: Sequence[IndexedPage], on_progress: Callable[[int, int], None]
+    index: PageIndex, embedder: AnyEmbedder, pages: Sequence[IndexedPage], on_progress: Callable[[int, int], None]
 ) -> None:
     """Embed pages and add them, in calls of a bearable length, and save now and then."""
     num_embedded = 0

@@ -13,6 +13,9 @@ from rsgrpo.config import Config
 from rsgrpo.config.embedder import VISRAG_INSTRUCTION, EmbedderConfig
 from rsgrpo.data.images.counts import ImageCounts, update_report
 from rsgrpo.data.readers.findings import BadRecordError
+from rsgrpo.data.synthetic.quickstart import corpus
+from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
+from rsgrpo.data.synthetic.ticket_sets import build_retriever_data
 from rsgrpo.errors import shown
 from rsgrpo.retrieval.embedder import EmbeddingError
 from rsgrpo.retrieval.held_out_pairs import hold_out
@@ -89,18 +92,26 @@ def prepare_retriever(config: Config, folder: RunFolder, progress: Progress) -> 
     Raises:
         RsgrpoError: the data cannot be used, the model is not there, or nothing fills a batch.
     """
-    from rsgrpo.retrieval.sentence_embedder import model_folder
+    from rsgrpo.retrieval.model_loading import model_folder
     from rsgrpo.retrieval.start_model import READING_RULES
 
     settings = config.retriever
     check_retriever_data(config)
     with progress.phase("Reading data and model"):
-        start_model = model_folder(
-            EmbedderConfig(model=config.model.path, revision=config.model.revision, preset=settings.preset)
+        start_model = (
+            model_folder(EmbedderConfig(model=config.model.path, revision=config.model.revision))
+            if config.model.path
+            else build_quickstart_model(
+                config.quickstart, folder.base_model, config.seed, corpus(config.quickstart, config.seed)
+            )
         )
-        test = read_retrieval_set(Path(settings.test_path)) if settings.test_path else None
+        paths, test_path = settings.data, settings.test_path
+        if not paths:
+            built = build_retriever_data(config.quickstart, folder.data / "retriever", config.seed)
+            paths, test_path = [built.train_path], built.test_path
+        test = read_retrieval_set(Path(test_path)) if test_path else None
         loaded = read_training_pairs(
-            settings.data,
+            paths,
             config.data,
             READING_RULES,
             tested_pages=_tested_pages(test),

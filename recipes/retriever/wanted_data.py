@@ -1,12 +1,13 @@
-"""What the retriever's stage needs to be told, refused without reading anything; nothing here imports torch."""
+"""What the retriever's stage needs to be told: slips are refused before anything is read, without torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from rsgrpo.config import Config, ConfigError
-from rsgrpo.data.files import DataError, data_files
+from rsgrpo.data.files import DataError
 from rsgrpo.errors import shown
+from rsgrpo.retrieval.training_pairs import pair_files
 
 START_MODEL = "model.path is empty; name the model to start from, such as model.path=Qwen/Qwen3-VL-Embedding-2B"
 
@@ -18,20 +19,22 @@ def check_retriever_data(config: Config) -> None:
         config: the settings of the run, with ``stage=retriever``.
 
     Raises:
-        DataError: there is no data set of a name that is given, or none is named.
-        ConfigError: no start model is named.
+        DataError: there is no data set of a name that is given, or only a test set is named.
+        ConfigError: data are named, and no start model.
     """
     settings = config.retriever
     if not settings.data:
-        raise DataError(
-            "stage=retriever needs training pairs; set retriever.data=[FILE], JSON lines with query and image, or "
-            "VisRAG's parquet"
-        )
+        if settings.test_path:
+            raise DataError(
+                "retriever.test_path is set and retriever.data is empty, so that the run would make its own pages; set "
+                "retriever.data=[FILE], JSON lines with query and image or VisRAG's parquet, or leave both out"
+            )
+        return
     if not config.model.path:
         raise ConfigError(START_MODEL)
     for index, path in enumerate(settings.data):
         try:
-            data_files(path)
+            pair_files(path)
         except DataError as error:
             raise DataError(f"retriever.data[{index}]: {error}") from error
     if settings.test_path and not Path(settings.test_path).is_dir():

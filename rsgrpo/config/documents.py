@@ -13,6 +13,7 @@ MAX_DPI = 200.0
 
 ImageFormat = Literal["png", "jpeg"]
 OnBadDocument = Literal["reject", "skip", "skip_page"]
+OcrEngine = Literal["none", "rapidocr"]
 
 _MAX_WORKERS = 1024
 
@@ -41,10 +42,14 @@ class RenderSettings:
     """What to do about a document that cannot be read. ``reject``: stop there and name it; the documents added before
     it stay. ``skip``: leave it out and name it in the report. ``skip_page``: the same as ``skip``, but of a document in
     which only some pages cannot be rendered, leave out just these pages."""
+    ocr: OcrEngine = "none"
+    """What reads the text of pages that have no text layer, for the text search. ``rapidocr``: PP-OCRv6, which reads
+    Latin script, Chinese and Japanese and takes 5 to 12 seconds of a core a page (``uv sync --extra ocr``). A page is
+    read once; documents that are in the store already are read when they are added again."""
     page_seconds: float = 120.0
-    """The longest time that rendering a page may take, in seconds; a page that takes longer counts as one that cannot
-    be rendered. Opening a document may take as long, plus a second for each MB of its file, plus ten minutes for
-    LibreOffice if it is an office file."""
+    """The longest time that rendering a page may take, reading by OCR included, in seconds; a page that takes longer
+    counts as one that cannot be rendered. Opening a document may take as long, plus a second for each MB of its file,
+    plus ten minutes for LibreOffice if it is an office file."""
     max_image_megapixels: float = MAX_MEGAPIXELS
     """The largest image file that is read, in megapixels; a megapixel takes up to 10 MB of memory. Larger images cannot
     be read."""

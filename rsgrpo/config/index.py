@@ -9,6 +9,7 @@ from rsgrpo.config.checks import ConfigError, Literal, at_least, between, check_
 from rsgrpo.errors import shown
 
 _MAX_LISTS = 1_000_000
+_MAX_CANDIDATES = 1_000_000_000
 _COLLECTION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}", re.ASCII)
 
 
@@ -19,7 +20,8 @@ class IndexConfig:
     precision: Literal["auto", "float32", "float16"] = "auto"
     """Type of the vectors on the disk; ``auto``: float16 above ``index.half_above_pages`` pages, else float32."""
     half_above_pages: int = 100_000
-    """Number of pages above which ``index.precision=auto`` keeps the vectors in float16."""
+    """Number of pages above which ``index.precision=auto`` keeps the vectors in float16; with a multi-vector embedder
+    number of vectors."""
     lists: Literal["auto", "always", "never"] = "auto"
     """Whether inverted lists are built: a search reads the nearest few of them and may miss a page. ``auto``: above
     ``index.lists_above_pages`` pages; up to that many every search is exact."""
@@ -29,6 +31,9 @@ class IndexConfig:
     """Number of inverted lists; 0: four times the square root of the number of pages."""
     num_probes: int = 32
     """Number of inverted lists that a search reads; more lists find more pages and take longer."""
+    candidates: int = 0
+    """Number of pages in a folder that a search with a multi-vector embedder looks at in full: those of which the mean
+    of the vectors is nearest to the question's. 0: all pages, which is exact."""
     language: str = ""
     """Language of the documents, by which the text search stems words and leaves stop words out, such as ``german``;
     ``none`` for documents of many languages. Empty: the language that ``rsgrpo tune-search`` was given, else
@@ -46,6 +51,7 @@ class IndexConfig:
         at_least("index.lists_above_pages", self.lists_above_pages, 0)
         between("index.num_lists", self.num_lists, 0, _MAX_LISTS)
         between("index.num_probes", self.num_probes, 1, _MAX_LISTS)
+        between("index.candidates", self.candidates, 0, _MAX_CANDIDATES)
         if not _COLLECTION.fullmatch(self.collection):
             raise ConfigError(
                 f"index.collection={shown(self.collection, 80)!r} is no name; use letters, digits, - _ and ."
@@ -53,9 +59,9 @@ class IndexConfig:
         if self.url and not re.fullmatch(r"https?://[^\s/]\S*", self.url):
             raise ConfigError(f"index.url={shown(self.url, 80)!r} is no address; write http://HOST:PORT")
 
-    def is_half(self, num_pages: int) -> bool:
-        """Whether vectors of that many pages are kept in float16."""
-        return self.precision == "float16" or (self.precision == "auto" and num_pages > self.half_above_pages)
+    def is_half(self, num_vectors: int) -> bool:
+        """Whether that many vectors are kept in float16."""
+        return self.precision == "float16" or (self.precision == "auto" and num_vectors > self.half_above_pages)
 
     def has_lists(self, num_pages: int) -> bool:
         """Whether inverted lists are built for that many pages."""

@@ -8,13 +8,14 @@ from rsgrpo.config.checks import (
     MAX_STEP_SAMPLES,
     MAX_TOKENS,
     ConfigError,
+    Literal,
     at_least,
     between,
     check_choices,
     check_share,
     more_than,
 )
-from rsgrpo.config.embedder import MAX_DIMENSION, EmbedderPreset
+from rsgrpo.config.embedder import MAX_DIMENSION
 from rsgrpo.config.optimizer import OptimizerConfig
 from rsgrpo.errors import shown
 
@@ -52,11 +53,12 @@ class RetrieverConfig:
 
     data: list[str] = field(default_factory=list)
     """Training pairs: parquet in the layout of VisRAG-Ret's data sets, or JSON lines (docs/retriever_training.md);
-    files, folders, or data sets of the hub."""
+    files, folders, or data sets of the hub. Empty: the run makes the quickstart's own, and a test set
+    (``quickstart.num_retriever_samples``, ``quickstart.num_test_pages``)."""
     test_path: str = ""
     """Folder of a test set in VisRAG's layout (corpus, queries, qrels), searched before and after training; empty: no
     test."""
-    preset: EmbedderPreset = "auto"
+    preset: Literal["auto", "visrag", "last_token"] = "auto"
     """How the tokens of a text or page become one vector, as ``embedder.preset``: ``visrag`` (weighted mean),
     ``last_token``, or ``auto``, what the start model was saved with."""
     query_instruction: str | None = None

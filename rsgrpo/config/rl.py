@@ -227,13 +227,17 @@ class RlConfig:
     save_every_steps: int = 10
     """How many steps lie between two checkpoints."""
     rollouts_in_report: int = 4
-    """How many groups are kept in full, with credit, for the report each time a checkpoint is written."""
+    """How many groups of a step are kept in full, with credit, for the report; 0: all of them."""
+    record_every_steps: int = 0
+    """How many steps lie between two further ones of which groups are kept; 0: only those that write a checkpoint, the
+    first and the last. With 1 and ``rl.rollouts_in_report=0`` all that the run trains on is kept."""
 
     def __post_init__(self) -> None:
         between("rl.prompts_per_step", self.prompts_per_step, 1, MAX_STEP_SAMPLES)
         between("rl.samples_per_prompt", self.samples_per_prompt, 1, _MAX_GROUP)
         more_than("rl.max_logprob_gap", self.max_logprob_gap, 0.0)
         at_least("rl.rollouts_in_report", self.rollouts_in_report, 0)
+        at_least("rl.record_every_steps", self.record_every_steps, 0)
         at_least("rl.updates_per_batch", self.updates_per_batch, 1)
         if self.max_staleness_steps not in (-1, 0, 1):
             raise ConfigError(

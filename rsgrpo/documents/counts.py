@@ -21,6 +21,8 @@ class Counts:
     pages: int = 0
     duplicate_pages: int = 0
     blank_pages: list[str] = field(default_factory=list)
+    ocr_pages: int = 0
+    unread_pages: list[Remark] = field(default_factory=list)
     damaged: list[Remark] = field(default_factory=list)
 
     def report(self, seconds: float) -> IngestReport:
@@ -40,6 +42,8 @@ class Counts:
             pages=self.pages,
             duplicate_pages=self.duplicate_pages,
             blank_pages=tuple(self.blank_pages),
+            ocr_pages=self.ocr_pages,
+            unread_pages=tuple(self.unread_pages),
             damaged=tuple(self.damaged),
             seconds=seconds,
         )

@@ -21,8 +21,9 @@ from pathlib import Path
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.data.images.loading import decoders_fingerprint
 from rsgrpo.documents.counts import Counts
+from rsgrpo.documents.ocr import ocr_name
 from rsgrpo.documents.office import CONVERSION_SECONDS
-from rsgrpo.documents.parts import PartWriter, StoredDocument, copy_part, has_all_images
+from rsgrpo.documents.parts import PartWriter, StoredDocument, copy_part, is_complete
 from rsgrpo.documents.records import DocumentError, IngestProgress, Remark, StoreError, page_id
 from rsgrpo.documents.rendering import RenderPool
 from rsgrpo.documents.sources import OFFICE_SUFFIXES, FileStamp, SourceFile
@@ -84,6 +85,8 @@ class _Job:
     left_out: list[Remark] = field(default_factory=list)
     duplicates: int = 0
     blank: list[str] = field(default_factory=list)
+    num_read: int = 0
+    unread: list[Remark] = field(default_factory=list)
     followers: list[_Job] = field(default_factory=list)
 
     @property
@@ -125,6 +128,7 @@ class Ingest:
         self._on_progress = on_progress
         self._make_pool = make_pool
         self._libraries = f"pypdfium2 {version('pypdfium2')}/{decoders_fingerprint()}"
+        self._ocr = ocr_name(settings.ocr)
         self._begin = time.monotonic()
         self._waiting: deque[_Job] = deque()
         self._active: dict[int, _Job] = {}
@@ -244,12 +248,10 @@ class Ingest:
             job.chunks = deque((start, min(start + _CHUNK_PAGES - 1, found.num_pages)) for start in starts)
 
     def _twin(self, sha256: str) -> str | None:
-        """Find a document in the store that has the same content and all of its page images."""
+        """Find a document in the store that has the same content, all of its page images, and texts as asked for."""
         document = self._by_sha256.get(sha256)
-        try:
-            return document if document is not None and has_all_images(self._store, document) else None
-        except StoreError:
-            return None
+        is_usable = document is not None and is_complete(self._store, document, with_ocr=bool(self._ocr))
+        return document if is_usable else None
 
     def _description(self, job: _Job, found: Surveyed) -> StoredDocument:
         return StoredDocument(
@@ -259,6 +261,7 @@ class Ingest:
             mtime_ns=found.stamp.mtime_ns,
             sha256=found.sha256,
             rendered_by=self._libraries,
+            ocr=self._ocr,
         )
 
     def _write_pages(self, job: _Job) -> None:
@@ -277,6 +280,8 @@ class Ingest:
             self._num_rendered += 1
             job.duplicates += not page.is_new
             job.blank += [name] if page.blank else []
+            job.num_read += page.text_origin == "ocr" and not page.problem
+            job.unread += [Remark(name=name, reason=page.problem)] if page.problem else []
         if job.next_page > job.survey.num_pages:
             self._end_document(job)
 
@@ -292,6 +297,8 @@ class Ingest:
         self._counts.left_out_pages += job.left_out
         self._counts.duplicate_pages += job.duplicates
         self._counts.blank_pages += job.blank
+        self._counts.ocr_pages += job.num_read
+        self._counts.unread_pages += job.unread
         self._count(job, num_pages)
         for follower in job.followers:
             self._copy(follower, job.name, is_new=True)

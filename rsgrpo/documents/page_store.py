@@ -3,6 +3,7 @@
 store.json              what pages look like: dpi, max_pixels, image format
 pages.parquet/          one parquet file a document: its pages with title, text layer and image
 images/ab/abcd….png     the images, by the SHA-256 of the file
+ocr/ab/abcd….txt        what OCR read in an image; there only where it was asked
 writing/                what is not complete; there only while somebody writes, or died writing
 writer.lock             locked by the one who writes
 """
@@ -28,10 +29,11 @@ from rsgrpo.data.images.sources import ImageError
 from rsgrpo.documents.counts import Counts
 from rsgrpo.documents.ingest import Ingest, MakePool, OnProgress, Work
 from rsgrpo.documents.known_documents import KNOWN_FILE, known_documents, note_documents
+from rsgrpo.documents.ocr import OCR_TEXTS, check_ocr
 from rsgrpo.documents.parts import (
     StoredDocument,
     document_names,
-    has_all_images,
+    is_complete,
     num_rows,
     part_path,
     read_pages,
@@ -52,7 +54,7 @@ STORE_VERSION = 1
 
 _KEPT_SETTINGS = ("dpi", "max_pixels", "image_format")  # what all pages of a store have in common
 
-_OWN = frozenset({PARTS, IMAGES, WRITING, LOCK_FILE, STORE_FILE, KNOWN_FILE})
+_OWN = frozenset({PARTS, IMAGES, OCR_TEXTS, WRITING, LOCK_FILE, STORE_FILE, KNOWN_FILE})
 
 
 class PageStore:
@@ -127,9 +129,11 @@ class PageStore:
 
         Raises:
             DocumentError: a path does not exist, or a document cannot be read and the settings do not skip it.
+            OcrError: pages shall be read by OCR, and its package is not installed.
             StoreError: another process writes to the store, or the disk is full.
         """
         begin = time.monotonic()
+        check_ocr(self.rendering.ocr)
         sources, refused = find_documents(paths)
         counts = Counts()
         with self._writing():
@@ -175,7 +179,7 @@ class PageStore:
             with store_writes(self.folder):
                 for part in parts:
                     part.unlink()
-                self._sweep()
+                self._sweep(with_texts=True)
         return Counts(removed=len(parts)).report(time.monotonic() - begin)
 
     def check_documents(self, documents: Iterable[str]) -> None:
@@ -236,7 +240,7 @@ class PageStore:
     def text_digest(self) -> str:
         """Compute a digest that changes whenever a text may have changed; no text is read for it."""
         known, _ = known_documents(self.folder)
-        made_of = sorted([name, stored.sha256, stored.rendered_by] for name, stored in known.items())
+        made_of = sorted([name, stored.sha256, stored.rendered_by, stored.ocr] for name, stored in known.items())
         return hashlib.sha256(json_bytes(made_of)).hexdigest()
 
     def page(self, page_id: str) -> Page:
@@ -298,10 +302,7 @@ class PageStore:
             is_same = (former.num_bytes, former.mtime_ns) == (status.st_size, status.st_mtime_ns)
         except OSError:
             is_same = False  # whoever reads it says what is wrong
-        try:
-            is_whole = has_all_images(self.folder, source.document)
-        except StoreError:
-            is_whole = False
+        is_whole = is_complete(self.folder, source.document, with_ocr=self.rendering.ocr != "none")
         return None if is_same and is_whole else Work(source=source, former=former, is_whole=is_whole)
 
     @contextmanager
@@ -320,15 +321,22 @@ class PageStore:
                 note_documents(self.folder)
                 shutil.rmtree(writing)
 
-    def _sweep(self) -> None:
-        """Delete images that no document uses; delete none if a damaged part hides which images are used."""
+    def _sweep(self, *, with_texts: bool = False) -> None:
+        """Delete images that no document uses; delete none if a damaged part hides which images are used.
+
+        What OCR read in them goes only when a document is taken out: it is small, and took long.
+        """
         try:
             used = used_images(self.folder, self.documents())
         except StoreError:
             return
-        for folder in (self.folder / IMAGES).iterdir():
-            for path in folder.iterdir():
-                if path.name not in used:
+        for path in (self.folder / IMAGES).glob("*/*"):
+            if path.name not in used:
+                path.unlink(missing_ok=True)
+        if with_texts:
+            stems = {Path(name).stem for name in used}
+            for path in (self.folder / OCR_TEXTS).glob("*/*.txt"):
+                if path.stem not in stems:
                     path.unlink(missing_ok=True)
 
 

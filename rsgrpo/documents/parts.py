@@ -6,6 +6,7 @@ it was read: that is all it takes to find out whether it has changed.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import urllib.parse
@@ -33,6 +34,7 @@ _GROUP_ROWS = 256  # are held in memory at a time
 _MAX_NAME_CHARACTERS = 180  # file systems allow 255 bytes
 _KEPT_CHARACTERS, _DIGEST_CHARACTERS = 100, 32
 _CUT = "%%"  # quoting never gives two of these in a row
+_COPIED = ("image", "sha256", "num_bytes", "width", "height", "text", "blank", "text_origin")
 _SCHEMA = pa.schema(
     [
         pa.field("page_id", pa.string(), nullable=False),
@@ -46,8 +48,10 @@ _SCHEMA = pa.schema(
         pa.field("title", pa.string()),
         pa.field("text", pa.string(), nullable=False),
         pa.field("blank", pa.bool_(), nullable=False),
+        pa.field("text_origin", pa.string()),
     ]
 )
+_BEFORE_OCR = _SCHEMA.names[:-1]  # of parts that were written before there was OCR
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +65,7 @@ class StoredDocument:
         mtime_ns: the time of the file's last change, in nanoseconds since 1970.
         sha256: the SHA-256 of the file, 64 hexadecimal digits.
         rendered_by: the libraries that rendered the pages, with their versions.
+        ocr: the library that read pages without a text layer, with its version; empty: they were not read.
     """
 
     document: str
@@ -69,6 +74,7 @@ class StoredDocument:
     mtime_ns: int
     sha256: str
     rendered_by: str
+    ocr: str = ""
 
 
 def part_path(store: Path, document: str) -> Path:
@@ -152,6 +158,7 @@ class PartWriter:
                 "title": title,
                 "text": page.text,
                 "blank": page.blank,
+                "text_origin": page.text_origin,
             }
         )
         self.num_pages += 1
@@ -219,7 +226,7 @@ def read_description(path: Path) -> StoredDocument:
 
 
 def _description(path: Path, schema: Any) -> StoredDocument:
-    if schema.names != _SCHEMA.names:
+    if schema.names not in (_SCHEMA.names, _BEFORE_OCR):
         raise StoreError(f"{shown(path)} is no part of a page store; delete it")
     try:
         return from_plain(StoredDocument, parse_json((schema.metadata or {})[_KEY]))
@@ -243,7 +250,10 @@ def num_rows(path: Path) -> int:
 def _rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     with _opened(path) as file:
         for batch in file.iter_batches(batch_size=_GROUP_ROWS, columns=columns, use_threads=False):
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():
+                if "text" in row and row.get("text_origin") is None:
+                    row["text_origin"] = "text_layer" if row["text"].strip() else "none"
+                yield row
 
 
 def read_pages(store: Path, document: str) -> Iterator[Page]:
@@ -275,6 +285,7 @@ def read_pages(store: Path, document: str) -> Iterator[Page]:
             title=row["title"],
             text=row["text"],
             blank=row["blank"],
+            text_origin=row["text_origin"],
         )
 
 
@@ -303,7 +314,8 @@ def copy_part(store: Path, document: str, description: StoredDocument) -> Iterat
     Args:
         store: the folder that the store lies in.
         document: the name of the stored document, whose pages are copied.
-        description: the description of the document that gets the pages; it may have the same name.
+        description: the description of the document that gets the pages; it may have the same name. What read their
+            text is taken over with the pages.
 
     Yields:
         The copied pages, in their order.
@@ -312,14 +324,11 @@ def copy_part(store: Path, document: str, description: StoredDocument) -> Iterat
         StoreError: the part of the stored document is damaged or gone.
         OSError: the disk is full.
     """
-    writer = PartWriter(store, description)
+    part = part_path(store, document)
+    writer = PartWriter(store, dataclasses.replace(description, ocr=read_description(part).ocr))
     try:
-        for row in _rows(part_path(store, document)):
-            page = StoredPage(
-                number=row["page_number"],
-                is_new=False,
-                **{name: row[name] for name in ("image", "sha256", "num_bytes", "width", "height", "text", "blank")},
-            )
+        for row in _rows(part):
+            page = StoredPage(number=row["page_number"], is_new=False, **{name: row[name] for name in _COPIED})
             writer.append(page, row["title"])
             yield page
         writer.commit()
@@ -328,18 +337,26 @@ def copy_part(store: Path, document: str, description: StoredDocument) -> Iterat
         raise
 
 
-def has_all_images(store: Path, document: str) -> bool:
-    """Tell whether every image file of a document exists and has its full size in bytes.
+def is_complete(store: Path, document: str, *, with_ocr: bool) -> bool:
+    """Tell whether nothing of a document has to be made again.
 
     Args:
         store: the folder that the store lies in.
         document: the name of the document.
+        with_ocr: whether pages without a text layer must have been read by OCR.
 
-    Raises:
-        StoreError: the part of the document is damaged or gone.
+    Returns:
+        Whether the part can be read, every image file has its full size in bytes, and pages were read as asked.
     """
-    rows = _rows(part_path(store, document), ["image", "num_bytes"])
-    return all(has_size(store / row["image"], row["num_bytes"]) for row in rows)
+    of_text = ["text", "text_origin", "blank"] if with_ocr else []
+    try:
+        return all(
+            has_size(store / row["image"], row["num_bytes"])
+            and not (with_ocr and row["text_origin"] == "none" and not row["blank"])
+            for row in _rows(part_path(store, document), ["image", "num_bytes", *of_text])
+        )
+    except StoreError:
+        return False
 
 
 def used_images(store: Path, documents: Iterable[str]) -> set[str]:

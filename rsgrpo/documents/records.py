@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rsgrpo.errors import RsgrpoError
+
+TextOrigin = Literal["text_layer", "ocr", "none"]
+"""Where the text of a page is from: the PDF's text layer, OCR (which may have read nothing), or nowhere, as the page
+has no text layer and OCR was not asked."""
 
 
 class StoreError(RsgrpoError):
@@ -30,8 +35,9 @@ class Page:
         width: the width of the stored image, in pixels.
         height: the height of the stored image, in pixels.
         title: the title of the nearest outline entry that starts on this page or before it; None: there is none.
-        text: the text of the PDF's text layer; empty: the page has none.
+        text: the text of the PDF's text layer, or what OCR read; empty: there is none.
         blank: whether all pixels of the page have the same colour.
+        text_origin: where the text is from.
 
     Example:
         Page 3 of ``manuals/plot.pdf`` has the ``page_id`` ``manuals/plot.pdf#3``.
@@ -47,6 +53,7 @@ class Page:
     title: str | None
     text: str
     blank: bool
+    text_origin: TextOrigin
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +76,8 @@ class IngestReport:
     Attributes:
         added: the number of documents that are new in the store.
         unchanged: the number of documents that the store had already with the same content.
-        replaced: the number of documents that the store had with other content, or with damaged or missing images.
+        replaced: the number of documents that the store had with other content, with damaged or missing images, or
+            with pages that OCR had not read and was to read now.
         removed: the number of documents that were removed.
         refused: the documents that cannot be read, and why; their former pages stay in the store.
         left_out_pages: the pages that could not be rendered, and why.
@@ -77,6 +85,8 @@ class IngestReport:
         pages: the number of pages of the documents that were added or replaced.
         duplicate_pages: how many of these pages have an image that the store had already.
         blank_pages: the ids of those of these pages that have a single colour.
+        ocr_pages: how many of these pages have a text that OCR read, now or before.
+        unread_pages: the pages that OCR could not read, and why; they are in the store without a text.
         damaged: the documents whose part in the store is damaged and which were not added again.
         seconds: the time that the call took, in seconds.
     """
@@ -91,6 +101,8 @@ class IngestReport:
     pages: int = 0
     duplicate_pages: int = 0
     blank_pages: tuple[str, ...] = ()
+    ocr_pages: int = 0
+    unread_pages: tuple[Remark, ...] = ()
     damaged: tuple[Remark, ...] = ()
     seconds: float = 0.0
 

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from rsgrpo.config.documents import RenderSettings
+from rsgrpo.documents.ocr import PageText, TextReader
 from rsgrpo.documents.office import convert_to_pdf
 from rsgrpo.documents.pdf import PdfDocument, RenderedPage
 from rsgrpo.documents.pictures import PictureDocument
@@ -56,6 +57,7 @@ class RenderWorker:
         self._document: PdfDocument | PictureDocument | None = None
         self._opened: tuple[int, Path] | None = None
         self._pages_left = 0
+        self._reader: TextReader | None = None
 
     def serve(self) -> None:
         """Do tasks until the other end of the connection is closed."""
@@ -141,6 +143,8 @@ class RenderWorker:
             stored = store_image(self._store, data, suffix)
         except OSError as error:
             raise _StoreWriteError(error.strerror or str(error)) from error
+        is_page_blank = is_blank(page.pixels)
+        text = self._text(page, stored.sha256, is_blank=is_page_blank)
         return StoredPage(
             number=number,
             image=stored.name,
@@ -149,9 +153,24 @@ class RenderWorker:
             is_new=stored.is_new,
             width=page.pixels.shape[1],
             height=page.pixels.shape[0],
-            text=page.text,
-            blank=is_blank(page.pixels),
+            blank=is_page_blank,
+            text=text.text,
+            text_origin=text.origin,
+            problem=text.problem,
         )
+
+    def _text(self, page: RenderedPage, sha256: str, *, is_blank: bool) -> PageText:
+        """Take the page's text layer, or what OCR reads where there is none and it is asked."""
+        if page.text.strip():
+            return PageText(text=page.text, origin="text_layer")
+        if self._settings.ocr == "none" or is_blank:
+            return PageText(text="", origin="none")
+        if self._reader is None:
+            self._reader = TextReader(self._store)
+        try:
+            return self._reader.read(page.pixels, sha256)
+        except OSError as error:
+            raise _StoreWriteError(error.strerror or str(error)) from error
 
 
 class _StoreWriteError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rsgrpo.documents.records import TextOrigin
 from rsgrpo.documents.sources import FileStamp, Kind
 
 
@@ -89,8 +90,10 @@ class StoredPage:
         is_new: whether the store did not have the image file before.
         width: the width of the image in pixels.
         height: the height of the image in pixels.
-        text: the text of the page's text layer; empty: there is none.
+        text: the text of the page's text layer, or what OCR read; empty: there is none.
         blank: whether all pixels of the page have the same colour.
+        text_origin: where the text is from.
+        problem: why OCR could not read the page; empty: it did, or was not asked.
     """
 
     number: int
@@ -102,6 +105,8 @@ class StoredPage:
     height: int
     text: str
     blank: bool
+    text_origin: TextOrigin = "none"
+    problem: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -82,7 +82,7 @@ def read_demo(folder: Path) -> DemoIndex:
     """
     try:
         # Not numpy's load, which would also open pickles; this refuses arrays of Python objects.
-        vectors: NDArray[Any] = open_memmap(folder / VECTORS_FILE, mode="r")  # type: ignore[no-untyped-call]  # numpy's own gap
+        vectors: NDArray[Any] = open_memmap(folder / VECTORS_FILE, mode="r")
         names = (folder / NAMES_FILE).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise EmbeddingError(

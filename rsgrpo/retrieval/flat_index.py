@@ -2,25 +2,24 @@
 
     manuals.index/
       index.json            what made it, and which files belong to it; written last
-      vectors-000003.faiss  one row for each page; mapped, not read
+      vectors-000003.faiss  one row for each page; mapped, not read (of a multi-vector embedder vectors-000003.npy, with
+                            offsets-000003.npy and means-000003.npy)
       pages-000003.parquet  id, document, page number, folder, date, title of each row
       lists-000003.faiss    inverted lists, above a million pages
       .lock                 held by the one process that writes
 
 What is added and removed stays in memory until :meth:`FlatIndex.save`, which writes new files, then the header, then
 takes the old files away: after a crash at any point the index is the one before or the new one. Readers need no lock
-and keep what they opened. Every search is exact, but for one over inverted lists.
+and keep what they opened. Every search is exact, but for one over inverted lists or over candidates.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +29,9 @@ from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.index import IndexConfig
 from rsgrpo.errors import shown
 from rsgrpo.io.atomic_files import shown_error
-from rsgrpo.io.manifest import FileDigest, digest
+from rsgrpo.io.manifest import digest
 from rsgrpo.io.writer_lock import LockHeldError, WriterLock
-from rsgrpo.retrieval.embedder import EmbedderIdentity, checked_vectors
+from rsgrpo.retrieval.embedder import EmbedderIdentity, ItemVectors, checked_items
 from rsgrpo.retrieval.index_header import (
     ANEW,
     HEADER_FILE,
@@ -55,11 +54,11 @@ from rsgrpo.retrieval.page_index import (
     ranked,
 )
 from rsgrpo.retrieval.page_table import PageTable, PageTableError
-from rsgrpo.retrieval.vector_file import VectorFileError, VectorRows
+from rsgrpo.retrieval.stored_rows import RowFiles, check_searchable, empty_rows, map_rows, write_rows
+from rsgrpo.retrieval.vector_file import VectorFileError
 from rsgrpo.types import BoolArray, FloatArray
 
 _LOCK_FILE = ".lock"
-_LISTS_A_ROOT = 4  # lists for each unit of the square root of the number of pages: faiss's own advice
 _READ_ATTEMPTS = 3  # a writer may take files away between our reading the header and opening them
 
 
@@ -82,6 +81,7 @@ class FlatIndex:
         embedder: EmbedderConfig | None,
         lock: WriterLock | None,
     ) -> None:
+        check_searchable(identity, config)
         self._folder = folder
         self._config = config
         self._identity = identity
@@ -89,8 +89,8 @@ class FlatIndex:
         self._lock = lock
         self._header: IndexHeader | None = None
         # Rows are numbered through: first those of the file, then those that were added since.
-        self._saved = VectorRows.empty(identity.dimension)
-        self._added = VectorRows.empty(identity.dimension)
+        self._saved = empty_rows(identity)
+        self._added = empty_rows(identity)
         self._table = PageTable()
         self._is_kept: BoolArray = np.zeros(0, dtype=np.bool_)
         self._row_of: dict[str, int] | None = None
@@ -127,11 +127,11 @@ class FlatIndex:
             self._lock.close()
             self._lock = None
 
-    def add(self, pages: Sequence[IndexedPage], vectors: NDArray[Any]) -> None:
+    def add(self, pages: Sequence[IndexedPage], vectors: ItemVectors) -> None:
         """Add pages; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
         self._check_writable()
         check_ids(pages)
-        found = checked_vectors(vectors, [page.page_id for page in pages], dimension=self._identity.dimension)
+        found = checked_items(vectors, [page.page_id for page in pages], self._identity)
         self.remove(page.page_id for page in pages)
         row_of = self._rows_by_id()
         row_of.update({page.page_id: len(self._table) + number for number, page in enumerate(pages)})
@@ -147,11 +147,11 @@ class FlatIndex:
         self._is_kept[rows] = False
         return len(rows)
 
-    def search(self, vectors: NDArray[Any], k: int, allowed: PageFilter = ALL_PAGES) -> list[list[FoundPage]]:
+    def search(self, vectors: ItemVectors, k: int, allowed: PageFilter = ALL_PAGES) -> list[list[FoundPage]]:
         """Find the best pages for each question; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
         check_k(k)
         names = [f"question {number}" for number in range(1, len(vectors) + 1)]
-        queries = checked_vectors(vectors, names, dimension=self._identity.dimension)
+        queries = checked_items(vectors, names, self._identity)
         if not len(queries):
             return []
         may_be_found = self._allowed(allowed)
@@ -172,22 +172,25 @@ class FlatIndex:
             results.append(ranked(zip(self._table.pages(rows), scores, strict=True), k))
         return results
 
-    def vectors(self, page_ids: Sequence[str]) -> FloatArray:
+    def vectors(self, page_ids: Sequence[str]) -> ItemVectors:
         """Look up the vectors of pages, as they are kept; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
         row_of = self._rows_by_id()
         missing = next((page_id for page_id in page_ids if page_id not in row_of), None)
         if missing is not None:
             raise not_there(missing, self.name)
         rows = np.array([row_of[page_id] for page_id in page_ids], dtype=np.int64)
-        found = np.empty((len(rows), self._identity.dimension), dtype=np.float32)
+        found: dict[int, FloatArray] = {}
         num_saved = len(self._saved)
-        for part, of_part, offset in (
-            (self._saved, rows < num_saved, 0),
-            (self._added, rows >= num_saved, num_saved),
+        for part, places, offset in (
+            (self._saved, np.flatnonzero(rows < num_saved), 0),
+            (self._added, np.flatnonzero(rows >= num_saved), num_saved),
         ):
-            if of_part.any():
-                found[of_part] = part.rows(rows[of_part] - offset)
-        return found
+            if len(places):
+                found |= zip(places.tolist(), part.rows(rows[places] - offset), strict=True)
+        in_order = [found[place] for place in range(len(rows))]
+        if self._identity.is_multi_vector:
+            return in_order
+        return np.stack(in_order) if in_order else np.zeros((0, self._identity.dimension), np.float32)
 
     def pages(self, allowed: PageFilter = ALL_PAGES) -> list[IndexedPage]:
         """List pages without their vectors, in page order."""
@@ -196,7 +199,7 @@ class FlatIndex:
     def save(self) -> None:
         """Write what was added and removed, as the module's docstring describes.
 
-        While they are written, one copy of all vectors is in memory.
+        While they are written, one copy of all vectors is in memory, where each page has one.
 
         Raises:
             PageIndexError: the disk is full, or there is no permission; what was saved before is still there.
@@ -224,35 +227,22 @@ class FlatIndex:
                 check_digest(self._folder, expected)
 
     def _write_files(self, number: int, rows: NDArray[np.int64]) -> IndexHeader:
-        is_half = self._config.is_half(len(rows))
-        vectors = VectorRows.empty(self._identity.dimension, is_half=is_half)
         num_saved = len(self._saved)
-        for part, part_rows in (
-            (self._saved, rows[rows < num_saved]),
-            (self._added, rows[rows >= num_saved] - num_saved),
-        ):
-            for copied in part.copies(part_rows):
-                vectors.add(copied)
-        vectors.write(self._folder / f"vectors-{number:06d}.faiss")
+        sources = ((self._saved, rows[rows < num_saved]), (self._added, rows[rows >= num_saved] - num_saved))
+        files = write_rows(self._folder, number, sources, self._identity, self._config)
         self._table.write(self._folder / f"pages-{number:06d}.parquet", rows)
-        lists = None
-        if self._config.has_lists(len(rows)):
-            num_lists = self._config.num_lists or max(1, int(_LISTS_A_ROOT * math.sqrt(len(rows))))
-            vectors.write_lists(self._folder / f"lists-{number:06d}.faiss", num_lists)
-            lists = self._digest(f"lists-{number:06d}.faiss")
         return IndexHeader(
             made_by=__version__,
             identity=self._identity,
             embedder=self._embedder,
             num_pages=len(rows),
             save_number=number,
-            vectors=self._digest(f"vectors-{number:06d}.faiss"),
-            pages=self._digest(f"pages-{number:06d}.parquet"),
-            lists=lists,
+            vectors=files.vectors,
+            pages=digest(self._folder, f"pages-{number:06d}.parquet"),
+            lists=files.lists,
+            offsets=files.offsets,
+            means=files.means,
         )
-
-    def _digest(self, name: str) -> FileDigest:
-        return digest(self._folder, name)
 
     def _take_away_others(self) -> None:
         """Delete the files of all saves but the one that the header on the disk names."""
@@ -271,9 +261,9 @@ class FlatIndex:
         """
         check_sizes(self._folder, header)
         check_digest(self._folder, header.pages)
-        lists = self._folder / header.lists.name if header.lists else None
+        files = RowFiles(vectors=header.vectors, lists=header.lists, offsets=header.offsets, means=header.means)
         try:
-            saved = VectorRows.mapped(self._folder / header.vectors.name, lists, self._config.num_probes)
+            saved = map_rows(self._folder, files, self._config)
             table = PageTable.read(self._folder / header.pages.name)
         except (VectorFileError, PageTableError) as error:
             raise PageIndexError(f"{self.name} is damaged: {error}; copy the folder again, or {ANEW}") from error
@@ -285,7 +275,7 @@ class FlatIndex:
                 f"says {expected[0]}, {expected[1]} and {expected[2]}; {ANEW}"
             )
         self._header, self._saved, self._table = header, saved, table
-        self._added = VectorRows.empty(header.identity.dimension)
+        self._added = empty_rows(header.identity)
         self._is_kept = np.ones(len(table), dtype=np.bool_)
         self._row_of = None
 

@@ -49,6 +49,8 @@ class IndexHeader:
         vectors: the name, size and checksum of the file of the vectors.
         pages: the name, size and checksum of the file of everything else about the pages.
         lists: the name, size and checksum of the file of the inverted lists; None: there are none.
+        offsets: those of the file that says which vectors belong to a page; None: each page has one.
+        means: those of the file of the mean of each page's vectors; None: each page has one.
     """
 
     made_by: str
@@ -59,11 +61,14 @@ class IndexHeader:
     vectors: FileDigest
     pages: FileDigest
     lists: FileDigest | None = None
+    offsets: FileDigest | None = None
+    means: FileDigest | None = None
 
     @property
     def files(self) -> tuple[FileDigest, ...]:
         """All files of the index beside the header."""
-        return (self.vectors, self.pages, *((self.lists,) if self.lists else ()))
+        others = (self.lists, self.offsets, self.means)
+        return (self.vectors, self.pages, *(file for file in others if file is not None))
 
 
 def write_header(folder: Path, header: IndexHeader) -> None:
@@ -169,7 +174,7 @@ def is_half_written(folder: Path) -> bool:
 
 def own_files(folder: Path) -> list[Path]:
     """List the files of all saves of an index in a folder, without the header."""
-    names = ("vectors-*.faiss", "pages-*.parquet", "lists-*.faiss")
+    names = ("vectors-*.faiss", "pages-*.parquet", "lists-*.faiss", "vectors-*.npy", "offsets-*.npy", "means-*.npy")
     found = [file for name in names for end in ("", PARTIAL_SUFFIX) for file in folder.glob(name + end)]
     return [*found, *folder.glob(HEADER_FILE + PARTIAL_SUFFIX)]
 

@@ -22,7 +22,7 @@ from rsgrpo.config.checks import one_of
 from rsgrpo.data.file_bytes import DataError
 from rsgrpo.data.images.sources import ImageError, image_bytes
 from rsgrpo.errors import shown
-from rsgrpo.retrieval.embedder import Embedder, EmbeddingError, PageImage
+from rsgrpo.retrieval.embedder import AnyEmbedder, EmbeddingError, PageImage
 from rsgrpo.retrieval.flat_index import create_index
 from rsgrpo.retrieval.measures import measure_run
 from rsgrpo.retrieval.page_index import IndexedPage, PageIndex
@@ -139,7 +139,7 @@ class SearchedQueries:
 
 
 def measure_embedder(
-    embedder: Embedder,
+    embedder: AnyEmbedder,
     data: RetrievalSet,
     *,
     k: int = 10,
@@ -232,7 +232,7 @@ def corpus_page(page: RetrievalPage) -> CorpusPage:
 
 def embed_corpus(
     index: PageIndex,
-    embedder: Embedder,
+    embedder: AnyEmbedder,
     pages: Sequence[CorpusPage],
     *,
     on_bad_item: OnBadItem = "reject",
@@ -310,7 +310,7 @@ def embed_corpus(
 
 def search_queries(
     index: PageIndex,
-    embedder: Embedder,
+    embedder: AnyEmbedder,
     queries: Sequence[RetrievalQuery],
     *,
     depth: int,
@@ -401,7 +401,7 @@ def _check_set(data: RetrievalSet) -> None:
 
 
 @contextmanager
-def _thrown_away(embedder: Embedder) -> Iterator[PageIndex]:
+def _thrown_away(embedder: AnyEmbedder) -> Iterator[PageIndex]:
     with (
         tempfile.TemporaryDirectory(prefix="rsgrpo-pages-") as folder,
         create_index(Path(folder), embedder.identity) as index,

@@ -14,14 +14,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
-
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.ids import well_formed
 from rsgrpo.io.natural_order import natural_key
-from rsgrpo.retrieval.embedder import Embedder, EmbedderIdentity, PageImage
-from rsgrpo.types import FloatArray, ImageRef
+from rsgrpo.retrieval.embedder import AnyEmbedder, EmbedderIdentity, ItemVectors, PageImage
+from rsgrpo.types import ImageRef
 
 _SHOWN_ID = 80
 
@@ -132,7 +130,8 @@ class FoundPage:
 
     Attributes:
         page: the page, as the index knows it.
-        score: the inner product of its vector and the question's, which is the cosine of their angle.
+        score: the inner product of its vector and the question's, which is the cosine of their angle; of a
+            multi-vector embedder the sum of each of the question's vectors' best inner product (MaxSim).
         rank: the place of the page among those that were found, from 1.
     """
 
@@ -159,16 +158,17 @@ class PageIndex(Protocol):
     def __len__(self) -> int:
         """Count the pages."""
 
-    def add(self, pages: Sequence[IndexedPage], vectors: NDArray[Any]) -> None:
+    def add(self, pages: Sequence[IndexedPage], vectors: ItemVectors) -> None:
         """Add pages; they replace pages of the same id that are there already.
 
         Args:
             pages: the pages to add.
-            vectors: the vector of each page, [pages, dimension] of any float type, each of length 1.
+            vectors: the vector of each page, [pages, dimension] of any float type, each of length 1; of a multi-vector
+                embedder for each page [vectors, dimension].
 
         Raises:
             PageIndexError: two of the pages have the same id, or the index was opened for reading.
-            EmbeddingError: a vector is not finite, not of length 1, or of another dimension.
+            EmbeddingError: a vector is not finite, not of length 1, or of another dimension, or a page has none.
         """
 
     def remove(self, page_ids: Iterable[str]) -> int:
@@ -181,11 +181,12 @@ class PageIndex(Protocol):
             The number of pages that were there and were taken out.
         """
 
-    def search(self, vectors: NDArray[Any], k: int, allowed: PageFilter = ALL_PAGES) -> list[list[FoundPage]]:
+    def search(self, vectors: ItemVectors, k: int, allowed: PageFilter = ALL_PAGES) -> list[list[FoundPage]]:
         """Find the best pages for each question.
 
         Args:
-            vectors: the vectors of the questions, [questions, dimension] of any float type, each of length 1.
+            vectors: the vectors of the questions, [questions, dimension] of any float type, each of length 1; of a
+                multi-vector embedder for each question [vectors, dimension].
             k: the largest number of pages for each question, at least 1.
             allowed: the conditions that a page must meet to be found.
 
@@ -197,14 +198,15 @@ class PageIndex(Protocol):
             EmbeddingError: a vector is not finite, not of length 1, or of another dimension.
         """
 
-    def vectors(self, page_ids: Sequence[str]) -> FloatArray:
+    def vectors(self, page_ids: Sequence[str]) -> ItemVectors:
         """Look up the vectors of pages, as they are kept.
 
         Args:
             page_ids: the ids of the pages, all of which must be in the index.
 
         Returns:
-            The vectors, [pages, dimension] float32, in the order of the ids.
+            The vectors, [pages, dimension] float32, in the order of the ids; of a multi-vector embedder for each page
+            [vectors, dimension].
 
         Raises:
             PageIndexError: an id is not there.
@@ -232,7 +234,7 @@ class PageIndex(Protocol):
 
 
 def find_pages(
-    index: PageIndex, embedder: Embedder, questions: Sequence[str], k: int, allowed: PageFilter = ALL_PAGES
+    index: PageIndex, embedder: AnyEmbedder, questions: Sequence[str], k: int, allowed: PageFilter = ALL_PAGES
 ) -> list[list[FoundPage]]:
     """Embed questions with the embedder that made the index, and find the best pages for each of them.
 
@@ -255,7 +257,7 @@ def find_pages(
 
 
 def add_pages(
-    index: PageIndex, embedder: Embedder, pages: Sequence[IndexedPage], images: Sequence[PageImage] = ()
+    index: PageIndex, embedder: AnyEmbedder, pages: Sequence[IndexedPage], images: Sequence[PageImage] = ()
 ) -> None:
     """Embed pages and add them.
 

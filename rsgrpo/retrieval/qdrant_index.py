@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
 
@@ -26,8 +25,16 @@ from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.index import IndexConfig
 from rsgrpo.errors import shown
 from rsgrpo.io.record_codec import RecordError, from_plain, to_plain
-from rsgrpo.retrieval.embedder import EmbedderIdentity, checked_vectors
-from rsgrpo.retrieval.exact_scores import ROUNDING, SPARE_CANDIDATES, best_rows, exact_scores, kth_score
+from rsgrpo.retrieval.embedder import EmbedderIdentity, ItemVectors, checked_items
+from rsgrpo.retrieval.exact_scores import (
+    ROUNDING,
+    SPARE_CANDIDATES,
+    ScoreArray,
+    best_rows,
+    exact_scores,
+    kth_score,
+)
+from rsgrpo.retrieval.maxsim import exact_maxsim, rounding_of
 from rsgrpo.retrieval.page_index import (
     ALL_PAGES,
     FoundPage,
@@ -44,7 +51,9 @@ from rsgrpo.types import FloatArray
 COLLECTION_KIND = "rsgrpo page index"
 COLLECTION_VERSION = 1
 
-_POINTS_AT_ONCE = 256  # of 2,048 numbers about 10 MB of JSON, below the server's limit of 32 MB for a request
+_NUMBERS_AT_ONCE = 1 << 19  # about 10 MB of JSON, below the server's limit of 32 MB for a request
+_POINTS_AT_ONCE = 256  # with a vector each
+_MULTI_VECTOR_POINTS_AT_ONCE = 8  # with some hundred vectors each
 _PAGES_AT_ONCE = 1000
 _TIMEOUT_SECONDS = 60
 _POINT_IDS = uuid.UUID("5c2a9c0e-6d0e-4a53-9d0b-3f5f6f2b8f10")  # any will do, so long as it stays
@@ -99,16 +108,20 @@ class QdrantIndex:
         with _named_server(self._config):
             return int(self._client.count(self._config.collection, exact=True).count)
 
-    def add(self, pages: Sequence[IndexedPage], vectors: NDArray[Any]) -> None:
+    def add(self, pages: Sequence[IndexedPage], vectors: ItemVectors) -> None:
         """Add pages; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
         check_ids(pages)
-        found = checked_vectors(vectors, [page.page_id for page in pages], dimension=self.identity.dimension)
-        for start in range(0, len(pages), _POINTS_AT_ONCE):
-            batch = slice(start, start + _POINTS_AT_ONCE)
-            points = [
-                models.PointStruct(id=_point_id(page.page_id), vector=vector.tolist(), payload=_payload(page))
-                for page, vector in zip(pages[batch], found[batch], strict=True)
-            ]
+        found = checked_items(vectors, [page.page_id for page in pages], self.identity)
+        batches: list[list[models.PointStruct]] = []
+        num_numbers = _NUMBERS_AT_ONCE
+        for page, vector in zip(pages, found, strict=True):
+            num_numbers += vector.size
+            if num_numbers > _NUMBERS_AT_ONCE:
+                batches.append([])
+                num_numbers = vector.size
+            point = models.PointStruct(id=_point_id(page.page_id), vector=vector.tolist(), payload=_payload(page))
+            batches[-1].append(point)
+        for points in batches:
             with _named_server(self._config):
                 self._client.upsert(self._config.collection, points, wait=True)
 
@@ -127,11 +140,11 @@ class QdrantIndex:
             num_removed += len(there)
         return num_removed
 
-    def search(self, vectors: NDArray[Any], k: int, allowed: PageFilter = ALL_PAGES) -> list[list[FoundPage]]:
+    def search(self, vectors: ItemVectors, k: int, allowed: PageFilter = ALL_PAGES) -> list[list[FoundPage]]:
         """Find the best pages for each question; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
         check_k(k)
         names = [f"question {number}" for number in range(1, len(vectors) + 1)]
-        queries = checked_vectors(vectors, names, dimension=self.identity.dimension)
+        queries = checked_items(vectors, names, self.identity)
         if not len(queries):
             return []
         exact = not self._config.has_lists(len(self))
@@ -153,11 +166,12 @@ class QdrantIndex:
             if not points:
                 return []
             # The server's scores are of float32, and equal vectors need not score equally.
-            scores = exact_scores([np.array([point.vector for point in points], np.float32)], query)
+            scores = self._exact([np.array(point.vector, np.float32) for point in points], query)
+            rounding = rounding_of(query) if self.identity.is_multi_vector else ROUNDING
             if (
                 not exact
                 or len(points) < limit
-                or min(point.score for point in points) < kth_score(scores, k) - ROUNDING
+                or min(point.score for point in points) < kth_score(scores, k) - rounding
             ):
                 break
             limit *= 4  # a page beyond those seen may tie with the last
@@ -165,11 +179,18 @@ class QdrantIndex:
         pages = [_page(points[row].payload) for row in best.rows]
         return ranked(zip(pages, best.scores, strict=True), k)
 
-    def vectors(self, page_ids: Sequence[str]) -> FloatArray:
+    def _exact(self, vectors: Sequence[FloatArray], query: FloatArray) -> ScoreArray:
+        if self.identity.is_multi_vector:
+            counts = np.array([len(of_page) for of_page in vectors], np.int64)
+            return exact_maxsim(np.concatenate(list(vectors)), counts, query)
+        return exact_scores([np.stack(list(vectors))], query)
+
+    def vectors(self, page_ids: Sequence[str]) -> ItemVectors:
         """Look up the vectors of pages, as they are kept; see :class:`~rsgrpo.retrieval.page_index.PageIndex`."""
-        found = np.empty((len(page_ids), self.identity.dimension), dtype=np.float32)
-        for start in range(0, len(page_ids), _POINTS_AT_ONCE):
-            batch = page_ids[start : start + _POINTS_AT_ONCE]
+        found: list[FloatArray] = []
+        at_once = _MULTI_VECTOR_POINTS_AT_ONCE if self.identity.is_multi_vector else _POINTS_AT_ONCE
+        for start in range(0, len(page_ids), at_once):
+            batch = page_ids[start : start + at_once]
             with _named_server(self._config):
                 points = self._client.retrieve(
                     self._config.collection,
@@ -178,12 +199,14 @@ class QdrantIndex:
                     with_vectors=True,
                 )
             held = {str(point.id): point.vector for point in points}
-            for number, page_id in enumerate(batch, start=start):
+            for page_id in batch:
                 vector = held.get(_point_id(page_id))
                 if vector is None:
                     raise not_there(page_id, self.name)
-                found[number] = vector
-        return found
+                found.append(np.array(vector, np.float32))
+        if self.identity.is_multi_vector:
+            return found
+        return np.stack(found) if found else np.zeros((0, self.identity.dimension), np.float32)
 
     def pages(self, allowed: PageFilter = ALL_PAGES) -> list[IndexedPage]:
         """List pages without their vectors, in page order."""
@@ -263,6 +286,7 @@ def create_qdrant_index(
     header = CollectionHeader(made_by=__version__, identity=identity, embedder=embedder)
     metadata = {"kind": COLLECTION_KIND, "version": COLLECTION_VERSION, "content": to_plain(header)}
     is_half = config.precision == "float16"
+    maxsim = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
     if has_collection(client, config):
         raise PageIndexError(f"{_name(config)} exists already; open it to add to it, or set index.collection=NAME")
     with _named_server(config):
@@ -272,6 +296,7 @@ def create_qdrant_index(
                 size=identity.dimension,
                 distance=models.Distance.DOT,
                 datatype=models.Datatype.FLOAT16 if is_half else models.Datatype.FLOAT32,
+                multivector_config=maxsim if identity.is_multi_vector else None,
             ),
             metadata=metadata,
         )

@@ -192,6 +192,11 @@ def load_sentence_model(config: EmbedderConfig, folder: Path) -> SentenceTransfo
         EmbeddingError: the model cannot be loaded, has no pooling or another one than the preset's, or gives many
             vectors an item.
     """
+    if config.preset == "multi_vector":
+        raise EmbeddingError(
+            f"embedder.preset=multi_vector gives many vectors a page of {shown(folder)}, and here each page needs one; "
+            "take a model and a preset that give one"
+        )
     if saved_kind(folder) in MULTI_VECTOR_KINDS:  # sentence-transformers would take the mean instead
         raise EmbeddingError(
             f"{shown(folder)} gives many vectors a page, and embedder.preset={config.preset} is of models that give "

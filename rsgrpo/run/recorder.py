@@ -24,6 +24,7 @@ from rsgrpo.types import (
     Rollout,
     Sample,
     ScopedReward,
+    ScoredGroup,
     TokenSpan,
 )
 
@@ -163,6 +164,28 @@ def record_evaluation(
         _sample_row(stage, step, sample, section)
         | {"rollouts": [_rollout_row(rollout) | {"rewards": _score_rows(named)}]}
         for sample, rollout, named, section in zip(samples, rollouts, every_score, opened, strict=True)
+    ]
+    append_rows(path, rows)
+
+
+def record_sampled(path: Path, stage: str, groups: Sequence[ScoredGroup]) -> None:
+    """Append groups that were sampled and scored, but not trained on.
+
+    Args:
+        path: the file, such as ``rollouts.jsonl`` of ``rsgrpo distill-relevance``.
+        stage: what they were sampled for, such as ``distill``.
+        groups: the groups; of their rewards only the values are kept.
+    """
+    rows = [
+        _sample_row(stage, 0, group.sample, group.prompt.opened_section)
+        | {
+            "rollouts": [
+                _rollout_row(scored.rollout)
+                | {"rewards": [_reward_row(dataclasses.replace(one, spans=()), 0.0) for one in scored.rewards]}
+                for scored in group.rollouts
+            ]
+        }
+        for group in groups
     ]
     append_rows(path, rows)
 

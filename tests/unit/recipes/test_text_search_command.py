@@ -96,7 +96,7 @@ def test_a_search_by_text_loads_no_embedder(folder: Path, capsys: pytest.Capture
     ("arguments", "message"),
     [
         (["of the ?!", "--by", "text"], "the question has no word to search for, but stop words or signs alone; ask"),
-        (["", "--by", "text"], "the question has no word to search for"),
+        (["", "--by", "text"], "the question is empty; ask something"),
         (["𓀀𓀁", "--by", "text"], "none of the 16 pages of the index {i} has a word of the question; ask in other"),
         (["word3", "--by", "text", "--since", "2026-02-01"],
          "none of the 16 pages of the index {i} meets --since 2026-02-01 and has a word of the question; widen it"),

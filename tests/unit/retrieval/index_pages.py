@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,8 @@ IDENTITY = EmbedderIdentity(
     dimension=DIMENSION,
 )
 
+MULTI_IDENTITY = dataclasses.replace(IDENTITY, pooling="image_tokens", is_multi_vector=True)
+
 
 def sign_vector(number: int) -> FloatArray:
     """Make one of the 16 vectors of ±0.5: of length 1, inner products in {-1, -0.5, 0, 0.5, 1} without rounding."""
@@ -53,6 +55,20 @@ class SignEmbedder:
 
     def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
         return sign_vectors([int(page.path.split()[-1]) for page in pages if isinstance(page, ImageRef)])
+
+
+class SignSetEmbedder:
+    """A multi-vector embedder: a question or a page called ``… 5.3.3`` has the sign vectors 5, 3 and 3."""
+
+    def __init__(self, identity: EmbedderIdentity = MULTI_IDENTITY) -> None:
+        self.identity = identity
+        self.settings = EmbedderConfig(model="m", preset="multi_vector")
+
+    def embed_queries(self, queries: Sequence[str]) -> list[FloatArray]:
+        return [sign_vectors([int(number) for number in query.split()[-1].split(".")]) for query in queries]
+
+    def embed_pages(self, pages: Sequence[PageImage]) -> list[FloatArray]:
+        return self.embed_queries([page.path for page in pages if isinstance(page, ImageRef)])
 
 
 def make_page(number: int, *, folder: str = "", date: str = "", document: str = "") -> IndexedPage:
@@ -97,11 +113,26 @@ def meets(page: IndexedPage, wanted: PageFilter) -> bool:
     )
 
 
+def inner_product(vector: FloatArray, query: FloatArray) -> float:
+    return float((vector.astype(np.float64) * query.astype(np.float64)).sum())
+
+
+def brute_maxsim(page: FloatArray, query: FloatArray) -> float:
+    """Compute the sum over the question's vectors of the best inner product with a vector of the page."""
+    wide = page.astype(np.float64)
+    return float(np.sum([(wide * of_query.astype(np.float64)).sum(axis=1).max() for of_query in query]))
+
+
 def brute_force(
-    pages: list[IndexedPage], vectors: FloatArray, query: FloatArray, k: int, wanted: PageFilter
+    pages: list[IndexedPage],
+    vectors: Sequence[FloatArray] | FloatArray,
+    query: FloatArray,
+    k: int,
+    wanted: PageFilter,
+    score: Callable[[FloatArray, FloatArray], float] = inner_product,
 ) -> list[tuple[str, float]]:
     """Find ids and scores of the best pages by a look at every page."""
-    scores = [float((vector.astype(np.float64) * query.astype(np.float64)).sum()) for vector in vectors]
+    scores = [score(of_page, query) for of_page in vectors]
     allowed = [(page, score) for page, score in zip(pages, scores, strict=True) if meets(page, wanted)]
     best = sorted(allowed, key=lambda scored: (-scored[1], scored[0].order))[:k]
     return [(page.page_id, score) for page, score in best]

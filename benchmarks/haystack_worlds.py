@@ -1,0 +1,219 @@
+"""The two worlds that haystacks are built from: generated tickets, and the stamps of a Debian package.
+
+A world has items. An item's page shows what names it and a handwritten digit; the question names the item and asks for
+the digit. Hands of the test do not occur in training. Tickets of the test have names that training has not seen. Stamps
+are the same pictures in training and test, since a model from scratch cannot know what it never saw: they differ in
+scale, crop, mirror, place, paper and digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from haystack_stamps import LOW_PIXELS, PAGE_PIXELS, Stamp, draw_stamp, fetch_stamps, read_stamps
+from PIL import Image
+
+from rsgrpo.config import QuickstartConfig
+from rsgrpo.data.synthetic.scans import split_scans
+from rsgrpo.data.synthetic.tickets import TICKET_PIXELS, Mark, Ticket, draw_ticket, mark_pairs, ticket_query
+
+_SCANS_PER_DIGIT = (90, 40, 40)  # supervised training, retriever and reinforcement learning, test
+_SPLITS = ("sft", "rl", "test")
+_NUM_TEST_TICKETS = 1000  # the first of all pairs, as the quickstart deals them out
+_LOW_TICKET_PIXELS = 28
+
+
+class World(Protocol):
+    """Items with pages and questions."""
+
+    @property
+    def name(self) -> str:
+        """Give the name: ``tickets`` or ``stamps``."""
+
+    @property
+    def page_pixels(self) -> int:
+        """Give the width and height of a page."""
+
+    @property
+    def low_pixels(self) -> int:
+        """Give the width and height of a page that is judged at low resolution."""
+
+    @property
+    def num_looked_at(self) -> int:
+        """Give how many pages are judged so: as many as leave the filter 18 times fewer tokens in all."""
+
+    @property
+    def train_items(self) -> Sequence[int]:
+        """Items that training asks for."""
+
+    @property
+    def test_items(self) -> Sequence[int]:
+        """Items of the test's pool."""
+
+    def question(self, item: int) -> str:
+        """Write the question for the digit beside an item."""
+
+    def transcript(self, item: int) -> str:
+        """Say in words what names an item."""
+
+    def near(self, item: int, rng: np.random.Generator) -> int:
+        """Draw another training item that is easily taken for this one."""
+
+    def draw(self, item: int, scan: int, rng: np.random.Generator) -> Image.Image:
+        """Draw an item's page with a handwritten digit."""
+
+
+@lru_cache(maxsize=1)
+def _pairs(seed: int) -> tuple[tuple[Mark, Mark], ...]:
+    return mark_pairs(seed)
+
+
+@lru_cache(maxsize=1)
+def _train_pairs_by_mark(seed: int) -> Mapping[Mark, tuple[int, ...]]:
+    by_mark: dict[Mark, list[int]] = {}
+    for item, marks in enumerate(_pairs(seed)):
+        for mark in marks if item >= _NUM_TEST_TICKETS else ():
+            by_mark.setdefault(mark, []).append(item)
+    return {mark: tuple(items) for mark, items in by_mark.items()}
+
+
+def ticket_settings() -> QuickstartConfig:
+    """Give the quickstart's settings of the tickets: same pairs of marks and hands as :class:`Tickets`."""
+    sft, rl, test = _SCANS_PER_DIGIT
+    return QuickstartConfig(
+        task="tickets",
+        image_pixels=TICKET_PIXELS,
+        num_sft_samples=6000,
+        num_test_pages=_NUM_TEST_TICKETS,
+        sft_scans_per_digit=sft,
+        rl_scans_per_digit=rl,
+        test_scans_per_digit=test,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Tickets:
+    """Tickets with two coloured marks; a pair of marks is an item.
+
+    Attributes:
+        seed: the seed of the order of pairs, of which the first 1,000 are the test's.
+    """
+
+    seed: int
+    name: str = "tickets"
+    page_pixels: int = TICKET_PIXELS
+    low_pixels: int = _LOW_TICKET_PIXELS
+    num_looked_at: int = 10
+
+    @property
+    def train_items(self) -> Sequence[int]:
+        """See :class:`World`."""
+        return range(_NUM_TEST_TICKETS, len(_pairs(self.seed)))
+
+    @property
+    def test_items(self) -> Sequence[int]:
+        """See :class:`World`."""
+        return range(_NUM_TEST_TICKETS)
+
+    def question(self, item: int) -> str:
+        """See :class:`World`."""
+        return ticket_query(_pairs(self.seed)[item])
+
+    def transcript(self, item: int) -> str:
+        """See :class:`World`."""
+        return " ".join(mark.name for mark in _pairs(self.seed)[item])
+
+    def near(self, item: int, rng: np.random.Generator) -> int:
+        """Draw a training ticket that shares a mark."""
+        sharing = _train_pairs_by_mark(self.seed)[_pairs(self.seed)[item][int(rng.integers(2))]]
+        while (other := sharing[int(rng.integers(len(sharing)))]) == item:
+            pass
+        return other
+
+    def draw(self, item: int, scan: int, rng: np.random.Generator) -> Image.Image:
+        """See :class:`World`."""
+        marks = _pairs(self.seed)[item]
+        # The scan is drawn; its digit is for words alone.
+        return draw_ticket(Ticket(pair=item, marks=marks, scan=scan, digit=0), self.page_pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class Stamps:
+    """Real pictures with captions; a caption is an item.
+
+    Attributes:
+        pictures: the folder of the package's pictures.
+        num_items: how many of them are taken, evenly spread over the collection; 0: all.
+    """
+
+    pictures: Path
+    num_items: int = 0
+    name: str = "stamps"
+    page_pixels: int = PAGE_PIXELS
+    low_pixels: int = LOW_PIXELS
+    num_looked_at: int = 20
+
+    @property
+    def train_items(self) -> Sequence[int]:
+        """See :class:`World`."""
+        return range(len(self._stamps()))
+
+    @property
+    def test_items(self) -> Sequence[int]:
+        """See :class:`World`."""
+        return self.train_items
+
+    def question(self, item: int) -> str:
+        """See :class:`World`."""
+        return f"What number is beside this picture? {self.transcript(item)}"
+
+    def transcript(self, item: int) -> str:
+        """See :class:`World`."""
+        return self._stamps()[item].caption
+
+    def near(self, item: int, rng: np.random.Generator) -> int:
+        """Draw a neighbour in the order of paths, which is mostly of the same category."""
+        num_items = len(self.train_items)
+        return (item + int(rng.choice([-3, -2, -1, 1, 2, 3]))) % num_items
+
+    def draw(self, item: int, scan: int, rng: np.random.Generator) -> Image.Image:
+        """See :class:`World`."""
+        return draw_stamp(self._stamps()[item], scan, rng)
+
+    def _stamps(self) -> tuple[Stamp, ...]:
+        return _spread(self.pictures, self.num_items)
+
+
+@lru_cache(maxsize=1)
+def _spread(pictures: Path, num_items: int) -> tuple[Stamp, ...]:
+    stamps = read_stamps(pictures)
+    if not num_items or num_items >= len(stamps):
+        return stamps
+    return tuple(stamps[index * len(stamps) // num_items] for index in range(num_items))
+
+
+def open_world(name: str, folder: Path, num_stamps: int, seed: int) -> World:
+    """Make a world by its name.
+
+    Args:
+        name: ``tickets`` or ``stamps``.
+        folder: the folder that gets the package of the stamps.
+        num_stamps: how many of its pictures are taken; 0: all.
+        seed: the seed of the tickets.
+    """
+    return Tickets(seed) if name == "tickets" else Stamps(fetch_stamps(folder), num_stamps)
+
+
+def scans_of(split: str, seed: int) -> tuple[tuple[int, ...], ...]:
+    """Give the scans of each digit.
+
+    Args:
+        split: ``sft``, ``rl`` or ``test``.
+        seed: the seed by which they are dealt out.
+    """
+    return split_scans(_SCANS_PER_DIGIT, seed)[_SPLITS.index(split)]
