@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recipes.filtering.command_settings import filter_settings, split_filter_settings
+from recipes.filtering.command_settings import endpoint_settings, filter_settings, split_filter_settings
 from recipes.indexing.command_line import MakeSingleEmbedder
 from recipes.indexing.places import make_single_embedder
 from recipes.indexing.settings import embedder_settings, split_settings
-from rsgrpo.config import DataConfig, FilterStageConfig, QueryFilterConfig
+from rsgrpo.config import DataConfig, EndpointConfig, FilterStageConfig, QueryFilterConfig
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
     from recipes.filtering.questions import FilteredQuestions
     from recipes.filtering.stages import AskedModel
     from rsgrpo.retrieval.embedder import Embedder
-    from rsgrpo.retrieval.page_filter import FilteredPages, FilterStage
+    from rsgrpo.retrieval.page_filter import FilteredPages, FilterStage, PageScorer
 
 _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for names
 _FIRST_PASS_PAGES = 20  # that an embedder leaves for a model to look at
@@ -68,7 +68,8 @@ def command_parser() -> CommandParser:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument_group(
         "settings",
-        "filter.NAME=VALUE and embedder.NAME=VALUE; docs/settings.md lists them. Without filter.stages an embedder "
+        "filter.NAME=VALUE and embedder.NAME=VALUE, and eval.endpoint.url, eval.endpoint.model of a server that is "
+        "asked in place of --policy; docs/settings.md lists them. Without filter.stages an embedder "
         f"keeps {_FIRST_PASS_PAGES} pages where a model is named as well, and whoever comes last keeps 3.",
     )
     return parser
@@ -94,6 +95,7 @@ def _filter(arguments: Sequence[str], make_embedder: MakeSingleEmbedder) -> None
     rest, given = split_filter_settings(arguments)
     rest, others = split_settings(rest)
     options = command_parser().parse_intermixed_args(rest)
+    options.endpoint = endpoint_settings(given)
     settings = filter_settings(
         given, index=options.index, embedder=options.embedder, policy=options.policy, stages=_default_stages(options)
     )
@@ -114,7 +116,7 @@ def _default_stages(options: argparse.Namespace) -> list[FilterStageConfig] | No
     has_embedder = bool(options.index or options.embedder)
     if not has_embedder:
         return None
-    if not options.policy:
+    if not (options.policy or options.endpoint.url):
         return [FilterStageConfig(scorer="cosine")]
     return [FilterStageConfig(scorer="cosine", top_k=_FIRST_PASS_PAGES, threshold=0.0), FilterStageConfig()]
 
@@ -138,7 +140,7 @@ def _filter_pages(options: argparse.Namespace, settings: QueryFilterConfig, make
         readable = [page.page for page in given if page.page is not None]
         if not readable:
             raise RsgrpoError(f"none of {len(given)} pages can be read ({given[0].name}: {given[0].problem})")
-        stages = _stages(settings, make_embedder, _asked_model(settings))
+        stages = _stages(settings, make_embedder, _asked_model(settings), options.endpoint)
         (found,) = filter_pages([PagesOfQuestion(question=options.question, pages=tuple(readable))], stages)
     return _pages_told(given, found, stages, options.question, as_json=options.json)
 
@@ -153,7 +155,7 @@ def _filter_data(options: argparse.Namespace, settings: QueryFilterConfig, make_
     data, samples = _questions(options.data, options.image_root, settings)
     model = _asked_model(settings)
     count = ImageTokens(model.processor.image_processor, data.image_rules).count if model else lambda page: 0
-    found = filter_questions(samples, _stages(settings, make_embedder, model), count)
+    found = filter_questions(samples, _stages(settings, make_embedder, model, options.endpoint), count)
     source = Path(options.data.partition("@")[0])
     out = options.out or source.with_name(f"{source.stem}.filtered.jsonl")
     write_filtered(out, options.data, data, found)
@@ -198,11 +200,22 @@ def _questions(path: str, image_root: str, settings: QueryFilterConfig) -> tuple
     return data, load_samples(path, data, is_training=False).samples
 
 
-def _stages(settings: QueryFilterConfig, make_embedder: Any, model: AskedModel | None) -> list[FilterStage]:
-    from recipes.filtering.head import head_scorer
+def _stages(
+    settings: QueryFilterConfig, make_embedder: Any, model: AskedModel | None, endpoint: EndpointConfig
+) -> list[FilterStage]:
+    from recipes.filtering.head import head_scorer, worded
     from recipes.filtering.stages import make_stages
 
-    return make_stages(settings, model, make_embedder, head_scorer(settings, DataConfig().image_rules))
+    def ask_server(stage: FilterStageConfig) -> PageScorer:
+        from recipes.filtering.endpoint_scorer import EndpointYesNoScorer
+
+        answers = (settings.yes, settings.no)
+        return EndpointYesNoScorer(
+            endpoint, DataConfig(), worded(settings.prompt), answers, max_pixels=stage.max_pixels
+        )
+
+    make_head = head_scorer(settings, DataConfig().image_rules)
+    return make_stages(settings, model, make_embedder, make_head, ask_server if endpoint.url else None)
 
 
 def _asked_model(settings: QueryFilterConfig) -> AskedModel | None:

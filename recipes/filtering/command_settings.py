@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rsgrpo.config import ConfigError, QueryFilterConfig
+from rsgrpo.config import ConfigError, EndpointConfig, QueryFilterConfig
 from rsgrpo.config.building import build
 from rsgrpo.errors import shown
 
 _PREFIX = "filter."
+_ENDPOINT_PREFIX = "eval.endpoint."
 
 
 def split_filter_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -22,9 +24,9 @@ def split_filter_settings(arguments: Sequence[str]) -> tuple[list[str], list[str
         arguments: the arguments of a command.
 
     Returns:
-        The other arguments, and the settings as they were given.
+        The other arguments, and the settings as they were given, those of a server (``eval.endpoint``) among them.
     """
-    given = [argument for argument in arguments if argument.startswith(_PREFIX) and "=" in argument]
+    given = [argument for argument in arguments if argument.startswith((_PREFIX, _ENDPOINT_PREFIX)) and "=" in argument]
     return [argument for argument in arguments if argument not in given], given
 
 
@@ -41,22 +43,39 @@ def filter_settings(given: Sequence[str], **defaults: Any) -> QueryFilterConfig:
     Raises:
         ConfigError: there is no such setting, or a value does not fit.
     """
-    schema = OmegaConf.structured(QueryFilterConfig)
     before = {name: value for name, value in defaults.items() if value not in ("", None)}
+    own = [setting.removeprefix(_PREFIX) for setting in given if setting.startswith(_PREFIX)]
+    found = _built(QueryFilterConfig, before, own, "filter")
+    assert isinstance(found, QueryFilterConfig)
+    return found
+
+
+def endpoint_settings(given: Sequence[str]) -> EndpointConfig:
+    """Build the settings of the server that is asked for yes or no.
+
+    Args:
+        given: the settings that the command line gives.
+
+    Returns:
+        The settings, checked; without an address where none is given.
+
+    Raises:
+        ConfigError: there is no such setting, or a value does not fit.
+    """
+    own = [setting.removeprefix(_ENDPOINT_PREFIX) for setting in given if setting.startswith(_ENDPOINT_PREFIX)]
+    found = _built(EndpointConfig, {}, own, "eval.endpoint")
+    assert isinstance(found, EndpointConfig)
+    return found
+
+
+def _built(kind: type, before: dict[str, Any], given: Sequence[str], group: str) -> Any:
     try:
-        plain = OmegaConf.from_dotlist([setting.removeprefix(_PREFIX) for setting in given])
-        found = build(OmegaConf.merge(schema, before, plain), "filter")
+        return build(OmegaConf.merge(OmegaConf.structured(kind), before, OmegaConf.from_dotlist(list(given))), group)
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         raise ConfigError(
-            f"filter.{shown(key, 80)} does not fit ({shown(str(error).splitlines()[0], 160)}); docs/settings.md lists "
+            f"{group}.{shown(key, 80)} does not fit ({shown(str(error).splitlines()[0], 160)}); docs/settings.md lists "
             "what there is"
         ) from error
-    except Exception as error:  # whatever the YAML of a value stumbles over
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(
-            f"a setting of the filter is no YAML ({shown(error, 160)}); quote it for the shell"
-        ) from error
-    assert isinstance(found, QueryFilterConfig)
-    return found
+    except yaml.YAMLError as error:
+        raise ConfigError(f"a setting of {group} is no YAML ({shown(error, 160)}); quote it") from error

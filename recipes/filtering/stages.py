@@ -54,6 +54,7 @@ def make_stages(
     model: AskedModel | None,
     make_embedder: MakeEmbedder,
     make_head: Callable[[FilterStageConfig], PageScorer],
+    make_yes_no: Callable[[FilterStageConfig], PageScorer] | None = None,
 ) -> list[FilterStage]:
     """Make the passes of a filter.
 
@@ -62,6 +63,7 @@ def make_stages(
         model: the model that ``yes_no`` asks; None: there is none.
         make_embedder: makes the embedder of ``cosine`` from its settings.
         make_head: makes the scorer of a pass with ``head``.
+        make_yes_no: makes the scorer of a pass with ``yes_no``; None: ``model`` is asked.
 
     Returns:
         The passes, in the order of the settings.
@@ -79,7 +81,7 @@ def make_stages(
             cosine = cosine or cosine_scorer(settings, make_embedder, needs_calibration=_needs_calibration(settings))
             scorer: PageScorer = cosine
         elif stage.scorer == "yes_no":
-            scorer = yes_no_scorer(settings, stage, model)
+            scorer = make_yes_no(stage) if make_yes_no else yes_no_scorer(settings, stage, model)
         else:
             scorer = make_head(stage)
         stages.append(
