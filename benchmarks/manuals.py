@@ -161,8 +161,9 @@ def print_ocr(data: RetrievalSet, pages: SetPages, texts: Mapping[str, str], num
     """Read a sample of pages that answer questions, and search with what was read in place of their text layer."""
     targets = sorted({page_id for judged in data.relevant.values() for page_id in judged})
     sample = frozenset(random.Random(SEED).sample(targets, num_pages))
-    reader = TextReader(pages.store.folder)
-    (pages.store.folder / WRITING).mkdir(exist_ok=True)
+    place = pages.store.folder.parent / "ocr_sample"
+    (place / WRITING).mkdir(parents=True, exist_ok=True)
+    reader = TextReader(place)
     read, seconds = {}, []
     for page in pages.pages():
         if page.page_id in sample:
@@ -170,7 +171,6 @@ def print_ocr(data: RetrievalSet, pages: SetPages, texts: Mapping[str, str], num
             begin = time.process_time()
             read[page.page_id] = reader.read(pixels, page.sha256).text
             seconds.append(time.process_time() - begin)
-    (pages.store.folder / WRITING).rmdir()
     scores = [word_f1(read[page_id], texts[page_id]) for page_id in read]
     print(f"OCR of {num_pages} pages: word F1 {fmean(scores):.3f} (worst {min(scores):.3f}), "
           f"{fmean(seconds):.1f} s of a core a page (near 0: read before)")  # fmt: skip

@@ -10,13 +10,14 @@ import pytest
 
 from recipes.evaluation.benchmark_tasks import run_benchmarks
 from recipes.evaluation.measure_run_command import main as measure_run_command
+from recipes.indexing.places import make_any_embedder
 from recipes.setup.first_checks import check_first
 from recipes.setup.wanted_data import find_embedder, has_engines
 from rsgrpo.config import Config, ConfigError, DataConfig, EmbedderConfig, EvalConfig, LoggingConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.evaluation.benchmarks import find_benchmarks
 from rsgrpo.evaluation.benchmarks.base import BenchmarkError
-from rsgrpo.retrieval.embedder import EmbedderMismatchError
+from rsgrpo.retrieval.embedder import EmbedderMismatchError, EmbeddingError
 from rsgrpo.retrieval.trec_runs import read_run, write_run
 from rsgrpo.run.summary import read_summary
 from tests.fake_server import FakeServer, ok
@@ -147,6 +148,8 @@ def test_settings_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     assert EvalConfig(tasks=["visrag_ret", "vidore/v3"]).data_root == ""  # mteb fetches these itself
     with pytest.raises(ConfigError, match=r"eval\.data_root"):
         EvalConfig(tasks=["visrag_ret", "mig_bench"])
+    with pytest.raises(EmbeddingError, match=r"embedder.model is empty"):
+        make_any_embedder(EmbedderConfig())
     trained = tmp_path / "run" / "models" / "retriever"
     trained.mkdir(parents=True)
     assert find_embedder(_config(tmp_path / "data", "visrag_ret/mine")).model == str(trained)
