@@ -11,8 +11,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call, sentence_embedder
-from recipes.indexing.places import create_any_index, is_there, open_any_index
+from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call
+from recipes.indexing.places import create_any_index, is_there, make_single_embedder, open_any_index
 from recipes.indexing.settings import GivenSettings, embedder_settings, index_settings
 from rsgrpo.errors import shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
@@ -73,13 +73,13 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | N
 
     Args:
         arguments: the arguments behind the command's name; None: those of this process.
-        make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
+        make_embedder: the function that makes the embedder; None: the one that the settings describe is made.
 
     Returns:
         The exit status of the process.
     """
     return run_command(
-        lambda: _mine(arguments, make_embedder or sentence_embedder),
+        lambda: _mine(arguments, make_embedder or make_single_embedder),
         way_on="with --index, what is embedded stays, and the same command goes on",
     )
 

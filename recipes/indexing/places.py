@@ -10,7 +10,7 @@ from rsgrpo.config.index import IndexConfig
 from rsgrpo.errors import RsgrpoError, shown
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import AnyEmbedder, EmbedderIdentity
+    from rsgrpo.retrieval.embedder import AnyEmbedder, Embedder, EmbedderIdentity
     from rsgrpo.retrieval.page_index import PageIndex
 
 PAGES_FOLDER = "pages"
@@ -128,6 +128,25 @@ def make_any_embedder(config: EmbedderConfig) -> AnyEmbedder:
         from rsgrpo.retrieval.multi_vector_embedder import SentenceMultiVectorEmbedder
 
         return SentenceMultiVectorEmbedder(config)
+    return make_single_embedder(config)
+
+
+def make_single_embedder(config: EmbedderConfig) -> Embedder:
+    """Make an embedder that gives a page one vector, run by the library that ``embedder.runner`` names.
+
+    Args:
+        config: the settings of the embedder.
+
+    Returns:
+        The embedder, its model loaded.
+
+    Raises:
+        EmbeddingError: the model is not there, cannot be loaded, does not fit the settings, or gives many vectors.
+    """
+    if config.runner == "vllm":
+        from rollout.vllm_embedder import VllmEmbedder
+
+        return VllmEmbedder(config)
     from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
 
     return SentenceEmbedder(config)

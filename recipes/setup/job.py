@@ -13,7 +13,7 @@ from recipes.evaluation.evaluate import Evaluation, evaluate, read_evaluation
 from recipes.filtering.head import head_scorer
 from recipes.filtering.questions import filter_questions
 from recipes.filtering.stages import AskedModel, make_stages
-from recipes.indexing.command_line import sentence_embedder
+from recipes.indexing.places import make_single_embedder
 from recipes.setup.preparation import Prepared
 from recipes.setup.workers import open_workers
 from rsgrpo.cluster.ray_cluster import REPOSITORY, Cluster
@@ -223,7 +223,7 @@ class Job:
         """The questions with the pages that the filter keeps; what it said of each page goes into ``filter.jsonl``."""
         settings, prepared = self.config.filter, self.prepared
         model = AskedModel(judge=self.engine, processor=prepared.processor, rules=self.config.data.image_rules)
-        stages = make_stages(settings, model, sentence_embedder, head_scorer(settings, model.rules))
+        stages = make_stages(settings, model, make_single_embedder, head_scorer(settings, model.rules))
         found = filter_questions([prompt.sample for prompt in prompts], stages, prepared.image_tokens)
         folder.mkdir(parents=True, exist_ok=True)
         write_rows(folder / "filter.jsonl", found.rows())
