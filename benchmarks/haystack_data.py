@@ -1,9 +1,9 @@
-"""Write what a haystack's policy trains on, and pages of the test's pool."""
+"""Write what the policy and the embedder of a world train on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ RELEVANCE_PROMPT = "Does this page help to answer the question? Answer with the 
 BRIEF_PROMPT = "Answer in one word. {}"
 """How the policy is asked for the answer alone."""
 
-_VIEWS_PER_ITEM = 6
+_VIEWS_PER_ITEM = {"tickets": 6, "stamps": 12}
 _SHARES = {
     "tickets": {"tagged": 0.4, "find": 0.35, "relevance": 0.25},
     "stamps": {"transcribe": 0.2, "find": 0.55, "relevance": 0.25},
@@ -53,7 +53,7 @@ class TrainingPages:
             for view in range(num_views):
                 digit = int(rng.integers(10))
                 path = f"imgs/{item}-{view}.png"
-                self.pages[path] = world.draw(item, int(rng.choice(scans[digit])), digit, rng)
+                self.pages[path] = world.draw(item, int(rng.choice(scans[digit])), rng)
                 views.append((path, digit))
             self.views[item] = views
 
@@ -79,7 +79,7 @@ def find_question(pages: TrainingPages, rng: np.random.Generator) -> tuple[str, 
     """Draw a question over several pages: prompt text, response, paths."""
     world, items = pages.world, pages.world.train_items
     item = items[int(rng.integers(len(items)))]
-    num_pages = int(rng.choice(list(_PAGE_COUNTS), p=list(_PAGE_COUNTS.values())))
+    num_pages = min(len(items), int(rng.choice(list(_PAGE_COUNTS), p=list(_PAGE_COUNTS.values()))))
     shown = {item}
     while len(shown) < num_pages:
         is_near = rng.random() < _NEAR_FRAC
@@ -143,35 +143,55 @@ def policy_rows(world: World, pages: TrainingPages, num_samples: int, seed: int)
         images = IMAGE_MARKER * len(paths)
         prompt = images + question if kind == "relevance" else question + images  # as the filter and the answerer ask
         rows.append(
-            {"qid": f"{kind}-{index}", "prompt": prompt, "answer": [response], "gold_response": response, "image": paths}
+            {
+                "qid": f"{kind}-{index}",
+                "prompt": prompt,
+                "answer": [response],
+                "gold_response": response,
+                "image": paths,
+            }
         )
     return rows
 
 
-def write_policy_data(world: World, folder: Path, num_samples: int, seed: int) -> Path:
-    """Write ``train.jsonl`` with its pages; a complete folder is left as it is.
+def write_training_data(world: World, folder: Path, num_samples: int, seed: int) -> None:
+    """Write ``train.jsonl`` for the policy and ``pairs.jsonl`` for the embedder with their pages.
+
+    A complete folder is left as it is.
 
     Args:
         world: the world to ask about.
         folder: the folder to write.
-        num_samples: how many questions of all kinds there are.
+        num_samples: how many questions of all kinds the policy gets.
         seed: the seed that everything is drawn from.
-
-    Returns:
-        The JSONL file.
     """
-    if not folder.exists():
-        pages = TrainingPages(world, _VIEWS_PER_ITEM, seed)
-        rows = policy_rows(world, pages, num_samples, seed)
-        with new_folder(folder) as partial:
-            write_rows_with_pages(partial / "train.jsonl", rows, pages.pages)
-    return folder / "train.jsonl"
+    if folder.exists():
+        return
+    pages = TrainingPages(world, _VIEWS_PER_ITEM[world.name], seed)
+    pairs = [
+        {"query": world.question(item), "image": path, "source": world.name}
+        for item, views in pages.views.items()
+        for path, _ in views
+    ]
+    rows = policy_rows(world, pages, num_samples, seed)
+    with new_folder(folder) as partial:
+        (partial / "imgs").mkdir()
+        for path, page in pages.pages.items():
+            page.save(partial / path)
+        _write_lines(partial / "train.jsonl", rows)
+        _write_lines(partial / "pairs.jsonl", pairs)
 
 
-def write_rows_with_pages(file: Path, rows: Sequence[dict[str, object]], pages: dict[str, Image.Image]) -> None:
-    """Write rows as JSONL and the pages that they name as files beside it."""
-    named = {path for row in rows for path in row["image"]}  # type: ignore[attr-defined]  # lists of paths
-    for path in sorted(named):
-        (file.parent / path).parent.mkdir(parents=True, exist_ok=True)
-        pages[path].save(file.parent / path)
+def tokenizer_corpus(data: Path) -> list[str]:
+    """Collect the texts that the start model's tokenizer learns from; answers of one word count as often as they come.
+
+    Args:
+        data: the folder that :func:`write_training_data` wrote.
+    """
+    lines = (data / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [text for row in rows for text in (row["prompt"].replace(IMAGE_MARKER, ""), row["gold_response"])]
+
+
+def _write_lines(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Haystacks and the arithmetic of their image tokens: nothing here draws, trains or answers.
+"""Haystacks, and accuracies compared question by question: nothing here draws, trains or answers.
 
 A needle is a question with the page that answers it, out of a pool of pages. Its haystack of N pages is that page and
-N - 1 others of the pool in a drawn order; a smaller haystack's pages are in the larger ones too, so that the curve over N
-asks the same questions.
+N - 1 others of the pool in a drawn order. A smaller haystack's pages are in the larger ones too, so that the curve over
+N asks the same questions of ever more pages.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-PIXELS_A_TOKEN = 28 * 28
-"""Pixels that a Qwen2.5-VL turns into one token: patches of 14, two by two."""
 
 _NORMAL_95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
@@ -59,60 +56,24 @@ def haystacks(page: int, num_pool: int, sizes: Sequence[int], rng: np.random.Gen
     return found
 
 
-def page_tokens(pixels: int) -> int:
-    """Count the tokens of a square page.
+def oracle_pages(best_first: Sequence[int], gold: int, num_kept: int) -> tuple[int, ...]:
+    """Choose what the oracle shows: the best pages, the right one in place of the worst where it is missing.
 
     Args:
-        pixels: its width and height, a multiple of 28.
+        best_first: the indexes of pages in a haystack, those that the filter finds most relevant first.
+        gold: the index of the page that answers the question.
+        num_kept: how many pages are shown.
+
+    Returns:
+        The indexes in the order of the haystack.
 
     Example:
-        ``page_tokens(84) == 9``
+        ``oracle_pages([4, 9, 2, 0], 0, 3) == (0, 4, 9)``; ``oracle_pages([4, 0, 2, 9], 0, 3) == (0, 2, 4)``
     """
-    if pixels < 28 or pixels % 28:
-        raise ValueError(f"a page is {pixels} pixels wide; it must be a positive multiple of 28")
-    return pixels * pixels // PIXELS_A_TOKEN
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenCount:
-    """Image tokens of one question, counted both ways.
-
-    Attributes:
-        unfiltered: tokens of all pages at full resolution: N · F.
-        prompt: tokens in the answering prompt: k · F.
-        all: those and the filter's own: m · f + k · F. Vectors of pages are cached and cost a question nothing.
-    """
-
-    unfiltered: int
-    prompt: int
-    all: int
-
-    @property
-    def prompt_ratio(self) -> float:
-        """How many times fewer tokens the answering prompt has."""
-        return self.unfiltered / self.prompt
-
-    @property
-    def all_ratio(self) -> float:
-        """How many times fewer tokens there are in all."""
-        return self.unfiltered / self.all
-
-
-def count_tokens(num_pages: int, num_looked_at: int, num_kept: int, full: int, low: int) -> TokenCount:
-    """Count image tokens of a question behind a filter.
-
-    Args:
-        num_pages: N, pages of the haystack.
-        num_looked_at: m, pages that are judged at low resolution; 0: the cached vectors alone decide.
-        num_kept: k, pages that the answering prompt shows.
-        full: F, tokens of a page at full resolution.
-        low: f, tokens of a page at low resolution.
-
-    Example:
-        ``count_tokens(100, 20, 3, 1961, 247).all_ratio`` is 196,100 / 10,823 = 18.1.
-    """
-    looked_at, kept = min(num_looked_at, num_pages), min(num_kept, num_pages)
-    return TokenCount(unfiltered=num_pages * full, prompt=kept * full, all=looked_at * low + kept * full)
+    kept = list(best_first[:num_kept])
+    if gold not in kept:
+        kept = [*kept[: num_kept - 1], gold]
+    return tuple(sorted(kept))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from haystack_stamps import LOW_PIXELS, PAGE_PIXELS, draw_stamp, fetch_stamps, read_stamps
+from haystack_stamps import LOW_PIXELS, PAGE_PIXELS, Stamp, draw_stamp, fetch_stamps, read_stamps
 from PIL import Image
 
 from rsgrpo.config import QuickstartConfig
@@ -31,10 +31,21 @@ _LOW_TICKET_PIXELS = 28
 class World(Protocol):
     """Items with pages and questions."""
 
-    name: str
-    page_pixels: int
-    low_pixels: int
-    num_looked_at: int
+    @property
+    def name(self) -> str:
+        """Give the name: ``tickets`` or ``stamps``."""
+
+    @property
+    def page_pixels(self) -> int:
+        """Give the width and height of a page."""
+
+    @property
+    def low_pixels(self) -> int:
+        """Give the width and height of a page that is judged at low resolution."""
+
+    @property
+    def num_looked_at(self) -> int:
+        """Give how many pages are judged so: as many as leave the filter 18 times fewer tokens in all."""
 
     @property
     def train_items(self) -> Sequence[int]:
@@ -53,7 +64,7 @@ class World(Protocol):
     def near(self, item: int, rng: np.random.Generator) -> int:
         """Draw another training item that is easily taken for this one."""
 
-    def draw(self, item: int, scan: int, digit: int, rng: np.random.Generator) -> Image.Image:
+    def draw(self, item: int, scan: int, rng: np.random.Generator) -> Image.Image:
         """Draw an item's page with a handwritten digit."""
 
 
@@ -124,10 +135,11 @@ class Tickets:
             pass
         return other
 
-    def draw(self, item: int, scan: int, digit: int, rng: np.random.Generator) -> Image.Image:
+    def draw(self, item: int, scan: int, rng: np.random.Generator) -> Image.Image:
         """See :class:`World`."""
         marks = _pairs(self.seed)[item]
-        return draw_ticket(Ticket(pair=item, marks=marks, scan=scan, digit=digit), self.page_pixels)
+        # The scan is drawn; its digit is for words alone.
+        return draw_ticket(Ticket(pair=item, marks=marks, scan=scan, digit=0), self.page_pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +148,11 @@ class Stamps:
 
     Attributes:
         pictures: the folder of the package's pictures.
+        num_items: how many of them are taken, evenly spread over the collection; 0: all.
     """
 
     pictures: Path
+    num_items: int = 0
     name: str = "stamps"
     page_pixels: int = PAGE_PIXELS
     low_pixels: int = LOW_PIXELS
@@ -147,7 +161,7 @@ class Stamps:
     @property
     def train_items(self) -> Sequence[int]:
         """See :class:`World`."""
-        return range(len(read_stamps(self.pictures)))
+        return range(len(self._stamps()))
 
     @property
     def test_items(self) -> Sequence[int]:
@@ -160,27 +174,39 @@ class Stamps:
 
     def transcript(self, item: int) -> str:
         """See :class:`World`."""
-        return read_stamps(self.pictures)[item].caption
+        return self._stamps()[item].caption
 
     def near(self, item: int, rng: np.random.Generator) -> int:
         """Draw a neighbour in the order of paths, which is mostly of the same category."""
         num_items = len(self.train_items)
         return (item + int(rng.choice([-3, -2, -1, 1, 2, 3]))) % num_items
 
-    def draw(self, item: int, scan: int, digit: int, rng: np.random.Generator) -> Image.Image:
+    def draw(self, item: int, scan: int, rng: np.random.Generator) -> Image.Image:
         """See :class:`World`."""
-        return draw_stamp(read_stamps(self.pictures)[item], scan, rng)
+        return draw_stamp(self._stamps()[item], scan, rng)
+
+    def _stamps(self) -> tuple[Stamp, ...]:
+        return _spread(self.pictures, self.num_items)
 
 
-def open_world(name: str, folder: Path, seed: int) -> World:
+@lru_cache(maxsize=1)
+def _spread(pictures: Path, num_items: int) -> tuple[Stamp, ...]:
+    stamps = read_stamps(pictures)
+    if not num_items or num_items >= len(stamps):
+        return stamps
+    return tuple(stamps[index * len(stamps) // num_items] for index in range(num_items))
+
+
+def open_world(name: str, folder: Path, num_stamps: int, seed: int) -> World:
     """Make a world by its name.
 
     Args:
         name: ``tickets`` or ``stamps``.
         folder: the folder that gets the package of the stamps.
+        num_stamps: how many of its pictures are taken; 0: all.
         seed: the seed of the tickets.
     """
-    return Tickets(seed) if name == "tickets" else Stamps(fetch_stamps(folder))
+    return Tickets(seed) if name == "tickets" else Stamps(fetch_stamps(folder), num_stamps)
 
 
 def scans_of(split: str, seed: int) -> tuple[tuple[int, ...], ...]:

@@ -16,7 +16,6 @@ from typing import Any
 from rsgrpo.config import Config
 from rsgrpo.config.distill import DistillConfig
 from rsgrpo.config.documents import RenderSettings
-from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.index import IndexConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "settings.md"
@@ -31,7 +30,8 @@ Every setting, with its default and its meaning, as the docstrings in `rsgrpo/co
 `uv run train.py --cfg job` prints what holds for a run. On the command line a setting is `key=value`, such as
 `rl.max_steps=50`; a misspelt key or a value of the wrong kind is refused before anything starts.
 
-The sections `embedder`, `index` and `documents` are those of [`rsgrpo index` and `rsgrpo search`](retrieval.md), and
+The sections `index` and `documents` are those of [`rsgrpo index` and `rsgrpo search`](retrieval.md), which take
+`embedder.*` as well, and
 `distill` is that of [`rsgrpo distill-relevance`](distill.md).
 
 `[]` behind a name means an entry of a list, and `NAME` a name of your own: `rewards.short.weight=0.5`.
@@ -122,7 +122,6 @@ def page() -> str:
     parts = [_HEAD]
     for section in (
         *sections(),
-        *sections(EmbedderConfig, "embedder"),
         *sections(IndexConfig, "index"),
         *sections(RenderSettings, "documents"),
         *sections(DistillConfig, "distill"),

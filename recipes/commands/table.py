@@ -57,6 +57,10 @@ COMMANDS: Mapping[str, Command] = {
         summary="the pages of an index that answer a question best",
         entry="recipes.indexing.search_command:main",
     ),
+    "measure-run": Command(
+        summary="MRR, recall and nDCG of a run in TREC's format, and of two runs query by query",
+        entry="recipes.evaluation.measure_run_command:main",
+    ),
     "mine-negatives": Command(
         summary="hard negatives for the training pairs of a page retriever",
         entry="recipes.indexing.mining_command:main",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
 from recipes.doctor.hub import hub_check
+from recipes.retriever.wanted_data import check_retriever_data
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, default_sources, sample_check, uses_mixture
 from rsgrpo.config import Config, QuickstartConfig, SourceConfig
 from rsgrpo.config.image_rules import ImageRules
@@ -23,7 +24,10 @@ from rsgrpo.data.files import DataError
 from rsgrpo.data.images.loading import MAX_ASPECT_RATIO, image_facts
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.evaluation.retrieval_sets import find_retrieval_tasks, split_tasks
 from rsgrpo.prompts.template import PromptTemplateError, PromptWriter
+from rsgrpo.retrieval.relevance_files import read_retrieval_set
+from rsgrpo.retrieval.training_pairs import pair_files
 
 if TYPE_CHECKING:
     from rsgrpo.types import ImageRef, Sample
@@ -47,6 +51,9 @@ def data_checks(subject: Subject) -> Iterator[Check]:
     if config.eval.tasks:
         yield from _task_checks(subject, config)
         return
+    if config.stage == "retriever":
+        yield _retriever_check(config)
+        return
     if builds_quickstart_data(config):
         yield from _quickstart_checks(subject, config)
         return
@@ -66,6 +73,21 @@ def data_checks(subject: Subject) -> Iterator[Check]:
             yield problem(
                 f"data.{name}_path", f"empty, and stage={config.stage} needs it", "set it, or choose another stage"
             )
+
+
+def _retriever_check(config: Config) -> Check:
+    """Look for the files of training pairs and the test set of a retriever; the run itself reads every row."""
+    settings = config.retriever
+    try:
+        check_retriever_data(config)
+        test = read_retrieval_set(Path(settings.test_path)) if settings.test_path else None
+        num_files = sum(len(pair_files(path)) for path in settings.data)
+    except RsgrpoError as error:
+        return refused("training pairs", error)
+    if not num_files:
+        return ok("training pairs", "built by the run, with a test set")
+    tested = f"; test set: {len(test.queries)} questions, {len(test.pages)} pages" if test else "; no test set"
+    return ok("training pairs", f"{num_files} files{tested}")
 
 
 def _is_hub_name(path: str) -> bool:
@@ -189,12 +211,28 @@ def _read_source(source: SourceConfig, config: Config, clock: Clock = time.monot
     return problem(title, found, "fix the records, or set data.on_bad_sample=skip"), kept
 
 
+def _retrieval_checks(config: Config, names: Sequence[str]) -> Iterator[Check]:
+    """Check the data sets that an embedder searches; those of the hub are fetched when the run starts."""
+    for name in names:
+        try:
+            for task in find_retrieval_tasks(name, config.eval.data_root):
+                if task.folder is None:
+                    yield ok(task.name, f"mteb's {task.official_name}, at the revision that mteb pins")
+                else:
+                    data = read_retrieval_set(task.folder)
+                    yield ok(task.name, f"{len(data.relevant)} queries, {len(data.pages)} pages")
+        except RsgrpoError as error:
+            yield refused(name, error)
+
+
 def _task_checks(subject: Subject, config: Config) -> Iterator[Check]:
     """Check the benchmarks, read and worded as the run does it."""
     from recipes.evaluation.benchmark_requests import load_tasks
 
+    answered, searched = split_tasks(config.eval.tasks)
+    yield from _retrieval_checks(config, searched)
     try:
-        tasks = load_tasks(config, None, subject.scratch / "canvases")
+        tasks = load_tasks(config, None, subject.scratch / "canvases", answered)
     except RsgrpoError as error:
         yield refused("eval.tasks", error)
         return

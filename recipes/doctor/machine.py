@@ -237,7 +237,7 @@ def build_checks(subject: Subject) -> Iterator[Check]:
     # The GPUs of a cluster that is joined are not this machine's: it need not have any.
     is_remote = config is not None and bool(config.cluster.address)
     cluster = ClusterConfig() if config is None else replace(config.cluster, address="")
-    has_engines = config is None or config.stage != "sft"
+    has_engines = config is None or config.stage not in ("sft", "retriever")
     answer = subject.probe.answer() if subject.probe is not None else None
     num_gpus = len(answer.gpus) if answer is not None and not answer.error else int(bool(driver))
     if is_remote:
@@ -249,7 +249,8 @@ def build_checks(subject: Subject) -> Iterator[Check]:
         return
     wants_gpu = None if is_remote or cluster.device == "auto" else cluster.device == "gpu"
     yield from torch_checks(answer, driver, wants_gpu=wants_gpu)
-    if config is not None and not is_remote and not answer.error and check.status != "problem":
+    is_placed = config is not None and config.stage != "retriever"
+    if config is not None and is_placed and not is_remote and not answer.error and check.status != "problem":
         yield topology_check(config, len(answer.gpus))
 
 

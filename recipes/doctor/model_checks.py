@@ -40,7 +40,9 @@ def model_checks(subject: Subject) -> Iterator[Check]:
     if config.eval.endpoint.url:
         yield ok("model", f"{config.eval.endpoint.model} at {config.eval.endpoint.url}")
         return
-    if not config.model.path:
+    if config.model.path and config.stage == "retriever":
+        yield _embedder_check(config)
+    elif not config.model.path:
         yield from _quickstart_checks(subject, config)
     else:
         setting = f"model.path={config.model.path!r}"
@@ -57,6 +59,18 @@ def model_checks(subject: Subject) -> Iterator[Check]:
             yield from _tokenizer_checks(subject, folder, setting)
     if config.stage == "eval" and config.eval.checkpoint:
         yield from folder_checks(Path(config.eval.checkpoint), f"eval.checkpoint={config.eval.checkpoint!r}")
+
+
+def _embedder_check(config: Config) -> Check:
+    """Look for the start model of a retriever, which may be of other kinds than the policy."""
+    folder = Path(config.model.path)
+    if not folder.is_dir():
+        return hub_check(
+            "model", f"model.path={config.model.path!r}", str(folder), "model", config.model.revision or None
+        )[1]
+    if not (folder / "config.json").is_file():
+        return problem("model", f"model.path={config.model.path!r} has no config.json", "name the folder of a model")
+    return ok("model", f"{folder}: the run loads it, and refuses it if it reads no images")
 
 
 def _quickstart_checks(subject: Subject, config: Config) -> Iterator[Check]:
@@ -169,7 +183,7 @@ def _differing_ids(folder: Path, vocabulary: dict[str, int]) -> str:
 def template_checks(subject: Subject) -> Iterator[Check]:
     """The prompt template alone, the chat template around it, and both on the samples that there are."""
     config = subject.config
-    if config is None:
+    if config is None or config.stage == "retriever":
         return
     try:
         num_characters, digest = template_fingerprint(config.prompt.path)

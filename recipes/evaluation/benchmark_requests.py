@@ -121,13 +121,16 @@ class _Family:
     repetition_penalty: float | None = None
 
 
-def load_tasks(config: Config, limit: ContextLimit | None, canvases: Path) -> list[TaskRequests]:
-    """Read and word everything that ``eval.tasks`` names.
+def load_tasks(
+    config: Config, limit: ContextLimit | None, canvases: Path, names: Sequence[str] | None = None
+) -> list[TaskRequests]:
+    """Read and word benchmarks.
 
     Args:
         config: the checked settings of the run.
         limit: MileBench's context limit; None: nothing is cut.
         canvases: where combined images are drawn.
+        names: the names of benchmarks and families; None: all that ``eval.tasks`` names.
 
     Returns:
         The requests of each task in the order named; the name of a whole family gives all of its tasks.
@@ -135,7 +138,8 @@ def load_tasks(config: Config, limit: ContextLimit | None, canvases: Path) -> li
     Raises:
         RsgrpoError: a task is not known, data are missing or cannot be used, or an image cannot be read.
     """
-    wanted = {benchmark.name: benchmark for name in config.eval.tasks for benchmark in find_benchmarks(name)}
+    tasks = config.eval.tasks if names is None else names
+    wanted = {benchmark.name: benchmark for name in tasks for benchmark in find_benchmarks(name)}
     unsupported = [name for name in wanted if _family_name(name) not in FAMILIES]
     if unsupported:
         raise BenchmarkError(

@@ -21,8 +21,11 @@ from transformers import PreTrainedTokenizerBase
 
 from recipes.evaluation.answering import Answer, Answerer, EngineAnswerer
 from recipes.evaluation.benchmark_requests import TaskRequests, load_tasks
-from recipes.evaluation.benchmark_scores import score_task, summarise_benchmarks, table_lines
+from recipes.evaluation.benchmark_scores import TaskScores, score_task, summarise_benchmarks, table_lines
 from recipes.evaluation.endpoint import EndpointAnswerer
+from recipes.evaluation.retrieval_evaluation import run_retrieval
+from recipes.evaluation.retrieval_evaluation import table_lines as retrieval_lines
+from recipes.indexing.command_line import MakeEmbedder
 from recipes.setup.preparation import PromptLengths, describe_template, find_base_model
 from recipes.setup.workers import open_workers
 from rsgrpo.cluster.ray_cluster import REPOSITORY, open_cluster
@@ -32,6 +35,7 @@ from rsgrpo.data.images.image_view import endpoint_view, model_view
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.prompts.milebench import ContextLimit
 from rsgrpo.evaluation.prompts.turns import TaskPrompt, chat_prompt
+from rsgrpo.evaluation.retrieval_sets import split_tasks
 from rsgrpo.io.atomic_files import write_json
 from rsgrpo.io.ids import well_formed
 from rsgrpo.io.jsonl import append_rows, read_rows
@@ -50,23 +54,52 @@ class BenchmarkRunError(RsgrpoError):
     """A benchmark run cannot go on as asked."""
 
 
-def run_benchmarks(config: Config) -> Path:
-    """Answer and score everything that ``eval.tasks`` names.
+def run_benchmarks(config: Config, make_embedder: MakeEmbedder | None = None) -> Path:
+    """Answer and score, or search and measure, everything that ``eval.tasks`` names.
 
     Args:
         config: checked settings; ``eval.endpoint.url`` decides between a server and our own engines.
+        make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
 
     Returns:
         The report's path.
 
     Raises:
-        RsgrpoError: an error that a user can act on; the answers so far are kept.
+        RsgrpoError: an error that a user can act on; the answers and vectors so far are kept.
     """
-    with ExitStack() as stack:
-        folder = stack.enter_context(open_run_folder(config))
+    answered, searched = split_tasks(config.eval.tasks)
+    with open_run_folder(config) as folder:
         progress = Progress(config.logging.progress)
         clock = StageClock(folder.stage_seconds_file)
-        root = folder.root / "benchmarks"
+        searches = run_retrieval(config, searched, folder, progress, clock, make_embedder) if searched else {}
+        scores = _answered_and_scored(config, answered, folder, progress, clock) if answered else []
+        lines = [*(retrieval_lines(searches) if searches else ()), *(table_lines(scores) if scores else ())]
+        for line in lines:
+            progress.line(line)
+        write_summary(
+            folder.summary_file,
+            RunSummary(
+                name=config.name,
+                stage=config.stage,
+                recipe=config.name,
+                seed=config.seed,
+                versions=collect_versions(REPOSITORY),
+                prompt_fingerprint=describe_template(config.prompt.path),
+                stage_seconds=clock.seconds,
+                benchmarks=summarise_benchmarks(scores),
+                searches=searches,
+            ),
+        )
+        report = build_report(folder.root)
+        progress.line(f"report: {report}", indent=0)
+    return report
+
+
+def _answered_and_scored(
+    config: Config, names: Sequence[str], folder: RunFolder, progress: Progress, clock: StageClock
+) -> list[TaskScores]:
+    root = folder.root / "benchmarks"
+    with ExitStack() as stack:
         with progress.phase("Reading benchmarks"):
             model = None if config.eval.endpoint.url else _model_folder(config, folder)
             processor = None if model is None else load_processor(model)
@@ -76,7 +109,7 @@ def run_benchmarks(config: Config) -> Path:
                 else model_view(config.data, processor.image_processor)
             )
             limit = _context_limit(config, None if processor is None else processor.tokenizer)
-            tasks = load_tasks(config, limit, root / "canvases")
+            tasks = load_tasks(config, limit, root / "canvases", names)
             too_long = {task.name: _too_long(task, config, processor) for task in tasks}
             for task in tasks:
                 progress.line(f"{task.name}: {len(task.requests)} questions")
@@ -98,28 +131,10 @@ def run_benchmarks(config: Config) -> Path:
             with clock.stage("benchmarks"):
                 for task in tasks:
                     _answer(answerer, task, missing[task.name], journals[task.name], progress)
-        scores = [
+        return [
             score_task(config, task, journals[task.name].answers, len(too_long[task.name]), root / task.name, view)
             for task in tasks
         ]
-        for line in table_lines(scores):
-            progress.line(line)
-        write_summary(
-            folder.summary_file,
-            RunSummary(
-                name=config.name,
-                stage=config.stage,
-                recipe=config.name,
-                seed=config.seed,
-                versions=collect_versions(REPOSITORY),
-                prompt_fingerprint=describe_template(config.prompt.path),
-                stage_seconds=clock.seconds,
-                benchmarks=summarise_benchmarks(scores),
-            ),
-        )
-        report = build_report(folder.root)
-        progress.line(f"report: {report}", indent=0)
-    return report
 
 
 class _Journal:

@@ -12,12 +12,10 @@ from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.failures.command import CommandParser
 
 if TYPE_CHECKING:  # it takes long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import AnyEmbedder, Embedder
+    from rsgrpo.retrieval.embedder import AnyEmbedder
 
-MakeEmbedder = Callable[[EmbedderConfig], "Embedder"]
-"""Makes an embedder with one vector an item from its settings; tests make one that needs no model."""
-MakeAnyEmbedder = Callable[[EmbedderConfig], "AnyEmbedder"]
-"""Makes an embedder with one or many vectors an item from its settings."""
+MakeEmbedder = Callable[[EmbedderConfig], "AnyEmbedder"]
+"""Makes an embedder from its settings; tests make one that needs no model."""
 
 
 def explain_settings(parser: CommandParser) -> None:

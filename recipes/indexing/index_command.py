@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from recipes.indexing.command_line import MakeAnyEmbedder, explain_settings, read_call
+from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call
 from recipes.indexing.places import (
     PAGES_FOLDER,
     create_any_index,
@@ -86,7 +86,7 @@ def command_parser() -> CommandParser:
 def main(
     arguments: Sequence[str] | None = None,
     make_source: MakeSource | None = None,
-    make_embedder: MakeAnyEmbedder | None = None,
+    make_embedder: MakeEmbedder | None = None,
 ) -> int:
     """Run ``rsgrpo index``.
 
@@ -104,7 +104,7 @@ def main(
     )
 
 
-def _index(arguments: Sequence[str] | None, make_source: MakeSource | None, make_embedder: MakeAnyEmbedder) -> None:
+def _index(arguments: Sequence[str] | None, make_source: MakeSource | None, make_embedder: MakeEmbedder) -> None:
     from rsgrpo.documents.ocr import check_ocr
 
     options, given = read_call(command_parser(), arguments)

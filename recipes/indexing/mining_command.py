@@ -11,8 +11,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call
-from recipes.indexing.places import create_any_index, is_there, make_single_embedder, open_any_index
+from recipes.indexing.command_line import explain_settings, read_call
+from recipes.indexing.places import MakeSingleEmbedder, create_any_index, is_there, make_single_embedder, open_any_index
 from recipes.indexing.settings import GivenSettings, embedder_settings, index_settings
 from rsgrpo.errors import shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
@@ -68,12 +68,12 @@ def command_parser() -> CommandParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, make_embedder: MakeSingleEmbedder | None = None) -> int:
     """Run ``rsgrpo mine-negatives``.
 
     Args:
         arguments: the arguments behind the command's name; None: those of this process.
-        make_embedder: the function that makes the embedder; None: the one that the settings describe is made.
+        make_embedder: the function that makes the embedder; None: an embedder of sentence-transformers is made.
 
     Returns:
         The exit status of the process.
@@ -88,7 +88,7 @@ def _bound(text: str) -> float | None:
     return None if text == _NO_BOUND else float(text)
 
 
-def _mine(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> None:
+def _mine(arguments: Sequence[str] | None, make_embedder: MakeSingleEmbedder) -> None:
     from rsgrpo.config import DataConfig
     from rsgrpo.config.image_rules import ImageRules
     from rsgrpo.retrieval.mined_pairs import index_pages, with_mined_negatives, write_training_pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
 
 PAGES_FOLDER = "pages"
 """Name of the folder with the pages' images and texts, in the index's folder."""
+
+
+MakeSingleEmbedder = Callable[[EmbedderConfig], "Embedder"]
+"""Makes an embedder that gives a page one vector; tests make one that needs no model."""
 
 
 def open_any_index(folder: Path, settings: IndexConfig, *, is_writable: bool = False) -> PageIndex:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recipes.indexing.command_line import MakeAnyEmbedder, explain_settings, read_call
+from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call
 from recipes.indexing.places import make_any_embedder, open_any_index
 from recipes.indexing.searching import Question, SearchBy, search
 from recipes.indexing.settings import embedder_settings, index_settings
@@ -62,7 +62,7 @@ def command_parser() -> CommandParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None, make_embedder: MakeAnyEmbedder | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | None = None) -> int:
     """Run ``rsgrpo search``.
 
     Args:
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeAnyEmbedder 
     )
 
 
-def _search(arguments: Sequence[str] | None, make_embedder: MakeAnyEmbedder) -> None:
+def _search(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> None:
     from rsgrpo.retrieval.page_index import PageFilter, PageIndexError
 
     options, given = read_call(command_parser(), arguments)

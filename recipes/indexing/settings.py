@@ -21,6 +21,9 @@ from rsgrpo.errors import shown
 
 _SETTING = re.compile(r"(?P<group>[a-z_]+)\.(?P<name>\w+)=(?P<value>.*)", re.DOTALL)
 _GROUPS: Mapping[str, type] = {"embedder": EmbedderConfig, "index": IndexConfig, "documents": RenderSettings}
+DEFAULT_EMBEDDER = "runs/retriever_quickstart/models/retriever"
+"""The folder of the embedder that is taken where none is named: that of ``recipe=retriever_quickstart``."""
+
 _OF_THE_EMBEDDER = ("dpi", "max_pixels")  # pages are rendered as the embedder sees them
 
 
@@ -90,7 +93,8 @@ def embedder_settings(given: GivenSettings, model: str, saved: EmbedderConfig | 
 
     Args:
         given: the settings that the command line gives.
-        model: the value of ``--embedder``; empty: the model that ``embedder.model`` or the index names.
+        model: the value of ``--embedder``; empty: the model that ``embedder.model`` or the index names, or else the
+            one that the quickstart has trained (:data:`DEFAULT_EMBEDDER`).
         saved: the settings that stand in the index, which hold where the command line says nothing; None: there are
             none.
 
@@ -98,14 +102,24 @@ def embedder_settings(given: GivenSettings, model: str, saved: EmbedderConfig | 
         The settings, checked.
 
     Raises:
-        ConfigError: a value does not fit, or no model is named.
+        ConfigError: a value does not fit, or no model is named and none was trained.
     """
     before = dataclasses.asdict(saved) if saved else {}
     named = {"model": model} if model else {}
     if not (before or named or given.embedder.get("model")):
-        raise ConfigError("no embedder is named; add --embedder MODEL, a folder or a name on the hub")
+        named = {"model": _default_embedder()}
     found: EmbedderConfig = _built(EmbedderConfig, "embedder", before, {**given.embedder, **named})
     return found
+
+
+def _default_embedder() -> str:
+    """The folder of the small embedder that the quickstart has trained here."""
+    if not (Path(DEFAULT_EMBEDDER) / "modules.json").is_file():
+        raise ConfigError(
+            "no embedder is named; add --embedder MODEL, a folder or a name on the hub, or train a small one: `uv run "
+            f"train.py recipe=retriever_quickstart` writes {DEFAULT_EMBEDDER}, which is taken where none is named"
+        )
+    return DEFAULT_EMBEDDER
 
 
 def index_settings(given: GivenSettings) -> IndexConfig:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from recipes.indexing.command_line import MakeAnyEmbedder, explain_settings, read_call
+from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call
 from recipes.indexing.places import make_any_embedder, open_any_index
 from recipes.indexing.settings import embedder_settings, index_settings
 from recipes.indexing.texts import open_texts, texts_told
@@ -62,7 +62,7 @@ def command_parser() -> CommandParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None, make_embedder: MakeAnyEmbedder | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | None = None) -> int:
     """Run ``rsgrpo tune-search``.
 
     Args:
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeAnyEmbedder 
     )
 
 
-def _tune(arguments: Sequence[str] | None, make_embedder: MakeAnyEmbedder) -> None:
+def _tune(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> None:
     from rsgrpo.retrieval.hybrid import tune_search, write_tuned
     from rsgrpo.retrieval.page_index import PageIndexError
     from rsgrpo.retrieval.relevance_files import read_judged_queries

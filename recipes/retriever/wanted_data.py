@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from rsgrpo.config import Config, ConfigError
-from rsgrpo.data.files import DataError, data_files
+from rsgrpo.data.files import DataError
 from rsgrpo.errors import shown
+from rsgrpo.retrieval.training_pairs import pair_files
 
 START_MODEL = "model.path is empty; name the model to start from, such as model.path=Qwen/Qwen3-VL-Embedding-2B"
 
@@ -33,7 +34,7 @@ def check_retriever_data(config: Config) -> None:
         raise ConfigError(START_MODEL)
     for index, path in enumerate(settings.data):
         try:
-            data_files(path)
+            pair_files(path)
         except DataError as error:
             raise DataError(f"retriever.data[{index}]: {error}") from error
     if settings.test_path and not Path(settings.test_path).is_dir():

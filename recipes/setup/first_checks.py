@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recipes.retriever.wanted_data import check_retriever_data
-from recipes.setup.wanted_data import WANTED, builds_quickstart_data, has_engines, uses_mixture
+from recipes.setup.wanted_data import WANTED, builds_quickstart_data, find_embedder, has_engines, uses_mixture
 from rewards.plugins import load_rewards
 from rsgrpo.cluster.device import check_build, choose_device
 from rsgrpo.cluster.topology import check_topology
@@ -19,6 +19,7 @@ from rsgrpo.data.files import DataError, data_files
 from rsgrpo.data.readers.sources import source_files
 from rsgrpo.errors import shown
 from rsgrpo.evaluation.benchmarks import find_benchmarks
+from rsgrpo.evaluation.retrieval_sets import find_retrieval_tasks, split_tasks
 from rsgrpo.io.atomic_files import FileError, read_json_object
 from rsgrpo.io.special_files import special_kind
 from rsgrpo.prompts.template import template_fingerprint
@@ -70,7 +71,7 @@ def _check_device(config: Config) -> None:
         choose_device(config.cluster, int(has_gpu_files()), has_engines=False)
         return
     samples = has_engines(config)
-    if config.eval.endpoint.url:
+    if config.eval.endpoint.url or (config.eval.tasks and not samples):
         return
     if config.cluster.address:
         if samples:
@@ -120,9 +121,14 @@ def _check_folder(key: str, path: str) -> None:
 
 
 def _check_benchmarks(config: Config) -> None:
-    for name in config.eval.tasks:
-        find_benchmarks(name)
     _check_folder("eval.data_root", config.eval.data_root)
+    answered, searched = split_tasks(config.eval.tasks)
+    for name in answered:
+        find_benchmarks(name)
+    for name in searched:
+        find_retrieval_tasks(name, config.eval.data_root)
+    if searched:
+        find_embedder(config)
     _check_folder("eval.image_root", config.eval.image_root)
 
 

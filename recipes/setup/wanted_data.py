@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from rsgrpo.config import EVISRAG, Config, ResponseFormat, SourceConfig
+from rsgrpo.config import EVISRAG, Config, ConfigError, EmbedderConfig, ResponseFormat, SourceConfig
 from rsgrpo.data.files import DataError
 from rsgrpo.data.readers.findings import BadRecordError
+from rsgrpo.evaluation.retrieval_sets import split_tasks
 from rsgrpo.prompts.template import PromptTemplateError
+from rsgrpo.run.folder import RunFolder
 from rsgrpo.text.control_tokens import control_token
 from rsgrpo.text.sections import parse_response
 from rsgrpo.types import Sample
@@ -37,10 +41,37 @@ def builds_quickstart_data(config: Config) -> bool:
 
 
 def has_engines(config: Config) -> bool:
-    """Whether anything is sampled: a supervised stage samples answers to its test questions, where it has some."""
-    if config.stage == "retriever":
+    """Whether anything is sampled: a supervised stage samples answers to its test questions, where it has some.
+
+    Data sets that an embedder searches need no engine.
+    """
+    if config.stage == "retriever" or (config.eval.tasks and not split_tasks(config.eval.tasks)[0]):
         return False
     return config.stage != "sft" or bool(config.data.test_path) or builds_quickstart_data(config)
+
+
+def find_embedder(config: Config) -> EmbedderConfig:
+    """Find the embedder that ``eval.tasks`` is searched with.
+
+    Args:
+        config: the settings of the run.
+
+    Returns:
+        The settings of the embedder; where they name no model, with the one that the run has trained.
+
+    Raises:
+        ConfigError: no model is named and the run has trained none.
+    """
+    if config.embedder.model:
+        return config.embedder
+    trained = RunFolder(root=Path(config.run_dir).absolute()).model("retriever")
+    if not trained.is_dir():
+        raise ConfigError(
+            "eval.tasks names data sets that an embedder searches, and embedder.model is empty; name a model of "
+            "sentence-transformers that reads images (a folder, or a name on the hub), or set run_dir to the folder of "
+            "a run that has trained a retriever"
+        )
+    return replace(config.embedder, model=str(trained))
 
 
 def default_sources(config: Config) -> list[SourceConfig]:

@@ -23,6 +23,7 @@ from rsgrpo.config.data import (
     SourceConfig,
     VideoConfig,
 )
+from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.eval import EndpointConfig, EvalConfig
 from rsgrpo.config.filter import FilterStageConfig, HeadTrainingConfig, QueryFilterConfig
 from rsgrpo.config.logging import LoggingConfig
@@ -82,6 +83,7 @@ __all__ = [
     "Device",
     "DistractorConfig",
     "Dtype",
+    "EmbedderConfig",
     "EndpointConfig",
     "Estimator",
     "EvalConfig",
@@ -173,6 +175,7 @@ class Config:
     rewards: dict[str, RewardConfig] = field(default_factory=dict)
     """The rewards that responses are judged by, by name; see ``rewards.NAME``."""
     eval: EvalConfig = field(default_factory=EvalConfig)
+    embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
     filter: QueryFilterConfig = field(default_factory=QueryFilterConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

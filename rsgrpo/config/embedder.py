@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsgrpo.config.checks import MAX_TOKENS, ConfigError, Literal, at_least, between, check_choices, not_empty
+from rsgrpo.config.checks import MAX_TOKENS, ConfigError, Literal, at_least, between, check_choices
 from rsgrpo.errors import shown
 
 EmbedderPreset = Literal["auto", "visrag", "last_token", "multi_vector"]
@@ -19,13 +19,13 @@ _MAX_DPI = 2400
 _MAX_POOL_FACTOR = 1000
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class EmbedderConfig:
     """The model that turns pages and questions into vectors."""
 
     model: str = ""
     """A folder, or a name on the hub: any model of sentence-transformers that reads text and images, or with
-    ``embedder.preset`` a plain vision-language model."""
+    ``embedder.preset`` a plain vision-language model. Empty with ``stage=eval``: the run's trained retriever."""
     revision: str = ""
     """Revision of a model on the hub; empty: the newest."""
     preset: EmbedderPreset = "auto"
@@ -63,7 +63,6 @@ class EmbedderConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "embedder.")
-        not_empty("embedder.model", self.model)
         at_least("embedder.min_pixels", self.min_pixels, 0)
         between("embedder.max_pixels", self.max_pixels, 1, _MAX_PIXELS)
         between("embedder.dpi", 1.0 if self.dpi is None else self.dpi, 1.0, _MAX_DPI)

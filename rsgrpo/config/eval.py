@@ -20,6 +20,18 @@ from rsgrpo.config.checks import (
 from rsgrpo.config.sampling import SamplingConfig
 from rsgrpo.errors import shown
 
+RETRIEVAL_FAMILIES = ("visrag_ret", "vidore")
+"""Families of tasks in ``eval.tasks`` that an embedder searches; all others are answered by a model."""
+
+
+def is_retrieval_task(name: str) -> bool:
+    """Whether a task of ``eval.tasks`` is searched by an embedder.
+
+    Example:
+        ``is_retrieval_task("vidore/v3")`` is true, ``is_retrieval_task("evisrag/chartqa")`` is not.
+    """
+    return name.partition("/")[0] in RETRIEVAL_FAMILIES
+
 
 def _check_address(key: str, url: str) -> None:
     """Refuse what no client can connect to."""
@@ -99,9 +111,10 @@ class EvalConfig:
     """``stage=eval``: model folder to score; empty: the run's newest, else ``model.path``."""
     tasks: list[str] = field(default_factory=list)
     """``stage=eval``: benchmarks to answer instead of the test questions, such as ``evisrag/chartqa``,
-    ``milebench/ALFRED``, ``vhs/single`` or ``mig_bench``; docs/evaluation.md lists them."""
+    ``milebench/ALFRED``, ``vhs/single`` or ``mig_bench``; and data sets that ``embedder.model`` searches, such as
+    ``visrag_ret/chartqa`` or ``vidore/v3``. docs/evaluation.md lists them."""
     data_root: str = ""
-    """Folder that holds the benchmarks as they are downloaded."""
+    """Folder that holds the benchmarks as they are downloaded, and data sets of your own for retrieval."""
     image_root: str = ""
     """Visual Haystacks: folder of COCO's photographs; empty: ``coco`` in ``data_root``."""
     prompt_style: Literal["official", "evidence"] = "official"
@@ -130,9 +143,10 @@ class EvalConfig:
         repeated = sorted({name for name in self.tasks if self.tasks.count(name) > 1})
         if repeated:
             raise ConfigError(f"eval.tasks names {shown(', '.join(repeated))} more than once; name every task once")
-        if self.tasks and not self.data_root:
+        answered = [name for name in self.tasks if not is_retrieval_task(name)]
+        if answered and not self.data_root:
             raise ConfigError("eval.tasks needs eval.data_root, the folder that holds the benchmarks")
-        if self.endpoint.url and not self.tasks:
+        if self.endpoint.url and not answered:
             raise ConfigError("eval.endpoint answers benchmarks; name some in eval.tasks")
         if self.endpoint.url and self.max_context_tokens:
             raise ConfigError(

@@ -35,8 +35,11 @@ def model_folder(config: EmbedderConfig) -> Path:
         The folder.
 
     Raises:
-        EmbeddingError: there is neither such a folder nor such a model on the hub, or the folder holds adapters alone.
+        EmbeddingError: no model is named, there is neither such a folder nor such a model on the hub, or the folder
+            holds adapters alone.
     """
+    if not config.model:
+        raise EmbeddingError("embedder.model is empty; name a folder, or a model on the hub")
     folder = Path(config.model)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download

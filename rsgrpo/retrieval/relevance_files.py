@@ -200,6 +200,26 @@ def read_retrieval_set(
     )
 
 
+def read_judgements(folder: Path, *, split: str = "train") -> Mapping[str, Mapping[str, int]]:
+    """Read which pages are relevant to which queries, to measure a run with.
+
+    Args:
+        folder: the folder of a data set, or one that holds its qrels alone.
+        split: the split whose files are read where a part has several.
+
+    Returns:
+        The relevance of each judged page, by query id and page id.
+
+    Raises:
+        DataError: the qrels are missing or broken, or, where queries and corpus lie beside them, a judgement names what
+            is not there.
+    """
+    others = (part for part in PARTS if part != "qrels")
+    if folder.is_dir() and all(any(folder.glob(f"{part}*")) for part in others):
+        return read_retrieval_set(folder, split=split).relevant
+    return _judgements(folder, split)
+
+
 def oracle_page_ids(query_id: str, *, dataset: str) -> tuple[str, ...]:
     """Read the gold pages off a query id of VisRAG's test sets; its oracle setting answers from these pages.
 

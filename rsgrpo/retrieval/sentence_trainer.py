@@ -22,6 +22,7 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from sentence_transformers.util.distributed import get_world_size
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.utils.data import BatchSampler
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
@@ -124,6 +125,7 @@ class RetrieverTraining:
             data_collator=self._collator(pairs),
             callbacks=[_Reporter(config, loss, hooks, self._embedder)],
         )
+        self._trainer.shares_optimizer = config.retriever.zero_stage == 1
         self._trainer.plan = _PlannedBatches(batches, num_ranks=get_world_size())
         self._trainer.remove_callback(PrinterCallback)
 
@@ -200,9 +202,28 @@ class RetrieverTraining:
 
 
 class _Trainer(SentenceTransformerTrainer):
-    """Their trainer on our plan; a checkpoint holds the weights that are trained."""
+    """Their trainer on our plan; a checkpoint holds the weights that are trained.
+
+    Attributes:
+        plan: the batches.
+        shares_optimizer: whether each rank holds its share of the optimizer's states only (ZeRO 1).
+    """
 
     plan: _PlannedBatches
+    shares_optimizer = False
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimizer, of which every rank holds all or its share."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self.shares_optimizer and get_world_size() > 1:
+            groups = [dict(group) for group in optimizer.param_groups]
+            self.optimizer = optimizer = _SharedOptimizer(groups, type(optimizer), **optimizer.defaults)
+        return optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if isinstance(self.optimizer, _SharedOptimizer):
+            self.optimizer.consolidate_state_dict(to=0)
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Write no card: it would count examples of the data and print bars of its progress."""
@@ -227,6 +248,16 @@ class _Trainer(SentenceTransformerTrainer):
         with torch.no_grad():
             for name, tensor in trained.items():
                 tensor.copy_(stored[name])
+
+
+class _SharedOptimizer(ZeroRedundancyOptimizer):
+    """An optimizer whose states are shared out over the ranks; accelerate leaves it as it is.
+
+    It would ask for the whole state, which no rank has, and wrap it in order to skip steps in float16.
+    """
+
+    _is_accelerate_prepared = True
+    step_was_skipped = False
 
 
 class _PlannedBatches(BatchSampler):

@@ -145,7 +145,7 @@ def read_training_pairs(
     num_bad = 0
     names: list[str] = []
     for path in paths:
-        files = data_files(path)
+        files = pair_files(path)
         names += [str(file.absolute()) for file in files]
         before = len(rows) + num_bad
         for file in files:
@@ -173,6 +173,25 @@ def read_training_pairs(
         raise DataError(f"{shown(title)} holds no training pairs; give it at least one question with its page")
     check_skipped(title, findings, len(pairs) + num_bad, data.max_skipped_frac)
     return LoadedPairs(pairs=tuple(pairs), skipped=findings, images=images)
+
+
+def pair_files(path: str) -> list[Path]:
+    """Find the files of training pairs.
+
+    Args:
+        path: a file, a folder, a pattern or a data set of the hub.
+
+    Returns:
+        The files, as :func:`rsgrpo.data.files.data_files` finds them; of a folder as VisRAG has it those of parquet,
+        without the ``metadata.json`` beside them.
+
+    Raises:
+        DataError: there are none.
+    """
+    folder = Path(path)
+    if folder.is_dir() and (folder / LENGTH_FILE).is_file() and any(folder.glob("*.parquet")):
+        return data_files(f"{path}/*.parquet")
+    return data_files(path)
 
 
 def image_digests(refs: Iterable[ImageRef]) -> dict[ImageRef, str]:

@@ -151,6 +151,40 @@ class BenchmarkSummary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSummary:
+    """How well, and how fast, an embedder finds the pages of one data set (``stage=eval eval.tasks=[…]``).
+
+    Attributes:
+        embedder: the model: a folder, or a name on the hub.
+        revision: the revision of the data set on the hub; ``local``: it was read from a folder.
+        official: ``mrr@10``, ``recall@10`` and ``ndcg@10``, with queries left out that no page was found for.
+        strict: the same, with such queries counted as 0.
+        mteb: mteb's main score, by its name.
+        num_queries: how many queries are judged.
+        num_pages: how many pages were searched.
+        missing_queries: how many judged queries no page was found for.
+        refused_pages: how many pages could not be embedded (``data.on_bad_sample=skip``).
+        query_embedding_milliseconds: the mean time that turning a question into a vector took, many at a time.
+        search_milliseconds: the mean time of one search among all pages.
+        pages_per_second: how many pages were embedded in a second, reading of the images included; None: all had been
+            embedded before.
+    """
+
+    embedder: str
+    revision: str
+    official: dict[str, float]
+    strict: dict[str, float]
+    mteb: dict[str, float]
+    num_queries: int
+    num_pages: int
+    missing_queries: int
+    refused_pages: int
+    query_embedding_milliseconds: float
+    search_milliseconds: float
+    pages_per_second: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunSummary:
     """The whole run.
 
@@ -169,7 +203,8 @@ class RunSummary:
             ``checkpoint``.
         evaluation_rewards: the mean of each reward over the test answers, by point.
         evaluation_filters: what the filter in front of the model found and cost, by point, where there was one.
-        benchmarks: the main metrics of ``eval.tasks``, by task.
+        benchmarks: the main metrics of the benchmarks in ``eval.tasks``, by task.
+        searches: the measures of the data sets in ``eval.tasks`` that an embedder searches, by task and subset.
         sft: what the supervised stage reached; None if it did not run.
         rl: what the reinforcement stage reached; None if it did not run.
         retrieval: how well pages were found, by point: ``before_retriever``, ``after_retriever``.
@@ -191,6 +226,7 @@ class RunSummary:
     evaluation_rewards: dict[str, dict[str, float]] = field(default_factory=dict)
     evaluation_filters: dict[str, FilterMetrics] = field(default_factory=dict)
     benchmarks: dict[str, BenchmarkSummary] = field(default_factory=dict)
+    searches: dict[str, SearchSummary] = field(default_factory=dict)
     sft: SftSummary | None = None
     rl: RlSummary | None = None
     retrieval: dict[str, RetrievalSummary] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 
+from rsgrpo.config.eval import RETRIEVAL_FAMILIES, is_retrieval_task
 from rsgrpo.errors import shown
 from rsgrpo.evaluation.benchmarks.base import Benchmark, BenchmarkError
 from rsgrpo.evaluation.benchmarks.evisrag import SETS as EVISRAG_SETS
@@ -49,9 +50,13 @@ def find_benchmark(name: str) -> Benchmark:
     variant = _MILEBENCH_VARIANT.fullmatch(name)
     if variant and variant["set"] in MILEBENCH_SETS:
         return MileBenchmark(name=name, set_name=name.partition("/")[2])
+    if is_retrieval_task(name):
+        raise BenchmarkError(
+            f"'{shown(name)}' is searched by an embedder, not answered by a model; name it in eval.tasks of stage=eval"
+        )
     close = difflib.get_close_matches(name, BENCHMARKS, n=_NUM_CHOICES)
     choices = list(dict.fromkeys([*close, *BENCHMARKS]))
-    families = sorted({benchmark.partition("/")[0] for benchmark in BENCHMARKS})
+    families = sorted({benchmark.partition("/")[0] for benchmark in BENCHMARKS} | set(RETRIEVAL_FAMILIES))
     raise BenchmarkError(
         f"there is no benchmark '{shown(name)}'; the choices are {', '.join(choices[:_NUM_CHOICES])}, "
         f"{len(choices) - _NUM_CHOICES} more, and whole families: {', '.join(families)}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from rsgrpo.run.logger import MetricRow
 from rsgrpo.run.progress import readable_seconds
-from rsgrpo.run.summary import RunSummary
+from rsgrpo.run.summary import RunSummary, SearchSummary
 
 _POINTS = {
     "before_sft": "Before SFT",
@@ -62,8 +62,8 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
             metrics[point] = dataclasses.asdict(evaluation) | rewards | filtered
         for point, measures in summary.retrieval.items():
             metrics[point] = {**measures.numbers(), "num_responses": measures.num_queries}
-    if summary is not None and summary.benchmarks:
-        return _benchmark_evaluations(summary)
+    if summary is not None and (summary.benchmarks or summary.searches):
+        return _benchmark_evaluations(summary) + _search_evaluations(summary)
     order = [point for point in _POINTS if point in metrics] + [point for point in metrics if point not in _POINTS]
     return [
         {
@@ -104,6 +104,26 @@ def _benchmark_evaluations(summary: RunSummary) -> list[dict[str, Any]]:
             "questions": score.num_answered,
         }
         for task, score in summary.benchmarks.items()
+    ]
+
+
+def _search_evaluations(summary: RunSummary) -> list[dict[str, Any]]:
+    return [
+        {
+            "point": task,
+            "label": task,
+            "bars": [
+                {"key": key, "name": name, "value": round(measures[measure], 6)}
+                for key, name, measures, measure in (
+                    ("mrr", "MRR@10", found.official, "mrr@10"),
+                    ("mrr_strict", "MRR@10, strict", found.strict, "mrr@10"),
+                    ("recall", "Recall@10", found.official, "recall@10"),
+                    ("ndcg", "nDCG@10", found.official, "ndcg@10"),
+                )
+            ],
+            "questions": found.num_queries,
+        }
+        for task, found in summary.searches.items()
     ]
 
 
@@ -171,8 +191,20 @@ def collect_facts(summary: RunSummary | None, config: Mapping[str, Any]) -> list
     ]
     if summary.rl is not None:
         facts.append(["groups", f"{summary.rl.sampled_groups} sampled, {summary.rl.filtered_groups} filtered out"])
+    facts += [[f"search {task}", _search_told(found)] for task, found in summary.searches.items()]
     facts += [[name.replace("_", " "), text[:12]] for name, text in summary.versions.items()]
     return [fact for fact in facts if fact[1]]
+
+
+def _search_told(found: SearchSummary) -> str:
+    """Say how fast pages and questions were embedded and searched, and what was left out."""
+    pages = f"{found.num_pages:,} pages"
+    if found.pages_per_second is not None:
+        pages += f" at {found.pages_per_second:,.1f} a second"
+    query = f"a question {found.query_embedding_milliseconds:.2f} ms, its search {found.search_milliseconds:.2f} ms"
+    left_out = f"{found.refused_pages} pages left out" if found.refused_pages else ""
+    missing = f"{found.missing_queries} queries without a page" if found.missing_queries else ""
+    return ", ".join(part for part in (pages, query, left_out, missing) if part)
 
 
 def _stage_times(stage_seconds: Mapping[str, float]) -> str:

@@ -316,8 +316,6 @@ def test_settings_on_the_command_line() -> None:
     _, given = split_settings(["embedder.query_instruction=Find: "])
     assert embedder_settings(given, "m").query_instruction == "Find: "
     _, given = split_settings(["embedder.query_instruction=null"])
-    with pytest.raises(ConfigError, match="no embedder is named"):
-        embedder_settings(given, "")
     assert embedder_settings(given, "m").query_instruction is None
 
 
@@ -344,3 +342,17 @@ def test_a_server_without_its_client_says_what_to_install(
     monkeypatch.delattr("rsgrpo.retrieval.qdrant_index", raising=False)
     assert search_index(["x", "q", "index.url=http://localhost:6333"], lambda config: SignEmbedder()) > 0
     assert "install it with uv sync --extra qdrant" in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_a_name_the_embedder_is_the_one_that_the_quickstart_trained_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, given = split_settings([])
+    with pytest.raises(ConfigError, match=r"no embedder is named; .* recipe=retriever_quickstart` writes runs"):
+        embedder_settings(given, "")
+    folder = tmp_path / "runs" / "retriever_quickstart" / "models" / "retriever"
+    folder.mkdir(parents=True)
+    (folder / "modules.json").write_text("[]")
+    assert embedder_settings(given, "").model == "runs/retriever_quickstart/models/retriever"
+    assert embedder_settings(given, "n").model == "n"

@@ -1,0 +1,312 @@
+"""Ask the questions of a world's test over haystacks: with all pages, with those that the filter keeps, with gold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from haystack_data import BRIEF_PROMPT
+from haystack_questions import Needle, PairedDifference, haystacks, oracle_pages, paired_difference
+from haystack_training import PROMPT_SETTINGS, Trained, run
+from haystack_worlds import World, scans_of
+
+from recipes.filtering.forward_judge import ForwardJudge
+from recipes.filtering.stages import AskedModel, yes_no_scorer
+from rsgrpo.config import FilterStageConfig, QueryFilterConfig
+from rsgrpo.config.embedder import EmbedderConfig
+from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.data.files import TEST_FILE
+from rsgrpo.data.images.image_tokens import ImageTokens
+from rsgrpo.data.synthetic.scans import NUMBERS
+from rsgrpo.io.atomic_files import new_folder
+from rsgrpo.retrieval.cosine_scorer import CosineScorer
+from rsgrpo.retrieval.page_filter import FilteredPages, FilterStage, PagesOfQuestion, filter_metrics, filter_pages
+from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
+from rsgrpo.types import IMAGE_MARKER, ImageRef
+
+MAX_SHOWN_PAGES = 100
+"""Most pages of an unfiltered prompt: 100 of 9 tokens take 1,100 of the policy's 4,096 positions, 1,000 do not fit."""
+
+_MAX_ANSWER_TOKENS = 8
+_MAX_MODEL_TOKENS = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What is asked.
+
+    Attributes:
+        sizes: how many pages the haystacks have, ascending.
+        twice_sizes: the sizes for which the policy also judges the best pages at low resolution.
+        num_questions: how many questions there are.
+        num_kept: k, how many pages the filter keeps.
+        seed: the seed of pages, needles and haystacks.
+    """
+
+    sizes: tuple[int, ...]
+    twice_sizes: tuple[int, ...]
+    num_questions: int
+    num_kept: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """The pages of a world's test and the questions about them.
+
+    Attributes:
+        pages: the pages, drawn by hands of the test.
+        needles: one question for each of the pages that are asked for.
+    """
+
+    pages: tuple[ImageRef, ...]
+    needles: tuple[Needle, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One way to answer, on haystacks of one size.
+
+    Attributes:
+        size: how many pages a haystack has.
+        name: ``unfiltered``, ``cosine``, ``cosine, yes/no`` or ``oracle``.
+        shown: for each question the pages of the pool that the policy sees, in their order in the haystack.
+        filter_tokens: the tokens of images that the filter read, on average.
+    """
+
+    size: int
+    name: str
+    shown: tuple[tuple[int, ...], ...]
+    filter_tokens: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What an arm reached.
+
+    Attributes:
+        world: the name of the world.
+        size: how many pages a haystack has.
+        name: the name of the arm.
+        accuracy: the share of right answers, in per cent.
+        recall: the share of questions whose page is shown, in per cent.
+        answer_tokens: image tokens of an answering prompt.
+        all_tokens: the same with those that the filter read.
+        answer_ratio: how many times fewer tokens than unfiltered the answering prompt has.
+        all_ratio: the same with those that the filter read.
+        against_unfiltered: the difference to the unfiltered model; None where that was not asked.
+        against_oracle: the difference to the oracle; None for the oracle.
+    """
+
+    world: str
+    size: int
+    name: str
+    accuracy: float
+    recall: float
+    answer_tokens: float
+    all_tokens: float
+    answer_ratio: float
+    all_ratio: float
+    against_unfiltered: PairedDifference | None
+    against_oracle: PairedDifference | None
+
+
+def make_pool(world: World, folder: Path, plan: Plan) -> Pool:
+    """Draw the test's pages, and choose the ones that are asked for; pages that lie there are not drawn again.
+
+    Args:
+        world: the world.
+        folder: the folder that gets ``imgs``.
+        plan: how many questions there are, and the seed.
+    """
+    rng = np.random.default_rng((plan.seed, 3))
+    scans = scans_of("test", plan.seed)
+    digits, drawn = [], {}
+    for number, item in enumerate(world.test_items):
+        digits.append(int(rng.integers(10)))
+        drawn[f"imgs/{number}.png"] = world.draw(item, int(rng.choice(scans[digits[-1]])), rng)
+    if not folder.exists():
+        with new_folder(folder) as partial:
+            (partial / "imgs").mkdir()
+            for path, page in drawn.items():
+                page.save(partial / path)
+    chosen = rng.permutation(len(digits))[: plan.num_questions]
+    return Pool(
+        pages=tuple(ImageRef(path=path, file=str((folder / path).absolute())) for path in drawn),
+        needles=tuple(
+            Needle(question=world.question(world.test_items[page]), answer=NUMBERS[digits[page]], page=int(page))
+            for page in map(int, chosen)
+        ),
+    )
+
+
+def cached_scorer(pool: Pool, embedder: Path) -> CosineScorer:
+    """Embed all pages of the pool; the scorer then knows their vectors, and no question costs tokens of images."""
+    model = SentenceEmbedder(EmbedderConfig(model=str(embedder), device="cpu"))
+    vectors = model.embed_pages(pool.pages)
+    return CosineScorer(model, known=dict(zip(pool.pages, vectors, strict=True)))
+
+
+def make_arms(world: World, pool: Pool, plan: Plan, trained: Trained) -> list[Arm]:
+    """Filter the haystacks of every size; returns all arms, of each size the oracle first."""
+    cosine = cached_scorer(pool, trained.embedder)
+    piles = [
+        haystacks(needle.page, len(pool.pages), plan.sizes, np.random.default_rng((plan.seed, 4, number)))
+        for number, needle in enumerate(pool.needles)
+    ]
+    best = FilterStage(name="cosine", scorer=cosine, top_k=plan.num_kept, threshold=0.0)
+    arms = []
+    for size in plan.sizes:
+        pages = [pile[size] for pile in piles]
+        asked = [
+            PagesOfQuestion(question=needle.question, pages=tuple(pool.pages[page] for page in shown))
+            for needle, shown in zip(pool.needles, pages, strict=True)
+        ]
+        once = filter_pages(asked, [best])
+        arms.append(Arm(size=size, name="oracle", shown=_with_gold(pool, pages, once, plan.num_kept)))
+        if size <= MAX_SHOWN_PAGES:
+            arms.append(Arm(size=size, name="unfiltered", shown=tuple(pages)))
+        arms.append(Arm(size=size, name="cosine", shown=_kept(pages, once)))
+        if size in plan.twice_sizes:
+            stages = [
+                FilterStage(name="cosine", scorer=cosine, top_k=world.num_looked_at, threshold=0.0),
+                _yes_no_stage(world, trained.policy, plan.num_kept),
+            ]
+            twice = filter_pages(asked, stages)
+            tokens = sum(item.image_tokens for item in twice) / len(twice)
+            arms.append(Arm(size=size, name="cosine, yes/no", shown=_kept(pages, twice), filter_tokens=tokens))
+    return arms
+
+
+def _yes_no_stage(world: World, policy: Path, num_kept: int) -> FilterStage:
+    rules = ImageRules(min_pixels=world.low_pixels**2)
+    judge = ForwardJudge(policy, rules, f"the policy {policy}")
+    stage = FilterStageConfig(scorer="yes_no", top_k=num_kept, threshold=0.0, max_pixels=world.low_pixels**2)
+    model = AskedModel(judge=judge, processor=judge.processor, rules=rules)
+    scorer = yes_no_scorer(QueryFilterConfig(), stage, model)
+    return FilterStage(name="yes_no", scorer=scorer, top_k=num_kept, threshold=0.0)
+
+
+def _kept(pages: Sequence[Sequence[int]], filtered: Sequence[FilteredPages]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(shown[index] for index in item.kept) for shown, item in zip(pages, filtered, strict=True))
+
+
+def _with_gold(
+    pool: Pool, pages: Sequence[Sequence[int]], filtered: Sequence[FilteredPages], num_kept: int
+) -> tuple[tuple[int, ...], ...]:
+    found = []
+    for needle, shown, item in zip(pool.needles, pages, filtered, strict=True):
+        best_first = sorted(item.kept, key=lambda index: -item.last[index])
+        kept = oracle_pages(best_first, shown.index(needle.page), num_kept)
+        found.append(tuple(shown[index] for index in kept))
+    return tuple(found)
+
+
+def answer(pool: Pool, arms: Sequence[Arm], trained: Trained, pool_folder: Path, folder: Path, threads: int) -> (
+    dict[tuple[int, tuple[int, ...]], str]
+):  # fmt: skip
+    """Answer every prompt of the arms once, greedily, with the rollout engine.
+
+    Returns:
+        The responses by question and pages shown.
+    """
+    wanted = sorted({(number, shown) for arm in arms for number, shown in enumerate(arm.shown)})
+    rows = [
+        {
+            "qid": f"q{index}",
+            "prompt": BRIEF_PROMPT.format(pool.needles[number].question) + IMAGE_MARKER * len(shown),
+            "answer": [pool.needles[number].answer],
+            "image": [pool.pages[page].path for page in shown],
+        }
+        for index, (number, shown) in enumerate(wanted)
+    ]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    digest = hashlib.sha256(lines.encode()).hexdigest()[:12]  # other prompts are another run
+    folder = folder.with_name(f"{folder.name}-{digest}")
+    prompts = folder.with_name(f"{folder.name}-prompts")
+    prompts.mkdir(parents=True, exist_ok=True)
+    (prompts / TEST_FILE).write_text(lines, encoding="utf-8")
+    run(
+        folder,
+        threads,
+        [
+            "recipe=quickstart",
+            "stage=eval",
+            f"eval.checkpoint={trained.policy}",
+            f"data.test_path={prompts}",
+            f"data.image_root={pool_folder.absolute()}",
+            f"data.max_images={MAX_SHOWN_PAGES}",
+            f"data.max_prompt_tokens={_MAX_MODEL_TOKENS - _MAX_ANSWER_TOKENS}",
+            f"rollout.max_model_tokens={_MAX_MODEL_TOKENS}",
+            f"eval.sampling.max_response_tokens={_MAX_ANSWER_TOKENS}",
+            *PROMPT_SETTINGS,
+        ],
+    )
+    (file,) = folder.glob("evaluations/*/predictions.jsonl")
+    texts = {row["qid"]: str(row["pred"]).strip() for row in map(json.loads, file.read_text().splitlines())}
+    return {key: texts[f"q{index}"] for index, key in enumerate(wanted)}
+
+
+def rows_of(
+    world: World, pool: Pool, arms: Sequence[Arm], texts: Mapping[tuple[int, tuple[int, ...]], str], trained: Trained
+) -> list[Row]:
+    """Score every arm, and compare it with the unfiltered model and the oracle of its size."""
+    processor = ForwardJudge(trained.policy, ImageRules(), f"the policy {trained.policy}").processor
+    per_page = ImageTokens(processor.image_processor, ImageRules()).count(pool.pages[0])
+    is_right = {
+        (arm.size, arm.name): [
+            texts[number, shown] == pool.needles[number].answer for number, shown in enumerate(arm.shown)
+        ]
+        for arm in arms
+    }
+    rows = []
+    for arm in arms:
+        right = is_right[arm.size, arm.name]
+        metrics = filter_metrics(
+            [FilteredPages(kept=tuple(range(len(shown))), probabilities=()) for shown in arm.shown],
+            [()] * len(arm.shown),
+            [[per_page] * len(shown) for shown in arm.shown],
+        )
+        answered = metrics.answer_image_tokens
+        rows.append(
+            Row(
+                world=world.name,
+                size=arm.size,
+                name=arm.name,
+                accuracy=100 * sum(right) / len(right),
+                recall=100
+                * sum(needle.page in shown for needle, shown in zip(pool.needles, arm.shown, strict=True))
+                / len(right),
+                answer_tokens=answered,
+                all_tokens=answered + arm.filter_tokens,
+                answer_ratio=arm.size * per_page / answered,
+                all_ratio=arm.size * per_page / (answered + arm.filter_tokens),
+                against_unfiltered=_against(right, is_right.get((arm.size, "unfiltered")), arm.name == "unfiltered"),
+                against_oracle=_against(right, is_right[arm.size, "oracle"], arm.name == "oracle"),
+            )
+        )
+    return rows
+
+
+def _against(first: list[bool], second: list[bool] | None, is_itself: bool) -> PairedDifference | None:
+    return None if second is None or is_itself else paired_difference(first, second)
+
+
+def measure(world: World, trained: Trained, folder: Path, plan: Plan, threads: int) -> list[Row]:
+    """Measure a world.
+
+    Args:
+        world: the world.
+        trained: its models.
+        folder: the folder of pages, answers and results.
+        plan: what is asked.
+        threads: CPU threads of the engine.
+    """
+    pool = make_pool(world, folder / "pool", plan)
+    arms = make_arms(world, pool, plan, trained)
+    texts = answer(pool, arms, trained, folder / "pool", folder / "answers", threads)
+    return rows_of(world, pool, arms, texts, trained)

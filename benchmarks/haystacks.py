@@ -1,0 +1,121 @@
+"""Measure what the query-aware filter saves, and what it costs, on haystacks of generated pages and of real pictures.
+
+    uv run python benchmarks/haystacks.py --folder runs/haystacks                    # both worlds, everything
+    uv run python benchmarks/haystacks.py --folder runs/haystacks --worlds tickets   # generated pages alone
+
+For each world an embedder and an answering policy are trained from random weights with the normal pipeline. Every
+question asks for the handwritten digit on one page of a haystack of 10, 100 or 1,000 (674 stamps: all there are). Pages
+are filtered in two ways: by the cosine of cached vectors, and by the policy's own yes or no at low resolution on the
+best of these; three go into the prompt. Beside them the same policy sees the whole haystack, where it fits into its
+context, and the oracle's pages: the filter's, with the right one put among them where it is missing.
+
+Real pictures come from Debian's package tuxpaint-stamps-default, which is downloaded into the folder. What is finished
+there is not made again, so an interrupted run goes on with the same command. Writes ``haystacks.json`` and
+``haystacks.png`` and prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from haystack_measure import Plan, Row, measure
+from haystack_questions import PairedDifference
+from haystack_training import train_world
+from haystack_worlds import open_world
+
+from rsgrpo.io.atomic_files import write_json
+
+WORLDS = ("tickets", "stamps")
+SIZES = (10, 100, 1000)
+NUM_KEPT = 3
+EMBEDDER_STEPS = {"tickets": 400, "stamps": 900}
+POLICY_STEPS = {"tickets": (600, 900, 900), "stamps": (900,)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/haystacks"))
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
+    parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--stamps", type=int, default=0, help="pictures that are taken; 0: all 674")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--embedder-steps", type=int, help=f"of 64 pairs; default {EMBEDDER_STEPS}")
+    parser.add_argument(
+        "--policy-steps", type=int, nargs="+", help=f"of 32 conversations, in rounds; default {POLICY_STEPS}"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    root = options.folder.resolve()
+    rows: list[Row] = []
+    for name in options.worlds:
+        world = open_world(name, root / "package", options.stamps, options.seed)
+        trained = train_world(
+            world,
+            root / name,
+            embedder_steps=options.embedder_steps or EMBEDDER_STEPS[name],
+            policy_steps=options.policy_steps or POLICY_STEPS[name],
+            threads=options.threads,
+            seed=options.seed,
+        )
+        sizes = tuple(sorted({min(size, len(world.test_items)) for size in SIZES}))
+        plan = Plan(
+            sizes=sizes,
+            twice_sizes=(100,),
+            num_questions=options.questions,
+            num_kept=NUM_KEPT,
+            seed=options.seed,
+        )
+        rows += measure(world, trained, root / name, plan, options.threads)
+        print(table([row for row in rows if row.world == name]), flush=True)
+    write_json(root / "haystacks.json", {"rows": [asdict(row) for row in rows]}, indent=2)
+    plot(rows, root / "haystacks.png")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Write rows as Markdown."""
+    lines = [
+        "| world | pages | the policy sees | accuracy, % | page shown, % | image tokens in the prompt (times fewer) "
+        "| with the filter's own (times fewer) | against unfiltered, points | against the oracle, points |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.world} | {row.size:,} | {row.name} | {row.accuracy:.1f} | {row.recall:.1f} "
+            f"| {row.answer_tokens:,.0f} ({row.answer_ratio:.1f}) | {row.all_tokens:,.0f} ({row.all_ratio:.1f}) "
+            f"| {shown_difference(row.against_unfiltered)} | {shown_difference(row.against_oracle)} |"
+        )
+    return "\n".join(lines)
+
+
+def shown_difference(difference: PairedDifference | None) -> str:
+    """Write a difference with its 95 % interval and the questions behind it; empty where there is none."""
+    if difference is None:
+        return ""
+    return f"{difference.mean:+.1f} ± {difference.half_width:.1f} (+{difference.num_gained} −{difference.num_lost})"
+
+
+def plot(rows: Sequence[Row], file: Path) -> None:
+    """Draw accuracy over the size of the haystack, one picture a world."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    worlds = list(dict.fromkeys(row.world for row in rows))
+    figure, axes = pyplot.subplots(1, len(worlds), figsize=(6 * len(worlds), 4), layout="constrained", squeeze=False)
+    for axis, world in zip(axes[0], worlds, strict=True):
+        for name in dict.fromkeys(row.name for row in rows):
+            points = [(row.size, row.accuracy) for row in rows if row.world == world and row.name == name]
+            axis.plot(*zip(*points, strict=True), label=name, marker="o")
+        axis.set(xscale="log", xlabel="pages", ylabel="accuracy, %", ylim=(0, 100), title=world)
+        axis.grid(alpha=0.3)
+    axes[0][0].legend()
+    figure.savefig(file, dpi=130)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

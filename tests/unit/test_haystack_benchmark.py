@@ -1,0 +1,116 @@
+"""The benchmark of haystacks: which pages a question gets, what training asks, and how accuracies are compared."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+class Squares:
+    """Six grey squares; the digit does not show."""
+
+    name = "stamps"
+    page_pixels, low_pixels, num_looked_at = 56, 28, 2
+    train_items: Sequence[int] = range(6)
+    test_items: Sequence[int] = range(6)
+
+    def question(self, item: int) -> str:
+        return f"Which number is beside square {item}?"
+
+    def transcript(self, item: int) -> str:
+        return f"square {item}"
+
+    def near(self, item: int, rng: np.random.Generator) -> int:
+        return (item + 1) % 6
+
+    def draw(self, item: int, scan: int, rng: np.random.Generator) -> Image.Image:
+        return Image.new("RGB", (self.page_pixels, self.page_pixels), (40 * item,) * 3)
+
+
+@pytest.fixture(scope="module")
+def questions() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("haystack_questions")
+
+
+@pytest.fixture(scope="module")
+def data() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("haystack_data")
+
+
+@given(page=st.integers(0, 19), seed=st.integers(0, 99))
+def test_every_haystack_holds_the_page_once_and_those_of_smaller_ones(questions: ModuleType, page: int, seed: int):
+    piles = questions.haystacks(page, 20, [1, 5, 20], np.random.default_rng(seed))
+    assert {size: len(set(pages)) for size, pages in piles.items()} == {1: 1, 5: 5, 20: 20}
+    assert all(page in pages for pages in piles.values())
+    assert set(piles[5]) < set(piles[20])
+
+
+def test_a_haystack_larger_than_the_pool_is_refused(questions: ModuleType):
+    with pytest.raises(ValueError, match="21 pages cannot be drawn from 20"):
+        questions.haystacks(0, 20, [21], np.random.default_rng(0))
+
+
+@given(best=st.permutations(range(8)), gold=st.integers(0, 7), num_kept=st.integers(1, 8))
+def test_the_oracle_changes_one_page_at_most(questions: ModuleType, best: list[int], gold: int, num_kept: int):
+    shown = questions.oracle_pages(best, gold, num_kept)
+    assert gold in shown
+    assert len(shown) == num_kept
+    assert list(shown) == sorted(shown)
+    assert len(set(shown) - set(best[:num_kept])) == (gold not in best[:num_kept])
+
+
+def test_differences_are_paired(questions: ModuleType):
+    # differences 1, -1, 1, 0: mean 0.25; squares of deviations 0.5625 + 1.5625 + 0.5625 + 0.0625 = 2.75, so the
+    # deviation is sqrt(2.75 / 3) = 0.957427, over sqrt(4) 0.478714, times 1.959964 = 0.938261
+    found = questions.paired_difference([True, False, True, True], [False, True, False, True])
+    assert (found.mean, found.num_gained, found.num_lost) == (25.0, 2, 1)
+    assert found.half_width == pytest.approx(93.8261, abs=1e-3)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=30))
+def test_a_difference_turns_its_sign_when_both_change_places(questions: ModuleType, pairs: list[tuple[bool, bool]]):
+    first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    there, back = questions.paired_difference(first, second), questions.paired_difference(second, first)
+    assert there.mean == -back.mean
+    assert there.half_width == pytest.approx(back.half_width)
+    assert (there.num_gained, there.num_lost) == (back.num_lost, back.num_gained)
+
+
+def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: ModuleType, tmp_path: Path):
+    world = Squares()
+    data.write_training_data(world, tmp_path / "data", 200, seed=3)
+    pages = data.TrainingPages(world, 12, seed=3)
+    digit_of = {path: data.NUMBERS[digit] for views in pages.views.values() for path, digit in views}
+    rows = [json.loads(line) for line in (tmp_path / "data" / "train.jsonl").read_text().splitlines()]
+    kinds = {row["qid"].split("-")[0] for row in rows}
+    assert kinds == {"find", "relevance", "transcribe"}
+    for row in rows:
+        assert row["prompt"].count("<image>") == len(row["image"])
+        assert all((tmp_path / "data" / path).is_file() for path in row["image"])
+        shown = [path.removeprefix("imgs/").split("-")[0] for path in row["image"]]
+        if row["qid"].startswith("find"):
+            asked = row["prompt"].split("square ")[1].split("?")[0]
+            assert row["gold_response"] == digit_of[row["image"][shown.index(asked)]]
+            assert len(set(shown)) == len(shown)
+        if row["qid"].startswith("relevance"):
+            is_low = "-low" in row["image"][0]
+            with Image.open(tmp_path / "data" / row["image"][0]) as page:
+                assert page.size == ((28, 28) if is_low else (56, 56))
+            assert row["gold_response"] == ("yes" if f"square {shown[0]}?" in row["prompt"] else "no")
+    pairs = [json.loads(line) for line in (tmp_path / "data" / "pairs.jsonl").read_text().splitlines()]
+    assert len(pairs) == 6 * 12  # pictures, views
