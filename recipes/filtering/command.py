@@ -17,8 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recipes.filtering.command_settings import endpoint_settings, filter_settings, split_filter_settings
-from recipes.indexing.command_line import MakeSingleEmbedder
-from recipes.indexing.places import make_single_embedder
+from recipes.indexing.places import MakeSingleEmbedder, make_single_embedder
 from recipes.indexing.settings import embedder_settings, split_settings
 from rsgrpo.config import DataConfig, EndpointConfig, FilterStageConfig, QueryFilterConfig
 from rsgrpo.config.embedder import EmbedderConfig
