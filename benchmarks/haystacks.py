@@ -32,7 +32,7 @@ WORLDS = ("tickets", "stamps")
 SIZES = (10, 100, 1000)
 NUM_KEPT = 3
 EMBEDDER_STEPS = {"tickets": 400, "stamps": 900}
-POLICY_STEPS = {"tickets": (600, 900), "stamps": (900,)}
+POLICY_STEPS = {"tickets": (600, 900, 900), "stamps": (900,)}
 
 
 def main() -> None:

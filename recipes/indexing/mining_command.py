@@ -11,8 +11,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.indexing.command_line import MakeSingleEmbedder, explain_settings, read_call
-from recipes.indexing.places import create_any_index, is_there, make_single_embedder, open_any_index
+from recipes.indexing.command_line import explain_settings, read_call
+from recipes.indexing.places import MakeSingleEmbedder, create_any_index, is_there, make_single_embedder, open_any_index
 from recipes.indexing.settings import GivenSettings, embedder_settings, index_settings
 from rsgrpo.errors import shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
 
 PAGES_FOLDER = "pages"
 """Name of the folder with the pages' images and texts, in the index's folder."""
+
+
+MakeSingleEmbedder = Callable[[EmbedderConfig], "Embedder"]
+"""Makes an embedder that gives a page one vector; tests make one that needs no model."""
 
 
 def open_any_index(folder: Path, settings: IndexConfig, *, is_writable: bool = False) -> PageIndex:
@@ -132,7 +137,7 @@ def make_any_embedder(config: EmbedderConfig) -> AnyEmbedder:
 
 
 def make_single_embedder(config: EmbedderConfig) -> Embedder:
-    """Make an embedder that gives a page one vector.
+    """Make an embedder that gives a page one vector, run by the library that ``embedder.runner`` names.
 
     Args:
         config: the settings of the embedder.
@@ -141,15 +146,12 @@ def make_single_embedder(config: EmbedderConfig) -> Embedder:
         The embedder, its model loaded.
 
     Raises:
-        EmbeddingError: the settings name a multi-vector preset, or the embedder cannot be made.
+        EmbeddingError: the model is not there, cannot be loaded, does not fit the settings, or gives many vectors.
     """
-    from rsgrpo.retrieval.embedder import EmbeddingError
+    if config.runner == "vllm":
+        from rollout.vllm_embedder import VllmEmbedder
 
-    if config.preset == "multi_vector":
-        raise EmbeddingError(
-            "embedder.preset=multi_vector gives a page many vectors, and one is needed here; take an embedder that "
-            "gives one"
-        )
+        return VllmEmbedder(config)
     from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
 
     return SentenceEmbedder(config)

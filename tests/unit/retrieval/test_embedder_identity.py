@@ -140,7 +140,6 @@ def test_pages_and_filters_are_checked_where_they_are_made(make, message: str) -
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EmbedderConfig(), "embedder.model is empty"),
         (
             lambda: EmbedderConfig(model="m", **NO_PRESET),
             "embedder.preset='mean' is not known; choose one of auto",
