@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recipes.filtering.command_settings import endpoint_settings, filter_settings, split_filter_settings
-from recipes.indexing.places import make_single_embedder
+from recipes.indexing.places import MakeSingleEmbedder, make_single_embedder
 from recipes.indexing.settings import embedder_settings, split_settings
 from rsgrpo.config import DataConfig, EndpointConfig, FilterStageConfig, QueryFilterConfig
 from rsgrpo.config.embedder import EmbedderConfig
@@ -30,9 +30,6 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
     from recipes.filtering.stages import AskedModel
     from rsgrpo.retrieval.embedder import Embedder
     from rsgrpo.retrieval.page_filter import FilteredPages, FilterStage, PageScorer
-
-MakeSingleEmbedder = Callable[[EmbedderConfig], "Embedder"]
-"""Makes an embedder from its settings; tests make one that needs no model."""
 
 _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for names
 _FIRST_PASS_PAGES = 20  # that an embedder leaves for a model to look at

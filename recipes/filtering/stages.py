@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.filtering.yes_no import YesNoScorer
+from recipes.indexing.places import MakeSingleEmbedder
 from rollout.engine import TokenJudge
 from rsgrpo.config import ConfigError, FilterStageConfig, QueryFilterConfig
 from rsgrpo.config.embedder import EmbedderConfig
@@ -31,8 +32,6 @@ if TYPE_CHECKING:  # they take long to import
 
 CALIBRATION_FILE = "filter_calibration.json"
 
-MakeEmbedder = Callable[[EmbedderConfig], "Embedder"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AskedModel:
@@ -52,7 +51,7 @@ class AskedModel:
 def make_stages(
     settings: QueryFilterConfig,
     model: AskedModel | None,
-    make_embedder: MakeEmbedder,
+    make_embedder: MakeSingleEmbedder,
     make_head: Callable[[FilterStageConfig], PageScorer],
     make_yes_no: Callable[[FilterStageConfig], PageScorer] | None = None,
 ) -> list[FilterStage]:
@@ -138,7 +137,7 @@ def yes_no_scorer(settings: QueryFilterConfig, stage: FilterStageConfig, model: 
 
 def cosine_scorer(
     settings: QueryFilterConfig,
-    make_embedder: MakeEmbedder,
+    make_embedder: MakeSingleEmbedder,
     *,
     needs_calibration: bool,
     reads_calibration: bool = True,
