@@ -21,7 +21,7 @@ from recipes.setup.wanted_data import find_embedder
 from rsgrpo.config import Config
 from rsgrpo.errors import shown
 from rsgrpo.evaluation.retrieval_sets import RetrievalTask, find_retrieval_tasks
-from rsgrpo.io.atomic_files import write_json
+from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
 from rsgrpo.io.jsonl import write_rows
 from rsgrpo.io.timers import StageClock
 from rsgrpo.retrieval.relevance_files import read_retrieval_set
@@ -217,8 +217,17 @@ def _measured(
         refused_pages=len(found.corpus.refused),
         query_embedding_milliseconds=searched.query_embedding_milliseconds,
         search_milliseconds=searched.search_milliseconds,
-        pages_per_second=found.corpus.pages_per_second,
+        pages_per_second=found.corpus.pages_per_second or _earlier_speed(root / "measures.json"),
     )
+
+
+def _earlier_speed(file: Path) -> float | None:
+    """Read how many pages a second were embedded when they were; None: another task or subset embedded them."""
+    try:
+        speed = read_json_object(file).get("pages_per_second")
+    except FileError:
+        return None
+    return speed if isinstance(speed, float) else None
 
 
 def _first(reasons: Mapping[str, str]) -> list[tuple[str, str]]:

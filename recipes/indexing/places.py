@@ -137,7 +137,7 @@ def make_any_embedder(config: EmbedderConfig) -> AnyEmbedder:
 
 
 def make_single_embedder(config: EmbedderConfig) -> Embedder:
-    """Make an embedder that gives a page one vector, where cosines are compared.
+    """Make an embedder that gives a page one vector, run by the library that ``embedder.runner`` names.
 
     Args:
         config: the settings of the embedder.
@@ -148,6 +148,10 @@ def make_single_embedder(config: EmbedderConfig) -> Embedder:
     Raises:
         EmbeddingError: the model is not there, cannot be loaded, does not fit the settings, or gives many vectors.
     """
+    if config.runner == "vllm":
+        from rollout.vllm_embedder import VllmEmbedder
+
+        return VllmEmbedder(config)
     from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
 
     return SentenceEmbedder(config)

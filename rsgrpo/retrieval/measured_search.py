@@ -261,7 +261,7 @@ def embed_corpus(
     """
     index.identity.check(embedder.identity, index.name)
     known = {page.page_id: page.sha256 for page in index.pages()}
-    index.remove(known.keys() - {page.page_id for page in pages})
+    num_removed = index.remove(known.keys() - {page.page_id for page in pages})
     refused = {page.page_id: _NO_IMAGE for page in pages if page.read is None}
     if refused and on_bad_item == "reject":
         raise EmbeddingError(
@@ -302,8 +302,8 @@ def embed_corpus(
         )
         refused |= {page.page_id: reason for page, reason in problems}
     finally:
-        index.remove(refused)
-        if is_kept:
+        num_removed += index.remove(refused)
+        if is_kept and (num_embedded or num_removed):
             index.save()
     return EmbeddedCorpus(num_embedded=num_embedded, seconds=seconds, refused=refused)
 

@@ -237,18 +237,20 @@ def write_multi_vectors(
                 summed = np.add.reduceat(part.astype(np.float64), starts_of(part_counts), axis=0)
                 centres.write(np.ascontiguousarray(summed / part_counts[:, None], np.float32).data)
     with replacing(offsets) as output:
-        np.save(output, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]), allow_pickle=False)
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        _write_header(output, starts.shape, starts.dtype)
+        output.write(starts.data)
 
 
-def _write_header(output: Any, shape: tuple[int, int], kind: np.dtype[Any]) -> None:
+def _write_header(output: Any, shape: tuple[int, ...], kind: np.dtype[Any]) -> None:
     descr = npy_format.dtype_to_descr(kind)
     npy_format.write_array_header_1_0(output, {"descr": descr, "fortran_order": False, "shape": shape})
 
 
 def _read(file: Path) -> NDArray[Any]:
     try:
-        # Copy on write, which nobody does: torch takes no array that is read-only.
-        found: NDArray[Any] = np.asarray(np.load(file, mmap_mode="c", allow_pickle=False))
+        # Not numpy's load, which would also open pickles. Copy on write: torch takes no array that is read-only.
+        found: NDArray[Any] = np.asarray(npy_format.open_memmap(file, mode="c"))
     except (ValueError, EOFError) as error:
         raise VectorFileError(str(error).splitlines()[0]) from error
     return found

@@ -34,7 +34,7 @@ from rsgrpo.retrieval.weight_report import watched_loading
 from rsgrpo.types import ImageRef
 
 HEAD_FILE = "page_head.json"
-WORDING_FILE = "question.jinja"
+WORDING_FILE = "relevance.jinja"
 _PAGES_A_BATCH = 8
 _HEAD = "lm_head.weight"  # an embedder has none: it begins at random, or as the embeddings where these are tied
 

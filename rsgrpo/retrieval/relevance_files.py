@@ -268,32 +268,6 @@ def fill_template(template: str, row: Mapping[str, object]) -> str:
     return _MARKER.sub(lambda marker: "" if row.get(marker[1]) is None else str(row[marker[1]]), template)
 
 
-def refuse_shared_pages(sets: Mapping[str, RetrievalSet]) -> None:
-    """Refuse splits that share a relevant page, so that no model is tested on a page that it was trained on.
-
-    Splits may search one corpus; only the pages that are relevant to a query must differ.
-
-    Args:
-        sets: the set of each split, by the name of the split.
-
-    Raises:
-        DataError: a page is relevant in two splits; the message names pages and splits.
-    """
-    first_split: dict[str, str] = {}
-    shared = []
-    for name, split_set in sets.items():
-        relevant = dict.fromkeys(
-            page for pages in split_set.relevant.values() for page, score in pages.items() if score > 0
-        )
-        shared += [f"{shown(page, 60)!r} ({first_split[page]} and {name})" for page in relevant if page in first_split]
-        first_split |= {page: name for page in relevant if page not in first_split}
-    if shared:
-        raise DataError(
-            f"{len(shared)} pages are relevant in two splits: {_some(shared)}; take the queries of each page into one "
-            "split"
-        )
-
-
 def _rows(folder: Path, part: str, split: str) -> Iterator[tuple[Path, str, dict[str, Any]]]:
     """Read every row of a part: its file, its place for messages, and its columns."""
     for file in _files(folder, part, split):

@@ -20,9 +20,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from rsgrpo.config.embedder import VISRAG_INSTRUCTION, EmbedderConfig
+from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.errors import shown
-from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
 from rsgrpo.retrieval.embedder import (
     EmbedderIdentity,
     EmbeddingError,
@@ -38,12 +37,8 @@ from rsgrpo.retrieval.model_loading import (
     pinned,
     saved_kind,
 )
+from rsgrpo.retrieval.saved_form import POOLING_OF_PRESET, query_instruction
 from rsgrpo.types import FloatArray
-
-INSTRUCTION_FILE = "rsgrpo_embedder.json"
-"""Beside a model that we trained: the text that stood in front of questions."""
-
-_POOLING_OF_PRESET = {"visrag": "weightedmean", "last_token": "lasttoken"}
 
 
 class SentenceEmbedder:
@@ -66,20 +61,19 @@ class SentenceEmbedder:
         folder = model_folder(config)
         self._config = pinned(config, folder)
         self._model = load_sentence_model(config, folder) if model is None else model
-        self._trained = read_instruction(folder) if config.preset == "auto" else None
         own = int(self._model.get_embedding_dimension() or 0)
         if config.dimension > own:
             raise EmbeddingError(
                 f"embedder.dimension={config.dimension} is more than the {own} of the model {shown(folder)}; lower it, "
                 "or set 0 for all of them"
             )
-        in_text = config.preset != "auto" or (self._trained is not None and config.query_instruction is None)
+        instruction, place = query_instruction(config, folder, self._model.prompts.get("query") or "")
         self._identity = EmbedderIdentity(
             model=self._config.model,
             revision=weights_digest(folder) if model is None else "in memory",
             pooling=_pooling(self._model),
-            query_instruction=self._instruction(),
-            instruction_place="text" if in_text else "prompt",
+            query_instruction=instruction,
+            instruction_place=place,
             min_pixels=config.min_pixels,
             max_pixels=config.max_pixels,
             dpi=config.dpi,
@@ -123,15 +117,6 @@ class SentenceEmbedder:
         """Count the tokens of a page; see :class:`~rsgrpo.retrieval.embedder.CountsImageTokens`."""
         return self._inputs.image_tokens(page)
 
-    def _instruction(self) -> str:
-        if self._config.query_instruction is not None:
-            return self._config.query_instruction
-        if self._trained is not None:
-            return self._trained
-        if self._config.preset == "visrag":
-            return VISRAG_INSTRUCTION
-        return "" if self._config.preset == "last_token" else (self._model.prompts.get("query") or "")
-
 
 class Float32Tokens(torch.nn.Module):
     """Convert token vectors to float32 before they are pooled: VisRAG's float32 weights promote its sum as well."""
@@ -139,46 +124,6 @@ class Float32Tokens(torch.nn.Module):
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
         """Convert ``token_embeddings``, [items, tokens, hidden]; everything else stays."""
         return {**features, "token_embeddings": features["token_embeddings"].float()}
-
-
-def write_instruction(folder: Path, instruction: str) -> None:
-    """Note beside a saved model which text stood in front of questions when it was trained.
-
-    Models of sentence-transformers save prompts, which chat models get as their system message; this text stands in the
-    question itself, as VisRAG's does.
-
-    Args:
-        folder: the folder of the model.
-        instruction: the text; may be empty.
-    """
-    write_json(folder / INSTRUCTION_FILE, {"query_instruction": instruction}, indent=1)
-
-
-def read_instruction(folder: Path) -> str | None:
-    """Read the text that :func:`write_instruction` noted.
-
-    Args:
-        folder: the folder of the model.
-
-    Returns:
-        The text; None where none was noted.
-
-    Raises:
-        EmbeddingError: the file is damaged.
-    """
-    file = folder / INSTRUCTION_FILE
-    if not file.is_file():
-        return None
-    try:
-        instruction = read_json_object(file).get("query_instruction")
-    except FileError as error:
-        raise EmbeddingError(f"{error}; copy the model's folder again") from error
-    if not isinstance(instruction, str):
-        raise EmbeddingError(
-            f"{shown(file)}: query_instruction is {shown(repr(instruction), 80)}, expected a text; copy the model's "
-            "folder again"
-        )
-    return instruction
 
 
 def load_sentence_model(config: EmbedderConfig, folder: Path) -> SentenceTransformer:
@@ -212,11 +157,11 @@ def load_sentence_model(config: EmbedderConfig, folder: Path) -> SentenceTransfo
         if is_saved(folder):
             return SentenceTransformer(str(folder), device=device, model_kwargs=dict(arguments), local_files_only=True)
         reader = Transformer(str(folder), model_kwargs=dict(arguments))
-        pooling = Pooling(reader.get_embedding_dimension(), _POOLING_OF_PRESET[config.preset])
+        pooling = Pooling(reader.get_embedding_dimension(), POOLING_OF_PRESET[config.preset])
         return SentenceTransformer(modules=[reader, Float32Tokens(), pooling, Normalize()], device=device)
 
     model = load_model(config, folder, make)
-    wanted = _POOLING_OF_PRESET.get(config.preset, "")
+    wanted = POOLING_OF_PRESET.get(config.preset, "")
     if wanted and _pooling(model) != wanted:
         raise EmbeddingError(
             f"{shown(folder)} was saved with the pooling {_pooling(model)}, embedder.preset={config.preset} is "

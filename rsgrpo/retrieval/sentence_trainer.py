@@ -33,7 +33,8 @@ from rsgrpo.data.images.loading import load_image
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.retrieval.embedder import EmbeddingError
 from rsgrpo.retrieval.pair_loss import PairLoss
-from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder, write_instruction
+from rsgrpo.retrieval.saved_form import write_instruction
+from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
 from rsgrpo.retrieval.start_model import (
     READING_RULES,
     choose_trained,

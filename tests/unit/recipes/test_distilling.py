@@ -13,6 +13,7 @@ from PIL import Image
 from recipes.distilling.distill_command import main
 from recipes.distilling.judging import judge_groups
 from recipes.distilling.pairs import PageStore, make_pairs
+from recipes.distilling.writing import held_folder
 from rsgrpo.config import EVISRAG, DataConfig, resolved_yaml
 from rsgrpo.config.distill import DistillConfig
 from rsgrpo.config.image_rules import ImageRules
@@ -254,6 +255,14 @@ def test_slips_are_told_in_one_sentence(
     assert run.distil(*arguments) in (1, 2)
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
+
+
+def test_two_calls_do_not_write_into_one_folder(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.add("one", [run.page("a", 10)], _answer("7", "the digit is 7"))
+    with held_folder(run.root / "distilled"):
+        assert run.distil() == 1
+        assert "another call writes to" in capsys.readouterr().err
+    assert run.distil() == 0
 
 
 def test_a_run_that_gives_no_pair_says_why_and_shows_it(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,11 +74,15 @@ def test_quality_and_speed_stand_side_by_side(tmp_path: Path, capsys) -> None:
 def test_a_rerun_embeds_nothing_again_and_refuses_another_embedder(tmp_path: Path) -> None:
     write_visrag_set(tmp_path / "data" / "mine")
     first, again = ColourEmbedder(), ColourEmbedder()
-    run_benchmarks(searching(tmp_path / "data", "visrag_ret/mine"), lambda _: first)
+    report = run_benchmarks(searching(tmp_path / "data", "visrag_ret/mine"), lambda _: first)
+    before = read_summary(report.parent / "summary.json").searches["visrag_ret/mine"]
+    saved = sorted((report.parent / "retrieval/visrag_ret/mine/index").iterdir())
     resumed = searching(tmp_path / "data", "visrag_ret/mine", resume="auto")
     report = run_benchmarks(resumed, lambda _: again)
     assert (first.num_pages, again.num_pages) == (5, 0)
-    assert read_summary(report.parent / "summary.json").searches["visrag_ret/mine"].pages_per_second is None
+    after = read_summary(report.parent / "summary.json").searches["visrag_ret/mine"]
+    assert (after.official, after.pages_per_second) == (before.official, before.pages_per_second)
+    assert sorted((report.parent / "retrieval/visrag_ret/mine/index").iterdir()) == saved  # nothing to write anew
     with pytest.raises(EmbedderMismatchError, match=r"was made by the embedder colours.*revision"):
         run_benchmarks(resumed, lambda _: ColourEmbedder(revision="sha256:11"))
     run_benchmarks(resumed, lambda _: again)  # the index was left open to others

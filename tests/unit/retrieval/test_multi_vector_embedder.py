@@ -146,8 +146,9 @@ def test_models_of_the_other_kind_are_refused(plain_folder: Path, saved_folder: 
     [
         ({"pool_factor": 0}, r"embedder.pool_factor=0"),
         ({"pool_factor": 3, "preset": "visrag"}, r"embedder.pool_factor=3 is of pages with many vectors"),
+        ({"runner": "vllm"}, r"embedder.runner=vllm gives one vector a page"),
     ],
-    ids=["no_group", "pooled_single"],
+    ids=["no_group", "pooled_single", "vllm"],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
