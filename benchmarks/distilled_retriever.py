@@ -61,19 +61,13 @@ def main() -> None:
         f"gold: {len(gold.rows)} rows of {gold.used_questions} questions, {gold.negatives} hard negatives", flush=True
     )
     if not options.policy:
-        print(
-            "MRR@10 before training and trained on gold:",
-            *train(out, "gold", options.steps, options.negatives, options.seed),
-        )
+        before, after = train(out, "gold", options.steps, options.negatives, options.seed)
+        print(f"MRR@10: before training {before:.3f}, trained on gold {after:.3f}")
         return
     run_program(
         *("-m", "recipes.commands.program", "distill-relevance", str(options.policy), "--questions", str(questions)),
         *("--samples", str(options.samples), "--limit", str(options.questions), "--out", str(distilled)),
         *options.sampling,
-    )
-    gold = write_gold(distilled / "rollouts.jsonl", options.policy, out / "gold")
-    print(
-        f"gold: {len(gold.rows)} rows of {gold.used_questions} questions, {gold.negatives} hard negatives", flush=True
     )
     before = 0.0
     found = {}

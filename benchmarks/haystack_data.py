@@ -10,6 +10,7 @@ import numpy as np
 from haystack_worlds import World, scans_of, ticket_settings
 from PIL import Image
 
+from rsgrpo.data.files import TEST_FILE
 from rsgrpo.data.synthetic.scans import NUMBERS
 from rsgrpo.data.synthetic.ticket_sets import make_ticket_questions
 from rsgrpo.data.synthetic.tickets import draw_ticket
@@ -34,17 +35,18 @@ _TRANSCRIBE = "What is on this page?"
 
 
 class TrainingPages:
-    """Pages of the training items, each with a digit in a hand of the training split.
+    """Pages of the training items, each with a handwritten digit.
 
     Args:
         world: the world to draw.
         num_views: how often each item is drawn.
         seed: the seed that everything is drawn from.
+        split: whose hands write the digits: ``sft`` or ``test``.
     """
 
-    def __init__(self, world: World, num_views: int, seed: int) -> None:
+    def __init__(self, world: World, num_views: int, seed: int, split: str = "sft") -> None:
         rng = np.random.default_rng((seed, 1))
-        scans = scans_of("sft", seed)
+        scans = scans_of(split, seed)
         self.world = world
         self.pages: dict[str, Image.Image] = {}
         self.views: dict[int, list[tuple[str, int]]] = {}
@@ -180,6 +182,33 @@ def write_training_data(world: World, folder: Path, num_samples: int, seed: int)
             page.save(partial / path)
         _write_lines(partial / "train.jsonl", rows)
         _write_lines(partial / "pairs.jsonl", pairs)
+
+
+def write_held_out(world: World, folder: Path, num_samples: int, seed: int) -> None:
+    """Write questions over training items in hands of the test, which show after each round what was learned.
+
+    A complete folder is left as it is.
+
+    Args:
+        world: the world to ask about.
+        folder: the folder to write, in EVisRAG-Test's layout.
+        num_samples: how many questions there are.
+        seed: the seed that everything is drawn from.
+    """
+    if folder.exists():
+        return
+    pages = TrainingPages(world, 1, seed, split="test")
+    rng = np.random.default_rng((seed, 5))
+    rows = []
+    for index in range(num_samples):
+        question, response, paths = find_question(pages, rng)
+        prompt = question + IMAGE_MARKER * len(paths)
+        rows.append({"qid": f"held-out-{index}", "prompt": prompt, "answer": [response], "image": paths})
+    with new_folder(folder) as partial:
+        (partial / "imgs").mkdir()
+        for path, page in pages.pages.items():
+            page.save(partial / path)
+        _write_lines(partial / TEST_FILE, rows)
 
 
 def tokenizer_corpus(data: Path) -> list[str]:

@@ -9,26 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from haystack_data import tokenizer_corpus, write_training_data
+from haystack_data import tokenizer_corpus, write_held_out, write_training_data
 from haystack_worlds import World
-from safetensors.torch import load_file
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.io.atomic_files import new_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MAX_RESPONSE_TOKENS = 128
 """Most tokens of a response; the longest tagged one has some 110."""
 
 _NUM_SAMPLES = 12_000
-_MODELS = {
-    "tickets": QuickstartConfig(),
-    "stamps": QuickstartConfig(vision_layers=2, vocabulary_tokens=2048),
-}
+_NUM_HELD_OUT = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +38,21 @@ class Trained:
 
 
 def train_world(
-    world: World, folder: Path, *, embedder_steps: int, policy_steps: Sequence[int], threads: int, seed: int
+    world: World,
+    folder: Path,
+    start: Path | None,
+    *,
+    embedder_steps: int,
+    policy_steps: Sequence[int],
+    threads: int,
+    seed: int,
 ) -> Trained:
     """Write the training data, and train both models.
 
     Args:
         world: the world.
         folder: the folder of everything that is made; an interrupted run goes on there.
+        start: the model folder that both start from; None: random weights.
         embedder_steps: optimizer steps of 64 pairs.
         policy_steps: optimizer steps of 32 conversations, in rounds: each goes on from the model of the one before,
             with a warm-up and a decay of its own.
@@ -64,12 +65,12 @@ def train_world(
     Raises:
         RsgrpoError: a run failed; its log is named.
     """
-    data, start = folder / "data", folder / "start"
+    data = folder / "data"
     write_training_data(world, data, _NUM_SAMPLES, seed)
-    build_quickstart_model(_MODELS[world.name], start, seed, tokenizer_corpus(data))
+    write_held_out(world, folder / "held_out", _NUM_HELD_OUT, seed)
+    if start is None:
+        start = build_quickstart_model(QuickstartConfig(), folder / "start", seed, tokenizer_corpus(data))
     embedder = run(folder / "embedder", threads, embedder_settings(data, start, embedder_steps, seed))
-    if world.name == "stamps":  # from random weights a policy does not learn hundreds of pictures in time
-        start = policy_from_embedder(embedder / "models" / "retriever", start, folder / "policy_start")
     for number, steps in enumerate(policy_steps):
         policy = run(folder / f"policy-{number + 1}", threads, policy_settings(data, start, steps, seed + number))
         start = policy / "models" / "sft"
@@ -103,6 +104,7 @@ def policy_settings(data: Path, start: Path, steps: int, seed: int) -> list[str]
         f"model.path={start}",
         f"data.sft_path={data / 'train.jsonl'}",
         "data.sft_sections=[]",
+        f"data.test_path={data.with_name('held_out')}",
         "data.max_images=10",
         "data.max_prompt_tokens=512",
         *PROMPT_SETTINGS,
@@ -140,7 +142,7 @@ def run(folder: Path, threads: int, settings: list[str]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
     command = [sys.executable, "train.py", *settings, f"run_dir={folder}", f"name={folder.name}", "resume=auto"]
-    command += ["logging.wandb_mode=disabled", f"rollout.num_threads={threads}"]
+    command += ["logging.wandb_mode=disabled", f"rollout.num_threads={threads}", f"trainer.num_threads={threads}"]
     print(f"{folder.name}: {log}", flush=True)
     with log.open("a", encoding="utf-8") as output:
         done = subprocess.run(
@@ -153,28 +155,4 @@ def run(folder: Path, threads: int, settings: list[str]) -> Path:
         )
     if done.returncode:
         raise RsgrpoError(f"{folder.name} failed; see {log}")
-    return folder
-
-
-def policy_from_embedder(embedder: Path, start: Path, folder: Path) -> Path:
-    """Make a model that answers from the embedder's weights; its output layer is its embedding of tokens.
-
-    Args:
-        embedder: the folder of the trained embedder.
-        start: the folder of the model that it was trained from.
-        folder: the folder to write.
-
-    Returns:
-        The same ``folder``.
-    """
-    if not folder.exists():
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
-        weights = load_file(embedder / "model.safetensors")
-        missing, unexpected = model.model.load_state_dict(weights, strict=False)
-        if missing or unexpected:
-            raise RsgrpoError(f"{embedder} does not fit {start}: {missing[:2]} are missing, {unexpected[:2]} unknown")
-        model.tie_weights()
-        with new_folder(folder) as partial:
-            model.save_pretrained(partial)
-            Qwen2_5_VLProcessor.from_pretrained(start).save_pretrained(partial)
     return folder

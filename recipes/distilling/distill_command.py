@@ -127,7 +127,8 @@ def _sampled(config: Config, run_folder: Path, out: Path, asking: Asking) -> Seq
     from rsgrpo.run.progress import Progress
     from rsgrpo.run.recorder import read_groups
 
-    return read_groups(sample_responses(config, run_folder, out, asking, Progress(config.logging.progress)))
+    file = sample_responses(config, run_folder, out, asking, Progress(config.logging.progress))
+    return sorted(read_groups(file), key=lambda group: group.sample_id)  # they were written as they came
 
 
 def _split(arguments: Sequence[str]) -> tuple[DistillConfig, list[str]]:
