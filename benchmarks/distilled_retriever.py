@@ -21,9 +21,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from recipes.distilling.judging import JudgedQuestion, judge_groups
-from recipes.distilling.pairs import Distilled, PageStore, make_pairs
+from recipes.distilling.pairs import Distilled, PageStore, gold_agreement, make_pairs
 from rsgrpo.config import EVISRAG, DataConfig, QuickstartConfig
 from rsgrpo.config.distill import DistillConfig
 from rsgrpo.config.image_rules import ImageRules
@@ -33,7 +34,7 @@ from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.data.synthetic.ticket_sets import build_retriever_data
 from rsgrpo.io.jsonl import write_rows
 from rsgrpo.retrieval.evidence_labels import LeftOut, PageLabel
-from rsgrpo.run.recorder import RecordedGroup, RecordedRollout
+from rsgrpo.run.recorder import RecordedGroup, RecordedReward, RecordedRollout, read_groups
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TICKETS = QuickstartConfig(task="tickets", image_pixels=56)
@@ -75,6 +76,9 @@ def main() -> None:
         before, found[name] = train(out, name, options.steps, options.negatives, options.seed)
     counts = json.loads((distilled / "counts.json").read_text())
     print(json.dumps(counts, indent=1))
+    print(
+        f"if wrong answers counted as well: {json.dumps(without_correctness(distilled / 'rollouts.jsonl'), indent=1)}"
+    )
     print(f"{options.steps} steps, {options.negatives} hard negatives a pair, seed {options.seed}: MRR@10")
     print(f"  before training        {before:.3f}")
     print(f"  trained on distilled   {found['distilled']:.3f}")
@@ -113,6 +117,19 @@ def write_gold(questions: Path, limit: int, folder: Path) -> Distilled:
         made = make_pairs([with_gold(one) for one in judge_groups(groups, settings, EVISRAG)], settings, store)
     write_rows(folder / "pairs.jsonl", made.rows)
     return made
+
+
+def without_correctness(file: Path) -> dict[str, Any]:
+    """How labels would agree with gold if every response counted, whether its answer is correct or not."""
+    counted = RecordedReward(name="counted", value=1.0)
+    groups = [
+        dataclasses.replace(
+            group, rollouts=tuple(dataclasses.replace(rollout, rewards=(counted,)) for rollout in group.rollouts)
+        )
+        for group in read_groups(file)
+    ]
+    questions = list(judge_groups(groups, DistillConfig(correctness="counted"), EVISRAG))
+    return gold_agreement(questions).document()
 
 
 def with_gold(question: JudgedQuestion) -> JudgedQuestion:
