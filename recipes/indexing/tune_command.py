@@ -143,6 +143,9 @@ def _print(tuned: TunedSearch, name: str) -> None:
     for search, values in tuned.measures.items():
         table.add_row(_SEARCHES[search], *(f"{value:.3f}" for value in values.values()))
     console.print(table)
+    if tuned.weight in (0, 1):
+        alone = "the text" if tuned.weight else "the vectors"
+        console.print(f"no mixture found more than {alone} alone, beyond chance", markup=False, highlight=False)
     console.print(
         f"{name}: the text counts {tuned.weight:g}, the vectors {1 - tuned.weight:g}, tuned on "
         f"{tuned.num_dev_queries:,} questions; rsgrpo search uses it from now on",

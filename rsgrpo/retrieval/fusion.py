@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rsgrpo.config.checks import one_of
 from rsgrpo.errors import shown
 from rsgrpo.retrieval.measures import Judgements, reciprocal_rank
@@ -28,6 +31,9 @@ RANK_CONSTANT = 60
 
 TUNING_DEPTH = 10
 """Depth of the MRR that weights are tuned by: MRR@10, VisRAG's own measure."""
+
+MIN_STANDARD_ERRORS = 2.0
+"""How many standard errors a mixture must gain over the better run alone; two leave chance one case in forty."""
 
 NUM_STEPS = 20
 """Weights are tried in steps of 1 / 20; finer steps would fit noise, as dev parts have some hundred queries."""
@@ -84,7 +90,7 @@ class TunedFusion:
 
     Attributes:
         method: the rule by which rankings are fused.
-        weight: the weight of the first run, from 0 to 1.
+        weight: the weight of the first run, from 0 to 1; 0 and 1 where no mixture gained more than chance gives.
         dev_mrr: the mean MRR@10 over the dev queries at that weight, from 0 to 1.
         dev_mrr_by_weight: pairs of a weight and its MRR@10 for all weights that were tried, by rising weight.
         dev_query_ids: the ids of the queries that the weight was tuned on.
@@ -164,6 +170,10 @@ def tune_weight(first: Run, second: Run, split: QuerySplit, *, method: FusionMet
     A dev query that a run has no page for is fused with an empty ranking, and counts as 0 where neither has one. Where
     several weights are best, the middle one of them is taken.
 
+    Of twenty mixtures one looks better than the better run alone by chance, even where the other run is noise. So a
+    mixture must gain more than :data:`MIN_STANDARD_ERRORS` standard errors, with the standard error of the difference
+    query by query; else the better run alone is taken, weight 1 or 0, which also saves the other search.
+
     Args:
         first: the rankings of the first run by query id; those of queries beyond the dev part are not used.
         second: the rankings of the second run by query id; those of queries beyond the dev part are not used.
@@ -176,6 +186,10 @@ def tune_weight(first: Run, second: Run, split: QuerySplit, *, method: FusionMet
     Raises:
         RunError: neither run has a page for any dev query, or a relevant one among the first ten; a page stands twice,
             or a score is not finite.
+
+    Example:
+        Over 100 dev queries the first run alone has 0.60, weight 0.8 has 0.63, and the differences of the queries have
+        the standard deviation 0.2: their mean, 0.03, is 1.5 times its standard error of 0.02, so the weight is 1.
     """
     if not any(run.get(query_id) for run in (first, second) for query_id in split.dev):
         raise RunError(
@@ -186,24 +200,37 @@ def tune_weight(first: Run, second: Run, split: QuerySplit, *, method: FusionMet
         (_pair(first.get(query_id, ()), second.get(query_id, ()), method), pages)
         for query_id, pages in split.dev.items()
     ]
-    tried = []
-    for step in range(NUM_STEPS + 1):
-        weight = step / NUM_STEPS
-        tried.append((weight, fmean(reciprocal_rank(pair.at(weight), pages, TUNING_DEPTH) for pair, pages in pairs)))
-    best = max(mrr for _, mrr in tried)
+    weights = [step / NUM_STEPS for step in range(NUM_STEPS + 1)]
+    ranks = np.array(  # [weights, dev queries] float64
+        [[reciprocal_rank(pair.at(weight), pages, TUNING_DEPTH) for pair, pages in pairs] for weight in weights]
+    )
+    means = [fmean(of_weight) for of_weight in ranks.tolist()]
+    best = max(means)
     if not best:
         raise RunError(
             f"at no weight a relevant page is among the first {TUNING_DEPTH} of any of the {len(split.dev)} dev "
             "queries; are the runs and the judgements of the same corpus?"
         )
-    best_weights = [weight for weight, mrr in tried if math.isclose(mrr, best, rel_tol=1e-12)]
+    best_steps = [step for step, mrr in enumerate(means) if math.isclose(mrr, best, rel_tol=1e-12)]
+    chosen = best_steps[(len(best_steps) - 1) // 2]
+    alone = NUM_STEPS if means[NUM_STEPS] >= means[0] else 0
+    if not _is_gain(ranks[chosen] - ranks[alone]):
+        chosen = alone
     return TunedFusion(
         method=method,
-        weight=best_weights[(len(best_weights) - 1) // 2],
-        dev_mrr=best,
-        dev_mrr_by_weight=tuple(tried),
+        weight=weights[chosen],
+        dev_mrr=means[chosen],
+        dev_mrr_by_weight=tuple(zip(weights, means, strict=True)),
         dev_query_ids=frozenset(split.dev),
     )
+
+
+def _is_gain(differences: NDArray[np.float64]) -> bool:
+    """Whether a mean of differences, [queries] float64, is above 0 by more than chance."""
+    if len(differences) == 1:  # one query has no spread to judge by
+        return False
+    standard_error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    return float(differences.mean()) > MIN_STANDARD_ERRORS * standard_error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
