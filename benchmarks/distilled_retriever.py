@@ -33,7 +33,7 @@ from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus
 from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.data.synthetic.ticket_sets import build_retriever_data
 from rsgrpo.io.jsonl import write_rows
-from rsgrpo.retrieval.evidence_labels import LeftOut, PageLabel
+from rsgrpo.retrieval.training.evidence_labels import LeftOut, PageLabel
 from rsgrpo.run.recorder import RecordedGroup, RecordedReward, RecordedRollout, read_groups
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -32,9 +32,9 @@ from PIL import Image
 from recipes.indexing.places import make_single_embedder
 from recipes.indexing.settings import GivenSettings, embedder_settings
 from rsgrpo.config.index import IndexConfig
-from rsgrpo.retrieval.embedder import EmbedderIdentity
-from rsgrpo.retrieval.flat_index import create_index, open_index
-from rsgrpo.retrieval.page_index import IndexedPage, PageFilter
+from rsgrpo.retrieval.embedders.embedder import EmbedderIdentity
+from rsgrpo.retrieval.index.flat_index import create_index, open_index
+from rsgrpo.retrieval.index.page_index import IndexedPage, PageFilter
 from rsgrpo.types import FloatArray, ImageRef
 
 ROWS_AT_ONCE = 10_000
@@ -208,7 +208,7 @@ def resident_mib() -> dict[str, float]:
 def measure_embedder(model: str, preset: str) -> None:
     """Embed the same pages with the embedder and with its sentence-transformers model alone, in pairs."""
     # Here: it imports torch, which searches do not need.
-    from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
+    from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
 
     embedder = SentenceEmbedder(embedder_settings(GivenSettings(embedder={"preset": preset}), model))
     alone = embedder._model

@@ -33,18 +33,18 @@ from rsgrpo.documents.ocr import TextReader
 from rsgrpo.documents.page_store import PageStore
 from rsgrpo.documents.records import Page
 from rsgrpo.documents.stored_images import WRITING
-from rsgrpo.retrieval.embedder import EmbedderIdentity, PageImage
-from rsgrpo.retrieval.flat_index import create_index, open_index
-from rsgrpo.retrieval.fusion import FusionMethod, split_queries
-from rsgrpo.retrieval.hybrid import DEPTH, FoundBoth, fuse_found, tune_search
-from rsgrpo.retrieval.lexical import build_index
-from rsgrpo.retrieval.measured_search import search_queries
-from rsgrpo.retrieval.measures import Judgements, measure_run
-from rsgrpo.retrieval.page_index import FoundPage, PageIndex
-from rsgrpo.retrieval.relevance_files import RetrievalSet, read_retrieval_set
-from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
-from rsgrpo.retrieval.text_search import TextSearch, open_text_search
-from rsgrpo.retrieval.trec_runs import Run, ScoredPage
+from rsgrpo.retrieval.embedders.embedder import EmbedderIdentity, PageImage
+from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
+from rsgrpo.retrieval.index.flat_index import create_index, open_index
+from rsgrpo.retrieval.index.page_index import FoundPage, PageIndex
+from rsgrpo.retrieval.measuring.measured_search import search_queries
+from rsgrpo.retrieval.measuring.measures import Judgements, measure_run
+from rsgrpo.retrieval.measuring.relevance_files import RetrievalSet, read_retrieval_set
+from rsgrpo.retrieval.measuring.trec_runs import Run, ScoredPage
+from rsgrpo.retrieval.text.fusion import FusionMethod, split_queries
+from rsgrpo.retrieval.text.hybrid import DEPTH, FoundBoth, fuse_found, tune_search
+from rsgrpo.retrieval.text.lexical import build_index
+from rsgrpo.retrieval.text.text_search import TextSearch, open_text_search
 from rsgrpo.types import FloatArray, ImageRef
 
 DEV_FRAC, SEED = 0.3, 0

@@ -17,20 +17,20 @@ from PIL import Image
 from rsgrpo.cluster.environments import pooling_environment
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.errors import shown
-from rsgrpo.retrieval.embedder import EmbedderIdentity, EmbeddingError, PageImage, weights_digest
-from rsgrpo.retrieval.embedder_inputs import EmbedderInputs, stacked_vectors
-from rsgrpo.retrieval.model_loading import device_of, dtype_of, model_folder, pinned
-from rsgrpo.retrieval.saved_form import SavedForm, query_instruction, read_form
+from rsgrpo.retrieval.embedders.embedder import EmbedderIdentity, EmbeddingError, PageImage, weights_digest
+from rsgrpo.retrieval.embedders.embedder_inputs import EmbedderInputs, stacked_vectors
+from rsgrpo.retrieval.embedders.model_loading import device_of, dtype_of, model_folder, pinned
+from rsgrpo.retrieval.embedders.saved_form import SavedForm, query_instruction, read_form
 from rsgrpo.types import FloatArray
 
 _VLLM_POOLINGS = {"lasttoken": "LAST", "mean": "MEAN", "weightedmean": ""}
 
 
 class VllmEmbedder:
-    """A model in vLLM's pooling runner as an :class:`~rsgrpo.retrieval.embedder.Embedder`.
+    """A model in vLLM's pooling runner as an :class:`~rsgrpo.retrieval.embedders.embedder.Embedder`.
 
-    Its identity is that of :class:`~rsgrpo.retrieval.sentence_embedder.SentenceEmbedder` with the same settings: an
-    index that one made is searched by the other.
+    Its identity is that of :class:`~rsgrpo.retrieval.embedders.sentence_embedder.SentenceEmbedder` with the same
+    settings: an index that one made is searched by the other.
 
     Args:
         config: the settings that name the model and say how it is run.
@@ -80,7 +80,7 @@ class VllmEmbedder:
         return self._config
 
     def embed_queries(self, queries: Sequence[str]) -> FloatArray:
-        """Turn questions into vectors; see :class:`~rsgrpo.retrieval.embedder.Embedder`."""
+        """Turn questions into vectors; see :class:`~rsgrpo.retrieval.embedders.embedder.Embedder`."""
 
         def encode(texts: list[str], prompt: str) -> list[FloatArray]:
             contents = [{"type": "text", "text": text} for text in texts]
@@ -89,7 +89,7 @@ class VllmEmbedder:
         return stacked_vectors(self._inputs.embed_queries(queries, encode), self._identity.dimension)
 
     def embed_pages(self, pages: Sequence[PageImage]) -> FloatArray:
-        """Turn pages into vectors; see :class:`~rsgrpo.retrieval.embedder.Embedder`."""
+        """Turn pages into vectors; see :class:`~rsgrpo.retrieval.embedders.embedder.Embedder`."""
         # The preset knows no prompt for pages; a saved model may have one.
         prompt = self._form.page_prompt if self._config.preset == "auto" else ""
 
@@ -100,7 +100,7 @@ class VllmEmbedder:
         return stacked_vectors(self._inputs.embed_pages(pages, encode), self._identity.dimension)
 
     def image_tokens(self, page: PageImage) -> int:
-        """Count the tokens of a page; see :class:`~rsgrpo.retrieval.embedder.CountsImageTokens`."""
+        """Count the tokens of a page; see :class:`~rsgrpo.retrieval.embedders.embedder.CountsImageTokens`."""
         return self._inputs.image_tokens(page)
 
     def _ids(self, content: dict[str, str], prompt: str) -> list[int]:
@@ -121,7 +121,7 @@ class VllmEmbedder:
 
 
 class _Reading:
-    """How a model reads, as :class:`~rsgrpo.retrieval.embedder_inputs.ReadingModel` asks for it.
+    """How a model reads, as :class:`~rsgrpo.retrieval.embedders.embedder_inputs.ReadingModel` asks for it.
 
     Args:
         folder: the folder of the model.

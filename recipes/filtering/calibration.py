@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rsgrpo.retrieval.cosine_scorer import CosineScorer
-from rsgrpo.retrieval.embedder import EmbedderIdentity
-from rsgrpo.retrieval.relevance import Calibration, RelevanceError, fit_calibration, save_calibration
+from rsgrpo.retrieval.embedders.embedder import EmbedderIdentity
+from rsgrpo.retrieval.filtering.cosine_scorer import CosineScorer
+from rsgrpo.retrieval.filtering.relevance import Calibration, RelevanceError, fit_calibration, save_calibration
 from rsgrpo.types import Sample
 
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
     from recipes.filtering.given_pages import GivenPage
     from recipes.filtering.questions import FilteredQuestions
     from recipes.filtering.stages import AskedModel
-    from rsgrpo.retrieval.embedder import Embedder
-    from rsgrpo.retrieval.page_filter import FilteredPages, FilterStage, PageScorer
+    from rsgrpo.retrieval.embedders.embedder import Embedder
+    from rsgrpo.retrieval.filtering.page_filter import FilteredPages, FilterStage, PageScorer
 
 _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for names
 _FIRST_PASS_PAGES = 20  # that an embedder leaves for a model to look at
@@ -123,7 +123,7 @@ def _default_stages(options: argparse.Namespace) -> list[FilterStageConfig] | No
 def _filter_pages(options: argparse.Namespace, settings: QueryFilterConfig, make_embedder: Any) -> str:
     from recipes.filtering.given_pages import given_pages
     from rsgrpo.config.documents import RenderSettings
-    from rsgrpo.retrieval.page_filter import PagesOfQuestion, filter_pages
+    from rsgrpo.retrieval.filtering.page_filter import PagesOfQuestion, filter_pages
 
     if not options.question.strip():
         raise UsageError("no question is given; ask something, in quotes, and name pages behind it")
@@ -233,7 +233,7 @@ def _asked_model(settings: QueryFilterConfig) -> AskedModel | None:
 def _opened(settings: QueryFilterConfig) -> Any:
     if not settings.index:
         return None
-    from rsgrpo.retrieval.flat_index import open_index
+    from rsgrpo.retrieval.index.flat_index import open_index
 
     return open_index(Path(settings.index))
 

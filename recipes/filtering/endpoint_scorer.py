@@ -15,8 +15,8 @@ from recipes.evaluation.endpoint import EndpointAnswerer, EndpointError
 from rsgrpo.config import DataConfig, EndpointConfig, SamplingConfig
 from rsgrpo.data.images.loading import image_size
 from rsgrpo.evaluation.prompts.turns import user_prompt
-from rsgrpo.retrieval.page_filter import PagesOfQuestion, ScoredPages
-from rsgrpo.retrieval.relevance import yes_no_probability
+from rsgrpo.retrieval.filtering.page_filter import PagesOfQuestion, ScoredPages
+from rsgrpo.retrieval.filtering.relevance import yes_no_probability
 from rsgrpo.text.coordinates import smart_resize
 from rsgrpo.types import ImageRef
 
@@ -24,7 +24,7 @@ _TOP_LOGPROBS = 20  # the most that servers give
 
 
 class EndpointYesNoScorer:
-    """A :class:`~rsgrpo.retrieval.page_filter.PageScorer` over an OpenAI-compatible server with log-probabilities.
+    """A ``PageScorer`` over an OpenAI-compatible server that gives log-probabilities.
 
     A server lists its likeliest tokens only. Where one of the two answers is not among them, it is at most as likely as
     the last one of the list, which is what it counts as: the probability is then a bound, near 0 or 1.
@@ -62,12 +62,12 @@ class EndpointYesNoScorer:
         )
 
     def score(self, question: str, pages: Sequence[ImageRef]) -> NDArray[np.float64]:
-        """See :class:`~rsgrpo.retrieval.page_filter.PageScorer`."""
+        """See :class:`~rsgrpo.retrieval.filtering.page_filter.PageScorer`."""
         (found,) = self.score_all([PagesOfQuestion(question=question, pages=tuple(pages))])
         return np.asarray(found.probabilities, dtype=np.float64)
 
     def score_all(self, asked: Sequence[PagesOfQuestion]) -> list[ScoredPages]:
-        """See :class:`~rsgrpo.retrieval.page_filter.PageScorer`.
+        """See :class:`~rsgrpo.retrieval.filtering.page_filter.PageScorer`.
 
         Raises:
             EndpointError: the server refuses, gives no log-probabilities, or a page is not answered.

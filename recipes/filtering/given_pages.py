@@ -15,7 +15,7 @@ from rsgrpo.documents.records import DocumentError
 from rsgrpo.documents.sources import file_kind
 from rsgrpo.documents.stored_images import encode_image
 from rsgrpo.errors import shown
-from rsgrpo.retrieval.page_index import PageIndex
+from rsgrpo.retrieval.index.page_index import PageIndex
 from rsgrpo.types import ImageRef
 
 _SHOWN_REASON = 200

@@ -19,16 +19,16 @@ from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.data.images.sources import image_bytes
 from rsgrpo.errors import shown
 from rsgrpo.prompts.relevance import RelevancePrompts, answer_tokens
-from rsgrpo.retrieval.cosine_scorer import CosineScorer, page_finder
-from rsgrpo.retrieval.embedder import CountsImageTokens
-from rsgrpo.retrieval.page_filter import FilterStage, PageScorer
-from rsgrpo.retrieval.relevance import Calibration, load_calibration
+from rsgrpo.retrieval.embedders.embedder import CountsImageTokens
+from rsgrpo.retrieval.filtering.cosine_scorer import CosineScorer, page_finder
+from rsgrpo.retrieval.filtering.page_filter import FilterStage, PageScorer
+from rsgrpo.retrieval.filtering.relevance import Calibration, load_calibration
 from rsgrpo.types import ImageRef
 
 if TYPE_CHECKING:  # they take long to import
     from transformers import Qwen2_5_VLProcessor
 
-    from rsgrpo.retrieval.embedder import Embedder
+    from rsgrpo.retrieval.embedders.embedder import Embedder
 
 CALIBRATION_FILE = "filter_calibration.json"
 
@@ -157,7 +157,7 @@ def cosine_scorer(
     """
     index = None
     if settings.index:
-        from rsgrpo.retrieval.flat_index import open_index
+        from rsgrpo.retrieval.index.flat_index import open_index
 
         index = open_index(Path(settings.index), IndexConfig())
     saved = index.embedder if index is not None else None

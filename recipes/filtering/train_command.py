@@ -118,8 +118,8 @@ def _nearest(folder: str, data: DataConfig) -> Any:
     """A function that gives a question's nearest pages in an index, its own gold pages left out."""
     from recipes.filtering.stages import file_digest
     from recipes.indexing.places import make_any_embedder
-    from rsgrpo.retrieval.flat_index import open_index
-    from rsgrpo.retrieval.page_index import find_pages
+    from rsgrpo.retrieval.index.flat_index import open_index
+    from rsgrpo.retrieval.index.page_index import find_pages
     from rsgrpo.types import ImageRef
 
     index = open_index(Path(folder))
@@ -161,7 +161,7 @@ def _train_head(options: argparse.Namespace, settings: QueryFilterConfig, traine
 
     from recipes.filtering.head import worded
     from rsgrpo.prompts.relevance import answer_tokens
-    from rsgrpo.retrieval.page_head import LabelledPage, train_head
+    from rsgrpo.retrieval.filtering.page_head import LabelledPage, train_head
 
     pairs = [
         LabelledPage(question=sample.question, page=page, is_relevant=index in set(sample.positive_images))

@@ -11,8 +11,8 @@ from rsgrpo.config.index import IndexConfig
 from rsgrpo.errors import RsgrpoError, shown
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import AnyEmbedder, Embedder, EmbedderIdentity
-    from rsgrpo.retrieval.page_index import PageIndex
+    from rsgrpo.retrieval.embedders.embedder import AnyEmbedder, Embedder, EmbedderIdentity
+    from rsgrpo.retrieval.index.page_index import PageIndex
 
 PAGES_FOLDER = "pages"
 """Name of the folder with the pages' images and texts, in the index's folder."""
@@ -42,7 +42,7 @@ def open_any_index(folder: Path, settings: IndexConfig, *, is_writable: bool = F
         qdrant = _qdrant()
         index = qdrant.open_qdrant_index(qdrant.connect(settings), settings)
     else:
-        from rsgrpo.retrieval.flat_index import open_index
+        from rsgrpo.retrieval.index.flat_index import open_index
 
         index = open_index(folder, settings, is_writable=is_writable)
     return index
@@ -62,7 +62,7 @@ def is_there(folder: Path, settings: IndexConfig) -> bool:
     if settings.url:
         qdrant = _qdrant()
         return bool(qdrant.has_collection(qdrant.connect(settings), settings))
-    from rsgrpo.retrieval.index_header import HEADER_FILE
+    from rsgrpo.retrieval.index.index_header import HEADER_FILE
 
     return (folder / HEADER_FILE).exists()
 
@@ -83,7 +83,7 @@ def saved_embedder(folder: Path, settings: IndexConfig) -> EmbedderConfig | None
     """
     if settings.url:
         return open_any_index(folder, settings).embedder
-    from rsgrpo.retrieval.index_header import read_header
+    from rsgrpo.retrieval.index.index_header import read_header
 
     return read_header(folder).embedder
 
@@ -111,7 +111,7 @@ def create_any_index(
         qdrant = _qdrant()
         index = qdrant.create_qdrant_index(qdrant.connect(settings), identity, settings, embedder)
     else:
-        from rsgrpo.retrieval.flat_index import create_index
+        from rsgrpo.retrieval.index.flat_index import create_index
 
         index = create_index(folder, identity, settings, embedder)
     return index
@@ -130,7 +130,7 @@ def make_any_embedder(config: EmbedderConfig) -> AnyEmbedder:
         EmbeddingError: the model is not there, cannot be loaded, or does not fit the settings.
     """
     if config.preset == "multi_vector":
-        from rsgrpo.retrieval.multi_vector_embedder import SentenceMultiVectorEmbedder
+        from rsgrpo.retrieval.embedders.multi_vector_embedder import SentenceMultiVectorEmbedder
 
         return SentenceMultiVectorEmbedder(config)
     return make_single_embedder(config)
@@ -152,7 +152,7 @@ def make_single_embedder(config: EmbedderConfig) -> Embedder:
         from rollout.vllm_embedder import VllmEmbedder
 
         return VllmEmbedder(config)
-    from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
+    from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
 
     return SentenceEmbedder(config)
 
@@ -160,7 +160,7 @@ def make_single_embedder(config: EmbedderConfig) -> Embedder:
 def _qdrant() -> Any:
     """Import the module of Qdrant indexes, which needs a package that a plain installation lacks."""
     try:
-        from rsgrpo.retrieval import qdrant_index
+        from rsgrpo.retrieval.index import qdrant_index
     except ImportError as error:
         raise RsgrpoError(
             f"index.url needs qdrant-client ({shown(error, 80)}); install it with uv sync --extra qdrant"

@@ -14,7 +14,7 @@ from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.metrics import EvaluationMetrics
 from rsgrpo.io.atomic_files import FileError, read_json_object, shown_value, write_json
 from rsgrpo.io.record_codec import RecordError, from_plain, to_plain
-from rsgrpo.retrieval.page_filter import FilterMetrics
+from rsgrpo.retrieval.filtering.page_filter import FilterMetrics
 from rsgrpo.run.logger import MetricRow
 
 SCHEMA_VERSION = 1

@@ -17,8 +17,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from rsgrpo.cluster.environments import pooling_environment
 from rsgrpo.config.embedder import EmbedderConfig
-from rsgrpo.retrieval.embedder import EmbedderIdentity
-from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
+from rsgrpo.retrieval.embedders.embedder import EmbedderIdentity
+from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
 from tests.tiny_model import build_tiny_model, write_images
 
 pytestmark = pytest.mark.engine

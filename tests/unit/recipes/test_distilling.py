@@ -17,7 +17,7 @@ from recipes.distilling.writing import held_folder
 from rsgrpo.config import EVISRAG, DataConfig, resolved_yaml
 from rsgrpo.config.distill import DistillConfig
 from rsgrpo.config.image_rules import ImageRules
-from rsgrpo.retrieval.training_pairs import image_digests, read_training_pairs
+from rsgrpo.retrieval.training.training_pairs import image_digests, read_training_pairs
 from rsgrpo.run.recorder import read_groups, record_groups
 from rsgrpo.types import ImageRef, Sample
 from tests.unit.report_run import credited_group, make_rollout, run_config

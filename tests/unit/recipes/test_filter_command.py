@@ -17,9 +17,9 @@ from rsgrpo.config import DataConfig
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.index import IndexConfig
 from rsgrpo.data.evisrag_files import load_samples
-from rsgrpo.retrieval.embedder import EmbedderIdentity, PageImage
-from rsgrpo.retrieval.flat_index import create_index
-from rsgrpo.retrieval.page_index import IndexedPage
+from rsgrpo.retrieval.embedders.embedder import EmbedderIdentity, PageImage
+from rsgrpo.retrieval.index.flat_index import create_index
+from rsgrpo.retrieval.index.page_index import IndexedPage
 from rsgrpo.types import FloatArray, ImageRef
 from tests.tiny_model import build_tiny_model
 

@@ -17,8 +17,8 @@ from rsgrpo.config import Config, ConfigError, DataConfig, EmbedderConfig, EvalC
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.evaluation.benchmarks import find_benchmarks
 from rsgrpo.evaluation.benchmarks.base import BenchmarkError
-from rsgrpo.retrieval.embedder import EmbedderMismatchError, EmbeddingError
-from rsgrpo.retrieval.trec_runs import read_run, write_run
+from rsgrpo.retrieval.embedders.embedder import EmbedderMismatchError, EmbeddingError
+from rsgrpo.retrieval.measuring.trec_runs import read_run, write_run
 from rsgrpo.run.summary import read_summary
 from tests.fake_server import FakeServer, ok
 from tests.tiny_model import build_tiny_model

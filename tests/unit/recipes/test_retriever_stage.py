@@ -21,7 +21,7 @@ from recipes.setup.first_checks import check_first
 from rsgrpo.config import Config, ConfigError
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.data.file_bytes import DataError
-from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
+from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
 from rsgrpo.run.logger import read_metrics
 from rsgrpo.run.report.curves import _SPECS
 from rsgrpo.run.summary import read_summary

@@ -14,9 +14,9 @@ from recipes.indexing.updating import update_index
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.documents.page_store import PageStore
-from rsgrpo.retrieval.embedder import PageImage
-from rsgrpo.retrieval.flat_index import create_index, open_index
-from rsgrpo.retrieval.hybrid import read_tuned
+from rsgrpo.retrieval.embedders.embedder import PageImage
+from rsgrpo.retrieval.index.flat_index import create_index, open_index
+from rsgrpo.retrieval.text.hybrid import read_tuned
 from rsgrpo.types import FloatArray
 from tests.unit.documents.handmade_pdfs import PdfPage, make_pdf, text_pages
 from tests.unit.documents.in_process_pool import in_process

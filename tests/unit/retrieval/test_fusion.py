@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.config.checks import ConfigError
-from rsgrpo.retrieval.fusion import FusionMethod, QuerySplit, fuse, split_queries, tune_weight
-from rsgrpo.retrieval.measures import measure_run
-from rsgrpo.retrieval.trec_runs import Run, RunError, ordered
+from rsgrpo.retrieval.measuring.measures import measure_run
+from rsgrpo.retrieval.measuring.trec_runs import Run, RunError, ordered
+from rsgrpo.retrieval.text.fusion import FusionMethod, QuerySplit, fuse, split_queries, tune_weight
 from tests.unit.retrieval.rankings import ids, pages, rankings
 
 METHODS: tuple[FusionMethod, ...] = ("weighted_sum", "reciprocal_rank")

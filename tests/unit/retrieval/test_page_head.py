@@ -18,8 +18,8 @@ from rsgrpo.config import FilterStageConfig, HeadTrainingConfig, QueryFilterConf
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.prompts.relevance import RelevancePrompts, answer_tokens
-from rsgrpo.retrieval.page_filter import PagesOfQuestion
-from rsgrpo.retrieval.page_head import LabelledPage, PageHeadError, train_head
+from rsgrpo.retrieval.filtering.page_filter import PagesOfQuestion
+from rsgrpo.retrieval.filtering.page_head import LabelledPage, PageHeadError, train_head
 from rsgrpo.types import ImageRef
 from tests.tiny_model import build_tiny_model, tiny_tokenizer
 

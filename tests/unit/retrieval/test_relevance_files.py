@@ -18,8 +18,8 @@ from PIL import Image
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.files import DataError
 from rsgrpo.data.images.loading import load_image
-from rsgrpo.retrieval.measures import measure_run
-from rsgrpo.retrieval.relevance_files import (
+from rsgrpo.retrieval.measuring.measures import measure_run
+from rsgrpo.retrieval.measuring.relevance_files import (
     RetrievalPage,
     RetrievalQuery,
     RetrievalSet,

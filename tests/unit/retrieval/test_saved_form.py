@@ -10,8 +10,8 @@ import pytest
 
 from recipes.indexing.places import make_single_embedder
 from rsgrpo.config.embedder import VISRAG_INSTRUCTION, EmbedderConfig
-from rsgrpo.retrieval.embedder import EmbeddingError
-from rsgrpo.retrieval.saved_form import SavedForm, query_instruction, read_form, write_instruction
+from rsgrpo.retrieval.embedders.embedder import EmbeddingError
+from rsgrpo.retrieval.embedders.saved_form import SavedForm, query_instruction, read_form, write_instruction
 
 READER = {"type": "sentence_transformers.base.modules.transformer.Transformer", "path": ""}
 POOLING = {"type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling", "path": "1_Pooling"}
