@@ -23,9 +23,15 @@ from rsgrpo.data.files import TEST_FILE
 from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.data.synthetic.scans import NUMBERS
 from rsgrpo.io.atomic_files import new_folder
-from rsgrpo.retrieval.cosine_scorer import CosineScorer
-from rsgrpo.retrieval.page_filter import FilteredPages, FilterStage, PagesOfQuestion, filter_metrics, filter_pages
-from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
+from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
+from rsgrpo.retrieval.filtering.cosine_scorer import CosineScorer
+from rsgrpo.retrieval.filtering.page_filter import (
+    FilteredPages,
+    FilterStage,
+    PagesOfQuestion,
+    filter_metrics,
+    filter_pages,
+)
 from rsgrpo.types import IMAGE_MARKER, ImageRef
 
 MAX_SHOWN_PAGES = 100

@@ -3,7 +3,7 @@
 Manuals are fetched by apt, so it takes a Debian with package lists (`apt-get update`); nothing of them is shipped here,
 as their licences differ. Left out are contents and index pages, which hold every title and answer none, titles that
 stand twice, and links to a file that is there already. The set is written as VisRAG lays such data out, so that
-rsgrpo.retrieval.relevance_files, mteb and rsgrpo tune-search read it.
+rsgrpo.retrieval.measuring.relevance_files, mteb and rsgrpo tune-search read it.
 """
 
 from __future__ import annotations

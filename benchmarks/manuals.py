@@ -33,18 +33,18 @@ from rsgrpo.documents.ocr import TextReader
 from rsgrpo.documents.page_store import PageStore
 from rsgrpo.documents.records import Page
 from rsgrpo.documents.stored_images import WRITING
-from rsgrpo.retrieval.embedder import EmbedderIdentity, PageImage
-from rsgrpo.retrieval.flat_index import create_index, open_index
-from rsgrpo.retrieval.fusion import FusionMethod, split_queries
-from rsgrpo.retrieval.hybrid import DEPTH, FoundBoth, fuse_found, tune_search
-from rsgrpo.retrieval.lexical import build_index
-from rsgrpo.retrieval.measured_search import search_queries
-from rsgrpo.retrieval.measures import Judgements, measure_run
-from rsgrpo.retrieval.page_index import FoundPage, PageIndex
-from rsgrpo.retrieval.relevance_files import RetrievalSet, read_retrieval_set
-from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
-from rsgrpo.retrieval.text_search import TextSearch, open_text_search
-from rsgrpo.retrieval.trec_runs import Run, ScoredPage
+from rsgrpo.retrieval.embedders.embedder import EmbedderIdentity, PageImage
+from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
+from rsgrpo.retrieval.index.flat_index import create_index, open_index
+from rsgrpo.retrieval.index.page_index import FoundPage, PageIndex
+from rsgrpo.retrieval.measuring.measured_search import search_queries
+from rsgrpo.retrieval.measuring.measures import Judgements, measure_run
+from rsgrpo.retrieval.measuring.relevance_files import RetrievalSet, read_retrieval_set
+from rsgrpo.retrieval.measuring.trec_runs import Run, ScoredPage
+from rsgrpo.retrieval.text.fusion import FusionMethod, split_queries
+from rsgrpo.retrieval.text.hybrid import DEPTH, FoundBoth, fuse_found, tune_search
+from rsgrpo.retrieval.text.lexical import build_index
+from rsgrpo.retrieval.text.text_search import TextSearch, open_text_search
 from rsgrpo.types import FloatArray, ImageRef
 
 DEV_FRAC, SEED = 0.3, 0
@@ -161,8 +161,9 @@ def print_ocr(data: RetrievalSet, pages: SetPages, texts: Mapping[str, str], num
     """Read a sample of pages that answer questions, and search with what was read in place of their text layer."""
     targets = sorted({page_id for judged in data.relevant.values() for page_id in judged})
     sample = frozenset(random.Random(SEED).sample(targets, num_pages))
-    reader = TextReader(pages.store.folder)
-    (pages.store.folder / WRITING).mkdir(exist_ok=True)
+    place = pages.store.folder.parent / "ocr_sample"
+    (place / WRITING).mkdir(parents=True, exist_ok=True)
+    reader = TextReader(place)
     read, seconds = {}, []
     for page in pages.pages():
         if page.page_id in sample:
@@ -170,7 +171,6 @@ def print_ocr(data: RetrievalSet, pages: SetPages, texts: Mapping[str, str], num
             begin = time.process_time()
             read[page.page_id] = reader.read(pixels, page.sha256).text
             seconds.append(time.process_time() - begin)
-    (pages.store.folder / WRITING).rmdir()
     scores = [word_f1(read[page_id], texts[page_id]) for page_id in read]
     print(f"OCR of {num_pages} pages: word F1 {fmean(scores):.3f} (worst {min(scores):.3f}), "
           f"{fmean(seconds):.1f} s of a core a page (near 0: read before)")  # fmt: skip

@@ -169,8 +169,8 @@ def _train_rl(job: Job) -> None:
             note = step_note(report, min(settings.prompts_per_step, len(prompts)))
             if note:
                 job.progress.line(note)
-            is_shown = report.step % settings.save_every_steps == 0 or report.step in (1, num_steps)
-            if is_shown or (settings.record_every_steps and report.step % settings.record_every_steps == 0):
+            is_shown, is_recorded = kept_steps(settings, report.step, num_steps)
+            if is_recorded:
                 record_groups(
                     job.folder.rollouts_file, "rl", report.step, report.credited, num_kept=settings.rollouts_in_report
                 )
@@ -201,6 +201,22 @@ def _rl_line(report: StepReport, num_steps: int, weights: Mapping[str, float]) -
         if key in metrics:
             shown[name] = metrics[key]
     return step_line("rl", report.step, num_steps, shown)
+
+
+def kept_steps(settings: RlConfig, step: int, num_steps: int) -> tuple[bool, bool]:
+    """Whether the groups of a step are shown by the dashboards, and whether they are recorded in ``rollouts.jsonl``.
+
+    Args:
+        settings: the settings of the stage.
+        step: the step, from 1.
+        num_steps: how many steps there are.
+
+    Example:
+        With ``save_every_steps=10`` and ``record_every_steps=4`` of 20 steps 1, 10 and 20 are shown, and these and 4,
+        8, 12 and 16 recorded.
+    """
+    is_shown = step % settings.save_every_steps == 0 or step in (1, num_steps)
+    return is_shown, is_shown or bool(settings.record_every_steps and step % settings.record_every_steps == 0)
 
 
 def planned_steps(settings: RlConfig, num_prompts: int) -> int:

@@ -69,6 +69,14 @@ COMMANDS: Mapping[str, Command] = {
         summary="how much the text of an index's pages should count beside their vectors, on judged questions",
         entry="recipes.indexing.tune_command:main",
     ),
+    "filter": Command(
+        summary="say which pages help to answer a question, and keep these; or filter a data set",
+        entry="recipes.filtering.command:main",
+    ),
+    "train-filter": Command(
+        summary="train a head that judges pages for the filter",
+        entry="recipes.filtering.train_command:main",
+    ),
     "distill-relevance": Command(
         summary="training pairs of a retriever from what a trained policy says of its pages",
         entry="recipes.distilling.distill_command:main",

@@ -19,7 +19,9 @@ from rsgrpo.errors import shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
 
 if TYPE_CHECKING:
+    from recipes.distilling.asking import Asking
     from recipes.distilling.pairs import Distilled
+    from rsgrpo.config import Config
     from rsgrpo.run.recorder import RecordedGroup
 
 _DEFAULT_SAMPLES = 8
@@ -96,32 +98,37 @@ def _distill(arguments: Sequence[str] | None) -> None:
         given = overrides[0] if overrides else f"--limit {options.limit}"
         raise UsageError(f"{shown(given, 80)} concerns sampling, and nothing is sampled; add --samples {num_samples}")
 
-    from recipes.distilling.writing import write_distilled
+    from recipes.distilling.writing import held_folder, write_distilled
     from rewards.lab.settings import run_settings
 
-    config = run_settings(options.run)
     out = options.out or options.run / "distilled"
+    asking = None
     if is_asked:
         from recipes.distilling.asking import Asking, sampling_settings, trained_model
 
         config = sampling_settings(options.run, overrides)
         trained_model(options.run)  # it is missed here already, before the long import
-
-        from recipes.distilling.sampling import sample_responses
-        from rsgrpo.run.progress import Progress
-        from rsgrpo.run.recorder import read_groups
-
         asking = Asking(
             questions=options.questions,
             num_samples=num_samples,
             limit=options.limit,
             reward="" if settings.correctness in SCORES else settings.correctness,
         )
-        progress = Progress(config.logging.progress)
-        groups: Sequence[RecordedGroup] = read_groups(sample_responses(config, options.run, out, asking, progress))
     else:
-        groups = _recorded(options.run, options.stage)
-    print_counts(write_distilled(groups, config, settings, out, options.run), out)
+        config = run_settings(options.run)
+    with held_folder(out):
+        groups = _sampled(config, options.run, out, asking) if asking else _recorded(options.run, options.stage)
+        distilled = write_distilled(groups, config, settings, out, options.run)
+    print_counts(distilled, out)
+
+
+def _sampled(config: Config, run_folder: Path, out: Path, asking: Asking) -> Sequence[RecordedGroup]:
+    from recipes.distilling.sampling import sample_responses
+    from rsgrpo.run.progress import Progress
+    from rsgrpo.run.recorder import read_groups
+
+    file = sample_responses(config, run_folder, out, asking, Progress(config.logging.progress))
+    return sorted(read_groups(file), key=lambda group: group.sample_id)  # they were written as they came
 
 
 def _split(arguments: Sequence[str]) -> tuple[DistillConfig, list[str]]:

@@ -9,7 +9,7 @@ from rsgrpo.config import ResponseFormat
 from rsgrpo.config.distill import SCORES, DistillConfig
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.metrics import score_response
-from rsgrpo.retrieval.evidence_labels import JudgedResponse, QuestionLabels, label_pages, page_statements
+from rsgrpo.retrieval.training.evidence_labels import JudgedResponse, QuestionLabels, label_pages, page_statements
 from rsgrpo.run.recorder import RecordedGroup, RecordedRollout
 from rsgrpo.text.normalise import is_irrelevant
 from rsgrpo.text.sections import ParsedResponse, parse_response

@@ -107,6 +107,8 @@ def _asked_by(config: Config, model: Path, path: str, asking: Asking) -> dict[st
         "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
         "questions": str(Path(path).absolute()) if Path(path).exists() else path,
         "num_samples": asking.num_samples,
+        "data": dataclasses.asdict(config.data),
+        "prompt": dataclasses.asdict(config.prompt),
         "sampling": dataclasses.asdict(config.rollout.sampling),
         "seed": config.seed,
     } | ({"reward": asking.reward} if asking.reward else {})

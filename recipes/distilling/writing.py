@@ -9,8 +9,8 @@ OUT/sample.html    some questions with their pages and what was decided
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from recipes.distilling.judging import DistillError, judge_groups
@@ -21,10 +21,34 @@ from rsgrpo.config.distill import DistillConfig
 from rsgrpo.errors import shown
 from rsgrpo.io.atomic_files import write_json, write_text
 from rsgrpo.io.jsonl import write_rows
+from rsgrpo.io.writer_lock import LockHeldError, WriterLock
 from rsgrpo.run.recorder import RecordedGroup
 
 PAIRS_FILE = "pairs.jsonl"
 _NAMED_PROBLEMS = 3
+
+
+@contextmanager
+def held_folder(out: Path) -> Iterator[None]:
+    """Make the folder, and hold it for this process: two that sampled into it would mix their responses.
+
+    Args:
+        out: the folder to write.
+
+    Raises:
+        DistillError: another process writes there, or it cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = WriterLock(out / "writer.lock")
+    except LockHeldError as error:
+        raise DistillError(
+            f"another call writes to {shown(out)} ({error.holder}); wait for it, or choose another --out"
+        ) from error
+    except OSError as error:
+        raise DistillError(f"{shown(out)} cannot be written ({error.strerror}); choose another --out") from error
+    with lock:
+        yield
 
 
 def write_distilled(
@@ -36,7 +60,7 @@ def write_distilled(
         groups: the recorded groups.
         config: the settings of the run that they come from.
         settings: how evidence becomes pairs.
-        out: the folder to write; rows of an earlier call are replaced.
+        out: the folder to write, which is held (:func:`held_folder`); rows of an earlier call are replaced.
         run_folder: where moved images are looked for.
 
     Returns:
@@ -46,10 +70,6 @@ def write_distilled(
         DistillError: no row came of it; the page to look at is written all the same.
     """
     questions = list(judge_groups(groups, settings, config.response.format))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DistillError(f"{shown(out)} cannot be written ({error.strerror}); choose another --out") from error
     with closing(PageStore(out, config.data.image_rules)) as store:
         distilled = make_pairs(questions, settings, store)
     for problem in store.problems[:_NAMED_PROBLEMS]:

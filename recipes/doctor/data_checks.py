@@ -26,8 +26,8 @@ from rsgrpo.data.images.sources import ImageError
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.evaluation.retrieval_sets import find_retrieval_tasks, split_tasks
 from rsgrpo.prompts.template import PromptTemplateError, PromptWriter
-from rsgrpo.retrieval.relevance_files import read_retrieval_set
-from rsgrpo.retrieval.training_pairs import pair_files
+from rsgrpo.retrieval.measuring.relevance_files import read_retrieval_set
+from rsgrpo.retrieval.training.training_pairs import pair_files
 
 if TYPE_CHECKING:
     from rsgrpo.types import ImageRef, Sample

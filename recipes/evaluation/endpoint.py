@@ -15,7 +15,7 @@ import io
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -57,6 +57,8 @@ class EndpointAnswerer:
         endpoint: address, model, limits.
         data: how images are read, and the size that they are brought to before they are sent.
         seed: sent with every request.
+        extra: what is sent along with every request beside what is sent always.
+        read: reads text and finish reason off a reply; None: those of a chat completion.
 
     Raises:
         EndpointError: ``eval.endpoint.api_key_variable`` names an environment variable that is not set.
@@ -66,7 +68,17 @@ class EndpointAnswerer:
         >>> answerer.answer(prompts, SamplingConfig(temperature=0.0), on_answers=kept.extend)
     """
 
-    def __init__(self, endpoint: EndpointConfig, data: DataConfig, seed: int) -> None:
+    def __init__(
+        self,
+        endpoint: EndpointConfig,
+        data: DataConfig,
+        seed: int,
+        *,
+        extra: Mapping[str, object] | None = None,
+        read: Callable[[Any], tuple[str, str]] | None = None,
+    ) -> None:
+        self._extra = dict(extra or {})
+        self._read = read or _completion
         self._endpoint = endpoint
         self._rules = data.image_rules
         self._seed = seed
@@ -166,6 +178,7 @@ class EndpointAnswerer:
             "temperature": sampling.temperature,
             "max_tokens": sampling.max_response_tokens,
             "seed": self._seed,
+            **self._extra,
         }
         # Not every server knows these: they are left out where they say nothing.
         if sampling.top_p != 1.0:
@@ -210,7 +223,7 @@ class EndpointAnswerer:
                 wait_seconds=_retry_after(response),
             )
         try:
-            return _completion(response.json())
+            return self._read(response.json())
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise _AttemptError(
                 f"a reply that is no chat completion ({type(error).__name__}: {error}): {_shown(response)}",

@@ -21,7 +21,7 @@ from rsgrpo.evaluation.metrics import EvaluationMetrics, ResponseScore, aggregat
 from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
 from rsgrpo.io.jsonl import write_rows
 from rsgrpo.io.record_codec import RecordError, from_plain
-from rsgrpo.retrieval.page_filter import FilterMetrics
+from rsgrpo.retrieval.filtering.page_filter import FilterMetrics
 from rsgrpo.trainer.policy import Policy, unweighted
 from rsgrpo.types import PromptedSample, RolloutGroup, ScoredGroup
 

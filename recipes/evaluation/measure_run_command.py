@@ -17,8 +17,8 @@ from rsgrpo.failures.command import CommandParser, UsageError, run_command
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
     from rsgrpo.evaluation.benchmarks.base import BenchmarkResult
     from rsgrpo.evaluation.rescore.comparison import Comparison
-    from rsgrpo.retrieval.measures import RunMeasures
-    from rsgrpo.retrieval.trec_runs import Mode
+    from rsgrpo.retrieval.measuring.measures import RunMeasures
+    from rsgrpo.retrieval.measuring.trec_runs import Mode
 
 _PIPE_COLUMNS = 120
 _MODES = ("official", "strict")
@@ -76,10 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(arguments: Sequence[str] | None) -> None:
-    from rsgrpo.retrieval.measured_search import measures_at
-    from rsgrpo.retrieval.measures import measure_run
-    from rsgrpo.retrieval.relevance_files import read_judgements
-    from rsgrpo.retrieval.trec_runs import read_run
+    from rsgrpo.retrieval.measuring.measured_search import measures_at
+    from rsgrpo.retrieval.measuring.measures import measure_run
+    from rsgrpo.retrieval.measuring.relevance_files import read_judgements
+    from rsgrpo.retrieval.measuring.trec_runs import read_run
 
     given = command_parser().parse_args(arguments)
     if not 1 <= given.k <= _MAX_K:

@@ -21,18 +21,18 @@ from recipes.setup.wanted_data import find_embedder
 from rsgrpo.config import Config
 from rsgrpo.errors import shown
 from rsgrpo.evaluation.retrieval_sets import RetrievalTask, find_retrieval_tasks
-from rsgrpo.io.atomic_files import write_json
+from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
 from rsgrpo.io.jsonl import write_rows
 from rsgrpo.io.timers import StageClock
-from rsgrpo.retrieval.relevance_files import read_retrieval_set
+from rsgrpo.retrieval.measuring.relevance_files import read_retrieval_set
 from rsgrpo.run.folder import RunFolder, begin_run
 from rsgrpo.run.progress import Progress
 from rsgrpo.run.summary import SearchSummary
 
 if TYPE_CHECKING:  # they take seconds to import, which a slip in the settings need not wait for
     from rsgrpo.evaluation.mteb_tasks import LoadedTask, SubsetResult, TaskResult
-    from rsgrpo.retrieval.embedder import AnyEmbedder
-    from rsgrpo.retrieval.flat_index import FlatIndex
+    from rsgrpo.retrieval.embedders.embedder import AnyEmbedder
+    from rsgrpo.retrieval.index.flat_index import FlatIndex
 
 _K = 10
 _DEPTH = 100  # pages of each query in run.trec; mteb's thousand would make files of many megabytes
@@ -142,8 +142,8 @@ def _open_index(folder: Path, embedder: AnyEmbedder) -> FlatIndex:
     Raises:
         EmbedderMismatchError: another embedder made it.
     """
-    from rsgrpo.retrieval.flat_index import create_index, open_index
-    from rsgrpo.retrieval.index_header import HEADER_FILE
+    from rsgrpo.retrieval.index.flat_index import create_index, open_index
+    from rsgrpo.retrieval.index.index_header import HEADER_FILE
 
     if not (folder / HEADER_FILE).exists():
         return create_index(folder, embedder.identity, embedder=embedder.settings)
@@ -184,9 +184,9 @@ def _written(
 def _measured(
     task: LoadedTask, found: SubsetResult, embedder: AnyEmbedder, root: Path, progress: Progress
 ) -> SearchSummary:
-    from rsgrpo.retrieval.measured_search import measures_at
-    from rsgrpo.retrieval.measures import measure_run
-    from rsgrpo.retrieval.trec_runs import RunError, write_run
+    from rsgrpo.retrieval.measuring.measured_search import measures_at
+    from rsgrpo.retrieval.measuring.measures import measure_run
+    from rsgrpo.retrieval.measuring.trec_runs import RunError, write_run
 
     searched = found.searched
     run = {query_id: pages[:_DEPTH] for query_id, pages in searched.run.items()}
@@ -217,8 +217,17 @@ def _measured(
         refused_pages=len(found.corpus.refused),
         query_embedding_milliseconds=searched.query_embedding_milliseconds,
         search_milliseconds=searched.search_milliseconds,
-        pages_per_second=found.corpus.pages_per_second,
+        pages_per_second=found.corpus.pages_per_second or _earlier_speed(root / "measures.json"),
     )
+
+
+def _earlier_speed(file: Path) -> float | None:
+    """Read how many pages a second were embedded when they were; None: another task or subset embedded them."""
+    try:
+        speed = read_json_object(file).get("pages_per_second")
+    except FileError:
+        return None
+    return speed if isinstance(speed, float) else None
 
 
 def _first(reasons: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rsgrpo.config import FilterStageConfig, PromptConfig, QueryFilterConfig
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.prompts.template import PromptWriter
-from rsgrpo.retrieval.page_filter import PageScorer
+from rsgrpo.retrieval.filtering.page_filter import PageScorer
 from rsgrpo.types import Sample
 
 
@@ -39,7 +39,7 @@ def head_scorer(settings: QueryFilterConfig, rules: ImageRules) -> Callable[[Fil
     """
 
     def make(stage: FilterStageConfig) -> PageScorer:
-        from rsgrpo.retrieval.page_head import WORDING_FILE, HeadScorer  # here: it takes long to import
+        from rsgrpo.retrieval.filtering.page_head import WORDING_FILE, HeadScorer  # here: it takes long to import
 
         folder = Path(settings.head)
         wording = folder / WORDING_FILE

@@ -8,7 +8,7 @@ from typing import Any
 
 from rsgrpo.data.kept_pages import with_pages
 from rsgrpo.evaluation.benchmarks.evisrag import public_id
-from rsgrpo.retrieval.page_filter import (
+from rsgrpo.retrieval.filtering.page_filter import (
     FilteredPages,
     FilterMetrics,
     FilterStage,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.filtering.yes_no import YesNoScorer
+from recipes.indexing.places import MakeSingleEmbedder
 from rollout.engine import TokenJudge
 from rsgrpo.config import ConfigError, FilterStageConfig, QueryFilterConfig
 from rsgrpo.config.embedder import EmbedderConfig
@@ -18,20 +19,18 @@ from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.data.images.sources import image_bytes
 from rsgrpo.errors import shown
 from rsgrpo.prompts.relevance import RelevancePrompts, answer_tokens
-from rsgrpo.retrieval.cosine_scorer import CosineScorer, page_finder
-from rsgrpo.retrieval.embedder import CountsImageTokens
-from rsgrpo.retrieval.page_filter import FilterStage, PageScorer
-from rsgrpo.retrieval.relevance import Calibration, load_calibration
+from rsgrpo.retrieval.embedders.embedder import CountsImageTokens
+from rsgrpo.retrieval.filtering.cosine_scorer import CosineScorer, page_finder
+from rsgrpo.retrieval.filtering.page_filter import FilterStage, PageScorer
+from rsgrpo.retrieval.filtering.relevance import Calibration, load_calibration
 from rsgrpo.types import ImageRef
 
 if TYPE_CHECKING:  # they take long to import
     from transformers import Qwen2_5_VLProcessor
 
-    from rsgrpo.retrieval.embedder import Embedder
+    from rsgrpo.retrieval.embedders.embedder import Embedder
 
 CALIBRATION_FILE = "filter_calibration.json"
-
-MakeEmbedder = Callable[[EmbedderConfig], "Embedder"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +51,9 @@ class AskedModel:
 def make_stages(
     settings: QueryFilterConfig,
     model: AskedModel | None,
-    make_embedder: MakeEmbedder,
+    make_embedder: MakeSingleEmbedder,
     make_head: Callable[[FilterStageConfig], PageScorer],
+    make_yes_no: Callable[[FilterStageConfig], PageScorer] | None = None,
 ) -> list[FilterStage]:
     """Make the passes of a filter.
 
@@ -62,6 +62,7 @@ def make_stages(
         model: the model that ``yes_no`` asks; None: there is none.
         make_embedder: makes the embedder of ``cosine`` from its settings.
         make_head: makes the scorer of a pass with ``head``.
+        make_yes_no: makes the scorer of a pass with ``yes_no``; None: ``model`` is asked.
 
     Returns:
         The passes, in the order of the settings.
@@ -79,7 +80,7 @@ def make_stages(
             cosine = cosine or cosine_scorer(settings, make_embedder, needs_calibration=_needs_calibration(settings))
             scorer: PageScorer = cosine
         elif stage.scorer == "yes_no":
-            scorer = yes_no_scorer(settings, stage, model)
+            scorer = make_yes_no(stage) if make_yes_no else yes_no_scorer(settings, stage, model)
         else:
             scorer = make_head(stage)
         stages.append(
@@ -134,13 +135,20 @@ def yes_no_scorer(settings: QueryFilterConfig, stage: FilterStageConfig, model: 
     )
 
 
-def cosine_scorer(settings: QueryFilterConfig, make_embedder: MakeEmbedder, *, needs_calibration: bool) -> CosineScorer:
+def cosine_scorer(
+    settings: QueryFilterConfig,
+    make_embedder: MakeSingleEmbedder,
+    *,
+    needs_calibration: bool,
+    reads_calibration: bool = True,
+) -> CosineScorer:
     """Make the scorer over an embedder, with the vectors of the index and the calibration that the settings name.
 
     Args:
         settings: the settings of the filter.
         make_embedder: makes the embedder from its settings.
         needs_calibration: whether the scores must be probabilities; else a calibration is used where there is one.
+        reads_calibration: whether a calibration is looked for at all; not where one is about to be fitted.
 
     Raises:
         ConfigError: no embedder is named, or a calibration is needed and not there.
@@ -149,7 +157,7 @@ def cosine_scorer(settings: QueryFilterConfig, make_embedder: MakeEmbedder, *, n
     """
     index = None
     if settings.index:
-        from rsgrpo.retrieval.flat_index import open_index
+        from rsgrpo.retrieval.index.flat_index import open_index
 
         index = open_index(Path(settings.index), IndexConfig())
     saved = index.embedder if index is not None else None
@@ -160,9 +168,14 @@ def cosine_scorer(settings: QueryFilterConfig, make_embedder: MakeEmbedder, *, n
     else:
         raise ConfigError("filter.stages has a cosine; set filter.embedder, or filter.index to one that names its own")
     embedder = make_embedder(config)
+    if embedder.identity.is_multi_vector:
+        raise ConfigError(
+            f"{shown(config.model, 120)} gives a page many vectors, and the filter compares one; name an embedder with "
+            "one vector a page, or let yes_no judge"
+        )
     return CosineScorer(
         embedder,
-        _calibration(settings, embedder, needs_calibration),
+        _calibration(settings, embedder, needs_calibration) if reads_calibration else None,
         image_tokens=embedder.image_tokens if isinstance(embedder, CountsImageTokens) else None,
         index=index,
         find_page_id=page_finder(index, file_digest) if index is not None else None,

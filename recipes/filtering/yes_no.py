@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from rollout.engine import TokenJudge
 from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.prompts.relevance import RelevancePrompts
-from rsgrpo.retrieval.page_filter import PagesOfQuestion, ScoredPages
-from rsgrpo.retrieval.relevance import yes_no_probability
+from rsgrpo.retrieval.filtering.page_filter import PagesOfQuestion, ScoredPages
+from rsgrpo.retrieval.filtering.relevance import yes_no_probability
 from rsgrpo.types import ImageRef
 
 _PROMPTS_A_CALL = 2048  # their texts are held at once; their pages are not
 
 
 class YesNoScorer:
-    """A :class:`~rsgrpo.retrieval.page_filter.PageScorer`: ``sigmoid(z_yes - z_no)`` behind a question about one page.
+    """A ``PageScorer``: ``sigmoid(z_yes - z_no)`` behind a question about one page.
 
     Args:
         judge: who says how probable the two answers are: an engine, or a plain forward pass.
@@ -44,12 +44,12 @@ class YesNoScorer:
         self._image_tokens = image_tokens
 
     def score(self, question: str, pages: Sequence[ImageRef]) -> NDArray[np.float64]:
-        """See :class:`~rsgrpo.retrieval.page_filter.PageScorer`."""
+        """See :class:`~rsgrpo.retrieval.filtering.page_filter.PageScorer`."""
         (found,) = self.score_all([PagesOfQuestion(question=question, pages=tuple(pages))])
         return np.asarray(found.probabilities, dtype=np.float64)
 
     def score_all(self, asked: Sequence[PagesOfQuestion]) -> list[ScoredPages]:
-        """See :class:`~rsgrpo.retrieval.page_filter.PageScorer`."""
+        """See :class:`~rsgrpo.retrieval.filtering.page_filter.PageScorer`."""
         prompted = [
             self._prompts.build(f"{number}/{place}", item.question, page)
             for number, item in enumerate(asked)

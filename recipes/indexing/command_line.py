@@ -12,13 +12,10 @@ from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.failures.command import CommandParser
 
 if TYPE_CHECKING:  # it takes long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import AnyEmbedder, Embedder
+    from rsgrpo.retrieval.embedders.embedder import AnyEmbedder
 
 MakeEmbedder = Callable[[EmbedderConfig], "AnyEmbedder"]
 """Makes an embedder from its settings; tests make one that needs no model."""
-
-MakeSingleEmbedder = Callable[[EmbedderConfig], "Embedder"]
-"""Makes an embedder that gives a page one vector."""
 
 
 def explain_settings(parser: CommandParser) -> None:

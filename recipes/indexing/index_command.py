@@ -31,7 +31,7 @@ from rsgrpo.failures.command import CommandParser, UsageError, run_command
 from rsgrpo.run.progress import end_time, readable_seconds
 
 if TYPE_CHECKING:
-    from rsgrpo.retrieval.page_index import PageIndex
+    from rsgrpo.retrieval.index.page_index import PageIndex
 
 MakeSource = Callable[["Changes", Path, RenderSettings], PageSource]
 """Makes the changes in the store of pages in a folder, and gives the store."""
@@ -168,7 +168,7 @@ def _check_store(folder: Path, index: PageIndex) -> None:
         PageIndexError: there is no store of pages.
     """
     from rsgrpo.documents.stored_images import STORE_FILE
-    from rsgrpo.retrieval.page_index import PageIndexError
+    from rsgrpo.retrieval.index.page_index import PageIndexError
 
     if not (folder / STORE_FILE).exists():
         raise PageIndexError(

@@ -11,16 +11,16 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.indexing.command_line import MakeSingleEmbedder, explain_settings, read_call
-from recipes.indexing.places import create_any_index, is_there, make_single_embedder, open_any_index
+from recipes.indexing.command_line import explain_settings, read_call
+from recipes.indexing.places import MakeSingleEmbedder, create_any_index, is_there, make_single_embedder, open_any_index
 from recipes.indexing.settings import GivenSettings, embedder_settings, index_settings
 from rsgrpo.errors import shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
 
 if TYPE_CHECKING:  # it takes long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import Embedder
-    from rsgrpo.retrieval.mining import MiningReport
-    from rsgrpo.retrieval.page_index import PageIndex
+    from rsgrpo.retrieval.embedders.embedder import Embedder
+    from rsgrpo.retrieval.index.page_index import PageIndex
+    from rsgrpo.retrieval.training.mining import MiningReport
 
 _LINE_SECONDS = 10.0
 _NO_BOUND = "none"
@@ -91,9 +91,9 @@ def _bound(text: str) -> float | None:
 def _mine(arguments: Sequence[str] | None, make_embedder: MakeSingleEmbedder) -> None:
     from rsgrpo.config import DataConfig
     from rsgrpo.config.image_rules import ImageRules
-    from rsgrpo.retrieval.mined_pairs import index_pages, with_mined_negatives, write_training_pairs
-    from rsgrpo.retrieval.mining import MiningRules
-    from rsgrpo.retrieval.training_pairs import read_training_pairs
+    from rsgrpo.retrieval.training.mined_pairs import index_pages, with_mined_negatives, write_training_pairs
+    from rsgrpo.retrieval.training.mining import MiningRules
+    from rsgrpo.retrieval.training.training_pairs import read_training_pairs
 
     options, given = read_call(command_parser(), arguments)
     if given.documents:

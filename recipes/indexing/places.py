@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,15 @@ from rsgrpo.config.index import IndexConfig
 from rsgrpo.errors import RsgrpoError, shown
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import AnyEmbedder, Embedder, EmbedderIdentity
-    from rsgrpo.retrieval.page_index import PageIndex
+    from rsgrpo.retrieval.embedders.embedder import AnyEmbedder, Embedder, EmbedderIdentity
+    from rsgrpo.retrieval.index.page_index import PageIndex
 
 PAGES_FOLDER = "pages"
 """Name of the folder with the pages' images and texts, in the index's folder."""
+
+
+MakeSingleEmbedder = Callable[[EmbedderConfig], "Embedder"]
+"""Makes an embedder that gives a page one vector; tests make one that needs no model."""
 
 
 def open_any_index(folder: Path, settings: IndexConfig, *, is_writable: bool = False) -> PageIndex:
@@ -37,7 +42,7 @@ def open_any_index(folder: Path, settings: IndexConfig, *, is_writable: bool = F
         qdrant = _qdrant()
         index = qdrant.open_qdrant_index(qdrant.connect(settings), settings)
     else:
-        from rsgrpo.retrieval.flat_index import open_index
+        from rsgrpo.retrieval.index.flat_index import open_index
 
         index = open_index(folder, settings, is_writable=is_writable)
     return index
@@ -57,7 +62,7 @@ def is_there(folder: Path, settings: IndexConfig) -> bool:
     if settings.url:
         qdrant = _qdrant()
         return bool(qdrant.has_collection(qdrant.connect(settings), settings))
-    from rsgrpo.retrieval.index_header import HEADER_FILE
+    from rsgrpo.retrieval.index.index_header import HEADER_FILE
 
     return (folder / HEADER_FILE).exists()
 
@@ -78,7 +83,7 @@ def saved_embedder(folder: Path, settings: IndexConfig) -> EmbedderConfig | None
     """
     if settings.url:
         return open_any_index(folder, settings).embedder
-    from rsgrpo.retrieval.index_header import read_header
+    from rsgrpo.retrieval.index.index_header import read_header
 
     return read_header(folder).embedder
 
@@ -106,7 +111,7 @@ def create_any_index(
         qdrant = _qdrant()
         index = qdrant.create_qdrant_index(qdrant.connect(settings), identity, settings, embedder)
     else:
-        from rsgrpo.retrieval.flat_index import create_index
+        from rsgrpo.retrieval.index.flat_index import create_index
 
         index = create_index(folder, identity, settings, embedder)
     return index
@@ -125,14 +130,14 @@ def make_any_embedder(config: EmbedderConfig) -> AnyEmbedder:
         EmbeddingError: the model is not there, cannot be loaded, or does not fit the settings.
     """
     if config.preset == "multi_vector":
-        from rsgrpo.retrieval.multi_vector_embedder import SentenceMultiVectorEmbedder
+        from rsgrpo.retrieval.embedders.multi_vector_embedder import SentenceMultiVectorEmbedder
 
         return SentenceMultiVectorEmbedder(config)
     return make_single_embedder(config)
 
 
 def make_single_embedder(config: EmbedderConfig) -> Embedder:
-    """Make an embedder that gives a page one vector.
+    """Make an embedder that gives a page one vector, run by the library that ``embedder.runner`` names.
 
     Args:
         config: the settings of the embedder.
@@ -141,16 +146,13 @@ def make_single_embedder(config: EmbedderConfig) -> Embedder:
         The embedder, its model loaded.
 
     Raises:
-        EmbeddingError: the settings name a multi-vector preset, or the embedder cannot be made.
+        EmbeddingError: the model is not there, cannot be loaded, does not fit the settings, or gives many vectors.
     """
-    from rsgrpo.retrieval.embedder import EmbeddingError
+    if config.runner == "vllm":
+        from rollout.vllm_embedder import VllmEmbedder
 
-    if config.preset == "multi_vector":
-        raise EmbeddingError(
-            "embedder.preset=multi_vector gives a page many vectors, and one is needed here; take an embedder that "
-            "gives one"
-        )
-    from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
+        return VllmEmbedder(config)
+    from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
 
     return SentenceEmbedder(config)
 
@@ -158,7 +160,7 @@ def make_single_embedder(config: EmbedderConfig) -> Embedder:
 def _qdrant() -> Any:
     """Import the module of Qdrant indexes, which needs a package that a plain installation lacks."""
     try:
-        from rsgrpo.retrieval import qdrant_index
+        from rsgrpo.retrieval.index import qdrant_index
     except ImportError as error:
         raise RsgrpoError(
             f"index.url needs qdrant-client ({shown(error, 80)}); install it with uv sync --extra qdrant"

@@ -21,8 +21,8 @@ from rsgrpo.failures.command import CommandParser, UsageError, run_command
 from rsgrpo.io.ids import well_formed
 
 if TYPE_CHECKING:  # it takes long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import AnyEmbedder
-    from rsgrpo.retrieval.page_index import FoundPage, PageFilter
+    from rsgrpo.retrieval.embedders.embedder import AnyEmbedder
+    from rsgrpo.retrieval.index.page_index import FoundPage, PageFilter
 
 _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for titles
 _DEFAULT_RESULTS = 5
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | N
 
 
 def _search(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> None:
-    from rsgrpo.retrieval.page_index import PageFilter, PageIndexError
+    from rsgrpo.retrieval.index.page_index import PageFilter, PageIndexError
 
     options, given = read_call(command_parser(), arguments)
     if not 1 <= options.k <= _MAX_RESULTS:

@@ -12,10 +12,10 @@ from rsgrpo.errors import shown
 from rsgrpo.failures.command import UsageError
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import AnyEmbedder
-    from rsgrpo.retrieval.hybrid import TunedSearch
-    from rsgrpo.retrieval.page_index import FoundPage, PageFilter, PageIndex
-    from rsgrpo.retrieval.text_search import TextSearch
+    from rsgrpo.retrieval.embedders.embedder import AnyEmbedder
+    from rsgrpo.retrieval.index.page_index import FoundPage, PageFilter, PageIndex
+    from rsgrpo.retrieval.text.hybrid import TunedSearch
+    from rsgrpo.retrieval.text.text_search import TextSearch
 
 SearchBy = Literal["vector", "text", "hybrid"]
 """What is searched: the vectors of pages, their text, or both."""
@@ -79,7 +79,7 @@ def search(
             for this embedder.
         RsgrpoError: the index has no texts, its tuned weight cannot be read, or the question cannot be embedded.
     """
-    from rsgrpo.retrieval.hybrid import read_tuned
+    from rsgrpo.retrieval.text.hybrid import read_tuned
 
     tuned = None if by == "vector" else read_tuned(folder)
     is_of_another = tuned is not None and bool(tuned.embedder.differences(index.identity))
@@ -103,7 +103,7 @@ def search(
 def _by_vectors(
     index: PageIndex, question: Question, k: int, make_embedder: Callable[[], AnyEmbedder]
 ) -> list[FoundPage]:
-    from rsgrpo.retrieval.page_index import find_pages
+    from rsgrpo.retrieval.index.page_index import find_pages
 
     (found,) = find_pages(index, make_embedder(), [question.text], k, question.allowed)
     return found
@@ -119,7 +119,7 @@ def _by_text(text: TextSearch, question: Question) -> Findings:
 def _by_both(
     index: PageIndex, text: TextSearch, tuned: TunedSearch, question: Question, make_embedder: Callable[[], AnyEmbedder]
 ) -> Findings:
-    from rsgrpo.retrieval.hybrid import fuse_found
+    from rsgrpo.retrieval.text.hybrid import fuse_found
 
     depth = max(tuned.depth, question.k)
     remarks = [

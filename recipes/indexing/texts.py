@@ -9,8 +9,8 @@ from recipes.indexing.places import PAGES_FOLDER
 from rsgrpo.errors import RsgrpoError, shown
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.page_index import PageIndex
-    from rsgrpo.retrieval.text_search import TextSearch
+    from rsgrpo.retrieval.index.page_index import PageIndex
+    from rsgrpo.retrieval.text.text_search import TextSearch
 
 
 class NoTextsError(RsgrpoError):
@@ -35,7 +35,7 @@ def open_texts(index: PageIndex, folder: Path, language: str) -> TextSearch:
     """
     from rsgrpo.documents.page_store import PageStore
     from rsgrpo.documents.stored_images import STORE_FILE
-    from rsgrpo.retrieval.text_search import open_text_search
+    from rsgrpo.retrieval.text.text_search import open_text_search
 
     pages = folder / PAGES_FOLDER
     if not (pages / STORE_FILE).exists():

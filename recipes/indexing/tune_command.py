@@ -18,11 +18,11 @@ from recipes.indexing.texts import open_texts, texts_told
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
-    from rsgrpo.retrieval.embedder import AnyEmbedder
-    from rsgrpo.retrieval.hybrid import FoundBoth, TunedSearch
-    from rsgrpo.retrieval.page_index import PageIndex
-    from rsgrpo.retrieval.relevance_files import JudgedQueries
-    from rsgrpo.retrieval.text_search import TextSearch
+    from rsgrpo.retrieval.embedders.embedder import AnyEmbedder
+    from rsgrpo.retrieval.index.page_index import PageIndex
+    from rsgrpo.retrieval.measuring.relevance_files import JudgedQueries
+    from rsgrpo.retrieval.text.hybrid import FoundBoth, TunedSearch
+    from rsgrpo.retrieval.text.text_search import TextSearch
 
 _DEV_FRAC = 0.3
 _SEARCHES = {"text": "text (BM25)", "vectors": "vectors", "hybrid": "both, by the weight"}
@@ -78,9 +78,9 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | N
 
 
 def _tune(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> None:
-    from rsgrpo.retrieval.hybrid import tune_search, write_tuned
-    from rsgrpo.retrieval.page_index import PageIndexError
-    from rsgrpo.retrieval.relevance_files import read_judged_queries
+    from rsgrpo.retrieval.index.page_index import PageIndexError
+    from rsgrpo.retrieval.measuring.relevance_files import read_judged_queries
+    from rsgrpo.retrieval.text.hybrid import tune_search, write_tuned
 
     options, given = read_call(command_parser(), arguments)
     if given.documents:
@@ -117,9 +117,9 @@ def _tune(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> None:
 
 def _found(index: PageIndex, text: TextSearch, embedder: AnyEmbedder, judged: JudgedQueries) -> FoundBoth:
     """Ask both searches for the pages of every question."""
-    from rsgrpo.retrieval.hybrid import DEPTH, FoundBoth
-    from rsgrpo.retrieval.measured_search import search_queries
-    from rsgrpo.retrieval.page_index import FoundPage
+    from rsgrpo.retrieval.index.page_index import FoundPage
+    from rsgrpo.retrieval.measuring.measured_search import search_queries
+    from rsgrpo.retrieval.text.hybrid import DEPTH, FoundBoth
 
     pages = {page.page_id: page for page in index.pages()}
     by_vectors = search_queries(index, embedder, judged.queries, depth=DEPTH).run
@@ -143,6 +143,9 @@ def _print(tuned: TunedSearch, name: str) -> None:
     for search, values in tuned.measures.items():
         table.add_row(_SEARCHES[search], *(f"{value:.3f}" for value in values.values()))
     console.print(table)
+    if tuned.weight in (0, 1):
+        alone = "the text" if tuned.weight else "the vectors"
+        console.print(f"no mixture found more than {alone} alone, beyond chance", markup=False, highlight=False)
     console.print(
         f"{name}: the text counts {tuned.weight:g}, the vectors {1 - tuned.weight:g}, tuned on "
         f"{tuned.num_dev_queries:,} questions; rsgrpo search uses it from now on",

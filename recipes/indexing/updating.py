@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rsgrpo.retrieval.embedder import AnyEmbedder
-from rsgrpo.retrieval.page_index import IndexedPage, PageIndex, add_pages
+from rsgrpo.retrieval.embedders.embedder import AnyEmbedder
+from rsgrpo.retrieval.index.page_index import IndexedPage, PageIndex, add_pages
 
 _PAGES_AT_ONCE = 256  # embedded in one call: enough to sort them into batches of like sizes
 _FIRST_PAGES = 16  # of the first call; on a CPU 256 may take an hour, which Ctrl-C would lose

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
 from rsgrpo.io.record_codec import RecordError, from_plain, to_plain
-from rsgrpo.retrieval.embedder import Embedder
-from rsgrpo.retrieval.measured_search import measure_embedder
-from rsgrpo.retrieval.relevance_files import RetrievalSet
-from rsgrpo.retrieval.trec_runs import write_run
+from rsgrpo.retrieval.embedders.embedder import Embedder
+from rsgrpo.retrieval.measuring.measured_search import measure_embedder
+from rsgrpo.retrieval.measuring.relevance_files import RetrievalSet
+from rsgrpo.retrieval.measuring.trec_runs import write_run
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.run.progress import Progress
 from rsgrpo.run.summary import RetrievalSummary

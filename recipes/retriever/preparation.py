@@ -17,12 +17,12 @@ from rsgrpo.data.synthetic.quickstart import corpus
 from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.data.synthetic.ticket_sets import build_retriever_data
 from rsgrpo.errors import shown
-from rsgrpo.retrieval.embedder import EmbeddingError
-from rsgrpo.retrieval.held_out_pairs import hold_out
-from rsgrpo.retrieval.pair_table import write_pairs
-from rsgrpo.retrieval.relevance_files import RetrievalSet, read_retrieval_set
-from rsgrpo.retrieval.training_batches import BatchPlan, plan_batches
-from rsgrpo.retrieval.training_pairs import LoadedPairs, TrainingPair, image_digests, read_training_pairs
+from rsgrpo.retrieval.embedders.embedder import EmbeddingError
+from rsgrpo.retrieval.measuring.relevance_files import RetrievalSet, read_retrieval_set
+from rsgrpo.retrieval.training.held_out_pairs import hold_out
+from rsgrpo.retrieval.training.pair_table import write_pairs
+from rsgrpo.retrieval.training.training_batches import BatchPlan, plan_batches
+from rsgrpo.retrieval.training.training_pairs import LoadedPairs, TrainingPair, image_digests, read_training_pairs
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.run.progress import Progress
 from rsgrpo.system.machine import MachineError
@@ -92,8 +92,8 @@ def prepare_retriever(config: Config, folder: RunFolder, progress: Progress) -> 
     Raises:
         RsgrpoError: the data cannot be used, the model is not there, or nothing fills a batch.
     """
-    from rsgrpo.retrieval.model_loading import model_folder
-    from rsgrpo.retrieval.start_model import READING_RULES
+    from rsgrpo.retrieval.embedders.model_loading import model_folder
+    from rsgrpo.retrieval.training.start_model import READING_RULES
 
     settings = config.retriever
     check_retriever_data(config)

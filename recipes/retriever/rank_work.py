@@ -14,13 +14,13 @@ from recipes.retriever.preparation import PAIRS_FILE
 from rsgrpo.config import Config
 from rsgrpo.io.manifest import CHECKPOINT_VERSION, write_manifest
 from rsgrpo.io.record_codec import read_record, write_record
-from rsgrpo.retrieval.measured_search import measure_embedder
-from rsgrpo.retrieval.pair_table import read_pairs
-from rsgrpo.retrieval.relevance_files import RetrievalSet
-from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
-from rsgrpo.retrieval.sentence_trainer import TRAINED_FILE, RetrieverTraining
-from rsgrpo.retrieval.training_batches import BatchPlan, plan_batches
-from rsgrpo.retrieval.training_pairs import TrainingPair
+from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
+from rsgrpo.retrieval.measuring.measured_search import measure_embedder
+from rsgrpo.retrieval.measuring.relevance_files import RetrievalSet
+from rsgrpo.retrieval.training.pair_table import read_pairs
+from rsgrpo.retrieval.training.sentence_trainer import TRAINED_FILE, RetrieverTraining
+from rsgrpo.retrieval.training.training_batches import BatchPlan, plan_batches
+from rsgrpo.retrieval.training.training_pairs import TrainingPair
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.system.quiet import hush_device_search
 from rsgrpo.trainer.checkpoint import CheckpointError, remove_old_checkpoints, write_folder

@@ -26,8 +26,8 @@ from rsgrpo.config import Config
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.io.jsonl import cut_line_note
 from rsgrpo.io.timers import StageClock
-from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
-from rsgrpo.retrieval.start_model import embedder_config, load_start_model
+from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
+from rsgrpo.retrieval.training.start_model import embedder_config, load_start_model
 from rsgrpo.run.folder import RunFolder, begin_run, open_run_folder
 from rsgrpo.run.logger import METRICS_FILE, RunLogger, read_metrics
 from rsgrpo.run.progress import Phase, Progress, step_line

@@ -7,7 +7,7 @@ from pathlib import Path
 from rsgrpo.config import Config, ConfigError
 from rsgrpo.data.files import DataError
 from rsgrpo.errors import shown
-from rsgrpo.retrieval.training_pairs import pair_files
+from rsgrpo.retrieval.training.training_pairs import pair_files
 
 START_MODEL = "model.path is empty; name the model to start from, such as model.path=Qwen/Qwen3-VL-Embedding-2B"
 

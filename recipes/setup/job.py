@@ -25,7 +25,7 @@ from rsgrpo.io.manifest import CHECKPOINT_VERSION, MANIFEST_FILE, write_manifest
 from rsgrpo.io.record_codec import read_record, to_plain, write_record
 from rsgrpo.io.timers import StageClock
 from rsgrpo.model.folder import check_model_type, load_processor, stored_tensors
-from rsgrpo.retrieval.page_filter import FilterMetrics
+from rsgrpo.retrieval.filtering.page_filter import FilterMetrics
 from rsgrpo.run.folder import RunFolder, begin_run
 from rsgrpo.run.logger import METRICS_FILE, RunLogger, read_metrics
 from rsgrpo.run.progress import Progress

@@ -8,6 +8,8 @@ from rsgrpo.cluster.topology import transfer_kind
 from rsgrpo.config import Config
 from rsgrpo.system.machine import REPOSITORY
 
+_QUIET_VLLM = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+_POOLING_CACHE_GIB = 2.0  # of one batch
 _ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 Environment = dict[str, str]
@@ -54,17 +56,23 @@ def engine_environment(config: Config, device: str, num_threads: int) -> Environ
         device: ``cpu`` or ``gpu``.
         num_threads: CPU threads that it may use.
     """
-    variables = _shared_variables(device, num_threads) | {
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        # Weight updates send a function to the engine's workers; they are our own processes.
-        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+    # Weight updates send a function to the engine's workers; they are our own processes.
+    variables = _shared_variables(device, num_threads) | _QUIET_VLLM | {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    return variables | _vllm_on_cpu(config.rollout.kv_cache_gib) if device == "cpu" else variables
+
+
+def pooling_environment(device: str) -> Environment:
+    """Environment variables that a process needs in which vLLM embeds pages.
+
+    Args:
+        device: ``cpu``, or another kind of device.
+    """
+    return _QUIET_VLLM | _vllm_on_cpu(_POOLING_CACHE_GIB) if device == "cpu" else dict(_QUIET_VLLM)
+
+
+def _vllm_on_cpu(kv_cache_gib: float) -> Environment:
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(kv_cache_gib))),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinned threads would fight the trainer's for their cores
     }
-    if device == "cpu":
-        variables |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.rollout.kv_cache_gib))),
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinned threads would fight the trainer's for their cores
-        }
-    return variables

@@ -42,6 +42,8 @@ class DistractorConfig:
     noise_max_frac: float = 0.15
     """Largest share of such a conversation's irrelevant images that are labelled relevant; the share is drawn evenly
     from 0 on."""
+    noise_from_epoch: float = 0.0
+    """How many passes over the data come first, in which the labels are those of the data; MIRAGE's code has 0.6."""
 
     def __post_init__(self) -> None:
         at_least("min_images", self.min_images, 0)
@@ -49,6 +51,7 @@ class DistractorConfig:
         check_choices(self, "")
         check_share("noise_chance", self.noise_chance)
         check_share("noise_max_frac", self.noise_max_frac)
+        at_least("noise_from_epoch", self.noise_from_epoch, 0.0)
         if self.noise_chance and self.relevance == "unused":
             raise ConfigError(
                 f"noise_chance={self.noise_chance} changes labels that nothing reads; set distractors."

@@ -49,8 +49,12 @@ class EmbedderConfig:
     pool_factor: int = 1
     """How many vectors of a page become one, under ``multi_vector``: like vectors are grouped and replaced by their
     mean, so that an index is that many times smaller. 1: all are kept. Questions keep theirs."""
+    runner: Literal["sentence_transformers", "vllm"] = "sentence_transformers"
+    """Library that runs the model; either gives the same vectors, so that an index does not care. ``vllm``: its pooling
+    runner, for GPUs, of models that pool the last token, the mean or the weighted mean."""
     batch_tokens: int = 16_384
-    """Most tokens of a batch, padding included. A page that is longer by itself makes a batch of its own."""
+    """Most tokens of a batch, padding included. A page that is longer by itself makes a batch of its own; with
+    ``embedder.runner=vllm`` it is refused."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that the model runs on; ``auto``: a GPU if there is one, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -69,6 +73,11 @@ class EmbedderConfig:
             raise ConfigError(
                 f"embedder.pool_factor={self.pool_factor} is of pages with many vectors, and "
                 f"embedder.preset={self.preset} gives one; set embedder.pool_factor=1"
+            )
+        if self.runner == "vllm" and self.preset == "multi_vector":
+            raise ConfigError(
+                "embedder.runner=vllm gives one vector a page; embedder.preset=multi_vector needs "
+                "embedder.runner=sentence_transformers"
             )
         if self.min_pixels > self.max_pixels:
             raise ConfigError(

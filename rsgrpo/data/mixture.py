@@ -5,6 +5,7 @@ All of it is a function of the seed, the epoch and the position, so that one num
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from rsgrpo.data.readers.findings import ReadReport, short_report
 from rsgrpo.data.readers.indexed import IndexedSamples
 from rsgrpo.data.readers.options import ReaderOptions
 from rsgrpo.errors import shown
-from rsgrpo.types import IMAGE_MARKER, ImageRef, Sample, Turn
+from rsgrpo.types import IMAGE_MARKER, BoolArray, ImageRef, Sample, Turn
 
 IndexArray = NDArray[np.int64]
 
@@ -150,7 +151,8 @@ class Mixture:
         if not sample.images or not (distractors.max_images or distractors.relevance != "unused"):
             return sample
         rng = np.random.default_rng((self._seed, _DISTRACTORS, key, draw))
-        return with_distractors(sample, self._draw_images(data, sample, distractors, rng), distractors, rng)
+        images = self._draw_images(data, sample, distractors, rng)
+        return with_distractors(sample, images, distractors, rng, epoch=draw / len(self))
 
     def _draw_images(
         self, data: IndexedSamples, sample: Sample, settings: DistractorConfig, rng: np.random.Generator
@@ -169,8 +171,39 @@ class Mixture:
         return drawn
 
 
+def noisy_relevance(
+    is_relevant: BoolArray, settings: DistractorConfig, rng: np.random.Generator, *, epoch: float = math.inf
+) -> BoolArray:
+    """Label some irrelevant images relevant, as a retriever's mistakes (MIRAGE's training code).
+
+    Args:
+        is_relevant: the gold label of each image, [images] bool.
+        settings: how often, and how many; from which epoch on.
+        rng: the generator that draws.
+        epoch: how many passes over the data came before.
+
+    Returns:
+        The labels to train on, [images] bool; a relevant image stays relevant.
+
+    Example:
+        With ``noise_chance=1`` and ``noise_max_frac=0.15``, of 20 irrelevant images round(20 u) are labelled relevant,
+        u drawn evenly from 0 to 0.15.
+    """
+    found = is_relevant.copy()
+    if rng.random() < settings.noise_chance and epoch >= settings.noise_from_epoch:
+        irrelevant = np.flatnonzero(~is_relevant)
+        num_wrong = round(rng.uniform(0.0, settings.noise_max_frac) * len(irrelevant))
+        found[rng.permutation(irrelevant)[:num_wrong]] = True
+    return found
+
+
 def with_distractors(
-    sample: Sample, images: Sequence[ImageRef], settings: DistractorConfig, rng: np.random.Generator
+    sample: Sample,
+    images: Sequence[ImageRef],
+    settings: DistractorConfig,
+    rng: np.random.Generator,
+    *,
+    epoch: float = math.inf,
 ) -> Sample:
     """Mix irrelevant images into a conversation, as MIRAGE's training does.
 
@@ -183,6 +216,7 @@ def with_distractors(
         images: the images to mix in.
         settings: the settings: what the labels do, and how many are wrong.
         rng: the generator that draws places and noise.
+        epoch: how many passes over the data came before; there is no noise before ``noise_from_epoch``.
 
     Returns:
         The conversation with the images that it shows in front of its first question; its ``positive_images`` are those
@@ -205,10 +239,7 @@ def with_distractors(
     pool = [*sample.images, *images]
     is_relevant = np.zeros(len(pool), dtype=bool)
     is_relevant[list(sample.positive_images) or slice(num_own)] = True
-    if rng.random() < settings.noise_chance:
-        irrelevant = np.flatnonzero(~is_relevant)
-        num_wrong = round(rng.uniform(0.0, settings.noise_max_frac) * len(irrelevant))
-        is_relevant[rng.permutation(irrelevant)[:num_wrong]] = True
+    is_relevant = noisy_relevance(is_relevant, settings, rng, epoch=epoch)
     places = rng.permutation(len(pool))
     places[places < num_own] = np.arange(num_own)
     if settings.relevance == "filter":

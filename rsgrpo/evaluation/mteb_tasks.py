@@ -1,8 +1,9 @@
 """Run data sets through mteb, and hand over what was found; the one module that imports mteb.
 
 mteb knows the official sets and their revisions, loads them, and computes its scores; our embedder, index and search
-stand in it as a model of its ``SearchProtocol``. Sets in a folder are read by :mod:`rsgrpo.retrieval.relevance_files`
-and handed to mteb as a task of their own, so that both kinds are scored by the same code.
+stand in it as a model of its ``SearchProtocol``. Sets in a folder are read by
+:mod:`rsgrpo.retrieval.measuring.relevance_files` and handed to mteb as a task of their own, so that both kinds are
+scored by the same code.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from rsgrpo.data.hub import hub_problem
 from rsgrpo.data.tables import open_table
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.retrieval_sets import RetrievalTask
-from rsgrpo.retrieval.embedder import AnyEmbedder
-from rsgrpo.retrieval.measured_search import (
+from rsgrpo.retrieval.embedders.embedder import AnyEmbedder
+from rsgrpo.retrieval.index.page_index import PageIndex
+from rsgrpo.retrieval.measuring.measured_search import (
     EmbeddedCorpus,
     OnBadItem,
     SearchedQueries,
@@ -36,8 +38,7 @@ from rsgrpo.retrieval.measured_search import (
     embed_corpus,
     search_queries,
 )
-from rsgrpo.retrieval.page_index import PageIndex
-from rsgrpo.retrieval.relevance_files import ID_KEYS, RetrievalPage, RetrievalQuery, RetrievalSet
+from rsgrpo.retrieval.measuring.relevance_files import ID_KEYS, RetrievalPage, RetrievalQuery, RetrievalSet
 from rsgrpo.types import ImageRef
 
 _LOCAL_SPLIT = "train"  # VisRAG's only one

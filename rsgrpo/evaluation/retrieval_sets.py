@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rsgrpo.config.eval import is_retrieval_task
 from rsgrpo.errors import RsgrpoError, shown
-from rsgrpo.retrieval.relevance_files import PARTS
+from rsgrpo.retrieval.measuring.relevance_files import PARTS
 
 _VISRAG = "visrag_ret"
 _FOLDER_NAME = re.compile(r"\w[\w.+-]*")

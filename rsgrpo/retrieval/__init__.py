@@ -1,1 +1,1 @@
-"""Finding pages: embedders, indexes, lexical search, relevance of a page to a question, retrieval measures."""
+"""Finding pages: embedders, indexes, search of text, training of retrievers, the filter of pages, measures."""

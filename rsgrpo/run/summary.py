@@ -14,7 +14,7 @@ from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.metrics import EvaluationMetrics
 from rsgrpo.io.atomic_files import FileError, read_json_object, shown_value, write_json
 from rsgrpo.io.record_codec import RecordError, from_plain, to_plain
-from rsgrpo.retrieval.page_filter import FilterMetrics
+from rsgrpo.retrieval.filtering.page_filter import FilterMetrics
 from rsgrpo.run.logger import MetricRow
 
 SCHEMA_VERSION = 1
@@ -166,8 +166,8 @@ class SearchSummary:
         refused_pages: how many pages could not be embedded (``data.on_bad_sample=skip``).
         query_embedding_milliseconds: the mean time that turning a question into a vector took, many at a time.
         search_milliseconds: the mean time of one search among all pages.
-        pages_per_second: how many pages were embedded in a second, reading of the images included; None: all had been
-            embedded before.
+        pages_per_second: how many pages were embedded in a second, reading of the images included, when they were
+            embedded; None: it was for another subset of the task.
     """
 
     embedder: str

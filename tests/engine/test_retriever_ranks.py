@@ -22,9 +22,9 @@ from rsgrpo.config import (
     RetrieverConfig,
     TrainerConfig,
 )
-from rsgrpo.retrieval.pair_table import write_pairs
-from rsgrpo.retrieval.start_model import READING_RULES
-from rsgrpo.retrieval.training_pairs import read_training_pairs
+from rsgrpo.retrieval.training.pair_table import write_pairs
+from rsgrpo.retrieval.training.start_model import READING_RULES
+from rsgrpo.retrieval.training.training_pairs import read_training_pairs
 from tests.tiny_model import build_tiny_model
 from tests.unit.retrieval.pair_files import write_pairs_file
 

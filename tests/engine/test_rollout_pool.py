@@ -24,7 +24,7 @@ from rsgrpo.model.lora import adapter_layers, adapter_parameters, exported_param
 from rsgrpo.model.policy_model import load_model
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.prompts.relevance import answer_tokens
-from rsgrpo.retrieval.relevance import yes_no_probability
+from rsgrpo.retrieval.filtering.relevance import yes_no_probability
 from rsgrpo.types import PromptedSample, Sample
 from rsgrpo.weights.buckets import WeightVersion
 from rsgrpo.weights.update import WeightUpdate

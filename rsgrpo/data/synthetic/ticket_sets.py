@@ -51,7 +51,7 @@ class RetrieverPaths:
         train_path: a JSONL file of training pairs with ``query``, ``image`` (relative to the file's folder) and
             ``source``.
         test_path: a folder in VisRAG's layout (corpus, queries, qrels), which
-            :func:`rsgrpo.retrieval.relevance_files.read_retrieval_set` reads.
+            :func:`rsgrpo.retrieval.measuring.relevance_files.read_retrieval_set` reads.
     """
 
     train_path: str

@@ -27,6 +27,8 @@ _BARS = (
     ("answerable_accuracy", "Accuracy, answerable"),
     ("unanswerable_accuracy", "Accuracy, unanswerable"),
     ("well_formed_frac", "Well-formed"),
+)
+_FILTER_BARS = (
     ("filter/image_recall", "Filter: gold pages kept"),
     ("filter/image_precision", "Filter: kept pages that are gold"),
 )
@@ -71,7 +73,7 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
             "label": _POINTS.get(point, point.replace("_", " ")),
             "bars": [
                 {"key": key, "name": name, "value": round(metrics[point][key], 6)}
-                for key, name in _shown_bars(metrics.values())
+                for key, name in (*_shown_bars(metrics.values()), *_FILTER_BARS)
                 if key in metrics[point] and metrics[point][key] == metrics[point][key]  # not NaN
             ],
             "questions": int(metrics[point].get("num_responses", 0)),

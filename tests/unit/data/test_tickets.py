@@ -24,7 +24,7 @@ from rsgrpo.data.synthetic.quickstart_tokenizer import build_tokenizer
 from rsgrpo.data.synthetic.scans import NUMBERS
 from rsgrpo.data.synthetic.ticket_sets import build_retriever_data, make_pools, make_ticket_questions
 from rsgrpo.data.synthetic.tickets import FORMS, PHRASINGS, Mark, Ticket, draw_ticket, mark_pairs, ticket_query
-from rsgrpo.retrieval.relevance_files import read_retrieval_set
+from rsgrpo.retrieval.measuring.relevance_files import read_retrieval_set
 from rsgrpo.text.normalise import IRRELEVANT
 from rsgrpo.text.sections import parse_response
 from tests.examples import examples

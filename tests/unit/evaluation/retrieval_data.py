@@ -13,7 +13,7 @@ from PIL import Image
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.loading import load_image
-from rsgrpo.retrieval.embedder import EmbedderIdentity, EmbeddingError, PageImage, normalised
+from rsgrpo.retrieval.embedders.embedder import EmbedderIdentity, EmbeddingError, PageImage, normalised
 from rsgrpo.types import FloatArray, ImageRef
 
 COLOURS: Mapping[str, tuple[int, int, int]] = {

@@ -17,11 +17,11 @@ from rsgrpo.evaluation.retrieval_sets import (
     find_retrieval_tasks,
     split_tasks,
 )
-from rsgrpo.retrieval.embedder import EmbedderMismatchError
-from rsgrpo.retrieval.flat_index import FlatIndex, create_index, open_index
-from rsgrpo.retrieval.measured_search import measure_embedder, measures_at
-from rsgrpo.retrieval.measures import measure_run
-from rsgrpo.retrieval.relevance_files import read_retrieval_set
+from rsgrpo.retrieval.embedders.embedder import EmbedderMismatchError
+from rsgrpo.retrieval.index.flat_index import FlatIndex, create_index, open_index
+from rsgrpo.retrieval.measuring.measured_search import measure_embedder, measures_at
+from rsgrpo.retrieval.measuring.measures import measure_run
+from rsgrpo.retrieval.measuring.relevance_files import read_retrieval_set
 from tests.unit.evaluation.retrieval_data import (
     COLOURS,
     ColourEmbedder,

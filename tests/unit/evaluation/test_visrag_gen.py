@@ -16,7 +16,7 @@ from rsgrpo.evaluation.answer_choice import choose_answer
 from rsgrpo.evaluation.benchmarks.milebench_text import OriginalRaisesError
 from rsgrpo.evaluation.benchmarks.visrag_gen_text import normalise, score_answer
 from rsgrpo.evaluation.prompts.visrag_gen import gen_prompt
-from rsgrpo.retrieval.relevance_files import oracle_page_ids
+from rsgrpo.retrieval.measuring.relevance_files import oracle_page_ids
 
 Parity = Callable[[str], Any]
 

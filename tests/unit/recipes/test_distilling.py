@@ -13,9 +13,11 @@ from PIL import Image
 from recipes.distilling.distill_command import main
 from recipes.distilling.judging import judge_groups
 from recipes.distilling.pairs import PageStore, make_pairs
-from rsgrpo.config import EVISRAG, resolved_yaml
+from recipes.distilling.writing import held_folder
+from rsgrpo.config import EVISRAG, DataConfig, resolved_yaml
 from rsgrpo.config.distill import DistillConfig
 from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.retrieval.training.training_pairs import image_digests, read_training_pairs
 from rsgrpo.run.recorder import read_groups, record_groups
 from rsgrpo.types import ImageRef, Sample
 from tests.unit.report_run import credited_group, make_rollout, run_config
@@ -96,6 +98,17 @@ def test_rows_name_pages_that_lie_beside_them(run: Run, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert "1 rows of 1 questions: 1 positives, 2 hard negatives" in printed
     assert not (folder / "writing").exists()
+
+
+def test_a_retriever_reads_the_rows(run: Run) -> None:
+    a, b = run.page("a", 10), run.page("b", 20)
+    run.add("one", [a, b], *[_answer("7", "the digit is 7", _IRRELEVANT)] * 3)
+    assert run.distil() == 0
+    file = run.root / "distilled" / "pairs.jsonl"
+    (pair,) = read_training_pairs([str(file)], DataConfig(), ImageRules()).pairs
+    assert (pair.query, pair.weight, pair.source) == ("What is on one?", 0.75, "distilled")
+    assert pair.page.digest == image_digests([a])[a]
+    assert [page.digest for page in pair.negatives] == [image_digests([b])[b]]
 
 
 def test_responses_of_several_steps_count_together(run: Run) -> None:
@@ -242,6 +255,14 @@ def test_slips_are_told_in_one_sentence(
     assert run.distil(*arguments) in (1, 2)
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
+
+
+def test_two_calls_do_not_write_into_one_folder(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.add("one", [run.page("a", 10)], _answer("7", "the digit is 7"))
+    with held_folder(run.root / "distilled"):
+        assert run.distil() == 1
+        assert "another call writes to" in capsys.readouterr().err
+    assert run.distil() == 0
 
 
 def test_a_run_that_gives_no_pair_says_why_and_shows_it(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

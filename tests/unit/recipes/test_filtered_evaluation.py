@@ -15,7 +15,7 @@ from rewards.scorer import Scorer
 from rsgrpo.config import Config, ConfigError, DataConfig, FilterStageConfig, QueryFilterConfig
 from rsgrpo.evaluation.metrics import EvaluationMetrics
 from rsgrpo.io.atomic_files import FileError
-from rsgrpo.retrieval.page_filter import FilterStage
+from rsgrpo.retrieval.filtering.page_filter import FilterStage
 from rsgrpo.run.report.results import collect_cards, collect_evaluations
 from rsgrpo.run.summary import RunSummary, read_summary, write_summary
 from rsgrpo.types import ChatPrompt, ImageRef, PromptedSample, Sample

@@ -20,8 +20,8 @@ from rsgrpo.config.checks import ConfigError
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.documents.page_store import PageStore
-from rsgrpo.retrieval.embedder import EmbedderMismatchError, EmbeddingError, PageImage
-from rsgrpo.retrieval.flat_index import FlatIndex, create_index, open_index
+from rsgrpo.retrieval.embedders.embedder import EmbedderMismatchError, EmbeddingError, PageImage
+from rsgrpo.retrieval.index.flat_index import FlatIndex, create_index, open_index
 from rsgrpo.types import FloatArray, ImageRef
 from tests.unit.retrieval.index_pages import IDENTITY, SignEmbedder
 
@@ -158,7 +158,7 @@ def test_saving_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("recipes.indexing.updating.time.monotonic", lambda: seconds)
     monkeypatch.setattr("recipes.indexing.updating._FIRST_PAGES", 1)
     monkeypatch.setattr("recipes.indexing.updating._PAGES_AT_ONCE", 1)
-    monkeypatch.setattr("rsgrpo.retrieval.flat_index.FlatIndex", SlowToSave)
+    monkeypatch.setattr("rsgrpo.retrieval.index.flat_index.FlatIndex", SlowToSave)
     pages = [FakePage(document="a.pdf", page_number=number) for number in range(101, 141)]
     told = []
     with create_index(tmp_path / "i", IDENTITY) as index:
@@ -324,7 +324,7 @@ def test_an_index_on_a_server_takes_the_same_two_commands(
 ) -> None:
     client = QdrantClient(":memory:")
     monkeypatch.setattr(client, "close", lambda: None)
-    monkeypatch.setattr("rsgrpo.retrieval.qdrant_index.connect", lambda settings: client)
+    monkeypatch.setattr("rsgrpo.retrieval.index.qdrant_index.connect", lambda settings: client)
     place = ["index.url=http://localhost:6333", "index.collection=manuals"]
     for embedded in (3, 0):
         assert run_index("a", "--out", str(tmp_path), "--embedder", "m", *place) == 0
@@ -338,8 +338,8 @@ def test_a_server_without_its_client_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "qdrant_client", None)
-    monkeypatch.delitem(sys.modules, "rsgrpo.retrieval.qdrant_index", raising=False)
-    monkeypatch.delattr("rsgrpo.retrieval.qdrant_index", raising=False)
+    monkeypatch.delitem(sys.modules, "rsgrpo.retrieval.index.qdrant_index", raising=False)
+    monkeypatch.delattr("rsgrpo.retrieval.index.qdrant_index", raising=False)
     assert search_index(["x", "q", "index.url=http://localhost:6333"], lambda config: SignEmbedder()) > 0
     assert "install it with uv sync --extra qdrant" in " ".join(capsys.readouterr().err.split())
 
@@ -349,9 +349,7 @@ def test_without_a_name_the_embedder_is_the_one_that_the_quickstart_trained_here
 ) -> None:
     monkeypatch.chdir(tmp_path)
     _, given = split_settings([])
-    with pytest.raises(
-        ConfigError, match=r"no embedder is named; .* train.py recipe=retriever_quickstart` writes runs"
-    ):
+    with pytest.raises(ConfigError, match=r"no embedder is named; .* recipe=retriever_quickstart` writes runs"):
         embedder_settings(given, "")
     folder = tmp_path / "runs" / "retriever_quickstart" / "models" / "retriever"
     folder.mkdir(parents=True)

@@ -14,10 +14,10 @@ from recipes.indexing.mining_command import main as mine
 from rsgrpo.config import DataConfig
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.loading import load_image
-from rsgrpo.retrieval.embedder import PageImage
-from rsgrpo.retrieval.flat_index import open_index
-from rsgrpo.retrieval.mined_pairs import write_training_pairs
-from rsgrpo.retrieval.training_pairs import TrainingPage, TrainingPair, read_training_pairs
+from rsgrpo.retrieval.embedders.embedder import PageImage
+from rsgrpo.retrieval.index.flat_index import open_index
+from rsgrpo.retrieval.training.mined_pairs import write_training_pairs
+from rsgrpo.retrieval.training.training_pairs import TrainingPage, TrainingPair, read_training_pairs
 from rsgrpo.types import FloatArray
 from tests.unit.retrieval.index_pages import IDENTITY, SignEmbedder, sign_vectors
 

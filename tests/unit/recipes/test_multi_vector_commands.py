@@ -9,7 +9,7 @@ from qdrant_client import QdrantClient
 
 from recipes.indexing.index_command import main as index_documents
 from recipes.indexing.search_command import main as search_index
-from rsgrpo.retrieval.flat_index import open_index
+from rsgrpo.retrieval.index.flat_index import open_index
 from tests.tiny_model import build_tiny_model, write_images
 
 pytestmark = pytest.mark.filterwarnings(
@@ -40,7 +40,7 @@ def test_pages_with_many_vectors_take_the_same_two_commands(
     assert "pool_factor: 2, not 3" in capsys.readouterr().err
     client = QdrantClient(":memory:")
     monkeypatch.setattr(client, "close", lambda: None)
-    monkeypatch.setattr("rsgrpo.retrieval.qdrant_index.connect", lambda config: client)
+    monkeypatch.setattr("rsgrpo.retrieval.index.qdrant_index.connect", lambda config: client)
     place = ["index.url=http://localhost:6333"]
     assert index_documents([*call, "embedder.pool_factor=2", *place]) == 0
     capsys.readouterr()

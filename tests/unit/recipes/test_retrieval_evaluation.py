@@ -10,14 +10,15 @@ import pytest
 
 from recipes.evaluation.benchmark_tasks import run_benchmarks
 from recipes.evaluation.measure_run_command import main as measure_run_command
+from recipes.indexing.places import make_any_embedder
 from recipes.setup.first_checks import check_first
 from recipes.setup.wanted_data import find_embedder, has_engines
 from rsgrpo.config import Config, ConfigError, DataConfig, EmbedderConfig, EvalConfig, LoggingConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.evaluation.benchmarks import find_benchmarks
 from rsgrpo.evaluation.benchmarks.base import BenchmarkError
-from rsgrpo.retrieval.embedder import EmbedderMismatchError
-from rsgrpo.retrieval.trec_runs import read_run, write_run
+from rsgrpo.retrieval.embedders.embedder import EmbedderMismatchError, EmbeddingError
+from rsgrpo.retrieval.measuring.trec_runs import read_run, write_run
 from rsgrpo.run.summary import read_summary
 from tests.fake_server import FakeServer, ok
 from tests.tiny_model import build_tiny_model
@@ -73,11 +74,15 @@ def test_quality_and_speed_stand_side_by_side(tmp_path: Path, capsys) -> None:
 def test_a_rerun_embeds_nothing_again_and_refuses_another_embedder(tmp_path: Path) -> None:
     write_visrag_set(tmp_path / "data" / "mine")
     first, again = ColourEmbedder(), ColourEmbedder()
-    run_benchmarks(searching(tmp_path / "data", "visrag_ret/mine"), lambda _: first)
+    report = run_benchmarks(searching(tmp_path / "data", "visrag_ret/mine"), lambda _: first)
+    before = read_summary(report.parent / "summary.json").searches["visrag_ret/mine"]
+    saved = sorted((report.parent / "retrieval/visrag_ret/mine/index").iterdir())
     resumed = searching(tmp_path / "data", "visrag_ret/mine", resume="auto")
     report = run_benchmarks(resumed, lambda _: again)
     assert (first.num_pages, again.num_pages) == (5, 0)
-    assert read_summary(report.parent / "summary.json").searches["visrag_ret/mine"].pages_per_second is None
+    after = read_summary(report.parent / "summary.json").searches["visrag_ret/mine"]
+    assert (after.official, after.pages_per_second) == (before.official, before.pages_per_second)
+    assert sorted((report.parent / "retrieval/visrag_ret/mine/index").iterdir()) == saved  # nothing to write anew
     with pytest.raises(EmbedderMismatchError, match=r"was made by the embedder colours.*revision"):
         run_benchmarks(resumed, lambda _: ColourEmbedder(revision="sha256:11"))
     run_benchmarks(resumed, lambda _: again)  # the index was left open to others
@@ -147,6 +152,8 @@ def test_settings_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     assert EvalConfig(tasks=["visrag_ret", "vidore/v3"]).data_root == ""  # mteb fetches these itself
     with pytest.raises(ConfigError, match=r"eval\.data_root"):
         EvalConfig(tasks=["visrag_ret", "mig_bench"])
+    with pytest.raises(EmbeddingError, match=r"embedder.model is empty"):
+        make_any_embedder(EmbedderConfig())
     trained = tmp_path / "run" / "models" / "retriever"
     trained.mkdir(parents=True)
     assert find_embedder(_config(tmp_path / "data", "visrag_ret/mine")).model == str(trained)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from recipes.setup.first_checks import check_first
 from rsgrpo.config import Config, ConfigError
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.data.file_bytes import DataError
-from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
+from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
 from rsgrpo.run.logger import read_metrics
+from rsgrpo.run.report.curves import _SPECS
 from rsgrpo.run.summary import read_summary
 from rsgrpo.trainer.checkpoint import CheckpointError
 from tests.tiny_model import build_tiny_model
@@ -85,6 +87,9 @@ def test_visrags_recipe_trains_measures_and_reports(world: Path, tmp_path: Path)
     assert summary.retrieval["after_retriever"].num_pages == 6
     rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row.stage == "retriever"]
     assert [row.step for row in rows] == [1, 2, 3]
+    names = rows[1].values
+    curves = [spec for spec in _SPECS if spec.stage == "retriever"]
+    assert curves and all(any(re.fullmatch(spec.pattern, name) for name in names) for spec in curves)
     assert ["eval/mrr@10" in row.values for row in rows] == [False, True, False]
     trained = SentenceEmbedder(EmbedderConfig(model=str(tmp_path / "run/models/retriever"), device="cpu"))
     assert trained.identity.pooling == "weightedmean"

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from recipes.rs_grpo import RsGrpoState, StepReport
-from recipes.stages import planned_steps, step_note
+from recipes.stages import kept_steps, planned_steps, step_note
 from rewards.scorer import Scorer
 from rsgrpo.config import (
     Aggregation,
@@ -155,6 +155,14 @@ def test_epochs_are_passes_also_over_fewer_questions_than_a_step_wants(
 ) -> None:
     settings = RlConfig(num_epochs=4, prompts_per_step=8, max_steps=max_steps)
     assert planned_steps(settings, num_questions) == steps
+
+
+def test_all_steps_may_be_recorded() -> None:
+    some, every = RlConfig(save_every_steps=10), RlConfig(save_every_steps=10, record_every_steps=4)
+    # of 21 steps: the checkpoints, the first and the last, and every fourth
+    assert [step for step in range(1, 22) if kept_steps(some, step, 21)[1]] == [1, 10, 20, 21]
+    assert [step for step in range(1, 22) if kept_steps(every, step, 21)[1]] == [1, 4, 8, 10, 12, 16, 20, 21]
+    assert all(kept_steps(some, step, 21)[0] == kept_steps(every, step, 21)[0] for step in range(1, 22))
 
 
 def test_a_step_that_lacks_most_of_its_groups_says_so_in_a_line_of_its_own() -> None:

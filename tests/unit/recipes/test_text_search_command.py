@@ -14,9 +14,9 @@ from recipes.indexing.updating import update_index
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.documents.page_store import PageStore
-from rsgrpo.retrieval.embedder import PageImage
-from rsgrpo.retrieval.flat_index import create_index, open_index
-from rsgrpo.retrieval.hybrid import read_tuned
+from rsgrpo.retrieval.embedders.embedder import PageImage
+from rsgrpo.retrieval.index.flat_index import create_index, open_index
+from rsgrpo.retrieval.text.hybrid import read_tuned
 from rsgrpo.types import FloatArray
 from tests.unit.documents.handmade_pdfs import PdfPage, make_pdf, text_pages
 from tests.unit.documents.in_process_pool import in_process
@@ -126,13 +126,14 @@ def tune(folder: Path, queries: Path, *more: str) -> int:
 def test_a_tuned_weight_is_used_until_the_index_changes(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Text finds every page by its word; vectors find page N + 1 by the number at the end, which is a wrong one.
-    queries = write_queries(tmp_path / "judged", *((f"word{number} {number + 1}", number + 1) for number in range(14)))
+    # Text finds the pages of odd questions by their word; vectors those of even ones, by the number at the end.
+    asked = [f"word{number} {number + 1}" if number % 2 else f"nothing {number}" for number in range(14)]
+    queries = write_queries(tmp_path / "judged", *((text, number + 1) for number, text in enumerate(asked)))
     assert tune(folder, queries) == 0
     out = " ".join(capsys.readouterr().out.split())
     tuned = read_tuned(folder)
-    assert tuned is not None and tuned.weight > 0.5 and tuned.measures["hybrid"]["mrr@10"] == 1.0
-    assert "text (BM25) 1.000 1.000 1.000 vectors 0." in out
+    assert tuned is not None and 0.5 < tuned.weight < 1 and tuned.measures["hybrid"]["mrr@10"] == 1.0
+    assert tuned.measures["text"]["mrr@10"] < 1 and tuned.measures["vectors"]["mrr@10"] < 1
     assert f"the text counts {tuned.weight:g}" in out and f"tuned on {tuned.num_dev_queries} questions" in out
 
     assert search_index([str(folder), "word3 7", "-k", "2"], embedder) == 0  # hybrid is the default now
@@ -148,6 +149,16 @@ def test_a_tuned_weight_is_used_until_the_index_changes(
         "was tuned for another state of the index: pages or their texts have changed (16 pages then, 5 now)"
         in (found_pages(capsys)[1])
     )
+
+
+def test_where_the_text_finds_everything_no_embedder_is_loaded_any_more(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queries = write_queries(tmp_path / "judged", *((f"word{number} {number + 1}", number + 1) for number in range(14)))
+    assert tune(folder, queries) == 0
+    assert "no mixture found more than the text alone, beyond chance" in capsys.readouterr().out
+    assert search_index([str(folder), "word3 7"], no_embedder) == 0
+    assert found_pages(capsys)[0] == ["4"]
 
 
 def test_a_question_without_words_is_answered_by_vectors(

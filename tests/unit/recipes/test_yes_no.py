@@ -17,7 +17,7 @@ from rsgrpo.data.images.loading import load_image
 from rsgrpo.model.folder import load_processor
 from rsgrpo.prompts.relevance import RelevancePrompts, answer_tokens
 from rsgrpo.prompts.template import PromptTemplateError
-from rsgrpo.retrieval.page_filter import PagesOfQuestion
+from rsgrpo.retrieval.filtering.page_filter import PagesOfQuestion
 from tests.tiny_model import build_tiny_model, tiny_tokenizer, write_images
 
 TEMPLATE = "configs/prompt/relevance.jinja"

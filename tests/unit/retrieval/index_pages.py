@@ -10,9 +10,9 @@ import numpy as np
 
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.index import IndexConfig
-from rsgrpo.retrieval.embedder import EmbedderIdentity, EmbeddingError, PageImage
-from rsgrpo.retrieval.flat_index import create_index
-from rsgrpo.retrieval.page_index import FoundPage, IndexedPage, PageFilter
+from rsgrpo.retrieval.embedders.embedder import EmbedderIdentity, EmbeddingError, PageImage
+from rsgrpo.retrieval.index.flat_index import create_index
+from rsgrpo.retrieval.index.page_index import FoundPage, IndexedPage, PageFilter
 from rsgrpo.types import FloatArray, ImageRef
 
 DIMENSION = 4

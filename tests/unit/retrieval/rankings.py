@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from hypothesis import strategies as st
 
-from rsgrpo.retrieval.trec_runs import ScoredPage
+from rsgrpo.retrieval.measuring.trec_runs import ScoredPage
 
 IDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=4).filter(
     lambda text: text.split() == [text]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from rsgrpo.retrieval.contrastive_loss import (
+from rsgrpo.retrieval.training.contrastive_loss import (
     ContrastiveBatch,
     LossTerms,
     contrastive_loss,

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsgrpo.retrieval.demo_import import read_demo
-from rsgrpo.retrieval.embedder import EmbeddingError
-from rsgrpo.retrieval.flat_index import create_index, open_index
+from rsgrpo.retrieval.embedders.embedder import EmbeddingError
+from rsgrpo.retrieval.index.demo_import import read_demo
+from rsgrpo.retrieval.index.flat_index import create_index, open_index
 from tests.unit.retrieval.index_pages import unit_vectors
 
 NAMES = ["report.pdf_0.png", "report.pdf_1.png", "a_b.pdf_12.png", "cover.png"]

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from rsgrpo.config.checks import ConfigError
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.index import IndexConfig
-from rsgrpo.retrieval.embedder import (
+from rsgrpo.retrieval.embedders.embedder import (
     EmbedderMismatchError,
     checked_vectors,
     normalised,
     weights_digest,
 )
-from rsgrpo.retrieval.flat_index import create_index, open_index
-from rsgrpo.retrieval.padded_batches import padded_batches
-from rsgrpo.retrieval.page_index import IndexedPage, PageFilter, PageIndexError, add_pages, find_pages
+from rsgrpo.retrieval.embedders.padded_batches import padded_batches
+from rsgrpo.retrieval.index.flat_index import create_index, open_index
+from rsgrpo.retrieval.index.page_index import IndexedPage, PageFilter, PageIndexError, add_pages, find_pages
 from tests.unit.retrieval.index_pages import DIMENSION, IDENTITY, SignEmbedder, make_page, sign_vector
 
 NO_PRESET: dict[str, Any] = {"preset": "mean"}
@@ -140,7 +140,6 @@ def test_pages_and_filters_are_checked_where_they_are_made(make, message: str) -
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EmbedderConfig(), "embedder.model is empty"),
         (
             lambda: EmbedderConfig(model="m", **NO_PRESET),
             "embedder.preset='mean' is not known; choose one of auto",

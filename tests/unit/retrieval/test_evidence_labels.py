@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rsgrpo.config.checks import ConfigError
 from rsgrpo.config.distill import DistillConfig
-from rsgrpo.retrieval.evidence_labels import JudgedResponse, QuestionLabels, label_pages, page_statements
+from rsgrpo.retrieval.training.evidence_labels import JudgedResponse, QuestionLabels, label_pages, page_statements
 from rsgrpo.text.sections import parse_response
 
 _PAGES = 3

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.config.index import IndexConfig
-from rsgrpo.retrieval.embedder import EmbeddingError
-from rsgrpo.retrieval.flat_index import create_index, open_index
-from rsgrpo.retrieval.page_index import PageFilter, PageIndexError
+from rsgrpo.retrieval.embedders.embedder import EmbeddingError
+from rsgrpo.retrieval.index.flat_index import create_index, open_index
+from rsgrpo.retrieval.index.page_index import PageFilter, PageIndexError
 from tests.unit.retrieval.index_pages import (
     DIMENSION,
     FILTERS,

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from rsgrpo.io.atomic_files import read_json_object
-from rsgrpo.retrieval import index_header
-from rsgrpo.retrieval.flat_index import FlatIndex, create_index, open_index
-from rsgrpo.retrieval.index_header import HEADER_FILE, INDEX_VERSION
-from rsgrpo.retrieval.page_index import IndexedPage, PageFilter, PageIndexError
+from rsgrpo.retrieval.index import index_header
+from rsgrpo.retrieval.index.flat_index import FlatIndex, create_index, open_index
+from rsgrpo.retrieval.index.index_header import HEADER_FILE, INDEX_VERSION
+from rsgrpo.retrieval.index.page_index import IndexedPage, PageFilter, PageIndexError
 from tests.unit.retrieval.index_pages import (
     IDENTITY,
     make_page,
@@ -31,7 +31,7 @@ from tests.unit.retrieval.index_pages import (
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from rsgrpo.retrieval import flat_index, vector_file
+from rsgrpo.retrieval.index import flat_index, vector_file
 from tests.unit.retrieval.index_pages import make_page, unit_vectors
 
 place = sys.argv[2]

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.config.checks import ConfigError
-from rsgrpo.retrieval.fusion import FusionMethod, QuerySplit, fuse, split_queries, tune_weight
-from rsgrpo.retrieval.measures import measure_run
-from rsgrpo.retrieval.trec_runs import Run, RunError, ordered
+from rsgrpo.retrieval.measuring.measures import measure_run
+from rsgrpo.retrieval.measuring.trec_runs import Run, RunError, ordered
+from rsgrpo.retrieval.text.fusion import FusionMethod, QuerySplit, fuse, split_queries, tune_weight
 from tests.unit.retrieval.rankings import ids, pages, rankings
 
 METHODS: tuple[FusionMethod, ...] = ("weighted_sum", "reciprocal_rank")
@@ -168,3 +168,24 @@ def test_a_split_needs_queries_on_both_sides() -> None:
     # 400 draws at 0.2: mean 80, deviation 8
     assert all(abs(size - 80) < 40 for size in sizes)
     assert len(set(sizes)) > 1
+
+
+@pytest.mark.parametrize(("num_helped", "num_hurt", "is_taken"), [(12, 8, False), (20, 4, True), (0, 0, False)])
+def test_a_mixture_must_gain_more_than_chance_gives(num_helped: int, num_hurt: int, is_taken: bool) -> None:
+    # The second run lifts the right page of a helped query from rank 2 to 1, +1/2, and does the reverse to a hurt one;
+    # the others it has nothing for. Of 100 queries the mean is (helped - hurt) / 200, and its standard error about
+    # sqrt(helped + hurt) / 200: 12 and 8 are 0.9 standard errors, 20 and 4 are 3.3.
+    first, second, relevant = {}, {}, {}
+    for number in range(100):
+        query_id, right = f"q{number}", f"p{number}"
+        is_helped, is_hurt = number < num_helped, num_helped <= number < num_helped + num_hurt
+        better, worse = ("wrong", right) if is_helped else (right, "wrong")
+        first[query_id] = pages((better, 1.0), (worse, 0.9), ("filler", 0.0))
+        second[query_id] = pages((worse, 1.0), ("filler", 0.0)) if is_helped or is_hurt else ()
+        relevant[query_id] = {right: 1}
+    split = QuerySplit(dev=relevant, test={"other": {"p": 1}})
+    tuned = tune_weight(first, second, split)
+    assert (tuned.weight < 1) == is_taken
+    assert tuned.dev_mrr == dict(tuned.dev_mrr_by_weight)[tuned.weight]
+    # The runs the other way round say the same of the other end of the scale.
+    assert (tune_weight(second, first, split).weight > 0) == is_taken

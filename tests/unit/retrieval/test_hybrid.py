@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from rsgrpo.retrieval.fusion import fuse, split_queries, tune_weight
-from rsgrpo.retrieval.hybrid import (
+from rsgrpo.retrieval.index.page_index import FoundPage, ranked
+from rsgrpo.retrieval.measuring.trec_runs import ScoredPage
+from rsgrpo.retrieval.text.fusion import fuse, split_queries, tune_weight
+from rsgrpo.retrieval.text.hybrid import (
     DEPTH,
     TUNED_FILE,
     FoundBoth,
@@ -21,9 +23,7 @@ from rsgrpo.retrieval.hybrid import (
     tune_search,
     write_tuned,
 )
-from rsgrpo.retrieval.page_index import FoundPage, ranked
-from rsgrpo.retrieval.text_search import TextSearch
-from rsgrpo.retrieval.trec_runs import ScoredPage
+from rsgrpo.retrieval.text.text_search import TextSearch
 from tests.unit.retrieval.index_pages import IDENTITY, make_page, told
 
 QUERIES = 60

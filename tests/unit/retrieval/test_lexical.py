@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.io.atomic_files import FileError
-from rsgrpo.retrieval.lexical import (
+from rsgrpo.retrieval.text.lexical import (
     LANGUAGES,
     NO_LANGUAGE,
     STOP_WORDS,

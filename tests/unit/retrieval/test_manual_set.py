@@ -10,7 +10,7 @@ import pytest
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.documents.page_store import PageStore
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.retrieval.relevance_files import read_retrieval_set
+from rsgrpo.retrieval.measuring.relevance_files import read_retrieval_set
 from tests.unit.documents.handmade_pdfs import make_pdf, text_pages
 from tests.unit.documents.in_process_pool import in_process
 

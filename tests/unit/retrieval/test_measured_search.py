@@ -11,10 +11,10 @@ from PIL import Image
 
 from rsgrpo.data.file_bytes import DataError
 from rsgrpo.data.images.sources import ImageError
-from rsgrpo.retrieval.embedder import EmbedderMismatchError, EmbeddingError, PageImage
-from rsgrpo.retrieval.flat_index import create_index, open_index
-from rsgrpo.retrieval.measured_search import measure_embedder
-from rsgrpo.retrieval.relevance_files import RetrievalPage, RetrievalQuery, RetrievalSet
+from rsgrpo.retrieval.embedders.embedder import EmbedderMismatchError, EmbeddingError, PageImage
+from rsgrpo.retrieval.index.flat_index import create_index, open_index
+from rsgrpo.retrieval.measuring.measured_search import measure_embedder
+from rsgrpo.retrieval.measuring.relevance_files import RetrievalPage, RetrievalQuery, RetrievalSet
 from rsgrpo.types import FloatArray, ImageRef
 from tests.unit.retrieval.index_pages import IDENTITY, SignEmbedder
 

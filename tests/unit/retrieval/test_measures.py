@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.config.checks import ConfigError
-from rsgrpo.retrieval.measures import MEASURES, Judgements, measure_run
-from rsgrpo.retrieval.trec_runs import Run, RunError
+from rsgrpo.retrieval.measuring.measures import MEASURES, Judgements, measure_run
+from rsgrpo.retrieval.measuring.trec_runs import Run, RunError
 from tests.unit.retrieval.rankings import pages, rankings
 
 Parity = Callable[[str], Any]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsgrpo.retrieval.embedder import EmbedderMismatchError
-from rsgrpo.retrieval.flat_index import FlatIndex, create_index
-from rsgrpo.retrieval.mining import MiningError, MiningRules, mine_negatives, mining_report
+from rsgrpo.retrieval.embedders.embedder import EmbedderMismatchError
+from rsgrpo.retrieval.index.flat_index import FlatIndex, create_index
+from rsgrpo.retrieval.training.mining import MiningError, MiningRules, mine_negatives, mining_report
 from rsgrpo.types import ImageRef
 from tests.examples import examples
 from tests.unit.retrieval.index_pages import IDENTITY, SignEmbedder, make_page, sign_vector

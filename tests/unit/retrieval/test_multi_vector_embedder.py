@@ -15,9 +15,9 @@ from transformers import ColQwen2ForRetrieval, ColQwen2Processor
 
 from rsgrpo.config.checks import ConfigError
 from rsgrpo.config.embedder import EmbedderConfig
-from rsgrpo.retrieval.embedder import EmbedderMismatchError, EmbeddingError, checked_vector_sets
-from rsgrpo.retrieval.multi_vector_embedder import SentenceMultiVectorEmbedder
-from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
+from rsgrpo.retrieval.embedders.embedder import EmbedderMismatchError, EmbeddingError, checked_vector_sets
+from rsgrpo.retrieval.embedders.multi_vector_embedder import SentenceMultiVectorEmbedder
+from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
 from tests.tiny_model import build_tiny_model, write_images
 from tests.unit.retrieval.index_pages import sign_vectors
 from tests.unit.retrieval.multi_vector_models import DIMENSION, build_colqwen, build_encoder
@@ -146,8 +146,9 @@ def test_models_of_the_other_kind_are_refused(plain_folder: Path, saved_folder: 
     [
         ({"pool_factor": 0}, r"embedder.pool_factor=0"),
         ({"pool_factor": 3, "preset": "visrag"}, r"embedder.pool_factor=3 is of pages with many vectors"),
+        ({"runner": "vllm"}, r"embedder.runner=vllm gives one vector a page"),
     ],
-    ids=["no_group", "pooled_single"],
+    ids=["no_group", "pooled_single", "vllm"],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -169,7 +170,7 @@ def test_bad_pages_and_questions_are_named(saved, saved_folder: Path, pages, mon
 
 
 def test_a_model_that_cuts_questions_refuses_long_ones(saved_folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr("rsgrpo.retrieval.multi_vector_embedder._query_length", lambda _: 30)
+    monkeypatch.setattr("rsgrpo.retrieval.embedders.multi_vector_embedder._query_length", lambda _: 30)
     embedder = embedder_of(saved_folder)
     embedder.embed_queries(["short"])  # 14 tokens of the prompt and 5
     with pytest.raises(EmbeddingError, match=r"has 44 tokens with its instruction, and the model reads 30"):

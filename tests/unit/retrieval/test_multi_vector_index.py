@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from qdrant_client import QdrantClient
 
 from rsgrpo.config.index import IndexConfig
-from rsgrpo.retrieval import multi_vector_file
-from rsgrpo.retrieval.embedder import EmbedderMismatchError, EmbeddingError
-from rsgrpo.retrieval.flat_index import create_index, open_index
-from rsgrpo.retrieval.maxsim import exact_maxsim, maxsim_scores, rounding_of, starts_of
-from rsgrpo.retrieval.multi_vector_file import MultiVectorRows
-from rsgrpo.retrieval.page_index import PageFilter, PageIndex, PageIndexError, add_pages, find_pages
-from rsgrpo.retrieval.qdrant_index import create_qdrant_index, open_qdrant_index
+from rsgrpo.retrieval.embedders.embedder import EmbedderMismatchError, EmbeddingError
+from rsgrpo.retrieval.index import multi_vector_file
+from rsgrpo.retrieval.index.flat_index import create_index, open_index
+from rsgrpo.retrieval.index.maxsim import exact_maxsim, maxsim_scores, rounding_of, starts_of
+from rsgrpo.retrieval.index.multi_vector_file import MultiVectorRows
+from rsgrpo.retrieval.index.page_index import PageFilter, PageIndex, PageIndexError, add_pages, find_pages
+from rsgrpo.retrieval.index.qdrant_index import create_qdrant_index, open_qdrant_index
 from rsgrpo.types import FloatArray
 from tests.examples import examples
 from tests.unit.retrieval.index_pages import (

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rsgrpo.config.index import IndexConfig
-from rsgrpo.retrieval.cosine_scorer import CosineScorer, page_finder
-from rsgrpo.retrieval.embedder import EmbedderMismatchError
-from rsgrpo.retrieval.flat_index import create_index
-from rsgrpo.retrieval.page_filter import (
+from rsgrpo.retrieval.embedders.embedder import EmbedderMismatchError
+from rsgrpo.retrieval.filtering.cosine_scorer import CosineScorer, page_finder
+from rsgrpo.retrieval.filtering.page_filter import (
     FilteredPages,
     FilterStage,
     PagesOfQuestion,
@@ -24,7 +23,7 @@ from rsgrpo.retrieval.page_filter import (
     filter_metrics,
     filter_pages,
 )
-from rsgrpo.retrieval.relevance import (
+from rsgrpo.retrieval.filtering.relevance import (
     Calibration,
     RelevanceError,
     fit_calibration,
@@ -32,6 +31,7 @@ from rsgrpo.retrieval.relevance import (
     save_calibration,
     select,
 )
+from rsgrpo.retrieval.index.flat_index import create_index
 from rsgrpo.types import FloatArray, ImageRef
 from tests.unit.retrieval.index_pages import IDENTITY, SignEmbedder, make_page, sign_vectors
 

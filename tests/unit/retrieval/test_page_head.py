@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 
 from recipes.filtering.forward_judge import ForwardJudge
 from recipes.filtering.head import head_scorer, worded
@@ -15,8 +18,8 @@ from rsgrpo.config import FilterStageConfig, HeadTrainingConfig, QueryFilterConf
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.prompts.relevance import RelevancePrompts, answer_tokens
-from rsgrpo.retrieval.page_filter import PagesOfQuestion
-from rsgrpo.retrieval.page_head import LabelledPage, PageHeadError, train_head
+from rsgrpo.retrieval.filtering.page_filter import PagesOfQuestion
+from rsgrpo.retrieval.filtering.page_head import LabelledPage, PageHeadError, train_head
 from rsgrpo.types import ImageRef
 from tests.tiny_model import build_tiny_model, tiny_tokenizer
 
@@ -79,6 +82,21 @@ def test_a_head_that_learnt_nothing_is_the_models_own_yes_or_no(folder: Path, pa
     np.testing.assert_allclose(scorer.score("Is it blue?", shown), own.score("Is it blue?", shown), atol=1e-5)
     asked = [PagesOfQuestion(question="Is it blue?", pages=shown)]
     assert scorer.score_all(asked)[0].image_tokens == own.score_all(asked)[0].image_tokens
+
+
+@pytest.fixture(scope="module")
+def embedder(folder: Path) -> Path:
+    """An embedder as it is saved: without an output layer, which begins at random."""
+    reader = Transformer(str(folder))
+    pooling = Pooling(reader.get_embedding_dimension(), "lasttoken")
+    SentenceTransformer(modules=[reader, pooling, Normalize()]).save(str(folder.parent / "embedder"))
+    return folder.parent / "embedder"
+
+
+def test_a_head_can_start_from_an_embedders_weights(embedder: Path, pages, tmp_path: Path) -> None:
+    train(embedder, tmp_path / "head", pages, max_steps=1)
+    scorer = head_scorer(QueryFilterConfig(head=str(tmp_path / "head")), RULES)(STAGE)
+    assert len(set(scorer.score("Is it white?", tuple(pages.values())).tolist())) == 2
 
 
 def test_training_tells_relevant_pages_from_others(folder: Path, pages, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from qdrant_client import QdrantClient, models
 
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.index import IndexConfig
-from rsgrpo.retrieval.embedder import EmbeddingError
-from rsgrpo.retrieval.page_index import PageIndexError
-from rsgrpo.retrieval.qdrant_index import QdrantIndex, connect, create_qdrant_index, open_qdrant_index
+from rsgrpo.retrieval.embedders.embedder import EmbeddingError
+from rsgrpo.retrieval.index.page_index import PageIndexError
+from rsgrpo.retrieval.index.qdrant_index import QdrantIndex, connect, create_qdrant_index, open_qdrant_index
 from tests.unit.retrieval.index_pages import (
     FILTERS,
     IDENTITY,

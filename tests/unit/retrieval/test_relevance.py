@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 
 from rsgrpo.config.checks import ConfigError
 from rsgrpo.io.atomic_files import FileError
-from rsgrpo.retrieval.relevance import (
+from rsgrpo.retrieval.filtering.relevance import (
     Calibration,
     RelevanceError,
     SelectionMode,

@@ -18,8 +18,8 @@ from PIL import Image
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.files import DataError
 from rsgrpo.data.images.loading import load_image
-from rsgrpo.retrieval.measures import measure_run
-from rsgrpo.retrieval.relevance_files import (
+from rsgrpo.retrieval.measuring.measures import measure_run
+from rsgrpo.retrieval.measuring.relevance_files import (
     RetrievalPage,
     RetrievalQuery,
     RetrievalSet,
@@ -27,7 +27,6 @@ from rsgrpo.retrieval.relevance_files import (
     oracle_page_ids,
     read_judged_queries,
     read_retrieval_set,
-    refuse_shared_pages,
 )
 from tests.unit.retrieval.rankings import pages
 
@@ -219,19 +218,6 @@ def test_missing_parts_and_broken_files_are_named(folder: Path, tmp_path: Path) 
         read_retrieval_set(folder)
     with pytest.raises(DataError, match="there is no such folder"):
         read_retrieval_set(tmp_path / "nowhere")
-
-
-def test_pages_that_are_relevant_in_two_splits_are_named() -> None:
-    def split_with(query: str, relevant: dict[str, int]) -> RetrievalSet:
-        return RetrievalSet(
-            queries=(RetrievalQuery(query_id=query, text="x"),),
-            pages=tuple(RetrievalPage(page_id=page) for page in ("a", "b")),
-            relevant={query: relevant},
-        )
-
-    refuse_shared_pages({"train": split_with("q1", {"a": 1, "b": 0}), "test": split_with("q2", {"b": 1, "a": 0})})
-    with pytest.raises(DataError, match=r"1 pages are relevant in two splits: 'a' \(train and test\)"):
-        refuse_shared_pages({"train": split_with("q1", {"a": 1}), "test": split_with("q2", {"a": 1})})
 
 
 def test_a_set_has_every_id_once() -> None:

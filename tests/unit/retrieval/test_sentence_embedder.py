@@ -24,8 +24,8 @@ from transformers.utils import logging as transformers_logging
 from rsgrpo.config.embedder import VISRAG_INSTRUCTION, EmbedderConfig
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.loading import load_image
-from rsgrpo.retrieval.embedder import EmbeddingError
-from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
+from rsgrpo.retrieval.embedders.embedder import EmbeddingError
+from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
 from tests.tiny_model import build_tiny_model, write_images
 
 SIZES = [(56, 56), (84, 56), (112, 140), (56, 56), (140, 140), (28, 84), (196, 112)]

@@ -26,13 +26,13 @@ from rsgrpo.config import (
     RetrieverConfig,
 )
 from rsgrpo.config.embedder import VISRAG_INSTRUCTION, EmbedderConfig
-from rsgrpo.retrieval.embedder import EmbeddingError
-from rsgrpo.retrieval.pair_loss import PairLoss
-from rsgrpo.retrieval.sentence_embedder import SentenceEmbedder
-from rsgrpo.retrieval.sentence_trainer import RetrieverTraining, RetrieverTrainingError
-from rsgrpo.retrieval.start_model import READING_RULES, load_start_model
-from rsgrpo.retrieval.training_batches import plan_batches
-from rsgrpo.retrieval.training_pairs import TrainingPair, read_training_pairs
+from rsgrpo.retrieval.embedders.embedder import EmbeddingError
+from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
+from rsgrpo.retrieval.training.pair_loss import PairLoss
+from rsgrpo.retrieval.training.sentence_trainer import RetrieverTraining, RetrieverTrainingError
+from rsgrpo.retrieval.training.start_model import READING_RULES, load_start_model
+from rsgrpo.retrieval.training.training_batches import plan_batches
+from rsgrpo.retrieval.training.training_pairs import TrainingPair, read_training_pairs
 from tests.tiny_model import build_tiny_model, write_images
 from tests.unit.retrieval.pair_files import write_pairs_file
 

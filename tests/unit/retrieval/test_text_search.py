@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rsgrpo.retrieval.flat_index import FlatIndex, create_index, open_index
-from rsgrpo.retrieval.lexical import LexicalError, LexicalIndex
-from rsgrpo.retrieval.page_index import PageIndexError
-from rsgrpo.retrieval.text_search import TextSearch, open_text_search
+from rsgrpo.retrieval.index.flat_index import FlatIndex, create_index, open_index
+from rsgrpo.retrieval.index.page_index import PageIndexError
+from rsgrpo.retrieval.text.lexical import LexicalError, LexicalIndex
+from rsgrpo.retrieval.text.text_search import TextSearch, open_text_search
 from tests.unit.retrieval.index_pages import FILTERS, IDENTITY, make_page, meets, sign_vectors, spread_page
 
 NUM_PAGES = 40

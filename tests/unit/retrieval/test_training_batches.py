@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsgrpo.data.file_bytes import DataError
-from rsgrpo.retrieval.held_out_pairs import hold_out
-from rsgrpo.retrieval.training_batches import plan_batches
-from rsgrpo.retrieval.training_pairs import TrainingPage, TrainingPair
+from rsgrpo.retrieval.training.held_out_pairs import hold_out
+from rsgrpo.retrieval.training.training_batches import plan_batches
+from rsgrpo.retrieval.training.training_pairs import TrainingPage, TrainingPair
 from rsgrpo.types import ImageRef
 
 

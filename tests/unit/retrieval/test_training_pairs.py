@@ -15,8 +15,8 @@ from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.file_bytes import DataError
 from rsgrpo.data.readers.findings import BadRecordError
 from rsgrpo.io.atomic_files import write_json
-from rsgrpo.retrieval.pair_table import read_pairs, write_pairs
-from rsgrpo.retrieval.training_pairs import TrainingPage, TrainingPair, chosen_negatives, read_training_pairs
+from rsgrpo.retrieval.training.pair_table import read_pairs, write_pairs
+from rsgrpo.retrieval.training.training_pairs import TrainingPage, TrainingPair, chosen_negatives, read_training_pairs
 from rsgrpo.types import ImageRef
 from tests.unit.retrieval.pair_files import write_pages, write_rows
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.io.atomic_files import FileError
-from rsgrpo.retrieval.trec_runs import Run, RunError, ScoredPage, merge_runs, ordered, read_run, write_run
+from rsgrpo.retrieval.measuring.trec_runs import Run, RunError, ScoredPage, merge_runs, ordered, read_run, write_run
 from tests.unit.retrieval.rankings import IDS, pages, rankings
 
 Parity = Callable[[str], Any]

@@ -1,0 +1,213 @@
+"""``rsgrpo train-filter``: train a head that judges pages, on questions whose gold pages stand among distractors."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.filtering.command_settings import filter_settings, split_filter_settings
+from rsgrpo.config import DataConfig, DistractorConfig, FilterStageConfig, QueryFilterConfig
+from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.failures.command import CommandParser, UsageError, run_command
+
+if TYPE_CHECKING:  # they take long to import
+    from rsgrpo.types import Sample
+
+_MAX_DISTRACTORS = 30  # as MIRAGE trains
+_LINES = 20  # about so many lines of progress
+_EXAMPLES = """\
+examples:
+  uv run rsgrpo train-filter questions.jsonl --model runs/retriever/models/retriever --out heads/pages
+  uv run rsgrpo train-filter questions.jsonl --model models/qwen2.5-vl --out heads/pages --index pages.index
+  uv run rsgrpo train-filter questions.jsonl --pairs-out pairs.jsonl --max-distractors 10
+  uv run rsgrpo train-filter questions.jsonl --model m --out h filter.head_training.max_steps=300
+"""
+
+
+def command_parser() -> CommandParser:
+    """Make the parser of what ``rsgrpo train-filter`` takes beside settings."""
+    parser = CommandParser(
+        prog="rsgrpo train-filter",
+        description="Train a head that says whether a page helps to answer a question.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", metavar="FILE", help="questions in EVisRAG's format with gold pages (posImgs)")
+    parser.add_argument("--model", default="", help="the embedder's or the policy's folder that the head starts from")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the head goes")
+    parser.add_argument("--pairs-out", type=Path, metavar="FILE", help="write the labelled pairs as JSONL, too")
+    parser.add_argument("--index", default="", metavar="INDEX", help="distractors are a question's nearest pages in it")
+    parser.add_argument("--min-distractors", type=int, default=0, help="fewest distractors of a question (0)")
+    parser.add_argument(
+        "--max-distractors", type=int, default=_MAX_DISTRACTORS, help=f"most of them ({_MAX_DISTRACTORS})"
+    )
+    parser.add_argument("--image-root", default="", metavar="FOLDER", help="what image paths of FILE are relative to")
+    parser.add_argument_group(
+        "settings", "filter.head_training.NAME=VALUE, filter.yes, filter.no, filter.prompt; docs/settings.md lists them"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``rsgrpo train-filter``.
+
+    Args:
+        arguments: the arguments behind the command's name; None: those of this process.
+
+    Returns:
+        The exit status of the process.
+    """
+    return run_command(lambda: _train(sys.argv[1:] if arguments is None else arguments), way_on="call it again")
+
+
+def _train(arguments: Sequence[str]) -> None:
+    rest, given = split_filter_settings(arguments)
+    options = command_parser().parse_args(rest)
+    settings = filter_settings(given)
+    if bool(options.model) != bool(options.out) or not (options.model or options.pairs_out):
+        raise UsageError("--model and --out belong together; give both to train, or --pairs-out to write pairs alone")
+    if options.out is not None and options.out.exists():
+        raise UsageError(f"{shown(options.out)} is there already; name another folder with --out")
+    with contextlib.redirect_stdout(sys.stderr):  # libraries say there what they find
+        told = _work(options, settings)
+    for name, value in told.items():
+        print(f"{name}: {value}")
+
+
+def _work(options: argparse.Namespace, settings: QueryFilterConfig) -> dict[str, Any]:
+    import numpy as np
+
+    from rsgrpo.data.evisrag_files import load_samples
+    from rsgrpo.data.filter_rows import random_distractors, with_more_pages
+
+    data = DataConfig(image_root=options.image_root, max_images=settings.max_pages)
+    samples = load_samples(options.data, data, is_training=False).samples
+    known = [sample for sample in samples if sample.positive_images]
+    if not known:
+        raise RsgrpoError(f"none of {len(samples)} questions of {shown(options.data)} names a gold page (posImgs)")
+    rng = np.random.default_rng(settings.head_training.seed)
+    mixing = DistractorConfig(min_images=options.min_distractors, max_images=options.max_distractors)
+    find = _nearest(options.index, data) if options.index else random_distractors(samples, rng)
+    mixed = [with_more_pages(sample, find, mixing, rng) for sample in known]
+    num_held_out = round(settings.head_training.held_out_frac * len(mixed))
+    places = rng.permutation(len(mixed))
+    trained = [mixed[place] for place in places[num_held_out:].tolist()]
+    held_out = [mixed[place] for place in places[:num_held_out].tolist()]
+    told: dict[str, Any] = {
+        "questions": len(known),
+        "questions without a gold page": len(samples) - len(known),
+        "pairs": sum(len(sample.images) for sample in mixed),
+        "relevant pairs": sum(len(sample.positive_images) for sample in mixed),
+    }
+    if options.pairs_out:
+        _write_pairs(options.pairs_out, mixed)
+        told["pairs written"] = str(options.pairs_out)
+    if options.model:
+        _train_head(options, settings, trained, rng)
+        told["head"] = str(options.out)
+        told |= _measured(options.out, settings, held_out) if held_out else {}
+    return told
+
+
+def _nearest(folder: str, data: DataConfig) -> Any:
+    """A function that gives a question's nearest pages in an index, its own gold pages left out."""
+    from recipes.filtering.stages import file_digest
+    from recipes.indexing.places import make_any_embedder
+    from rsgrpo.retrieval.index.flat_index import open_index
+    from rsgrpo.retrieval.index.page_index import find_pages
+    from rsgrpo.types import ImageRef
+
+    index = open_index(Path(folder))
+    if index.embedder is None:
+        raise RsgrpoError(f"{index.name} does not say how to run its embedder; make one with rsgrpo index")
+    embedder = make_any_embedder(index.embedder)
+
+    def find(sample: Sample, count: int) -> list[ImageRef]:
+        own = {file_digest(page) for page in sample.images}
+        if not count:
+            return []
+        (hits,) = find_pages(index, embedder, [sample.question], count + len(own))
+        pages = [hit.page for hit in hits if hit.page.sha256 not in own]
+        return [ImageRef(path=page.page_id, file=page.image_path) for page in pages[:count]]
+
+    return find
+
+
+def _write_pairs(file: Path, mixed: Sequence[Sample]) -> None:
+    from rsgrpo.io.jsonl import write_rows
+
+    rows = []
+    for sample in mixed:
+        gold = set(sample.positive_images)
+        rows += [
+            {
+                "query": sample.question,
+                "image": page.file or page.path,
+                "label": int(index in gold),
+                "qid": sample.sample_id,
+            }
+            for index, page in enumerate(sample.images)
+        ]
+    write_rows(file, [json.loads(json.dumps(row)) for row in rows])
+
+
+def _train_head(options: argparse.Namespace, settings: QueryFilterConfig, trained: Sequence[Sample], rng: Any) -> None:
+    from transformers import AutoTokenizer
+
+    from recipes.filtering.head import worded
+    from rsgrpo.prompts.relevance import answer_tokens
+    from rsgrpo.retrieval.filtering.page_head import LabelledPage, train_head
+
+    pairs = [
+        LabelledPage(question=sample.question, page=page, is_relevant=index in set(sample.positive_images))
+        for sample in trained
+        for index, page in enumerate(sample.images)
+    ]
+    start = Path(options.model)
+    if not start.is_dir():
+        raise RsgrpoError(f"--model {shown(start)} is no folder; name that of an embedder or a policy")
+
+    def say(step: int, num_steps: int, loss: float) -> None:
+        if step == 1 or step == num_steps or step % max(1, num_steps // _LINES) == 0:
+            print(f"step {step}/{num_steps}  loss {loss:.4f}", flush=True)
+
+    train_head(
+        [pairs[place] for place in rng.permutation(len(pairs)).tolist()],
+        start,
+        options.out,
+        settings.head_training,
+        tokens=answer_tokens(AutoTokenizer.from_pretrained(start), settings.yes, settings.no),
+        wording=Path(settings.prompt).read_text(encoding="utf-8"),
+        word=worded(settings.prompt),
+        rules=DataConfig().image_rules,
+        on_step=say,
+    )
+
+
+def _measured(head: Path, settings: QueryFilterConfig, held_out: Sequence[Sample]) -> dict[str, Any]:
+    """What the head is worth on questions that it was not trained on."""
+    import dataclasses
+
+    import numpy as np
+    from sklearn.metrics import roc_auc_score
+
+    from recipes.filtering.head import head_scorer
+
+    stage = FilterStageConfig(scorer="head", max_pixels=settings.head_training.max_pixels)
+    scorer = head_scorer(dataclasses.replace(settings, head=str(head)), DataConfig().image_rules)(stage)
+    labels, found = [], []
+    for sample in held_out:
+        labels += [index in set(sample.positive_images) for index in range(len(sample.images))]
+        found += scorer.score(sample.question, sample.images).tolist()
+    is_relevant, probabilities = np.array(labels), np.array(found)
+    told: dict[str, Any] = {"held-out questions": len(held_out)}
+    if 0 < is_relevant.sum() < len(is_relevant):
+        told["held-out AUC"] = round(float(roc_auc_score(is_relevant, probabilities)), 4)
+        told["relevant at 0.5 and above"] = round(float((probabilities[is_relevant] >= 0.5).mean()), 4)
+        told["irrelevant at 0.5 and above"] = round(float((probabilities[~is_relevant] >= 0.5).mean()), 4)
+    return told

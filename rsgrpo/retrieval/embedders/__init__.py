@@ -1,0 +1,1 @@
+"""Turn questions and pages into vectors, one each or many."""

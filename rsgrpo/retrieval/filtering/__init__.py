@@ -1,0 +1,1 @@
+"""Decide which of the pages that were found are shown."""

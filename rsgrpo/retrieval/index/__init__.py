@@ -1,0 +1,1 @@
+"""Indexes of pages by their vectors: in a folder, or on a Qdrant server."""

@@ -1,0 +1,1 @@
+"""Judge a search: data sets, runs, measures."""

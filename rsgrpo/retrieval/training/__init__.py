@@ -1,0 +1,1 @@
+"""Train a page retriever: pairs, batches, hard negatives, loss, trainer."""
