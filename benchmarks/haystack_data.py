@@ -11,6 +11,7 @@ from haystack_worlds import World, scans_of, ticket_settings
 from PIL import Image
 
 from rsgrpo.data.files import TEST_FILE
+from rsgrpo.data.synthetic.gold_responses import gold_response
 from rsgrpo.data.synthetic.scans import NUMBERS
 from rsgrpo.data.synthetic.ticket_sets import make_ticket_questions
 from rsgrpo.data.synthetic.tickets import draw_ticket
@@ -26,9 +27,10 @@ BRIEF_PROMPT = "Answer in one word. {}"
 _VIEWS_PER_ITEM = {"tickets": 6, "stamps": 12}
 _SHARES = {
     "tickets": {"tagged": 0.4, "find": 0.35, "relevance": 0.25},
-    "stamps": {"transcribe": 0.2, "find": 0.55, "relevance": 0.25},
+    "stamps": {"locate": 0.65, "transcribe": 0.1, "relevance": 0.25},
 }
-_PAGE_COUNTS = {1: 0.1, 2: 0.15, 3: 0.4, 4: 0.15, 10: 0.2}
+_BRIEF_PAGE_COUNTS = {1: 0.1, 2: 0.15, 3: 0.4, 4: 0.15, 10: 0.2}
+_PAGE_COUNTS = {1: 0.2, 2: 0.25, 3: 0.4, 4: 0.15}
 _NEAR_FRAC = 0.5
 _LOW_FRAC = 0.7  # of the pages of relevance questions: the others are at full resolution
 _TRANSCRIBE = "What is on this page?"
@@ -78,17 +80,41 @@ def at_low_resolution(page: Image.Image, pixels: int) -> Image.Image:
 
 
 def find_question(pages: TrainingPages, rng: np.random.Generator) -> tuple[str, str, list[str]]:
-    """Draw a question over several pages: prompt text, response, paths."""
+    """Draw a question over up to ten pages that is answered in one word: prompt text, response, paths."""
+    item, views = _drawn_views(pages, _BRIEF_PAGE_COUNTS, rng)
+    return (
+        BRIEF_PROMPT.format(pages.world.question(item)),
+        NUMBERS[views[item][1]],
+        [path for path, _ in views.values()],
+    )
+
+
+def locate_question(pages: TrainingPages, rng: np.random.Generator) -> tuple[str, str, list[str]]:
+    """Draw a question over up to four pages with a tagged response, which says of every page what stands on it."""
+    item, views = _drawn_views(pages, _PAGE_COUNTS, rng)
+    answer, name = NUMBERS[views[item][1]], pages.world.transcript(item)
+    response = gold_response(
+        [f"{pages.world.transcript(other)} {NUMBERS[digit]}" for other, (_, digit) in views.items()],
+        [list(views).index(item)],
+        f"{name} is {answer}",
+        answer,
+    )
+    return pages.world.question(item), response, [path for path, _ in views.values()]
+
+
+def _drawn_views(
+    pages: TrainingPages, page_counts: Mapping[int, float], rng: np.random.Generator
+) -> tuple[int, dict[int, tuple[str, int]]]:
+    """Draw an item to ask for, and the views of all items that are shown, in their order."""
     world, items = pages.world, pages.world.train_items
     item = items[int(rng.integers(len(items)))]
-    num_pages = min(len(items), int(rng.choice(list(_PAGE_COUNTS), p=list(_PAGE_COUNTS.values()))))
+    num_pages = min(len(items), int(rng.choice(list(page_counts), p=list(page_counts.values()))))
     shown = {item}
     while len(shown) < num_pages:
         is_near = rng.random() < _NEAR_FRAC
         shown.add(world.near(item, rng) if is_near else items[int(rng.integers(len(items)))])
     order = [int(other) for other in rng.permutation(sorted(shown))]
-    views = {other: pages.view(other, rng) for other in order}
-    return BRIEF_PROMPT.format(world.question(item)), NUMBERS[views[item][1]], [views[other][0] for other in order]
+    return item, {other: pages.view(other, rng) for other in order}
 
 
 def relevance_question(pages: TrainingPages, rng: np.random.Generator) -> tuple[str, str, list[str]]:
@@ -112,14 +138,19 @@ def transcript_question(pages: TrainingPages, rng: np.random.Generator) -> tuple
     return _TRANSCRIBE, f"{NUMBERS[digit]}: {pages.world.transcript(item)}", [path]
 
 
-_MAKERS = {"find": find_question, "relevance": relevance_question, "transcribe": transcript_question}
+_MAKERS = {
+    "find": find_question,
+    "locate": locate_question,
+    "relevance": relevance_question,
+    "transcribe": transcript_question,
+}
 
 
 def policy_rows(world: World, pages: TrainingPages, num_samples: int, seed: int) -> list[dict[str, object]]:
     """Draw what the policy trains on: rows with ``qid``, ``prompt``, ``answer``, ``gold_response`` and ``image``.
 
-    Tickets have three kinds: the quickstart's own questions with tagged responses, the same in brief, and whether a
-    page is relevant. Stamps have pages to transcribe in place of tagged responses.
+    Tickets have three kinds: the quickstart's own questions with tagged responses, such in brief, and whether a page is
+    relevant. Stamps have tagged responses, pages to transcribe, and whether a page is relevant.
 
     Args:
         world: the world to ask about.
@@ -201,9 +232,15 @@ def write_held_out(world: World, folder: Path, num_samples: int, seed: int) -> N
     rng = np.random.default_rng((seed, 5))
     rows = []
     for index in range(num_samples):
-        question, response, paths = find_question(pages, rng)
-        prompt = question + IMAGE_MARKER * len(paths)
-        rows.append({"qid": f"held-out-{index}", "prompt": prompt, "answer": [response], "image": paths})
+        question, response, paths = locate_question(pages, rng)
+        rows.append(
+            {
+                "qid": f"held-out-{index}",
+                "prompt": question + IMAGE_MARKER * len(paths),
+                "answer": [response.split("<answer> ")[1].removesuffix("</answer>")],
+                "image": paths,
+            }
+        )
     with new_folder(folder) as partial:
         (partial / "imgs").mkdir()
         for path, page in pages.pages.items():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from haystack_data import BRIEF_PROMPT
 from haystack_questions import Needle, PairedDifference, haystacks, oracle_pages, paired_difference
 from haystack_training import PROMPT_SETTINGS, Trained, run
 from haystack_worlds import World, scans_of
@@ -35,10 +35,12 @@ from rsgrpo.retrieval.filtering.page_filter import (
 from rsgrpo.types import IMAGE_MARKER, ImageRef
 
 MAX_SHOWN_PAGES = 100
-"""Most pages of an unfiltered prompt: 100 of 9 tokens take 1,100 of the policy's 4,096 positions, 1,000 do not fit."""
+"""Most pages of an unfiltered prompt: 100 of 9 tokens take 1,100 of the policy's 4,096 positions, 1,000 do not fit with
+a response that says something of each of them."""
 
-_MAX_ANSWER_TOKENS = 8
 _MAX_MODEL_TOKENS = 4096
+_RESPONSE_TOKENS = {10: 384, MAX_SHOWN_PAGES: 2048}
+"""Room for a response by the most pages that are shown: it says something of every page."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +52,7 @@ class Plan:
         twice_sizes: the sizes for which the policy also judges the best pages at low resolution.
         num_questions: how many questions there are.
         num_kept: k, how many pages the filter keeps.
+        max_shown: the largest haystack that the policy is also shown whole, at most ``MAX_SHOWN_PAGES``.
         seed: the seed of pages, needles and haystacks.
     """
 
@@ -57,6 +60,7 @@ class Plan:
     twice_sizes: tuple[int, ...]
     num_questions: int
     num_kept: int
+    max_shown: int
     seed: int
 
 
@@ -140,7 +144,9 @@ def make_pool(world: World, folder: Path, plan: Plan) -> Pool:
             (partial / "imgs").mkdir()
             for path, page in drawn.items():
                 page.save(partial / path)
-    chosen = rng.permutation(len(digits))[: plan.num_questions]
+    # Where there are fewer pages than questions, some are asked for again, in another haystack.
+    num_rounds = math.ceil(plan.num_questions / len(digits))
+    chosen = np.concatenate([rng.permutation(len(digits)) for _ in range(num_rounds)])[: plan.num_questions]
     return Pool(
         pages=tuple(ImageRef(path=path, file=str((folder / path).absolute())) for path in drawn),
         needles=tuple(
@@ -174,7 +180,7 @@ def make_arms(world: World, pool: Pool, plan: Plan, trained: Trained) -> list[Ar
         ]
         once = filter_pages(asked, [best])
         arms.append(Arm(size=size, name="oracle", shown=_with_gold(pool, pages, once, plan.num_kept)))
-        if size <= MAX_SHOWN_PAGES:
+        if size <= plan.max_shown:
             arms.append(Arm(size=size, name="unfiltered", shown=tuple(pages)))
         arms.append(Arm(size=size, name="cosine", shown=_kept(pages, once)))
         if size in plan.twice_sizes:
@@ -212,62 +218,85 @@ def _with_gold(
     return tuple(found)
 
 
-def answer(pool: Pool, arms: Sequence[Arm], trained: Trained, pool_folder: Path, folder: Path, threads: int) -> (
-    dict[tuple[int, tuple[int, ...]], str]
-):  # fmt: skip
+def answer(
+    pool: Pool, arms: Sequence[Arm], trained: Trained, folder: Path, threads: int
+) -> dict[tuple[int, tuple[int, ...]], bool]:
     """Answer every prompt of the arms once, greedily, with the rollout engine.
 
+    Args:
+        pool: pages and questions.
+        arms: what is shown.
+        trained: the models.
+        folder: the folder of the world; runs go into it.
+        threads: CPU threads of the engine.
+
     Returns:
-        The responses by question and pages shown.
+        Whether the answer is right, by question and pages shown.
     """
     wanted = sorted({(number, shown) for arm in arms for number, shown in enumerate(arm.shown)})
+    found: dict[tuple[int, tuple[int, ...]], bool] = {}
+    for most_pages, max_response_tokens in _RESPONSE_TOKENS.items():
+        fewer = max((size for size in _RESPONSE_TOKENS if size < most_pages), default=0)
+        asked = [(number, shown) for number, shown in wanted if fewer < len(shown) <= most_pages]
+        if not asked:
+            continue
+        right = _answer_run(pool, asked, trained, folder, threads, max_response_tokens)
+        found |= dict(zip(asked, right, strict=True))
+    return found
+
+
+def _answer_run(
+    pool: Pool,
+    asked: Sequence[tuple[int, tuple[int, ...]]],
+    trained: Trained,
+    folder: Path,
+    threads: int,
+    max_response_tokens: int,
+) -> list[bool]:
     rows = [
         {
             "qid": f"q{index}",
-            "prompt": BRIEF_PROMPT.format(pool.needles[number].question) + IMAGE_MARKER * len(shown),
+            "prompt": pool.needles[number].question + IMAGE_MARKER * len(shown),
             "answer": [pool.needles[number].answer],
             "image": [pool.pages[page].path for page in shown],
         }
-        for index, (number, shown) in enumerate(wanted)
+        for index, (number, shown) in enumerate(asked)
     ]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    digest = hashlib.sha256(lines.encode()).hexdigest()[:12]  # other prompts are another run
-    folder = folder.with_name(f"{folder.name}-{digest}")
-    prompts = folder.with_name(f"{folder.name}-prompts")
+    digest = hashlib.sha256(f"{trained.policy}{lines}".encode()).hexdigest()[:12]  # others are another run
+    prompts = folder / f"prompts-{digest}"
     prompts.mkdir(parents=True, exist_ok=True)
     (prompts / TEST_FILE).write_text(lines, encoding="utf-8")
-    run(
-        folder,
+    answered = run(
+        folder / f"answers-{digest}",
         threads,
         [
             "recipe=quickstart",
             "stage=eval",
             f"eval.checkpoint={trained.policy}",
             f"data.test_path={prompts}",
-            f"data.image_root={pool_folder.absolute()}",
+            f"data.image_root={folder / 'pool'}",
             f"data.max_images={MAX_SHOWN_PAGES}",
-            f"data.max_prompt_tokens={_MAX_MODEL_TOKENS - _MAX_ANSWER_TOKENS}",
+            f"data.max_prompt_tokens={_MAX_MODEL_TOKENS - max_response_tokens}",
             f"rollout.max_model_tokens={_MAX_MODEL_TOKENS}",
-            f"eval.sampling.max_response_tokens={_MAX_ANSWER_TOKENS}",
+            f"eval.sampling.max_response_tokens={max_response_tokens}",
             *PROMPT_SETTINGS,
         ],
     )
-    (file,) = folder.glob("evaluations/*/predictions.jsonl")
-    texts = {row["qid"]: str(row["pred"]).strip() for row in map(json.loads, file.read_text().splitlines())}
-    return {key: texts[f"q{index}"] for index, key in enumerate(wanted)}
+    (file,) = answered.glob("evaluations/*/predictions.jsonl")
+    # Strictly: official accuracy finds the right word in a long response that says everything.
+    is_right = {row["qid"]: row["strict_em"] == 1.0 for row in map(json.loads, file.read_text().splitlines())}
+    return [is_right[f"q{index}"] for index in range(len(asked))]
 
 
 def rows_of(
-    world: World, pool: Pool, arms: Sequence[Arm], texts: Mapping[tuple[int, tuple[int, ...]], str], trained: Trained
+    world: World, pool: Pool, arms: Sequence[Arm], answers: Mapping[tuple[int, tuple[int, ...]], bool], trained: Trained
 ) -> list[Row]:
     """Score every arm, and compare it with the unfiltered model and the oracle of its size."""
     processor = ForwardJudge(trained.policy, ImageRules(), f"the policy {trained.policy}").processor
     per_page = ImageTokens(processor.image_processor, ImageRules()).count(pool.pages[0])
     is_right = {
-        (arm.size, arm.name): [
-            texts[number, shown] == pool.needles[number].answer for number, shown in enumerate(arm.shown)
-        ]
-        for arm in arms
+        (arm.size, arm.name): [answers[number, shown] for number, shown in enumerate(arm.shown)] for arm in arms
     }
     rows = []
     for arm in arms:
@@ -314,5 +343,5 @@ def measure(world: World, trained: Trained, folder: Path, plan: Plan, threads: i
     """
     pool = make_pool(world, folder / "pool", plan)
     arms = make_arms(world, pool, plan, trained)
-    texts = answer(pool, arms, trained, folder / "pool", folder / "answers", threads)
-    return rows_of(world, pool, arms, texts, trained)
+    answers = answer(pool, arms, trained, folder, threads)
+    return rows_of(world, pool, arms, answers, trained)

@@ -17,8 +17,8 @@ from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.errors import RsgrpoError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-MAX_RESPONSE_TOKENS = 128
-"""Most tokens of a response; the longest tagged one has some 110."""
+MAX_RESPONSE_TOKENS = 256
+"""Most tokens of a response to a held-out question."""
 
 _NUM_SAMPLES = 12_000
 _NUM_HELD_OUT = 256
@@ -29,10 +29,12 @@ class Trained:
     """The two models of a world.
 
     Attributes:
+        start: the folder of the random weights that they started from.
         embedder: the folder of the embedder.
         policy: the folder of the answering policy.
     """
 
+    start: Path
     embedder: Path
     policy: Path
 
@@ -40,9 +42,9 @@ class Trained:
 def train_world(
     world: World,
     folder: Path,
-    start: Path | None,
+    learned: Trained | None,
     *,
-    embedder_steps: int,
+    embedder_steps: Sequence[int],
     policy_steps: Sequence[int],
     threads: int,
     seed: int,
@@ -52,10 +54,11 @@ def train_world(
     Args:
         world: the world.
         folder: the folder of everything that is made; an interrupted run goes on there.
-        start: the model folder that both start from; None: random weights.
-        embedder_steps: optimizer steps of 64 pairs.
-        policy_steps: optimizer steps of 32 conversations, in rounds: each goes on from the model of the one before,
-            with a warm-up and a decay of its own.
+        learned: what was trained on another world: the policy goes on from its policy, and both have its tokenizer;
+            None: both start from random weights.
+        embedder_steps: optimizer steps of 64 pairs, in rounds: each goes on from the model of the one before, with a
+            warm-up and a decay of its own.
+        policy_steps: optimizer steps of 32 conversations, in rounds as well.
         threads: CPU threads of every process.
         seed: the seed of data, weights and order.
 
@@ -68,13 +71,18 @@ def train_world(
     data = folder / "data"
     write_training_data(world, data, _NUM_SAMPLES, seed)
     write_held_out(world, folder / "held_out", _NUM_HELD_OUT, seed)
-    if start is None:
+    if learned is None:
         start = build_quickstart_model(QuickstartConfig(), folder / "start", seed, tokenizer_corpus(data))
-    embedder = run(folder / "embedder", threads, embedder_settings(data, start, embedder_steps, seed))
+    else:
+        start = learned.start
+    embedder, policy = start, learned.policy if learned else start
+    for number, steps in enumerate(embedder_steps):
+        settings = embedder_settings(data, embedder, steps, seed + number)
+        embedder = run(folder / f"embedder-{number + 1}", threads, settings) / "models" / "retriever"
     for number, steps in enumerate(policy_steps):
-        policy = run(folder / f"policy-{number + 1}", threads, policy_settings(data, start, steps, seed + number))
-        start = policy / "models" / "sft"
-    return Trained(embedder=embedder / "models" / "retriever", policy=start)
+        settings = policy_settings(data, policy, steps, seed + number)
+        policy = run(folder / f"policy-{number + 1}", threads, settings) / "models" / "sft"
+    return Trained(start=start, embedder=embedder, policy=policy)
 
 
 def embedder_settings(data: Path, start: Path, steps: int, seed: int) -> list[str]:

@@ -3,12 +3,12 @@
     uv run python benchmarks/haystacks.py --folder runs/haystacks                    # both worlds, everything
     uv run python benchmarks/haystacks.py --folder runs/haystacks --worlds tickets   # generated pages alone
 
-For each world an embedder and an answering policy are trained with the normal pipeline: for tickets from random
-weights, for stamps from the tickets' policy, which reads digits and looks for pages already. Every question asks for
-the handwritten digit on one page of a haystack of 10, 100 or 1,000 (stamps: all 674). Pages are filtered in two ways:
-by the cosine of cached vectors, and by the policy's own yes or no at low resolution on the best of these; three go
-into the prompt. Beside them the same policy sees the whole haystack, where it fits into its context, and the oracle's
-pages: the filter's, with the right one put among them where it is missing.
+For each world an embedder and an answering policy are trained with the normal pipeline from random weights; the
+stamps' policy goes on from the tickets' one, which reads digits and looks for pages already. Every question asks for
+the handwritten digit on one page of a haystack of 10, 100 or 1,000 (stamps: all that are taken). Pages are filtered
+in two ways: by the cosine of cached vectors, and by the policy's own yes or no at low resolution on the best of
+these; three go into the prompt. Beside them the same policy sees the whole haystack, where it fits into its context,
+and the oracle's pages: the filter's, with the right one put among them where it is missing.
 
 Real pictures come from Debian's package tuxpaint-stamps-default, which is downloaded into the folder. What is finished
 there is not made again, so an interrupted run goes on with the same command. Writes ``haystacks.json`` and
@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from haystack_measure import Plan, Row, measure
+from haystack_measure import MAX_SHOWN_PAGES, Plan, Row, measure
 from haystack_questions import PairedDifference
-from haystack_training import train_world
+from haystack_training import Trained, train_world
 from haystack_worlds import open_world
 
 from rsgrpo.io.atomic_files import write_json
@@ -32,7 +32,7 @@ from rsgrpo.io.atomic_files import write_json
 WORLDS = ("tickets", "stamps")
 SIZES = (10, 100, 1000)
 NUM_KEPT = 3
-EMBEDDER_STEPS = {"tickets": 400, "stamps": 800}
+EMBEDDER_STEPS = {"tickets": (400,), "stamps": (250, 400)}
 POLICY_STEPS = {"tickets": (600, 900, 900), "stamps": (600,)}
 
 
@@ -41,29 +41,37 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/haystacks"))
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
     parser.add_argument("--questions", type=int, default=500)
-    parser.add_argument("--stamps", type=int, default=0, help="pictures that are taken; 0: all")
+    parser.add_argument("--stamps", type=int, default=150, help="pictures that are taken; 0: all 674")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--embedder-steps", type=int, help=f"of 64 pairs; default {EMBEDDER_STEPS}")
+    parser.add_argument(
+        "--embedder-steps", type=int, nargs="+", help=f"of 64 pairs, in rounds; default {EMBEDDER_STEPS}"
+    )
     parser.add_argument(
         "--policy-steps", type=int, nargs="+", help=f"of 32 conversations, in rounds; default {POLICY_STEPS}"
+    )
+    parser.add_argument(
+        "--unfiltered-pages",
+        type=int,
+        choices=(10, MAX_SHOWN_PAGES),
+        default=MAX_SHOWN_PAGES,
+        help="the largest haystack that the policy is also shown whole; answers to 100 pages take long",
     )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     root = options.folder.resolve()
     rows: list[Row] = []
-    start: Path | None = None
+    trained: Trained | None = None
     for name in WORLDS[: 1 + max(map(WORLDS.index, options.worlds))]:
         world = open_world(name, root / "package", options.stamps, options.seed)
         trained = train_world(
             world,
             root / name,
-            start,
+            trained,
             embedder_steps=options.embedder_steps or EMBEDDER_STEPS[name],
             policy_steps=options.policy_steps or POLICY_STEPS[name],
             threads=options.threads,
             seed=options.seed,
         )
-        start = trained.policy
         if name not in options.worlds:
             continue
         sizes = tuple(sorted({min(size, len(world.test_items)) for size in SIZES}))
@@ -72,6 +80,7 @@ def main() -> None:
             twice_sizes=(100,),
             num_questions=options.questions,
             num_kept=NUM_KEPT,
+            max_shown=options.unfiltered_pages,
             seed=options.seed,
         )
         rows += measure(world, trained, root / name, plan, options.threads)

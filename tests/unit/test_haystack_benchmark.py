@@ -98,14 +98,17 @@ def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: M
     digit_of = {path: data.NUMBERS[digit] for views in pages.views.values() for path, digit in views}
     rows = [json.loads(line) for line in (tmp_path / "data" / "train.jsonl").read_text().splitlines()]
     kinds = {row["qid"].split("-")[0] for row in rows}
-    assert kinds == {"find", "relevance", "transcribe"}
+    assert kinds == {"locate", "relevance", "transcribe"}
     for row in rows:
         assert row["prompt"].count("<image>") == len(row["image"])
         assert all((tmp_path / "data" / path).is_file() for path in row["image"])
         shown = [path.removeprefix("imgs/").split("-")[0] for path in row["image"]]
-        if row["qid"].startswith("find"):
+        if row["qid"].startswith("locate"):
             asked = row["prompt"].split("square ")[1].split("?")[0]
-            assert row["gold_response"] == digit_of[row["image"][shown.index(asked)]]
+            number = shown.index(asked)
+            digit = digit_of[row["image"][number]]
+            assert f"[{number + 1}]: square {asked} {digit}\n" in row["gold_response"]
+            assert row["gold_response"].endswith(f"<answer> {digit}</answer>")
             assert len(set(shown)) == len(shown)
         if row["qid"].startswith("relevance"):
             is_low = "-low" in row["image"][0]
