@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -40,6 +43,7 @@ def build(node: Any, key: str = "") -> Any:
     kind = OmegaConf.get_type(node)
     if kind is None or not dataclasses.is_dataclass(kind):
         return values
+    _check_lists(kind, values, prefix)
     try:
         return kind(**values)
     except ConfigError as error:
@@ -51,6 +55,29 @@ def _value(node: DictConfig | ListConfig, name: Any, key: str) -> Any:
         return node[name]
     except MissingMandatoryValue:
         raise ConfigError(f"{key} has no value; set {key}=VALUE") from None
+
+
+@functools.cache
+def _plain_lists(kind: type) -> dict[str, str]:
+    """What the entries of each list of a class are, where they are texts or numbers."""
+    entries = {list[str]: "text", list[int]: "whole number", list[float]: "number"}
+    hints = typing.get_type_hints(kind)
+    found = {
+        name: next((entries[part] for part in (hint, *typing.get_args(hint)) if part in entries), "")
+        for name, hint in hints.items()
+    }
+    return {name: entry for name, entry in found.items() if entry}
+
+
+def _check_lists(kind: type, values: Mapping[str, object], prefix: str) -> None:
+    """Refuse dictionaries and lists where a list holds texts or numbers: OmegaConf lets them through."""
+    for name, entry in _plain_lists(kind).items():
+        found = values.get(name)
+        for index, value in enumerate(found if isinstance(found, list) else ()):
+            if isinstance(value, dict | list):
+                raise ConfigError(
+                    f"{prefix}{name}[{index}]={shown(value, 80)} is no {entry}; write one {entry} an entry"
+                )
 
 
 def _check_value(key: str, value: object) -> None:

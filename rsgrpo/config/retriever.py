@@ -117,7 +117,7 @@ class RetrieverConfig:
         check_share("retriever.warmup_frac", self.warmup_frac)
         at_least("retriever.num_epochs", self.num_epochs, 1)
         at_least("retriever.max_steps", self.max_steps, 0)
-        at_least("retriever.min_pixels", self.min_pixels, 1)
+        between("retriever.min_pixels", self.min_pixels, 1, MAX_READ_PIXELS)
         between("retriever.max_pixels", self.max_pixels, self.min_pixels, MAX_READ_PIXELS)
         between("retriever.max_tokens", self.max_tokens, 1, MAX_TOKENS)
         between("retriever.zero_stage", self.zero_stage, 0, 1)

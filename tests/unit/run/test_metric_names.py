@@ -22,6 +22,7 @@ from recipes.sft_data import Taken
 from rsgrpo.config import KlConfig, LossConfig
 from rsgrpo.evaluation.metrics import aggregate
 from rsgrpo.prompts.conversation import Conversation, ResponsePart
+from rsgrpo.retrieval.filtering.page_filter import FilteredPages, filter_metrics
 from rsgrpo.run.logger import MetricRow
 from rsgrpo.run.report.curves import _SPECS
 from rsgrpo.run.summary import summarise_rl, summarise_sft
@@ -89,7 +90,9 @@ def sft_values() -> dict[str, float]:
 @pytest.fixture(scope="module")
 def rl_values() -> dict[str, float]:
     """What steps of reinforcement learning log, under settings that add something; and held-out questions."""
-    numbers = Evaluation(metrics=aggregate([]), rewards={REWARD: 1.0}).numbers()
+    filtered = FilteredPages(kept=(0,), probabilities=((1.0,),), image_tokens=1, text_tokens=1)
+    found = filter_metrics([filtered], [[0]], [[1]])
+    numbers = Evaluation(metrics=aggregate([]), rewards={REWARD: 1.0}, filter=found).numbers()
     values = {f"eval/{name}": value for name, value in numbers.items()}
     for rl in (
         {},

@@ -162,7 +162,7 @@ def test_recorded_text_never_becomes_markup(tmp_path: Path) -> None:
     assert page.tags == clean.tags
     (group,) = page.document["rollouts"]["groups"]
     assert group["rollouts"][0]["text"] == HOSTILE and group["question"] == HOSTILE
-    assert group["images"][0] == {"path": HOSTILE, "picture": None}
+    assert group["images"][0] == {"path": HOSTILE, "picture": None, "number": 1}
 
 
 def test_scripts_build_text_nodes_only() -> None:
