@@ -19,7 +19,7 @@ from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.errors import shown
 from rsgrpo.retrieval.embedders.embedder import EmbedderIdentity, EmbeddingError, PageImage, weights_digest
 from rsgrpo.retrieval.embedders.embedder_inputs import EmbedderInputs, stacked_vectors
-from rsgrpo.retrieval.embedders.model_loading import device_of, dtype_of, model_folder, pinned
+from rsgrpo.retrieval.embedders.model_loading import device_of, dtype_of, kept_dimension, model_folder, pinned
 from rsgrpo.retrieval.embedders.saved_form import SavedForm, query_instruction, read_form
 from rsgrpo.types import FloatArray
 
@@ -48,11 +48,7 @@ class VllmEmbedder:
         self._config = pinned(config, folder)
         self._form = read_form(config, folder)
         reading = _Reading(folder, config.batch_tokens)
-        if config.dimension > reading.hidden_size:
-            raise EmbeddingError(
-                f"embedder.dimension={config.dimension} is more than the {reading.hidden_size} of the model "
-                f"{shown(folder)}; lower it, or set 0 for all of them"
-            )
+        dimension = kept_dimension(config, reading.hidden_size, folder)
         instruction, place = query_instruction(config, folder, self._form.query_prompt)
         self._identity = EmbedderIdentity(
             model=self._config.model,
@@ -63,7 +59,7 @@ class VllmEmbedder:
             min_pixels=config.min_pixels,
             max_pixels=config.max_pixels,
             dpi=config.dpi,
-            dimension=config.dimension or reading.hidden_size,
+            dimension=dimension,
         )
         self._inputs = EmbedderInputs(self._config, self._identity, reading)
         self._reading = reading

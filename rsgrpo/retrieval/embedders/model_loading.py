@@ -121,6 +121,25 @@ def dtype_of(config: EmbedderConfig, device: str) -> str:
     return config.dtype if config.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
 
 
+def kept_dimension(config: EmbedderConfig, own: int, folder: Path) -> int:
+    """Find how many numbers of each vector are kept.
+
+    Args:
+        config: the settings, of which ``dimension`` counts; 0: all numbers.
+        own: how many numbers the model's vectors have.
+        folder: the folder of the model, for the message.
+
+    Raises:
+        EmbeddingError: more numbers are asked for than the model gives.
+    """
+    if config.dimension > own:
+        raise EmbeddingError(
+            f"embedder.dimension={config.dimension} is more than the {own} of the model {shown(folder)}; lower it, or "
+            "set 0 for all of them"
+        )
+    return config.dimension or own
+
+
 def load_model(config: EmbedderConfig, folder: Path, make: Callable[[str, Mapping[str, Any]], Model]) -> Model:
     """Load a model of sentence-transformers, and put it in evaluation mode on its device.
 

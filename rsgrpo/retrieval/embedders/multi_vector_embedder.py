@@ -36,6 +36,7 @@ from rsgrpo.retrieval.embedders.embedder_inputs import Embedded, EmbedderInputs
 from rsgrpo.retrieval.embedders.model_loading import (
     MULTI_VECTOR_KINDS,
     is_saved,
+    kept_dimension,
     load_model,
     model_folder,
     pinned,
@@ -70,12 +71,7 @@ class SentenceMultiVectorEmbedder:
             instruction = self._model.prompts.get("query") or ""
         if is_plain:
             _add_token_choice(self._model, instruction)
-        own = int(self._model.get_embedding_dimension() or 0)
-        if config.dimension > own:
-            raise EmbeddingError(
-                f"embedder.dimension={config.dimension} is more than the {own} of the model {shown(folder)}; lower it, "
-                "or set 0 for all of them"
-            )
+        dimension = kept_dimension(config, int(self._model.get_embedding_dimension() or 0), folder)
         self._identity = EmbedderIdentity(
             model=self._config.model,
             revision=weights_digest(folder),
@@ -85,7 +81,7 @@ class SentenceMultiVectorEmbedder:
             min_pixels=config.min_pixels,
             max_pixels=config.max_pixels,
             dpi=config.dpi,
-            dimension=config.dimension or own,
+            dimension=dimension,
             is_multi_vector=True,
             pool_factor=config.pool_factor,
         )

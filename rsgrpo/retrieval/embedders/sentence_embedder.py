@@ -32,6 +32,7 @@ from rsgrpo.retrieval.embedders.embedder_inputs import EmbedderInputs, stacked_v
 from rsgrpo.retrieval.embedders.model_loading import (
     MULTI_VECTOR_KINDS,
     is_saved,
+    kept_dimension,
     load_model,
     model_folder,
     pinned,
@@ -61,12 +62,7 @@ class SentenceEmbedder:
         folder = model_folder(config)
         self._config = pinned(config, folder)
         self._model = load_sentence_model(config, folder) if model is None else model
-        own = int(self._model.get_embedding_dimension() or 0)
-        if config.dimension > own:
-            raise EmbeddingError(
-                f"embedder.dimension={config.dimension} is more than the {own} of the model {shown(folder)}; lower it, "
-                "or set 0 for all of them"
-            )
+        dimension = kept_dimension(config, int(self._model.get_embedding_dimension() or 0), folder)
         instruction, place = query_instruction(config, folder, self._model.prompts.get("query") or "")
         self._identity = EmbedderIdentity(
             model=self._config.model,
@@ -77,7 +73,7 @@ class SentenceEmbedder:
             min_pixels=config.min_pixels,
             max_pixels=config.max_pixels,
             dpi=config.dpi,
-            dimension=config.dimension or own,
+            dimension=dimension,
         )
         self._inputs = EmbedderInputs(self._config, self._identity, self._model)
 

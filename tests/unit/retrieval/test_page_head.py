@@ -57,7 +57,7 @@ def train(start: Path, out: Path, pages: dict[str, ImageRef], **settings: float)
         pairs(pages) * 4,
         start,
         out,
-        HeadTrainingConfig(batch_size=8, micro_batch_size=4, max_pixels=LOW, **settings),  # type: ignore[arg-type]
+        HeadTrainingConfig(batch_size=8, micro_batch_size=4, max_pixels=LOW, **settings),  # type: ignore[arg-type]  # its floats
         tokens=TOKENS,
         wording=Path(TEMPLATE).read_text(),
         word=worded(TEMPLATE),

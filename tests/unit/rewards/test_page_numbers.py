@@ -79,7 +79,8 @@ def test_prompts_show_each_page_behind_its_number(tmp_path: Path) -> None:
     template.write_text("{{ question }} {{ page_numbers }}")
     order = {"text_first": "What is the price? (7, 12)", "markers": None}
     for name, text in order.items():
-        parts = PromptWriter(PromptConfig(path=str(template), image_order=name)).parts(KEPT)  # type: ignore[arg-type]
+        settings = PromptConfig(path=str(template), image_order=name)  # type: ignore[arg-type]  # both are orders
+        parts = PromptWriter(settings).parts(KEPT)
         labels = ("\n[7]:", None, "\n[12]:", None)
         assert parts == ((text, *labels) if text else (*labels, "Price?"))
     plain = PromptWriter(PromptConfig(path=str(template), image_order="images_first")).parts(with_pages(WHOLE, (1,)))
