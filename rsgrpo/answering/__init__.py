@@ -1,0 +1,1 @@
+"""Answering a user's question from pages: what was shown, what streams back, and what came of it."""
