@@ -99,6 +99,7 @@ class Answers:
         asker: the engine, with the prompt in front of it.
         queue: the queue in front of it.
         hide: takes paths out of messages.
+        most_pages: the most pages that the model takes.
         search_thread: the one thread that searches.
         clock: tells the time, in seconds.
     """
@@ -107,6 +108,7 @@ class Answers:
     asker: Asker
     queue: FairQueue
     hide: PathHider
+    most_pages: int = MOST_PAGES
     search_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "search"))
     clock: Callable[[], float] = time.monotonic
 
@@ -170,11 +172,15 @@ class Answers:
                 dataclasses.replace(page, number=number) for number, page in enumerate(question.given, len(named) + 1)
             ]
             return PagesChosen(pages=(*named, *given), seconds=self.clock() - begin)
+        remarks: tuple[str, ...] = ()
+        if question.num_pages > self.most_pages:
+            remarks = (f"the model takes at most {self.most_pages} pages, so that many are looked for",)
+            question = dataclasses.replace(question, num_pages=self.most_pages)
         found = await self.search(visitor, question)
         return PagesChosen(
             pages=tuple(looked_at(hit.page, hit.rank, hit.score) for hit in found.pages),
             seconds=self.clock() - begin,
-            remarks=found.remarks,
+            remarks=(*found.remarks, *remarks),
         )
 
     async def _waits(self, ticket: Ticket) -> AsyncGenerator[Waiting]:

@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from recipes.serving.access import AccessRules, Guard
@@ -97,6 +97,7 @@ def make_application(parts: ServerParts) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with agents.router.lifespan_context(agents):
+            parts.desk.catch_up()
             try:
                 yield
             finally:
@@ -124,7 +125,7 @@ def make_application(parts: ServerParts) -> ASGIApp:
             Route("/health", health, methods=["GET"]),
             *page.routes(),
             *chat.routes(),
-            Mount("/", app=agents),
+            *agents.routes,
         ],
         exception_handlers={
             RsgrpoError: failed,

@@ -105,6 +105,7 @@ class History:
 
     def __init__(self, folder: Path) -> None:
         self._lock = threading.Lock()
+        self._is_closed = False
         path = folder / HISTORY_FILE
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -154,7 +155,7 @@ class History:
     def finish(
         self, conversation: str, number: int, state: TurnState, answer: dict[str, Any] | None = None, problem: str = ""
     ) -> None:
-        """Write down what came of a question; nothing where its conversation was deleted meanwhile.
+        """Write down what came of a question; nothing where its conversation was deleted, or the history closed.
 
         Args:
             conversation: the conversation.
@@ -163,6 +164,8 @@ class History:
             answer: the answer; None: there is none.
             problem: why there is none.
         """
+        if self._is_closed:
+            return  # the next start will mark it as stopped
         written = "" if answer is None else json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
         with self._writing() as base:
             base.execute(
@@ -256,6 +259,7 @@ class History:
     def close(self) -> None:
         """Close the file."""
         with self._lock:
+            self._is_closed = True
             self._base.close()
 
     def _prepare(self, path: Path) -> None:

@@ -223,6 +223,25 @@ class Library:
             self._load()
         return rendered, embedded
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether documents were rendered that cannot be found; those of blank pages alone count as well."""
+        return bool(self._index is not None and set(self._known()) - set(self._documents))
+
+    def catch_up(self) -> None:
+        """Embed what was rendered and cannot be found.
+
+        Raises:
+            RsgrpoError: it cannot be embedded; the message says why.
+        """
+        with self._changing:
+            embedder = self._embedder()
+            store = self._store()
+            with closing(self._writable(embedder)) as index:
+                self._check_store(index)
+                update_index(index, embedder, store, dates=store.dates())
+            self._load()
+
     def remove(self, document: str) -> None:
         """Take a document out.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rsgrpo.config.embedder import EmbedderConfig
-from rsgrpo.retrieval.embedders.embedder import AnyEmbedder, EmbedderIdentity, PageImage
+from rsgrpo.retrieval.embedders.embedder import AnyEmbedder, EmbedderIdentity, EmbeddingError, PageImage
 
 _PAGES_AT_ONCE = 2  # a question waits for so many pages at most
 
@@ -26,6 +26,11 @@ class SharedEmbedder:
         self._lock = threading.Lock()
         self._no_question = threading.Condition()
         self._num_questions = 0
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Break off what is being embedded; whoever waits for it gets an error."""
+        self._is_stopped = True
 
     @property
     def identity(self) -> EmbedderIdentity:
@@ -64,11 +69,16 @@ class SharedEmbedder:
 
         Returns:
             Their vectors, as the embedder gives them.
+
+        Raises:
+            EmbeddingError: it was stopped.
         """
         parts = []
         for first in range(0, len(pages), _PAGES_AT_ONCE):
             with self._no_question:
                 self._no_question.wait_for(lambda: self._num_questions == 0)
+            if self._is_stopped:
+                raise EmbeddingError("the server ended meanwhile; bring the document again")
             with self._lock:
                 parts.append(self._embedder.embed_pages(pages[first : first + _PAGES_AT_ONCE]))
         if self.identity.is_multi_vector:

@@ -14,6 +14,7 @@ import shutil
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -143,6 +144,7 @@ class UploadDesk:
         self._hide = hide
         self._uploads: dict[str, Upload] = {}
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="indexing")
+        self._is_closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         shutil.rmtree(self._receiving, ignore_errors=True)  # of a server that was killed
 
@@ -184,6 +186,11 @@ class UploadDesk:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return upload
+
+    def catch_up(self) -> None:
+        """Have what a killed server left rendered, but not embedded, embedded before all that comes."""
+        if self._library.is_behind:
+            self._worker.submit(self._library.catch_up)
 
     def uploads(self, visitor: Visitor) -> list[Upload]:
         """List what a visitor has brought and is not over.
@@ -244,7 +251,8 @@ class UploadDesk:
         await asyncio.get_running_loop().run_in_executor(self._worker, removed)
 
     def close(self) -> None:
-        """Take nothing more; what is being indexed is broken off between two steps and taken up never."""
+        """Take nothing more, and break off what is being indexed."""
+        self._is_closed = True
         self._worker.shutdown(wait=False, cancel_futures=True)
         shutil.rmtree(self._receiving, ignore_errors=True)
 
@@ -290,7 +298,8 @@ class UploadDesk:
         loop = asyncio.get_running_loop()
 
         def tell(state: UploadState, share: float = 0.0, message: str = "") -> None:
-            loop.call_soon_threadsafe(upload.tell, state, share, message)
+            with suppress(RuntimeError):  # the loop has ended before the thread
+                loop.call_soon_threadsafe(upload.tell, state, share, message)
 
         try:
             message = await loop.run_in_executor(self._worker, self._add, upload, received, sha256, tell)
@@ -315,6 +324,8 @@ class UploadDesk:
             (received / "file").rename(place / name)
 
             def rendering(progress: IngestProgress) -> None:
+                if self._is_closed:
+                    raise RefusedError("the server ended meanwhile; bring the document again", 503)
                 tell("rendering", progress.share, f"{progress.pages} pages rendered")
 
             def embedding(num_embedded: int, num_wanted: int) -> None:
