@@ -22,38 +22,36 @@ class PromptStream:
         seed: the run's seed.
         shuffle: new random order every epoch; False keeps the file's order.
         position: how many questions were passed before; a checkpoint stores it.
-        search_again: finds pages for the questions anew; None: they keep theirs.
-        search_every_steps: after how many steps it does; 0: never.
 
     Example:
         With three questions a, b, c and ``shuffle=False``, ``take(2)`` gives a, b and the next
         ``take(2)`` gives c, a.
     """
 
-    def __init__(
-        self,
-        prompted: Sequence[PromptedSample],
-        *,
-        seed: int,
-        shuffle: bool,
-        position: int = 0,
-        search_again: SearchAgain | None = None,
-        search_every_steps: int = 0,
-    ) -> None:
+    def __init__(self, prompted: Sequence[PromptedSample], *, seed: int, shuffle: bool, position: int = 0) -> None:
         self._prompted = prompted
         self._seed = seed
         self._shuffle = shuffle
         self._order_epoch = -1
         self._order = np.arange(len(prompted))
         self.position = position
-        self._search_again = search_again
-        self._search_every_steps = search_every_steps
+        self._search_again: SearchAgain | None = None
+        self._search_every_steps = 0
         self._num_searches = 0
 
     @property
     def num_prompts(self) -> int:
         """How many questions the data set has."""
         return len(self._prompted)
+
+    def search_every(self, steps: int, search_again: SearchAgain) -> None:
+        """Let pages be found anew while training runs.
+
+        Args:
+            steps: after how many steps; 0: never.
+            search_again: finds pages for the questions.
+        """
+        self._search_again, self._search_every_steps = search_again, steps
 
     def find_pages(self, step: int) -> Mapping[str, float]:
         """Find pages for the questions anew where it is time to, as it is in a process that goes on in the middle.

@@ -237,14 +237,9 @@ class RsGrpo:
         self.scorer = scorer
         self.state = state
         state.find_images(prompts)
-        self.stream = PromptStream(
-            prompts,
-            seed=config.seed,
-            shuffle=config.rl.shuffle,
-            position=state.position,
-            search_again=search_again,
-            search_every_steps=config.data.retrieve_refresh_steps,
-        )
+        self.stream = PromptStream(prompts, seed=config.seed, shuffle=config.rl.shuffle, position=state.position)
+        if search_again is not None:
+            self.stream.search_every(config.data.retrieve_refresh_steps, search_again)
         self._unchecked_version: int | None = None  # whose responses no update of the batch held so far
         self.weights = {name: reward.weight for name, reward in config.rewards.items()}
         self.loss = config.rl.loss

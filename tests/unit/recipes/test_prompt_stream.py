@@ -71,18 +71,19 @@ def test_pages_are_searched_again_every_so_many_steps_also_by_a_process_that_goe
             "n": number
         }
 
-    stream = PromptStream(_prompts(3), seed=0, shuffle=False, search_again=search_again, search_every_steps=2)
+    stream = PromptStream(_prompts(3), seed=0, shuffle=False)
+    stream.search_every(2, search_again)
     found = [dict(stream.find_pages(step)) for step in range(5)]
     assert found == [{}, {}, {"n": 1}, {}, {"n": 2}] and numbers == [1, 2]
     # Steps 0 and 1 show what was found before them, steps 2 and 3 the first search, step 4 the second.
     assert stream.take(1)[0].prompt.text == "2"
-    resumed = PromptStream(_prompts(3), seed=0, shuffle=False, search_again=search_again, search_every_steps=2)
+    resumed = PromptStream(_prompts(3), seed=0, shuffle=False)
+    resumed.search_every(2, search_again)
     assert resumed.find_pages(3) == {"n": 1}
 
 
 def test_a_search_that_gives_other_questions_is_refused() -> None:
-    stream = PromptStream(
-        _prompts(3), seed=0, shuffle=False, search_again=lambda number: (_prompts(2), {}), search_every_steps=1
-    )
+    stream = PromptStream(_prompts(3), seed=0, shuffle=False)
+    stream.search_every(1, lambda number: (_prompts(2), {}))
     with pytest.raises(ValueError, match="gave other questions"):
         stream.find_pages(1)
