@@ -24,8 +24,10 @@ from rsgrpo.answering.records import (
     Spent,
 )
 from rsgrpo.answering.streamed_sections import SectionStream
+from rsgrpo.types import ImageRef
 
 _CUT = "length"
+_ONE_AT_A_TIME = "this small model has learnt single questions alone, so it does not see the questions before"
 
 
 class ModelAsker:
@@ -69,6 +71,17 @@ class ModelAsker:
     async def close(self) -> None:
         """Close the connections to the server, in the event loop that asked."""
         await self._client.close()
+
+    def image_url(self, image: ImageRef) -> str:
+        """The data URL of a page, as the model gets it.
+
+        Args:
+            image: the page.
+
+        Raises:
+            ImageError: the page cannot be read.
+        """
+        return self._images.url(image)
 
     async def ask(self, request: AskRequest) -> AsyncGenerator[AnswerEvent, None]:
         """See :class:`~rsgrpo.answering.records.Asker`."""
@@ -116,6 +129,9 @@ class ModelAsker:
         if not request.question.strip():
             raise QuestionError("the question is empty; ask something")
         chosen = self._chosen(request)
+        if request.earlier and not self._settings.keeps_turns:
+            chosen = replace(chosen, remarks=(*chosen.remarks, _ONE_AT_A_TIME))
+            request = replace(request, earlier=())
         num_shown = sum(page.is_shown for page in chosen.pages)
         most = self._settings.max_images
         if num_shown > most:

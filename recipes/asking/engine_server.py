@@ -62,6 +62,7 @@ class EngineSettings:
         rollout: the settings of the engine, as a run has them.
         max_images: the most images of a question.
         num_threads: CPU threads that it may use.
+        program: the command that its options are put behind; tests put another in its place.
     """
 
     folder: Path
@@ -71,6 +72,8 @@ class EngineSettings:
     rollout: RolloutConfig
     max_images: int
     num_threads: int
+    # -P: what lies in the current folder is no package of the server's.
+    program: tuple[str, ...] = (sys.executable, "-P", "-m", _SERVER)
 
     def command(self, port: int) -> list[str]:
         """The command line of the server.
@@ -104,9 +107,8 @@ class EngineSettings:
             options["hf-overrides"] = json.dumps({"head_dtype": "float32"})
         if self.device == "gpu" and rollout.gpu_memory_frac:
             options["gpu-memory-utilization"] = rollout.gpu_memory_frac
-        # -P: what lies in the current folder is no package of the server's.
         told = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        return [sys.executable, "-P", "-m", _SERVER, *told, *flags]
+        return [*self.program, *told, *flags]
 
 
 class EngineServer:

@@ -75,20 +75,30 @@ class AskSettings:
     Attributes:
         prompt: how a question becomes a prompt.
         response_format: the sections of a response.
-        image_rules: how pages are read.
+        data: how pages are read, and the most pages that the model takes.
         sampling: how the answer is drawn.
         rollout: the settings of an engine of our own.
-        max_images: the most pages that the model takes.
         dtype: the type of the weights in an engine of our own.
+        keeps_turns: whether the model has learnt to read a conversation; else it reads one question at a time.
     """
 
     prompt: PromptConfig
     response_format: ResponseFormat
-    image_rules: ImageRules
+    data: DataConfig
     sampling: SamplingConfig
     rollout: RolloutConfig
-    max_images: int
     dtype: str
+    keeps_turns: bool = True
+
+    @property
+    def image_rules(self) -> ImageRules:
+        """How pages are read."""
+        return self.data.image_rules
+
+    @property
+    def max_images(self) -> int:
+        """The most pages that the model takes."""
+        return self.data.max_images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,12 +272,19 @@ def _ask_settings(file: Path | None, given: Mapping[str, Mapping[str, Any]]) -> 
     return AskSettings(
         prompt=built["prompt"],
         response_format=built["response"].format,
-        image_rules=built["data"].image_rules,
+        data=built["data"],
         sampling=built["sampling"],
         rollout=built["rollout"],
-        max_images=built["data"].max_images,
         dtype=dtype,
+        keeps_turns=not _is_quickstart(own),
     )
+
+
+def _is_quickstart(settings: Mapping[str, Any]) -> bool:
+    """Whether a run has trained the quickstart's own small model, on single questions alone."""
+    data = _part(settings, "data")
+    named = [data.get("sft_path"), data.get("rl_path"), data.get("mixture"), _part(settings, "model").get("path")]
+    return bool(settings) and not any(named)
 
 
 def _plain_sampling(sampling: SamplingConfig) -> dict[str, Any]:
