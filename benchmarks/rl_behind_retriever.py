@@ -89,9 +89,7 @@ def main() -> None:
     for name, found in rows.items():
         print(f"| {name} | " + " | ".join(f"{mean(row[key] for row in found):.1%}" for key in SHOWN) + " |")
     first = rows["supervised"][0]
-    print(
-        f"of {first['num_responses']:.0f} test questions {first['num_answerable']:.0f} have their page among those found"
-    )
+    print(f"the page was found for {first['num_answerable']:.0f} of {first['num_responses']:.0f} test questions")
 
 
 def train_policy(folder: Path, start: Path, rounds: list[int], settings: list[str]) -> Path:
