@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from recipes.asking import page_show
 from recipes.asking.answer_view import plain
 from recipes.asking.ask_command import main
 from recipes.asking.chat_server import RemoteServer
@@ -108,7 +108,7 @@ def test_that_the_pages_do_not_say_it_is_told_in_words(server, pages, capsys):
 
 
 def test_pages_are_shown_in_a_file_in_which_a_page_is_no_program(server, pages, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(page_show.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for variable in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(variable, raising=False)
     server.reply = lambda question, attempt: streamed("<evidence>[1]: <script>x</script></evidence><answer>2</answer>")
@@ -157,9 +157,7 @@ def test_a_slip_is_one_sentence(server, tmp_path, capsys, arguments, words):
 
 
 def test_servers_that_cannot_be_asked_are_one_sentence(server, pages, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "recipes.asking.chat_server.RemoteServer.__init__.__kwdefaults__", {"retries": 0, "backoff_seconds": 0.0}
-    )
+    monkeypatch.setattr(RemoteServer.__init__, "__kwdefaults__", {"retries": 0, "backoff_seconds": 0.0})
     for reply, words in (
         (error(401, "wrong key"), "--api-key-variable"),
         (error(404, "The model `m` does not exist."), "--model-name"),

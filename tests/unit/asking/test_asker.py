@@ -33,17 +33,17 @@ def server() -> Iterator[FakeServer]:
     fake.close()
 
 
-def settings_of(tmp_path: Path, order: ImageOrder = "images_first", **changes: object) -> AskSettings:
+def settings_of(tmp_path: Path, order: ImageOrder = "images_first", *, keeps_turns: bool = True) -> AskSettings:
     (tmp_path / "q.jinja").write_text("Look. {{ question }}")
-    settings = AskSettings(
+    return AskSettings(
         prompt=PromptConfig(path=str(tmp_path / "q.jinja"), image_order=order, system=""),
         response_format=EVISRAG,
         data=DataConfig(max_images=3),
         sampling=SamplingConfig(temperature=0.0, max_response_tokens=64),
         rollout=RolloutConfig(max_model_tokens=200, sampling=SamplingConfig(max_response_tokens=64)),
         dtype="float32",
+        keeps_turns=keeps_turns,
     )
-    return dataclasses.replace(settings, **changes)
 
 
 def ask(
