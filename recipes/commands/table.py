@@ -86,7 +86,7 @@ COMMANDS: Mapping[str, Command] = {
         entry="recipes.distilling.distill_command:main",
     ),
     "make-data": Command(
-        summary="write a small data set of coloured shapes to try a recipe on",
+        summary="write a small data set of generated pages to try a recipe on",
         entry="rsgrpo.data.synthetic.__main__:main",
     ),
 }
