@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from recipes.asking.answer_view import plain
 from recipes.asking.ask_command import main
 from recipes.asking.chat_server import RemoteServer
+from rsgrpo.system.processes import is_alive
 from tests.fake_server import FakeServer
+from tests.programs import TIMEOUT_SECONDS, start_python
 from tests.unit.asking.stream_server import RESPONSE, answering, draw_pages, error, streamed
 from tests.unit.asking.test_model_choice import make_model, make_run
 from tests.unit.documents.handmade_pdfs import make_pdf, text_pages
@@ -187,3 +190,31 @@ def test_without_a_question_a_run_tells_one_to_try(tmp_path, capsys):
     run = make_run(tmp_path / "run", "rl")
     assert main(["--model", str(run)]) == 2
     assert f"rsgrpo ask --example --model {run}" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_the_middle_of_an_answer_ends_the_engine_and_says_so(tmp_path, pages):
+    model = make_model(tmp_path / "m")
+    code = """
+import dataclasses, sys
+from recipes.asking import ask_command, engine_choice
+from tests.unit.asking.test_engine_server import PROGRAM
+settings_of = engine_choice.engine_settings
+engine_choice.engine_settings = lambda model: dataclasses.replace(settings_of(model), program=PROGRAM)
+sys.exit(ask_command.main(sys.argv[1:]))
+"""
+    (tmp_path / "q.jinja").write_text("{{ question }}")
+    process = start_python(code, "one wait two", *pages, "--model", str(model), f"prompt.path={tmp_path / 'q.jinja'}")
+    assert process.stdout is not None
+    assert process.stdout.read(len("answer: one wait")) == "answer: one wait"
+    mark = f"{tmp_path / 'm'}".encode()
+    (engine,) = [pid for pid in children_of(process.pid) if mark in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode == 130
+    assert "two" not in output
+    assert errors.splitlines()[-1] == "interrupted; ask again"
+    assert not is_alive(engine)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from recipes.asking.asker import ModelAsker
 from recipes.asking.chat_stream import ChatClient
 from recipes.asking.messages import QuestionError
 from recipes.asking.model_choice import AskSettings
-from recipes.asking.page_choice import PageChooser, named_pages
+from recipes.asking.page_choice import IndexPages, IndexPlace, PageChoiceError, PageChooser, named_pages
 from recipes.asking.page_images import PageImages
 from rsgrpo.answering.records import Answered, AnswerEvent, AskRequest, EarlierTurn, PagesChosen, SectionText
 from rsgrpo.config import EVISRAG, DataConfig, ImageOrder, PromptConfig, RolloutConfig, SamplingConfig
+from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.config.index import IndexConfig
+from rsgrpo.retrieval.embedders.embedder import EmbedderMismatchError
+from rsgrpo.retrieval.filtering.page_filter import FilterStage, PagesOfQuestion, ScoredPages
+from rsgrpo.types import ImageRef
 from tests.fake_server import FakeServer
 from tests.unit.asking.stream_server import RESPONSE, answering, draw_pages, error, remote, streamed, texts_of
+from tests.unit.recipes.test_text_search_command import make_index
+from tests.unit.retrieval.index_pages import IDENTITY, SignEmbedder
 
 EARLIER = EarlierTurn(question="First?", response=RESPONSE)
 
@@ -211,3 +220,56 @@ def test_kept_pages_take_no_more_room_than_they_may(tmp_path):
     before = images.url(first.image)
     images.url(second.image)
     assert images.url(first.image) is not before
+
+
+def index_pages(
+    folder: Path, given: SignEmbedder, make_filter: Callable[[], Sequence[FilterStage]] | None = None
+) -> IndexPages:
+    place = IndexPlace(folder=folder, settings=IndexConfig(), embedder=lambda saved: EmbedderConfig(model="m"))
+    return IndexPages(place, make_filter, lambda config: given)
+
+
+def test_an_index_of_another_embedder_is_refused_before_a_question(tmp_path):
+    make_index(tmp_path / "index", "one", "two")
+    other = SignEmbedder(dataclasses.replace(IDENTITY, revision="sha256:11"))
+    with pytest.raises(EmbedderMismatchError):
+        index_pages(tmp_path / "index", other).prepare()
+    index_pages(tmp_path / "index", SignEmbedder()).prepare()
+
+
+def test_an_index_is_searched_and_a_page_that_was_added_meanwhile_is_found(tmp_path):
+    make_index(tmp_path / "index", "one", "two", "three")
+    chooser = index_pages(tmp_path / "index", SignEmbedder())
+    # The first document's pages have the vectors 0, 1, 2, 3 (its last is a picture).
+    chosen = chooser.choose(AskRequest(question="which is 2", num_pages=2), max_images=1)
+    assert [(page.number, page.document, page.page_number) for page in chosen.pages] == [(1, "a.pdf", 3)]
+    assert "at most 1 page" in chosen.remarks[0]
+    assert Path(chosen.pages[0].image.file).is_file()
+    make_index(tmp_path / "index", "four", name="b.pdf")
+    chosen = chooser.choose(AskRequest(question="which is 0", documents=("b.pdf",)), max_images=3)
+    assert [page.document for page in chosen.pages] == ["b.pdf", "b.pdf"]
+    with pytest.raises(PageChoiceError, match=r"no page of c\.pdf"):
+        chooser.choose(AskRequest(question="which is 0", documents=("c.pdf",)), max_images=3)
+
+
+def test_a_filter_leaves_pages_out_and_says_how_relevant_each_is(tmp_path):
+    class Second:
+        def score_all(self, asked: Sequence[PagesOfQuestion]) -> list[ScoredPages]:
+            return [ScoredPages(probabilities=(0.1, 0.9, 0.2)) for _ in asked]
+
+        def score(self, question: str, pages: Sequence[ImageRef]) -> NDArray[np.float64]:
+            raise AssertionError("all pages of a question are scored together")
+
+    make_index(tmp_path / "index", "one", "two")
+    place = IndexPlace(
+        folder=tmp_path / "index", settings=IndexConfig(), embedder=lambda saved: EmbedderConfig(model="m")
+    )
+    stages = [FilterStage(name="second", scorer=Second(), top_k=1)]
+    chooser = IndexPages(place, lambda: stages, lambda config: SignEmbedder())
+    # A filter may look at more pages than the model takes.
+    chosen = chooser.choose(AskRequest(question="which is 0", num_pages=3), max_images=1)
+    assert [(page.number, page.is_shown, page.relevance) for page in chosen.pages] == [
+        (1, False, 0.1),
+        (2, True, 0.9),
+        (3, False, 0.2),
+    ]
