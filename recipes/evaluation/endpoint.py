@@ -59,6 +59,7 @@ class EndpointAnswerer:
         seed: sent with every request.
         extra: what is sent along with every request beside what is sent always.
         read: reads text and finish reason off a reply; None: those of a chat completion.
+        key: the key of the server; empty: the one that ``eval.endpoint.api_key_variable`` names.
 
     Raises:
         EndpointError: ``eval.endpoint.api_key_variable`` names an environment variable that is not set.
@@ -76,6 +77,7 @@ class EndpointAnswerer:
         *,
         extra: Mapping[str, object] | None = None,
         read: Callable[[Any], tuple[str, str]] | None = None,
+        key: str = "",
     ) -> None:
         self._extra = dict(extra or {})
         self._read = read or _completion
@@ -86,13 +88,14 @@ class EndpointAnswerer:
         self._num_failed_in_a_row = 0
         # Spreads retries, so that requests refused together do not come back together.
         self._jitter = random.Random(seed)
-        if endpoint.api_key_variable:
+        if endpoint.api_key_variable and not key:
             key = os.environ.get(endpoint.api_key_variable, "")
             if not key:
                 raise EndpointError(
                     f"eval.endpoint.api_key_variable={endpoint.api_key_variable} names an environment variable that is "
                     "not set; export it, or leave the setting empty for a server without keys"
                 )
+        if key:
             self._headers["Authorization"] = f"Bearer {key}"
 
     def answer(
