@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus
-from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.data.synthetic.ticket_sets import build_retriever_data
+from rsgrpo.model.quickstart_model import build_quickstart_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TICKETS = QuickstartConfig(task="tickets", image_pixels=56, sft_scans_per_digit=90, rl_scans_per_digit=40)
@@ -89,9 +89,7 @@ def main() -> None:
     for name, found in rows.items():
         print(f"| {name} | " + " | ".join(f"{mean(row[key] for row in found):.1%}" for key in SHOWN) + " |")
     first = rows["supervised"][0]
-    print(
-        f"of {first['num_responses']:.0f} test questions {first['num_answerable']:.0f} have their page among those found"
-    )
+    print(f"the page was found for {first['num_answerable']:.0f} of {first['num_responses']:.0f} test questions")
 
 
 def train_policy(folder: Path, start: Path, rounds: list[int], settings: list[str]) -> Path:
@@ -123,7 +121,7 @@ def make_index(folder: Path, embedder: Path) -> Path:
             for file in sorted(source.glob("imgs/*.png")):
                 (pages / f"{split}-{file.name}").write_bytes(file.read_bytes())
             for table in sorted(source.glob("*.parquet")):
-                for row in pq.read_table(table).to_pylist():  # type: ignore[no-untyped-call] # pyarrow has no types
+                for row in pq.read_table(table).to_pylist():
                     (pages / f"{split}-{Path(row['path']).name}").write_bytes(row["image"]["bytes"])
     if not (index / "index.json").exists():
         call = ["-m", "recipes.commands.program", "index", str(pages), "--out", str(index), "--embedder", str(embedder)]

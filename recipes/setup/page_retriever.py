@@ -15,7 +15,7 @@ import numpy as np
 
 from recipes.filtering.stages import file_digest
 from recipes.indexing.places import make_any_embedder, open_any_index
-from recipes.indexing.searching import Question, search
+from recipes.indexing.searching import search_all
 from rsgrpo.config import ConfigError, DataConfig, ResponseFormat
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.index import IndexConfig
@@ -23,7 +23,7 @@ from rsgrpo.data.files import DataError
 from rsgrpo.data.retrieved_pages import gold_pages, with_found_pages
 from rsgrpo.errors import shown
 from rsgrpo.retrieval.filtering.cosine_scorer import page_finder
-from rsgrpo.retrieval.index.page_index import ALL_PAGES, PageIndexError, find_pages
+from rsgrpo.retrieval.index.page_index import PageIndexError
 from rsgrpo.types import ImageRef, PromptedSample, Sample
 
 if TYPE_CHECKING:  # they take long to import
@@ -183,19 +183,7 @@ class PageRetriever:
     def _search(self, questions: Sequence[str]) -> list[list[FoundPage]]:
         """The best pages for each question; none where a search by text has no word to go by."""
         by, k, folder = self._settings.retrieve_by, self._settings.retrieve_pages, Path(self._settings.retrieve)
-        if by == "vector":
-            return find_pages(self._index, self._loaded_embedder(), questions, k)
-        return [
-            search(
-                self._index,
-                folder,
-                Question(text=text, k=k, allowed=ALL_PAGES),
-                None if by == "auto" else by,
-                "",
-                self._loaded_embedder,
-            ).pages
-            for text in questions
-        ]
+        return search_all(self._index, folder, questions, k, None if by == "auto" else by, self._loaded_embedder)
 
     def _num_pages(self, sample: Sample, number: int | None) -> int:
         most, fewest = self._settings.retrieve_pages, self._settings.retrieve_min_pages

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from recipes.filtering.questions import largest_pages
 from recipes.filtering.stages import check_filter
@@ -25,10 +25,10 @@ from rsgrpo.data.images.counts import ImageCounts, update_report
 from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.data.images.image_view import ImageView, model_view, write_view
 from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus
-from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.errors import shown
 from rsgrpo.model.folder import check_model_type, find_model, load_processor, stored_tensors
 from rsgrpo.model.lora import check_adapters
+from rsgrpo.model.quickstart_model import build_quickstart_model
 from rsgrpo.prompts.conversation import TURN_END, ConversationBuilder, count_tokens
 from rsgrpo.prompts.template import (
     PUBLISHED_TEMPLATES,
@@ -74,7 +74,7 @@ class Prepared:
     prompt_fingerprint: str
     num_skipped: int
     images: ImageCounts
-    processor: Qwen2_5_VLProcessor
+    processor: ProcessorMixin
     builder: PromptBuilder
     rl_behind_retriever: SearchedAgain | None = None
 
@@ -91,7 +91,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         Data, prompts, rewards and the base model's folder.
 
     Raises:
-        RsgrpoError: a reward cannot be loaded or fails on a gold response, data are bad, the model is no Qwen2.5-VL,
+        RsgrpoError: a reward cannot be loaded or fails on a gold response, data are bad, the model cannot be trained,
             a prompt is too long.
     """
     response_format = config.response.format
@@ -226,7 +226,7 @@ def _check_start_model(config: Config, base_model: Path) -> None:
     stored_tensors(Path(checkpoint), setting)
 
 
-def _image_view(config: Config, processor: Qwen2_5_VLProcessor) -> ImageView:
+def _image_view(config: Config, processor: ProcessorMixin) -> ImageView:
     """The sizes at which the answering model sees pages: the engine takes the processor of the folder that it loads."""
     checkpoint = config.eval.checkpoint if config.stage == "eval" else ""
     if checkpoint:
@@ -264,7 +264,7 @@ def find_base_model(config: Config, folder: RunFolder) -> Path:
         folder: gets the quickstart's model.
 
     Raises:
-        ModelError: the model is no Qwen2.5-VL, or the hub does not give it.
+        ModelError: the model is of no supported family, or the hub does not give it.
     """
     if not config.model.path:
         texts = corpus(config.quickstart, config.seed)
@@ -282,7 +282,7 @@ class PromptLengths:
             ``rollout.sampling``.
     """
 
-    def __init__(self, config: Config, processor: Qwen2_5_VLProcessor, max_response_tokens: int | None = None) -> None:
+    def __init__(self, config: Config, processor: ProcessorMixin, max_response_tokens: int | None = None) -> None:
         self._config = config
         sampling = config.rollout.sampling
         self._response = sampling.max_response_tokens if max_response_tokens is None else max_response_tokens
