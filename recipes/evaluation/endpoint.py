@@ -61,6 +61,7 @@ class EndpointAnswerer:
         extra: what is sent along with every request beside what is sent always.
         read: reads text and finish reason off a reply; None: those of a chat completion.
         wants_logprobs: whether answers come with their mean log-probability, which not every server gives.
+        key: the key of the server; empty: the one that ``eval.endpoint.api_key_variable`` names.
 
     Raises:
         EndpointError: ``eval.endpoint.api_key_variable`` names an environment variable that is not set.
@@ -79,6 +80,7 @@ class EndpointAnswerer:
         extra: Mapping[str, object] | None = None,
         read: Callable[[Any], tuple[str, str]] | None = None,
         wants_logprobs: bool = False,
+        key: str = "",
     ) -> None:
         self._extra = {**(extra or {}), **({"logprobs": True} if wants_logprobs else {})}
         self._wants_logprobs = wants_logprobs
@@ -90,13 +92,14 @@ class EndpointAnswerer:
         self._num_failed_in_a_row = 0
         # Spreads retries, so that requests refused together do not come back together.
         self._jitter = random.Random(seed)
-        if endpoint.api_key_variable:
+        if endpoint.api_key_variable and not key:
             key = os.environ.get(endpoint.api_key_variable, "")
             if not key:
                 raise EndpointError(
                     f"eval.endpoint.api_key_variable={endpoint.api_key_variable} names an environment variable that is "
                     "not set; export it, or leave the setting empty for a server without keys"
                 )
+        if key:
             self._headers["Authorization"] = f"Bearer {key}"
 
     def answer(

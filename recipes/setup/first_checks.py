@@ -92,7 +92,7 @@ def _check_model_path(key: str, path: str) -> None:
         _check_model_type(key, path)
         return
     if Path(path).exists():
-        raise ConfigError(f"{key}={shown(path)} is a file; name the folder of a Qwen2.5-VL that holds it")
+        raise ConfigError(f"{key}={shown(path)} is a file; name the model folder that holds it")
     if not _HUB_ID.fullmatch(path) or ".." in path or path.startswith("."):
         raise ConfigError(
             f"{key}={shown(path)}: there is no such folder, and it is no name of a model on the hub; check the path"
@@ -115,7 +115,7 @@ def _check_model_files(key: str, path: str) -> None:
 
 def _check_model_type(key: str, path: str) -> None:
     if path and not (Path(path) / "config.json").is_file():
-        raise ConfigError(f"{key}={shown(path)} is no model folder: it has no config.json; name that of a Qwen2.5-VL")
+        raise ConfigError(f"{key}={shown(path)} is no model folder: it has no config.json; name another")
 
 
 def _check_folder(key: str, path: str) -> None:
