@@ -120,7 +120,8 @@ async def engine_alone(
             count = number
             while time.monotonic() - begin < args.alone_seconds:
                 asked = time.monotonic()
-                tally.num_tokens += await ask(texts[count % len(texts)])
+                num_tokens = await ask(texts[count % len(texts)])
+                tally.num_tokens += num_tokens  # not in one line: the sum would be read before the wait
                 tally.num_answers += 1
                 tally.waits.append(time.monotonic() - asked)
                 count += 1
