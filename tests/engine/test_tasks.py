@@ -1,4 +1,4 @@
-"""Evaluations as a user starts them, on a real engine: benchmarks by name, and a checkpoint on the test questions."""
+"""Benchmarks by name as a user starts them, on a real engine."""
 
 from __future__ import annotations
 
@@ -92,19 +92,6 @@ def test_benchmarks_are_answered_scored_and_kept(checkpoint: Path, tmp_path: Pat
     assert "vhs/single@2: all 2 answers are there" in output
     again = [json.loads(line) for line in journal.read_text().splitlines()]
     assert {row["id"]: row["text"] for row in again} == {row["id"]: row["text"] for row in rows}
-
-
-def test_a_checkpoint_is_scored_on_the_test_questions(checkpoint: Path, tmp_path: Path) -> None:
-    data, run = tmp_path / "data", tmp_path / "run"
-    write_evisrag(data)
-    _run(
-        run, f"data.test_path={data}/EVisRAG-Test-ChartQA", f"model.path={checkpoint}", f"eval.checkpoint={checkpoint}"
-    )
-    metrics = read_summary(run / "summary.json").evaluations["checkpoint"]
-    assert metrics.num_responses == 2
-    predictions = (run / "evaluations" / "checkpoint" / "predictions.jsonl").read_text().splitlines()
-    assert [json.loads(line)["qid"] for line in predictions] == ["q0", "q1"]
-    assert "</html>" in (run / "report.html").read_text()
 
 
 def test_a_pipeline_is_filtered_and_answered_by_one_engine(checkpoint: Path, tmp_path: Path) -> None:
