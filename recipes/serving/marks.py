@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from recipes.serving.pdf_probe import PageWord
+from rsgrpo.documents.records import PlacedWord
 from rsgrpo.text.coordinates import PER_MILLE
 from rsgrpo.types import Box
 
@@ -36,7 +36,7 @@ def box_tokens_of(evidence: str) -> list[Box]:
     return boxes
 
 
-def marked_words(evidence: str, words: Sequence[PageWord]) -> list[Box]:
+def marked_words(evidence: str, words: Sequence[PlacedWord]) -> list[Box]:
     """Find the words of a page that a line of evidence repeats.
 
     Runs of at least two words that stand in the line in the same order are marked; of single words those with a digit,

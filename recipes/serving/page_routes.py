@@ -21,12 +21,13 @@ from recipes.serving.exports import markdown_export, turn_json
 from recipes.serving.history import History, TurnState
 from recipes.serving.marks import box_tokens_of, marked_words
 from recipes.serving.page_images import image_reply
-from recipes.serving.pdf_probe import PageWord, ProbeError, page_words
+from recipes.serving.pdf_probe import ProbeError, page_words
 from recipes.serving.refusals import RefusedError, error_body
 from recipes.serving.requests import Fields, json_body, visitor_of
 from recipes.serving.uploads import Upload, UploadDesk
 from recipes.serving.visible_documents import shown_document
 from rsgrpo.answering.records import Answered, PagesChosen, SectionText
+from rsgrpo.documents.records import PlacedWord
 from rsgrpo.errors import RsgrpoError
 
 _EARLIER_TURNS = 3  # of a conversation that the model sees again
@@ -238,7 +239,7 @@ class PageRoutes:
 
 
 @lru_cache(maxsize=64)
-def _words(path: Path, page_number: int) -> tuple[PageWord, ...]:
+def _words(path: Path, page_number: int) -> tuple[PlacedWord, ...]:
     try:
         return tuple(page_words(path, page_number))
     except ProbeError:

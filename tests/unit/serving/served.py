@@ -26,6 +26,7 @@ from rsgrpo.answering.records import Answered, AnswerEvent, AskRequest, PageEvid
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.config.index import IndexConfig
 from rsgrpo.documents.page_store import PageStore
+from rsgrpo.errors import RsgrpoError
 from rsgrpo.retrieval.embedders.embedder import PageImage
 from rsgrpo.types import FloatArray, ImageRef
 from tests.unit.documents.handmade_pdfs import make_pdf, text_pages
@@ -60,11 +61,14 @@ class FakeAsker:
         self.pause = asyncio.Event()
         self.pause.set()
         self.is_insufficient = False
+        self.failure = ""
         self.evidence = "It says Total amount 4210 EUR."
 
     async def ask(self, request: AskRequest) -> AsyncGenerator[AnswerEvent]:
         self.requests.append(request)
         try:
+            if self.failure:
+                raise RsgrpoError(self.failure)
             yield PagesChosen(pages=request.pages, seconds=0.0)
             yield SectionText(section="evidence", text="[1]: ")
             yield SectionText(section="evidence", text=self.evidence)

@@ -10,7 +10,6 @@ import pytest
 
 from recipes.serving.access import AccessRules
 from recipes.serving.refusals import PathHider
-from rsgrpo.errors import RsgrpoError
 from tests.unit.serving.served import TOKEN, Served, serving
 
 PATHS = [
@@ -177,11 +176,7 @@ def test_no_path_of_the_server_stands_in_a_message(tmp_path: Path) -> None:
 def test_what_fails_in_the_engine_is_told_without_a_path(served: Served, tmp_path: Path) -> None:
     served.bring()
 
-    async def broken(request: object):
-        raise RsgrpoError(f"the image {tmp_path}/my.index/pages/images/ab.png cannot be read")
-        yield
-
-    served.asker.ask = broken  # type: ignore[method-assign, assignment]  # one answer that fails
+    served.asker.failure = f"the image {tmp_path}/my.index/pages/images/ab.png cannot be read"
     (problem,) = served.ask("why?")["problem"]
     assert problem["error"]["message"] == "the image my.index/pages/images/ab.png cannot be read"
     (turn,) = served.client.get("/api/history").json()["conversations"]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from recipes.serving.event_streams import EventStream, server_event
 from recipes.serving.fair_queue import FairQueue, QueueBounds, Ticket
 from recipes.serving.marks import box_tokens_of, marked_words
-from recipes.serving.pdf_probe import PageWord
 from recipes.serving.refusals import RefusedError
+from rsgrpo.documents.records import PlacedWord
 from rsgrpo.types import Box
 from tests.unit.serving.served import Served, serving
 
@@ -116,6 +116,7 @@ def test_whoever_hangs_up_takes_the_question_back(tmp_path: Path, when: str) -> 
             assert answers.queue.num_waiting == 0 and answers.queue.num_working == (blocking is not None)
             assert len(asker.requests) == asker.num_closed == (when == "working")
 
+        assert served.client.portal is not None
         served.client.portal.call(hang_up)
         (listed,) = served.client.get("/api/history").json()["conversations"]
         (turn,) = served.client.get(f"/api/history/{listed['conversation']}").json()["turns"]
@@ -192,13 +193,11 @@ def test_a_stream_that_is_silent_says_that_it_lives_and_is_closed_when_nobody_re
     assert closed == ["generator", "stream"]
 
 
-def _words(text: str) -> list[PageWord]:
-    box = Box(left=0, top=0, right=0.1, bottom=0.1)
-    return [PageWord(text=word, box=Box(**{**_plain(box), "left": i / 1000})) for i, word in enumerate(text.split())]
-
-
-def _plain(box: Box) -> dict[str, float]:
-    return {"left": box.left, "top": box.top, "right": box.right, "bottom": box.bottom}
+def _words(text: str) -> list[PlacedWord]:
+    return [
+        PlacedWord(text=word, box=Box(left=place / 1000, top=0, right=0.9, bottom=0.1))
+        for place, word in enumerate(text.split())
+    ]
 
 
 @pytest.mark.parametrize(

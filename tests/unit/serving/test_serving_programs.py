@@ -6,10 +6,14 @@ import base64
 import io
 import json
 import socket
+import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import anyio
 import openai
@@ -20,6 +24,7 @@ from PIL import Image
 
 from recipes.serving.agent_tools import make_agent_server
 from recipes.serving.application import make_application
+from recipes.serving.history import HISTORY_FILE, History, HistoryError
 from tests.unit.serving.served import Served, serving, wait_until
 
 
@@ -100,11 +105,8 @@ def test_images_that_come_along_are_the_pages_and_leave_nothing_behind(
     parts = [{"type": "image_url", "image_url": {"url": _png(colour)}} for colour in ("red", "blue")]
     content = [*parts, {"type": "text", "text": "which is red?"}]
     with _client(address) as client:
-        reply = client.chat.completions.create(
-            model="small",
-            messages=[{"role": "user", "content": content}],  # type: ignore[list-item]  # plain dicts are as good
-            stream=is_streamed,
-        )
+        create: Any = client.chat.completions.create  # its types want a class for each part
+        reply = create(model="small", messages=[{"role": "user", "content": content}], stream=is_streamed)
         if isinstance(reply, openai.Stream):
             list(reply)
     pages = served.asker.requests[-1].pages
@@ -147,7 +149,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("body", "reason"), REFUSED, ids=[f"refused-{number}" for number in range(len(REFUSED))])
-def test_what_cannot_be_done_is_refused_in_openais_form(full: tuple[Served, str], body: dict, reason: str) -> None:
+def test_what_cannot_be_done_is_refused_in_openais_form(
+    full: tuple[Served, str], body: dict[str, Any], reason: str
+) -> None:
     served, address = full
     num_asked = len(served.asker.requests)
     for is_streamed in (False, True):
@@ -160,17 +164,20 @@ def test_what_cannot_be_done_is_refused_in_openais_form(full: tuple[Served, str]
 def test_agents_search_and_ask_over_http_and_within_a_process(full: tuple[Served, str]) -> None:
     served, address = full
 
-    async def use(place) -> None:
+    async def use(place: Any) -> None:
+        def text(result: Any) -> str:
+            return str(result.content[0].text)
+
         async with Client(place) as client:
             tools = await client.list_tools()
             assert [tool.name for tool in tools.tools] == ["search_pages", "ask"]
             found = await client.call_tool("search_pages", {"query": "total", "num_pages": 1})
-            (page,) = json.loads(found.content[0].text)["pages"]
+            (page,) = json.loads(text(found))["pages"]
             assert page["document"] == "invoice.pdf" and page["image"].startswith("/api/pages/")
-            answered = json.loads((await client.call_tool("ask", {"question": "total?"})).content[0].text)
+            answered = json.loads(text(await client.call_tool("ask", {"question": "total?"})))
             assert answered["answer"] == "You asked: total?" and answered["evidence"][0]["number"] == 1
             refused = await client.call_tool("ask", {"question": "?", "documents": ["b.pdf"]})
-            assert refused.is_error and "there is no document 'b.pdf'" in refused.content[0].text
+            assert refused.is_error and "there is no document 'b.pdf'" in text(refused)
 
     anyio.run(use, f"{address}/mcp")
     anyio.run(use, make_agent_server(served.parts.answers))
@@ -184,17 +191,12 @@ def test_a_search_finds_pages_with_scores(full: tuple[Served, str]) -> None:
 
 
 def test_history_is_whole_after_a_kill(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     code = (
         "import os, sys; from pathlib import Path; from recipes.serving.history import History\n"
         "history = History(Path(sys.argv[1])); key, number = history.begin('ada', 'kept?')\n"
         "history.finish(key, number, 'answered', {'answer': 'yes'}); history.begin('ada', 'asked', key)\n"
         "os.kill(os.getpid(), 9)"
     )
-    from recipes.serving.history import History, HistoryError
-
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, cwd=Path(__file__).parents[3])
     history = History(tmp_path)
     (conversation,) = history.conversations("ada")
@@ -207,10 +209,6 @@ def test_history_is_whole_after_a_kill(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("statement", ["PRAGMA user_version = 2", "PRAGMA application_id = 7"], ids=["newer", "other"])
 def test_a_history_of_something_else_is_refused(tmp_path: Path, statement: str) -> None:
-    import sqlite3
-
-    from recipes.serving.history import HISTORY_FILE, History, HistoryError
-
     History(tmp_path).close()
     with closing(sqlite3.connect(tmp_path / HISTORY_FILE)) as base:
         base.execute(statement)
