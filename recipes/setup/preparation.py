@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from recipes.filtering.questions import largest_pages
 from recipes.filtering.stages import check_filter
+from recipes.setup.page_retriever import PageRetriever, SearchedAgain
 from recipes.setup.reward_smoke_test import smoke_test_rewards
 from recipes.setup.sft_preparation import supervised_phases
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, sample_check, uses_mixture
@@ -56,6 +58,8 @@ class Prepared:
         num_skipped: how many questions were left out because something is wrong with them.
         images: counts of the images that were read before the stages began.
         processor: the tokenizer and the image processor of the base model.
+        rl_behind_retriever: finds pages for the questions of ``rl`` again (``data.retrieve``); None: they show those of
+            the data set.
         builder: makes prompts of questions; where ``filter.enabled``, those of ``test`` show all pages, and are made
             anew from the pages that are kept.
     """
@@ -72,6 +76,7 @@ class Prepared:
     images: ImageCounts
     processor: ProcessorMixin
     builder: PromptBuilder
+    rl_behind_retriever: SearchedAgain | None = None
 
 
 def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
@@ -102,17 +107,15 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         view = _image_view(config, processor)
         write_view(folder.image_view_file, view)
         scorer = Scorer(rewards, view, response_format)
-        if "rl" in loaded:
-            scorer.check_samples(loaded["rl"].samples)
         builder = PromptBuilder(config.prompt, processor, writer, response_format=response_format)
         lengths = PromptLengths(config, processor)
         num_skipped = sum(sum(data_set.skipped.values()) for data_set in loaded.values())
-        prompted: dict[str, tuple[PromptedSample, ...]] = {}
         check_filter(config.filter, processor)
-        for name, data in loaded.items():
-            most = config.filter.stages[-1].top_k if name == "test" and config.filter.enabled else None
-            prompted[name], num_long = _fitting(name, data.samples, builder, lengths, most)
-            num_skipped += num_long
+        worded = _worded(config, loaded, builder, lengths, progress)
+        prompted = worded.prompts
+        num_skipped += worded.num_long
+        if "rl" in prompted:
+            scorer.check_samples([prompt.sample for prompt in prompted["rl"]])
         image_tokens = lengths.image_tokens
         phases: tuple[SftPhase, ...] = ()
         if config.stage in ("sft", "all"):
@@ -149,7 +152,48 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         images=images,
         processor=processor,
         builder=builder,
+        rl_behind_retriever=worded.rl_behind_retriever,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Worded:
+    """Questions as prompts.
+
+    Attributes:
+        prompts: the prompts that fit, by the name of their data set.
+        num_long: how many prompts were left out as too long.
+        rl_behind_retriever: as in :class:`Prepared`.
+    """
+
+    prompts: Mapping[str, tuple[PromptedSample, ...]]
+    num_long: int
+    rl_behind_retriever: SearchedAgain | None
+
+
+def _worded(
+    config: Config, loaded: Mapping[str, LoadedData], builder: PromptBuilder, lengths: PromptLengths, progress: Progress
+) -> _Worded:
+    """Make prompts over the pages of the data set, or over those that a retriever finds."""
+    prompts: dict[str, tuple[PromptedSample, ...]] = {}
+    num_all_long = 0
+    asked = [name for name in loaded if name != "sft"] if config.data.retrieve else []
+    search = PageRetriever(config.data, config.seed, config.response.format) if asked else None
+    for name, data in loaded.items():
+        if search is not None and name in asked:
+            number = 0 if name == "rl" else None
+            found = search.questions(data.samples, builder.prompted, partial(lengths.fits, name), search=number)
+            progress.line(found.line(name))
+            prompts[name], num_long = lengths.checked(name, found.prompts)
+        else:
+            most = config.filter.stages[-1].top_k if name == "test" and config.filter.enabled else None
+            prompts[name], num_long = _fitting(name, data.samples, builder, lengths, most)
+        num_all_long += num_long
+    again = None
+    if search is not None and "rl" in prompts:
+        fits = partial(lengths.fits, "rl")
+        again = SearchedAgain(search, loaded["rl"].samples, prompts["rl"], builder.prompted, fits)
+    return _Worded(prompts=prompts, num_long=num_all_long, rl_behind_retriever=again)
 
 
 def _fitting(
@@ -261,6 +305,15 @@ class PromptLengths:
         if name == "rl":
             limits.append((trainer.micro_batch_tokens - self._response, "raise trainer.micro_batch_tokens"))
         return limits
+
+    def fits(self, name: str, prompted: PromptedSample) -> bool:
+        """Whether a prompt leaves room for a response.
+
+        Args:
+            name: the data set, as in :meth:`checked`.
+            prompted: the sample with its prompt.
+        """
+        return self._count(prompted.prompt.text, prompted.prompt.images) <= min(self._limits(name, prompted))[0]
 
     def checked(self, name: str, prompts: Sequence[PromptedSample]) -> tuple[tuple[PromptedSample, ...], int]:
         """Questions that fit, and how many were left out.

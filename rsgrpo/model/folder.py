@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from rsgrpo.config import Config, ConfigError
 from rsgrpo.config.rollout import MAX_BUCKET_MIB
-from rsgrpo.data.hub import hub_problem
+from rsgrpo.data.hub import HubError, fetch_from_hub
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures import reason
 from rsgrpo.io.natural_order import visible_files
@@ -47,15 +47,12 @@ def find_model(path: str, revision: str, *, with_weights: bool = True) -> Path:
     """
     folder = Path(path)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        patterns = None if with_weights else list(_WITHOUT_WEIGHTS)
         try:
-            folder = Path(snapshot_download(path, revision=revision or None, allow_patterns=patterns))
-        except Exception as error:  # whatever its network library raises
+            folder = fetch_from_hub(path, "model", revision=revision, patterns=() if with_weights else _WITHOUT_WEIGHTS)
+        except HubError as error:
             raise ModelError(
-                f"model.path={shown(path)!r} is neither a folder nor a model that the hub gives: "
-                f"{hub_problem(error, 'model')}; give the path of a model folder"
+                f"model.path={shown(path)!r} is neither a folder nor a model that the hub gives: {error}; "
+                "give the path of a model folder"
                 f"{'' if with_weights else ' (its config and tokenizer suffice)'}, or check the name and the network"
             ) from error
     check_model_type(folder, f"model.path={path!r}")
