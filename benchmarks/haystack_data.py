@@ -24,16 +24,15 @@ RELEVANCE_PROMPT = "Does this page help to answer the question? Answer with the 
 BRIEF_PROMPT = "Answer in one word. {}"
 """How the policy is asked for the answer alone."""
 
-_VIEWS_PER_ITEM = {"tickets": 6, "stamps": 12}
+_VIEWS_PER_ITEM = {"tickets": 6, "stamps": 64}
 _SHARES = {
     "tickets": {"tagged": 0.4, "find": 0.35, "relevance": 0.25},
-    "stamps": {"locate": 0.65, "transcribe": 0.1, "relevance": 0.25},
+    "stamps": {"locate": 0.8, "relevance": 0.2},
 }
 _BRIEF_PAGE_COUNTS = {1: 0.1, 2: 0.15, 3: 0.4, 4: 0.15, 10: 0.2}
-_PAGE_COUNTS = {1: 0.2, 2: 0.25, 3: 0.4, 4: 0.15}
+_PAGE_COUNTS = {1: 0.1, 2: 0.2, 3: 0.6, 4: 0.1}
 _NEAR_FRAC = 0.5
 _LOW_FRAC = 0.7  # of the pages of relevance questions: the others are at full resolution
-_TRANSCRIBE = "What is on this page?"
 
 
 class TrainingPages:
@@ -43,7 +42,7 @@ class TrainingPages:
         world: the world to draw.
         num_views: how often each item is drawn.
         seed: the seed that everything is drawn from.
-        split: whose hands write the digits: ``sft`` or ``test``.
+        split: whose hands write the digits: ``sft``, ``rl`` or ``test``.
     """
 
     def __init__(self, world: World, num_views: int, seed: int, split: str = "sft") -> None:
@@ -130,19 +129,10 @@ def relevance_question(pages: TrainingPages, rng: np.random.Generator) -> tuple[
     return RELEVANCE_PROMPT.format(world.question(item)), "yes" if shown == item else "no", [path]
 
 
-def transcript_question(pages: TrainingPages, rng: np.random.Generator) -> tuple[str, str, list[str]]:
-    """Draw a page to be put into words, which teaches every item and digit by themselves."""
-    items = pages.world.train_items
-    item = items[int(rng.integers(len(items)))]
-    path, digit = pages.view(item, rng)
-    return _TRANSCRIBE, f"{NUMBERS[digit]}: {pages.world.transcript(item)}", [path]
-
-
 _MAKERS = {
     "find": find_question,
     "locate": locate_question,
     "relevance": relevance_question,
-    "transcribe": transcript_question,
 }
 
 
@@ -150,7 +140,7 @@ def policy_rows(world: World, pages: TrainingPages, num_samples: int, seed: int)
     """Draw what the policy trains on: rows with ``qid``, ``prompt``, ``answer``, ``gold_response`` and ``image``.
 
     Tickets have three kinds: the quickstart's own questions with tagged responses, such in brief, and whether a page is
-    relevant. Stamps have tagged responses, pages to transcribe, and whether a page is relevant.
+    relevant. Stamps have tagged responses, which caption every page, and whether a page is relevant.
 
     Args:
         world: the world to ask about.
@@ -216,7 +206,7 @@ def write_training_data(world: World, folder: Path, num_samples: int, seed: int)
 
 
 def write_held_out(world: World, folder: Path, num_samples: int, seed: int) -> None:
-    """Write questions over training items in hands of the test, which show after each round what was learned.
+    """Write questions over training items in hands that neither training nor the test has, to choose settings by.
 
     A complete folder is left as it is.
 
@@ -228,7 +218,7 @@ def write_held_out(world: World, folder: Path, num_samples: int, seed: int) -> N
     """
     if folder.exists():
         return
-    pages = TrainingPages(world, 1, seed, split="test")
+    pages = TrainingPages(world, 1, seed, split="rl")
     rng = np.random.default_rng((seed, 5))
     rows = []
     for index in range(num_samples):

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from haystack_data import tokenizer_corpus, write_held_out, write_training_data
 from haystack_worlds import World
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.io.atomic_files import new_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MAX_RESPONSE_TOKENS = 256
@@ -22,6 +24,7 @@ MAX_RESPONSE_TOKENS = 256
 
 _NUM_SAMPLES = 12_000
 _NUM_HELD_OUT = 256
+_VOCABULARY_TOKENS = {"tickets": 768, "stamps": 1536}  # every word of a chosen caption becomes one token
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,20 +45,17 @@ class Trained:
 def train_world(
     world: World,
     folder: Path,
-    learned: Trained | None,
     *,
     embedder_steps: Sequence[int],
     policy_steps: Sequence[int],
     threads: int,
     seed: int,
 ) -> Trained:
-    """Write the training data, and train both models.
+    """Write the training data, and train both models from random weights; the stamps' policy goes on from the embedder.
 
     Args:
         world: the world.
         folder: the folder of everything that is made; an interrupted run goes on there.
-        learned: what was trained on another world: the policy goes on from its policy, and both have its tokenizer;
-            None: both start from random weights.
         embedder_steps: optimizer steps of 64 pairs, in rounds: each goes on from the model of the one before, with a
             warm-up and a decay of its own.
         policy_steps: optimizer steps of 32 conversations, in rounds as well.
@@ -71,18 +71,37 @@ def train_world(
     data = folder / "data"
     write_training_data(world, data, _NUM_SAMPLES, seed)
     write_held_out(world, folder / "held_out", _NUM_HELD_OUT, seed)
-    if learned is None:
-        start = build_quickstart_model(QuickstartConfig(), folder / "start", seed, tokenizer_corpus(data))
-    else:
-        start = learned.start
-    embedder, policy = start, learned.policy if learned else start
+    sizes = QuickstartConfig(vocabulary_tokens=_VOCABULARY_TOKENS[world.name])
+    start = build_quickstart_model(sizes, folder / "start", seed, tokenizer_corpus(data))
+    embedder = start
     for number, steps in enumerate(embedder_steps):
         settings = embedder_settings(data, embedder, steps, seed + number)
         embedder = run(folder / f"embedder-{number + 1}", threads, settings) / "models" / "retriever"
+    policy = policy_from_embedder(embedder, start, folder / "policy-start") if world.name == "stamps" else start
     for number, steps in enumerate(policy_steps):
         settings = policy_settings(data, policy, steps, seed + number)
         policy = run(folder / f"policy-{number + 1}", threads, settings) / "models" / "sft"
     return Trained(start=start, embedder=embedder, policy=policy)
+
+
+def policy_from_embedder(embedder: Path, start: Path, folder: Path) -> Path:
+    """Write a policy that has an embedder's weights: both are the same model, the head is tied to the embedding.
+
+    Args:
+        embedder: the folder of the embedder.
+        start: the folder of the policy that the embedder was trained from; its tokenizer and processor are taken.
+        folder: the folder to write; a complete one is left as it is.
+
+    Returns:
+        The same ``folder``.
+    """
+    if not folder.exists():
+        policy = Qwen2_5_VLForConditionalGeneration.from_pretrained(start)
+        policy.model.load_state_dict(Qwen2_5_VLModel.from_pretrained(embedder).state_dict())
+        with new_folder(folder) as partial:
+            policy.save_pretrained(partial)
+            AutoProcessor.from_pretrained(start).save_pretrained(partial)
+    return folder
 
 
 def embedder_settings(data: Path, start: Path, steps: int, seed: int) -> list[str]:

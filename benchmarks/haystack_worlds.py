@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from haystack_stamps import LOW_PIXELS, PAGE_PIXELS, Stamp, draw_stamp, fetch_stamps, read_stamps
+from haystack_stamps import LOW_PIXELS, PAGE_PIXELS, Stamp, draw_stamp, fetch_stamps, read_stamps, told_apart
 from PIL import Image
 
 from rsgrpo.config import QuickstartConfig
@@ -148,7 +148,7 @@ class Stamps:
 
     Attributes:
         pictures: the folder of the package's pictures.
-        num_items: how many of them are taken, evenly spread over the collection; 0: all.
+        num_items: how many are taken of those whose captions can be told apart, evenly spread over them; 0: all these.
     """
 
     pictures: Path
@@ -156,7 +156,7 @@ class Stamps:
     name: str = "stamps"
     page_pixels: int = PAGE_PIXELS
     low_pixels: int = LOW_PIXELS
-    num_looked_at: int = 20
+    num_looked_at: int = 5
 
     @property
     def train_items(self) -> Sequence[int]:
@@ -170,11 +170,11 @@ class Stamps:
 
     def question(self, item: int) -> str:
         """See :class:`World`."""
-        return f"What number is beside this picture? {self.transcript(item)}"
+        return f"What number is beside this picture? {self._stamps()[item].caption}"
 
     def transcript(self, item: int) -> str:
         """See :class:`World`."""
-        return self._stamps()[item].caption
+        return self._stamps()[item].caption.rstrip(".")
 
     def near(self, item: int, rng: np.random.Generator) -> int:
         """Draw a neighbour in the order of paths, which is mostly of the same category."""
@@ -191,7 +191,8 @@ class Stamps:
 
 @lru_cache(maxsize=1)
 def _spread(pictures: Path, num_items: int) -> tuple[Stamp, ...]:
-    stamps = read_stamps(pictures)
+    found = read_stamps(pictures)
+    stamps = tuple(found[index] for index in told_apart([stamp.caption for stamp in found]))
     if not num_items or num_items >= len(stamps):
         return stamps
     return tuple(stamps[index * len(stamps) // num_items] for index in range(num_items))
@@ -203,7 +204,7 @@ def open_world(name: str, folder: Path, num_stamps: int, seed: int) -> World:
     Args:
         name: ``tickets`` or ``stamps``.
         folder: the folder that gets the package of the stamps.
-        num_stamps: how many of its pictures are taken; 0: all.
+        num_stamps: how many pictures are taken of those whose captions can be told apart; 0: all these.
         seed: the seed of the tickets.
     """
     return Tickets(seed) if name == "tickets" else Stamps(fetch_stamps(folder), num_stamps)

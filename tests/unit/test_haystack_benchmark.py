@@ -10,9 +10,14 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
+
+from rsgrpo.config import QuickstartConfig
+from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -50,6 +55,20 @@ def data() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield importlib.import_module("haystack_data")
+
+
+@pytest.fixture(scope="module")
+def stamps() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("haystack_stamps")
+
+
+@pytest.fixture(scope="module")
+def training() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("haystack_training")
 
 
 @given(page=st.integers(0, 19), seed=st.integers(0, 99))
@@ -94,11 +113,11 @@ def test_a_difference_turns_its_sign_when_both_change_places(questions: ModuleTy
 def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: ModuleType, tmp_path: Path):
     world = Squares()
     data.write_training_data(world, tmp_path / "data", 200, seed=3)
-    pages = data.TrainingPages(world, 12, seed=3)
+    pages = data.TrainingPages(world, 64, seed=3)
     digit_of = {path: data.NUMBERS[digit] for views in pages.views.values() for path, digit in views}
     rows = [json.loads(line) for line in (tmp_path / "data" / "train.jsonl").read_text().splitlines()]
     kinds = {row["qid"].split("-")[0] for row in rows}
-    assert kinds == {"locate", "relevance", "transcribe"}
+    assert kinds == {"locate", "relevance"}
     for row in rows:
         assert row["prompt"].count("<image>") == len(row["image"])
         assert all((tmp_path / "data" / path).is_file() for path in row["image"])
@@ -116,4 +135,41 @@ def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: M
                 assert page.size == ((28, 28) if is_low else (56, 56))
             assert row["gold_response"] == ("yes" if f"square {shown[0]}?" in row["prompt"] else "no")
     pairs = [json.loads(line) for line in (tmp_path / "data" / "pairs.jsonl").read_text().splitlines()]
-    assert len(pairs) == 6 * 12  # pictures, views
+    assert len(pairs) == 6 * 64  # pictures, views
+
+
+def test_captions_are_taken_that_a_word_of_their_own_tells_apart(stamps: ModuleType):
+    captions = [
+        "A dolphin.",  # its word is in the third too
+        "Two dolphins.",
+        "A dolphin jumping.",
+        "The letter q.",  # "q" is too short to count
+        "The letter r.",
+        "A crow on its nest.",  # five words
+        "Une âne.",
+        "The pig, the dog.",
+        "THE PIG.",
+    ]
+    # A word of its own: two and dolphins, jumping, (crow, nest), une and âne, dog.
+    assert stamps.told_apart(captions) == [1, 2, 6]
+
+
+@given(st.lists(st.sampled_from(["cat", "dog", "ox", "red"]).map(lambda word: f"A {word}."), max_size=6))
+def test_a_caption_that_comes_twice_is_never_taken(stamps: ModuleType, captions: list[str]):
+    taken = stamps.told_apart(captions)
+    assert all(captions.count(captions[index]) == 1 and "ox" not in captions[index] for index in taken)
+
+
+def test_a_policy_gets_an_embedders_weights_and_a_tied_head(training: ModuleType, tmp_path: Path):
+    sizes = QuickstartConfig(text_hidden=16, text_layers=1, text_heads=2, vision_hidden=16, vision_heads=2)
+    start = build_quickstart_model(sizes, tmp_path / "start", 0, ["one two"])
+    other = build_quickstart_model(sizes, tmp_path / "other", 1, ["one two"])
+    embedder = Qwen2_5_VLModel.from_pretrained(other)
+    embedder.save_pretrained(tmp_path / "embedder")  # as an embedder lies there: without a head
+    folder = training.policy_from_embedder(tmp_path / "embedder", start, tmp_path / "policy")
+    policy = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    expected = embedder.state_dict()
+    assert all(torch.equal(weights, expected[name]) for name, weights in policy.model.state_dict().items())
+    assert policy.lm_head.weight is policy.get_input_embeddings().weight
+    assert policy.generation_config.eos_token_id is not None
+    assert (folder / "tokenizer.json").read_bytes() == (start / "tokenizer.json").read_bytes()
