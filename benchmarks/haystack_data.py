@@ -30,7 +30,7 @@ _SHARES = {
     "stamps": {"locate": 0.8, "relevance": 0.2},
 }
 _BRIEF_PAGE_COUNTS = {1: 0.1, 2: 0.15, 3: 0.4, 4: 0.15, 10: 0.2}
-_PAGE_COUNTS = {1: 0.1, 2: 0.2, 3: 0.6, 4: 0.1}
+_PAGE_COUNTS = {1: 0.3, 2: 0.2, 3: 0.5}
 _NEAR_FRAC = 0.5
 _LOW_FRAC = 0.7  # of the pages of relevance questions: the others are at full resolution
 
@@ -89,7 +89,7 @@ def find_question(pages: TrainingPages, rng: np.random.Generator) -> tuple[str, 
 
 
 def locate_question(pages: TrainingPages, rng: np.random.Generator) -> tuple[str, str, list[str]]:
-    """Draw a question over up to four pages with a tagged response, which says of every page what stands on it."""
+    """Draw a question over up to three pages with a tagged response, which says of every page what stands on it."""
     item, views = _drawn_views(pages, _PAGE_COUNTS, rng)
     answer, name = NUMBERS[views[item][1]], pages.world.transcript(item)
     response = gold_response(

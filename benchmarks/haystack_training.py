@@ -24,6 +24,7 @@ MAX_RESPONSE_TOKENS = 256
 
 _NUM_SAMPLES = 12_000
 _NUM_HELD_OUT = 256
+_POLICY_BATCH = {"tickets": 32, "stamps": 16}
 _VOCABULARY_TOKENS = {"tickets": 768, "stamps": 1536}  # every word of a chosen caption becomes one token
 
 
@@ -58,7 +59,7 @@ def train_world(
         folder: the folder of everything that is made; an interrupted run goes on there.
         embedder_steps: optimizer steps of 64 pairs, in rounds: each goes on from the model of the one before, with a
             warm-up and a decay of its own.
-        policy_steps: optimizer steps of 32 conversations, in rounds as well.
+        policy_steps: optimizer steps of 32 conversations (stamps: 16), in rounds as well.
         threads: CPU threads of every process.
         seed: the seed of data, weights and order.
 
@@ -80,6 +81,7 @@ def train_world(
     policy = policy_from_embedder(embedder, start, folder / "policy-start") if world.name == "stamps" else start
     for number, steps in enumerate(policy_steps):
         settings = policy_settings(data, policy, steps, seed + number)
+        settings.append(f"sft.samples_per_step={_POLICY_BATCH[world.name]}")
         policy = run(folder / f"policy-{number + 1}", threads, settings) / "models" / "sft"
     return Trained(start=start, embedder=embedder, policy=policy)
 

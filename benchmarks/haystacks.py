@@ -32,8 +32,8 @@ from rsgrpo.io.atomic_files import write_json
 WORLDS = ("tickets", "stamps")
 SIZES = (10, 100, 1000)
 NUM_KEPT = 3
-EMBEDDER_STEPS = {"tickets": (400,), "stamps": (250, 400)}
-POLICY_STEPS = {"tickets": (600, 900, 900), "stamps": (600,)}
+EMBEDDER_STEPS = {"tickets": (400,), "stamps": (450,)}
+POLICY_STEPS = {"tickets": (600, 900, 900), "stamps": (1000,)}
 
 
 def main() -> None:
@@ -49,7 +49,10 @@ def main() -> None:
         "--embedder-steps", type=int, nargs="+", help=f"of 64 pairs, in rounds; default {EMBEDDER_STEPS}"
     )
     parser.add_argument(
-        "--policy-steps", type=int, nargs="+", help=f"of 32 conversations, in rounds; default {POLICY_STEPS}"
+        "--policy-steps",
+        type=int,
+        nargs="+",
+        help=f"of 32 conversations (stamps: 16), in rounds; default {POLICY_STEPS}",
     )
     parser.add_argument(
         "--unfiltered-pages",
