@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from haystack_data import tokenizer_corpus, write_held_out, write_training_data
+from haystack_data import Lesson, tokenizer_corpus, write_held_out, write_training_data
 from haystack_worlds import World
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 
@@ -22,9 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MAX_RESPONSE_TOKENS = 256
 """Most tokens of a response to a held-out question."""
 
-_NUM_SAMPLES = 12_000
 _NUM_HELD_OUT = 256
-_POLICY_BATCH = {"tickets": 32, "stamps": 16}
 _VOCABULARY_TOKENS = {"tickets": 768, "stamps": 1536}  # every word of a chosen caption becomes one token
 
 
@@ -48,18 +46,21 @@ def train_world(
     folder: Path,
     *,
     embedder_steps: Sequence[int],
-    policy_steps: Sequence[int],
+    lessons: Sequence[Lesson],
+    embedder_first: bool,
     threads: int,
     seed: int,
 ) -> Trained:
-    """Write the training data, and train both models from random weights; the stamps' policy goes on from the embedder.
+    """Write the training data, and train both models, one from random weights and the other from that one.
 
     Args:
         world: the world.
         folder: the folder of everything that is made; an interrupted run goes on there.
         embedder_steps: optimizer steps of 64 pairs, in rounds: each goes on from the model of the one before, with a
             warm-up and a decay of its own.
-        policy_steps: optimizer steps of 32 conversations (stamps: 16), in rounds as well.
+        lessons: the policy's rounds, each with data of its own.
+        embedder_first: whether the embedder starts from random weights, and the policy from the embedder, which knows
+            what names a page; else the policy comes first, which reads digits too.
         threads: CPU threads of every process.
         seed: the seed of data, weights and order.
 
@@ -69,20 +70,31 @@ def train_world(
     Raises:
         RsgrpoError: a run failed; its log is named.
     """
-    data = folder / "data"
-    write_training_data(world, data, _NUM_SAMPLES, seed)
-    write_held_out(world, folder / "held_out", _NUM_HELD_OUT, seed)
+    data = [folder / f"data-{number}" for number in range(1, 1 + len(lessons))]
+    for number, lesson in enumerate(lessons):
+        write_training_data(world, data[number], lesson, seed + number)
+    write_held_out(world, folder / "held_out", lessons[-1], _NUM_HELD_OUT, seed)
     sizes = QuickstartConfig(vocabulary_tokens=_VOCABULARY_TOKENS[world.name])
-    start = build_quickstart_model(sizes, folder / "start", seed, tokenizer_corpus(data))
-    embedder = start
-    for number, steps in enumerate(embedder_steps):
-        settings = embedder_settings(data, embedder, steps, seed + number)
-        embedder = run(folder / f"embedder-{number + 1}", threads, settings) / "models" / "retriever"
-    policy = policy_from_embedder(embedder, start, folder / "policy-start") if world.name == "stamps" else start
-    for number, steps in enumerate(policy_steps):
-        settings = policy_settings(data, policy, steps, seed + number)
-        settings.append(f"sft.samples_per_step={_POLICY_BATCH[world.name]}")
-        policy = run(folder / f"policy-{number + 1}", threads, settings) / "models" / "sft"
+    start = build_quickstart_model(sizes, folder / "start", seed, tokenizer_corpus(data[0]))
+
+    def train_embedder(model: Path) -> Path:
+        for number, steps in enumerate(embedder_steps):
+            settings = embedder_settings(data[0], model, steps, seed + number)
+            model = run(folder / f"embedder-{number + 1}", threads, settings) / "models" / "retriever"
+        return model
+
+    def train_policy(model: Path) -> Path:
+        for number, lesson in enumerate(lessons):
+            settings = policy_settings(data[number], model, lesson, seed + number)
+            model = run(folder / f"policy-{number + 1}", threads, settings) / "models" / "sft"
+        return model
+
+    if embedder_first:
+        embedder = train_embedder(start)
+        policy = train_policy(policy_from_embedder(embedder, start, folder / "policy-start"))
+    else:
+        policy = train_policy(start)
+        embedder = train_embedder(policy)
     return Trained(start=start, embedder=embedder, policy=policy)
 
 
@@ -124,7 +136,7 @@ def embedder_settings(data: Path, start: Path, steps: int, seed: int) -> list[st
     ]
 
 
-def policy_settings(data: Path, start: Path, steps: int, seed: int) -> list[str]:
+def policy_settings(data: Path, start: Path, lesson: Lesson, seed: int) -> list[str]:
     """Write the settings of the policy's supervised run."""
     return [
         "recipe=quickstart",
@@ -144,7 +156,8 @@ def policy_settings(data: Path, start: Path, steps: int, seed: int) -> list[str]
         "rollout.max_model_tokens=1024",
         "sft.optimizer.schedule=cosine",
         "sft.num_epochs=100",
-        f"sft.max_steps={steps}",
+        f"sft.max_steps={lesson.num_steps}",
+        f"sft.samples_per_step={lesson.step_questions}",
     ]
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from haystack_stamps import LOW_PIXELS, PAGE_PIXELS, Stamp, draw_stamp, fetch_stamps, read_stamps, told_apart
 from PIL import Image
 
-from rsgrpo.config import QuickstartConfig
 from rsgrpo.data.synthetic.scans import split_scans
 from rsgrpo.data.synthetic.tickets import TICKET_PIXELS, Mark, Ticket, draw_ticket, mark_pairs, ticket_query
 
@@ -61,6 +60,9 @@ class World(Protocol):
     def transcript(self, item: int) -> str:
         """Say in words what names an item."""
 
+    def compared(self, item: int, asked: int) -> str:
+        """Say in words what names an item, and of each part whether it names the one that is asked for as well."""
+
     def near(self, item: int, rng: np.random.Generator) -> int:
         """Draw another training item that is easily taken for this one."""
 
@@ -80,20 +82,6 @@ def _train_pairs_by_mark(seed: int) -> Mapping[Mark, tuple[int, ...]]:
         for mark in marks if item >= _NUM_TEST_TICKETS else ():
             by_mark.setdefault(mark, []).append(item)
     return {mark: tuple(items) for mark, items in by_mark.items()}
-
-
-def ticket_settings() -> QuickstartConfig:
-    """Give the quickstart's settings of the tickets: same pairs of marks and hands as :class:`Tickets`."""
-    sft, rl, test = _SCANS_PER_DIGIT
-    return QuickstartConfig(
-        task="tickets",
-        image_pixels=TICKET_PIXELS,
-        num_sft_samples=6000,
-        num_test_pages=_NUM_TEST_TICKETS,
-        sft_scans_per_digit=sft,
-        rl_scans_per_digit=rl,
-        test_scans_per_digit=test,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +115,11 @@ class Tickets:
     def transcript(self, item: int) -> str:
         """See :class:`World`."""
         return " ".join(mark.name for mark in _pairs(self.seed)[item])
+
+    def compared(self, item: int, asked: int) -> str:
+        """Write each mark with yes or no behind it: ``red star no blue ring yes``."""
+        wanted = _pairs(self.seed)[asked]
+        return " ".join(f"{mark.name} {'yes' if mark in wanted else 'no'}" for mark in _pairs(self.seed)[item])
 
     def near(self, item: int, rng: np.random.Generator) -> int:
         """Draw a training ticket that shares a mark."""
@@ -175,6 +168,10 @@ class Stamps:
     def transcript(self, item: int) -> str:
         """See :class:`World`."""
         return self._stamps()[item].caption.rstrip(".")
+
+    def compared(self, item: int, asked: int) -> str:
+        """Write the caption alone: there is nothing to take apart."""
+        return self.transcript(item)
 
     def near(self, item: int, rng: np.random.Generator) -> int:
         """Draw a neighbour in the order of paths, which is mostly of the same category."""

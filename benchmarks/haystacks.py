@@ -3,8 +3,9 @@
     uv run python benchmarks/haystacks.py --folder runs/haystacks                    # both worlds, everything
     uv run python benchmarks/haystacks.py --folder runs/haystacks --worlds tickets   # generated pages alone
 
-For each world an embedder and an answering policy are trained with the normal pipeline from random weights; the
-stamps' policy goes on from their embedder, which knows the pictures already. Every question asks for
+For each world an embedder and an answering policy are trained with the normal pipeline, one of them from random
+weights and the other from that one: the tickets' policy learns to read first, and their embedder has its eyes; the
+stamps' embedder learns what the pictures are called, and their policy knows it. Every question asks for
 the handwritten digit on one page of a haystack of 10, 100 or 1,000 (stamps: all that are taken). Pages are filtered
 in two ways: by the cosine of cached vectors, and by the policy's own yes or no at low resolution on the best of
 these; three go into the prompt. Beside them the same policy sees the whole haystack, where it fits into its context,
@@ -19,9 +20,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from haystack_data import LESSONS
 from haystack_measure import MAX_SHOWN_PAGES, Plan, Row, measure
 from haystack_questions import PairedDifference
 from haystack_training import train_world
@@ -32,8 +34,7 @@ from rsgrpo.io.atomic_files import write_json
 WORLDS = ("tickets", "stamps")
 SIZES = (10, 100, 1000)
 NUM_KEPT = 3
-EMBEDDER_STEPS = {"tickets": (400,), "stamps": (450,)}
-POLICY_STEPS = {"tickets": (600, 900, 900), "stamps": (1000,)}
+EMBEDDER_STEPS = {"tickets": (200,), "stamps": (250,)}
 
 
 def main() -> None:
@@ -48,12 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--embedder-steps", type=int, nargs="+", help=f"of 64 pairs, in rounds; default {EMBEDDER_STEPS}"
     )
-    parser.add_argument(
-        "--policy-steps",
-        type=int,
-        nargs="+",
-        help=f"of 32 conversations (stamps: 16), in rounds; default {POLICY_STEPS}",
-    )
+    parser.add_argument("--policy-steps", type=int, nargs="+", help="of each of the policy's rounds")
     parser.add_argument(
         "--unfiltered-pages",
         type=int,
@@ -67,11 +63,16 @@ def main() -> None:
     rows: list[Row] = []
     for name in dict.fromkeys(options.worlds):
         world = open_world(name, root / "package", options.stamps, options.seed)
+        lessons = LESSONS[name]
+        if options.policy_steps:
+            pairs = zip(lessons, options.policy_steps, strict=True)
+            lessons = tuple(replace(lesson, num_steps=steps) for lesson, steps in pairs)
         trained = train_world(
             world,
             root / name,
             embedder_steps=options.embedder_steps or EMBEDDER_STEPS[name],
-            policy_steps=options.policy_steps or POLICY_STEPS[name],
+            lessons=lessons,
+            embedder_first=False,
             threads=options.threads,
             seed=options.seed,
         )
