@@ -22,7 +22,7 @@ RELEVANCE_PROMPT = "Does this page help to answer the question? Answer with the 
 """The filter's question about one page, as ``configs/prompt/relevance.jinja`` has it."""
 
 _TRANSCRIBE = "What is on this page?"
-_VIEWS_PER_ITEM = {"tickets": 6, "stamps": 64}
+_VIEWS_PER_ITEM = {"tickets": 6, "stamps": 48}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,9 +70,17 @@ LESSONS = {
     ),
     "stamps": (
         Lesson(
-            num_steps=600,
-            shares={"locate": 0.8, "relevance": 0.2},
-            page_counts={1: 0.1, 2: 0.2, 3: 0.6, 4: 0.1},
+            num_steps=400,
+            step_questions=96,
+            num_questions=20_000,
+            shares={"transcribe": 0.7, "locate": 0.1, "relevance": 0.2},
+            page_counts={1: 0.3, 2: 0.3, 3: 0.4},
+        ),
+        Lesson(
+            num_steps=500,
+            num_questions=16_000,
+            shares={"transcribe": 0.05, "locate": 0.75, "relevance": 0.2},
+            page_counts={1: 0.1, 2: 0.15, 3: 0.6, 5: 0.05, 10: 0.1},
         ),
     ),
 }

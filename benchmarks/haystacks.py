@@ -34,7 +34,7 @@ from rsgrpo.io.atomic_files import write_json
 WORLDS = ("tickets", "stamps")
 SIZES = (10, 100, 1000)
 NUM_KEPT = 3
-EMBEDDER_STEPS = {"tickets": (150,), "stamps": (250, 400)}
+EMBEDDER_STEPS = {"tickets": (150,), "stamps": (250,)}
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
             root / name,
             embedder_steps=options.embedder_steps or EMBEDDER_STEPS[name],
             lessons=lessons,
-            embedder_first=name == "stamps",
+            embedder_first=False,
             threads=options.threads,
             seed=options.seed,
         )

@@ -125,7 +125,7 @@ def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: M
     shares, counts = {"locate": 0.6, "relevance": 0.4}, {1: 0.2, 2: 0.3, 3: 0.5}
     lesson = data.Lesson(num_steps=1, num_questions=200, shares=shares, page_counts=counts)
     data.write_training_data(world, tmp_path / "data", lesson, seed=3)
-    pages = data.TrainingPages(world, 64, seed=3)
+    pages = data.TrainingPages(world, 48, seed=3)
     digit_of = {path: data.NUMBERS[digit] for views in pages.views.values() for path, digit in views}
     rows = [json.loads(line) for line in (tmp_path / "data" / "train.jsonl").read_text().splitlines()]
     kinds = {row["qid"].split("-")[0] for row in rows}
@@ -152,7 +152,7 @@ def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: M
                 assert page.size == ((28, 28) if is_low else (56, 56))
             assert row["gold_response"] == ("yes" if f"square {shown[0]}?" in row["prompt"] else "no")
     pairs = [json.loads(line) for line in (tmp_path / "data" / "pairs.jsonl").read_text().splitlines()]
-    assert len(pairs) == 6 * 64  # pictures, views
+    assert len(pairs) == 6 * 48  # pictures, views
 
 
 @given(item=st.integers(0, 2015), asked=st.integers(0, 2015))
