@@ -149,6 +149,7 @@ def run(folder: Path, threads: int, settings: list[str]) -> Path:
     log = folder.with_suffix(".log")
     command = [sys.executable, "train.py", *settings, f"run_dir={folder}", f"name={folder.name}", "resume=auto"]
     command += ["logging.wandb_mode=disabled", f"rollout.num_threads={threads}", f"trainer.num_threads={threads}"]
+    command += ["rollout.kv_cache_gib=0.25"]  # the small model keeps 170,000 tokens in it
     print(f"{folder.name}: {log}", flush=True)
     with log.open("a", encoding="utf-8") as output:
         done = subprocess.run(
