@@ -13,8 +13,8 @@ from haystack_data import Lesson, tokenizer_corpus, write_held_out, write_traini
 from haystack_worlds import World
 
 from rsgrpo.config import QuickstartConfig
-from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.model.quickstart_model import build_quickstart_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MAX_RESPONSE_TOKENS = 256

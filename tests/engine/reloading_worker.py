@@ -21,8 +21,8 @@ from rsgrpo.trainer.engine_settings import deepspeed_settings, trained_elements
 from rsgrpo.trainer.objective import row_loss
 from rsgrpo.trainer.results import RankStep
 from rsgrpo.trainer.worker import PolicyWorker
-from rsgrpo.weights.buckets import checkpoint_name
 from tests.live_bytes import LiveBytes, tensor_storages
+from tests.tiny_model import checkpoint_name
 
 
 @dataclass(frozen=True, kw_only=True)

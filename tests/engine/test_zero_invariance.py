@@ -21,10 +21,9 @@ from rsgrpo.config import Config, DataConfig, Dtype, LossConfig, ModelConfig, Op
 from rsgrpo.model.folder import load_processor
 from rsgrpo.trainer.checkpoint import CheckpointError
 from rsgrpo.types import TrainingGroup
-from rsgrpo.weights.buckets import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
 from tests.plain_forward import plain_logprobs
-from tests.tiny_model import build_tiny_model, make_group, without_suppressed, write_images
+from tests.tiny_model import build_tiny_model, checkpoint_name, make_group, without_suppressed, write_images
 
 pytestmark = pytest.mark.engine
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from rsgrpo.config import ConfigError, ModelConfig, VisionCacheConfig
-from rsgrpo.model.policy_model import load_model, take_vision_tower
+from rsgrpo.model.policy_model import load_model
 from rsgrpo.model.vision_cache import FeatureStore, ImageFeatures, VisionCacheError, feature_key, tower_fingerprint
+from rsgrpo.model.vision_tower import take_vision_tower
 from rsgrpo.types import ImageRef
 from tests.packed import Packed
 from tests.tiny_model import build_tiny_model, make_group, write_images
