@@ -1,8 +1,8 @@
 """Speaks as vLLM's own server does, without a model: a program for tests of what starts, asks and ends it.
 
 What it does depends on the model's folder: ``broken`` in its name ends it with an error, ``slow`` lets it start for a
-minute. Of a question ``die …`` it
-answers two pieces and is gone, the first time that it is started. All other answers repeat the question word by word.
+minute. Of a question ``die …`` it answers two pieces and is gone, the first time that it is started; behind the word
+``wait`` it pauses for long. All other answers repeat the question word by word.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+_PAUSE_SECONDS = 60.0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -38,6 +40,8 @@ class Handler(BaseHTTPRequestHandler):
                 (self.seen / "died").touch()
                 os._exit(9)
             self._send({"choices": [{"delta": {"content": piece}, "finish_reason": None}]})
+            if piece == "wait ":
+                time.sleep(_PAUSE_SECONDS)
         self._send({"choices": [{"delta": {}, "finish_reason": "stop"}]})
         usage = {"prompt_tokens": 7, "completion_tokens": len(pieces), "prompt_tokens_details": {"cached_tokens": 3}}
         self._send({"choices": [], "usage": usage})
@@ -92,7 +96,7 @@ def main() -> None:
     seen.mkdir(exist_ok=True)
     (seen / "starts").open("a").write("x")
     if "slow" in options.model.name:
-        time.sleep(60)
+        time.sleep(_PAUSE_SECONDS)
     ThreadingHTTPServer(("127.0.0.1", options.port), Handler).serve_forever()
 
 

@@ -116,13 +116,14 @@ class EngineServer:
 
     Args:
         settings: what the engine is started with.
-        log_file: the file that the server's output goes to; None: a temporary one.
+        log_file: the file that the server's output goes to; None: a temporary one, which stays if it does not start.
         on_wait: is called while the engine starts; None: nobody is told.
     """
 
     def __init__(self, settings: EngineSettings, log_file: Path | None = None, on_wait: OnWait | None = None) -> None:
         self.settings = settings
-        self.log_file = log_file or Path(tempfile.gettempdir()) / f"rsgrpo-engine-{os.getpid()}.log"
+        self._is_log_kept = log_file is not None
+        self.log_file = log_file or _temporary_log()
         self.num_starts = 0
         self._on_wait = on_wait or (lambda what, seconds: None)
         self._key = secrets.token_urlsafe(32)
@@ -135,7 +136,11 @@ class EngineServer:
         self._is_closed = False
 
     def __enter__(self) -> EngineServer:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self._dismiss_guard()
+            raise
         return self
 
     def __exit__(
@@ -185,6 +190,11 @@ class EngineServer:
         """End the server with all that it started."""
         self._is_closed = True
         self._end()
+        self._dismiss_guard()
+        if not self._is_log_kept:
+            self.log_file.unlink(missing_ok=True)
+
+    def _dismiss_guard(self) -> None:
         if self._guard is not None:
             self._guard.dismiss()
             self._guard = None
@@ -283,6 +293,12 @@ class EngineServer:
             process.wait(_END_SECONDS)
         end_marked(self._mark)
         process.wait()
+
+
+def _temporary_log() -> Path:
+    descriptor, name = tempfile.mkstemp(prefix="rsgrpo-engine-", suffix=".log")
+    os.close(descriptor)
+    return Path(name)
 
 
 def _free_port() -> int:
