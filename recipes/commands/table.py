@@ -61,6 +61,10 @@ COMMANDS: Mapping[str, Command] = {
         summary="answer a question about pages, or about an index, with evidence",
         entry="recipes.asking.ask_command:main",
     ),
+    "serve": Command(
+        summary="a page in the browser to ask documents, an OpenAI-compatible API, and tools for agents",
+        entry="recipes.serving.serve_command:main",
+    ),
     "measure-run": Command(
         summary="MRR, recall and nDCG of a run in TREC's format, and of two runs query by query",
         entry="recipes.evaluation.measure_run_command:main",

@@ -27,9 +27,12 @@ SIZES = [(56, 56), (112, 140), (84, 56)]
 QUERIES = ["Who signed?", "What is the total of all invoices in March?"]
 
 # Importing vLLM takes longer than an engine; both engines live in one process, which is left with all that they took.
+# Compiling takes longer than all else that an engine does here, and is vLLM's.
 _EMBED = """
-import gc, pickle, sys
+import functools, gc, pickle, sys
+import rollout.pooling_engine
 from rollout.vllm_embedder import VllmEmbedder
+rollout.pooling_engine.LLM = functools.partial(rollout.pooling_engine.LLM, enforce_eager=True)
 configs, pages, queries = pickle.loads(sys.stdin.buffer.read())
 found = []
 for config in configs:
