@@ -13,8 +13,9 @@ from rsgrpo.config import LossConfig, ModelConfig
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.model.folder import load_processor
 from rsgrpo.model.micro_batches import Segment, plan_micro_batches
-from rsgrpo.model.policy_model import MicroBatchBuilder, PolicyModel, group_sizes, load_model, use_window_attention
+from rsgrpo.model.policy_model import MicroBatchBuilder, PolicyModel, group_sizes, load_model
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
+from rsgrpo.model.vision_tower import use_window_attention
 from rsgrpo.model.vlm import PromptEncoder
 from rsgrpo.trainer.objective import row_loss
 from rsgrpo.types import TrainingGroup

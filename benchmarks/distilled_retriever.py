@@ -30,9 +30,9 @@ from rsgrpo.config.distill import DistillConfig
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.evisrag_files import load_samples
 from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus
-from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.data.synthetic.ticket_sets import build_retriever_data
 from rsgrpo.io.jsonl import write_rows
+from rsgrpo.model.quickstart_model import build_quickstart_model
 from rsgrpo.retrieval.training.evidence_labels import LeftOut, PageLabel
 from rsgrpo.run.recorder import RecordedGroup, RecordedReward, RecordedRollout, read_groups
 

@@ -11,12 +11,10 @@ from pathlib import Path
 
 from haystack_data import Lesson, tokenizer_corpus, write_held_out, write_training_data
 from haystack_worlds import World
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 
 from rsgrpo.config import QuickstartConfig
-from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.io.atomic_files import new_folder
+from rsgrpo.model.quickstart_model import build_quickstart_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MAX_RESPONSE_TOKENS = 256
@@ -47,11 +45,10 @@ def train_world(
     *,
     embedder_steps: Sequence[int],
     lessons: Sequence[Lesson],
-    embedder_first: bool,
     threads: int,
     seed: int,
 ) -> Trained:
-    """Write the training data, and train both models, one from random weights and the other from that one.
+    """Write the training data, train the policy from random weights, and the embedder from the policy.
 
     Args:
         world: the world.
@@ -59,8 +56,6 @@ def train_world(
         embedder_steps: optimizer steps of 64 pairs, in rounds: each goes on from the model of the one before, with a
             warm-up and a decay of its own.
         lessons: the policy's rounds, each with data of its own.
-        embedder_first: whether the embedder starts from random weights, and the policy from the embedder, which knows
-            what names a page; else the policy comes first, which reads digits too.
         threads: CPU threads of every process.
         seed: the seed of data, weights and order.
 
@@ -76,46 +71,15 @@ def train_world(
     write_held_out(world, folder / "held_out", lessons[-1], _NUM_HELD_OUT, seed)
     sizes = QuickstartConfig(vocabulary_tokens=_VOCABULARY_TOKENS[world.name])
     start = build_quickstart_model(sizes, folder / "start", seed, tokenizer_corpus(data[0]))
-
-    def train_embedder(model: Path) -> Path:
-        for number, steps in enumerate(embedder_steps):
-            settings = embedder_settings(data[0], model, steps, seed + number)
-            model = run(folder / f"embedder-{number + 1}", threads, settings) / "models" / "retriever"
-        return model
-
-    def train_policy(model: Path) -> Path:
-        for number, lesson in enumerate(lessons):
-            settings = policy_settings(data[number], model, lesson, seed + number)
-            model = run(folder / f"policy-{number + 1}", threads, settings) / "models" / "sft"
-        return model
-
-    if embedder_first:
-        embedder = train_embedder(start)
-        policy = train_policy(policy_from_embedder(embedder, start, folder / "policy-start"))
-    else:
-        policy = train_policy(start)
-        embedder = train_embedder(policy)
+    policy = start
+    for number, lesson in enumerate(lessons):
+        settings = policy_settings(data[number], policy, lesson, seed + number)
+        policy = run(folder / f"policy-{number + 1}", threads, settings) / "models" / "sft"
+    embedder = policy
+    for number, steps in enumerate(embedder_steps):
+        settings = embedder_settings(data[0], embedder, steps, seed + number)
+        embedder = run(folder / f"embedder-{number + 1}", threads, settings) / "models" / "retriever"
     return Trained(start=start, embedder=embedder, policy=policy)
-
-
-def policy_from_embedder(embedder: Path, start: Path, folder: Path) -> Path:
-    """Write a policy that has an embedder's weights: both are the same model, the head is tied to the embedding.
-
-    Args:
-        embedder: the folder of the embedder.
-        start: the folder of the policy that the embedder was trained from; its tokenizer and processor are taken.
-        folder: the folder to write; a complete one is left as it is.
-
-    Returns:
-        The same ``folder``.
-    """
-    if not folder.exists():
-        policy = Qwen2_5_VLForConditionalGeneration.from_pretrained(start)
-        policy.model.load_state_dict(Qwen2_5_VLModel.from_pretrained(embedder).state_dict())
-        with new_folder(folder) as partial:
-            policy.save_pretrained(partial)
-            AutoProcessor.from_pretrained(start).save_pretrained(partial)
-    return folder
 
 
 def embedder_settings(data: Path, start: Path, steps: int, seed: int) -> list[str]:
@@ -178,6 +142,7 @@ def run(folder: Path, threads: int, settings: list[str]) -> Path:
     log = folder.with_suffix(".log")
     command = [sys.executable, "train.py", *settings, f"run_dir={folder}", f"name={folder.name}", "resume=auto"]
     command += ["logging.wandb_mode=disabled", f"rollout.num_threads={threads}", f"trainer.num_threads={threads}"]
+    command += ["rollout.kv_cache_gib=0.25"]  # the small model keeps 170,000 tokens in it
     print(f"{folder.name}: {log}", flush=True)
     with log.open("a", encoding="utf-8") as output:
         done = subprocess.run(

@@ -3,9 +3,8 @@
     uv run python benchmarks/haystacks.py --folder runs/haystacks                    # both worlds, everything
     uv run python benchmarks/haystacks.py --folder runs/haystacks --worlds tickets   # generated pages alone
 
-For each world an embedder and an answering policy are trained with the normal pipeline, one of them from random
-weights and the other from that one: the tickets' policy learns to read first, and their embedder has its eyes; the
-stamps' embedder learns what the pictures are called, and their policy knows it. Every question asks for
+For each world an answering policy is trained with the normal pipeline from random weights: it learns to put a page into
+words, then to find the page that is asked for. The embedder goes on from it and has its eyes. Every question asks for
 the handwritten digit on one page of a haystack of 10, 100 or 1,000 (stamps: all that are taken). Pages are filtered
 in two ways: by the cosine of cached vectors, and by the policy's own yes or no at low resolution on the best of
 these; three go into the prompt. Beside them the same policy sees the whole haystack, where it fits into its context,
@@ -72,7 +71,6 @@ def main() -> None:
             root / name,
             embedder_steps=options.embedder_steps or EMBEDDER_STEPS[name],
             lessons=lessons,
-            embedder_first=False,
             threads=options.threads,
             seed=options.seed,
         )

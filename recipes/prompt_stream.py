@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import numpy as np
 
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.types import PromptedSample
+
+SearchAgain = Callable[[int], tuple[Sequence[PromptedSample], Mapping[str, float]]]
+"""Gives the same questions in the same order, over the pages that a retriever finds now, and the metrics of its search;
+called with the number of the search, from 1."""
 
 
 class PromptStream:
@@ -31,11 +35,45 @@ class PromptStream:
         self._order_epoch = -1
         self._order = np.arange(len(prompted))
         self.position = position
+        self._search_again: SearchAgain | None = None
+        self._search_every_steps = 0
+        self._num_searches = 0
 
     @property
     def num_prompts(self) -> int:
         """How many questions the data set has."""
         return len(self._prompted)
+
+    def search_every(self, steps: int, search_again: SearchAgain) -> None:
+        """Let pages be found anew while training runs.
+
+        Args:
+            steps: after how many steps; 0: never.
+            search_again: finds pages for the questions.
+        """
+        self._search_again, self._search_every_steps = search_again, steps
+
+    def find_pages(self, step: int) -> Mapping[str, float]:
+        """Find pages for the questions anew where it is time to, as it is in a process that goes on in the middle.
+
+        Args:
+            step: the 0-based step that the next questions are for.
+
+        Returns:
+            The metrics of the search; none where there was none.
+
+        Raises:
+            ValueError: the search gave other questions.
+            RsgrpoError: the index cannot be searched any more.
+        """
+        number = step // self._search_every_steps if self._search_every_steps else 0
+        if self._search_again is None or number == self._num_searches:
+            return {}
+        prompted, metrics = self._search_again(number)
+        if [new.sample.sample_id for new in prompted] != [old.sample.sample_id for old in self._prompted]:
+            raise ValueError("a search gave other questions than it was asked; only their pages may change")
+        self._prompted, self._num_searches = prompted, number
+        return metrics
 
     def _at(self, position: int) -> PromptedSample:
         epoch, index = divmod(position, len(self._prompted))

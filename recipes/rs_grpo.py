@@ -33,7 +33,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
-from recipes.prompt_stream import PromptStream
+from recipes.prompt_stream import PromptStream, SearchAgain
 from rewards.scorer import Scorer
 from rollout.engine import RolloutEngine
 from rsgrpo.algorithm.advantages import credit_groups
@@ -52,6 +52,7 @@ from rsgrpo.config import Config
 from rsgrpo.io.timers import Stopwatch
 from rsgrpo.trainer.policy import Policy, unweighted
 from rsgrpo.types import (
+    ChatPrompt,
     CreditedGroup,
     PromptedSample,
     ResponseKey,
@@ -103,12 +104,16 @@ class RsGrpoState:
         """Let groups of a checkpoint look for their pages where the data lie now: the run folder may have moved.
 
         Args:
-            prompts: the prompts of this process, to which groups belong by sample id.
+            prompts: the prompts of this process, to which groups belong by sample id, words and pages.
         """
-        by_id = {prompt.sample.sample_id: prompt for prompt in prompts}
+
+        def shown(prompt: ChatPrompt) -> tuple[str, str, tuple[str, ...]]:
+            return prompt.sample_id, prompt.text, tuple(page.path for page in prompt.images)
+
+        by_prompt = {shown(prompt.prompt): prompt for prompt in prompts}
 
         def found(scored: ScoredGroup) -> ScoredGroup:
-            own = by_id.get(scored.sample_id)
+            own = by_prompt.get(shown(scored.prompt))  # none where a retriever has found other pages since
             return scored if own is None else dataclasses.replace(scored, sample=own.sample, prompt=own.prompt)
 
         self.leftover = [found(group) for group in self.leftover]
@@ -207,6 +212,7 @@ class RsGrpo:
         scorer: the rewards that score responses.
         prompts: what to train on.
         state: where to go on.
+        search_again: finds pages for the questions anew every ``data.retrieve_refresh_steps``; None: they stay.
 
     Raises:
         ValueError: ``rl.max_staleness_steps`` is undecided (:func:`rsgrpo.cluster.topology.fit` decides it).
@@ -221,6 +227,7 @@ class RsGrpo:
         scorer: Scorer,
         prompts: Sequence[PromptedSample],
         state: RsGrpoState,
+        search_again: SearchAgain | None = None,
     ) -> None:
         if config.rl.max_staleness_steps < 0:
             raise ValueError("rl.max_staleness_steps=-1 is to be decided before: take the settings that fit() gives")
@@ -231,6 +238,8 @@ class RsGrpo:
         self.state = state
         state.find_images(prompts)
         self.stream = PromptStream(prompts, seed=config.seed, shuffle=config.rl.shuffle, position=state.position)
+        if search_again is not None:
+            self.stream.search_every(config.data.retrieve_refresh_steps, search_again)
         self._unchecked_version: int | None = None  # whose responses no update of the batch held so far
         self.weights = {name: reward.weight for name, reward in config.rewards.items()}
         self.loss = config.rl.loss
@@ -399,6 +408,8 @@ class RsGrpo:
         """
         settings = self.config.rl
         clock = Stopwatch()
+        with clock.phase("retrieve"):
+            found = self.stream.find_pages(step)
         wanted = settings.prompts_per_step
         oldest = trained_version - self._max_age(is_leftover=True)
         kept = [group for group in self.state.leftover if sampled_version(group) >= oldest]
@@ -432,5 +443,6 @@ class RsGrpo:
             "selection/leftover_groups": float(num_leftover),
             "selection/dropped_stale_groups": float(num_dropped),
             "selection/filled_frac": min(len(kept), wanted) / wanted,
+            **found,
         }
         return Batch(groups=tuple(kept[:wanted]), metrics=metrics, seconds=clock.seconds)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from recipes.evaluation.evaluate import compare_engine, validate
+from recipes.prompt_stream import SearchAgain
 from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport
 from recipes.setup.job import Job
 from recipes.sft import SftPhase, SftState, SupervisedTraining
@@ -132,6 +133,19 @@ def run_rl(job: Job) -> None:
     job.evaluate("after_rl")
 
 
+def _search_again(job: Job, num_trained: int) -> SearchAgain | None:
+    """Finds pages for the questions that are trained on; those held out for validation keep theirs."""
+    find = job.prepared.rl_behind_retriever
+    if find is None:
+        return None
+
+    def search_again(number: int) -> tuple[Sequence[PromptedSample], Mapping[str, float]]:
+        prompts, metrics = find(number)
+        return prompts[:num_trained], metrics
+
+    return search_again
+
+
 def _train_rl(job: Job) -> None:
     settings = job.config.rl
     num_trained = len(job.prepared.rl) - min(settings.validation_samples, len(job.prepared.rl) // 2)
@@ -147,6 +161,7 @@ def _train_rl(job: Job) -> None:
         scorer=job.prepared.scorer,
         prompts=prompts,
         state=state or RsGrpoState(),
+        search_again=_search_again(job, num_trained),
     )
     if len(prompts) < settings.prompts_per_step:
         job.progress.line(

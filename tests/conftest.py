@@ -50,14 +50,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-class EnginesTogether(LoadScopeScheduling):
-    """What runs in one process where several run (``pytest -n 2``): all tests that start engines; else a file's tests.
+WITHOUT_RAY = frozenset(
+    {
+        "tests/engine/test_adapters.py",
+        "tests/engine/test_plan_measured.py",
+        "tests/engine/test_rank_memory.py",
+        "tests/engine/test_refused_step.py",
+        "tests/engine/test_retriever_ranks.py",
+        "tests/engine/test_zero_invariance.py",
+    }
+)
+"""Test files of ranks alone: they start neither Ray nor vLLM, and most fork from one process that is started once."""
 
-    Two tests with engines at a time would want more cores and memory than a small machine has.
+
+class EnginesTogether(LoadScopeScheduling):
+    """What runs in one process where several run (``pytest -n 2``).
+
+    All tests that start Ray or vLLM: two such at a time would want more cores and memory than a small machine has.
+    Those of ranks without them. Else a file's tests.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if file in WITHOUT_RAY:
+            return "ranks"
         return "engine" if file.startswith("tests/engine/") else file
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig
 
 from rsgrpo.config import ModelConfig
 from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.model.families.table import family_of
 from rsgrpo.model.folder import load_processor
 from rsgrpo.model.micro_batches import plan_micro_batches
 from rsgrpo.model.policy_model import MicroBatchBuilder, PolicyModel, group_sizes, load_model
@@ -79,7 +80,7 @@ class Packed:
 
     def alone(self, groups: list[TrainingGroup]) -> tuple[Logprobs, torch.Tensor]:
         """The same through transformers' own forward pass, one response at a time."""
-        plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.folder, attn_implementation="eager")
+        plain = family_of(self.model).model.from_pretrained(self.folder, attn_implementation="eager")
         plain.model.visual.requires_grad_(self.model.model.visual.patch_embed.proj.weight.requires_grad)
         found: Logprobs = {}
         for index, group in enumerate(groups):

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from rsgrpo.types import ChatPrompt
 from tests.tiny_model import without_suppressed
 
 
 def plain_logprobs(
-    model: Qwen2_5_VLForConditionalGeneration,
-    processor: Qwen2_5_VLProcessor,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     prompt: ChatPrompt,
     token_ids: NDArray[np.int32],
     *,

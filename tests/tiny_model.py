@@ -1,4 +1,4 @@
-"""A random Qwen2.5-VL of some ten thousand parameters, with tokenizer and processor, and questions for it."""
+"""A random model of some ten thousand parameters, with tokenizer and processor, and questions for it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-)
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast, ProcessorMixin
 
-from rsgrpo.data.synthetic.quickstart_tokenizer import CHAT_TEMPLATE
+from rsgrpo.config import QuickstartConfig
+from rsgrpo.model.families.family import Family
+from rsgrpo.model.families.table import FAMILIES
+from rsgrpo.model.quickstart_model import build_processor
 from rsgrpo.model.suppressed_tokens import SUPPRESSION_BIAS, suppressed_token_ids
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
 
@@ -31,6 +27,8 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
+checkpoint_name = FAMILIES["qwen2_5_vl"].checkpoint_name
+
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, and Qwen's special tokens."""
@@ -42,9 +40,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, tie: bool) -> Qwen2_5_VLConfig:
+def tiny_config(
+    tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, tie: bool, family: Family
+) -> PreTrainedConfig:
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
-    return Qwen2_5_VLConfig(
+    sizes = QuickstartConfig(
+        text_hidden=hidden, text_layers=layers, text_heads=4, vision_hidden=32, vision_layers=2, vision_heads=2
+    )
+    # As small as windows and tower can be: what the tests of Qwen2.5-VL count on.
+    vision = family.small_vision(sizes) | {"intermediate_size": 64, "window_size": 56}
+    found: PreTrainedConfig = family.of_transformers(family.config_class)(
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": hidden,
@@ -56,41 +61,41 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 1e4,
-                "mrope_section": [hidden // 32, hidden // 32, hidden // 16],
+                "mrope_section": [hidden // 8 - 2 * (hidden // 32), hidden // 32, hidden // 32]
+                if family.small_rope
+                else [hidden // 32, hidden // 32, hidden // 16],
+                **family.small_rope,
             },
             "tie_word_embeddings": tie,
             "pad_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
+            **family.small_text(sizes),
         },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": hidden,
-            "window_size": 56,
-            "fullatt_block_indexes": [1],
-        },
+        vision_config={"depth": 2, "num_heads": 2} | {key: vision[key] for key in family.small_vision(sizes)},
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=tie,
     )
+    return found
 
 
-def build_tiny_model(folder: Path, *, hidden: int = 32, layers: int = 2, tie: bool = False, seed: int = 0) -> Path:
+def build_tiny_model(
+    folder: Path, *, hidden: int = 32, layers: int = 2, tie: bool = False, seed: int = 0, family: str = "qwen2_5_vl"
+) -> Path:
     """Write a model folder; the weights are large enough for outputs that differ from token to token."""
     tokenizer = tiny_tokenizer()
+    kind = FAMILIES[family]
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer, hidden=hidden, layers=layers, tie=tie))
+    model = kind.model(tiny_config(tokenizer, hidden=hidden, layers=layers, tie=tie, family=kind))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(0.0, parameter[0].numel() ** -0.5 if parameter.ndim > 2 else 0.15)
     model.save_pretrained(folder)
-    image_processor = Qwen2VLImageProcessor(size={"shortest_edge": 784, "longest_edge": 10**6})
-    processor = Qwen2_5_VLProcessor(image_processor, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
+    processor = build_processor(kind, tokenizer)
+    processor.image_processor.size = {"shortest_edge": kind.token_pixels**2, "longest_edge": 10**6}
     processor.save_pretrained(folder)
     return folder
 
@@ -150,7 +155,7 @@ def three_groups(folder: Path) -> list[TrainingGroup]:
     ]
 
 
-def without_suppressed(logits: torch.Tensor, processor: Qwen2_5_VLProcessor) -> torch.Tensor:
+def without_suppressed(logits: torch.Tensor, processor: ProcessorMixin) -> torch.Tensor:
     """Logits as engine and trainer take them: tokens that no response may contain are out of the distribution."""
     suppressed = suppressed_token_ids(processor.tokenizer, logits.shape[-1])
     return logits.index_add(-1, torch.tensor(suppressed), torch.full((len(logits), len(suppressed)), SUPPRESSION_BIAS))

@@ -57,6 +57,14 @@ COMMANDS: Mapping[str, Command] = {
         summary="the pages of an index that answer a question best",
         entry="recipes.indexing.search_command:main",
     ),
+    "ask": Command(
+        summary="answer a question about pages, or about an index, with evidence",
+        entry="recipes.asking.ask_command:main",
+    ),
+    "serve": Command(
+        summary="a page in the browser to ask documents, an OpenAI-compatible API, and tools for agents",
+        entry="recipes.serving.serve_command:main",
+    ),
     "measure-run": Command(
         summary="MRR, recall and nDCG of a run in TREC's format, and of two runs query by query",
         entry="recipes.evaluation.measure_run_command:main",
@@ -82,7 +90,7 @@ COMMANDS: Mapping[str, Command] = {
         entry="recipes.distilling.distill_command:main",
     ),
     "make-data": Command(
-        summary="write a small data set of coloured shapes to try a recipe on",
+        summary="write a small data set of generated pages to try a recipe on",
         entry="rsgrpo.data.synthetic.__main__:main",
     ),
 }

@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.doctor.check import Check, Subject, ok, problem, refused, warning
 from recipes.doctor.hub import hub_check
+from recipes.evaluation.answer_sets import read_answer_set
 from recipes.retriever.wanted_data import check_retriever_data
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, default_sources, sample_check, uses_mixture
 from rsgrpo.config import Config, QuickstartConfig, SourceConfig
+from rsgrpo.config.eval import is_pipeline_task
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.evisrag_files import load_samples
 from rsgrpo.data.files import DataError
 from rsgrpo.data.images.loading import MAX_ASPECT_RATIO, image_facts
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.evaluation.benchmarks import find_benchmarks
+from rsgrpo.evaluation.benchmarks.visrag_gen import is_visrag_gen
 from rsgrpo.evaluation.retrieval_sets import find_retrieval_tasks, split_tasks
 from rsgrpo.prompts.template import PromptTemplateError, PromptWriter
 from rsgrpo.retrieval.measuring.relevance_files import read_retrieval_set
@@ -225,14 +229,36 @@ def _retrieval_checks(config: Config, names: Sequence[str]) -> Iterator[Check]:
             yield refused(name, error)
 
 
+def _answer_set_checks(config: Config, names: Sequence[str]) -> Iterator[Check]:
+    """Check the data sets of tasks that are searched and answered; the search itself is left to the run."""
+    for name in names:
+        try:
+            tasks = {"": name.partition("/")[2]}
+            if is_visrag_gen(name):
+                tasks = {found.sets[0]: found.name.split("/")[1] for found in find_benchmarks(name)}
+            for official_name, short in tasks.items():
+                source = read_answer_set(short, official_name, config)
+                queries = source.data.queries
+                lacking = sum(query.answer in (None, ()) for query in queries)
+                found = f"{len(queries)} queries, {len(source.pages)} pages"
+                if lacking:
+                    yield warning(name, f"{found}; {lacking} queries have no answer", "they cannot be asked")
+                else:
+                    yield ok(name, found)
+        except RsgrpoError as error:
+            yield refused(name, error)
+
+
 def _task_checks(subject: Subject, config: Config) -> Iterator[Check]:
     """Check the benchmarks, read and worded as the run does it."""
     from recipes.evaluation.benchmark_requests import load_tasks
 
     answered, searched = split_tasks(config.eval.tasks)
     yield from _retrieval_checks(config, searched)
+    both = [name for name in answered if is_pipeline_task(name) or is_visrag_gen(name)]
+    yield from _answer_set_checks(config, both)
     try:
-        tasks = load_tasks(config, None, subject.scratch / "canvases", answered)
+        tasks = load_tasks(config, None, subject.scratch / "canvases", [name for name in answered if name not in both])
     except RsgrpoError as error:
         yield refused("eval.tasks", error)
         return

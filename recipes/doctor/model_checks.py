@@ -12,6 +12,7 @@ from recipes.doctor.hub import hub_check
 from rsgrpo.config import Config
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.io.natural_order import visible_files
+from rsgrpo.model.families.family import Family
 from rsgrpo.model.folder import ModelError, check_model_type, stored_tensors
 from rsgrpo.prompts.template import (
     IMAGE_PLACEHOLDER,
@@ -23,7 +24,7 @@ from rsgrpo.prompts.template import (
 from rsgrpo.types import ImageRef, Sample
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-_IMAGE_PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
+_PROCESSOR_KINDS = ("", "Fast", "Pil")  # what transformers puts behind the name of an image processor
 _ASSISTANT = "<|im_start|>assistant\n"
 _TURN_END = "<|im_end|>"
 _PROBE_IMAGES = 2
@@ -88,7 +89,10 @@ def _quickstart_checks(subject: Subject, config: Config) -> Iterator[Check]:
     except ValueError as error:
         yield problem("model", str(error), "raise quickstart.vocabulary_tokens")
         return
-    yield ok("model", "a small Qwen2.5-VL, built by the run into its folder; its tokenizer can be learned")
+    yield ok(
+        "model",
+        f"a small model ({config.quickstart.family}), built by the run into its folder; its tokenizer can be learned",
+    )
 
 
 def folder_checks(folder: Path, setting: str) -> Iterator[Check]:
@@ -99,11 +103,11 @@ def folder_checks(folder: Path, setting: str) -> Iterator[Check]:
         setting: the key and value that name it.
     """
     try:
-        check_model_type(folder, setting)
+        family = check_model_type(folder, setting)
     except ModelError as error:
         yield refused("model", error)
         return
-    yield ok("model", f"{setting}, a Qwen2.5-VL")
+    yield ok("model", f"{setting}, a {family.name}")
     try:
         stored_tensors(folder, setting)
     except ModelError as error:
@@ -112,14 +116,15 @@ def folder_checks(folder: Path, setting: str) -> Iterator[Check]:
         files = [*visible_files(folder, "*.safetensors"), *folder.glob("pytorch_model*.bin")]
         size = sum(file.stat().st_size for file in files)
         yield ok("weights", f"{len(files)} files, {size / (1 << 30):.2f} GiB, their headers can be read")
-    yield processor_check(folder)
+    yield processor_check(folder, family)
 
 
-def processor_check(folder: Path) -> Check:
-    """Whether the image processor's settings are Qwen2.5-VL's.
+def processor_check(folder: Path, family: Family) -> Check:
+    """Whether the image processor's settings are those of the model's family.
 
     Args:
         folder: the folder that holds the model.
+        family: its family.
     """
     name = "image processor"
     advice = "copy preprocessor_config.json from the model that it was trained from"
@@ -130,13 +135,16 @@ def processor_check(folder: Path) -> Check:
         settings: Any = json.loads(file.read_text(encoding="utf-8"))
         settings = settings.get("image_processor", settings)
         kind = settings.get("image_processor_type")
-        patch, merge = settings.get("patch_size", 14), settings.get("merge_size", 2)
+        patch, merge = settings.get("patch_size", family.patch_pixels), settings.get("merge_size", family.merge)
     except (OSError, ValueError, AttributeError) as error:
         return problem(name, f"{file} cannot be read as JSON settings: {error}", advice)
-    if kind not in _IMAGE_PROCESSORS:
-        return problem(name, f"{file.name} names {kind!r} where Qwen2.5-VL's Qwen2VLImageProcessor is needed", advice)
-    if (patch, merge) != (14, 2):
-        return problem(name, f"{file.name} has patch_size={patch}, merge_size={merge}; Qwen2.5-VL has 14 and 2", advice)
+    if kind not in [f"{family.image_processor_class}{ending}" for ending in _PROCESSOR_KINDS]:
+        return problem(
+            name, f"{file.name} names {kind!r} where {family.name}'s {family.image_processor_class} is needed", advice
+        )
+    if (patch, merge) != (family.patch_pixels, family.merge):
+        sizes = f"{family.name} has {family.patch_pixels} and {family.merge}"
+        return problem(name, f"{file.name} has patch_size={patch}, merge_size={merge}; {sizes}", advice)
     return ok(name, f"{kind}, patches of {patch} pixels, {merge}×{merge} of them a token")
 
 

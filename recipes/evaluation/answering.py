@@ -22,12 +22,15 @@ class Answer:
         text: the text of the response; empty if there is none.
         finish_reason: why the response ended: ``stop`` or ``length`` (cut at the limit), or what the server says.
         failure: why there is no response; empty where there is one.
+        mean_logprob: the mean log-probability of the response's tokens, in nats, the end of sequence included; None:
+            it is not known.
     """
 
     prompt_id: str
     text: str = ""
     finish_reason: str = ""
     failure: str = ""
+    mean_logprob: float | None = None
 
 
 class Answerer(Protocol):
@@ -70,6 +73,10 @@ class EngineAnswerer:
         with closing(self._engine.stream(prompted, num_samples=1, sampling=sampling, seed=self._seed)) as groups:
             for group in groups:
                 (rollout,) = group.rollouts
-                on_answers(
-                    [Answer(prompt_id=group.sample.sample_id, text=rollout.text, finish_reason=rollout.finish_reason)]
+                answer = Answer(
+                    prompt_id=group.sample.sample_id,
+                    text=rollout.text,
+                    finish_reason=rollout.finish_reason,
+                    mean_logprob=float(rollout.logprobs.mean()) if len(rollout.logprobs) else None,
                 )
+                on_answers([answer])

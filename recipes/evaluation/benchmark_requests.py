@@ -13,17 +13,15 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from recipes.evaluation.task_records import BenchmarkRequest, TaskRequests, checked_task
 from rsgrpo.config import Config, PromptConfig, SamplingConfig
-from rsgrpo.data.images.counts import ImageCounts, look_at_images
 from rsgrpo.data.images.image_manifest import ImageManifest
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.data.readers import ReaderOptions, read_samples
-from rsgrpo.data.readers.findings import Tally, short_report
-from rsgrpo.data.readers.skipping import check_skipped
-from rsgrpo.errors import shown
+from rsgrpo.data.readers.findings import Tally
 from rsgrpo.evaluation.benchmarks import find_benchmarks
 from rsgrpo.evaluation.benchmarks.base import Benchmark, BenchmarkError
 from rsgrpo.evaluation.benchmarks.haystack_files import needle_positions
@@ -31,9 +29,8 @@ from rsgrpo.evaluation.prompts.combine import combine_images
 from rsgrpo.evaluation.prompts.grounding import grounding_text
 from rsgrpo.evaluation.prompts.haystack import haystack_at, haystack_text, shuffled_haystack
 from rsgrpo.evaluation.prompts.milebench import IMAGE_HERE, ContextLimit, milebench_prompt
-from rsgrpo.evaluation.prompts.turns import TaskPrompt, user_prompt
+from rsgrpo.evaluation.prompts.turns import user_prompt
 from rsgrpo.prompts.template import PromptWriter
-from rsgrpo.text.control_tokens import control_token
 from rsgrpo.types import ImageRef, Sample
 
 _TOP_IMAGES = 3
@@ -42,42 +39,6 @@ _POSITIONAL = "vhs/positional"
 _HAYSTACK_FILE = re.compile(r"visual_haystack_(\d+|oracle)")
 _ORACLE_IMAGES = 1
 _COMBINED = re.compile(r"_combined_(\d+)$")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BenchmarkRequest:
-    """One request of a benchmark.
-
-    Attributes:
-        prompt: the prompt that the model gets.
-        sample: the record of the benchmark, its images in the order shown (MileBench: as the data set has them).
-        needle_position: 0-based position of the needle among the images (``vhs/positional``); else -1.
-    """
-
-    prompt: TaskPrompt
-    sample: Sample
-    needle_position: int = -1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskRequests:
-    """All requests of one task, or of one haystack size of it.
-
-    Attributes:
-        name: the task's name, for haystacks with ``@size``; also the name of its folder in the run.
-        benchmark: the benchmark that scores the answers.
-        requests: the requests, in the data set's order.
-        sampling: how responses are drawn.
-        skipped: how many records were left out, by reason (``data.on_bad_sample=skip``).
-        images: counts of the task's images by what reading changes about them; each image counts once.
-    """
-
-    name: str
-    benchmark: Benchmark
-    requests: tuple[BenchmarkRequest, ...]
-    sampling: SamplingConfig
-    skipped: Mapping[str, int]
-    images: ImageCounts = field(default_factory=ImageCounts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,21 +148,9 @@ def _load(data: _DataSet, wording: _Wording) -> TaskRequests:
     asked = _asked(samples, wording, task, unusable)
     if not asked and not unusable.found:
         raise BenchmarkError(f"{data.name}: {data.path} holds no question\n{report.text()}")
-    requests, images = _usable(asked, config, unusable)
     manifest.keep(image for request in asked for image in request.sample.images)
-    findings = unusable.findings()
-    if findings and (is_strict or not requests):
-        advice = "repair them" if not requests else "repair them, or set data.on_bad_sample=skip to go on without them"
-        raise BenchmarkError(short_report(f"{data.name}: questions that cannot be asked", findings, advice))
-    check_skipped(data.name, findings, len(samples), config.data.max_skipped_frac)
-    _check_images(data.name, requests, config)
-    return TaskRequests(
-        name=data.name,
-        benchmark=data.benchmark,
-        requests=requests,
-        sampling=_sampling(family, wording),
-        skipped={**report.counts(), **{finding.reason: finding.count for finding in findings}},
-        images=images,
+    return checked_task(
+        data.name, data.benchmark, asked, unusable, len(samples), _sampling(family, wording), report.counts(), config
     )
 
 
@@ -217,29 +166,6 @@ def _asked(samples: Sequence[Sample], wording: _Wording, task: str, unusable: Ta
     return requests
 
 
-def _usable(
-    asked: Sequence[BenchmarkRequest], config: Config, unusable: Tally
-) -> tuple[tuple[BenchmarkRequest, ...], ImageCounts]:
-    """Questions whose images and words our engines can take; a sample that loses one question loses all."""
-    broken, images = look_at_images(
-        (image for request in asked for image in request.sample.images), config.data.image_rules
-    )
-    lost: dict[str, tuple[str, str]] = {}
-    for request in asked:
-        image = next((broken[image] for image in request.sample.images if image in broken), "")
-        texts = [part for turn in request.prompt.turns for part in turn.parts if isinstance(part, str)]
-        # A server's tokenizer is its own affair.
-        token = "" if config.eval.endpoint.url else control_token(*texts)
-        if image:
-            lost.setdefault(request.sample.sample_id, ("image", image))
-        elif token:
-            detail = f"sample {shown(request.sample.sample_id)!r}: its text holds the control token {token!r}"
-            lost.setdefault(request.sample.sample_id, ("text", detail))
-    for reason, detail in lost.values():
-        unusable.add(reason, detail)
-    return tuple(request for request in asked if request.sample.sample_id not in lost), images
-
-
 def _sampling(family: _Family, wording: _Wording) -> SamplingConfig:
     sampling = wording.config.eval.sampling
     if not wording.is_official:
@@ -249,15 +175,6 @@ def _sampling(family: _Family, wording: _Wording) -> SamplingConfig:
         max_response_tokens=min(sampling.max_response_tokens, family.response_tokens),
         repetition_penalty=family.repetition_penalty or sampling.repetition_penalty,
     )
-
-
-def _check_images(name: str, requests: Sequence[BenchmarkRequest], config: Config) -> None:
-    most = max(requests, key=lambda request: len(request.prompt.images))
-    if len(most.prompt.images) > config.data.max_images and not config.eval.endpoint.url:
-        raise BenchmarkError(
-            f"{name}: question {most.prompt.prompt_id!r} shows {len(most.prompt.images)} images, the engine is set up "
-            f"for data.max_images={config.data.max_images}; raise it (and rollout.max_model_tokens with it)"
-        )
 
 
 def _existing(name: str, candidates: Sequence[Path]) -> Path:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.evaluation.answering import Answer
-from recipes.evaluation.benchmark_requests import BenchmarkRequest, TaskRequests
+from recipes.evaluation.chosen_answers import choose_answers, count_questions
+from recipes.evaluation.task_records import BenchmarkRequest, TaskRequests
 from rsgrpo.config import Config
 from rsgrpo.data.images.image_view import ImageView
 from rsgrpo.evaluation.benchmarks.base import MODES, Answered, BenchmarkError, BenchmarkResult, Gaps, Mode
@@ -63,7 +64,7 @@ def score_task(
         config: the settings: prompt style, coordinates, and which section holds the answer.
         task: the benchmark with its requests.
         answers: the answers by prompt id; failed ones count as missing predictions.
-        num_too_long: prompts that did not fit and were not asked.
+        num_too_long: questions with a prompt that did not fit and was not asked.
         folder: the folder that the scores of the task are written to.
         view: says at which size the model that answered sees images.
 
@@ -76,8 +77,7 @@ def score_task(
     answered: list[Answered] = []
     anomalies: Counter[str] = Counter({BAD_RECORD: sum(task.skipped.values()), NOT_ASKED: num_too_long})
     answered_ids = set()
-    for request in task.requests:
-        answer = answers.get(request.prompt.prompt_id)
+    for request, answer in choose_answers(task.requests, answers):
         if answer is None or answer.failure:
             anomalies[REQUEST_FAILED] += answer is not None
             continue
@@ -88,8 +88,9 @@ def score_task(
     if not answered:
         listed = ", ".join(f"{count} x {kind}" for kind, count in anomalies.items() if count)
         raise BenchmarkError(
-            f"{task.name}: none of {len(task.requests)} questions has an answer ({listed or 'none was asked'}), so "
-            "there is nothing to score; fix what stopped them and run again with resume=auto"
+            f"{task.name}: none of {count_questions(task.requests)} questions has an answer "
+            f"({listed or 'none was asked'}), so there is nothing to score; fix what stopped them and "
+            "run again with resume=auto"
         )
     samples = {request.sample.sample_id: request.sample for request in task.requests}
     gaps = Gaps(missing=tuple(sample for sample_id, sample in samples.items() if sample_id not in answered_ids))
@@ -188,7 +189,7 @@ def table_lines(scores: Sequence[TaskScores]) -> list[str]:
             f"{f'{100 * main.value:.2f} [{100 * main.low:.1f}, {100 * main.high:.1f}]':>22}"
             for main in (official.main, strict.main)
         )
-        total = len(score.task.requests)
+        total = count_questions(score.task.requests)
         lines.append(f"{score.task.name:<30}{f'{_num_answered(score)}/{total}':>12}  {official.main_metric:<12}{both}")
     return lines
 
@@ -203,7 +204,7 @@ def _anomalies(scores: TaskScores) -> dict[str, int]:
 
 def _num_answered(scores: TaskScores) -> int:
     not_answered = scores.anomalies.get(REQUEST_FAILED, 0) + scores.anomalies.get(NOT_ASKED, 0)
-    return len(scores.task.requests) - not_answered
+    return count_questions(scores.task.requests) - not_answered
 
 
 def summarise_benchmarks(scores: Sequence[TaskScores]) -> dict[str, BenchmarkSummary]:
@@ -219,7 +220,7 @@ def summarise_benchmarks(scores: Sequence[TaskScores]) -> dict[str, BenchmarkSum
             strict=strict.main.value,
             strict_low=strict.main.low,
             strict_high=strict.main.high,
-            num_questions=len(score.task.requests),
+            num_questions=count_questions(score.task.requests),
             num_answered=_num_answered(score),
             anomalies=_anomalies(score),
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import math
 import os
 import random
 import re
@@ -59,6 +60,8 @@ class EndpointAnswerer:
         seed: sent with every request.
         extra: what is sent along with every request beside what is sent always.
         read: reads text and finish reason off a reply; None: those of a chat completion.
+        wants_logprobs: whether answers come with their mean log-probability, which not every server gives.
+        key: the key of the server; empty: the one that ``eval.endpoint.api_key_variable`` names.
 
     Raises:
         EndpointError: ``eval.endpoint.api_key_variable`` names an environment variable that is not set.
@@ -76,8 +79,11 @@ class EndpointAnswerer:
         *,
         extra: Mapping[str, object] | None = None,
         read: Callable[[Any], tuple[str, str]] | None = None,
+        wants_logprobs: bool = False,
+        key: str = "",
     ) -> None:
-        self._extra = dict(extra or {})
+        self._extra = {**(extra or {}), **({"logprobs": True} if wants_logprobs else {})}
+        self._wants_logprobs = wants_logprobs
         self._read = read or _completion
         self._endpoint = endpoint
         self._rules = data.image_rules
@@ -86,13 +92,14 @@ class EndpointAnswerer:
         self._num_failed_in_a_row = 0
         # Spreads retries, so that requests refused together do not come back together.
         self._jitter = random.Random(seed)
-        if endpoint.api_key_variable:
+        if endpoint.api_key_variable and not key:
             key = os.environ.get(endpoint.api_key_variable, "")
             if not key:
                 raise EndpointError(
                     f"eval.endpoint.api_key_variable={endpoint.api_key_variable} names an environment variable that is "
                     "not set; export it, or leave the setting empty for a server without keys"
                 )
+        if key:
             self._headers["Authorization"] = f"Bearer {key}"
 
     def answer(
@@ -155,14 +162,16 @@ class EndpointAnswerer:
         body = await asyncio.to_thread(self._body, prompt, sampling)
         for attempt in range(self._endpoint.retries + 1):
             try:
-                text, finish_reason = await self._attempt(client, body)
+                text, finish_reason, mean_logprob = await self._attempt(client, body)
             except _AttemptError as error:
                 if not error.may_retry or attempt == self._endpoint.retries:
                     tries = f" ({attempt + 1} attempts)" if attempt else ""
                     return Answer(prompt_id=prompt.prompt_id, failure=f"{error}{tries}")
                 await asyncio.sleep(self._wait_seconds(attempt, error.wait_seconds))
             else:
-                return Answer(prompt_id=prompt.prompt_id, text=text, finish_reason=finish_reason)
+                return Answer(
+                    prompt_id=prompt.prompt_id, text=text, finish_reason=finish_reason, mean_logprob=mean_logprob
+                )
         raise AssertionError("the last attempt returns")
 
     def _wait_seconds(self, attempt: int, asked: float | None) -> float:
@@ -195,8 +204,8 @@ class EndpointAnswerer:
         loaded.save(buffer, format="PNG")
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-    async def _attempt(self, client: httpx.AsyncClient, body: dict[str, object]) -> tuple[str, str]:
-        """Text and finish reason of one attempt."""
+    async def _attempt(self, client: httpx.AsyncClient, body: dict[str, object]) -> tuple[str, str, float | None]:
+        """Text, finish reason and, where it is wanted, mean log-probability of one attempt."""
         url = self._endpoint.url.rstrip("/") + "/chat/completions"
         try:
             # httpx counts silence between bytes; a server that drips would hold a request for ever.
@@ -223,7 +232,8 @@ class EndpointAnswerer:
                 wait_seconds=_retry_after(response),
             )
         try:
-            return self._read(response.json())
+            reply = response.json()
+            return *self._read(reply), _mean_logprob(reply) if self._wants_logprobs else None
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise _AttemptError(
                 f"a reply that is no chat completion ({type(error).__name__}: {error}): {_shown(response)}",
@@ -245,6 +255,20 @@ def _completion(reply: Any) -> tuple[str, str]:
     if not isinstance(content, str):
         raise TypeError(f"the message's content is {type(content).__name__}, expected text")
     return content, str(choice.get("finish_reason") or "")
+
+
+def _mean_logprob(reply: Any) -> float:
+    """Mean log-probability of a chat completion's tokens.
+
+    Raises:
+        LookupError: a key is missing in the reply.
+        TypeError: a value of the reply has a wrong type.
+        ValueError: the reply has no log-probabilities.
+    """
+    content = (reply["choices"][0].get("logprobs") or {}).get("content") or []
+    if not content:
+        raise ValueError("the server gives no logprobs, by which an answer is chosen")
+    return math.fsum(float(token["logprob"]) for token in content) / len(content)
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -15,7 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.evaluation.benchmark_requests import TaskRequests, load_tasks
+from recipes.evaluation.benchmark_requests import load_tasks
+from recipes.evaluation.task_records import TaskRequests
 from rsgrpo.config import Config, DataConfig, EvalConfig
 from rsgrpo.config.response import check_tag_name
 from rsgrpo.evaluation.benchmarks.base import ANSWER_SECTION

@@ -77,7 +77,7 @@ def run_retrieval(
         for task in loaded:
             root = folder.root / "retrieval" / task.name
             with (
-                _open_index(root / "index", embedder) as index,
+                open_task_index(root / "index", embedder) as index,
                 progress.phase(f"Searching {task.name}", total=task.num_pages) as phase,
             ):
                 num_shown = 0
@@ -98,7 +98,7 @@ def run_retrieval(
             write_json(root / "mteb.json", dict(result.document), indent=2)
             summaries |= _written(folder, task, result, embedder, progress)
     del embedder
-    _free_memory()
+    free_memory()
     return summaries
 
 
@@ -136,7 +136,7 @@ def _loaded(task: RetrievalTask, config: Config) -> LoadedTask:
     return load_task(task, data, max_queries=config.eval.max_samples)
 
 
-def _open_index(folder: Path, embedder: AnyEmbedder) -> FlatIndex:
+def open_task_index(folder: Path, embedder: AnyEmbedder) -> FlatIndex:
     """Open the index of a task, or make it.
 
     Raises:
@@ -234,7 +234,7 @@ def _first(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
     return list(reasons.items())[:_SHOWN_REFUSED]
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
     """Give the embedder's memory back, before engines take theirs on the same GPU."""
     import torch
 

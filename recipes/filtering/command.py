@@ -19,7 +19,7 @@ from rich.text import Text
 from recipes.filtering.command_settings import endpoint_settings, filter_settings, split_filter_settings
 from recipes.indexing.places import MakeSingleEmbedder, make_single_embedder
 from recipes.indexing.settings import embedder_settings, split_settings
-from rsgrpo.config import DataConfig, EndpointConfig, FilterStageConfig, QueryFilterConfig
+from rsgrpo.config import DataConfig, DistractorConfig, EndpointConfig, FilterStageConfig, QueryFilterConfig
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
@@ -30,8 +30,10 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
     from recipes.filtering.stages import AskedModel
     from rsgrpo.retrieval.embedders.embedder import Embedder
     from rsgrpo.retrieval.filtering.page_filter import FilteredPages, FilterStage, PageScorer
+    from rsgrpo.types import Sample
 
 _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for names
+_MISTAKES = DistractorConfig(relevance="filter", noise_chance=0.1, noise_max_frac=0.15)  # as MIRAGE trains
 _FIRST_PASS_PAGES = 20  # that an embedder leaves for a model to look at
 _SHOWN_NAME = 4096  # as long as a path may be
 _EXAMPLES = """\
@@ -39,6 +41,7 @@ examples:
   uv run rsgrpo filter "What did it cost?" scan1.png scan2.png invoice.pdf#3 --policy models/qwen2.5-vl
   uv run rsgrpo filter "Who signed?" contract.pdf --index contracts.index --policy models/qwen2.5-vl --json
   uv run rsgrpo filter --data test.jsonl --out test.filtered.jsonl --index pages.index
+  uv run rsgrpo filter --data train.jsonl --out train.shown.jsonl --by-gold
   uv run rsgrpo filter --calibrate dev.jsonl --index pages.index
   uv run rsgrpo filter "Who signed?" *.png --policy models/qwen2.5-vl 'filter.stages=[{scorer: yes_no, top_k: 5}]'
 """
@@ -55,6 +58,12 @@ def command_parser() -> CommandParser:
     parser.add_argument("question", nargs="?", default="", help="in one argument, so in quotes")
     parser.add_argument("pages", nargs="*", help="image files, documents, or pages of them: page2.pdf#3")
     parser.add_argument("--data", default="", metavar="FILE", help="questions in EVisRAG's format, in place of pages")
+    parser.add_argument(
+        "--by-gold",
+        action="store_true",
+        help="of --data: ask nobody, keep gold pages, and in a tenth of the questions up to 15 %% of the others, as a "
+        "filter's mistakes: rows to train the answering model on",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="where filtered rows, or the calibration, go")
     parser.add_argument(
         "--calibrate", default="", metavar="FILE", help="fit probabilities on questions with gold pages"
@@ -104,6 +113,10 @@ def _filter(arguments: Sequence[str], make_embedder: MakeSingleEmbedder) -> None
     def embedder(config: EmbedderConfig) -> Embedder:
         return make_embedder(embedder_settings(others, "", config))
 
+    if options.by_gold and (options.calibrate or not options.data):
+        raise UsageError("--by-gold filters the rows of a data set; name it with --data")
+    if options.by_gold and (options.index or options.embedder or options.policy or options.endpoint.url):
+        raise UsageError("--by-gold asks nobody; leave --index, --embedder, --policy and eval.endpoint out")
     work = _calibrate if options.calibrate else _filter_data if options.data else _filter_pages
     with contextlib.redirect_stdout(sys.stderr):  # libraries say there what they find; the result goes out by itself
         told = work(options, settings, embedder)
@@ -145,22 +158,50 @@ def _filter_pages(options: argparse.Namespace, settings: QueryFilterConfig, make
 
 
 def _filter_data(options: argparse.Namespace, settings: QueryFilterConfig, make_embedder: Any) -> str:
-    from recipes.filtering.questions import filter_questions
     from recipes.filtering.row_files import write_filtered
-    from rsgrpo.data.images.image_tokens import ImageTokens
 
     if options.question:
         raise UsageError("--data brings its own questions; leave the question and the pages out")
     data, samples = _questions(options.data, options.image_root, settings)
-    model = _asked_model(settings)
-    count = ImageTokens(model.processor.image_processor, data.image_rules).count if model else lambda page: 0
-    found = filter_questions(samples, _stages(settings, make_embedder, model, options.endpoint), count)
+    model = None if options.by_gold else _asked_model(settings)
+    if options.by_gold:
+        found = _by_gold(options, samples)
+    else:
+        found = _judged(samples, data, settings, make_embedder, model, options.endpoint)
     source = Path(options.data.partition("@")[0])
     out = options.out or source.with_name(f"{source.stem}.filtered.jsonl")
     write_filtered(out, options.data, data, found)
     if options.json:
         return json.dumps({"out": str(out), **dataclasses.asdict(found.metrics)})
     return _metrics_told(found, out, counts_tokens=model is not None)
+
+
+def _by_gold(options: argparse.Namespace, samples: Sequence[Sample]) -> FilteredQuestions:
+    import numpy as np
+
+    from recipes.filtering.questions import filter_by_gold
+
+    known = [sample for sample in samples if sample.positive_images]
+    if not known:
+        raise RsgrpoError(f"none of {len(samples)} questions of {shown(options.data)} names a gold page (posImgs)")
+    if len(known) < len(samples):
+        print(f"{len(samples) - len(known)} questions without a gold page are left out")
+    return filter_by_gold(known, _MISTAKES, np.random.default_rng(0))
+
+
+def _judged(
+    samples: Sequence[Sample],
+    data: DataConfig,
+    settings: QueryFilterConfig,
+    make_embedder: Any,
+    model: AskedModel | None,
+    endpoint: EndpointConfig,
+) -> FilteredQuestions:
+    from recipes.filtering.questions import filter_questions
+    from rsgrpo.data.images.image_tokens import ImageTokens
+
+    count = ImageTokens(model.processor.image_processor, data.image_rules).count if model else lambda page: 0
+    return filter_questions(samples, _stages(settings, make_embedder, model, endpoint), count)
 
 
 def _calibrate(options: argparse.Namespace, settings: QueryFilterConfig, make_embedder: Any) -> str:

@@ -35,6 +35,7 @@ class EndpointYesNoScorer:
         word: words the question about a page.
         answers: the two answers, yes first.
         max_pixels: the area in pixels that larger pages are scaled down to before they are sent.
+        key: the key of the server; empty: the one that ``eval.endpoint.api_key_variable`` names.
 
     Raises:
         EndpointError: the environment variable of the key is not set.
@@ -48,6 +49,7 @@ class EndpointYesNoScorer:
         answers: tuple[str, str],
         *,
         max_pixels: int,
+        key: str = "",
     ) -> None:
         self._endpoint = endpoint
         low = data.image_rules.scaled_down(max_pixels)
@@ -59,6 +61,7 @@ class EndpointYesNoScorer:
             0,
             extra={"logprobs": True, "top_logprobs": _TOP_LOGPROBS},
             read=lambda reply: read_logprobs(reply, answers),
+            key=key,
         )
 
     def score(self, question: str, pages: Sequence[ImageRef]) -> NDArray[np.float64]:

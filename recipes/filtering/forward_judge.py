@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rollout.engine import NamedLogprobs
 from rsgrpo.config.image_rules import ImageRules
@@ -19,22 +18,22 @@ class ForwardJudge:
     """A :class:`rollout.engine.TokenJudge` in this process.
 
     Args:
-        folder: the folder of a Qwen2.5-VL with its tokenizer and processor.
+        folder: the folder of a model with its tokenizer and processor.
         rules: how pages are read.
         setting: the key and value that name the folder, for messages.
 
     Raises:
-        ModelError: the folder holds no Qwen2.5-VL, or files of it are missing.
+        ModelError: the folder holds no model of a supported family, or files of it are missing.
     """
 
     def __init__(self, folder: Path, rules: ImageRules, setting: str) -> None:
-        check_model_type(folder, setting)
+        family = check_model_type(folder, setting)
         stored_tensors(folder, setting)
         self.processor = load_processor(folder, setting)
         self._rules = rules
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        model = family.model.from_pretrained(folder, dtype=dtype)
         self._model = model.to(self._device).eval()
 
     @torch.inference_mode()

@@ -1,9 +1,10 @@
-"""The pages that a command line names: image files, pages of documents such as ``page2.pdf#3``, pages of an index."""
+"""The pages that a command line names: image files, pages of documents (``a.pdf#3``, ``#2-5``), pages of an index."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsgrpo.config.documents import RenderSettings
@@ -19,6 +20,7 @@ from rsgrpo.retrieval.index.page_index import PageIndex
 from rsgrpo.types import ImageRef
 
 _SHOWN_REASON = 200
+_NUMBERED = re.compile(r"(?P<document>.+)#(?P<first>[0-9]{1,9})(-(?P<last>[0-9]{1,9}))?", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,12 +30,16 @@ class GivenPage:
     Attributes:
         number: the number of the page, from 1, in the order in which pages were given; what ``[number]`` means.
         name: the page as the user calls it, such as ``page2.pdf#3``.
+        document: the file that the page is of; empty: a page of the index.
+        page_number: the page's number in the document, from 1.
         page: the page; None where it cannot be read.
         problem: why it cannot be read; empty where it can.
     """
 
     number: int
     name: str
+    document: str = ""
+    page_number: int = 1
     page: ImageRef | None = None
     problem: str = ""
 
@@ -44,8 +50,8 @@ def given_pages(
     """Find the pages that were named; one that cannot be read is named with the reason, and the others go on.
 
     Args:
-        names: image files; documents, all of whose pages are meant; pages of documents, such as ``page2.pdf#3``;
-            pages of the index, by the ids that it knows them by.
+        names: image files; documents, all of whose pages are meant; pages of documents, such as ``page2.pdf#3`` or
+            ``page2.pdf#2-5``; pages of the index, by the ids that it knows them by.
         folder: a folder for the images of rendered pages.
         settings: how pages of documents are rendered.
         rules: how images are read.
@@ -55,47 +61,48 @@ def given_pages(
         The pages, numbered from 1 in the order in which they were given.
     """
     known = {page.page_id: page.image_path for page in index.pages()} if index is not None else {}
-    found: list[tuple[str, ImageRef | None, str]] = []
+    found: list[GivenPage] = []
     for name in names:
         if name in known:
             found.append(_checked(ImageRef(path=name, file=known[name]), rules))
             continue
-        path, number = _split(name)
+        path, wanted = _split(name)
         try:
             is_document = path.is_file() and file_kind(path) == "pdf"
             if not is_document:
-                found.append(_checked(ImageRef(path=name, file=str(path.absolute())), rules))
+                found.append(_checked(ImageRef(path=name, file=str(path.absolute())), rules, document=name))
                 continue
-            found += _rendered(path, number, folder / f"{len(found)}", settings)
+            found += _rendered(path, wanted, folder / f"{len(found)}", settings)
         except (DocumentError, OSError) as error:
             reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-            found.append((name, None, shown(reason, _SHOWN_REASON)))
-    return [
-        GivenPage(number=number, name=name, page=page, problem=problem)
-        for number, (name, page, problem) in enumerate(found, start=1)
-    ]
+            found.append(GivenPage(number=0, name=name, problem=shown(reason, _SHOWN_REASON)))
+    return [replace(page, number=number) for number, page in enumerate(found, start=1)]
 
 
-def _split(name: str) -> tuple[Path, int | None]:
-    """The file and the page number of ``page2.pdf#3``; a file whose name ends like this is taken as it is."""
-    document, mark, number = name.rpartition("#")
-    if mark and document and number.isascii() and number.isdigit() and not Path(name).exists():
-        return Path(document), int(number)
-    return Path(name), None
+def _split(name: str) -> tuple[Path, tuple[int, int] | None]:
+    """The file, and the first and last page, of ``page2.pdf#3`` and ``page2.pdf#2-5``; None: all pages.
+
+    A file whose name ends like this is taken as it is.
+    """
+    named = _NUMBERED.fullmatch(name)
+    if named is None or Path(name).exists():
+        return Path(name), None
+    first = int(named["first"])
+    return Path(named["document"]), (first, int(named["last"] or first))
 
 
-def _checked(page: ImageRef, rules: ImageRules) -> tuple[str, ImageRef | None, str]:
+def _checked(page: ImageRef, rules: ImageRules, document: str = "") -> GivenPage:
     try:
         check_image(page, rules)
     except ImageError as error:
-        return page.path, None, shown(error, _SHOWN_REASON)
-    return page.path, page, ""
+        return GivenPage(number=0, name=page.path, document=document, problem=shown(error, _SHOWN_REASON))
+    return GivenPage(number=0, name=page.path, document=document, page=page)
 
 
 def _rendered(
-    path: Path, number: int | None, folder: Path, settings: RenderSettings
-) -> Iterator[tuple[str, ImageRef | None, str]]:
-    """Render one page of a document, or all of them.
+    path: Path, wanted: tuple[int, int] | None, folder: Path, settings: RenderSettings
+) -> Iterator[GivenPage]:
+    """Render some pages of a document, or all of them; their numbers are given later.
 
     Raises:
         DocumentError: the document cannot be read, or has no such page.
@@ -103,18 +110,20 @@ def _rendered(
     """
     document = PdfDocument(path, settings)
     try:
-        if number is not None and not 1 <= number <= document.num_pages:
-            raise DocumentError(f"it has {document.num_pages} pages, and page {number} is asked for")
+        first, last = wanted or (1, document.num_pages)
+        if not 1 <= first <= last <= document.num_pages:
+            asked = f"page {first} is" if first == last else f"pages {first} to {last} are"
+            raise DocumentError(f"it has {document.num_pages} pages, and {asked} asked for")
         folder.mkdir(parents=True, exist_ok=True)
-        for wanted in [number] if number is not None else range(1, document.num_pages + 1):
-            name = f"{path}#{wanted}"
+        for number in range(first, last + 1):
+            page = GivenPage(number=0, name=f"{path}#{number}", document=str(path), page_number=number)
             try:
-                data, suffix = encode_image(document.page(wanted, with_text=False).pixels, settings.image_format)
+                data, suffix = encode_image(document.page(number, with_text=False).pixels, settings.image_format)
             except DocumentError as error:
-                yield name, None, shown(error, _SHOWN_REASON)
+                yield replace(page, problem=shown(error, _SHOWN_REASON))
                 continue
-            file = folder / f"{wanted}{suffix}"
+            file = folder / f"{number}{suffix}"
             file.write_bytes(data)
-            yield name, ImageRef(path=name, file=str(file)), ""
+            yield replace(page, page=ImageRef(path=page.name, file=str(file)))
     finally:
         document.close()

@@ -6,6 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from rsgrpo.config import DistractorConfig
+from rsgrpo.data.filter_rows import let_through
 from rsgrpo.data.kept_pages import with_pages
 from rsgrpo.evaluation.benchmarks.evisrag import public_id
 from rsgrpo.retrieval.filtering.page_filter import (
@@ -91,6 +95,39 @@ def filter_questions(
         filtered=tuple(filtered),
         metrics=filter_metrics(filtered, [sample.positive_images for sample in samples], tokens),
         stages=tuple(stage.name for stage in stages),
+    )
+
+
+def filter_by_gold(
+    samples: Sequence[Sample], settings: DistractorConfig, rng: np.random.Generator
+) -> FilteredQuestions:
+    """Keep what a filter would that finds gold pages and makes a few mistakes: rows for a model that learns from these.
+
+    Args:
+        samples: the questions with all of their pages, gold ones known.
+        settings: how often a mistake is made, and how many pages are then taken too many.
+        rng: the generator that draws mistakes.
+
+    Returns:
+        The questions with the pages that were kept, in the same order; probabilities are 1 for these and 0 for others,
+        and no tokens are counted.
+
+    Raises:
+        DataError: a sample names no gold page, or is a conversation.
+    """
+    filtered = []
+    for sample in samples:
+        kept = let_through(sample, settings, rng)
+        told = tuple(float(index in kept) for index in range(len(sample.images)))
+        filtered.append(FilteredPages(kept=kept, probabilities=(told,)))
+    return FilteredQuestions(
+        asked=tuple(samples),
+        samples=tuple(with_pages(sample, found.kept) for sample, found in zip(samples, filtered, strict=True)),
+        filtered=tuple(filtered),
+        metrics=filter_metrics(
+            filtered, [sample.positive_images for sample in samples], [[0] * len(sample.images) for sample in samples]
+        ),
+        stages=("gold",),
     )
 
 

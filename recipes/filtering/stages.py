@@ -26,7 +26,7 @@ from rsgrpo.retrieval.filtering.relevance import Calibration, load_calibration
 from rsgrpo.types import ImageRef
 
 if TYPE_CHECKING:  # they take long to import
-    from transformers import Qwen2_5_VLProcessor
+    from transformers import ProcessorMixin
 
     from rsgrpo.retrieval.embedders.embedder import Embedder
 
@@ -44,7 +44,7 @@ class AskedModel:
     """
 
     judge: TokenJudge
-    processor: Qwen2_5_VLProcessor
+    processor: ProcessorMixin
     rules: ImageRules
 
 
@@ -89,7 +89,7 @@ def make_stages(
     return stages
 
 
-def check_filter(settings: QueryFilterConfig, processor: Qwen2_5_VLProcessor) -> None:
+def check_filter(settings: QueryFilterConfig, processor: ProcessorMixin) -> None:
     """Refuse a filter that could not work, before anything is loaded or trained; one that is not enabled is passed.
 
     Args:

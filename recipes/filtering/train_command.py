@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
 
 if TYPE_CHECKING:  # they take long to import
+    from recipes.filtering.head_run import HeldOutMeasures
     from rsgrpo.types import Sample
 
 _MAX_DISTRACTORS = 30  # as MIRAGE trains
@@ -108,9 +111,11 @@ def _work(options: argparse.Namespace, settings: QueryFilterConfig) -> dict[str,
         _write_pairs(options.pairs_out, mixed)
         told["pairs written"] = str(options.pairs_out)
     if options.model:
-        _train_head(options, settings, trained, rng)
+        trained_head = _train_head(options, settings, trained, rng)
+        measures = _measured(options.out, settings, held_out) if held_out else None
+        _write_summary(options.out, settings, mixed, trained_head, measures)
         told["head"] = str(options.out)
-        told |= _measured(options.out, settings, held_out) if held_out else {}
+        told |= measures.told() if measures else {}
     return told
 
 
@@ -156,10 +161,28 @@ def _write_pairs(file: Path, mixed: Sequence[Sample]) -> None:
     write_rows(file, [json.loads(json.dumps(row)) for row in rows])
 
 
-def _train_head(options: argparse.Namespace, settings: QueryFilterConfig, trained: Sequence[Sample], rng: Any) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Trained:
+    """How the training went.
+
+    Attributes:
+        num_steps: how many steps were taken.
+        last_loss: the loss of the last one; None if it is not finite.
+        seconds: the wall-clock time, in seconds.
+    """
+
+    num_steps: int
+    last_loss: float | None
+    seconds: float
+
+
+def _train_head(
+    options: argparse.Namespace, settings: QueryFilterConfig, trained: Sequence[Sample], rng: Any
+) -> _Trained:
     from transformers import AutoTokenizer
 
     from recipes.filtering.head import worded
+    from recipes.filtering.head_run import log_step, write_settings
     from rsgrpo.prompts.relevance import answer_tokens
     from rsgrpo.retrieval.filtering.page_head import LabelledPage, train_head
 
@@ -172,10 +195,14 @@ def _train_head(options: argparse.Namespace, settings: QueryFilterConfig, traine
     if not start.is_dir():
         raise RsgrpoError(f"--model {shown(start)} is no folder; name that of an embedder or a policy")
 
-    def say(step: int, num_steps: int, loss: float) -> None:
+    losses: list[float | None] = []
+
+    def on_step(step: int, num_steps: int, loss: float) -> None:
+        losses.append(log_step(options.out, step, loss))
         if step == 1 or step == num_steps or step % max(1, num_steps // _LINES) == 0:
             print(f"step {step}/{num_steps}  loss {loss:.4f}", flush=True)
 
+    begin = time.monotonic()
     train_head(
         [pairs[place] for place in rng.permutation(len(pairs)).tolist()],
         start,
@@ -185,11 +212,15 @@ def _train_head(options: argparse.Namespace, settings: QueryFilterConfig, traine
         wording=Path(settings.prompt).read_text(encoding="utf-8"),
         word=worded(settings.prompt),
         rules=DataConfig().image_rules,
-        on_step=say,
+        on_step=on_step,
     )
+    call = {name: str(getattr(options, name) or "") for name in ("data", "model", "index", "image_root")}
+    distractors = {"min_distractors": options.min_distractors, "max_distractors": options.max_distractors}
+    write_settings(options.out, {**call, **distractors}, settings)
+    return _Trained(num_steps=len(losses), last_loss=losses[-1], seconds=time.monotonic() - begin)
 
 
-def _measured(head: Path, settings: QueryFilterConfig, held_out: Sequence[Sample]) -> dict[str, Any]:
+def _measured(head: Path, settings: QueryFilterConfig, held_out: Sequence[Sample]) -> HeldOutMeasures:
     """What the head is worth on questions that it was not trained on."""
     import dataclasses
 
@@ -197,6 +228,7 @@ def _measured(head: Path, settings: QueryFilterConfig, held_out: Sequence[Sample
     from sklearn.metrics import roc_auc_score
 
     from recipes.filtering.head import head_scorer
+    from recipes.filtering.head_run import HeldOutMeasures
 
     stage = FilterStageConfig(scorer="head", max_pixels=settings.head_training.max_pixels)
     scorer = head_scorer(dataclasses.replace(settings, head=str(head)), DataConfig().image_rules)(stage)
@@ -205,9 +237,39 @@ def _measured(head: Path, settings: QueryFilterConfig, held_out: Sequence[Sample
         labels += [index in set(sample.positive_images) for index in range(len(sample.images))]
         found += scorer.score(sample.question, sample.images).tolist()
     is_relevant, probabilities = np.array(labels), np.array(found)
-    told: dict[str, Any] = {"held-out questions": len(held_out)}
-    if 0 < is_relevant.sum() < len(is_relevant):
-        told["held-out AUC"] = round(float(roc_auc_score(is_relevant, probabilities)), 4)
-        told["relevant at 0.5 and above"] = round(float((probabilities[is_relevant] >= 0.5).mean()), 4)
-        told["irrelevant at 0.5 and above"] = round(float((probabilities[~is_relevant] >= 0.5).mean()), 4)
-    return told
+    if not 0 < is_relevant.sum() < len(is_relevant):
+        return HeldOutMeasures(num_questions=len(held_out))
+    return HeldOutMeasures(
+        num_questions=len(held_out),
+        auc=float(roc_auc_score(is_relevant, probabilities)),
+        relevant_frac=float((probabilities[is_relevant] >= 0.5).mean()),
+        irrelevant_frac=float((probabilities[~is_relevant] >= 0.5).mean()),
+    )
+
+
+def _write_summary(
+    head: Path,
+    settings: QueryFilterConfig,
+    mixed: Sequence[Sample],
+    trained: _Trained,
+    measures: HeldOutMeasures | None,
+) -> None:
+    import torch
+
+    from recipes.filtering.head_run import HeadSummary, write_head_summary
+    from rsgrpo.run.summary import collect_versions
+    from rsgrpo.system.machine import REPOSITORY
+
+    summary = HeadSummary(
+        num_questions=len(mixed),
+        num_pairs=sum(len(sample.images) for sample in mixed),
+        num_relevant_pairs=sum(len(sample.positive_images) for sample in mixed),
+        num_steps=trained.num_steps,
+        last_loss=trained.last_loss,
+        seconds=trained.seconds,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        seed=settings.head_training.seed,
+        held_out=measures,
+        versions=collect_versions(REPOSITORY),
+    )
+    write_head_summary(head, summary)

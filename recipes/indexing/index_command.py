@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from recipes.indexing.command_line import MakeEmbedder, explain_settings, read_call
+from recipes.indexing.embedding_lines import embedding_lines
 from recipes.indexing.places import (
     PAGES_FOLDER,
     create_any_index,
@@ -28,15 +27,13 @@ from recipes.indexing.updating import IndexReport, PageSource, update_index
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.errors import shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
-from rsgrpo.run.progress import end_time, readable_seconds
+from rsgrpo.run.progress import readable_seconds
 
 if TYPE_CHECKING:
     from rsgrpo.retrieval.index.page_index import PageIndex
 
 MakeSource = Callable[["Changes", Path, RenderSettings], PageSource]
 """Makes the changes in the store of pages in a folder, and gives the store."""
-
-_LINE_SECONDS = 10.0
 
 _EXAMPLES = """\
 examples:
@@ -131,7 +128,7 @@ def _index(arguments: Sequence[str] | None, make_source: MakeSource | None, make
         if make_source is None and len(index):
             _check_store(options.out / PAGES_FOLDER, index)
         source = (make_source or _page_store)(changes, options.out / PAGES_FOLDER, rendering)
-        report = update_index(index, embedder, source, dates=source.dates(), on_progress=_progress_lines())
+        report = update_index(index, embedder, source, dates=source.dates(), on_progress=embedding_lines())
         print(_told(report, len(index), index.name))
 
 
@@ -175,37 +172,6 @@ def _check_store(folder: Path, index: PageIndex) -> None:
             f"{index.name} holds {len(index)} pages, and their images are not in {shown(folder)}: pages that are not "
             "there would be taken out; put that folder back, or begin another index"
         )
-
-
-def _progress_lines() -> Callable[[int, int], None]:
-    """Make a function that prints, every ten seconds at most, how many pages are embedded and when the rest will be."""
-    begin = last_line = time.monotonic()
-
-    def tell(num_embedded: int, num_wanted: int) -> None:
-        nonlocal last_line
-        now = time.monotonic()
-        if now - last_line >= _LINE_SECONDS:
-            last_line = now
-            print(embedding_line(num_embedded, num_wanted, now - begin, datetime.now()), flush=True)
-
-    return tell
-
-
-def embedding_line(num_embedded: int, num_wanted: int, seconds: float, now: datetime) -> str:
-    """Write the progress of embedding as one line.
-
-    Args:
-        num_embedded: how many pages are embedded.
-        num_wanted: how many pages are to be embedded in all.
-        seconds: the time since the first page, in seconds.
-        now: the current local time, from which the time of the end is calculated.
-
-    Example:
-        ``310/1,240 pages embedded, 5.2 pages/s, ends 14:03 (in 2 min 59 s)``
-    """
-    speed = num_embedded / seconds
-    left = (num_wanted - num_embedded) / speed
-    return f"{num_embedded:,}/{num_wanted:,} pages embedded, {speed:.1f} pages/s, {end_time(left, now)}"
 
 
 def _told(report: IndexReport, num_pages: int, name: str) -> str:

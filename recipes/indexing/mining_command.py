@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.indexing.command_line import explain_settings, read_call
+from recipes.indexing.embedding_lines import embedding_lines
 from recipes.indexing.places import MakeSingleEmbedder, create_any_index, is_there, make_single_embedder, open_any_index
 from recipes.indexing.settings import GivenSettings, embedder_settings, index_settings
 from rsgrpo.errors import shown
@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # it takes long to import, which a slip in the call need not 
     from rsgrpo.retrieval.index.page_index import PageIndex
     from rsgrpo.retrieval.training.mining import MiningReport
 
-_LINE_SECONDS = 10.0
 _NO_BOUND = "none"
 _EXAMPLES = """\
 examples:
@@ -106,7 +105,7 @@ def _mine(arguments: Sequence[str] | None, make_embedder: MakeSingleEmbedder) ->
     pairs = read_training_pairs(options.pairs, DataConfig(), reading).pairs
     embedder = make_embedder(config)
     with _opened(options.index, given, embedder) as index:
-        index_pages(pairs, embedder, index, is_kept=options.index is not None, on_progress=_progress_lines())
+        index_pages(pairs, embedder, index, is_kept=options.index is not None, on_progress=embedding_lines())
         mined, report = with_mined_negatives(pairs, embedder, index, rules)
     write_training_pairs(options.out, mined)
     print(_told(report, options.out))
@@ -124,20 +123,6 @@ def _opened(folder: Path | None, given: GivenSettings, embedder: Embedder) -> It
             else create_any_index(place, settings, embedder.identity, embedder.settings)
         ) as index:
             yield index
-
-
-def _progress_lines() -> Callable[[int, int], None]:
-    """Make a function that prints, every ten seconds at most, how many pages are embedded."""
-    begin = last_line = time.monotonic()
-
-    def tell(num_done: int, num_pages: int) -> None:
-        nonlocal last_line
-        now = time.monotonic()
-        if now - last_line >= _LINE_SECONDS:
-            last_line = now
-            print(f"{num_done:,}/{num_pages:,} pages embedded, {num_done / (now - begin):.1f} pages/s", flush=True)
-
-    return tell
 
 
 def _told(report: MiningReport, file: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -79,6 +79,77 @@ def search(
             for this embedder.
         RsgrpoError: the index has no texts, its tuned weight cannot be read, or the question cannot be embedded.
     """
+    way = _way(index, folder, by)
+    if way.by == "vector":
+        pages = _by_vectors(index, question, question.k, make_embedder)
+        return Findings(pages=pages, by=way.by, remarks=way.remarks)
+    text = open_texts(index, folder, language or (way.tuned.language if way.tuned else ""))
+    if way.by == "text":
+        return _by_text(text, question)
+    assert way.tuned is not None
+    return _by_both(index, text, way.tuned, question, make_embedder)
+
+
+def search_all(
+    index: PageIndex,
+    folder: Path,
+    questions: Sequence[str],
+    k: int,
+    by: SearchBy | None,
+    make_embedder: Callable[[], AnyEmbedder],
+) -> list[list[FoundPage]]:
+    """Find the pages that answer each of many questions; all of them are embedded in one call.
+
+    Args:
+        index: the index to search.
+        folder: the folder of the index.
+        questions: the texts of the questions.
+        k: the largest number of pages to find for each, at least 1.
+        by: as in :func:`search`.
+        make_embedder: the function that makes the embedder; it is not called where no vectors are searched.
+
+    Returns:
+        The pages for each question, best first; none for a question without a word, where text alone is searched.
+
+    Raises:
+        UsageError: both shall be searched and no weight was tuned for this embedder.
+        RsgrpoError: the index has no texts, its tuned weight cannot be read, or a question cannot be embedded.
+    """
+    from rsgrpo.retrieval.index.page_index import ALL_PAGES, find_pages
+    from rsgrpo.retrieval.text.hybrid import fuse_found
+
+    way = _way(index, folder, by)
+    if way.by == "vector":
+        return find_pages(index, make_embedder(), questions, k)
+    text = open_texts(index, folder, way.tuned.language if way.tuned else "")
+    depth = k if way.tuned is None or way.by == "text" else max(way.tuned.depth, k)
+    has_words = [text.has_words(question) for question in questions]
+    by_text = [
+        text.search(question, depth, ALL_PAGES) if is_searched else []
+        for question, is_searched in zip(questions, has_words, strict=True)
+    ]
+    if way.tuned is None or way.by == "text":
+        return by_text
+    weights = [way.tuned.weight if is_searched else 0.0 for is_searched in has_words]
+    by_vectors: list[list[FoundPage]] = [[] for _ in questions]
+    if any(weight < 1 for weight in weights):
+        by_vectors = find_pages(index, make_embedder(), questions, depth)
+    return [
+        fuse_found(words, vectors if weight < 1 else [], weight, k, method=way.tuned.method)
+        for words, vectors, weight in zip(by_text, by_vectors, weights, strict=True)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Way:
+    """How an index is searched: by what, with which tuned weight, and what the user should know of it."""
+
+    by: SearchBy
+    tuned: TunedSearch | None
+    remarks: tuple[str, ...] = ()
+
+
+def _way(index: PageIndex, folder: Path, by: SearchBy | None) -> _Way:
     from rsgrpo.retrieval.text.hybrid import read_tuned
 
     tuned = None if by == "vector" else read_tuned(folder)
@@ -88,16 +159,12 @@ def search(
         raise UsageError(
             f"{index.name} has {what}; find one on judged questions: rsgrpo tune-search {shown(folder)} --queries SET"
         )
-    if by is None:
-        by = "hybrid" if tuned is not None and not is_of_another else "vector"
-    if by == "vector":
-        remarks = ("the tuned weight is of another embedder, so vectors alone are searched",) if is_of_another else ()
-        return Findings(pages=_by_vectors(index, question, question.k, make_embedder), by=by, remarks=remarks)
-    text = open_texts(index, folder, language or (tuned.language if tuned else ""))
-    if by == "text":
-        return _by_text(text, question)
-    assert tuned is not None
-    return _by_both(index, text, tuned, question, make_embedder)
+    if by is not None:
+        return _Way(by=by, tuned=tuned)
+    if tuned is not None and not is_of_another:
+        return _Way(by="hybrid", tuned=tuned)
+    remarks = ("the tuned weight is of another embedder, so vectors alone are searched",) if is_of_another else ()
+    return _Way(by="vector", tuned=None, remarks=remarks)
 
 
 def _by_vectors(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from recipes.plan.memory import samples_ahead
 from recipes.plan.workload import DataSet, Item, Stage, TokensOfImage
@@ -34,12 +34,12 @@ def config_folder(config: Config, scratch: Path) -> Path:
         scratch: gets the quickstart's model.
 
     Raises:
-        ModelError: the model is no Qwen2.5-VL, or the hub does not give it.
+        ModelError: the model is of no supported family, or the hub does not give it.
     """
     path = config.eval.checkpoint if config.stage == "eval" and config.eval.checkpoint else config.model.path
     if not path:
         from rsgrpo.data.synthetic.quickstart import corpus
-        from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
+        from rsgrpo.model.quickstart_model import build_quickstart_model
 
         texts = corpus(config.quickstart, config.seed)
         return build_quickstart_model(config.quickstart, scratch / "model", config.seed, texts)
@@ -54,7 +54,7 @@ class ImageCounter:
         processor: the processor of the model.
     """
 
-    def __init__(self, config: Config, processor: Qwen2_5_VLProcessor) -> None:
+    def __init__(self, config: Config, processor: ProcessorMixin) -> None:
         self._rules = config.data.image_rules
         self._processor = processor.image_processor
         self._counters: dict[int, ImageTokens] = {}
@@ -97,7 +97,7 @@ class Reader:
     """
 
     def __init__(
-        self, config: Config, processor: Qwen2_5_VLProcessor, scratch: Path, tokens_of_image: TokensOfImage
+        self, config: Config, processor: ProcessorMixin, scratch: Path, tokens_of_image: TokensOfImage
     ) -> None:
         self._config = config
         self._tokenizer: PreTrainedTokenizerBase = processor.tokenizer

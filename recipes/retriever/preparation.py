@@ -14,9 +14,9 @@ from rsgrpo.config.embedder import VISRAG_INSTRUCTION, EmbedderConfig
 from rsgrpo.data.images.counts import ImageCounts, update_report
 from rsgrpo.data.readers.findings import BadRecordError
 from rsgrpo.data.synthetic.quickstart import corpus
-from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.data.synthetic.ticket_sets import build_retriever_data
 from rsgrpo.errors import shown
+from rsgrpo.model.quickstart_model import build_quickstart_model
 from rsgrpo.retrieval.embedders.embedder import EmbeddingError
 from rsgrpo.retrieval.measuring.relevance_files import RetrievalSet, read_retrieval_set
 from rsgrpo.retrieval.training.held_out_pairs import hold_out

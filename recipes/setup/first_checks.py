@@ -9,16 +9,19 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from recipes.evaluation.answer_sets import check_search, find_answer_set
 from recipes.retriever.wanted_data import check_retriever_data
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, find_embedder, has_engines, uses_mixture
 from rewards.plugins import load_rewards
 from rsgrpo.cluster.device import check_build, choose_device
 from rsgrpo.cluster.topology import check_topology
 from rsgrpo.config import Config, ConfigError, SourceConfig
+from rsgrpo.config.eval import is_pipeline_task
 from rsgrpo.data.files import DataError, data_files
 from rsgrpo.data.readers.sources import source_files
 from rsgrpo.errors import shown
 from rsgrpo.evaluation.benchmarks import find_benchmarks
+from rsgrpo.evaluation.benchmarks.visrag_gen import VisRagGenBenchmark
 from rsgrpo.evaluation.retrieval_sets import find_retrieval_tasks, split_tasks
 from rsgrpo.io.atomic_files import FileError, read_json_object
 from rsgrpo.io.special_files import special_kind
@@ -89,7 +92,7 @@ def _check_model_path(key: str, path: str) -> None:
         _check_model_type(key, path)
         return
     if Path(path).exists():
-        raise ConfigError(f"{key}={shown(path)} is a file; name the folder of a Qwen2.5-VL that holds it")
+        raise ConfigError(f"{key}={shown(path)} is a file; name the model folder that holds it")
     if not _HUB_ID.fullmatch(path) or ".." in path or path.startswith("."):
         raise ConfigError(
             f"{key}={shown(path)}: there is no such folder, and it is no name of a model on the hub; check the path"
@@ -112,7 +115,7 @@ def _check_model_files(key: str, path: str) -> None:
 
 def _check_model_type(key: str, path: str) -> None:
     if path and not (Path(path) / "config.json").is_file():
-        raise ConfigError(f"{key}={shown(path)} is no model folder: it has no config.json; name that of a Qwen2.5-VL")
+        raise ConfigError(f"{key}={shown(path)} is no model folder: it has no config.json; name another")
 
 
 def _check_folder(key: str, path: str) -> None:
@@ -124,7 +127,15 @@ def _check_benchmarks(config: Config) -> None:
     _check_folder("eval.data_root", config.eval.data_root)
     answered, searched = split_tasks(config.eval.tasks)
     for name in answered:
-        find_benchmarks(name)
+        if is_pipeline_task(name):
+            find_answer_set(name.partition("/")[2], config.eval.data_root)
+            check_search(config)
+            continue
+        for benchmark in find_benchmarks(name):
+            if isinstance(benchmark, VisRagGenBenchmark):
+                find_answer_set(benchmark.name.split("/")[1], config.eval.data_root)
+                if benchmark.setting != "oracle":
+                    check_search(config)
     for name in searched:
         find_retrieval_tasks(name, config.eval.data_root)
     if searched:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from recipes.filtering.questions import largest_pages
 from recipes.filtering.stages import check_filter
+from recipes.setup.page_retriever import PageRetriever, SearchedAgain
 from recipes.setup.reward_smoke_test import smoke_test_rewards
 from recipes.setup.sft_preparation import supervised_phases
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, sample_check, uses_mixture
@@ -23,10 +25,10 @@ from rsgrpo.data.images.counts import ImageCounts, update_report
 from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.data.images.image_view import ImageView, model_view, write_view
 from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus
-from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.errors import shown
 from rsgrpo.model.folder import check_model_type, find_model, load_processor, stored_tensors
 from rsgrpo.model.lora import check_adapters
+from rsgrpo.model.quickstart_model import build_quickstart_model
 from rsgrpo.prompts.conversation import TURN_END, ConversationBuilder, count_tokens
 from rsgrpo.prompts.template import (
     PUBLISHED_TEMPLATES,
@@ -56,6 +58,8 @@ class Prepared:
         num_skipped: how many questions were left out because something is wrong with them.
         images: counts of the images that were read before the stages began.
         processor: the tokenizer and the image processor of the base model.
+        rl_behind_retriever: finds pages for the questions of ``rl`` again (``data.retrieve``); None: they show those of
+            the data set.
         builder: makes prompts of questions; where ``filter.enabled``, those of ``test`` show all pages, and are made
             anew from the pages that are kept.
     """
@@ -70,8 +74,9 @@ class Prepared:
     prompt_fingerprint: str
     num_skipped: int
     images: ImageCounts
-    processor: Qwen2_5_VLProcessor
+    processor: ProcessorMixin
     builder: PromptBuilder
+    rl_behind_retriever: SearchedAgain | None = None
 
 
 def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
@@ -86,7 +91,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         Data, prompts, rewards and the base model's folder.
 
     Raises:
-        RsgrpoError: a reward cannot be loaded or fails on a gold response, data are bad, the model is no Qwen2.5-VL,
+        RsgrpoError: a reward cannot be loaded or fails on a gold response, data are bad, the model cannot be trained,
             a prompt is too long.
     """
     response_format = config.response.format
@@ -102,17 +107,15 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         view = _image_view(config, processor)
         write_view(folder.image_view_file, view)
         scorer = Scorer(rewards, view, response_format)
-        if "rl" in loaded:
-            scorer.check_samples(loaded["rl"].samples)
         builder = PromptBuilder(config.prompt, processor, writer, response_format=response_format)
         lengths = PromptLengths(config, processor)
         num_skipped = sum(sum(data_set.skipped.values()) for data_set in loaded.values())
-        prompted: dict[str, tuple[PromptedSample, ...]] = {}
         check_filter(config.filter, processor)
-        for name, data in loaded.items():
-            most = config.filter.stages[-1].top_k if name == "test" and config.filter.enabled else None
-            prompted[name], num_long = _fitting(name, data.samples, builder, lengths, most)
-            num_skipped += num_long
+        worded = _worded(config, loaded, builder, lengths, progress)
+        prompted = worded.prompts
+        num_skipped += worded.num_long
+        if "rl" in prompted:
+            scorer.check_samples([prompt.sample for prompt in prompted["rl"]])
         image_tokens = lengths.image_tokens
         phases: tuple[SftPhase, ...] = ()
         if config.stage in ("sft", "all"):
@@ -149,7 +152,48 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         images=images,
         processor=processor,
         builder=builder,
+        rl_behind_retriever=worded.rl_behind_retriever,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Worded:
+    """Questions as prompts.
+
+    Attributes:
+        prompts: the prompts that fit, by the name of their data set.
+        num_long: how many prompts were left out as too long.
+        rl_behind_retriever: as in :class:`Prepared`.
+    """
+
+    prompts: Mapping[str, tuple[PromptedSample, ...]]
+    num_long: int
+    rl_behind_retriever: SearchedAgain | None
+
+
+def _worded(
+    config: Config, loaded: Mapping[str, LoadedData], builder: PromptBuilder, lengths: PromptLengths, progress: Progress
+) -> _Worded:
+    """Make prompts over the pages of the data set, or over those that a retriever finds."""
+    prompts: dict[str, tuple[PromptedSample, ...]] = {}
+    num_all_long = 0
+    asked = [name for name in loaded if name != "sft"] if config.data.retrieve else []
+    search = PageRetriever(config.data, config.seed, config.response.format) if asked else None
+    for name, data in loaded.items():
+        if search is not None and name in asked:
+            number = 0 if name == "rl" else None
+            found = search.questions(data.samples, builder.prompted, partial(lengths.fits, name), search=number)
+            progress.line(found.line(name))
+            prompts[name], num_long = lengths.checked(name, found.prompts)
+        else:
+            most = config.filter.stages[-1].top_k if name == "test" and config.filter.enabled else None
+            prompts[name], num_long = _fitting(name, data.samples, builder, lengths, most)
+        num_all_long += num_long
+    again = None
+    if search is not None and "rl" in prompts:
+        fits = partial(lengths.fits, "rl")
+        again = SearchedAgain(search, loaded["rl"].samples, prompts["rl"], builder.prompted, fits)
+    return _Worded(prompts=prompts, num_long=num_all_long, rl_behind_retriever=again)
 
 
 def _fitting(
@@ -182,7 +226,7 @@ def _check_start_model(config: Config, base_model: Path) -> None:
     stored_tensors(Path(checkpoint), setting)
 
 
-def _image_view(config: Config, processor: Qwen2_5_VLProcessor) -> ImageView:
+def _image_view(config: Config, processor: ProcessorMixin) -> ImageView:
     """The sizes at which the answering model sees pages: the engine takes the processor of the folder that it loads."""
     checkpoint = config.eval.checkpoint if config.stage == "eval" else ""
     if checkpoint:
@@ -220,7 +264,7 @@ def find_base_model(config: Config, folder: RunFolder) -> Path:
         folder: gets the quickstart's model.
 
     Raises:
-        ModelError: the model is no Qwen2.5-VL, or the hub does not give it.
+        ModelError: the model is of no supported family, or the hub does not give it.
     """
     if not config.model.path:
         texts = corpus(config.quickstart, config.seed)
@@ -238,7 +282,7 @@ class PromptLengths:
             ``rollout.sampling``.
     """
 
-    def __init__(self, config: Config, processor: Qwen2_5_VLProcessor, max_response_tokens: int | None = None) -> None:
+    def __init__(self, config: Config, processor: ProcessorMixin, max_response_tokens: int | None = None) -> None:
         self._config = config
         sampling = config.rollout.sampling
         self._response = sampling.max_response_tokens if max_response_tokens is None else max_response_tokens
@@ -261,6 +305,15 @@ class PromptLengths:
         if name == "rl":
             limits.append((trainer.micro_batch_tokens - self._response, "raise trainer.micro_batch_tokens"))
         return limits
+
+    def fits(self, name: str, prompted: PromptedSample) -> bool:
+        """Whether a prompt leaves room for a response.
+
+        Args:
+            name: the data set, as in :meth:`checked`.
+            prompted: the sample with its prompt.
+        """
+        return self._count(prompted.prompt.text, prompted.prompt.images) <= min(self._limits(name, prompted))[0]
 
     def checked(self, name: str, prompts: Sequence[PromptedSample]) -> tuple[tuple[PromptedSample, ...], int]:
         """Questions that fit, and how many were left out.

@@ -9,6 +9,7 @@ from rsgrpo.config import Config
 from rsgrpo.system.machine import REPOSITORY
 
 _QUIET_VLLM = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+_IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 _POOLING_CACHE_GIB = 2.0  # of one batch
 _ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -70,9 +71,22 @@ def pooling_environment(device: str) -> Environment:
     return _QUIET_VLLM | _vllm_on_cpu(_POOLING_CACHE_GIB) if device == "cpu" else dict(_QUIET_VLLM)
 
 
+def serving_environment(device: str, num_threads: int, kv_cache_gib: float) -> Environment:
+    """Environment variables that vLLM's own server gets, whose engine is a process of its own.
+
+    Args:
+        device: ``cpu`` or ``gpu``.
+        num_threads: CPU threads that it may use.
+        kv_cache_gib: CPU engine only: memory for the paged cache, in GiB.
+    """
+    variables = _shared_variables(device, num_threads) | _QUIET_VLLM
+    own = {name: value for name, value in _vllm_on_cpu(kv_cache_gib).items() if name != _IN_PROCESS}
+    return variables | own if device == "cpu" else variables
+
+
 def _vllm_on_cpu(kv_cache_gib: float) -> Environment:
     return {
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(kv_cache_gib))),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        _IN_PROCESS: "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinned threads would fight the trainer's for their cores
     }

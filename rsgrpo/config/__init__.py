@@ -24,7 +24,7 @@ from rsgrpo.config.data import (
     VideoConfig,
 )
 from rsgrpo.config.embedder import EmbedderConfig
-from rsgrpo.config.eval import EndpointConfig, EvalConfig
+from rsgrpo.config.eval import EndpointConfig, EvalConfig, is_pipeline_task
 from rsgrpo.config.filter import FilterStageConfig, HeadTrainingConfig, QueryFilterConfig
 from rsgrpo.config.logging import LoggingConfig
 from rsgrpo.config.model import Attention, Dtype, LoraConfig, ModelConfig, VisionCacheConfig
@@ -193,6 +193,8 @@ class Config:
             ("eval.checkpoint", self.eval.checkpoint),
             ("eval.data_root", self.eval.data_root),
             ("eval.image_root", self.eval.image_root),
+            ("eval.search_run", self.eval.search_run),
+            ("eval.search_index", self.eval.search_index),
         ):
             if path.startswith("~"):
                 raise ConfigError(f"{key}={shown(path)} begins with ~, which only a shell expands; write $HOME instead")
@@ -254,9 +256,11 @@ class Config:
     def _check_filter(self) -> None:
         if not self.filter.enabled:
             return
-        if self.eval.tasks:
+        others = [name for name in self.eval.tasks if not is_pipeline_task(name)]
+        if others:
             raise ConfigError(
-                "filter.enabled=true filters the pages of data.test_path, not of eval.tasks; set one of them"
+                "filter.enabled=true filters the pages of data.test_path and of pipelines, not those of "
+                f"{shown(', '.join(others), 80)}; set one of them"
             )
         most = self.filter.stages[-1].top_k
         if most > self.data.max_images:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rsgrpo.config.checks import ConfigError, Literal, at_least, at_most, check_choices, check_share, more_than, one_of
+from rsgrpo.config.checks import (
+    ConfigError,
+    Literal,
+    at_least,
+    at_most,
+    between,
+    check_choices,
+    check_share,
+    more_than,
+    one_of,
+)
 from rsgrpo.config.image_rules import MAX_MEGAPIXELS, ImageRules, parse_colour
 
 DATA_FORMATS = (
@@ -130,6 +140,21 @@ class DataConfig:
     """Questions with gold for reinforcement learning."""
     test_path: str = ""
     """Held-out questions."""
+    retrieve: str = ""
+    """Index (``rsgrpo index``) whose pages questions of ``rl_path`` and ``test_path`` are asked over, as its retriever
+    finds them, in place of the pages that the data name; empty: those. docs/behind_retriever.md"""
+    retrieve_pages: int = 3
+    """Most pages that are found for a question; fewer where the prompt would be too long."""
+    retrieve_min_pages: int = 0
+    """Fewest pages of a training question: their number is drawn evenly from here to ``retrieve_pages``, anew at every
+    refresh. 0: always ``retrieve_pages``."""
+    retrieve_by: Literal["auto", "vector", "text", "hybrid"] = "auto"
+    """What is searched; ``auto``: text and vectors where a weight was tuned for the index, else vectors."""
+    retrieve_embedder: str = ""
+    """Where the embedder that made the index lies now; empty: where it lay then."""
+    retrieve_refresh_steps: int = 0
+    """Open the index and search again every so many steps of reinforcement learning: it may have got pages, or another
+    embedder, in the meantime. 0: never."""
     image_root: str = ""
     """Folder that image paths are relative to; empty: the folder of the data file."""
     media_cache: str = ""
@@ -176,6 +201,14 @@ class DataConfig:
         one_of("data.box_coordinates", self.box_coordinates, BOX_COORDINATES)
         check_share("data.max_skipped_frac", self.max_skipped_frac)
         at_least("data.max_images", self.max_images, 1)
+        at_least("data.retrieve_pages", self.retrieve_pages, 1)
+        between("data.retrieve_min_pages", self.retrieve_min_pages, 0, self.retrieve_pages)
+        at_least("data.retrieve_refresh_steps", self.retrieve_refresh_steps, 0)
+        if self.retrieve and self.retrieve_pages > self.max_images:
+            raise ConfigError(
+                f"data.retrieve_pages={self.retrieve_pages} is more than data.max_images={self.max_images}; lower the "
+                "one or raise the other"
+            )
         at_least("data.min_pixels", self.min_pixels, 1)
         at_least("data.max_prompt_tokens", self.max_prompt_tokens, 1)
         if self.max_pixels < self.min_pixels:

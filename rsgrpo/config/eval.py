@@ -33,6 +33,15 @@ def is_retrieval_task(name: str) -> bool:
     return name.partition("/")[0] in RETRIEVAL_FAMILIES
 
 
+PIPELINE_FAMILY = "pipeline"
+"""Family of tasks in ``eval.tasks`` that are searched, filtered and answered in one run."""
+
+
+def is_pipeline_task(name: str) -> bool:
+    """Whether a task of ``eval.tasks`` is searched, filtered and answered in one run, such as ``pipeline/manuals``."""
+    return name.partition("/")[0] == PIPELINE_FAMILY
+
+
 def _check_address(key: str, url: str) -> None:
     """Refuse what no client can connect to."""
     expected = "write http://HOST:PORT/v1"
@@ -112,7 +121,8 @@ class EvalConfig:
     tasks: list[str] = field(default_factory=list)
     """``stage=eval``: benchmarks to answer instead of the test questions, such as ``evisrag/chartqa``,
     ``milebench/ALFRED``, ``vhs/single`` or ``mig_bench``; and data sets that ``embedder.model`` searches, such as
-    ``visrag_ret/chartqa`` or ``vidore/v3``. docs/evaluation.md lists them."""
+    ``visrag_ret/chartqa`` or ``vidore/v3``; and ``visrag_gen/chartqa`` or ``pipeline/FOLDER``, which do both.
+    docs/evaluation.md lists them."""
     data_root: str = ""
     """Folder that holds the benchmarks as they are downloaded, and data sets of your own for retrieval."""
     image_root: str = ""
@@ -133,13 +143,37 @@ class EvalConfig:
     box_coordinates: Literal["relative", "permille", "shares", "pixels"] = "relative"
     """MIG-Bench: ``relative`` (the model answers in 0-1000 or in shares, as the benchmark reads it; ``permille`` and
     ``shares`` say the same) or ``pixels`` (of the page at the size at which the model saw it, as in Qwen2.5-VL)."""
+    search_run: str = ""
+    """``visrag_gen`` and ``pipeline``: which pages were found, a TREC run: a file, or a folder with ``*.trec`` or, of
+    several sets, ``ChartQA/test.0.trec`` …; empty: ``search_index`` or ``embedder.model`` searches."""
+    search_index: str = ""
+    """``visrag_gen`` and ``pipeline``: folder of an index of the set's pages, under their ids, that is searched; empty:
+    an index in the run folder."""
+    top_k: int = 3
+    """``visrag_gen``: how many pages a question is answered from, best first."""
+    concatenation: Literal["horizontal", "vertical"] = "horizontal"
+    """``visrag_gen/SET/page_concatenation``: how the pages stand in their one image."""
+    pipeline_depths: list[int] = field(default_factory=lambda: [1, 3, 5, 10])
+    """``pipeline``: from how many pages, best first, each question is answered; and from its gold pages at last."""
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
     def __post_init__(self) -> None:
         check_choices(self, "eval.")
         for name in ("max_samples", "max_canvases", "max_context_tokens"):
             at_least(f"eval.{name}", getattr(self, name), 0)
-        at_least("eval.image_tokens", self.image_tokens, 1)
+        for name in ("image_tokens", "top_k"):
+            at_least(f"eval.{name}", getattr(self, name), 1)
+        if (
+            not self.pipeline_depths
+            or min(self.pipeline_depths) < 1
+            or len({*self.pipeline_depths}) < len(self.pipeline_depths)
+        ):
+            raise ConfigError(
+                f"eval.pipeline_depths={self.pipeline_depths}: expected different whole numbers of at least 1, such as "
+                "[1, 3, 5, 10]"
+            )
+        if self.search_run and self.search_index:
+            raise ConfigError("eval.search_run and eval.search_index both say which pages are found; leave one out")
         repeated = sorted({name for name in self.tasks if self.tasks.count(name) > 1})
         if repeated:
             raise ConfigError(f"eval.tasks names {shown(', '.join(repeated))} more than once; name every task once")

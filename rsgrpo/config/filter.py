@@ -79,7 +79,8 @@ class QueryFilterConfig:
     """The query-aware filter in front of the answering model, as in MIRAGE (arXiv:2407.13766)."""
 
     enabled: bool = False
-    """Answer test questions from the pages that the filter keeps. They keep their numbers: page 7 stays ``[7]``."""
+    """Answer test questions, and those of ``pipeline/…`` in ``eval.tasks``, from the pages that the filter keeps. They
+    keep their numbers: page 7 stays ``[7]``."""
     stages: list[FilterStageConfig] = field(default_factory=lambda: [FilterStageConfig()])
     """The passes, in order; each judges the pages that the one before kept. Such as
     ``[{scorer: cosine, top_k: 20, threshold: 0}, {scorer: yes_no, top_k: 3}]``."""

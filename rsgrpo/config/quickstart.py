@@ -12,9 +12,12 @@ _MAX_QUICKSTART_HIDDEN = 8192
 _MAX_QUICKSTART_LAYERS = 128
 _MIN_VOCABULARY = 256 + 14  # every byte, and Qwen2.5's special tokens
 _MAX_VOCABULARY = 200_000
-_MIN_TICKET_PIXELS = 56
-_MIN_TEST_PAGES = 5  # a question shows up to four beside the one asked for
-_MAX_TEST_PAGES = 1500  # of 2,016 pairs of marks; the others are trained on
+MIN_TICKET_PIXELS = 56
+"""The smallest width and height of a ticket, in pixels."""
+MIN_TEST_PAGES = 5
+"""The fewest tickets of a test: a question shows up to four beside the one asked for."""
+MAX_TEST_PAGES = 1500
+"""The most tickets of a test, of 2,016 pairs of marks; the others are trained on."""
 _SCANS_PER_DIGIT = 174  # scikit-learn's digits: 174 scans of the 8, more of the others
 
 
@@ -25,6 +28,8 @@ class QuickstartConfig:
     task: Literal["cards", "tickets"] = "cards"
     """``cards``: coloured pages, whose numbers are read, looked for and added. ``tickets``: pages that two coloured
     marks name, which a retriever learns to find among many, and whose number is read."""
+    family: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
+    """The family of the small model; docs/families.md lists them."""
     num_sft_samples: int = 4096
     """Samples with gold responses to write for supervised training."""
     num_rl_samples: int = 4096
@@ -79,12 +84,12 @@ class QuickstartConfig:
         if self.image_pixels % 28 or self.image_pixels < 28:
             raise ConfigError(f"quickstart.image_pixels={self.image_pixels} must be a positive multiple of 28")
         between("quickstart.image_pixels", self.image_pixels, 28, _MAX_QUICKSTART_PIXELS)
-        if self.task == "tickets" and self.image_pixels < _MIN_TICKET_PIXELS:
+        if self.task == "tickets" and self.image_pixels < MIN_TICKET_PIXELS:
             raise ConfigError(
                 f"quickstart.image_pixels={self.image_pixels} is too small for quickstart.task=tickets, whose marks "
-                f"and digit need {_MIN_TICKET_PIXELS}; raise it to a multiple of 28 from there"
+                f"and digit need {MIN_TICKET_PIXELS}; raise it to a multiple of 28 from there"
             )
-        between("quickstart.num_test_pages", self.num_test_pages, _MIN_TEST_PAGES, _MAX_TEST_PAGES)
+        between("quickstart.num_test_pages", self.num_test_pages, MIN_TEST_PAGES, MAX_TEST_PAGES)
         between("quickstart.vocabulary_tokens", self.vocabulary_tokens, _MIN_VOCABULARY, _MAX_VOCABULARY)
         for part in ("text", "vision"):
             hidden, layers, heads = (getattr(self, f"{part}_{name}") for name in ("hidden", "layers", "heads"))

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from rsgrpo.data.file_bytes import DataError, check_kind
-from rsgrpo.data.hub import hub_problem
+from rsgrpo.data.hub import HubError, fetch_from_hub
 from rsgrpo.data.media_paths import address_scheme, likely_cause, spellings
 from rsgrpo.data.tables import TABLE_SUFFIXES
 from rsgrpo.errors import shown
@@ -194,10 +194,7 @@ def _names(files: list[Path]) -> str:
 
 
 def _fetch_from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(name, repo_type="dataset"))
-    except Exception as error:
-        # Whatever its network library raises, the cause is one of the network, the name, or the account.
-        raise DataError(f"{shown(name)!r} is no file or folder here, and {hub_problem(error, 'data set')}") from error
+        return fetch_from_hub(name, "data set")
+    except HubError as error:
+        raise DataError(f"{shown(name)!r} is no file or folder here, and {error}") from error

@@ -1,7 +1,7 @@
 """What a filter is trained on: questions with their gold pages among distractors, as MIRAGE trains (arXiv:2407.13766).
 
 question + gold pages + 0 … 30 others  ->  one labelled pair a page, for those who judge pages
-                                       ->  the question with what a filter would let through, for the model
+question + gold pages, a few others    ->  what a filter would let through, for the model that answers
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from rsgrpo.config import DistractorConfig, ResponseFormat
-from rsgrpo.config.response import EVISRAG
+from rsgrpo.config import DistractorConfig
 from rsgrpo.data.files import DataError
-from rsgrpo.data.kept_pages import with_pages, with_shown_gold
 from rsgrpo.data.mixture import noisy_relevance
 from rsgrpo.types import ImageRef, Sample
 
@@ -60,8 +58,7 @@ def with_more_pages(
     Example:
         Two pages of which the first is gold, and one distractor that comes first: ``positive_images == (1,)``.
     """
-    if not sample.positive_images:
-        raise DataError(f"sample {sample.sample_id!r:.80} names no gold page (posImgs) among its images; leave it out")
+    _check_gold(sample)
     count = int(rng.integers(settings.min_images, settings.max_images + 1))
     pool = [*sample.images, *find(sample, count)]
     num_own = len(sample.images)
@@ -79,29 +76,29 @@ def with_more_pages(
     )
 
 
-def as_let_through(
-    sample: Sample,
-    settings: DistractorConfig,
-    rng: np.random.Generator,
-    *,
-    epoch: float = 0.0,
-    response_format: ResponseFormat = EVISRAG,
-) -> Sample:
-    """A question with the pages that a filter would let through: its gold pages, and now and then a wrong one.
+def let_through(sample: Sample, settings: DistractorConfig, rng: np.random.Generator) -> tuple[int, ...]:
+    """The pages that a filter would let through: a question's gold pages, and now and then a wrong one.
 
     Args:
         sample: a question with known gold pages.
-        settings: how often the filter makes a mistake, and from which epoch on.
+        settings: how often the filter makes a mistake, and how many pages it then takes too many.
         rng: the generator that draws mistakes.
-        epoch: how many passes over the data came before.
-        response_format: the declared sections; gold keeps the lines of the pages that are left.
+
+    Returns:
+        The 0-based indexes of the pages, ascending.
 
     Raises:
         DataError: the sample names no gold page.
+
+    Example:
+        Twenty pages of which the third is gold: ``(2,)``, or with a mistake ``(2, 11)``.
     """
-    if not sample.positive_images:
-        raise DataError(f"sample {sample.sample_id!r:.80} names no gold page (posImgs) among its images; leave it out")
+    _check_gold(sample)
     is_relevant = np.zeros(len(sample.images), dtype=bool)
     is_relevant[list(sample.positive_images)] = True
-    kept = np.flatnonzero(noisy_relevance(is_relevant, settings, rng, epoch=epoch)).tolist()
-    return with_shown_gold(with_pages(sample, kept), response_format)
+    return tuple(np.flatnonzero(noisy_relevance(is_relevant, settings, rng)).tolist())
+
+
+def _check_gold(sample: Sample) -> None:
+    if not sample.positive_images:
+        raise DataError(f"sample {sample.sample_id!r:.80} names no gold page (posImgs) among its images; leave it out")

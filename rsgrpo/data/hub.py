@@ -1,16 +1,57 @@
-"""Why the hub does not give something, in one phrase."""
+"""Fetch from the hub, and say in one phrase why it does not give something."""
 
 from __future__ import annotations
 
-from rsgrpo.errors import shown
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from rsgrpo.errors import RsgrpoError, shown
+
+HubKind = Literal["data set", "model"]
+"""What a name on the hub stands for."""
 
 
-def hub_problem(error: Exception, kind: str) -> str:
+class HubError(RsgrpoError):
+    """The hub does not give something; the message is a phrase that says why, for a sentence that names the setting."""
+
+
+def fetch_from_hub(name: str, kind: HubKind, *, revision: str = "", patterns: Sequence[str] = ()) -> Path:
+    """Download a repository of the hub, or take it from the hub's cache.
+
+    Args:
+        name: the repository's name, such as ``Qwen/Qwen2.5-VL-3B-Instruct``.
+        kind: what the name stands for.
+        revision: the revision on the hub; empty: the newest.
+        patterns: patterns of the files to fetch, such as ``*.json``; empty: all files.
+
+    Returns:
+        The folder in the hub's cache.
+
+    Raises:
+        HubError: the hub does not give it.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                repo_type="dataset" if kind == "data set" else "model",
+                revision=revision or None,
+                allow_patterns=list(patterns) or None,
+            )
+        )
+    except Exception as error:  # whatever its network library raises, the cause is the network, the name or the account
+        raise HubError(hub_problem(error, kind)) from error
+
+
+def hub_problem(error: Exception, kind: HubKind) -> str:
     """The cause of a failed download, and the way out.
 
     Args:
         error: what ``huggingface_hub`` raised.
-        kind: ``data set`` or ``model``.
+        kind: what was asked for.
     """
     from huggingface_hub import constants, errors
 

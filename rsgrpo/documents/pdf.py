@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +16,17 @@ from pypdfium2 import raw
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.data.images.kinds import describe_non_image
 from rsgrpo.data.images.loading import MAX_ASPECT_RATIO
-from rsgrpo.documents.records import DocumentError
+from rsgrpo.documents.records import DocumentError, PlacedWord
 from rsgrpo.documents.stored_images import Pixels
 from rsgrpo.errors import shown
+from rsgrpo.types import Box
 
 _POINTS_PER_INCH = 72.0
 _END_MARK, _END_WITHIN = b"%%EOF", 2048  # the standard says the last 1,024 bytes; some servers append a little
 _HEAD_BYTES = 4096
 _MAX_OUTLINE_ENTRIES = 200_000  # an outline may lead in circles
+_MAX_WORDS = 20_000  # of a page: more than anybody can read on one
+_FINE = 10_000  # pdfium gives whole pixels; on a page of so many they are shares
 _WHITE = (255, 255, 255, 255)
 _FLAGS = raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER
 _CODES = {raw.FPDF_ERR_FILE: "the file cannot be read", raw.FPDF_ERR_FORMAT: "its parts do not fit together"}
@@ -137,6 +142,44 @@ class PdfDocument:
         finally:
             page.close()
 
+    def words(self, number: int) -> Iterator[PlacedWord]:
+        """Read the words of a page's text layer with their places, at most 20,000.
+
+        Args:
+            number: the number of the page, from 1 on.
+
+        Yields:
+            The words, in the order of the text layer; none where the page has none.
+
+        Raises:
+            DocumentError: the page is missing or damaged in the file.
+        """
+        try:
+            page = self._pdf[number - 1]
+            layer = page.get_textpage()
+        except pypdfium2.PdfiumError as error:
+            raise DocumentError("it is missing or damaged in the file; save the PDF anew") from error
+        word, boxes = "", list[Box]()
+        num_words = 0
+        for index in range(layer.count_chars() + 1):
+            is_behind = index == layer.count_chars()
+            character = " " if is_behind else layer.get_text_range(index, 1, errors="replace")
+            if character.strip():
+                word += character
+                boxes.append(_place(page, layer.get_charbox(index)))
+            elif word and num_words < _MAX_WORDS:
+                num_words += 1
+                yield PlacedWord(
+                    text=plain_text(word),
+                    box=Box(
+                        left=min(box.left for box in boxes),
+                        top=min(box.top for box in boxes),
+                        right=max(box.right for box in boxes),
+                        bottom=max(box.bottom for box in boxes),
+                    ),
+                )
+                word, boxes = "", []
+
     def close(self) -> None:
         """Close the file."""
         self._pdf.close()
@@ -156,6 +199,18 @@ def _pixels(page: pypdfium2.PdfPage, size: tuple[int, int]) -> Pixels:
         return pixels
     finally:
         bitmap.close()
+
+
+def _place(page: pypdfium2.PdfPage, box: tuple[float, float, float, float]) -> Box:
+    """Turn left, bottom, right and top of a character in the PDF's coordinates into its place on the rendered page."""
+    left, bottom, right, top = box
+    across, down = [], []
+    for corner in ((left, top), (right, bottom)):
+        found = ctypes.c_int(), ctypes.c_int()
+        raw.FPDF_PageToDevice(page, 0, 0, _FINE, _FINE, 0, *corner, *found)  # heeds rotation and crop box
+        across.append(min(1.0, max(0.0, found[0].value / _FINE)))
+        down.append(min(1.0, max(0.0, found[1].value / _FINE)))
+    return Box(left=min(across), top=min(down), right=max(across), bottom=max(down))
 
 
 def _text(page: pypdfium2.PdfPage) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.types import Box
 
 TextOrigin = Literal["text_layer", "ocr", "none"]
 """Where the text of a page is from: the PDF's text layer, OCR (which may have read nothing), or nowhere, as the page
@@ -54,6 +55,19 @@ class Page:
     text: str
     blank: bool
     text_origin: TextOrigin
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlacedWord:
+    """A word of a page's text layer, and where it stands.
+
+    Attributes:
+        text: the word, with the signs that touch it.
+        box: its place on the page as it is rendered.
+    """
+
+    text: str
+    box: Box
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

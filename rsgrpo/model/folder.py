@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from rsgrpo.config import Config, ConfigError
 from rsgrpo.config.rollout import MAX_BUCKET_MIB
-from rsgrpo.data.hub import hub_problem
+from rsgrpo.data.hub import HubError, fetch_from_hub
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures import reason
 from rsgrpo.io.natural_order import visible_files
+from rsgrpo.model.families.family import Family
+from rsgrpo.model.families.table import FAMILIES, supported_families
 
 if TYPE_CHECKING:
-    from transformers import Qwen2_5_VLProcessor
+    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-_MODEL_TYPE = "qwen2_5_vl"
+_LISTED = "docs/families.md lists them"
+_SHOWN_NAMES = 3
 _WITHOUT_WEIGHTS = ("*.json", "*.txt", "*.jinja", "*.model")
 _NUMBERED = re.compile(r"\b(layers|blocks)\.(\d+)\.")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -40,42 +43,103 @@ def find_model(path: str, revision: str, *, with_weights: bool = True) -> Path:
         with_weights: whether the weights are fetched too; else only config, tokenizer and processor.
 
     Raises:
-        ModelError: the model is no Qwen2.5-VL, or the hub does not give it.
+        ModelError: the model is of no family that is supported, or the hub does not give it.
     """
     folder = Path(path)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        patterns = None if with_weights else list(_WITHOUT_WEIGHTS)
         try:
-            folder = Path(snapshot_download(path, revision=revision or None, allow_patterns=patterns))
-        except Exception as error:  # whatever its network library raises
+            folder = fetch_from_hub(path, "model", revision=revision, patterns=() if with_weights else _WITHOUT_WEIGHTS)
+        except HubError as error:
             raise ModelError(
-                f"model.path={shown(path)!r} is neither a folder nor a model that the hub gives: "
-                f"{hub_problem(error, 'model')}; give the path of a Qwen2.5-VL folder"
+                f"model.path={shown(path)!r} is neither a folder nor a model that the hub gives: {error}; "
+                "give the path of a model folder"
                 f"{'' if with_weights else ' (its config and tokenizer suffice)'}, or check the name and the network"
             ) from error
     check_model_type(folder, f"model.path={path!r}")
     return folder.absolute()
 
 
-def check_model_type(folder: Path, setting: str = "") -> None:
-    """Refuse what is no Qwen2.5-VL.
+def check_model_type(folder: Path, setting: str = "") -> Family:
+    """Refuse what is of no supported family, or stored in a way that cannot be trained.
 
     Args:
         folder: the folder that holds the model.
         setting: the key and value that name it, for the message; empty: ``model.path``.
 
+    Returns:
+        The family of the model.
+
     Raises:
-        ModelError: the folder has no readable ``config.json``, or that of another model.
+        ModelError: the folder has no readable ``config.json``, or that of a model that is not supported.
     """
     setting = setting or _own_setting(folder)
     try:
-        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+        content = json.loads((folder / "config.json").read_text())
+        model_type = content.get("model_type")
     except (OSError, ValueError, AttributeError) as error:  # the last: a list or text where an object should be
-        raise ModelError(f"{setting} has no readable config.json: {error}; name the folder of a Qwen2.5-VL") from error
-    if model_type != _MODEL_TYPE:
-        raise ModelError(f"{setting} is a {model_type!r} model; rsgrpo trains Qwen2.5-VL ({_MODEL_TYPE!r})")
+        raise ModelError(
+            f"{setting} has no readable config.json: {error}; name the folder of a {_any_family()}"
+        ) from error
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise ModelError(
+            f"{setting} is a {shown(model_type, 40)!r} model{_kind(content)}; rsgrpo trains {supported_families()}: "
+            f"{_LISTED}"
+        )
+    if content.get("quantization_config"):
+        raise ModelError(
+            f"{setting} is a quantised {family.name} (its config.json has quantization_config), whose weights cannot "
+            "be trained; name the folder of the model that it was made from"
+        )
+    missing = family.missing_library()
+    if missing:
+        raise ModelError(f"{setting} is a {family.name}: {missing}")
+    return family
+
+
+def _any_family() -> str:
+    return " or ".join(family.name for family in FAMILIES.values())
+
+
+def _kind(content: Mapping[str, object]) -> str:
+    """What about a model that is not supported its user should know first."""
+    text = content.get("text_config")
+    parts = (content, text) if isinstance(text, dict) else (content,)
+    if any(key in part for part in parts for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return ", a mixture of experts"
+    return "" if "vision_config" in content else " without a vision tower"
+
+
+def check_layers(config: PreTrainedConfig, family: Family, folder: Path) -> None:
+    """Refuse layers that packed sequences do not keep to, and features for layers that are not there.
+
+    Args:
+        config: the config of the model.
+        family: its family.
+        folder: the folder that holds it, for the message.
+
+    Raises:
+        ModelError: there are such layers or features.
+    """
+    kinds = getattr(config.get_text_config(), "layer_types", None) or ()
+    other = next((kind for kind in kinds if kind not in family.layer_kinds), None)
+    if other == "sliding_attention":
+        raise ModelError(
+            f"{_own_setting(folder)} has use_sliding_window=true: some of its layers see a window only, which packed "
+            "rows do not keep to; set it to false in config.json if the model was trained without (as all published "
+            f"{family.name} were), or train another model"
+        )
+    if other is not None:
+        raise ModelError(
+            f"{_own_setting(folder)} has layers of the kind {shown(other, 40)!r}, where a {family.name} has "
+            f"{', '.join(family.layer_kinds)} only; copy config.json from the model that the weights belong to"
+        )
+    levels, layers = family.num_deepstack(config.vision_config), config.get_text_config().num_hidden_layers
+    if levels > layers:
+        raise ModelError(
+            f"{_own_setting(folder)}: its vision_config hands {levels} levels of features to a language model of "
+            f"{layers} layers, which would drop the others; copy config.json from the model that the weights belong to"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,18 +211,21 @@ def check_sizes(folder: Path) -> None:
         ModelError: a size does not fit; the message names it.
     """
     import torch
-    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoConfig
 
+    family = check_model_type(folder)
     try:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):  # without memory for weights
-            Qwen2_5_VLForConditionalGeneration(config)
+            model = family.model(config)
     except Exception as error:  # what stands in the file decides what transformers stumbles over
         raise ModelError(
-            f"{shown(folder)}: config.json describes no Qwen2.5-VL that can be built: {reason(error)}; copy it from "
+            f"{shown(folder)}: config.json describes no {family.name} that can be built: {reason(error)}; copy it from "
             "the model that the weights belong to"
         ) from error
-    embedding, num_layers, num_blocks = _sizes_of_weights(stored_tensors(folder))
+    check_layers(config, family, folder)
+    tensors = stored_tensors(folder)
+    embedding, num_layers, num_blocks = _sizes_of_weights(tensors)
     text = config.get_text_config()
     wanted = {
         "vocab_size and hidden_size": (embedding, (text.vocab_size, text.hidden_size)),
@@ -171,6 +238,50 @@ def check_sizes(folder: Path) -> None:
                 f"{shown(folder)}: its weights have {name} {found}, its config.json says {said}; copy config.json from "
                 "the model that the weights belong to"
             )
+    check_names(model, family, tensors, folder)
+
+
+def check_names(model: PreTrainedModel, family: Family, tensors: Mapping[str, StoredTensor], folder: Path) -> None:
+    """Refuse files of weights that lack some of a model's, or have others.
+
+    Args:
+        model: the model, its parameters named as its class names them; values may be absent.
+        family: its family.
+        tensors: what its files hold.
+        folder: the folder of the files, for the message.
+
+    Raises:
+        ModelError: names are missing or beyond the model's.
+    """
+    missing, surplus = _differing_names(model, family, tensors)
+    if missing:
+        raise ModelError(f"{_own_setting(folder)} lacks the weights {_some(missing)}; fetch the model again")
+    if surplus:
+        raise ModelError(
+            f"{_own_setting(folder)} holds weights that a {family.name} of its config.json does not have: "
+            f"{_some(surplus)}; take config.json and weights from one model, and merge adapters into it first"
+        )
+
+
+def _differing_names(model: PreTrainedModel, family: Family, stored: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Parameters that the files lack, and names in the files that are no parameter's or buffer's."""
+    known: set[str] = set()
+    found: dict[int, bool] = {}
+    first_name: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names = {family.checkpoint_name(name), name}
+        known |= names
+        first_name.setdefault(id(parameter), name)
+        found[id(parameter)] = found.get(id(parameter), False) or any(one in stored for one in names)
+    known |= {name for name, _ in model.named_buffers()}
+    known |= {family.checkpoint_name(name) for name, _ in model.named_buffers()}
+    missing = [first_name[key] for key, is_there in found.items() if not is_there]
+    return missing, sorted(name for name in stored if name not in known)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return ", ".join(shown(name, 80) for name in names[:_SHOWN_NAMES]) + more
 
 
 def _sizes_of_weights(tensors: Mapping[str, StoredTensor]) -> tuple[tuple[int, ...], int, int]:
@@ -220,7 +331,7 @@ def check_limits(folder: Path, config: Config) -> None:
         )
 
 
-def load_processor(folder: Path, setting: str = "") -> Qwen2_5_VLProcessor:
+def load_processor(folder: Path, setting: str = "") -> ProcessorMixin:
     """The model's tokenizer and image processor.
 
     Args:
@@ -228,12 +339,13 @@ def load_processor(folder: Path, setting: str = "") -> Qwen2_5_VLProcessor:
         setting: the key and value that name it, for the message; empty: ``model.path``.
 
     Raises:
-        ModelError: files of either are missing.
+        ModelError: files of either are missing, or those of another model.
     """
     # Here, because it takes ten seconds, and the checks above never need it.
-    from transformers import AutoProcessor, Qwen2_5_VLProcessor
+    from transformers import AutoProcessor
 
     setting = setting or _own_setting(folder)
+    family = check_model_type(folder, setting)
     try:
         processor = AutoProcessor.from_pretrained(folder)
     except Exception as error:  # what stands in its files decides what transformers stumbles over
@@ -241,14 +353,32 @@ def load_processor(folder: Path, setting: str = "") -> Qwen2_5_VLProcessor:
             f"{setting} has no complete processor: {reason(error)}; copy preprocessor_config.json, "
             "the tokenizer's files and chat_template.jinja from the model that it was trained from"
         ) from error
-    if not isinstance(processor, Qwen2_5_VLProcessor):
+    copied = "copy preprocessor_config.json and the tokenizer's files from the model that it was trained from"
+    if type(processor).__name__ != family.processor_class:
         raise ModelError(
-            f"{setting} has a {type(processor).__name__} where a Qwen2_5_VLProcessor is needed; copy "
-            "preprocessor_config.json and the tokenizer's files from the model that it was trained from"
+            f"{setting} has a {type(processor).__name__} where a {family.processor_class} is needed; {copied}"
         )
+    problem = _processor_problem(processor, json.loads((folder / "config.json").read_text()), family)
+    if problem:
+        raise ModelError(f"{setting}: its processor {problem}; {copied}")
     if not processor.chat_template:
         raise ModelError(
             f"{setting} has no chat template, or an empty one; copy chat_template.jinja from the model that it was "
             "trained from"
         )
     return processor
+
+
+def _processor_problem(processor: ProcessorMixin, config: Mapping[str, Any], family: Family) -> str:
+    """Why a processor does not belong to a model with this ``config.json``; empty: it does."""
+    images, vision = processor.image_processor, config.get("vision_config")
+    vision = vision if isinstance(vision, dict) else {}
+    wanted = {
+        "patch_size": (images.patch_size, vision.get("patch_size", family.patch_pixels)),
+        "merge_size": (images.merge_size, vision.get("spatial_merge_size", family.merge)),
+        f"for {processor.image_token} the id": (processor.image_token_id, config.get("image_token_id")),
+    }
+    for name, (found, said) in wanted.items():
+        if said is not None and found != said:
+            return f"has {name} {found} where the model's config.json says {shown(said, 40)}"
+    return ""

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig
 
 from rsgrpo.config import ConfigError, LoraConfig
 from rsgrpo.errors import shown
+from rsgrpo.model.folder import check_model_type
 from rsgrpo.weights.buckets import engine_layer
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
     B starts at zero, so that the model computes what it did before.
 
     Args:
-        model: a Qwen2.5-VL; changed in place.
+        model: the model; changed in place.
         config: rank, scale and targets; the rank is above 0.
 
     Raises:
@@ -125,7 +126,7 @@ def check_adapters(folder: Path, config: LoraConfig) -> None:
     """
     if config.rank:
         with torch.device("meta"):
-            model = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(folder))
+            model = check_model_type(folder).model(AutoConfig.from_pretrained(folder))
         target_layers(model, config)
 
 
@@ -137,7 +138,7 @@ def target_layers(model: nn.Module, config: LoraConfig) -> list[str]:
     ``include_vision`` all linear layers of the vision tower's blocks get one, unless the list names some of them.
 
     Args:
-        model: a Qwen2.5-VL; its weights may be absent.
+        model: the model; its weights may be absent.
         config: targets and rank.
 
     Raises:

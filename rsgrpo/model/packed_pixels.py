@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import Qwen2VLImageProcessor
+from transformers import BaseImageProcessor
 
 from rsgrpo.model.memory_bounds import CHANNELS, FP32, FRAMES
 
@@ -28,7 +28,7 @@ class PixelPacker:
         processor: the image processor of the model.
     """
 
-    def __init__(self, processor: Qwen2VLImageProcessor) -> None:
+    def __init__(self, processor: BaseImageProcessor) -> None:
         self._processor = processor
         self._patch_numbers = int(processor.patch_size) ** 2
         self._tables = self._find_tables(_TRIED_TOKENS * int(processor.patch_size) * int(processor.merge_size))

@@ -11,12 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    GenerationConfig,
-    PreTrainedModel,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from rsgrpo.config import ModelConfig
 from rsgrpo.model.attention.backend import (
@@ -26,12 +21,12 @@ from rsgrpo.model.attention.backend import (
     make_plan,
     register_packed_attention,
 )
-from rsgrpo.model.attention.windows import VISION_ATTENTION_NAMES
-from rsgrpo.model.folder import ModelError, check_model_type
+from rsgrpo.model.folder import check_layers, check_model_type
 from rsgrpo.model.logprobs import LogprobHead
 from rsgrpo.model.lora import add_adapters
 from rsgrpo.model.micro_batches import GroupSize, PackedSequence, Segment, pack, predictor_index
 from rsgrpo.model.stored_weights import StoredWeights, hollow_parameters, without_values
+from rsgrpo.model.vision_tower import deeper_levels, tower_features
 from rsgrpo.model.vlm import EncodedPrompt, ProcessedImage, rope_positions, shown_in
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
 
@@ -45,7 +40,7 @@ class OpenedModel:
         weights: the values of these parameters, which still lie in the folder.
     """
 
-    model: Qwen2_5_VLForConditionalGeneration
+    model: PreTrainedModel
     weights: StoredWeights
 
 
@@ -69,7 +64,8 @@ class MicroBatch:
         rollout_logprobs: [R] float32, the engine's; None if it gave none.
         old_logprobs: [R] float32, pi_old; None if it is the forward pass itself.
         temperatures: [R] float32, the temperatures at which the response tokens were sampled; None where all are 1.
-        cached_features: [features, H], what the frozen vision tower makes of the pages; None: run it on the pixels.
+        cached_features: [features, (1 + levels) · H], what the frozen vision tower makes of the pages; None: run it on
+            the pixels.
         reference_logprobs: [R] float32, log-probabilities of the model that the KL term holds on to; None without one.
         kl_weights: [R] float32, what each token weighs in the KL term; None without one.
     """
@@ -94,10 +90,8 @@ class MicroBatch:
     kl_weights: Tensor | None = None
 
 
-def load_model(
-    folder: Path, config: ModelConfig, suppressed_ids: Sequence[int] = ()
-) -> Qwen2_5_VLForConditionalGeneration:
-    """Load a Qwen2.5-VL for training, whole and on the CPU; ranks open it instead (:func:`open_model`).
+def load_model(folder: Path, config: ModelConfig, suppressed_ids: Sequence[int] = ()) -> PreTrainedModel:
+    """Load a model for training, whole and on the CPU; ranks open it instead (:func:`open_model`).
 
     Args:
         folder: the folder with config, weights, tokenizer and processor.
@@ -114,7 +108,7 @@ def load_model(
 
 
 def open_model(folder: Path, config: ModelConfig, suppressed_ids: Sequence[int] = ()) -> OpenedModel:
-    """A Qwen2.5-VL for training, with packed attention and the log-probability head, its values not read yet.
+    """A model for training, with packed attention and the log-probability head, its values not read yet.
 
     Adapters have their values, on the CPU.
 
@@ -124,28 +118,21 @@ def open_model(folder: Path, config: ModelConfig, suppressed_ids: Sequence[int] 
         suppressed_ids: tokens outside the distribution; see :mod:`rsgrpo.model.suppressed_tokens`.
 
     Raises:
-        ModelError: the folder does not hold a Qwen2.5-VL, or one with sliding windows; or its weights are not
-            those that its config describes.
+        ModelError: the folder holds no model of a supported family, or one with sliding windows; or its weights are
+            not those that its config describes.
     """
-    check_model_type(folder)
+    family = check_model_type(folder)
     found = AutoConfig.from_pretrained(folder)
-    if "sliding_attention" in found.text_config.layer_types:
-        raise ModelError(
-            f"model.path={str(folder)!r} has use_sliding_window=true: some of its layers see a window only, which "
-            "packed rows do not keep to; set it to false in config.json if the model was trained without (as all "
-            "published Qwen2.5-VL were), or train another model"
-        )
+    check_layers(found, family, folder)
     register_packed_attention()
     # Buffers (rotary frequencies, in float32) are computed for good; only parameters are left out.
     with without_values():
-        model = Qwen2_5_VLForConditionalGeneration._from_config(
-            found, dtype=weights_dtype(config), attn_implementation="sdpa"
-        )
+        model = family.model._from_config(found, dtype=weights_dtype(config), attn_implementation="sdpa")
     model.tie_weights()
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     hollow_parameters(model)
-    weights = StoredWeights(folder, model)
+    weights = StoredWeights(folder, model, family)
     model.model.language_model.config._attn_implementation = ATTENTION_NAME
     if config.lora.rank:
         add_adapters(model, config.lora)
@@ -163,28 +150,6 @@ def weights_dtype(config: ModelConfig) -> torch.dtype:
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
-def use_window_attention(tower: PreTrainedModel, backend: str) -> None:
-    """Let a vision tower compute the windows of a layer in few calls.
-
-    Args:
-        tower: the vision tower, loaded with torch's attention, which it calls once a window.
-        backend: the attention backend of the language model's sequences.
-    """
-    tower.config._attn_implementation = VISION_ATTENTION_NAMES[backend]
-
-
-def take_vision_tower(model: Qwen2_5_VLForConditionalGeneration) -> PreTrainedModel:
-    """Take the frozen tower out of a model whose pages' features are stored: it needs no place in DeepSpeed then.
-
-    Args:
-        model: the model as :func:`open_model` returns it; every sequence must come with ``cached_features`` from now
-            on.
-    """
-    visual: PreTrainedModel = model.model.visual
-    model.model.visual = None
-    return visual
-
-
 class PolicyModel(nn.Module):
     """Wraps the model so that one call is one packed sequence: log-probabilities and entropy of response tokens.
 
@@ -194,7 +159,7 @@ class PolicyModel(nn.Module):
             that gather or reduce its parameters together must all run it.
     """
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, *, always_run_vision: bool) -> None:
+    def __init__(self, model: PreTrainedModel, *, always_run_vision: bool) -> None:
         super().__init__()
         self.model = model
         self._always_run_vision = always_run_vision
@@ -215,19 +180,23 @@ class PolicyModel(nn.Module):
         language = self.model.model.language_model
         embeddings = language.embed_tokens(batch.token_ids)
         features = self._image_features(batch) if batch.cached_features is None else batch.cached_features
+        levels: dict[str, object] = {}
         if features is not None:
             features = features.to(embeddings.dtype)
             if len(batch.image_positions):
-                embeddings = embeddings.index_put((batch.image_positions,), features[batch.image_features])
+                main, *deeper = features.split(embeddings.shape[1], dim=1)
+                embeddings = embeddings.index_put((batch.image_positions,), main[batch.image_features])
+                levels = deeper_levels(batch.image_positions, batch.image_features, deeper, len(batch.token_ids))
             else:
                 embeddings = embeddings + 0.0 * features.sum()
         hidden = language(
             inputs_embeds=embeddings[None],
             position_ids=batch.positions,
-            # A ready mapping keeps transformers from building a [T, T] mask; the plan stands in for it.
-            attention_mask={"full_attention": None, "sliding_attention": None},
+            # transformers builds no [T, T] mask for an attention that it has no mask for; the plan stands in for it.
+            attention_mask=None,
             use_cache=False,
             attention_plan=batch.plan,
+            **levels,
         ).last_hidden_state[0]
         states = hidden.index_select(0, batch.predictors)
         logprobs, entropy = self.model.lm_head(states, batch.targets, batch.temperatures, with_entropy=with_entropy)
@@ -248,8 +217,7 @@ class PolicyModel(nn.Module):
             width = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
             pixels = torch.zeros(merge * merge, width, device=batch.token_ids.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_vision_frozen):
-            features: Tensor = visual(pixels.to(visual.dtype), grid_thw=grid).pooler_output
-        return features
+            return tower_features(visual, pixels, grid)
 
 
 def group_sizes(groups: Sequence[TrainingGroup], prompts: Sequence[EncodedPrompt]) -> list[GroupSize]:

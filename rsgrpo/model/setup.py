@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
-from rsgrpo.config import Config, ModelConfig
+from rsgrpo.config import Config, LoraConfig, ModelConfig
 from rsgrpo.data.images.loading import reading_fingerprint
-from rsgrpo.model.attention.backend import choose_backend, register_packed_attention
+from rsgrpo.model.attention.backend import choose_backend
 from rsgrpo.model.lora import exported_parameters
 from rsgrpo.model.policy_model import (
     OpenedModel,
     PolicyModel,
     open_model,
-    take_vision_tower,
-    use_window_attention,
-    weights_dtype,
 )
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.model.vision_cache import FeatureStore, ImageFeatures
+from rsgrpo.model.vision_tower import take_vision_tower, use_window_attention
 from rsgrpo.system.quiet import hush_cuda_search
 from rsgrpo.weights.buckets import tensors_checksum
 
@@ -67,7 +64,7 @@ def begin_process(spec: WorkerSpec) -> None:
     hush_cuda_search()
 
 
-def open_policy_model(folder: Path, spec: WorkerSpec, processor: Qwen2_5_VLProcessor) -> OpenedModel:
+def open_policy_model(folder: Path, spec: WorkerSpec, processor: ProcessorMixin) -> OpenedModel:
     """A model for training or for reference, adapters included, its values not read yet.
 
     Args:
@@ -76,7 +73,7 @@ def open_policy_model(folder: Path, spec: WorkerSpec, processor: Qwen2_5_VLProce
         processor: the processor, which says which tokens no response may contain.
 
     Raises:
-        ModelError: the folder does not hold a Qwen2.5-VL.
+        ModelError: the folder holds no model of a supported family.
     """
     settings = spec.config.model
     vocabulary_size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
@@ -113,7 +110,7 @@ def take_filled_tower(opened: OpenedModel, device: torch.device) -> PreTrainedMo
     return tower
 
 
-def wrap_model(model: Qwen2_5_VLForConditionalGeneration, spec: WorkerSpec) -> PolicyModel:
+def wrap_model(model: PreTrainedModel, spec: WorkerSpec) -> PolicyModel:
     """Wrap the model as DeepSpeed takes it.
 
     Args:
@@ -139,7 +136,7 @@ def features_folder(config: Config) -> Path | None:
 
 
 def open_image_features(
-    tower: PreTrainedModel, config: Config, folder: Path, processor: Qwen2_5_VLProcessor, device: torch.device
+    tower: PreTrainedModel, config: Config, folder: Path, processor: ProcessorMixin, device: torch.device
 ) -> ImageFeatures:
     """A frozen tower with its store; trainer and engine share entries because they build it alike.
 
@@ -169,14 +166,10 @@ def load_vision_tower(folder: Path, config: ModelConfig, device: torch.device) -
         config: the settings: precision and attention.
         device: the device that it will run on.
     """
-    register_packed_attention()
-    dtype = weights_dtype(config)
-    tower: PreTrainedModel = Qwen2_5_VisionTransformerPretrainedModel.from_pretrained(
-        folder,
-        config=AutoConfig.from_pretrained(folder).vision_config,
-        dtype=dtype,
-        attn_implementation="sdpa",
-        key_mapping={r"^(model\.)?visual\.": ""},
-    )
-    use_window_attention(tower, choose_backend(config.attention, device=device, dtype=dtype).backend)
+    alone = replace(config, lora=LoraConfig(), freeze_vision=True, gradient_checkpointing=False)
+    opened = open_model(folder, alone)
+    choice = choose_backend(config.attention, device=device, dtype=opened.model.dtype)
+    tower = take_filled_tower(opened, device)
+    opened.weights.close()
+    use_window_attention(tower, choice.backend)
     return tower.requires_grad_(False)

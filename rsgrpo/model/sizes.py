@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig
 
 from rsgrpo.config import ModelConfig
+from rsgrpo.model.folder import check_model_type
 from rsgrpo.model.lora import add_adapters
 
 _VISION = "model.visual."
@@ -43,6 +44,7 @@ class StackSizes:
         heads: how many heads of queries each block has.
         key_heads: how many heads of keys and values each block has.
         head_size: the width of a head.
+        mlp_matrices: how many matrices the MLP of a block has: three with a gate, else two.
     """
 
     hidden: int
@@ -51,6 +53,7 @@ class StackSizes:
     heads: int
     key_heads: int
     head_size: int
+    mlp_matrices: int = 3
 
     @property
     def query_width(self) -> int:
@@ -64,9 +67,9 @@ class StackSizes:
 
     @property
     def matrix_elements(self) -> int:
-        """Elements of the matrices of all blocks: queries, keys, values, output, and the three of the MLP."""
+        """Elements of the matrices of all blocks: queries, keys, values, output, and those of the MLP."""
         attention = self.hidden * (2 * self.query_width + 2 * self.key_width)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+        return self.layers * (attention + self.mlp_matrices * self.hidden * self.intermediate)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +82,7 @@ class ModelSizes:
         vision: the sizes of the vision tower's blocks.
         vocabulary: how many rows the head has.
         is_tied: whether head and embedding are one parameter.
-        patch_values: how many numbers a patch has (3 channels × 2 frames × 14 × 14).
+        patch_values: how many numbers a patch has (3 channels × 2 frames × the pixels of a patch).
         patches_a_token: how many patches are merged into an image token.
         full_vision_layers: how many blocks of the tower attend over a whole page; the others attend over a window.
         window_patches: the most patches of a window.
@@ -142,15 +145,16 @@ def model_sizes(folder: Path, config: ModelConfig) -> ModelSizes:
     Example:
         Qwen2.5-VL-3B has 3,754,622,976 elements, 3,085,938,688 of them in the language model with its tied head.
     """
+    family = check_model_type(folder)
     found = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(found)
+        model = family.model(found)
         if config.lora.rank:
             add_adapters(model, config.lora)
         elif config.freeze_vision:
             model.model.visual.requires_grad_(False)
     text, vision = found.get_text_config(), found.vision_config
-    vision_head = vision.hidden_size // vision.num_heads
+    shape = family.vision_shape(vision)
     return ModelSizes(
         parameters=tuple(
             ParameterSize(
@@ -167,21 +171,22 @@ def model_sizes(folder: Path, config: ModelConfig) -> ModelSizes:
             layers=text.num_hidden_layers,
             heads=text.num_attention_heads,
             key_heads=text.num_key_value_heads,
-            head_size=text.hidden_size // text.num_attention_heads,
+            head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
         ),
         vision=StackSizes(
-            hidden=vision.hidden_size,
-            intermediate=vision.intermediate_size,
+            hidden=shape.hidden,
+            intermediate=shape.intermediate,
             layers=vision.depth,
             heads=vision.num_heads,
             key_heads=vision.num_heads,
-            head_size=vision_head,
+            head_size=shape.hidden // vision.num_heads,
+            mlp_matrices=shape.mlp_matrices,
         ),
         vocabulary=text.vocab_size,
         is_tied=model.lm_head.weight is model.model.language_model.embed_tokens.weight,
         patch_values=math.prod((vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)),
         patches_a_token=vision.spatial_merge_size**2,
-        full_vision_layers=len(vision.fullatt_block_indexes),
-        window_patches=(vision.window_size // vision.patch_size) ** 2,
+        full_vision_layers=shape.full_layers,
+        window_patches=shape.window_patches,
         adapter_rank=config.lora.rank,
     )

@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from rsgrpo.errors import shown
-from rsgrpo.model.folder import ModelError, StoredTensor, stored_tensors
-from rsgrpo.weights.buckets import checkpoint_name
+from rsgrpo.model.families.family import Family
+from rsgrpo.model.folder import ModelError, StoredTensor, check_names, stored_tensors
 
-_SHOWN_NAMES = 3
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @contextmanager
@@ -68,26 +69,26 @@ class StoredWeights:
         folder: the folder of the model, with its weights as safetensors.
         model: the model without values (:func:`hollow_parameters`), its parameters named as its class names them. What
             is made of it later (adapters, another head) may rename them.
+        family: the family of the model.
 
     Raises:
-        ModelError: a file cannot be read, a tensor is missing or has another shape, or two that should be tied
+        ModelError: a file cannot be read, a tensor is missing, surplus or has another shape, or two that should be tied
             differ.
     """
 
-    def __init__(self, folder: Path, model: nn.Module) -> None:
+    def __init__(self, folder: Path, model: PreTrainedModel, family: Family) -> None:
         self._folder = folder
         self._handles: dict[Path, Any] = {}
         tensors = stored_tensors(folder)
+        check_names(model, family, tensors, folder)
         names: dict[nn.Parameter, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             stored = [
-                stored_name for stored_name in dict.fromkeys((checkpoint_name(name), name)) if stored_name in tensors
+                stored_name
+                for stored_name in dict.fromkeys((family.checkpoint_name(name), name))
+                if stored_name in tensors
             ]
             names.setdefault(parameter, []).extend(stored[:1])
-        missing = [name for name, parameter in model.named_parameters() if not names[parameter]]
-        if missing:
-            more = f" and {len(missing) - _SHOWN_NAMES} more" if len(missing) > _SHOWN_NAMES else ""
-            raise self._error(f"lacks the weights {', '.join(missing[:_SHOWN_NAMES])}{more}; fetch the model again")
         self._places = {parameter: (tensors[stored[0]].file, stored[0]) for parameter, stored in names.items()}
         self._check(names, tensors)
 

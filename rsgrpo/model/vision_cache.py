@@ -28,6 +28,7 @@ from torch import Tensor
 from rsgrpo.data.images.sources import image_bytes
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.io.atomic_files import PARTIAL_SUFFIX, replacing
+from rsgrpo.model.vision_tower import tower_features
 from rsgrpo.types import ImageRef
 
 if TYPE_CHECKING:  # seconds of imports for a name
@@ -292,7 +293,7 @@ class ImageFeatures:
             pixels: gives the image's pixels [patches, 1176] where features must be computed.
 
         Returns:
-            [tokens, H] in the tower's precision, on the device.
+            [tokens, (1 + levels) · H] in the tower's precision, on the device.
         """
         key = self._key(ref)
         found = self._store.read(key)
@@ -300,8 +301,8 @@ class ImageFeatures:
             self.counts.num_hits += 1
             return found.to(self._device)
         self.counts.num_misses += 1
-        patches = pixels().to(self._device, self._visual.dtype)
-        computed: Tensor = self._visual(patches, grid_thw=torch.tensor([grid], device=self._device)).pooler_output
+        patches = pixels().to(self._device)
+        computed = tower_features(self._visual, patches, torch.tensor([grid], device=self._device))
         self._store.write(key, computed, grid)
         return computed
 

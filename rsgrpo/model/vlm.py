@@ -1,4 +1,4 @@
-"""From a chat prompt with page images to what Qwen2.5-VL reads: ids, pixels, 3-D positions.
+"""From a chat prompt with page images to what the model reads: ids, pixels, 3-D positions.
 
 The pages come from ``images.load_image``, which the rollout engines use as well, so that both sides see
 the same pixels; the ids are checked against those that the engine reports. A prompt is encoded from its pages'
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import Qwen2_5_VLProcessor
+from transformers import ProcessorMixin
 
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.loading import image_size, load_image
@@ -174,7 +174,7 @@ class PromptEncoder:
 
     def __init__(
         self,
-        processor: Qwen2_5_VLProcessor,
+        processor: ProcessorMixin,
         *,
         rules: ImageRules,
         max_prompt_tokens: int,
@@ -286,7 +286,7 @@ class PromptEncoder:
             return dict(zip(unique, threads.map(self._image, unique), strict=True))
 
     def pixels(self, image: ProcessedImage) -> Tensor:
-        """A page's pixels [patches, 1176] float32 (3 channels · 2 frames · 14 · 14).
+        """A page's pixels [patches, 3 channels · 2 frames · pixels of a patch] float32: 1176 numbers for 14 × 14.
 
         Args:
             image: the image as it stands in an encoded prompt.

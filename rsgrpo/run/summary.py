@@ -185,6 +185,33 @@ class SearchSummary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineSummary:
+    """What became of the questions of one set at one depth of the search (``stage=eval eval.tasks=[pipeline/…]``).
+
+    Attributes:
+        num_questions: how many questions there are.
+        right: the share of questions with a right answer by the strict rule.
+        right_low: the lower end of the 95 % bootstrap interval of ``right``.
+        right_high: the upper end of the 95 % bootstrap interval of ``right``.
+        official_right: the share of questions with a right answer by the original's rule.
+        found_frac: the share of answerable questions whose gold pages were all found.
+        shown_frac: the share of answerable questions whose gold pages the model saw, all of them.
+        right_without_pages: how many answers are right though the model did not see all gold pages.
+        outcomes: how many questions had each outcome; they add up to ``num_questions``.
+    """
+
+    num_questions: int
+    right: float
+    right_low: float
+    right_high: float
+    official_right: float
+    found_frac: float
+    shown_frac: float
+    right_without_pages: int
+    outcomes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunSummary:
     """The whole run.
 
@@ -205,6 +232,7 @@ class RunSummary:
         evaluation_filters: what the filter in front of the model found and cost, by point, where there was one.
         benchmarks: the main metrics of the benchmarks in ``eval.tasks``, by task.
         searches: the measures of the data sets in ``eval.tasks`` that an embedder searches, by task and subset.
+        pipelines: what became of the questions of the pipelines in ``eval.tasks``, by set and depth.
         sft: what the supervised stage reached; None if it did not run.
         rl: what the reinforcement stage reached; None if it did not run.
         retrieval: how well pages were found, by point: ``before_retriever``, ``after_retriever``.
@@ -227,6 +255,7 @@ class RunSummary:
     evaluation_filters: dict[str, FilterMetrics] = field(default_factory=dict)
     benchmarks: dict[str, BenchmarkSummary] = field(default_factory=dict)
     searches: dict[str, SearchSummary] = field(default_factory=dict)
+    pipelines: dict[str, PipelineSummary] = field(default_factory=dict)
     sft: SftSummary | None = None
     rl: RlSummary | None = None
     retrieval: dict[str, RetrievalSummary] = field(default_factory=dict)

@@ -30,11 +30,12 @@ from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import LossConfig, OptimizerConfig
 from rsgrpo.io.manifest import FileDigest, digest
 from rsgrpo.model.attention.backend import BackendChoice
+from rsgrpo.model.families.table import as_published
 from rsgrpo.model.folder import load_processor
 from rsgrpo.model.lora import adapters_off
 from rsgrpo.model.micro_batch_pixels import MicroBatchPixels
 from rsgrpo.model.micro_batches import PackedSequence, Segment, pack, plan_micro_batches
-from rsgrpo.model.policy_model import MicroBatch, MicroBatchBuilder, group_sizes, take_vision_tower
+from rsgrpo.model.policy_model import MicroBatch, MicroBatchBuilder, group_sizes
 from rsgrpo.model.setup import (
     WorkerSpec,
     begin_process,
@@ -51,7 +52,7 @@ from rsgrpo.trainer.objective import RankTotals, row_loss, sum_totals
 from rsgrpo.trainer.rank_share import rank_files
 from rsgrpo.trainer.results import RankPass, RankStep, response_stats
 from rsgrpo.types import ResponseStats, TrainingGroup
-from rsgrpo.weights.buckets import bucket_checksum, checkpoint_name, flatten_bucket
+from rsgrpo.weights.buckets import bucket_checksum, flatten_bucket
 from rsgrpo.weights.transfer import BucketStager, StagedBucket, new_group
 
 _MEETING_TIMEOUT = timedelta(minutes=30)  # as long as gloo waits: ranks may come late where a model's files are slow
@@ -204,7 +205,7 @@ class PolicyWorker:
         opened = open_policy_model(folder, self._spec, self._processor)
         checksum = frozen_checksum(opened, self._spec)
         if self._features is not None:
-            take_vision_tower(opened.model)  # it is frozen: the policy's features are the reference's
+            opened.model.model.visual = None  # it is frozen: the policy's features are the reference's
         wrapped = wrap_model(opened.model, self._spec)
         self._reference = FrozenEngine(wrapped, self._config, device=self._spec.torch_device, weights=opened.weights)
         return checksum
@@ -362,11 +363,10 @@ class PolicyWorker:
         buckets: list[Any] = []
         checksum = 0
         for named in self._tensors(trainable_only=trainable_only, max_bytes=max_bucket_bytes):
-            if self._spec.rank:
-                continue
-            bucket = flatten_bucket([(checkpoint_name(name), tensor) for name, tensor in named])
-            checksum = bucket_checksum(bucket, checksum)
-            buckets.append(ray.put(bucket))
+            if not self._spec.rank:
+                bucket = flatten_bucket(as_published(self._model, named))
+                checksum = bucket_checksum(bucket, checksum)
+                buckets.append(ray.put(bucket))
         return GatheredWeights(buckets=tuple(buckets), checksum=checksum)
 
     def new_group(self) -> str:
@@ -389,7 +389,7 @@ class PolicyWorker:
         if self._stager is None:
             self._stager = BucketStager(kind, self._spec.torch_device)
         chunks = self._tensors(trainable_only=trainable_only, max_bytes=max_bucket_bytes)
-        self._stager.begin([(checkpoint_name(name), tensor) for name, tensor in named] for named in chunks)
+        self._stager.begin(as_published(self._model, named) for named in chunks)
 
     def next_bucket(self) -> StagedBucket | None:
         """Stage the next bucket; None after the last. The ranks gather it together."""

@@ -68,20 +68,6 @@ def flatten_bucket(named: Iterable[tuple[str, Tensor]]) -> WeightBucket:
     )
 
 
-def checkpoint_name(name: str) -> str:
-    """A parameter's name in a checkpoint, from its name in the loaded model.
-
-    ``save_pretrained`` writes the names that Qwen published, and vLLM's loaders read those.
-
-    Example:
-        ``model.language_model.norm.weight`` -> ``model.norm.weight``, ``model.visual.…`` -> ``visual.…``.
-    """
-    for loaded, written in (("model.language_model.", "model."), ("model.visual.", "visual.")):
-        if name.startswith(loaded):
-            return written + name.removeprefix(loaded)
-    return name
-
-
 def engine_layer(name: str) -> str:
     """The engine's layer that a parameter belongs to.
 

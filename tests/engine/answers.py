@@ -6,21 +6,20 @@ from collections.abc import Iterable, Mapping
 
 import ray
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.loading import load_image
 from rsgrpo.types import RolloutGroup
-from rsgrpo.weights.buckets import WeightVersion, bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
+from rsgrpo.weights.buckets import WeightVersion, bucket_checksum, flatten_bucket, format_checksum
 from rsgrpo.weights.update import WeightUpdate
 from tests.plain_forward import plain_logprobs
+from tests.tiny_model import checkpoint_name
 
 MAX_GAP_NATS = 1e-4
 
 
-def largest_gap(
-    groups: list[RolloutGroup], model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor
-) -> float:
+def largest_gap(groups: list[RolloutGroup], model: PreTrainedModel, processor: ProcessorMixin) -> float:
     """Between the engine's log-probabilities and transformers' own forward pass on the same ids."""
     gaps = []
     for group in groups:
@@ -38,8 +37,8 @@ def largest_gap(
 
 def largest_gap_by_version(
     groups: list[RolloutGroup],
-    models: Mapping[int, Qwen2_5_VLForConditionalGeneration],
-    processor: Qwen2_5_VLProcessor,
+    models: Mapping[int, PreTrainedModel],
+    processor: ProcessorMixin,
 ) -> float:
     """As ``largest_gap``, each token against the model of the version that sampled it.
 

@@ -31,10 +31,10 @@ from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import Config, DataConfig, ModelConfig, RolloutConfig, SamplingConfig
 from rsgrpo.model.folder import load_processor
 from rsgrpo.types import ImageRef, PromptedSample, RolloutGroup, Sample
-from rsgrpo.weights.buckets import WeightVersion, bucket_checksum, checkpoint_name, flatten_bucket, format_checksum
+from rsgrpo.weights.buckets import WeightVersion, bucket_checksum, flatten_bucket, format_checksum
 from tests.engine.answers import largest_gap, largest_gap_by_version, num_mixed
 from tests.engine.broken_model import break_model, engine_processes
-from tests.tiny_model import make_group
+from tests.tiny_model import checkpoint_name, make_group
 
 RAISED = 8
 MAX_MODEL_TOKENS = 512

@@ -21,11 +21,10 @@ from rsgrpo.config import (
 )
 from rsgrpo.model.lora import adapter_layers, adapter_parameters, exported_parameters
 from rsgrpo.trainer.faults import TrainerMemoryError
-from rsgrpo.weights.buckets import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
 from tests.engine.worlds import World
 from tests.packed import Packed
-from tests.tiny_model import make_group
+from tests.tiny_model import checkpoint_name, make_group
 
 pytestmark = pytest.mark.engine
 

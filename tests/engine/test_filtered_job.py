@@ -1,4 +1,4 @@
-"""A whole evaluation behind the filter: the policy judges pages at low resolution, and answers from those it keeps."""
+"""A checkpoint on the test questions, behind the filter: it judges pages at low resolution, answers from the best."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ pytestmark = pytest.mark.engine
 LOW = 56 * 56
 
 
-def test_an_evaluation_answers_from_the_pages_that_the_policy_finds(tmp_path: Path) -> None:
+def test_a_checkpoint_answers_the_test_questions_from_the_pages_that_it_finds(tmp_path: Path) -> None:
+    base = build_tiny_model(tmp_path / "base", hidden=128, tie=True, seed=5)
     folder = build_tiny_model(tmp_path / "model", hidden=128, tie=True)
     pages = write_images(tmp_path / "data" / "imgs", [(112, 84)] * 6)
     rows = [
@@ -41,13 +42,13 @@ def test_an_evaluation_answers_from_the_pages_that_the_policy_finds(tmp_path: Pa
          "posImgs": [pages[number].path]}
         for number, question in enumerate(("Who signed?", "What is the total?"))
     ]  # fmt: skip
-    (tmp_path / "data" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "data" / "top3_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = Config(
         name="filtered",
         stage="eval",
         run_dir=str(tmp_path / "run"),
-        model=ModelConfig(path=str(folder), dtype="float32"),
-        data=DataConfig(test_path=str(tmp_path / "data" / "test.jsonl"), min_pixels=784, max_images=2),
+        model=ModelConfig(path=str(base), dtype="float32"),
+        data=DataConfig(test_path=str(tmp_path / "data"), min_pixels=784, max_images=2),
         prompt=PromptConfig(path="configs/prompt/quickstart.jinja"),
         filter=QueryFilterConfig(
             enabled=True, stages=[FilterStageConfig(top_k=2, threshold=0.0, max_pixels=LOW)], yes="y", no="n"
@@ -59,14 +60,17 @@ def test_an_evaluation_answers_from_the_pages_that_the_policy_finds(tmp_path: Pa
             max_batched_tokens=512,
             enforce_eager=True,
         ),
-        eval=EvalConfig(sampling=SamplingConfig(temperature=0.0, max_response_tokens=4)),
+        eval=EvalConfig(checkpoint=str(folder), sampling=SamplingConfig(temperature=0.0, max_response_tokens=4)),
         cluster=ClusterConfig(device="cpu"),
         logging=LoggingConfig(wandb_mode="disabled", tensorboard=False),
     )
     assert run(config) is not None
+    summary = read_summary(tmp_path / "run" / "summary.json")
+    assert {point: metrics.num_responses for point, metrics in summary.evaluations.items()} == {"checkpoint": 2}
     point = tmp_path / "run" / "evaluations" / "checkpoint"
     filtered = [json.loads(line) for line in (point / "filter.jsonl").read_text().splitlines()]
     answered = [json.loads(line) for line in (point / "predictions.jsonl").read_text().splitlines()]
+    assert [answer["qid"] for answer in answered] == ["q0", "q1"]
 
     judge = ForwardJudge(folder, config.data.image_rules, "model.path=tiny")
     scorer = YesNoScorer(
@@ -83,7 +87,7 @@ def test_an_evaluation_answers_from_the_pages_that_the_policy_finds(tmp_path: Pa
         assert said["kept"] == answer["page_numbers"] == [index + 1 for index in best]
         assert answer["imgs"] == [pages[index].path for index in best]
 
-    metrics = read_summary(tmp_path / "run" / "summary.json").evaluation_filters["checkpoint"]
+    metrics = summary.evaluation_filters["checkpoint"]
     # 112 × 84: 4 × 3 tokens; at 56 × 56 pixels 64 × 48, rounded to 56 × 56: 4 tokens. Six pages were judged, two shown.
     assert (metrics.unfiltered_image_tokens, metrics.answer_image_tokens, metrics.filter_image_tokens) == (72, 24, 24)
     assert (metrics.answer_ratio, metrics.total_ratio) == (3.0, 1.5)

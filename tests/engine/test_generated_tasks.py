@@ -19,8 +19,8 @@ from rewards.boxes import find_boxes
 from rollout.pool import RolloutPool
 from rsgrpo.config import Config, QuickstartConfig, load_config, register_schema
 from rsgrpo.data.evisrag_files import load_samples
-from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 from rsgrpo.data.synthetic.tasks import write_task
+from rsgrpo.model.quickstart_model import build_quickstart_model
 from rsgrpo.prompts.template import PromptBuilder
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.run.progress import Progress

@@ -13,10 +13,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import Config, DataConfig, Dtype, LoraConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.types import TrainingGroup
-from rsgrpo.weights.buckets import checkpoint_name
 from tests.engine.reloading_worker import ReloadingWorker as Rank
 from tests.engine.worlds import World
-from tests.tiny_model import build_tiny_model
+from tests.tiny_model import build_tiny_model, checkpoint_name
 
 pytestmark = pytest.mark.engine
 

@@ -10,14 +10,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
-
-from rsgrpo.config import QuickstartConfig
-from rsgrpo.data.synthetic.quickstart_model import build_quickstart_model
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -72,13 +67,6 @@ def stamps() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield importlib.import_module("haystack_stamps")
-
-
-@pytest.fixture(scope="module")
-def training() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("haystack_training")
 
 
 @given(page=st.integers(0, 19), seed=st.integers(0, 99))
@@ -185,18 +173,3 @@ def test_captions_are_taken_that_a_word_of_their_own_tells_apart(stamps: ModuleT
 def test_a_caption_that_comes_twice_is_never_taken(stamps: ModuleType, captions: list[str]):
     taken = stamps.told_apart(captions)
     assert all(captions.count(captions[index]) == 1 and "ox" not in captions[index] for index in taken)
-
-
-def test_a_policy_gets_an_embedders_weights_and_a_tied_head(training: ModuleType, tmp_path: Path):
-    sizes = QuickstartConfig(text_hidden=16, text_layers=1, text_heads=2, vision_hidden=16, vision_heads=2)
-    start = build_quickstart_model(sizes, tmp_path / "start", 0, ["one two"])
-    other = build_quickstart_model(sizes, tmp_path / "other", 1, ["one two"])
-    embedder = Qwen2_5_VLModel.from_pretrained(other)
-    embedder.save_pretrained(tmp_path / "embedder")  # as an embedder lies there: without a head
-    folder = training.policy_from_embedder(tmp_path / "embedder", start, tmp_path / "policy")
-    policy = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
-    expected = embedder.state_dict()
-    assert all(torch.equal(weights, expected[name]) for name, weights in policy.model.state_dict().items())
-    assert policy.lm_head.weight is policy.get_input_embeddings().weight
-    assert policy.generation_config.eos_token_id is not None
-    assert (folder / "tokenizer.json").read_bytes() == (start / "tokenizer.json").read_bytes()

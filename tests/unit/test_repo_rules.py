@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SLOW_FILES
+from tests.conftest import SLOW_FILES, WITHOUT_RAY
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("rsgrpo", "recipes", "rewards", "rollout")
@@ -169,3 +169,14 @@ def test_the_list_of_slow_test_files_names_files() -> None:
     listed = SLOW_FILES.read_text().split()
     assert listed == sorted(set(listed))
     assert [name for name in listed if not (REPOSITORY / name).is_file()] == []
+
+
+_STARTS_RAY = {"ray", "vllm", "rollout", "tests.engine.local_ray", "tests.engine.train_process", "recipes.pipeline"}
+
+
+def test_files_of_ranks_alone_import_nothing_that_starts_ray_or_vllm() -> None:
+    for name in WITHOUT_RAY:
+        nodes = list(ast.walk(ast.parse((REPOSITORY / name).read_text())))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        assert not {one for one in names if one in _STARTS_RAY or one.partition(".")[0] in _STARTS_RAY}, name

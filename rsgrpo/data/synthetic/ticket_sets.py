@@ -50,7 +50,7 @@ class RetrieverPaths:
     Attributes:
         train_path: a JSONL file of training pairs with ``query``, ``image`` (relative to the file's folder) and
             ``source``.
-        test_path: a folder in VisRAG's layout (corpus, queries, qrels), which
+        test_path: a folder in VisRAG's layout (corpus, queries with answers, qrels with what stands on the page), which
             :func:`rsgrpo.retrieval.measuring.relevance_files.read_retrieval_set` reads.
     """
 
@@ -152,7 +152,8 @@ def _write_test(folder: Path, tickets: Sequence[Ticket], config: QuickstartConfi
         path = f"{ticket.page_id}.png"
         corpus.append({"corpus-id": ticket.page_id, "image": {"bytes": buffer.getvalue(), "path": path}})
         queries.append({"query-id": query_id, "query": query, "answer": NUMBERS[ticket.digit]})
-        qrels.append({"query-id": query_id, "corpus-id": ticket.page_id, "score": 1})
+        judgement = {"query-id": query_id, "corpus-id": ticket.page_id, "score": 1}
+        qrels.append({**judgement, "evidence": ticket.transcript})  # by which reading is told from reasoning
     for part, rows in (("corpus", corpus), ("queries", queries), ("qrels", qrels)):
         _write_rows(folder / part / _SPLIT_FILE, rows)
 

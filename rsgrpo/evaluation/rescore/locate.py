@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rsgrpo.evaluation.benchmarks.base import Benchmark
 from rsgrpo.evaluation.benchmarks.milebench import MileBenchmark
+from rsgrpo.evaluation.benchmarks.visrag_gen import VisRagGenBenchmark
 from rsgrpo.io.natural_order import visible_files
 
 
@@ -34,6 +35,9 @@ def data_place(benchmark: Benchmark, place: Path) -> Path | None:
         if place.name.startswith("EVisRAG-Test-") and place.name != folder.name:
             return None  # another set's
         return None if any(place.glob("EVisRAG-Test-*")) else place
+    if isinstance(benchmark, VisRagGenBenchmark):
+        folders = (place / f"VisRAG-Ret-Test-{set_name}", place / benchmark.name.split("/")[1], place)
+        return next((folder for folder in folders if any(folder.glob("queries*"))), None)
     if isinstance(benchmark, MileBenchmark):
         file_name = f"{benchmark.set_name}.json"
         candidates = (place / set_name / file_name, place / file_name)
@@ -64,5 +68,9 @@ def predictions_place(benchmark: Benchmark, place: Path) -> Path | None:
         return next((file for file in candidates if file.is_file()), None)
     if family == "mig_bench":
         files = visible_files(place, f"*_{benchmark.name.rpartition('/')[2]}.json")
+        return files[0] if len(files) == 1 else None
+    if isinstance(benchmark, VisRagGenBenchmark):
+        ending = "oracle" if benchmark.setting == "oracle" else f"{benchmark.setting}_top*"
+        files = sorted(place.rglob(f"*_{benchmark.set_name}_{ending}_history.jsonl"))
         return files[0] if len(files) == 1 else None
     return place

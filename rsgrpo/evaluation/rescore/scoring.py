@@ -22,8 +22,10 @@ from rsgrpo.evaluation.benchmarks.base import (
     PredictionFile,
     pair_predictions,
 )
+from rsgrpo.evaluation.benchmarks.visrag_gen import VisRagGenBenchmark, gen_sample
 from rsgrpo.evaluation.rescore.locate import family_of
 from rsgrpo.io.ids import near_misses
+from rsgrpo.retrieval.measuring.relevance_files import read_queries
 from rsgrpo.types import Sample
 
 _SHOWN_PATH, _SHOWN_COLUMNS, _SHOWN_ID = 100, 60, 24  # characters, so that a whole message stays below 500
@@ -70,6 +72,8 @@ def read_data(benchmark: Benchmark, place: Path) -> DataSet:
         DataError: there is no such data set.
         BenchmarkError: none of the data set's records can be used.
     """
+    if isinstance(benchmark, VisRagGenBenchmark):
+        return _gen_data(benchmark, place)
     options = ReaderOptions(check_media=False, on_bad_record="skip", max_skipped_frac=1.0)
     samples, report = read_samples(family_of(benchmark), place, options=options)
     if not samples:
@@ -83,6 +87,18 @@ def read_data(benchmark: Benchmark, place: Path) -> DataSet:
         skipped=report.counts(),
         remarks={finding.reason: finding.count for finding in report.remarks},
     )
+
+
+def _gen_data(benchmark: VisRagGenBenchmark, folder: Path) -> DataSet:
+    queries = read_queries(folder)
+    samples = tuple(sample for query in queries if (sample := gen_sample(query, benchmark.name)) is not None)
+    if not samples:
+        raise BenchmarkError(
+            f"{benchmark.name}: none of {len(queries)} queries of {shown(folder)} has an answer; give VisRAG's own set "
+            "with --data"
+        )
+    left_out = len(queries) - len(samples)
+    return DataSet(samples=samples, skipped={"no answer": left_out} if left_out else {}, remarks={})
 
 
 def rescore(

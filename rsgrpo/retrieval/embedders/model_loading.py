@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from rsgrpo.config.embedder import EmbedderConfig
-from rsgrpo.data.hub import hub_problem
+from rsgrpo.data.hub import HubError, fetch_from_hub
 from rsgrpo.errors import shown
 from rsgrpo.io.atomic_files import read_json_object
 from rsgrpo.retrieval.embedders.embedder import EmbeddingError
@@ -42,14 +42,12 @@ def model_folder(config: EmbedderConfig) -> Path:
         raise EmbeddingError("embedder.model is empty; name a folder, or a model on the hub")
     folder = Path(config.model)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
         try:
-            folder = Path(snapshot_download(config.model, revision=config.revision or None))
-        except Exception as error:  # whatever its network library raises
+            folder = fetch_from_hub(config.model, "model", revision=config.revision)
+        except HubError as error:
             raise EmbeddingError(
-                f"embedder.model={shown(config.model)!r} is neither a folder nor a model that the hub gives: "
-                f"{hub_problem(error, 'model')}; give a folder, or check the name and the network"
+                f"embedder.model={shown(config.model)!r} is neither a folder nor a model that the hub gives: {error}; "
+                "give a folder, or check the name and the network"
             ) from error
     if (folder / _ADAPTER_FILE).exists():
         raise EmbeddingError(

@@ -167,6 +167,23 @@ def read_judged_queries(folder: Path, *, split: str = "train", query_template: s
     return JudgedQueries(queries=tuple(query for query in queries if query.query_id in relevant), relevant=relevant)
 
 
+def read_queries(folder: Path, *, split: str = "train") -> tuple[RetrievalQuery, ...]:
+    """Read all queries of a data set in VisRAG's layout, which need be neither judged nor have a corpus.
+
+    Args:
+        folder: the folder that holds ``queries``.
+        split: the split whose files are read where there are several.
+
+    Returns:
+        The queries, in file order.
+
+    Raises:
+        DataError: the queries are missing or broken; the message names file and row.
+    """
+    rows = _identified_rows(folder, "queries", split)
+    return tuple(_query(query_id, row, "<query>", place) for _, place, query_id, row in rows)
+
+
 def read_retrieval_set(
     folder: Path, *, split: str = "train", query_template: str = "<query>", media_folder: str = ""
 ) -> RetrievalSet:
@@ -268,8 +285,20 @@ def fill_template(template: str, row: Mapping[str, object]) -> str:
     return _MARKER.sub(lambda marker: "" if row.get(marker[1]) is None else str(row[marker[1]]), template)
 
 
-def _rows(folder: Path, part: str, split: str) -> Iterator[tuple[Path, str, dict[str, Any]]]:
-    """Read every row of a part: its file, its place for messages, and its columns."""
+def part_rows(folder: Path, part: str, split: str) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+    """Read every row of a part of a data set.
+
+    Args:
+        folder: the folder of the data set.
+        part: one of ``PARTS``.
+        split: the split whose files are read where there are several.
+
+    Yields:
+        The file of each row, its place for messages, and its columns.
+
+    Raises:
+        DataError: the part is missing, or a row is none.
+    """
     for file in _files(folder, part, split):
         for index, record in enumerate(raw_records(file, prefix="item")):
             place = place_of(file, record, index)
@@ -295,7 +324,7 @@ def _files(folder: Path, part: str, split: str) -> list[Path]:
 def _identified_rows(folder: Path, part: str, split: str) -> Iterator[tuple[Path, str, str, dict[str, Any]]]:
     """Read every row of a part: its file, its place for messages, its id and its columns; no id comes twice."""
     places: dict[str, str] = {}
-    for file, place, row in _rows(folder, part, split):
+    for file, place, row in part_rows(folder, part, split):
         key = next((key for key in ID_KEYS if row.get(key) is not None), None)
         found = None if key is None else plain_id(row[key])
         if found is None:
@@ -360,7 +389,7 @@ def _page(page_id: str, row: Mapping[str, Any], finder: MediaFinder, place: str)
 def _judgements(folder: Path, split: str) -> dict[str, dict[str, int]]:
     relevant: dict[str, dict[str, int]] = {}
     places: dict[tuple[str, str], str] = {}
-    for _, place, row in _rows(folder, "qrels", split):
+    for _, place, row in part_rows(folder, "qrels", split):
         query_id, page_id = (plain_id(row.get(key)) for key in ("query-id", "corpus-id"))
         score = row.get("score")
         if query_id is None or page_id is None or score is None:

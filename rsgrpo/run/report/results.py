@@ -64,8 +64,8 @@ def collect_evaluations(summary: RunSummary | None, rows: Sequence[MetricRow]) -
             metrics[point] = dataclasses.asdict(evaluation) | rewards | filtered
         for point, measures in summary.retrieval.items():
             metrics[point] = {**measures.numbers(), "num_responses": measures.num_queries}
-    if summary is not None and (summary.benchmarks or summary.searches):
-        return _benchmark_evaluations(summary) + _search_evaluations(summary)
+    if summary is not None and (summary.benchmarks or summary.searches or summary.pipelines):
+        return _benchmark_evaluations(summary) + _search_evaluations(summary) + _pipeline_evaluations(summary)
     order = [point for point in _POINTS if point in metrics] + [point for point in metrics if point not in _POINTS]
     return [
         {
@@ -126,6 +126,24 @@ def _search_evaluations(summary: RunSummary) -> list[dict[str, Any]]:
             "questions": found.num_queries,
         }
         for task, found in summary.searches.items()
+    ]
+
+
+def _pipeline_evaluations(summary: RunSummary) -> list[dict[str, Any]]:
+    """Shares of all questions: right, and lost in each of the ways that occurred."""
+    return [
+        {
+            "point": task,
+            "label": task,
+            "bars": [
+                {"key": outcome, "name": outcome.replace("_", " ").capitalize(), "value": round(share, 6)}
+                for outcome, share in (
+                    (outcome, count / max(1, found.num_questions)) for outcome, count in found.outcomes.items()
+                )
+            ],
+            "questions": found.num_questions,
+        }
+        for task, found in summary.pipelines.items()
     ]
 
 

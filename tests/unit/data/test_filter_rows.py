@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rsgrpo.config import ConfigError, DistractorConfig
 from rsgrpo.data.files import DataError
-from rsgrpo.data.filter_rows import as_let_through, random_distractors, with_more_pages
+from rsgrpo.data.filter_rows import let_through, random_distractors, with_more_pages
 from rsgrpo.data.mixture import noisy_relevance
 from rsgrpo.types import ImageRef, Sample
 
@@ -64,14 +64,14 @@ def test_labels_are_golds_until_the_noise_begins() -> None:
     assert 0.05 < np.mean(noisy) < 0.15
 
 
-def test_a_question_is_shown_what_a_filter_lets_through_under_its_numbers() -> None:
-    found = as_let_through(SAMPLES[0], NOISE, np.random.default_rng(0), epoch=0.0)
-    assert (found.page_numbers, found.positive_images) == ((2,), (0,))
-    assert found.gold_response == "<evidence>[2]: a dog\n</evidence>"
-    many = sample(99, num_pages=41)
-    shown = [as_let_through(many, NOISE, np.random.default_rng(seed), epoch=1.0) for seed in range(20)]
-    assert all(2 in found.page_numbers for found in shown)
-    assert max(len(found.page_numbers) for found in shown) > 1
+def test_a_filter_lets_gold_pages_through_and_sometimes_wrong_ones() -> None:
+    exact, wrong = DistractorConfig(), DistractorConfig(relevance="filter", noise_chance=1.0)
+    assert let_through(SAMPLES[0], exact, np.random.default_rng(0)) == (1,)
+    many = sample(99, num_pages=41, gold=(3, 40))
+    found = [let_through(many, wrong, np.random.default_rng(seed)) for seed in range(20)]
+    assert all({3, 40} <= set(kept) and list(kept) == sorted(kept) for kept in found)
+    # At most round(0.15 × 39) = 6 of the others.
+    assert 2 < max(map(len, found)) <= 2 + 6
 
 
 def test_a_question_without_gold_pages_is_refused() -> None:
@@ -80,6 +80,6 @@ def test_a_question_without_gold_pages_is_refused() -> None:
     with pytest.raises(DataError, match="names no gold page"):
         with_more_pages(unknown, random_distractors(SAMPLES, rng), NOISE, rng)
     with pytest.raises(DataError, match="names no gold page"):
-        as_let_through(unknown, NOISE, rng)
+        let_through(unknown, NOISE, rng)
     with pytest.raises(ConfigError, match="noise_from_epoch=-1"):
         DistractorConfig(noise_from_epoch=-1)

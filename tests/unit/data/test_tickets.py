@@ -17,6 +17,7 @@ from PIL import Image
 from rsgrpo.config import ConfigError, DataConfig, QuickstartConfig
 from rsgrpo.data.evisrag_files import load_samples
 from rsgrpo.data.images.loading import load_image
+from rsgrpo.data.synthetic.__main__ import main as make_data
 from rsgrpo.data.synthetic.cards import COLOURS
 from rsgrpo.data.synthetic.gold_responses import REFUSAL
 from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus
@@ -212,3 +213,17 @@ def test_pages_too_small_for_marks_are_refused():
         QuickstartConfig(task="tickets", image_pixels=28)
     with pytest.raises(ConfigError, match=r"quickstart.num_test_pages=4"):
         QuickstartConfig(num_test_pages=4)
+
+
+def test_the_command_writes_what_the_quickstart_of_the_retriever_trains_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "made"
+    assert make_data(["tickets", str(folder), "--train", "40", "--test", "30", "--seed", "7"]) == 0
+    assert capsys.readouterr().out == f"'retriever.data=[{folder}/train.jsonl]' retriever.test_path={folder}/test\n"
+    build_retriever_data(SMALL, tmp_path / "built", 7)
+    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
+    assert names == sorted(str(file.relative_to(tmp_path / "built")) for file in (tmp_path / "built").rglob("*"))
+    for name in names:
+        if (folder / name).is_file():
+            assert (folder / name).read_bytes() == (tmp_path / "built" / name).read_bytes(), name

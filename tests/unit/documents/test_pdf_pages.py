@@ -138,3 +138,23 @@ def test_texts_can_be_written_as_utf_8() -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         RenderSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_words_have_their_places_on_the_page_as_it_is_rendered(tmp_path: Path) -> None:
+    upright, turned = (
+        list(opened(tmp_path / f"{rotate}.pdf", make_pdf([PdfPage(text="Total 42", rotate=rotate)])).words(1))
+        for rotate in (0, 90)
+    )
+    assert [word.text for word in upright] == [word.text for word in turned] == ["Total", "42"]
+    for word, other in zip(upright, turned, strict=True):
+        # turned clockwise, what was at x from the left is at x from the top, and what was at y is at 1 - y
+        assert other.box.top == pytest.approx(word.box.left, abs=0.001)
+        assert other.box.right == pytest.approx(1 - word.box.top, abs=0.001)
+    assert upright[0].box.right < upright[1].box.left
+
+
+def test_a_page_without_text_has_no_words_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    pdf = opened(tmp_path / "a.pdf", make_pdf([PdfPage()]))
+    assert list(pdf.words(1)) == []
+    with pytest.raises(DocumentError, match="missing or damaged"):
+        list(pdf.words(2))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from recipes.evaluation.benchmark_requests import TaskRequests, load_tasks
+from recipes.evaluation.benchmark_requests import load_tasks
+from recipes.evaluation.task_records import TaskRequests
 from rsgrpo.config import ConfigError, DataConfig
 from rsgrpo.data.files import DataError
 from rsgrpo.evaluation.benchmarks.base import BenchmarkError

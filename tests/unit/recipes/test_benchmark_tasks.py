@@ -13,10 +13,10 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from recipes.evaluation.answering import Answer
-from recipes.evaluation.benchmark_requests import BenchmarkRequest, TaskRequests
 from recipes.evaluation.benchmark_scores import score_task, scored_text
 from recipes.evaluation.benchmark_tasks import run_benchmarks
 from recipes.evaluation.endpoint import EndpointError
+from recipes.evaluation.task_records import BenchmarkRequest, TaskRequests
 from rsgrpo.config import (
     Config,
     ConfigError,

@@ -159,6 +159,24 @@ def test_rows_are_filtered_and_keep_the_numbers_of_their_pages(pages, made, caps
     assert "gold pages kept 100.0%, kept pages that are gold 50.0%" in capsys.readouterr().out
 
 
+def test_rows_keep_gold_pages_and_their_lines_where_nobody_is_asked(pages, capsys) -> None:
+    lines = [f"[{number}]: no relevant information" for number in (1, 2, 3)]
+    rows = []
+    for number, row in enumerate(_rows(pages)):
+        shown = [*lines[:number], f"[{number + 1}]: grey", *lines[number + 1 :]]
+        rows.append({**row, "answer": "<evidence>" + "\n".join(shown) + "</evidence><answer>grey</answer>"})
+    rows.append({**rows[0], "qid": "unknown", "posImgs": []})
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["--data", "train.jsonl", "--out", "shown.jsonl", "--by-gold"]) == 0
+    told = capsys.readouterr()
+    assert told.err == "1 questions without a gold page are left out\n"
+    assert "gold pages kept 100.0%" in told.out
+    written = [json.loads(line) for line in Path("shown.jsonl").read_text().splitlines()]
+    # Of two other pages at most round(0.15 × 2) = 0 are taken too many.
+    assert [row["page_numbers"] for row in written] == [[1], [2], [3]]
+    assert written[1]["answer"] == "<evidence>[2]: grey\n</evidence><answer>grey</answer>"
+
+
 def test_a_calibration_is_fitted_kept_and_used(tmp_path, pages, made, capsys) -> None:
     Path("dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _rows(pages)))
     assert main(["Which is 90", *pages, "--embedder", "m"], made[1]) == 1
@@ -195,8 +213,10 @@ def test_a_model_says_yes_or_no(pages, tmp_path, capsys) -> None:
         (["Who?", "10.png", "filter.stage=[]"], "filter.stage does not fit"),
         (["Who?", "10.png", "--embedder", "m", "documents.dpi=3"], "leave them out here"),
         (["Who?", "--data", "q.jsonl"], "--data brings its own questions"),
+        (["Who?", "10.png", "--by-gold"], "--by-gold filters the rows of a data set"),
+        (["--data", "q.jsonl", "--by-gold", "--embedder", "m"], "--by-gold asks nobody"),
     ],
-    ids=["nothing", "no page", "no model", "unreadable", "choice", "key", "group", "two sources"],
+    ids=["nothing", "no page", "no model", "unreadable", "choice", "key", "group", "two sources", "gold", "both"],
 )
 def test_a_call_that_cannot_work_is_one_sentence(pages, made, capsys, arguments, words) -> None:
     assert main(arguments, made[1]) in (1, 2)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from qdrant_client import QdrantClient
 
-from recipes.indexing.index_command import Changes, embedding_line
+from recipes.indexing.embedding_lines import embedding_line
+from recipes.indexing.index_command import Changes
 from recipes.indexing.index_command import main as index_documents
 from recipes.indexing.search_command import main as search_index
 from recipes.indexing.settings import embedder_settings, index_settings, split_settings

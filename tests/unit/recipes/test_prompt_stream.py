@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,3 +60,30 @@ def test_too_few_questions_are_refused() -> None:
     stream = PromptStream(_prompts(3), seed=0, shuffle=True)
     with pytest.raises(RsgrpoError, match="needs 4 different questions, the data set has 3"):
         stream.take(4)
+
+
+def test_pages_are_searched_again_every_so_many_steps_also_by_a_process_that_goes_on() -> None:
+    numbers: list[int] = []
+
+    def search_again(number: int) -> tuple[list[PromptedSample], dict[str, float]]:
+        numbers.append(number)
+        return [replace(prompt, prompt=replace(prompt.prompt, text=f"{number}")) for prompt in _prompts(3)], {
+            "n": number
+        }
+
+    stream = PromptStream(_prompts(3), seed=0, shuffle=False)
+    stream.search_every(2, search_again)
+    found = [dict(stream.find_pages(step)) for step in range(5)]
+    assert found == [{}, {}, {"n": 1}, {}, {"n": 2}] and numbers == [1, 2]
+    # Steps 0 and 1 show what was found before them, steps 2 and 3 the first search, step 4 the second.
+    assert stream.take(1)[0].prompt.text == "2"
+    resumed = PromptStream(_prompts(3), seed=0, shuffle=False)
+    resumed.search_every(2, search_again)
+    assert resumed.find_pages(3) == {"n": 1}
+
+
+def test_a_search_that_gives_other_questions_is_refused() -> None:
+    stream = PromptStream(_prompts(3), seed=0, shuffle=False)
+    stream.search_every(1, lambda number: (_prompts(2), {}))
+    with pytest.raises(ValueError, match="gave other questions"):
+        stream.find_pages(1)

@@ -25,7 +25,7 @@ from rsgrpo.config import (
     ScopeConfig,
 )
 from rsgrpo.trainer.policy import Policy
-from rsgrpo.types import ImageRef
+from rsgrpo.types import ImageRef, PromptedSample
 from tests.unit.recipes.rl_fakes import (
     QUESTIONS,
     FakeEngine,
@@ -149,24 +149,29 @@ def test_staleness_is_bounded_on_both_sides() -> None:
 
 def test_groups_of_a_checkpoint_look_for_their_pages_where_the_data_lie_now() -> None:
     engine = FakeEngine()
-    carried, ahead, unknown = (
-        FakeScorer().score(engine.generate([prompted], num_samples=2, sampling=SamplingConfig(), seed=1))[0]
-        for prompted in (QUESTIONS[1], QUESTIONS[2], QUESTIONS[3])
-    )
-    state = RsGrpoState(leftover=[carried], prefetched=Batch(groups=(ahead, unknown), metrics={}, seconds={}))
-    moved = [
+    old = [_over_pages(prompted, "/old", "a", "b") for prompted in QUESTIONS[:5]]
+    carried, ahead, unknown, other = (
         dataclasses.replace(
-            prompted, prompt=dataclasses.replace(prompted.prompt, images=(ImageRef(path="p", file="/new/p"),))
+            FakeScorer().score(engine.generate([prompted], num_samples=2, sampling=SamplingConfig(), seed=1))[0],
+            prompt=prompted.prompt,
         )
-        for prompted in QUESTIONS[:3]
-    ]
-    state.find_images(moved)
+        for prompted in old[1:]
+    )
+    state = RsGrpoState(leftover=[carried], prefetched=Batch(groups=(ahead, unknown, other), metrics={}, seconds={}))
+    # The data lie elsewhere; of the last question a retriever has found other pages since.
+    moved = [_over_pages(prompted, "/new", "a", "b") for prompted in QUESTIONS[:3]]
+    state.find_images([*moved, _over_pages(QUESTIONS[4], "/new", "a", "c")])
     assert state.prefetched is not None
     found = [*state.leftover, *state.prefetched.groups]
-    assert [group.prompt for group in found] == [moved[1].prompt, moved[2].prompt, unknown.prompt]
+    assert [group.prompt for group in found] == [moved[1].prompt, moved[2].prompt, old[3].prompt, old[4].prompt]
     # Nothing else of them changes.
-    for group, before in zip(found, (carried, ahead, unknown), strict=True):
+    for group, before in zip(found, (carried, ahead, unknown, other), strict=True):
         assert group.rollouts == before.rollouts and group.prompt_token_ids is before.prompt_token_ids
+
+
+def _over_pages(prompted: PromptedSample, folder: str, *pages: str) -> PromptedSample:
+    images = tuple(ImageRef(path=page, file=f"{folder}/{page}") for page in pages)
+    return dataclasses.replace(prompted, prompt=dataclasses.replace(prompted.prompt, images=images))
 
 
 def test_a_batch_sampled_ahead_is_left_where_the_run_goes_on_without_sampling_ahead() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.indexing.search_command import main as search_index
+from recipes.indexing.searching import Question, SearchBy, search, search_all
 from recipes.indexing.tune_command import main as tune_search
 from recipes.indexing.updating import update_index
 from rsgrpo.config.documents import RenderSettings
@@ -16,6 +17,7 @@ from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.documents.page_store import PageStore
 from rsgrpo.retrieval.embedders.embedder import PageImage
 from rsgrpo.retrieval.index.flat_index import create_index, open_index
+from rsgrpo.retrieval.index.page_index import ALL_PAGES
 from rsgrpo.retrieval.text.hybrid import read_tuned
 from rsgrpo.types import FloatArray
 from tests.unit.documents.handmade_pdfs import PdfPage, make_pdf, text_pages
@@ -149,6 +151,28 @@ def test_a_tuned_weight_is_used_until_the_index_changes(
         "was tuned for another state of the index: pages or their texts have changed (16 pages then, 5 now)"
         in (found_pages(capsys)[1])
     )
+
+
+def test_many_questions_find_what_each_of_them_finds_alone(folder: Path, tmp_path: Path) -> None:
+    asked = [f"word{number} {number + 1}" if number % 2 else f"nothing {number}" for number in range(14)]
+    questions = [*asked, "common 3", "? 7"]  # the last has no word to search for
+    index = open_index(folder)
+
+    def alone(text: str, by: SearchBy | None) -> list[str]:
+        question = Question(text=text, k=3, allowed=ALL_PAGES)
+        found = search(index, folder, question, by, "", SignEmbedder).pages
+        return [hit.page.page_id for hit in found]
+
+    def together(by: SearchBy | None) -> list[list[str]]:
+        found = search_all(index, folder, questions, 3, by, SignEmbedder)
+        return [[hit.page.page_id for hit in pages] for pages in found]
+
+    assert together(None) == together("vector") == [alone(text, None) for text in questions]
+    assert together("text") == [*(alone(text, "text") for text in questions[:-1]), []]
+    queries = write_queries(tmp_path / "judged", *((text, number + 1) for number, text in enumerate(asked)))
+    assert tune(folder, queries) == 0
+    assert together(None) == together("hybrid") == [alone(text, None) for text in questions]
+    assert together(None) != together("vector")
 
 
 def test_where_the_text_finds_everything_no_embedder_is_loaded_any_more(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from recipes.filtering.command import main as filter_pages
 from recipes.filtering.train_command import main
+from rsgrpo.run.logger import read_metrics
 from tests.tiny_model import build_tiny_model
 
 SMALL = (
@@ -55,6 +58,17 @@ def test_a_trained_head_judges_pages(data, tmp_path, capsys) -> None:
     told = capsys.readouterr()
     assert "held-out AUC: " in told.out and "step 1/1  loss " in told.err
     assert main([data, "--model", str(folder), "--out", "head"]) == 2
+    settings_read = yaml.safe_load(Path("head/config.yaml").read_text())
+    assert (settings_read["data"], settings_read["max_distractors"]) == (data, 1)
+    assert settings_read["filter"]["head_training"]["max_steps"] == 1  # given
+    assert settings_read["filter"]["head_training"]["positive_weight"] == 5.0  # a default
+    (row,) = read_metrics(Path("head/metrics.jsonl"))
+    summary = json.loads(Path("head/summary.json").read_text())
+    assert row.values == {"head/loss": summary["last_loss"]} and math.isfinite(summary["last_loss"])
+    # Three questions with two pages, one of them gold, and none or one distractor; one of three is held out.
+    assert 6 <= summary["num_pairs"] <= 9
+    assert (summary["num_questions"], summary["num_relevant_pairs"], summary["num_steps"]) == (3, 3, 1)
+    assert summary["held_out"]["num_questions"] == 1 and 0.0 <= summary["held_out"]["auc"] <= 1.0
     stages = "filter.stages=[{scorer: head, top_k: 1, threshold: 0, max_pixels: 784}]"
     capsys.readouterr()
     assert filter_pages(["Which is 1?", "0-0.png", "1-0.png", "--json", "filter.head=head", stages]) == 0

@@ -24,8 +24,9 @@ from rsgrpo.data.images.loading import reading_fingerprint
 from rsgrpo.evaluation.benchmarks.base import BenchmarkError
 from rsgrpo.evaluation.prompts.combine import combine_images
 from rsgrpo.model.folder import load_processor
-from rsgrpo.model.policy_model import load_model, take_vision_tower
+from rsgrpo.model.policy_model import load_model
 from rsgrpo.model.setup import open_image_features
+from rsgrpo.model.vision_tower import take_vision_tower
 from rsgrpo.model.vlm import PromptEncoder
 from rsgrpo.run.report.pictures import embed_pictures
 from rsgrpo.types import ImageRef

@@ -1,0 +1,358 @@
+"""One answer of an OpenAI-compatible server, token by token (server-sent events).
+
+    429, 5xx, 408, broken connections  -> the server says when to ask again (ChatServer.recover), then once more
+    401, 403, 404, other 4xx           -> nothing will ever work: one sentence
+
+An answer that broke off after its first words is gone on with where the server can: the words so far are sent back as
+the beginning of the answer (vLLM's ``continue_final_message``), and whoever reads sees no seam.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from recipes.asking.chat_server import ChatServer, ServerAddress, ServerError
+from rsgrpo.config import SamplingConfig
+from rsgrpo.errors import shown
+
+Message = Mapping[str, object]
+"""A message of a chat request, as OpenAI's interface has it."""
+
+_RETRIED = frozenset({408, 409, 425, 429})
+_HOPELESS = {
+    401: "the key is missing or wrong: --api-key-variable names the environment variable that holds it",
+    403: "the key may not use this model: check the key and --model-name",
+    404: "there is no such address or model: check --model (it ends in /v1 as a rule) and --model-name",
+}
+_CONNECT_SECONDS = 10.0
+_SHOWN_REPLY = 200
+_TOO_LONG = ("maximum context length", "context_length_exceeded", "context length", "too long")
+
+
+class PromptTooLongError(ServerError):
+    """The prompt and its images are beyond the model's context."""
+
+
+class _BrokenError(Exception):
+    """A request failed in a way that may pass."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextPiece:
+    """Text of the answer, which goes on from the last piece.
+
+    Attributes:
+        text: the text, never empty.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatEnd:
+    """The end of an answer.
+
+    Attributes:
+        finish_reason: why it ended: ``stop`` or ``length`` (cut at the limit), or what the server says.
+        prompt_tokens: the tokens of the prompt, images included; 0: the server does not say.
+        cached_tokens: those of them that the server had already; None: it does not say.
+        response_tokens: the tokens of the answer; 0: the server does not say.
+    """
+
+    finish_reason: str
+    prompt_tokens: int = 0
+    cached_tokens: int | None = None
+    response_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatQuestion:
+    """What is asked.
+
+    Attributes:
+        messages: the turns before the answer.
+        sampling: how the answer is drawn.
+        seed: the seed of the drawing.
+        begun: the answer's first words, which are not said again; empty: none.
+    """
+
+    messages: Sequence[Message]
+    sampling: SamplingConfig
+    seed: int = 0
+    begun: str = ""
+
+    def body(self, model: str) -> dict[str, object]:
+        """The request as the server reads it; what not every server knows is left out where it says nothing.
+
+        Args:
+            model: the name of the model.
+        """
+        sampling = self.sampling
+        body: dict[str, object] = {
+            "model": model,
+            "messages": list(self.messages),
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_response_tokens,
+            "seed": self.seed,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if sampling.top_p != 1.0:
+            body["top_p"] = sampling.top_p
+        if sampling.top_k != -1:
+            body["top_k"] = sampling.top_k
+        if sampling.repetition_penalty != 1.0:
+            body["repetition_penalty"] = sampling.repetition_penalty
+        if self.begun:
+            body["messages"] = [*self.messages, {"role": "assistant", "content": self.begun}]
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return body
+
+
+class ChatClient:
+    """Asks a server, any number of questions at once; close it when done, in the event loop that it asked in.
+
+    Args:
+        server: the server.
+        timeout_seconds: the longest silence of the server.
+    """
+
+    def __init__(self, server: ChatServer, *, timeout_seconds: float = 300.0) -> None:
+        self._server = server
+        self._timeout_seconds = timeout_seconds
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(timeout_seconds, connect=_CONNECT_SECONDS, pool=None),
+            limits=httpx.Limits(max_connections=None),
+            trust_env=not _is_loopback(server.address.url),  # a proxy of the environment does not know this machine
+        )
+
+    async def __aenter__(self) -> ChatClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def stream(self, question: ChatQuestion) -> AsyncGenerator[TextPiece | ChatEnd, None]:
+        """Ask one question.
+
+        Args:
+            question: what is asked.
+
+        Yields:
+            The pieces of the answer as they come, then its end. Closing the iterator ends the work on it.
+
+        Raises:
+            PromptTooLongError: the prompt is beyond the model's context.
+            ServerError: the server refuses, or does not come back.
+        """
+        attempt = 0
+        begun = ""
+        num_pieces = num_before = 0  # a piece is a token, or nearly
+        while True:
+            asked = replace(question, begun=question.begun + begun)
+            try:
+                async with aclosing(self._attempt(asked)) as pieces:
+                    async for piece in pieces:
+                        if isinstance(piece, ChatEnd):
+                            yield replace(piece, response_tokens=piece.response_tokens + num_before)
+                            return
+                        begun += piece.text
+                        num_pieces += 1
+                        yield piece
+            except _BrokenError as error:
+                if begun and not self._server.can_go_on:
+                    raise ServerError(
+                        f"{shown(self._server.address.url)} broke off in the middle of the answer ({error}); ask again"
+                    ) from error
+                await self._server.recover(attempt, str(error))
+                attempt += 1
+                num_before = num_pieces
+
+    async def _attempt(self, question: ChatQuestion) -> AsyncGenerator[TextPiece | ChatEnd, None]:
+        address = self._server.address
+        url = address.url.rstrip("/") + "/chat/completions"
+        end: ChatEnd | None = None
+        try:
+            async with self._http.stream(
+                "POST", url, json=question.body(address.model), headers=address.headers
+            ) as reply:
+                await _check_status(reply, url)
+                async for event in _events(reply):
+                    text, end = _read(event, end)
+                    if text:
+                        yield TextPiece(text=text)
+        except httpx.TimeoutException as error:
+            raise _BrokenError(f"silent for {self._timeout_seconds:g} s") from error
+        except httpx.InvalidURL as error:
+            raise ServerError(f"{shown(url)} is no address of a server ({shown(error, 80)})") from error
+        except httpx.RequestError as error:
+            raise _BrokenError(shown(f"{type(error).__name__}: {error}", 120)) from error
+        if end is None:
+            raise _BrokenError("the stream ended before the answer did")
+        yield end
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int | None:
+        """Ask vLLM how many tokens a prompt has, images included.
+
+        Args:
+            messages: the turns of the prompt.
+
+        Returns:
+            The number; None where the server does not count.
+        """
+        address = self._server.address
+        url = address.url.rstrip("/").removesuffix("/v1") + "/tokenize"
+        try:
+            reply = await self._http.post(
+                url, json={"model": address.model, "messages": list(messages)}, headers=address.headers
+            )
+            count = reply.json()["count"]
+        except (httpx.HTTPError, ValueError, LookupError, TypeError):
+            return None
+        return count if isinstance(count, int) else None
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        return httpx.URL(url).host in ("localhost", "127.0.0.1", "::1")
+    except httpx.InvalidURL:
+        return False
+
+
+async def _check_status(reply: httpx.Response, url: str) -> None:
+    """Refuse a reply that is no stream.
+
+    Raises:
+        PromptTooLongError: the prompt is beyond the model's context.
+        ServerError: nothing will ever work.
+        _BrokenError: it may work later.
+    """
+    status = reply.status_code
+    if status == httpx.codes.OK:
+        return
+    if reply.has_redirect_location:
+        raise ServerError(
+            f"{shown(url)} leads on to {shown(reply.headers['location'])} (status {status}); give --model the address "
+            "that answers itself"
+        )
+    text = shown(_sentence(await reply.aread()), _SHOWN_REPLY)
+    if status in _HOPELESS:
+        raise ServerError(f"{shown(url)} answers {status} ({text}); {_HOPELESS[status]}")
+    if status in _RETRIED or status >= httpx.codes.INTERNAL_SERVER_ERROR:
+        raise _BrokenError(f"status {status}: {text}")
+    if any(words in text for words in _TOO_LONG):
+        raise PromptTooLongError(text)
+    raise ServerError(f"{shown(url)} refuses the question (status {status}: {text})")
+
+
+def _sentence(body: bytes) -> str:
+    """The words of an error reply, whichever of the usual forms it has."""
+    text = body.decode(errors="replace")
+    try:
+        found: Any = json.loads(text)
+        found = found.get("error", found)
+        return str(found.get("message", found)) if isinstance(found, dict) else str(found)
+    except (ValueError, AttributeError, RecursionError):
+        return text
+
+
+async def _events(reply: httpx.Response) -> AsyncIterator[Mapping[str, Any]]:
+    """The events of a stream, up to its ``[DONE]``.
+
+    Raises:
+        _BrokenError: what comes is no event of a chat completion.
+    """
+    async for line in reply.aiter_lines():
+        if not line.startswith("data:"):
+            continue  # comments and names of events
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return
+        try:
+            event = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise _BrokenError(f"no chat completion comes: {shown(data, 80)}") from error
+        if not isinstance(event, dict):
+            raise _BrokenError(f"no chat completion comes: {shown(data, 80)}")
+        if "error" in event:
+            raise _BrokenError(shown(_sentence(data.encode()), _SHOWN_REPLY))
+        yield event
+
+
+def _read(event: Mapping[str, Any], end: ChatEnd | None) -> tuple[str, ChatEnd | None]:
+    """The text of an event, and the end as far as it is known."""
+    text = ""
+    try:
+        for choice in event.get("choices") or ():
+            text += (choice.get("delta") or {}).get("content") or ""
+            if choice.get("finish_reason"):
+                end = ChatEnd(finish_reason=str(choice["finish_reason"]))
+        usage = event.get("usage")
+        if usage and end is not None:
+            details = usage.get("prompt_tokens_details") or {}
+            end = replace(
+                end,
+                prompt_tokens=int(usage.get("prompt_tokens") or 0),
+                cached_tokens=details.get("cached_tokens"),
+                response_tokens=int(usage.get("completion_tokens") or 0),
+            )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _BrokenError(f"no chat completion comes: {shown(event, 80)}") from error
+    return text, end
+
+
+def address_of(url: str, model: str, key: str) -> ServerAddress:
+    """Find out where and as what a server's model is asked.
+
+    Args:
+        url: the base address.
+        model: the name of the model; empty: the one that the server has, where it has one.
+        key: the key; empty: none.
+
+    Returns:
+        The address.
+
+    Raises:
+        ServerError: the server is down, refuses the key, or has several models or none.
+    """
+    asked = ServerAddress(url=url.rstrip("/"), model=model, key=key)
+    if model:
+        return asked
+    try:
+        reply = httpx.get(
+            f"{asked.url}/models", headers=asked.headers, timeout=_CONNECT_SECONDS, trust_env=not _is_loopback(url)
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ServerError(
+            f"{shown(url)} does not answer ({shown(f'{type(error).__name__}: {error}', 120)}); see that the server is "
+            "up and the address right: it ends in /v1 as a rule"
+        ) from error
+    if reply.status_code != httpx.codes.OK:
+        way_out = _HOPELESS.get(reply.status_code, "name the model with --model-name")
+        raise ServerError(
+            f"{shown(url)}/models answers {reply.status_code} ({shown(_sentence(reply.content), _SHOWN_REPLY)}); "
+            f"{way_out}"
+        )
+    try:
+        names = [str(entry["id"]) for entry in reply.json()["data"]]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ServerError(f"{shown(url)}/models lists no models; name one with --model-name") from error
+    if len(names) != 1:
+        told = ", ".join(names[:10])
+        raise ServerError(
+            f"{shown(url)} has {len(names)} models{f' ({shown(told)})' if names else ''}; name one with --model-name"
+        )
+    return replace(asked, model=names[0])

@@ -1,0 +1,105 @@
+"""A question with its pages and the conversation before it, as the messages of a chat request.
+
+A follow-up about pages that are given again goes on with the conversation as it was: the pages stand in its first turn,
+so that an engine with a prefix cache has them read already. Where a follow-up searches anew, its own turn shows the new
+pages, and earlier turns keep their answers alone: their evidence speaks of other pages under the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rsgrpo.answering.records import AskRequest, EarlierTurn, LookedAtPage
+from rsgrpo.config import PromptConfig, ResponseFormat
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.prompts.template import PromptWriter
+from rsgrpo.text.control_tokens import control_token
+from rsgrpo.text.sections import parse_response
+from rsgrpo.types import ImageRef, Sample
+
+Message = dict[str, object]
+
+
+class QuestionError(RsgrpoError):
+    """A question cannot be asked; the message says why."""
+
+
+class MessageWriter:
+    """Words questions as one model is asked.
+
+    Args:
+        prompt: the settings: template, image order, system turn.
+        response_format: the declared sections.
+
+    Raises:
+        PromptTemplateError: the template cannot be used.
+    """
+
+    def __init__(self, prompt: PromptConfig, response_format: ResponseFormat) -> None:
+        self._system = prompt.system
+        self._writer = PromptWriter(prompt)
+        self._format = response_format
+
+    def messages(
+        self, request: AskRequest, pages: Sequence[LookedAtPage], image_url: Callable[[ImageRef], str]
+    ) -> list[Message]:
+        """Write the messages of a request.
+
+        Args:
+            request: the question, and the turns before it.
+            pages: the pages that were chosen; those that are not shown are left out, and the others keep their numbers.
+            image_url: gives a page's address, such as a data URL.
+
+        Returns:
+            The system turn, also an empty one (chat templates add their own otherwise), the turns before, the question.
+
+        Raises:
+            QuestionError: a text is empty, or would forge a turn or an image.
+            PromptTemplateError: the template fails on the question.
+        """
+        texts = (request.question, *(text for turn in request.earlier for text in (turn.question, turn.response)))
+        forged = control_token(*texts)
+        if forged:
+            raise QuestionError(f"the question holds {forged!r}, which is a sign of the model's own; take it out")
+        if not request.question.strip():
+            raise QuestionError("the question is empty; ask something")
+        if not any(page.is_shown for page in pages):
+            raise QuestionError("there is no page to ask about; name some, or an index to search")
+        turns = [self._turn(turn, is_same=bool(request.pages)) for turn in request.earlier]
+        questions = [*(question for question, _ in turns), request.question]
+        shown_in = 0 if request.pages else len(turns)
+        contents: list[object] = [*questions]
+        contents[shown_in] = self._content(questions[shown_in], pages, image_url)
+        messages: list[Message] = [{"role": "system", "content": self._system}]
+        for place, content in enumerate(contents):
+            messages.append({"role": "user", "content": content})
+            if place < len(turns):
+                messages.append({"role": "assistant", "content": turns[place][1]})
+        return messages
+
+    def _turn(self, turn: EarlierTurn, *, is_same: bool) -> tuple[str, str]:
+        if is_same:
+            return turn.question, turn.response
+        answer = parse_response(turn.response, self._format).content(self._format.answer_section)
+        return turn.question, (answer or turn.response).strip()
+
+    def _content(
+        self, question: str, pages: Sequence[LookedAtPage], image_url: Callable[[ImageRef], str]
+    ) -> list[Message]:
+        seen = [page for page in pages if page.is_shown]
+        numbers = tuple(page.number for page in seen)
+        is_plain = numbers == tuple(range(1, len(seen) + 1))
+        sample = Sample(
+            sample_id="question",
+            question=question,
+            images=tuple(page.image for page in seen),
+            page_numbers=() if is_plain else numbers,
+        )
+        images = iter(sample.images)
+        return [
+            {"type": "image_url", "image_url": {"url": image_url(next(images))}}
+            if part is None
+            else {"type": "text", "text": part}
+            for part in self._writer.parts(sample)
+            if part != ""
+        ]

@@ -1,0 +1,132 @@
+"""Answers of OpenAI-compatible servers, piece by piece."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import aclosing
+
+import pytest
+
+from recipes.asking.chat_server import RemoteServer, ServerAddress, ServerError
+from recipes.asking.chat_stream import ChatClient, ChatEnd, ChatQuestion, PromptTooLongError, TextPiece, address_of
+from rsgrpo.config import SamplingConfig
+from tests.fake_server import FakeServer
+from tests.unit.asking.stream_server import error, remote, streamed
+
+QUESTION = ChatQuestion(
+    messages=[{"role": "user", "content": "Q?"}],
+    sampling=SamplingConfig(temperature=0.0, top_p=0.9, max_response_tokens=20),
+)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    fake = FakeServer()
+    yield fake
+    fake.close()
+
+
+def ask(server: RemoteServer, question: ChatQuestion = QUESTION) -> tuple[list[str], ChatEnd]:
+    async def work() -> list[TextPiece | ChatEnd]:
+        async with ChatClient(server, timeout_seconds=10.0) as client:
+            return [piece async for piece in client.stream(question)]
+
+    *pieces, end = asyncio.run(work())
+    assert isinstance(end, ChatEnd)
+    return [piece.text for piece in pieces if isinstance(piece, TextPiece)], end
+
+
+def test_pieces_come_as_the_server_sends_them_and_the_end_says_what_it_cost(server):
+    usage = {"prompt_tokens": 30, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 16}}
+    server.reply = lambda question, attempt: streamed("abcdefg", usage=usage, finish_reason="length")
+    pieces, end = ask(remote(server))
+    assert pieces == ["abc", "def", "g"]
+    assert end == ChatEnd(finish_reason="length", prompt_tokens=30, cached_tokens=16, response_tokens=4)
+    (body,) = server.bodies
+    assert (body["stream"], body["max_tokens"], body["top_p"], body["temperature"]) == (True, 20, 0.9, 0.0)
+    # What says nothing is left out: not every server knows it.
+    assert not {"top_k", "repetition_penalty", "continue_final_message"} & body.keys()
+
+
+def test_what_may_pass_is_tried_again(server):
+    replies = [error(503, "busy"), error(429, "slow down"), streamed("ok")]
+    server.reply = lambda question, attempt: replies[attempt - 1]
+    assert ask(remote(server))[0] == ["ok"]
+
+
+def test_a_server_that_stays_down_ends_with_its_own_words(server):
+    server.reply = lambda question, attempt: error(500, "no memory")
+    with pytest.raises(ServerError, match=r"status 500: no memory; 3 attempts"):
+        ask(remote(server, retries=2))
+
+
+def test_nobody_listens(server):
+    server.close()
+    with pytest.raises(ServerError, match="does not answer"):
+        ask(remote(server, retries=0))
+    with pytest.raises(ServerError, match="does not answer"):
+        address_of(server.url, "", "")
+
+
+@pytest.mark.parametrize(
+    ("status", "way_out"), [(401, "--api-key-variable"), (403, "--model-name"), (404, "--model-name")]
+)
+def test_a_refusal_for_good_is_not_tried_again(server, status, way_out):
+    server.reply = lambda question, attempt: error(status, "no")
+    with pytest.raises(ServerError, match=way_out):
+        ask(remote(server))
+    assert server.attempts["Q?"] == 1
+
+
+def test_a_prompt_beyond_the_context_is_told_from_other_refusals(server):
+    server.reply = lambda question, attempt: error(400, "This model's maximum context length is 320 tokens.")
+    with pytest.raises(PromptTooLongError):
+        ask(remote(server))
+    server.reply = lambda question, attempt: error(400, "At most 4 image(s) may be provided in one prompt.")
+    with pytest.raises(ServerError, match="At most 4 image") as told:
+        ask(remote(server))
+    assert not isinstance(told.value, PromptTooLongError)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["data: {not json}\n\n", 'data: "words"\n\n', 'data: {"choices": [3]}\n\n', "<html>hello</html>", ""],
+    ids=["no-json", "a-text", "no-choice", "a-web-page", "nothing"],
+)
+def test_what_is_no_stream_is_no_answer(server, text):
+    server.reply = lambda question, attempt: (200, text, {})
+    with pytest.raises(ServerError, match="does not answer"):
+        ask(remote(server, retries=0))
+
+
+def test_an_error_in_the_middle_of_a_strangers_answer_ends_it(server):
+    broken = 'data: {"choices": [{"delta": {"content": "ab"}}]}\n\ndata: {"error": {"message": "engine died"}}\n\n'
+    server.reply = lambda question, attempt: (200, broken, {})
+    with pytest.raises(ServerError, match=r"in the middle of the answer \(engine died\)"):
+        ask(remote(server))
+
+
+def test_whoever_stops_reading_closes_the_connection(server):
+    server.reply = lambda question, attempt: streamed("abcdef")
+
+    async def work() -> str:
+        async with ChatClient(remote(server)) as client, aclosing(client.stream(QUESTION)) as pieces:
+            async for piece in pieces:
+                assert isinstance(piece, TextPiece)
+                return piece.text
+        return ""
+
+    assert asyncio.run(work()) == "abc"
+
+
+def test_an_address_that_leads_elsewhere_is_not_followed(server):
+    server.reply = lambda question, attempt: (307, "", {"location": "http://elsewhere/v1"})
+    with pytest.raises(ServerError, match="leads on to http://elsewhere/v1"):
+        ask(remote(server))
+
+
+def test_a_name_that_is_given_is_not_asked_for():
+    assert address_of("http://nowhere.invalid/v1/", "m", "k") == ServerAddress(
+        url="http://nowhere.invalid/v1", model="m", key="k"
+    )
