@@ -164,7 +164,7 @@ class KeptEngine:
 
     async def recover(self, attempt: int, reason: str) -> None:
         """See :class:`~recipes.asking.chat_server.ChatServer`: one that has died is started again."""
-        if attempt > self._settings.rollout.max_restarts:
+        if attempt >= self._settings.rollout.max_restarts:
             raise ServerError(
                 f"the engine failed {attempt + 1} times on one question, at last with: {reason}; its output is in "
                 f"{shown(self._places.log)}"
