@@ -59,7 +59,7 @@ LESSONS = {
             page_counts={1: 0.3, 2: 0.3, 3: 0.4},
         ),
         Lesson(
-            num_steps=600,
+            num_steps=450,
             step_questions=48,
             num_questions=16_000,
             shares={"transcribe_low": 0.2, "locate": 0.4, "relevance": 0.4},

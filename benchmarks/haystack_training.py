@@ -107,20 +107,13 @@ def policy_settings(data: Path, start: Path, lesson: Lesson, seed: int) -> list[
         "stage=sft",
         f"seed={seed}",
         f"model.path={start}",
-        f"data.sft_path={data / 'train.jsonl'}",
-        "data.sft_sections=[]",
-        f"data.test_path={data.with_name('held_out')}",
+        f"data.mixture=[{{format: evisrag, path: {data / 'train.jsonl'}}}]",  # no test: then no engine takes memory
         "data.max_images=10",
-        "data.max_prompt_tokens=512",
         *PROMPT_SETTINGS,
-        "eval.before_sft=false",
-        f"rollout.sampling.max_response_tokens={MAX_RESPONSE_TOKENS}",
-        f"eval.sampling.max_response_tokens={MAX_RESPONSE_TOKENS}",
-        f"rewards.overlong.kwargs.max_response_tokens={MAX_RESPONSE_TOKENS}",
-        "rollout.max_model_tokens=1024",
         "sft.optimizer.schedule=cosine",
         "sft.num_epochs=100",
         f"sft.max_steps={lesson.num_steps}",
+        "sft.save_every_steps=50",
         f"sft.samples_per_step={lesson.step_questions}",
     ]
 

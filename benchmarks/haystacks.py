@@ -33,7 +33,7 @@ from rsgrpo.io.atomic_files import write_json
 WORLDS = ("tickets", "stamps")
 SIZES = (10, 100, 1000)
 NUM_KEPT = 3
-EMBEDDER_STEPS = {"tickets": (150,), "stamps": (250,)}
+EMBEDDER_STEPS = {"tickets": (120,), "stamps": (250,)}
 
 
 def main() -> None:
