@@ -202,7 +202,7 @@ class EngineServer:
 
     async def recover(self, attempt: int, reason: str) -> None:
         """See :class:`~recipes.asking.chat_server.ChatServer`: one that has died is started again."""
-        if attempt > self.settings.rollout.max_restarts:
+        if attempt >= self.settings.rollout.max_restarts:
             raise ServerError(
                 f"the engine failed {attempt + 1} times on one question, at last with: {reason}; {self._log_told}"
             )
