@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from haystack_data import LESSONS
+from haystack_data import LESSONS, Lesson
 from haystack_measure import MAX_SHOWN_PAGES, Plan, Row, measure
 from haystack_questions import PairedDifference
 from haystack_training import train_world
@@ -62,7 +62,7 @@ def main() -> None:
     rows: list[Row] = []
     for name in dict.fromkeys(options.worlds):
         world = open_world(name, root / "package", options.stamps, options.seed)
-        lessons = LESSONS[name]
+        lessons: tuple[Lesson, ...] = LESSONS[name]
         if options.policy_steps:
             pairs = zip(lessons, options.policy_steps, strict=True)
             lessons = tuple(replace(lesson, num_steps=steps) for lesson, steps in pairs)
