@@ -111,7 +111,7 @@ class Bench:
     def body(self) -> bytes:
         """A request that is ready to be sent."""
         request = AskRequest(question=_FIRST, pages=self.pages())
-        messages = self.writer.messages(request, request.pages, PageImages(self.settings.image_rules).url)
+        messages = self.writer.messages(request, request.pages, PageImages(self.settings.image_rules, is_near=True).url)
         question = ChatQuestion(messages=messages, sampling=self.settings.sampling)
         return json.dumps(question.body(self.server.address.model)).encode()
 
@@ -125,6 +125,8 @@ class Bench:
         async def by_asker() -> Answered:
             first, answered = await asked(asker, AskRequest(question=_FIRST, pages=pages))
             self.seconds["asked"].append(first)
+            self.seconds["loading"].append(answered.spent.choose_seconds)
+            self.seconds["total"].append(answered.spent.total_seconds)
             self.seconds["loading_share"].append(answered.spent.choose_seconds / answered.spent.total_seconds)
             return answered
 

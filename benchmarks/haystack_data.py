@@ -4,36 +4,87 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from haystack_worlds import World, scans_of, ticket_settings
+from haystack_questions import answering_prompt
+from haystack_worlds import World, scans_of
 from PIL import Image
 
 from rsgrpo.data.files import TEST_FILE
 from rsgrpo.data.synthetic.gold_responses import gold_response
 from rsgrpo.data.synthetic.scans import NUMBERS
-from rsgrpo.data.synthetic.ticket_sets import make_ticket_questions
-from rsgrpo.data.synthetic.tickets import draw_ticket
 from rsgrpo.io.atomic_files import new_folder
 from rsgrpo.types import IMAGE_MARKER
 
 RELEVANCE_PROMPT = "Does this page help to answer the question? Answer with the single word yes or no.\n\nQuestion: {}"
 """The filter's question about one page, as ``configs/prompt/relevance.jinja`` has it."""
 
-BRIEF_PROMPT = "Answer in one word. {}"
-"""How the policy is asked for the answer alone."""
-
-_VIEWS_PER_ITEM = {"tickets": 6, "stamps": 12}
-_SHARES = {
-    "tickets": {"tagged": 0.4, "find": 0.35, "relevance": 0.25},
-    "stamps": {"locate": 0.65, "transcribe": 0.1, "relevance": 0.25},
-}
-_BRIEF_PAGE_COUNTS = {1: 0.1, 2: 0.15, 3: 0.4, 4: 0.15, 10: 0.2}
-_PAGE_COUNTS = {1: 0.2, 2: 0.25, 3: 0.4, 4: 0.15}
-_NEAR_FRAC = 0.5
-_LOW_FRAC = 0.7  # of the pages of relevance questions: the others are at full resolution
 _TRANSCRIBE = "What is on this page?"
+_VIEWS_PER_ITEM = {"tickets": 6, "stamps": 48}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lesson:
+    """What one round of the policy's supervised training asks.
+
+    Attributes:
+        num_steps: optimizer steps.
+        step_questions: questions of a step.
+        num_questions: questions that are drawn; they come again when a round needs more.
+        shares: the share of each kind of question: ``locate``, ``relevance``, ``transcribe``, or this at low
+            resolution: ``transcribe_low``.
+        page_counts: the share of each number of pages.
+        near_frac: the share of other pages that are easily taken for the one that is asked for.
+        low_frac: the share of relevance questions at low resolution.
+    """
+
+    num_steps: int
+    step_questions: int = 32
+    num_questions: int = 12_000
+    shares: Mapping[str, float]
+    page_counts: Mapping[int, float]
+    near_frac: float = 0.5
+    low_frac: float = 0.7
+
+
+LESSONS = {
+    "tickets": (
+        Lesson(
+            num_steps=400,
+            step_questions=96,
+            num_questions=20_000,
+            shares={"transcribe": 0.7, "locate": 0.1, "relevance": 0.2},
+            page_counts={1: 0.3, 2: 0.3, 3: 0.4},
+        ),
+        Lesson(
+            num_steps=450,
+            step_questions=48,
+            num_questions=16_000,
+            shares={"transcribe_low": 0.2, "locate": 0.4, "relevance": 0.4},
+            page_counts={1: 0.1, 2: 0.15, 3: 0.35, 4: 0.1, 6: 0.1, 8: 0.1, 10: 0.1},
+            near_frac=0.7,
+            low_frac=0.85,
+        ),
+    ),
+    "stamps": (
+        Lesson(
+            num_steps=400,
+            step_questions=96,
+            num_questions=20_000,
+            shares={"transcribe": 0.7, "locate": 0.1, "relevance": 0.2},
+            page_counts={1: 0.3, 2: 0.3, 3: 0.4},
+        ),
+        Lesson(
+            num_steps=500,
+            num_questions=16_000,
+            shares={"transcribe": 0.05, "locate": 0.75, "relevance": 0.2},
+            page_counts={1: 0.1, 2: 0.15, 3: 0.6, 5: 0.05, 10: 0.1},
+        ),
+    ),
+}
+"""The rounds of each world's policy."""
 
 
 class TrainingPages:
@@ -43,7 +94,7 @@ class TrainingPages:
         world: the world to draw.
         num_views: how often each item is drawn.
         seed: the seed that everything is drawn from.
-        split: whose hands write the digits: ``sft`` or ``test``.
+        split: whose hands write the digits: ``sft``, ``rl`` or ``test``.
     """
 
     def __init__(self, world: World, num_views: int, seed: int, split: str = "sft") -> None:
@@ -79,102 +130,88 @@ def at_low_resolution(page: Image.Image, pixels: int) -> Image.Image:
     return page.resize((pixels, pixels), Image.Resampling.BICUBIC)
 
 
-def find_question(pages: TrainingPages, rng: np.random.Generator) -> tuple[str, str, list[str]]:
-    """Draw a question over up to ten pages that is answered in one word: prompt text, response, paths."""
-    item, views = _drawn_views(pages, _BRIEF_PAGE_COUNTS, rng)
-    return (
-        BRIEF_PROMPT.format(pages.world.question(item)),
-        NUMBERS[views[item][1]],
-        [path for path, _ in views.values()],
-    )
-
-
-def locate_question(pages: TrainingPages, rng: np.random.Generator) -> tuple[str, str, list[str]]:
-    """Draw a question over up to four pages with a tagged response, which says of every page what stands on it."""
-    item, views = _drawn_views(pages, _PAGE_COUNTS, rng)
+def locate_question(pages: TrainingPages, lesson: Lesson, rng: np.random.Generator) -> tuple[str, str, list[str]]:
+    """Draw a question with a tagged response, which compares every page with what is asked: prompt, response, paths."""
+    item, views = _drawn_views(pages, lesson, rng)
     answer, name = NUMBERS[views[item][1]], pages.world.transcript(item)
-    response = gold_response(
-        [f"{pages.world.transcript(other)} {NUMBERS[digit]}" for other, (_, digit) in views.items()],
-        [list(views).index(item)],
-        f"{name} is {answer}",
-        answer,
-    )
+    transcripts = [f"{pages.world.transcript(other)} {NUMBERS[digit]}" for other, (_, digit) in views.items()]
+    response = gold_response(transcripts, [list(views).index(item)], f"{name} is {answer}", answer)
+    compared = [
+        f"{number} {pages.world.compared(other, item)} {NUMBERS[digit]}"
+        for number, (other, (_, digit)) in enumerate(views.items(), start=1)
+    ]
+    # The number is what the evidence line finds its page by; the evidence itself is said once, without it.
+    response = response.replace(", ".join(transcripts), ", ".join(compared), 1)
     return pages.world.question(item), response, [path for path, _ in views.values()]
 
 
 def _drawn_views(
-    pages: TrainingPages, page_counts: Mapping[int, float], rng: np.random.Generator
+    pages: TrainingPages, lesson: Lesson, rng: np.random.Generator
 ) -> tuple[int, dict[int, tuple[str, int]]]:
     """Draw an item to ask for, and the views of all items that are shown, in their order."""
     world, items = pages.world, pages.world.train_items
     item = items[int(rng.integers(len(items)))]
-    num_pages = min(len(items), int(rng.choice(list(page_counts), p=list(page_counts.values()))))
+    num_pages = min(len(items), int(rng.choice(list(lesson.page_counts), p=list(lesson.page_counts.values()))))
     shown = {item}
     while len(shown) < num_pages:
-        is_near = rng.random() < _NEAR_FRAC
+        is_near = rng.random() < lesson.near_frac
         shown.add(world.near(item, rng) if is_near else items[int(rng.integers(len(items)))])
     order = [int(other) for other in rng.permutation(sorted(shown))]
     return item, {other: pages.view(other, rng) for other in order}
 
 
-def relevance_question(pages: TrainingPages, rng: np.random.Generator) -> tuple[str, str, list[str]]:
+def relevance_question(pages: TrainingPages, lesson: Lesson, rng: np.random.Generator) -> tuple[str, str, list[str]]:
     """Draw a yes-or-no question about one page, half of them yes."""
     world, items = pages.world, pages.world.train_items
     item = items[int(rng.integers(len(items)))]
     shown = item
     if rng.random() < 0.5:
-        shown = world.near(item, rng) if rng.random() < _NEAR_FRAC else items[int(rng.integers(len(items)))]
+        shown = world.near(item, rng) if rng.random() < lesson.near_frac else items[int(rng.integers(len(items)))]
     path = pages.view(shown, rng)[0]
-    if rng.random() < _LOW_FRAC:
+    if rng.random() < lesson.low_frac:
         path = pages.low(path)
     return RELEVANCE_PROMPT.format(world.question(item)), "yes" if shown == item else "no", [path]
 
 
-def transcript_question(pages: TrainingPages, rng: np.random.Generator) -> tuple[str, str, list[str]]:
-    """Draw a page to be put into words, which teaches every item and digit by themselves."""
+def transcript_question(pages: TrainingPages, lesson: Lesson, rng: np.random.Generator) -> tuple[str, str, list[str]]:
+    """Draw a page to be put into words, which teaches to read: nothing is looked for, every token is on the page."""
     items = pages.world.train_items
     item = items[int(rng.integers(len(items)))]
     path, digit = pages.view(item, rng)
-    return _TRANSCRIBE, f"{NUMBERS[digit]}: {pages.world.transcript(item)}", [path]
+    return _TRANSCRIBE, f"{pages.world.transcript(item)} {NUMBERS[digit]}", [path]
+
+
+def low_transcript_question(
+    pages: TrainingPages, lesson: Lesson, rng: np.random.Generator
+) -> tuple[str, str, list[str]]:
+    """Draw a page at low resolution to be put into words, which is what its yes or no has to rest on."""
+    question, response, paths = transcript_question(pages, lesson, rng)
+    return question, response, [pages.low(path) for path in paths]
 
 
 _MAKERS = {
-    "find": find_question,
     "locate": locate_question,
     "relevance": relevance_question,
     "transcribe": transcript_question,
+    "transcribe_low": low_transcript_question,
 }
 
 
-def policy_rows(world: World, pages: TrainingPages, num_samples: int, seed: int) -> list[dict[str, object]]:
+def policy_rows(pages: TrainingPages, lesson: Lesson, seed: int) -> list[dict[str, object]]:
     """Draw what the policy trains on: rows with ``qid``, ``prompt``, ``answer``, ``gold_response`` and ``image``.
 
-    Tickets have three kinds: the quickstart's own questions with tagged responses, such in brief, and whether a page is
-    relevant. Stamps have tagged responses, pages to transcribe, and whether a page is relevant.
-
     Args:
-        world: the world to ask about.
-        pages: its training pages, to which those of further questions are added.
-        num_samples: how many rows there are.
+        pages: the training pages, to which those at low resolution are added.
+        lesson: what is asked.
         seed: the seed that everything is drawn from.
     """
     rng = np.random.default_rng((seed, 2))
-    shares = _SHARES[world.name]
-    tagged = iter(make_ticket_questions(ticket_settings(), seed)[0] if "tagged" in shares else ())
     rows: list[dict[str, object]] = []
-    for index in range(num_samples):
-        kind = str(rng.choice(list(shares), p=list(shares.values())))
-        if kind == "tagged":
-            asked = next(tagged)
-            question, response, paths = asked.question, asked.response, []
-            for ticket in asked.tickets:
-                paths.append(f"imgs/tagged-{ticket.page_id}.png")
-                if paths[-1] not in pages.pages:
-                    pages.pages[paths[-1]] = draw_ticket(ticket, world.page_pixels)
-        else:
-            question, response, paths = _MAKERS[kind](pages, rng)
-        images = IMAGE_MARKER * len(paths)
-        prompt = images + question if kind == "relevance" else question + images  # as the filter and the answerer ask
+    for index in range(lesson.num_questions):
+        kind = str(rng.choice(list(lesson.shares), p=list(lesson.shares.values())))
+        question, response, paths = _MAKERS[kind](pages, lesson, rng)
+        is_relevance = kind == "relevance"  # then it is asked as the filter asks
+        prompt = IMAGE_MARKER + question if is_relevance else answering_prompt(question, len(paths))
         rows.append(
             {
                 "qid": f"{kind}-{index}",
@@ -187,15 +224,15 @@ def policy_rows(world: World, pages: TrainingPages, num_samples: int, seed: int)
     return rows
 
 
-def write_training_data(world: World, folder: Path, num_samples: int, seed: int) -> None:
-    """Write ``train.jsonl`` for the policy and ``pairs.jsonl`` for the embedder with their pages.
+def write_training_data(world: World, folder: Path, lesson: Lesson, seed: int) -> None:
+    """Write ``train.jsonl`` for a round of the policy and ``pairs.jsonl`` for the embedder with their pages.
 
     A complete folder is left as it is.
 
     Args:
         world: the world to ask about.
         folder: the folder to write.
-        num_samples: how many questions of all kinds the policy gets.
+        lesson: what the policy is asked.
         seed: the seed that everything is drawn from.
     """
     if folder.exists():
@@ -206,7 +243,7 @@ def write_training_data(world: World, folder: Path, num_samples: int, seed: int)
         for item, views in pages.views.items()
         for path, _ in views
     ]
-    rows = policy_rows(world, pages, num_samples, seed)
+    rows = policy_rows(pages, lesson, seed)
     with new_folder(folder) as partial:
         (partial / "imgs").mkdir()
         for path, page in pages.pages.items():
@@ -215,28 +252,29 @@ def write_training_data(world: World, folder: Path, num_samples: int, seed: int)
         _write_lines(partial / "pairs.jsonl", pairs)
 
 
-def write_held_out(world: World, folder: Path, num_samples: int, seed: int) -> None:
-    """Write questions over training items in hands of the test, which show after each round what was learned.
+def write_held_out(world: World, folder: Path, lesson: Lesson, num_samples: int, seed: int) -> None:
+    """Write questions over training items in hands that neither training nor the test has, to choose settings by.
 
     A complete folder is left as it is.
 
     Args:
         world: the world to ask about.
         folder: the folder to write, in EVisRAG-Test's layout.
+        lesson: how many pages are shown, and how like each other they are.
         num_samples: how many questions there are.
         seed: the seed that everything is drawn from.
     """
     if folder.exists():
         return
-    pages = TrainingPages(world, 1, seed, split="test")
+    pages = TrainingPages(world, 1, seed, split="rl")
     rng = np.random.default_rng((seed, 5))
     rows = []
     for index in range(num_samples):
-        question, response, paths = locate_question(pages, rng)
+        question, response, paths = locate_question(pages, lesson, rng)
         rows.append(
             {
                 "qid": f"held-out-{index}",
-                "prompt": question + IMAGE_MARKER * len(paths),
+                "prompt": answering_prompt(question, len(paths)),
                 "answer": [response.split("<answer> ")[1].removesuffix("</answer>")],
                 "image": paths,
             }

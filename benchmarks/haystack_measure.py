@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from haystack_questions import Needle, PairedDifference, haystacks, oracle_pages, paired_difference
+from haystack_questions import Needle, PairedDifference, answering_prompt, haystacks, oracle_pages, paired_difference
 from haystack_training import PROMPT_SETTINGS, Trained, run
 from haystack_worlds import World, scans_of
 
@@ -32,7 +32,7 @@ from rsgrpo.retrieval.filtering.page_filter import (
     filter_metrics,
     filter_pages,
 )
-from rsgrpo.types import IMAGE_MARKER, ImageRef
+from rsgrpo.types import ImageRef
 
 MAX_SHOWN_PAGES = 100
 """Most pages of an unfiltered prompt: 100 of 9 tokens take 1,100 of the policy's 4,096 positions, 1,000 do not fit with
@@ -256,7 +256,7 @@ def _answer_run(
     rows = [
         {
             "qid": f"q{index}",
-            "prompt": pool.needles[number].question + IMAGE_MARKER * len(shown),
+            "prompt": answering_prompt(pool.needles[number].question, len(shown)),
             "answer": [pool.needles[number].answer],
             "image": [pool.pages[page].path for page in shown],
         }

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rsgrpo.types import IMAGE_MARKER
+
 _NORMAL_95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
@@ -29,6 +31,15 @@ class Needle:
     question: str
     answer: str
     page: int
+
+
+def answering_prompt(question: str, num_pages: int) -> str:
+    """Write the prompt of a question over pages; each page has the number before it by which evidence names it.
+
+    Example:
+        ``answering_prompt("Which number?", 2)`` is ``"Which number?\\n[1]<image>\\n[2]<image>"``.
+    """
+    return question + "".join(f"\n[{number}]{IMAGE_MARKER}" for number in range(1, num_pages + 1))
 
 
 def haystacks(page: int, num_pool: int, sizes: Sequence[int], rng: np.random.Generator) -> dict[int, tuple[int, ...]]:

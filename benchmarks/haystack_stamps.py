@@ -6,7 +6,10 @@ The package (GPL-2, 161 MB) holds 785 pictures, of which 674 have an English cap
 
 from __future__ import annotations
 
+import re
 import subprocess
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,14 +23,16 @@ from rsgrpo.errors import RsgrpoError
 PACKAGE = "tuxpaint-stamps-default"
 PAGE_PIXELS = 84
 """Width and height of a page: 3 × 3 tokens of a Qwen2.5-VL."""
-LOW_PIXELS = 28
-"""Width and height of a page in the low-resolution pass: one token."""
+LOW_PIXELS = 56
+"""Width and height of a page in the low-resolution pass: 2 × 2 tokens."""
 
 _DIGIT_PIXELS = 28
 _PICTURE_WIDTH, _PICTURE_HEIGHT = 84, 56
 _KEPT_PIXELS = 96  # of a picture's longer side in memory
 _MAX_CROP_FRAC = 0.08
 _MIN_SCALE = 0.75
+_MAX_CAPTION_WORDS = 3
+_MIN_LETTERS = 3  # of a word that can tell captions apart
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +95,30 @@ def read_stamps(pictures: Path) -> tuple[Stamp, ...]:
             picture.thumbnail((_KEPT_PIXELS, _KEPT_PIXELS), Image.Resampling.LANCZOS)
             found[caption] = Stamp(caption=caption, picture=picture)
     return tuple(found.values())
+
+
+def told_apart(captions: Sequence[str]) -> list[int]:
+    """Choose captions of three words at most that hold a word which no other caption holds.
+
+    So a question has one right page: of "A dolphin.", "Two dolphins." and "A dolphin jumping." the first is left out.
+    Words are compared from three letters on, which leaves out "The letter q." and "The letter r." both.
+
+    Args:
+        captions: the captions of the whole collection.
+
+    Returns:
+        The indexes of the chosen ones, ascending.
+    """
+    words = [
+        {word for word in re.findall(r"[^\W\d_]+", caption.lower()) if len(word) >= _MIN_LETTERS}
+        for caption in captions
+    ]
+    counts = Counter(word for found in words for word in found)
+    return [
+        index
+        for index, (caption, found) in enumerate(zip(captions, words, strict=True))
+        if len(caption.split()) <= _MAX_CAPTION_WORDS and any(counts[word] == 1 for word in found)
+    ]
 
 
 def draw_stamp(stamp: Stamp, scan: int, rng: np.random.Generator) -> Image.Image:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from haystack_data import tokenizer_corpus, write_held_out, write_training_data
+from haystack_data import Lesson, tokenizer_corpus, write_held_out, write_training_data
 from haystack_worlds import World
 
 from rsgrpo.config import QuickstartConfig
@@ -20,8 +20,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MAX_RESPONSE_TOKENS = 256
 """Most tokens of a response to a held-out question."""
 
-_NUM_SAMPLES = 12_000
 _NUM_HELD_OUT = 256
+_VOCABULARY_TOKENS = {"tickets": 768, "stamps": 1536}  # every word of a chosen caption becomes one token
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,23 +42,20 @@ class Trained:
 def train_world(
     world: World,
     folder: Path,
-    learned: Trained | None,
     *,
     embedder_steps: Sequence[int],
-    policy_steps: Sequence[int],
+    lessons: Sequence[Lesson],
     threads: int,
     seed: int,
 ) -> Trained:
-    """Write the training data, and train both models.
+    """Write the training data, train the policy from random weights, and the embedder from the policy.
 
     Args:
         world: the world.
         folder: the folder of everything that is made; an interrupted run goes on there.
-        learned: what was trained on another world: the policy goes on from its policy, and both have its tokenizer;
-            None: both start from random weights.
         embedder_steps: optimizer steps of 64 pairs, in rounds: each goes on from the model of the one before, with a
             warm-up and a decay of its own.
-        policy_steps: optimizer steps of 32 conversations, in rounds as well.
+        lessons: the policy's rounds, each with data of its own.
         threads: CPU threads of every process.
         seed: the seed of data, weights and order.
 
@@ -68,20 +65,20 @@ def train_world(
     Raises:
         RsgrpoError: a run failed; its log is named.
     """
-    data = folder / "data"
-    write_training_data(world, data, _NUM_SAMPLES, seed)
-    write_held_out(world, folder / "held_out", _NUM_HELD_OUT, seed)
-    if learned is None:
-        start = build_quickstart_model(QuickstartConfig(), folder / "start", seed, tokenizer_corpus(data))
-    else:
-        start = learned.start
-    embedder, policy = start, learned.policy if learned else start
-    for number, steps in enumerate(embedder_steps):
-        settings = embedder_settings(data, embedder, steps, seed + number)
-        embedder = run(folder / f"embedder-{number + 1}", threads, settings) / "models" / "retriever"
-    for number, steps in enumerate(policy_steps):
-        settings = policy_settings(data, policy, steps, seed + number)
+    data = [folder / f"data-{number}" for number in range(1, 1 + len(lessons))]
+    for number, lesson in enumerate(lessons):
+        write_training_data(world, data[number], lesson, seed + number)
+    write_held_out(world, folder / "held_out", lessons[-1], _NUM_HELD_OUT, seed)
+    sizes = QuickstartConfig(vocabulary_tokens=_VOCABULARY_TOKENS[world.name])
+    start = build_quickstart_model(sizes, folder / "start", seed, tokenizer_corpus(data[0]))
+    policy = start
+    for number, lesson in enumerate(lessons):
+        settings = policy_settings(data[number], policy, lesson, seed + number)
         policy = run(folder / f"policy-{number + 1}", threads, settings) / "models" / "sft"
+    embedder = policy
+    for number, steps in enumerate(embedder_steps):
+        settings = embedder_settings(data[0], embedder, steps, seed + number)
+        embedder = run(folder / f"embedder-{number + 1}", threads, settings) / "models" / "retriever"
     return Trained(start=start, embedder=embedder, policy=policy)
 
 
@@ -103,27 +100,21 @@ def embedder_settings(data: Path, start: Path, steps: int, seed: int) -> list[st
     ]
 
 
-def policy_settings(data: Path, start: Path, steps: int, seed: int) -> list[str]:
+def policy_settings(data: Path, start: Path, lesson: Lesson, seed: int) -> list[str]:
     """Write the settings of the policy's supervised run."""
     return [
         "recipe=quickstart",
         "stage=sft",
         f"seed={seed}",
         f"model.path={start}",
-        f"data.sft_path={data / 'train.jsonl'}",
-        "data.sft_sections=[]",
-        f"data.test_path={data.with_name('held_out')}",
+        f"data.mixture=[{{format: evisrag, path: {data / 'train.jsonl'}}}]",  # no test: then no engine takes memory
         "data.max_images=10",
-        "data.max_prompt_tokens=512",
         *PROMPT_SETTINGS,
-        "eval.before_sft=false",
-        f"rollout.sampling.max_response_tokens={MAX_RESPONSE_TOKENS}",
-        f"eval.sampling.max_response_tokens={MAX_RESPONSE_TOKENS}",
-        f"rewards.overlong.kwargs.max_response_tokens={MAX_RESPONSE_TOKENS}",
-        "rollout.max_model_tokens=1024",
         "sft.optimizer.schedule=cosine",
         "sft.num_epochs=100",
-        f"sft.max_steps={steps}",
+        f"sft.max_steps={lesson.num_steps}",
+        "sft.save_every_steps=50",
+        f"sft.samples_per_step={lesson.step_questions}",
     ]
 
 
@@ -151,6 +142,7 @@ def run(folder: Path, threads: int, settings: list[str]) -> Path:
     log = folder.with_suffix(".log")
     command = [sys.executable, "train.py", *settings, f"run_dir={folder}", f"name={folder.name}", "resume=auto"]
     command += ["logging.wandb_mode=disabled", f"rollout.num_threads={threads}", f"trainer.num_threads={threads}"]
+    command += ["rollout.kv_cache_gib=0.25"]  # the small model keeps 170,000 tokens in it
     print(f"{folder.name}: {log}", flush=True)
     with log.open("a", encoding="utf-8") as output:
         done = subprocess.run(

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from haystack_stamps import LOW_PIXELS, PAGE_PIXELS, Stamp, draw_stamp, fetch_stamps, read_stamps
+from haystack_stamps import LOW_PIXELS, PAGE_PIXELS, Stamp, draw_stamp, fetch_stamps, read_stamps, told_apart
 from PIL import Image
 
-from rsgrpo.config import QuickstartConfig
 from rsgrpo.data.synthetic.scans import split_scans
 from rsgrpo.data.synthetic.tickets import TICKET_PIXELS, Mark, Ticket, draw_ticket, mark_pairs, ticket_query
 
@@ -61,6 +60,9 @@ class World(Protocol):
     def transcript(self, item: int) -> str:
         """Say in words what names an item."""
 
+    def compared(self, item: int, asked: int) -> str:
+        """Say in words what names an item, and of each part whether it names the one that is asked for as well."""
+
     def near(self, item: int, rng: np.random.Generator) -> int:
         """Draw another training item that is easily taken for this one."""
 
@@ -80,20 +82,6 @@ def _train_pairs_by_mark(seed: int) -> Mapping[Mark, tuple[int, ...]]:
         for mark in marks if item >= _NUM_TEST_TICKETS else ():
             by_mark.setdefault(mark, []).append(item)
     return {mark: tuple(items) for mark, items in by_mark.items()}
-
-
-def ticket_settings() -> QuickstartConfig:
-    """Give the quickstart's settings of the tickets: same pairs of marks and hands as :class:`Tickets`."""
-    sft, rl, test = _SCANS_PER_DIGIT
-    return QuickstartConfig(
-        task="tickets",
-        image_pixels=TICKET_PIXELS,
-        num_sft_samples=6000,
-        num_test_pages=_NUM_TEST_TICKETS,
-        sft_scans_per_digit=sft,
-        rl_scans_per_digit=rl,
-        test_scans_per_digit=test,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +116,11 @@ class Tickets:
         """See :class:`World`."""
         return " ".join(mark.name for mark in _pairs(self.seed)[item])
 
+    def compared(self, item: int, asked: int) -> str:
+        """Write each mark with yes or no behind it: ``red star no blue ring yes``."""
+        wanted = _pairs(self.seed)[asked]
+        return " ".join(f"{mark.name} {'yes' if mark in wanted else 'no'}" for mark in _pairs(self.seed)[item])
+
     def near(self, item: int, rng: np.random.Generator) -> int:
         """Draw a training ticket that shares a mark."""
         sharing = _train_pairs_by_mark(self.seed)[_pairs(self.seed)[item][int(rng.integers(2))]]
@@ -148,7 +141,7 @@ class Stamps:
 
     Attributes:
         pictures: the folder of the package's pictures.
-        num_items: how many of them are taken, evenly spread over the collection; 0: all.
+        num_items: how many are taken of those whose captions can be told apart, evenly spread over them; 0: all these.
     """
 
     pictures: Path
@@ -156,7 +149,7 @@ class Stamps:
     name: str = "stamps"
     page_pixels: int = PAGE_PIXELS
     low_pixels: int = LOW_PIXELS
-    num_looked_at: int = 20
+    num_looked_at: int = 5
 
     @property
     def train_items(self) -> Sequence[int]:
@@ -170,11 +163,15 @@ class Stamps:
 
     def question(self, item: int) -> str:
         """See :class:`World`."""
-        return f"What number is beside this picture? {self.transcript(item)}"
+        return f"What number is beside this picture? {self._stamps()[item].caption}"
 
     def transcript(self, item: int) -> str:
         """See :class:`World`."""
-        return self._stamps()[item].caption
+        return self._stamps()[item].caption.rstrip(".")
+
+    def compared(self, item: int, asked: int) -> str:
+        """Write the caption alone: there is nothing to take apart."""
+        return self.transcript(item)
 
     def near(self, item: int, rng: np.random.Generator) -> int:
         """Draw a neighbour in the order of paths, which is mostly of the same category."""
@@ -191,7 +188,8 @@ class Stamps:
 
 @lru_cache(maxsize=1)
 def _spread(pictures: Path, num_items: int) -> tuple[Stamp, ...]:
-    stamps = read_stamps(pictures)
+    found = read_stamps(pictures)
+    stamps = tuple(found[index] for index in told_apart([stamp.caption for stamp in found]))
     if not num_items or num_items >= len(stamps):
         return stamps
     return tuple(stamps[index * len(stamps) // num_items] for index in range(num_items))
@@ -203,7 +201,7 @@ def open_world(name: str, folder: Path, num_stamps: int, seed: int) -> World:
     Args:
         name: ``tickets`` or ``stamps``.
         folder: the folder that gets the package of the stamps.
-        num_stamps: how many of its pictures are taken; 0: all.
+        num_stamps: how many pictures are taken of those whose captions can be told apart; 0: all these.
         seed: the seed of the tickets.
     """
     return Tickets(seed) if name == "tickets" else Stamps(fetch_stamps(folder), num_stamps)

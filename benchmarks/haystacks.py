@@ -3,8 +3,8 @@
     uv run python benchmarks/haystacks.py --folder runs/haystacks                    # both worlds, everything
     uv run python benchmarks/haystacks.py --folder runs/haystacks --worlds tickets   # generated pages alone
 
-For each world an embedder and an answering policy are trained with the normal pipeline from random weights; the
-stamps' policy goes on from the tickets' one, which reads digits and looks for pages already. Every question asks for
+For each world an answering policy is trained with the normal pipeline from random weights: it learns to put a page into
+words, then to find the page that is asked for. The embedder goes on from it and has its eyes. Every question asks for
 the handwritten digit on one page of a haystack of 10, 100 or 1,000 (stamps: all that are taken). Pages are filtered
 in two ways: by the cosine of cached vectors, and by the policy's own yes or no at low resolution on the best of
 these; three go into the prompt. Beside them the same policy sees the whole haystack, where it fits into its context,
@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from haystack_data import LESSONS, Lesson
 from haystack_measure import MAX_SHOWN_PAGES, Plan, Row, measure
 from haystack_questions import PairedDifference
-from haystack_training import Trained, train_world
+from haystack_training import train_world
 from haystack_worlds import open_world
 
 from rsgrpo.io.atomic_files import write_json
@@ -32,8 +33,7 @@ from rsgrpo.io.atomic_files import write_json
 WORLDS = ("tickets", "stamps")
 SIZES = (10, 100, 1000)
 NUM_KEPT = 3
-EMBEDDER_STEPS = {"tickets": (400,), "stamps": (250, 400)}
-POLICY_STEPS = {"tickets": (600, 900, 900), "stamps": (600,)}
+EMBEDDER_STEPS = {"tickets": (120,), "stamps": (250,)}
 
 
 def main() -> None:
@@ -41,14 +41,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/haystacks"))
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
     parser.add_argument("--questions", type=int, default=500)
-    parser.add_argument("--stamps", type=int, default=150, help="pictures that are taken; 0: all 674")
+    parser.add_argument(
+        "--stamps", type=int, default=150, help="pictures that are taken; 0: all 309 whose captions can be told apart"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--embedder-steps", type=int, nargs="+", help=f"of 64 pairs, in rounds; default {EMBEDDER_STEPS}"
     )
-    parser.add_argument(
-        "--policy-steps", type=int, nargs="+", help=f"of 32 conversations, in rounds; default {POLICY_STEPS}"
-    )
+    parser.add_argument("--policy-steps", type=int, nargs="+", help="of each of the policy's rounds")
     parser.add_argument(
         "--unfiltered-pages",
         type=int,
@@ -60,20 +60,20 @@ def main() -> None:
     options = parser.parse_args()
     root = options.folder.resolve()
     rows: list[Row] = []
-    trained: Trained | None = None
-    for name in WORLDS[: 1 + max(map(WORLDS.index, options.worlds))]:
+    for name in dict.fromkeys(options.worlds):
         world = open_world(name, root / "package", options.stamps, options.seed)
+        lessons: tuple[Lesson, ...] = LESSONS[name]
+        if options.policy_steps:
+            pairs = zip(lessons, options.policy_steps, strict=True)
+            lessons = tuple(replace(lesson, num_steps=steps) for lesson, steps in pairs)
         trained = train_world(
             world,
             root / name,
-            trained,
             embedder_steps=options.embedder_steps or EMBEDDER_STEPS[name],
-            policy_steps=options.policy_steps or POLICY_STEPS[name],
+            lessons=lessons,
             threads=options.threads,
             seed=options.seed,
         )
-        if name not in options.worlds:
-            continue
         sizes = tuple(sorted({min(size, len(world.test_items)) for size in SIZES}))
         plan = Plan(
             sizes=sizes,

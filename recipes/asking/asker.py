@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -27,6 +28,7 @@ from rsgrpo.answering.streamed_sections import SectionStream
 from rsgrpo.types import ImageRef
 
 _CUT = "length"
+_READING_THREADS = 4
 _ONE_AT_A_TIME = "this small model has learnt single questions alone, so it does not see the questions before"
 
 
@@ -57,7 +59,7 @@ class ModelAsker:
         self._chooser = chooser
         self._opened = opened
         self._writer = MessageWriter(settings.prompt, settings.response_format)
-        self._images = PageImages(settings.image_rules)
+        self._images = PageImages(settings.image_rules, is_near=server.can_go_on)
         self._client = ChatClient(server, timeout_seconds=timeout_seconds)
 
     async def __aenter__(self) -> ModelAsker:
@@ -139,6 +141,8 @@ class ModelAsker:
                 f"the model takes at most {most} page{'s' * (most != 1)} (data.max_images), and {num_shown} are given; "
                 f"name {most} or fewer"
             )
+        with ThreadPoolExecutor(_READING_THREADS) as pool:  # the writer then finds them read
+            list(pool.map(self._images.url, [page.image for page in chosen.pages if page.is_shown]))
         return chosen, self._writer.messages(request, chosen.pages, self._images.url)
 
     def _chosen(self, request: AskRequest) -> PagesChosen:

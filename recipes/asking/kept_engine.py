@@ -12,11 +12,11 @@ on meanwhile gets an engine of its own.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import fcntl
 import hashlib
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -26,12 +26,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import httpx
 
 from recipes.asking.chat_server import ServerAddress, ServerError
 from recipes.asking.engine_server import EngineServer, EngineSettings, OnWait
+from rsgrpo.config import RolloutConfig, SamplingConfig
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.atomic_files import FileError, read_json_object
 from rsgrpo.system.processes import is_alive
@@ -40,6 +41,7 @@ _LOOK_SECONDS = 0.25
 _HEALTH_SECONDS = 5.0
 _END_SECONDS = 15.0
 _MINUTE = 60.0
+_PLAIN_FIELDS = ("name", "device", "dtype", "max_images", "num_threads")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,7 +164,7 @@ class KeptEngine:
 
     async def recover(self, attempt: int, reason: str) -> None:
         """See :class:`~recipes.asking.chat_server.ChatServer`: one that has died is started again."""
-        if attempt > self._settings.rollout.max_restarts:
+        if attempt >= self._settings.rollout.max_restarts:
             raise ServerError(
                 f"the engine failed {attempt + 1} times on one question, at last with: {reason}; its output is in "
                 f"{shown(self._places.log)}"
@@ -205,7 +207,7 @@ class KeptEngine:
         assert keeper.stdin is not None
         minutes = self._keep_minutes if self._keep_minutes is not None else 1.0
         with suppress(BrokenPipeError), keeper.stdin as pipe:
-            pickle.dump((self._settings, self._places, minutes), pipe)
+            pipe.write(json.dumps(_plain(self._settings, self._places, minutes)).encode())
         return keeper
 
     def _why(self, status: int) -> str:
@@ -317,10 +319,12 @@ def keep_engine(settings: EngineSettings, places: _Places, minutes: float) -> in
                 _write(places.state, state)
                 while is_alive(server.pid) and not _is_over(places):
                     time.sleep(_LOOK_SECONDS)
+                print("nobody asked any more" if is_alive(server.pid) else "the server has ended", flush=True)
         except RsgrpoError as error:
             places.error.write_text(str(error), encoding="utf-8")
             return 1
         except KeyboardInterrupt:
+            print("told to end", flush=True)
             return 0
         finally:
             places.state.unlink(missing_ok=True)
@@ -336,5 +340,29 @@ def _is_over(places: _Places) -> bool:
     return idle > minutes * _MINUTE and not _is_held(places.use)
 
 
+def _plain(settings: EngineSettings, places: _Places, minutes: float) -> dict[str, Any]:
+    """What a keeper is told, as JSON can hold it; :func:`_told` reads it."""
+    own = {name: getattr(settings, name) for name in _PLAIN_FIELDS}
+    return {
+        "settings": {**own, "program": list(settings.program), "folder": str(settings.folder)},
+        "rollout": dataclasses.asdict(settings.rollout),
+        "places": {"folder": str(places.folder), "name": places.name},
+        "minutes": minutes,
+    }
+
+
+def _told(plain: dict[str, Any]) -> tuple[EngineSettings, _Places, float]:
+    """What :func:`_plain` wrote down."""
+    own, rollout = plain["settings"], plain["rollout"]
+    settings = EngineSettings(
+        **{name: own[name] for name in _PLAIN_FIELDS},
+        folder=Path(own["folder"]),
+        program=tuple(own["program"]),
+        rollout=RolloutConfig(**{**rollout, "sampling": SamplingConfig(**rollout["sampling"])}),
+    )
+    places = _Places(folder=Path(plain["places"]["folder"]), name=plain["places"]["name"])
+    return settings, places, float(plain["minutes"])
+
+
 if __name__ == "__main__":
-    sys.exit(keep_engine(*pickle.load(sys.stdin.buffer)))
+    sys.exit(keep_engine(*_told(json.load(sys.stdin))))

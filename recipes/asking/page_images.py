@@ -13,7 +13,7 @@ from rsgrpo.data.images.loading import load_image
 from rsgrpo.types import ImageRef
 
 _MAX_BYTES = 256 * 2**20
-# Nothing is lost, and it is three times as fast as the usual level 6: the way is short.
+# Of a page of 1.5 megapixels PNG takes 114 ms at level 1, 518 ms at the usual 6; BMP, which packs nothing, 3 ms.
 _COMPRESSION = 1
 
 _Stamp = tuple[str, int, int]
@@ -24,18 +24,21 @@ class PageImages:
 
     Args:
         rules: how pages are read.
+        is_near: whether the server is one of ours on this machine: pages then go there unpacked, which saves time on
+            both sides; else as PNG, which every server reads.
         max_bytes: how much is kept, in bytes.
     """
 
-    def __init__(self, rules: ImageRules, *, max_bytes: int = _MAX_BYTES) -> None:
+    def __init__(self, rules: ImageRules, *, is_near: bool = False, max_bytes: int = _MAX_BYTES) -> None:
         self._rules = rules
+        self._is_near = is_near
         self._max_bytes = max_bytes
         self._num_bytes = 0
         self._kept: OrderedDict[_Stamp, str] = OrderedDict()
         self._lock = threading.Lock()
 
     def url(self, image: ImageRef) -> str:
-        """The address of a page: its pixels, as a PNG in a data URL.
+        """The address of a page: its pixels, without loss, in a data URL.
 
         Args:
             image: the page.
@@ -49,8 +52,13 @@ class PageImages:
                 self._kept.move_to_end(stamp)
                 return self._kept[stamp]
         buffer = io.BytesIO()
-        load_image(image, self._rules).save(buffer, format="PNG", compress_level=_COMPRESSION)
-        url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        pixels = load_image(image, self._rules)
+        if self._is_near:
+            pixels.save(buffer, format="BMP")
+        else:
+            pixels.save(buffer, format="PNG", compress_level=_COMPRESSION)
+        kind = "bmp" if self._is_near else "png"
+        url = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
         if stamp is not None:
             self._keep(stamp, url)
         return url

@@ -83,7 +83,8 @@ class ModelConfig:
     """The policy."""
 
     path: str = ""
-    """Qwen2.5-VL directory or hub id; empty: build the quickstart's small one into the run folder."""
+    """Model folder or hub id, of a family that docs/families.md lists; empty: build the quickstart's small one into the
+    run folder."""
     revision: str = ""
     """Hub revision; empty: the newest."""
     dtype: Dtype = "bfloat16"

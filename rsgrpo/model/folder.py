@@ -111,7 +111,7 @@ def _kind(content: Mapping[str, object]) -> str:
 
 
 def check_layers(config: PreTrainedConfig, family: Family, folder: Path) -> None:
-    """Refuse layers that packed sequences do not keep to.
+    """Refuse layers that packed sequences do not keep to, and features for layers that are not there.
 
     Args:
         config: the config of the model.
@@ -119,7 +119,7 @@ def check_layers(config: PreTrainedConfig, family: Family, folder: Path) -> None
         folder: the folder that holds it, for the message.
 
     Raises:
-        ModelError: there is such a layer.
+        ModelError: there are such layers or features.
     """
     kinds = getattr(config.get_text_config(), "layer_types", None) or ()
     other = next((kind for kind in kinds if kind not in family.layer_kinds), None)
@@ -133,6 +133,12 @@ def check_layers(config: PreTrainedConfig, family: Family, folder: Path) -> None
         raise ModelError(
             f"{_own_setting(folder)} has layers of the kind {shown(other, 40)!r}, where a {family.name} has "
             f"{', '.join(family.layer_kinds)} only; copy config.json from the model that the weights belong to"
+        )
+    levels, layers = family.num_deepstack(config.vision_config), config.get_text_config().num_hidden_layers
+    if levels > layers:
+        raise ModelError(
+            f"{_own_setting(folder)}: its vision_config hands {levels} levels of features to a language model of "
+            f"{layers} layers, which would drop the others; copy config.json from the model that the weights belong to"
         )
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
-from rsgrpo.config import Config, ModelConfig
+from rsgrpo.config import Config, LoraConfig, ModelConfig
 from rsgrpo.data.images.loading import reading_fingerprint
-from rsgrpo.model.attention.backend import choose_backend, register_packed_attention
+from rsgrpo.model.attention.backend import choose_backend
 from rsgrpo.model.lora import exported_parameters
 from rsgrpo.model.policy_model import (
     OpenedModel,
     PolicyModel,
     open_model,
-    weights_dtype,
 )
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.model.vision_cache import FeatureStore, ImageFeatures
@@ -167,14 +166,10 @@ def load_vision_tower(folder: Path, config: ModelConfig, device: torch.device) -
         config: the settings: precision and attention.
         device: the device that it will run on.
     """
-    register_packed_attention()
-    dtype = weights_dtype(config)
-    tower: PreTrainedModel = AutoModel.from_pretrained(
-        folder,
-        config=AutoConfig.from_pretrained(folder).vision_config,
-        dtype=dtype,
-        attn_implementation="sdpa",
-        key_mapping={r"^(model\.)?visual\.": ""},
-    )
-    use_window_attention(tower, choose_backend(config.attention, device=device, dtype=dtype).backend)
+    alone = replace(config, lora=LoraConfig(), freeze_vision=True, gradient_checkpointing=False)
+    opened = open_model(folder, alone)
+    choice = choose_backend(config.attention, device=device, dtype=opened.model.dtype)
+    tower = take_filled_tower(opened, device)
+    opened.weights.close()
+    use_window_attention(tower, choice.backend)
     return tower.requires_grad_(False)

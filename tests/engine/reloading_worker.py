@@ -15,6 +15,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from rsgrpo.config import Config, LossConfig, OptimizerConfig
+from rsgrpo.model.families.table import family_of
 from rsgrpo.model.lora import adapter_layers, adapter_parameters
 from rsgrpo.model.setup import open_policy_model, wrap_model
 from rsgrpo.trainer.engine_settings import deepspeed_settings, trained_elements
@@ -22,7 +23,6 @@ from rsgrpo.trainer.objective import row_loss
 from rsgrpo.trainer.results import RankStep
 from rsgrpo.trainer.worker import PolicyWorker
 from tests.live_bytes import LiveBytes, tensor_storages
-from tests.tiny_model import checkpoint_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,20 @@ class LoadedBytes:
 class ReloadingWorker(PolicyWorker):
     """For tests: shows gradients and weights."""
 
-    def rebuild(self, config: Config, optimizer: OptimizerConfig, features_folder: Path | None = None) -> None:
-        """Load the model again under other settings."""
-        self._spec = dataclasses.replace(self._spec, config=config, features_folder=features_folder)
+    def rebuild(
+        self,
+        config: Config,
+        optimizer: OptimizerConfig,
+        features_folder: Path | None = None,
+        model_folder: Path | None = None,
+    ) -> None:
+        """Load the model again, or another one, under other settings."""
+        self._spec = dataclasses.replace(
+            self._spec,
+            config=config,
+            features_folder=features_folder,
+            model_folder=model_folder or self._spec.model_folder,
+        )
         self._config = config
         self._build()
         self._engine.begin_stage(optimizer, 10)
@@ -144,12 +155,12 @@ class ReloadingWorker(PolicyWorker):
     def sent(self) -> dict[str, np.ndarray]:
         """Every parameter as engines and exports get it."""
         chunks = list(self._tensors(trainable_only=False, max_bytes=2**14))
-        return {checkpoint_name(name): tensor.float().numpy().copy() for chunk in chunks for name, tensor in chunk}
+        return {self._name(name): tensor.float().numpy().copy() for chunk in chunks for name, tensor in chunk}
 
     def sent_names(self) -> list[str]:
         """Names of what changes with an update."""
         chunks = self._tensors(trainable_only=True, max_bytes=2**14)
-        return [checkpoint_name(name) for chunk in chunks for name, _ in chunk]
+        return [self._name(name) for chunk in chunks for name, _ in chunk]
 
     def reference(self, num_micro_batches: int) -> list[np.ndarray]:
         """What the KL term is measured against, row by row."""
@@ -178,6 +189,9 @@ class ReloadingWorker(PolicyWorker):
         finally:
             resource.setrlimit(resource.RLIMIT_AS, limits)
 
+    def _name(self, name: str) -> str:
+        return family_of(self._model).checkpoint_name(name)
+
     def step(self) -> float:
         """Apply what was accumulated; the norm before clipping."""
         return self._engine.step().grad_norm
@@ -193,5 +207,5 @@ class ReloadingWorker(PolicyWorker):
         for name, parameter in self._model.named_parameters():
             if parameter.requires_grad:
                 value = getter(parameter)
-                found[checkpoint_name(name)] = value.float().numpy().copy()
+                found[self._name(name)] = value.float().numpy().copy()
         return found

@@ -18,10 +18,12 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import Config, DataConfig, Dtype, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
-from rsgrpo.model.folder import load_processor
+from rsgrpo.model.families.table import FAMILIES
+from rsgrpo.model.folder import check_model_type, load_processor
 from rsgrpo.trainer.checkpoint import CheckpointError
 from rsgrpo.types import TrainingGroup
 from tests.engine.reloading_worker import ReloadingWorker as Rank
+from tests.engine.worlds import World
 from tests.plain_forward import plain_logprobs
 from tests.tiny_model import build_tiny_model, checkpoint_name, make_group, without_suppressed, write_images
 
@@ -48,7 +50,8 @@ class Oracle:
 
 
 def _oracle(folder: Path, groups: list[TrainingGroup]) -> Oracle:
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
+    family = check_model_type(folder)
+    model = family.model.from_pretrained(folder, attn_implementation="eager")
     processor = load_processor(folder)
     total = torch.zeros(())
     for group in groups:
@@ -59,12 +62,12 @@ def _oracle(folder: Path, groups: list[TrainingGroup]) -> Oracle:
             weight = torch.exp(logprobs.detach() - torch.from_numpy(response.rollout_logprobs)).clamp(max=2.0)
             total = total - (credit * weight * torch.exp(logprobs - logprobs.detach())).sum()
     total.backward()
-    gradient = {checkpoint_name(name): p.grad.numpy().copy() for name, p in model.named_parameters()}
+    gradient = {family.checkpoint_name(name): p.grad.numpy().copy() for name, p in model.named_parameters()}
     torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.max_grad_norm)
     torch.optim.AdamW(
         model.parameters(), lr=1e-3, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), weight_decay=OPTIMIZER.weight_decay
     ).step()
-    stepped = {checkpoint_name(name): p.detach().numpy() for name, p in model.named_parameters()}
+    stepped = {family.checkpoint_name(name): p.detach().numpy() for name, p in model.named_parameters()}
     return Oracle(loss=float(total.detach()), gradient=gradient, stepped=stepped)
 
 
@@ -113,15 +116,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("num_ranks", "zero_stage", "cut"), CASES, ids=str)
-def test_gradient_and_update_equal_the_plain_ones(worlds, oracle, groups, num_ranks, zero_stage, cut):
-    world = worlds[num_ranks]
-    config = _config(
-        num_ranks=num_ranks, zero_stage=zero_stage, micro_batch_tokens=cut.budget, share_prefix=cut.share_prefix
-    )
-    world.each(Rank.rebuild, config, OPTIMIZER)
-    # Any order of groups, as well: reversed where the rows are small.
-    count = world.prepare(groups if cut is ONE_ROW else groups[::-1])
+def _check_step(world: World, oracle: Oracle, groups: list[TrainingGroup], num_ranks: int) -> None:
+    count = world.prepare(groups)
     shown = world.each(Rank.gradient, count, "policy", LOSS)
     assert sum(loss for loss, _ in shown) == pytest.approx(oracle.loss, rel=1e-5)
     expected = _flat(oracle.gradient)
@@ -137,6 +133,17 @@ def test_gradient_and_update_equal_the_plain_ones(worlds, oracle, groups, num_ra
         gap = np.abs(_flat(weights) - _flat(oracle.stepped))[clear]
         assert clear.mean() > 0.5
         assert gap.max() < 1e-6
+
+
+@pytest.mark.parametrize(("num_ranks", "zero_stage", "cut"), CASES, ids=str)
+def test_gradient_and_update_equal_the_plain_ones(worlds, oracle, groups, num_ranks, zero_stage, cut):
+    world = worlds[num_ranks]
+    config = _config(
+        num_ranks=num_ranks, zero_stage=zero_stage, micro_batch_tokens=cut.budget, share_prefix=cut.share_prefix
+    )
+    world.each(Rank.rebuild, config, OPTIMIZER)
+    # Any order of groups, as well: reversed where the rows are small.
+    _check_step(world, oracle, groups if cut is ONE_ROW else groups[::-1], num_ranks)
 
 
 @pytest.mark.parametrize(
@@ -296,3 +303,22 @@ def test_a_checkpoint_goes_on_to_the_bit_in_a_new_process(worlds, groups, tmp_pa
     )
     with pytest.raises(CheckpointError, match="is of another model: "):
         world.each(Rank.restore, tmp_path)
+
+
+@pytest.fixture(scope="module", params=[family for family in FAMILIES if family != "qwen2_5_vl"])
+def other_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("other"), family=request.param, tie=True)
+
+
+@pytest.fixture(scope="module")
+def other_oracle(other_folder: Path, groups: list[TrainingGroup]) -> Oracle:
+    return _oracle(other_folder, groups)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_every_family_is_cut_alike(worlds, other_folder, other_oracle, groups, num_ranks, zero_stage):
+    world = worlds[num_ranks]
+    config = _config(num_ranks=num_ranks, zero_stage=zero_stage, micro_batch_tokens=SMALL_ROWS.budget)
+    world.each(Rank.rebuild, config, OPTIMIZER, None, other_folder)
+    _check_step(world, other_oracle, groups[::-1], num_ranks)

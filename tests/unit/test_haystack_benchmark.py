@@ -31,6 +31,9 @@ class Squares:
     def transcript(self, item: int) -> str:
         return f"square {item}"
 
+    def compared(self, item: int, asked: int) -> str:
+        return f"square {'yes' if item == asked else 'no'}"
+
     def near(self, item: int, rng: np.random.Generator) -> int:
         return (item + 1) % 6
 
@@ -50,6 +53,20 @@ def data() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield importlib.import_module("haystack_data")
+
+
+@pytest.fixture(scope="module")
+def worlds() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("haystack_worlds")
+
+
+@pytest.fixture(scope="module")
+def stamps() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("haystack_stamps")
 
 
 @given(page=st.integers(0, 19), seed=st.integers(0, 99))
@@ -93,12 +110,14 @@ def test_a_difference_turns_its_sign_when_both_change_places(questions: ModuleTy
 
 def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: ModuleType, tmp_path: Path):
     world = Squares()
-    data.write_training_data(world, tmp_path / "data", 200, seed=3)
-    pages = data.TrainingPages(world, 12, seed=3)
+    shares, counts = {"locate": 0.6, "relevance": 0.4}, {1: 0.2, 2: 0.3, 3: 0.5}
+    lesson = data.Lesson(num_steps=1, num_questions=200, shares=shares, page_counts=counts)
+    data.write_training_data(world, tmp_path / "data", lesson, seed=3)
+    pages = data.TrainingPages(world, 48, seed=3)
     digit_of = {path: data.NUMBERS[digit] for views in pages.views.values() for path, digit in views}
     rows = [json.loads(line) for line in (tmp_path / "data" / "train.jsonl").read_text().splitlines()]
     kinds = {row["qid"].split("-")[0] for row in rows}
-    assert kinds == {"locate", "relevance", "transcribe"}
+    assert kinds == {"locate", "relevance"}
     for row in rows:
         assert row["prompt"].count("<image>") == len(row["image"])
         assert all((tmp_path / "data" / path).is_file() for path in row["image"])
@@ -108,6 +127,11 @@ def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: M
             number = shown.index(asked)
             digit = digit_of[row["image"][number]]
             assert f"[{number + 1}]: square {asked} {digit}\n" in row["gold_response"]
+            compared = [
+                f"{place} square {'yes' if place == number + 1 else 'no'} {digit_of[path]}"
+                for place, path in enumerate(row["image"], start=1)
+            ]
+            assert row["gold_response"].startswith(f"<observe> {', '.join(compared)}</observe>\n")
             assert row["gold_response"].endswith(f"<answer> {digit}</answer>")
             assert len(set(shown)) == len(shown)
         if row["qid"].startswith("relevance"):
@@ -116,4 +140,36 @@ def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: M
                 assert page.size == ((28, 28) if is_low else (56, 56))
             assert row["gold_response"] == ("yes" if f"square {shown[0]}?" in row["prompt"] else "no")
     pairs = [json.loads(line) for line in (tmp_path / "data" / "pairs.jsonl").read_text().splitlines()]
-    assert len(pairs) == 6 * 12  # pictures, views
+    assert len(pairs) == 6 * 48  # pictures, views
+
+
+@given(item=st.integers(0, 2015), asked=st.integers(0, 2015))
+def test_a_ticket_is_the_one_that_is_asked_for_if_both_its_marks_are(worlds: ModuleType, item: int, asked: int):
+    tickets = worlds.Tickets(0)
+    said = tickets.compared(item, asked).split()  # colour, form and judgement of the left mark, then of the right one
+    assert " ".join(said[:2] + said[3:5]) == tickets.transcript(item)
+    assert ([said[2], said[5]] == ["yes", "yes"]) == (item == asked)
+    in_question = [f"{said[at]} {said[at + 1]}" in tickets.question(asked) for at in (0, 3)]
+    assert [said[2] == "yes", said[5] == "yes"] == in_question
+
+
+def test_captions_are_taken_that_a_word_of_their_own_tells_apart(stamps: ModuleType):
+    captions = [
+        "A dolphin.",  # its word is in the third too
+        "Two dolphins.",
+        "A dolphin jumping.",
+        "The letter q.",  # "q" is too short to count
+        "The letter r.",
+        "A crow on its nest.",  # five words
+        "Une âne.",
+        "The pig, the dog.",
+        "THE PIG.",
+    ]
+    # A word of its own: two and dolphins, jumping, (crow, nest), une and âne, dog.
+    assert stamps.told_apart(captions) == [1, 2, 6]
+
+
+@given(st.lists(st.sampled_from(["cat", "dog", "ox", "red"]).map(lambda word: f"A {word}."), max_size=6))
+def test_a_caption_that_comes_twice_is_never_taken(stamps: ModuleType, captions: list[str]):
+    taken = stamps.told_apart(captions)
+    assert all(captions.count(captions[index]) == 1 and "ox" not in captions[index] for index in taken)

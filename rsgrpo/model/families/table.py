@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rsgrpo.model.families import qwen2_5_vl
+from rsgrpo.model.families import qwen2_5_vl, qwen2_vl, qwen3_vl
 from rsgrpo.model.families.family import Family
 
 if TYPE_CHECKING:  # seconds of imports for a name
     from torch import Tensor
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (qwen2_5_vl.FAMILY,)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY)
+}
 """The families by their ``model_type``."""
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from recipes.asking.asker import ModelAsker
 from recipes.asking.chat_stream import ChatClient
@@ -211,6 +214,15 @@ def test_a_page_is_read_once_until_its_file_changes(tmp_path):
     assert images.url(page.image) is before
     draw_pages(tmp_path / "pages", 2)[1].replace(page.image.file)
     assert images.url(page.image) != before
+
+
+def test_a_server_of_ours_gets_the_same_pixels_unpacked(tmp_path):
+    (page,) = pages_in(tmp_path, 1)
+    urls = [PageImages(ImageRules(), is_near=is_near).url(page.image) for is_near in (False, True)]
+    assert [url.partition(";")[0] for url in urls] == ["data:image/png", "data:image/bmp"]
+    png, bmp = (np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))) for url in urls)
+    assert (png == bmp).all()
+    assert png.shape == (56, 56, 3)
 
 
 def test_kept_pages_take_no_more_room_than_they_may(tmp_path):

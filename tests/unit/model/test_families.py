@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from rsgrpo.config import ConfigError, QuickstartConfig
 from rsgrpo.failures import explain
 from rsgrpo.model.families import family as family_module
 from rsgrpo.model.families.table import FAMILIES, supported_families
-from rsgrpo.model.folder import ModelError, check_model_type, check_sizes, load_processor
+from rsgrpo.model.folder import ModelError, check_layers, check_model_type, check_sizes, load_processor
 from tests.tiny_model import build_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -75,7 +76,11 @@ def test_the_quickstart_can_build_every_family() -> None:
     with pytest.raises(ConfigError, match=f"choose one of {', '.join(FAMILIES)}$"):
         QuickstartConfig(family="llama")  # type: ignore[arg-type]  # what a user may write
     page = (REPOSITORY / "docs" / "families.md").read_text()
-    assert all(f"`{model_type}`" in page for model_type in FAMILIES)
+    rows = [line for line in page.splitlines() if line.startswith("| Qwen")]
+    for family in FAMILIES.values():
+        (row,) = [line for line in rows if f"| `{family.model_type}` | {family.token_pixels} |" in line]
+        assert f"`{family.box_coordinates}`" in row
+        assert row.endswith(f"| {family.transformers_version}, {family.vllm_version} |")
 
 
 def test_names_of_weights_are_those_of_published_checkpoints() -> None:
@@ -117,6 +122,15 @@ def test_what_is_not_in_the_table_is_refused_by_name(content: object, expected: 
     sentence = refusal(check_model_type, tmp_path, "model.path=m")
     assert expected in sentence
     assert supported_families() in sentence and "docs/families.md" in sentence
+
+
+def test_more_levels_of_features_than_layers_are_refused(tmp_path: Path) -> None:
+    # The tower's first block for each of three levels, a language model of two layers: transformers drops the third.
+    folder = build_tiny_model(tmp_path / "model", family="qwen3_vl")
+    check_layers(AutoConfig.from_pretrained(folder), FAMILIES["qwen3_vl"], folder)
+    change(folder / "config.json", vision_config__deepstack_visual_indexes=[0, 0, 0])
+    config = AutoConfig.from_pretrained(folder)
+    assert "hands 3 levels" in refusal(check_layers, config, FAMILIES["qwen3_vl"], folder)
 
 
 def test_a_quantised_checkpoint_is_refused(model: Path) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from rsgrpo.config import ConfigError, LoraConfig, ModelConfig
+from rsgrpo.model.families.table import FAMILIES, family_of
 from rsgrpo.model.lora import (
     adapter_layers,
     adapter_parameters,
@@ -41,9 +43,17 @@ def _train(packed: Packed, seed: int = 0) -> None:
                 parameter.normal_(0.0, 0.2, generator=generator)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])
+def _mlp_layers(model: PreTrainedModel) -> int:
+    return family_of(model).vision_shape(model.config.vision_config).mlp_matrices
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("qwen2_5_vl", False), *((family, True) for family in FAMILIES)],
+    ids=["own head", *FAMILIES],
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("model"), tie=request.param)
+    return build_tiny_model(tmp_path_factory.mktemp("model"), family=request.param[0], tie=request.param[1])
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +111,8 @@ def test_only_adapters_train_and_the_tower_has_none(folder):
 def test_the_tower_gets_adapters_when_asked(folder):
     model = load_model(folder, _settings(include_vision=True))
     with_adapter = [name for name in adapter_layers(model) if ".visual." in name]
-    # two blocks with fused qkv, proj, and a gated MLP of three layers
-    assert len(with_adapter) == 10
+    # two blocks with fused qkv, proj, and the MLP: three layers where it is gated, else two
+    assert len(with_adapter) == 2 * (2 + _mlp_layers(model))
     assert all(".visual.blocks." in name for name in with_adapter)
 
 
@@ -171,9 +181,10 @@ def test_targets_are_read_as_peft_reads_them(folder, targets, chosen):
 
 
 def test_layers_of_the_tower_can_be_chosen_among(folder):
-    # named ones alone; without any, all of the blocks', as the tower's five layers a block show
+    # named ones alone; without any, all of the blocks', as the tower's layers show (the two blocks name them alike)
     assert _chosen(folder, ["q_proj", "qkv"], include_vision=True) == ["qkv", "q_proj"]
-    assert len(_chosen(folder, ["q_proj"], include_vision=True)) == 1 + 5
+    model = load_model(folder, _settings())
+    assert len(_chosen(folder, ["q_proj"], include_vision=True)) == 1 + 2 + _mlp_layers(model)
 
 
 @pytest.mark.parametrize(

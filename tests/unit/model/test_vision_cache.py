@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rsgrpo.config import ConfigError, ModelConfig, VisionCacheConfig
+from rsgrpo.model.families.table import FAMILIES
 from rsgrpo.model.policy_model import load_model
 from rsgrpo.model.vision_cache import FeatureStore, ImageFeatures, VisionCacheError, feature_key, tower_fingerprint
 from rsgrpo.model.vision_tower import take_vision_tower
@@ -25,9 +26,9 @@ def _store(folder: Path, num_bytes: int = 2**20) -> FeatureStore:
     return FeatureStore(folder, num_bytes)
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("model"))
+@pytest.fixture(scope="module", params=FAMILIES)
+def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("model"), family=request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
