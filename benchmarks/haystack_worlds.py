@@ -170,8 +170,8 @@ class Stamps:
         return self._stamps()[item].caption.rstrip(".")
 
     def compared(self, item: int, asked: int) -> str:
-        """Write the caption alone: there is nothing to take apart."""
-        return self.transcript(item)
+        """Write the caption, and whether it is the one that is asked for: without this word the evidence is guessed."""
+        return f"{self.transcript(item)} {'yes' if item == asked else 'no'}"
 
     def near(self, item: int, rng: np.random.Generator) -> int:
         """Draw a neighbour in the order of paths, which is mostly of the same category."""
