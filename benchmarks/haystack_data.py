@@ -49,7 +49,7 @@ class Lesson:
     low_frac: float = 0.7
 
 
-LESSONS = {
+LESSONS: Mapping[str, tuple[Lesson, ...]] = {
     "tickets": (
         Lesson(
             num_steps=400,
