@@ -50,7 +50,7 @@ class Lesson:
     low_frac: float = 0.7
 
 
-LESSONS = {
+LESSONS: Mapping[str, tuple[Lesson, ...]] = {
     "tickets": (
         Lesson(
             num_steps=400,
@@ -60,10 +60,10 @@ LESSONS = {
             page_counts={1: 0.3, 2: 0.3, 3: 0.4},
         ),
         Lesson(
-            num_steps=450,
+            num_steps=600,
             step_questions=48,
             num_questions=16_000,
-            shares={"transcribe_low": 0.2, "locate": 0.4, "relevance": 0.4},
+            shares={"transcribe_low": 0.15, "locate": 0.5, "relevance": 0.35},
             page_counts={1: 0.1, 2: 0.15, 3: 0.35, 4: 0.1, 6: 0.1, 8: 0.1, 10: 0.1},
             near_frac=0.7,
             low_frac=0.85,
@@ -147,17 +147,18 @@ def at_low_resolution(page: Image.Image, pixels: int) -> Image.Image:
 
 
 def locate_question(pages: TrainingPages, lesson: Lesson, rng: np.random.Generator) -> tuple[str, str, list[str]]:
-    """Draw a question with a tagged response, which compares every page with what is asked: prompt, response, paths."""
+    """Draw a question with a tagged response, which reads all pages and then finds the one: prompt, response, paths.
+
+    What is asked for is said again behind what was read: the page is found by where the same words stand before.
+    """
     item, views = _drawn_views(pages, lesson, rng)
     answer, name = NUMBERS[views[item][1]], pages.world.transcript(item)
     transcripts = [f"{pages.world.transcript(other)} {NUMBERS[digit]}" for other, (_, digit) in views.items()]
-    response = gold_response(transcripts, [list(views).index(item)], f"{name} is {answer}", answer)
-    compared = [
-        f"{number} {pages.world.compared(other, item)} {NUMBERS[digit]}"
-        for number, (other, (_, digit)) in enumerate(views.items(), start=1)
-    ]
-    # The number is what the evidence line finds its page by; the evidence itself is said once, without it.
-    response = response.replace(", ".join(transcripts), ", ".join(compared), 1)
+    found = list(views).index(item)
+    response = gold_response(transcripts, [found], f"{name} is {answer}", answer)
+    # A number before tells which page is read; the same one behind is what the words before it lead to.
+    numbered = ", ".join(f"{number} {transcript} {number}" for number, transcript in enumerate(transcripts, start=1))
+    response = response.replace(", ".join(transcripts), f"{numbered}; {transcripts[found]} {found + 1}", 1)
     return pages.world.question(item), response, [path for path, _ in views.values()]
 
 

@@ -60,9 +60,6 @@ class World(Protocol):
     def transcript(self, item: int) -> str:
         """Say in words what names an item."""
 
-    def compared(self, item: int, asked: int) -> str:
-        """Say in words what names an item, and of each part whether it names the one that is asked for as well."""
-
     def near(self, item: int, rng: np.random.Generator) -> int:
         """Draw another training item that is easily taken for this one."""
 
@@ -116,11 +113,6 @@ class Tickets:
         """See :class:`World`."""
         return " ".join(mark.name for mark in _pairs(self.seed)[item])
 
-    def compared(self, item: int, asked: int) -> str:
-        """Write each mark with yes or no behind it: ``red star no blue ring yes``."""
-        wanted = _pairs(self.seed)[asked]
-        return " ".join(f"{mark.name} {'yes' if mark in wanted else 'no'}" for mark in _pairs(self.seed)[item])
-
     def near(self, item: int, rng: np.random.Generator) -> int:
         """Draw a training ticket that shares a mark."""
         sharing = _train_pairs_by_mark(self.seed)[_pairs(self.seed)[item][int(rng.integers(2))]]
@@ -168,10 +160,6 @@ class Stamps:
     def transcript(self, item: int) -> str:
         """See :class:`World`."""
         return self._stamps()[item].caption.rstrip(".")
-
-    def compared(self, item: int, asked: int) -> str:
-        """Write the caption, and whether it is the one that is asked for: without this word the evidence is guessed."""
-        return f"{self.transcript(item)} {'yes' if item == asked else 'no'}"
 
     def near(self, item: int, rng: np.random.Generator) -> int:
         """Draw a neighbour in the order of paths, which is mostly of the same category."""

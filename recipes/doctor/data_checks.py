@@ -181,6 +181,8 @@ def _read_source(source: SourceConfig, config: Config, clock: Clock = time.monot
         seed=config.seed,
         on_bad_record="skip",
         box_coordinates=source.box_coordinates or config.data.box_coordinates,
+        columns=config.data,
+        is_training=True,
     )
     kept: list[Sample] = []
     deadline = clock() + _READ_SECONDS

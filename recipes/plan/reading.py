@@ -266,6 +266,8 @@ class Reader:
             seed=config.seed,
             on_bad_record="skip",
             box_coordinates=source.box_coordinates or config.data.box_coordinates,
+            columns=config.data,
+            is_training=True,
         )
         reader = iter(open_reader(source.format, source.path, options=options))
         kept = list(itertools.islice(reader, most))

@@ -71,6 +71,7 @@ def supervised_phases(
                 max_skipped_frac=config.data.max_skipped_frac,
                 media_cache=config.data.media_cache,
                 video=config.data.video,
+                columns=config.data,
             )
             for mixed, found in zip(sources, mixture.reports, strict=True):
                 progress.line(f"{settings.name}: {mixed.format}, weight {mixed.weight:g}, from {mixed.path}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rsgrpo.config import DistractorConfig, SourceConfig, VideoConfig
+from rsgrpo.config import DataConfig, DistractorConfig, SourceConfig, VideoConfig
 from rsgrpo.data.files import DataError
 from rsgrpo.data.readers.conversations import images_in_front
 from rsgrpo.data.readers.findings import ReadReport, short_report
@@ -40,6 +40,7 @@ class Mixture:
         max_skipped_frac: the share of each data set that ``skip`` may leave out, 0 to 1.
         media_cache: the folder of the media store, see ``DataConfig``.
         video: which frames of a video; None: the defaults.
+        columns: EVisRAG: the names of its columns, and how many images a question may have; None: the defaults.
 
     Raises:
         DataError: a data set is not there, is empty, or (``error``) has bad records.
@@ -56,6 +57,7 @@ class Mixture:
         max_skipped_frac: float = 0.01,
         media_cache: str = "",
         video: VideoConfig | None = None,
+        columns: DataConfig | None = None,
     ) -> None:
         choice = video or VideoConfig()
         self._sources = tuple(sources)
@@ -76,6 +78,8 @@ class Mixture:
                     min_frames=choice.min_frames,
                     max_frames=choice.max_frames,
                     media_cache=media_cache,
+                    columns=columns or DataConfig(),
+                    is_training=True,
                 ),
             )
             for source in sources

@@ -34,7 +34,7 @@ _NUMBERS_COLUMN = "page_numbers"
 
 
 def evisrag(file: Path, options: ReaderOptions) -> Convert:
-    """EVisRAG (``rsgrpo.data.evisrag_files``); too many images are cut in records with plain answers."""
+    """EVisRAG (``rsgrpo.data.evisrag_files``); too many images are a defect in training, else cut."""
     root = Path(options.media_root) if options.media_root else file.parent
     media = MediaFinder((root, file.parent), must_exist=options.check_media, store=MediaStore(options.media_cache))
     columns = options.columns
@@ -43,7 +43,7 @@ def evisrag(file: Path, options: ReaderOptions) -> Convert:
 
     def convert(index: int, record: dict[str, Any], remark: Remark) -> Sample:
         default_id = f"{file.stem}-{index + 1 if file.suffix == '.jsonl' else index}"
-        sample = evisrag_sample(record, default_id, columns, media, is_training=False)
+        sample = evisrag_sample(record, default_id, columns, media, is_training=options.is_training)
         # Where the pages do not hold the answer, the gold page was not retrieved: that is what the record says.
         if record.get(_POSITIVE_COLUMN) and sample.is_sufficient and not sample.positive_images:
             remark(

@@ -35,6 +35,8 @@ class ReaderOptions:
         box_coordinates: what numbers of gold boxes count: ``shares``, ``permille`` or ``pixels`` of the image as it is
             stored; empty: what ``columns.box_coordinates`` says. Formats that fix it themselves do not ask.
         columns: EVisRAG: the names of its columns, and how many images a question may have.
+        is_training: EVisRAG: whether more images are a defect, since the gold response speaks of all; else those ranked
+            lowest are left out.
     """
 
     media_root: str = ""
@@ -50,6 +52,7 @@ class ReaderOptions:
     box_coordinates: str = ""
     media_cache: str = ""
     columns: DataConfig = field(default_factory=DataConfig)
+    is_training: bool = False
 
     def __post_init__(self) -> None:
         one_of("box_coordinates", self.box_coordinates, ("", *BOX_COORDINATES))

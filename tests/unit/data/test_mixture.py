@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from rsgrpo.config import ConfigError, DistractorConfig, SourceConfig
+from rsgrpo.config import ConfigError, DataConfig, DistractorConfig, SourceConfig
 from rsgrpo.data.files import DataError
 from rsgrpo.data.mixture import Mixture, with_distractors
 from rsgrpo.types import ImageRef, Sample, Turn
@@ -69,6 +69,17 @@ def test_held_out_records_are_never_trained_on(tmp_path: Path):
     assert not set(mixture.held_out.tolist()) & set(mixture.order(0).tolist())
     # at most a tenth: 10 of 100
     assert len(mix(source(tmp_path, "a", 50), source(tmp_path, "b", 50), num_held_out=64).held_out) == 10
+
+
+def test_a_gold_response_is_never_trained_on_with_some_of_its_images(tmp_path: Path):
+    images = [f"{number}.png" for number in range(6)]
+    row = {"qid": "a", "asked": "Q" + "<image>" * 6, "answer": "A", "image": images}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    data = SourceConfig(format="evisrag", path=str(tmp_path / "a.jsonl"))
+    sample = mix(data, columns=DataConfig(max_images=6, prompt_column="asked")).sample(0)
+    assert len(sample.images) == 6
+    with pytest.raises(DataError, match=r"6 images, more than data\.max_images=5"):  # five is the default
+        mix(data, columns=DataConfig(prompt_column="asked"))
 
 
 def test_bad_records_stop_the_run_or_are_left_out_and_counted(tmp_path: Path):
