@@ -23,6 +23,7 @@ RELEVANCE_PROMPT = "Does this page help to answer the question? Answer with the 
 
 _TRANSCRIBE = "What is on this page?"
 _READ_DIGIT = "What number is on this page?"
+_RECITE = "What is on these pages? Say it again in another order."
 _VIEWS_PER_ITEM = {"tickets": 6, "stamps": 48}
 
 
@@ -34,8 +35,8 @@ class Lesson:
         num_steps: optimizer steps.
         step_questions: questions of a step.
         num_questions: questions that are drawn; they come again when a round needs more.
-        shares: the share of each kind of question: ``locate``, ``relevance``, ``digit``, ``transcribe``, or this at
-            low resolution: ``transcribe_low``.
+        shares: the share of each kind of question: ``locate``, ``recite``, ``relevance``, ``digit``, ``transcribe``, or
+            this at low resolution: ``transcribe_low``.
         page_counts: the share of each number of pages.
         near_frac: the share of other pages that are easily taken for the one that is asked for.
         low_frac: the share of relevance questions at low resolution.
@@ -65,6 +66,15 @@ LESSONS: Mapping[str, tuple[Lesson, ...]] = {
             num_questions=16_000,
             shares={"transcribe_low": 0.15, "locate": 0.5, "relevance": 0.35},
             page_counts={1: 0.1, 2: 0.15, 3: 0.35, 4: 0.1, 6: 0.1, 8: 0.1, 10: 0.1},
+            near_frac=0.7,
+            low_frac=0.85,
+        ),
+        Lesson(
+            num_steps=600,
+            step_questions=48,
+            num_questions=16_000,
+            shares={"recite": 0.4, "locate": 0.4, "relevance": 0.2},
+            page_counts={2: 0.15, 3: 0.35, 4: 0.2, 6: 0.1, 8: 0.1, 10: 0.1},
             near_frac=0.7,
             low_frac=0.85,
         ),
@@ -157,9 +167,24 @@ def locate_question(pages: TrainingPages, lesson: Lesson, rng: np.random.Generat
     found = list(views).index(item)
     response = gold_response(transcripts, [found], f"{name} is {answer}", answer)
     # A number before tells which page is read; the same one behind is what the words before it lead to.
-    numbered = ", ".join(f"{number} {transcript} {number}" for number, transcript in enumerate(transcripts, start=1))
-    response = response.replace(", ".join(transcripts), f"{numbered}; {transcripts[found]} {found + 1}", 1)
+    observed = f"{_numbered(transcripts)}; {transcripts[found]} {found + 1}"
+    response = response.replace(", ".join(transcripts), observed, 1)
     return pages.world.question(item), response, [path for path, _ in views.values()]
+
+
+def recite_question(pages: TrainingPages, lesson: Lesson, rng: np.random.Generator) -> tuple[str, str, list[str]]:
+    """Draw pages to be read and said again in another order, each of which is a page to be found by its words.
+
+    A located page gives one token of a hundred that says whether it was found; this gives as many as there are pages.
+    """
+    _, views = _drawn_views(pages, lesson, rng)
+    transcripts = [f"{pages.world.transcript(other)} {NUMBERS[digit]}" for other, (_, digit) in views.items()]
+    again = "; ".join(f"{transcripts[index]} {index + 1}" for index in rng.permutation(len(transcripts)))
+    return _RECITE, f"{_numbered(transcripts)}; {again}", [path for path, _ in views.values()]
+
+
+def _numbered(transcripts: Sequence[str]) -> str:
+    return ", ".join(f"{number} {transcript} {number}" for number, transcript in enumerate(transcripts, start=1))
 
 
 def _drawn_views(
@@ -215,6 +240,7 @@ def low_transcript_question(
 
 _MAKERS = {
     "locate": locate_question,
+    "recite": recite_question,
     "relevance": relevance_question,
     "digit": digit_question,
     "transcribe": transcript_question,

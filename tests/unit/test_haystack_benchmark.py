@@ -119,14 +119,15 @@ def test_a_difference_turns_its_sign_when_both_change_places(questions: ModuleTy
 
 def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: ModuleType, tmp_path: Path):
     world = Squares()
-    shares, counts = {"locate": 0.5, "relevance": 0.4, "digit": 0.1}, {1: 0.2, 2: 0.3, 3: 0.5}
+    shares = {"locate": 0.4, "recite": 0.2, "relevance": 0.3, "digit": 0.1}
+    counts = {1: 0.2, 2: 0.3, 3: 0.5}
     lesson = data.Lesson(num_steps=1, num_questions=200, shares=shares, page_counts=counts)
     data.write_training_data(world, tmp_path / "data", lesson, seed=3)
     pages = data.TrainingPages(world, 48, seed=3)
     digit_of = {path: data.NUMBERS[digit] for views in pages.views.values() for path, digit in views}
     rows = [json.loads(line) for line in (tmp_path / "data" / "train.jsonl").read_text().splitlines()]
     kinds = {row["qid"].split("-")[0] for row in rows}
-    assert kinds == {"locate", "relevance", "digit"}
+    assert kinds == {"locate", "recite", "relevance", "digit"}
     for row in rows:
         assert row["prompt"].count("<image>") == len(row["image"])
         assert all((tmp_path / "data" / path).is_file() for path in row["image"])
@@ -144,6 +145,11 @@ def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: M
             assert len(set(shown)) == len(shown)
         if row["qid"].startswith("digit"):
             assert row["gold_response"] == f" {digit_of[row['image'][0]]}"
+        if row["qid"].startswith("recite"):
+            read, *again = row["gold_response"].split("; ")
+            pages_read = [words.split(" ", 1)[1] for words in read.split(", ")]  # without the number before
+            assert sorted(again) == sorted(pages_read)
+            assert len(again) == len(shown)
         if row["qid"].startswith("relevance"):
             is_low = "-low" in row["image"][0]
             with Image.open(tmp_path / "data" / row["image"][0]) as page:
