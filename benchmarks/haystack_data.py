@@ -23,6 +23,7 @@ RELEVANCE_PROMPT = "Does this page help to answer the question? Answer with the 
 
 _TRANSCRIBE = "What is on this page?"
 _RECITE = "What is on these pages? Say it again in another order."
+_READ_DIGIT = "What number is on this page?"
 _VIEWS_PER_ITEM = {"tickets": 6, "stamps": 48}
 
 
@@ -34,8 +35,8 @@ class Lesson:
         num_steps: optimizer steps.
         step_questions: questions of a step.
         num_questions: questions that are drawn; they come again when a round needs more.
-        shares: the share of each kind of question: ``locate``, ``recite``, ``relevance``, ``transcribe``, or this at
-            low resolution: ``transcribe_low``.
+        shares: the share of each kind of question: ``locate``, ``recite``, ``relevance``, ``digit``, ``transcribe``, or
+            this at low resolution: ``transcribe_low``.
         page_counts: the share of each number of pages.
         near_frac: the share of other pages that are easily taken for the one that is asked for.
         low_frac: the share of relevance questions at low resolution.
@@ -87,10 +88,25 @@ LESSONS: Mapping[str, tuple[Lesson, ...]] = {
             page_counts={1: 0.3, 2: 0.3, 3: 0.4},
         ),
         Lesson(
+            num_steps=100,
+            step_questions=64,
+            num_questions=6_400,
+            shares={"digit": 0.4, "transcribe": 0.6},
+            page_counts={1: 1.0},
+        ),
+        # Between these two the embedder is trained, from whose weights the policy goes on.
+        Lesson(
+            num_steps=120,
+            step_questions=64,
+            num_questions=7_680,
+            shares={"digit": 0.2, "transcribe": 0.8},
+            page_counts={1: 1.0},
+        ),
+        Lesson(
             num_steps=500,
             num_questions=16_000,
-            shares={"transcribe": 0.05, "locate": 0.75, "relevance": 0.2},
-            page_counts={1: 0.1, 2: 0.15, 3: 0.6, 5: 0.05, 10: 0.1},
+            shares={"transcribe": 0.2, "locate": 0.8},
+            page_counts={1: 0.15, 2: 0.25, 3: 0.6},
         ),
     ),
 }
@@ -207,6 +223,13 @@ def transcript_question(pages: TrainingPages, lesson: Lesson, rng: np.random.Gen
     return _TRANSCRIBE, f"{pages.world.transcript(item)} {NUMBERS[digit]}", [path]
 
 
+def digit_question(pages: TrainingPages, lesson: Lesson, rng: np.random.Generator) -> tuple[str, str, list[str]]:
+    """Draw a page whose digit alone is asked for: behind a caption of many words it is learnt late."""
+    items = pages.world.train_items
+    path, digit = pages.view(items[int(rng.integers(len(items)))], rng)
+    return _READ_DIGIT, f" {NUMBERS[digit]}", [path]  # a blank: then it is the same token as in a transcript
+
+
 def low_transcript_question(
     pages: TrainingPages, lesson: Lesson, rng: np.random.Generator
 ) -> tuple[str, str, list[str]]:
@@ -219,6 +242,7 @@ _MAKERS = {
     "locate": locate_question,
     "recite": recite_question,
     "relevance": relevance_question,
+    "digit": digit_question,
     "transcribe": transcript_question,
     "transcribe_low": low_transcript_question,
 }

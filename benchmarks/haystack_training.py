@@ -11,9 +11,11 @@ from pathlib import Path
 
 from haystack_data import Lesson, tokenizer_corpus, write_held_out, write_training_data
 from haystack_worlds import World
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.io.atomic_files import new_folder
 from rsgrpo.model.quickstart_model import build_quickstart_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -45,10 +47,14 @@ def train_world(
     *,
     embedder_steps: Sequence[int],
     lessons: Sequence[Lesson],
+    num_first_lessons: int,
     threads: int,
     seed: int,
 ) -> Trained:
     """Write the training data, train the policy from random weights, and the embedder from the policy.
+
+    Lessons that are left for afterwards go on from the embedder: telling captions apart by a contrastive loss makes
+    them known in far fewer pages than writing them does.
 
     Args:
         world: the world.
@@ -56,6 +62,7 @@ def train_world(
         embedder_steps: optimizer steps of 64 pairs, in rounds: each goes on from the model of the one before, with a
             warm-up and a decay of its own.
         lessons: the policy's rounds, each with data of its own.
+        num_first_lessons: how many of them come before the embedder; the others go on from its weights.
         threads: CPU threads of every process.
         seed: the seed of data, weights and order.
 
@@ -71,15 +78,42 @@ def train_world(
     write_held_out(world, folder / "held_out", lessons[-1], _NUM_HELD_OUT, seed)
     sizes = QuickstartConfig(vocabulary_tokens=_VOCABULARY_TOKENS[world.name])
     start = build_quickstart_model(sizes, folder / "start", seed, tokenizer_corpus(data[0]))
-    policy = start
-    for number, lesson in enumerate(lessons):
-        settings = policy_settings(data[number], policy, lesson, seed + number)
-        policy = run(folder / f"policy-{number + 1}", threads, settings) / "models" / "sft"
+
+    def train_policy(model: Path, numbers: Sequence[int]) -> Path:
+        for number in numbers:
+            settings = policy_settings(data[number], model, lessons[number], seed + number)
+            model = run(folder / f"policy-{number + 1}", threads, settings) / "models" / "sft"
+        return model
+
+    policy = train_policy(start, range(num_first_lessons))
     embedder = policy
     for number, steps in enumerate(embedder_steps):
         settings = embedder_settings(data[0], embedder, steps, seed + number)
         embedder = run(folder / f"embedder-{number + 1}", threads, settings) / "models" / "retriever"
+    if num_first_lessons < len(lessons):
+        policy = policy_from_embedder(embedder, policy, folder / "policy-from-embedder")
+        policy = train_policy(policy, range(num_first_lessons, len(lessons)))
     return Trained(start=start, embedder=embedder, policy=policy)
+
+
+def policy_from_embedder(embedder: Path, policy: Path, folder: Path) -> Path:
+    """Write a policy that has an embedder's weights: both are the same model, the head is tied to the embedding.
+
+    Args:
+        embedder: the folder of the embedder.
+        policy: the folder of the policy that the embedder was trained from; its tokenizer and processor are taken.
+        folder: the folder to write; a complete one is left as it is.
+
+    Returns:
+        The same ``folder``.
+    """
+    if not folder.exists():
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(policy)
+        model.model.load_state_dict(Qwen2_5_VLModel.from_pretrained(embedder).state_dict())
+        with new_folder(folder) as partial:
+            model.save_pretrained(partial)
+            AutoProcessor.from_pretrained(policy).save_pretrained(partial)
+    return folder
 
 
 def embedder_settings(data: Path, start: Path, steps: int, seed: int) -> list[str]:

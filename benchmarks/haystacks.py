@@ -4,11 +4,12 @@
     uv run python benchmarks/haystacks.py --folder runs/haystacks --worlds tickets   # generated pages alone
 
 For each world an answering policy is trained with the normal pipeline from random weights: it learns to put a page into
-words, then to find the page that is asked for. The embedder goes on from it and has its eyes. Every question asks for
-the handwritten digit on one page of a haystack of 10, 100 or 1,000 (stamps: all that are taken). Pages are filtered
-in two ways: by the cosine of cached vectors, and by the policy's own yes or no at low resolution on the best of
-these; three go into the prompt. Beside them the same policy sees the whole haystack, where it fits into its context,
-and the oracle's pages: the filter's, with the right one put among them where it is missing.
+words, then to find the page that is asked for. The embedder goes on from it and has its eyes; the stamps' policy learns
+to find pages from the embedder's weights, which know the captions. Every question asks for the handwritten digit on one
+page of a haystack of 10, 100 or 1,000 (stamps: all that are taken). Pages are filtered in two ways: by the cosine of
+cached vectors, and by the policy's own yes or no at low resolution on the best of these; three go into the prompt.
+Beside them the same policy sees the whole haystack, where it fits into its context, and the oracle's pages: the
+filter's, with the right one put among them where it is missing.
 
 Real pictures come from Debian's package tuxpaint-stamps-default, which is downloaded into the folder. What is finished
 there is not made again, so an interrupted run goes on with the same command. Writes ``haystacks.json`` and
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from haystack_data import LESSONS
+from haystack_data import LESSONS, Lesson
 from haystack_measure import MAX_SHOWN_PAGES, Plan, Row, measure
 from haystack_questions import PairedDifference
 from haystack_training import train_world
@@ -34,6 +35,8 @@ WORLDS = ("tickets", "stamps")
 SIZES = (10, 100, 1000)
 NUM_KEPT = 3
 EMBEDDER_STEPS = {"tickets": (120,), "stamps": (250,)}
+NUM_FIRST_LESSONS = {"tickets": 2, "stamps": 2}
+"""Lessons of the policy before the embedder; the stamps' policy goes on from it, knowing the captions."""
 
 
 def main() -> None:
@@ -62,7 +65,7 @@ def main() -> None:
     rows: list[Row] = []
     for name in dict.fromkeys(options.worlds):
         world = open_world(name, root / "package", options.stamps, options.seed)
-        lessons = LESSONS[name]
+        lessons: tuple[Lesson, ...] = LESSONS[name]
         if options.policy_steps:
             pairs = zip(lessons, options.policy_steps, strict=True)
             lessons = tuple(replace(lesson, num_steps=steps) for lesson, steps in pairs)
@@ -71,6 +74,7 @@ def main() -> None:
             root / name,
             embedder_steps=options.embedder_steps or EMBEDDER_STEPS[name],
             lessons=lessons,
+            num_first_lessons=NUM_FIRST_LESSONS[name],
             threads=options.threads,
             seed=options.seed,
         )

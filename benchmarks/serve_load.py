@@ -45,6 +45,7 @@ from rsgrpo.config.index import IndexConfig
 _PROGRAM = [sys.executable, "-m", "recipes.commands.program"]
 _START_SECONDS = 900.0
 _ANSWER_SECONDS = 900.0
+_WARM_UP = "What comes first?"
 _KEY_VARIABLE = "SERVE_LOAD_ENGINE_KEY"
 
 
@@ -119,7 +120,8 @@ async def engine_alone(
             count = number
             while time.monotonic() - begin < args.alone_seconds:
                 asked = time.monotonic()
-                tally.num_tokens += await ask(texts[count % len(texts)])
+                num_tokens = await ask(texts[count % len(texts)])
+                tally.num_tokens += num_tokens  # not in one line: the sum would be read before the wait
                 tally.num_answers += 1
                 tally.waits.append(time.monotonic() - asked)
                 count += 1
@@ -156,7 +158,8 @@ async def ask_server(client: httpx.AsyncClient, question: str, num_pages: int) -
         raise ValueError("the stream ended without an answer")
     streamed = {name: text.strip() for name, text in sections.items() if name and text.strip()}
     finished = {name: text.strip() for name, text in answer["sections"].items() if text.strip()}
-    if answer["question"] != question or streamed != finished:
+    # A section that the model leaves open streams, and is none of the finished answer's.
+    if answer["question"] != question or any(streamed.get(name) != text for name, text in finished.items()):
         raise ValueError(f"the answer to {question!r} is {answer['question']!r} with {streamed} and {finished}")
     return answer
 
@@ -217,7 +220,7 @@ async def through_server(server: Server, questions: Sequence[str], args: argpars
     ]
     for client in clients:
         (await client.get("/")).raise_for_status()
-    await ask_server(clients[0], "warm up", args.num_pages)
+    await ask_server(clients[0], _WARM_UP, args.num_pages)
     begin = time.monotonic()
 
     async def user(number: int) -> None:
@@ -261,7 +264,7 @@ async def strangers(clients: Sequence[httpx.AsyncClient], tally: Tally) -> list[
     """Compare each user's history with what the user was answered."""
     problems = []
     for number, client in enumerate(clients):
-        kept = [pair for pair in await history_of(client) if pair[0] != "warm up"]
+        kept = [pair for pair in await history_of(client) if pair[0] != _WARM_UP]
         if sorted(kept) != sorted(tally.asked.get(number, [])):
             problems.append(f"user {number}: the history is not what was answered")
     return problems
@@ -308,6 +311,7 @@ def main() -> None:
             engine = stack.enter_context(open_server(model))
             alone.append(asyncio.run(engine_alone(engine, model.settings.sampling, ready, args)))
         server = Server(args, index, engine.address if engine is not None else None)
+        stack.callback(lambda: server.process.kill())  # of no effect where it has ended
         served, cookies = asyncio.run(through_server(server, questions, args))
         if engine is not None:  # once more, since others may use the machine
             alone.append(asyncio.run(engine_alone(engine, model.settings.sampling, ready, args)))

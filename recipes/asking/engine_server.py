@@ -39,7 +39,7 @@ OnWait = Callable[[str, float], None]
 _SERVER = "vllm.entrypoints.openai.api_server"
 _LOOK_SECONDS = 0.2
 _HEALTH_SECONDS = 5.0
-_END_SECONDS = 5.0
+_END_SECONDS = 8.0  # killed before, the server leaves shared memory behind
 _DYING_SECONDS = 20.0  # the server ends by itself when its engine has died
 _START_ATTEMPTS = 3  # somebody else may take the port in between
 _LOG_BYTES = 200_000
@@ -202,7 +202,7 @@ class EngineServer:
 
     async def recover(self, attempt: int, reason: str) -> None:
         """See :class:`~recipes.asking.chat_server.ChatServer`: one that has died is started again."""
-        if attempt > self.settings.rollout.max_restarts:
+        if attempt >= self.settings.rollout.max_restarts:
             raise ServerError(
                 f"the engine failed {attempt + 1} times on one question, at last with: {reason}; {self._log_told}"
             )

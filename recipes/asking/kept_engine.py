@@ -164,7 +164,7 @@ class KeptEngine:
 
     async def recover(self, attempt: int, reason: str) -> None:
         """See :class:`~recipes.asking.chat_server.ChatServer`: one that has died is started again."""
-        if attempt > self._settings.rollout.max_restarts:
+        if attempt >= self._settings.rollout.max_restarts:
             raise ServerError(
                 f"the engine failed {attempt + 1} times on one question, at last with: {reason}; its output is in "
                 f"{shown(self._places.log)}"
@@ -319,10 +319,12 @@ def keep_engine(settings: EngineSettings, places: _Places, minutes: float) -> in
                 _write(places.state, state)
                 while is_alive(server.pid) and not _is_over(places):
                     time.sleep(_LOOK_SECONDS)
+                print("nobody asked any more" if is_alive(server.pid) else "the server has ended", flush=True)
         except RsgrpoError as error:
             places.error.write_text(str(error), encoding="utf-8")
             return 1
         except KeyboardInterrupt:
+            print("told to end", flush=True)
             return 0
         finally:
             places.state.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 
 from recipes.evaluation.answer_journal import AnswerJournal
@@ -188,7 +188,8 @@ def _judged(
     root = folder.root / pipeline.task
     stages = _stages(pipeline, config, model, start, folder) if config.filter.enabled else []
     pages: dict[str, dict[str, ShownPages]] = {}
-    with clock.stage("filter"):
+    told = progress.phase(f"Filtering the pages of {pipeline.source.name}") if stages else nullcontext()
+    with clock.stage("filter"), told:
         # The deepest first: its pages are judged together, and those of the others are then known.
         for num_pages in sorted(config.eval.pipeline_depths, reverse=True):
             pages[f"top{num_pages}"] = _filtered(pipeline, num_pages, stages, config)

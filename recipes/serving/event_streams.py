@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import TypeVar
 
 from starlette.responses import Response
@@ -37,39 +38,6 @@ def server_event(kind: str, document: object) -> bytes:
     return f"{head}data: {text}\n\n".encode("utf-8", "replace")
 
 
-async def with_pauses(items: AsyncGenerator[Item], seconds: float) -> AsyncGenerator[Item | None]:
-    """Give the items of a generator, and None whenever it has given nothing for some time.
-
-    Args:
-        items: the generator; it is closed at the end, also where the caller stops early.
-        seconds: how long a pause is, in seconds.
-
-    Yields:
-        The items, and None for each pause.
-    """
-    following: asyncio.Task[Item] | None = None
-    try:
-        while True:
-            following = following or asyncio.ensure_future(anext(items))
-            done, _ = await asyncio.wait({following}, timeout=seconds)
-            if not done:
-                yield None
-                continue
-            try:
-                item = following.result()
-            except StopAsyncIteration:
-                return
-            finally:
-                following = None
-            yield item
-    finally:
-        if following is not None:
-            following.cancel()
-            with suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
-                await following
-        await items.aclose()
-
-
 class EventStream(Response):
     """A reply of server-sent events; where the reader hangs up, the generator is closed at once.
 
@@ -85,6 +53,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events = events
         self._at_end = at_end
+        self._last = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
@@ -95,10 +64,23 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async with aclosing(with_pauses(self._events, KEEP_ALIVE_SECONDS)) as events:
-            async for event in events:
-                await send({"type": "http.response.body", "body": event or _KEEP_ALIVE, "more_body": True})
+        self._last = time.monotonic()
+        talking = asyncio.ensure_future(self._keep_alive(send))
+        try:
+            async with aclosing(self._events) as events:
+                async for event in events:
+                    self._last = time.monotonic()
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+        finally:
+            talking.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _keep_alive(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(max(0.0, self._last + KEEP_ALIVE_SECONDS - time.monotonic()))
+            if time.monotonic() - self._last >= KEEP_ALIVE_SECONDS:
+                self._last = time.monotonic()
+                await send({"type": "http.response.body", "body": _KEEP_ALIVE, "more_body": True})
 
 
 async def unless_hung_up(work: Coroutine[object, object, Item], receive: Receive) -> Item | None:

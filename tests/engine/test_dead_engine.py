@@ -175,10 +175,10 @@ def test_the_pool_replaces_an_engine_that_died_and_gives_it_the_newest_weights(
         sample=Sample(sample_id="q", question="?", images=tuple(images)), prompt=make_group("q", images, [1]).prompt
     )
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(root / "other").eval()
+    # Of several processes is only the engine that dies; each would import vLLM anew in the one that replaces it.
+    layouts = iter([{"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}])
     monkeypatch.setattr(
-        rollout.pool,
-        "engine_environment",
-        lambda *arguments: engine_environment(*arguments) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+        rollout.pool, "engine_environment", lambda *arguments: engine_environment(*arguments) | next(layouts, {})
     )
     with local_ray():
         pool = RolloutPool(config, root / "model", device="cpu", num_threads=1)

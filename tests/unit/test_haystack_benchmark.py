@@ -10,9 +10,14 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
+
+from rsgrpo.config import QuickstartConfig
+from rsgrpo.model.quickstart_model import build_quickstart_model
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -50,6 +55,13 @@ def data() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield importlib.import_module("haystack_data")
+
+
+@pytest.fixture(scope="module")
+def training() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("haystack_training")
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +119,14 @@ def test_a_difference_turns_its_sign_when_both_change_places(questions: ModuleTy
 
 def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: ModuleType, tmp_path: Path):
     world = Squares()
-    shares, counts = {"locate": 0.4, "recite": 0.2, "relevance": 0.4}, {1: 0.2, 2: 0.3, 3: 0.5}
+    shares, counts = {"locate": 0.3, "recite": 0.2, "relevance": 0.4, "digit": 0.1}, {1: 0.2, 2: 0.3, 3: 0.5}
     lesson = data.Lesson(num_steps=1, num_questions=200, shares=shares, page_counts=counts)
     data.write_training_data(world, tmp_path / "data", lesson, seed=3)
     pages = data.TrainingPages(world, 48, seed=3)
     digit_of = {path: data.NUMBERS[digit] for views in pages.views.values() for path, digit in views}
     rows = [json.loads(line) for line in (tmp_path / "data" / "train.jsonl").read_text().splitlines()]
     kinds = {row["qid"].split("-")[0] for row in rows}
-    assert kinds == {"locate", "recite", "relevance"}
+    assert kinds == {"locate", "recite", "relevance", "digit"}
     for row in rows:
         assert row["prompt"].count("<image>") == len(row["image"])
         assert all((tmp_path / "data" / path).is_file() for path in row["image"])
@@ -135,6 +147,8 @@ def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: M
             pages_read = [words.split(" ", 1)[1] for words in read.split(", ")]  # without the number before
             assert sorted(again) == sorted(pages_read)
             assert len(again) == len(shown)
+        if row["qid"].startswith("digit"):
+            assert row["gold_response"] == f" {digit_of[row['image'][0]]}"
         if row["qid"].startswith("relevance"):
             is_low = "-low" in row["image"][0]
             with Image.open(tmp_path / "data" / row["image"][0]) as page:
@@ -142,6 +156,21 @@ def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: M
             assert row["gold_response"] == ("yes" if f"square {shown[0]}?" in row["prompt"] else "no")
     pairs = [json.loads(line) for line in (tmp_path / "data" / "pairs.jsonl").read_text().splitlines()]
     assert len(pairs) == 6 * 48  # pictures, views
+
+
+def test_a_policy_gets_an_embedders_weights_and_a_tied_head(training: ModuleType, tmp_path: Path):
+    sizes = QuickstartConfig(text_hidden=16, text_layers=1, text_heads=2, vision_hidden=16, vision_heads=2)
+    start = build_quickstart_model(sizes, tmp_path / "start", 0, ["one two"])
+    other = build_quickstart_model(sizes, tmp_path / "other", 1, ["one two"])
+    embedder = Qwen2_5_VLModel.from_pretrained(other)
+    embedder.save_pretrained(tmp_path / "embedder")  # as an embedder lies there: without a head
+    folder = training.policy_from_embedder(tmp_path / "embedder", start, tmp_path / "policy")
+    policy = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    expected = embedder.state_dict()
+    assert all(torch.equal(weights, expected[name]) for name, weights in policy.model.state_dict().items())
+    assert policy.lm_head.weight is policy.get_input_embeddings().weight
+    assert policy.generation_config.eos_token_id is not None
+    assert (folder / "tokenizer.json").read_bytes() == (start / "tokenizer.json").read_bytes()
 
 
 def test_captions_are_taken_that_a_word_of_their_own_tells_apart(stamps: ModuleType):
