@@ -171,6 +171,12 @@ def test_the_list_of_slow_test_files_names_files() -> None:
     assert [name for name in listed if not (REPOSITORY / name).is_file()] == []
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    # Test folders are no packages: pytest imports each file by its name alone, and refuses the second of a name.
+    names = [path.name for path in (REPOSITORY / "tests").rglob("test_*.py")]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
 _STARTS_RAY = {"ray", "vllm", "rollout", "tests.engine.local_ray", "tests.engine.train_process", "recipes.pipeline"}
 
 
