@@ -51,15 +51,17 @@ class Lesson:
     low_frac: float = 0.7
 
 
+_READING = Lesson(
+    num_steps=400,
+    step_questions=96,
+    num_questions=20_000,
+    shares={"transcribe": 0.7, "locate": 0.1, "relevance": 0.2},
+    page_counts={1: 0.3, 2: 0.3, 3: 0.4},
+)
+
 LESSONS: Mapping[str, tuple[Lesson, ...]] = {
     "tickets": (
-        Lesson(
-            num_steps=400,
-            step_questions=96,
-            num_questions=20_000,
-            shares={"transcribe": 0.7, "locate": 0.1, "relevance": 0.2},
-            page_counts={1: 0.3, 2: 0.3, 3: 0.4},
-        ),
+        _READING,
         Lesson(
             num_steps=600,
             step_questions=48,
@@ -80,13 +82,7 @@ LESSONS: Mapping[str, tuple[Lesson, ...]] = {
         ),
     ),
     "stamps": (
-        Lesson(
-            num_steps=400,
-            step_questions=96,
-            num_questions=20_000,
-            shares={"transcribe": 0.7, "locate": 0.1, "relevance": 0.2},
-            page_counts={1: 0.3, 2: 0.3, 3: 0.4},
-        ),
+        _READING,
         Lesson(
             num_steps=100,
             step_questions=64,

@@ -80,14 +80,12 @@ def search(
         RsgrpoError: the index has no texts, its tuned weight cannot be read, or the question cannot be embedded.
     """
     way = _way(index, folder, by)
-    if way.by == "vector":
-        pages = _by_vectors(index, question, question.k, make_embedder)
-        return Findings(pages=pages, by=way.by, remarks=way.remarks)
-    text = open_texts(index, folder, language or (way.tuned.language if way.tuned else ""))
-    if way.by == "text":
-        return _by_text(text, question)
-    assert way.tuned is not None
-    return _by_both(index, text, way.tuned, question, make_embedder)
+    text = _texts_of(way, index, folder, language)
+    if way.by == "text" and text is not None and not text.has_words(question.text):
+        raise UsageError(f"{_WORDLESS}; ask in other words, or --by vector")
+    (pages,) = _found(way, index, text, [question.text], question.k, question.allowed, make_embedder)
+    remarks = way.remarks if text is None else _remarks(way, index, text, question.text)
+    return Findings(pages=pages, by=way.by, remarks=remarks)
 
 
 def search_all(
@@ -115,29 +113,10 @@ def search_all(
         UsageError: both shall be searched and no weight was tuned for this embedder.
         RsgrpoError: the index has no texts, its tuned weight cannot be read, or a question cannot be embedded.
     """
-    from rsgrpo.retrieval.index.page_index import ALL_PAGES, find_pages
-    from rsgrpo.retrieval.text.hybrid import fuse_found
+    from rsgrpo.retrieval.index.page_index import ALL_PAGES
 
     way = _way(index, folder, by)
-    if way.by == "vector":
-        return find_pages(index, make_embedder(), questions, k)
-    text = open_texts(index, folder, way.tuned.language if way.tuned else "")
-    depth = k if way.tuned is None or way.by == "text" else max(way.tuned.depth, k)
-    has_words = [text.has_words(question) for question in questions]
-    by_text = [
-        text.search(question, depth, ALL_PAGES) if is_searched else []
-        for question, is_searched in zip(questions, has_words, strict=True)
-    ]
-    if way.tuned is None or way.by == "text":
-        return by_text
-    weights = [way.tuned.weight if is_searched else 0.0 for is_searched in has_words]
-    by_vectors: list[list[FoundPage]] = [[] for _ in questions]
-    if any(weight < 1 for weight in weights):
-        by_vectors = find_pages(index, make_embedder(), questions, depth)
-    return [
-        fuse_found(words, vectors if weight < 1 else [], weight, k, method=way.tuned.method)
-        for words, vectors, weight in zip(by_text, by_vectors, weights, strict=True)
-    ]
+    return _found(way, index, _texts_of(way, index, folder, ""), questions, k, ALL_PAGES, make_embedder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,39 +146,56 @@ def _way(index: PageIndex, folder: Path, by: SearchBy | None) -> _Way:
     return _Way(by="vector", tuned=None, remarks=remarks)
 
 
-def _by_vectors(
-    index: PageIndex, question: Question, k: int, make_embedder: Callable[[], AnyEmbedder]
-) -> list[FoundPage]:
+def _texts_of(way: _Way, index: PageIndex, folder: Path, language: str) -> TextSearch | None:
+    """The text of the pages, in the language given or tuned for; None where it is not searched."""
+    if way.by == "vector":
+        return None
+    return open_texts(index, folder, language or (way.tuned.language if way.tuned else ""))
+
+
+def _found(
+    way: _Way,
+    index: PageIndex,
+    text: TextSearch | None,
+    questions: Sequence[str],
+    k: int,
+    allowed: PageFilter,
+    make_embedder: Callable[[], AnyEmbedder],
+) -> list[list[FoundPage]]:
+    """The pages for each question; all of them are embedded in one call, where any needs its vector."""
     from rsgrpo.retrieval.index.page_index import find_pages
-
-    (found,) = find_pages(index, make_embedder(), [question.text], k, question.allowed)
-    return found
-
-
-def _by_text(text: TextSearch, question: Question) -> Findings:
-    if not text.has_words(question.text):
-        raise UsageError(f"{_WORDLESS}; ask in other words, or --by vector")
-    pages = text.search(question.text, question.k, question.allowed)
-    return Findings(pages=pages, by="text", remarks=tuple(filter(None, [texts_told(text)])))
-
-
-def _by_both(
-    index: PageIndex, text: TextSearch, tuned: TunedSearch, question: Question, make_embedder: Callable[[], AnyEmbedder]
-) -> Findings:
     from rsgrpo.retrieval.text.hybrid import fuse_found
 
-    depth = max(tuned.depth, question.k)
-    remarks = [
-        f"the weight of the text ({tuned.weight:g}) was tuned for another state of the index: {change}; tune it again "
-        "with rsgrpo tune-search"
-        for change in tuned.changes(text, index.identity)
+    if text is None:
+        return find_pages(index, make_embedder(), questions, k, allowed)
+    tuned = way.tuned if way.by == "hybrid" else None
+    depth = k if tuned is None else max(tuned.depth, k)
+    weight = 1.0 if tuned is None else tuned.weight
+    weights = [weight if text.has_words(question) else 0.0 for question in questions]
+    by_text = [
+        text.search(question, depth, allowed) if weight else []
+        for question, weight in zip(questions, weights, strict=True)
     ]
-    weight = tuned.weight
-    if not text.has_words(question.text):
-        weight = 0.0
-        remarks.append(f"{_WORDLESS}, so vectors alone find pages")
-    remarks += filter(None, [texts_told(text)])
-    by_text = text.search(question.text, depth, question.allowed) if weight else []
-    by_vectors = _by_vectors(index, question, depth, make_embedder) if weight < 1 else []
-    pages = fuse_found(by_text, by_vectors, weight, question.k, method=tuned.method)
-    return Findings(pages=pages, by="hybrid", remarks=tuple(remarks))
+    if tuned is None:
+        return by_text
+    by_vectors: list[list[FoundPage]] = [[] for _ in questions]
+    if any(weight < 1 for weight in weights):
+        by_vectors = find_pages(index, make_embedder(), questions, depth, allowed)
+    return [
+        fuse_found(words, vectors if weight < 1 else [], weight, k, method=tuned.method)
+        for words, vectors, weight in zip(by_text, by_vectors, weights, strict=True)
+    ]
+
+
+def _remarks(way: _Way, index: PageIndex, text: TextSearch, question: str) -> tuple[str, ...]:
+    """What the user should know of a search in which text counts."""
+    remarks: list[str] = []
+    if way.by == "hybrid" and way.tuned is not None:
+        remarks = [
+            f"the weight of the text ({way.tuned.weight:g}) was tuned for another state of the index: {change}; tune "
+            "it again with rsgrpo tune-search"
+            for change in way.tuned.changes(text, index.identity)
+        ]
+        if not text.has_words(question):
+            remarks.append(f"{_WORDLESS}, so vectors alone find pages")
+    return tuple(filter(None, [*remarks, texts_told(text)]))

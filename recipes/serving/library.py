@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -208,19 +208,14 @@ class Library:
         Raises:
             RsgrpoError: the documents cannot be added; the message says why.
         """
-        with self._changing:
-            embedder = self._embedder()
-            store = self._store()
-            with closing(self._writable(embedder)) as index:
-                self._check_store(index)
-                before = set(store.documents())
-                rendered = store.add([folder], on_rendering)
-                try:
-                    embedded = update_index(index, embedder, store, dates=store.dates(), on_progress=on_embedding)
-                except RsgrpoError:  # its visitor is told that it failed: it must not turn up later
-                    store.remove(*(set(store.documents()) - before))
-                    raise
-            self._load()
+        with self._change() as (index, embedder, store):
+            before = set(store.documents())
+            rendered = store.add([folder], on_rendering)
+            try:
+                embedded = update_index(index, embedder, store, dates=store.dates(), on_progress=on_embedding)
+            except RsgrpoError:  # its visitor is told that it failed: it must not turn up later
+                store.remove(*(set(store.documents()) - before))
+                raise
         return rendered, embedded
 
     @property
@@ -234,13 +229,8 @@ class Library:
         Raises:
             RsgrpoError: it cannot be embedded; the message says why.
         """
-        with self._changing:
-            embedder = self._embedder()
-            store = self._store()
-            with closing(self._writable(embedder)) as index:
-                self._check_store(index)
-                update_index(index, embedder, store, dates=store.dates())
-            self._load()
+        with self._change() as (index, embedder, store):
+            update_index(index, embedder, store, dates=store.dates())
 
     def remove(self, document: str) -> None:
         """Take a document out.
@@ -251,14 +241,9 @@ class Library:
         Raises:
             RsgrpoError: it cannot be taken out; the message says why.
         """
-        with self._changing:
-            embedder = self._embedder()
-            store = self._store()
-            with closing(self._writable(embedder)) as index:
-                self._check_store(index)
-                store.remove(document)
-                update_index(index, embedder, store, dates=store.dates())
-            self._load()
+        with self._change() as (index, embedder, store):
+            store.remove(document)
+            update_index(index, embedder, store, dates=store.dates())
 
     def stored_name(self, wanted: str, sha256: str) -> tuple[str, bool]:
         """Choose the name of a new document.
@@ -284,6 +269,17 @@ class Library:
     def _known(self) -> Mapping[str, StoredDocument]:
         store = self.folder / PAGES_FOLDER
         return known_documents(store)[0] if (store / STORE_FILE).exists() else {}
+
+    @contextmanager
+    def _change(self) -> Iterator[tuple[PageIndex, AnyEmbedder, PageStore]]:
+        """Index, embedder and store for one change; afterwards searches see it, unless it has failed."""
+        with self._changing:
+            embedder = self._embedder()
+            store = self._store()
+            with closing(self._writable(embedder)) as index:
+                self._check_store(index)
+                yield index, embedder, store
+            self._load()
 
     def _store(self) -> PageStore:
         return self._open_store(self.folder / PAGES_FOLDER, self._rendering)

@@ -123,7 +123,7 @@ class PageRoutes:
             state, problem = "failed", self._answers.hide(str(error))
             status = error.status if isinstance(error, RefusedError) else 500
             yield server_event("problem", error_body(problem, status))
-        except Exception:
+        except Exception:  # a mistake of ours: the stream ends in a sentence, and it goes on to the log
             state, problem = "failed", "the server made a mistake with this question; its log says which"
             yield server_event("problem", error_body(problem, 500))
             raise

@@ -306,7 +306,7 @@ class UploadDesk:
             upload.tell("done", 1.0, message)
         except RsgrpoError as error:
             upload.tell("failed", message=self._hide(str(error)))
-        except Exception:
+        except Exception:  # a mistake of ours: its visitor must not wait for ever, and it goes on to the log
             upload.tell("failed", message="the server made a mistake with this document; its log says which")
             raise
         finally:

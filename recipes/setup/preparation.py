@@ -190,7 +190,8 @@ def _worded(
             prompts[name], num_long = _fitting(name, data.samples, builder, lengths, most)
         num_all_long += num_long
     again = None
-    if search is not None and "rl" in prompts:
+    # Else the embedder would stay in memory for as long as the run trains.
+    if search is not None and "rl" in prompts and config.data.retrieve_refresh_steps:
         fits = partial(lengths.fits, "rl")
         again = SearchedAgain(search, loaded["rl"].samples, prompts["rl"], builder.prompted, fits)
     return _Worded(prompts=prompts, num_long=num_all_long, rl_behind_retriever=again)

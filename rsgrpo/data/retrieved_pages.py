@@ -11,12 +11,9 @@ from dataclasses import replace
 from rsgrpo.config import EVISRAG, ResponseFormat
 from rsgrpo.data.files import DataError
 from rsgrpo.errors import shown
-from rsgrpo.text.normalise import IRRELEVANT, REFUSALS, normalize_answer
+from rsgrpo.text.normalise import IRRELEVANT, REFUSAL, is_irrelevant, normalize_answer
 from rsgrpo.text.sections import ParsedResponse, parse_response
 from rsgrpo.types import IMAGE_MARKER, ImageRef, Sample
-
-REFUSAL = REFUSALS[1]
-"""The gold answer where the retriever did not find all pages that the answer needs."""
 
 
 def gold_pages(sample: Sample, response_format: ResponseFormat = EVISRAG) -> tuple[int, ...]:
@@ -98,7 +95,7 @@ def _parsed_gold(sample: Sample, response_format: ResponseFormat) -> ParsedRespo
 
 
 def _says_more(text: str) -> bool:
-    return normalize_answer(text) not in ("", IRRELEVANT)
+    return bool(normalize_answer(text)) and not is_irrelevant(text)
 
 
 def _prompt_over(sample: Sample, num_images: int) -> str:

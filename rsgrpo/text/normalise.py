@@ -6,7 +6,10 @@ import re
 import string
 from collections.abc import Iterable
 
-REFUSALS = ("no relevant information", "insufficient to answer", "insufficient to answer the question")
+REFUSAL = "insufficient to answer"
+"""The gold answer to a question whose pages do not hold the answer."""
+
+REFUSALS = ("no relevant information", REFUSAL, "insufficient to answer the question")
 """The answers that count as right where the pages do not hold the answer."""
 
 IRRELEVANT = "no relevant information"

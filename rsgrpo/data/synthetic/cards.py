@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from rsgrpo.data.synthetic.gold_responses import REFUSAL, gold_response
+from rsgrpo.data.synthetic.gold_responses import gold_response
 from rsgrpo.data.synthetic.scans import INK, NUMBERS, scan_mask
+from rsgrpo.text.normalise import REFUSAL
 
 COLOURS = {
     "red": (214, 40, 40),

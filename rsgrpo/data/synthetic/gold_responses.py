@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rsgrpo.config import EVISRAG
-from rsgrpo.text.normalise import IRRELEVANT
-
-REFUSAL = "insufficient to answer"
-"""The gold answer to a question whose pages do not hold the answer."""
+from rsgrpo.text.normalise import IRRELEVANT, REFUSAL
 
 
 def gold_response(transcripts: Sequence[str], positive_images: Sequence[int], reason: str, answer: str) -> str:

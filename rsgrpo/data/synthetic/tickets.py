@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from rsgrpo.data.synthetic.cards import COLOURS
-from rsgrpo.data.synthetic.gold_responses import REFUSAL, gold_response
+from rsgrpo.data.synthetic.gold_responses import gold_response
 from rsgrpo.data.synthetic.scans import INK, NUMBERS, scan_mask
+from rsgrpo.text.normalise import REFUSAL
 
 TICKET_PIXELS = 56
 """The least side of a ticket: each mark and the digit fill one image token of 28 pixels."""

@@ -17,12 +17,11 @@ from rsgrpo.config import ConfigError, DataConfig, QuickstartConfig
 from rsgrpo.data.evisrag_files import load_samples
 from rsgrpo.data.images.loading import load_image
 from rsgrpo.data.synthetic.cards import COLOURS, KINDS, Card, CardQuestion, draw_image, make_question
-from rsgrpo.data.synthetic.gold_responses import REFUSAL
 from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus, make_questions
 from rsgrpo.data.synthetic.quickstart_tokenizer import SPECIAL_TOKENS, build_tokenizer
 from rsgrpo.data.synthetic.scans import NUMBERS, split_scans
 from rsgrpo.model.quickstart_model import build_quickstart_model
-from rsgrpo.text.normalise import IRRELEVANT, is_refusal
+from rsgrpo.text.normalise import IRRELEVANT, REFUSAL, is_refusal
 from rsgrpo.text.sections import parse_response
 from tests.examples import examples
 

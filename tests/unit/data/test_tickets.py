@@ -19,14 +19,13 @@ from rsgrpo.data.evisrag_files import load_samples
 from rsgrpo.data.images.loading import load_image
 from rsgrpo.data.synthetic.__main__ import main as make_data
 from rsgrpo.data.synthetic.cards import COLOURS
-from rsgrpo.data.synthetic.gold_responses import REFUSAL
 from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus
 from rsgrpo.data.synthetic.quickstart_tokenizer import build_tokenizer
 from rsgrpo.data.synthetic.scans import NUMBERS
 from rsgrpo.data.synthetic.ticket_sets import build_retriever_data, make_pools, make_ticket_questions
 from rsgrpo.data.synthetic.tickets import FORMS, PHRASINGS, Mark, Ticket, draw_ticket, mark_pairs, ticket_query
 from rsgrpo.retrieval.measuring.relevance_files import read_retrieval_set
-from rsgrpo.text.normalise import IRRELEVANT
+from rsgrpo.text.normalise import IRRELEVANT, REFUSAL
 from rsgrpo.text.sections import parse_response
 from tests.examples import examples
 
