@@ -53,6 +53,14 @@ class PromptStream:
         """
         self._search_again, self._search_every_steps = search_again, steps
 
+    def is_search_due(self, step: int) -> bool:
+        """Whether pages are to be found anew before a step.
+
+        Args:
+            step: the 0-based step that the next questions are for.
+        """
+        return bool(self._search_every_steps) and step // self._search_every_steps != self._num_searches
+
     def find_pages(self, step: int) -> Mapping[str, float]:
         """Find pages for the questions anew where it is time to, as it is in a process that goes on in the middle.
 
@@ -66,9 +74,9 @@ class PromptStream:
             ValueError: the search gave other questions.
             RsgrpoError: the index cannot be searched any more.
         """
-        number = step // self._search_every_steps if self._search_every_steps else 0
-        if self._search_again is None or number == self._num_searches:
+        if self._search_again is None or not self.is_search_due(step):
             return {}
+        number = step // self._search_every_steps
         prompted, metrics = self._search_again(number)
         if [new.sample.sample_id for new in prompted] != [old.sample.sample_id for old in self._prompted]:
             raise ValueError("a search gave other questions than it was asked; only their pages may change")

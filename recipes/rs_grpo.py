@@ -408,8 +408,10 @@ class RsGrpo:
         """
         settings = self.config.rl
         clock = Stopwatch()
-        with clock.phase("retrieve"):
-            found = self.stream.find_pages(step)
+        found: Mapping[str, float] = {}
+        if self.stream.is_search_due(step):
+            with clock.phase("retrieve"):
+                found = self.stream.find_pages(step)
         wanted = settings.prompts_per_step
         oldest = trained_version - self._max_age(is_leftover=True)
         kept = [group for group in self.state.leftover if sampled_version(group) >= oldest]
