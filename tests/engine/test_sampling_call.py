@@ -75,7 +75,8 @@ def test_the_others_answer_what_an_engine_held_when_it_died() -> None:
 def test_the_replacement_of_the_only_engine_answers_the_rest() -> None:
     heir = _engine()
     assert _ids(_call({0: _engine(dies_after=2)}, 9, heirs=[heir])) == _all(9)
-    assert ray.get(heir.num_answered.remote()) == 7
+    # Of the two answers of the first engine, those that were still on their way when its process ended are asked again.
+    assert 7 <= ray.get(heir.num_answered.remote()) <= 9
 
 
 def test_a_silent_engine_is_named_with_the_setting_while_the_other_goes_on(tmp_path: Path) -> None:
