@@ -11,9 +11,8 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 from recipes.indexing.searching import Findings, SearchBy
@@ -21,6 +20,7 @@ from recipes.serving.access import Visitor
 from recipes.serving.fair_queue import FairQueue, Ticket
 from recipes.serving.library import Library
 from recipes.serving.refusals import PathHider, RefusedError
+from recipes.serving.search_thread import LibrarySearch, SearchThread
 from recipes.serving.visible_documents import shown_document
 from rsgrpo.answering.records import (
     Answered,
@@ -97,19 +97,19 @@ class Answers:
     Attributes:
         library: the documents.
         asker: the engine, with the prompt in front of it.
+        searcher: the one thread that searches the library.
         queue: the queue in front of it.
         hide: takes paths out of messages.
         most_pages: the most pages that the model takes.
-        search_thread: the one thread that searches.
         clock: tells the time, in seconds.
     """
 
     library: Library
     asker: Asker
+    searcher: SearchThread
     queue: FairQueue
     hide: PathHider
     most_pages: int = MOST_PAGES
-    search_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "search"))
     clock: Callable[[], float] = time.monotonic
 
     async def search(self, visitor: Visitor, question: VisitorQuestion) -> Findings:
@@ -127,8 +127,8 @@ class Answers:
         """
         documents = self.library.chosen(visitor, question.documents)
         text = " ".join([*(turn.question for turn in question.earlier[-1:]), question.text])
-        found = await asyncio.get_running_loop().run_in_executor(
-            self.search_thread, self.library.search, text, question.num_pages, documents, question.by
+        found = await self.searcher.search(
+            LibrarySearch(text=text, num_pages=question.num_pages, documents=documents, by=question.by)
         )
         return dataclasses.replace(found, remarks=tuple(map(self.hide, found.remarks)))
 

@@ -23,11 +23,11 @@ from rsgrpo.failures.command import CommandParser, UsageError, run_command
 from rsgrpo.run.progress import Progress
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
+    from recipes.asking.asker import ModelAsker
     from recipes.asking.chat_server import ChatServer
     from recipes.serving.application import ServerParts
     from recipes.serving.library import Library
     from recipes.serving.shared_embedder import SharedEmbedder
-    from rsgrpo.answering.records import Asker
 
 TOKEN_VARIABLE = "RSGRPO_SERVE_TOKEN"
 """The environment variable that may hold the token."""
@@ -38,6 +38,8 @@ _SECRET_FILE = "secret"
 _SECRET_BYTES = 32
 _GRACE_SECONDS = 3
 _BACKLOG = 2048
+# The embedder lets go of Python's lock at each of its hundreds of operations, and would wait 5 ms for it each time.
+_SWITCH_SECONDS = 0.0005
 _MAX_PORT = 65_535
 _MIB = 1 << 20
 _EXAMPLES = """\
@@ -132,7 +134,11 @@ def _serve(arguments: Sequence[str], make_embedder: MakeEmbedder) -> None:
             return
         from recipes.serving.agent_tools import make_agent_server
 
-        asyncio.run(make_agent_server(parts.answers).run_stdio_async())
+        async def talk() -> None:
+            async with asker:
+                await make_agent_server(parts.answers).run_stdio_async()
+
+        asyncio.run(talk())
 
 
 class _Starting:
@@ -222,13 +228,16 @@ def _library(
     return library, embedder
 
 
-def _parts(options: argparse.Namespace, token: str, model: ChosenModel, library: Library, asker: Asker) -> ServerParts:
+def _parts(
+    options: argparse.Namespace, token: str, model: ChosenModel, library: Library, asker: ModelAsker
+) -> ServerParts:
     from recipes.serving.access import AccessRules
     from recipes.serving.answers import MOST_PAGES, Answers
     from recipes.serving.application import ServerParts
     from recipes.serving.fair_queue import FairQueue, QueueBounds
     from recipes.serving.history import History
     from recipes.serving.refusals import PathHider
+    from recipes.serving.search_thread import SearchThread
     from recipes.serving.uploads import UploadBounds, UploadDesk
 
     state = options.state or options.index.with_name(f"{options.index.name}.served")
@@ -239,6 +248,7 @@ def _parts(options: argparse.Namespace, token: str, model: ChosenModel, library:
     answers = Answers(
         library=library,
         asker=asker,
+        searcher=SearchThread(library),
         queue=FairQueue(QueueBounds(at_once=at_once)),
         hide=hide,
         most_pages=min(MOST_PAGES, model.settings.max_images),
@@ -258,6 +268,7 @@ def _parts(options: argparse.Namespace, token: str, model: ChosenModel, library:
         state_folder=state,
         model=model.served_name or (model.run or model.folder or Path("model")).name,
         answer_section=model.settings.response_format.answer_section,
+        at_end=asker.close,
     )
 
 
@@ -323,6 +334,7 @@ def _listen(
             "front of it, and give the token to nobody else",
             file=sys.stderr,
         )
+    sys.setswitchinterval(_SWITCH_SECONDS)
     Server(config).run(sockets=[listener])
 
 
