@@ -105,6 +105,8 @@ def make_application(parts: ServerParts) -> ASGIApp:
             finally:
                 parts.desk.close()
                 answers.searcher.close()
+                if answers.filter is not None:
+                    answers.filter.close()
                 parts.history.close()
                 if parts.at_end is not None:
                     await parts.at_end()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
     from recipes.asking.asker import ModelAsker
     from recipes.asking.chat_server import ChatServer
     from recipes.serving.application import ServerParts
+    from recipes.serving.filter_thread import FilterThread
     from recipes.serving.library import Library
     from recipes.serving.shared_embedder import SharedEmbedder
 
@@ -48,6 +49,7 @@ examples:
   uv run rsgrpo serve --index new.index --embedder runs/embedder           # no index yet: drop PDFs on the page
   uv run rsgrpo serve --index manuals.index --sessions --host 0.0.0.0 --token-file token.txt
   uv run rsgrpo serve --index manuals.index --model http://localhost:8000/v1 --model-name qwen
+  uv run rsgrpo serve --index manuals.index 'filter.stages=[{scorer: yes_no, top_k: 3}]'   # as in rsgrpo ask
   uv run rsgrpo serve --index manuals.index --mcp-stdio                    # tools for an agent that starts it
 """
 
@@ -85,7 +87,8 @@ def command_parser() -> CommandParser:
     parser.add_argument_group(
         "settings",
         "prompt.NAME=VALUE, response.NAME, data.NAME, rollout.NAME, model.dtype and eval.sampling.NAME as in rsgrpo "
-        "ask; embedder.NAME, index.NAME and documents.NAME as in rsgrpo index; docs/settings.md lists them",
+        "ask; filter.NAME lets a filter look at what a search finds; embedder.NAME, index.NAME and documents.NAME as "
+        "in rsgrpo index; docs/settings.md lists them",
     )
     return parser
 
@@ -107,11 +110,15 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | N
 
 
 def _serve(arguments: Sequence[str], make_embedder: MakeEmbedder) -> None:
+    from recipes.filtering.command_settings import filter_settings, split_filter_settings
+
     rest, asked = split_ask_settings(arguments)
+    rest, filtered = split_filter_settings(rest)
     rest, given = split_settings(rest)
     options = command_parser().parse_args(rest)
     token = _token(options)
     _check(options, token)
+    filtering = filter_settings(filtered, index=str(options.index)) if filtered else None
     with ExitStack() as stack:
         listener = None if options.mcp_stdio else stack.enter_context(_listener(options))
         model = choose_model(
@@ -124,11 +131,18 @@ def _serve(arguments: Sequence[str], make_embedder: MakeEmbedder) -> None:
         library, embedder = _library(options, given, make_embedder)
         from recipes.asking.asker import ModelAsker
         from recipes.asking.engine_choice import open_server, opened_section_of
+        from recipes.asking.page_filter import filter_maker
+        from recipes.serving.filter_thread import FilterThread
 
         with _Starting() as starting:
             server: ChatServer = stack.enter_context(open_server(model, on_wait=starting.show))
         asker = ModelAsker(model.settings, server, opened=opened_section_of(model))
-        parts = _parts(options, token, model, library, asker)
+        filter_thread = (
+            FilterThread(filter_maker(filtering, model.settings, lambda: server), server, model.settings.max_images)
+            if filtering is not None
+            else None
+        )
+        parts = _parts(options, token, model, library, asker, filter_thread)
         if listener is not None:
             _listen(options, parts, listener, embedder.stop)
             return
@@ -229,7 +243,12 @@ def _library(
 
 
 def _parts(
-    options: argparse.Namespace, token: str, model: ChosenModel, library: Library, asker: ModelAsker
+    options: argparse.Namespace,
+    token: str,
+    model: ChosenModel,
+    library: Library,
+    asker: ModelAsker,
+    filter_thread: FilterThread | None,
 ) -> ServerParts:
     from recipes.serving.access import AccessRules
     from recipes.serving.answers import MOST_PAGES, Answers
@@ -252,6 +271,7 @@ def _parts(
         queue=FairQueue(QueueBounds(at_once=at_once)),
         hide=hide,
         most_pages=min(MOST_PAGES, model.settings.max_images),
+        filter=filter_thread,
     )
     bounds = UploadBounds(most_bytes=options.max_upload_mib * _MIB, most_pages=options.max_upload_pages)
     rules = AccessRules(
