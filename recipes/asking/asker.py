@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -28,7 +27,6 @@ from rsgrpo.answering.streamed_sections import SectionStream
 from rsgrpo.types import ImageRef
 
 _CUT = "length"
-_READING_THREADS = 4
 _ONE_AT_A_TIME = "this small model has learnt single questions alone, so it does not see the questions before"
 
 
@@ -71,8 +69,9 @@ class ModelAsker:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections to the server, in the event loop that asked."""
+        """Close the connections to the server, in the event loop that asked, and end the threads that read pages."""
         await self._client.close()
+        self._images.close()
 
     def image_url(self, image: ImageRef) -> str:
         """The data URL of a page, as the model gets it.
@@ -141,8 +140,7 @@ class ModelAsker:
                 f"the model takes at most {most} page{'s' * (most != 1)} (data.max_images), and {num_shown} are given; "
                 f"name {most} or fewer"
             )
-        with ThreadPoolExecutor(_READING_THREADS) as pool:  # the writer then finds them read
-            list(pool.map(self._images.url, [page.image for page in chosen.pages if page.is_shown]))
+        self._images.read(page.image for page in chosen.pages if page.is_shown)  # the writer then finds them read
         return chosen, self._writer.messages(request, chosen.pages, self._images.url)
 
     def _chosen(self, request: AskRequest) -> PagesChosen:
