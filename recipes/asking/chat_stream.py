@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +21,7 @@ import httpx
 from recipes.asking.chat_server import ChatServer, ServerAddress, ServerError
 from rsgrpo.config import SamplingConfig
 from rsgrpo.errors import shown
+from rsgrpo.prompts.chat_template import template_request
 
 Message = Mapping[str, object]
 """A message of a chat request, as OpenAI's interface has it."""
@@ -81,12 +82,17 @@ class ChatQuestion:
         sampling: how the answer is drawn.
         seed: the seed of the drawing.
         begun: the answer's first words, which are not said again; empty: none.
+        template_arguments: what the chat template gets beside the messages.
+        may_go_on: whether an answer that broke off may be gone on with; not where the chat template opens a section,
+            whose words it would move to another place.
     """
 
     messages: Sequence[Message]
     sampling: SamplingConfig
     seed: int = 0
     begun: str = ""
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    may_go_on: bool = True
 
     def body(self, model: str) -> dict[str, object]:
         """The request as the server reads it; what not every server knows is left out where it says nothing.
@@ -103,6 +109,7 @@ class ChatQuestion:
             "seed": self.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **template_request(self.template_arguments),
         }
         if sampling.top_p != 1.0:
             body["top_p"] = sampling.top_p
@@ -173,7 +180,7 @@ class ChatClient:
                         num_pieces += 1
                         yield piece
             except _BrokenError as error:
-                if begun and not self._server.can_go_on:
+                if begun and not (self._server.can_go_on and question.may_go_on):
                     raise ServerError(
                         f"{shown(self._server.address.url)} broke off in the middle of the answer ({error}); ask again"
                     ) from error
@@ -204,11 +211,14 @@ class ChatClient:
             raise _BrokenError("the stream ended before the answer did")
         yield end
 
-    async def count_tokens(self, messages: Sequence[Message]) -> int | None:
+    async def count_tokens(
+        self, messages: Sequence[Message], template_arguments: Mapping[str, Any] | None = None
+    ) -> int | None:
         """Ask vLLM how many tokens a prompt has, images included.
 
         Args:
             messages: the turns of the prompt.
+            template_arguments: what the chat template gets beside them; None: nothing.
 
         Returns:
             The number; None where the server does not count.
@@ -216,9 +226,8 @@ class ChatClient:
         address = self._server.address
         url = address.url.rstrip("/").removesuffix("/v1") + "/tokenize"
         try:
-            reply = await self._http.post(
-                url, json={"model": address.model, "messages": list(messages)}, headers=address.headers
-            )
+            body = {"model": address.model, "messages": list(messages)} | template_request(template_arguments or {})
+            reply = await self._http.post(url, json=body, headers=address.headers)
             count = reply.json()["count"]
         except (httpx.HTTPError, ValueError, LookupError, TypeError):
             return None
