@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -32,11 +34,12 @@ from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.cluster.topology import engine_memory_frac, transfer_kind
 from rsgrpo.config import Config
 from rsgrpo.errors import shown
+from rsgrpo.model.exports import write_adapter
 from rsgrpo.model.image_feed import ImageFeed, decoded_images
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import Group, RolloutGroup
-from rsgrpo.weights.buckets import WeightBucket, WeightVersion, bucket_checksum, format_checksum
+from rsgrpo.weights.buckets import WeightBucket, WeightVersion, bucket_checksum, bucket_tensors, format_checksum
 from rsgrpo.weights.transfer import StagedBucket
 
 # A call returns what is answered after the first number of steps, or after the second if nothing is.
@@ -44,6 +47,7 @@ _MIN_STEPS = 8
 _MAX_STEPS = 64
 _MAX_READY_PROMPTS = 4
 _IMAGE_BYTES = 384 * 2**20
+_ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the bounds that vLLM lays adapters out for
 _BACKENDS = {"cuda_ipc": "ipc", "nccl": "nccl"}
 _KEPT_AWAKE: dict[OnGpu, tuple[str, ...]] = {
     OnGpu.NOTHING: (),
@@ -58,7 +62,7 @@ class EngineSpec:
 
     Attributes:
         config: the run's settings.
-        model_folder: the folder of a Qwen2.5-VL with its tokenizer and processor.
+        model_folder: the folder of a model with its tokenizer and processor.
         device: the kind of device, ``cpu`` or ``gpu``.
         features_folder: the folder of the stored features of pages, needed for ``rollout.image_embeds``; None: there is
             none.
@@ -93,6 +97,14 @@ def _gpu_settings(config: Config) -> dict[str, Any]:
     return settings
 
 
+def _adapter_settings(config: Config) -> dict[str, Any]:
+    lora = config.model.lora
+    if lora.update != "adapter" or config.stage == "eval":
+        return {}
+    rank = next(most for most in _ENGINE_RANKS if lora.rank <= most)
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+
+
 class VllmEngine:
     """vLLM with real weights, greedy or sampled, log-probabilities at the sampling temperature.
 
@@ -104,6 +116,7 @@ class VllmEngine:
         settings = spec.config.rollout
         # Of several engines, whichever draws a request answers it alike.
         self._has_request_seeds = spec.device == "gpu" or settings.num_workers > 1
+        adapters = _adapter_settings(spec.config)
         by_device = _gpu_settings(spec.config) if spec.device == "gpu" else _cpu_settings(spec.config)
         # On a GPU vLLM runs its engine in a process of its own, on a CPU in this one, unless the environment says so.
         self._is_in_process = spec.device == "cpu" and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
@@ -129,7 +142,12 @@ class VllmEngine:
             generation_config="vllm",  # a model's own sampling defaults would change what log-probabilities mean
             disable_log_stats=True,
             **by_device,
+            **adapters,
         )
+        # Where adapters come alone: the folder that vLLM reads them from, and what requests name them by.
+        self._adapter_files = tempfile.TemporaryDirectory(prefix="rsgrpo-adapter-") if adapters else None
+        self._adapter: LoRARequest | None = None
+        self._spec = spec
         self._watch = EngineWatch(self._llm.collective_rpc(process_and_parent))
         self._embeds: ImageEmbeds | None = None
         if settings.image_embeds and spec.features_folder is not None:
@@ -209,7 +227,7 @@ class VllmEngine:
             num_tokens += len(prompt["prompt_token_ids"])
             number = str(next(self._numbers))
             self._open[number] = request
-            engine.add_request(number, prompt, self._parameters(request))
+            engine.add_request(number, prompt, self._parameters(request), lora_request=self._adapter)
 
     def _images(self, requests: Sequence[RolloutRequest]) -> Generator[tuple[Image.Image, ...], None, None]:
         """The decoded pages of each request; none where the engine gets stored features instead."""
@@ -298,11 +316,24 @@ class VllmEngine:
                 f"{version.checksum}; the transfer is broken: look for memory faults or a full object store"
             )
         self._pause()
+        if self._adapter_files is not None:
+            self._load_adapter(Path(self._adapter_files.name), buckets, version.version)
+            return
         self._in_workers(begin_loading)
         for bucket in buckets:
             # One call each: vLLM's messages between processes end at 4 GiB.
             self._in_workers(load_bucket, bucket)
         self._finish(finish_loading, version.version, is_complete)
+
+    def _load_adapter(self, folder: Path, buckets: Sequence[WeightBucket], version: int) -> None:
+        """Let vLLM put new adapters in the place of the old: responses under way go on with them, as with weights."""
+        named = (pair for bucket in buckets for pair in bucket_tensors(bucket))
+        write_adapter(folder, named, self._spec.config.model.lora, self._spec.model_folder)
+        with self._engine_alive():
+            # Requests go without the flag: vLLM would read the files again for each of their steps.
+            self._llm.llm_engine.add_lora(LoRARequest("policy", 1, str(folder), load_inplace=True))
+        self._adapter = LoRARequest("policy", 1, str(folder))
+        self._take_version(version)
 
     def _finish(self, finish: Callable[[Any], None], version: int, is_complete: bool) -> None:
         """Close an update, also one that is refused: the next one has to find vLLM's layers in order."""
