@@ -108,7 +108,7 @@ class Policy:
 
         Args:
             config: the run's settings.
-            model_folder: a Qwen2.5-VL folder that every node can read.
+            model_folder: a model folder that every node can read.
             device: ``cpu`` or ``gpu``.
             num_threads: CPU threads of each rank; one number: of all of them.
             num_threads_alone: the same, while no engine works; empty: no others.
