@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from recipes.filtering.questions import largest_pages
 from recipes.filtering.stages import check_filter
-from recipes.setup.page_retriever import PageRetriever, SearchedAgain
+from recipes.setup.page_retriever import FoundQuestions, FoundTrajectories, PageRetriever, SearchedAgain
 from recipes.setup.reward_smoke_test import smoke_test_rewards
 from recipes.setup.sft_preparation import supervised_phases
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, sample_check, uses_mixture
@@ -178,12 +178,17 @@ def _worded(
     """Make prompts over the pages of the data set, or over those that a retriever finds."""
     prompts: dict[str, tuple[PromptedSample, ...]] = {}
     num_all_long = 0
-    asked = [name for name in loaded if name != "sft"] if config.data.retrieve else []
-    search = PageRetriever(config.data, config.seed, config.response.format) if asked else None
+    search = (
+        PageRetriever(config.data, config.seed, config.response.format) if config.data.retrieve and loaded else None
+    )
     for name, data in loaded.items():
-        if search is not None and name in asked:
-            number = 0 if name == "rl" else None
-            found = search.questions(data.samples, builder.prompted, partial(lengths.fits, name), search=number)
+        if search is not None:
+            fits = partial(lengths.fits, name)
+            found: FoundQuestions | FoundTrajectories
+            if name == "sft":
+                found = search.trajectories(data.samples, builder.prompted, fits)
+            else:
+                found = search.questions(data.samples, builder.prompted, fits, search=0 if name == "rl" else None)
             progress.line(found.line(name))
             prompts[name], num_long = lengths.checked(name, found.prompts)
         else:
