@@ -32,6 +32,7 @@ from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.cluster.topology import engine_memory_frac, transfer_kind
 from rsgrpo.config import Config
 from rsgrpo.errors import shown
+from rsgrpo.model.folder import check_model_type
 from rsgrpo.model.image_feed import ImageFeed, decoded_images
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.text.token_offsets import TokenTable
@@ -70,14 +71,16 @@ class EngineSpec:
     features_folder: Path | None = None
 
 
-def _cpu_settings(config: Config) -> dict[str, Any]:
-    settings = config.rollout
+def _cpu_settings(spec: EngineSpec) -> dict[str, Any]:
+    settings = spec.config.rollout
     if settings.num_workers == 1:
         return {"max_num_batched_tokens": settings.max_batched_tokens}
     # A request's generator cannot be rewound after a prefill that is cut, so none is (see VllmEngine.seed_call).
     return {
         "max_num_batched_tokens": max(settings.max_batched_tokens, settings.max_model_tokens),
         "enable_chunked_prefill": False,
+        # States of gated delta nets are kept where a prefill is cut: vLLM wants both or neither.
+        "enable_prefix_caching": not check_model_type(spec.model_folder).delta_net,
     }
 
 
@@ -104,9 +107,11 @@ class VllmEngine:
         settings = spec.config.rollout
         # Of several engines, whichever draws a request answers it alike.
         self._has_request_seeds = spec.device == "gpu" or settings.num_workers > 1
-        by_device = _gpu_settings(spec.config) if spec.device == "gpu" else _cpu_settings(spec.config)
+        by_device = _gpu_settings(spec.config) if spec.device == "gpu" else _cpu_settings(spec)
         # On a GPU vLLM runs its engine in a process of its own, on a CPU in this one, unless the environment says so.
         self._is_in_process = spec.device == "cpu" and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
+        if spec.device == "cpu" and check_model_type(spec.model_folder).delta_net:
+            self._prepare_delta_nets(spec.config)
         self._on_gpu = OnGpu.ALL
         self._is_updating = False
         self._is_paused = False
@@ -120,7 +125,6 @@ class VllmEngine:
             max_model_len=settings.max_model_tokens,
             max_num_seqs=settings.max_num_sequences,
             enforce_eager=settings.enforce_eager,
-            enable_prefix_caching=True,
             limit_mm_per_prompt={"image": spec.config.data.max_images, "video": 0},
             enable_mm_embeds=settings.image_embeds,
             # The trainer computes logits in float32; the engine's, rounded to bfloat16, would stand apart from them.
@@ -128,7 +132,7 @@ class VllmEngine:
             logprobs_mode="processed_logprobs",
             generation_config="vllm",  # a model's own sampling defaults would change what log-probabilities mean
             disable_log_stats=True,
-            **by_device,
+            **{"enable_prefix_caching": True} | by_device,
         )
         self._watch = EngineWatch(self._llm.collective_rpc(process_and_parent))
         self._embeds: ImageEmbeds | None = None
@@ -146,6 +150,17 @@ class VllmEngine:
         self._in_workers(suppress_tokens, suppressed_token_ids(self._tokenizer, vocabulary_size))
         self.policy_version = 0
         self._llm.llm_engine.set_weight_version("0")
+
+    def _prepare_delta_nets(self, config: Config) -> None:
+        """Let vLLM compute gated delta nets in float32 on a CPU, where its own kernel takes bfloat16 only."""
+        if config.model.dtype == "float32" and not self._is_in_process:
+            raise RolloutError(
+                "vLLM computes gated delta nets on a CPU in bfloat16 only, unless it runs in the engine's own process; "
+                "unset VLLM_ENABLE_V1_MULTIPROCESSING, or set model.dtype=bfloat16"
+            )
+        from rollout.delta_net_core import use_float32_core  # only here: no other model needs it
+
+        use_float32_core()
 
     def seed_call(self, seed: int) -> None:
         """Begin a call's random numbers, where one generator serves all of its requests.
