@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
-import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from rollout.adapter_folder import AdapterFolder, adapter_settings
 from rollout.completions import rollout_of
 from rollout.engine import RolloutError
 from rollout.engine_watch import EngineWatch, process_and_parent
@@ -34,12 +34,12 @@ from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.cluster.topology import engine_memory_frac, transfer_kind
 from rsgrpo.config import Config
 from rsgrpo.errors import shown
-from rsgrpo.model.exports import write_adapter
+from rsgrpo.model.folder import check_model_type
 from rsgrpo.model.image_feed import ImageFeed, decoded_images
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.text.token_offsets import TokenTable
 from rsgrpo.types import Group, RolloutGroup
-from rsgrpo.weights.buckets import WeightBucket, WeightVersion, bucket_checksum, bucket_tensors, format_checksum
+from rsgrpo.weights.buckets import WeightBucket, WeightVersion, bucket_checksum, format_checksum
 from rsgrpo.weights.transfer import StagedBucket
 
 # A call returns what is answered after the first number of steps, or after the second if nothing is.
@@ -47,7 +47,6 @@ _MIN_STEPS = 8
 _MAX_STEPS = 64
 _MAX_READY_PROMPTS = 4
 _IMAGE_BYTES = 384 * 2**20
-_ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the bounds that vLLM lays adapters out for
 _BACKENDS = {"cuda_ipc": "ipc", "nccl": "nccl"}
 _KEPT_AWAKE: dict[OnGpu, tuple[str, ...]] = {
     OnGpu.NOTHING: (),
@@ -74,14 +73,16 @@ class EngineSpec:
     features_folder: Path | None = None
 
 
-def _cpu_settings(config: Config) -> dict[str, Any]:
-    settings = config.rollout
+def _cpu_settings(spec: EngineSpec) -> dict[str, Any]:
+    settings = spec.config.rollout
     if settings.num_workers == 1:
         return {"max_num_batched_tokens": settings.max_batched_tokens}
     # A request's generator cannot be rewound after a prefill that is cut, so none is (see VllmEngine.seed_call).
     return {
         "max_num_batched_tokens": max(settings.max_batched_tokens, settings.max_model_tokens),
         "enable_chunked_prefill": False,
+        # States of gated delta nets are kept where a prefill is cut: vLLM wants both or neither.
+        "enable_prefix_caching": not check_model_type(spec.model_folder).delta_net,
     }
 
 
@@ -97,14 +98,6 @@ def _gpu_settings(config: Config) -> dict[str, Any]:
     return settings
 
 
-def _adapter_settings(config: Config) -> dict[str, Any]:
-    lora = config.model.lora
-    if lora.update != "adapter" or config.stage == "eval":
-        return {}
-    rank = next(most for most in _ENGINE_RANKS if lora.rank <= most)
-    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
-
-
 class VllmEngine:
     """vLLM with real weights, greedy or sampled, log-probabilities at the sampling temperature.
 
@@ -116,10 +109,12 @@ class VllmEngine:
         settings = spec.config.rollout
         # Of several engines, whichever draws a request answers it alike.
         self._has_request_seeds = spec.device == "gpu" or settings.num_workers > 1
-        adapters = _adapter_settings(spec.config)
-        by_device = _gpu_settings(spec.config) if spec.device == "gpu" else _cpu_settings(spec.config)
+        adapters = adapter_settings(spec.config)
+        by_device = _gpu_settings(spec.config) if spec.device == "gpu" else _cpu_settings(spec)
         # On a GPU vLLM runs its engine in a process of its own, on a CPU in this one, unless the environment says so.
         self._is_in_process = spec.device == "cpu" and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
+        if spec.device == "cpu" and check_model_type(spec.model_folder).delta_net:
+            self._prepare_delta_nets(spec.config)
         self._on_gpu = OnGpu.ALL
         self._is_updating = False
         self._is_paused = False
@@ -133,7 +128,6 @@ class VllmEngine:
             max_model_len=settings.max_model_tokens,
             max_num_seqs=settings.max_num_sequences,
             enforce_eager=settings.enforce_eager,
-            enable_prefix_caching=True,
             limit_mm_per_prompt={"image": spec.config.data.max_images, "video": 0},
             enable_mm_embeds=settings.image_embeds,
             # The trainer computes logits in float32; the engine's, rounded to bfloat16, would stand apart from them.
@@ -141,13 +135,12 @@ class VllmEngine:
             logprobs_mode="processed_logprobs",
             generation_config="vllm",  # a model's own sampling defaults would change what log-probabilities mean
             disable_log_stats=True,
-            **by_device,
+            **{"enable_prefix_caching": True} | by_device,
             **adapters,
         )
         # Where adapters come alone: the folder that vLLM reads them from, and what requests name them by.
-        self._adapter_files = tempfile.TemporaryDirectory(prefix="rsgrpo-adapter-") if adapters else None
+        self._adapters = AdapterFolder(spec.config.model.lora, spec.model_folder) if adapters else None
         self._adapter: LoRARequest | None = None
-        self._spec = spec
         self._watch = EngineWatch(self._llm.collective_rpc(process_and_parent))
         self._embeds: ImageEmbeds | None = None
         if settings.image_embeds and spec.features_folder is not None:
@@ -164,6 +157,17 @@ class VllmEngine:
         self._in_workers(suppress_tokens, suppressed_token_ids(self._tokenizer, vocabulary_size))
         self.policy_version = 0
         self._llm.llm_engine.set_weight_version("0")
+
+    def _prepare_delta_nets(self, config: Config) -> None:
+        """Let vLLM compute gated delta nets in float32 on a CPU, where its own kernel takes bfloat16 only."""
+        if config.model.dtype == "float32" and not self._is_in_process:
+            raise RolloutError(
+                "vLLM computes gated delta nets on a CPU in bfloat16 only, unless it runs in the engine's own process; "
+                "unset VLLM_ENABLE_V1_MULTIPROCESSING, or set model.dtype=bfloat16"
+            )
+        from rollout.delta_net_core import use_float32_core  # only here: no other model needs it
+
+        use_float32_core()
 
     def seed_call(self, seed: int) -> None:
         """Begin a call's random numbers, where one generator serves all of its requests.
@@ -316,8 +320,8 @@ class VllmEngine:
                 f"{version.checksum}; the transfer is broken: look for memory faults or a full object store"
             )
         self._pause()
-        if self._adapter_files is not None:
-            self._load_adapter(Path(self._adapter_files.name), buckets, version.version)
+        if self._adapters is not None:
+            self._load_adapter(self._adapters.write(buckets), version.version)
             return
         self._in_workers(begin_loading)
         for bucket in buckets:
@@ -325,14 +329,12 @@ class VllmEngine:
             self._in_workers(load_bucket, bucket)
         self._finish(finish_loading, version.version, is_complete)
 
-    def _load_adapter(self, folder: Path, buckets: Sequence[WeightBucket], version: int) -> None:
+    def _load_adapter(self, folder: str, version: int) -> None:
         """Let vLLM put new adapters in the place of the old: responses under way go on with them, as with weights."""
-        named = (pair for bucket in buckets for pair in bucket_tensors(bucket))
-        write_adapter(folder, named, self._spec.config.model.lora, self._spec.model_folder)
         with self._engine_alive():
             # Requests go without the flag: vLLM would read the files again for each of their steps.
-            self._llm.llm_engine.add_lora(LoRARequest("policy", 1, str(folder), load_inplace=True))
-        self._adapter = LoRARequest("policy", 1, str(folder))
+            self._llm.llm_engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
+        self._adapter = LoRARequest("policy", 1, folder)
         self._take_version(version)
 
     def _finish(self, finish: Callable[[Any], None], version: int, is_complete: bool) -> None:

@@ -13,6 +13,11 @@ Dtype = Literal["float32", "bfloat16"]
 
 Attention = Literal["auto", "sdpa", "flash", "flex"]
 
+AUTO_TARGETS = "auto"
+"""Adapters in the layers that the model's family names."""
+ATTENDING_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear layers of a block that attends."""
+
 
 MAX_ENGINE_RANK = 512
 """The highest rank of adapters that vLLM has."""
@@ -28,11 +33,10 @@ class LoraConfig:
     """Scale of the adapters: a layer's weight is ``W + alpha / r * B A``."""
     dropout: float = 0.0
     """Share of an adapter's inputs left out while training; above 0 the policy is not the one that sampled."""
-    target_modules: Any = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    )
-    """The linear layers that get an adapter, as peft takes them: ``all-linear``, a list of names or ends of names, or
-    a regular expression for whole names."""
+    target_modules: Any = AUTO_TARGETS
+    """The linear layers that get an adapter: ``auto`` (attention and MLPs; of gated delta nets all but the two narrow
+    ones), or as peft takes them: ``all-linear``, a list of names or ends of names, or a regular expression for whole
+    names."""
     include_vision: bool = False
     """Adapters in the linear layers of the vision tower's blocks as well (needs ``model.freeze_vision=false``)."""
     export: Literal["merged", "adapter"] = "merged"

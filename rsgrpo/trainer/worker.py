@@ -38,6 +38,7 @@ from rsgrpo.model.micro_batches import PackedSequence, Segment, pack, plan_micro
 from rsgrpo.model.policy_model import MicroBatch, MicroBatchBuilder, group_sizes
 from rsgrpo.model.setup import (
     WorkerSpec,
+    attention_used,
     begin_process,
     frozen_checksum,
     open_image_features,
@@ -143,10 +144,9 @@ class PolicyWorker:
         self._model = opened.model
         self._base_checksum = frozen_checksum(opened, spec) if config.model.lora.rank else ""
         self._features: ImageFeatures | None = None
-        if spec.features_folder is not None:
-            folder, device = spec.features_folder, spec.torch_device
-            tower = take_filled_tower(opened, device)
-            self._features = open_image_features(tower, config, folder, self._processor, device)
+        if (folder := spec.features_folder) is not None:
+            tower = take_filled_tower(opened, spec.torch_device)
+            self._features = open_image_features(tower, config, folder, self._processor, spec.torch_device)
         self._encoder = PromptEncoder(
             self._processor,
             rules=config.data.image_rules,
@@ -170,7 +170,7 @@ class PolicyWorker:
 
     def attention(self) -> BackendChoice:
         """What this rank computes attention with."""
-        return self._builder.choice
+        return attention_used(self._model, self._builder.choice, self._spec.torch_device)
 
     def begin_from(self, folder: Path, needs_reference: bool, is_alone: bool = False) -> str:
         """Make a model the one that the stage starts from.
