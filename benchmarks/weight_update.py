@@ -25,7 +25,7 @@ from quickstart_setup import Setup, quickstart
 
 from recipes.setup.workers import open_workers
 
-_NUM_CALLS = 4  # to the engine, the first of which is not counted
+_NUM_CALLS = 3  # to the engine, the first of which is not counted
 
 
 def measure(setup: Setup, num_updates: int) -> dict[str, object]:
@@ -50,7 +50,7 @@ def measure(setup: Setup, num_updates: int) -> dict[str, object]:
         speeds = []
         for seed in range(_NUM_CALLS):
             begin = time.perf_counter()
-            groups = engine.generate(prompts, num_samples=4, sampling=setup.config.rollout.sampling, seed=seed)
+            groups = engine.generate(prompts, num_samples=1, sampling=setup.config.rollout.sampling, seed=seed)
             num_tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
             speeds.append(num_tokens / (time.perf_counter() - begin))
     seconds = [gather + load for gather, load in zip(gather_seconds, load_seconds, strict=True)]

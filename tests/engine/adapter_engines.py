@@ -69,7 +69,7 @@ def _gaps(root: Path, model_type: str) -> dict[str, float]:
     for version in (1, 2):
         with torch.no_grad():
             for _, parameter in named_adapters(adapted):
-                parameter.normal_(0.0, 0.2)
+                parameter.normal_(0.0, 0.1)
         bucket = flatten_bucket(as_published(adapted, named_adapters(adapted)))
         stamp = WeightVersion(version=version, checksum=format_checksum(bucket_checksum(bucket)))
         engine.update_weights([bucket], stamp, is_complete=False)
