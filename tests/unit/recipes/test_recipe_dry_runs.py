@@ -25,6 +25,7 @@ from rsgrpo.config import Config, QuickstartConfig
 from rsgrpo.data.synthetic.quickstart import build_quickstart_data
 from rsgrpo.data.synthetic.tasks import write_task
 from rsgrpo.model.families.table import FAMILIES
+from rsgrpo.model.folder import load_processor
 from rsgrpo.prompts.conversation import TURN_END, Conversation, ResponsePart
 from rsgrpo.prompts.template import response_behind
 from rsgrpo.retrieval.training.sentence_trainer import RetrieverTraining
@@ -33,6 +34,7 @@ from rsgrpo.run.progress import Progress
 from tests.packed import Packed
 from tests.tiny_model import build_tiny_model, write_images
 from tests.unit.composition import RECIPES, composed
+from tests.unit.prompts.chat import THINKING
 from tests.unit.retrieval.pair_files import write_pairs_file
 
 ONE_PROCESS = ("model.dtype=float32", "trainer.num_ranks=1", "cluster.num_nodes=1", "logging.progress=false")
@@ -144,6 +146,10 @@ DATA: Mapping[str, Callable[[], tuple[str, ...]]] = {
 """Writes a recipe's data where the recipe looks for it; gives further settings. The others read EVisRAG's."""
 
 
+THINKING_FAMILIES = ("qwen3_5",)
+"""Those whose published chat templates think; the small models' do as well."""
+
+
 def _family(config: Config) -> str:
     """The family that a recipe's model is of, by the model's name on the hub."""
     if not config.model.path:
@@ -157,7 +163,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def model(family: str) -> Path:
         folder = root / family
-        return folder if folder.exists() else build_tiny_model(folder, family=family)
+        if folder.exists():
+            return folder
+        build_tiny_model(folder, family=family)
+        if family in THINKING_FAMILIES:
+            processor = load_processor(folder)
+            processor.chat_template = THINKING
+            processor.save_pretrained(folder)
+        return folder
 
     return model
 
