@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from rollout.adapter_folder import AdapterFolder, adapter_settings
 from rollout.completions import rollout_of
 from rollout.engine import RolloutError
 from rollout.engine_watch import EngineWatch, process_and_parent
@@ -32,6 +34,7 @@ from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.cluster.topology import engine_memory_frac, transfer_kind
 from rsgrpo.config import Config
 from rsgrpo.errors import shown
+from rsgrpo.model.folder import check_model_type
 from rsgrpo.model.image_feed import ImageFeed, decoded_images
 from rsgrpo.model.suppressed_tokens import suppressed_token_ids
 from rsgrpo.text.token_offsets import TokenTable
@@ -58,7 +61,7 @@ class EngineSpec:
 
     Attributes:
         config: the run's settings.
-        model_folder: the folder of a Qwen2.5-VL with its tokenizer and processor.
+        model_folder: the folder of a model with its tokenizer and processor.
         device: the kind of device, ``cpu`` or ``gpu``.
         features_folder: the folder of the stored features of pages, needed for ``rollout.image_embeds``; None: there is
             none.
@@ -70,14 +73,16 @@ class EngineSpec:
     features_folder: Path | None = None
 
 
-def _cpu_settings(config: Config) -> dict[str, Any]:
-    settings = config.rollout
+def _cpu_settings(spec: EngineSpec) -> dict[str, Any]:
+    settings = spec.config.rollout
     if settings.num_workers == 1:
         return {"max_num_batched_tokens": settings.max_batched_tokens}
     # A request's generator cannot be rewound after a prefill that is cut, so none is (see VllmEngine.seed_call).
     return {
         "max_num_batched_tokens": max(settings.max_batched_tokens, settings.max_model_tokens),
         "enable_chunked_prefill": False,
+        # States of gated delta nets are kept where a prefill is cut: vLLM wants both or neither.
+        "enable_prefix_caching": not check_model_type(spec.model_folder).delta_net,
     }
 
 
@@ -104,9 +109,12 @@ class VllmEngine:
         settings = spec.config.rollout
         # Of several engines, whichever draws a request answers it alike.
         self._has_request_seeds = spec.device == "gpu" or settings.num_workers > 1
-        by_device = _gpu_settings(spec.config) if spec.device == "gpu" else _cpu_settings(spec.config)
+        adapters = adapter_settings(spec.config)
+        by_device = _gpu_settings(spec.config) if spec.device == "gpu" else _cpu_settings(spec)
         # On a GPU vLLM runs its engine in a process of its own, on a CPU in this one, unless the environment says so.
         self._is_in_process = spec.device == "cpu" and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
+        if spec.device == "cpu" and check_model_type(spec.model_folder).delta_net:
+            self._prepare_delta_nets(spec.config)
         self._on_gpu = OnGpu.ALL
         self._is_updating = False
         self._is_paused = False
@@ -120,7 +128,6 @@ class VllmEngine:
             max_model_len=settings.max_model_tokens,
             max_num_seqs=settings.max_num_sequences,
             enforce_eager=settings.enforce_eager,
-            enable_prefix_caching=True,
             limit_mm_per_prompt={"image": spec.config.data.max_images, "video": 0},
             enable_mm_embeds=settings.image_embeds,
             # The trainer computes logits in float32; the engine's, rounded to bfloat16, would stand apart from them.
@@ -128,8 +135,12 @@ class VllmEngine:
             logprobs_mode="processed_logprobs",
             generation_config="vllm",  # a model's own sampling defaults would change what log-probabilities mean
             disable_log_stats=True,
-            **by_device,
+            **{"enable_prefix_caching": True} | by_device,
+            **adapters,
         )
+        # Where adapters come alone: the folder that vLLM reads them from, and what requests name them by.
+        self._adapters = AdapterFolder(spec.config.model.lora, spec.model_folder) if adapters else None
+        self._adapter: LoRARequest | None = None
         self._watch = EngineWatch(self._llm.collective_rpc(process_and_parent))
         self._embeds: ImageEmbeds | None = None
         if settings.image_embeds and spec.features_folder is not None:
@@ -146,6 +157,17 @@ class VllmEngine:
         self._in_workers(suppress_tokens, suppressed_token_ids(self._tokenizer, vocabulary_size))
         self.policy_version = 0
         self._llm.llm_engine.set_weight_version("0")
+
+    def _prepare_delta_nets(self, config: Config) -> None:
+        """Let vLLM compute gated delta nets in float32 on a CPU, where its own kernel takes bfloat16 only."""
+        if config.model.dtype == "float32" and not self._is_in_process:
+            raise RolloutError(
+                "vLLM computes gated delta nets on a CPU in bfloat16 only, unless it runs in the engine's own process; "
+                "unset VLLM_ENABLE_V1_MULTIPROCESSING, or set model.dtype=bfloat16"
+            )
+        from rollout.delta_net_core import use_float32_core  # only here: no other model needs it
+
+        use_float32_core()
 
     def seed_call(self, seed: int) -> None:
         """Begin a call's random numbers, where one generator serves all of its requests.
@@ -209,7 +231,7 @@ class VllmEngine:
             num_tokens += len(prompt["prompt_token_ids"])
             number = str(next(self._numbers))
             self._open[number] = request
-            engine.add_request(number, prompt, self._parameters(request))
+            engine.add_request(number, prompt, self._parameters(request), lora_request=self._adapter)
 
     def _images(self, requests: Sequence[RolloutRequest]) -> Generator[tuple[Image.Image, ...], None, None]:
         """The decoded pages of each request; none where the engine gets stored features instead."""
@@ -298,11 +320,22 @@ class VllmEngine:
                 f"{version.checksum}; the transfer is broken: look for memory faults or a full object store"
             )
         self._pause()
+        if self._adapters is not None:
+            self._load_adapter(self._adapters.write(buckets), version.version)
+            return
         self._in_workers(begin_loading)
         for bucket in buckets:
             # One call each: vLLM's messages between processes end at 4 GiB.
             self._in_workers(load_bucket, bucket)
         self._finish(finish_loading, version.version, is_complete)
+
+    def _load_adapter(self, folder: str, version: int) -> None:
+        """Let vLLM put new adapters in the place of the old: responses under way go on with them, as with weights."""
+        with self._engine_alive():
+            # Requests go without the flag: vLLM would read the files again for each of their steps.
+            self._llm.llm_engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
+        self._adapter = LoRARequest("policy", 1, folder)
+        self._take_version(version)
 
     def _finish(self, finish: Callable[[Any], None], version: int, is_complete: bool) -> None:
         """Close an update, also one that is refused: the next one has to find vLLM's layers in order."""

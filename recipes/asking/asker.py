@@ -56,7 +56,7 @@ class ModelAsker:
         self._settings = settings
         self._chooser = chooser
         self._opened = opened
-        self._writer = MessageWriter(settings.prompt, settings.response_format)
+        self._writer = MessageWriter(settings.prompt, settings.response_format, opened)
         self._images = PageImages(settings.image_rules, is_near=server.can_go_on)
         self._client = ChatClient(server, timeout_seconds=timeout_seconds)
 
@@ -94,7 +94,12 @@ class ModelAsker:
         first = 0.0
         stream = SectionStream(self._settings.response_format, self._opened)
         end = ChatEnd(finish_reason="")
-        question = ChatQuestion(messages=messages, sampling=self._settings.sampling)
+        question = ChatQuestion(
+            messages=messages,
+            sampling=self._settings.sampling,
+            template_arguments=self._settings.prompt.template_arguments,
+            may_go_on=not self._opened,
+        )
         try:
             async with aclosing(self._client.stream(question)) as pieces:
                 async for piece in pieces:
@@ -185,4 +190,4 @@ class ModelAsker:
 
     async def _num_tokens(self, request: AskRequest, pages: Sequence[LookedAtPage]) -> int | None:
         messages = await asyncio.to_thread(self._writer.messages, request, pages, self._images.url)
-        return await self._client.count_tokens(messages)
+        return await self._client.count_tokens(messages, self._settings.prompt.template_arguments)

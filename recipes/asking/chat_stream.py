@@ -17,7 +17,7 @@ import io
 import json
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any
@@ -28,6 +28,7 @@ import httpx
 from recipes.asking.chat_server import ChatServer, ServerAddress, ServerError
 from rsgrpo.config import SamplingConfig
 from rsgrpo.errors import shown
+from rsgrpo.prompts.chat_template import template_request
 
 Message = Mapping[str, object]
 """A message of a chat request, as OpenAI's interface has it."""
@@ -92,12 +93,17 @@ class ChatQuestion:
         sampling: how the answer is drawn.
         seed: the seed of the drawing.
         begun: the answer's first words, which are not said again; empty: none.
+        template_arguments: what the chat template gets beside the messages.
+        may_go_on: whether an answer that broke off may be gone on with; not where the chat template opens a section,
+            whose words it would move to another place.
     """
 
     messages: Sequence[Message]
     sampling: SamplingConfig
     seed: int = 0
     begun: str = ""
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    may_go_on: bool = True
 
     def body(self, model: str) -> dict[str, object]:
         """The request as the server reads it; what not every server knows is left out where it says nothing.
@@ -114,6 +120,7 @@ class ChatQuestion:
             "seed": self.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **template_request(self.template_arguments),
         }
         if sampling.top_p != 1.0:
             body["top_p"] = sampling.top_p
@@ -195,7 +202,7 @@ class ChatClient:
                         num_events += piece.num_events
                         yield piece
             except _BrokenError as error:
-                if begun and not self._server.can_go_on:
+                if begun and not (self._server.can_go_on and question.may_go_on):
                     raise ServerError(
                         f"{shown(self._server.address.url)} broke off in the middle of the answer ({error}); ask again"
                     ) from error
@@ -270,11 +277,14 @@ class ChatClient:
                     async with asyncio.timeout(self._num_streams / _PIECES_PER_SECOND):
                         await reply.content.wait_eof()
 
-    async def count_tokens(self, messages: Sequence[Message]) -> int | None:
+    async def count_tokens(
+        self, messages: Sequence[Message], template_arguments: Mapping[str, Any] | None = None
+    ) -> int | None:
         """Ask vLLM how many tokens a prompt has, images included.
 
         Args:
             messages: the turns of the prompt.
+            template_arguments: what the chat template gets beside them; None: nothing.
 
         Returns:
             The number; None where the server does not count.
@@ -282,7 +292,8 @@ class ChatClient:
         address = self._server.address
         url = address.url.rstrip("/").removesuffix("/v1") + "/tokenize"
         try:
-            async with self._post(url, {"model": address.model, "messages": list(messages)}, address) as reply:
+            body = {"model": address.model, "messages": list(messages)} | template_request(template_arguments or {})
+            async with self._post(url, body, address) as reply:
                 count = json.loads(await reply.read())["count"]
         except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError):
             return None

@@ -18,7 +18,8 @@ from recipes.setup.wanted_data import WANTED, builds_quickstart_data, sample_che
 from recipes.sft import SftPhase
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
-from rsgrpo.config import Config
+from rsgrpo.config import Config, PromptConfig
+from rsgrpo.config.prompt import template_arguments_text
 from rsgrpo.data.evisrag_files import LoadedData, load_samples
 from rsgrpo.data.files import DataError
 from rsgrpo.data.images.counts import ImageCounts, update_report
@@ -137,7 +138,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         if "rl" in prompted:
             for line in smoke_test_rewards(scorer, prompted["rl"], processor.tokenizer):
                 progress.line(line)
-        fingerprint = describe_template(config.prompt.path)
+        fingerprint = describe_template(config.prompt)
         progress.line(f"prompt: {fingerprint}")
     return Prepared(
         base_model=base_model,
@@ -214,11 +215,19 @@ def _fitting(
     return tuple(builder.prompted(sample) for sample in samples if sample.sample_id in ids), num_long
 
 
-def describe_template(path: str) -> str:
-    """Length and hash of the prompt template, and its name where it is a published one."""
-    num_characters, digest = template_fingerprint(path)
-    name = PUBLISHED_TEMPLATES.get((num_characters, digest), Path(path).name)
-    return f"{name} ({num_characters} characters, {digest})"
+def describe_template(prompt: PromptConfig) -> str:
+    """Length and hash of the prompt template, its name where it is a published one, and the chat template's arguments.
+
+    Args:
+        prompt: the settings.
+
+    Example:
+        ``EVisRAG evidence (1955 characters, 7fbff7c28244); enable_thinking=false``.
+    """
+    num_characters, digest = template_fingerprint(prompt.path)
+    name = PUBLISHED_TEMPLATES.get((num_characters, digest), Path(prompt.path).name)
+    arguments = template_arguments_text(prompt.template_arguments)
+    return f"{name} ({num_characters} characters, {digest}){f'; {arguments}' if arguments else ''}"
 
 
 def _check_start_model(config: Config, base_model: Path) -> None:

@@ -28,7 +28,7 @@ class QuickstartConfig:
     task: Literal["cards", "tickets"] = "cards"
     """``cards``: coloured pages, whose numbers are read, looked for and added. ``tickets``: pages that two coloured
     marks name, which a retriever learns to find among many, and whose number is read."""
-    family: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
+    family: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"] = "qwen2_5_vl"
     """The family of the small model; docs/families.md lists them."""
     num_sft_samples: int = 4096
     """Samples with gold responses to write for supervised training."""

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from rsgrpo.config import ConfigError, LoraConfig
+from rsgrpo.config.model import AUTO_TARGETS
 from rsgrpo.errors import shown
+from rsgrpo.model.families.table import family_of
 from rsgrpo.model.folder import check_model_type
 from rsgrpo.weights.buckets import engine_layer
 
@@ -133,9 +135,10 @@ def check_adapters(folder: Path, config: LoraConfig) -> None:
 def target_layers(model: nn.Module, config: LoraConfig) -> list[str]:
     """The linear layers that get an adapter, in the model's order.
 
-    ``model.lora.target_modules`` is read as peft reads it: ``all-linear``; in a list the end of a layer's name, or all
-    of it; a text with other characters than a name's is a regular expression for the whole name. With
-    ``include_vision`` all linear layers of the vision tower's blocks get one, unless the list names some of them.
+    ``model.lora.target_modules`` is ``auto``, which is for the model's family to say, or read as peft reads it:
+    ``all-linear``; in a list the end of a layer's name, or all of it; a text with other characters than a name's is a
+    regular expression for the whole name. With ``include_vision`` all linear layers of the vision tower's blocks get
+    one, unless the list names some of them.
 
     Args:
         model: the model; its weights may be absent.
@@ -153,7 +156,7 @@ def target_layers(model: nn.Module, config: LoraConfig) -> list[str]:
     vision = [name for name in linear if name.startswith(_VISION_LAYERS)]
     chosen: set[str] = set()
     vision_only: set[str] = set()
-    for target in config.targets:
+    for target in _named_targets(model, config, language):
         found = [name for name in language if _is_meant(name, target)]
         tower = [] if found else [name for name in vision if _is_meant(name, target)]
         if not found and not tower:
@@ -175,6 +178,13 @@ def target_layers(model: nn.Module, config: LoraConfig) -> list[str]:
             f"matrix would be smaller; set a rank of at most {width}, or name other layers in model.lora.target_modules"
         )
     return [name for name in linear if name in chosen]
+
+
+def _named_targets(model: nn.Module, config: LoraConfig, language: Sequence[str]) -> Sequence[str]:
+    """The targets that are set, or those of the model's family that it has."""
+    if config.targets != (AUTO_TARGETS,):
+        return config.targets
+    return [target for target in family_of(model).lora_targets if any(_is_meant(name, target) for name in language)]
 
 
 def _is_meant(name: str, target: str) -> bool:
@@ -214,6 +224,23 @@ def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
 def adapter_parameters(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
     """The adapter's matrices A [r, inputs] and B [outputs, r] of a layer."""
     return layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+
+
+def named_adapters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The matrices of all adapters, in the model's order.
+
+    Args:
+        model: a model with or without adapters.
+
+    Returns:
+        The matrices by the name of their layer and their own, such as ``….q_proj.lora_A.weight`` [r, inputs] and
+        ``….q_proj.lora_B.weight`` [outputs, r].
+    """
+    return [
+        (f"{name}.lora_{letter}.weight", parameter)
+        for name, layer in adapter_layers(model).items()
+        for letter, parameter in zip("AB", adapter_parameters(layer), strict=True)
+    ]
 
 
 @contextmanager

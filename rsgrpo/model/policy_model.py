@@ -21,6 +21,8 @@ from rsgrpo.model.attention.backend import (
     make_plan,
     register_packed_attention,
 )
+from rsgrpo.model.attention.delta_net import delta_plan, use_packed_delta_nets
+from rsgrpo.model.families.table import family_of
 from rsgrpo.model.folder import check_layers, check_model_type
 from rsgrpo.model.logprobs import LogprobHead
 from rsgrpo.model.lora import add_adapters
@@ -134,6 +136,8 @@ def open_model(folder: Path, config: ModelConfig, suppressed_ids: Sequence[int] 
     hollow_parameters(model)
     weights = StoredWeights(folder, model, family)
     model.model.language_model.config._attn_implementation = ATTENTION_NAME
+    if family.delta_net:
+        use_packed_delta_nets(model.model.language_model, family.delta_net)
     if config.lora.rank:
         add_adapters(model, config.lora)
     elif config.freeze_vision:
@@ -163,6 +167,7 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.model = model
         self._always_run_vision = always_run_vision
+        self._has_delta_nets = bool(family_of(model).delta_net)
         visual = model.model.visual
         self._is_vision_frozen = visual is None or not any(parameter.requires_grad for parameter in visual.parameters())
 
@@ -180,15 +185,17 @@ class PolicyModel(nn.Module):
         language = self.model.model.language_model
         embeddings = language.embed_tokens(batch.token_ids)
         features = self._image_features(batch) if batch.cached_features is None else batch.cached_features
-        levels: dict[str, object] = {}
+        further: dict[str, object] = {}
         if features is not None:
             features = features.to(embeddings.dtype)
             if len(batch.image_positions):
                 main, *deeper = features.split(embeddings.shape[1], dim=1)
                 embeddings = embeddings.index_put((batch.image_positions,), main[batch.image_features])
-                levels = deeper_levels(batch.image_positions, batch.image_features, deeper, len(batch.token_ids))
+                further = deeper_levels(batch.image_positions, batch.image_features, deeper, len(batch.token_ids))
             else:
                 embeddings = embeddings + 0.0 * features.sum()
+        if self._has_delta_nets:
+            further["delta_plan"] = delta_plan(batch.packed, device=embeddings.device, dtype=embeddings.dtype)
         hidden = language(
             inputs_embeds=embeddings[None],
             position_ids=batch.positions,
@@ -196,7 +203,7 @@ class PolicyModel(nn.Module):
             attention_mask=None,
             use_cache=False,
             attention_plan=batch.plan,
-            **levels,
+            **further,
         ).last_hidden_state[0]
         states = hidden.index_select(0, batch.predictors)
         logprobs, entropy = self.model.lm_head(states, batch.targets, batch.temperatures, with_entropy=with_entropy)

@@ -10,7 +10,9 @@ from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
 from rsgrpo.config import Config, LoraConfig, ModelConfig
 from rsgrpo.data.images.loading import reading_fingerprint
-from rsgrpo.model.attention.backend import choose_backend
+from rsgrpo.model.attention.backend import BackendChoice, choose_backend
+from rsgrpo.model.attention.delta_rule import choose_rule
+from rsgrpo.model.families.table import family_of
 from rsgrpo.model.lora import exported_parameters
 from rsgrpo.model.policy_model import (
     OpenedModel,
@@ -81,6 +83,19 @@ def open_policy_model(folder: Path, spec: WorkerSpec, processor: ProcessorMixin)
     choice = choose_backend(settings.attention, device=spec.torch_device, dtype=opened.model.dtype)
     use_window_attention(opened.model.model.visual, choice.backend)
     return opened
+
+
+def attention_used(model: PreTrainedModel, choice: BackendChoice, device: torch.device) -> BackendChoice:
+    """What a model's layers are computed with, those that do not attend included.
+
+    Args:
+        model: the opened model.
+        choice: the backend of the layers that attend.
+        device: the device that the model is on.
+    """
+    if not family_of(model).delta_net:
+        return choice
+    return replace(choice, delta_nets=choose_rule(device=device, dtype=model.dtype))
 
 
 def frozen_checksum(opened: OpenedModel, spec: WorkerSpec) -> str:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rsgrpo.errors import RsgrpoError, shown
+from rsgrpo.model.attention.delta_rule import RuleChoice
 from rsgrpo.model.attention.flex import FlexPlan, flex_packed_attention, flex_plan
 from rsgrpo.model.attention.tiled import tiled_attention
 from rsgrpo.model.attention.tiled_plan import TiledPlan, tiled_plan
@@ -162,12 +163,14 @@ class BackendChoice:
         device: the kind of device, ``cuda`` or ``cpu``.
         kernel: whose kernel computes ``flash``: ``flash-attn`` or ``torch``; else empty.
         passed_over: the faster settings that ``auto`` tried before.
+        delta_nets: what computes the layers that do not attend; None: there are none.
     """
 
     setting: str
     device: str
     kernel: str = ""
     passed_over: tuple[PassedOver, ...] = ()
+    delta_nets: RuleChoice | None = None
 
     @property
     def backend(self) -> str:
@@ -182,13 +185,13 @@ class BackendChoice:
         """
         taken = f"{self.setting} ({self.kernel})" if self.kernel else self.setting
         reasons = [f"not {passed.setting}: {passed.reason}" for passed in self.passed_over]
-        first = "; ".join([f"attention: {taken} on {self.device}", *reasons])
-        if self.device == "cpu" or self.setting != "sdpa" or not self.passed_over:
-            return (first,)
-        return (
-            first,
-            "warning: model.attention=auto ended on sdpa, the slowest; set flash or flex to stop where it is missing",
-        )
+        lines = ["; ".join([f"attention: {taken} on {self.device}", *reasons])]
+        if self.device != "cpu" and self.setting == "sdpa" and self.passed_over:
+            lines.append(
+                "warning: model.attention=auto ended on sdpa, the slowest; set flash or flex to stop where it is "
+                "missing"
+            )
+        return (*lines, *(self.delta_nets.lines() if self.delta_nets else ()))
 
 
 def choose_backend(setting: str, *, device: torch.device, dtype: torch.dtype) -> BackendChoice:

@@ -54,6 +54,8 @@ class Family:
         box_coordinates: what its models count when they write a box: ``pixels`` of the page at the size at which they
             see it, or ``permille`` of the page's sides.
         layer_kinds: the kinds of layers (``layer_types`` in its config) that packed sequences keep to exactly.
+        delta_net: the name under which a layer that does not attend holds its gated delta net; empty: all attend.
+        lora_targets: the linear layers of the language model that get an adapter where none are named.
         written_prefixes: how a parameter's name begins in the loaded model, and in published checkpoints, which the
             engine's loader reads as well. What is not named stays as it is.
         vision_shape: gives the blocks of the tower, from the tower's config.
@@ -80,6 +82,8 @@ class Family:
     pixel_statistics: tuple[tuple[float, float, float], tuple[float, float, float]] | None
     box_coordinates: Literal["pixels", "permille"]
     layer_kinds: tuple[str, ...]
+    delta_net: str
+    lora_targets: tuple[str, ...]
     written_prefixes: tuple[tuple[str, str], ...]
     vision_shape: Callable[[Any], VisionShape]
     num_deepstack: Callable[[Any], int]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rsgrpo.config import QuickstartConfig
+from rsgrpo.config.model import ATTENDING_TARGETS
 from rsgrpo.model.families.family import Family, VisionShape
 
 
@@ -37,6 +38,8 @@ FAMILY = Family(
     pixel_statistics=None,
     box_coordinates="permille",
     layer_kinds=("full_attention",),
+    delta_net="",
+    lora_targets=ATTENDING_TARGETS,
     written_prefixes=(("model.language_model.", "model."), ("model.visual.", "visual.")),
     vision_shape=_vision_shape,
     num_deepstack=lambda vision: 0,

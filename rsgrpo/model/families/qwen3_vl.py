@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from rsgrpo.config import QuickstartConfig
+from rsgrpo.config.model import ATTENDING_TARGETS
 from rsgrpo.model.families.family import Family, VisionShape
 
 _SMALL_GRID = 8  # positions a side that a small model's tower learns, and others are interpolated from
@@ -54,6 +55,8 @@ FAMILY = Family(
     pixel_statistics=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     box_coordinates="permille",
     layer_kinds=("full_attention",),
+    delta_net="",
+    lora_targets=ATTENDING_TARGETS,
     written_prefixes=(),
     vision_shape=_vision_shape,
     num_deepstack=lambda vision: len(vision.deepstack_visual_indexes),

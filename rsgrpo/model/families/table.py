@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rsgrpo.model.families import qwen2_5_vl, qwen2_vl, qwen3_vl
+from rsgrpo.model.families import qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl
 from rsgrpo.model.families.family import Family
 
 if TYPE_CHECKING:  # seconds of imports for a name
     from torch import Tensor
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY)
+    family.model_type: family for family in (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY, qwen3_5.FAMILY)
 }
 """The families by their ``model_type``."""
 

@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from rsgrpo.config import Config
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.image_rules import ImageRules
+from rsgrpo.config.model import ATTENDING_TARGETS, AUTO_TARGETS
 from rsgrpo.config.retriever import MAX_READ_PIXELS
 from rsgrpo.errors import shown
 from rsgrpo.retrieval.embedders.embedder import EmbeddingError
@@ -90,7 +91,7 @@ def choose_trained(model: SentenceTransformer, config: Config) -> None:
         return
     from peft import LoraConfig as PeftLoraConfig
 
-    targets = lora.target_modules
+    targets = list(ATTENDING_TARGETS) if lora.targets == (AUTO_TARGETS,) else lora.target_modules
     try:
         model.add_adapter(
             PeftLoraConfig(

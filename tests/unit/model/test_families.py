@@ -22,7 +22,7 @@ from tests.tiny_model import build_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 # A family's classes in transformers, or its name in config.json as a word of code.
-OF_ONE_FAMILY = re.compile(r"Qwen\d\w*?VL\w*?(Config|Generation|Processor|Model)\b|[\"']qwen\d\w*_vl[\"']")
+OF_ONE_FAMILY = re.compile(r"Qwen\d\w*?(Config|Generation|Processor|Model)\b|[\"']qwen\d\w*_(vl|\d)[\"']")
 # The setting that names families lists their names; a test below compares it with the table.
 EXEMPT = {"rsgrpo/config/quickstart.py"}
 
@@ -110,12 +110,17 @@ def test_a_whole_folder_is_taken(whole: Path) -> None:
             {"model_type": "qwen3_vl_moe", "vision_config": {}, "text_config": {"num_experts": 8}},
             "a mixture of experts",
         ),
+        (
+            {"model_type": "qwen3_5_moe", "vision_config": {}, "text_config": {"num_experts": 8}},
+            "a mixture of experts",
+        ),
+        ({"model_type": "qwen3_5_text"}, "is a 'qwen3_5_text' model without a vision tower"),
         ({"model_type": "llama"}, "is a 'llama' model without a vision tower"),
         ({"model_type": "gemma3", "vision_config": {}}, "is a 'gemma3' model; rsgrpo trains"),
         ({"model_type": ["qwen2_5_vl"], "vision_config": {}}, "rsgrpo trains"),
         ({}, "is a 'None' model"),
     ],
-    ids=["experts", "text only", "other family", "a list", "nothing"],
+    ids=["experts", "experts of a hybrid", "a hybrid's text only", "text only", "other family", "a list", "nothing"],
 )
 def test_what_is_not_in_the_table_is_refused_by_name(content: object, expected: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
