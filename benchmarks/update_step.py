@@ -7,6 +7,7 @@ the gradients of all ways are compared. TRL runs in an environment of its own, i
 
     python benchmarks/update_step.py --trl-python trl-environment/bin/python
     python benchmarks/update_step.py --prompt-tokens 8192 --trl-python trl-environment/bin/python
+    python benchmarks/update_step.py --family qwen3_5 --layers 4
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import torch
 from workload import IMAGES, SHAPES, GroupShape, ModelShape, build_group, build_model, report, shape_text
 
 from rsgrpo.config import Attention, Config, DataConfig, Dtype, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
+from rsgrpo.model.families.table import FAMILIES
 from rsgrpo.model.setup import WorkerSpec
 from rsgrpo.trainer.worker import PolicyWorker
 from rsgrpo.types import TrainingGroup
@@ -258,6 +260,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     """Options that the update benchmarks share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="small", help="of the model")
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="qwen2_5_vl", help="of the model")
     parser.add_argument("--layers", type=int, default=0, help="of both towers; 0: as the shape says")
     parser.add_argument("--prompt-tokens", type=int, default=2048)
     parser.add_argument("--response-tokens", type=int, default=256)
@@ -285,6 +288,7 @@ def groups_of(options: argparse.Namespace, folder: Path) -> tuple[list[TrainingG
         response_tokens=options.response_tokens,
         num_responses=options.num_responses,
         num_images=options.pages,
+        token_pixels=FAMILIES[options.family].token_pixels,
     )
     groups = [
         build_group(shape, folder, seed=seed, num_groups=options.num_groups) for seed in range(options.num_groups)
@@ -295,7 +299,7 @@ def groups_of(options: argparse.Namespace, folder: Path) -> tuple[list[TrainingG
 def measure(options: argparse.Namespace, place: Path) -> None:
     """Gradients of every way, then updates in turns, then the report."""
     model_shape = shape_of(options)
-    folder = build_model(model_shape, place / "model")
+    folder = build_model(model_shape, place / "model", family=options.family)
     groups, budget = groups_of(options, place / "pages")
     config = bench_config(budget=budget, frozen=not options.train_vision)
     worker = MeasuredWorker.start(config, folder, num_threads=options.threads)

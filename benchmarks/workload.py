@@ -1,4 +1,4 @@
-"""What the benchmarks of the trainer share: a small Qwen2.5-VL, groups of a given shape, tables.
+"""What the benchmarks of the trainer share: a small Qwen2.5-VL (or another family), groups of a given shape, tables.
 
 The model keeps the proportions of Qwen2.5-VL-3B: heads of 128, an MLP 5.4 times as wide as the model, a
 head with about a ninth of the layers' parameters, and a vision tower that costs about as much an image
@@ -19,20 +19,16 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import AddedToken, pre_tokenizers
-from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-)
+from transformers import PreTrainedConfig, Qwen2Tokenizer
 
+from rsgrpo.config import QuickstartConfig
 from rsgrpo.data.synthetic.quickstart_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
+from rsgrpo.model.families.family import Family
+from rsgrpo.model.families.table import FAMILIES
+from rsgrpo.model.quickstart_model import build_processor
 from rsgrpo.types import ChatPrompt, ImageRef, TrainingGroup, TrainingResponse
 
 IMAGES = 4
-_PIXELS_A_TOKEN = 28  # 14 pixels a patch, 2 × 2 patches a token
 _BYTES = 256
 
 
@@ -90,12 +86,14 @@ class GroupShape:
         response_tokens: of every response.
         num_responses: n.
         num_images: how many images the prompt has, together half of the prompt; 0: text only.
+        token_pixels: the side of an image token in pixels, which depends on the family.
     """
 
     prompt_tokens: int
     response_tokens: int
     num_responses: int
     num_images: int = IMAGES
+    token_pixels: int = 28
 
 
 def tokenizer_of(vocabulary: int) -> Qwen2Tokenizer:
@@ -109,10 +107,23 @@ def tokenizer_of(vocabulary: int) -> Qwen2Tokenizer:
     return tokenizer
 
 
-def model_config(shape: ModelShape, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+def model_config(shape: ModelShape, tokenizer: Qwen2Tokenizer, family: Family) -> PreTrainedConfig:
     ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}
     pairs = shape.hidden // shape.heads // 2
-    return Qwen2_5_VLConfig(
+    sizes = QuickstartConfig(
+        text_hidden=shape.hidden,
+        text_layers=shape.layers,
+        text_heads=shape.heads,
+        vision_hidden=shape.vision_hidden,
+        vision_layers=shape.vision_layers,
+        vision_heads=shape.vision_heads,
+    )
+    windows = {
+        "intermediate_size": shape.vision_intermediate,
+        "fullatt_block_indexes": list(range(7, shape.vision_layers, 8)) or [shape.vision_layers - 1],
+    }
+    vision = family.small_vision(sizes)
+    found: PreTrainedConfig = family.of_transformers(family.config_class)(
         text_config={
             "vocab_size": shape.vocabulary,
             "hidden_size": shape.hidden,
@@ -125,21 +136,20 @@ def model_config(shape: ModelShape, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConf
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 1e6,
-                "mrope_section": [pairs // 4, pairs * 3 // 8, pairs * 3 // 8],
+                "mrope_section": [pairs - 2 * (pairs * 3 // 8), pairs * 3 // 8, pairs * 3 // 8],
+                **family.small_rope,
             },
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"],
             "tie_word_embeddings": True,
+            **family.small_text(sizes),
         },
         vision_config={
             "depth": shape.vision_layers,
-            "hidden_size": shape.vision_hidden,
-            "intermediate_size": shape.vision_intermediate,
             "num_heads": shape.vision_heads,
-            "out_hidden_size": shape.hidden,
-            "window_size": 112,
-            "fullatt_block_indexes": list(range(7, shape.vision_layers, 8)) or [shape.vision_layers - 1],
+            **vision,
+            **{name: value for name, value in windows.items() if name in vision},
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
@@ -147,22 +157,25 @@ def model_config(shape: ModelShape, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConf
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
     )
+    return found
 
 
-def build_model(shape: ModelShape, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+def build_model(
+    shape: ModelShape, folder: Path, *, dtype: torch.dtype = torch.float32, family: str = "qwen2_5_vl"
+) -> Path:
     """Write a model folder with random weights; matrices have variance 1/inputs, so that layers matter."""
     tokenizer = tokenizer_of(shape.vocabulary)
     torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(model_config(shape, tokenizer)).to(dtype)
+    kind = FAMILIES[family]
+    model = kind.model(model_config(shape, tokenizer, kind)).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2 and "embed_tokens" not in name:
                 parameter.normal_(0.0, parameter[0].numel() ** -0.5)
     model.save_pretrained(folder)
-    image_processor = Qwen2VLImageProcessor(size={"shortest_edge": _PIXELS_A_TOKEN**2, "longest_edge": 10**8})
-    Qwen2_5_VLProcessor(
-        image_processor, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE
-    ).save_pretrained(folder)
+    processor = build_processor(kind, tokenizer)
+    processor.image_processor.size = {"shortest_edge": kind.token_pixels**2, "longest_edge": 10**8}
+    processor.save_pretrained(folder)
     return folder
 
 
@@ -172,7 +185,7 @@ def write_images(shape: GroupShape, folder: Path, seed: int) -> list[ImageRef]:
         return []
     tokens = shape.prompt_tokens // 2 // shape.num_images
     rows = max(1, math.isqrt(tokens))
-    height, width = rows * _PIXELS_A_TOKEN, tokens // rows * _PIXELS_A_TOKEN
+    height, width = rows * shape.token_pixels, tokens // rows * shape.token_pixels
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     images = []
@@ -198,7 +211,7 @@ def build_group(shape: GroupShape, folder: Path, *, seed: int = 0, num_groups: i
     image_tokens = 0
     if images:
         width, height = Image.open(images[0].file).size
-        image_tokens = len(images) * (width // _PIXELS_A_TOKEN) * (height // _PIXELS_A_TOKEN)
+        image_tokens = len(images) * (width // shape.token_pixels) * (height // shape.token_pixels)
     frame = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
     around = 3 + len("user") + len("assistant") + 3 + 2 * len(images)  # special tokens, bytes, line breaks
     letters = "".join(rng.choice(list("abcdefghij klmnop"), shape.prompt_tokens - image_tokens - around))

@@ -225,7 +225,9 @@ def check_sizes(folder: Path) -> None:
         ) from error
     check_layers(config, family, folder)
     tensors = stored_tensors(folder)
-    embedding, num_layers, num_blocks = _sizes_of_weights(tensors)
+    embedding, num_layers, num_blocks = _sizes_of_weights(
+        {name: tensor for name, tensor in tensors.items() if not name.startswith(family.unread_prefixes)}
+    )
     text = config.get_text_config()
     wanted = {
         "vocab_size and hidden_size": (embedding, (text.vocab_size, text.hidden_size)),
@@ -276,7 +278,7 @@ def _differing_names(model: PreTrainedModel, family: Family, stored: Mapping[str
     known |= {name for name, _ in model.named_buffers()}
     known |= {family.checkpoint_name(name) for name, _ in model.named_buffers()}
     missing = [first_name[key] for key, is_there in found.items() if not is_there]
-    return missing, sorted(name for name in stored if name not in known)
+    return missing, sorted(name for name in stored if name not in known and not name.startswith(family.unread_prefixes))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -58,6 +58,7 @@ class Family:
         lora_targets: the linear layers of the language model that get an adapter where none are named.
         written_prefixes: how a parameter's name begins in the loaded model, and in published checkpoints, which the
             engine's loader reads as well. What is not named stays as it is.
+        unread_prefixes: how the names of weights begin that published checkpoints hold beside those of the model.
         vision_shape: gives the blocks of the tower, from the tower's config.
         num_deepstack: gives how many levels of features the tower hands to the language model's first layers, beside
             those that stand for image tokens, from the tower's config. Features are stored as ``[main | level 1 | …]``,
@@ -85,6 +86,7 @@ class Family:
     delta_net: str
     lora_targets: tuple[str, ...]
     written_prefixes: tuple[tuple[str, str], ...]
+    unread_prefixes: tuple[str, ...]
     vision_shape: Callable[[Any], VisionShape]
     num_deepstack: Callable[[Any], int]
     small_text: Callable[[QuickstartConfig], dict[str, Any]]

@@ -49,6 +49,7 @@ FAMILY = Family(
     delta_net="",
     lora_targets=ATTENDING_TARGETS,
     written_prefixes=(("model.language_model.", "model."), ("model.visual.", "visual.")),
+    unread_prefixes=(),
     vision_shape=_vision_shape,
     num_deepstack=lambda vision: 0,
     small_text=lambda sizes: {},

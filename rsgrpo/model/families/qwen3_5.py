@@ -67,6 +67,9 @@ FAMILY = Family(
     delta_net="linear_attn",
     lora_targets=(*ATTENDING_TARGETS, "in_proj_qkv", "in_proj_z", "out_proj"),
     written_prefixes=(),
+    unread_prefixes=(
+        "mtp.",
+    ),  # layers that guess several tokens ahead; transformers and the engines leave them out, too
     vision_shape=_vision_shape,
     num_deepstack=lambda vision: 0,
     small_text=_small_text,

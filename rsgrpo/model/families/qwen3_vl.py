@@ -58,6 +58,7 @@ FAMILY = Family(
     delta_net="",
     lora_targets=ATTENDING_TARGETS,
     written_prefixes=(),
+    unread_prefixes=(),
     vision_shape=_vision_shape,
     num_deepstack=lambda vision: len(vision.deepstack_visual_indexes),
     small_text=_small_text,

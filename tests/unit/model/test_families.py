@@ -166,6 +166,17 @@ def test_weights_that_the_config_does_not_know_are_refused(model: Path) -> None:
     assert "lacks the weights" in refusal(check_sizes, model)
 
 
+def test_weights_that_published_checkpoints_hold_beside_the_models_are_left_out(tmp_path: Path) -> None:
+    folder = build_tiny_model(tmp_path / "model", family="qwen3_5")
+    tensors = load_file(folder / "model.safetensors")
+    ahead = {"mtp.layers.7.mlp.up_proj.weight": torch.zeros(2), "mtp.embed_tokens.weight": torch.zeros(3, 2)}
+    save_file(tensors | ahead, folder / "model.safetensors")
+    check_sizes(folder)
+    # What only looks alike is refused.
+    save_file(tensors | {"mtp_layers.weight": torch.zeros(2)}, folder / "model.safetensors")
+    assert "mtp_layers.weight" in refusal(check_sizes, folder)
+
+
 def test_a_processor_of_another_model_is_refused(model: Path) -> None:
     change(model / "processor_config.json", image_processor__patch_size=12)
     assert "its processor has patch_size 12 where" in refusal(load_processor, model)
