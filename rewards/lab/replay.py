@@ -199,7 +199,7 @@ def replay(run_folder: Path, before: Config, after: Config, *, stage: str = "rl"
     changes = []
     for _, step in itertools.groupby(recorded, key=lambda group: group.step):
         members = list(step)
-        sampled = [_sampled(group) for group in members]
+        sampled = [sampled_group(group) for group in members]
         scorer.check_samples([group.sample for group in sampled])
         credited = credit_groups(scorer.score(sampled), weights_after, after.rl.credit)
         changes += [
@@ -212,8 +212,15 @@ def _weights(config: Config) -> dict[str, float]:
     return {name: reward.weight for name, reward in config.rewards.items()}
 
 
-def _sampled(group: RecordedGroup) -> RolloutGroup:
-    """The group as the rollout pool gave it, as far as rewards can see it."""
+def sampled_group(group: RecordedGroup) -> RolloutGroup:
+    """The group as the rollout pool gave it, as far as rewards can see it.
+
+    Args:
+        group: a recorded group.
+
+    Returns:
+        The group without the engine's log-probabilities and the prompt's text.
+    """
     sample = Sample(
         sample_id=group.sample_id,
         question=group.question,

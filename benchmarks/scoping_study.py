@@ -1,0 +1,280 @@
+"""How many samples an estimator of the policy gradient needs: GRPO, scoped rewards, causal and soft scopes.
+
+    uv run python benchmarks/scoping_study.py --folder runs/scoping --policy runs/quickstart/models/sft --groups 1000
+
+A large pool of responses is sampled once from a fixed policy, and the gradient of every stretch of their tokens
+computed. The yardstick is the gradient of the expected reward, from one half of the pool: every value against the mean
+of its siblings', on all tokens that can have caused it. From the other half many small steps are drawn; for each
+estimator the table says how well its steps point along the yardstick, where an endless step would point, and how many
+samples give the cosine that GRPO has with ``--step-groups`` groups. Both halves take both parts. Intervals are 95 %,
+from groups drawn again with replacement.
+
+The folder is kept: a second call goes on where the first one stopped. Writes ``study.json`` and ``study.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scoping_estimators import ESTIMATORS, Estimator, PoolGroup, Quality, quality, step_gradients, with_noise, yardstick
+from scoping_gradients import make_pool
+
+from rsgrpo.config import Config, load_config
+from rsgrpo.errors import RsgrpoError
+from rsgrpo.io.atomic_files import write_json
+from rsgrpo.run.folder import RunFolder, read_settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PROMPTS_PER_STEP = 50
+NUM_RESAMPLINGS = 200
+TOTAL = "all"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One estimator at one point of the sweep.
+
+    Attributes:
+        point: what is swept, such as ``group size 4``.
+        name: the estimator.
+        section: the section whose tokens' gradient is judged, or ``all``.
+        cosine: the cosine with the yardstick of a step of ``--step-groups`` groups.
+        limit: that of an endless step.
+        ratio: samples for GRPO's cosine, over those of GRPO; infinite where no step reaches it.
+        low: the lower end of the interval of ``ratio``.
+        high: the upper end.
+    """
+
+    point: str
+    name: str
+    section: str
+    cosine: float
+    limit: float
+    ratio: float
+    low: float
+    high: float
+
+
+def sample_pool(folder: Path, policy: Path, num_groups: int, group_size: int, settings: Sequence[str]) -> Path:
+    """Sample the pool with the normal pipeline, at a learning rate so small that no weight changes."""
+    run = folder / "pool"
+    if (run / "summary.json").exists():
+        return run
+    command = [
+        sys.executable,
+        "train.py",
+        "recipe=quickstart",
+        "stage=rl",
+        f"model.path={policy}",
+        f"run_dir={run}",
+        "name=scoping-pool",
+        "resume=auto",
+        "logging.wandb_mode=disabled",
+        "rl.optimizer.learning_rate=1e-30",
+        "rl.filter.mode=none",
+        "rl.validation_samples=0",
+        "rl.rollouts_in_report=0",
+        "rl.max_staleness_steps=0",
+        f"rl.prompts_per_step={PROMPTS_PER_STEP}",
+        f"rl.samples_per_prompt={group_size}",
+        f"rl.max_steps={-(-num_groups // PROMPTS_PER_STEP)}",
+        *settings,
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "pool.log"
+    with log.open("a", encoding="utf-8") as output:
+        done = subprocess.run(command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        raise RsgrpoError(f"sampling failed; see {log}")
+    return run
+
+
+def smaller(pool: Sequence[PoolGroup], size: int) -> list[PoolGroup]:
+    """Cut every group into as many groups of ``size`` responses as it holds."""
+    return [
+        group.some(range(first, first + size))
+        for group in pool
+        for first in range(0, len(group.gradients) - size + 1, size)
+    ]
+
+
+def section_sum(gradients: Mapping[str, NDArray[np.float64]], section: str) -> NDArray[np.float64] | float:
+    """The gradient of one section's tokens, or of all."""
+    return sum(gradients.values()) if section == TOTAL else gradients.get(section, 0.0)
+
+
+def judge(
+    halves: tuple[Sequence[PoolGroup], Sequence[PoolGroup]],
+    weights: Mapping[str, float],
+    estimators: Mapping[str, Estimator],
+    sections: Sequence[str],
+    step_groups: int,
+    seed: int,
+) -> dict[tuple[str, str], list[Quality]]:
+    """Judge all estimators on both halves, and again on steps that are drawn with replacement.
+
+    Returns:
+        By estimator and section the quality over all steps, and those of ``NUM_RESAMPLINGS`` draws.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[tuple[str, str], list[Quality]] = {}
+    steps: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
+    targets: dict[str, list[NDArray[np.float64]]] = {section: [] for section in sections}
+    owners: list[int] = []
+    for half in (0, 1):
+        by_section, _ = yardstick(halves[1 - half], weights)
+        for section in sections:
+            targets[section].append(np.asarray(section_sum(by_section, section)))
+        order = rng.permutation(len(halves[half]))
+        for first in range(0, len(order) - step_groups + 1, step_groups):
+            groups = [halves[half][index] for index in order[first : first + step_groups]]
+            owners.append(half)
+            for name, estimator in estimators.items():
+                gradients = step_gradients(groups, weights, estimator)
+                for section in sections:
+                    value = np.zeros(len(targets[section][half])) + section_sum(gradients, section)
+                    steps.setdefault((name, section), []).append(value)
+    # Steps of a half are judged by the other half's yardstick: turned so that one axis is the yardstick of both.
+    draws = [np.arange(len(owners)), *(rng.integers(len(owners), size=len(owners)) for _ in range(NUM_RESAMPLINGS))]
+    for key, vectors in steps.items():
+        grams = _Grams(vectors, targets[key[1]], owners)
+        found[key] = [grams.quality(draw, step_groups) for draw in draws]
+    return found
+
+
+class _Grams:
+    """Products of steps with one another and with their yardsticks; what any draw of steps is judged by."""
+
+    def __init__(
+        self, vectors: Sequence[NDArray[np.float64]], targets: Sequence[NDArray[np.float64]], owners: Sequence[int]
+    ) -> None:
+        matrix = np.stack(vectors)
+        self._products = matrix @ matrix.T
+        units = np.stack([target / np.linalg.norm(target) for target in targets])
+        self._along = np.array([matrix[index] @ units[half] for index, half in enumerate(owners)])
+
+    def quality(self, draw: NDArray[np.int64], num_groups: int) -> Quality:
+        return quality(self._along[draw], self._products[np.ix_(draw, draw)], draw, num_groups)
+
+
+def ratios(found: Mapping[tuple[str, str], Sequence[Quality]], name: str, section: str) -> tuple[float, float, float]:
+    """Samples that an estimator needs for GRPO's cosine, over GRPO's: the value, and its 95 % interval."""
+    values = [
+        mine.groups_for(grpo.cosine) / grpo.groups_for(grpo.cosine)
+        for mine, grpo in zip(found[name, section], found["grpo", section], strict=True)
+    ]
+    low, high = np.quantile([min(value, 1e9) for value in values[1:]], (0.025, 0.975))
+    return values[0], float(low), float(high)
+
+
+def study(pool: Sequence[PoolGroup], config: Config, step_groups: int, seed: int) -> list[Row]:
+    """All points of the sweep."""
+    weights = {name: reward.weight for name, reward in config.rewards.items()}
+    size = len(pool[0].gradients)
+    only = {name: {other: weight * (other == name) for other, weight in weights.items()} for name in weights}
+    noisy = {
+        name: Estimator(credit=estimator.credit, change=with_noise("accuracy", 0.5, seed))
+        for name, estimator in ESTIMATORS.items()
+        if estimator.change is None
+    }
+    plain = {name: estimator for name, estimator in ESTIMATORS.items()}
+    points: list[tuple[str, int, Mapping[str, float], Mapping[str, Estimator], tuple[str, ...]]] = []
+    sections = (TOTAL, *config.response.format.names)
+    for number in (2, 4, 8, 16):
+        if number <= size:
+            points.append((f"group size {number}", number, weights, plain, sections if number == 8 else (TOTAL,)))
+    points.append(("noise of 0.5 in accuracy", min(8, size), weights, noisy, (TOTAL,)))
+    for name in ("accuracy", "evidence"):
+        if name in only:
+            points.append((f"{name} alone", min(8, size), only[name], plain, (TOTAL,)))
+    rows = []
+    for point, number, weighed, estimators, shown in points:
+        groups = [pool[::2], pool[1::2]]
+        halves = (smaller(groups[0], number), smaller(groups[1], number))
+        found = judge(halves, weighed, estimators, shown, step_groups, seed)
+        for name in estimators:
+            for section in shown:
+                first = found[name, section][0]
+                ratio, low, high = ratios(found, name, section)
+                rows.append(
+                    Row(
+                        point=point,
+                        name=name,
+                        section=section,
+                        cosine=first.cosine,
+                        limit=first.limit,
+                        ratio=ratio,
+                        low=low,
+                        high=high,
+                    )
+                )
+        print(table([row for row in rows if row.point == point]), flush=True)
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Write rows as Markdown."""
+    lines = ["| at | estimator | tokens of | cosine | endless | samples, times GRPO's |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        ratio = "never" if row.ratio > 1e6 else f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]"
+        lines.append(f"| {row.point} | {row.name} | {row.section} | {row.cosine:.3f} | {row.limit:.3f} | {ratio} |")
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[Row], file: Path) -> None:
+    """Draw the samples that estimators need over the group size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    shown = [row for row in rows if row.point.startswith("group size") and row.section == TOTAL]
+    for name in dict.fromkeys(row.name for row in shown):
+        found = [row for row in shown if row.name == name and row.ratio < 1e6]
+        sizes = [int(row.point.split()[-1]) for row in found]
+        errors = [[row.ratio - row.low for row in found], [max(0.0, row.high - row.ratio) for row in found]]
+        axis.errorbar(sizes, [row.ratio for row in found], np.maximum(errors, 0.0), label=name, marker="o", capsize=3)
+    axis.set(xscale="log", yscale="log", xlabel="group size", ylabel="samples for GRPO's cosine, times GRPO's")
+    axis.axhline(1.0, color="grey", linewidth=0.8)
+    axis.legend()
+    axis.grid(alpha=0.3)
+    figure.savefig(file, dpi=130)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/scoping"))
+    parser.add_argument("--policy", type=Path, required=True, help="the folder of the policy that writes the pool")
+    parser.add_argument("--groups", type=int, default=1000)
+    parser.add_argument("--group-size", type=int, default=16)
+    parser.add_argument("--step-groups", type=int, default=8, help="groups of a step whose direction is judged")
+    parser.add_argument("--settings", nargs="*", default=[], help="settings of the run that samples the pool")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    import torch
+
+    torch.set_num_threads(options.threads)
+    folder: Path = options.folder.resolve()
+    policy: Path = options.policy.resolve()
+    run = sample_pool(folder, policy, options.groups, options.group_size, options.settings)
+    config = load_config(read_settings(RunFolder(root=run).config_file))
+    pool = make_pool(run, policy, config, folder / "gradients", options.groups, options.seed)
+    rows = study(pool, config, options.step_groups, options.seed)
+    write_json(folder / "study.json", {"rows": [asdict(row) for row in rows]}, indent=2)
+    plot(rows, folder / "study.png")
+
+
+if __name__ == "__main__":
+    main()

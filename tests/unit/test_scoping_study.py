@@ -1,0 +1,117 @@
+"""The study of scopes: gradients of steps by stretches, the yardstick, and the samples that a cosine needs."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsgrpo.config import CreditConfig
+from rsgrpo.types import ScoredGroup
+from tests.unit.strategies import scoped_reward, scored_group, scored_rollout
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+NUM_TOKENS = 3
+
+
+@pytest.fixture(scope="module")
+def estimators() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("scoping_estimators")
+
+
+def _reward(response: tuple[int, ...]) -> float:
+    return {(0, 0): 0.0, (0, 1): 1.0, (1, 0): 3.0, (1, 1): 0.5}[response[0], response[1]]
+
+
+def _scored(pair: tuple[tuple[int, ...], ...], name: str = "g") -> ScoredGroup:
+    """Two responses of three binary tokens; the second token is the scope of a reward that the first two decide."""
+    return scored_group(
+        name,
+        [
+            scored_rollout(name, row, NUM_TOKENS, [scoped_reward("a", _reward(response), (1, 2))])
+            for row, response in enumerate(pair)
+        ],
+    )
+
+
+def _pool_group(estimators: ModuleType, pair: tuple[tuple[int, ...], ...]) -> object:
+    """Every token a stretch; its gradient by one logit a position, of a policy that draws 1 with probability 1/2."""
+    stretches = tuple(estimators.Stretch(start=t, stop=t + 1, section=f"s{t}") for t in range(NUM_TOKENS))
+    return estimators.PoolGroup(
+        scored=_scored(pair),
+        stretches=(stretches,) * len(pair),
+        gradients=tuple(np.diag([token - 0.5 for token in response]).astype(np.float32) for response in pair),
+    )
+
+
+def _all_pairs() -> list[tuple[tuple[int, ...], ...]]:
+    responses = list(itertools.product((0, 1), repeat=NUM_TOKENS))
+    return list(itertools.product(responses, repeat=2))
+
+
+def test_the_yardstick_is_the_gradient_of_the_expected_reward(estimators: ModuleType) -> None:
+    # All 64 pairs are equally likely. d/dlogit_t E[r] = E[r (o_t - 1/2)]: for the first token
+    # (-0 - 1 + 3 + 0.5) / 4 / 2 = 0.3125, for the second (-0 + 1 - 3 + 0.5) / 4 / 2 = -0.1875, for the third 0.
+    pool = [_pool_group(estimators, pair) for pair in _all_pairs()]
+    by_section, error = estimators.yardstick(pool, {"a": 1.0})
+    np.testing.assert_allclose(sum(by_section.values()), [0.3125, -0.1875, 0.0], atol=1e-6)
+    assert "s2" not in by_section  # no credit behind the scope, so no noise either
+    assert error[2] == 0.0 and (error[:2] > 0).all()
+
+
+def test_a_step_is_the_sum_of_what_its_tokens_weigh(estimators: ModuleType) -> None:
+    # Rewards 3 and 0 on the second tokens: A = ±0.70711, N = 2, so ±0.35355 times the gradients -0.5 and -0.5: they
+    # cancel. With 3 and 1 (0, 1): 0.35355 · (-0.5) - 0.35355 · 0.5 = -0.35355.
+    scope = estimators.Estimator(credit=CreditConfig())
+    same = estimators.step_gradients([_pool_group(estimators, ((1, 0, 0), (0, 0, 0)))], {"a": 1.0}, scope)
+    np.testing.assert_allclose(same["s1"], 0.0, atol=1e-6)
+    other = estimators.step_gradients([_pool_group(estimators, ((1, 0, 0), (0, 1, 0)))], {"a": 1.0}, scope)
+    np.testing.assert_allclose(other["s1"], [0.0, -0.35355, 0.0], atol=1e-4)
+    assert set(other) == {"s1"}
+
+
+def test_a_scope_that_cuts_a_stretch_is_refused(estimators: ModuleType) -> None:
+    pair = ((1, 0, 0), (0, 1, 0))
+    whole = (estimators.Stretch(start=0, stop=NUM_TOKENS, section="s"),)
+    group = estimators.PoolGroup(scored=_scored(pair), stretches=(whole, whole), gradients=(np.ones((1, 2)),) * 2)
+    with pytest.raises(ValueError, match="a scope cuts the stretch"):
+        estimators.step_gradients([group], {"a": 1.0}, estimators.Estimator(credit=CreditConfig()))
+    everywhere = estimators.Estimator(credit=CreditConfig(outside=1.0))
+    assert estimators.step_gradients([group], {"a": 1.0}, everywhere)
+
+
+def test_rewards_change_scopes_and_get_noise_that_depends_on_the_response_alone(estimators: ModuleType) -> None:
+    rewards = [scoped_reward("a", 1.0, (0, 1)), scoped_reward("b", 0.0, (1, 3))]
+    group = scored_group("g", [scored_rollout("g", row, 3, rewards) for row in (0, 1)])
+    changed = estimators.with_scopes_of({"a": "b"})(group).rollouts[0].rewards
+    assert [reward.spans for reward in changed] == [rewards[1].spans] * 2
+    noisy = estimators.with_noise("a", 0.5, seed=1)
+    values = [[reward.value for reward in rollout.rewards] for rollout in noisy(group).rollouts]
+    assert values == [[reward.value for reward in rollout.rewards] for rollout in noisy(group).rollouts]
+    assert values[0][0] != values[1][0] != 1.0 and values[0][1] == values[1][1] == 0.0
+
+
+@given(bias=st.floats(0.0, 2.0), noise=st.floats(0.1, 3.0), num_groups=st.integers(1, 16))
+def test_the_cosine_of_a_larger_step_follows_from_small_ones(
+    estimators: ModuleType, bias: float, noise: float, num_groups: int
+) -> None:
+    # Steps 1 along the yardstick, ``bias`` across it, and noise along an axis of each step's own: the mean step has
+    # the squared length 1 + bias², a step of b groups the variance noise² / b.
+    number = 6
+    deviation = noise / np.sqrt(num_groups)
+    steps = np.concatenate([np.tile([1.0, bias], (number, 1)), np.eye(number) * deviation], axis=1)
+    found = estimators.quality(steps[:, 0], steps @ steps.T, np.arange(number), num_groups)
+    assert found.limit == pytest.approx(1 / np.sqrt(1 + bias**2))
+    assert found.noise == pytest.approx(noise**2 / (1 + bias**2))
+    assert found.cosine == pytest.approx(1 / np.sqrt(1 + bias**2 + noise**2 / num_groups))
+    assert found.groups_for(found.cosine) == pytest.approx(num_groups)
+    assert found.groups_for(found.limit * 1.01) == np.inf
