@@ -48,6 +48,7 @@ from rsgrpo.config import (
 )
 from rsgrpo.config.checks import one_of
 from rsgrpo.config.image_rules import MAX_MEGAPIXELS, ImageRules
+from rsgrpo.config.prompt import template_arguments_of
 from rsgrpo.config.response import check_tag_name
 from rsgrpo.data.images.headers import DECODING_ERRORS
 from rsgrpo.data.images.loading import check_image, image_from_image
@@ -60,6 +61,7 @@ from rsgrpo.evaluation.benchmarks.base import ANSWER_SECTION
 from rsgrpo.evaluation.prompts.turns import ChatTurn, TaskPrompt
 from rsgrpo.io.jsonl import append_rows
 from rsgrpo.model.folder import load_processor
+from rsgrpo.prompts.chat_template import template_request, with_arguments
 from rsgrpo.prompts.template import PromptWriter
 from rsgrpo.text.sections import section_content
 from rsgrpo.types import ImageRef, Sample
@@ -92,6 +94,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         prompt_path: the evidence template.
         answer_section: the section of a response that the task's scorer gets.
         image_order: ``text_first`` or ``images_first`` (evidence style).
+        template_arguments: arguments of the chat template, such as ``enable_thinking:false;reasoning_effort:low``.
         system: system turn, unless the task brings its own.
         max_new_tokens: least response limit.
         raw_log: JSON lines with every raw response; empty: none.
@@ -115,6 +118,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
 
     Raises:
         LmmsEvalError: neither or both of ``checkpoint`` and ``endpoint`` are given.
+        ConfigError: the chat template does not read one of ``template_arguments``.
     """
 
     is_simple = False
@@ -131,6 +135,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         prompt_path: str = "configs/prompt/evidence.jinja",
         answer_section: str = ANSWER_SECTION,
         image_order: ImageOrder = "text_first",
+        template_arguments: str = "",
         system: str = "You are a helpful assistant.",
         max_new_tokens: int = 2048,
         raw_log: str = "rsgrpo_responses.jsonl",
@@ -160,6 +165,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         self._answer_section = answer_section
         self._is_evidence = prompt_style == "evidence"
         self._system = system
+        self._arguments = template_arguments_of(template_arguments)
         self._least_tokens = max_new_tokens
         self._raw_log = Path(raw_log) if raw_log else None
         self._writer = PromptWriter(PromptConfig(path=prompt_path, image_order=image_order))
@@ -193,7 +199,9 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
             server = EndpointConfig(
                 url=endpoint, model=model, api_key_variable=api_key_variable, concurrency=concurrency
             )
-            self._answerer: Answerer = EndpointAnswerer(server, self._config.data, seed)
+            self._answerer: Answerer = EndpointAnswerer(
+                server, self._config.data, seed, extra=template_request(self._arguments)
+            )
         else:
             self._answerer = self._start_engine(Path(checkpoint))
 
@@ -201,6 +209,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
         if not (checkpoint / "config.json").is_file():
             raise LmmsEvalError(f"checkpoint={str(checkpoint)!r} is no model folder (it has no config.json)")
         processor = load_processor(checkpoint, f"checkpoint={str(checkpoint)!r}")
+        chat = with_arguments(processor, self._arguments, "template_arguments")
         cluster = self._open.enter_context(open_cluster(self._config.cluster))
         fitted = fit(self._config, gpus_per_node=cluster.gpus_per_node)
         for line in fitted.lines:
@@ -214,7 +223,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
             placement=placement,
         )
         self._open.callback(engine.close)
-        return EngineAnswerer(engine, processor, self._config.seed)
+        return EngineAnswerer(engine, chat, self._config.seed)
 
     def clean(self) -> None:
         """End the engines."""

@@ -42,6 +42,31 @@ def check_template_arguments(key: str, arguments: Mapping[str, Any]) -> None:
             ) from error
 
 
+def template_arguments_of(text: str) -> dict[str, Any]:
+    """Arguments of a chat template where only a text may be given, and no comma in it, as in lmms-eval's command line.
+
+    Args:
+        text: the arguments, parted by semicolons, each ``name:value``; a value is read as JSON, else it is a text.
+
+    Raises:
+        ConfigError: one has no name or no value, or cannot be an argument.
+
+    Example:
+        ``enable_thinking:false;reasoning_effort:low`` gives ``{"enable_thinking": False, "reasoning_effort": "low"}``.
+    """
+    found: dict[str, Any] = {}
+    for part in filter(None, text.split(";")):
+        name, _, value = part.partition(":")
+        if not name or not value:
+            raise ConfigError(f"template_arguments has {shown(part, 60)!r}; write name:value, parted by semicolons")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    check_template_arguments("template_arguments", found)
+    return found
+
+
 def template_arguments_text(arguments: Mapping[str, Any]) -> str:
     """Arguments of a chat template in one line, sorted; empty where there are none.
 

@@ -16,7 +16,7 @@ from recipes.asking.opened import section_opened_by
 from recipes.setup.preparation import describe_template
 from rsgrpo.answering.records import AskRequest, EarlierTurn, LookedAtPage
 from rsgrpo.config import EVISRAG, ConfigError, PromptConfig, QueryFilterConfig, SamplingConfig
-from rsgrpo.config.prompt import template_arguments_text
+from rsgrpo.config.prompt import template_arguments_of, template_arguments_text
 from rsgrpo.data.synthetic.quickstart_tokenizer import CHAT_TEMPLATE
 from rsgrpo.evaluation.prompts.turns import chat_prompt, user_prompt
 from rsgrpo.model.families.table import FAMILIES
@@ -97,6 +97,14 @@ def test_what_is_no_argument_is_refused(arguments: dict[str, Any], message: str)
         settings(arguments)
     with pytest.raises(ConfigError, match=message.replace("prompt", "filter")):
         QueryFilterConfig(template_arguments=arguments)
+
+
+def test_a_command_line_without_commas_gives_them_as_well() -> None:
+    assert template_arguments_of("enable_thinking:false;effort:low;budget:12") == OFF | {"effort": "low", "budget": 12}
+    assert template_arguments_of("") == {}
+    for text in ("enable_thinking", ":false", "effort:"):
+        with pytest.raises(ConfigError, match="write name:value, parted by semicolons"):
+            template_arguments_of(text)
 
 
 def test_variables_are_found_wherever_they_are_read() -> None:
