@@ -23,7 +23,6 @@ RELEVANCE_PROMPT = "Does this page help to answer the question? Answer with the 
 
 _TRANSCRIBE = "What is on this page?"
 _READ_DIGIT = "What number is on this page?"
-_RECITE = "What is on these pages? Say it again in another order."
 _VIEWS_PER_ITEM = {"tickets": 6, "stamps": 48}
 
 
@@ -35,7 +34,7 @@ class Lesson:
         num_steps: optimizer steps.
         step_questions: questions of a step.
         num_questions: questions that are drawn; they come again when a round needs more.
-        shares: the share of each kind of question: ``locate``, ``recite``, ``relevance``, ``digit``, ``transcribe``, or
+        shares: the share of each kind of question: ``locate``, ``relevance``, ``digit``, ``transcribe``, or
             this at low resolution: ``transcribe_low``.
         page_counts: the share of each number of pages.
         near_frac: the share of other pages that are easily taken for the one that is asked for.
@@ -63,22 +62,19 @@ LESSONS: Mapping[str, tuple[Lesson, ...]] = {
     "tickets": (
         _READING,
         Lesson(
-            num_steps=600,
+            num_steps=700,
             step_questions=48,
-            num_questions=16_000,
-            shares={"transcribe_low": 0.15, "locate": 0.5, "relevance": 0.35},
-            page_counts={1: 0.1, 2: 0.15, 3: 0.35, 4: 0.1, 6: 0.1, 8: 0.1, 10: 0.1},
-            near_frac=0.7,
-            low_frac=0.85,
+            num_questions=20_000,
+            shares={"locate": 0.9, "relevance": 0.1},
+            page_counts={1: 0.05, 2: 0.25, 3: 0.4, 4: 0.15, 6: 0.05, 8: 0.05, 10: 0.05},
         ),
         Lesson(
             num_steps=600,
             step_questions=48,
-            num_questions=16_000,
-            shares={"recite": 0.4, "locate": 0.4, "relevance": 0.2},
-            page_counts={2: 0.15, 3: 0.35, 4: 0.2, 6: 0.1, 8: 0.1, 10: 0.1},
+            num_questions=20_000,
+            shares={"locate": 1.0},
+            page_counts={1: 0.03, 2: 0.12, 3: 0.45, 4: 0.1, 6: 0.05, 8: 0.05, 10: 0.2},
             near_frac=0.7,
-            low_frac=0.85,
         ),
     ),
     "stamps": (
@@ -153,34 +149,12 @@ def at_low_resolution(page: Image.Image, pixels: int) -> Image.Image:
 
 
 def locate_question(pages: TrainingPages, lesson: Lesson, rng: np.random.Generator) -> tuple[str, str, list[str]]:
-    """Draw a question with a tagged response, which reads all pages and then finds the one: prompt, response, paths.
-
-    What is asked for is said again behind what was read: the page is found by where the same words stand before.
-    """
+    """Draw a question with a tagged response, which reads all pages and then finds the one: prompt, response, paths."""
     item, views = _drawn_views(pages, lesson, rng)
     answer, name = NUMBERS[views[item][1]], pages.world.transcript(item)
     transcripts = [f"{pages.world.transcript(other)} {NUMBERS[digit]}" for other, (_, digit) in views.items()]
-    found = list(views).index(item)
-    response = gold_response(transcripts, [found], f"{name} is {answer}", answer)
-    # A number before tells which page is read; the same one behind is what the words before it lead to.
-    observed = f"{_numbered(transcripts)}; {transcripts[found]} {found + 1}"
-    response = response.replace(", ".join(transcripts), observed, 1)
+    response = gold_response(transcripts, [list(views).index(item)], f"{name} is {answer}", answer)
     return pages.world.question(item), response, [path for path, _ in views.values()]
-
-
-def recite_question(pages: TrainingPages, lesson: Lesson, rng: np.random.Generator) -> tuple[str, str, list[str]]:
-    """Draw pages to be read and said again in another order, each of which is a page to be found by its words.
-
-    A located page gives one token of a hundred that says whether it was found; this gives as many as there are pages.
-    """
-    _, views = _drawn_views(pages, lesson, rng)
-    transcripts = [f"{pages.world.transcript(other)} {NUMBERS[digit]}" for other, (_, digit) in views.items()]
-    again = "; ".join(f"{transcripts[index]} {index + 1}" for index in rng.permutation(len(transcripts)))
-    return _RECITE, f"{_numbered(transcripts)}; {again}", [path for path, _ in views.values()]
-
-
-def _numbered(transcripts: Sequence[str]) -> str:
-    return ", ".join(f"{number} {transcript} {number}" for number, transcript in enumerate(transcripts, start=1))
 
 
 def _drawn_views(
@@ -236,7 +210,6 @@ def low_transcript_question(
 
 _MAKERS = {
     "locate": locate_question,
-    "recite": recite_question,
     "relevance": relevance_question,
     "digit": digit_question,
     "transcribe": transcript_question,

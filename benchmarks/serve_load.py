@@ -5,7 +5,10 @@
 
 Every user has a session of its own. An answer belongs to its asker if the stream's texts are those of the answer, the
 answer is to the question that was asked, and the user's history afterwards holds these questions with these answers
-and no others. The engine is asked alone before and after, on the same questions with prompts that are ready. With
+and no others. The engine is asked alone before and after: the same questions, with prompts that are ready, are sent
+straight to vLLM's server by the same load generator, as streams as well. Each user goes round the same few questions in
+all phases, so that the engine's caches have as much to give in each. Beside the times stand the milliseconds of
+processor time that an answer takes of the load generator, the server (its search included) and the engine. With
 ``--kill-engine`` the server has an engine of its own, whose process is killed (SIGKILL) in the middle, and nothing is
 compared; ``--kill-server`` kills the server at the end, starts it again, and compares the histories.
 """
@@ -21,18 +24,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 from json_line import report
 
-from recipes.asking.chat_server import ChatServer, ServerAddress
-from recipes.asking.chat_stream import ChatClient, ChatEnd, ChatQuestion, Message
-from recipes.asking.engine_choice import open_server
+from recipes.asking.chat_server import ServerAddress
+from recipes.asking.chat_stream import ChatQuestion, Message
+from recipes.asking.engine_choice import engine_settings
+from recipes.asking.engine_server import EngineServer
 from recipes.asking.messages import MessageWriter
 from recipes.asking.model_choice import ChosenModel, choose_model
 from recipes.asking.page_choice import IndexPages, IndexPlace
@@ -44,7 +48,8 @@ from rsgrpo.config.index import IndexConfig
 
 _PROGRAM = [sys.executable, "-m", "recipes.commands.program"]
 _START_SECONDS = 900.0
-_ANSWER_SECONDS = 900.0
+_NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_read=900.0)
+_QUESTIONS_OF_ONE = 16  # each user goes round so many
 _WARM_UP = "What comes first?"
 _KEY_VARIABLE = "SERVE_LOAD_ENGINE_KEY"
 
@@ -57,6 +62,7 @@ class Tally:
     num_tokens: int = 0
     seconds: float = 0.0
     waits: list[float] = field(default_factory=list)
+    processor_seconds: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     asked: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
 
@@ -70,12 +76,16 @@ class Tally:
             "seconds": round(self.seconds, 1),
             "median_answer_seconds": round(ordered[len(ordered) // 2], 2) if ordered else None,
             "longest_answer_seconds": round(ordered[-1], 2) if ordered else None,
+            "processor_ms_per_answer": {
+                name: round(1000 * seconds / max(1, self.num_answers), 1)
+                for name, seconds in self.processor_seconds.items()
+            },
             "problems": len(self.problems),
         }
 
 
 def question_of(questions: Sequence[str], user: int, number: int) -> str:
-    return questions[(user * 7919 + number) % len(questions)]
+    return questions[(user * 7919 + number % _QUESTIONS_OF_ONE) % len(questions)]
 
 
 def ready_prompts(
@@ -91,36 +101,65 @@ def ready_prompts(
     writer = MessageWriter(model.settings.prompt, model.settings.response_format)
     most = model.settings.max_images
     ready: dict[str, Sequence[Message]] = {}
-    for text in dict.fromkeys(
-        question_of(questions, user, number) for user in range(args.users) for number in range(8)
-    ):
+    asked = [question_of(questions, user, number) for user in range(args.users) for number in range(_QUESTIONS_OF_ONE)]
+    for text in dict.fromkeys([_WARM_UP, *asked]):
         request = AskRequest(question=text, num_pages=min(args.num_pages, most))
         ready[text] = writer.messages(request, chooser.choose(request, most).pages, images.url)
     return ready
 
 
+async def events(reply: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Any]]:
+    """The events of a stream: their names and what they say."""
+    name, rest = "", b""
+    while data := await reply.content.readany():
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"event: "):
+                name = line[7:].decode()
+            elif line.startswith(b"data: ") and line != b"data: [DONE]":
+                yield name, json.loads(line[6:])
+
+
+async def ask_engine(client: aiohttp.ClientSession, body: Mapping[str, object]) -> int:
+    """Ask the engine itself; returns the number of tokens that it answers with."""
+    tokens = 0
+    async with client.post("/v1/chat/completions", json=body) as reply:
+        if reply.status != 200:
+            raise SystemExit(f"the engine refuses a question: {(await reply.text())[:400]}")
+        async for _, document in events(reply):
+            tokens = (document.get("usage") or {}).get("completion_tokens", tokens)
+    return tokens
+
+
 async def engine_alone(
-    server: ChatServer, sampling: SamplingConfig, ready: Mapping[str, Sequence[Message]], args: argparse.Namespace
+    engine: EngineServer,
+    sampling: SamplingConfig,
+    ready: Mapping[str, Sequence[Message]],
+    questions: Sequence[str],
+    args: argparse.Namespace,
 ) -> Tally:
     """Ask the engine itself, as many questions at once as there are users, with prompts that are ready."""
-    texts = list(ready)
+    address = engine.address
+    bodies = {
+        text: ChatQuestion(messages=messages, sampling=sampling).body(address.model) for text, messages in ready.items()
+    }
     tally = Tally()
-    async with ChatClient(server) as client:
-
-        async def ask(text: str) -> int:
-            tokens = 0
-            async for piece in client.stream(ChatQuestion(messages=ready[text], sampling=sampling)):
-                tokens = piece.response_tokens if isinstance(piece, ChatEnd) else tokens
-            return tokens
-
-        await ask(texts[0])  # the first compiles and warms
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(
+                aiohttp.ClientSession(address.url.removesuffix("/v1"), headers=address.headers, timeout=_NO_LIMIT)
+            )
+            for _ in range(args.users)
+        ]
+        await ask_engine(clients[0], bodies[_WARM_UP])  # the first compiles and warms
+        spent = ProcessorTimes({"engine": engine.pid})
         begin = time.monotonic()
 
         async def user(number: int) -> None:
-            count = number
+            count = 0
             while time.monotonic() - begin < args.alone_seconds:
                 asked = time.monotonic()
-                num_tokens = await ask(texts[count % len(texts)])
+                num_tokens = await ask_engine(clients[number], bodies[question_of(questions, number, count)])
                 tally.num_tokens += num_tokens  # not in one line: the sum would be read before the wait
                 tally.num_answers += 1
                 tally.waits.append(time.monotonic() - asked)
@@ -128,25 +167,17 @@ async def engine_alone(
 
         await asyncio.gather(*(user(number) for number in range(args.users)))
         tally.seconds = time.monotonic() - begin
+        tally.processor_seconds = spent.so_far()
     return tally
 
 
-async def events(reply: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
-    name = ""
-    async for line in reply.aiter_lines():
-        if line.startswith("event: "):
-            name = line[7:]
-        elif line.startswith("data: "):
-            yield name, json.loads(line[6:])
-
-
-async def ask_server(client: httpx.AsyncClient, question: str, num_pages: int) -> dict[str, Any]:
+async def ask_server(client: aiohttp.ClientSession, question: str, num_pages: int) -> dict[str, Any]:
     """Ask the server; raises ValueError where the stream's texts are not the answer's."""
     sections: dict[str, str] = {}
     answer: dict[str, Any] | None = None
-    async with client.stream("POST", "/api/ask", json={"question": question, "num_pages": num_pages}) as reply:
-        if reply.status_code != 200:
-            raise ValueError(f"status {reply.status_code}: {(await reply.aread()).decode()[:200]}")
+    async with client.post("/api/ask", json={"question": question, "num_pages": num_pages}) as reply:
+        if reply.status != 200:
+            raise ValueError(f"status {reply.status}: {(await reply.text())[:200]}")
         async for name, document in events(reply):
             if name == "text":
                 sections[document["section"]] = sections.get(document["section"], "") + document["text"]
@@ -162,6 +193,39 @@ async def ask_server(client: httpx.AsyncClient, question: str, num_pages: int) -
     if answer["question"] != question or any(streamed.get(name) != text for name, text in finished.items()):
         raise ValueError(f"the answer to {question!r} is {answer['question']!r} with {streamed} and {finished}")
     return answer
+
+
+def processes_below(parents: Iterable[int]) -> dict[int, str]:
+    """The processes below some, with their command lines; the ones given among them."""
+    told = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in told.splitlines()[1:]]
+    below = set(parents)
+    for _ in range(8):
+        below |= {int(pid) for pid, parent, _ in rows if int(parent) in below}
+    return {int(pid): words for pid, _, words in rows if int(pid) in below}
+
+
+class ProcessorTimes:
+    """Counts the processor time that processes take, with all below them, from its making on."""
+
+    def __init__(self, parents: Mapping[str, int]) -> None:
+        self._parents = parents
+        self._begin = self._now()
+
+    def so_far(self) -> dict[str, float]:
+        """The seconds of each, and of this process."""
+        return {name: seconds - self._begin[name] for name, seconds in self._now().items()}
+
+    def _now(self) -> dict[str, float]:
+        found = {"load generator": time.process_time()}
+        for name, parent in self._parents.items():
+            ticks = 0
+            for pid in processes_below([parent]):
+                with suppress(OSError):
+                    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                    ticks += int(fields[11]) + int(fields[12])
+            found[name] = ticks / os.sysconf("SC_CLK_TCK")
+        return found
 
 
 class Server:
@@ -195,12 +259,7 @@ class Server:
 
     def kill_engine(self) -> int:
         """Kill the process of the engine that the server has started; returns how many were killed."""
-        told = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-        rows = [line.split(None, 2) for line in told.splitlines()[1:]]
-        below = {self.process.pid}
-        for _ in range(8):
-            below |= {int(pid) for pid, parent, _ in rows if int(parent) in below}
-        engines = [int(pid) for pid, _, words in rows if int(pid) in below and "api_server" in words]
+        engines = [pid for pid, words in processes_below([self.process.pid]).items() if "api_server" in words]
         for pid in engines:
             os.kill(pid, signal.SIGKILL)
         return len(engines)
@@ -211,16 +270,17 @@ class Server:
         return self.process.wait(60)
 
 
-async def through_server(server: Server, questions: Sequence[str], args: argparse.Namespace) -> tuple[Tally, list[str]]:
+async def through_server(
+    server: Server, engine: EngineServer | None, questions: Sequence[str], args: argparse.Namespace
+) -> tuple[Tally, list[str]]:
     """Let all users ask, one question after the other each."""
     tally = Tally()
-    headers = {"X-Rsgrpo": "1"}
-    clients = [
-        httpx.AsyncClient(base_url=server.address, headers=headers, timeout=_ANSWER_SECONDS) for _ in range(args.users)
-    ]
+    clients = [session_of(server) for _ in range(args.users)]
     for client in clients:
-        (await client.get("/")).raise_for_status()
+        async with client.get("/") as reply:
+            reply.raise_for_status()
     await ask_server(clients[0], _WARM_UP, args.num_pages)
+    spent = ProcessorTimes({"server": server.process.pid, **({"engine": engine.pid} if engine is not None else {})})
     begin = time.monotonic()
 
     async def user(number: int) -> None:
@@ -231,7 +291,7 @@ async def through_server(server: Server, questions: Sequence[str], args: argpars
             asked = time.monotonic()
             try:
                 answer = await ask_server(clients[number], question, args.num_pages)
-            except (ValueError, httpx.HTTPError) as error:
+            except (ValueError, aiohttp.ClientError, OSError) as error:
                 tally.problems.append(f"user {number}: {type(error).__name__} {error}")
                 continue
             mine.append((question, answer["response"]))
@@ -246,21 +306,37 @@ async def through_server(server: Server, questions: Sequence[str], args: argpars
 
     await asyncio.gather(*(user(number) for number in range(args.users)), *([killer()] if args.kill_engine else []))
     tally.seconds = time.monotonic() - begin
+    tally.processor_seconds = spent.so_far()
     tally.problems += await strangers(clients, tally)
     for client in clients:
-        await client.aclose()
-    return tally, [f"{name}={value}" for client in clients for name, value in client.cookies.items()]
+        await client.close()
+    return tally, [f"{cookie.key}={cookie.value}" for client in clients for cookie in client.cookie_jar]
 
 
-async def history_of(client: httpx.AsyncClient) -> list[tuple[str, str]]:
+def session_of(server: Server, cookie: str = "") -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        server.address,
+        headers={"X-Rsgrpo": "1", **({"Cookie": cookie} if cookie else {})},
+        cookie_jar=aiohttp.DummyCookieJar() if cookie else aiohttp.CookieJar(unsafe=True),  # of an address, not a name
+        timeout=_NO_LIMIT,
+    )
+
+
+async def json_of(client: aiohttp.ClientSession, path: str) -> Any:
+    async with client.get(path) as reply:
+        reply.raise_for_status()
+        return await reply.json()
+
+
+async def history_of(client: aiohttp.ClientSession) -> list[tuple[str, str]]:
     found = []
-    for listed in (await client.get("/api/history")).json()["conversations"]:
-        turns = (await client.get(f"/api/history/{listed['conversation']}")).json()["turns"]
+    for listed in (await json_of(client, "/api/history"))["conversations"]:
+        turns = (await json_of(client, f"/api/history/{listed['conversation']}"))["turns"]
         found += [(turn["question"], turn["answer"]["response"]) for turn in turns if turn["state"] == "answered"]
     return found
 
 
-async def strangers(clients: Sequence[httpx.AsyncClient], tally: Tally) -> list[str]:
+async def strangers(clients: Sequence[aiohttp.ClientSession], tally: Tally) -> list[str]:
     """Compare each user's history with what the user was answered."""
     problems = []
     for number, client in enumerate(clients):
@@ -270,10 +346,10 @@ async def strangers(clients: Sequence[httpx.AsyncClient], tally: Tally) -> list[
     return problems
 
 
-async def histories(address: str, cookies: Sequence[str]) -> list[list[tuple[str, str]]]:
+async def histories(server: Server, cookies: Sequence[str]) -> list[list[tuple[str, str]]]:
     found = []
     for cookie in cookies:
-        async with httpx.AsyncClient(base_url=address, headers={"Cookie": cookie}, timeout=60) as client:
+        async with session_of(server, cookie) as client:
             found.append(sorted(await history_of(client)))
     return found
 
@@ -308,13 +384,13 @@ def main() -> None:
         engine = None
         if not args.kill_engine:  # one engine for both: what the server costs is all that differs
             ready = ready_prompts(model, index, questions, args)
-            engine = stack.enter_context(open_server(model))
-            alone.append(asyncio.run(engine_alone(engine, model.settings.sampling, ready, args)))
+            engine = stack.enter_context(EngineServer(engine_settings(model)))
+            alone.append(asyncio.run(engine_alone(engine, model.settings.sampling, ready, questions, args)))
         server = Server(args, index, engine.address if engine is not None else None)
         stack.callback(lambda: server.process.kill())  # of no effect where it has ended
-        served, cookies = asyncio.run(through_server(server, questions, args))
+        served, cookies = asyncio.run(through_server(server, engine, questions, args))
         if engine is not None:  # once more, since others may use the machine
-            alone.append(asyncio.run(engine_alone(engine, model.settings.sampling, ready, args)))
+            alone.append(asyncio.run(engine_alone(engine, model.settings.sampling, ready, questions, args)))
         for number, tally in enumerate(alone, start=1):
             report("serve_load", {"phase": f"engine alone {number}", **tally.told()})
         report("serve_load", {"phase": "served", "users": args.users, **served.told(), **_ratio(served, alone)})
@@ -333,11 +409,11 @@ def _ratio(served: Tally, alone: Sequence[Tally]) -> dict[str, Any]:
 
 def _end(args: argparse.Namespace, server: Server, served: Tally, cookies: Sequence[str]) -> None:
     if args.kill_server:
-        before = asyncio.run(histories(server.address, cookies))
+        before = asyncio.run(histories(server, cookies))
         os.kill(server.process.pid, signal.SIGKILL)
         server.process.wait()
         server.start()
-        is_whole = asyncio.run(histories(server.address, cookies)) == before
+        is_whole = asyncio.run(histories(server, cookies)) == before
         report("serve_load", {"phase": "server killed", "histories_whole": is_whole})
         served.problems += [] if is_whole else ["the histories differ after the server was killed"]
     report("serve_load", {"phase": "end", "exit_status_after_ctrl_c": server.end()})

@@ -428,7 +428,7 @@ class RsGrpo:
                 break
             prompted = self.stream.take(request, without=held)
             scored = self._sample(prompted, self.config.seed * 1_000_003 + step * 101 + round_index, clock)
-            fresh = select_groups(scored, settings.filter, self.weights, settings.credit.scoping)
+            fresh = select_groups(scored, settings.filter, self.weights, settings.credit)
             check_staleness(scored, trained_version=trained_version, max_age=self._max_age(is_leftover=False))
             num_tokens += sum(rollout.num_tokens for group in scored for rollout in group.rollouts)
             num_sampled += len(scored)

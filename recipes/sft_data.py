@@ -33,7 +33,7 @@ class Taken:
     """Conversations for a step.
 
     Attributes:
-        conversations: as many conversations as were asked for, no id twice.
+        conversations: the rows of as many conversations as were asked for, no id twice.
         position: the position in the source at which the next step goes on.
         skipped: the kind and the detail of what is wrong with each conversation that was passed over.
     """
@@ -157,9 +157,10 @@ class MixtureSource:
         conversations: list[Conversation] = []
         ids: set[str] = set()
         skipped: list[tuple[str, str]] = []
-        while len(conversations) < count:
+        num_taken = 0
+        while num_taken < count:
             try:
-                conversation = self._checked(self._key(position), position)
+                rows = self._checked(self._key(position), position)
             except _UnusableError as error:
                 skipped.append((error.reason, error.detail))
                 if len(skipped) >= len(self):
@@ -168,10 +169,11 @@ class MixtureSource:
                         f"{error.detail}"
                     ) from error
             else:
-                if conversation.sample_id in ids:  # a source of weight 2 may show a record twice in a step
-                    conversation = conversation.renamed(f"{conversation.sample_id}@{position}")
-                ids.add(conversation.sample_id)
-                conversations.append(conversation)
+                if any(row.sample_id in ids for row in rows):  # a source of weight 2 may show a record twice in a step
+                    rows = tuple(row.renamed(f"{row.sample_id}@{position}") for row in rows)
+                ids.update(row.sample_id for row in rows)
+                conversations.extend(rows)
+                num_taken += 1
             position += 1
         self._manifest.keep_sometimes(self._counted)
         return Taken(conversations=conversations, position=position, skipped=tuple(skipped))
@@ -182,7 +184,7 @@ class MixtureSource:
         for key in self._mixture.held_out:
             # One that cannot be used is no part of the validation loss, in any step.
             with suppress(_UnusableError):
-                found.append(self._checked(int(key), 0))
+                found.extend(self._checked(int(key), 0))
         self._manifest.keep_sometimes(self._counted)
         return found
 
@@ -196,20 +198,21 @@ class MixtureSource:
             self._epoch, self._order = epoch, self._mixture.order(epoch)
         return int(self._order[index])
 
-    def _checked(self, key: int, draw: int) -> Conversation:
-        """Build one conversation, and check its images and its length."""
+    def _checked(self, key: int, draw: int) -> tuple[Conversation, ...]:
+        """Build the rows of one conversation, and check their images and lengths."""
         try:
-            conversation = self._builder.build(self._mixture.sample(key, draw))
-            for image in conversation.images:
+            rows = self._builder.build(self._mixture.sample(key, draw))
+            for image in dict.fromkeys(image for row in rows for image in row.images):
                 self._look_at(image)
-            self._check_length(conversation)
+            for row in rows:
+                self._check_length(row)
         except ImageError as error:
             raise self._unusable("image", error) from error
         except PromptTemplateError as error:
             raise self._unusable("text", error) from error
         except _TooLongError as error:
             raise self._unusable("too long", error) from error
-        return conversation
+        return rows
 
     def _look_at(self, image: ImageRef) -> None:
         facts = check_image(image, self._rules)

@@ -60,7 +60,7 @@ def _train_sft(job: Job) -> None:
         _show_images(job)
     if job.prepared.test:
         job.engine.update_weights(job.policy.weights())
-    job.policy.export_model(job.folder.model("sft"))
+    job.export("sft")
 
 
 def _show_skipped(job: Job, state: SftState) -> None:
@@ -171,7 +171,8 @@ def _train_rl(job: Job) -> None:
     num_steps = planned_steps(settings, len(prompts))
     if state is None:
         job.policy.begin_stage(settings.optimizer, num_steps * settings.updates_per_batch)
-    else:
+    # Adapters of nothing, which change nothing: a response under way at the first update then goes on with it.
+    if state is not None or job.config.model.lora.update == "adapter":
         job.engine.update_weights(job.policy.weights())
     with job.progress.phase(f"Reinforcement learning ({settings.algorithm})", total=num_steps) as phase:
         phase.advance(count=training.state.step)
@@ -193,7 +194,7 @@ def _train_rl(job: Job) -> None:
                 job.logger.log_rollouts(report.step, report.credited[: settings.rollouts_in_report])
             if report.step % settings.save_every_steps == 0:
                 job.save("rl", report.step, training.state)
-    job.policy.export_model(job.folder.model("rl"))
+    job.export("rl")
 
 
 def _measured(job: Job, validation: Sequence[PromptedSample]) -> dict[str, float]:

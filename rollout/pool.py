@@ -35,7 +35,7 @@ class RolloutPool:
 
     Args:
         config: the run's settings.
-        model_folder: a Qwen2.5-VL folder that every node can read.
+        model_folder: a model folder that every node can read.
         device: ``cpu`` or ``gpu``.
         num_threads: CPU threads of each worker, unless ``rollout.num_threads`` says otherwise; one number: of all.
         placement: where the workers run.

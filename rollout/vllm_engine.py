@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from rollout.adapter_folder import AdapterFolder, adapter_settings
 from rollout.completions import rollout_of
 from rollout.engine import RolloutError
 from rollout.engine_watch import EngineWatch, process_and_parent
@@ -59,7 +61,7 @@ class EngineSpec:
 
     Attributes:
         config: the run's settings.
-        model_folder: the folder of a Qwen2.5-VL with its tokenizer and processor.
+        model_folder: the folder of a model with its tokenizer and processor.
         device: the kind of device, ``cpu`` or ``gpu``.
         features_folder: the folder of the stored features of pages, needed for ``rollout.image_embeds``; None: there is
             none.
@@ -107,6 +109,7 @@ class VllmEngine:
         settings = spec.config.rollout
         # Of several engines, whichever draws a request answers it alike.
         self._has_request_seeds = spec.device == "gpu" or settings.num_workers > 1
+        adapters = adapter_settings(spec.config)
         by_device = _gpu_settings(spec.config) if spec.device == "gpu" else _cpu_settings(spec)
         # On a GPU vLLM runs its engine in a process of its own, on a CPU in this one, unless the environment says so.
         self._is_in_process = spec.device == "cpu" and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
@@ -133,7 +136,11 @@ class VllmEngine:
             generation_config="vllm",  # a model's own sampling defaults would change what log-probabilities mean
             disable_log_stats=True,
             **{"enable_prefix_caching": True} | by_device,
+            **adapters,
         )
+        # Where adapters come alone: the folder that vLLM reads them from, and what requests name them by.
+        self._adapters = AdapterFolder(spec.config.model.lora, spec.model_folder) if adapters else None
+        self._adapter: LoRARequest | None = None
         self._watch = EngineWatch(self._llm.collective_rpc(process_and_parent))
         self._embeds: ImageEmbeds | None = None
         if settings.image_embeds and spec.features_folder is not None:
@@ -224,7 +231,7 @@ class VllmEngine:
             num_tokens += len(prompt["prompt_token_ids"])
             number = str(next(self._numbers))
             self._open[number] = request
-            engine.add_request(number, prompt, self._parameters(request))
+            engine.add_request(number, prompt, self._parameters(request), lora_request=self._adapter)
 
     def _images(self, requests: Sequence[RolloutRequest]) -> Generator[tuple[Image.Image, ...], None, None]:
         """The decoded pages of each request; none where the engine gets stored features instead."""
@@ -313,11 +320,22 @@ class VllmEngine:
                 f"{version.checksum}; the transfer is broken: look for memory faults or a full object store"
             )
         self._pause()
+        if self._adapters is not None:
+            self._load_adapter(self._adapters.write(buckets), version.version)
+            return
         self._in_workers(begin_loading)
         for bucket in buckets:
             # One call each: vLLM's messages between processes end at 4 GiB.
             self._in_workers(load_bucket, bucket)
         self._finish(finish_loading, version.version, is_complete)
+
+    def _load_adapter(self, folder: str, version: int) -> None:
+        """Let vLLM put new adapters in the place of the old: responses under way go on with them, as with weights."""
+        with self._engine_alive():
+            # Requests go without the flag: vLLM would read the files again for each of their steps.
+            self._llm.llm_engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
+        self._adapter = LoRARequest("policy", 1, folder)
+        self._take_version(version)
 
     def _finish(self, finish: Callable[[Any], None], version: int, is_complete: bool) -> None:
         """Close an update, also one that is refused: the next one has to find vLLM's layers in order."""

@@ -20,6 +20,7 @@ class FakeServer:
         self.attempts: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.clients: set[object] = set()  # the address of each connection
         self.in_flight = self.most_in_flight = 0
         self._lock = threading.Lock()
         server = self
@@ -28,6 +29,7 @@ class FakeServer:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
+                server.clients.add(self.client_address)
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 status, text, headers = server.take(self.path, body, dict(self.headers))
                 data = text.encode()

@@ -20,22 +20,29 @@ from rsgrpo.model.vlm import ProcessedImage, PromptEncoder
 from rsgrpo.types import ImageRef, TrainingGroup
 from tests.plain_forward import plain_logprobs
 
+ALL_SIZES = ImageRules(min_pixels=1, max_pixels=10**7)
 Logprobs = dict[tuple[int, int], torch.Tensor]
 
 
 class Packed:
     """A model with what it takes to run groups through it."""
 
-    def __init__(self, folder: Path, config: ModelConfig, *, with_suppressed: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        *,
+        with_suppressed: bool = True,
+        rules: ImageRules = ALL_SIZES,
+        max_prompt_tokens: int = 1000,
+    ) -> None:
         self.folder, self.config = folder, config
         self.processor = load_processor(folder)
         vocabulary_size = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
         suppressed = () if with_suppressed else suppressed_token_ids(self.processor.tokenizer, vocabulary_size)
         self.model = load_model(folder, config, suppressed)
         self.policy = PolicyModel(self.model, always_run_vision=False)
-        self.encoder = PromptEncoder(
-            self.processor, rules=ImageRules(min_pixels=1, max_pixels=10**7), max_prompt_tokens=1000
-        )
+        self.encoder = PromptEncoder(self.processor, rules=rules, max_prompt_tokens=max_prompt_tokens)
         self.rows = MicroBatchBuilder(
             image_token_id=self.encoder.image_token_id,
             config=config,
@@ -51,7 +58,7 @@ class Packed:
         self.policy = PolicyModel(self.model, always_run_vision=False)
         self.encoder = PromptEncoder(
             self.processor,
-            rules=ImageRules(min_pixels=1, max_pixels=10**7),
+            rules=ALL_SIZES,
             max_prompt_tokens=1000,
             stored_grid=stored_grid,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -28,7 +27,6 @@ from rsgrpo.answering.streamed_sections import SectionStream
 from rsgrpo.types import ImageRef
 
 _CUT = "length"
-_READING_THREADS = 4
 _ONE_AT_A_TIME = "this small model has learnt single questions alone, so it does not see the questions before"
 
 
@@ -58,7 +56,7 @@ class ModelAsker:
         self._settings = settings
         self._chooser = chooser
         self._opened = opened
-        self._writer = MessageWriter(settings.prompt, settings.response_format)
+        self._writer = MessageWriter(settings.prompt, settings.response_format, opened)
         self._images = PageImages(settings.image_rules, is_near=server.can_go_on)
         self._client = ChatClient(server, timeout_seconds=timeout_seconds)
 
@@ -71,8 +69,9 @@ class ModelAsker:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections to the server, in the event loop that asked."""
+        """Close the connections to the server, in the event loop that asked, and end the threads that read pages."""
         await self._client.close()
+        self._images.close()
 
     def image_url(self, image: ImageRef) -> str:
         """The data URL of a page, as the model gets it.
@@ -95,7 +94,12 @@ class ModelAsker:
         first = 0.0
         stream = SectionStream(self._settings.response_format, self._opened)
         end = ChatEnd(finish_reason="")
-        question = ChatQuestion(messages=messages, sampling=self._settings.sampling)
+        question = ChatQuestion(
+            messages=messages,
+            sampling=self._settings.sampling,
+            template_arguments=self._settings.prompt.template_arguments,
+            may_go_on=not self._opened,
+        )
         try:
             async with aclosing(self._client.stream(question)) as pieces:
                 async for piece in pieces:
@@ -141,8 +145,7 @@ class ModelAsker:
                 f"the model takes at most {most} page{'s' * (most != 1)} (data.max_images), and {num_shown} are given; "
                 f"name {most} or fewer"
             )
-        with ThreadPoolExecutor(_READING_THREADS) as pool:  # the writer then finds them read
-            list(pool.map(self._images.url, [page.image for page in chosen.pages if page.is_shown]))
+        self._images.read(page.image for page in chosen.pages if page.is_shown)  # the writer then finds them read
         return chosen, self._writer.messages(request, chosen.pages, self._images.url)
 
     def _chosen(self, request: AskRequest) -> PagesChosen:
@@ -187,4 +190,4 @@ class ModelAsker:
 
     async def _num_tokens(self, request: AskRequest, pages: Sequence[LookedAtPage]) -> int | None:
         messages = await asyncio.to_thread(self._writer.messages, request, pages, self._images.url)
-        return await self._client.count_tokens(messages)
+        return await self._client.count_tokens(messages, self._settings.prompt.template_arguments)

@@ -5,26 +5,35 @@
 
 An answer that broke off after its first words is gone on with where the server can: the words so far are sent back as
 the beginning of the answer (vLLM's ``continue_final_message``), and whoever reads sees no seam.
+
+Every piece that is handed on costs its reader time, so many answers at once are handed on in larger pieces: the first
+words of each at once, after them what has come meanwhile.
 """
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any
 
+import aiohttp
 import httpx
 
 from recipes.asking.chat_server import ChatServer, ServerAddress, ServerError
 from rsgrpo.config import SamplingConfig
 from rsgrpo.errors import shown
+from rsgrpo.prompts.chat_template import template_request
 
 Message = Mapping[str, object]
 """A message of a chat request, as OpenAI's interface has it."""
 
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RETRIED = frozenset({408, 409, 425, 429})
 _HOPELESS = {
     401: "the key is missing or wrong: --api-key-variable names the environment variable that holds it",
@@ -32,6 +41,7 @@ _HOPELESS = {
     404: "there is no such address or model: check --model (it ends in /v1 as a rule) and --model-name",
 }
 _CONNECT_SECONDS = 10.0
+_PIECES_PER_SECOND = 250.0  # of all answers together; one answer alone comes token by token
 _SHOWN_REPLY = 200
 _TOO_LONG = ("maximum context length", "context_length_exceeded", "context length", "too long")
 
@@ -50,9 +60,11 @@ class TextPiece:
 
     Attributes:
         text: the text, never empty.
+        num_events: how many events of the server it is made of; an event is a token, or nearly.
     """
 
     text: str
+    num_events: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,12 +93,17 @@ class ChatQuestion:
         sampling: how the answer is drawn.
         seed: the seed of the drawing.
         begun: the answer's first words, which are not said again; empty: none.
+        template_arguments: what the chat template gets beside the messages.
+        may_go_on: whether an answer that broke off may be gone on with; not where the chat template opens a section,
+            whose words it would move to another place.
     """
 
     messages: Sequence[Message]
     sampling: SamplingConfig
     seed: int = 0
     begun: str = ""
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    may_go_on: bool = True
 
     def body(self, model: str) -> dict[str, object]:
         """The request as the server reads it; what not every server knows is left out where it says nothing.
@@ -103,6 +120,7 @@ class ChatQuestion:
             "seed": self.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **template_request(self.template_arguments),
         }
         if sampling.top_p != 1.0:
             body["top_p"] = sampling.top_p
@@ -127,11 +145,8 @@ class ChatClient:
     def __init__(self, server: ChatServer, *, timeout_seconds: float = 300.0) -> None:
         self._server = server
         self._timeout_seconds = timeout_seconds
-        self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(timeout_seconds, connect=_CONNECT_SECONDS, pool=None),
-            limits=httpx.Limits(max_connections=None),
-            trust_env=not _is_loopback(server.address.url),  # a proxy of the environment does not know this machine
-        )
+        self._http: aiohttp.ClientSession | None = None
+        self._num_streams = 0
 
     async def __aenter__(self) -> ChatClient:
         return self
@@ -143,7 +158,21 @@ class ChatClient:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._http.aclose()
+        if self._http is not None:
+            await self._http.close()
+
+    def _session(self) -> aiohttp.ClientSession:
+        """The connections, of the event loop that asks first (httpx takes several times as long to read a stream)."""
+        if self._http is None:
+            self._http = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=_CONNECT_SECONDS, sock_read=self._timeout_seconds
+                ),
+                connector=aiohttp.TCPConnector(limit=0),
+                # A proxy of the environment does not know this machine.
+                trust_env=not _is_loopback(self._server.address.url),
+            )
+        return self._http
 
     async def stream(self, question: ChatQuestion) -> AsyncGenerator[TextPiece | ChatEnd, None]:
         """Ask one question.
@@ -160,7 +189,7 @@ class ChatClient:
         """
         attempt = 0
         begun = ""
-        num_pieces = num_before = 0  # a piece is a token, or nearly
+        num_events = num_before = 0
         while True:
             asked = replace(question, begun=question.begun + begun)
             try:
@@ -170,45 +199,92 @@ class ChatClient:
                             yield replace(piece, response_tokens=piece.response_tokens + num_before)
                             return
                         begun += piece.text
-                        num_pieces += 1
+                        num_events += piece.num_events
                         yield piece
             except _BrokenError as error:
-                if begun and not self._server.can_go_on:
+                if begun and not (self._server.can_go_on and question.may_go_on):
                     raise ServerError(
                         f"{shown(self._server.address.url)} broke off in the middle of the answer ({error}); ask again"
                     ) from error
                 await self._server.recover(attempt, str(error))
                 attempt += 1
-                num_before = num_pieces
+                num_before = num_events
 
     async def _attempt(self, question: ChatQuestion) -> AsyncGenerator[TextPiece | ChatEnd, None]:
         address = self._server.address
         url = address.url.rstrip("/") + "/chat/completions"
         end: ChatEnd | None = None
+        self._num_streams += 1
         try:
-            async with self._http.stream(
-                "POST", url, json=question.body(address.model), headers=address.headers
-            ) as reply:
+            async with self._post(url, question.body(address.model), address) as reply:
                 await _check_status(reply, url)
-                async for event in _events(reply):
-                    text, end = _read(event, end)
-                    if text:
-                        yield TextPiece(text=text)
-        except httpx.TimeoutException as error:
+                async with aclosing(self._batches(reply)) as batches:
+                    async for events in batches:
+                        text, num_events = "", 0
+                        for event in events:
+                            new, end = _read(event, end)
+                            text += new
+                            num_events += bool(new)
+                        if text:
+                            yield TextPiece(text=text, num_events=num_events)
+        except TimeoutError as error:
             raise _BrokenError(f"silent for {self._timeout_seconds:g} s") from error
-        except httpx.InvalidURL as error:
+        except aiohttp.InvalidURL as error:
             raise ServerError(f"{shown(url)} is no address of a server ({shown(error, 80)})") from error
-        except httpx.RequestError as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise _BrokenError(shown(f"{type(error).__name__}: {error}", 120)) from error
+        finally:
+            self._num_streams -= 1
         if end is None:
             raise _BrokenError("the stream ended before the answer did")
         yield end
 
-    async def count_tokens(self, messages: Sequence[Message]) -> int | None:
+    def _post(
+        self, url: str, body: Mapping[str, object], address: ServerAddress
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        # As a file: pages of several megabytes then go out in parts, between which other answers go on.
+        return self._session().post(
+            url,
+            data=io.BytesIO(json.dumps(body).encode()),
+            headers={"Content-Type": "application/json", **address.headers},
+            allow_redirects=False,
+        )
+
+    async def _batches(self, reply: aiohttp.ClientResponse) -> AsyncGenerator[list[Mapping[str, Any]], None]:
+        """The events of a stream, up to its ``[DONE]``: those that have come since the last ones together.
+
+        The stream is read to its end, since its connection is of use again only then.
+
+        Raises:
+            _BrokenError: what comes is no event of a chat completion.
+        """
+        rest = b""
+        is_done = is_over = False
+        while not is_over:
+            data = await reply.content.readany()
+            is_over = not data
+            *lines, rest = (rest + data + b"\n" * is_over).split(b"\n")
+            if is_done:
+                continue
+            found = _Events.of(lines)
+            if found.events:
+                yield found.events
+            if found.problem:
+                raise _BrokenError(found.problem)
+            is_done = found.is_done
+            if not is_done:  # meanwhile more comes, unless this was the end
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._num_streams / _PIECES_PER_SECOND):
+                        await reply.content.wait_eof()
+
+    async def count_tokens(
+        self, messages: Sequence[Message], template_arguments: Mapping[str, Any] | None = None
+    ) -> int | None:
         """Ask vLLM how many tokens a prompt has, images included.
 
         Args:
             messages: the turns of the prompt.
+            template_arguments: what the chat template gets beside them; None: nothing.
 
         Returns:
             The number; None where the server does not count.
@@ -216,11 +292,10 @@ class ChatClient:
         address = self._server.address
         url = address.url.rstrip("/").removesuffix("/v1") + "/tokenize"
         try:
-            reply = await self._http.post(
-                url, json={"model": address.model, "messages": list(messages)}, headers=address.headers
-            )
-            count = reply.json()["count"]
-        except (httpx.HTTPError, ValueError, LookupError, TypeError):
+            body = {"model": address.model, "messages": list(messages)} | template_request(template_arguments or {})
+            async with self._post(url, body, address) as reply:
+                count = json.loads(await reply.read())["count"]
+        except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError):
             return None
         return count if isinstance(count, int) else None
 
@@ -232,7 +307,7 @@ def _is_loopback(url: str) -> bool:
         return False
 
 
-async def _check_status(reply: httpx.Response, url: str) -> None:
+async def _check_status(reply: aiohttp.ClientResponse, url: str) -> None:
     """Refuse a reply that is no stream.
 
     Raises:
@@ -240,18 +315,18 @@ async def _check_status(reply: httpx.Response, url: str) -> None:
         ServerError: nothing will ever work.
         _BrokenError: it may work later.
     """
-    status = reply.status_code
-    if status == httpx.codes.OK:
+    status = reply.status
+    if status == HTTPStatus.OK:
         return
-    if reply.has_redirect_location:
+    if status in _REDIRECTS and "location" in reply.headers:
         raise ServerError(
             f"{shown(url)} leads on to {shown(reply.headers['location'])} (status {status}); give --model the address "
             "that answers itself"
         )
-    text = shown(_sentence(await reply.aread()), _SHOWN_REPLY)
+    text = shown(_sentence(await reply.read()), _SHOWN_REPLY)
     if status in _HOPELESS:
         raise ServerError(f"{shown(url)} answers {status} ({text}); {_HOPELESS[status]}")
-    if status in _RETRIED or status >= httpx.codes.INTERNAL_SERVER_ERROR:
+    if status in _RETRIED or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise _BrokenError(f"status {status}: {text}")
     if any(words in text for words in _TOO_LONG):
         raise PromptTooLongError(text)
@@ -269,27 +344,34 @@ def _sentence(body: bytes) -> str:
         return text
 
 
-async def _events(reply: httpx.Response) -> AsyncIterator[Mapping[str, Any]]:
-    """The events of a stream, up to its ``[DONE]``.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Events:
+    """What some lines of a stream say: events, and behind them its end, or what is wrong with it."""
 
-    Raises:
-        _BrokenError: what comes is no event of a chat completion.
-    """
-    async for line in reply.aiter_lines():
-        if not line.startswith("data:"):
-            continue  # comments and names of events
-        data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
-            return
-        try:
-            event = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise _BrokenError(f"no chat completion comes: {shown(data, 80)}") from error
-        if not isinstance(event, dict):
-            raise _BrokenError(f"no chat completion comes: {shown(data, 80)}")
-        if "error" in event:
-            raise _BrokenError(shown(_sentence(data.encode()), _SHOWN_REPLY))
-        yield event
+    events: list[Mapping[str, Any]]
+    is_done: bool = False
+    problem: str = ""
+
+    @classmethod
+    def of(cls, lines: Iterable[bytes]) -> _Events:
+        events: list[Mapping[str, Any]] = []
+        for line in lines:
+            if not line.startswith(b"data:"):
+                continue  # comments and names of events
+            data = line.removeprefix(b"data:").strip()
+            if data == b"[DONE]":
+                return cls(events=events, is_done=True)
+            try:
+                event = json.loads(data)
+            except (ValueError, RecursionError):
+                event = None
+            if not isinstance(event, dict):
+                told = shown(data.decode(errors="replace"), 80)
+                return cls(events=events, problem=f"no chat completion comes: {told}")
+            if "error" in event:
+                return cls(events=events, problem=shown(_sentence(data), _SHOWN_REPLY))
+            events.append(event)
+        return cls(events=events)
 
 
 def _read(event: Mapping[str, Any], end: ChatEnd | None) -> tuple[str, ChatEnd | None]:
@@ -340,7 +422,7 @@ def address_of(url: str, model: str, key: str) -> ServerAddress:
             f"{shown(url)} does not answer ({shown(f'{type(error).__name__}: {error}', 120)}); see that the server is "
             "up and the address right: it ends in /v1 as a rule"
         ) from error
-    if reply.status_code != httpx.codes.OK:
+    if reply.status_code != HTTPStatus.OK:
         way_out = _HOPELESS.get(reply.status_code, "name the model with --model-name")
         raise ServerError(
             f"{shown(url)}/models answers {reply.status_code} ({shown(_sentence(reply.content), _SHOWN_REPLY)}); "

@@ -88,5 +88,11 @@ def opened_section_of(model: ChosenModel) -> str:
 
     Returns:
         The name of the section; empty: none, or the template is not known.
+
+    Raises:
+        ConfigError: the template does not read one of ``prompt.template_arguments``.
     """
-    return section_opened_by(model.folder, model.settings.response_format) if model.folder is not None else ""
+    if model.folder is None:
+        return ""
+    settings = model.settings
+    return section_opened_by(model.folder, settings.response_format, settings.prompt.template_arguments)

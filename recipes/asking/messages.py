@@ -30,12 +30,15 @@ class MessageWriter:
     Args:
         prompt: the settings: template, image order, system turn.
         response_format: the declared sections.
+        opened: the section that the model's chat template opens, whose tag earlier responses do not repeat; empty:
+            none.
 
     Raises:
         PromptTemplateError: the template cannot be used.
     """
 
-    def __init__(self, prompt: PromptConfig, response_format: ResponseFormat) -> None:
+    def __init__(self, prompt: PromptConfig, response_format: ResponseFormat, opened: str = "") -> None:
+        self._opened = opened
         self._system = prompt.system
         self._writer = PromptWriter(prompt)
         self._format = response_format
@@ -79,8 +82,8 @@ class MessageWriter:
 
     def _turn(self, turn: EarlierTurn, *, is_same: bool) -> tuple[str, str]:
         if is_same:
-            return turn.question, turn.response
-        answer = parse_response(turn.response, self._format).content(self._format.answer_section)
+            return turn.question, f"<{self._opened}>\n{turn.response}" if self._opened else turn.response
+        answer = parse_response(turn.response, self._format, self._opened).content(self._format.answer_section)
         return turn.question, (answer or turn.response).strip()
 
     def _content(

@@ -1,41 +1,49 @@
-"""Which section a model's chat template opens at the end of a prompt, read off the template without the model."""
+"""What a model's chat template writes at the end of a prompt, read off the template without the model."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rsgrpo.config import ResponseFormat
+from rsgrpo.prompts.chat_template import check_arguments, template_environment
 from rsgrpo.text.sections import opened_section
 
 _TEMPLATE, _TOKENIZER = "chat_template.jinja", "tokenizer_config.json"
 
 
-def section_opened_by(folder: Path, response_format: ResponseFormat) -> str:
+def section_opened_by(folder: Path, response_format: ResponseFormat, arguments: Mapping[str, Any] | None = None) -> str:
     """The section that the chat template of a model folder opens, such as ``think``.
 
     Args:
         folder: the folder of the model.
         response_format: the declared sections.
+        arguments: what the template gets beside the conversation (``prompt.template_arguments``); None: nothing.
 
     Returns:
         The name of the section; empty: none, or the template cannot be rendered here.
+
+    Raises:
+        ConfigError: the template does not read one of the arguments.
     """
     try:
         source = _source(folder)
-        # As transformers renders it.
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        text = environment.from_string(source).render(
-            messages=[{"role": "user", "content": "?"}], add_generation_prompt=True, bos_token="", eos_token=""
-        )
-    except (OSError, ValueError, LookupError, TypeError, TemplateError):
+    except (OSError, ValueError, LookupError, TypeError):
         return ""  # the engine refuses such a folder itself
+    check_arguments(source, arguments or {})
+    turns = {"messages": [{"role": "user", "content": "?"}], "add_generation_prompt": True}
+    try:
+        text = (
+            template_environment()
+            .from_string(source)
+            .render(**{"bos_token": "", "eos_token": ""} | dict(arguments or {}) | turns)
+        )
+    except (ValueError, LookupError, TypeError, TemplateError):
+        return ""
     return opened_section(text, response_format)
 
 

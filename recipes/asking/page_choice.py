@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from recipes.asking.page_filter import filtered_pages
 from recipes.filtering.given_pages import given_pages
 from recipes.indexing.places import make_any_embedder, open_any_index
 from recipes.indexing.searching import Question, SearchBy, search
@@ -192,15 +193,8 @@ class IndexPages:
     def _filtered(self, question: str, pages: tuple[LookedAtPage, ...], max_images: int) -> tuple[LookedAtPage, ...]:
         if self._make_filter is None:
             return pages
-        from rsgrpo.retrieval.filtering.page_filter import PagesOfQuestion, filter_pages
-
         self._stages = self._stages or self._make_filter()
-        asked = PagesOfQuestion(question=question, pages=tuple(page.image for page in pages))
-        (kept,) = filter_pages([asked], self._stages)
-        best = sorted(kept.kept, key=lambda place: -kept.last[place])[:max_images]
-        return tuple(
-            replace(page, relevance=kept.last[place], is_shown=place in best) for place, page in enumerate(pages)
-        )
+        return filtered_pages(question, pages, self._stages, max_images)
 
     def _opened(self) -> PageIndex:
         stamp = self._header_stamp()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from recipes.asking.chat_server import ChatServer
 from recipes.asking.model_choice import AskSettings
+from rsgrpo.answering.records import LookedAtPage
 from rsgrpo.config import EndpointConfig, FilterStageConfig, QueryFilterConfig
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
@@ -49,3 +51,27 @@ def filter_maker(
         return make_stages(settings, None, make_single_embedder, head_scorer(settings, asked.image_rules), ask_server)
 
     return make
+
+
+def filtered_pages(
+    question: str, pages: tuple[LookedAtPage, ...], stages: Sequence[FilterStage], max_images: int
+) -> tuple[LookedAtPage, ...]:
+    """Let a filter look at the pages of a question.
+
+    Args:
+        question: the text of the question.
+        pages: the pages.
+        stages: the passes of the filter.
+        max_images: the most pages that the model takes.
+
+    Returns:
+        All pages in their order, each with its relevance; the best of those that the filter keeps are shown.
+
+    Raises:
+        RsgrpoError: a page cannot be read, or the filter's model cannot be asked.
+    """
+    from rsgrpo.retrieval.filtering.page_filter import PagesOfQuestion, filter_pages
+
+    (kept,) = filter_pages([PagesOfQuestion(question=question, pages=tuple(page.image for page in pages))], stages)
+    best = sorted(kept.kept, key=lambda place: -kept.last[place])[:max_images]
+    return tuple(replace(page, relevance=kept.last[place], is_shown=place in best) for place, page in enumerate(pages))

@@ -6,6 +6,8 @@ import base64
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rsgrpo.config.image_rules import ImageRules
@@ -15,6 +17,7 @@ from rsgrpo.types import ImageRef
 _MAX_BYTES = 256 * 2**20
 # Of a page of 1.5 megapixels PNG takes 114 ms at level 1, 518 ms at the usual 6; BMP, which packs nothing, 3 ms.
 _COMPRESSION = 1
+_READING_THREADS = 4
 
 _Stamp = tuple[str, int, int]
 
@@ -36,6 +39,24 @@ class PageImages:
         self._num_bytes = 0
         self._kept: OrderedDict[_Stamp, str] = OrderedDict()
         self._lock = threading.Lock()
+        self._readers = ThreadPoolExecutor(_READING_THREADS, "pages")  # no thread is started before it is needed
+
+    def close(self) -> None:
+        """End the threads that read pages."""
+        self._readers.shutdown(wait=False)
+
+    def read(self, images: Iterable[ImageRef]) -> None:
+        """Read the pages that are not kept yet, several at a time, so that :meth:`url` finds them.
+
+        Args:
+            images: the pages.
+
+        Raises:
+            ImageError: a page cannot be read.
+        """
+        missing = [image for image in images if self._kept_url(_stamp(image)) is None]
+        if len(missing) > 1:
+            list(self._readers.map(self.url, missing))
 
     def url(self, image: ImageRef) -> str:
         """The address of a page: its pixels, without loss, in a data URL.
@@ -47,10 +68,9 @@ class PageImages:
             ImageError: the page cannot be read.
         """
         stamp = _stamp(image)
-        with self._lock:
-            if stamp is not None and stamp in self._kept:
-                self._kept.move_to_end(stamp)
-                return self._kept[stamp]
+        kept = self._kept_url(stamp)
+        if kept is not None:
+            return kept
         buffer = io.BytesIO()
         pixels = load_image(image, self._rules)
         if self._is_near:
@@ -62,6 +82,13 @@ class PageImages:
         if stamp is not None:
             self._keep(stamp, url)
         return url
+
+    def _kept_url(self, stamp: _Stamp | None) -> str | None:
+        with self._lock:
+            if stamp is None or stamp not in self._kept:
+                return None
+            self._kept.move_to_end(stamp)
+            return self._kept[stamp]
 
     def _keep(self, stamp: _Stamp, url: str) -> None:
         with self._lock:

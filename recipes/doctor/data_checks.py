@@ -357,7 +357,7 @@ def headers_checks(refs: Sequence[ImageRef], clock: Clock = time.monotonic) -> I
         yield problem(
             "strips",
             f"{len(strips)} images are longer than {MAX_ASPECT_RATIO} to 1, such as {strips[0][0]}×{strips[0][1]}, "
-            "which Qwen2.5-VL does not read",
+            "which no model here reads",
             "cut them into pages, or set data.on_bad_sample=skip",
         )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from recipes.doctor.check import Check, Subject, ok, problem, refused
 from recipes.doctor.hub import hub_check
-from rsgrpo.config import Config
+from rsgrpo.config import Config, ConfigError
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.io.natural_order import visible_files
 from rsgrpo.model.families.family import Family
@@ -27,6 +28,8 @@ _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _PROCESSOR_KINDS = ("", "Fast", "Pil")  # what transformers puts behind the name of an image processor
 _ASSISTANT = "<|im_start|>assistant\n"
 _TURN_END = "<|im_end|>"
+# A section that the template opens, or an empty one, as it writes where thinking is off.
+_IS_BEGUN = re.compile(r"\s*(<[\w.-]+>\s*(</[\w.-]+>\s*)?)?")
 _PROBE_IMAGES = 2
 _PROBE_TEXT = "What do both pages say?"
 _RENDERED_SAMPLES = 512  # of each data set; templates fail on a kind of question, not on one in a thousand
@@ -202,7 +205,11 @@ def template_checks(subject: Subject) -> Iterator[Check]:
     yield ok("prompt template", f"{name} ({num_characters} characters)")
     if subject.tokenizer is None:
         return
-    builder = PromptBuilder(config.prompt, subject.tokenizer, response_format=config.response.format)
+    try:
+        builder = PromptBuilder(config.prompt, subject.tokenizer, response_format=config.response.format)
+    except ConfigError as error:
+        yield refused("chat template", error)
+        return
     yield chat_check(builder)
     for name, samples in subject.samples.items():
         if samples and not any(sample.turns for sample in samples):
@@ -216,7 +223,7 @@ def chat_check(builder: PromptBuilder) -> Check:
         builder: builds prompts from the run's template with the model's tokenizer.
     """
     name = "chat template"
-    advice = "use a model folder with Qwen2.5-VL's chat_template.jinja"
+    advice = "copy chat_template.jinja from the model that it was trained from"
     images = tuple(ImageRef(path=f"{index}.png") for index in range(_PROBE_IMAGES))
     sample = Sample(sample_id="probe", question=_PROBE_TEXT, images=images, choices=("yes", "no"))
     try:
@@ -227,12 +234,15 @@ def chat_check(builder: PromptBuilder) -> Check:
         return problem(
             name, f"it cannot be rendered: {next(iter(str(error).splitlines()), type(error).__name__)}", advice
         )
-    if not text.endswith(_ASSISTANT):
+    _, header, begun = text.rpartition(_ASSISTANT)
+    if not header or not _IS_BEGUN.fullmatch(begun):
         return problem(name, f"a prompt ends in {text[-40:]!r} where {_ASSISTANT!r} is needed", advice)
     if _PROBE_TEXT not in text:
         return problem(name, "it drops the question's text", advice)
     return ok(
-        name, f"{_PROBE_IMAGES} images give {text.count(IMAGE_PLACEHOLDER)} placeholders, the answer's turn is open"
+        name,
+        f"{_PROBE_IMAGES} images give {text.count(IMAGE_PLACEHOLDER)} placeholders, the answer's turn is open"
+        + (f" and begins with {begun!r}" if begun else ""),
     )
 
 

@@ -23,6 +23,7 @@ from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.evaluation.prompts.turns import TaskPrompt, chat_prompt
 from rsgrpo.io.atomic_files import write_json
 from rsgrpo.model.folder import load_processor
+from rsgrpo.prompts.chat_template import template_request, with_arguments
 from rsgrpo.run.folder import RunFolder, begin_run
 from rsgrpo.run.progress import Progress
 
@@ -75,6 +76,7 @@ def find_answering_model(config: Config, folder: RunFolder) -> AnsweringModel:
         return AnsweringModel(folder=None, processor=None, view=endpoint_view(config.data, config.eval.endpoint))
     model = _model_folder(config, folder)
     processor = load_processor(model)
+    with_arguments(processor, config.prompt.template_arguments)  # refuses what the template does not read
     return AnsweringModel(folder=model, processor=processor, view=model_view(config.data, processor.image_processor))
 
 
@@ -114,7 +116,8 @@ def too_long_prompts(
     if processor is None:
         return set()
     lengths = PromptLengths(config, processor, sampling.max_response_tokens)
-    fitting, _ = lengths.checked(name, [chat_prompt(prompt, processor) for prompt in prompts])
+    chat = with_arguments(processor, config.prompt.template_arguments)
+    fitting, _ = lengths.checked(name, [chat_prompt(prompt, chat) for prompt in prompts])
     return {prompt.prompt_id for prompt in prompts} - {prompted.sample.sample_id for prompted in fitting}
 
 
@@ -138,6 +141,7 @@ def check_same_answerer(root: Path, config: Config, model: AnsweringModel) -> No
         "min_pixels": config.data.min_pixels,
         "max_pixels": config.data.max_pixels,
         "background": config.data.background,
+        "template_arguments": config.prompt.template_arguments,
     }
     file = root / "answered_by.json"
     if file.exists():
@@ -150,7 +154,7 @@ def check_same_answerer(root: Path, config: Config, model: AnsweringModel) -> No
                 f"{shown(file)} does not say whose answers lie beside it ({shown(before, 60)}); choose another "
                 "run_dir, or remove the file if the answers are of the same model and settings"
             )
-        before.setdefault("background", "white")  # older runs knew no other
+        before = {"background": "white", "template_arguments": {}} | before  # older runs knew no other
         differing = [name for name, value in answered_by.items() if before.get(name) != value]
         if differing:
             raise BenchmarkRunError(
@@ -177,7 +181,13 @@ def open_answerer(
         RsgrpoError: it cannot be started.
     """
     if model.folder is None:
-        server = EndpointAnswerer(config.eval.endpoint, config.data, config.seed, wants_logprobs=wants_logprobs)
+        server = EndpointAnswerer(
+            config.eval.endpoint,
+            config.data,
+            config.seed,
+            extra=template_request(config.prompt.template_arguments),
+            wants_logprobs=wants_logprobs,
+        )
         yield OpenedAnswerer(answerer=server, engine=None)
         return
     with open_cluster(config.cluster) as cluster, open_workers(config, model.folder, cluster) as workers:
@@ -185,7 +195,8 @@ def open_answerer(
         for line in workers.fitted.lines:
             progress.line(line)
         begin_run(folder, workers.fitted.config)
-        answerer = EngineAnswerer(workers.engine, model.processor, config.seed)
+        chat = with_arguments(model.processor, config.prompt.template_arguments)
+        answerer = EngineAnswerer(workers.engine, chat, config.seed)
         yield OpenedAnswerer(answerer=answerer, engine=workers.engine)
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from rollout.engine import RolloutEngine
 from rsgrpo.config import SamplingConfig
 from rsgrpo.evaluation.prompts.turns import TaskPrompt, chat_prompt
-from rsgrpo.prompts.template import ChatTemplater
+from rsgrpo.prompts.chat_template import ChatTemplater
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ class EngineAnswerer:
 
     Args:
         engine: loaded with the weights to judge.
-        chat: the model's tokenizer or processor.
+        chat: the model's tokenizer or processor, with the template's arguments.
         seed: the seed of the sampling; greedy decoding does not use it.
     """
 

@@ -83,7 +83,7 @@ class RsgrpoModel(lmms):  # type: ignore[misc]
     """The adapter; arguments come from ``--model_args``.
 
     Args:
-        checkpoint: Qwen2.5-VL folder; answered by our own engines.
+        checkpoint: model folder; answered by our own engines.
         endpoint: base address of an OpenAI-compatible server instead.
         model: the server's name of the model.
         api_key_variable: environment variable with the server's key.

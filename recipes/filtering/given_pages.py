@@ -67,6 +67,10 @@ def given_pages(
             found.append(_checked(ImageRef(path=name, file=known[name]), rules))
             continue
         path, wanted = _split(name)
+        problem = _missing(path, is_searched=index is not None)
+        if problem:
+            found.append(GivenPage(number=0, name=name, problem=problem))
+            continue
         try:
             is_document = path.is_file() and file_kind(path) == "pdf"
             if not is_document:
@@ -89,6 +93,17 @@ def _split(name: str) -> tuple[Path, tuple[int, int] | None]:
         return Path(name), None
     first = int(named["first"])
     return Path(named["document"]), (first, int(named["last"] or first))
+
+
+def _missing(path: Path, *, is_searched: bool) -> str:
+    """What a command line should be told where a path is of no file; empty: it is of one."""
+    if path.is_dir():
+        return "it is a folder; name the images or documents in it, such as folder/*.png, or index it with rsgrpo index"
+    if path.exists():
+        return ""
+    in_index = " and no such page in the index" if is_searched else ""
+    where = "" if path.is_absolute() else f", as seen from {shown(Path.cwd(), 120)}"
+    return f"there is no such file{in_index}; give its path{where}"
 
 
 def _checked(page: ImageRef, rules: ImageRules, document: str = "") -> GivenPage:

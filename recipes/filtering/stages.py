@@ -105,7 +105,8 @@ def check_filter(settings: QueryFilterConfig, processor: ProcessorMixin) -> None
     scorers = {stage.scorer for stage in settings.stages}
     if "yes_no" in scorers:
         answer_tokens(processor.tokenizer, settings.yes, settings.no)
-        RelevancePrompts(settings.prompt, processor)
+        prompts = RelevancePrompts(settings.prompt, processor, settings.template_arguments)
+        prompts.build("probe", "?", ImageRef(path="probe.png"))
     for name, scorer in (("index", "cosine"), ("calibration", "cosine"), ("head", "head")):
         path = getattr(settings, name)
         if scorer in scorers and path and not Path(path).exists():
@@ -128,7 +129,7 @@ def yes_no_scorer(settings: QueryFilterConfig, stage: FilterStageConfig, model: 
         raise ConfigError("filter.stages has a yes_no, and no model is named that is asked; set filter.policy=MODEL")
     return YesNoScorer(
         model.judge,
-        RelevancePrompts(settings.prompt, model.processor),
+        RelevancePrompts(settings.prompt, model.processor, settings.template_arguments),
         answer_tokens(model.processor.tokenizer, settings.yes, settings.no),
         max_pixels=stage.max_pixels,
         image_tokens=ImageTokens(model.processor.image_processor, model.rules.scaled_down(stage.max_pixels)),

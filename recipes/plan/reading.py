@@ -195,7 +195,8 @@ class Reader:
         return Item(sample_id=sample.sample_id, prompt_text_tokens=self._text(prompt), images=prompt.images)
 
     def _answered(self, sample: Sample) -> Item:
-        conversation: Conversation = self._conversations.build(sample)
+        # Of one that is several rows the last, and so the longest, stands for all of them.
+        conversation: Conversation = self._conversations.build(sample)[-1]
         shown_later = tuple(image for part in conversation.parts for image in part.images)
         text = sum(self._count(part.text) for part in conversation.parts)
         return Item(

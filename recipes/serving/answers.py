@@ -1,6 +1,6 @@
 """From a visitor's question to the events of its answer: search, queue, engine; asked again where the engine was lost.
 
-question ─► place in the queue ─► search (one thread) ─► pages shown ─► place is called ─► engine ─► answer
+question ─► place in the queue ─► search (one thread) ─► pages shown ─► place is called ─► (filter ─►) engine ─► answer
                                                                            ▲                  │
                                                                            └── engine lost ◄──┘
 """
@@ -11,16 +11,17 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 from recipes.indexing.searching import Findings, SearchBy
 from recipes.serving.access import Visitor
 from recipes.serving.fair_queue import FairQueue, Ticket
+from recipes.serving.filter_thread import FilterThread
 from recipes.serving.library import Library
 from recipes.serving.refusals import PathHider, RefusedError
+from recipes.serving.search_thread import LibrarySearch, SearchThread
 from recipes.serving.visible_documents import shown_document
 from rsgrpo.answering.records import (
     Answered,
@@ -97,19 +98,21 @@ class Answers:
     Attributes:
         library: the documents.
         asker: the engine, with the prompt in front of it.
+        searcher: the one thread that searches the library.
         queue: the queue in front of it.
         hide: takes paths out of messages.
         most_pages: the most pages that the model takes.
-        search_thread: the one thread that searches.
+        filter: looks at the pages that a search finds, more than the model takes perhaps; None: all are shown.
         clock: tells the time, in seconds.
     """
 
     library: Library
     asker: Asker
+    searcher: SearchThread
     queue: FairQueue
     hide: PathHider
     most_pages: int = MOST_PAGES
-    search_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "search"))
+    filter: FilterThread | None = None
     clock: Callable[[], float] = time.monotonic
 
     async def search(self, visitor: Visitor, question: VisitorQuestion) -> Findings:
@@ -127,8 +130,8 @@ class Answers:
         """
         documents = self.library.chosen(visitor, question.documents)
         text = " ".join([*(turn.question for turn in question.earlier[-1:]), question.text])
-        found = await asyncio.get_running_loop().run_in_executor(
-            self.search_thread, self.library.search, text, question.num_pages, documents, question.by
+        found = await self.searcher.search(
+            LibrarySearch(text=text, num_pages=question.num_pages, documents=documents, by=question.by)
         )
         return dataclasses.replace(found, remarks=tuple(map(self.hide, found.remarks)))
 
@@ -155,7 +158,10 @@ class Answers:
             async with aclosing(self._waits(ticket)) as waiting:
                 async for event in waiting:
                     yield event
-            request = AskRequest(question=question.text, pages=chosen.pages, earlier=question.earlier)
+            pages = chosen.pages
+            if self.filter is not None and not (question.given or question.page_ids):
+                pages = await self.filter.filtered(question.text, pages)
+            request = AskRequest(question=question.text, pages=pages, earlier=question.earlier)
             # An asker is an async generator; the protocol promises no more than that it can be closed.
             answered = cast("AsyncGenerator[AnswerEvent]", self.asker.ask(request))
             async with aclosing(answered) as events:
@@ -173,7 +179,7 @@ class Answers:
             ]
             return PagesChosen(pages=(*named, *given), seconds=self.clock() - begin)
         remarks: tuple[str, ...] = ()
-        if question.num_pages > self.most_pages:
+        if self.filter is None and question.num_pages > self.most_pages:
             remarks = (f"the model takes at most {self.most_pages} pages, so that many are looked for",)
             question = dataclasses.replace(question, num_pages=self.most_pages)
         found = await self.search(visitor, question)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import mimetypes
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -62,6 +62,7 @@ class ServerParts:
         state_folder: the folder of what the server keeps.
         model: the model's name.
         answer_section: the name of the section that holds the answer.
+        at_end: is called when the application ends, in its event loop, such as to close the connections to the engine.
     """
 
     answers: Answers
@@ -71,6 +72,7 @@ class ServerParts:
     state_folder: Path
     model: str
     answer_section: str = "answer"
+    at_end: Callable[[], Awaitable[None]] | None = None
 
 
 def make_application(parts: ServerParts) -> ASGIApp:
@@ -102,8 +104,12 @@ def make_application(parts: ServerParts) -> ASGIApp:
                 yield
             finally:
                 parts.desk.close()
-                answers.search_thread.shutdown(wait=False, cancel_futures=True)
+                answers.searcher.close()
+                if answers.filter is not None:
+                    answers.filter.close()
                 parts.history.close()
+                if parts.at_end is not None:
+                    await parts.at_end()
 
     async def failed(request: Request, error: Exception) -> Response:
         if isinstance(error, RefusedError):

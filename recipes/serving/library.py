@@ -14,6 +14,7 @@ from recipes.indexing.searching import Findings, Question, SearchBy, search
 from recipes.indexing.updating import IndexReport, update_index
 from recipes.serving.access import Visitor
 from recipes.serving.refusals import RefusedError
+from recipes.serving.shared_embedder import SharedEmbedder
 from recipes.serving.visible_documents import is_own, is_visible, shown_document
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.config.index import IndexConfig
@@ -191,6 +192,19 @@ class Library:
             raise RefusedError("there is no document yet; add one, then ask", 409)
         question = Question(text=text, k=k, allowed=PageFilter(documents=tuple(documents)))
         return search(self._index, self.folder, question, by, self._settings.language, self._embedder)
+
+    def embed_ahead(self, texts: Sequence[str]) -> None:
+        """Embed questions together that will be searched for one by one, where the embedder can.
+
+        Args:
+            texts: the texts of the questions.
+
+        Raises:
+            RsgrpoError: one of them cannot be embedded.
+        """
+        embedder = self._embedder()
+        if isinstance(embedder, SharedEmbedder):
+            embedder.embed_ahead(texts)
 
     def add(
         self, folder: Path, on_rendering: OnProgress, on_embedding: Callable[[int, int], None]

@@ -23,11 +23,12 @@ from rsgrpo.failures.command import CommandParser, UsageError, run_command
 from rsgrpo.run.progress import Progress
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
+    from recipes.asking.asker import ModelAsker
     from recipes.asking.chat_server import ChatServer
     from recipes.serving.application import ServerParts
+    from recipes.serving.filter_thread import FilterThread
     from recipes.serving.library import Library
     from recipes.serving.shared_embedder import SharedEmbedder
-    from rsgrpo.answering.records import Asker
 
 TOKEN_VARIABLE = "RSGRPO_SERVE_TOKEN"
 """The environment variable that may hold the token."""
@@ -38,6 +39,8 @@ _SECRET_FILE = "secret"
 _SECRET_BYTES = 32
 _GRACE_SECONDS = 3
 _BACKLOG = 2048
+# The embedder lets go of Python's lock at each of its hundreds of operations, and would wait 5 ms for it each time.
+_SWITCH_SECONDS = 0.0005
 _MAX_PORT = 65_535
 _MIB = 1 << 20
 _EXAMPLES = """\
@@ -46,6 +49,7 @@ examples:
   uv run rsgrpo serve --index new.index --embedder runs/embedder           # no index yet: drop PDFs on the page
   uv run rsgrpo serve --index manuals.index --sessions --host 0.0.0.0 --token-file token.txt
   uv run rsgrpo serve --index manuals.index --model http://localhost:8000/v1 --model-name qwen
+  uv run rsgrpo serve --index manuals.index 'filter.stages=[{scorer: yes_no, top_k: 3}]'   # as in rsgrpo ask
   uv run rsgrpo serve --index manuals.index --mcp-stdio                    # tools for an agent that starts it
 """
 
@@ -83,7 +87,8 @@ def command_parser() -> CommandParser:
     parser.add_argument_group(
         "settings",
         "prompt.NAME=VALUE, response.NAME, data.NAME, rollout.NAME, model.dtype and eval.sampling.NAME as in rsgrpo "
-        "ask; embedder.NAME, index.NAME and documents.NAME as in rsgrpo index; docs/settings.md lists them",
+        "ask; filter.NAME lets a filter look at what a search finds; embedder.NAME, index.NAME and documents.NAME as "
+        "in rsgrpo index; docs/settings.md lists them",
     )
     return parser
 
@@ -105,11 +110,15 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeEmbedder | N
 
 
 def _serve(arguments: Sequence[str], make_embedder: MakeEmbedder) -> None:
+    from recipes.filtering.command_settings import filter_settings, split_filter_settings
+
     rest, asked = split_ask_settings(arguments)
+    rest, filtered = split_filter_settings(rest)
     rest, given = split_settings(rest)
     options = command_parser().parse_args(rest)
     token = _token(options)
     _check(options, token)
+    filtering = filter_settings(filtered, index=str(options.index)) if filtered else None
     with ExitStack() as stack:
         listener = None if options.mcp_stdio else stack.enter_context(_listener(options))
         model = choose_model(
@@ -122,17 +131,28 @@ def _serve(arguments: Sequence[str], make_embedder: MakeEmbedder) -> None:
         library, embedder = _library(options, given, make_embedder)
         from recipes.asking.asker import ModelAsker
         from recipes.asking.engine_choice import open_server, opened_section_of
+        from recipes.asking.page_filter import filter_maker
+        from recipes.serving.filter_thread import FilterThread
 
         with _Starting() as starting:
             server: ChatServer = stack.enter_context(open_server(model, on_wait=starting.show))
         asker = ModelAsker(model.settings, server, opened=opened_section_of(model))
-        parts = _parts(options, token, model, library, asker)
+        filter_thread = (
+            FilterThread(filter_maker(filtering, model.settings, lambda: server), server, model.settings.max_images)
+            if filtering is not None
+            else None
+        )
+        parts = _parts(options, token, model, library, asker, filter_thread)
         if listener is not None:
             _listen(options, parts, listener, embedder.stop)
             return
         from recipes.serving.agent_tools import make_agent_server
 
-        asyncio.run(make_agent_server(parts.answers).run_stdio_async())
+        async def talk() -> None:
+            async with asker:
+                await make_agent_server(parts.answers).run_stdio_async()
+
+        asyncio.run(talk())
 
 
 class _Starting:
@@ -222,13 +242,21 @@ def _library(
     return library, embedder
 
 
-def _parts(options: argparse.Namespace, token: str, model: ChosenModel, library: Library, asker: Asker) -> ServerParts:
+def _parts(
+    options: argparse.Namespace,
+    token: str,
+    model: ChosenModel,
+    library: Library,
+    asker: ModelAsker,
+    filter_thread: FilterThread | None,
+) -> ServerParts:
     from recipes.serving.access import AccessRules
     from recipes.serving.answers import MOST_PAGES, Answers
     from recipes.serving.application import ServerParts
     from recipes.serving.fair_queue import FairQueue, QueueBounds
     from recipes.serving.history import History
     from recipes.serving.refusals import PathHider
+    from recipes.serving.search_thread import SearchThread
     from recipes.serving.uploads import UploadBounds, UploadDesk
 
     state = options.state or options.index.with_name(f"{options.index.name}.served")
@@ -239,9 +267,11 @@ def _parts(options: argparse.Namespace, token: str, model: ChosenModel, library:
     answers = Answers(
         library=library,
         asker=asker,
+        searcher=SearchThread(library),
         queue=FairQueue(QueueBounds(at_once=at_once)),
         hide=hide,
         most_pages=min(MOST_PAGES, model.settings.max_images),
+        filter=filter_thread,
     )
     bounds = UploadBounds(most_bytes=options.max_upload_mib * _MIB, most_pages=options.max_upload_pages)
     rules = AccessRules(
@@ -258,6 +288,7 @@ def _parts(options: argparse.Namespace, token: str, model: ChosenModel, library:
         state_folder=state,
         model=model.served_name or (model.run or model.folder or Path("model")).name,
         answer_section=model.settings.response_format.answer_section,
+        at_end=asker.close,
     )
 
 
@@ -323,6 +354,7 @@ def _listen(
             "front of it, and give the token to nobody else",
             file=sys.stderr,
         )
+    sys.setswitchinterval(_SWITCH_SECONDS)
     Server(config).run(sockets=[listener])
 
 

@@ -27,6 +27,7 @@ class SharedEmbedder:
         self._no_question = threading.Condition()
         self._num_questions = 0
         self._is_stopped = False
+        self._ahead: dict[str, Any] = {}
 
     def stop(self) -> None:
         """Break off what is being embedded; whoever waits for it gets an error."""
@@ -51,6 +52,9 @@ class SharedEmbedder:
         Returns:
             Their vectors, as the embedder gives them.
         """
+        ahead = self._ahead.get(queries[0]) if len(queries) == 1 else None
+        if ahead is not None:
+            return ahead
         with self._no_question:
             self._num_questions += 1
         try:
@@ -60,6 +64,21 @@ class SharedEmbedder:
             with self._no_question:
                 self._num_questions -= 1
                 self._no_question.notify_all()
+
+    def embed_ahead(self, queries: Sequence[str]) -> None:
+        """Embed questions together that will be asked for one by one; they are kept until the next time.
+
+        Args:
+            queries: the questions.
+
+        Raises:
+            EmbeddingError: one of them cannot be embedded; none is kept then.
+        """
+        self._ahead = {}
+        texts = list(dict.fromkeys(queries))
+        if len(texts) > 1:
+            vectors = self.embed_queries(texts)
+            self._ahead = {text: vectors[place : place + 1] for place, text in enumerate(texts)}
 
     def embed_pages(self, pages: Sequence[PageImage]) -> Any:
         """Embed pages, a few at a time, and let questions go first between.

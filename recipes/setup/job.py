@@ -146,6 +146,16 @@ class Job:
             self._say(*lines)
         self._attention_lines = lines
 
+    def export(self, stage: str) -> None:
+        """Write the model that a stage ends with; before it, where they are wanted, its adapters alone.
+
+        Args:
+            stage: ``sft`` or ``rl``.
+        """
+        if self.config.model.lora.export == "adapter":
+            self.policy.export_model(self.folder.model(f"{stage}_adapter"), is_adapter=True)
+        self.policy.export_model(self.folder.model(stage))
+
     def save(self, stage: str, step: int, state: object) -> None:
         """Write a checkpoint of policy and driver; older ones go once it is complete."""
 

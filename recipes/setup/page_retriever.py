@@ -20,7 +20,7 @@ from rsgrpo.config import ConfigError, DataConfig, ResponseFormat
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.index import IndexConfig
 from rsgrpo.data.files import DataError
-from rsgrpo.data.retrieved_pages import gold_pages, with_found_pages
+from rsgrpo.data.retrieved_pages import can_show_found_pages, gold_pages, with_found_pages
 from rsgrpo.errors import shown
 from rsgrpo.retrieval.filtering.cosine_scorer import page_finder
 from rsgrpo.retrieval.index.page_index import PageIndexError
@@ -73,6 +73,38 @@ class FoundQuestions:
             line += f"; {self.num_without_gold} without a known gold page were left out"
         if self.num_not_found:
             line += f"; {self.num_not_found} for which nothing was found were left out"
+        return line
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundTrajectories:
+    """Trajectories of supervised training, over the pages that were found for them where they can be.
+
+    Attributes:
+        prompts: all trajectories with their prompts, in the order of the data set.
+        num_found: how many of them show pages that were found.
+        found_frac: share of these all of whose gold pages are shown, in [0, 1]; the others are refusals.
+    """
+
+    prompts: tuple[PromptedSample, ...]
+    num_found: int
+    found_frac: float
+
+    def line(self, name: str) -> str:
+        """Say what was found, for the user.
+
+        Args:
+            name: the name of the data set.
+        """
+        num_kept = len(self.prompts) - self.num_found
+        line = f"{name}: {self.num_found} of {len(self.prompts)} trajectories show the pages that the retriever finds"
+        if self.num_found:
+            line += f"; all gold pages are among them for {self.found_frac:.1%}, the others are refusals"
+        if num_kept:
+            line += (
+                f"; {num_kept} keep their pages: they have sections beside evidence lines and answer, which speak of "
+                "these pages, no answer or no known gold page, or nothing was found for them"
+            )
         return line
 
 
@@ -160,6 +192,35 @@ class PageRetriever:
             num_not_found=len(asked) - len(prompts),
             found_frac=num_complete / len(prompts),
             pages_mean=sum(len(prompt.sample.images) for prompt in prompts) / len(prompts),
+        )
+
+    def trajectories(
+        self,
+        samples: Sequence[Sample],
+        prompted: Callable[[Sample], PromptedSample],
+        fits: Callable[[PromptedSample], bool],
+    ) -> FoundTrajectories:
+        """Show found pages in those trajectories that can be written anew over them; the others keep theirs.
+
+        Args:
+            samples: the trajectories with the pages and the gold of the data set.
+            prompted: makes the prompt of a trajectory.
+            fits: whether a trajectory fits into a row of the trainer, as in :meth:`questions`.
+
+        Returns:
+            All trajectories in their order.
+
+        Raises:
+            DataError: one cannot be asked over other pages.
+            EmbeddingError: a question cannot be embedded.
+        """
+        changed = [sample for sample in samples if can_show_found_pages(sample, self._format)]
+        found = self.questions(changed, prompted, fits, search=0) if changed else None
+        by_id = {prompt.sample.sample_id: prompt for prompt in found.prompts} if found else {}
+        return FoundTrajectories(
+            prompts=tuple(by_id.get(sample.sample_id) or prompted(sample) for sample in samples),
+            num_found=len(by_id),
+            found_frac=found.found_frac if found else 0.0,
         )
 
     def _open(self) -> PageIndex:

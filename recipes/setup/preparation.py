@@ -11,14 +11,15 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from recipes.filtering.questions import largest_pages
 from recipes.filtering.stages import check_filter
-from recipes.setup.page_retriever import PageRetriever, SearchedAgain
+from recipes.setup.page_retriever import FoundQuestions, FoundTrajectories, PageRetriever, SearchedAgain
 from recipes.setup.reward_smoke_test import smoke_test_rewards
 from recipes.setup.sft_preparation import supervised_phases
 from recipes.setup.wanted_data import WANTED, builds_quickstart_data, sample_check, uses_mixture
 from recipes.sft import SftPhase
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
-from rsgrpo.config import Config
+from rsgrpo.config import Config, PromptConfig
+from rsgrpo.config.prompt import template_arguments_text
 from rsgrpo.data.evisrag_files import LoadedData, load_samples
 from rsgrpo.data.files import DataError
 from rsgrpo.data.images.counts import ImageCounts, update_report
@@ -137,7 +138,7 @@ def prepare(config: Config, folder: RunFolder, progress: Progress) -> Prepared:
         if "rl" in prompted:
             for line in smoke_test_rewards(scorer, prompted["rl"], processor.tokenizer):
                 progress.line(line)
-        fingerprint = describe_template(config.prompt.path)
+        fingerprint = describe_template(config.prompt)
         progress.line(f"prompt: {fingerprint}")
     return Prepared(
         base_model=base_model,
@@ -177,12 +178,17 @@ def _worded(
     """Make prompts over the pages of the data set, or over those that a retriever finds."""
     prompts: dict[str, tuple[PromptedSample, ...]] = {}
     num_all_long = 0
-    asked = [name for name in loaded if name != "sft"] if config.data.retrieve else []
-    search = PageRetriever(config.data, config.seed, config.response.format) if asked else None
+    search = (
+        PageRetriever(config.data, config.seed, config.response.format) if config.data.retrieve and loaded else None
+    )
     for name, data in loaded.items():
-        if search is not None and name in asked:
-            number = 0 if name == "rl" else None
-            found = search.questions(data.samples, builder.prompted, partial(lengths.fits, name), search=number)
+        if search is not None:
+            fits = partial(lengths.fits, name)
+            found: FoundQuestions | FoundTrajectories
+            if name == "sft":
+                found = search.trajectories(data.samples, builder.prompted, fits)
+            else:
+                found = search.questions(data.samples, builder.prompted, fits, search=0 if name == "rl" else None)
             progress.line(found.line(name))
             prompts[name], num_long = lengths.checked(name, found.prompts)
         else:
@@ -209,11 +215,19 @@ def _fitting(
     return tuple(builder.prompted(sample) for sample in samples if sample.sample_id in ids), num_long
 
 
-def describe_template(path: str) -> str:
-    """Length and hash of the prompt template, and its name where it is a published one."""
-    num_characters, digest = template_fingerprint(path)
-    name = PUBLISHED_TEMPLATES.get((num_characters, digest), Path(path).name)
-    return f"{name} ({num_characters} characters, {digest})"
+def describe_template(prompt: PromptConfig) -> str:
+    """Length and hash of the prompt template, its name where it is a published one, and the chat template's arguments.
+
+    Args:
+        prompt: the settings.
+
+    Example:
+        ``EVisRAG evidence (1955 characters, 7fbff7c28244); enable_thinking=false``.
+    """
+    num_characters, digest = template_fingerprint(prompt.path)
+    name = PUBLISHED_TEMPLATES.get((num_characters, digest), Path(prompt.path).name)
+    arguments = template_arguments_text(prompt.template_arguments)
+    return f"{name} ({num_characters} characters, {digest}){f'; {arguments}' if arguments else ''}"
 
 
 def _check_start_model(config: Config, base_model: Path) -> None:

@@ -54,6 +54,11 @@ def supervised_phases(
             max_tokens=sft.max_tokens,
         )
     ]
+    if uses_mixture(config) and builder.parts_answers:
+        progress.line(
+            "sft: the chat template rewrites earlier answers (most drop their thoughts), so each answer of a "
+            "conversation is trained in a row of its own, behind what the template makes of the turns before"
+        )
     phases = []
     report: list[dict[str, object]] = []
     for settings in wanted:

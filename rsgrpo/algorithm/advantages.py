@@ -7,6 +7,8 @@ For reward k and sibling i of a group, ``A_ik = (r_ik - mean r_k) / (std r_k + e
 
 M_kit says whether token t is in the scope of reward k, N_k counts those tokens over the whole optimizer step
 (``aggregation.py`` has the other denominators), and W sums the weights of the rewards that vary in it.
+With ``reach: causal`` M_kit is 1 for all tokens up to the scope's last one; with ``outside`` above 0 it is that share
+for the tokens where it would be 0, and N_k sums it.
 With ``scoping: whole`` there is one reward, the weighted sum, on the whole response: GRPO and its relatives.
 """
 
@@ -125,7 +127,7 @@ def _advantages(tables: Sequence[CreditTable], config: CreditConfig) -> list[Mat
         means[key] = float("nan") if has_zero_variance(values) else float(values.mean())
     return [
         np.where(
-            table.num_tokens > 0,
+            (table.num_tokens > 0) | (config.outside > 0.0),
             normalise(
                 table.values,
                 config,
@@ -209,7 +211,7 @@ def credit_groups(
     Args:
         groups: everything that the optimizer step trains on: N_k and W are counted over it.
         weights: w_k by reward name, at least 0; they act after the normalisation.
-        config: scoping, baseline, scale, normaliser and aggregation. ``compat: upstream`` takes the public
+        config: scoping, reach, baseline, scale, normaliser and aggregation. ``compat: upstream`` takes the public
             code's float32 arithmetic, ignores weights but 0 (they cancel in its z-scores) and divides by its K_m.
         micro_batches: only for ``compat: upstream``, whose K_m depends on how a step is cut; None: the
             whole step is one micro-batch.
@@ -228,7 +230,7 @@ def credit_groups(
         N = 4, W = 3, so the first has P = [0, 0, 0.1768, 0.1768] (0.7071 / 4) and Q = 0, the second the
         same the other way round.
     """
-    tables = [credit_table(group) for group in groups]
+    tables = [credit_table(group, config.reach) for group in groups]
     _check_weights(tables, weights)
     if config.scoping == "whole":
         views = [whole_view(group, weights) for group in groups]
@@ -277,7 +279,7 @@ def _credit(
         rollouts: list[CreditedRollout] = []
         for row, rollout in enumerate(group.rollouts):
             positive_weights, negative_weights = _token_weights(
-                amounts[row], table.spans[row], rollout.num_tokens, by_place.get((index, row), 1.0)
+                amounts[row], table.spans[row], rollout.num_tokens, by_place.get((index, row), 1.0), config.outside
             )
             rollouts.append(
                 CreditedRollout(
@@ -293,14 +295,16 @@ def _credit(
 
 
 def _token_weights(
-    amounts: Sequence[float], spans: Sequence[Sequence[TokenSpan]], num_tokens: int, factor: float
+    amounts: Sequence[float], spans: Sequence[Sequence[TokenSpan]], num_tokens: int, factor: float, outside: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """P and Q of one response, [R] float32 each; summed in double, because very different N_k meet in a token."""
     token_weights = np.zeros((2, num_tokens), dtype=np.float64)
     for amount, cell in zip(amounts, spans, strict=True):
         if amount:
             weights_of_sign = token_weights[0] if amount > 0 else token_weights[1]
+            if outside:
+                weights_of_sign += abs(amount) * factor * outside
             for span in cell:
-                weights_of_sign[span.start : span.stop] += abs(amount) * factor
+                weights_of_sign[span.start : span.stop] += abs(amount) * factor * (1.0 - outside)
     single = token_weights.astype(np.float32)
     return single[0], single[1]

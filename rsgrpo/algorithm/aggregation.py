@@ -2,7 +2,8 @@
 
 With M the tokens of a reward's scope, |M_i| those in response i, R the responses that have any, and sums over
 the responses of the whole optimizer step to which the reward applies (a response for which it returned None is
-none of them: credit does not depend on what a reward says nothing about):
+none of them: credit does not depend on what a reward says nothing about). Where ``outside`` is above 0, |M_i| counts
+each other token of the response as that share of a token:
 
     scope_tokens    1 / sum_i |M_i|          sequence_mean    1 / (R |M_i|)
     token_mean      1 / sum_i |o_i|          constant         1 / (R L)
@@ -17,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rsgrpo.algorithm.credit_table import CreditTable, Matrix, credit_table, whole_responses
 from rsgrpo.config import CreditConfig
@@ -33,12 +35,12 @@ def token_weights(tables: Sequence[CreditTable], config: CreditConfig) -> list[M
     Returns:
         One array [n, K] for each table; 0 where the cell has no token and the weight would depend on its number.
     """
-    by_name = [table.tokens_by_name() for table in tables]
-    num_tokens: dict[str, int] = defaultdict(int)
+    by_name = [_credited_tokens(table, config.outside) for table in tables]
+    num_tokens: dict[str, float] = defaultdict(float)
     num_responses: dict[str, int] = defaultdict(int)
     for found in by_name:
         for name, counts in found.items():
-            num_tokens[name] += int(counts.sum())
+            num_tokens[name] += float(counts.sum())
             num_responses[name] += int((counts > 0).sum())
     num_step_tokens: dict[str, int] = defaultdict(int)
     for table in tables:
@@ -51,16 +53,25 @@ def token_weights(tables: Sequence[CreditTable], config: CreditConfig) -> list[M
             responses = max(1, num_responses[name])
             match config.aggregation:
                 case "scope_tokens":
-                    matrix[:, column] = 1.0 / max(1, num_tokens[name])
+                    matrix[:, column] = 1.0 / (num_tokens[name] or 1.0)
                 case "token_mean":
                     matrix[:, column] = 1.0 / max(1, num_step_tokens[name])
                 case "sequence_mean":
                     counts = found[name]
-                    matrix[:, column] = np.where(counts > 0, 1.0 / (responses * np.maximum(1, counts)), 0.0)
+                    matrix[:, column] = np.where(counts > 0, 1.0 / (responses * np.where(counts > 0, counts, 1.0)), 0.0)
                 case _:
                     matrix[:, column] = 1.0 / (responses * config.constant_tokens)
         weights.append(matrix)
     return weights
+
+
+def _credited_tokens(table: CreditTable, outside: float) -> dict[str, NDArray[np.float64]]:
+    """[n] by reward: the tokens of its scope over all images, and the share of the others that ``outside`` says."""
+    applies = table.applies_by_name()
+    return {
+        name: counts + outside * np.where(applies[name], table.response_tokens - counts, 0)
+        for name, counts in table.tokens_by_name().items()
+    }
 
 
 def response_weights(groups: Sequence[ScoredGroup], config: CreditConfig) -> dict[ResponseKey, float]:

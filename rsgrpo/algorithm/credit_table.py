@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rsgrpo.config import Reach
 from rsgrpo.types import RewardKey, ScopedReward, ScoredGroup, ScoredRollout, TokenSpan
 
 TOTAL = "total"
@@ -83,14 +84,20 @@ class CreditTable:
         }
 
 
-def credit_table(group: ScoredGroup) -> CreditTable:
+def credit_table(group: ScoredGroup, reach: Reach = "scope") -> CreditTable:
     """Lay a group out as a table.
+
+    Args:
+        group: a group of scored rollouts.
+        reach: ``scope``: a cell has the tokens of its reward's scope; ``causal``: all up to the last of these.
 
     Raises:
         ValueError: siblings have different rewards, or a span goes beyond its response.
     """
     keys = [reward.key for reward in group.rollouts[0].rewards] if group.rollouts else []
     spans = [[_checked_spans(group, rollout, index) for index in range(len(keys))] for rollout in group.rollouts]
+    if reach == "causal":
+        spans = [[_up_to_the_last(cell) for cell in row] for row in spans]
     for rollout in group.rollouts:
         found = [reward.key for reward in rollout.rewards]
         if found != keys or len(set(found)) != len(found):
@@ -111,6 +118,10 @@ def credit_table(group: ScoredGroup) -> CreditTable:
         num_tokens=np.array(counts, dtype=np.int64).reshape(shape),
         response_tokens=np.array([rollout.num_tokens for rollout in group.rollouts], dtype=np.int64),
     )
+
+
+def _up_to_the_last(cell: list[TokenSpan]) -> list[TokenSpan]:
+    return [TokenSpan(start=0, stop=cell[-1].stop)] if cell else []
 
 
 def _checked_spans(group: ScoredGroup, rollout: ScoredRollout, index: int) -> list[TokenSpan]:

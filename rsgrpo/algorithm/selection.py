@@ -8,14 +8,15 @@ import numpy as np
 
 from rsgrpo.algorithm.advantages import has_zero_variance
 from rsgrpo.algorithm.credit_table import TOTAL, group_totals, whole_view
-from rsgrpo.config import FilterConfig
+from rsgrpo.config import CreditConfig, FilterConfig
 from rsgrpo.types import RewardKey, ScoredGroup
 
 
-def has_nonzero_variance(group: ScoredGroup, weights: Mapping[str, float]) -> bool:
+def has_nonzero_variance(group: ScoredGroup, weights: Mapping[str, float], outside: float = 0.0) -> bool:
     """Whether any reward with a weight gives some token of the group credit.
 
-    That is: its values differ among siblings, and one that is off the mean has a token in scope.
+    That is: its values differ among siblings, and one that is off the mean has a token in scope; any token where
+    those ``outside`` get a share.
 
     Example:
         Accuracy 1, 1, 0 has; 1, 1, 1 has not, nor has a reward whose scope no sibling contains.
@@ -27,7 +28,8 @@ def has_nonzero_variance(group: ScoredGroup, weights: Mapping[str, float]) -> bo
             if reward.value is None or weights.get(reward.name, 0.0) <= 0.0:
                 continue
             values.setdefault(reward.key, []).append(reward.value)
-            has_tokens.setdefault(reward.key, []).append(any(span.stop > span.start for span in reward.spans))
+            has_scope = any(span.stop > span.start for span in reward.spans)
+            has_tokens.setdefault(reward.key, []).append(has_scope or (outside > 0.0 and rollout.num_tokens > 0))
     for key, found in values.items():
         array = np.array(found, dtype=np.float64)
         if any(has_tokens[key]) and not has_zero_variance(array) and (array != array.mean())[has_tokens[key]].any():
@@ -35,10 +37,10 @@ def has_nonzero_variance(group: ScoredGroup, weights: Mapping[str, float]) -> bo
     return False
 
 
-def _has_credit(group: ScoredGroup, weights: Mapping[str, float], scoping: str) -> bool:
-    if scoping == "whole":
+def _has_credit(group: ScoredGroup, weights: Mapping[str, float], credit: CreditConfig) -> bool:
+    if credit.scoping == "whole":
         return has_nonzero_variance(whole_view(group, weights), {TOTAL: 1.0})
-    return has_nonzero_variance(group, weights)
+    return has_nonzero_variance(group, weights, credit.outside)
 
 
 def mean_total(group: ScoredGroup, weights: Mapping[str, float]) -> float:
@@ -52,7 +54,7 @@ def mean_total(group: ScoredGroup, weights: Mapping[str, float]) -> float:
 
 
 def select_groups(
-    groups: Sequence[ScoredGroup], config: FilterConfig, weights: Mapping[str, float], scoping: str = "scoped"
+    groups: Sequence[ScoredGroup], config: FilterConfig, weights: Mapping[str, float], credit: CreditConfig
 ) -> tuple[ScoredGroup, ...]:
     """Keep the groups that the settings ask for.
 
@@ -61,7 +63,7 @@ def select_groups(
         config: ``nonzero_variance`` keeps groups in which any reward varies; ``mean_range`` is the public rule
             ``low < mean weighted sum < high``; ``none`` keeps all.
         weights: the weight of each reward by its name.
-        scoping: ``rl.credit.scoping``; where credit is given for the weighted sum (``whole``),
+        credit: to which tokens rewards give credit; where it is given for the weighted sum (``scoping: whole``),
             ``nonzero_variance`` asks whether that varies.
 
     Returns:
@@ -74,7 +76,7 @@ def select_groups(
     def is_kept(group: ScoredGroup) -> bool:
         match config.mode:
             case "nonzero_variance":
-                return _has_credit(group, weights, scoping)
+                return _has_credit(group, weights, credit)
             case "mean_range":
                 return config.low < mean_total(group, weights) < config.high
             case _:

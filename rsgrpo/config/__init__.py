@@ -54,6 +54,7 @@ from rsgrpo.config.rl import (
     Normaliser,
     OldLogprobsFrom,
     Ratio,
+    Reach,
     RlConfig,
     Scale,
     Scoping,
@@ -106,6 +107,7 @@ __all__ = [
     "QueryFilterConfig",
     "QuickstartConfig",
     "Ratio",
+    "Reach",
     "ResponseConfig",
     "ResponseFormat",
     "Resume",
@@ -214,6 +216,12 @@ class Config:
             raise ConfigError(
                 "rollout.image_embeds=true feeds the engine features from model.vision_cache.folder, which is empty; "
                 "set the folder, such as model.vision_cache.folder=features, or rollout.image_embeds=false"
+            )
+        if self.stage == "all" and self.model.lora.update == "adapter":
+            raise ConfigError(
+                "model.lora.update=adapter leaves engines the base that they loaded, and with stage=all the adapters "
+                "of reinforcement learning rest on the supervised stage's model; run stage=sft and stage=rl one after "
+                "the other, or set model.lora.update=merged"
             )
         self._check_sections()
         if self.stage in ("rl", "all"):

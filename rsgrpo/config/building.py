@@ -16,7 +16,7 @@ from omegaconf.errors import MissingMandatoryValue
 from rsgrpo.config.checks import ConfigError
 from rsgrpo.errors import shown
 
-_MAY_HOLD_LINES = re.compile(r"^prompt\.system$|\.kwargs\b")
+_MAY_HOLD_LINES = re.compile(r"^prompt\.system$|\.template_arguments\b|\.kwargs\b")
 _MAX_INTEGER = 2**63 - 1
 
 

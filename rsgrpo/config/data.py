@@ -142,7 +142,8 @@ class DataConfig:
     """Held-out questions."""
     retrieve: str = ""
     """Index (``rsgrpo index``) whose pages questions of ``rl_path`` and ``test_path`` are asked over, as its retriever
-    finds them, in place of the pages that the data name; empty: those. docs/behind_retriever.md"""
+    finds them, in place of the pages that the data name; empty: those. Trajectories of ``sft_path`` show them where
+    nothing is said of other pages. docs/behind_retriever.md"""
     retrieve_pages: int = 3
     """Most pages that are found for a question; fewer where the prompt would be too long."""
     retrieve_min_pages: int = 0

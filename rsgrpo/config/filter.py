@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from rsgrpo.config.checks import ConfigError, Literal, at_least, check_choices, check_share, more_than, not_empty
+from rsgrpo.config.prompt import check_template_arguments
 from rsgrpo.errors import shown
 
 
@@ -89,6 +91,9 @@ class QueryFilterConfig:
     keeps the answering model sees at most ``data.max_images``."""
     prompt: str = "configs/prompt/relevance.jinja"
     """``yes_no``: Jinja template of the question about one page, with the variable ``question``."""
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    """``yes_no``: what the chat template of the model that is asked gets beside the conversation, such as
+    ``{enable_thinking: false}``: its first word has to be yes or no."""
     yes: str = "yes"
     """``yes_no`` and ``head``: the answer that means relevant; one token of the model."""
     no: str = "no"
@@ -111,6 +116,7 @@ class QueryFilterConfig:
         at_least("filter.max_pages", self.max_pages, 1)
         for name in ("prompt", "yes", "no"):
             not_empty(f"filter.{name}", getattr(self, name))
+        check_template_arguments("filter.template_arguments", self.template_arguments)
         if self.yes == self.no:
             raise ConfigError(f"filter.yes and filter.no are both {shown(self.yes, 40)!r}; they must differ")
         if not self.stages:

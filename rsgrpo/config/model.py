@@ -19,9 +19,13 @@ ATTENDING_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 """The linear layers of a block that attends."""
 
 
+MAX_ENGINE_RANK = 512
+"""The highest rank of adapters that vLLM has."""
+
+
 @dataclass(kw_only=True, slots=True)
 class LoraConfig:
-    """Low-rank adapters: only they train; engines and exports get the merged weights."""
+    """Low-rank adapters: only they train; engines and exports get the merged weights unless told otherwise."""
 
     rank: int = 0
     """Rank r of the adapters; 0: no adapters, every weight trains that is not frozen."""
@@ -35,14 +39,35 @@ class LoraConfig:
     names."""
     include_vision: bool = False
     """Adapters in the linear layers of the vision tower's blocks as well (needs ``model.freeze_vision=false``)."""
+    export: Literal["merged", "adapter"] = "merged"
+    """What a stage leaves: the ``merged`` model, or with ``adapter`` its adapters as well, in ``models/STAGE_adapter``
+    as peft and ``vllm serve --enable-lora`` load them. Later stages, evaluation and ``rsgrpo ask`` load the merged."""
+    update: Literal["merged", "adapter"] = "merged"
+    """What engines get after a step: the ``merged`` weights of all layers that have an adapter, or the ``adapter``
+    alone, which vLLM adds to the base that it keeps; not with ``include_vision`` or ``stage=all``."""
 
     def __post_init__(self) -> None:
         at_least("model.lora.rank", self.rank, 0)
         more_than("model.lora.alpha", self.alpha, 0.0)
         at_most("model.lora.alpha", self.alpha, 1.0e6)
+        check_choices(self, "model.lora.")
+        if "adapter" in (self.export, self.update) and not self.rank:
+            key, _ = next(pair for pair in (("export", self.export), ("update", self.update)) if pair[1] == "adapter")
+            raise ConfigError(f"model.lora.{key}=adapter needs adapters; set model.lora.rank, or leave it out")
+        if self.update == "adapter":
+            self._check_update()
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"model.lora.dropout={self.dropout} must lie in [0, 1)")
         self._check_targets()
+
+    def _check_update(self) -> None:
+        """Refuse adapters that vLLM does not take."""
+        at_most("model.lora.rank", self.rank, MAX_ENGINE_RANK)
+        if self.include_vision:
+            raise ConfigError(
+                "model.lora.update=adapter leaves the vision tower of the engines as it is, and model.lora."
+                "include_vision=true changes it; set model.lora.update=merged"
+            )
 
     @property
     def targets(self) -> tuple[str, ...]:

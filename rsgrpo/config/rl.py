@@ -22,6 +22,8 @@ Normaliser = Literal["active", "all"]
 
 Scoping = Literal["scoped", "whole"]
 
+Reach = Literal["scope", "causal"]
+
 Baseline = Literal["group_mean", "leave_one_out", "batch_mean"]
 
 Scale = Literal["group_std", "batch_std", "none"]
@@ -73,6 +75,12 @@ class CreditConfig:
     scoping: Scoping = "scoped"
     """``scoped``: each reward is compared within its group by itself and gives credit to the tokens of its scope.
     ``whole``: the weighted sum of the rewards is one number, which gives credit to the whole response (GRPO)."""
+    reach: Reach = "scope"
+    """Which tokens a reward credits where ``scoping`` is ``scoped``. ``scope``: those of its scope. ``causal``: those
+    and all in front of them, which may have caused it; tokens behind the scope cannot have."""
+    outside: float = 0.0
+    """Share of a reward's credit that every other token of the response gets, where ``scoping`` is ``scoped``: 0: none,
+    as in the paper; 1: each reward, compared by itself, credits the whole response."""
     baseline: Baseline = "group_mean"
     """What a reward is compared with: ``group_mean``, ``leave_one_out`` (RLOO), or ``batch_mean`` (REINFORCE++)."""
     scale: Scale = "group_std"
@@ -92,6 +100,13 @@ class CreditConfig:
     def __post_init__(self) -> None:
         check_choices(self, "rl.credit.")
         check_share("rl.credit.epsilon", self.epsilon)
+        check_share("rl.credit.outside", self.outside)
+        if self.scoping == "whole" and (self.reach != "scope" or self.outside):
+            raise ConfigError(
+                f"rl.credit.scoping=whole credits the whole response, so that rl.credit.reach={self.reach} and "
+                f"rl.credit.outside={self.outside:g} would do nothing; set rl.credit.scoping=scoped, or leave them "
+                "alone"
+            )
         at_least("rl.credit.constant_tokens", self.constant_tokens, 0)
         if self.aggregation == "constant":
             at_least("rl.credit.constant_tokens", self.constant_tokens, 1)
@@ -106,6 +121,8 @@ class CreditConfig:
     def _check_reference(self) -> None:
         for key, value, needed in (
             ("scoping", self.scoping, "scoped"),
+            ("reach", self.reach, "scope"),
+            ("outside", f"{self.outside:g}", "0"),
             ("baseline", self.baseline, "group_mean"),
             ("scale", self.scale, "group_std"),
             ("aggregation", self.aggregation, "scope_tokens"),

@@ -35,6 +35,27 @@ def gold_pages(sample: Sample, response_format: ResponseFormat = EVISRAG) -> tup
     return tuple(index for index in sorted(relevant) if index < len(sample.images))
 
 
+def can_show_found_pages(sample: Sample, response_format: ResponseFormat = EVISRAG) -> bool:
+    """Whether a trajectory can be written anew over other pages.
+
+    Args:
+        sample: the sample with its gold response.
+        response_format: the declared sections.
+
+    Returns:
+        Whether it is answerable, no conversation, names its gold pages, and says nothing beside evidence lines and
+        answer: what an observation or a thought says was said of its own pages, and nobody has described others.
+    """
+    if sample.turns or not sample.gold_response or not sample.is_sufficient or not gold_pages(sample, response_format):
+        return False
+    parsed = _parsed_gold(sample, response_format)
+    rest = sample.gold_response
+    for name in (response_format.lines_section, response_format.answer_section):
+        if section := parsed.section(name) if name else None:
+            rest = rest.replace(sample.gold_response[section.start : section.stop], "", 1)
+    return not rest.strip()
+
+
 def with_found_pages(
     sample: Sample,
     found: Sequence[ImageRef],

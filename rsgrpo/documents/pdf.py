@@ -72,8 +72,8 @@ def page_size(width: float, height: float, settings: RenderSettings) -> tuple[in
     scale = min(settings.most_dpi / _POINTS_PER_INCH, math.sqrt(settings.max_pixels / (width * height)))
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise DocumentError(
-            f"it is a strip of {width:g} × {height:g} points, longer than {MAX_ASPECT_RATIO} to 1, which Qwen2.5-VL "
-            "does not read; cut it into pages"
+            f"it is a strip of {width:g} × {height:g} points, longer than {MAX_ASPECT_RATIO} to 1, which no model here "
+            "reads; cut it into pages"
         )
     # 200 dpi of 8.5 inches are 1700 pixels, also where the product comes out a trace below.
     pixels = max(1, int(width * scale + 1e-6)), max(1, int(height * scale + 1e-6))

@@ -108,7 +108,7 @@ class PictureDocument:
             )
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
             raise DocumentError(
-                f"it is {width}×{height}: a strip longer than {MAX_ASPECT_RATIO} to 1, which Qwen2.5-VL does not read; "
+                f"it is {width}×{height}: a strip longer than {MAX_ASPECT_RATIO} to 1, which no model here reads; "
                 "cut it into pages"
             )
 

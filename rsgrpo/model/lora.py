@@ -226,6 +226,23 @@ def adapter_parameters(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
     return layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
 
 
+def named_adapters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The matrices of all adapters, in the model's order.
+
+    Args:
+        model: a model with or without adapters.
+
+    Returns:
+        The matrices by the name of their layer and their own, such as ``….q_proj.lora_A.weight`` [r, inputs] and
+        ``….q_proj.lora_B.weight`` [outputs, r].
+    """
+    return [
+        (f"{name}.lora_{letter}.weight", parameter)
+        for name, layer in adapter_layers(model).items()
+        for letter, parameter in zip("AB", adapter_parameters(layer), strict=True)
+    ]
+
+
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Let the model compute, for the length of the block, what it would without adapters.

@@ -3,6 +3,12 @@
 prompt:    system turn, first question with its images, assistant header
 response:  answer 1 <|im_end|>  | \\n, question 2 with its images, assistant header | answer 2 <|im_end|>  ...
 target:    every token of it    | none                                             | every token of it
+
+A chat template may write earlier answers otherwise than they were given: many drop their thoughts. Then a conversation
+is several rows, each of which goes on from what the template makes of the turns before, as the model will read them:
+
+row 1:  system turn, question 1, header, <think>                        | thoughts 1 </think> answer 1 <|im_end|>
+row 2:  system turn, question 1, answer 1, question 2, header, <think>  | thoughts 2 </think> answer 2 <|im_end|>
 """
 
 from __future__ import annotations
@@ -16,11 +22,12 @@ from numpy.typing import NDArray
 
 from rsgrpo.config import EVISRAG, PromptConfig, ResponseFormat
 from rsgrpo.data.evisrag_files import split_markers
+from rsgrpo.prompts.chat_template import ChatTemplater, with_arguments
 from rsgrpo.prompts.template import (
     IMAGE_PLACEHOLDER,
-    ChatTemplater,
     PromptBuilder,
     PromptTemplateError,
+    render_turns,
     response_behind,
 )
 from rsgrpo.text.control_tokens import control_token
@@ -57,11 +64,11 @@ class ResponsePart:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """A conversation, chat template applied.
+    """A conversation or a row of it, chat template applied.
 
     Attributes:
-        sample_id: the id of the sample that the conversation comes from.
-        prompt: the prompt: everything up to and with the first assistant header.
+        sample_id: the id of the sample that the conversation comes from; where it is several rows, with their number.
+        prompt: the prompt: everything up to and with the header of the row's first answer.
         parts: what follows the prompt: targets and what stands between them, in turns.
     """
 
@@ -94,74 +101,94 @@ class ConversationBuilder:
 
     def __init__(self, prompt: PromptConfig, chat: ChatTemplater, response_format: ResponseFormat = EVISRAG) -> None:
         self._system = prompt.system
-        self._chat = chat
+        self._chat = with_arguments(chat, prompt.template_arguments)
         self._format = response_format
         self._single = PromptBuilder(prompt, chat, response_format=response_format)
 
-    def build(self, sample: Sample) -> Conversation:
+    @property
+    def parts_answers(self) -> bool:
+        """Whether the chat template rewrites earlier answers with thoughts, so that answers are rows of their own."""
+        question, ids = Turn(role="user", text="?"), "probe"
+        opened = opened_section(render_turns(self._chat, [self._message(question)], ids), self._format)
+        answer = Turn(role="assistant", text=f"<{opened or 'think'}>\n.</{opened or 'think'}>.")
+        return len(self.build(Sample(sample_id=ids, turns=(question, answer, question, answer)))) > 1
+
+    def build(self, sample: Sample) -> tuple[Conversation, ...]:
         """Build one conversation.
 
         Args:
             sample: a sample with turns, or a question with gold.
 
+        Returns:
+            One row; or several, where the chat template writes earlier answers otherwise than they stand. Every answer
+            is a target in one of them.
+
         Raises:
             PromptTemplateError: there is no gold, a text holds a control token such as ``<|im_end|>``, the chat
-                template changes texts, drops images, or opens a section with which an answer does not begin.
+                template drops turns or images, or opens a section with which an answer does not begin.
         """
         if not sample.turns:
             gold = self._gold(sample)
             self._check(sample, gold)
             prompt = self._single.build(sample)
             answer = ResponsePart(text=response_behind(prompt, gold) + TURN_END, is_target=True)
-            return Conversation(sample_id=sample.sample_id, prompt=prompt, parts=(answer,))
+            return (Conversation(sample_id=sample.sample_id, prompt=prompt, parts=(answer,)),)
         for turn in sample.turns:
             self._check(sample, turn.text)
-        heads, answers = self._heads(sample)
-        shown = [head.count(IMAGE_PLACEHOLDER) for head in heads]
-        if sum(shown) != len(sample.images):
-            raise PromptTemplateError(
-                f"sample {sample.sample_id!r}: the chat template gives {sum(shown)} image placeholders for "
-                f"{len(sample.images)} images; use a model folder with Qwen2.5-VL's chat template"
-            )
-        prompt = ChatPrompt(
-            sample_id=sample.sample_id,
-            text=heads[0],
-            images=sample.images[: shown[0]],
-            opened_section=opened_section(heads[0], self._format),
-        )
-        parts = [ResponsePart(text=answers[0] + TURN_END, is_target=True)]
-        first = shown[0]
-        for head, text, count in zip(heads[1:], answers[1:], shown[1:], strict=True):
-            parts.append(ResponsePart(text=head, is_target=False, images=sample.images[first : first + count]))
-            parts.append(ResponsePart(text=text + TURN_END, is_target=True))
-            first += count
-        return Conversation(sample_id=sample.sample_id, prompt=prompt, parts=tuple(parts))
+        rows = self._rows(sample)
+        ids = [sample.sample_id] if len(rows) == 1 else [f"{sample.sample_id}#{n + 1}" for n in range(len(rows))]
+        return tuple(self._row(name, row, sample.images) for name, row in zip(ids, rows, strict=True))
 
-    def _heads(self, sample: Sample) -> tuple[list[str], list[str]]:
-        """What stands in front of each answer since the one before, and what is left of the answer to write."""
+    def _row(self, sample_id: str, answers: Sequence[tuple[str, str]], images: tuple[ImageRef, ...]) -> Conversation:
+        """A row of heads and the answers behind them."""
+        first = answers[0][0]
+        num_shown = first.count(IMAGE_PLACEHOLDER)
+        prompt = ChatPrompt(
+            sample_id=sample_id,
+            text=first,
+            images=images[:num_shown],
+            opened_section=opened_section(first, self._format),
+        )
+        parts = [ResponsePart(text=answers[0][1] + TURN_END, is_target=True)]
+        for head, answer in answers[1:]:
+            count = head.count(IMAGE_PLACEHOLDER)
+            parts.append(ResponsePart(text=head, is_target=False, images=images[num_shown : num_shown + count]))
+            parts.append(ResponsePart(text=answer + TURN_END, is_target=True))
+            num_shown += count
+        return Conversation(sample_id=sample_id, prompt=prompt, parts=tuple(parts))
+
+    def _rows(self, sample: Sample) -> list[list[tuple[str, str]]]:
+        """Rows of what stands in front of each answer since the one before, and what is left of it to write."""
         turns = list(sample.turns)
         if turns[0].role != "system":
             turns.insert(0, Turn(role="system", text=self._system))
         messages = [self._message(turn) for turn in turns]
-        heads: list[str] = []
-        answers: list[str] = []
+        rows: list[list[tuple[str, str]]] = []
         so_far = ""
+        num_shown = 0
         for index, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
-            text = self._chat.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
-            if not text.startswith(so_far):
-                raise PromptTemplateError(
-                    f"sample {sample.sample_id!r}: the chat template does not write answer {len(answers)} as it "
-                    f"stands, followed by {TURN_END}; use a model folder with Qwen2.5-VL's chat template"
-                )
-            prompt = ChatPrompt(
-                sample_id=sample.sample_id, text=text, opened_section=opened_section(text, self._format)
+            text = render_turns(self._chat, messages[:index], sample.sample_id)
+            num_shown = text.count(IMAGE_PLACEHOLDER)
+            if not rows or not text.startswith(so_far):
+                if rows and text.count(TURN_END) != index:
+                    raise PromptTemplateError(
+                        f"sample {sample.sample_id!r}: the chat template ends {text.count(TURN_END)} of {index} turns "
+                        f"with {TURN_END}; use the chat template that the model came with"
+                    )
+                rows.append([])
+                so_far = ""
+            head = ChatPrompt(sample_id=sample.sample_id, text=text, opened_section=opened_section(text, self._format))
+            answer = response_behind(head, turn.text)
+            rows[-1].append((text[len(so_far) :], answer))
+            so_far = text + answer + TURN_END
+        if num_shown != len(sample.images):
+            raise PromptTemplateError(
+                f"sample {sample.sample_id!r}: the chat template gives {num_shown} image placeholders for "
+                f"{len(sample.images)} images; use the chat template that the model came with"
             )
-            heads.append(text[len(so_far) :])
-            answers.append(response_behind(prompt, turn.text))
-            so_far = text + answers[-1] + TURN_END
-        return heads, answers
+        return rows
 
     @staticmethod
     def _message(turn: Turn) -> dict[str, object]:

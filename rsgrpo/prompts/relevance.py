@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from rsgrpo.config import PromptConfig
-from rsgrpo.prompts.template import ChatTemplater, PromptBuilder, PromptTemplateError
+from rsgrpo.errors import shown
+from rsgrpo.prompts.chat_template import ChatTemplater, with_arguments
+from rsgrpo.prompts.template import PromptBuilder, PromptTemplateError
 from rsgrpo.types import ImageRef, PromptedSample, Sample
+
+_OPENED = re.compile(r"(<\w[\w.-]*>)\s*\Z")
 
 
 class AnswerTokenizer(Protocol):
@@ -26,13 +32,16 @@ class RelevancePrompts:
     Args:
         path: the path of the Jinja template, with the variable ``question``.
         chat: the model's tokenizer or processor.
+        arguments: the arguments of its chat template (``filter.template_arguments``); None: none.
 
     Raises:
         PromptTemplateError: the template is missing, is no Jinja, or does not use ``question``.
+        ConfigError: the chat template does not read one of the arguments.
     """
 
-    def __init__(self, path: str, chat: ChatTemplater) -> None:
-        self._builder = PromptBuilder(PromptConfig(path=path, image_order="images_first"), chat)
+    def __init__(self, path: str, chat: ChatTemplater, arguments: Mapping[str, Any] | None = None) -> None:
+        argued = with_arguments(chat, arguments or {}, "filter.template_arguments")
+        self._builder = PromptBuilder(PromptConfig(path=path, image_order="images_first"), argued)
 
     def build(self, prompt_id: str, question: str, page: ImageRef) -> PromptedSample:
         """Build one prompt.
@@ -43,9 +52,17 @@ class RelevancePrompts:
             page: the page.
 
         Raises:
-            PromptTemplateError: the question holds a control token such as ``<|im_end|>``.
+            PromptTemplateError: the question holds a control token such as ``<|im_end|>``, or the chat template opens
+                a section, whose first word would be read as the answer.
         """
-        return self._builder.prompted(Sample(sample_id=prompt_id, question=question, images=(page,)))
+        prompted = self._builder.prompted(Sample(sample_id=prompt_id, question=question, images=(page,)))
+        opened = _OPENED.search(prompted.prompt.text)
+        if opened:
+            raise PromptTemplateError(
+                f"the model's chat template ends a prompt with {shown(opened.group(1), 40)}, so that its first word is "
+                "no yes or no; many templates take filter.template_arguments={enable_thinking: false}"
+            )
+        return prompted
 
 
 def answer_tokens(tokenizer: AnswerTokenizer, yes: str, no: str) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from jinja2 import Environment, StrictUndefined, Template, TemplateError, meta
 
@@ -13,6 +12,7 @@ from rsgrpo.config import EVISRAG, PromptConfig, ResponseFormat
 from rsgrpo.data.evisrag_files import split_markers
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.special_files import special_kind
+from rsgrpo.prompts.chat_template import ChatTemplater, with_arguments
 from rsgrpo.text.control_tokens import control_token
 from rsgrpo.text.sections import opened_section
 from rsgrpo.types import IMAGE_MARKER, ChatPrompt, PromptedSample, Sample
@@ -38,15 +38,6 @@ _SHA_DIGITS = 12
 
 class PromptTemplateError(RsgrpoError, ValueError):
     """A prompt cannot be built; the message names the template or the sample, and the way out."""
-
-
-class ChatTemplater(Protocol):
-    """A tokenizer or a processor: what knows the model's chat template."""
-
-    def apply_chat_template(
-        self, conversation: list[dict[str, object]], *, tokenize: bool, add_generation_prompt: bool
-    ) -> str:
-        """Render turns as text."""
 
 
 class PromptWriter:
@@ -140,6 +131,7 @@ class PromptBuilder:
 
     Raises:
         PromptTemplateError: the template is missing, is no Jinja, or does not use ``question``.
+        ConfigError: the chat template does not read one of ``prompt.template_arguments``.
     """
 
     def __init__(
@@ -151,7 +143,7 @@ class PromptBuilder:
         response_format: ResponseFormat = EVISRAG,
     ) -> None:
         self._prompt = prompt
-        self._chat = chat
+        self._chat = with_arguments(chat, prompt.template_arguments)
         self._writer = writer or PromptWriter(prompt)
         self._format = response_format
 
@@ -186,17 +178,11 @@ class PromptBuilder:
             {"role": "system", "content": self._prompt.system},
             {"role": "user", "content": content},
         ]
-        try:
-            text = self._chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise PromptTemplateError(
-                f"sample {sample.sample_id!r}: the model folder's chat template cannot be rendered: {shown(error)}; "
-                "use a model folder with Qwen2.5-VL's chat template"
-            ) from error
+        text = render_turns(self._chat, turns, sample.sample_id)
         if text.count(IMAGE_PLACEHOLDER) != len(sample.images):
             raise PromptTemplateError(
                 f"sample {sample.sample_id!r}: the chat template gives {text.count(IMAGE_PLACEHOLDER)} image "
-                f"placeholders for {len(sample.images)} images; use a model folder with Qwen2.5-VL's chat template"
+                f"placeholders for {len(sample.images)} images; use the chat template that the model came with"
             )
         return ChatPrompt(
             sample_id=sample.sample_id,
@@ -208,6 +194,26 @@ class PromptBuilder:
     def prompted(self, sample: Sample) -> PromptedSample:
         """The sample together with its prompt."""
         return PromptedSample(sample=sample, prompt=self.build(sample))
+
+
+def render_turns(chat: ChatTemplater, turns: list[dict[str, object]], sample_id: str) -> str:
+    """Turns as the model reads them, up to and with the header of its answer.
+
+    Args:
+        chat: the model's tokenizer or processor, with the arguments of its template.
+        turns: the turns before the answer.
+        sample_id: whose they are, for messages.
+
+    Raises:
+        PromptTemplateError: the template refuses them.
+    """
+    try:
+        return chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise PromptTemplateError(
+            f"sample {sample_id!r}: the model folder's chat template cannot be rendered: {shown(error)}; "
+            "use the chat template that the model came with"
+        ) from error
 
 
 def response_behind(prompt: ChatPrompt, response: str) -> str:
@@ -234,8 +240,8 @@ def response_behind(prompt: ChatPrompt, response: str) -> str:
     if not begun.startswith(tag):
         raise PromptTemplateError(
             f"sample {prompt.sample_id!r}: the chat template opens {tag} at the end of the prompt, but the gold "
-            f"response begins with {shown(begun, 40)!r}; begin it with {tag}, or use a chat template that opens no "
-            "section"
+            f"response begins with {shown(begun, 40)!r}; begin it with {tag}, or have no section opened: many "
+            "templates take prompt.template_arguments={enable_thinking: false}"
         )
     written = prompt.text.rpartition(tag)[2]
     return begun.removeprefix(tag).removeprefix(written)

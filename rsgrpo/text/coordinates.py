@@ -28,7 +28,7 @@ class CoordinateError(RsgrpoError, ValueError):
 def smart_resize(
     width: int, height: int, *, min_pixels: int, max_pixels: int, factor: int = PATCH_SIDE
 ) -> tuple[int, int]:
-    """Size at which Qwen2.5-VL sees an image.
+    """Size at which a model sees an image.
 
     Both sides are rounded to multiples of ``factor``; if the area is then beyond a bound, both are scaled by
     one number to meet it and rounded towards the inside of it. A side of less than half a token rounds to none, so
@@ -53,7 +53,7 @@ def smart_resize(
     """
     if min(width, height) < 1 or max(width, height) > _MAX_ASPECT_RATIO * min(width, height):
         raise CoordinateError(
-            f"an image of {width}×{height} has no size for Qwen2.5-VL: sides 1 to {_MAX_ASPECT_RATIO} : 1"
+            f"an image of {width}×{height} has no size for the models: sides 1 to {_MAX_ASPECT_RATIO} : 1"
         )
     wide, high = round(width / factor) * factor, round(height / factor) * factor
     if wide * high > max_pixels:

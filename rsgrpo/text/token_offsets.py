@@ -88,7 +88,7 @@ class TokenTable:
             except KeyError as error:
                 raise TokenizerError(
                     f"token {token!r} (id {token_id}) holds {error.args[0]!r}, which stands for no byte: the tokenizer "
-                    "is not a byte-level BPE; use the tokenizer of a Qwen2.5-VL model"
+                    "is not a byte-level BPE; use the tokenizer that the model came with"
                 ) from error
         for token_id, added_token in added.items():
             is_special = added_token.special or token_id in special_ids

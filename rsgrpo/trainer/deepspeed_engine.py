@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import Config, OptimizerConfig
-from rsgrpo.model.lora import exported_parameters, of_trained_layers
+from rsgrpo.model.lora import exported_parameters, named_adapters, of_trained_layers
 from rsgrpo.model.policy_model import MicroBatch, PolicyModel
 from rsgrpo.model.stored_weights import StoredWeights
 from rsgrpo.trainer.engine_settings import deepspeed_settings, learning_rate, parameter_groups, trained_elements
@@ -241,6 +241,15 @@ class DeepSpeedEngine:
         for chunk in by_bytes(exported, max_bytes):
             with self._whole([parameter for weight in chunk for parameter in weight.parameters]):
                 yield [(weight.name, weight.tensor()) for weight in chunk]
+
+    def gathered_adapters(self) -> list[tuple[str, Tensor]]:
+        """The adapters alone, whole, on the host, by names as :func:`rsgrpo.model.lora.named_adapters` gives them.
+
+        Every rank must call it.
+        """
+        named = named_adapters(self._engine.module.model)
+        with self._whole([parameter for _, parameter in named]):
+            return [(name, parameter.detach().cpu().clone()) for name, parameter in named]
 
     def _whole(self, parameters: list[nn.Parameter]):
         partitioned = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status == ZeroParamStatus.NOT_AVAILABLE]

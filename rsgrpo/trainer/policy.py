@@ -108,7 +108,7 @@ class Policy:
 
         Args:
             config: the run's settings.
-            model_folder: a Qwen2.5-VL folder that every node can read.
+            model_folder: a model folder that every node can read.
             device: ``cpu`` or ``gpu``.
             num_threads: CPU threads of each rank; one number: of all of them.
             num_threads_alone: the same, while no engine works; empty: no others.
@@ -328,8 +328,9 @@ class Policy:
         leaves_frozen_out = self._has_sent_all if trainable_only is None else trainable_only
         whole = partial(self.weights, max_bucket_bytes, trainable_only=False)
         with self._one_at_a_time:
+            is_adapter = self._config.model.lora.update == "adapter"  # an engine has the base from its folder
             self._has_sent_all = self._has_sent_all or not leaves_frozen_out
-            if self._transfer != "object_store":
+            if self._transfer != "object_store" and not is_adapter:
                 return WeightUpdate(
                     version=WeightVersion(version=self._version, checksum=""),
                     buckets=(),
@@ -344,25 +345,27 @@ class Policy:
                     ),
                 )
             gathered: list[GatheredWeights] = self._ranks.each(
-                lambda worker: worker.gather_weights.remote(max_bucket_bytes, leaves_frozen_out), is_collective=True
+                lambda worker: worker.gather_weights.remote(max_bucket_bytes, leaves_frozen_out, is_adapter),
+                is_collective=True,
             )
             return WeightUpdate(
                 version=WeightVersion(version=self._version, checksum=format_checksum(gathered[0].checksum)),
                 buckets=gathered[0].buckets,
-                is_complete=not leaves_frozen_out,
+                is_complete=not leaves_frozen_out and not is_adapter,
                 whole=whole,
             )
 
-    def export_model(self, folder: Path) -> None:
+    def export_model(self, folder: Path, *, is_adapter: bool = False) -> None:
         """Write a model folder that ``from_pretrained`` and ``vllm serve`` load, tokenizer and processor included.
 
         Args:
             folder: the folder to write, which appears complete or not at all.
+            is_adapter: whether the adapters alone are written, as peft and ``vllm serve --enable-lora`` load them.
         """
         self.wait_ready()
 
         def write(partial: Path) -> None:
-            self._ranks.each(lambda worker: worker.export.remote(partial), is_collective=True)
+            self._ranks.each(lambda worker: worker.export.remote(partial, is_adapter), is_collective=True)
 
         write_folder(folder, write)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from rsgrpo.cluster.gpu_sharing import OnGpu
 from rsgrpo.config import LossConfig, OptimizerConfig
 from rsgrpo.io.manifest import FileDigest, digest
 from rsgrpo.model.attention.backend import BackendChoice
+from rsgrpo.model.exports import write_adapter, write_model
 from rsgrpo.model.families.table import as_published
 from rsgrpo.model.folder import load_processor
 from rsgrpo.model.lora import adapters_off
@@ -56,6 +56,7 @@ from rsgrpo.types import ResponseStats, TrainingGroup
 from rsgrpo.weights.buckets import bucket_checksum, flatten_bucket
 from rsgrpo.weights.transfer import BucketStager, StagedBucket, new_group
 
+_Chunks = Iterator[list[tuple[str, Tensor]]]
 _MEETING_TIMEOUT = timedelta(minutes=30)  # as long as gloo waits: ranks may come late where a model's files are slow
 
 
@@ -347,22 +348,26 @@ class PolicyWorker:
                     stats.extend(response_stats(self._plan[index], self._groups, logprobs, entropy))
         return tuple(stats)
 
-    def _tensors(self, *, trainable_only: bool, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-        """The engine's parameters, and those of a tower that stands outside it."""
+    def _tensors(self, *, max_bytes: int, trainable_only: bool = False, is_adapter: bool = False) -> _Chunks:
+        """The engine's parameters, and those of a tower that stands outside it; or its adapters alone."""
+        if is_adapter:
+            yield self._engine.gathered_adapters()
+            return
         yield from self._engine.gathered_parameters(trainable_only=trainable_only, max_bytes=max_bytes)
         if self._features is not None and not trainable_only:
             yield from self._features.parameters(max_bytes)
 
-    def gather_weights(self, max_bucket_bytes: int, trainable_only: bool) -> GatheredWeights:
+    def gather_weights(self, max_bucket_bytes: int, trainable_only: bool, is_adapter: bool) -> GatheredWeights:
         """Put the weights into the object store, bucket by bucket (rank 0; the others help gather).
 
         Args:
             max_bucket_bytes: the most bytes of a bucket.
             trainable_only: whether frozen parameters are left out.
+            is_adapter: whether the adapters alone are sent, in one bucket.
         """
         buckets: list[Any] = []
         checksum = 0
-        for named in self._tensors(trainable_only=trainable_only, max_bytes=max_bucket_bytes):
+        for named in self._tensors(trainable_only=trainable_only, max_bytes=max_bucket_bytes, is_adapter=is_adapter):
             if not self._spec.rank:
                 bucket = flatten_bucket(as_published(self._model, named))
                 checksum = bucket_checksum(bucket, checksum)
@@ -415,25 +420,20 @@ class PolicyWorker:
         if self._reference is not None:
             self._reference.set_on_gpu(parts)
 
-    def export(self, folder: Path) -> None:
-        """Write a model folder that ``from_pretrained`` and vLLM load (rank 0; the others help gather).
+    def export(self, folder: Path, is_adapter: bool = False) -> None:
+        """Write what ``from_pretrained``, peft and vLLM load (rank 0; the others help gather).
 
         Args:
             folder: the folder to write, which is empty.
+            is_adapter: whether the adapters alone are written, else the model with adapters merged in.
         """
         state: dict[str, Tensor] = {}
-        for named in self._tensors(trainable_only=False, max_bytes=2**29):
-            if not self._spec.rank:
-                state |= {name: tensor.cpu().clone() for name, tensor in named}
-        if self._spec.rank:
-            return
-        if self._model.config.tie_word_embeddings:
-            state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
-        self._model.save_pretrained(folder, state_dict=state)
-        self._processor.save_pretrained(folder)
-        for name in ("chat_template.json", "chat_template.jinja"):
-            if (self._spec.model_folder / name).exists() and not (folder / name).exists():
-                shutil.copy(self._spec.model_folder / name, folder / name)
+        for named in self._tensors(max_bytes=2**29, is_adapter=is_adapter):
+            state |= {} if self._spec.rank else {name: tensor.cpu().clone() for name, tensor in named}
+        if is_adapter and not self._spec.rank:
+            write_adapter(folder, state.items(), self._config.model.lora, self._spec.model_folder)
+        elif not self._spec.rank:
+            write_model(folder, self._model, self._processor, state, self._spec.model_folder)
 
     def save(self, folder: Path) -> tuple[FileDigest, ...]:
         """Write this rank's share of a checkpoint into ``folder``; digests of what was written."""

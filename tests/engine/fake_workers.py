@@ -93,7 +93,7 @@ class SlowRank:
         zero = np.zeros(1, dtype=np.float32)
         return [ResponseStats(sample_id="q", response_index=0, logprobs=zero, entropy=zero)]
 
-    def gather_weights(self, max_bucket_bytes: int, trainable_only: bool) -> SimpleNamespace:
+    def gather_weights(self, max_bucket_bytes: int, trainable_only: bool, is_adapter: bool) -> SimpleNamespace:
         self._calls.append("gather")
         return SimpleNamespace(buckets=(), checksum=0)
 

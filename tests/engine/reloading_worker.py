@@ -157,6 +157,11 @@ class ReloadingWorker(PolicyWorker):
         chunks = list(self._tensors(trainable_only=False, max_bytes=2**14))
         return {self._name(name): tensor.float().numpy().copy() for chunk in chunks for name, tensor in chunk}
 
+    def sent_adapters(self) -> dict[str, np.ndarray]:
+        """The adapters as engines get them where they keep the base."""
+        (chunk,) = self._tensors(max_bytes=0, is_adapter=True)
+        return {name: tensor.numpy().copy() for name, tensor in chunk}
+
     def sent_names(self) -> list[str]:
         """Names of what changes with an update."""
         chunks = self._tensors(trainable_only=True, max_bytes=2**14)

@@ -19,7 +19,7 @@ from rsgrpo.config import (
     TrainerConfig,
     VisionCacheConfig,
 )
-from rsgrpo.model.lora import adapter_layers, adapter_parameters, exported_parameters
+from rsgrpo.model.lora import adapter_layers, adapter_parameters, exported_parameters, named_adapters
 from rsgrpo.trainer.faults import TrainerMemoryError
 from tests.engine.reloading_worker import ReloadingWorker as Rank
 from tests.engine.worlds import World
@@ -80,6 +80,10 @@ def test_adapters_gradient_and_sent_weights_equal_those_of_one_process(worlds, f
     for sent in world.each(Rank.sent):
         assert list(sent) == list(merged)
         assert all(np.array_equal(sent[name], merged[name]) for name in merged)
+    adapters = dict(named_adapters(plain.model))
+    for sent in world.each(Rank.sent_adapters):
+        assert list(sent) == list(adapters)
+        assert all(np.array_equal(sent[name], adapters[name].detach().numpy()) for name in adapters)
 
 
 def test_an_update_carries_every_part_of_each_layer_that_the_engine_replaces_as_one(worlds):

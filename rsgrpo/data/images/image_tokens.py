@@ -10,7 +10,7 @@ from rsgrpo.types import ImageRef
 
 
 class PatchCounter(Protocol):
-    """What is needed of Qwen2.5-VL's image processor."""
+    """What is needed of a model's image processor."""
 
     merge_size: int
 

@@ -30,7 +30,7 @@ class ImageViewError(RsgrpoError, ValueError):
 
 
 class SizedProcessor(Protocol):
-    """What is needed of Qwen2.5-VL's image processor."""
+    """What is needed of a model's image processor."""
 
     size: object
     """The bounds on a page's size as the processor holds them: an area each, by ``shortest_edge`` and
@@ -108,8 +108,8 @@ def model_view(data: DataConfig, image_processor: SizedProcessor) -> ImageView:
     if any(edge < 1 for edge in found.values()):
         raise ImageViewError(
             f"the model's image processor has size={size!s:.120}, expected areas in pixels under shortest_edge and "
-            "longest_edge (or min_pixels and max_pixels); copy preprocessor_config.json from the Qwen2.5-VL that the "
-            "model was trained from"
+            "longest_edge (or min_pixels and max_pixels); copy preprocessor_config.json from the model that this "
+            "one was trained from"
         )
     return ImageView(
         min_pixels=data.min_pixels,

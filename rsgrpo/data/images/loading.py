@@ -259,7 +259,7 @@ def _final_size(ref: ImageRef, facts: ImageFacts, rules: ImageRules) -> tuple[in
         brought = "" if is_same else f", {width}×{height} after data.min_pixels and data.max_pixels"
         raise ImageError(
             f"{_name(ref)} is {facts.width}×{facts.height}{brought}: a strip longer than {MAX_ASPECT_RATIO} to 1, "
-            "which Qwen2.5-VL does not read; cut it into pages, or set data.on_bad_sample=skip"
+            "which no model here reads; cut it into pages, or set data.on_bad_sample=skip"
         )
     return width, height
 

@@ -90,9 +90,9 @@ def refuse_sound(record: Mapping[str, Any], turns: Sequence[Turn]) -> None:
         BadRecordError: the record lists audio, or a question has its marker.
     """
     if media_field(record, *_AUDIO_KEYS):
-        raise BadRecordError("audio", "it lists audio, which Qwen2.5-VL cannot hear; leave the record out")
+        raise BadRecordError("audio", "it lists audio, which the models here cannot hear; leave the record out")
     if any(AUDIO_MARKER in turn.text for turn in turns if turn.role != "assistant"):
-        raise BadRecordError("audio", f"a question has an {AUDIO_MARKER} marker, but Qwen2.5-VL cannot hear audio")
+        raise BadRecordError("audio", f"a question has an {AUDIO_MARKER} marker, but the models here cannot hear audio")
 
 
 def _in_order(

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.prompts.template import IMAGE_PLACEHOLDER, ChatTemplater
+from rsgrpo.prompts.chat_template import ChatTemplater
+from rsgrpo.prompts.template import IMAGE_PLACEHOLDER, render_turns
 from rsgrpo.text.control_tokens import control_token
 from rsgrpo.types import ChatPrompt, ImageRef, PromptedSample, Sample
 
@@ -82,7 +83,7 @@ def chat_prompt(prompt: TaskPrompt, chat: ChatTemplater) -> PromptedSample:
 
     Args:
         prompt: the prompt of the request.
-        chat: the model's tokenizer or processor.
+        chat: the model's tokenizer or processor, with the template's arguments.
 
     Returns:
         The prompt with one ``<|image_pad|>`` for each image, beside a sample that carries its id.
@@ -90,6 +91,7 @@ def chat_prompt(prompt: TaskPrompt, chat: ChatTemplater) -> PromptedSample:
     Raises:
         TaskPromptError: the text holds a control token (:mod:`rsgrpo.text.control_tokens`), or the template drops an
             image.
+        PromptTemplateError: the template refuses the turns.
 
     Example:
         Two images and ``Q?`` in a user turn give ``user\\n`` + 2 × ``<|vision_start|><|image_pad|><|vision_end|>``
@@ -109,12 +111,12 @@ def chat_prompt(prompt: TaskPrompt, chat: ChatTemplater) -> PromptedSample:
         else:
             content = "".join(part for part in turn.parts if isinstance(part, str))
         conversation.append({"role": turn.role, "content": content})
-    text = chat.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    text = render_turns(chat, conversation, prompt.prompt_id)
     images = prompt.images
     if text.count(IMAGE_PLACEHOLDER) != len(images):
         raise TaskPromptError(
             f"question {prompt.prompt_id!r}: the chat template gives {text.count(IMAGE_PLACEHOLDER)} image "
-            f"placeholders for {len(images)} images; use a model folder with Qwen2.5-VL's chat template"
+            f"placeholders for {len(images)} images; use the chat template that the model came with"
         )
     return PromptedSample(
         sample=Sample(sample_id=prompt.prompt_id, images=images),

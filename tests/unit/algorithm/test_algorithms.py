@@ -52,7 +52,7 @@ def library(
 ) -> Tensor:
     """The step's loss through selection, credit and rows; ``cut``: which responses share a row."""
     rl = config.rl
-    kept = select_groups(step.groups, rl.filter, step.weights, rl.credit.scoping)
+    kept = select_groups(step.groups, rl.filter, step.weights, rl.credit)
     credited = {
         rollout.key: rollout for group in credit_groups(kept, step.weights, rl.credit) for rollout in group.rollouts
     }
@@ -99,7 +99,7 @@ BETAS = st.sampled_from((0.0, 0.04))
 
 def test_every_algorithm_has_an_oracle() -> None:
     # rs_grpo and upstream have theirs in test_laws (laws 1 and 6); here, that the configs are what those test
-    assert sorted([*PAPERS, "rs_grpo", "upstream"]) == ALGORITHMS
+    assert sorted([*PAPERS, "rs_grpo", "causal_rs_grpo", "decoupled_grpo", "upstream"]) == ALGORITHMS
     assert algorithm("rs_grpo").rl.credit == CreditConfig()
     assert algorithm("rs_grpo").rl.loss == LossConfig()
     public = algorithm("upstream")
@@ -300,8 +300,8 @@ def test_rewards_that_cancel_in_the_sum_are_no_signal_for_the_whole_response() -
         ],
     )
     weights = {"a": 1.0, "b": 1.0}
-    assert len(select_groups([group], algorithm("rs_grpo").rl.filter, weights)) == 1
-    assert not select_groups([group], algorithm("dapo").rl.filter, weights, "whole")
+    assert len(select_groups([group], algorithm("rs_grpo").rl.filter, weights, CreditConfig())) == 1
+    assert not select_groups([group], algorithm("dapo").rl.filter, weights, CreditConfig(scoping="whole"))
 
 
 def test_a_response_without_siblings_is_compared_with_the_batch_only() -> None:

@@ -50,11 +50,11 @@ def test_rounding_is_no_signal() -> None:
 @given(totals=st.lists(st.sampled_from((-1.0, 0.0, 0.02, 3.5, 6.9, 7.0)), min_size=2, max_size=5))
 def test_mean_range_is_the_public_rule(totals: list[float]) -> None:
     groups = [simple_group("g", "a", totals, [1] * len(totals))]
-    kept = select_groups(groups, FilterConfig(mode="mean_range"), {"a": 1.0})
+    kept = select_groups(groups, FilterConfig(mode="mean_range"), {"a": 1.0}, CreditConfig())
     assert bool(kept) == reference_keeps_group(totals)
 
 
 def test_kept_groups_stay_in_order() -> None:
     groups = [*named("ab"), simple_group("x", "a", [1.0, 1.0], [1, 1]), *named("c")]
-    kept = select_groups(groups, FilterConfig(), {"a": 1.0})
+    kept = select_groups(groups, FilterConfig(), {"a": 1.0}, CreditConfig())
     assert ids(kept) == "abc"

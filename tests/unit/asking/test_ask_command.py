@@ -94,6 +94,18 @@ def test_an_index_is_searched_and_its_pages_are_called_by_document_and_number(se
     assert call(server, "Where?", "--index", str(tmp_path / "index"), "--by", "text", "--document", "b.pdf") == 1
 
 
+@pytest.mark.parametrize("name", ["gone.png", "gone.pdf#3", "gone.pdf"])
+def test_a_file_that_is_not_there_is_told_in_words_of_the_command(server, name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(server, "What?", name) == 1
+    told = capsys.readouterr().err
+    assert f"{name} cannot be asked about: there is no such file; give its path, as seen from {tmp_path}" in told
+    assert "data." not in told
+    (tmp_path / "folder").mkdir()
+    assert call(server, "What?", "folder") == 1
+    assert "it is a folder; name the images or documents in it" in capsys.readouterr().err
+
+
 def test_signs_of_a_terminal_in_an_answer_or_a_name_do_not_reach_it(server, pages, capsys):
     server.reply = lambda question, attempt: streamed("<answer>\x1b[2Jtwo\x07\nlines</answer>")
     assert call(server, "What?", pages[0]) == 0

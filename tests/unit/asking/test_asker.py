@@ -182,7 +182,7 @@ def test_what_cannot_be_asked_is_refused_before_the_model_is_asked(server, tmp_p
 
 
 def test_pages_beyond_the_context_are_counted_and_the_sentence_says_how_many_fit(server, tmp_path, monkeypatch):
-    async def count_tokens(client: ChatClient, messages) -> int:
+    async def count_tokens(client: ChatClient, messages, template_arguments) -> int:
         return 20 + 70 * sum(part["type"] == "image_url" for part in messages[1]["content"])
 
     monkeypatch.setattr(ChatClient, "count_tokens", count_tokens)

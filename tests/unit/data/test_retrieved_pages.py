@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.data.files import DataError
-from rsgrpo.data.retrieved_pages import gold_pages, with_found_pages
+from rsgrpo.data.retrieved_pages import can_show_found_pages, gold_pages, with_found_pages
 from rsgrpo.text.sections import parse_response
 from rsgrpo.types import Box, ImageRef, Sample, Turn
 from tests.examples import examples
@@ -96,3 +96,22 @@ def test_what_cannot_be_asked_over_other_pages_is_refused_by_name() -> None:
     nothing = replace(SAMPLE, gold_response="", positive_images=())
     with pytest.raises(DataError, match="'q' names no gold page"):
         with_found_pages(nothing, [STRANGER], [None])
+
+
+def test_a_trajectory_shows_other_pages_where_it_says_nothing_beside_evidence_and_answer() -> None:
+    brief = replace(SAMPLE, gold_response=with_found_pages(SAMPLE, OWN, [0, 1]).gold_response)
+    assert can_show_found_pages(brief)
+    assert can_show_found_pages(replace(brief, gold_response="<answer> 12</answer>"))
+    said = {
+        "observation and thoughts": GOLD,
+        "text in no section": f"Sure! {brief.gold_response}",
+        "a section that is not declared": f"<note>two bills</note>\n{brief.gold_response}",
+    }
+    assert not any(can_show_found_pages(replace(brief, gold_response=text)) for text in said.values()), said
+    unfit = {
+        "no gold page": replace(brief, gold_response="<answer> 12</answer>", positive_images=()),
+        "unanswerable": replace(brief, is_sufficient=False),
+        "no trajectory": replace(brief, gold_response=""),
+        "a conversation": replace(brief, turns=(Turn(role="user", text="How much?"),)),
+    }
+    assert not any(can_show_found_pages(sample) for sample in unfit.values())

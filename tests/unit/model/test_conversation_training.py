@@ -28,7 +28,8 @@ from tests.unit.prompts.test_conversation_prompts import builder
 def conversations(images: list[ImageRef]) -> list[Conversation]:
     def talk(name: str, shown: list[ImageRef], *texts: str) -> Conversation:
         turns = tuple(Turn(role=("user", "assistant")[n % 2], text=text) for n, text in enumerate(texts))
-        return builder().build(Sample(sample_id=name, images=tuple(shown), turns=turns))
+        (row,) = builder().build(Sample(sample_id=name, images=tuple(shown), turns=turns))
+        return row
 
     return [
         talk("a", images[:3], "<image>one", "A!", "two <image> and <image>?", "yes"),

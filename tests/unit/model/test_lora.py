@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel
 
-from rsgrpo.config import ConfigError, LoraConfig, ModelConfig
+from rsgrpo.config import Config, ConfigError, LoraConfig, ModelConfig
+from rsgrpo.model.exports import write_adapter
 from rsgrpo.model.families.table import FAMILIES, family_of
 from rsgrpo.model.lora import (
     adapter_layers,
@@ -17,6 +20,7 @@ from rsgrpo.model.lora import (
     check_adapters,
     exported_parameters,
     merged_weight,
+    named_adapters,
 )
 from rsgrpo.model.policy_model import load_model
 from rsgrpo.types import TrainingGroup
@@ -239,3 +243,47 @@ def test_targets_that_are_no_names_are_refused():
     for wrong in (None, 3, [3], {"a": 1}, [["q_proj"]], "(", [""]):
         with pytest.raises(ConfigError, match=r"^model\.lora\.target_modules"):
             LoraConfig(rank=4, target_modules=wrong)
+
+
+@pytest.mark.parametrize("include_vision", [False, True])
+def test_exported_adapters_are_those_that_peft_loads(folder, tmp_path, include_vision):
+    settings = _settings(include_vision=include_vision)
+    packed = Packed(folder, settings)
+    _train(packed)
+    write_adapter(tmp_path, named_adapters(packed.model), settings.lora, folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    base = family_of(packed.model).model.from_pretrained(folder, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of missing and surplus matrices peft only warns
+        adapted = PeftModel.from_pretrained(base, tmp_path)
+    assert adapted.peft_config["default"].base_model_name_or_path == str(folder)
+    merged = dict(adapted.merge_and_unload().named_parameters())
+    weights = exported_parameters(packed.model)
+    assert sum(weight.down is not None for weight in weights) == len(adapter_layers(packed.model))
+    for weight in weights:
+        # rounded once by either, after other orders of sums
+        torch.testing.assert_close(merged[weight.name], weight.tensor(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"export": "adapter"}, r"model.lora.export=adapter needs adapters; set model.lora.rank"),
+        ({"update": "adapter"}, r"model.lora.update=adapter needs adapters"),
+        ({"update": "adapter", "rank": 600}, r"model.lora.rank=600 is too large; it must be at most 512"),
+        ({"update": "adapter", "rank": 4, "include_vision": True}, r"leaves the vision tower of the engines as it is"),
+        (
+            {"update": "adapters", "rank": 4},
+            r"model.lora.update='adapters' is not known; choose one of merged",
+        ),
+    ],
+    ids=["no adapters", "nothing to send", "rank", "tower", "misspelt"],
+)
+def test_adapters_that_engines_do_not_take_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        LoraConfig(**settings)
+
+
+def test_adapters_of_two_stages_on_two_bases_do_not_go_to_one_engine():
+    with pytest.raises(ConfigError, match=r"run stage=sft and stage=rl one after the other"):
+        Config(stage="all", model=_settings(update="adapter"))

@@ -35,7 +35,7 @@ def talk(*texts: str, system: str = "") -> Sample:
 
 
 def test_a_conversation_is_cut_behind_its_first_header():
-    found = builder().build(talk("<image>one", "A", "two<image>\n<image>?", "B"))
+    (found,) = builder().build(talk("<image>one", "A", "two<image>\n<image>?", "B"))
     head = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n"
     assert found.prompt.text == f"{head}{PAD}one<|im_end|>\n<|im_start|>assistant\n"
     assert [image.path for image in found.prompt.images] == ["0.png"]
@@ -50,7 +50,8 @@ def test_a_conversation_is_cut_behind_its_first_header():
 
 
 def test_a_conversation_brings_its_own_system_turn():
-    assert builder().build(talk("Q", "A", system="Own")).prompt.text.startswith("<|im_start|>system\nOwn<|im_end|>")
+    (found,) = builder().build(talk("Q", "A", system="Own"))
+    assert found.prompt.text.startswith("<|im_start|>system\nOwn<|im_end|>")
 
 
 TEXT = st.text(alphabet="ab \n.é<", max_size=8)
@@ -59,7 +60,7 @@ TEXT = st.text(alphabet="ab \n.é<", max_size=8)
 @examples(50)
 @given(texts=st.lists(st.tuples(TEXT, TEXT.filter(bool)), min_size=1, max_size=4))
 def test_targets_are_the_answers_with_their_ends_and_nothing_else(texts: list[tuple[str, str]]):
-    conversation = builder().build(talk(*(text for pair in texts for text in pair)))
+    (conversation,) = builder().build(talk(*(text for pair in texts for text in pair)))
     ids, is_target = response_tokens(conversation, TOKENIZER, lambda image: 1)
     # one token a byte, and one for each control token: the answers' bytes, and an end each
     assert is_target.sum() == sum(len(answer.encode()) + 1 for _, answer in texts)
@@ -77,7 +78,7 @@ def test_targets_are_the_answers_with_their_ends_and_nothing_else(texts: list[tu
 
 
 def test_images_of_later_questions_take_their_positions():
-    conversation = builder().build(talk("Q", "A", "<image><image>?", "B"))
+    (conversation,) = builder().build(talk("Q", "A", "<image><image>?", "B"))
     counts = {"0.png": 3, "1.png": 5}
     ids, is_target = response_tokens(conversation, TOKENIZER, lambda image: counts[image.path])
     pads = ids == TOKENIZER.convert_tokens_to_ids("<|image_pad|>")
@@ -97,7 +98,7 @@ def test_images_of_later_questions_take_their_positions():
 )
 def test_a_question_with_gold_is_a_conversation_of_one_turn(more: dict[str, object], gold: str):
     sample = Sample(sample_id="s1", question="Q?", images=(ImageRef(path="a"),), **more)  # type: ignore[arg-type]
-    found = builder().build(sample)
+    (found,) = builder().build(sample)
     assert [part.text for part in found.parts] == [gold + TURN_END]
     assert found.prompt.text.count("<|image_pad|>") == 1
 
@@ -110,7 +111,7 @@ def test_what_cannot_be_learnt_is_refused():
             with pytest.raises(PromptTemplateError, match="control token"):
                 builder().build(talk(*texts))
     builder().build(talk("Where is <|object_ref_start|>it<|object_ref_end|>?", "<|box_start|>(1,2),(3,4)<|box_end|>"))
-    with pytest.raises(PromptTemplateError, match="does not write answer 1"):
+    with pytest.raises(PromptTemplateError, match="ends 0 of 4 turns"):
         builder(CHAT_TEMPLATE.replace("<|im_end|>", "<eot>")).build(talk("Q", "A", "R", "B"))
     drops = "{% for m in messages %}{{ m.role }}{% if m.content is string %}{{ m.content }}{% endif %}{% endfor %}"
     with pytest.raises(PromptTemplateError, match="0 image placeholders for 1 images"):
@@ -122,12 +123,12 @@ OPENING = CHAT_TEMPLATE.replace("assistant\\n", "assistant\\n<think>\\n")
 
 def test_a_tag_that_the_chat_template_opens_is_no_target():
     gold = "<think>\nso 3</think><answer>3</answer>"
-    found = builder(OPENING).build(Sample(sample_id="s1", question="Q", gold_response=gold))
+    (found,) = builder(OPENING).build(Sample(sample_id="s1", question="Q", gold_response=gold))
     assert found.prompt.text.endswith("assistant\n<think>\n")
     assert found.prompt.opened_section == "think"
     assert [part.text for part in found.parts] == [f"so 3</think><answer>3</answer>{TURN_END}"]
     # prompt and target together are what the template without the tag and the whole gold would be
-    plain = builder().build(Sample(sample_id="s1", question="Q", gold_response=gold))
+    (plain,) = builder().build(Sample(sample_id="s1", question="Q", gold_response=gold))
     assert found.prompt.text + found.parts[0].text == plain.prompt.text + plain.parts[0].text
     with pytest.raises(PromptTemplateError, match="opens <think> at the end of the prompt"):
         builder(OPENING).build(Sample(sample_id="s1", question="Q", answers=("3",)))
@@ -135,9 +136,9 @@ def test_a_tag_that_the_chat_template_opens_is_no_target():
 
 def test_every_answer_of_a_conversation_begins_inside_of_the_opened_section():
     turns = ("one", "<think>\na</think>A", "two", "<think>\nb</think>B")
-    found = builder(OPENING).build(talk(*turns))
+    (found,) = builder(OPENING).build(talk(*turns))
     assert [part.text for part in found.parts if part.is_target] == [f"a</think>A{TURN_END}", f"b</think>B{TURN_END}"]
-    plain = builder().build(talk(*turns))
+    (plain,) = builder().build(talk(*turns))
     assert [found.prompt.text + "".join(part.text for part in found.parts)] == [
         plain.prompt.text + "".join(part.text for part in plain.parts)
     ]

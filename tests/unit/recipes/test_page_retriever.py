@@ -142,3 +142,20 @@ def test_an_index_that_cannot_be_asked_is_refused_by_name(folder: Path, tmp_path
     pictureless = _retriever(folder, retrieve=str(tmp_path / "nameless"), retrieve_embedder="m")
     with pytest.raises(PageIndexError, match="has no image"):
         _ask(pictureless, [_sample(folder, 1, gold=1)])
+
+
+def test_trajectories_show_found_pages_where_they_speak_of_no_others_and_keep_theirs_elsewhere(folder: Path) -> None:
+    brief = "<evidence>\n[1]: no relevant information\n[2]: x\n</evidence>\n<answer> x</answer>"
+    right, wrong = (replace(_sample(folder, number, gold=3), gold_response=brief) for number in (3, 2))
+    told = replace(_sample(folder, 1, gold=1), gold_response=f"<observe> two pages</observe>\n{brief}")
+    retriever = _retriever(folder, retrieve_pages=1)
+    found = retriever.trajectories([told, right, wrong], _prompted, lambda prompt: True)
+    kept, shown, refused = (prompt.sample for prompt in found.prompts)
+    assert kept == told
+    assert shown.gold_response == "<evidence>\n[1]: x\n</evidence>\n<answer> x</answer>"
+    assert refused.gold_response == (
+        "<evidence>\n[1]: no relevant information\n</evidence>\n<answer> insufficient to answer</answer>"
+    )
+    assert (found.num_found, found.found_frac) == (2, 0.5)
+    assert found.line("sft").startswith("sft: 2 of 3 trajectories") and "1 keep their pages" in found.line("sft")
+    assert retriever.trajectories([told], _prompted, lambda prompt: True).prompts == (_prompted(told),)

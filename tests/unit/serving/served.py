@@ -21,6 +21,7 @@ from recipes.serving.fair_queue import FairQueue, QueueBounds
 from recipes.serving.history import History
 from recipes.serving.library import Library
 from recipes.serving.refusals import PathHider
+from recipes.serving.search_thread import SearchThread
 from recipes.serving.uploads import UploadBounds, UploadDesk
 from rsgrpo.answering.records import Answered, AnswerEvent, AskRequest, PageEvidence, PagesChosen, SectionText, Spent
 from rsgrpo.config.documents import RenderSettings
@@ -178,7 +179,13 @@ def make_parts(
         open_store=open_store,
     )
     hide = PathHider([index, state])
-    answers = Answers(library=library, asker=asker or FakeAsker(), queue=FairQueue(queue or QueueBounds()), hide=hide)
+    answers = Answers(
+        library=library,
+        asker=asker or FakeAsker(),
+        searcher=SearchThread(library),
+        queue=FairQueue(queue or QueueBounds()),
+        hide=hide,
+    )
     return ServerParts(
         answers=answers,
         desk=UploadDesk(library, state, bounds or UploadBounds(), hide),
