@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recipes.asking.chat_server import ChatServer, RemoteServer, ServerError
 from recipes.asking.chat_stream import address_of
-from recipes.asking.engine_server import EngineServer, EngineSettings, OnWait
+from recipes.asking.engine_server import EngineServer, EngineSettings, OnWait, server_program
 from recipes.asking.kept_engine import KeptEngine, end_kept_engine, kept_engine_runs
 from recipes.asking.model_choice import ChosenModel
 from recipes.asking.opened import section_opened_by
@@ -32,11 +32,13 @@ def engine_settings(model: ChosenModel) -> EngineSettings:
             f"no engine can be started: {build.problem}; uv sync installs one, or give --model the address of a server"
         )
     rollout = model.settings.rollout
+    device = "cpu" if build.device == "cpu" else "gpu"
     return EngineSettings(
         folder=model.folder.absolute(),
         name=model.folder.name,
-        device="cpu" if build.device == "cpu" else "gpu",
+        device=device,
         dtype=model.settings.dtype,
+        program=server_program(model.folder, device=device, dtype=model.settings.dtype),
         rollout=rollout,
         max_images=model.settings.max_images,
         num_threads=rollout.num_threads or len(os.sched_getaffinity(0)),

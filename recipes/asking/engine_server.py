@@ -30,6 +30,7 @@ from recipes.asking.chat_server import ServerAddress, ServerError
 from rsgrpo.cluster.environments import serving_environment
 from rsgrpo.config import RolloutConfig
 from rsgrpo.errors import shown
+from rsgrpo.model.folder import check_model_type
 from rsgrpo.system import interrupts
 from rsgrpo.system.processes import RUN_VARIABLE, Guard, end_marked, new_mark
 
@@ -37,6 +38,7 @@ OnWait = Callable[[str, float], None]
 """Is called with what is waited for, and for how many seconds so far, while an engine starts."""
 
 _SERVER = "vllm.entrypoints.openai.api_server"
+_DELTA_NET_SERVER = "rollout.delta_net_server"
 _LOOK_SECONDS = 0.2
 _HEALTH_SECONDS = 5.0
 _END_SECONDS = 8.0  # killed before, the server leaves shared memory behind
@@ -48,6 +50,18 @@ _PORT_TAKEN = "address already in use"
 # The last error that says something: what follows it in a log is who waited for whom.
 _ERROR_LINE = re.compile(r"((?:\w+\.)*\w*(?:Error|Exception|OutOfMemory)\w*: .+(?:validation error.*\n.+)?)")
 _NO_REASON = ("Engine core initialization failed", "EngineDeadError", "cancelled", "See root cause above")
+
+
+def server_program(folder: Path, *, device: str, dtype: str) -> tuple[str, ...]:
+    """The words that start vLLM's server.
+
+    Args:
+        folder: the folder of the model.
+        device: the kind of device, ``cpu`` or ``gpu``.
+        dtype: the type of the weights. On a CPU vLLM's own gated delta nets take bfloat16 only.
+    """
+    needs_ours = device == "cpu" and dtype == "float32" and check_model_type(folder).delta_net
+    return sys.executable, "-P", "-m", _DELTA_NET_SERVER if needs_ours else _SERVER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

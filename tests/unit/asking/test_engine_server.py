@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from recipes.asking.chat_server import ChatServer, ServerError
 from recipes.asking.chat_stream import ChatClient, ChatEnd, ChatQuestion
-from recipes.asking.engine_server import EngineServer, EngineSettings
+from recipes.asking.engine_server import EngineServer, EngineSettings, server_program
 from recipes.asking.kept_engine import KeptEngine, end_kept_engine, kept_engine_runs
 from rsgrpo.config import RolloutConfig, SamplingConfig
 from rsgrpo.system.processes import is_alive
@@ -189,3 +190,20 @@ def test_a_kept_engine_that_was_killed_is_started_again(tmp_path, cache):
     assert text == "<answer>die now </answer>"
     assert num_starts(tmp_path / "m") == 2
     end_kept_engine(settings)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "device", "dtype", "module"),
+    [
+        ("qwen3_5", "cpu", "float32", "rollout.delta_net_server"),
+        ("qwen3_5", "cpu", "bfloat16", "vllm.entrypoints.openai.api_server"),
+        ("qwen3_5", "gpu", "float32", "vllm.entrypoints.openai.api_server"),
+        ("qwen3_vl", "cpu", "float32", "vllm.entrypoints.openai.api_server"),
+    ],
+    ids=["vLLM has no kernel", "vLLM has one", "a GPU", "all layers attend"],
+)
+def test_gated_delta_nets_in_float32_on_a_cpu_are_ours(
+    model_type: str, device: str, dtype: str, module: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "vision_config": {}}))
+    assert server_program(tmp_path, device=device, dtype=dtype)[-1] == module
