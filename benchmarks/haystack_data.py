@@ -95,10 +95,19 @@ LESSONS: Mapping[str, tuple[Lesson, ...]] = {
             page_counts={1: 1.0},
         ),
         Lesson(
-            num_steps=500,
-            num_questions=16_000,
-            shares={"transcribe": 0.2, "locate": 0.8},
-            page_counts={1: 0.15, 2: 0.25, 3: 0.6},
+            num_steps=700,
+            step_questions=48,
+            num_questions=20_000,
+            shares={"transcribe": 0.1, "locate": 0.9},
+            page_counts={1: 0.05, 2: 0.3, 3: 0.5, 4: 0.1, 10: 0.05},
+        ),
+        Lesson(
+            num_steps=900,
+            step_questions=48,
+            num_questions=20_000,
+            shares={"transcribe": 0.05, "locate": 0.95},
+            page_counts={1: 0.05, 2: 0.2, 3: 0.5, 4: 0.05, 10: 0.2},
+            near_frac=0.3,
         ),
     ),
 }

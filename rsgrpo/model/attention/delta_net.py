@@ -230,9 +230,9 @@ def packed_delta_net(net: Any, hidden_states: Tensor, *, delta_plan: DeltaPlan, 
     rates = net.in_proj_b(hidden).sigmoid()
     # Logarithms in bfloat16 would forget ten times too fast or slow.
     decays = -net.A_log.float().exp() * functional.softplus(net.in_proj_a(hidden).float() + net.dt_bias)
-    mixed: Tensor = _Pad.apply(net.in_proj_qkv(hidden), plan)  # type: ignore[no-untyped-call]
-    rates = _Pad.apply(rates, plan) * plan.is_real.to(rates.dtype)  # type: ignore[no-untyped-call]
-    decays = _Pad.apply(decays, plan) * plan.is_real  # type: ignore[no-untyped-call]
+    mixed: Tensor = _Pad.apply(net.in_proj_qkv(hidden), plan)  # type: ignore[no-untyped-call]  # torch types no apply
+    rates = _Pad.apply(rates, plan) * plan.is_real.to(rates.dtype)  # type: ignore[no-untyped-call]  # torch types no apply
+    decays = _Pad.apply(decays, plan) * plan.is_real  # type: ignore[no-untyped-call]  # torch types no apply
 
     def compute(rows: Rows, before: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
         inputs = _convolved(net.conv1d, rows.cut(mixed), before)
@@ -252,7 +252,7 @@ def packed_delta_net(net: Any, hidden_states: Tensor, *, delta_plan: DeltaPlan, 
     inputs_before = _last_inputs(mixed, plan, net.conv_kernel_size - 1)
     outs = [out for out, _ in found]
     outs += [compute(rows, _handed_on(inputs_before, rows), _handed_on(states, rows))[0] for rows in plan.responses]
-    core: Tensor = _Unpad.apply(torch.cat(outs).flatten(1), plan)  # type: ignore[no-untyped-call]
+    core: Tensor = _Unpad.apply(torch.cat(outs).flatten(1), plan)  # type: ignore[no-untyped-call]  # torch types no apply
     gated = net.norm(core.reshape(-1, net.head_v_dim), net.in_proj_z(hidden).reshape(-1, net.head_v_dim))
     out: Tensor = net.out_proj(gated.reshape(len(hidden), -1))
     return out[None]
