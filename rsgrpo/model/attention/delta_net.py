@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rsgrpo.model.attention.delta_rule import DeltaRule, choose_rule
+from rsgrpo.model.attention.slots import from_slots, to_slots
 from rsgrpo.model.micro_batches import IndexArray, PackedSequence
 
 # Padding may cost this factor over the real tokens, and always this many tokens: below that a further call costs
@@ -156,33 +157,6 @@ def delta_plan(packed: PackedSequence, *, device: torch.device, dtype: torch.dty
     )
 
 
-class _Pad(torch.autograd.Function):
-    """Sequence -> slots. Every packed position stands in exactly one slot, so the gradient is a gather as well."""
-
-    @staticmethod
-    def forward(ctx: Any, packed: Tensor, plan: DeltaPlan) -> Tensor:
-        ctx.plan = plan
-        return packed.index_select(0, plan.pad_index)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0].index_select(0, ctx.plan.unpad_index), None
-
-
-class _Unpad(torch.autograd.Function):
-    """Slots [S, x] -> sequence [T, x]; padding gets zero gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, slots: Tensor, plan: DeltaPlan) -> Tensor:
-        ctx.plan = plan
-        return slots.index_select(0, plan.unpad_index)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        plan: DeltaPlan = ctx.plan
-        return grads[0].index_select(0, plan.pad_index).mul_(plan.is_real.to(grads[0].dtype)), None
-
-
 def _handed_on(of_prompts: Tensor, rows: Rows) -> Tensor:
     """[prompts, ...] -> [N, ...]: what each response goes on from; a prompt's gradient is the sum over its own."""
     return torch.cat(
@@ -230,9 +204,9 @@ def packed_delta_net(net: Any, hidden_states: Tensor, *, delta_plan: DeltaPlan, 
     rates = net.in_proj_b(hidden).sigmoid()
     # Logarithms in bfloat16 would forget ten times too fast or slow.
     decays = -net.A_log.float().exp() * functional.softplus(net.in_proj_a(hidden).float() + net.dt_bias)
-    mixed: Tensor = _Pad.apply(net.in_proj_qkv(hidden), plan)  # type: ignore[no-untyped-call]  # torch types no apply
-    rates = _Pad.apply(rates, plan) * plan.is_real.to(rates.dtype)  # type: ignore[no-untyped-call]  # torch types no apply
-    decays = _Pad.apply(decays, plan) * plan.is_real  # type: ignore[no-untyped-call]  # torch types no apply
+    mixed = to_slots(net.in_proj_qkv(hidden), plan)
+    rates = to_slots(rates, plan) * plan.is_real.to(rates.dtype)
+    decays = to_slots(decays, plan) * plan.is_real
 
     def compute(rows: Rows, before: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
         inputs = _convolved(net.conv1d, rows.cut(mixed), before)
@@ -252,7 +226,7 @@ def packed_delta_net(net: Any, hidden_states: Tensor, *, delta_plan: DeltaPlan, 
     inputs_before = _last_inputs(mixed, plan, net.conv_kernel_size - 1)
     outs = [out for out, _ in found]
     outs += [compute(rows, _handed_on(inputs_before, rows), _handed_on(states, rows))[0] for rows in plan.responses]
-    core: Tensor = _Unpad.apply(torch.cat(outs).flatten(1), plan)  # type: ignore[no-untyped-call]  # torch types no apply
+    core = from_slots(torch.cat(outs).flatten(1), plan)
     gated = net.norm(core.reshape(-1, net.head_v_dim), net.in_proj_z(hidden).reshape(-1, net.head_v_dim))
     out: Tensor = net.out_proj(gated.reshape(len(hidden), -1))
     return out[None]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsgrpo.model.attention.slots import from_slots, to_slots
 from rsgrpo.model.attention.tiled_plan import Rectangle, TiledPlan
 
 # Scores of a tile, 4 MiB in float32, and the fewest query positions of a tile: below, products get slow. A GPU
@@ -227,33 +228,6 @@ class _TiledAttention(torch.autograd.Function):
         return grad_slots, None, None, None
 
 
-class _Pad(torch.autograd.Function):
-    """Sequence -> slots. Every packed position stands in exactly one slot, so the gradient is a gather as well."""
-
-    @staticmethod
-    def forward(ctx: Any, packed: Tensor, plan: TiledPlan) -> Tensor:
-        ctx.plan = plan
-        return packed.index_select(0, plan.pad_index)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0].index_select(0, ctx.plan.unpad_index), None
-
-
-class _Unpad(torch.autograd.Function):
-    """Slots -> sequence; padding gets zero gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, slots: Tensor, plan: TiledPlan) -> Tensor:
-        ctx.plan = plan
-        return slots.index_select(0, plan.unpad_index)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        plan: TiledPlan = ctx.plan
-        return grads[0].index_select(0, plan.pad_index).mul_(plan.is_real.to(grads[0].dtype)), None
-
-
 def tiled_attention(query: Tensor, key: Tensor, value: Tensor, plan: TiledPlan, scaling: float) -> Tensor:
     """Attention over a packed sequence, a tile of scores at a time.
 
@@ -268,7 +242,7 @@ def tiled_attention(query: Tensor, key: Tensor, value: Tensor, plan: TiledPlan, 
         [T, query heads, D] in the precision of the inputs; scores and sums are float32 (float64 where the inputs are).
     """
     together = torch.cat([query, key, value], dim=1)
-    slots: Tensor = _Pad.apply(together, plan)  # type: ignore[no-untyped-call]
+    slots = to_slots(together, plan)
     out: Tensor = _TiledAttention.apply(slots, plan, query.shape[1], scaling)  # type: ignore[no-untyped-call]
-    result: Tensor = _Unpad.apply(out, plan)  # type: ignore[no-untyped-call]
+    result = from_slots(out, plan)
     return result
