@@ -76,6 +76,8 @@ class SearchThread:
     def close(self) -> None:
         """End the thread; searches that wait are broken off."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        for waiting in list(self._waiting):
+            waiting.found.cancel()
 
     def _work(self) -> None:
         """Search for all who wait; the call of one whose search was done by then finds nothing to do."""
@@ -91,7 +93,7 @@ class SearchThread:
             search = waiting.search
             try:
                 found = self._library.search(search.text, search.num_pages, search.documents, search.by)
-            except BaseException as error:
+            except BaseException as error:  # of whatever kind: whoever waits must be told
                 waiting.found.set_exception(error)
             else:
                 waiting.found.set_result(found)

@@ -96,3 +96,23 @@ def test_one_that_is_alone_is_embedded_alone(others: list[str]):
 
 def test_whoever_gave_up_is_not_searched_for():
     assert searched("a", "bb", "ccc", given_up=["bb"])[1] == [["a"], ["ccc"]]
+
+
+def test_whoever_waits_when_the_thread_ends_is_told() -> None:
+    library = HeldLibrary()
+    thread = SearchThread(library)
+
+    async def work() -> list[Findings | BaseException]:
+        tasks = []
+        for text in ("a", "bb"):
+            tasks.append(
+                asyncio.ensure_future(thread.search(LibrarySearch(text=text, num_pages=1, documents=(), by=None)))
+            )
+            await asyncio.to_thread(library.is_searching.wait, 20)
+        await asyncio.sleep(0)  # the second is handed in while the first is searched for
+        thread.close()
+        library.go_on.set()
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+
+    found = asyncio.run(work())
+    assert [type(result) for result in found] == [Findings, asyncio.CancelledError]
