@@ -35,8 +35,8 @@ WORLDS = ("tickets", "stamps")
 SIZES = (10, 100, 1000)
 NUM_KEPT = 3
 EMBEDDER_STEPS = {"tickets": (120,), "stamps": (250,)}
-NUM_FIRST_LESSONS = {"tickets": 2, "stamps": 2}
-"""Lessons of the policy before the embedder; the stamps' policy goes on from it, knowing the captions."""
+NUM_FIRST_LESSONS = {"tickets": 3, "stamps": 2}
+"""Lessons of the policy before the embedder; only the stamps' policy goes on from it, knowing the captions."""
 
 
 def main() -> None:

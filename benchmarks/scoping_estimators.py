@@ -7,6 +7,7 @@ no estimator needs a backward pass of its own.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -91,7 +92,7 @@ def with_noise(name: str, deviation: float, seed: int) -> Change:
     """
 
     def noisy(group: ScoredGroup) -> ScoredGroup:
-        digest = sum(ord(letter) * 31**place % 1_000_003 for place, letter in enumerate(group.sample_id))
+        digest = int.from_bytes(hashlib.blake2b(group.sample_id.encode(), digest_size=8).digest(), "big")
 
         def changed(rollout: ScoredRollout) -> ScoredRollout:
             rng = np.random.default_rng((seed, digest, rollout.rollout.response_index))

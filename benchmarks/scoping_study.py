@@ -7,7 +7,7 @@ computed. The yardstick is the gradient of the expected reward, from one half of
 of its siblings', on all tokens that can have caused it. From the other half many small steps are drawn; for each
 estimator the table says how well its steps point along the yardstick, where an endless step would point, and how many
 samples give the cosine that GRPO has with ``--step-groups`` groups. Both halves take both parts. Intervals are 95 %,
-from groups drawn again with replacement.
+from steps drawn again with replacement.
 
 The folder is kept: a second call goes on where the first one stopped. Writes ``study.json`` and ``study.png``.
 """
@@ -142,7 +142,6 @@ def judge(
                 for section in sections:
                     value = np.zeros(len(targets[section][half])) + section_sum(gradients, section)
                     steps.setdefault((name, section), []).append(value)
-    # Steps of a half are judged by the other half's yardstick: turned so that one axis is the yardstick of both.
     draws = [np.arange(len(owners)), *(rng.integers(len(owners), size=len(owners)) for _ in range(NUM_RESAMPLINGS))]
     for key, vectors in steps.items():
         grams = _Grams(vectors, targets[key[1]], owners)
@@ -185,16 +184,15 @@ def study(pool: Sequence[PoolGroup], config: Config, step_groups: int, seed: int
         for name, estimator in ESTIMATORS.items()
         if estimator.change is None
     }
-    plain = {name: estimator for name, estimator in ESTIMATORS.items()}
     points: list[tuple[str, int, Mapping[str, float], Mapping[str, Estimator], tuple[str, ...]]] = []
     sections = (TOTAL, *config.response.format.names)
     for number in (2, 4, 8, 16):
         if number <= size:
-            points.append((f"group size {number}", number, weights, plain, sections if number == 8 else (TOTAL,)))
+            points.append((f"group size {number}", number, weights, ESTIMATORS, sections if number == 8 else (TOTAL,)))
     points.append(("noise of 0.5 in accuracy", min(8, size), weights, noisy, (TOTAL,)))
     for name in ("accuracy", "evidence"):
         if name in only:
-            points.append((f"{name} alone", min(8, size), only[name], plain, (TOTAL,)))
+            points.append((f"{name} alone", min(8, size), only[name], ESTIMATORS, (TOTAL,)))
     rows = []
     for point, number, weighed, estimators, shown in points:
         groups = [pool[::2], pool[1::2]]
