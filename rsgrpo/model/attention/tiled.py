@@ -244,5 +244,4 @@ def tiled_attention(query: Tensor, key: Tensor, value: Tensor, plan: TiledPlan, 
     together = torch.cat([query, key, value], dim=1)
     slots = to_slots(together, plan)
     out: Tensor = _TiledAttention.apply(slots, plan, query.shape[1], scaling)  # type: ignore[no-untyped-call]
-    result = from_slots(out, plan)
-    return result
+    return from_slots(out, plan)

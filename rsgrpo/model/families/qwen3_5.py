@@ -11,20 +11,10 @@ from typing import Any
 
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.config.model import ATTENDING_TARGETS
-from rsgrpo.model.families.family import Family, VisionShape
+from rsgrpo.model.families.family import Family
+from rsgrpo.model.families.qwen3_vl import small_tower, tower_shape
 
-_SMALL_GRID = 8  # positions a side that a small model's tower learns, and others are interpolated from
 _ATTENTION_INTERVAL = 4
-
-
-def _vision_shape(vision: Any) -> VisionShape:
-    return VisionShape(
-        hidden=vision.hidden_size,
-        intermediate=vision.intermediate_size,
-        mlp_matrices=2,
-        full_layers=vision.depth,
-        window_patches=0,
-    )
 
 
 def _small_text(sizes: QuickstartConfig) -> dict[str, Any]:
@@ -37,15 +27,6 @@ def _small_text(sizes: QuickstartConfig) -> dict[str, Any]:
         "linear_value_head_dim": width,
         "linear_num_key_heads": max(1, sizes.text_heads // 2),
         "linear_num_value_heads": sizes.text_heads,
-    }
-
-
-def _small_vision(sizes: QuickstartConfig) -> dict[str, Any]:
-    return {
-        "hidden_size": sizes.vision_hidden,
-        "intermediate_size": 4 * sizes.vision_hidden,
-        "out_hidden_size": sizes.text_hidden,
-        "num_position_embeddings": _SMALL_GRID**2,
     }
 
 
@@ -67,12 +48,11 @@ FAMILY = Family(
     delta_net="linear_attn",
     lora_targets=(*ATTENDING_TARGETS, "in_proj_qkv", "in_proj_z", "out_proj"),
     written_prefixes=(),
-    unread_prefixes=(
-        "mtp.",
-    ),  # layers that guess several tokens ahead; transformers and the engines leave them out, too
-    vision_shape=_vision_shape,
+    # Layers that guess several tokens ahead; transformers and the engines leave them out, too.
+    unread_prefixes=("mtp.",),
+    vision_shape=tower_shape,
     num_deepstack=lambda vision: 0,
     small_text=_small_text,
     small_rope={"mrope_interleaved": True, "partial_rotary_factor": 0.5},
-    small_vision=_small_vision,
+    small_vision=small_tower,
 )

@@ -16,7 +16,12 @@ _SMALL_GRID = 8  # positions a side that a small model's tower learns, and other
 _MOST_LEVELS = 3
 
 
-def _vision_shape(vision: Any) -> VisionShape:
+def tower_shape(vision: Any) -> VisionShape:
+    """Give the blocks of a tower of Qwen3, which has no windows.
+
+    Args:
+        vision: the tower's config.
+    """
     return VisionShape(
         hidden=vision.hidden_size,
         intermediate=vision.intermediate_size,
@@ -30,14 +35,23 @@ def _small_text(sizes: QuickstartConfig) -> dict[str, Any]:
     return {"head_dim": sizes.text_hidden // sizes.text_heads}
 
 
-def _small_vision(sizes: QuickstartConfig) -> dict[str, Any]:
+def small_tower(sizes: QuickstartConfig) -> dict[str, Any]:
+    """Give what the config of a small model's tower needs, deeper levels left out.
+
+    Args:
+        sizes: the sizes of the model.
+    """
     return {
         "hidden_size": sizes.vision_hidden,
         "intermediate_size": 4 * sizes.vision_hidden,
         "out_hidden_size": sizes.text_hidden,
         "num_position_embeddings": _SMALL_GRID**2,
-        "deepstack_visual_indexes": list(range(min(sizes.vision_layers, sizes.text_layers, _MOST_LEVELS))),
     }
+
+
+def _small_vision(sizes: QuickstartConfig) -> dict[str, Any]:
+    levels = range(min(sizes.vision_layers, sizes.text_layers, _MOST_LEVELS))
+    return {**small_tower(sizes), "deepstack_visual_indexes": list(levels)}
 
 
 FAMILY = Family(
@@ -59,7 +73,7 @@ FAMILY = Family(
     lora_targets=ATTENDING_TARGETS,
     written_prefixes=(),
     unread_prefixes=(),
-    vision_shape=_vision_shape,
+    vision_shape=tower_shape,
     num_deepstack=lambda vision: len(vision.deepstack_visual_indexes),
     small_text=_small_text,
     small_rope={"mrope_interleaved": True},
