@@ -6,9 +6,6 @@ Run as ``python -m tests.engine.adapter_engines ROOT MODEL_TYPE...`` in an engin
 from __future__ import annotations
 
 import dataclasses
-import gc
-import json
-import sys
 from pathlib import Path
 
 import torch
@@ -23,6 +20,7 @@ from rsgrpo.model.policy_model import load_model
 from rsgrpo.types import PromptedSample, Sample
 from rsgrpo.weights.buckets import WeightVersion, bucket_checksum, flatten_bucket, format_checksum
 from tests.engine.answers import largest_gap
+from tests.engine.gap_process import print_gaps
 from tests.tiny_model import build_tiny_model, make_group, write_images
 
 SAMPLING = SamplingConfig(max_response_tokens=8)
@@ -79,13 +77,5 @@ def _gaps(root: Path, model_type: str) -> dict[str, float]:
     return gaps
 
 
-def main() -> None:
-    root = Path(sys.argv[1])
-    for model_type in sys.argv[2:]:
-        torch.manual_seed(0)
-        print(json.dumps({model_type: _gaps(root, model_type)}), flush=True)
-        gc.collect()
-
-
 if __name__ == "__main__":
-    main()
+    print_gaps(_gaps)

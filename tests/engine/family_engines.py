@@ -5,9 +5,6 @@ Run as ``python -m tests.engine.family_engines ROOT MODEL_TYPE...`` in an engine
 
 from __future__ import annotations
 
-import gc
-import json
-import sys
 from pathlib import Path
 
 import torch
@@ -24,6 +21,7 @@ from rsgrpo.model.policy_model import load_model
 from rsgrpo.types import PromptedSample, Sample
 from rsgrpo.weights.buckets import WeightVersion, bucket_checksum, flatten_bucket, format_checksum
 from tests.engine.answers import largest_gap
+from tests.engine.gap_process import print_gaps
 from tests.tiny_model import build_tiny_model, make_group, write_images
 
 SAMPLING = SamplingConfig(max_response_tokens=8)
@@ -119,13 +117,5 @@ def _plain_model(folder: Path) -> PreTrainedModel:
     return plain.eval()
 
 
-def main() -> None:
-    root = Path(sys.argv[1])
-    for model_type in sys.argv[2:]:
-        torch.manual_seed(0)
-        print(json.dumps({model_type: _gaps(root, model_type)}), flush=True)
-        gc.collect()
-
-
 if __name__ == "__main__":
-    main()
+    print_gaps(_gaps)

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
-from rsgrpo.cluster.environments import engine_environment
-from rsgrpo.cluster.ray_cluster import REPOSITORY
-from rsgrpo.config import Config, RolloutConfig
 from rsgrpo.model.families.table import FAMILIES
 from tests.engine.answers import MAX_GAP_NATS
+from tests.engine.gap_process import gaps_of
 
 pytestmark = pytest.mark.engine
 
@@ -23,20 +16,7 @@ OTHERS = [family for family in FAMILIES if family != "qwen2_5_vl"]
 
 @pytest.fixture(scope="module")
 def gaps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
-    config = Config(stage="eval", rollout=RolloutConfig(num_threads=1))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.family_engines", str(tmp_path_factory.mktemp("root")), *OTHERS],
-        cwd=REPOSITORY,
-        env=os.environ | engine_environment(config, "cpu", 1),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    found: dict[str, dict[str, float]] = {}
-    for line in done.stdout.splitlines():
-        if line.startswith("{"):
-            found |= json.loads(line)
-    return found
+    return gaps_of("tests.engine.family_engines", tmp_path_factory.mktemp("root"), OTHERS)
 
 
 @pytest.mark.parametrize("family", OTHERS)
