@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rsgrpo.errors import shown
+from rsgrpo.model.memory_bounds import DELTA_CHUNK
 
-_CHUNK = 64
 _EPSILON = 1e-6
 _MOST_APART = 0.05  # relative, of the kernel's results: bfloat16 has three digits
 
@@ -57,7 +57,7 @@ def chunked_delta_rule(
     num_rows, width, key_heads, key_width = key.shape
     value_heads, value_width = value.shape[2:]
     exact = torch.promote_types(query.dtype, torch.float32)
-    size = min(_CHUNK, width)
+    size = min(DELTA_CHUNK, width)
     num_chunks = -(-width // size)
 
     def chunks(tokens: Tensor, heads: tuple[int, int]) -> Tensor:
