@@ -220,9 +220,11 @@ def engine_memory(
     vision_bytes = (
         b * tokens * model.patches_a_token * model.vision.hidden * 11 // size if not rollout.image_embeds else 0
     )
+    is_beside = config.model.lora.update == "adapter"
     logits = 3 * 4 * rollout.max_num_sequences * model.vocabulary
     parts = {
-        "weights": b * (model.num_elements - model.num_adapters) // size,
+        # Adapters are merged into the weights, or stand beside them.
+        "weights": b * (model.num_elements - (0 if is_beside else model.num_adapters)) // size,
         "activations (estimated)": max(pass_bytes, vision_bytes) + features + logits,
         "CUDA graphs (assumed)": 0 if rollout.enforce_eager else int(assumed.graphs_gib * GIB),
         "context (assumed)": int(assumed.context_gib * GIB),

@@ -63,6 +63,31 @@ def update_operations(model: ModelSizes, packed: PackedSize, *, recomputes: bool
     return blocks * (1 + backward + recomputes) + head * (3 + model.is_head_trained) + vision * tower
 
 
+def rule_seconds(
+    config: Config, model: ModelSizes, packed: PackedSize, gpu: GpuKind, assumed: Assumptions, *, passes: int
+) -> float:
+    """Seconds that the trainer's gated delta rule takes beyond what its operations would at the weights' precision.
+
+    Plain products compute it in float32, whatever the precision of the weights is.
+
+    Args:
+        config: the settings, of which the precision counts.
+        model: the sizes of the model.
+        packed: the sizes of the sequence.
+        gpu: the kind of GPU.
+        assumed: the assumed share of its peak.
+        passes: how often the rule is computed; a backward pass counts twice.
+
+    Example:
+        At 67 instead of 989 teraflops it takes 15 times as long: 14 times beyond.
+    """
+    net = model.language.delta_nets
+    if net is None:
+        return 0.0
+    slower = 1e-12 / gpu.float32_teraflops - 1.0 / _peak(config, gpu)
+    return passes * _rule_operations(net) * packed.delta_sizes[1] * slower / assumed.matrix_share
+
+
 def update_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKind, assumed: Assumptions) -> float:
     """Seconds of a step's forward and backward passes and of its optimizer step, on the slowest rank."""
     trainer, b = config.trainer, weight_bytes(config)
@@ -75,10 +100,13 @@ def update_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKi
     if trainer.zero_stage == 3:
         a_row += 2.0 * b * model.num_elements * others / link
     num_packs = max(len(rank) for rank in work.packs)
+    recomputes = config.model.gradient_checkpointing
     slowest = 0.0
     for rank in work.packs:
         seconds = [
-            update_operations(model, packed, recomputes=config.model.gradient_checkpointing) / rate for packed in rank
+            update_operations(model, packed, recomputes=recomputes) / rate
+            + rule_seconds(config, model, packed, gpu, assumed, passes=3 + recomputes)
+            for packed in rank
         ]
         seconds += [0.0] * (num_packs - len(seconds))  # blank sequences, in step with the others
         slowest = max(slowest, sum(max(second, a_row) for second in seconds))
@@ -95,7 +123,13 @@ def update_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKi
 def scoring_seconds(config: Config, model: ModelSizes, work: StepWork, gpu: GpuKind, assumed: Assumptions) -> float:
     """Seconds of one pass without gradients over a step's sequences, on the slowest rank."""
     rate = assumed.matrix_share * _peak(config, gpu)
-    return max(sum(sum(forward_operations(model, packed)) for packed in rank) / rate for rank in work.packs)
+
+    def seconds(packed: PackedSize) -> float:
+        return sum(forward_operations(model, packed)) / rate + rule_seconds(
+            config, model, packed, gpu, assumed, passes=1
+        )
+
+    return max(sum(seconds(packed) for packed in rank) for rank in work.packs)
 
 
 def sampling_seconds(
@@ -141,6 +175,8 @@ def sampling_seconds(
 def weights_seconds(config: Config, model: ModelSizes, gpu: GpuKind, assumed: Assumptions) -> float:
     """Seconds that it takes to send changed weights to the engines."""
     changed = model.num_elements if model.is_vision_trained else model.num_elements - model.num_vision
+    if config.model.lora.update == "adapter":
+        changed = model.num_adapters
     return weight_bytes(config) * changed / (assumed.link_share * gpu.link_gb_a_second * 1e9)
 
 

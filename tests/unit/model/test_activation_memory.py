@@ -38,6 +38,8 @@ CASES = {
     "tower trained, nothing recomputed": ("long", ModelConfig(freeze_vision=False, gradient_checkpointing=False)),
     "adapters, nothing recomputed": ("pages", ModelConfig(lora=LoraConfig(rank=8), gradient_checkpointing=False)),
 }
+# The language model of Qwen2-VL is Qwen2.5-VL's; its tower is not.
+PAIRS = [(family, case) for family in FAMILIES for case in CASES if family != "qwen2_vl" or "tower" in case]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,7 +96,7 @@ def _peaks(folder: Path, config: ModelConfig, shape: GroupShape, place: Path) ->
     return live.peak, planned.peak - planned.pixels
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("folder", "case"), PAIRS, indirect=["folder"])
 def test_a_row_takes_what_the_plan_says(folder: Path, tmp_path: Path, case: str) -> None:
     shape, config = CASES[case]
     counted, planned = _peaks(folder, config, SHAPES[shape], tmp_path)

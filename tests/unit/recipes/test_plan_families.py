@@ -17,11 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from recipes.plan.engine_cache import CachePages, cache_pages, delta_state_bytes
 from recipes.plan.estimate import Estimate, Facts, estimate
 from recipes.plan.gpus import read_gpus
+from recipes.plan.memory import engine_memory
 from recipes.plan.output import plan_lines
 from recipes.plan.reading import ImageCounter, Reader
-from recipes.plan.timing import forward_operations
+from recipes.plan.timing import forward_operations, rule_seconds, weights_seconds
 from recipes.plan.workload import DataSet, Item, Stage, step_work, steps_of
-from rsgrpo.config import Config, DataConfig, ModelConfig, SftConfig, SourceConfig, VisionCacheConfig
+from rsgrpo.config import Config, DataConfig, LoraConfig, ModelConfig, SftConfig, SourceConfig, VisionCacheConfig
 from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.model.activation_memory import PackedSize
 from rsgrpo.model.attention.delta_net import padded_size
@@ -190,6 +191,39 @@ def test_operations_are_those_that_torch_counts(family: str, tmp_path: Path) -> 
     assert head == counted["lm_head"]
     # A CPU's attention in the tower is not counted: neither are pairs of patches here, and few windows.
     assert vision == pytest.approx(counted["visual"], rel=0.05)
+
+
+def test_the_rule_is_computed_in_float32(folders: dict[str, Path]) -> None:
+    sizes = model_sizes(folders["Qwen3.5-9B"], ModelConfig())
+    packed = PackedSize(num_tokens=640, num_response_tokens=64)
+    gpu = KINDS["H100"]
+
+    def seconds(config: ModelConfig) -> float:
+        return rule_seconds(Config(stage="eval", model=config), sizes, packed, gpu, ASSUMED, passes=2)
+
+    # A token and layer, of 16 and 32 heads: 64 · (16 · 4 · 128 + 32 · 4 · 128) in its chunk, 6 · 32 · 128 · 128 with
+    # states. At 67 instead of 989 teraflops each takes 1 / 67 - 1 / 989 longer, at the share of a peak that is reached.
+    operations = 2 * 640 * 24 * (64 * (16 * 4 * 128 + 32 * 4 * 128) + 6 * 32 * 128 * 128)
+    expected = operations * (1 / 67 - 1 / 989) * 1e-12 / ASSUMED.matrix_share
+    assert seconds(ModelConfig()) == pytest.approx(expected)
+    assert seconds(ModelConfig(dtype="float32")) == 0.0
+    attending = model_sizes(folders["Qwen3-VL-4B"], ModelConfig())
+    assert rule_seconds(Config(stage="eval"), attending, packed, gpu, ASSUMED, passes=2) == 0.0
+
+
+def test_engines_that_take_adapters_alone_get_few_bytes(folders: dict[str, Path]) -> None:
+    merged, alone = (
+        Config(stage="eval", model=ModelConfig(lora=LoraConfig(rank=8, update=update)))
+        for update in ("merged", "adapter")
+    )
+    sizes = model_sizes(folders["Qwen3.5-9B"], merged.model)
+    whole, few = (weights_seconds(config, sizes, KINDS["H100"], ASSUMED) for config in (merged, alone))
+    assert few / whole == pytest.approx(sizes.num_adapters / (sizes.num_elements - sizes.num_vision))
+    # Merged, adapters are no weights of their own.
+    engines = [
+        engine_memory(config, sizes, None, KINDS["H100"], ASSUMED).parts["weights"] for config in (merged, alone)
+    ]
+    assert engines[1] - engines[0] == 2 * sizes.num_adapters
 
 
 def test_stored_features_are_counted_with_all_their_levels(folders: dict[str, Path]) -> None:
