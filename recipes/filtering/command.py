@@ -158,18 +158,19 @@ def _filter_pages(options: argparse.Namespace, settings: QueryFilterConfig, make
 
 
 def _filter_data(options: argparse.Namespace, settings: QueryFilterConfig, make_embedder: Any) -> str:
-    from recipes.filtering.row_files import write_filtered
+    from recipes.filtering.row_files import check_filtered_place, write_filtered
 
     if options.question:
         raise UsageError("--data brings its own questions; leave the question and the pages out")
+    source = Path(options.data.partition("@")[0])
+    out = options.out or source.with_name(f"{source.stem}.filtered.jsonl")
     data, samples = _questions(options.data, options.image_root, settings)
+    check_filtered_place(out, options.data, data)
     model = None if options.by_gold else _asked_model(settings)
     if options.by_gold:
         found = _by_gold(options, samples)
     else:
         found = _judged(samples, data, settings, make_embedder, model, options.endpoint)
-    source = Path(options.data.partition("@")[0])
-    out = options.out or source.with_name(f"{source.stem}.filtered.jsonl")
     write_filtered(out, options.data, data, found)
     if options.json:
         return json.dumps({"out": str(out), **dataclasses.asdict(found.metrics)})

@@ -74,6 +74,11 @@ def _train(arguments: Sequence[str]) -> None:
     settings = filter_settings(given)
     if bool(options.model) != bool(options.out) or not (options.model or options.pairs_out):
         raise UsageError("--model and --out belong together; give both to train, or --pairs-out to write pairs alone")
+    if not 0 <= options.min_distractors <= options.max_distractors:
+        raise UsageError(
+            f"--min-distractors {options.min_distractors} and --max-distractors {options.max_distractors} leave no "
+            "number between them; the first must be at least 0, the second at least as many"
+        )
     if options.out is not None and options.out.exists():
         raise UsageError(f"{shown(options.out)} is there already; name another folder with --out")
     with contextlib.redirect_stdout(sys.stderr):  # libraries say there what they find
@@ -86,8 +91,13 @@ def _work(options: argparse.Namespace, settings: QueryFilterConfig) -> dict[str,
     import numpy as np
 
     from rsgrpo.data.evisrag_files import load_samples
+    from rsgrpo.data.files import check_output, data_files
     from rsgrpo.data.filter_rows import random_distractors, with_more_pages
 
+    if options.pairs_out:
+        check_output(options.pairs_out, data_files(options.data), "--pairs-out")
+    if options.model and not Path(options.model).is_dir():
+        raise RsgrpoError(f"--model {shown(options.model)} is no folder; name that of an embedder or a policy")
     data = DataConfig(image_root=options.image_root, max_images=settings.max_pages)
     samples = load_samples(options.data, data, is_training=False).samples
     known = [sample for sample in samples if sample.positive_images]
@@ -192,9 +202,6 @@ def _train_head(
         for index, page in enumerate(sample.images)
     ]
     start = Path(options.model)
-    if not start.is_dir():
-        raise RsgrpoError(f"--model {shown(start)} is no folder; name that of an embedder or a policy")
-
     losses: list[float | None] = []
 
     def on_step(step: int, num_steps: int, loss: float) -> None:

@@ -84,21 +84,26 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeSingleEmbedd
 
 
 def _bound(text: str) -> float | None:
-    return None if text == _NO_BOUND else float(text)
+    try:
+        return None if text == _NO_BOUND else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {_NO_BOUND!r}") from error
 
 
 def _mine(arguments: Sequence[str] | None, make_embedder: MakeSingleEmbedder) -> None:
     from rsgrpo.config import DataConfig
     from rsgrpo.config.image_rules import ImageRules
+    from rsgrpo.data.files import check_output
     from rsgrpo.retrieval.training.mined_pairs import index_pages, with_mined_negatives, write_training_pairs
     from rsgrpo.retrieval.training.mining import MiningRules
-    from rsgrpo.retrieval.training.training_pairs import read_training_pairs
+    from rsgrpo.retrieval.training.training_pairs import pair_files, read_training_pairs
 
     options, given = read_call(command_parser(), arguments)
     if given.documents:
         raise UsageError(f"documents.{next(iter(given.documents))} says how documents are rendered; leave it out")
     if options.out.is_dir():
         raise UsageError(f"--out {shown(options.out)} is a folder; name the file to write, such as pairs.jsonl in it")
+    check_output(options.out, [file for path in options.pairs for file in pair_files(path)], "--out")
     rules = MiningRules(num_pages=options.pages, depth=options.depth, margin=options.margin, share=options.share)
     config = embedder_settings(given, options.embedder)
     reading = ImageRules(min_pixels=config.min_pixels or None, max_pixels=config.max_pixels)

@@ -155,6 +155,11 @@ def test_rows_are_filtered_and_keep_the_numbers_of_their_pages(pages, made, caps
     assert samples[0].metadata["year"] == "1999"
     assert main(["--data", "q.jsonl", "--embedder", "m", stages, "--out", "q.jsonl"], made[1]) == 1
     assert "is the data set itself" in capsys.readouterr().err
+    Path("elsewhere").mkdir()
+    num_made = len(made[0])
+    assert main(["--data", "q.jsonl", "--embedder", "m", stages, "--out", "elsewhere/q.jsonl"], made[1]) == 1
+    assert "lies in another folder" in capsys.readouterr().err
+    assert len(made[0]) == num_made  # before anything is judged
     assert main(["--data", "q.jsonl", "--embedder", "m", stages], made[1]) == 0
     assert "gold pages kept 100.0%, kept pages that are gold 50.0%" in capsys.readouterr().out
 
