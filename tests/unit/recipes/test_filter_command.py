@@ -135,6 +135,25 @@ def test_vectors_of_an_index_are_not_computed_again(tmp_path, pages, made, capsy
     assert found["image_tokens"] == 4
 
 
+def test_each_picture_of_a_tiff_file_is_a_page(pages, made, capsys) -> None:
+    first, *others = [Image.open(name) for name in pages]
+    first.save("scan.tiff", save_all=True, append_images=others)
+    stages = "filter.stages=[{scorer: cosine, top_k: 1, threshold: 0}]"
+    found = call(capsys, made[1], f"Which is {GREYS[1]}", "scan.tiff", "--embedder", "m", stages)
+    assert [page["page"] for page in found["pages"]] == ["scan.tiff#1", "scan.tiff#2", "scan.tiff#3"]
+    assert found["kept"] == [2]  # the picture of that grey, and not the file's first
+    found = call(capsys, made[1], f"Which is {GREYS[2]}", "scan.tiff#3", "scan.tiff#4", "--embedder", "m", stages)
+    assert (found["kept"], found["num_unreadable"]) == ([1], 1)
+    assert found["pages"][1]["problem"] == "it has 3 pages, and page 4 is asked for"
+
+
+def test_an_image_file_has_no_second_page(pages, made, capsys) -> None:
+    stages = "filter.stages=[{scorer: cosine, top_k: 1, threshold: 0}]"
+    found = call(capsys, made[1], "Which is 10", f"{pages[0]}#2", f"{pages[0]}#1", "--embedder", "m", stages)
+    assert found["pages"][0]["problem"] == "it has 1 pages, and page 2 is asked for"
+    assert found["kept"] == [2]
+
+
 def _rows(pages: list[str]) -> list[dict[str, Any]]:
     return [
         {"qid": number, "query": f"Which is {grey}", "answer": ["x"], "image": pages, "posImgs": [f"{grey}.png"],
