@@ -11,11 +11,11 @@ from rsgrpo.config.documents import RenderSettings
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.loading import SKIP_ADVICE, check_image
 from rsgrpo.data.images.sources import ImageError
-from rsgrpo.documents.pdf import PdfDocument, Pixels
+from rsgrpo.documents.pdf import PdfDocument
 from rsgrpo.documents.pictures import PictureDocument
 from rsgrpo.documents.records import DocumentError
 from rsgrpo.documents.sources import file_kind
-from rsgrpo.documents.stored_images import encode_image
+from rsgrpo.documents.stored_images import Pixels, encode_image
 from rsgrpo.errors import shown
 from rsgrpo.retrieval.index.page_index import PageIndex
 from rsgrpo.types import ImageRef

@@ -183,6 +183,18 @@ def test_rows_are_filtered_and_keep_the_numbers_of_their_pages(pages, made, caps
     assert "gold pages kept 100.0%, kept pages that are gold 50.0%" in capsys.readouterr().out
 
 
+def test_rows_that_cannot_be_used_are_left_out_where_the_user_says_so(pages, made, capsys) -> None:
+    rows = [*_rows(pages), {**_rows(pages)[0], "qid": "gone", "image": ["none.png"], "posImgs": []}]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("--data", "q.jsonl", "--embedder", "m", "filter.stages=[{scorer: cosine, top_k: 1, threshold: 0}]")
+    assert main(arguments, made[1]) == 1
+    assert "set data.on_bad_sample=skip" in capsys.readouterr().err  # and that is what helps
+    found = call(capsys, made[1], *arguments, "data.on_bad_sample=skip", "data.max_skipped_frac=0.5")
+    assert (found["left_out"], found["num_questions"]) == ({"missing media": 1}, 3)
+    # No model is named whose tokens could be counted: unknown, and not 0.
+    assert (found["answer_ratio"], found["unfiltered_image_tokens"]) == (None, None)
+
+
 def test_rows_keep_gold_pages_and_their_lines_where_nobody_is_asked(pages, capsys) -> None:
     lines = [f"[{number}]: no relevant information" for number in (1, 2, 3)]
     rows = []

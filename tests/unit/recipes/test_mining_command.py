@@ -175,6 +175,22 @@ def test_what_cannot_be_meant_is_named(
     assert pairs.read_text() == before
 
 
+def test_rows_that_cannot_be_used_are_left_out_where_the_user_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    pairs = write_pairs(tmp_path / "given", [7, 6])
+    with pairs.open("a") as file:
+        file.write(json.dumps({"query": "Q 5", "image": "imgs/none.png"}) + "\n")
+    out = tmp_path / "out.jsonl"
+    assert call(pairs, "--out", out) == 1
+    assert "set data.on_bad_sample=skip" in capsys.readouterr().err  # and that is what helps
+    assert call(pairs, "--out", out, "data.on_bad_sample=skip", "data.max_skipped_frac=0.5") == 0
+    assert "1 rows left out" in capsys.readouterr().out
+    assert len(out.read_text().splitlines()) == 2
+    assert call(pairs, "--out", out, "data.on_bad_sampel=skip") == 1
+    assert "data.on_bad_sampel" in capsys.readouterr().err
+
+
 def test_an_index_of_documents_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     # Pages of pairs among its own would be found by every later search.
     with create_index(tmp_path / "manuals.index", IDENTITY) as index:

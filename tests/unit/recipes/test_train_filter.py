@@ -26,7 +26,6 @@ SMALL = (
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    Path("configs").symlink_to(Path(__file__).parents[3] / "configs")
     rows = []
     for number in range(3):
         for page in range(2):
