@@ -17,14 +17,22 @@ from typing import Protocol
 
 import numpy as np
 
-from rollout.engine import RolloutEngine
 from rsgrpo.config import SamplingConfig
-from rsgrpo.types import Counterfactuals, ImageRef, PromptedSample
+from rsgrpo.types import Counterfactuals, ImageRef, PromptedSample, RolloutGroup
 
 _DRAWS = 16  # pages that are looked at for one that takes no more tokens than the page in whose place it is put
 
 PagesInQuestion = Mapping[str, tuple[int, ...]]
 """The 0-based images by sample id."""
+
+
+class Answering(Protocol):
+    """What answers; :class:`rollout.engine.RolloutEngine` does."""
+
+    def generate(
+        self, prompted: Sequence[PromptedSample], *, num_samples: int, sampling: SamplingConfig, seed: int
+    ) -> list[RolloutGroup]:
+        """Answer questions with different sample ids, in their order."""
 
 
 class Asking(Protocol):
@@ -64,9 +72,7 @@ class CounterfactualAnswers:
         pages = {image: None for prompt in prompts for image in prompt.sample.images}
         self._pages = tuple(pages)
 
-    def ask(
-        self, engine: RolloutEngine, prompted: Sequence[PromptedSample], asking: Asking, seed: int
-    ) -> dict[str, float]:
+    def ask(self, engine: Answering, prompted: Sequence[PromptedSample], asking: Asking, seed: int) -> dict[str, float]:
         """Ask what rewards want to know, and tell them.
 
         Args:
@@ -85,7 +91,7 @@ class CounterfactualAnswers:
         asking.take_counterfactuals(known)
         pages = asking.pages_in_question()
         exchanges = {
-            (prompt.sample.sample_id, image_index): self._exchanged(prompt, image_index)
+            (prompt.sample.sample_id, image_index): self.exchanged(prompt, image_index)
             for prompt in first
             for image_index in pages.get(prompt.sample.sample_id, ())
         }
@@ -110,9 +116,7 @@ class CounterfactualAnswers:
             "counterfactual/tokens": float(num_tokens + num_more),
         }
 
-    def _answers(
-        self, engine: RolloutEngine, prompted: Sequence[PromptedSample], seed: int
-    ) -> tuple[dict[str, str], int]:
+    def _answers(self, engine: Answering, prompted: Sequence[PromptedSample], seed: int) -> tuple[dict[str, str], int]:
         """Greedy responses by sample id, and how many tokens they have together."""
         if not prompted:
             return {}, 0
@@ -120,10 +124,16 @@ class CounterfactualAnswers:
         num_tokens = sum(len(group.rollouts[0].token_ids) for group in groups)
         return {group.sample_id: group.rollouts[0].text for group in groups}, num_tokens
 
-    def _exchanged(self, prompted: PromptedSample, image_index: int) -> list[PromptedSample]:
+    def exchanged(self, prompted: PromptedSample, image_index: int) -> list[PromptedSample]:
         """The question with one page exchanged, as often as pages are found that take no more tokens.
 
-        Which pages depends on the seed, the question and the image alone.
+        Args:
+            prompted: the question.
+            image_index: the 0-based image that is exchanged.
+
+        Returns:
+            The question under other ids, once for each page. Which pages depends on the seed, the question and the
+            image alone.
         """
         sample, own = prompted.sample, set(prompted.sample.images)
         digest = hashlib.blake2b(sample.sample_id.encode(), digest_size=8).digest()

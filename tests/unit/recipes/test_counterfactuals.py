@@ -13,7 +13,6 @@ from recipes.counterfactuals import CounterfactualAnswers
 from recipes.rs_grpo import RsGrpo, RsGrpoState
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
-from rollout.engine import RolloutEngine
 from rsgrpo.config import Config, FilterConfig, RewardConfig, RlConfig, SamplingConfig, ScopeConfig
 from rsgrpo.text.normalise import IRRELEVANT
 from rsgrpo.trainer.policy import Policy
@@ -98,7 +97,7 @@ def answers(num_exchanges: int = 2) -> CounterfactualAnswers:
 
 def ask(asking: Asking, num_exchanges: int = 2) -> tuple[PageEngine, Mapping[str, float]]:
     engine = PageEngine()
-    return engine, answers(num_exchanges).ask(cast(RolloutEngine, engine), QUESTIONS, asking, 5)
+    return engine, answers(num_exchanges).ask(engine, QUESTIONS, asking, 5)
 
 
 def test_only_pages_in_question_are_exchanged_for_pages_of_others_that_take_no_more_room() -> None:
