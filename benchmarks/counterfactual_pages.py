@@ -305,7 +305,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="the run whose settings and test questions are used")
     parser.add_argument("--model", type=Path, required=True, help="the folder of the policy")
     parser.add_argument("--questions", type=int, default=300)
-    parser.add_argument("--exchanges", type=int, default=2, help="exchanges a page, as rl.counterfactual_exchanges")
+    parser.add_argument("--exchanges", type=int, default=3, help="exchanges a page, as rl.counterfactual_exchanges")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)

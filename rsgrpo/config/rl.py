@@ -245,7 +245,7 @@ class RlConfig:
     """How many steps lie between two checkpoints."""
     rollouts_in_report: int = 4
     """How many groups of a step are kept in full, with credit, for the report; 0: all of them."""
-    counterfactual_exchanges: int = 2
+    counterfactual_exchanges: int = 3
     """How many times each page in question is exchanged for another question's, for rewards that ask what the policy
     answers without it (``rewards.functions.counterfactual``)."""
     record_every_steps: int = 0
