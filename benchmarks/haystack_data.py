@@ -12,7 +12,6 @@ from haystack_questions import answering_prompt
 from haystack_worlds import World, scans_of
 from PIL import Image
 
-from rsgrpo.data.files import TEST_FILE
 from rsgrpo.data.synthetic.gold_responses import gold_response
 from rsgrpo.data.synthetic.scans import NUMBERS
 from rsgrpo.io.atomic_files import new_folder
@@ -66,14 +65,14 @@ LESSONS: Mapping[str, tuple[Lesson, ...]] = {
             step_questions=48,
             num_questions=20_000,
             shares={"locate": 0.9, "relevance": 0.1},
-            page_counts={1: 0.05, 2: 0.25, 3: 0.4, 4: 0.15, 6: 0.05, 8: 0.05, 10: 0.05},
+            page_counts={1: 0.05, 2: 0.3, 3: 0.4, 4: 0.1, 6: 0.05, 8: 0.05, 10: 0.05},
         ),
         Lesson(
             num_steps=600,
             step_questions=48,
             num_questions=20_000,
             shares={"locate": 1.0},
-            page_counts={1: 0.03, 2: 0.12, 3: 0.45, 4: 0.1, 6: 0.05, 8: 0.05, 10: 0.2},
+            page_counts={1: 0.05, 2: 0.35, 3: 0.3, 4: 0.05, 6: 0.05, 8: 0.05, 10: 0.15},
             near_frac=0.7,
         ),
     ),
@@ -121,12 +120,11 @@ class TrainingPages:
         world: the world to draw.
         num_views: how often each item is drawn.
         seed: the seed that everything is drawn from.
-        split: whose hands write the digits: ``sft``, ``rl`` or ``test``.
     """
 
-    def __init__(self, world: World, num_views: int, seed: int, split: str = "sft") -> None:
+    def __init__(self, world: World, num_views: int, seed: int) -> None:
         rng = np.random.default_rng((seed, 1))
-        scans = scans_of(split, seed)
+        scans = scans_of("sft", seed)
         self.world = world
         self.pages: dict[str, Image.Image] = {}
         self.views: dict[int, list[tuple[str, int]]] = {}
@@ -279,40 +277,6 @@ def write_training_data(world: World, folder: Path, lesson: Lesson, seed: int) -
             page.save(partial / path)
         _write_lines(partial / "train.jsonl", rows)
         _write_lines(partial / "pairs.jsonl", pairs)
-
-
-def write_held_out(world: World, folder: Path, lesson: Lesson, num_samples: int, seed: int) -> None:
-    """Write questions over training items in hands that neither training nor the test has, to choose settings by.
-
-    A complete folder is left as it is.
-
-    Args:
-        world: the world to ask about.
-        folder: the folder to write, in EVisRAG-Test's layout.
-        lesson: how many pages are shown, and how like each other they are.
-        num_samples: how many questions there are.
-        seed: the seed that everything is drawn from.
-    """
-    if folder.exists():
-        return
-    pages = TrainingPages(world, 1, seed, split="rl")
-    rng = np.random.default_rng((seed, 5))
-    rows = []
-    for index in range(num_samples):
-        question, response, paths = locate_question(pages, lesson, rng)
-        rows.append(
-            {
-                "qid": f"held-out-{index}",
-                "prompt": answering_prompt(question, len(paths)),
-                "answer": [response.split("<answer> ")[1].removesuffix("</answer>")],
-                "image": paths,
-            }
-        )
-    with new_folder(folder) as partial:
-        (partial / "imgs").mkdir()
-        for path, page in pages.pages.items():
-            page.save(partial / path)
-        _write_lines(partial / TEST_FILE, rows)
 
 
 def tokenizer_corpus(data: Path) -> list[str]:

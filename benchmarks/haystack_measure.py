@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from haystack_questions import Needle, PairedDifference, answering_prompt, haystacks, oracle_pages, paired_difference
+from haystack_pools import Pool, asked_over, cached_scorer, choose_num_kept, pool_of_test
+from haystack_questions import PairedDifference, answering_prompt, haystacks, oracle_pages, paired_difference
 from haystack_training import PROMPT_SETTINGS, Trained, run
-from haystack_worlds import World, scans_of
+from haystack_worlds import World
 
 from recipes.filtering.forward_judge import ForwardJudge
 from recipes.filtering.stages import AskedModel, yes_no_scorer
 from rsgrpo.config import FilterStageConfig, QueryFilterConfig
-from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.files import TEST_FILE
 from rsgrpo.data.images.image_tokens import ImageTokens
-from rsgrpo.data.synthetic.scans import NUMBERS
-from rsgrpo.io.atomic_files import new_folder
-from rsgrpo.retrieval.embedders.sentence_embedder import SentenceEmbedder
-from rsgrpo.retrieval.filtering.cosine_scorer import CosineScorer
 from rsgrpo.retrieval.filtering.page_filter import (
     FilteredPages,
     FilterStage,
-    PagesOfQuestion,
     filter_metrics,
     filter_pages,
 )
-from rsgrpo.types import ImageRef
 
 MAX_SHOWN_PAGES = 100
 """Most pages of an unfiltered prompt: 100 of 9 tokens take 1,100 of the policy's 4,096 positions, 1,000 do not fit with
@@ -51,7 +44,6 @@ class Plan:
         sizes: how many pages the haystacks have, ascending.
         twice_sizes: the sizes for which the policy also judges the best pages at low resolution.
         num_questions: how many questions there are.
-        num_kept: k, how many pages the filter keeps.
         max_shown: the largest haystack that the policy is also shown whole, at most ``MAX_SHOWN_PAGES``.
         seed: the seed of pages, needles and haystacks.
     """
@@ -59,22 +51,8 @@ class Plan:
     sizes: tuple[int, ...]
     twice_sizes: tuple[int, ...]
     num_questions: int
-    num_kept: int
     max_shown: int
     seed: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pool:
-    """The pages of a world's test and the questions about them.
-
-    Attributes:
-        pages: the pages, drawn by hands of the test.
-        needles: one question for each of the pages that are asked for.
-    """
-
-    pages: tuple[ImageRef, ...]
-    needles: tuple[Needle, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,68 +103,38 @@ class Row:
     against_oracle: PairedDifference | None
 
 
-def make_pool(world: World, folder: Path, plan: Plan) -> Pool:
-    """Draw the test's pages, and choose the ones that are asked for; pages that lie there are not drawn again.
+def make_arms(world: World, pool: Pool, plan: Plan, trained: Trained, num_kept: int) -> list[Arm]:
+    """Filter the haystacks of every size.
 
     Args:
         world: the world.
-        folder: the folder that gets ``imgs``.
-        plan: how many questions there are, and the seed.
+        pool: pages and questions of the test.
+        plan: what is asked.
+        trained: the models.
+        num_kept: k, how many pages the filter keeps.
+
+    Returns:
+        All arms, of each size the oracle first.
     """
-    rng = np.random.default_rng((plan.seed, 3))
-    scans = scans_of("test", plan.seed)
-    digits, drawn = [], {}
-    for number, item in enumerate(world.test_items):
-        digits.append(int(rng.integers(10)))
-        drawn[f"imgs/{number}.png"] = world.draw(item, int(rng.choice(scans[digits[-1]])), rng)
-    if not folder.exists():
-        with new_folder(folder) as partial:
-            (partial / "imgs").mkdir()
-            for path, page in drawn.items():
-                page.save(partial / path)
-    # Where there are fewer pages than questions, some are asked for again, in another haystack.
-    num_rounds = math.ceil(plan.num_questions / len(digits))
-    chosen = np.concatenate([rng.permutation(len(digits)) for _ in range(num_rounds)])[: plan.num_questions]
-    return Pool(
-        pages=tuple(ImageRef(path=path, file=str((folder / path).absolute())) for path in drawn),
-        needles=tuple(
-            Needle(question=world.question(world.test_items[page]), answer=NUMBERS[digits[page]], page=int(page))
-            for page in map(int, chosen)
-        ),
-    )
-
-
-def cached_scorer(pool: Pool, embedder: Path) -> CosineScorer:
-    """Embed all pages of the pool; the scorer then knows their vectors, and no question costs tokens of images."""
-    model = SentenceEmbedder(EmbedderConfig(model=str(embedder), device="cpu"))
-    vectors = model.embed_pages(pool.pages)
-    return CosineScorer(model, known=dict(zip(pool.pages, vectors, strict=True)))
-
-
-def make_arms(world: World, pool: Pool, plan: Plan, trained: Trained) -> list[Arm]:
-    """Filter the haystacks of every size; returns all arms, of each size the oracle first."""
     cosine = cached_scorer(pool, trained.embedder)
     piles = [
         haystacks(needle.page, len(pool.pages), plan.sizes, np.random.default_rng((plan.seed, 4, number)))
         for number, needle in enumerate(pool.needles)
     ]
-    best = FilterStage(name="cosine", scorer=cosine, top_k=plan.num_kept, threshold=0.0)
+    best = FilterStage(name="cosine", scorer=cosine, top_k=num_kept, threshold=0.0)
     arms = []
     for size in plan.sizes:
         pages = [pile[size] for pile in piles]
-        asked = [
-            PagesOfQuestion(question=needle.question, pages=tuple(pool.pages[page] for page in shown))
-            for needle, shown in zip(pool.needles, pages, strict=True)
-        ]
+        asked = asked_over(pool, pages)
         once = filter_pages(asked, [best])
-        arms.append(Arm(size=size, name="oracle", shown=_with_gold(pool, pages, once, plan.num_kept)))
+        arms.append(Arm(size=size, name="oracle", shown=_with_gold(pool, pages, once, num_kept)))
         if size <= plan.max_shown:
             arms.append(Arm(size=size, name="unfiltered", shown=tuple(pages)))
         arms.append(Arm(size=size, name="cosine", shown=_kept(pages, once)))
         if size in plan.twice_sizes:
             stages = [
                 FilterStage(name="cosine", scorer=cosine, top_k=world.num_looked_at, threshold=0.0),
-                _yes_no_stage(world, trained.policy, plan.num_kept),
+                _yes_no_stage(world, trained.policy, num_kept),
             ]
             twice = filter_pages(asked, stages)
             tokens = sum(item.image_tokens for item in twice) / len(twice)
@@ -341,7 +289,8 @@ def measure(world: World, trained: Trained, folder: Path, plan: Plan, threads: i
         plan: what is asked.
         threads: CPU threads of the engine.
     """
-    pool = make_pool(world, folder / "pool", plan)
-    arms = make_arms(world, pool, plan, trained)
+    num_kept = choose_num_kept(world, folder / "held_out", trained.embedder, plan.seed)
+    pool = pool_of_test(world, folder / "pool", plan.num_questions, plan.seed)
+    arms = make_arms(world, pool, plan, trained, num_kept)
     answers = answer(pool, arms, trained, folder, threads)
     return rows_of(world, pool, arms, answers, trained)

@@ -87,6 +87,19 @@ def oracle_pages(best_first: Sequence[int], gold: int, num_kept: int) -> tuple[i
     return tuple(sorted(kept))
 
 
+def recalls_at(ranks: Sequence[int], most: int) -> list[float]:
+    """Compute the share of questions whose page is among the best 1, 2, … pages.
+
+    Args:
+        ranks: for each question how many pages are ranked before the right one.
+        most: the last number.
+
+    Example:
+        ``recalls_at([0, 1, 5], 2)`` is ``[1/3, 2/3]``.
+    """
+    return [sum(rank < number for rank in ranks) / len(ranks) for number in range(1, most + 1)]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedDifference:
     """The difference of two accuracies on the same questions.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from haystack_data import Lesson, tokenizer_corpus, write_held_out, write_training_data
+from haystack_data import Lesson, tokenizer_corpus, write_training_data
 from haystack_worlds import World
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 
@@ -19,10 +19,6 @@ from rsgrpo.io.atomic_files import new_folder
 from rsgrpo.model.quickstart_model import build_quickstart_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-MAX_RESPONSE_TOKENS = 256
-"""Most tokens of a response to a held-out question."""
-
-_NUM_HELD_OUT = 256
 _VOCABULARY_TOKENS = {"tickets": 768, "stamps": 1536}  # every word of a chosen caption becomes one token
 
 
@@ -75,7 +71,6 @@ def train_world(
     data = [folder / f"data-{number}" for number in range(1, 1 + len(lessons))]
     for number, lesson in enumerate(lessons):
         write_training_data(world, data[number], lesson, seed + number)
-    write_held_out(world, folder / "held_out", lessons[-1], _NUM_HELD_OUT, seed)
     sizes = QuickstartConfig(vocabulary_tokens=_VOCABULARY_TOKENS[world.name])
     start = build_quickstart_model(sizes, folder / "start", seed, tokenizer_corpus(data[0]))
 

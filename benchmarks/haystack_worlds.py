@@ -24,6 +24,8 @@ from rsgrpo.data.synthetic.tickets import TICKET_PIXELS, Mark, Ticket, draw_tick
 _SCANS_PER_DIGIT = (90, 40, 40)  # supervised training, retriever and reinforcement learning, test
 _SPLITS = ("sft", "rl", "test")
 _NUM_TEST_TICKETS = 1000  # the first of all pairs, as the quickstart deals them out
+_NUM_HELD_OUT_TICKETS = 200  # the next
+_FIRST_TRAINING_TICKET = _NUM_TEST_TICKETS + _NUM_HELD_OUT_TICKETS
 _LOW_TICKET_PIXELS = 28
 
 
@@ -51,6 +53,10 @@ class World(Protocol):
         """Items that training asks for."""
 
     @property
+    def held_out_items(self) -> Sequence[int]:
+        """Items that are to training what the test's are, for what is chosen before the test."""
+
+    @property
     def test_items(self) -> Sequence[int]:
         """Items of the test's pool."""
 
@@ -76,7 +82,7 @@ def _pairs(seed: int) -> tuple[tuple[Mark, Mark], ...]:
 def _train_pairs_by_mark(seed: int) -> Mapping[Mark, tuple[int, ...]]:
     by_mark: dict[Mark, list[int]] = {}
     for item, marks in enumerate(_pairs(seed)):
-        for mark in marks if item >= _NUM_TEST_TICKETS else ():
+        for mark in marks if item >= _FIRST_TRAINING_TICKET else ():
             by_mark.setdefault(mark, []).append(item)
     return {mark: tuple(items) for mark, items in by_mark.items()}
 
@@ -86,7 +92,7 @@ class Tickets:
     """Tickets with two coloured marks; a pair of marks is an item.
 
     Attributes:
-        seed: the seed of the order of pairs, of which the first 1,000 are the test's.
+        seed: the seed of the order of pairs, of which the first 1,000 are the test's and 200 more are held out.
     """
 
     seed: int
@@ -98,7 +104,12 @@ class Tickets:
     @property
     def train_items(self) -> Sequence[int]:
         """See :class:`World`."""
-        return range(_NUM_TEST_TICKETS, len(_pairs(self.seed)))
+        return range(_FIRST_TRAINING_TICKET, len(_pairs(self.seed)))
+
+    @property
+    def held_out_items(self) -> Sequence[int]:
+        """See :class:`World`."""
+        return range(_NUM_TEST_TICKETS, _FIRST_TRAINING_TICKET)
 
     @property
     def test_items(self) -> Sequence[int]:
@@ -147,6 +158,11 @@ class Stamps:
     def train_items(self) -> Sequence[int]:
         """See :class:`World`."""
         return range(len(self._stamps()))
+
+    @property
+    def held_out_items(self) -> Sequence[int]:
+        """See :class:`World`."""
+        return self.train_items
 
     @property
     def test_items(self) -> Sequence[int]:

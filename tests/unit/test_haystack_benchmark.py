@@ -28,6 +28,7 @@ class Squares:
     name = "stamps"
     page_pixels, low_pixels, num_looked_at = 56, 28, 2
     train_items: Sequence[int] = range(6)
+    held_out_items: Sequence[int] = range(6)
     test_items: Sequence[int] = range(6)
 
     def question(self, item: int) -> str:
@@ -100,6 +101,11 @@ def test_the_oracle_changes_one_page_at_most(questions: ModuleType, best: list[i
     assert len(set(shown) - set(best[:num_kept])) == (gold not in best[:num_kept])
 
 
+def test_recalls_count_the_questions_whose_page_is_among_the_best(questions: ModuleType):
+    # none, one and five pages are ranked before the right one: among the best 1 one of three, among the best 2 two
+    assert questions.recalls_at([0, 1, 5], 3) == [1 / 3, 2 / 3, 2 / 3]
+
+
 def test_differences_are_paired(questions: ModuleType):
     # differences 1, -1, 1, 0: mean 0.25; squares of deviations 0.5625 + 1.5625 + 0.5625 + 0.0625 = 2.75, so the
     # deviation is sqrt(2.75 / 3) = 0.957427, over sqrt(4) 0.478714, times 1.959964 = 0.938261
@@ -150,6 +156,16 @@ def test_training_asks_about_pages_that_are_there_and_gives_their_digits(data: M
             assert row["gold_response"] == ("yes" if f"square {shown[0]}?" in row["prompt"] else "no")
     pairs = [json.loads(line) for line in (tmp_path / "data" / "pairs.jsonl").read_text().splitlines()]
     assert len(pairs) == 6 * 48  # pictures, views
+
+
+def test_no_ticket_is_trained_on_and_asked_for(worlds: ModuleType):
+    tickets = worlds.Tickets(0)
+    parts = [set(tickets.train_items), set(tickets.held_out_items), set(tickets.test_items)]
+    # 64 marks make 64 · 63 / 2 = 2016 pairs, 1000 of the test and 200 held out
+    assert [len(part) for part in parts] == [816, 200, 1000]
+    assert len(set.union(*parts)) == 2016
+    rng = np.random.default_rng(0)
+    assert all(tickets.near(item, rng) in tickets.train_items for item in tickets.train_items)
 
 
 def test_a_policy_gets_an_embedders_weights_and_a_tied_head(training: ModuleType, tmp_path: Path):
