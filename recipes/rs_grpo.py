@@ -6,6 +6,9 @@ One step, every arrow a typed record of ``rsgrpo.types``:
          ▲                                                                                  │
     new weights ◄──engines.update_weights── policy.update(P, Q) ◄──credit_groups── CreditedGroup
 
+Where a reward asks what the policy answers without single pages, the engines answer that too, before the groups are
+scored (:mod:`recipes.counterfactuals`).
+
 What differs from the public implementation (``rl.credit.compat: upstream`` gives its numbers back):
 
 1. Scopes are found in the text and mapped through each sampled token's own characters, not by

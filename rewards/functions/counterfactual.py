@@ -12,8 +12,8 @@ might try:
 
 * marking all pages, or none, as relevant: right for some of them only, as with labels;
 * inventing the text of a line: it is compared with what those wrote of the page who answered rightly;
-* answers that no page moves, such as guesses from the question: no page is then worth anything, and marking all of them
-  as irrelevant earns 1 each. It needs answers that are right without the pages: so does the question.
+* answers that no page moves: no page is then worth anything, and marking all of them as irrelevant earns 1 each. This
+  needs questions that are answered rightly without their pages.
 
 Two pages that both hold the answer stand in for one another: neither is worth anything (leave-one-out sees no
 redundancy).
@@ -56,7 +56,7 @@ def disputed_pages(
     for sibling in call.siblings:
         for image_index, text in _speaking_lines(sibling).items():
             if image_index < len(said):
-                said[image_index].add(text if compare_lines else text is None)
+                said[image_index].add(normalize_keeping_numbers(text) if text and compare_lines else text is None)
     return [image_index for image_index, things in enumerate(said) if len(things) > 1]
 
 
