@@ -51,6 +51,7 @@ class Row:
         ratio: samples for GRPO's cosine, over those of GRPO; infinite where no step reaches it.
         low: the lower end of the interval of ``ratio``.
         high: the upper end.
+        signal: the length of the yardstick over its standard error, the smaller of both halves: below 2 it is noise.
     """
 
     point: str
@@ -61,9 +62,12 @@ class Row:
     ratio: float
     low: float
     high: float
+    signal: float
 
 
-def sample_pool(folder: Path, policy: Path, num_groups: int, group_size: int, settings: Sequence[str]) -> Path:
+def sample_pool(
+    folder: Path, policy: Path, recipe: str, num_groups: int, group_size: int, settings: Sequence[str]
+) -> Path:
     """Sample the pool with the normal pipeline, at a learning rate so small that no weight changes."""
     run = folder / "pool"
     if (run / "summary.json").exists():
@@ -71,7 +75,7 @@ def sample_pool(folder: Path, policy: Path, num_groups: int, group_size: int, se
     command = [
         sys.executable,
         "train.py",
-        "recipe=quickstart",
+        f"recipe={recipe}",
         "stage=rl",
         f"model.path={policy}",
         f"run_dir={run}",
@@ -118,19 +122,22 @@ def judge(
     sections: Sequence[str],
     step_groups: int,
     seed: int,
-) -> dict[tuple[str, str], list[Quality]]:
+) -> tuple[dict[tuple[str, str], list[Quality]], float]:
     """Judge all estimators on both halves, and again on steps that are drawn with replacement.
 
     Returns:
-        By estimator and section the quality over all steps, and those of ``NUM_RESAMPLINGS`` draws.
+        By estimator and section the quality over all steps, and those of ``NUM_RESAMPLINGS`` draws; and the length of
+        the yardstick over its standard error, the smaller of both halves.
     """
     rng = np.random.default_rng(seed)
     found: dict[tuple[str, str], list[Quality]] = {}
     steps: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
     targets: dict[str, list[NDArray[np.float64]]] = {section: [] for section in sections}
     owners: list[int] = []
+    signals: list[float] = []
     for half in (0, 1):
-        by_section, _ = yardstick(halves[1 - half], weights)
+        by_section, error = yardstick(halves[1 - half], weights)
+        signals.append(float(np.linalg.norm(section_sum(by_section, TOTAL)) / np.linalg.norm(error)))
         for section in sections:
             targets[section].append(np.asarray(section_sum(by_section, section)))
         order = rng.permutation(len(halves[half]))
@@ -146,7 +153,7 @@ def judge(
     for key, vectors in steps.items():
         grams = _Grams(vectors, targets[key[1]], owners)
         found[key] = [grams.quality(draw, step_groups) for draw in draws]
-    return found
+    return found, min(signals)
 
 
 class _Grams:
@@ -197,7 +204,7 @@ def study(pool: Sequence[PoolGroup], config: Config, step_groups: int, seed: int
     for point, number, weighed, estimators, shown in points:
         groups = [pool[::2], pool[1::2]]
         halves = (smaller(groups[0], number), smaller(groups[1], number))
-        found = judge(halves, weighed, estimators, shown, step_groups, seed)
+        found, signal = judge(halves, weighed, estimators, shown, step_groups, seed)
         for name in estimators:
             for section in shown:
                 first = found[name, section][0]
@@ -212,6 +219,7 @@ def study(pool: Sequence[PoolGroup], config: Config, step_groups: int, seed: int
                         ratio=ratio,
                         low=low,
                         high=high,
+                        signal=signal,
                     )
                 )
         print(table([row for row in rows if row.point == point]), flush=True)
@@ -220,10 +228,14 @@ def study(pool: Sequence[PoolGroup], config: Config, step_groups: int, seed: int
 
 def table(rows: Sequence[Row]) -> str:
     """Write rows as Markdown."""
-    lines = ["| at | estimator | tokens of | cosine | endless | samples, times GRPO's |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| at (yardstick over its error) | estimator | tokens of | cosine | endless | samples, times GRPO's |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         ratio = "never" if row.ratio > 1e6 else f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]"
-        lines.append(f"| {row.point} | {row.name} | {row.section} | {row.cosine:.3f} | {row.limit:.3f} | {ratio} |")
+        cosines = f"{row.cosine:.3f} | {row.limit:.3f}"
+        lines.append(f"| {row.point} ({row.signal:.1f}) | {row.name} | {row.section} | {cosines} | {ratio} |")
     return "\n".join(lines)
 
 
@@ -253,6 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/scoping"))
     parser.add_argument("--policy", type=Path, required=True, help="the folder of the policy that writes the pool")
+    parser.add_argument("--recipe", default="quickstart", help="the recipe whose questions and rewards are studied")
     parser.add_argument("--groups", type=int, default=1000)
     parser.add_argument("--group-size", type=int, default=16)
     parser.add_argument("--step-groups", type=int, default=8, help="groups of a step whose direction is judged")
@@ -266,7 +279,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     folder: Path = options.folder.resolve()
     policy: Path = options.policy.resolve()
-    run = sample_pool(folder, policy, options.groups, options.group_size, options.settings)
+    run = sample_pool(folder, policy, options.recipe, options.groups, options.group_size, options.settings)
     config = load_config(read_settings(RunFolder(root=run).config_file))
     pool = make_pool(run, policy, config, folder / "gradients", options.groups, options.seed)
     rows = study(pool, config, options.step_groups, options.seed)

@@ -6,6 +6,9 @@ One step, every arrow a typed record of ``rsgrpo.types``:
          ▲                                                                                  │
     new weights ◄──engines.update_weights── policy.update(P, Q) ◄──credit_groups── CreditedGroup
 
+Where a reward asks what the policy answers without single pages, the engines answer that too, before the groups are
+scored (:mod:`recipes.counterfactuals`).
+
 What differs from the public implementation (``rl.credit.compat: upstream`` gives its numbers back):
 
 1. Scopes are found in the text and mapped through each sampled token's own characters, not by
@@ -27,12 +30,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
+from recipes.counterfactuals import CounterfactualAnswers
 from recipes.prompt_stream import PromptStream, SearchAgain
 from rewards.scorer import Scorer
 from rollout.engine import RolloutEngine
@@ -40,7 +45,6 @@ from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.algorithm.aggregation import response_weights
 from rsgrpo.algorithm.losses import adapted_kl_coefficient
 from rsgrpo.algorithm.metrics import (
-    StaleWeightsError,
     check_logprob_gap,
     logprob_gap,
     newest_version,
@@ -48,6 +52,8 @@ from rsgrpo.algorithm.metrics import (
     step_telemetry,
 )
 from rsgrpo.algorithm.selection import select_groups
+from rsgrpo.algorithm.staleness import check_staleness, sampled_version
+from rsgrpo.algorithm.update_metrics import UpdateMetrics
 from rsgrpo.config import Config
 from rsgrpo.io.timers import Stopwatch
 from rsgrpo.trainer.policy import Policy, unweighted
@@ -60,7 +66,6 @@ from rsgrpo.types import (
     ScoredGroup,
     TrainingGroup,
     TrainingResponse,
-    UpdateMetrics,
 )
 
 
@@ -173,35 +178,6 @@ def _request_size(missing: int, acceptance_rate: float, *, most: int) -> int:
     return min(most, max(1, math.ceil(missing / max(acceptance_rate, 0.1))))
 
 
-def sampled_version(group: ScoredGroup) -> int:
-    """The version of the weights that sampled a group: its oldest rollout's stamp."""
-    return min(scored.rollout.policy_version for scored in group.rollouts)
-
-
-def check_staleness(groups: Sequence[ScoredGroup], *, trained_version: int, max_age: int) -> None:
-    """Refuse groups that were sampled under weights too old, or newer than the policy's.
-
-    Args:
-        groups: the groups, whose tokens carry the version of the weights that drew them.
-        trained_version: the policy's version when it trains on them.
-        max_age: how many updates older their weights may be.
-
-    Raises:
-        StaleWeightsError: a group's weights are too old or too new; the message names the first such group.
-
-    Example:
-        Version 7 with ``max_age=1`` accepts groups of versions 6 and 7.
-    """
-    for group in groups:
-        age = trained_version - sampled_version(group)
-        if not 0 <= age <= max_age:
-            raise StaleWeightsError(
-                f"sample {group.sample_id!r} was sampled under weights of version {sampled_version(group)}, the policy "
-                f"trains on it at version {trained_version}; at most {max_age} updates may lie between them "
-                "(rl.max_staleness_steps, rl.filter.keep_leftover): the engines missed a weight update"
-            )
-
-
 class RsGrpo:
     """The algorithm: :meth:`train_step` is one step of it.
 
@@ -213,6 +189,7 @@ class RsGrpo:
         prompts: what to train on.
         state: where to go on.
         search_again: finds pages for the questions anew every ``data.retrieve_refresh_steps``; None: they stay.
+        counterfactuals: asks the policy again without single pages, for the rewards that want it; None: none does.
 
     Raises:
         ValueError: ``rl.max_staleness_steps`` is undecided (:func:`rsgrpo.cluster.topology.fit` decides it).
@@ -228,6 +205,7 @@ class RsGrpo:
         prompts: Sequence[PromptedSample],
         state: RsGrpoState,
         search_again: SearchAgain | None = None,
+        counterfactuals: CounterfactualAnswers | None = None,
     ) -> None:
         if config.rl.max_staleness_steps < 0:
             raise ValueError("rl.max_staleness_steps=-1 is to be decided before: take the settings that fit() gives")
@@ -236,6 +214,7 @@ class RsGrpo:
         self.engine = engine
         self.scorer = scorer
         self.state = state
+        self.counterfactuals = counterfactuals
         state.find_images(prompts)
         self.stream = PromptStream(prompts, seed=config.seed, shuffle=config.rl.shuffle, position=state.position)
         if search_again is not None:
@@ -376,8 +355,11 @@ class RsGrpo:
         after_this_step = self.policy.version + self.config.rl.updates_per_batch
         return self._sampler.submit(self.collect, self.state.step + 1, trained_version=after_this_step)
 
-    def _sample(self, prompted: Sequence[PromptedSample], seed: int, clock: Stopwatch) -> list[ScoredGroup]:
-        """The scored groups of these questions, in order; each is scored while others are still sampled."""
+    def _sample(
+        self, prompted: Sequence[PromptedSample], seed: int, clock: Stopwatch
+    ) -> tuple[list[ScoredGroup], Mapping[str, float]]:
+        """The scored groups of these questions, in order, and metrics; each is scored while others are sampled."""
+        asked: Mapping[str, float] = {}
         with closing(self.scorer.scoring()) as scoring:
             with (
                 clock.phase("generate"),
@@ -392,9 +374,12 @@ class RsGrpo:
             ):
                 for group in groups:
                     scoring.add(group)
+            if self.counterfactuals is not None:
+                with clock.phase("counterfactual"):
+                    asked = self.counterfactuals.ask(self.engine, prompted, scoring, seed)
             with clock.phase("score"):
                 scored = {group.sample_id: group for group in scoring.scored()}
-        return [scored[prompt.sample.sample_id] for prompt in prompted]
+        return [scored[prompt.sample.sample_id] for prompt in prompted], asked
 
     def collect(self, step: int, *, trained_version: int) -> Batch:
         """Sample and score until a step's worth of groups has nonzero variance, or the refills are used up.
@@ -417,6 +402,7 @@ class RsGrpo:
         kept = [group for group in self.state.leftover if sampled_version(group) >= oldest]
         num_leftover, num_dropped = len(kept), len(self.state.leftover) - len(kept)
         num_sampled, num_kept, num_tokens = 0, 0, 0
+        asked: Counter[str] = Counter()
         for round_index in range(1 + settings.filter.max_refills):
             if len(kept) >= wanted:
                 break
@@ -427,7 +413,8 @@ class RsGrpo:
             if not request:
                 break
             prompted = self.stream.take(request, without=held)
-            scored = self._sample(prompted, self.config.seed * 1_000_003 + step * 101 + round_index, clock)
+            scored, asked_now = self._sample(prompted, self.config.seed * 1_000_003 + step * 101 + round_index, clock)
+            asked.update(asked_now)
             fresh = select_groups(scored, settings.filter, self.weights, settings.credit)
             check_staleness(scored, trained_version=trained_version, max_age=self._max_age(is_leftover=False))
             num_tokens += sum(rollout.num_tokens for group in scored for rollout in group.rollouts)
@@ -445,6 +432,7 @@ class RsGrpo:
             "selection/leftover_groups": float(num_leftover),
             "selection/dropped_stale_groups": float(num_dropped),
             "selection/filled_frac": min(len(kept), wanted) / wanted,
+            **asked,
             **found,
         }
         return Batch(groups=tuple(kept[:wanted]), metrics=metrics, seconds=clock.seconds)

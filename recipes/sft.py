@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from recipes.sft_data import ConversationSource
+from rsgrpo.algorithm.update_metrics import UpdateMetrics
 from rsgrpo.config import OptimizerConfig, SftPhaseConfig
 from rsgrpo.data.readers.findings import Tally
 from rsgrpo.prompts.conversation import Conversation, TextEncoder, response_tokens
 from rsgrpo.trainer.policy import Policy
-from rsgrpo.types import ImageRef, TrainingGroup, TrainingResponse, UpdateMetrics
+from rsgrpo.types import ImageRef, TrainingGroup, TrainingResponse
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from recipes.counterfactuals import CounterfactualAnswers
 from recipes.evaluation.evaluate import compare_engine, validate
 from recipes.prompt_stream import SearchAgain
 from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport
@@ -146,6 +147,19 @@ def _search_again(job: Job, num_trained: int) -> SearchAgain | None:
     return search_again
 
 
+def _counterfactuals(job: Job, prompts: Sequence[PromptedSample]) -> CounterfactualAnswers | None:
+    """Asks the policy again without single pages, where a reward wants it."""
+    if all(reward.pages_in_question is None for reward in job.prepared.scorer.rewards):
+        return None
+    return CounterfactualAnswers(
+        prompts,
+        job.config.rollout.sampling,
+        num_exchanges=job.config.rl.counterfactual_exchanges,
+        image_tokens=job.prepared.image_tokens,
+        seed=job.config.seed,
+    )
+
+
 def _train_rl(job: Job) -> None:
     settings = job.config.rl
     num_trained = len(job.prepared.rl) - min(settings.validation_samples, len(job.prepared.rl) // 2)
@@ -162,6 +176,7 @@ def _train_rl(job: Job) -> None:
         prompts=prompts,
         state=state or RsGrpoState(),
         search_again=_search_again(job, num_trained),
+        counterfactuals=_counterfactuals(job, prompts),
     )
     if len(prompts) < settings.prompts_per_step:
         job.progress.line(

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from rsgrpo.errors import RsgrpoError
-from rsgrpo.text.sections import ParsedResponse
-from rsgrpo.types import IntArray, Sample
+from rsgrpo.text.sections import ParsedResponse, parse_response
+from rsgrpo.types import Counterfactuals, IntArray, Sample
 
 RewardCallable = Callable[..., Any]
 
@@ -51,6 +51,9 @@ class RewardCall:
         response_index: 0-based index of the response among those to the same question.
         image_sizes: gives width and height in pixels at which the model saw the sample's image of a 0-based index; None
             where no model is known. Rewards ask :meth:`seen_size`.
+        siblings: all responses to the same question, this one included, by their ``response_index``.
+        counterfactuals: what the policy answers without single pages; None where that is not known, as in evaluations,
+            and for rewards that do not declare :func:`needs_counterfactuals`.
     """
 
     sample: Sample
@@ -61,6 +64,16 @@ class RewardCall:
     num_tokens: int
     response_index: int
     image_sizes: Callable[[int], tuple[int, int]] | None = None
+    siblings: tuple[ParsedResponse, ...] = ()
+    counterfactuals: Counterfactuals | None = None
+
+    def parse(self, text: str) -> ParsedResponse:
+        """Take another response to the same prompt apart, such as one of ``counterfactuals``.
+
+        Args:
+            text: the text of the response.
+        """
+        return parse_response(text, self.parsed.format, self.parsed.opened, self.sample.page_numbers)
 
     def answer(self, section: str | None = None) -> str | None:
         """What the response answers; None unless both tags of the section are there, in order.
@@ -110,6 +123,8 @@ class DeclaredReward:
         argument_problem: says what is wrong with the keyword arguments, see :func:`checks_itself`; None: nothing is
             checked.
         exact_answer: writes the response that must earn 1, see :func:`checks_itself`; None: the reward does not say.
+        pages_in_question: says which pages are to be exchanged, see :func:`needs_counterfactuals`; None: the function
+            does not read ``RewardCall.counterfactuals``.
     """
 
     function: RewardCallable
@@ -120,6 +135,7 @@ class DeclaredReward:
     section_arguments: tuple[str, ...] = ()
     argument_problem: Callable[[Mapping[str, Any]], str] | None = None
     exact_answer: Callable[..., str] | None = None
+    pages_in_question: Callable[..., Sequence[int]] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function.
@@ -202,6 +218,29 @@ def checks_itself(
 
     def declare(function: RewardCallable | DeclaredReward) -> DeclaredReward:
         return replace(_declared(function), argument_problem=argument_problem, exact_answer=exact_answer)
+
+    return declare
+
+
+def needs_counterfactuals(
+    pages_in_question: Callable[..., Sequence[int]],
+) -> Callable[[RewardCallable | DeclaredReward], DeclaredReward]:
+    """Declare that a reward reads ``RewardCall.counterfactuals``.
+
+    In training the policy is then asked again without single pages; where it is not asked, as in evaluations, they are
+    None.
+
+    Args:
+        pages_in_question: takes the first call of a group and the keyword arguments of the settings, returns the
+            0-based images that are to be exchanged. It is called twice: without ``counterfactuals``, for whether any
+            page is in question at all, then with the greedy response to all pages.
+
+    Example:
+        ``@needs_counterfactuals(lambda call, **_: range(len(call.sample.images)))`` has every page exchanged.
+    """
+
+    def declare(function: RewardCallable | DeclaredReward) -> DeclaredReward:
+        return replace(_declared(function), pages_in_question=pages_in_question)
 
     return declare
 

@@ -31,6 +31,7 @@ class LoadedReward:
         gold_sections: the sections that the gold response must hold, and the fields that the sample must hold.
         exact_answer: writes the response that must earn 1; None: the reward does not say.
         answer_section: the one of ``gold_sections`` in whose place ``Sample.answers`` will do.
+        pages_in_question: says which pages are to be exchanged; None: the reward reads no counterfactuals.
     """
 
     name: str
@@ -41,6 +42,7 @@ class LoadedReward:
     gold_sections: tuple[str, ...]
     exact_answer: Callable[..., str] | None = None
     answer_section: str = EVISRAG.answer_section
+    pages_in_question: Callable[..., Sequence[int]] | None = None
 
 
 def load_rewards(
@@ -92,6 +94,7 @@ def _load(name: str, config: RewardConfig, base_folder: Path, response_format: R
         gold_sections=(*gold, answer_section) if reward.answer_in else gold,
         exact_answer=reward.exact_answer,
         answer_section=answer_section,
+        pages_in_question=reward.pages_in_question,
     )
 
 

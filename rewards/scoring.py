@@ -3,6 +3,7 @@
     add(group) ──► asynchronous rewards: all at once, in one event loop
                └─► plain rewards: one call after the other, in one thread
     scored()   ──► batch rewards: all calls of the step together
+               └─► rewards that ask what the policy answers without single pages, once it was asked
 
 A failure stops the step and names the reward, the sample and the rollout: an exception never becomes a reward.
 """
@@ -10,18 +11,19 @@ A failure stops the step and names the reward, the sample and the rollout: an ex
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
 from rewards.base import RewardCall, RewardError
 from rewards.plugins import LoadedReward
-from rewards.running import AsyncCalls, checked_batch, run_plain
+from rewards.running import AsyncCalls, checked_batch, run_async, run_plain
 from rewards.scopes import LocatedScope, ScopeRequest, locate_scopes
 from rsgrpo.config import ResponseFormat
 from rsgrpo.text.sections import parse_response
-from rsgrpo.types import RolloutGroup, Sample, ScopedReward, ScoredGroup, ScoredRollout
+from rsgrpo.types import Counterfactuals, RolloutGroup, Sample, ScopedReward, ScoredGroup, ScoredRollout
 
 # float32's reach, squares included: credit is computed from squared differences of rewards.
 _LARGEST_VALUE = 1e18
@@ -55,8 +57,10 @@ class Scoring:
         self._rewards = rewards
         self._image_sizes = image_sizes
         self._format = response_format
-        self._at_once = [reward for reward in rewards if reward.is_async and not reward.is_batch]
-        self._in_turn = [reward for reward in rewards if not reward.is_async and not reward.is_batch]
+        self._asking = [reward for reward in rewards if reward.pages_in_question is not None]
+        alone = [reward for reward in rewards if not reward.is_batch and reward not in self._asking]
+        self._at_once = [reward for reward in alone if reward.is_async]
+        self._in_turn = [reward for reward in alone if not reward.is_async]
         self._groups: list[RolloutGroup] = []
         self._calls: list[RewardCall] = []
         self._async_calls = AsyncCalls()
@@ -76,18 +80,22 @@ class Scoring:
         """
         self._groups.append(group)
         image_sizes = self._image_sizes(group.sample)
-        for rollout in group.rollouts:
+        siblings = tuple(
+            parse_response(rollout.text, self._format, group.prompt.opened_section, group.sample.page_numbers)
+            for rollout in group.rollouts
+        )
+        for rollout, parsed in zip(group.rollouts, siblings, strict=True):
             call = RewardCall(
                 sample=group.sample,
                 text=rollout.text,
-                parsed=parse_response(
-                    rollout.text, self._format, group.prompt.opened_section, group.sample.page_numbers
-                ),
+                parsed=parsed,
                 token_ids=rollout.token_ids,
                 finish_reason=rollout.finish_reason,
                 num_tokens=len(rollout.token_ids),
                 response_index=rollout.response_index,
                 image_sizes=image_sizes,
+                siblings=siblings,
+                counterfactuals=group.counterfactuals,
             )
             self._calls.append(call)
             self._waiting.append(call)
@@ -96,6 +104,48 @@ class Scoring:
         self._rounds.append(self._thread.submit(self._judge_waiting))
         while self._rounds and self._rounds[0].done():
             self._rounds.popleft().result()
+
+    def pages_in_question(self) -> dict[str, tuple[int, ...]]:
+        """Which pages of which samples some reward wants exchanged, by sample id; samples without any are left out.
+
+        Raises:
+            RewardError: a reward cannot say it, or names a page that the sample does not have.
+        """
+        found: dict[str, set[int]] = {}
+        firsts = self._first_calls()
+        for reward in self._asking:
+            asking = replace(reward, function=reward.pages_in_question or reward.function, is_batch=False)
+            for call, pages in zip(firsts, run_plain(asking, firsts), strict=True):
+                if not set(pages) <= set(range(len(call.sample.images))):
+                    known = f"0-based indexes of the {len(call.sample.images)} images, for those in question"
+                    raise _refusal(reward, call, pages, known)
+                found.setdefault(call.sample.sample_id, set()).update(pages)
+        return {sample_id: tuple(sorted(pages)) for sample_id, pages in found.items() if pages}
+
+    def take_counterfactuals(self, counterfactuals: Mapping[str, Counterfactuals]) -> None:
+        """Let the rewards that asked see what the policy answers without single pages.
+
+        Args:
+            counterfactuals: the answers by sample id; the other samples keep what they have.
+        """
+        if counterfactuals:
+            self._calls = [
+                replace(call, counterfactuals=counterfactuals.get(call.sample.sample_id, call.counterfactuals))
+                for call in self._calls
+            ]
+            self._groups = [
+                replace(group, counterfactuals=counterfactuals.get(group.sample_id, group.counterfactuals))
+                for group in self._groups
+            ]
+
+    def _first_calls(self) -> list[RewardCall]:
+        """The first call of each group."""
+        firsts = []
+        row = 0
+        for group in self._groups:
+            firsts += self._calls[row : row + 1]
+            row += len(group.rollouts)
+        return firsts
 
     def scored(self) -> list[ScoredGroup]:
         """All groups, judged, in the order in which they were added.
@@ -150,6 +200,9 @@ class Scoring:
             for reward in self._rewards
             if reward.is_batch and not reward.is_async
         }
+        for reward in self._asking:
+            if not reward.is_batch:
+                returned[reward.name] = (run_async if reward.is_async else run_plain)(reward, self._calls)
         for judged in self._rounds:
             judged.result()
         values = self._async_calls.values()

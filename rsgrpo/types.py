@@ -288,6 +288,20 @@ class CreditedRollout(ScoredRollout):
     negative_weights: FloatArray
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counterfactuals:
+    """What the policy answers greedily, with all pages of a question and with one exchanged for another question's.
+
+    Attributes:
+        with_all: the text of the response to the prompt as it is.
+        exchanged: for each image of the sample the texts of the responses without it, one for each page that stood in
+            its place; empty for an image about which no reward asked.
+    """
+
+    with_all: str
+    exchanged: tuple[tuple[str, ...], ...]
+
+
 RolloutT = TypeVar("RolloutT", Rollout, ScoredRollout, CreditedRollout)
 OtherT = TypeVar("OtherT", Rollout, ScoredRollout, CreditedRollout)
 
@@ -301,12 +315,14 @@ class Group(Generic[RolloutT]):
         prompt: the prompt as it was sent.
         prompt_token_ids: [P] int32, the ids that the engine used; an image's placeholder is expanded to its tokens.
         rollouts: all responses by ``response_index``; scored ones all carry the same reward keys in the same order.
+        counterfactuals: what the policy answers without single pages; None where no reward asked.
     """
 
     sample: Sample
     prompt: ChatPrompt
     prompt_token_ids: IntArray
     rollouts: tuple[RolloutT, ...]
+    counterfactuals: Counterfactuals | None = None
 
     @property
     def sample_id(self) -> str:
@@ -320,7 +336,11 @@ class Group(Generic[RolloutT]):
             rollouts: the new rollouts, in the order of the present ones.
         """
         return Group(
-            sample=self.sample, prompt=self.prompt, prompt_token_ids=self.prompt_token_ids, rollouts=tuple(rollouts)
+            sample=self.sample,
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_token_ids,
+            rollouts=tuple(rollouts),
+            counterfactuals=self.counterfactuals,
         )
 
 
@@ -405,46 +425,3 @@ class ResponseStats:
     def key(self) -> ResponseKey:
         """The key that finds the response: its sample's id and its index."""
         return (self.sample_id, self.response_index)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UpdateMetrics:
-    """Numbers of one optimizer step, over all ranks.
-
-    Attributes:
-        loss: the value of the objective that was differentiated.
-        grad_norm: the norm of the gradient before clipping.
-        learning_rate: the learning rate that the step used.
-        num_response_tokens: how many response tokens were trained.
-        num_forward_tokens: how many tokens went through the language model (padding excluded).
-        num_images: how many images the sequences show.
-        num_micro_batches: how many micro-batches all ranks had together.
-        clip_fraction: the share of credited tokens where clipping was active.
-        kl_old: the mean of logprob_old - logprob_new over response tokens (0 on-policy).
-        importance_weight_mean: mean truncated importance weight engine -> trainer, counted as 0 in masked responses.
-        is_skipped: whether the step was not taken (non-finite gradient).
-        forward_backward_seconds: seconds of the forward and backward passes on the slowest rank.
-        optimizer_seconds: seconds of the optimizer step on the slowest rank.
-        process_seconds: seconds of encoding prompts and waiting for the pixels of pages, on the slowest rank.
-        kl_reference: the mean k3 estimate of KL(policy, reference) over response tokens, nats; 0 without a KL term.
-        num_cached_images: how many of ``num_images`` had their features read instead of computed.
-        masked_fraction: the share of response tokens without gradient because their response is too far off.
-    """
-
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    num_response_tokens: int
-    num_forward_tokens: int
-    num_images: int
-    num_micro_batches: int
-    clip_fraction: float
-    kl_old: float
-    importance_weight_mean: float
-    is_skipped: bool
-    forward_backward_seconds: float
-    optimizer_seconds: float
-    process_seconds: float
-    kl_reference: float = 0.0
-    num_cached_images: int = 0
-    masked_fraction: float = 0.0

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from numbers import Real
 
 import numpy as np
@@ -16,11 +17,16 @@ from rewards.lab.cases import KINDS, TRICKS, Case, cases_of
 from rewards.plugins import LoadedReward
 from rewards.running import run_async, run_plain
 from rsgrpo.config import EVISRAG, ResponseFormat
+from rsgrpo.text.normalise import IRRELEVANT
 from rsgrpo.text.sections import parse_response
+from rsgrpo.types import Counterfactuals
 
 _KIND_OF_FIELD = {"boxes": "grounding", "choices": "choice", "positive_images": "haystack"}
 _TOKEN = re.compile(r"\w+|[^\w\s]")  # there is no tokenizer here: a word or a sign counts as one token
 _TIE = 1e-9
+_SILENT = "constant: no relevant information"
+UNMOVED = "no relevant information, of answers that no page moves"
+"""The name of one more trick, on rewards that ask what the policy answers without single pages: it guesses."""
 _IMAGE_SIZE = (1000, 1000)  # the cases' pages are made up; on such ones pixels are per mille
 
 
@@ -105,6 +111,10 @@ def lint(name: str, rewards: Sequence[LoadedReward], kind: str = "", response_fo
         is_untouched = bool(is_same) and score is not None and abs(score - baseline) <= _TIE
         pays = score is not None and score >= baseline - _TIE and not is_untouched
         results.append(TrickResult(trick=trick, score=score, is_untouched=is_untouched, pays=pays))
+    if any(reward.pages_in_question is not None for reward in rewards):
+        score = _mean(_scores(rewards, cases, [TRICKS[_SILENT](case) for case in cases], is_moved=False))
+        pays = score is not None and score >= baseline - _TIE
+        results.append(TrickResult(trick=UNMOVED, score=score, is_untouched=False, pays=pays))
     return Lint(name=name, kind=kind, honest=baseline, tricks=tuple(results))
 
 
@@ -149,9 +159,15 @@ def _kind(rewards: Sequence[LoadedReward], by_kind: Mapping[str, Sequence[Case]]
     return KINDS[0]
 
 
-def _scores(rewards: Sequence[LoadedReward], cases: Sequence[Case], texts: Sequence[str]) -> list[float | None]:
-    """The weighted sum of the rewards that apply, for each text; None where no reward applies."""
-    calls = [_call(case, text) for case, text in zip(cases, texts, strict=True)]
+def _scores(
+    rewards: Sequence[LoadedReward], cases: Sequence[Case], texts: Sequence[str], *, is_moved: bool = True
+) -> list[float | None]:
+    """The weighted sum of the rewards that apply, for each text; None where no reward applies.
+
+    Of a policy whose answers the pages move it is assumed that it answers honestly with all pages, and otherwise
+    without one that an honest line speaks for; of one whose answers they do not move that it answers the same.
+    """
+    calls = [_call(case, text, is_moved) for case, text in zip(cases, texts, strict=True)]
     totals: list[float | None] = [None] * len(calls)
     for reward in rewards:
         values = run_async(reward, calls) if reward.is_async else run_plain(reward, calls)
@@ -162,18 +178,33 @@ def _scores(rewards: Sequence[LoadedReward], cases: Sequence[Case], texts: Seque
     return totals
 
 
-def _call(case: Case, text: str) -> RewardCall:
+def _counterfactuals(case: Case, is_moved: bool) -> Counterfactuals:
+    lines = case.lines()
+    other = case.with_roles(answer=next(option for option in case.options if option not in case.text.splitlines()[-1]))
+    return Counterfactuals(
+        with_all=case.text,
+        exchanged=tuple(
+            (other if is_moved and line not in ("", IRRELEVANT) else case.text,)
+            for line, _ in zip_longest(lines, case.sample.images, fillvalue="")
+        ),
+    )
+
+
+def _call(case: Case, text: str, is_moved: bool) -> RewardCall:
     num_tokens = len(_TOKEN.findall(text)) + 1  # and the end of sequence
     is_cut = text != case.text and case.text.startswith(text)
+    parsed = parse_response(text, case.format, page_numbers=case.sample.page_numbers)
     return RewardCall(
         sample=case.sample,
         text=text,
-        parsed=parse_response(text, case.format, page_numbers=case.sample.page_numbers),
+        parsed=parsed,
         token_ids=np.zeros(num_tokens, dtype=np.int32),
         finish_reason="length" if is_cut and text else "stop",
         num_tokens=num_tokens,
         response_index=0,
         image_sizes=lambda _: _IMAGE_SIZE,
+        siblings=(parsed,),
+        counterfactuals=_counterfactuals(case, is_moved),
     )
 
 

@@ -244,6 +244,7 @@ def sampled_group(group: RecordedGroup) -> RolloutGroup:
         ),
         prompt_token_ids=np.zeros(0, dtype=np.int32),
         rollouts=tuple(_rollout(group.sample_id, rollout) for rollout in group.rollouts),
+        counterfactuals=group.counterfactuals,
     )
 
 

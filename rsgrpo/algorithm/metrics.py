@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rsgrpo.algorithm.advantages import has_zero_variance
 from rsgrpo.algorithm.credit_table import merged
+from rsgrpo.algorithm.update_metrics import UpdateMetrics
 from rsgrpo.config import LossConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.types import (
@@ -21,7 +22,6 @@ from rsgrpo.types import (
     Rollout,
     ScopedReward,
     ScoredGroup,
-    UpdateMetrics,
 )
 
 

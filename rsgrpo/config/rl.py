@@ -245,6 +245,9 @@ class RlConfig:
     """How many steps lie between two checkpoints."""
     rollouts_in_report: int = 4
     """How many groups of a step are kept in full, with credit, for the report; 0: all of them."""
+    counterfactual_exchanges: int = 3
+    """How many times each page in question is exchanged for another question's, for rewards that ask what the policy
+    answers without it (``rewards.functions.counterfactual``)."""
     record_every_steps: int = 0
     """How many steps lie between two further ones of which groups are kept; 0: only those that write a checkpoint, the
     first and the last. With 1 and ``rl.rollouts_in_report=0`` all that the run trains on is kept."""
@@ -255,6 +258,7 @@ class RlConfig:
         more_than("rl.max_logprob_gap", self.max_logprob_gap, 0.0)
         at_least("rl.rollouts_in_report", self.rollouts_in_report, 0)
         at_least("rl.record_every_steps", self.record_every_steps, 0)
+        between("rl.counterfactual_exchanges", self.counterfactual_exchanges, 1, _MAX_GROUP)
         at_least("rl.updates_per_batch", self.updates_per_batch, 1)
         if self.max_staleness_steps not in (-1, 0, 1):
             raise ConfigError(

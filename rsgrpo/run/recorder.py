@@ -17,6 +17,7 @@ from rsgrpo.io.jsonl import append_rows, keep_rows, line_problem, numbered_rows,
 from rsgrpo.io.record_codec import RecordError, from_plain
 from rsgrpo.types import (
     Box,
+    Counterfactuals,
     CreditedGroup,
     CreditedRollout,
     FloatArray,
@@ -99,6 +100,7 @@ class RecordedGroup:
         metadata: the further columns of the data set, as text.
         opened_section: the section that the prompt opened, so that the responses begin inside of it; empty: none.
         page_numbers: the number by which texts call each of the images; empty: 1, 2, ….
+        counterfactuals: what the policy answered without single pages; None: no reward asked.
     """
 
     stage: str
@@ -117,6 +119,7 @@ class RecordedGroup:
     metadata: Mapping[str, str] = field(default_factory=dict)
     opened_section: str = ""
     page_numbers: tuple[int, ...] = ()
+    counterfactuals: Counterfactuals | None = None
 
 
 def record_groups(path: Path, stage: str, step: int, credited: Sequence[CreditedGroup], *, num_kept: int = 0) -> None:
@@ -307,6 +310,7 @@ def _sample_row(stage: str, step: int, sample: Sample, opened_section: str) -> d
 def _group_row(stage: str, step: int, group: CreditedGroup, scope_tokens: Mapping[str, int]) -> dict[str, Any]:
     return _sample_row(stage, step, group.sample, group.prompt.opened_section) | {
         "scope_tokens": dict(scope_tokens),
+        **({"counterfactuals": dataclasses.asdict(group.counterfactuals)} if group.counterfactuals else {}),
         "rollouts": [_credited_row(rollout) for rollout in group.rollouts],
     }
 

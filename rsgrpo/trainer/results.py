@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from rsgrpo.algorithm.update_metrics import UpdateMetrics
 from rsgrpo.model.micro_batches import Segment
 from rsgrpo.trainer.objective import RankTotals
-from rsgrpo.types import FloatArray, ResponseStats, TrainingGroup, UpdateMetrics
+from rsgrpo.types import FloatArray, ResponseStats, TrainingGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -1,4 +1,7 @@
-"""Sections of a recipe's own, repeated, the first one opened by the chat template: one real step."""
+"""Sections of a recipe's own, repeated, the first one opened by the chat template: one real step.
+
+A reward asks the engines what they answer without single pages, too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from transformers import AutoProcessor
 
+from recipes.counterfactuals import CounterfactualAnswers
 from recipes.rs_grpo import RsGrpo, RsGrpoState
 from recipes.setup.preparation import prepare
 from recipes.setup.workers import open_workers
@@ -27,6 +31,16 @@ from tests.engine.test_generated_tasks import CONFIGS, SMALL
 pytestmark = pytest.mark.engine
 
 
+ASKING = """
+from rewards.base import needs_counterfactuals
+
+@needs_counterfactuals(lambda call: range(len(call.sample.images)))
+def length_without_pages(call):
+    known = call.counterfactuals
+    return None if known is None else float(sum(len(text) for texts in known.exchanged for text in texts))
+"""
+
+
 def _looked(sample: Sample) -> str:
     """A gold haystack response, its lines one look each."""
     lines = sample.gold_response.partition("<evidence>")[2].partition("</evidence>")[0].splitlines()
@@ -42,7 +56,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     GlobalHydra.instance().clear()
     register_schema()
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        overrides = ["recipe=rl_looks", *SMALL, *places, f"run_dir={root}/run", "cluster.gpus_per_node=0"]
+        (root / "asking.py").write_text(ASKING)
+        asking = f"+rewards.asking={{function: '{root}/asking.py:length_without_pages', scope: {{section: answer}}}}"
+        overrides = ["recipe=rl_looks", *SMALL, *places, f"run_dir={root}/run", "cluster.gpus_per_node=0", asking]
         config = load_config(compose("config", overrides=overrides))
     samples = load_samples(config.data.rl_path, config.data, is_training=True).samples
     size = QuickstartConfig(text_hidden=128, text_layers=2, vision_hidden=64, vision_heads=2, vocabulary_tokens=640)
@@ -79,6 +95,9 @@ def test_all_looks_are_credited_and_responses_begin_inside_of_think(config: Conf
             scorer=prepared.scorer,
             prompts=prepared.rl,
             state=RsGrpoState(),
+            counterfactuals=CounterfactualAnswers(
+                prepared.rl, config.rollout.sampling, num_exchanges=2, image_tokens=prepared.image_tokens, seed=0
+            ),
         )
         report = training.train_step(is_last=True)
     assert report.metrics["policy/grad_norm"] > 0.0
@@ -87,6 +106,13 @@ def test_all_looks_are_credited_and_responses_begin_inside_of_think(config: Conf
     num_well_formed = 0
     for group in report.credited:
         assert group.prompt.opened_section == "think"
+        known = group.counterfactuals
+        assert known is not None and known.with_all
+        # two pages, each exchanged twice; taught as it is, the model answers in its own form without them, too
+        assert [len(texts) for texts in known.exchanged] == [2, 2]
+        assert all(text.startswith("Next.") for texts in known.exchanged for text in texts)
+        length = float(sum(len(text) for texts in known.exchanged for text in texts))
+        assert {reward.value for one in group.rollouts for reward in one.rewards if reward.name == "asking"} == {length}
         for credited in group.rollouts:
             rewards = {reward.key: reward for reward in credited.rewards}
             if rewards[("format", -1)].value != 1.0:

@@ -13,6 +13,7 @@ import numpy as np
 from recipes.rs_grpo import RsGrpo, RsGrpoState, StepReport
 from rewards.scorer import Scorer
 from rollout.engine import RolloutError
+from rsgrpo.algorithm.update_metrics import UpdateMetrics
 from rsgrpo.config import (
     Config,
     LossConfig,
@@ -33,7 +34,6 @@ from rsgrpo.types import (
     ScoredGroup,
     ScoredRollout,
     TrainingGroup,
-    UpdateMetrics,
 )
 from rsgrpo.weights.buckets import WeightVersion
 from rsgrpo.weights.update import WeightUpdate
