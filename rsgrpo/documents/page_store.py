@@ -46,6 +46,7 @@ from rsgrpo.documents.sources import SourceFile, find_documents, same_name
 from rsgrpo.documents.stored_images import IMAGES, PARTS, STORE_FILE, WRITING, image_problem, store_writes
 from rsgrpo.errors import shown
 from rsgrpo.io.atomic_files import FileError, json_bytes, read_json_object, write_json
+from rsgrpo.io.ids import likely_names
 from rsgrpo.io.writer_lock import LockHeldError, WriterLock
 from rsgrpo.types import ImageRef
 
@@ -287,7 +288,10 @@ class PageStore:
         """Return the path of a document's part, or refuse a name that the store does not have."""
         path = part_path(self.folder, document)
         if not path.exists():
-            raise StoreError(f"there is no document {shown(document)!r} in {shown(self.folder)}")
+            likely = likely_names(document, self.documents())
+            raise StoreError(
+                f"there is no document {shown(document)!r} in {shown(self.folder)}{likely}; check the name"
+            )
         return path
 
     def _work(self, source: SourceFile, former: StoredDocument | None) -> Work | Remark | None:

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures.sentences import MAX_SENTENCE, explain
@@ -34,7 +34,14 @@ class UsageError(RsgrpoError):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Argparse's parser, whose complaints are one sentence."""
+    """Argparse's parser, whose complaints are one sentence.
+
+    An empty text is no path: ``--out "$OUT"`` with nothing in ``OUT`` would mean the current folder.
+    """
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self.register("type", Path, _given_path)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving.
@@ -43,6 +50,12 @@ class CommandParser(argparse.ArgumentParser):
             UsageError: always.
         """
         raise UsageError(f"{shown(message, 300)}; {self.prog} --help shows what there is")
+
+
+def _given_path(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty; name a file or folder, . for the current one")
+    return Path(text)
 
 
 def run_command(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from rsgrpo.errors import shown
 
 _LARGEST_EXACT = 2**53  # a float beyond it may stand for several whole numbers
 _BLANK = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff\u200b\u200c\u200d\u2060"
 """White space, and characters that nobody sees though Python does not count them as such: byte order mark, zero-width
 spaces and joiners."""
 _NUMBER = re.compile(r"[+-]?(\d+)(?:\.0*)?")
+_MAX_LIKELY = 3
 _LAST_NUMBER = re.compile(r"(?:^|.*\D)(\d+)(?:\.0+)?(?:\.[A-Za-z]\w*)?", re.DOTALL)
 
 
@@ -77,6 +81,23 @@ def near_misses(seen: Iterable[str], wanted: Iterable[str]) -> list[tuple[str, s
         if alike is not None and alike != response:
             found.append((response, alike))
     return found
+
+
+def likely_names(name: str, known: Sequence[str]) -> str:
+    """The names that a misspelt one may mean, as the end of a sentence; empty if none is like it.
+
+    Args:
+        name: the name as it was written, such as a document's.
+        known: the names that there are.
+
+    Example:
+        ``likely_names("pump.pdf", ["pumps.pdf", "b.pdf"])`` is ``"; the nearest is 'pumps.pdf'"``.
+    """
+    found = difflib.get_close_matches(name, known, n=_MAX_LIKELY)
+    if not found:
+        return ""
+    quoted = " and ".join(repr(shown(one, 120)) for one in found)
+    return f"; the nearest {'is' if len(found) == 1 else 'are'} {quoted}"
 
 
 def _loose_keys(name: str) -> list[tuple[int, str]]:

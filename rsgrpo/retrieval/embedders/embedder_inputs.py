@@ -199,7 +199,8 @@ class EmbedderInputs:
         if not ids:
             raise EmbeddingError(f"{name} is empty; ask something")
         unknown = tokenizer.unk_token_id
-        if unknown is not None and all(token == unknown for token in ids):
+        # What parts words is known everywhere: SentencePiece writes it before an unknown word, too.
+        if unknown is not None and not any(token != unknown and tokenizer.decode([token]).strip() for token in ids):
             raise EmbeddingError(
                 f"{name} has no character that the model's tokenizer knows; ask in another script, or take an embedder "
                 "that was trained on this one"

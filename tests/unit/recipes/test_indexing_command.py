@@ -229,8 +229,14 @@ def test_a_question_finds_its_page(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         (["{i}", " "], "the question is empty"),
         (["{i}", "1", "-k", "0"], "-k 0 asks for no number of pages"),
-        (["{i}", "1", "--document", "none.pdf", "--since", "2026-01-01"],
-         "none of the 3 pages of the index {i} meets --document none.pdf and --since 2026-01-01; widen it"),
+        (["{i}", "1", "--document", "a/plot.pdf", "--since", "2099-01-01"],
+         "none of the 3 pages of the index {i} meets --document a/plot.pdf and --since 2099-01-01; widen it"),
+        # Beside a document that is there one that is not would be passed over without a word.
+        (["{i}", "1", "--document", "a/plot.pdf", "--document", "a/plots.pdf"],
+         "the index {i} has no document 'a/plots.pdf'; the nearest are 'a/plot.pdf' and 'b/list.pdf'; check the name"),
+        (["{i}", "1", "--document", ""], "the index {i} has no document ''; check the name"),
+        (["{i}", "1", "--folder", "c"], "the index {i} has no page in a folder 'c'; check the name"),
+        (["", "1"], "argument INDEX: the path is empty; name a file or folder, . for the current one"),
         (["{i}", "1", "--since", "January"], "the filter's first date is 'January', which is no date"),
         (["{i}", "what", "is", "1"], "unrecognized arguments: is 1"),
         (["{i}x", "1"], "there is no index {i}x"),

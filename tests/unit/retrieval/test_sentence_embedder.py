@@ -199,17 +199,22 @@ def test_questions_that_say_nothing_are_refused(visrag, query: str, message: str
 
 def test_a_question_in_a_script_that_the_tokenizer_does_not_know_is_refused(visrag, monkeypatch) -> None:
     class OneScript:
-        """A tokenizer of lower-case letters."""
+        """A tokenizer of lower-case letters and the blank."""
 
         unk_token_id = 0
         added_tokens_decoder = MappingProxyType({0: AddedToken("[UNK]", special=True)})
 
         def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-            return {"input_ids": [ord(letter) if letter.islower() and letter.isascii() else 0 for letter in text]}
+            return {"input_ids": [ord(letter) if letter in " abc" else 0 for letter in text]}
+
+        def decode(self, ids: list[int]) -> str:
+            return "".join(chr(letter) if letter else "[UNK]" for letter in ids)
 
     monkeypatch.setattr(type(visrag._model), "tokenizer", property(lambda _: OneScript()))
     with pytest.raises(EmbeddingError, match=r"question 1 .* has no character that the model's tokenizer knows"):
         visrag._inputs.query_tokens("ქართული", "question 1 ('ქართული')")
+    with pytest.raises(EmbeddingError, match=r"question 2 .* has no character that the model's tokenizer knows"):
+        visrag._inputs.query_tokens(" ქართული ენა", "question 2 ('ქართული')")  # the blanks alone are known
     assert visrag._inputs.query_tokens("a ქ", "question 1") > 0
 
 
