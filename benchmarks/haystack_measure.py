@@ -44,6 +44,7 @@ class Plan:
         sizes: how many pages the haystacks have, ascending.
         twice_sizes: the sizes for which the policy also judges the best pages at low resolution.
         num_questions: how many questions there are.
+        num_kept: k, how many pages the filter keeps; 0: chosen on held-out questions.
         max_shown: the largest haystack that the policy is also shown whole, at most ``MAX_SHOWN_PAGES``.
         seed: the seed of pages, needles and haystacks.
     """
@@ -51,6 +52,7 @@ class Plan:
     sizes: tuple[int, ...]
     twice_sizes: tuple[int, ...]
     num_questions: int
+    num_kept: int
     max_shown: int
     seed: int
 
@@ -289,7 +291,7 @@ def measure(world: World, trained: Trained, folder: Path, plan: Plan, threads: i
         plan: what is asked.
         threads: CPU threads of the engine.
     """
-    num_kept = choose_num_kept(world, folder / "held_out", trained.embedder, plan.seed)
+    num_kept = plan.num_kept or choose_num_kept(world, folder / "held_out", trained.embedder, plan.seed)
     pool = pool_of_test(world, folder / "pool", plan.num_questions, plan.seed)
     arms = make_arms(world, pool, plan, trained, num_kept)
     answers = answer(pool, arms, trained, folder, threads)

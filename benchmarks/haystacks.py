@@ -59,6 +59,7 @@ def main() -> None:
         default=MAX_SHOWN_PAGES,
         help="the largest haystack that the policy is also shown whole; answers to 100 pages take long",
     )
+    parser.add_argument("--kept", type=int, default=0, help="pages that go into the prompt; 0: chosen as said above")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     root = options.folder.resolve()
@@ -83,6 +84,7 @@ def main() -> None:
             sizes=sizes,
             twice_sizes=(100,),
             num_questions=options.questions,
+            num_kept=options.kept,
             max_shown=options.unfiltered_pages,
             seed=options.seed,
         )
