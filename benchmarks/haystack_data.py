@@ -37,6 +37,7 @@ class Lesson:
             this at low resolution: ``transcribe_low``.
         page_counts: the share of each number of pages.
         near_frac: the share of other pages that are easily taken for the one that is asked for.
+        nearest_frac: of these the share that a search would find next to it.
         low_frac: the share of relevance questions at low resolution.
     """
 
@@ -46,6 +47,7 @@ class Lesson:
     shares: Mapping[str, float]
     page_counts: Mapping[int, float]
     near_frac: float = 0.5
+    nearest_frac: float = 0.0
     low_frac: float = 0.7
 
 
@@ -74,6 +76,15 @@ LESSONS: Mapping[str, tuple[Lesson, ...]] = {
             shares={"locate": 1.0},
             page_counts={1: 0.05, 2: 0.35, 3: 0.3, 4: 0.05, 6: 0.05, 8: 0.05, 10: 0.15},
             near_frac=0.7,
+        ),
+        Lesson(
+            num_steps=700,
+            step_questions=48,
+            num_questions=20_000,
+            shares={"locate": 1.0},
+            page_counts={1: 0.05, 2: 0.5, 3: 0.3, 5: 0.05, 10: 0.1},
+            near_frac=0.85,
+            nearest_frac=0.7,
         ),
     ),
     "stamps": (
@@ -173,8 +184,12 @@ def _drawn_views(
     num_pages = min(len(items), int(rng.choice(list(lesson.page_counts), p=list(lesson.page_counts.values()))))
     shown = {item}
     while len(shown) < num_pages:
-        is_near = rng.random() < lesson.near_frac
-        shown.add(world.near(item, rng) if is_near else items[int(rng.integers(len(items)))])
+        if rng.random() >= lesson.near_frac:
+            shown.add(items[int(rng.integers(len(items)))])
+        elif lesson.nearest_frac and rng.random() < lesson.nearest_frac:
+            shown.add(world.nearest(item, rng))
+        else:
+            shown.add(world.near(item, rng))
     order = [int(other) for other in rng.permutation(sorted(shown))]
     return item, {other: pages.view(other, rng) for other in order}
 

@@ -49,8 +49,8 @@ def train_world(
 ) -> Trained:
     """Write the training data, train the policy from random weights, and the embedder from the policy.
 
-    Lessons that are left for afterwards go on from the embedder: telling captions apart by a contrastive loss makes
-    them known in far fewer pages than writing them does.
+    Lessons that are left for afterwards go on from the embedder's first round: telling captions apart by a contrastive
+    loss makes them known in far fewer pages than writing them does.
 
     Args:
         world: the world.
@@ -80,14 +80,17 @@ def train_world(
             model = run(folder / f"policy-{number + 1}", threads, settings) / "models" / "sft"
         return model
 
+    def train_embedder(model: Path, number: int) -> Path:
+        settings = embedder_settings(data[0], model, embedder_steps[number], seed + number)
+        return run(folder / f"embedder-{number + 1}", threads, settings) / "models" / "retriever"
+
     policy = train_policy(start, range(num_first_lessons))
-    embedder = policy
-    for number, steps in enumerate(embedder_steps):
-        settings = embedder_settings(data[0], embedder, steps, seed + number)
-        embedder = run(folder / f"embedder-{number + 1}", threads, settings) / "models" / "retriever"
+    embedder = train_embedder(policy, 0)
     if num_first_lessons < len(lessons):
         policy = policy_from_embedder(embedder, policy, folder / "policy-from-embedder")
         policy = train_policy(policy, range(num_first_lessons, len(lessons)))
+    for number in range(1, len(embedder_steps)):
+        embedder = train_embedder(embedder, number)
     return Trained(start=start, embedder=embedder, policy=policy)
 
 

@@ -69,6 +69,9 @@ class World(Protocol):
     def near(self, item: int, rng: np.random.Generator) -> int:
         """Draw another training item that is easily taken for this one."""
 
+    def nearest(self, item: int, rng: np.random.Generator) -> int:
+        """Draw another training item out of those that a search finds next to this one."""
+
     def draw(self, item: int, scan: int, rng: np.random.Generator) -> Image.Image:
         """Draw an item's page with a handwritten digit."""
 
@@ -131,6 +134,19 @@ class Tickets:
             pass
         return other
 
+    def nearest(self, item: int, rng: np.random.Generator) -> int:
+        """Draw a training ticket that shares a mark, and of the other mark the colour or the form."""
+        pairs = _pairs(self.seed)
+        marks = set(pairs[item])
+        found = []
+        for shared in pairs[item]:
+            (own,) = marks - {shared}
+            for other in _train_pairs_by_mark(self.seed)[shared]:
+                (mark,) = set(pairs[other]) - {shared}
+                if other != item and (mark.colour == own.colour or mark.form == own.form):
+                    found.append(other)
+        return found[int(rng.integers(len(found)))] if found else self.near(item, rng)
+
     def draw(self, item: int, scan: int, rng: np.random.Generator) -> Image.Image:
         """See :class:`World`."""
         marks = _pairs(self.seed)[item]
@@ -181,6 +197,10 @@ class Stamps:
         """Draw a neighbour in the order of paths, which is mostly of the same category."""
         num_items = len(self.train_items)
         return (item + int(rng.choice([-3, -2, -1, 1, 2, 3]))) % num_items
+
+    def nearest(self, item: int, rng: np.random.Generator) -> int:
+        """Draw a neighbour, since nobody knows which pictures are alike."""
+        return self.near(item, rng)
 
     def draw(self, item: int, scan: int, rng: np.random.Generator) -> Image.Image:
         """See :class:`World`."""

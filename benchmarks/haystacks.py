@@ -34,8 +34,8 @@ from rsgrpo.io.atomic_files import write_json
 
 WORLDS = ("tickets", "stamps")
 SIZES = (10, 100, 1000)
-EMBEDDER_STEPS = {"tickets": (120,), "stamps": (250,)}
-NUM_FIRST_LESSONS = {"tickets": 3, "stamps": 2}
+EMBEDDER_STEPS = {"tickets": (400,), "stamps": (250, 400)}
+NUM_FIRST_LESSONS = {"tickets": 4, "stamps": 2}
 """Lessons of the policy before the embedder; only the stamps' policy goes on from it, knowing the captions."""
 
 

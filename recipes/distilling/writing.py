@@ -36,11 +36,17 @@ def held_folder(out: Path) -> Iterator[None]:
         out: the folder to write.
 
     Raises:
-        DistillError: another process writes there, or it cannot be written.
+        DistillError: another process writes there, it cannot be written, or it holds pairs that did not come from here.
     """
+    lock_file = out / "writer.lock"
+    if (out / PAIRS_FILE).exists() and not lock_file.exists():  # the lock's file stays where pairs were distilled
+        raise DistillError(
+            f"{shown(out / PAIRS_FILE)} was not written by rsgrpo distill-relevance and would be lost; choose another "
+            "--out, or move it away"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = WriterLock(out / "writer.lock")
+        lock = WriterLock(lock_file)
     except LockHeldError as error:
         raise DistillError(
             f"another call writes to {shown(out)} ({error.holder}); wait for it, or choose another --out"

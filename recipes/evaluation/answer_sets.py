@@ -8,6 +8,7 @@ from pathlib import Path
 
 from recipes.setup.wanted_data import find_embedder
 from rsgrpo.config import Config
+from rsgrpo.data.file_bytes import naming
 from rsgrpo.errors import shown
 from rsgrpo.evaluation.benchmarks.base import BenchmarkError
 from rsgrpo.evaluation.retrieval_sets import RetrievalTask, find_retrieval_tasks
@@ -65,7 +66,8 @@ def read_answer_set(name: str, official_name: str, config: Config) -> AnswerSet:
         RsgrpoError: there is no such set, a part of it is missing, or it cannot be read.
     """
     folder = find_answer_set(name, config.eval.data_root)
-    data = read_retrieval_set(folder, media_folder=config.data.media_cache)
+    with naming(name):
+        data = read_retrieval_set(folder, media_folder=config.data.media_cache)
     return AnswerSet(
         name=name,
         official_name=official_name or name,

@@ -19,6 +19,7 @@ from recipes.indexing.command_line import MakeEmbedder
 from recipes.indexing.places import make_any_embedder
 from recipes.setup.wanted_data import find_embedder
 from rsgrpo.config import Config
+from rsgrpo.data.file_bytes import naming
 from rsgrpo.errors import shown
 from rsgrpo.evaluation.retrieval_sets import RetrievalTask, find_retrieval_tasks
 from rsgrpo.io.atomic_files import FileError, read_json_object, write_json
@@ -132,7 +133,8 @@ def _loaded(task: RetrievalTask, config: Config) -> LoadedTask:
 
     data = None
     if task.folder is not None:
-        data = read_retrieval_set(task.folder, media_folder=config.data.media_cache)
+        with naming(task.name):
+            data = read_retrieval_set(task.folder, media_folder=config.data.media_cache)
     return load_task(task, data, max_queries=config.eval.max_samples)
 
 

@@ -16,10 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recipes.filtering.command_settings import endpoint_settings, filter_settings, split_filter_settings
+from recipes.filtering.command_settings import (
+    endpoint_settings,
+    filter_settings,
+    split_filter_settings,
+)
 from recipes.indexing.places import MakeSingleEmbedder, make_single_embedder
-from recipes.indexing.settings import embedder_settings, split_settings
-from rsgrpo.config import DataConfig, DistractorConfig, EndpointConfig, FilterStageConfig, QueryFilterConfig
+from recipes.indexing.settings import data_settings, embedder_settings, split_data_settings, split_settings
+from rsgrpo.config import DistractorConfig, FilterStageConfig, QueryFilterConfig
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
@@ -28,6 +32,7 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
     from recipes.filtering.given_pages import GivenPage
     from recipes.filtering.questions import FilteredQuestions
     from recipes.filtering.stages import AskedModel
+    from rsgrpo.data.evisrag_files import LoadedData
     from rsgrpo.retrieval.embedders.embedder import Embedder
     from rsgrpo.retrieval.filtering.page_filter import FilteredPages, FilterStage, PageScorer
     from rsgrpo.types import Sample
@@ -35,6 +40,7 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
 _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for names
 _MISTAKES = DistractorConfig(relevance="filter", noise_chance=0.1, noise_max_frac=0.15)  # as MIRAGE trains
 _FIRST_PASS_PAGES = 20  # that an embedder leaves for a model to look at
+_COUNTED_BY_THE_MODEL = ("unfiltered_image_tokens", "answer_image_tokens", "answer_ratio", "total_ratio")
 _SHOWN_NAME = 4096  # as long as a path may be
 _EXAMPLES = """\
 examples:
@@ -76,7 +82,8 @@ def command_parser() -> CommandParser:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument_group(
         "settings",
-        "filter.NAME=VALUE and embedder.NAME=VALUE, and eval.endpoint.url, eval.endpoint.model of a server that is "
+        "filter.NAME=VALUE, embedder.NAME=VALUE, data.NAME=VALUE (such as data.on_bad_sample=skip), and "
+        "eval.endpoint.url, eval.endpoint.model of a server that is "
         "asked in place of --policy; docs/settings.md lists them. Without filter.stages an embedder "
         f"keeps {_FIRST_PASS_PAGES} pages where a model is named as well, and whoever comes last keeps 3.",
     )
@@ -100,13 +107,15 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeSingleEmbedd
 
 
 def _filter(arguments: Sequence[str], make_embedder: MakeSingleEmbedder) -> None:
-    rest, given = split_filter_settings(arguments)
+    rest, reading = split_data_settings(arguments)
+    rest, given = split_filter_settings(rest)
     rest, others = split_settings(rest)
     options = command_parser().parse_intermixed_args(rest)
     options.endpoint = endpoint_settings(given)
     settings = filter_settings(
         given, index=options.index, embedder=options.embedder, policy=options.policy, stages=_default_stages(options)
     )
+    options.reading = data_settings(reading, image_root=options.image_root, max_images=settings.max_pages)
     if others.index or others.documents:
         raise UsageError("index.NAME and documents.NAME say how pages are kept and rendered; leave them out here")
 
@@ -146,33 +155,36 @@ def _filter_pages(options: argparse.Namespace, settings: QueryFilterConfig, make
     rendering = RenderSettings()
     if index is not None and index.embedder is not None:  # as the index renders, so that its vectors are found again
         rendering = RenderSettings(dpi=index.embedder.dpi, max_pixels=index.embedder.max_pixels)
-    rules = DataConfig().image_rules
+    rules = options.reading.image_rules
     with tempfile.TemporaryDirectory(prefix="rsgrpo-filter-") as folder:
         given = given_pages(options.pages, Path(folder), rendering, rules, index)
         readable = [page.page for page in given if page.page is not None]
         if not readable:
             raise RsgrpoError(f"none of {len(given)} pages can be read ({given[0].name}: {given[0].problem})")
-        stages = _stages(settings, make_embedder, _asked_model(settings), options.endpoint)
+        stages = _stages(options, settings, make_embedder, _asked_model(options, settings))
         (found,) = filter_pages([PagesOfQuestion(question=options.question, pages=tuple(readable))], stages)
     return _pages_told(given, found, stages, options.question, as_json=options.json)
 
 
 def _filter_data(options: argparse.Namespace, settings: QueryFilterConfig, make_embedder: Any) -> str:
-    from recipes.filtering.row_files import write_filtered
+    from recipes.filtering.row_files import check_filtered_place, write_filtered
 
     if options.question:
         raise UsageError("--data brings its own questions; leave the question and the pages out")
-    data, samples = _questions(options.data, options.image_root, settings)
-    model = None if options.by_gold else _asked_model(settings)
-    if options.by_gold:
-        found = _by_gold(options, samples)
-    else:
-        found = _judged(samples, data, settings, make_embedder, model, options.endpoint)
     source = Path(options.data.partition("@")[0])
     out = options.out or source.with_name(f"{source.stem}.filtered.jsonl")
-    write_filtered(out, options.data, data, found)
+    check_filtered_place(out, options.data, options.reading)
+    loaded = _questions(options.data, options)
+    model = None if options.by_gold else _asked_model(options, settings)
+    if options.by_gold:
+        found = _by_gold(options, loaded.samples)
+    else:
+        found = _judged(loaded.samples, options, settings, make_embedder, model)
+    write_filtered(out, options.data, options.reading, found)
     if options.json:
-        return json.dumps({"out": str(out), **dataclasses.asdict(found.metrics)})
+        metrics = dataclasses.asdict(found.metrics)
+        unknown = dict.fromkeys(_COUNTED_BY_THE_MODEL) if model is None else {}  # null: 0 would be a count
+        return json.dumps({"out": str(out), "left_out": dict(loaded.skipped), **metrics, **unknown})
     return _metrics_told(found, out, counts_tokens=model is not None)
 
 
@@ -191,17 +203,16 @@ def _by_gold(options: argparse.Namespace, samples: Sequence[Sample]) -> Filtered
 
 def _judged(
     samples: Sequence[Sample],
-    data: DataConfig,
+    options: argparse.Namespace,
     settings: QueryFilterConfig,
     make_embedder: Any,
     model: AskedModel | None,
-    endpoint: EndpointConfig,
 ) -> FilteredQuestions:
     from recipes.filtering.questions import filter_questions
     from rsgrpo.data.images.image_tokens import ImageTokens
 
-    count = ImageTokens(model.processor.image_processor, data.image_rules).count if model else lambda page: 0
-    return filter_questions(samples, _stages(settings, make_embedder, model, endpoint), count)
+    count = ImageTokens(model.processor.image_processor, options.reading.image_rules).count if model else lambda page: 0
+    return filter_questions(samples, _stages(options, settings, make_embedder, model), count)
 
 
 def _calibrate(options: argparse.Namespace, settings: QueryFilterConfig, make_embedder: Any) -> str:
@@ -210,7 +221,7 @@ def _calibrate(options: argparse.Namespace, settings: QueryFilterConfig, make_em
 
     if options.question or options.data:
         raise UsageError("--calibrate reads questions and pages from its file; leave question, pages and --data out")
-    _, samples = _questions(options.calibrate, options.image_root, settings)
+    loaded = _questions(options.calibrate, options)
     plain = dataclasses.replace(settings, calibration="")
     made: list[Embedder] = []
 
@@ -220,7 +231,7 @@ def _calibrate(options: argparse.Namespace, settings: QueryFilterConfig, make_em
 
     scorer = cosine_scorer(plain, keep, needs_calibration=False, reads_calibration=False)
     file = options.out or calibration_file(settings, made[0])
-    report = calibrate(samples, scorer, made[0].identity, file, should_balance=options.balance)
+    report = calibrate(loaded.samples, scorer, made[0].identity, file, should_balance=options.balance)
     told = {
         "questions": report.num_questions,
         "questions without a gold page": report.num_left_out,
@@ -233,15 +244,17 @@ def _calibrate(options: argparse.Namespace, settings: QueryFilterConfig, make_em
     return json.dumps(told) if options.json else "\n".join(f"{name}: {value}" for name, value in told.items())
 
 
-def _questions(path: str, image_root: str, settings: QueryFilterConfig) -> tuple[DataConfig, tuple[Any, ...]]:
+def _questions(path: str, options: argparse.Namespace) -> LoadedData:
     from rsgrpo.data.evisrag_files import load_samples
 
-    data = DataConfig(image_root=image_root, max_images=settings.max_pages)
-    return data, load_samples(path, data, is_training=False).samples
+    loaded = load_samples(path, options.reading, is_training=False)
+    for reason, count in loaded.skipped.items():
+        print(f"left out of {shown(path)}: {count} × {reason}")
+    return loaded
 
 
 def _stages(
-    settings: QueryFilterConfig, make_embedder: Any, model: AskedModel | None, endpoint: EndpointConfig
+    options: argparse.Namespace, settings: QueryFilterConfig, make_embedder: Any, model: AskedModel | None
 ) -> list[FilterStage]:
     from recipes.filtering.head import head_scorer, worded
     from recipes.filtering.stages import make_stages
@@ -251,14 +264,14 @@ def _stages(
 
         answers = (settings.yes, settings.no)
         return EndpointYesNoScorer(
-            endpoint, DataConfig(), worded(settings.prompt), answers, max_pixels=stage.max_pixels
+            options.endpoint, options.reading, worded(settings.prompt), answers, max_pixels=stage.max_pixels
         )
 
-    make_head = head_scorer(settings, DataConfig().image_rules)
-    return make_stages(settings, model, make_embedder, make_head, ask_server if endpoint.url else None)
+    make_head = head_scorer(settings, options.reading.image_rules)
+    return make_stages(settings, model, make_embedder, make_head, ask_server if options.endpoint.url else None)
 
 
-def _asked_model(settings: QueryFilterConfig) -> AskedModel | None:
+def _asked_model(options: argparse.Namespace, settings: QueryFilterConfig) -> AskedModel | None:
     """The model of ``yes_no``, loaded; None where no pass asks it, or none is named."""
     if not settings.policy or all(stage.scorer != "yes_no" for stage in settings.stages):
         return None
@@ -266,7 +279,7 @@ def _asked_model(settings: QueryFilterConfig) -> AskedModel | None:
     from recipes.filtering.stages import AskedModel
     from rsgrpo.model.folder import find_model
 
-    rules = DataConfig().image_rules
+    rules = options.reading.image_rules
     judge = ForwardJudge(find_model(settings.policy, ""), rules, f"filter.policy={settings.policy!r}")
     return AskedModel(judge=judge, processor=judge.processor, rules=rules)
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.config.image_rules import ImageRules
-from rsgrpo.data.images.loading import check_image
+from rsgrpo.data.images.loading import SKIP_ADVICE, check_image
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.documents.pdf import PdfDocument
+from rsgrpo.documents.pictures import PictureDocument
 from rsgrpo.documents.records import DocumentError
 from rsgrpo.documents.sources import file_kind
-from rsgrpo.documents.stored_images import encode_image
+from rsgrpo.documents.stored_images import Pixels, encode_image
 from rsgrpo.errors import shown
 from rsgrpo.retrieval.index.page_index import PageIndex
 from rsgrpo.types import ImageRef
@@ -50,8 +51,8 @@ def given_pages(
     """Find the pages that were named; one that cannot be read is named with the reason, and the others go on.
 
     Args:
-        names: image files; documents, all of whose pages are meant; pages of documents, such as ``page2.pdf#3`` or
-            ``page2.pdf#2-5``; pages of the index, by the ids that it knows them by.
+        names: image files; documents, all of whose pages are meant, as all pictures of a TIFF file; pages of these,
+            such as ``page2.pdf#3`` or ``page2.pdf#2-5``; pages of the index, by the ids that it knows them by.
         folder: a folder for the images of rendered pages.
         settings: how pages of documents are rendered.
         rules: how images are read.
@@ -72,11 +73,11 @@ def given_pages(
             found.append(GivenPage(number=0, name=name, problem=problem))
             continue
         try:
-            is_document = path.is_file() and file_kind(path) == "pdf"
-            if not is_document:
-                found.append(_checked(ImageRef(path=name, file=str(path.absolute())), rules, document=name))
+            document = _opened(path, settings)
+            if isinstance(document, PictureDocument) and document.num_pages == 1 and wanted in (None, (1, 1)):
+                found.append(_checked(ImageRef(path=name, file=str(path.absolute())), rules, document=str(path)))
                 continue
-            found += _rendered(path, wanted, folder / f"{len(found)}", settings)
+            found += _rendered(document, path, wanted, folder / f"{len(found)}", settings)
         except (DocumentError, OSError) as error:
             reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
             found.append(GivenPage(number=0, name=name, problem=shown(reason, _SHOWN_REASON)))
@@ -110,20 +111,30 @@ def _checked(page: ImageRef, rules: ImageRules, document: str = "") -> GivenPage
     try:
         check_image(page, rules)
     except ImageError as error:
-        return GivenPage(number=0, name=page.path, document=document, problem=shown(error, _SHOWN_REASON))
+        reason = str(error).replace(SKIP_ADVICE, "")  # such pages are passed over as it is
+        return GivenPage(number=0, name=page.path, document=document, problem=shown(reason, _SHOWN_REASON))
     return GivenPage(number=0, name=page.path, document=document, page=page)
 
 
+def _opened(path: Path, settings: RenderSettings) -> PdfDocument | PictureDocument:
+    if path.is_file() and file_kind(path) == "pdf":
+        return PdfDocument(path, settings)
+    return PictureDocument(path, settings)
+
+
 def _rendered(
-    path: Path, wanted: tuple[int, int] | None, folder: Path, settings: RenderSettings
+    document: PdfDocument | PictureDocument,
+    path: Path,
+    wanted: tuple[int, int] | None,
+    folder: Path,
+    settings: RenderSettings,
 ) -> Iterator[GivenPage]:
-    """Render some pages of a document, or all of them; their numbers are given later.
+    """Render some pages of a document, or all of them, and close it; their numbers are given later.
 
     Raises:
-        DocumentError: the document cannot be read, or has no such page.
-        OSError: the document cannot be read, or the folder cannot be written.
+        DocumentError: the document has no such page.
+        OSError: the folder cannot be written.
     """
-    document = PdfDocument(path, settings)
     try:
         first, last = wanted or (1, document.num_pages)
         if not 1 <= first <= last <= document.num_pages:
@@ -133,7 +144,7 @@ def _rendered(
         for number in range(first, last + 1):
             page = GivenPage(number=0, name=f"{path}#{number}", document=str(path), page_number=number)
             try:
-                data, suffix = encode_image(document.page(number, with_text=False).pixels, settings.image_format)
+                data, suffix = encode_image(_pixels(document, number), settings.image_format)
             except DocumentError as error:
                 yield replace(page, problem=shown(error, _SHOWN_REASON))
                 continue
@@ -142,3 +153,9 @@ def _rendered(
             yield replace(page, page=ImageRef(path=page.name, file=str(file)))
     finally:
         document.close()
+
+
+def _pixels(document: PdfDocument | PictureDocument, number: int) -> Pixels:
+    if isinstance(document, PdfDocument):
+        return document.page(number, with_text=False).pixels
+    return document.page(number).pixels

@@ -9,13 +9,33 @@ from typing import Any
 
 from recipes.filtering.questions import FilteredQuestions
 from rsgrpo.config import DataConfig
-from rsgrpo.data.files import DataError, data_files
+from rsgrpo.data.files import DataError, check_output, data_files
 from rsgrpo.data.kept_pages import with_shown_gold
 from rsgrpo.data.readers.fields import media_list
 from rsgrpo.data.readers.records import raw_records
 from rsgrpo.errors import shown
 from rsgrpo.io.jsonl import write_rows
 from rsgrpo.types import Sample
+
+
+def check_filtered_place(file: Path, path: str, data: DataConfig) -> None:
+    """Refuse a place where filtered rows cannot go, before hours of filtering.
+
+    Args:
+        file: the file to write.
+        path: the data set that will be filtered.
+        data: how it is read.
+
+    Raises:
+        DataError: the file would be written over the data set, or its images would not be found from there.
+    """
+    files = data_files(path)
+    check_output(file, files, "--out")
+    if file.absolute().parent != files[0].absolute().parent and not data.image_root:
+        raise DataError(
+            f"{shown(file)} lies in another folder than {shown(files[0])}, whose images are looked for beside it; "
+            "write into that folder, or give --image-root"
+        )
 
 
 def write_filtered(file: Path, path: str, data: DataConfig, found: FilteredQuestions) -> None:
@@ -31,16 +51,9 @@ def write_filtered(file: Path, path: str, data: DataConfig, found: FilteredQuest
         found: what the filter did with its questions.
 
     Raises:
-        DataError: the file would be written over the data set, or its images would not be found from there.
+        DataError: the data set has changed since it was filtered.
     """
     files = data_files(path)
-    if file.absolute() in [source.absolute() for source in files]:
-        raise DataError(f"{shown(file)} is the data set itself; name another file with --out")
-    if file.absolute().parent != files[0].absolute().parent and not data.image_root:
-        raise DataError(
-            f"{shown(file)} lies in another folder than {shown(files[0])}, whose images are looked for beside it; "
-            "write into that folder, or give --image-root"
-        )
     samples = {sample.sample_id: sample for sample in found.samples}
     kept = {sample.sample_id: item.kept for sample, item in zip(found.asked, found.filtered, strict=True)}
     told = {sample.sample_id: row["probabilities"] for sample, row in zip(found.asked, found.rows(), strict=True)}

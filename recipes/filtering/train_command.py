@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.filtering.command_settings import filter_settings, split_filter_settings
+from recipes.indexing.settings import data_settings, split_data_settings
 from rsgrpo.config import DataConfig, DistractorConfig, FilterStageConfig, QueryFilterConfig
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
 
 if TYPE_CHECKING:  # they take long to import
     from recipes.filtering.head_run import HeldOutMeasures
+    from rsgrpo.config.image_rules import ImageRules
     from rsgrpo.types import Sample
 
 _MAX_DISTRACTORS = 30  # as MIRAGE trains
@@ -51,7 +53,9 @@ def command_parser() -> CommandParser:
     )
     parser.add_argument("--image-root", default="", metavar="FOLDER", help="what image paths of FILE are relative to")
     parser.add_argument_group(
-        "settings", "filter.head_training.NAME=VALUE, filter.yes, filter.no, filter.prompt; docs/settings.md lists them"
+        "settings",
+        "filter.head_training.NAME=VALUE, filter.yes, filter.no, filter.prompt, data.NAME=VALUE "
+        "(data.on_bad_sample=skip); docs/settings.md lists them",
     )
     return parser
 
@@ -69,11 +73,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    rest, given = split_filter_settings(arguments)
+    rest, reading = split_data_settings(arguments)
+    rest, given = split_filter_settings(rest)
     options = command_parser().parse_args(rest)
     settings = filter_settings(given)
+    options.reading = data_settings(reading, image_root=options.image_root, max_images=settings.max_pages)
     if bool(options.model) != bool(options.out) or not (options.model or options.pairs_out):
         raise UsageError("--model and --out belong together; give both to train, or --pairs-out to write pairs alone")
+    if not 0 <= options.min_distractors <= options.max_distractors:
+        raise UsageError(
+            f"--min-distractors {options.min_distractors} and --max-distractors {options.max_distractors} leave no "
+            "number between them; the first must be at least 0, the second at least as many"
+        )
     if options.out is not None and options.out.exists():
         raise UsageError(f"{shown(options.out)} is there already; name another folder with --out")
     with contextlib.redirect_stdout(sys.stderr):  # libraries say there what they find
@@ -86,10 +97,18 @@ def _work(options: argparse.Namespace, settings: QueryFilterConfig) -> dict[str,
     import numpy as np
 
     from rsgrpo.data.evisrag_files import load_samples
+    from rsgrpo.data.files import check_output, data_files
     from rsgrpo.data.filter_rows import random_distractors, with_more_pages
 
-    data = DataConfig(image_root=options.image_root, max_images=settings.max_pages)
-    samples = load_samples(options.data, data, is_training=False).samples
+    if options.pairs_out:
+        check_output(options.pairs_out, data_files(options.data), "--pairs-out")
+    if options.model and not Path(options.model).is_dir():
+        raise RsgrpoError(f"--model {shown(options.model)} is no folder; name that of an embedder or a policy")
+    data = options.reading
+    loaded = load_samples(options.data, data, is_training=False)
+    for reason, count in loaded.skipped.items():
+        print(f"left out of {shown(options.data)}: {count} × {reason}")
+    samples = loaded.samples
     known = [sample for sample in samples if sample.positive_images]
     if not known:
         raise RsgrpoError(f"none of {len(samples)} questions of {shown(options.data)} names a gold page (posImgs)")
@@ -112,7 +131,7 @@ def _work(options: argparse.Namespace, settings: QueryFilterConfig) -> dict[str,
         told["pairs written"] = str(options.pairs_out)
     if options.model:
         trained_head = _train_head(options, settings, trained, rng)
-        measures = _measured(options.out, settings, held_out) if held_out else None
+        measures = _measured(options.out, settings, data.image_rules, held_out) if held_out else None
         _write_summary(options.out, settings, mixed, trained_head, measures)
         told["head"] = str(options.out)
         told |= measures.told() if measures else {}
@@ -184,6 +203,7 @@ def _train_head(
     from recipes.filtering.head import worded
     from recipes.filtering.head_run import log_step, write_settings
     from rsgrpo.prompts.relevance import answer_tokens
+    from rsgrpo.prompts.template import find_template
     from rsgrpo.retrieval.filtering.page_head import LabelledPage, train_head
 
     pairs = [
@@ -192,9 +212,6 @@ def _train_head(
         for index, page in enumerate(sample.images)
     ]
     start = Path(options.model)
-    if not start.is_dir():
-        raise RsgrpoError(f"--model {shown(start)} is no folder; name that of an embedder or a policy")
-
     losses: list[float | None] = []
 
     def on_step(step: int, num_steps: int, loss: float) -> None:
@@ -209,9 +226,9 @@ def _train_head(
         options.out,
         settings.head_training,
         tokens=answer_tokens(AutoTokenizer.from_pretrained(start), settings.yes, settings.no),
-        wording=Path(settings.prompt).read_text(encoding="utf-8"),
+        wording=find_template(settings.prompt).read_text(encoding="utf-8"),
         word=worded(settings.prompt),
-        rules=DataConfig().image_rules,
+        rules=options.reading.image_rules,
         on_step=on_step,
     )
     call = {name: str(getattr(options, name) or "") for name in ("data", "model", "index", "image_root")}
@@ -220,7 +237,9 @@ def _train_head(
     return _Trained(num_steps=len(losses), last_loss=losses[-1], seconds=time.monotonic() - begin)
 
 
-def _measured(head: Path, settings: QueryFilterConfig, held_out: Sequence[Sample]) -> HeldOutMeasures:
+def _measured(
+    head: Path, settings: QueryFilterConfig, rules: ImageRules, held_out: Sequence[Sample]
+) -> HeldOutMeasures:
     """What the head is worth on questions that it was not trained on."""
     import dataclasses
 
@@ -231,7 +250,7 @@ def _measured(head: Path, settings: QueryFilterConfig, held_out: Sequence[Sample
     from recipes.filtering.head_run import HeldOutMeasures
 
     stage = FilterStageConfig(scorer="head", max_pixels=settings.head_training.max_pixels)
-    scorer = head_scorer(dataclasses.replace(settings, head=str(head)), DataConfig().image_rules)(stage)
+    scorer = head_scorer(dataclasses.replace(settings, head=str(head)), rules)(stage)
     labels, found = [], []
     for sample in held_out:
         labels += [index in set(sample.positive_images) for index in range(len(sample.images))]

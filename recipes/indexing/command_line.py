@@ -18,17 +18,16 @@ MakeEmbedder = Callable[[EmbedderConfig], "AnyEmbedder"]
 """Makes an embedder from its settings; tests make one that needs no model."""
 
 
-def explain_settings(parser: CommandParser) -> None:
+def explain_settings(
+    parser: CommandParser, taken: str = "embedder.NAME=VALUE, index.NAME=VALUE and documents.NAME=VALUE"
+) -> None:
     """Add a paragraph on settings to a command's help.
 
     Args:
         parser: the command's parser.
+        taken: the settings that the command takes, as its help calls them.
     """
-    parser.add_argument_group(
-        "settings",
-        "embedder.NAME=VALUE, index.NAME=VALUE and documents.NAME=VALUE; docs/settings.md lists them, such as "
-        "index.num_probes=8",
-    )
+    parser.add_argument_group("settings", f"{taken}; docs/settings.md lists them, such as index.num_probes=8")
 
 
 def read_call(parser: CommandParser, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, GivenSettings]:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 from recipes.indexing.command_line import explain_settings, read_call
 from recipes.indexing.embedding_lines import embedding_lines
 from recipes.indexing.places import MakeSingleEmbedder, create_any_index, is_there, make_single_embedder, open_any_index
-from recipes.indexing.settings import GivenSettings, embedder_settings, index_settings
+from recipes.indexing.settings import (
+    GivenSettings,
+    data_settings,
+    embedder_settings,
+    index_settings,
+    split_data_settings,
+)
 from rsgrpo.errors import shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
 
@@ -63,7 +69,7 @@ def command_parser() -> CommandParser:
         default=0.95,
         help="largest share of the right page's score that a negative's may have; none: any (0.95)",
     )
-    explain_settings(parser)
+    explain_settings(parser, "data.NAME=VALUE (such as data.on_bad_sample=skip), embedder.NAME=VALUE, index.NAME=VALUE")
     return parser
 
 
@@ -84,31 +90,37 @@ def main(arguments: Sequence[str] | None = None, make_embedder: MakeSingleEmbedd
 
 
 def _bound(text: str) -> float | None:
-    return None if text == _NO_BOUND else float(text)
+    try:
+        return None if text == _NO_BOUND else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {_NO_BOUND!r}") from error
 
 
 def _mine(arguments: Sequence[str] | None, make_embedder: MakeSingleEmbedder) -> None:
-    from rsgrpo.config import DataConfig
     from rsgrpo.config.image_rules import ImageRules
+    from rsgrpo.data.files import check_output
     from rsgrpo.retrieval.training.mined_pairs import index_pages, with_mined_negatives, write_training_pairs
     from rsgrpo.retrieval.training.mining import MiningRules
-    from rsgrpo.retrieval.training.training_pairs import read_training_pairs
+    from rsgrpo.retrieval.training.training_pairs import pair_files, read_training_pairs
 
-    options, given = read_call(command_parser(), arguments)
+    rest, of_data = split_data_settings(sys.argv[1:] if arguments is None else arguments)
+    options, given = read_call(command_parser(), rest)
     if given.documents:
         raise UsageError(f"documents.{next(iter(given.documents))} says how documents are rendered; leave it out")
     if options.out.is_dir():
         raise UsageError(f"--out {shown(options.out)} is a folder; name the file to write, such as pairs.jsonl in it")
+    check_output(options.out, [file for path in options.pairs for file in pair_files(path)], "--out")
     rules = MiningRules(num_pages=options.pages, depth=options.depth, margin=options.margin, share=options.share)
     config = embedder_settings(given, options.embedder)
     reading = ImageRules(min_pixels=config.min_pixels or None, max_pixels=config.max_pixels)
-    pairs = read_training_pairs(options.pairs, DataConfig(), reading).pairs
+    loaded = read_training_pairs(options.pairs, data_settings(of_data), reading)
+    pairs = loaded.pairs
     embedder = make_embedder(config)
     with _opened(options.index, given, embedder) as index:
         index_pages(pairs, embedder, index, is_kept=options.index is not None, on_progress=embedding_lines())
         mined, report = with_mined_negatives(pairs, embedder, index, rules)
     write_training_pairs(options.out, mined)
-    print(_told(report, options.out))
+    print(_told(report, options.out, sum(finding.count for finding in loaded.skipped)))
 
 
 @contextmanager
@@ -125,11 +137,12 @@ def _opened(folder: Path | None, given: GivenSettings, embedder: Embedder) -> It
             yield index
 
 
-def _told(report: MiningReport, file: Path) -> str:
+def _told(report: MiningReport, file: Path, num_left_out: int) -> str:
+    left_out = f"; {num_left_out:,} rows left out, as they cannot be used" if num_left_out else ""
     return (
         f"{shown(file)}: {report.num_questions:,} pairs with {report.num_negatives:,} negatives, "
         f"{report.num_without:,} without any; {report.num_close:,} pages left out, as their score comes too close to "
-        f"the right page's; the right page comes first for {report.first_frac:.1%}"
+        f"the right page's; the right page comes first for {report.first_frac:.1%}{left_out}"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rsgrpo.config import DataConfig
 from rsgrpo.config.building import build
 from rsgrpo.config.checks import ConfigError
 from rsgrpo.config.documents import RenderSettings
@@ -20,6 +21,7 @@ from rsgrpo.config.index import IndexConfig
 from rsgrpo.errors import shown
 
 _SETTING = re.compile(r"(?P<group>[a-z_]+)\.(?P<name>\w+)=(?P<value>.*)", re.DOTALL)
+_DATA_SETTING = re.compile(r"data\.(?P<name>\w+)=(?P<value>.*)", re.DOTALL)
 _GROUPS: Mapping[str, type] = {"embedder": EmbedderConfig, "index": IndexConfig, "documents": RenderSettings}
 DEFAULT_EMBEDDER = "runs/retriever_quickstart/models/retriever"
 """The folder of the embedder that is taken where none is named: that of ``recipe=retriever_quickstart``."""
@@ -86,6 +88,37 @@ def _check_group(argument: str, found: re.Match[str]) -> None:
     if is_name and not Path(argument).exists():
         key = f"{found['group']}.{found['name']}"
         raise ConfigError(f"there is no setting {shown(key)}{nearest(key, known)}")
+
+
+def split_data_settings(arguments: Sequence[str]) -> tuple[list[str], Mapping[str, str]]:
+    """Tell settings of how questions and images are read, such as ``data.on_bad_sample=skip``, from everything else.
+
+    Args:
+        arguments: the arguments of a command that reads a data set.
+
+    Returns:
+        The other arguments, and the value, as text, of each ``data`` setting by its name; a later one counts.
+    """
+    found = {argument: _DATA_SETTING.fullmatch(argument) for argument in arguments}
+    given = {setting["name"]: setting["value"] for setting in found.values() if setting}
+    return [argument for argument in arguments if not found[argument]], given
+
+
+def data_settings(given: Mapping[str, str], **defaults: Any) -> DataConfig:
+    """Build the settings of how questions and images are read.
+
+    Args:
+        given: the settings that the command line gives, by name.
+        defaults: values that stand in where the command line says nothing, by name.
+
+    Returns:
+        The settings, checked.
+
+    Raises:
+        ConfigError: there is no such setting, or a value does not fit.
+    """
+    found: DataConfig = _built(DataConfig, "data", defaults, given)
+    return found
 
 
 def embedder_settings(given: GivenSettings, model: str, saved: EmbedderConfig | None = None) -> EmbedderConfig:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
+from recipes.plan.engine_cache import CachePages, cache_pages
 from recipes.plan.gpus import Assumptions, GpuKind
+from recipes.setup.wanted_data import has_engines
 from rsgrpo.cluster.topology import engine_memory_frac
 from rsgrpo.config import Config, Topology
 from rsgrpo.model.activation_memory import ActivationMemory, PackedSize, activation_memory
@@ -48,6 +49,8 @@ def num_gpus(config: Config) -> int:
     engines = config.rollout.num_workers * config.rollout.tensor_parallel_size
     if config.stage == "eval":
         return engines
+    if not has_engines(config):
+        return config.trainer.num_ranks
     return config.trainer.num_ranks + (0 if shares_gpus(config) else engines)
 
 
@@ -91,8 +94,8 @@ class EngineMemory:
         parts: bytes by name; the KV cache is what the other parts leave of ``taken``, at least 0.
         taken: bytes of the GPU that the engine takes.
         cache: bytes left for keys and values; below 0: the other parts alone are more than ``taken``.
+        pages: how the cache is divided.
         longest: bytes of cache that one sequence of ``rollout.max_model_tokens`` needs.
-        cache_tokens: how many tokens the cache holds.
         beside: bytes of the trainer that stay on the GPU while the engine works; 0 where the engine has its GPUs to
             itself.
         capacity: bytes of memory that the GPU has.
@@ -101,8 +104,8 @@ class EngineMemory:
     parts: dict[str, int]
     taken: int
     cache: int
+    pages: CachePages
     longest: int
-    cache_tokens: int
     beside: int
     capacity: int
 
@@ -180,7 +183,7 @@ def _working_parts(states: StateMemory, activations: ActivationMemory, factor: f
     if states.gathered:
         parts["gathered weights"] = states.gathered
     trained = max(activations.vision, activations.kept + max(activations.layer, activations.head))
-    found = {"pages' pixels": activations.pixels, "vision tower": activations.vision_kept}
+    found = {"pages' pixels or features": activations.pixels, "vision tower": activations.vision_kept}
     if trained == activations.vision:
         found["vision tower"] += activations.vision
     else:
@@ -211,18 +214,22 @@ def engine_memory(
     taken = int(engine_frac(config) * capacity)
     tokens = rollout.max_batched_tokens
     pass_bytes = b * tokens * (2 * language.hidden + 3 * language.intermediate // size)
+    # The features of as many image tokens as a pass has, and a place for those of each deeper level.
+    features = b * tokens * (model.feature_width + model.num_levels * language.hidden)
     # Pages are read in batches of as many tokens as a pass has; queries and keys turn in float32.
     vision_bytes = (
         b * tokens * model.patches_a_token * model.vision.hidden * 11 // size if not rollout.image_embeds else 0
     )
+    is_beside = config.model.lora.update == "adapter"
     logits = 3 * 4 * rollout.max_num_sequences * model.vocabulary
     parts = {
-        "weights": b * (model.num_elements - model.num_adapters) // size,
-        "activations (estimated)": max(pass_bytes, vision_bytes) + logits,
+        # Adapters are merged into the weights, or stand beside them.
+        "weights": b * (model.num_elements - (0 if is_beside else model.num_adapters)) // size,
+        "activations (estimated)": max(pass_bytes, vision_bytes) + features + logits,
         "CUDA graphs (assumed)": 0 if rollout.enforce_eager else int(assumed.graphs_gib * GIB),
         "context (assumed)": int(assumed.context_gib * GIB),
     }
-    token = 2 * language.layers * math.ceil(language.key_heads / size) * language.head_size * b
+    pages = cache_pages(language, weight_bytes=b, num_gpus=size)
     cache = taken - sum(parts.values())
     parts["KV cache"] = max(0, cache)
     beside = 0
@@ -234,8 +241,8 @@ def engine_memory(
         parts=parts,
         taken=taken,
         cache=cache,
-        longest=token * rollout.max_model_tokens,
-        cache_tokens=max(0, cache) // token,
+        pages=pages,
+        longest=pages.of_sequence(rollout.max_model_tokens),
         beside=beside,
         capacity=capacity,
     )

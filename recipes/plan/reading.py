@@ -162,30 +162,36 @@ class Reader:
         make = self._prompt_item if samples else self._answered
         return DataSet(
             name=name,
-            items=self._fitting([make(sample) for sample in chosen], is_sampled=samples),
+            items=self._fitting(
+                [make(sample) for sample in chosen],
+                is_sampled=samples,
+                max_tokens=0 if samples else self._config.sft.max_tokens,
+            ),
             num_items=self._totals.get(name, len(loaded)),
         )
 
-    def _fitting(self, items: Sequence[Item], *, is_sampled: bool) -> tuple[Item, ...]:
+    def _fitting(self, items: Sequence[Item], *, is_sampled: bool, max_tokens: int = 0) -> tuple[Item, ...]:
         """The items that the run would keep: those within its limits, where it leaves the others out."""
         config = self._config
         if config.data.on_bad_sample != "skip":
             return tuple(items)
+        most = min(max_tokens or config.trainer.micro_batch_tokens, config.trainer.micro_batch_tokens)
         response = config.rollout.sampling.max_response_tokens if is_sampled else 0
-        kept = []
-        for item in items:
-            prompt = item.prompt_text_tokens + self._images(item.images)
-            answer = response or item.answer_text_tokens + self._images(item.answer_images)
-            is_short = prompt + answer <= config.trainer.micro_batch_tokens or config.stage == "eval"
-            if prompt <= config.data.max_prompt_tokens and is_short:
-                kept.append(item)
+
+        def fits(row: Item) -> bool:
+            prompt = row.prompt_text_tokens + self._images(row.images)
+            answer = response or row.answer_text_tokens + self._images(row.answer_images)
+            is_short = prompt + answer <= most or config.stage == "eval"
+            return prompt <= config.data.max_prompt_tokens and is_short
+
+        kept = tuple(item for item in items if all(fits(row) for row in item.rows))
         if not kept:
+            limit = f"sft.max_tokens={max_tokens}" if max_tokens else f"trainer.micro_batch_tokens={most}"
             raise DataError(
                 f"all of {len(items)} prompts that were looked at are too long for data.max_prompt_tokens="
-                f"{config.data.max_prompt_tokens} or trainer.micro_batch_tokens={config.trainer.micro_batch_tokens}; "
-                "raise them, or lower data.max_pixels"
+                f"{config.data.max_prompt_tokens} or {limit}; raise them, or lower data.max_pixels"
             )
-        return tuple(kept)
+        return kept
 
     def _images(self, images: Iterable[ImageRef]) -> int:
         return sum(self._tokens_of_image(image, self._config.data.max_pixels) for image in images)
@@ -195,12 +201,15 @@ class Reader:
         return Item(sample_id=sample.sample_id, prompt_text_tokens=self._text(prompt), images=prompt.images)
 
     def _answered(self, sample: Sample) -> Item:
-        # Of one that is several rows the last, and so the longest, stands for all of them.
-        conversation: Conversation = self._conversations.build(sample)[-1]
+        """A conversation, with all rows that it is trained as."""
+        first, *more = (self._row(conversation) for conversation in self._conversations.build(sample))
+        return dataclasses.replace(first, more_rows=tuple(more))
+
+    def _row(self, conversation: Conversation) -> Item:
         shown_later = tuple(image for part in conversation.parts for image in part.images)
         text = sum(self._count(part.text) for part in conversation.parts)
         return Item(
-            sample_id=sample.sample_id,
+            sample_id=conversation.sample_id,
             prompt_text_tokens=self._text(conversation.prompt),
             images=conversation.prompt.images,
             answer_text_tokens=text - len(shown_later),
@@ -218,13 +227,17 @@ class Reader:
         config, sft = self._config, self._config.sft
         phases = sft.phases or [
             SftPhaseConfig(
-                name="sft", num_epochs=sft.num_epochs, max_steps=sft.max_steps, samples_per_step=sft.samples_per_step
+                name="sft",
+                num_epochs=sft.num_epochs,
+                max_steps=sft.max_steps,
+                samples_per_step=sft.samples_per_step,
+                max_tokens=sft.max_tokens,
             )
         ]
         found = []
         for phase in phases:
             if uses_mixture(config):
-                data = self._mixture(phase.name, phase.mixture or default_sources(config))
+                data = self._mixture(phase, phase.mixture or default_sources(config))
             else:
                 data = self._held("sft", samples=False)
             trained = data.num_items - min(sft.validation_samples, data.num_items // 10)
@@ -241,7 +254,7 @@ class Reader:
             )
         return found
 
-    def _mixture(self, name: str, sources: Sequence[SourceConfig]) -> DataSet:
+    def _mixture(self, phase: SftPhaseConfig, sources: Sequence[SourceConfig]) -> DataSet:
         """Look at a mixture: each source's first records, for some seconds, in the proportion of their weights."""
         most = max(1, self._config.plan_for.max_samples // len(sources))
         samples: list[Sample] = []
@@ -252,9 +265,11 @@ class Reader:
             total += source.weight * count
             is_counted = is_counted and is_whole
         if not samples:
-            raise DataError(f"{name}: no record of its {len(sources)} sources can be used; the doctor says why")
-        items = self._fitting([self._answered(sample) for sample in samples], is_sampled=False)
-        return DataSet(name=name, items=items, num_items=max(1, int(total)), is_counted=is_counted)
+            raise DataError(f"{phase.name}: no record of its {len(sources)} sources can be used; the doctor says why")
+        items = self._fitting(
+            [self._answered(sample) for sample in samples], is_sampled=False, max_tokens=phase.max_tokens
+        )
+        return DataSet(name=phase.name, items=items, num_items=max(1, int(total)), is_counted=is_counted)
 
     def _source(self, source: SourceConfig, most: int) -> tuple[list[Sample], int, bool]:
         from rsgrpo.data.readers import ReaderOptions, open_reader

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rsgrpo.config import Config
 from rsgrpo.model.activation_memory import PackedSize
-from rsgrpo.model.micro_batches import GroupSize, balance, plan_micro_batches, step_cost
+from rsgrpo.model.attention.delta_net import padded_size
+from rsgrpo.model.micro_batches import GroupSize, Segment, balance, plan_micro_batches, step_cost
 from rsgrpo.types import ImageRef
 
 _SIMULATED_STEPS = 8
@@ -18,7 +20,7 @@ TokensOfImage = Callable[[ImageRef, int], int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """A question or a conversation.
+    """A question or a conversation; of a conversation that is trained as several rows the first one.
 
     Attributes:
         sample_id: the id of the question or conversation.
@@ -26,6 +28,7 @@ class Item:
         images: the images in its prompt.
         answer_text_tokens: how many tokens of text stand behind the prompt in the data; 0 where the answer is sampled.
         answer_images: the images that stand behind the prompt in the data; none where the answer is sampled.
+        more_rows: the further rows of a conversation whose earlier answers the chat template writes otherwise.
     """
 
     sample_id: str
@@ -33,6 +36,12 @@ class Item:
     images: tuple[ImageRef, ...] = ()
     answer_text_tokens: int = 0
     answer_images: tuple[ImageRef, ...] = ()
+    more_rows: tuple[Item, ...] = ()
+
+    @property
+    def rows(self) -> tuple[Item, ...]:
+        """All rows that the item is trained as."""
+        return (self, *self.more_rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +91,7 @@ class StepWork:
 
     Attributes:
         packs: the sizes of the packed sequences of each rank.
-        prompt_tokens: how many tokens each item's prompt has, images included.
+        prompt_tokens: how many tokens the prompt of each item, or of each of its rows, has, images included.
         num_sampled_tokens: how many tokens the engines sample in the step.
     """
 
@@ -134,16 +143,16 @@ def step_work(
     trainer, max_pixels = config.trainer, config.data.max_pixels
     response = max(1, round(frac * stage.max_response_tokens))
     sizes, image_patches = [], []
-    for item in items:
-        tokens = [tokens_of_image(image, max_pixels) for image in item.images]
-        answer_tokens = [tokens_of_image(image, max_pixels) for image in item.answer_images]
+    for row in [row for item in items for row in item.rows]:
+        tokens = [tokens_of_image(image, max_pixels) for image in row.images]
+        answer_tokens = [tokens_of_image(image, max_pixels) for image in row.answer_images]
         lengths = (response,) * stage.num_samples
         if not stage.max_response_tokens:
-            lengths = (max(1, item.answer_text_tokens + sum(answer_tokens)),)
-        prompt = item.prompt_text_tokens + sum(tokens)
-        sizes.append(GroupSize(sample_id=item.sample_id, num_prompt_tokens=prompt, response_lengths=lengths))
-        # A page that stands twice in an item is encoded once.
-        shown = dict(zip((*item.images, *item.answer_images), (*tokens, *answer_tokens), strict=True))
+            lengths = (max(1, row.answer_text_tokens + sum(answer_tokens)),)
+        prompt = row.prompt_text_tokens + sum(tokens)
+        sizes.append(GroupSize(sample_id=row.sample_id, num_prompt_tokens=prompt, response_lengths=lengths))
+        # A page that stands twice in a row is encoded once.
+        shown = dict(zip((*row.images, *row.answer_images), (*tokens, *answer_tokens), strict=True))
         image_patches.append([count * patches_a_token for count in shown.values()])
     costs = [step_cost(size.num_prompt_tokens, size.response_lengths) for size in sizes]
     ranks = []
@@ -159,12 +168,13 @@ def step_work(
             patches = [
                 count for group in {segment.group for segment in segments} for count in image_patches[share[group]]
             ]
+            packed = _packed_size(segments)
+            is_stored = bool(config.model.vision_cache.folder)
             packs.append(
-                PackedSize(
-                    num_tokens=sum(segment.num_tokens for segment in segments),
-                    num_response_tokens=sum(sum(segment.response_lengths) for segment in segments),
-                    num_patches=0 if config.model.vision_cache.folder else sum(patches),
-                    num_pairs=sum(segment.num_pairs for segment in segments),
+                dataclasses.replace(
+                    packed,
+                    num_patches=0 if is_stored else sum(patches),
+                    num_stored=sum(patches) // patches_a_token if is_stored else 0,
                     num_image_pairs=sum(count * count for count in patches),
                 )
             )
@@ -174,6 +184,24 @@ def step_work(
         packs=tuple(ranks),
         prompt_tokens=tuple(size.num_prompt_tokens for size in sizes),
         num_sampled_tokens=sampled,
+    )
+
+
+def _packed_size(segments: Sequence[Segment]) -> PackedSize:
+    """The size of a sequence of these segments, its pages left out."""
+    padded, chunks = padded_size(
+        [segment.num_prompt_tokens for segment in segments],
+        [length for segment in segments for length in segment.response_lengths],
+    )
+    return PackedSize(
+        num_tokens=sum(segment.num_tokens for segment in segments),
+        num_response_tokens=sum(sum(segment.response_lengths) for segment in segments),
+        num_pairs=sum(segment.num_pairs for segment in segments),
+        num_keys=sum(
+            segment.num_tokens + segment.num_prompt_tokens * len(segment.response_lengths) for segment in segments
+        ),
+        num_padded=padded,
+        num_chunks=chunks,
     )
 
 
@@ -191,9 +219,14 @@ def fullest_pack(work: Sequence[StepWork], budget: int) -> PackedSize:
     shares = [sum(packed.num_tokens for packed in rank) for step in work for rank in step.packs]
     largest = max(packs, key=lambda packed: packed.num_tokens)
     tokens = max(largest.num_tokens, min(budget, max(shares)))
+    growth = tokens / largest.num_tokens
     return dataclasses.replace(
         largest,
         num_tokens=tokens,
         num_response_tokens=min(tokens, max(packed.num_response_tokens for packed in packs)),
         num_patches=max(packed.num_patches for packed in packs),
+        num_stored=max(packed.num_stored for packed in packs),
+        num_keys=math.ceil(growth * largest.num_keys),
+        num_padded=math.ceil(growth * largest.num_padded),
+        num_chunks=math.ceil(growth * largest.num_chunks),
     )

@@ -11,6 +11,7 @@ from recipes.retriever.wanted_data import check_retriever_data
 from rsgrpo.cluster.device import choose_device
 from rsgrpo.config import Config
 from rsgrpo.config.embedder import VISRAG_INSTRUCTION, EmbedderConfig
+from rsgrpo.data.file_bytes import naming
 from rsgrpo.data.images.counts import ImageCounts, update_report
 from rsgrpo.data.readers.findings import BadRecordError
 from rsgrpo.data.synthetic.quickstart import corpus
@@ -109,7 +110,8 @@ def prepare_retriever(config: Config, folder: RunFolder, progress: Progress) -> 
         if not paths:
             built = build_retriever_data(config.quickstart, folder.data / "retriever", config.seed)
             paths, test_path = [built.train_path], built.test_path
-        test = read_retrieval_set(Path(test_path)) if test_path else None
+        with naming(f"retriever.test_path={test_path}"):
+            test = read_retrieval_set(Path(test_path)) if test_path else None
         loaded = read_training_pairs(
             paths,
             config.data,

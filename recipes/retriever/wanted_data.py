@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rsgrpo.config import Config, ConfigError
+from rsgrpo.data.file_bytes import naming
 from rsgrpo.data.files import DataError
 from rsgrpo.errors import shown
 from rsgrpo.retrieval.training.training_pairs import pair_files
@@ -33,10 +34,8 @@ def check_retriever_data(config: Config) -> None:
     if not config.model.path:
         raise ConfigError(START_MODEL)
     for index, path in enumerate(settings.data):
-        try:
+        with naming(f"retriever.data[{index}]"):
             pair_files(path)
-        except DataError as error:
-            raise DataError(f"retriever.data[{index}]: {error}") from error
     if settings.test_path and not Path(settings.test_path).is_dir():
         raise DataError(
             f"retriever.test_path={shown(settings.test_path)} is no folder; name one with corpus, queries and qrels"

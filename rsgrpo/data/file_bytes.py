@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,6 +35,22 @@ _OTHER_KINDS = (
 
 class DataError(RsgrpoError, ValueError):
     """A data set cannot be used; the message names the items and the way out."""
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Say of which of several data sets an error in the block is, as its parts are called alike.
+
+    Args:
+        name: the setting, task or folder that the user knows the data set by.
+
+    Raises:
+        DataError: the error, with the name in front.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{shown(name, 160)}: {error}") from error
 
 
 def check_kind(file: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import glob
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from rsgrpo.data.file_bytes import DataError, check_kind
@@ -45,7 +46,7 @@ _WAYS_OUT = {
     ".yml": "a manifest is a source of data.mixture",
 }
 
-__all__ = ["IMAGE_TABLE", "TEST_FILE", "DataError", "data_files"]
+__all__ = ["IMAGE_TABLE", "TEST_FILE", "DataError", "check_output", "data_files"]
 
 
 def data_files(path: str) -> list[Path]:
@@ -73,6 +74,22 @@ def data_files(path: str) -> list[Path]:
     for file in files:
         check_kind(file)
     return files
+
+
+def check_output(file: Path, sources: Iterable[Path], option: str) -> None:
+    """Refuse to write a file over one that it is made from, under whichever name: what was read would be lost.
+
+    Args:
+        file: the file to write.
+        sources: the files that are read for it.
+        option: what names the file on the command line, such as ``--out``.
+
+    Raises:
+        DataError: the file is one of the sources.
+    """
+    for source in sources:
+        if file.exists() and file.samefile(source):
+            raise DataError(f"{shown(file)} is the data set itself; name another file with {option}")
 
 
 def _found(path: str) -> list[Path]:

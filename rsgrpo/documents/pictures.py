@@ -10,7 +10,14 @@ from PIL import Image
 
 from rsgrpo.config.documents import RenderSettings
 from rsgrpo.data.images.headers import DECODING_ERRORS, ImageFacts, open_image
-from rsgrpo.data.images.loading import MAX_ASPECT_RATIO, image_facts, image_from_image, load_image, resized_size
+from rsgrpo.data.images.loading import (
+    MAX_ASPECT_RATIO,
+    SKIP_ADVICE,
+    image_facts,
+    image_from_image,
+    load_image,
+    resized_size,
+)
 from rsgrpo.data.images.sources import ImageError, image_bytes
 from rsgrpo.documents.pdf import RenderedPage
 from rsgrpo.documents.records import DocumentError
@@ -19,7 +26,7 @@ from rsgrpo.types import ImageRef
 
 _PLAIN_FORMATS = {"PNG": ".png", "JPEG": ".jpg"}
 _SETTINGS = {  # what messages about training data call them
-    ", or set data.on_bad_sample=skip": "",  # the store says so of every document
+    SKIP_ADVICE: "",  # the store says so of every document
     "data.max_image_megapixels": "max_image_megapixels",
     "data.min_pixels and data.max_pixels": "max_pixels",
     "data.max_pixels": "max_pixels",

@@ -15,6 +15,9 @@ BLOCK_WEIGHTS: Mapping[str, int] = {"gpu": 2**24, "cpu": 2**22}
 """The most elements of the head's weight that are handled at a time where a product needs them, or makes their
 gradient, in float32: 64 MiB on a GPU, 16 MiB on a CPU."""
 
+DELTA_CHUNK = 64
+"""How many tokens gated delta nets compute together; each of such chunks hands on a state."""
+
 IMAGE_BYTES = 3 * 2**27
 """The most bytes of packed pixels that a rank keeps in host memory: 86 pages of 1.57 million pixels."""
 

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from rsgrpo.config import ModelConfig
+from rsgrpo.model.families.family import DeltaNetShape, Norm
 from rsgrpo.model.folder import check_model_type
 from rsgrpo.model.lora import add_adapters
 
@@ -35,7 +36,7 @@ class ParameterSize:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StackSizes:
-    """A stack of transformer blocks.
+    """A stack of transformer blocks, some of which may be gated delta nets in the place of attention.
 
     Attributes:
         hidden: the width of the residual stream.
@@ -45,6 +46,12 @@ class StackSizes:
         key_heads: how many heads of keys and values each block has.
         head_size: the width of a head.
         mlp_matrices: how many matrices the MLP of a block has: three with a gate, else two.
+        mlp_keeps: how many tensors of the MLP's width are kept for the backward pass: with a SiLU gate its input and
+            its result, the other branch, and their product.
+        norm: what the blocks normalise with.
+        normalises_heads: whether queries and keys are normalised, head by head.
+        gates_attention: whether what a head attends to is gated, so that the projection of queries is as wide again.
+        delta_nets: the layers that are gated delta nets; None: all attend.
     """
 
     hidden: int
@@ -54,6 +61,16 @@ class StackSizes:
     key_heads: int
     head_size: int
     mlp_matrices: int = 3
+    mlp_keeps: int = 4
+    norm: Norm = "rms"
+    normalises_heads: bool = False
+    gates_attention: bool = False
+    delta_nets: DeltaNetShape | None = None
+
+    @property
+    def attending_layers(self) -> int:
+        """How many blocks attend."""
+        return self.layers - (self.delta_nets.layers if self.delta_nets else 0)
 
     @property
     def query_width(self) -> int:
@@ -67,9 +84,21 @@ class StackSizes:
 
     @property
     def matrix_elements(self) -> int:
-        """Elements of the matrices of all blocks: queries, keys, values, output, and those of the MLP."""
-        attention = self.hidden * (2 * self.query_width + 2 * self.key_width)
-        return self.layers * (attention + self.mlp_matrices * self.hidden * self.intermediate)
+        """Elements of the matrices that a token passes in all blocks, the kernels of convolutions among them.
+
+        Example:
+            A gated delta net of width 2,048 with 16 key heads and 16 value heads of 128 each: queries, keys, values and
+            a gate of them, 2,048 · (3 + 1) · 2,048; rates and decays, 2,048 · 2 · 16; the output, 2,048 · 2,048; and
+            the kernel, 4 · 3 · 2,048. Its MLP is that of any block.
+        """
+        projections = 2 + self.gates_attention
+        attention = self.hidden * (projections * self.query_width + 2 * self.key_width)
+        found = self.attending_layers * attention + self.layers * self.mlp_matrices * self.hidden * self.intermediate
+        if self.delta_nets is not None:
+            net = self.delta_nets
+            inputs = self.hidden * (net.channels + net.all_values + 2 * net.value_heads)
+            found += net.layers * (inputs + net.all_values * self.hidden + net.kernel * net.channels)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +113,7 @@ class ModelSizes:
         is_tied: whether head and embedding are one parameter.
         patch_values: how many numbers a patch has (3 channels × 2 frames × the pixels of a patch).
         patches_a_token: how many patches are merged into an image token.
+        num_levels: how many further features an image token has, for the language model's first layers (DeepStack).
         full_vision_layers: how many blocks of the tower attend over a whole page; the others attend over a window.
         window_patches: the most patches of a window.
         adapter_rank: r of LoRA; 0: there are no adapters.
@@ -96,6 +126,7 @@ class ModelSizes:
     is_tied: bool
     patch_values: int
     patches_a_token: int
+    num_levels: int
     full_vision_layers: int
     window_patches: int
     adapter_rank: int
@@ -114,6 +145,17 @@ class ModelSizes:
     def num_vision(self) -> int:
         """How many elements the vision tower has, adapters in it included."""
         return sum(parameter.num_elements for parameter in self.parameters if parameter.is_vision)
+
+    @property
+    def feature_width(self) -> int:
+        """How many numbers stand for an image token: ``[main | level 1 | …]``."""
+        return (1 + self.num_levels) * self.language.hidden
+
+    @property
+    def projector_elements(self) -> int:
+        """Elements of the matrices that make an image token's features of its patches, those of all levels."""
+        merged = self.patches_a_token * self.vision.hidden
+        return (1 + self.num_levels) * merged * (merged + self.language.hidden)
 
     @property
     def num_adapters(self) -> int:
@@ -154,7 +196,7 @@ def model_sizes(folder: Path, config: ModelConfig) -> ModelSizes:
         elif config.freeze_vision:
             model.model.visual.requires_grad_(False)
     text, vision = found.get_text_config(), found.vision_config
-    shape = family.vision_shape(vision)
+    shape, language = family.vision_shape(vision), family.language_shape(text)
     return ModelSizes(
         parameters=tuple(
             ParameterSize(
@@ -172,6 +214,10 @@ def model_sizes(folder: Path, config: ModelConfig) -> ModelSizes:
             heads=text.num_attention_heads,
             key_heads=text.num_key_value_heads,
             head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            norm=language.norm,
+            normalises_heads=language.normalises_heads,
+            gates_attention=language.gates_attention,
+            delta_nets=language.delta_nets,
         ),
         vision=StackSizes(
             hidden=shape.hidden,
@@ -181,11 +227,14 @@ def model_sizes(folder: Path, config: ModelConfig) -> ModelSizes:
             key_heads=vision.num_heads,
             head_size=shape.hidden // vision.num_heads,
             mlp_matrices=shape.mlp_matrices,
+            mlp_keeps=shape.mlp_keeps,
+            norm=shape.norm,
         ),
         vocabulary=text.vocab_size,
         is_tied=model.lm_head.weight is model.model.language_model.embed_tokens.weight,
         patch_values=math.prod((vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)),
         patches_a_token=vision.spatial_merge_size**2,
+        num_levels=family.num_deepstack(vision),
         full_vision_layers=shape.full_layers,
         window_patches=shape.window_patches,
         adapter_rank=config.lora.rank,

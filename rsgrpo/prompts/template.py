@@ -272,8 +272,15 @@ def template_fingerprint(path: str) -> tuple[int, str]:
     return len(text), hashlib.sha256(text.encode()).hexdigest()[:_SHA_DIGITS]
 
 
-def _load_template(path: str) -> Template:
-    """Read a template; a relative path is looked for here, then beside the package's ``configs``."""
+def find_template(path: str) -> Path:
+    """Find the file of a template; a relative path is looked for here, then beside the package's ``configs``.
+
+    Args:
+        path: the path as it was given.
+
+    Raises:
+        PromptTemplateError: there is no such file.
+    """
     candidates = (Path(path), Path(__file__).parents[2] / path)
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
@@ -283,6 +290,11 @@ def _load_template(path: str) -> Template:
             f"prompt.path={path!r} {f'is {kind}' if kind else 'does not exist'}; name a Jinja file, such as those in "
             "configs/prompt"
         )
+    return file
+
+
+def _load_template(path: str) -> Template:
+    file = find_template(path)
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     try:
         source = file.read_text(encoding="utf-8")

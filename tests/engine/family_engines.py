@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from recipes.plan.engine_cache import cache_pages
 from rollout.image_embeds import ImageEmbeds
 from rollout.requests import requests_for
 from rollout.vllm_engine import EngineSpec, VllmEngine
@@ -18,13 +19,17 @@ from rsgrpo.model.families.table import as_published
 from rsgrpo.model.folder import check_model_type, load_processor
 from rsgrpo.model.lora import adapter_layers, adapter_parameters, exported_parameters, of_trained_layers
 from rsgrpo.model.policy_model import load_model
+from rsgrpo.model.sizes import model_sizes
 from rsgrpo.types import PromptedSample, Sample
 from rsgrpo.weights.buckets import WeightVersion, bucket_checksum, flatten_bucket, format_checksum
 from tests.engine.answers import largest_gap
 from tests.engine.gap_process import print_gaps
+from tests.engine.vllm_pages import sequence_bytes
+from tests.published_sizes import PUBLISHED, write_config
 from tests.tiny_model import build_tiny_model, make_group, write_images
 
 SAMPLING = SamplingConfig(max_response_tokens=8)
+_PLANNED_TOKENS = 16_536
 
 
 def _config(root: Path) -> Config:
@@ -108,7 +113,21 @@ def _gaps(root: Path, model_type: str) -> dict[str, float]:
     gaps["adapters, against the model before"] = engine.gap(first)
     first.load_state_dict(dict(merged), strict=False)
     gaps["after an update of adapters"] = engine.gap(first)
+    gaps["bytes of a sequence, planned against vLLM"] = _cache_gap(root, model_type)
     return gaps
+
+
+def _cache_gap(root: Path, model_type: str) -> float:
+    """How far the plan is from vLLM's own functions, in bytes that a sequence of a published model takes of a cache."""
+    apart = [0]
+    for name, published in PUBLISHED.items():
+        if published.family != model_type:
+            continue
+        language = model_sizes(write_config(name, root), ModelConfig()).language
+        for num_gpus in (1, 2):
+            planned = cache_pages(language, weight_bytes=2, num_gpus=num_gpus).of_sequence(_PLANNED_TOKENS)
+            apart.append(abs(planned - sequence_bytes(language, num_gpus=num_gpus, num_tokens=_PLANNED_TOKENS)))
+    return float(max(apart))
 
 
 def _plain_model(folder: Path) -> PreTrainedModel:

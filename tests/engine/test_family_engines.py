@@ -1,4 +1,4 @@
-"""vLLM against transformers for every family: pages, stored features, and after weight updates."""
+"""vLLM against transformers for every family, pages, stored features, weight updates; and the plan of its cache."""
 
 from __future__ import annotations
 
@@ -26,4 +26,5 @@ def test_an_engine_agrees_with_transformers_before_and_after_updates(
     found = dict(gaps[family])
     # The update of adapters has changed the model: the one before it is far off.
     assert found.pop("adapters, against the model before") > 10 * MAX_GAP_NATS
+    assert found.pop("bytes of a sequence, planned against vLLM") == 0
     assert max(found.values()) < MAX_GAP_NATS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +39,9 @@ class Squares:
         return f"square {item}"
 
     def near(self, item: int, rng: np.random.Generator) -> int:
+        return (item + 1) % 6
+
+    def nearest(self, item: int, rng: np.random.Generator) -> int:
         return (item + 1) % 6
 
     def draw(self, item: int, scan: int, rng: np.random.Generator) -> Image.Image:
@@ -166,6 +170,12 @@ def test_no_ticket_is_trained_on_and_asked_for(worlds: ModuleType):
     assert len(set.union(*parts)) == 2016
     rng = np.random.default_rng(0)
     assert all(tickets.near(item, rng) in tickets.train_items for item in tickets.train_items)
+    for item in tickets.train_items:
+        other = tickets.nearest(item, rng)
+        words, other_words = tickets.transcript(item).split(), tickets.transcript(other).split()
+        assert other in tickets.train_items and other != item
+        # "red circle blue star" and "red circle blue ring" have three of four words in common, in any order
+        assert len(words) - sum((Counter(words) - Counter(other_words)).values()) >= 3
 
 
 def test_a_policy_gets_an_embedders_weights_and_a_tied_head(training: ModuleType, tmp_path: Path):

@@ -40,6 +40,9 @@ from rsgrpo.data.images.sources import ImageError, image_bytes, image_file, imag
 from rsgrpo.errors import shown
 from rsgrpo.types import ImageRef
 
+SKIP_ADVICE = ", or set data.on_bad_sample=skip"
+"""How what is wrong with an image ends; who passes over such images anyway takes it off."""
+
 MAX_ASPECT_RATIO = 200
 """The longest strip, as the ratio of its sides: Qwen2.5-VL's processor refuses longer ones, and the EVisRAG resize rule
 would blow them up first (1×5000: 7×36203)."""
@@ -242,7 +245,7 @@ def _check_area(ref: ImageRef, facts: ImageFacts, rules: ImageRules) -> None:
         raise ImageError(
             f"{_name(ref)} has {facts.width}×{facts.height} pixels, {megapixels:.0f} megapixels; the limit "
             f"is data.max_image_megapixels={rules.max_megapixels:g}: raise it (a megapixel takes up to 10 MB), "
-            "make the image smaller, or set data.on_bad_sample=skip"
+            f"make the image smaller{SKIP_ADVICE}"
         )
 
 
@@ -252,14 +255,14 @@ def _final_size(ref: ImageRef, facts: ImageFacts, rules: ImageRules) -> tuple[in
     if not width * height:
         raise ImageError(
             f"{_name(ref)} ({facts.width}×{facts.height}) has no pixels left at data.max_pixels={rules.max_pixels}; "
-            "raise it, or set data.on_bad_sample=skip"
+            f"raise it{SKIP_ADVICE}"
         )
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         is_same = (width, height) == (facts.width, facts.height)
         brought = "" if is_same else f", {width}×{height} after data.min_pixels and data.max_pixels"
         raise ImageError(
             f"{_name(ref)} is {facts.width}×{facts.height}{brought}: a strip longer than {MAX_ASPECT_RATIO} to 1, "
-            "which no model here reads; cut it into pages, or set data.on_bad_sample=skip"
+            f"which no model here reads; cut it into pages{SKIP_ADVICE}"
         )
     return width, height
 
@@ -328,11 +331,10 @@ def _named(ref: ImageRef) -> Iterator[None]:
     try:
         yield
     except NoImageError as error:
-        raise ImageError(f"{_name(ref)} is {error.what}: {error.way_out}, or set data.on_bad_sample=skip") from error
+        raise ImageError(f"{_name(ref)} is {error.what}: {error.way_out}{SKIP_ADVICE}") from error
     except DECODING_ERRORS as error:
         raise ImageError(
-            f"{_name(ref)} is truncated or damaged: {shown(error, _SHOWN_CHARACTERS)}; "
-            "replace it, or set data.on_bad_sample=skip"
+            f"{_name(ref)} is truncated or damaged: {shown(error, _SHOWN_CHARACTERS)}; replace it{SKIP_ADVICE}"
         ) from error
 
 

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from rsgrpo.model.attention.delta_rule import DeltaRule, choose_rule
 from rsgrpo.model.attention.slots import from_slots, to_slots
+from rsgrpo.model.memory_bounds import DELTA_CHUNK
 from rsgrpo.model.micro_batches import IndexArray, PackedSequence
 
 # Padding may cost this factor over the real tokens, and always this many tokens: below that a further call costs
@@ -88,6 +89,31 @@ def _alike(lengths: Sequence[int]) -> list[int]:
         parts[-1] += 1
         real += length
     return parts
+
+
+def padded_size(prompt_lengths: Sequence[int], response_lengths: Sequence[int]) -> tuple[int, int]:
+    """How much a gated delta net computes of a packed sequence.
+
+    Args:
+        prompt_lengths: the lengths of its prompts, in tokens.
+        response_lengths: the lengths of its responses.
+
+    Returns:
+        How many tokens, padding of rows and of their last chunks included; and how many chunks, each of which has a
+        state.
+
+    Example:
+        A prompt of 100 tokens and two responses of 30: two chunks of 64 and two of 30, 188 tokens.
+    """
+    num_tokens = num_chunks = 0
+    for lengths in (sorted(prompt_lengths, reverse=True), sorted(response_lengths, reverse=True)):
+        taken = 0
+        for count in _alike(lengths):
+            width = lengths[taken]
+            size = min(DELTA_CHUNK, width)
+            chunks = count * -(-width // size)
+            num_tokens, num_chunks, taken = num_tokens + chunks * size, num_chunks + chunks, taken + count
+    return num_tokens, num_chunks
 
 
 class _Layout:

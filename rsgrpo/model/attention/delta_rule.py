@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rsgrpo.errors import shown
+from rsgrpo.model.memory_bounds import DELTA_CHUNK
 
-_CHUNK = 64
 _EPSILON = 1e-6
 _MOST_APART = 0.05  # relative, of the kernel's results: bfloat16 has three digits
 
@@ -57,7 +57,7 @@ def chunked_delta_rule(
     num_rows, width, key_heads, key_width = key.shape
     value_heads, value_width = value.shape[2:]
     exact = torch.promote_types(query.dtype, torch.float32)
-    size = min(_CHUNK, width)
+    size = min(DELTA_CHUNK, width)
     num_chunks = -(-width // size)
 
     def chunks(tokens: Tensor, heads: tuple[int, int]) -> Tensor:
@@ -90,10 +90,12 @@ def chunked_delta_rule(
     shape = (num_rows, *of_values, key_width, value_width)
     current = key.new_zeros(shape, dtype=exact) if state is None else state.to(exact).view(shape)
     outs = []
-    for chunk in range(num_chunks):
-        new = written[:, :, :, chunk] - taken[:, :, :, chunk] @ current
-        outs.append(reading[:, :, :, chunk] @ current + own[:, :, :, chunk] @ new)
-        current = current * outlasting[:, :, :, chunk] + adding[:, :, :, chunk] @ new
+    # Cut at once: of an index for each chunk, the backward pass would write a whole row of zeros for every chunk.
+    parts = [part.unbind(3) for part in (written, taken, reading, own, adding, outlasting)]
+    for own_writes, takes, reads, sees, adds, outlasts in zip(*parts, strict=True):
+        new = own_writes - takes @ current
+        outs.append(reads @ current + sees @ new)
+        current = current * outlasts + adds @ new
     out = torch.stack(outs, dim=1).permute(0, 1, 4, 2, 3, 5).reshape(num_rows, -1, value_heads, value_width)
     return out[:, :width].to(query.dtype), current.view(num_rows, value_heads, key_width, value_width)
 

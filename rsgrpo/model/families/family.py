@@ -14,6 +14,71 @@ if TYPE_CHECKING:  # seconds of imports for names
     from transformers import PreTrainedModel
 
 
+Norm = Literal["rms", "centred_rms", "layer"]
+"""What a block normalises with: ``rms`` in float32, its weight in the model's precision; ``centred_rms`` with a weight
+around zero, in float32 as well; ``layer``: torch's LayerNorm."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeltaNetShape:
+    """The gated delta nets of a language model.
+
+    Attributes:
+        layers: how many layers are gated delta nets.
+        key_heads: how many heads of queries and keys each has.
+        value_heads: how many heads of values each has; every one of them has a state.
+        key_width: K, the width of a head's query or key.
+        value_width: V, the width of a head's value; a state is [K, V].
+        kernel: how many tokens its convolution mixes.
+        has_float32_states: whether engines keep states in float32 whatever the precision of the weights is.
+    """
+
+    layers: int
+    key_heads: int
+    value_heads: int
+    key_width: int
+    value_width: int
+    kernel: int
+    has_float32_states: bool
+
+    @property
+    def all_keys(self) -> int:
+        """The width of all keys of a token together; its queries are as wide."""
+        return self.key_heads * self.key_width
+
+    @property
+    def all_values(self) -> int:
+        """The width of all values of a token together."""
+        return self.value_heads * self.value_width
+
+    @property
+    def channels(self) -> int:
+        """The width of what the convolution mixes: queries, keys and values."""
+        return 2 * self.all_keys + self.all_values
+
+    @property
+    def state_elements(self) -> int:
+        """Elements of the states of all heads of a layer."""
+        return self.value_heads * self.key_width * self.value_width
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LanguageShape:
+    """The blocks of a language model, as far as memory and time depend on more than the sizes that all families name.
+
+    Attributes:
+        norm: what its blocks normalise with.
+        normalises_heads: whether queries and keys are normalised, head by head.
+        gates_attention: whether what a head attends to is gated, so that its projection is as wide again.
+        delta_nets: the layers that are gated delta nets; None: all attend.
+    """
+
+    norm: Norm = "rms"
+    normalises_heads: bool = False
+    gates_attention: bool = False
+    delta_nets: DeltaNetShape | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VisionShape:
     """The blocks of a vision tower, as far as memory and time depend on them.
@@ -22,6 +87,8 @@ class VisionShape:
         hidden: the width of the residual stream.
         intermediate: the width of the MLP.
         mlp_matrices: how many matrices the MLP has: three with a gate, else two.
+        mlp_keeps: how many tensors of the MLP's width are kept for the backward pass.
+        norm: what the blocks normalise with.
         full_layers: how many blocks attend over a whole page; the others attend over a window.
         window_patches: the most patches of a window; 0 where there are no windows.
     """
@@ -29,6 +96,8 @@ class VisionShape:
     hidden: int
     intermediate: int
     mlp_matrices: int
+    mlp_keeps: int
+    norm: Norm
     full_layers: int
     window_patches: int
 
@@ -59,6 +128,7 @@ class Family:
         written_prefixes: how a parameter's name begins in the loaded model, and in published checkpoints, which the
             engine's loader reads as well. What is not named stays as it is.
         unread_prefixes: how the names of weights begin that published checkpoints hold beside those of the model.
+        language_shape: gives the blocks of the language model, from its config.
         vision_shape: gives the blocks of the tower, from the tower's config.
         num_deepstack: gives how many levels of features the tower hands to the language model's first layers, beside
             those that stand for image tokens, from the tower's config. Features are stored as ``[main | level 1 | …]``,
@@ -87,6 +157,7 @@ class Family:
     lora_targets: tuple[str, ...]
     written_prefixes: tuple[tuple[str, str], ...]
     unread_prefixes: tuple[str, ...]
+    language_shape: Callable[[Any], LanguageShape]
     vision_shape: Callable[[Any], VisionShape]
     num_deepstack: Callable[[Any], int]
     small_text: Callable[[QuickstartConfig], dict[str, Any]]

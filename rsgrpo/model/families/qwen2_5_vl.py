@@ -6,7 +6,7 @@ from typing import Any
 
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.config.model import ATTENDING_TARGETS
-from rsgrpo.model.families.family import Family, VisionShape
+from rsgrpo.model.families.family import Family, LanguageShape, VisionShape
 
 _WINDOW_PIXELS = 112  # of a small model: pages are small, too
 
@@ -16,6 +16,8 @@ def _vision_shape(vision: Any) -> VisionShape:
         hidden=vision.hidden_size,
         intermediate=vision.intermediate_size,
         mlp_matrices=3,
+        mlp_keeps=4,
+        norm="rms",
         full_layers=len(vision.fullatt_block_indexes),
         window_patches=(vision.window_size // vision.patch_size) ** 2,
     )
@@ -50,6 +52,7 @@ FAMILY = Family(
     lora_targets=ATTENDING_TARGETS,
     written_prefixes=(("model.language_model.", "model."), ("model.visual.", "visual.")),
     unread_prefixes=(),
+    language_shape=lambda text: LanguageShape(),
     vision_shape=_vision_shape,
     num_deepstack=lambda vision: 0,
     small_text=lambda sizes: {},

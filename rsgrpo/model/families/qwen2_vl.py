@@ -6,7 +6,7 @@ from typing import Any
 
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.config.model import ATTENDING_TARGETS
-from rsgrpo.model.families.family import Family, VisionShape
+from rsgrpo.model.families.family import Family, LanguageShape, VisionShape
 
 
 def _vision_shape(vision: Any) -> VisionShape:
@@ -14,6 +14,8 @@ def _vision_shape(vision: Any) -> VisionShape:
         hidden=vision.embed_dim,  # ``hidden_size`` is the language model's
         intermediate=vision.mlp_ratio * vision.embed_dim,
         mlp_matrices=2,
+        mlp_keeps=3,  # of GELU's fast form, the input and its sigmoid, and their product
+        norm="layer",
         full_layers=vision.depth,
         window_patches=0,
     )
@@ -42,6 +44,7 @@ FAMILY = Family(
     lora_targets=ATTENDING_TARGETS,
     written_prefixes=(("model.language_model.", "model."), ("model.visual.", "visual.")),
     unread_prefixes=(),
+    language_shape=lambda text: LanguageShape(),
     vision_shape=_vision_shape,
     num_deepstack=lambda vision: 0,
     small_text=lambda sizes: {},

@@ -11,10 +11,28 @@ from typing import Any
 
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.config.model import ATTENDING_TARGETS
-from rsgrpo.model.families.family import Family
+from rsgrpo.model.families.family import DeltaNetShape, Family, LanguageShape
 from rsgrpo.model.families.qwen3_vl import small_tower, tower_shape
 
 _ATTENTION_INTERVAL = 4
+
+
+def _language_shape(text: Any) -> LanguageShape:
+    return LanguageShape(
+        norm="centred_rms",
+        normalises_heads=True,
+        gates_attention=True,
+        delta_nets=DeltaNetShape(
+            layers=text.layer_types.count("linear_attention"),
+            key_heads=text.linear_num_key_heads,
+            value_heads=text.linear_num_value_heads,
+            key_width=text.linear_key_head_dim,
+            value_width=text.linear_value_head_dim,
+            kernel=text.linear_conv_kernel_dim,
+            # Published configs say so in a field that transformers does not know.
+            has_float32_states=getattr(text, "mamba_ssm_dtype", None) == "float32",
+        ),
+    )
 
 
 def _small_text(sizes: QuickstartConfig) -> dict[str, Any]:
@@ -50,6 +68,7 @@ FAMILY = Family(
     written_prefixes=(),
     # Layers that guess several tokens ahead; transformers and the engines leave them out, too.
     unread_prefixes=("mtp.",),
+    language_shape=_language_shape,
     vision_shape=tower_shape,
     num_deepstack=lambda vision: 0,
     small_text=_small_text,

@@ -10,7 +10,7 @@ from typing import Any
 
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.config.model import ATTENDING_TARGETS
-from rsgrpo.model.families.family import Family, VisionShape
+from rsgrpo.model.families.family import Family, LanguageShape, VisionShape
 
 _SMALL_GRID = 8  # positions a side that a small model's tower learns, and others are interpolated from
 _MOST_LEVELS = 3
@@ -26,6 +26,8 @@ def tower_shape(vision: Any) -> VisionShape:
         hidden=vision.hidden_size,
         intermediate=vision.intermediate_size,
         mlp_matrices=2,
+        mlp_keeps=2,  # GELU's input and its result
+        norm="layer",
         full_layers=vision.depth,
         window_patches=0,
     )
@@ -73,6 +75,7 @@ FAMILY = Family(
     lora_targets=ATTENDING_TARGETS,
     written_prefixes=(),
     unread_prefixes=(),
+    language_shape=lambda text: LanguageShape(normalises_heads=True),
     vision_shape=tower_shape,
     num_deepstack=lambda vision: len(vision.deepstack_visual_indexes),
     small_text=_small_text,

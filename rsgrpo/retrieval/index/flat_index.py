@@ -342,7 +342,8 @@ def open_index(folder: Path, config: IndexConfig | None = None, *, is_writable: 
 
     Raises:
         PageIndexError: the folder holds no index, something else, an index of another version, or one that is half
-            written or damaged; or another process is writing it.
+            written or damaged; or another process is writing it. Before anything is added every byte is compared with
+            its checksum.
     """
     if is_writable:
         read_header(folder)  # before a lock is left in a folder that holds something else
@@ -354,6 +355,8 @@ def open_index(folder: Path, config: IndexConfig | None = None, *, is_writable: 
             try:
                 with _named_disk(folder):
                     index._load(header)
+                if is_writable:
+                    index.verify()  # the next save would write what is damaged anew, and give it a checksum that fits
                 return index
             except FileNotFoundError as error:
                 if attempt == _READ_ATTEMPTS or read_header(folder) == header:

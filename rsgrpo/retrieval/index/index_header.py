@@ -31,6 +31,8 @@ INDEX_KIND = "rsgrpo page index"
 INDEX_VERSION = 1
 """The version of the format of all files in an index's folder."""
 
+_FIRST_WRITTEN = "pages/store.json"  # rsgrpo index renders pages before the first vector is there
+
 ANEW = f"make it anew: delete its {HEADER_FILE}, and run rsgrpo index with all documents again"
 """The way out that always works; the same call over the damaged header would be refused again."""
 
@@ -163,6 +165,11 @@ def _check_there(folder: Path) -> None:
         raise PageIndexError(
             f"the index {shown(folder)} is half written: its {HEADER_FILE}, which comes last, is missing; run the "
             "rsgrpo index command that made it once more"
+        )
+    if (folder / _FIRST_WRITTEN).exists():
+        raise PageIndexError(
+            f"the index {shown(folder)} was interrupted before its first save: it holds pages, and no {HEADER_FILE} "
+            "yet; run the rsgrpo index command that began it once more, which goes on"
         )
     raise PageIndexError(f"{shown(folder)} holds no index: there is no {HEADER_FILE} in it; check the path")
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rsgrpo.data.images.sources import image_bytes
+from rsgrpo.errors import shown
 from rsgrpo.io.atomic_files import replacing
 from rsgrpo.retrieval.embedders.embedder import Embedder
 from rsgrpo.retrieval.index.page_index import IndexedPage, PageIndex
@@ -27,6 +29,7 @@ IMAGES_FOLDER = "imgs"
 
 _PAGES_AT_ONCE = 256  # embedded between two calls of ``on_progress``
 _PAGES_A_SAVE = 16_384  # a save writes all vectors, so that many small ones would take longer than embedding
+_DIGEST = re.compile(r"[0-9a-f]{32}")  # the id of a page of pairs
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp"}
 
 
@@ -48,7 +51,8 @@ def index_pages(
         on_progress: told how many pages are embedded, and how many there are to embed.
 
     Raises:
-        MiningError: a page is a text: embedders of pages read images.
+        MiningError: a page is a text: embedders of pages read images; or the index holds pages of documents, among
+            which pages of pairs would be found from then on.
         EmbedderMismatchError: another embedder made the index.
         EmbeddingError: a page is too long for the model, or its vector is not finite.
         ImageError: an image cannot be read.
@@ -56,6 +60,12 @@ def index_pages(
     """
     index.identity.check(embedder.identity, index.name)
     there = {page.page_id for page in index.pages()}
+    other = next((page_id for page_id in there if not _DIGEST.fullmatch(page_id)), None)
+    if other is not None:
+        raise MiningError(
+            f"{index.name} holds pages of documents, such as {shown(other, 80)!r}, which searches find: pages of "
+            "training pairs do not belong among them; name a folder of their own"
+        )
     wanted: dict[str, ImageRef] = {}
     for pair in pairs:
         if pair.page.image is None:

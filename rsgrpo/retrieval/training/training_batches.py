@@ -120,12 +120,15 @@ def _keys(pair: TrainingPair) -> set[str]:
 
 
 def _too_few(pairs: Sequence[TrainingPair], batch_size: int) -> str:
-    pages: dict[str, set[str]] = defaultdict(set)
+    keys: dict[str, set[str]] = defaultdict(set)
     for pair in pairs:
-        pages[pair.source].add(pair.page.digest)
-    counts = Counter({source: len(digests) for source, digests in pages.items()})
-    named = ", ".join(f"{count} of {shown(source, 40)!r}" for source, count in counts.most_common(_SHOWN_SOURCES))
+        keys[pair.source] |= _keys(pair)
+    pages = Counter({source: sum(key.startswith("page ") for key in found) for source, found in keys.items()})
+    named = ", ".join(
+        f"{count} pages and {len(keys[source]) - count} questions{f' of {shown(source, 40)!r}' if source else ''}"
+        for source, count in pages.most_common(_SHOWN_SOURCES)
+    )
     return (
-        f"retriever.batch_size={batch_size} is more than any source has different pages and questions for ({named} "
-        "pages): a batch is of one source and has no page twice; lower retriever.batch_size, or add pairs"
+        f"retriever.batch_size={batch_size} is more than any source has different pages and questions for ({named}): a "
+        "batch is of one source and has no page and no question twice; lower retriever.batch_size, or add pairs"
     )

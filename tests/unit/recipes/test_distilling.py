@@ -265,6 +265,18 @@ def test_two_calls_do_not_write_into_one_folder(run: Run, capsys: pytest.Capture
     assert run.distil() == 0
 
 
+def test_pairs_of_another_origin_are_not_written_over(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.add("one", [run.page("a", 90), run.page("b", 180)], _answer("7", "seven", _IRRELEVANT))
+    mine = run.root / "mine"
+    mine.mkdir()
+    (mine / "pairs.jsonl").write_text("by hand")
+    assert run.distil("--out", str(mine)) == 1
+    assert "was not written by rsgrpo distill-relevance and would be lost" in capsys.readouterr().err
+    assert (mine / "pairs.jsonl").read_text() == "by hand"
+    for _ in range(2):  # those of an earlier call are
+        assert run.distil("distill.min_weight=0.1") == 0
+
+
 def test_a_run_that_gives_no_pair_says_why_and_shows_it(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run.add("one", [run.page("a", 10)], _answer("4", "the digit is 4"))
     assert run.distil() == 1

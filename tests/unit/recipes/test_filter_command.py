@@ -135,6 +135,25 @@ def test_vectors_of_an_index_are_not_computed_again(tmp_path, pages, made, capsy
     assert found["image_tokens"] == 4
 
 
+def test_each_picture_of_a_tiff_file_is_a_page(pages, made, capsys) -> None:
+    first, *others = [Image.open(name) for name in pages]
+    first.save("scan.tiff", save_all=True, append_images=others)
+    stages = "filter.stages=[{scorer: cosine, top_k: 1, threshold: 0}]"
+    found = call(capsys, made[1], f"Which is {GREYS[1]}", "scan.tiff", "--embedder", "m", stages)
+    assert [page["page"] for page in found["pages"]] == ["scan.tiff#1", "scan.tiff#2", "scan.tiff#3"]
+    assert found["kept"] == [2]  # the picture of that grey, and not the file's first
+    found = call(capsys, made[1], f"Which is {GREYS[2]}", "scan.tiff#3", "scan.tiff#4", "--embedder", "m", stages)
+    assert (found["kept"], found["num_unreadable"]) == ([1], 1)
+    assert found["pages"][1]["problem"] == "it has 3 pages, and page 4 is asked for"
+
+
+def test_an_image_file_has_no_second_page(pages, made, capsys) -> None:
+    stages = "filter.stages=[{scorer: cosine, top_k: 1, threshold: 0}]"
+    found = call(capsys, made[1], "Which is 10", f"{pages[0]}#2", f"{pages[0]}#1", "--embedder", "m", stages)
+    assert found["pages"][0]["problem"] == "it has 1 pages, and page 2 is asked for"
+    assert found["kept"] == [2]
+
+
 def _rows(pages: list[str]) -> list[dict[str, Any]]:
     return [
         {"qid": number, "query": f"Which is {grey}", "answer": ["x"], "image": pages, "posImgs": [f"{grey}.png"],
@@ -155,8 +174,25 @@ def test_rows_are_filtered_and_keep_the_numbers_of_their_pages(pages, made, caps
     assert samples[0].metadata["year"] == "1999"
     assert main(["--data", "q.jsonl", "--embedder", "m", stages, "--out", "q.jsonl"], made[1]) == 1
     assert "is the data set itself" in capsys.readouterr().err
+    Path("elsewhere").mkdir()
+    num_made = len(made[0])
+    assert main(["--data", "q.jsonl", "--embedder", "m", stages, "--out", "elsewhere/q.jsonl"], made[1]) == 1
+    assert "lies in another folder" in capsys.readouterr().err
+    assert len(made[0]) == num_made  # before anything is judged
     assert main(["--data", "q.jsonl", "--embedder", "m", stages], made[1]) == 0
     assert "gold pages kept 100.0%, kept pages that are gold 50.0%" in capsys.readouterr().out
+
+
+def test_rows_that_cannot_be_used_are_left_out_where_the_user_says_so(pages, made, capsys) -> None:
+    rows = [*_rows(pages), {**_rows(pages)[0], "qid": "gone", "image": ["none.png"], "posImgs": []}]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("--data", "q.jsonl", "--embedder", "m", "filter.stages=[{scorer: cosine, top_k: 1, threshold: 0}]")
+    assert main(arguments, made[1]) == 1
+    assert "set data.on_bad_sample=skip" in capsys.readouterr().err  # and that is what helps
+    found = call(capsys, made[1], *arguments, "data.on_bad_sample=skip", "data.max_skipped_frac=0.5")
+    assert (found["left_out"], found["num_questions"]) == ({"missing media": 1}, 3)
+    # No model is named whose tokens could be counted: unknown, and not 0.
+    assert (found["answer_ratio"], found["unfiltered_image_tokens"]) == (None, None)
 
 
 def test_rows_keep_gold_pages_and_their_lines_where_nobody_is_asked(pages, capsys) -> None:

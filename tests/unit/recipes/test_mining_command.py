@@ -15,7 +15,8 @@ from rsgrpo.config import DataConfig
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.data.images.loading import load_image
 from rsgrpo.retrieval.embedders.embedder import PageImage
-from rsgrpo.retrieval.index.flat_index import open_index
+from rsgrpo.retrieval.index.flat_index import create_index, open_index
+from rsgrpo.retrieval.index.page_index import IndexedPage
 from rsgrpo.retrieval.training.mined_pairs import write_training_pairs
 from rsgrpo.retrieval.training.training_pairs import TrainingPage, TrainingPair, read_training_pairs
 from rsgrpo.types import FloatArray
@@ -153,21 +154,53 @@ def test_texts_and_pairs_without_extras_are_written_as_they_are_read(tmp_path: P
     [
         (["--out", "{folder}"], "is a folder"),
         (["--out", "{folder}/out.jsonl", "--pages", "0"], "0 negatives"),
-        (["--out", "{folder}/out.jsonl", "--share", "most"], "--share"),
+        (["--out", "{folder}/out.jsonl", "--share", "most"], "argument --share: 'most' is neither a number nor 'none'"),
         (["--out", "{folder}/out.jsonl", "documents.dpi=100"], "documents.dpi"),
+        (["--out", "{folder}/given/pairs.jsonl"], "is the data set itself; name another file with --out"),
+        (["--out", "{folder}/given/../given/pairs.jsonl"], "is the data set itself"),
     ],
-    ids=["folder", "no pages", "no number", "foreign setting"],
+    ids=["folder", "no pages", "no number", "foreign setting", "itself", "itself by another path"],
 )
 def test_what_cannot_be_meant_is_named(
     arguments: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     pairs = write_pairs(tmp_path / "given", [7, 6])
+    before = pairs.read_text()
     try:
         status = call(pairs, *(argument.format(folder=tmp_path) for argument in arguments))
     except SystemExit as ended:
         status = int(ended.code or 0)
     assert status != 0
     assert named in capsys.readouterr().err
+    assert pairs.read_text() == before
+
+
+def test_rows_that_cannot_be_used_are_left_out_where_the_user_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    pairs = write_pairs(tmp_path / "given", [7, 6])
+    with pairs.open("a") as file:
+        file.write(json.dumps({"query": "Q 5", "image": "imgs/none.png"}) + "\n")
+    out = tmp_path / "out.jsonl"
+    assert call(pairs, "--out", out) == 1
+    assert "set data.on_bad_sample=skip" in capsys.readouterr().err  # and that is what helps
+    assert call(pairs, "--out", out, "data.on_bad_sample=skip", "data.max_skipped_frac=0.5") == 0
+    assert "1 rows left out" in capsys.readouterr().out
+    assert len(out.read_text().splitlines()) == 2
+    assert call(pairs, "--out", out, "data.on_bad_sampel=skip") == 1
+    assert "data.on_bad_sampel" in capsys.readouterr().err
+
+
+def test_an_index_of_documents_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    # Pages of pairs among its own would be found by every later search.
+    with create_index(tmp_path / "manuals.index", IDENTITY) as index:
+        index.add([IndexedPage(page_id="plot.pdf#1", document="plot.pdf", page_number=1)], sign_vectors([3]))
+        index.save()
+    pairs = write_pairs(tmp_path / "given", [7, 6])
+    assert call(pairs, "--out", tmp_path / "out.jsonl", "--index", tmp_path / "manuals.index") == 1
+    assert "holds pages of documents, such as 'plot.pdf#1'" in capsys.readouterr().err
+    with open_index(tmp_path / "manuals.index") as index:
+        assert [page.page_id for page in index.pages()] == ["plot.pdf#1"]
 
 
 def test_an_embedder_of_another_index_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -14,6 +14,7 @@ from recipes.indexing.places import make_any_embedder
 from recipes.setup.first_checks import check_first
 from recipes.setup.wanted_data import find_embedder, has_engines
 from rsgrpo.config import Config, ConfigError, DataConfig, EmbedderConfig, EvalConfig, LoggingConfig
+from rsgrpo.data.files import DataError
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.evaluation.benchmarks import find_benchmarks
 from rsgrpo.evaluation.benchmarks.base import BenchmarkError
@@ -107,6 +108,17 @@ def test_what_cannot_be_embedded_is_named(tmp_path: Path, capsys) -> None:
     assert "left out 1 queries that cannot be embedded: 'q-blue'" in capsys.readouterr().out
     written = json.loads((report.parent / "retrieval" / "visrag_ret/mine" / "measures.json").read_text())
     assert list(written["refused"]["queries"]) == ["q-blue"]
+
+
+def test_a_task_whose_set_is_broken_is_named(tmp_path: Path) -> None:
+    # All sets call their parts alike: "qrels" alone would not say of which.
+    for name in ("mine", "other"):
+        folder = write_visrag_set(tmp_path / "data" / name)
+    (folder / "qrels" / "train-00000-of-00001.parquet").unlink()
+    judged = {"query-id": "q-red", "corpus-id": "nowhere", "score": 1}
+    (folder / "qrels" / "train.jsonl").write_text(json.dumps(judged) + "\n")
+    with pytest.raises(DataError, match=r"^visrag_ret/other: qrels: .*'nowhere'"):
+        run_benchmarks(searching(tmp_path / "data", "visrag_ret/mine", "visrag_ret/other"), lambda _: ColourEmbedder())
 
 
 def test_answered_and_searched_tasks_stand_in_one_run(data_root: Path) -> None:

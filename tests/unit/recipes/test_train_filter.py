@@ -26,7 +26,6 @@ SMALL = (
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    Path("configs").symlink_to(Path(__file__).parents[3] / "configs")
     rows = []
     for number in range(3):
         for page in range(2):
@@ -81,10 +80,15 @@ def test_a_trained_head_judges_pages(data, tmp_path, capsys) -> None:
         (["q.jsonl"], "--model and --out belong together"),
         (["q.jsonl", "--model", "m"], "--model and --out belong together"),
         (["q.jsonl", "--model", "nowhere", "--out", "h"], "nowhere is no folder"),
+        (["q.jsonl", "--pairs-out", "q.jsonl"], "q.jsonl is the data set itself; name another file with --pairs-out"),
+        (["q.jsonl", "--pairs-out", "p", "--min-distractors", "2", "--max-distractors", "1"], "--max-distractors 1"),
+        (["q.jsonl", "--pairs-out", "p", "--min-distractors", "-1"], "--min-distractors -1"),
         (["q.jsonl", "--pairs-out", "p", "filter.head_training.batch_size=3"], "is no multiple of micro_batch_size"),
     ],
-    ids=["nothing", "no out", "no model", "batch"],
+    ids=["nothing", "no out", "no model", "itself", "fewer", "below 0", "batch"],
 )
 def test_a_call_that_cannot_work_is_one_sentence(data, capsys, arguments, words) -> None:
+    before = Path(data).read_text()
     assert main(arguments) in (1, 2)
     assert words in capsys.readouterr().err
+    assert Path(data).read_text() == before

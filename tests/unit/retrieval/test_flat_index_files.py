@@ -171,14 +171,20 @@ def test_changed_vectors_are_found_by_verifying(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(PageIndexError, match=r"vectors-000001.faiss is damaged"):
         open_index(tmp_path / "i").verify()
+    # Nor does the next save write them anew, with a checksum that would fit.
+    with pytest.raises(PageIndexError, match="checksum differs; copy the folder again"):
+        open_index(tmp_path / "i", is_writable=True)
 
 
 def test_a_path_without_an_index_is_told_from_a_file_and_a_missing_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "begun" / "pages").mkdir(parents=True)
+    (tmp_path / "begun" / "pages" / "store.json").write_text("{}")
     for name, message in (
         ("file", "is a file, and an index is a folder"),
         ("empty", "holds no index: there is no index.json in it"),
+        ("begun", "was interrupted before its first save: .* run the rsgrpo index command that began it once more"),
         ("missing", "there is no index .*; check the path, or make one with rsgrpo index"),
     ):
         for is_writable in (False, True):

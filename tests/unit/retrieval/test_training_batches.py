@@ -67,7 +67,10 @@ def test_what_fills_no_batch_is_counted_and_sources_without_any_are_named() -> N
 
 def test_pages_that_are_too_few_for_a_batch_are_refused_with_their_count() -> None:
     pairs = [pair(f"q{n}", "the same", "slides") for n in range(9)]
-    with pytest.raises(DataError, match=r"retriever.batch_size=2 is more than .* \(1 of 'slides' pages\)"):
+    with pytest.raises(DataError, match=r"batch_size=2 is more than .* \(1 pages and 9 questions of 'slides'\)"):
+        plan_batches(pairs, batch_size=2, num_epochs=1, max_steps=0, seed=0)
+    pairs = [pair("the same", f"p{n}", "") for n in range(9)]  # as many pages, and it is questions that lack
+    with pytest.raises(DataError, match=r"batch_size=2 is more than .* \(9 pages and 1 questions\)"):
         plan_batches(pairs, batch_size=2, num_epochs=1, max_steps=0, seed=0)
 
 
