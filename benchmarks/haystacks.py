@@ -8,9 +8,8 @@ words, then to find the page that is asked for. The embedder goes on from it and
 to find pages from the embedder's weights, which know the captions. Every question asks for the handwritten digit on one
 page of a haystack of 10, 100 or 1,000 (stamps: all that are taken). Pages are filtered in two ways: by the cosine of
 cached vectors, and by the policy's own yes or no at low resolution on the best of these. As few go into the prompt as
-hold the right one for 99.5 % of held-out questions.
-Beside them the same policy sees the whole haystack, where it fits into its context, and the oracle's pages: the
-filter's, with the right one put among them where it is missing.
+hold the right one for 99.5 % of held-out questions. Beside them the same policy sees the whole haystack, where it fits
+into its context, and the oracle's pages: the filter's, with the right one put among them where it is missing.
 
 Real pictures come from Debian's package tuxpaint-stamps-default, which is downloaded into the folder. What is finished
 there is not made again, so an interrupted run goes on with the same command. Writes ``haystacks.json`` and
