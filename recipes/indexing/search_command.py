@@ -18,11 +18,11 @@ from recipes.indexing.searching import Question, SearchBy, search
 from recipes.indexing.settings import embedder_settings, index_settings
 from rsgrpo.errors import shown
 from rsgrpo.failures.command import CommandParser, UsageError, run_command
-from rsgrpo.io.ids import well_formed
+from rsgrpo.io.ids import likely_names, well_formed
 
 if TYPE_CHECKING:  # it takes long to import, which a slip in the call need not wait for
     from rsgrpo.retrieval.embedders.embedder import AnyEmbedder
-    from rsgrpo.retrieval.index.page_index import FoundPage, PageFilter
+    from rsgrpo.retrieval.index.page_index import FoundPage, PageFilter, PageIndex
 
 _PIPE_COLUMNS = 160  # rich takes 80 where there is no terminal, too few for titles
 _DEFAULT_RESULTS = 5
@@ -106,6 +106,7 @@ def _search(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> Non
             raise UsageError(f"{index.name} does not say how to run its embedder; add --embedder MODEL")
         return make_embedder(embedder_settings(given, options.embedder, index.embedder))
 
+    _check_named(index, allowed)
     question = Question(text=options.question, k=options.k, allowed=allowed)
     found = search(index, options.index, question, options.by, settings.language, embedder)
     for remark in found.remarks:
@@ -118,6 +119,29 @@ def _search(arguments: Sequence[str] | None, make_embedder: MakeEmbedder) -> Non
             + (f"meets {told}{words}; widen it" if told else "has a word of the question; ask in other words")
         )
     Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS).print(_table(found.pages))
+
+
+def _check_named(index: PageIndex, allowed: PageFilter) -> None:
+    """Refuse documents and folders that the index does not have: of several names the others alone would be searched.
+
+    Raises:
+        UsageError: the index has no such document or folder; the message names the nearest.
+    """
+    from rsgrpo.retrieval.index.page_index import PageFilter
+
+    for document in allowed.documents:
+        if not index.pages(PageFilter(documents=(document,))):
+            known = list(dict.fromkeys(page.document for page in index.pages()))
+            raise UsageError(
+                f"{index.name} has no document {shown(document, 120)!r}{likely_names(document, known)}; check the name"
+            )
+    for place in allowed.folders:
+        if not index.pages(PageFilter(folders=(place,))):
+            known = list(dict.fromkeys(page.folder for page in index.pages()))
+            raise UsageError(
+                f"{index.name} has no page in a folder {shown(place, 120)!r}{likely_names(place, known)}; "
+                "check the name"
+            )
 
 
 def _filter_told(allowed: PageFilter) -> str:

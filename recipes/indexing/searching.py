@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 from recipes.indexing.texts import open_texts, texts_told
 from rsgrpo.errors import shown
 from rsgrpo.failures.command import UsageError
-from rsgrpo.io.ids import likely_names
 
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
     from rsgrpo.retrieval.embedders.embedder import AnyEmbedder
@@ -76,11 +75,10 @@ def search(
         The pages, and what the user should know of them.
 
     Raises:
-        UsageError: the question has no word to search for by text, both shall be searched and no weight was tuned
-            for this embedder, or a document or folder to search in has no page in the index.
+        UsageError: the question has no word to search for by text, or both shall be searched and no weight was tuned
+            for this embedder.
         RsgrpoError: the index has no texts, its tuned weight cannot be read, or the question cannot be embedded.
     """
-    _check_named(index, question.allowed)
     way = _way(index, folder, by)
     text = _texts_of(way, index, folder, language)
     if way.by == "text" and text is not None and not text.has_words(question.text):
@@ -88,29 +86,6 @@ def search(
     (pages,) = _found(way, index, text, [question.text], question.k, question.allowed, make_embedder)
     remarks = way.remarks if text is None else _remarks(way, index, text, question.text)
     return Findings(pages=pages, by=way.by, remarks=remarks)
-
-
-def _check_named(index: PageIndex, allowed: PageFilter) -> None:
-    """Refuse documents and folders that the index does not have: of several names the others alone would be searched.
-
-    Raises:
-        UsageError: the index has no such document or folder; the message names the nearest.
-    """
-    from rsgrpo.retrieval.index.page_index import PageFilter
-
-    for document in allowed.documents:
-        if not index.pages(PageFilter(documents=(document,))):
-            known = list(dict.fromkeys(page.document for page in index.pages()))
-            raise UsageError(
-                f"{index.name} has no document {shown(document, 120)!r}{likely_names(document, known)}; check the name"
-            )
-    for place in allowed.folders:
-        if not index.pages(PageFilter(folders=(place,))):
-            known = list(dict.fromkeys(page.folder for page in index.pages()))
-            raise UsageError(
-                f"{index.name} has no page in a folder {shown(place, 120)!r}{likely_names(place, known)}; "
-                "check the name"
-            )
 
 
 def search_all(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from recipes import stages
+from recipes.counterfactuals import CounterfactualAnswers
 from recipes.evaluation.evaluate import Evaluation
 from recipes.setup.job import Job
 from recipes.sft import SftPhase, SftState
@@ -100,6 +101,7 @@ def rl_values() -> dict[str, float]:
         {"max_staleness_steps": 1},
     ):
         training = new_training(rl_config(**rl), FakeEngine(), FakePolicy())
+        training.counterfactuals = cast(CounterfactualAnswers, SimpleNamespace(ask=lambda *_: {}))
         for is_last in (False, True):
             values |= training.train_step(is_last=is_last).metrics
     return values
