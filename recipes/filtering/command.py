@@ -16,11 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recipes.filtering.command_settings import (
-    endpoint_settings,
-    filter_settings,
-    split_filter_settings,
-)
+from recipes.filtering.command_settings import endpoint_settings, filter_settings, split_filter_settings
 from recipes.indexing.places import MakeSingleEmbedder, make_single_embedder
 from recipes.indexing.settings import data_settings, embedder_settings, split_data_settings, split_settings
 from rsgrpo.config import DistractorConfig, FilterStageConfig, QueryFilterConfig
@@ -32,7 +28,6 @@ if TYPE_CHECKING:  # they take long to import, which a slip in the call need not
     from recipes.filtering.given_pages import GivenPage
     from recipes.filtering.questions import FilteredQuestions
     from recipes.filtering.stages import AskedModel
-    from rsgrpo.data.evisrag_files import LoadedData
     from rsgrpo.retrieval.embedders.embedder import Embedder
     from rsgrpo.retrieval.filtering.page_filter import FilteredPages, FilterStage, PageScorer
     from rsgrpo.types import Sample
@@ -167,6 +162,7 @@ def _filter_pages(options: argparse.Namespace, settings: QueryFilterConfig, make
 
 
 def _filter_data(options: argparse.Namespace, settings: QueryFilterConfig, make_embedder: Any) -> str:
+    from recipes.filtering.questions import read_questions
     from recipes.filtering.row_files import check_filtered_place, write_filtered
 
     if options.question:
@@ -174,7 +170,7 @@ def _filter_data(options: argparse.Namespace, settings: QueryFilterConfig, make_
     source = Path(options.data.partition("@")[0])
     out = options.out or source.with_name(f"{source.stem}.filtered.jsonl")
     check_filtered_place(out, options.data, options.reading)
-    loaded = _questions(options.data, options)
+    loaded = read_questions(options.data, options.reading)
     model = None if options.by_gold else _asked_model(options, settings)
     if options.by_gold:
         found = _by_gold(options, loaded.samples)
@@ -217,11 +213,12 @@ def _judged(
 
 def _calibrate(options: argparse.Namespace, settings: QueryFilterConfig, make_embedder: Any) -> str:
     from recipes.filtering.calibration import calibrate
+    from recipes.filtering.questions import read_questions
     from recipes.filtering.stages import calibration_file, cosine_scorer
 
     if options.question or options.data:
         raise UsageError("--calibrate reads questions and pages from its file; leave question, pages and --data out")
-    loaded = _questions(options.calibrate, options)
+    loaded = read_questions(options.calibrate, options.reading)
     plain = dataclasses.replace(settings, calibration="")
     made: list[Embedder] = []
 
@@ -242,15 +239,6 @@ def _calibrate(options: argparse.Namespace, settings: QueryFilterConfig, make_em
         "calibration": str(file),
     }
     return json.dumps(told) if options.json else "\n".join(f"{name}: {value}" for name, value in told.items())
-
-
-def _questions(path: str, options: argparse.Namespace) -> LoadedData:
-    from rsgrpo.data.evisrag_files import load_samples
-
-    loaded = load_samples(path, options.reading, is_training=False)
-    for reason, count in loaded.skipped.items():
-        print(f"left out of {shown(path)}: {count} × {reason}")
-    return loaded
 
 
 def _stages(

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from rsgrpo.config import DistractorConfig
+from rsgrpo.config import DataConfig, DistractorConfig
+from rsgrpo.data.evisrag_files import LoadedData, load_samples
 from rsgrpo.data.filter_rows import let_through
 from rsgrpo.data.kept_pages import with_pages
+from rsgrpo.errors import shown
 from rsgrpo.evaluation.benchmarks.evisrag import public_id
 from rsgrpo.retrieval.filtering.page_filter import (
     FilteredPages,
@@ -23,6 +25,22 @@ from rsgrpo.retrieval.filtering.page_filter import (
 from rsgrpo.types import ImageRef, Sample
 
 _QUESTIONS_A_CALL = 256  # between two signs of progress
+
+
+def read_questions(path: str, data: DataConfig) -> LoadedData:
+    """Read the questions of a data set, and print what is left out of it.
+
+    Args:
+        path: the data set.
+        data: how it is read.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    loaded = load_samples(path, data, is_training=False)
+    for reason, count in loaded.skipped.items():
+        print(f"left out of {shown(path)}: {count} × {reason}")
+    return loaded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

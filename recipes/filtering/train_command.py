@@ -96,7 +96,7 @@ def _train(arguments: Sequence[str]) -> None:
 def _work(options: argparse.Namespace, settings: QueryFilterConfig) -> dict[str, Any]:
     import numpy as np
 
-    from rsgrpo.data.evisrag_files import load_samples
+    from recipes.filtering.questions import read_questions
     from rsgrpo.data.files import check_output, data_files
     from rsgrpo.data.filter_rows import random_distractors, with_more_pages
 
@@ -105,10 +105,7 @@ def _work(options: argparse.Namespace, settings: QueryFilterConfig) -> dict[str,
     if options.model and not Path(options.model).is_dir():
         raise RsgrpoError(f"--model {shown(options.model)} is no folder; name that of an embedder or a policy")
     data = options.reading
-    loaded = load_samples(options.data, data, is_training=False)
-    for reason, count in loaded.skipped.items():
-        print(f"left out of {shown(options.data)}: {count} × {reason}")
-    samples = loaded.samples
+    samples = read_questions(options.data, data).samples
     known = [sample for sample in samples if sample.positive_images]
     if not known:
         raise RsgrpoError(f"none of {len(samples)} questions of {shown(options.data)} names a gold page (posImgs)")

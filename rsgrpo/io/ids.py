@@ -96,7 +96,7 @@ def likely_names(name: str, known: Sequence[str]) -> str:
     found = difflib.get_close_matches(name, known, n=_MAX_LIKELY)
     if not found:
         return ""
-    quoted = " and ".join(repr(shown(one, 120)) for one in found)
+    quoted = " and ".join(repr(shown(likely, 120)) for likely in found)
     return f"; the nearest {'is' if len(found) == 1 else 'are'} {quoted}"
 
 
