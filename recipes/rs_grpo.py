@@ -39,10 +39,12 @@ from functools import partial
 
 from recipes.counterfactuals import CounterfactualAnswers
 from recipes.prompt_stream import PromptStream, SearchAgain
+from rewards.scopes import section_spans
 from rewards.scorer import Scorer
 from rollout.engine import RolloutEngine
 from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.algorithm.aggregation import response_weights
+from rsgrpo.algorithm.credit_signal import signal_metrics
 from rsgrpo.algorithm.losses import adapted_kl_coefficient
 from rsgrpo.algorithm.metrics import (
     check_logprob_gap,
@@ -298,6 +300,8 @@ class RsGrpo:
                     # Without pi_old of its own, what a batch's later updates saw is their predecessors' doing.
                     is_on_policy=is_on_policy and (bool(old) or len(updates) == 1),
                 )
+                sections = section_spans(batch.groups, self.config.response.format)
+                metrics |= signal_metrics(batch.groups, sections, self.config.rl.credit)
         return credited, metrics
 
     def _check_gap(self, part: Sequence[CreditedGroup], seen: Sequence[ResponseStats]) -> None:

@@ -23,9 +23,9 @@ from itertools import islice
 import numpy as np
 
 from rewards.boxes import response_boxes
-from rsgrpo.config import ScopeConfig
-from rsgrpo.text.sections import ParsedResponse
-from rsgrpo.types import IntArray, TokenSpan
+from rsgrpo.config import ResponseFormat, ScopeConfig
+from rsgrpo.text.sections import ParsedResponse, parse_response
+from rsgrpo.types import IntArray, ResponseKey, ScoredGroup, TokenSpan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +109,28 @@ def locate_scopes(
         result.append(tuple(located[first : first + count]))
         first += count
     return result
+
+
+def section_spans(
+    groups: Sequence[ScoredGroup], response_format: ResponseFormat
+) -> dict[ResponseKey, dict[str, tuple[TokenSpan, ...]]]:
+    """The tokens of every section of each response, tags included; those of an absent section are none.
+
+    Args:
+        groups: the groups whose responses are taken apart.
+        response_format: the declared sections.
+    """
+    requests = [ScopeRequest(scope=ScopeConfig(section=name)) for name in response_format.names]
+    found: dict[ResponseKey, dict[str, tuple[TokenSpan, ...]]] = {}
+    for group in groups:
+        for scored in group.rollouts:
+            rollout = scored.rollout
+            parsed = parse_response(rollout.text, response_format, group.prompt.opened_section)
+            located = locate_scopes(requests, parsed, rollout.token_char_starts, len(group.sample.images))
+            found[scored.key] = {
+                name: places[0].spans for name, places in zip(response_format.names, located, strict=True)
+            }
+    return found
 
 
 def _end(parsed: ParsedResponse) -> int:

@@ -32,6 +32,7 @@ from rsgrpo.run.recorder import read_groups
 from rsgrpo.run.report.curves import Chart, collect_charts, collect_times
 from rsgrpo.run.report.results import collect_cards, collect_evaluations, collect_facts
 from rsgrpo.run.report.rollouts import collect_rollouts
+from rsgrpo.run.report.signals import collect_alarms
 from rsgrpo.run.summary import RunSummary, SummaryError, read_summary
 
 REPORT_FILE = "report.html"
@@ -114,6 +115,7 @@ def _document(run_folder: Path, notes: list[str]) -> dict[str, Any]:
         "facts": [*collect_facts(summary, config), *(["damaged", note] for note in notes)],
         "evaluations": evaluations,
         "charts": [_chart_document(chart) for chart in collect_charts(rows)],
+        "alarms": collect_alarms(rows),
         "times": collect_times(rows),
         "rollouts": collect_rollouts(
             groups,

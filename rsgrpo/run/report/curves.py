@@ -55,6 +55,8 @@ _SPECS = (
           r"scope/(.+?)[_/]found(?:_frac)?"),
     _Spec("rewards", "Groups without variance", "share of groups in which a reward says nothing", "rl",
           r"scope/(.+?)[_/](?:zero_variance_groups|flat_groups|no_variance|constant|without_variance)(?:_frac)?"),
+    _Spec("rewards", "Signal of the credit", "times its noise, by reward and section; below 1: mostly chance", "rl",
+          r"signal/(.+)"),
     _Spec("policy", "Entropy", "nats per token, whole next-token distribution", "rl",
           r"policy/(entropy(?:_mean)?)"),
     _Spec("policy", "Gradient norm", "before clipping", "rl", r"policy/(grad_norm)"),

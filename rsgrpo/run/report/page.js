@@ -26,7 +26,8 @@
     for (const [section, title] of Object.entries(titles)) {
       const charts = data.charts.filter((chart) => chart.section === section).map((chart) => lineChart(chart, smoothing, ...(section === "rewards" ? [600, 270] : [])));
       if (section === "policy" && data.times.steps) charts.push(stackedChart(data.times));
-      if (charts.length) parts.push(el("p", { class: "group-title" }, title), el("div", { class: section === "rewards" ? "grid wide" : "grid" }, ...charts));
+      const alarms = section === "rewards" && data.alarms.length ? [el("ul", { class: "alarms" }, ...data.alarms.map((text) => el("li", {}, text)))] : [];
+      if (charts.length) parts.push(el("p", { class: "group-title" }, title), ...alarms, el("div", { class: section === "rewards" ? "grid wide" : "grid" }, ...charts));
     }
     byId("charts").replaceChildren(...parts);
     if (byId("all").open) drawAll();

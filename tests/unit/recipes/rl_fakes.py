@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -83,8 +84,9 @@ class FakeEngine:
             scored = scored_rollout(
                 sample_id, index, length, (), logprobs=rng.normal(-1, 0.1, length), policy_version=self.policy_version
             )
-            rollouts.append(scored)
-        return scored_group(sample_id, rollouts).with_rollouts(rollout.rollout for rollout in rollouts)
+            ids = rng.integers(0, 50, length).astype(np.int32)
+            rollouts.append(dataclasses.replace(scored.rollout, token_ids=ids, text="<answer>7</answer>"))
+        return scored_group(sample_id, ()).with_rollouts(rollouts)
 
     def update_weights(self, update: WeightUpdate) -> None:
         if not self.misses_updates:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from rsgrpo.run.report.__main__ import main as report_main
 from rsgrpo.run.report.build import ReportError, embedded_json
 from rsgrpo.run.report.curves import collect_charts, collect_times
 from rsgrpo.run.report.pictures import embed_pictures
+from rsgrpo.run.report.signals import collect_alarms
 from rsgrpo.run.summary import read_summary, write_summary
 from rsgrpo.types import ImageRef, Sample
 from tests.unit.report_run import (
@@ -255,6 +257,48 @@ def test_curves_are_thinned_and_keep_their_ends() -> None:
     (series,) = chart.series
     assert len(series.steps) == 600 and (series.steps[0], series.steps[-1]) == (0, 4999)
     assert len(collect_times(rows)["steps"]) == 600  # type: ignore[arg-type]
+
+
+def _signal_rows(values: Sequence[float], stage: str = "rl", name: str = "signal/evidence/observe") -> list[MetricRow]:
+    return [MetricRow(stage=stage, step=step, values={name: value}) for step, value in enumerate(values)]
+
+
+def test_credit_that_is_more_noise_than_signal_raises_an_alarm() -> None:
+    # Mean 0.3, standard deviation sqrt(0.1 / 4) = 0.158, standard error 0.158 / sqrt(5) = 0.071.
+    (alarm,) = collect_alarms(_signal_rows([0.2, 0.4, 0.3, 0.1, 0.5]))
+    assert alarm.startswith("evidence in <observe>: 0.30 ± 0.07 times as much signal as noise over 5 steps.")
+    assert "rewards.evidence.scope" in alarm
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        _signal_rows([0.2, 0.4, 0.3, 0.1]),  # too few steps
+        _signal_rows([2.0, -0.9, 1.9, -0.8, 1.0]),  # mean 0.64, standard error 0.64: unsure
+        _signal_rows([3.0, 3.1, 3.2, 2.9, 3.0]),
+        _signal_rows([0.1] * 30 + [2.0] * 30),  # only the last 30 count
+        _signal_rows([0.1] * 30, stage="sft"),
+        _signal_rows([0.1] * 30, name="reward/evidence/mean"),
+    ],
+)
+def test_no_alarm_where_signal_is_not_surely_below_noise(rows: list[MetricRow]) -> None:
+    assert collect_alarms(rows) == []
+
+
+def test_the_page_shows_alarms_and_the_curve_behind_them(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", num_steps=10, stages=("rl",))
+    with (folder / "metrics.jsonl").open("a") as file:
+        for row in _signal_rows([0.2] * 6):
+            file.write(json.dumps({"stage": row.stage, "step": row.step, **row.values}) + "\n")
+    document = _page(folder).document
+    assert [alarm.split(":")[0] for alarm in document["alarms"]] == ["evidence in <observe>"]
+    names = [
+        series["name"]
+        for chart in document["charts"]
+        if chart["title"] == "Signal of the credit"
+        for series in chart["series"]
+    ]
+    assert names == ["evidence/observe"]
 
 
 def test_the_module_runs_as_a_command(tmp_path: Path) -> None:
