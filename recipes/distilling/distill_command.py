@@ -54,7 +54,7 @@ def command_parser() -> CommandParser:
         help=f"questions to ask, in EVisRAG's form; --samples is then {_DEFAULT_SAMPLES} unless given (without: those "
         "that the run's reinforcement stage trains on)",
     )
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="ask the first N questions only")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="ask the first N questions only (0: all)")
     parser.add_argument(
         "--stage",
         default="rl",

@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(arguments: Sequence[str] | None) -> None:
+    from rsgrpo.data.files import DataError
     from rsgrpo.retrieval.measuring.measured_search import measures_at
     from rsgrpo.retrieval.measuring.measures import measure_run
     from rsgrpo.retrieval.measuring.relevance_files import read_judgements
@@ -85,6 +86,9 @@ def _measure(arguments: Sequence[str] | None) -> None:
     if not 1 <= given.k <= _MAX_K:
         raise UsageError(f"-k {given.k} is no number of pages; give one from 1 to {_MAX_K}")
     relevant = read_judgements(given.data, split=given.split)
+    without_page = [query for query, pages in relevant.items() if max(pages.values(), default=0) <= 0]
+    if len(without_page) == len(relevant):
+        raise DataError(f"no query of {shown(given.data)} has a relevant page, so that there is nothing to find")
     measures = measures_at(given.k)
     measured = [
         measure_run(read_run(*files, mode=given.mode), relevant, mode=given.mode, measures=measures)
@@ -101,7 +105,14 @@ def _measure(arguments: Sequence[str] | None) -> None:
         console.print(_table(results[0]))
     for one, files in zip(measured, (given.run, given.compare), strict=False):
         for line in _notes(one, len(relevant), given.mode):
-            console.print(f"{shown(files[0])}: {line}", markup=False, highlight=False, soft_wrap=True)
+            _say(console, files[0], line)
+    if without_page:
+        told = f"{len(without_page)} judged queries have no relevant page and count as 0: {_some(without_page)}"
+        _say(console, given.data, told)
+
+
+def _say(console: Console, about: Path, line: str) -> None:
+    console.print(f"{shown(about)}: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _result(measured: RunMeasures, mode: Mode, measures: Sequence[str]) -> BenchmarkResult:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from rsgrpo.algorithm.advantages import has_zero_variance
 from rsgrpo.algorithm.credit_table import merged
+from rsgrpo.algorithm.staleness import StaleWeightsError
 from rsgrpo.algorithm.update_metrics import UpdateMetrics
 from rsgrpo.config import LossConfig
-from rsgrpo.errors import RsgrpoError
 from rsgrpo.types import (
     CreditedGroup,
     CreditedRollout,
@@ -23,10 +23,6 @@ from rsgrpo.types import (
     ScopedReward,
     ScoredGroup,
 )
-
-
-class StaleWeightsError(RsgrpoError):
-    """Engine and trainer disagree too much for their weights to be the same."""
 
 
 @dataclass(slots=True)

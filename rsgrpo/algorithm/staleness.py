@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rsgrpo.algorithm.metrics import StaleWeightsError
+from rsgrpo.errors import RsgrpoError
 from rsgrpo.types import ScoredGroup
+
+
+class StaleWeightsError(RsgrpoError):
+    """Engine and trainer disagree too much for their weights to be the same."""
 
 
 def sampled_version(group: ScoredGroup) -> int:

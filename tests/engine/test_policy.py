@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from rsgrpo.algorithm.metrics import StaleWeightsError
+from rsgrpo.algorithm.staleness import StaleWeightsError
 from rsgrpo.config import Config, DataConfig, KlConfig, LossConfig, ModelConfig, OptimizerConfig, TrainerConfig
 from rsgrpo.data.images.sources import ImageError
 from rsgrpo.io.manifest import folder_problem

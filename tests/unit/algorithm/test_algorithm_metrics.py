@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from rsgrpo.algorithm.advantages import credit_groups
 from rsgrpo.algorithm.losses import clipped_policy_loss
-from rsgrpo.algorithm.metrics import StaleWeightsError, check_logprob_gap, logprob_gap, newest_version, step_telemetry
+from rsgrpo.algorithm.metrics import check_logprob_gap, logprob_gap, newest_version, step_telemetry
+from rsgrpo.algorithm.staleness import StaleWeightsError
 from rsgrpo.config import CreditConfig, LossConfig
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.types import CreditedGroup, ResponseStats, ScopedReward

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from rsgrpo.algorithm.metrics import StaleWeightsError
+from rsgrpo.algorithm.staleness import StaleWeightsError
 from rsgrpo.config import LossConfig
 from rsgrpo.types import ResponseStats, TrainingGroup
 from tests.unit.recipes.rl_fakes import FakeEngine, FakePolicy, new_training, rl_config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,21 @@ def test_two_runs_are_compared_query_by_query(tmp_path: Path, capsys) -> None:
     assert "no page for 1 of 4 judged queries, left out of the means: q-red" in printed
     assert measure_run_command([str(first), "--data", str(tmp_path / "nothing")]) != 0
     assert measure_run_command([str(first), "--data", str(data), "-k", "0"]) != 0
+
+
+def _write_qrels(folder: Path, scores: Mapping[str, int]) -> None:
+    rows = ({"query-id": query, "corpus-id": "p", "score": score} for query, score in scores.items())
+    (folder / "qrels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_queries_without_a_relevant_page_are_told_and_a_set_of_them_is_refused(tmp_path: Path, capsys) -> None:
+    data = tmp_path / "judged"
+    data.mkdir()
+    run = tmp_path / "run.trec"
+    run.write_text("a Q0 p 1 0.5 x\nb Q0 p 1 0.5 x\n")
+    _write_qrels(data, {"a": 1, "b": 0})
+    assert measure_run_command([str(run), "--data", str(data)]) == 0
+    assert "1 judged queries have no relevant page and count as 0: b" in capsys.readouterr().out
+    _write_qrels(data, {"a": 0, "b": 0})
+    assert measure_run_command([str(run), "--data", str(data)]) == 1
+    assert "no query of" in capsys.readouterr().err

@@ -12,8 +12,7 @@ import pytest
 from recipes.evaluation.evaluate import compare_engine
 from recipes.rs_grpo import Batch, RsGrpoState
 from rollout.engine import RolloutError
-from rsgrpo.algorithm.metrics import StaleWeightsError
-from rsgrpo.algorithm.staleness import check_staleness
+from rsgrpo.algorithm.staleness import StaleWeightsError, check_staleness
 from rsgrpo.config import (
     Config,
     ConfigError,
