@@ -7,7 +7,7 @@ products of sketches are those of the gradients up to a relative error of about 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rewards.lab.replay import sampled_group
 from rewards.plugins import load_rewards
+from rewards.scopes import section_spans
 from rewards.scorer import Scorer
 from rsgrpo.config import Config
 from rsgrpo.data.images.image_view import read_view
@@ -28,8 +29,7 @@ from rsgrpo.io.atomic_files import replacing
 from rsgrpo.prompts.template import PromptBuilder
 from rsgrpo.run.folder import RunFolder
 from rsgrpo.run.recorder import read_groups
-from rsgrpo.text.sections import parse_response
-from rsgrpo.types import RolloutGroup, ScoredGroup, ScoredRollout
+from rsgrpo.types import RolloutGroup, ScoredGroup, ScoredRollout, TokenSpan
 
 SKETCH_SIZE = 8192
 
@@ -57,27 +57,20 @@ class Sketch:
         return found
 
 
-def stretches_of(rollout: ScoredRollout, config: Config) -> tuple[Stretch, ...]:
+def stretches_of(rollout: ScoredRollout, sections: Mapping[str, Sequence[TokenSpan]]) -> tuple[Stretch, ...]:
     """Cut a response where any scope begins or ends, and where a section does.
 
     Args:
         rollout: the response with its rewards.
-        config: the settings, whose declared sections count.
+        sections: the tokens of each section of it.
 
     Returns:
         The stretches, which cover all tokens in order.
     """
-    response_format = config.response.format
-    parsed = parse_response(rollout.rollout.text, response_format)
-    starts = rollout.rollout.token_char_starts
+    places = [(span.start, span.stop, name) for name, spans in sections.items() for span in spans]
     edges = {0, rollout.num_tokens}
     edges.update(edge for reward in rollout.rewards for span in reward.spans for edge in (span.start, span.stop))
-    places: list[tuple[int, int, str]] = []
-    for name in response_format.names:
-        for section in parsed.all_of(name):
-            first, behind = (int(place) for place in np.searchsorted(starts, (section.start, section.stop)))
-            places.append((first, behind, name))
-            edges.update((first, behind))
+    edges.update(edge for first, behind, _ in places for edge in (first, behind))
     cut = sorted(edge for edge in edges if 0 <= edge <= rollout.num_tokens)
     return tuple(
         Stretch(
@@ -183,7 +176,8 @@ def make_pool(run: Path, model: Path, config: Config, folder: Path, num_groups: 
     maker: GradientMaker | None = None
     pool = []
     for number, (sampled, scored) in enumerate(itertools.islice(scored_groups(run, config), num_groups)):
-        stretches = tuple(stretches_of(rollout, config) for rollout in scored.rollouts)
+        sections = section_spans([scored], config.response.format)
+        stretches = tuple(stretches_of(rollout, sections[rollout.key]) for rollout in scored.rollouts)
         file = folder / f"{number:05d}.npz"
         if not file.exists():
             maker = maker or GradientMaker(model, config, seed)

@@ -7,7 +7,8 @@ computed. The yardstick is the gradient of the expected reward, from one half of
 of its siblings', on all tokens that can have caused it. From the other half many small steps are drawn; for each
 estimator the table says how well its steps point along the yardstick, where an endless step would point, and how many
 samples give the cosine that GRPO has with ``--step-groups`` groups. Both halves take both parts. Intervals are 95 %,
-from steps drawn again with replacement.
+from steps drawn again with replacement. A first table compares the signal of each reward's credit in each section, as a
+run logs it from texts alone (``signal/<reward>/<section>``), with that of the gradients.
 
 The folder is kept: a second call goes on where the first one stopped. Writes ``study.json`` and ``study.png``.
 """
@@ -26,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scoping_estimators import ESTIMATORS, Estimator, PoolGroup, Quality, quality, step_gradients, with_noise, yardstick
 from scoping_gradients import make_pool
+from scoping_signals import signal_rows, signal_table
 
 from rsgrpo.config import Config, load_config
 from rsgrpo.errors import RsgrpoError
@@ -282,8 +284,11 @@ def main() -> None:
     run = sample_pool(folder, policy, options.recipe, options.groups, options.group_size, options.settings)
     config = load_config(read_settings(RunFolder(root=run).config_file))
     pool = make_pool(run, policy, config, folder / "gradients", options.groups, options.seed)
+    signals = signal_rows(smaller(pool, min(8, options.group_size)), config.response.format)
+    print(signal_table(signals), flush=True)
     rows = study(pool, config, options.step_groups, options.seed)
-    write_json(folder / "study.json", {"rows": [asdict(row) for row in rows]}, indent=2)
+    told = {"rows": [asdict(row) for row in rows], "signals": [asdict(row) for row in signals]}
+    write_json(folder / "study.json", told, indent=2)
     plot(rows, folder / "study.png")
 
 

@@ -70,7 +70,7 @@ def credit_signal(
         KeyError: ``sections`` lacks a response.
 
     Example:
-        Eight siblings answer 3 or 7, four each, and the 7s are right: push 14, chance 2, ratio 6. Were the reward
+        Eight siblings answer 3 or 7, four each, and the 7s are right: push 28, chance 4, ratio 6. Were the reward
         dealt out at random, the ratio would be 0 on average.
     """
     is_everywhere = config.scoping == "whole" or config.outside > 0.0

@@ -100,6 +100,27 @@ def test_rewards_change_scopes_and_get_noise_that_depends_on_the_response_alone(
     assert values[0][0] != values[1][0] != 1.0 and values[0][1] == values[1][1] == 0.0
 
 
+def test_the_signal_of_gradients_is_push_over_chance(estimators: ModuleType) -> None:
+    # Rewards 3 and 1: A = ±0.70711. Gradients ±0.5 of the first token, ∓0.5 of the second, equal ones of the third:
+    # push (2 · 0.70711 · 0.5)² = 0.5 and chance 2 · 0.5² = 0.5 each: with two siblings push is always chance.
+    signals = importlib.import_module("scoping_signals")
+    found = signals.gradient_signal([_pool_group(estimators, ((1, 0, 0), (0, 1, 0)))])
+    assert {key: (signal.push, signal.chance) for key, signal in found.items()} == {
+        ("a", "s0"): pytest.approx((0.5, 0.5)),
+        ("a", "s1"): pytest.approx((0.5, 0.5)),
+    }
+
+
+def test_a_reward_that_two_of_three_tokens_decide_has_its_signal_there(estimators: ModuleType) -> None:
+    # Siblings draw all eight responses. Push over chance is (n - 1) times the squared correlation of reward and token.
+    # The reward (0, 1, 3, 0.5) has the variance 1.296875, means 1.75 and 0.5 by the first token, 0.75 and 1.5 by the
+    # second, the same by the third: (7 · 0.625² , 7 · 0.375², 0) / 1.296875 - 1.
+    signals = importlib.import_module("scoping_signals")
+    pool = [_pool_group(estimators, tuple(itertools.product((0, 1), repeat=NUM_TOKENS)))]
+    found = {section: signal.ratio for (_, section), signal in signals.gradient_signal(pool).items()}
+    assert found == pytest.approx({"s0": 1.10843, "s1": -0.24096, "s2": -1.0}, abs=1e-4)
+
+
 @given(bias=st.floats(0.0, 2.0), noise=st.floats(0.1, 3.0), num_groups=st.integers(1, 16))
 def test_the_cosine_of_a_larger_step_follows_from_small_ones(
     estimators: ModuleType, bias: float, noise: float, num_groups: int
