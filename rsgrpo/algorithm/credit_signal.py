@@ -31,6 +31,7 @@ SectionSpans = Mapping[ResponseKey, Mapping[str, Sequence[TokenSpan]]]
 """The tokens of every section of each response, by its sample id and response index."""
 
 _CONTEXT_TOKENS = 2
+_FEWEST_SIBLINGS = 4
 _Cells = tuple[tuple[tuple[int, int], ...], ...]  # for each sibling the ranges of tokens that are looked at
 
 
@@ -64,7 +65,8 @@ def credit_signal(
 
     Returns:
         By the names of reward and section; nothing where the credit changes nothing: no group in which the reward
-        varies has siblings that differ in these tokens.
+        varies has siblings that differ in these tokens. Groups with fewer than four siblings that have a value do not
+        count: with two the push is always the chance, and with three it can be no more than twice that.
 
     Raises:
         KeyError: ``sections`` lacks a response.
@@ -81,7 +83,7 @@ def credit_signal(
         choices = _Choices(group)
         for column, name in enumerate(table.names):
             rows = np.flatnonzero(~np.isnan(table.values[:, column]))
-            if not advantages[:, column].any():
+            if len(rows) < _FEWEST_SIBLINGS or not advantages[:, column].any():
                 continue
             for section in _section_names(group, sections):
                 cells = tuple(

@@ -78,8 +78,8 @@ def test_tokens_that_have_nothing_to_do_with_the_reward_dilute_its_signal() -> N
 
 def test_credit_that_changes_nothing_has_no_signal() -> None:
     assert _signal([[5, 3]] * 4, [0.0, 1.0, 0.0, 1.0]) is None  # all say the same
-    assert _signal([[5, 3], [5, 7]], [1.0, 1.0]) is None  # no value differs
-    assert _signal([[5, 3], [5, 7], [5, 7]], [1.0, None, None]) is None  # one sibling has nobody to compare with
+    assert _signal([[5, 3], [5, 7]] * 2, [1.0] * 4) is None  # no value differs
+    assert _signal([[5, 3], [5, 7]] * 2, [1.0, 0.0, 1.0, None]) is None  # three are too few
     assert credit_signal([], {}, CreditConfig()) == {}
 
 
@@ -87,7 +87,7 @@ _TOKENS = st.lists(st.integers(0, 3), min_size=0, max_size=5)
 
 
 @examples(60)
-@given(st.lists(st.tuples(_TOKENS, st.sampled_from((0.0, 0.5, 1.0))), min_size=2, max_size=5))
+@given(st.lists(st.tuples(_TOKENS, st.sampled_from((0.0, 0.5, 1.0))), min_size=4, max_size=5))
 def test_chance_is_the_mean_push_over_all_ways_to_deal_the_rewards(siblings: list[tuple[list[int], float]]) -> None:
     responses, values = [tokens for tokens, _ in siblings], [value for _, value in siblings]
     found = [_signal(responses, dealt) for dealt in itertools.permutations(values)]
@@ -99,7 +99,7 @@ def test_chance_is_the_mean_push_over_all_ways_to_deal_the_rewards(siblings: lis
 
 @examples(60)
 @given(
-    st.lists(st.tuples(_TOKENS, st.sampled_from((0.0, 0.5, 1.0, None))), min_size=2, max_size=5),
+    st.lists(st.tuples(_TOKENS, st.sampled_from((0.0, 0.5, 1.0, None))), min_size=4, max_size=6),
     st.randoms(use_true_random=False),
 )
 def test_order_scale_and_siblings_without_a_value_do_not_matter(

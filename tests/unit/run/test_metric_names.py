@@ -100,7 +100,7 @@ def rl_values() -> dict[str, float]:
         {"updates_per_batch": 2, "loss": LossConfig(kl=KlConfig(coefficient=0.1))},
         {"max_staleness_steps": 1},
     ):
-        training = new_training(rl_config(**rl), FakeEngine(), FakePolicy())
+        training = new_training(rl_config(samples_per_prompt=4, **rl), FakeEngine(), FakePolicy())
         training.counterfactuals = cast(CounterfactualAnswers, SimpleNamespace(ask=lambda *_: {}))
         for is_last in (False, True):
             values |= training.train_step(is_last=is_last).metrics
