@@ -74,17 +74,12 @@ def signal_rows(pool: Sequence[PoolGroup], response_format: ResponseFormat) -> l
         response_format: the declared sections.
     """
     of_gradients = gradient_signal(pool)
-    rows = []
-    texts: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for group in pool:  # one by one: cut groups bear the id of the question that they are cut from
-        found = credit_signal([group.scored], section_spans([group.scored], response_format), _EVERYWHERE)
-        for key, signal in found.items():
-            texts[key][0] += signal.push
-            texts[key][1] += signal.chance
-    for key in sorted(of_gradients.keys() & texts.keys()):
-        by_text = CreditSignal(push=texts[key][0], chance=texts[key][1])
-        rows.append(SignalRow(reward=key[0], section=key[1], gradients=of_gradients[key].ratio, texts=by_text.ratio))
-    return rows
+    scored = [group.scored for group in pool]
+    of_texts = credit_signal(scored, section_spans(scored, response_format), _EVERYWHERE)
+    return [
+        SignalRow(reward=key[0], section=key[1], gradients=of_gradients[key].ratio, texts=of_texts[key].ratio)
+        for key in sorted(of_gradients.keys() & of_texts.keys())
+    ]
 
 
 def signal_table(rows: Sequence[SignalRow]) -> str:

@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import json
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,8 +72,7 @@ async def answers(
 ) -> list[Answer]:
     """Ask all questions at once of one of the server's models."""
     address = server.address
-    async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(aiohttp.ClientSession(headers=address.headers, timeout=_NO_LIMIT))
+    async with aiohttp.ClientSession(headers=address.headers, timeout=_NO_LIMIT) as client:
 
         async def answer(messages: Sequence[Message]) -> Answer:
             body = dict(ChatQuestion(messages=messages, sampling=sampling).body(name))

@@ -81,17 +81,19 @@ def credit_signal(
         table = credit_table(group, config.reach)
         advantages = normalise(table.values, CreditConfig(epsilon=0.0))
         choices = _Choices(group)
+        own_sections = [sections[rollout.key] for rollout in group.rollouts]
+        section_names = list(dict.fromkeys(name for own in own_sections for name in own))
         for column, name in enumerate(table.names):
             rows = np.flatnonzero(~np.isnan(table.values[:, column]))
             if len(rows) < _FEWEST_SIBLINGS or not advantages[:, column].any():
                 continue
-            for section in _section_names(group, sections):
+            for section in section_names:
                 cells = tuple(
                     _common(
                         [TokenSpan(start=0, stop=group.rollouts[row].num_tokens)]
                         if is_everywhere
                         else table.spans[row][column],
-                        sections[group.rollouts[row].key].get(section, ()),
+                        own_sections[row].get(section, ()),
                     )
                     for row in rows
                 )
@@ -117,10 +119,6 @@ def signal_metrics(groups: Sequence[ScoredGroup], sections: SectionSpans, config
     """
     found = credit_signal(groups, sections, config)
     return {f"signal/{reward}/{section}": signal.ratio for (reward, section), signal in found.items()}
-
-
-def _section_names(group: ScoredGroup, sections: SectionSpans) -> list[str]:
-    return list(dict.fromkeys(name for rollout in group.rollouts for name in sections[rollout.key]))
 
 
 def _common(spans: Sequence[TokenSpan], others: Sequence[TokenSpan]) -> tuple[tuple[int, int], ...]:
@@ -158,15 +156,19 @@ class _Choices:
         place = np.concatenate([np.zeros(0, np.int64), *ranges])
         siblings = np.searchsorted(self._starts[rows], place, side="right") - 1
         _, first, choices = np.unique(self._choices[place], return_index=True, return_inverse=True)
-        contexts_of_choices = np.unique(self._contexts[place], return_inverse=True)[1][first]
-        counts = np.zeros((len(rows), len(first)))
-        np.add.at(counts, (siblings, choices), 1.0)
-        by_context = np.zeros((len(rows), contexts_of_choices.max(initial=-1) + 1))
-        np.add.at(by_context.T, contexts_of_choices, counts.T)
-        share = counts.sum(axis=0) / by_context.sum(axis=0)[contexts_of_choices]
-        phi = counts - by_context[:, contexts_of_choices] * share
+        contexts = np.unique(self._contexts[place], return_inverse=True)[1]
+        counts = _counted(siblings, choices, len(rows))
+        of_context = _counted(siblings, contexts, len(rows))[:, contexts[first]]
+        phi = counts - of_context * (counts.sum(axis=0) / of_context.sum(axis=0))
         products: Matrix = phi @ phi.T
         return products
+
+
+def _counted(siblings: NDArray[np.int64], numbers: NDArray[np.int64], num_siblings: int) -> Matrix:
+    """[num_siblings, N] how often each sibling has each of the numbers 0 … N - 1."""
+    width = int(numbers.max(initial=-1)) + 1
+    counts = np.bincount(siblings * width + numbers, minlength=num_siblings * width)
+    return counts.reshape(num_siblings, width).astype(np.float64)
 
 
 def _paired(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:

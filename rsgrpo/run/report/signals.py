@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -39,8 +40,7 @@ def collect_alarms(rows: Sequence[MetricRow]) -> list[str]:
         count = len(values)
         if count < _FEWEST_STEPS:
             continue
-        mean = math.fsum(values) / count
-        error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
+        mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(count)
         if mean + _STANDARD_ERRORS * error < _ENOUGH:
             reward, _, section = name.rpartition("/")
             alarms.append(

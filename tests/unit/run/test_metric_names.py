@@ -42,7 +42,7 @@ TEXTS = sorted(
         ),
     ]
 )
-NAMED = re.compile(r"`((?:reward|scope|policy|engine|response|selection|time|eval)/[a-z0-9_/<>*]+)`")
+NAMED = re.compile(r"`((?:reward|scope|signal|policy|engine|response|selection|time|eval)/[a-z0-9_/<>*]+)`")
 REWARD = "length"  # of the fake scorer
 
 
