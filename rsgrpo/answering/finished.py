@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rsgrpo.answering.records import Answered, LookedAtPage, PageEvidence, Spent
+from rsgrpo.answering.streamed_sections import SectionStream
 from rsgrpo.config.response import ResponseFormat
 from rsgrpo.text.normalise import is_irrelevant, is_refusal
 from rsgrpo.text.sections import ParsedResponse, parse_response
@@ -32,8 +33,9 @@ def finish_answer(
         is_cut: whether the response ended at its largest number of tokens.
 
     Returns:
-        The answer. Where a response has no answer section that is closed, its text is the answer as a whole, so that a
-        model that knows no sections is heard as well.
+        The answer. A section's text is what :class:`SectionStream` gave of it; the lines of evidence are those that
+        rewards see. Where a response has no answer section that is closed, its text is the answer as a whole, so that
+        a model that knows no sections is heard as well.
 
     Raises:
         ConfigError: the section ``opened`` is not declared.
@@ -44,8 +46,8 @@ def finish_answer(
     """
     numbers = tuple(page.number for page in pages if page.is_shown)
     parsed = parse_response(response, response_format, opened, numbers)
-    contents = {name: parsed.content(name) for name in response_format.names}
-    sections = {name: content.strip() for name, content in contents.items() if content is not None}
+    words = {name: _own_words(parsed, name) for name in response_format.names}
+    sections = {name: text.strip() for name, text in words.items() if text is not None}
     answer = sections.get(response_format.answer_section, response.strip())
     return Answered(
         question=question,
@@ -59,6 +61,20 @@ def finish_answer(
         spent=spent,
         problems=tuple(problem.detail for problem in parsed.problems),
     )
+
+
+def _own_words(parsed: ParsedResponse, name: str) -> str | None:
+    """The text of the closed places of a section, without that of sections that lie in them; None: none is closed.
+
+    Readers have seen that text come as the other section's, so it is not shown as this one's afterwards.
+    """
+    texts = []
+    for section in parsed.all_of(name):
+        if section.is_closed:
+            stream = SectionStream(parsed.format, name)
+            pieces = stream.feed(parsed.text[section.content_start : section.content_stop]) + stream.end()
+            texts.append("".join(piece.text for piece in pieces if piece.section == name))
+    return "\n".join(texts) if texts else None
 
 
 def _evidence(parsed: ParsedResponse, numbers: Sequence[int]) -> tuple[PageEvidence, ...]:

@@ -108,7 +108,8 @@ class Answered:
         question: the text of the question.
         answer: the text of the answer section; where there is none, the whole response.
         response: the whole response, with its tags.
-        sections: the text of each section that the response has, by name.
+        sections: the text of each section that the response closes, by name, as it came in the stream: without tags
+            and without the text of sections that lie in it.
         evidence: the evidence, in the order of the response.
         pages: the pages, in the order of their numbers.
         is_insufficient: whether the answer is that the pages do not say it.
