@@ -170,18 +170,18 @@ def step_gradients(
     return sums
 
 
-def yardstick(groups: Sequence[PoolGroup], weights: Mapping[str, float]) -> tuple[Mapping[str, Vector], Vector]:
+def yardstick(groups: Sequence[PoolGroup], weights: Mapping[str, float]) -> Mapping[str, Vector]:
     """The gradient of the expected weighted sum of rewards over a pool.
 
     Each reward's value against the mean of its siblings', on all tokens up to the last of its scope: tokens behind
-    cannot have caused it. This has no bias, and is the mean over groups, so its standard error follows from them.
+    cannot have caused it. This has no bias.
 
     Args:
         groups: the pool.
         weights: the weight of each reward.
 
     Returns:
-        [D] by section, and [D] the standard error of their sum.
+        [D] by section.
     """
     plain = CreditConfig(
         reach="causal",
@@ -193,13 +193,10 @@ def yardstick(groups: Sequence[PoolGroup], weights: Mapping[str, float]) -> tupl
     )
     estimator = Estimator(credit=plain)
     sums: dict[str, Vector] = {}
-    each = np.zeros((len(groups), groups[0].gradients[0].shape[1]))
-    for row, group in zip(each, groups, strict=True):
+    for group in groups:
         for name, value in step_gradients([group], weights, estimator).items():
             sums[name] = sums.get(name, 0.0) + value
-            row += value
-    number = len(groups)
-    return {name: value / number for name, value in sums.items()}, np.std(each, axis=0, ddof=1) / np.sqrt(number)
+    return {name: value / len(groups) for name, value in sums.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,13 +222,14 @@ class Quality:
         return self.noise / share if self.limit > 0 and share > 0 else float("inf")
 
 
-def quality(along: Vector, products: Vector, draw: NDArray[np.int64], num_groups: int) -> Quality:
+def quality(along: Vector, products: Vector, halves: NDArray[np.int64], num_groups: int) -> Quality:
     """Judge the steps of an estimator.
 
     Args:
         along: [N] how long each step is along its yardstick, which is from groups that are in none of these steps.
         products: [N, N] inner products of the steps with one another.
-        draw: [N] which step each one is: products of a step with itself are no estimate of the mean's length.
+        halves: [N] the half of the pool that each step is from. Products of steps of one half are no estimate of the
+            mean's length: they may be the same step, or hold responses to the same question.
         num_groups: b, how many groups a step has.
 
     Returns:
@@ -239,7 +237,7 @@ def quality(along: Vector, products: Vector, draw: NDArray[np.int64], num_groups
     """
     squares = np.diagonal(products)
     cosines = along / np.sqrt(np.where(squares > 0, squares, 1.0))
-    is_other = draw[:, None] != draw[None, :]
+    is_other = halves[:, None] != halves[None, :]
     mean_square = max(float(products[is_other].mean()), 1e-12 * float(squares.mean()))
     variance = float(squares.mean()) - mean_square
     return Quality(

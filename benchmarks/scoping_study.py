@@ -38,6 +38,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PROMPTS_PER_STEP = 50
 NUM_RESAMPLINGS = 200
 TOTAL = "all"
+MOST = 1e9  # a ratio of samples that stands for infinity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,12 +49,14 @@ class Row:
         point: what is swept, such as ``group size 4``.
         name: the estimator.
         section: the section whose tokens' gradient is judged, or ``all``.
-        cosine: the cosine with the yardstick of a step of ``--step-groups`` groups.
+        cosine: the cosine of a step of ``--step-groups`` groups with the yardstick, over ``trust``.
         limit: that of an endless step.
-        ratio: samples for GRPO's cosine, over those of GRPO; infinite where no step reaches it.
+        ratio: samples for GRPO's cosine, over those of GRPO; infinite where no step reaches it, NaN where GRPO's is not
+            above 0.
         low: the lower end of the interval of ``ratio``.
         high: the upper end.
-        signal: the length of the yardstick over its standard error, the smaller of both halves: below 2 it is noise.
+        trust: how well the yardstick of one half knows the true direction: its own cosine with it, from the inner
+            product of both halves' yardsticks; NaN where that is not above 0.
     """
 
     point: str
@@ -64,7 +67,20 @@ class Row:
     ratio: float
     low: float
     high: float
-    signal: float
+    trust: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """All estimators at one point of the sweep.
+
+    Attributes:
+        qualities: by estimator and section the quality over all steps, and those of ``NUM_RESAMPLINGS`` draws.
+        trust: as ``Row.trust``, by section.
+    """
+
+    qualities: Mapping[tuple[str, str], Sequence[Quality]]
+    trust: Mapping[str, float]
 
 
 def sample_pool(
@@ -88,6 +104,7 @@ def sample_pool(
         "rl.filter.mode=none",
         "rl.validation_samples=0",
         "rl.rollouts_in_report=0",
+        "rl.record_every_steps=1",
         "rl.max_staleness_steps=0",
         f"rl.prompts_per_step={PROMPTS_PER_STEP}",
         f"rl.samples_per_prompt={group_size}",
@@ -124,24 +141,18 @@ def judge(
     sections: Sequence[str],
     step_groups: int,
     seed: int,
-) -> tuple[dict[tuple[str, str], list[Quality]], float]:
-    """Judge all estimators on both halves, and again on steps that are drawn with replacement.
-
-    Returns:
-        By estimator and section the quality over all steps, and those of ``NUM_RESAMPLINGS`` draws; and the length of
-        the yardstick over its standard error, the smaller of both halves.
-    """
+) -> Judged:
+    """Judge all estimators on both halves, and again on steps that are drawn with replacement."""
     rng = np.random.default_rng(seed)
+    width = halves[0][0].gradients[0].shape[1]
     found: dict[tuple[str, str], list[Quality]] = {}
     steps: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
     targets: dict[str, list[NDArray[np.float64]]] = {section: [] for section in sections}
     owners: list[int] = []
-    signals: list[float] = []
     for half in (0, 1):
-        by_section, error = yardstick(halves[1 - half], weights)
-        signals.append(float(np.linalg.norm(section_sum(by_section, TOTAL)) / np.linalg.norm(error)))
+        by_section = yardstick(halves[1 - half], weights)
         for section in sections:
-            targets[section].append(np.asarray(section_sum(by_section, section)))
+            targets[section].append(np.zeros(width) + section_sum(by_section, section))
         order = rng.permutation(len(halves[half]))
         for first in range(0, len(order) - step_groups + 1, step_groups):
             groups = [halves[half][index] for index in order[first : first + step_groups]]
@@ -149,13 +160,22 @@ def judge(
             for name, estimator in estimators.items():
                 gradients = step_gradients(groups, weights, estimator)
                 for section in sections:
-                    value = np.zeros(len(targets[section][half])) + section_sum(gradients, section)
+                    value = np.zeros(width) + section_sum(gradients, section)
                     steps.setdefault((name, section), []).append(value)
     draws = [np.arange(len(owners)), *(rng.integers(len(owners), size=len(owners)) for _ in range(NUM_RESAMPLINGS))]
     for key, vectors in steps.items():
         grams = _Grams(vectors, targets[key[1]], owners)
         found[key] = [grams.quality(draw, step_groups) for draw in draws]
-    return found, min(signals)
+    return Judged(qualities=found, trust={section: trust_of(*pair) for section, pair in targets.items()})
+
+
+def trust_of(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """The mean cosine of two yardsticks with the true gradient; NaN where they do not point the same way.
+
+    Their noises are independent, so their inner product has no bias from it, while their lengths hold it.
+    """
+    product = float(first @ second)
+    return float(np.sqrt(product / (np.linalg.norm(first) * np.linalg.norm(second)))) if product > 0 else float("nan")
 
 
 class _Grams:
@@ -167,19 +187,23 @@ class _Grams:
         matrix = np.stack(vectors)
         self._products = matrix @ matrix.T
         units = np.stack([target / np.linalg.norm(target) for target in targets])
-        self._along = np.array([matrix[index] @ units[half] for index, half in enumerate(owners)])
+        self._halves = np.array(owners)
+        self._along = (matrix * units[self._halves]).sum(axis=1)
 
     def quality(self, draw: NDArray[np.int64], num_groups: int) -> Quality:
-        return quality(self._along[draw], self._products[np.ix_(draw, draw)], draw, num_groups)
+        return quality(self._along[draw], self._products[np.ix_(draw, draw)], self._halves[draw], num_groups)
 
 
 def ratios(found: Mapping[tuple[str, str], Sequence[Quality]], name: str, section: str) -> tuple[float, float, float]:
-    """Samples that an estimator needs for GRPO's cosine, over GRPO's: the value, and its 95 % interval."""
+    """Samples that an estimator needs for GRPO's cosine, over GRPO's: the value, and its 95 % interval.
+
+    Where GRPO's cosine is not above 0 there is nothing to compare with: NaN, for the ends of the interval too.
+    """
     values = [
-        mine.groups_for(grpo.cosine) / grpo.groups_for(grpo.cosine)
+        min(mine.groups_for(grpo.cosine) / grpo.groups_for(grpo.cosine), MOST) if grpo.cosine > 0 else float("nan")
         for mine, grpo in zip(found[name, section], found["grpo", section], strict=True)
     ]
-    low, high = np.quantile([min(value, 1e9) for value in values[1:]], (0.025, 0.975))
+    low, high = np.quantile(values[1:], (0.025, 0.975))
     return values[0], float(low), float(high)
 
 
@@ -206,22 +230,22 @@ def study(pool: Sequence[PoolGroup], config: Config, step_groups: int, seed: int
     for point, number, weighed, estimators, shown in points:
         groups = [pool[::2], pool[1::2]]
         halves = (smaller(groups[0], number), smaller(groups[1], number))
-        found, signal = judge(halves, weighed, estimators, shown, step_groups, seed)
+        judged = judge(halves, weighed, estimators, shown, step_groups, seed)
         for name in estimators:
             for section in shown:
-                first = found[name, section][0]
-                ratio, low, high = ratios(found, name, section)
+                first, trust = judged.qualities[name, section][0], judged.trust[section]
+                ratio, low, high = ratios(judged.qualities, name, section)
                 rows.append(
                     Row(
                         point=point,
                         name=name,
                         section=section,
-                        cosine=first.cosine,
-                        limit=first.limit,
+                        cosine=first.cosine / trust,
+                        limit=first.limit / trust,
                         ratio=ratio,
                         low=low,
                         high=high,
-                        signal=signal,
+                        trust=trust,
                     )
                 )
         print(table([row for row in rows if row.point == point]), flush=True)
@@ -231,14 +255,21 @@ def study(pool: Sequence[PoolGroup], config: Config, step_groups: int, seed: int
 def table(rows: Sequence[Row]) -> str:
     """Write rows as Markdown."""
     lines = [
-        "| at (yardstick over its error) | estimator | tokens of | cosine | endless | samples, times GRPO's |",
-        "|---|---|---|---|---|---|",
+        "| at | tokens of | yardstick's own cosine | estimator | cosine | endless | samples, times GRPO's |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        ratio = "never" if row.ratio > 1e6 else f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]"
-        cosines = f"{row.cosine:.3f} | {row.limit:.3f}"
-        lines.append(f"| {row.point} ({row.signal:.1f}) | {row.name} | {row.section} | {cosines} | {ratio} |")
+        place = f"{row.point} | {row.section} | {row.trust:.2f} | {row.name} | {row.cosine:.3f} | {row.limit:.3f}"
+        lines.append(f"| {place} | {told_ratio(row)} |")
     return "\n".join(lines)
+
+
+def told_ratio(row: Row) -> str:
+    """The samples that an estimator needs, in words where there is no number."""
+    if np.isnan([row.ratio, row.low, row.high]).any():
+        return "unclear"
+    value, low, high = ("never" if number > 1e6 else f"{number:.2f}" for number in (row.ratio, row.low, row.high))
+    return f"{value} [{low}, {high}]"
 
 
 def plot(rows: Sequence[Row], file: Path) -> None:
@@ -251,7 +282,7 @@ def plot(rows: Sequence[Row], file: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
     shown = [row for row in rows if row.point.startswith("group size") and row.section == TOTAL]
     for name in dict.fromkeys(row.name for row in shown):
-        found = [row for row in shown if row.name == name and row.ratio < 1e6]
+        found = [row for row in shown if row.name == name and row.high < 1e6]
         sizes = [int(row.point.split()[-1]) for row in found]
         errors = [[row.ratio - row.low for row in found], [max(0.0, row.high - row.ratio) for row in found]]
         axis.errorbar(sizes, [row.ratio for row in found], np.maximum(errors, 0.0), label=name, marker="o", capsize=3)

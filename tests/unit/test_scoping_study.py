@@ -62,10 +62,9 @@ def test_the_yardstick_is_the_gradient_of_the_expected_reward(estimators: Module
     # All 64 pairs are equally likely. d/dlogit_t E[r] = E[r (o_t - 1/2)]: for the first token
     # (-0 - 1 + 3 + 0.5) / 4 / 2 = 0.3125, for the second (-0 + 1 - 3 + 0.5) / 4 / 2 = -0.1875, for the third 0.
     pool = [_pool_group(estimators, pair) for pair in _all_pairs()]
-    by_section, error = estimators.yardstick(pool, {"a": 1.0})
+    by_section = estimators.yardstick(pool, {"a": 1.0})
     np.testing.assert_allclose(sum(by_section.values()), [0.3125, -0.1875, 0.0], atol=1e-6)
     assert "s2" not in by_section  # no credit behind the scope, so no noise either
-    assert error[2] == 0.0 and (error[:2] > 0).all()
 
 
 def test_a_step_is_the_sum_of_what_its_tokens_weigh(estimators: ModuleType) -> None:
@@ -119,6 +118,30 @@ def test_a_reward_that_two_of_three_tokens_decide_has_its_signal_there(estimator
     pool = [_pool_group(estimators, tuple(itertools.product((0, 1), repeat=NUM_TOKENS)))]
     found = {section: signal.ratio for (_, section), signal in signals.gradient_signal(pool).items()}
     assert found == pytest.approx({"s0": 1.10843, "s1": -0.24096, "s2": -1.0}, abs=1e-4)
+
+
+def test_two_yardsticks_say_how_well_they_know_the_truth(estimators: ModuleType) -> None:
+    # Both are the truth (1, 0, 0, …) and noise of half its length each, along axes of its own: cosine 1 / sqrt(1.25).
+    study = importlib.import_module("scoping_study")
+    first, second = np.array([1.0, 0.5, 0.0]), np.array([1.0, 0.0, 0.5])
+    assert study.trust_of(first, second) == pytest.approx(1 / np.sqrt(1.25))
+    assert np.isnan(study.trust_of(first, -second))
+
+
+def test_there_is_nothing_to_compare_with_where_grpo_does_not_point_along_the_yardstick(estimators: ModuleType) -> None:
+    study = importlib.import_module("scoping_study")
+    better = estimators.Quality(cosine=0.4, limit=1.0, noise=10.0)
+    grpo = estimators.Quality(cosine=0.2, limit=1.0, noise=96.0)
+    lost = estimators.Quality(cosine=-0.1, limit=-0.2, noise=96.0)
+    # (1 / 0.2)² - 1 = 24: GRPO needs 96 / 24 = 4 groups, the other 10 / 24.
+    found = {("grpo", "all"): [grpo] * 3, ("causal", "all"): [better] * 3, ("wrong", "all"): [lost] * 3}
+    assert study.ratios(found, "causal", "all") == pytest.approx((0.104167,) * 3, abs=1e-6)
+    assert study.ratios(found, "wrong", "all") == (study.MOST,) * 3
+    unclear = {("grpo", "all"): [lost] * 3, ("causal", "all"): [better] * 3}
+    row = dict(point="p", name="causal", section="all", cosine=0.1, limit=0.2, trust=0.5)
+    ratio, low, high = study.ratios(unclear, "causal", "all")
+    assert study.told_ratio(study.Row(ratio=ratio, low=low, high=high, **row)) == "unclear"
+    assert study.told_ratio(study.Row(ratio=0.5, low=0.25, high=study.MOST, **row)) == "0.50 [0.25, never]"
 
 
 @given(bias=st.floats(0.0, 2.0), noise=st.floats(0.1, 3.0), num_groups=st.integers(1, 16))
