@@ -42,6 +42,7 @@ from recipes.asking.model_choice import ChosenModel, choose_model
 from recipes.asking.page_choice import IndexPages, IndexPlace
 from recipes.asking.page_images import PageImages
 from recipes.indexing.settings import GivenSettings, embedder_settings
+from recipes.serving.serve_command import ENGINE_NICENESS
 from rsgrpo.answering.records import AskRequest
 from rsgrpo.config import SamplingConfig
 from rsgrpo.config.index import IndexConfig
@@ -371,6 +372,7 @@ def main() -> None:
     parser.add_argument("--num-pages", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=600.0, help="how long the users ask the server")
     parser.add_argument("--alone-seconds", type=float, default=120.0, help="how long the engine is asked alone")
+    parser.add_argument("--engine-threads", type=int, default=0, help="threads of the engine; 0: as it chooses")
     parser.add_argument("--kill-engine", action="store_true", help="kill the engine in the middle")
     parser.add_argument("--kill-server", action="store_true", help="kill the server at the end, and compare")
     args = parser.parse_args()
@@ -378,13 +380,14 @@ def main() -> None:
     index = args.folder / "load.index"
     subprocess.run([*_PROGRAM, "index", args.pages, "--out", index, "--embedder", args.embedder], check=True)
     questions = read_questions(args.questions)
-    model = choose_model(str(args.run))
+    threads = {"rollout": {"num_threads": args.engine_threads}} if args.engine_threads else {}
+    model = choose_model(str(args.run), given=threads)
     with ExitStack() as stack:
         alone: list[Tally] = []
         engine = None
         if not args.kill_engine:  # one engine for both: what the server costs is all that differs
             ready = ready_prompts(model, index, questions, args)
-            engine = stack.enter_context(EngineServer(engine_settings(model)))
+            engine = stack.enter_context(EngineServer(engine_settings(model), niceness=ENGINE_NICENESS))
             alone.append(asyncio.run(engine_alone(engine, model.settings.sampling, ready, questions, args)))
         server = Server(args, index, engine.address if engine is not None else None)
         stack.callback(lambda: server.process.kill())  # of no effect where it has ended

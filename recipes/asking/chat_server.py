@@ -6,6 +6,7 @@ import asyncio
 import random
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from rsgrpo.errors import RsgrpoError, shown
 
@@ -92,3 +93,15 @@ class RemoteServer:
             )
         longest = min(self._backoff_seconds * 2.0**attempt, MAX_WAIT_SECONDS)
         await asyncio.sleep(longest * random.uniform(0.5, 1.0))
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is on this machine.
+
+    Args:
+        url: the address.
+    """
+    try:
+        return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+    except ValueError:
+        return False

@@ -15,17 +15,18 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import httpx
 
-from recipes.asking.chat_server import ChatServer, ServerAddress, ServerError
+from recipes.asking.chat_server import ChatServer, ServerAddress, ServerError, is_loopback
+from recipes.asking.stream_events import SHOWN_REPLY, StreamEvents, sentence_of
 from rsgrpo.config import SamplingConfig
 from rsgrpo.errors import shown
 from rsgrpo.prompts.chat_template import template_request
@@ -42,7 +43,6 @@ _HOPELESS = {
 }
 _CONNECT_SECONDS = 10.0
 _PIECES_PER_SECOND = 250.0  # of all answers together; one answer alone comes token by token
-_SHOWN_REPLY = 200
 _TOO_LONG = ("maximum context length", "context_length_exceeded", "context length", "too long")
 
 
@@ -170,7 +170,7 @@ class ChatClient:
                 ),
                 connector=aiohttp.TCPConnector(limit=0),
                 # A proxy of the environment does not know this machine.
-                trust_env=not _is_loopback(self._server.address.url),
+                trust_env=not is_loopback(self._server.address.url),
             )
         return self._http
 
@@ -266,16 +266,31 @@ class ChatClient:
             *lines, rest = (rest + data + b"\n" * is_over).split(b"\n")
             if is_done:
                 continue
-            found = _Events.of(lines)
+            found = StreamEvents.of(lines)
             if found.events:
                 yield found.events
             if found.problem:
                 raise _BrokenError(found.problem)
             is_done = found.is_done
-            if not is_done:  # meanwhile more comes, unless this was the end
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._num_streams / _PIECES_PER_SECOND):
-                        await reply.content.wait_eof()
+            if not (is_done or reply.content.is_eof()):
+                await self._let_pieces_gather(reply)
+
+    async def _let_pieces_gather(self, reply: aiohttp.ClientResponse) -> None:
+        """Leave what comes to the system for a while, where there are several answers.
+
+        All answers wait for the same moments: to be woken for each token of each of them would cost more than the rest.
+        """
+        if self._num_streams == 1 or reply.connection is None or reply.connection.transport is None:
+            return
+        transport = cast("asyncio.ReadTransport", reply.connection.transport)
+        interval = self._num_streams / _PIECES_PER_SECOND
+        transport.pause_reading()
+        try:
+            now = asyncio.get_running_loop().time()
+            await asyncio.sleep(interval - now % interval)
+        finally:
+            if not transport.is_closing():
+                transport.resume_reading()
 
     async def count_tokens(
         self, messages: Sequence[Message], template_arguments: Mapping[str, Any] | None = None
@@ -300,13 +315,6 @@ class ChatClient:
         return count if isinstance(count, int) else None
 
 
-def _is_loopback(url: str) -> bool:
-    try:
-        return httpx.URL(url).host in ("localhost", "127.0.0.1", "::1")
-    except httpx.InvalidURL:
-        return False
-
-
 async def _check_status(reply: aiohttp.ClientResponse, url: str) -> None:
     """Refuse a reply that is no stream.
 
@@ -323,7 +331,7 @@ async def _check_status(reply: aiohttp.ClientResponse, url: str) -> None:
             f"{shown(url)} leads on to {shown(reply.headers['location'])} (status {status}); give --model the address "
             "that answers itself"
         )
-    text = shown(_sentence(await reply.read()), _SHOWN_REPLY)
+    text = shown(sentence_of(await reply.read()), SHOWN_REPLY)
     if status in _HOPELESS:
         raise ServerError(f"{shown(url)} answers {status} ({text}); {_HOPELESS[status]}")
     if status in _RETRIED or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -331,47 +339,6 @@ async def _check_status(reply: aiohttp.ClientResponse, url: str) -> None:
     if any(words in text for words in _TOO_LONG):
         raise PromptTooLongError(text)
     raise ServerError(f"{shown(url)} refuses the question (status {status}: {text})")
-
-
-def _sentence(body: bytes) -> str:
-    """The words of an error reply, whichever of the usual forms it has."""
-    text = body.decode(errors="replace")
-    try:
-        found: Any = json.loads(text)
-        found = found.get("error", found)
-        return str(found.get("message", found)) if isinstance(found, dict) else str(found)
-    except (ValueError, AttributeError, RecursionError):
-        return text
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Events:
-    """What some lines of a stream say: events, and behind them its end, or what is wrong with it."""
-
-    events: list[Mapping[str, Any]]
-    is_done: bool = False
-    problem: str = ""
-
-    @classmethod
-    def of(cls, lines: Iterable[bytes]) -> _Events:
-        events: list[Mapping[str, Any]] = []
-        for line in lines:
-            if not line.startswith(b"data:"):
-                continue  # comments and names of events
-            data = line.removeprefix(b"data:").strip()
-            if data == b"[DONE]":
-                return cls(events=events, is_done=True)
-            try:
-                event = json.loads(data)
-            except (ValueError, RecursionError):
-                event = None
-            if not isinstance(event, dict):
-                told = shown(data.decode(errors="replace"), 80)
-                return cls(events=events, problem=f"no chat completion comes: {told}")
-            if "error" in event:
-                return cls(events=events, problem=shown(_sentence(data), _SHOWN_REPLY))
-            events.append(event)
-        return cls(events=events)
 
 
 def _read(event: Mapping[str, Any], end: ChatEnd | None) -> tuple[str, ChatEnd | None]:
@@ -415,7 +382,7 @@ def address_of(url: str, model: str, key: str) -> ServerAddress:
         return asked
     try:
         reply = httpx.get(
-            f"{asked.url}/models", headers=asked.headers, timeout=_CONNECT_SECONDS, trust_env=not _is_loopback(url)
+            f"{asked.url}/models", headers=asked.headers, timeout=_CONNECT_SECONDS, trust_env=not is_loopback(url)
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServerError(
@@ -425,7 +392,7 @@ def address_of(url: str, model: str, key: str) -> ServerAddress:
     if reply.status_code != HTTPStatus.OK:
         way_out = _HOPELESS.get(reply.status_code, "name the model with --model-name")
         raise ServerError(
-            f"{shown(url)}/models answers {reply.status_code} ({shown(_sentence(reply.content), _SHOWN_REPLY)}); "
+            f"{shown(url)}/models answers {reply.status_code} ({shown(sentence_of(reply.content), SHOWN_REPLY)}); "
             f"{way_out}"
         )
     try:

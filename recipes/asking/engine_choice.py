@@ -52,6 +52,7 @@ def open_server(
     keep_minutes: float | None = None,
     log_file: Path | None = None,
     on_wait: OnWait | None = None,
+    niceness: int = 0,
 ) -> Iterator[ChatServer]:
     """Have a server that answers for a model, for the length of the block.
 
@@ -61,6 +62,7 @@ def open_server(
             one that was kept does too; None: one that was kept is used and stays, else as 0.
         log_file: the file that the output of an engine goes to, where it is not kept; None: a temporary one.
         on_wait: is called while an engine starts; None: nobody is told.
+        niceness: by how many steps of niceness others go before an engine that is started and not kept.
 
     Yields:
         The server, ready to be asked.
@@ -78,7 +80,7 @@ def open_server(
         with KeptEngine(settings, keep_minutes, on_wait) as kept:
             yield kept
         return
-    with EngineServer(settings, log_file, on_wait) as server:
+    with EngineServer(settings, log_file, on_wait, niceness) as server:
         yield server
 
 

@@ -32,7 +32,7 @@ from rsgrpo.config import RolloutConfig
 from rsgrpo.errors import shown
 from rsgrpo.model.folder import check_model_type
 from rsgrpo.system import interrupts
-from rsgrpo.system.processes import RUN_VARIABLE, Guard, end_marked, new_mark
+from rsgrpo.system.processes import RUN_VARIABLE, Guard, end_marked, give_way, new_mark
 
 OnWait = Callable[[str, float], None]
 """Is called with what is waited for, and for how many seconds so far, while an engine starts."""
@@ -132,10 +132,18 @@ class EngineServer:
         settings: what the engine is started with.
         log_file: the file that the server's output goes to; None: a temporary one, which stays if it does not start.
         on_wait: is called while the engine starts; None: nobody is told.
+        niceness: by how many steps of niceness others go before the engine, where cores are short.
     """
 
-    def __init__(self, settings: EngineSettings, log_file: Path | None = None, on_wait: OnWait | None = None) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        log_file: Path | None = None,
+        on_wait: OnWait | None = None,
+        niceness: int = 0,
+    ) -> None:
         self.settings = settings
+        self._niceness = niceness
         self._is_log_kept = log_file is not None
         self.log_file = log_file or _temporary_log()
         self.num_starts = 0
@@ -253,6 +261,8 @@ class EngineServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        if self._niceness:
+            give_way(self._process.pid, self._niceness)
 
     def _wait_until_ready(self) -> str:
         """Wait until the server answers; the reason where it does not come up, else an empty text."""

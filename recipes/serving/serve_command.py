@@ -41,6 +41,10 @@ _GRACE_SECONDS = 3
 _BACKLOG = 2048
 # The embedder lets go of Python's lock at each of its hundreds of operations, and would wait 5 ms for it each time.
 _SWITCH_SECONDS = 0.0005
+ENGINE_NICENESS = 5
+"""By how many steps of niceness the server goes before its engine: a question that waits to be searched for is one that
+the engine cannot work on, and takes a thousandth of the engine's time."""
+_CORES_OF_A_THREAD = 4
 _MAX_PORT = 65_535
 _MIB = 1 << 20
 _EXAMPLES = """\
@@ -129,13 +133,16 @@ def _serve(arguments: Sequence[str], make_embedder: MakeEmbedder) -> None:
             given=asked,
         )
         library, embedder = _library(options, given, make_embedder)
+        _leave_cores(model)
         from recipes.asking.asker import ModelAsker
         from recipes.asking.engine_choice import open_server, opened_section_of
         from recipes.asking.page_filter import filter_maker
         from recipes.serving.filter_thread import FilterThread
 
         with _Starting() as starting:
-            server: ChatServer = stack.enter_context(open_server(model, on_wait=starting.show))
+            server: ChatServer = stack.enter_context(
+                open_server(model, on_wait=starting.show, niceness=ENGINE_NICENESS)
+            )
         asker = ModelAsker(model.settings, server, opened=opened_section_of(model))
         filter_thread = (
             FilterThread(filter_maker(filtering, model.settings, lambda: server), server, model.settings.max_images)
@@ -153,6 +160,20 @@ def _serve(arguments: Sequence[str], make_embedder: MakeEmbedder) -> None:
                 await make_agent_server(parts.answers).run_stdio_async()
 
         asyncio.run(talk())
+
+
+def _leave_cores(model: ChosenModel) -> None:
+    """Let the embedder compute in few threads, if the engine is on this machine and nobody has said how many.
+
+    Threads that work together wait for one another at every operation. Where an engine keeps all cores busy, one of
+    them always has none, and a question takes ten times as long as in one thread.
+    """
+    from recipes.asking.chat_server import is_loopback
+
+    if "OMP_NUM_THREADS" not in os.environ and (not model.url or is_loopback(model.url)):
+        import torch
+
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _CORES_OF_A_THREAD))
 
 
 class _Starting:

@@ -36,6 +36,22 @@ def keep_bytecode() -> None:
     sys.dont_write_bytecode = False
 
 
+def give_way(pid: int, steps: int) -> None:
+    """Let others go before a process, and before all that it will start, where cores are short.
+
+    Linux weighs sessions against one another before it looks at the niceness of their processes, so that of the session
+    is set as well, where the system has one (``/proc/PID/autogroup``).
+
+    Args:
+        pid: the process; it leads a session of its own.
+        steps: by how many steps of niceness.
+    """
+    with suppress(OSError):  # it has ended
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, pid) + steps)
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(steps), encoding="ascii")
+
+
 def new_mark() -> str:
     """A value for :data:`RUN_VARIABLE` that no other run has."""
     return uuid.uuid4().hex

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from recipes.asking.chat_server import RemoteServer, ServerAddress, ServerError
+from recipes.asking.chat_server import RemoteServer, ServerAddress, ServerError, is_loopback
 from recipes.asking.chat_stream import ChatClient, ChatEnd, ChatQuestion, PromptTooLongError, TextPiece, address_of
 from rsgrpo.config import SamplingConfig
 from tests.fake_server import FakeServer
@@ -76,6 +76,55 @@ def test_the_first_words_wait_for_no_more_and_every_event_is_counted():
     assert pieces[0] == TextPiece(text="a\u2028", num_events=1)
     assert "".join(piece.text for piece in pieces) == "a\u2028b\u2028c\u2028d\u2028"
     assert sum(piece.num_events for piece in pieces) == 4
+
+
+@pytest.mark.parametrize("num_answers", [2, 12])
+def test_many_answers_at_once_come_whole_and_their_events_are_all_counted(num_answers):
+    letters = "abcdefghijklmnop"
+    end = 'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        for letter in letters:
+            writer.write(f'data: {{"choices": [{{"delta": {{"content": "{letter}"}}}}]}}\n\n'.encode())
+            await writer.drain()
+            await asyncio.sleep(0.001)
+        writer.write(end.encode())
+        writer.close()
+
+    async def work() -> list[list[TextPiece | ChatEnd]]:
+        server = await asyncio.start_server(reply, "127.0.0.1")
+        address = ServerAddress(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", model="m")
+        async with server, ChatClient(RemoteServer(address), timeout_seconds=20.0) as client:
+
+            async def answer() -> list[TextPiece | ChatEnd]:
+                return [piece async for piece in client.stream(QUESTION)]
+
+            async with aclosing(client.stream(QUESTION)) as pieces:  # one hangs up at its first word
+                await anext(pieces)
+                found = asyncio.gather(*(answer() for _ in range(num_answers)))
+                await asyncio.sleep(0.005)
+            return await found
+
+    for pieces in asyncio.run(work()):
+        texts = [piece for piece in pieces if isinstance(piece, TextPiece)]
+        assert "".join(piece.text for piece in texts) == letters
+        assert sum(piece.num_events for piece in texts) == len(letters)
+        assert pieces[-1] == ChatEnd(finish_reason="stop")
+
+
+@pytest.mark.parametrize(
+    ("url", "is_here"),
+    [
+        ("http://localhost:8000/v1", True),
+        ("http://[::1]:8000", True),
+        ("http://10.0.0.7/v1", False),
+        ("http://[", False),
+    ],
+)
+def test_an_address_is_on_this_machine_or_not(url, is_here):
+    assert is_loopback(url) is is_here
 
 
 def test_answers_that_follow_one_another_share_a_connection(server):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -71,6 +72,17 @@ def test_a_server_answers_by_its_key_alone_and_ends_with_the_block(tmp_path):
     # Everybody on the machine may read command lines; a printed record holds no key either.
     assert server.address.key not in command + repr(server.address)
     assert not is_alive(pid)
+
+
+def test_an_engine_gives_way_by_as_many_steps_as_it_is_told_also_after_its_death(tmp_path):
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    with EngineServer(settings_of(tmp_path / "m"), tmp_path / "log", niceness=3) as server:
+        first = os.getpriority(os.PRIO_PROCESS, server.pid)
+        asyncio.run(answer(server, "die now or later"))
+        assert server.num_starts == 2
+        assert first == os.getpriority(os.PRIO_PROCESS, server.pid) == min(own + 3, 19)
+    with EngineServer(settings_of(tmp_path / "m"), tmp_path / "log") as server:
+        assert os.getpriority(os.PRIO_PROCESS, server.pid) == own
 
 
 def test_the_options_say_what_the_engine_of_a_run_has(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rsgrpo.system.machine import REPOSITORY
-from rsgrpo.system.processes import RUN_VARIABLE, end_marked, is_alive, marked_processes, new_mark
+from rsgrpo.system.processes import RUN_VARIABLE, end_marked, give_way, is_alive, marked_processes, new_mark
 
 SLEEP = [sys.executable, "-c", "import sys; sys.stdin.read()"]
 GUARDED = """
@@ -75,3 +75,17 @@ run_program(command)
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
     kept = {file.name.split(".")[0] for file in (tmp_path / "__pycache__").iterdir()}
     assert kept == {"first", "second"}
+
+
+def test_a_process_and_its_session_give_way():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    with process:
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        give_way(process.pid, 2)
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(own + 2, 19)
+        assert os.getpriority(os.PRIO_PROCESS, 0) == own
+        session = Path(f"/proc/{process.pid}/autogroup")
+        if session.exists():
+            assert session.read_text().endswith("nice 2\n")
+        process.kill()
+    give_way(process.pid, 2)  # it has ended: nothing to do
