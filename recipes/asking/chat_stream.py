@@ -43,6 +43,7 @@ _HOPELESS = {
 }
 _CONNECT_SECONDS = 10.0
 _PIECES_PER_SECOND = 250.0  # of all answers together; one answer alone comes token by token
+_LONGEST_SECONDS = 0.25  # between the pieces of one answer; its end may wait as long
 _TOO_LONG = ("maximum context length", "context_length_exceeded", "context length", "too long")
 
 
@@ -283,7 +284,7 @@ class ChatClient:
         if self._num_streams == 1 or reply.connection is None or reply.connection.transport is None:
             return
         transport = cast("asyncio.ReadTransport", reply.connection.transport)
-        interval = self._num_streams / _PIECES_PER_SECOND
+        interval = min(self._num_streams / _PIECES_PER_SECOND, _LONGEST_SECONDS)
         transport.pause_reading()
         try:
             now = asyncio.get_running_loop().time()
