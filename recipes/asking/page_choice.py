@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from recipes.asking.cores import leave_cores
 from recipes.asking.page_filter import filtered_pages
 from recipes.filtering.given_pages import given_pages
 from recipes.indexing.places import make_any_embedder, open_any_index
@@ -218,6 +219,7 @@ class IndexPages:
     def _loaded(self, index: PageIndex) -> AnyEmbedder:
         if self._embedder is None:
             self._embedder = self._make_embedder(self._place.embedder(index.embedder))
+            leave_cores()
         return self._embedder
 
 

@@ -14,6 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recipes.asking.chat_server import is_loopback
+from recipes.asking.cores import leave_cores
 from recipes.asking.model_choice import ChosenModel, choose_model, split_ask_settings
 from recipes.indexing.command_line import MakeEmbedder
 from recipes.indexing.places import is_there, make_any_embedder, saved_embedder
@@ -44,7 +46,6 @@ _SWITCH_SECONDS = 0.0005
 ENGINE_NICENESS = 5
 """By how many steps of niceness the server goes before its engine: a question that waits to be searched for is one that
 the engine cannot work on, and takes a thousandth of the engine's time."""
-_CORES_OF_A_THREAD = 4
 _MAX_PORT = 65_535
 _MIB = 1 << 20
 _EXAMPLES = """\
@@ -133,7 +134,8 @@ def _serve(arguments: Sequence[str], make_embedder: MakeEmbedder) -> None:
             given=asked,
         )
         library, embedder = _library(options, given, make_embedder)
-        _leave_cores(model)
+        if not model.url or is_loopback(model.url):
+            leave_cores()
         from recipes.asking.asker import ModelAsker
         from recipes.asking.engine_choice import open_server, opened_section_of
         from recipes.asking.page_filter import filter_maker
@@ -160,20 +162,6 @@ def _serve(arguments: Sequence[str], make_embedder: MakeEmbedder) -> None:
                 await make_agent_server(parts.answers).run_stdio_async()
 
         asyncio.run(talk())
-
-
-def _leave_cores(model: ChosenModel) -> None:
-    """Let the embedder compute in few threads, if the engine is on this machine and nobody has said how many.
-
-    Threads that work together wait for one another at every operation. Where an engine keeps all cores busy, one of
-    them always has none, and a question takes ten times as long as in one thread.
-    """
-    from recipes.asking.chat_server import is_loopback
-
-    if "OMP_NUM_THREADS" not in os.environ and (not model.url or is_loopback(model.url)):
-        import torch
-
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _CORES_OF_A_THREAD))
 
 
 class _Starting:
