@@ -44,8 +44,8 @@ _BACKLOG = 2048
 # The embedder lets go of Python's lock at each of its hundreds of operations, and would wait 5 ms for it each time.
 _SWITCH_SECONDS = 0.0005
 ENGINE_NICENESS = 5
-"""By how many steps of niceness the server goes before its engine: a question that waits to be searched for is one that
-the engine cannot work on, and takes a thousandth of the engine's time."""
+"""By how many steps of niceness the server goes before its engine: a question that waits for its search is one that the
+engine cannot work on yet."""
 _MAX_PORT = 65_535
 _MIB = 1 << 20
 _EXAMPLES = """\
