@@ -44,11 +44,13 @@ class PoolGroup:
         scored: the responses with their rewards.
         stretches: for each response its stretches, in order, which cover it.
         gradients: for each response [stretches, D] the sketched gradient of each stretch's log-probability.
+        num_pages: the number of pages of the question.
     """
 
     scored: ScoredGroup
     stretches: tuple[tuple[Stretch, ...], ...]
     gradients: tuple[NDArray[np.float32], ...]
+    num_pages: int = 1
 
     def some(self, chosen: Sequence[int]) -> PoolGroup:
         """The group with some of its responses."""
@@ -56,6 +58,7 @@ class PoolGroup:
             scored=self.scored.with_rollouts(self.scored.rollouts[index] for index in chosen),
             stretches=tuple(self.stretches[index] for index in chosen),
             gradients=tuple(self.gradients[index] for index in chosen),
+            num_pages=self.num_pages,
         )
 
 

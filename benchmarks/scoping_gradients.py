@@ -186,7 +186,8 @@ def make_pool(run: Path, model: Path, config: Config, folder: Path, num_groups: 
                 np.savez(output, *[matrix.astype(np.float16) for matrix in found])
         with np.load(file) as stored:
             gradients = tuple(stored[f"arr_{index}"] for index in range(len(stretches)))
-        pool.append(PoolGroup(scored=scored, stretches=stretches, gradients=gradients))
+        num_pages = len(sampled.sample.images)
+        pool.append(PoolGroup(scored=scored, stretches=stretches, gradients=gradients, num_pages=num_pages))
         if number % 50 == 49:
             print(f"{number + 1} groups", flush=True)
     return pool

@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -207,37 +207,77 @@ def ratios(found: Mapping[tuple[str, str], Sequence[Quality]], name: str, sectio
     return values[0], float(low), float(high)
 
 
-def study(pool: Sequence[PoolGroup], config: Config, step_groups: int, seed: int) -> list[Row]:
-    """All points of the sweep."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """A point of the sweep.
+
+    Attributes:
+        name: what is swept, such as ``group size 4``.
+        groups: the groups of the pool that it is about.
+        group_size: the number of responses of a group.
+        weights: the weight of each reward.
+        estimators: the estimators that are compared.
+        sections: the sections whose tokens' gradients are judged.
+    """
+
+    name: str
+    groups: Sequence[PoolGroup]
+    group_size: int
+    weights: Mapping[str, float]
+    estimators: Mapping[str, Estimator] = field(default_factory=lambda: ESTIMATORS)
+    sections: Sequence[str] = (TOTAL,)
+
+
+def points_of(pool: Sequence[PoolGroup], config: Config, seed: int) -> list[Point]:
+    """The sweep: group size, pages and with them the length of responses, number of rewards, noise."""
     weights = {name: reward.weight for name, reward in config.rewards.items()}
-    size = len(pool[0].gradients)
-    only = {name: {other: weight * (other == name) for other, weight in weights.items()} for name in weights}
+    largest = len(pool[0].gradients)
+    usual = min(8, largest)
+    every_section = (TOTAL, *config.response.format.names)
+    points = [
+        Point(
+            name=f"group size {size}",
+            groups=pool,
+            group_size=size,
+            weights=weights,
+            sections=every_section if size == usual else (TOTAL,),
+        )
+        for size in (2, 4, 8, 16)
+        if size <= largest
+    ]
+    for num_pages in sorted({group.num_pages for group in pool}):
+        groups = [group for group in pool if group.num_pages == num_pages]
+        length = np.mean([rollout.num_tokens for group in groups for rollout in group.scored.rollouts])
+        name = f"{num_pages} pages, {length:.0f} tokens"
+        points.append(Point(name=name, groups=groups, group_size=usual, weights=weights))
+    for names in (("accuracy",), ("evidence",), ("accuracy", "evidence")):
+        if weights.keys() >= set(names):
+            given = {name: weight * (name in names) for name, weight in weights.items()}
+            name = f"{' and '.join(names)} alone"
+            points.append(Point(name=name, groups=pool, group_size=usual, weights=given))
     noisy = {
         name: Estimator(credit=estimator.credit, change=with_noise("accuracy", 0.5, seed))
         for name, estimator in ESTIMATORS.items()
         if estimator.change is None
     }
-    points: list[tuple[str, int, Mapping[str, float], Mapping[str, Estimator], tuple[str, ...]]] = []
-    sections = (TOTAL, *config.response.format.names)
-    for number in (2, 4, 8, 16):
-        if number <= size:
-            points.append((f"group size {number}", number, weights, ESTIMATORS, sections if number == 8 else (TOTAL,)))
-    points.append(("noise of 0.5 in accuracy", min(8, size), weights, noisy, (TOTAL,)))
-    for name in ("accuracy", "evidence"):
-        if name in only:
-            points.append((f"{name} alone", min(8, size), only[name], ESTIMATORS, (TOTAL,)))
+    name = "noise of 0.5 in accuracy"
+    points.append(Point(name=name, groups=pool, group_size=usual, weights=weights, estimators=noisy))
+    return points
+
+
+def study(points: Sequence[Point], step_groups: int, seed: int) -> list[Row]:
+    """Judge all estimators at all points."""
     rows = []
-    for point, number, weighed, estimators, shown in points:
-        groups = [pool[::2], pool[1::2]]
-        halves = (smaller(groups[0], number), smaller(groups[1], number))
-        judged = judge(halves, weighed, estimators, shown, step_groups, seed)
-        for name in estimators:
-            for section in shown:
+    for point in points:
+        halves = (smaller(point.groups[::2], point.group_size), smaller(point.groups[1::2], point.group_size))
+        judged = judge(halves, point.weights, point.estimators, point.sections, step_groups, seed)
+        for name in point.estimators:
+            for section in point.sections:
                 first, trust = judged.qualities[name, section][0], judged.trust[section]
                 ratio, low, high = ratios(judged.qualities, name, section)
                 rows.append(
                     Row(
-                        point=point,
+                        point=point.name,
                         name=name,
                         section=section,
                         cosine=first.cosine / trust,
@@ -248,7 +288,7 @@ def study(pool: Sequence[PoolGroup], config: Config, step_groups: int, seed: int
                         trust=trust,
                     )
                 )
-        print(table([row for row in rows if row.point == point]), flush=True)
+        print(table([row for row in rows if row.point == point.name]), flush=True)
     return rows
 
 
@@ -317,7 +357,7 @@ def main() -> None:
     pool = make_pool(run, policy, config, folder / "gradients", options.groups, options.seed)
     signals = signal_rows(smaller(pool, min(8, options.group_size)), config.response.format)
     print(signal_table(signals), flush=True)
-    rows = study(pool, config, options.step_groups, options.seed)
+    rows = study(points_of(pool, config, options.seed), options.step_groups, options.seed)
     told = {"rows": [asdict(row) for row in rows], "signals": [asdict(row) for row in signals]}
     write_json(folder / "study.json", told, indent=2)
     plot(rows, folder / "study.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from rsgrpo.config import CreditConfig
 from rsgrpo.types import ScoredGroup
+from tests.unit.composition import composed
 from tests.unit.strategies import scoped_reward, scored_group, scored_rollout
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -142,6 +144,28 @@ def test_there_is_nothing_to_compare_with_where_grpo_does_not_point_along_the_ya
     ratio, low, high = study.ratios(unclear, "causal", "all")
     assert study.told_ratio(study.Row(ratio=ratio, low=low, high=high, **row)) == "unclear"
     assert study.told_ratio(study.Row(ratio=0.5, low=0.25, high=study.MOST, **row)) == "0.50 [0.25, never]"
+
+
+def test_the_sweep_takes_groups_by_their_pages_and_rewards_by_their_names(estimators: ModuleType) -> None:
+    study = importlib.import_module("scoping_study")
+    pair = ((1, 0, 0), (0, 1, 0))
+    pool = [replace(_pool_group(estimators, pair), num_pages=num_pages) for num_pages in (2, 3, 2)]
+    config = composed("recipe=quickstart")
+    points = {point.name: point for point in study.points_of(pool, config, seed=0)}
+    assert list(points) == [
+        "group size 2",
+        "2 pages, 3 tokens",
+        "3 pages, 3 tokens",
+        "accuracy alone",
+        "evidence alone",
+        "accuracy and evidence alone",
+        "noise of 0.5 in accuracy",
+    ]
+    assert points["2 pages, 3 tokens"].groups == [pool[0], pool[2]]
+    given = {name for name, weight in points["evidence alone"].weights.items() if weight}
+    assert given == {"evidence"} < set(points["group size 2"].weights)
+    assert "wrong scopes" in points["evidence alone"].estimators
+    assert "wrong scopes" not in points["noise of 0.5 in accuracy"].estimators
 
 
 @given(bias=st.floats(0.0, 2.0), noise=st.floats(0.1, 3.0), num_groups=st.integers(1, 16))
