@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def _scored(pair: tuple[tuple[int, ...], ...], name: str = "g") -> ScoredGroup:
     )
 
 
-def _pool_group(estimators: ModuleType, pair: tuple[tuple[int, ...], ...]) -> object:
+def _pool_group(estimators: ModuleType, pair: tuple[tuple[int, ...], ...]) -> Any:
     """Every token a stretch; its gradient by one logit a position, of a policy that draws 1 with probability 1/2."""
     stretches = tuple(estimators.Stretch(start=t, stop=t + 1, section=f"s{t}") for t in range(NUM_TOKENS))
     return estimators.PoolGroup(
