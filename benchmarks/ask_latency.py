@@ -202,7 +202,7 @@ def main() -> None:
             bench = Bench(options, settings, server, folder)
             asyncio.run(bench.run(chooser))
     medians = {name: statistics.median(values) for name, values in bench.seconds.items()}
-    choosing = medians.get("searching", 0.0) + medians["loading"]
+    searching = medians.get("searching", 0.0)
     first_times = {name: f"{statistics.median(values):.4f}" for name, values in bench.seconds.items()}
     ratios = [one / other for one, other in zip(bench.seconds["asked"], bench.seconds["alone"], strict=True)]
     report(
@@ -210,7 +210,7 @@ def main() -> None:
         {
             "options": {key: str(value) for key, value in vars(options).items()},
             "medians": first_times,
-            "choosing_share": round(choosing / (medians["total"] + medians.get("searching", 0.0)), 4),
+            "choosing_share": round((searching + medians["loading"]) / (searching + medians["total"]), 4),
             "asked_over_alone": round(medians["asked"] / medians["alone"], 3),
             "asked_over_alone_by_round": [round(ratio, 2) for ratio in ratios],
             "first_over_second": round(medians["asked"] / medians["second"], 2),

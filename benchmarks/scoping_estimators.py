@@ -54,11 +54,11 @@ class PoolGroup:
 
     def some(self, chosen: Sequence[int]) -> PoolGroup:
         """The group with some of its responses."""
-        return PoolGroup(
+        return replace(
+            self,
             scored=self.scored.with_rollouts(self.scored.rollouts[index] for index in chosen),
             stretches=tuple(self.stretches[index] for index in chosen),
             gradients=tuple(self.gradients[index] for index in chosen),
-            num_pages=self.num_pages,
         )
 
 

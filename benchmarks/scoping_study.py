@@ -52,7 +52,7 @@ class Row:
         cosine: the cosine of a step of ``--step-groups`` groups with the yardstick, over ``trust``.
         limit: that of an endless step.
         ratio: samples for GRPO's cosine, over those of GRPO; infinite where no step reaches it, NaN where GRPO's is not
-            above 0.
+            above 0, or no step of GRPO reaches it either.
         low: the lower end of the interval of ``ratio``.
         high: the upper end.
         trust: how well the yardstick of one half knows the true direction: its own cosine with it, from the inner
@@ -129,9 +129,9 @@ def smaller(pool: Sequence[PoolGroup], size: int) -> list[PoolGroup]:
     ]
 
 
-def section_sum(gradients: Mapping[str, NDArray[np.float64]], section: str) -> NDArray[np.float64] | float:
-    """The gradient of one section's tokens, or of all."""
-    return sum(gradients.values()) if section == TOTAL else gradients.get(section, 0.0)
+def section_sum(gradients: Mapping[str, NDArray[np.float64]], section: str, width: int) -> NDArray[np.float64]:
+    """[width] the gradient of one section's tokens, or of all."""
+    return sum((value for name, value in gradients.items() if section in (TOTAL, name)), np.zeros(width))
 
 
 def judge(
@@ -152,7 +152,7 @@ def judge(
     for half in (0, 1):
         by_section = yardstick(halves[1 - half], weights)
         for section in sections:
-            targets[section].append(np.zeros(width) + section_sum(by_section, section))
+            targets[section].append(section_sum(by_section, section, width))
         order = rng.permutation(len(halves[half]))
         for first in range(0, len(order) - step_groups + 1, step_groups):
             groups = [halves[half][index] for index in order[first : first + step_groups]]
@@ -160,8 +160,7 @@ def judge(
             for name, estimator in estimators.items():
                 gradients = step_gradients(groups, weights, estimator)
                 for section in sections:
-                    value = np.zeros(width) + section_sum(gradients, section)
-                    steps.setdefault((name, section), []).append(value)
+                    steps.setdefault((name, section), []).append(section_sum(gradients, section, width))
     draws = [np.arange(len(owners)), *(rng.integers(len(owners), size=len(owners)) for _ in range(NUM_RESAMPLINGS))]
     for key, vectors in steps.items():
         grams = _Grams(vectors, targets[key[1]], owners)
@@ -197,7 +196,8 @@ class _Grams:
 def ratios(found: Mapping[tuple[str, str], Sequence[Quality]], name: str, section: str) -> tuple[float, float, float]:
     """Samples that an estimator needs for GRPO's cosine, over GRPO's: the value, and its 95 % interval.
 
-    Where GRPO's cosine is not above 0 there is nothing to compare with: NaN, for the ends of the interval too.
+    Where GRPO's cosine is not above 0, or no step of GRPO reaches it, there is nothing to compare with: NaN, for the
+    ends of the interval too.
     """
     values = [
         min(mine.groups_for(grpo.cosine) / grpo.groups_for(grpo.cosine), MOST) if grpo.cosine > 0 else float("nan")

@@ -27,6 +27,10 @@ def server() -> Iterator[FakeServer]:
     fake.close()
 
 
+def listening(server: asyncio.Server) -> RemoteServer:
+    return RemoteServer(ServerAddress(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", model="m"))
+
+
 def ask(server: RemoteServer, question: ChatQuestion = QUESTION) -> tuple[list[str], ChatEnd]:
     async def work() -> list[TextPiece | ChatEnd]:
         async with ChatClient(server, timeout_seconds=10.0) as client:
@@ -95,8 +99,7 @@ def test_many_answers_at_once_come_whole_and_their_events_are_all_counted(num_an
 
     async def work() -> list[list[TextPiece | ChatEnd]]:
         server = await asyncio.start_server(reply, "127.0.0.1")
-        address = ServerAddress(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", model="m")
-        async with server, ChatClient(RemoteServer(address), timeout_seconds=20.0) as client:
+        async with server, ChatClient(listening(server), timeout_seconds=20.0) as client:
 
             async def answer() -> list[TextPiece | ChatEnd]:
                 return [piece async for piece in client.stream(QUESTION)]

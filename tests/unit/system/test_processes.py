@@ -78,7 +78,7 @@ run_program(command)
 
 
 def test_a_process_and_its_session_give_way():
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(SLEEP, stdin=subprocess.PIPE, start_new_session=True)
     with process:
         own = os.getpriority(os.PRIO_PROCESS, 0)
         give_way(process.pid, 2)
