@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--policy", type=Path, help="a supervised policy for tickets; by default one is trained")
     parser.add_argument("--embedder", type=Path, help="a retriever for tickets; by default one is trained")
-    parser.add_argument("--embedder-steps", type=int, default=120)
+    parser.add_argument("--embedder-steps", type=int, default=60)
     parser.add_argument("--policy-steps", type=int, nargs="+", default=[600, 900], help="rounds of supervised training")
     parser.add_argument("--steps", type=int, default=60, help="steps of reinforcement learning")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -63,7 +63,8 @@ def main() -> None:
     ]
     tickets += [f"data.sft_path={data.sft_path}", "logging.wandb_mode=disabled", "resume=auto"]
     policy = options.policy or train_policy(folder, start, options.policy_steps, tickets)
-    index = make_index(folder, options.embedder or train_embedder(folder, start, options.embedder_steps))
+    embedder = options.embedder or train_embedder(folder, start, options.embedder_steps, options.settings)
+    index = make_index(folder, embedder)
     behind = [f"data.retrieve={index}", f"data.retrieve_pages={options.pages}"]
     rows: dict[str, list[Mapping[str, float]]] = {"supervised": [], "prepared pages": [], "behind the retriever": []}
     for seed in options.seeds:
@@ -102,12 +103,12 @@ def train_policy(folder: Path, start: Path, rounds: list[int], settings: list[st
     return policy
 
 
-def train_embedder(folder: Path, start: Path, steps: int) -> Path:
+def train_embedder(folder: Path, start: Path, steps: int, given: list[str]) -> Path:
     """Train a retriever for a few steps."""
     made = build_retriever_data(TICKETS, folder / "pairs", DATA_SEED)
     settings = ["recipe=retriever_quickstart", f"model.path={start}", f"retriever.data=[{made.train_path}]"]
     settings += [f"retriever.test_path={made.test_path}", f"retriever.max_steps={steps}", "retriever.num_epochs=1000"]
-    settings += ["logging.wandb_mode=disabled", "resume=auto"]
+    settings += ["logging.wandb_mode=disabled", "resume=auto", *given]
     return run(folder / "embedder", settings) / "models" / "retriever"
 
 

@@ -22,32 +22,21 @@ from numpy.typing import NDArray
 
 from rsgrpo.algorithm.aggregation import token_weights
 from rsgrpo.algorithm.credit_table import TOTAL, CreditTable, Matrix, credit_table, whole_view
+from rsgrpo.algorithm.shrinkage import shrinkage
+from rsgrpo.algorithm.zero_variance import ZERO_VARIANCE_SPREAD, has_zero_variance
 from rsgrpo.config import CreditConfig
 from rsgrpo.types import CreditedGroup, CreditedRollout, ResponseKey, RewardKey, ScoredGroup, TokenSpan
-
-ZERO_VARIANCE_SPREAD = 1.0e-6
-"""Values of a group that lie closer together than this, relative to their size, count as equal: the difference is
-rounding, which must never become a gradient. Sizes below 1 count as 1, or the rounding left over around zero (0.1 + 0.2
-- 0.3 = 6e-17) would pass for a difference."""
 
 Partition = Sequence[Sequence[ResponseKey]]
 """Micro-batches as the public implementation cuts them: the sample id and response index of each response."""
 
 
-def has_zero_variance(values: NDArray[np.float64]) -> bool:
-    """Whether all values are equal up to rounding.
-
-    Example:
-        ``[2.1] * 8`` has none, as a single value; ``[0.0, 1.0]`` has some.
-    """
-    if len(values) < 2:
-        return True
-    low, high = float(values.min()), float(values.max())
-    return high - low < ZERO_VARIANCE_SPREAD * max(1.0, abs(low), abs(high))
-
-
 def normalise(
-    values: Matrix, config: CreditConfig, batch_std: Matrix | float = 1.0, batch_mean: Matrix | float = 0.0
+    values: Matrix,
+    config: CreditConfig,
+    batch_std: Matrix | float = 1.0,
+    batch_mean: Matrix | float = 0.0,
+    shrinkage_weight: Matrix | float = 0.0,
 ) -> Matrix:
     """Advantages of one group.
 
@@ -55,12 +44,13 @@ def normalise(
         values: [n] one reward of the n siblings, or [n, K] K rewards; NaN where a reward does not apply.
         config: baseline, scale and epsilon; ``compat: upstream`` overrules them all but epsilon.
         batch_std: [K], unbiased std of each reward over the step, for ``scale: batch_std``.
-        batch_mean: [K], mean of each reward over the step, for ``baseline: batch_mean``; NaN where the reward
-            has zero variance over the whole step.
+        batch_mean: [K], mean of each reward over the step for ``baseline: batch_mean``, over its other groups for
+            ``shrunk_mean``; NaN where the reward has zero variance over the whole step.
+        shrinkage_weight: [K], the share of ``batch_mean`` in the baseline for ``baseline: shrunk_mean``.
 
     Returns:
-        An array of the shape of ``values``; exactly 0 where what is compared (the group; the step for ``batch_mean``)
-        has zero variance and where a reward does not apply.
+        An array of the shape of ``values``; exactly 0 where what is compared (the group; the step for ``batch_mean``
+        and ``shrunk_mean``) has zero variance and where a reward does not apply.
 
     Example:
         ``[1, 0]`` with mean 0.5 and unbiased std 0.7071 gives ``[0.7071, -0.7071]``.
@@ -70,16 +60,22 @@ def normalise(
     applies = ~np.isnan(values)
     count = applies.sum(axis=0)
     others = np.maximum(count - 1, 1)
+    total = np.where(applies, values, 0.0).sum(axis=0)
     if config.baseline == "batch_mean":
         varies = applies & ~np.isnan(batch_mean)
-        baseline = np.broadcast_to(batch_mean, count.shape)
+        baseline: Matrix | float = batch_mean
+    elif config.baseline == "shrunk_mean":
+        siblings_mean = (total - values) / others
+        baseline = siblings_mean + shrinkage_weight * (batch_mean - siblings_mean)
+        differs = np.abs(values - baseline) >= ZERO_VARIANCE_SPREAD * np.maximum(1.0, np.abs(values))
+        varies = applies & ~np.isnan(batch_mean) & differs
     else:
         low = np.where(applies, values, np.inf).min(axis=0)
         high = np.where(applies, values, -np.inf).max(axis=0)
         # The same test as has_zero_variance; a reward that applies to no sibling has high - low = -inf.
         has_spread = high - low >= ZERO_VARIANCE_SPREAD * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
         varies = applies & (count > 1) & has_spread
-        baseline = np.where(applies, values, 0.0).sum(axis=0) / np.maximum(count, 1)
+        baseline = total / np.maximum(count, 1)
     centred: Matrix = np.where(varies, values - baseline, 0.0)
     if config.scale == "none":
         scale: Matrix | float = 1.0
@@ -113,31 +109,41 @@ def _reference_advantages(values: Matrix, epsilon: float) -> Matrix:
 
 def _advantages(tables: Sequence[CreditTable], config: CreditConfig) -> list[Matrix]:
     """The advantages A of every group, [n, K] each; 0 where a sibling lacks the scope."""
-    pooled: dict[RewardKey, list[Matrix]] = defaultdict(list)
-    if config.scale == "batch_std" or config.baseline == "batch_mean":
-        for table in tables:
-            for column, key in enumerate(table.keys):
-                values = table.values[:, column]
-                pooled[key].append(values[~np.isnan(values)])
-    stds: dict[RewardKey, float] = {}
-    means: dict[RewardKey, float] = {}
-    for key, parts in pooled.items():
-        values = np.concatenate(parts)
-        stds[key] = float(values.std(ddof=1)) if len(values) > 1 else 1.0
-        means[key] = float("nan") if has_zero_variance(values) else float(values.mean())
+    stds = [np.ones(len(table.keys)) for table in tables]
+    means = [np.zeros(len(table.keys)) for table in tables]
+    weights = [np.zeros(len(table.keys)) for table in tables]
+    if config.scale == "batch_std" or config.baseline in ("batch_mean", "shrunk_mean"):
+        for places in _places_by_reward(tables).values():
+            parts = [_applying(tables[index].values[:, column]) for index, column in places]
+            values = np.concatenate(parts)
+            std = float(values.std(ddof=1)) if len(values) > 1 else 1.0
+            shrunk = shrinkage(parts) if config.baseline == "shrunk_mean" else None
+            mean = float("nan") if has_zero_variance(values) else float(values.mean())
+            for number, (index, column) in enumerate(places):
+                stds[index][column] = std
+                means[index][column] = mean
+                if shrunk is not None and not np.isnan(mean):
+                    weights[index][column] = shrunk.weight[number]
+                    means[index][column] = shrunk.others_mean[number]
     return [
-        np.where(
-            (table.num_tokens > 0) | (config.outside > 0.0),
-            normalise(
-                table.values,
-                config,
-                np.array([stds.get(key, 1.0) for key in table.keys]),
-                np.array([means.get(key, 0.0) for key in table.keys]),
-            ),
-            0.0,
-        )
-        for table in tables
+        np.where((table.num_tokens > 0) | (config.outside > 0.0), normalise(table.values, config, *statistics), 0.0)
+        for table, *statistics in zip(tables, stds, means, weights, strict=True)
     ]
+
+
+def _places_by_reward(tables: Sequence[CreditTable]) -> Mapping[RewardKey, list[tuple[int, int]]]:
+    """Where each reward stands: the group and its column there."""
+    places: dict[RewardKey, list[tuple[int, int]]] = defaultdict(list)
+    for index, table in enumerate(tables):
+        for column, key in enumerate(table.keys):
+            places[key].append((index, column))
+    return places
+
+
+def _applying(values: Matrix) -> Matrix:
+    """The values of the responses that a reward applies to."""
+    found: Matrix = values[~np.isnan(values)]
+    return found
 
 
 def _step_normaliser(

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from rsgrpo.algorithm.advantages import has_zero_variance
 from rsgrpo.algorithm.credit_table import merged
 from rsgrpo.algorithm.staleness import StaleWeightsError
 from rsgrpo.algorithm.update_metrics import UpdateMetrics
+from rsgrpo.algorithm.zero_variance import has_zero_variance
 from rsgrpo.config import LossConfig
 from rsgrpo.types import (
     CreditedGroup,

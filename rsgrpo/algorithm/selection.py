@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rsgrpo.algorithm.advantages import has_zero_variance
 from rsgrpo.algorithm.credit_table import TOTAL, group_totals, whole_view
+from rsgrpo.algorithm.zero_variance import has_zero_variance
 from rsgrpo.config import CreditConfig, FilterConfig
 from rsgrpo.types import RewardKey, ScoredGroup
 

@@ -24,7 +24,7 @@ Scoping = Literal["scoped", "whole"]
 
 Reach = Literal["scope", "causal"]
 
-Baseline = Literal["group_mean", "leave_one_out", "batch_mean"]
+Baseline = Literal["group_mean", "leave_one_out", "batch_mean", "shrunk_mean"]
 
 Scale = Literal["group_std", "batch_std", "none"]
 
@@ -82,7 +82,9 @@ class CreditConfig:
     """Share of a reward's credit that every other token of the response gets, where ``scoping`` is ``scoped``: 0: none,
     as in the paper; 1: each reward, compared by itself, credits the whole response."""
     baseline: Baseline = "group_mean"
-    """What a reward is compared with: ``group_mean``, ``leave_one_out`` (RLOO), or ``batch_mean`` (REINFORCE++)."""
+    """What a reward is compared with: ``group_mean``, ``leave_one_out`` (RLOO), ``batch_mean`` (REINFORCE++), or
+    ``shrunk_mean``: between the mean of the response's siblings and that of the step's other groups, where the step's
+    own numbers say that noise is least."""
     scale: Scale = "group_std"
     """What the difference is divided by: ``group_std`` (unbiased), ``batch_std``, or ``none`` (Dr. GRPO)."""
     normaliser: Normaliser = "active"
@@ -110,13 +112,18 @@ class CreditConfig:
         at_least("rl.credit.constant_tokens", self.constant_tokens, 0)
         if self.aggregation == "constant":
             at_least("rl.credit.constant_tokens", self.constant_tokens, 1)
-        if self.baseline == "batch_mean" and self.scale == "group_std":
+        if self.compares_over_batch and self.scale == "group_std":
             raise ConfigError(
-                "rl.credit.baseline=batch_mean compares over the batch, rl.credit.scale=group_std within a group; "
-                "set rl.credit.scale to batch_std or none"
+                f"rl.credit.baseline={self.baseline} compares over the batch, rl.credit.scale=group_std within a "
+                "group; set rl.credit.scale to batch_std or none"
             )
         if self.compat == "upstream":
             self._check_reference()
+
+    @property
+    def compares_over_batch(self) -> bool:
+        """Whether responses of different groups are compared, so that a group of equal ones can have credit."""
+        return self.baseline in ("batch_mean", "shrunk_mean")
 
     def _check_reference(self) -> None:
         for key, value, needed in (
@@ -283,7 +290,7 @@ class RlConfig:
         self._check_algorithm()
 
     def _check_algorithm(self) -> None:
-        over_batch = self.credit.baseline == "batch_mean"
+        over_batch = self.credit.compares_over_batch
         if self.samples_per_prompt < 2 and not over_batch:
             raise ConfigError(
                 f"rl.samples_per_prompt={self.samples_per_prompt} leaves a response nothing to be compared with; "
@@ -292,7 +299,7 @@ class RlConfig:
         if over_batch and self.filter.mode == "nonzero_variance":
             raise ConfigError(
                 "rl.filter.mode=nonzero_variance drops groups whose responses earn the same, but with "
-                "rl.credit.baseline=batch_mean they have credit too; set rl.filter.mode=none"
+                f"rl.credit.baseline={self.credit.baseline} they have credit too; set rl.filter.mode=none"
             )
         if self.credit.compat == "upstream" and (self.loss.ratio, self.loss.clipping) != ("token", "ppo"):
             raise ConfigError(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rsgrpo.algorithm.advantages import ZERO_VARIANCE_SPREAD, credit_groups, has_zero_variance, normalise
+from rsgrpo.algorithm.advantages import credit_groups, normalise
 from rsgrpo.algorithm.credit_table import merged
+from rsgrpo.algorithm.zero_variance import ZERO_VARIANCE_SPREAD, has_zero_variance
 from rsgrpo.config import Aggregation, CreditConfig, Normaliser, Scoping
 from rsgrpo.types import ScopedReward, TokenSpan
 from tests.oracles.upstream_objective import reference_advantages

@@ -284,9 +284,10 @@ def test_law_3_a_reward_split_over_sections_is_the_reward_on_the_whole(data: st.
 
 COMPARISONS = [
     {"baseline": baseline, "scale": scale}
-    for baseline in ("group_mean", "leave_one_out", "batch_mean")
+    for baseline in ("group_mean", "leave_one_out", "batch_mean", "shrunk_mean")
     for scale in ("group_std", "batch_std", "none")
-    if (baseline, scale) != ("batch_mean", "group_std")  # refused: one looks at the batch, the other at the group
+    # refused: one looks at the batch, the other at the group
+    if scale != "group_std" or baseline not in ("batch_mean", "shrunk_mean")
 ]
 CONFIGS = st.builds(
     lambda comparison, **others: CreditConfig(**comparison, **others),
