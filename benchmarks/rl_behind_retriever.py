@@ -21,7 +21,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import pyarrow.parquet as pq
+from algorithm_study import interval
 
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.data.synthetic.quickstart import build_quickstart_data, corpus
@@ -89,6 +91,10 @@ def main() -> None:
     print("|---|" + "---|" * len(SHOWN))
     for name, found in rows.items():
         print(f"| {name} | " + " | ".join(f"{mean(row[key] for row in found):.1%}" for key in SHOWN) + " |")
+    pairs = zip(rows["prepared pages"], rows["behind the retriever"], strict=True)
+    gains = np.array([[100 * (behind[key] - prepared[key]) for key in SHOWN] for prepared, behind in pairs])
+    told = [f"{middle:+.1f} ± {half:.1f}" for middle, half in map(interval, gains.T)]
+    print(f"| behind the retriever less prepared pages, points | {' | '.join(told)} |")
     first = rows["supervised"][0]
     print(f"the page was found for {first['num_answerable']:.0f} of {first['num_responses']:.0f} test questions")
 

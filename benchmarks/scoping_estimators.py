@@ -132,6 +132,9 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "decoupled": Estimator(credit=CreditConfig(outside=1.0)),
     "rs_grpo": Estimator(credit=CreditConfig()),
     "causal": Estimator(credit=CreditConfig(reach="causal")),
+    "causal, batch std": Estimator(credit=CreditConfig(reach="causal", scale="batch_std")),
+    "causal, shrunk": Estimator(credit=CreditConfig(reach="causal", baseline="shrunk_mean", scale="batch_std")),
+    "grpo, shrunk": Estimator(credit=CreditConfig(scoping="whole", baseline="shrunk_mean", scale="batch_std")),
     "soft 0.2": Estimator(credit=CreditConfig(outside=0.2)),
     "soft 0.5": Estimator(credit=CreditConfig(outside=0.5)),
     "wrong scopes": Estimator(
@@ -216,11 +219,12 @@ class Quality:
     limit: float
     noise: float
 
-    def groups_for(self, cosine: float) -> float:
-        """How many groups a step needs to reach a cosine; infinite where none does.
+    def cosine_of(self, num_groups: int) -> float:
+        """The cosine that ``limit`` and ``noise`` give a step: limit / sqrt(1 + noise / b)."""
+        return self.limit / float(np.sqrt(1.0 + self.noise / num_groups))
 
-        From cos(b) = limit / sqrt(1 + noise / b).
-        """
+    def groups_for(self, cosine: float) -> float:
+        """How many groups a step needs to reach a cosine, by the same formula; infinite where none does."""
         share = (self.limit / cosine) ** 2 - 1.0
         return self.noise / share if self.limit > 0 and share > 0 else float("inf")
 

@@ -51,8 +51,8 @@ class Row:
         section: the section whose tokens' gradient is judged, or ``all``.
         cosine: the cosine of a step of ``--step-groups`` groups with the yardstick, over ``trust``.
         limit: that of an endless step.
-        ratio: samples for GRPO's cosine, over those of GRPO; infinite where no step reaches it, NaN where GRPO's is not
-            above 0, or no step of GRPO reaches it either.
+        ratio: samples for the cosine that GRPO's endless step and noise give it with ``--step-groups`` groups, over
+            those of GRPO; infinite where no step reaches it, NaN where GRPO's is not above 0.
         low: the lower end of the interval of ``ratio``.
         high: the upper end.
         trust: how well the yardstick of one half knows the true direction: its own cosine with it, from the inner
@@ -193,16 +193,17 @@ class _Grams:
         return quality(self._along[draw], self._products[np.ix_(draw, draw)], self._halves[draw], num_groups)
 
 
-def ratios(found: Mapping[tuple[str, str], Sequence[Quality]], name: str, section: str) -> tuple[float, float, float]:
+def ratios(
+    found: Mapping[tuple[str, str], Sequence[Quality]], name: str, section: str, step_groups: int
+) -> tuple[float, float, float]:
     """Samples that an estimator needs for GRPO's cosine, over GRPO's: the value, and its 95 % interval.
 
-    Where GRPO's cosine is not above 0, or no step of GRPO reaches it, there is nothing to compare with: NaN, for the
-    ends of the interval too.
+    Where GRPO's cosine is not above 0 there is nothing to compare with: NaN, for the ends of the interval too.
     """
-    values = [
-        min(mine.groups_for(grpo.cosine) / grpo.groups_for(grpo.cosine), MOST) if grpo.cosine > 0 else float("nan")
-        for mine, grpo in zip(found[name, section], found["grpo", section], strict=True)
-    ]
+    values = []
+    for mine, grpo in zip(found[name, section], found["grpo", section], strict=True):
+        cosine = grpo.cosine_of(step_groups)
+        values.append(min(mine.groups_for(cosine) / step_groups, MOST) if cosine > 0 else float("nan"))
     low, high = np.quantile(values[1:], (0.025, 0.975))
     return values[0], float(low), float(high)
 
@@ -274,7 +275,7 @@ def study(points: Sequence[Point], step_groups: int, seed: int) -> list[Row]:
         for name in point.estimators:
             for section in point.sections:
                 first, trust = judged.qualities[name, section][0], judged.trust[section]
-                ratio, low, high = ratios(judged.qualities, name, section)
+                ratio, low, high = ratios(judged.qualities, name, section, step_groups)
                 rows.append(
                     Row(
                         point=point.name,

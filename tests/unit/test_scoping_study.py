@@ -136,13 +136,13 @@ def test_there_is_nothing_to_compare_with_where_grpo_does_not_point_along_the_ya
     better = estimators.Quality(cosine=0.4, limit=1.0, noise=10.0)
     grpo = estimators.Quality(cosine=0.2, limit=1.0, noise=96.0)
     lost = estimators.Quality(cosine=-0.1, limit=-0.2, noise=96.0)
-    # (1 / 0.2)² - 1 = 24: GRPO needs 96 / 24 = 4 groups, the other 10 / 24.
+    # With 4 groups GRPO has the cosine 1 / sqrt(1 + 96 / 4) = 0.2; the other needs 10 / (1 / 0.2² - 1) = 10 / 24.
     found = {("grpo", "all"): [grpo] * 3, ("causal", "all"): [better] * 3, ("wrong", "all"): [lost] * 3}
-    assert study.ratios(found, "causal", "all") == pytest.approx((0.104167,) * 3, abs=1e-6)
-    assert study.ratios(found, "wrong", "all") == (study.MOST,) * 3
+    assert study.ratios(found, "causal", "all", 4) == pytest.approx((0.104167,) * 3, abs=1e-6)
+    assert study.ratios(found, "wrong", "all", 4) == (study.MOST,) * 3
     unclear = {("grpo", "all"): [lost] * 3, ("causal", "all"): [better] * 3}
     row = dict(point="p", name="causal", section="all", cosine=0.1, limit=0.2, trust=0.5)
-    ratio, low, high = study.ratios(unclear, "causal", "all")
+    ratio, low, high = study.ratios(unclear, "causal", "all", 4)
     assert study.told_ratio(study.Row(ratio=ratio, low=low, high=high, **row)) == "unclear"
     assert study.told_ratio(study.Row(ratio=0.5, low=0.25, high=study.MOST, **row)) == "0.50 [0.25, never]"
 
@@ -182,5 +182,6 @@ def test_the_cosine_of_a_larger_step_follows_from_small_ones(
     assert found.limit == pytest.approx(1 / np.sqrt(1 + bias**2))
     assert found.noise == pytest.approx(noise**2 / (1 + bias**2))
     assert found.cosine == pytest.approx(1 / np.sqrt(1 + bias**2 + noise**2 / num_groups))
+    assert found.cosine_of(num_groups) == pytest.approx(found.cosine)
     assert found.groups_for(found.cosine) == pytest.approx(num_groups)
     assert found.groups_for(found.limit * 1.01) == np.inf
