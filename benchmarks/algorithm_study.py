@@ -8,6 +8,9 @@ questions. ``no_observe_and_evidence`` alone starts from a model of its own, tau
 without these sections. ``--parallel 2`` gives each of two runs at a time half of the cores. What is finished is
 not run again, so an interrupted study goes on with the same command. Writes ``study.json``, ``study.png`` and
 ``study.html`` into the folder and prints a Markdown table.
+
+The numbers of each finished run are one file in ``--results``, by default in the folder. Elsewhere these files are
+enough to go on: what has one is not run. All arms of a seed should run on one machine, from one supervised model.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from rsgrpo.io.atomic_files import write_json
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIDENCE = 0.95
 SHARED_START = "shared"
@@ -37,6 +42,12 @@ OWN_START = "no_observe_and_evidence"
 ARMS: dict[str, tuple[str, ...]] = {
     "rs_grpo": (),
     "grpo": ("algorithm=grpo",),
+    "causal_rs_grpo": ("algorithm=causal_rs_grpo",),
+    "counterfactual": (
+        "algorithm=causal_rs_grpo",
+        "rewards.evidence.function=rewards.functions.counterfactual:counterfactual_evidence",
+        "rewards.evidence.scope={start: '', stop: '', evidence_line: true}",
+    ),
     "dr_grpo": ("algorithm=dr_grpo",),
     "rloo": ("algorithm=rloo",),
     "asynchronous": ("rl.max_staleness_steps=1",),
@@ -62,26 +73,50 @@ CURVES = ("accuracy", "evidence_f1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """One arm with one seed.
+
+    Attributes:
+        before: test metrics of the model that reinforcement learning started from, by name.
+        after: the same after it.
+        steps: at which held-out questions were answered.
+        curves: metrics of these answers, by name, one a step.
+        rl_seconds: wall-clock time of the stage.
+    """
+
+    before: dict[str, float]
+    after: dict[str, float]
+    steps: list[int]
+    curves: dict[str, list[float]]
+    rl_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ArmResult:
     """One arm over its seeds.
 
     Attributes:
         arm: its name.
         seeds: that were run.
-        before: test metrics of the model that reinforcement learning started from, by name, one a seed.
-        after: the same after it.
-        steps: at which held-out questions were answered.
-        curves: metrics of these answers, by name, [seeds][steps].
-        rl_seconds: wall-clock time of the stage, one a seed.
+        runs: the result of each.
     """
 
     arm: str
     seeds: list[int]
-    before: dict[str, list[float]]
-    after: dict[str, list[float]]
-    steps: list[int]
-    curves: dict[str, list[list[float]]]
-    rl_seconds: list[float]
+    runs: list[RunResult]
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps at which held-out questions were answered."""
+        return self.runs[0].steps
+
+    def before(self, name: str) -> NDArray[np.float64]:
+        """[seeds] a test metric before reinforcement learning."""
+        return np.array([run.before[name] for run in self.runs])
+
+    def after(self, name: str) -> NDArray[np.float64]:
+        """[seeds] a test metric after reinforcement learning."""
+        return np.array([run.after[name] for run in self.runs])
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -164,6 +199,10 @@ def _train_arm(root: Path, arm: str, seed: int, options: argparse.Namespace, cor
     _train(root / f"{arm}-{seed}", cores, settings)
 
 
+def _result_file(options: argparse.Namespace, arm: str, seed: int) -> Path:
+    return Path(options.results or options.folder).resolve() / f"result-{arm}-{seed}.json"
+
+
 def _run_all(root: Path, options: argparse.Namespace) -> None:
     """Train everything that the study compares, on each share of the cores one run at a time."""
     cores = sorted(os.sched_getaffinity(0))
@@ -177,43 +216,45 @@ def _run_all(root: Path, options: argparse.Namespace) -> None:
             train(root, arm, seed, options, share)
         finally:
             shares.put(share)
+        if train is _train_arm:
+            write_json(_result_file(options, arm, seed), asdict(collect(root, arm, seed)), indent=1)
 
-    rounds: list[tuple[Callable[..., None], list[str]]] = [
-        (_train_start, [SHARED_START]),
-        (_train_start, [arm for arm in options.arms if arm == OWN_START]),
-        (_train_arm, options.arms),
+    missing = [
+        (arm, seed) for seed in options.seeds for arm in options.arms if not _result_file(options, arm, seed).exists()
     ]
-    for train, arms in rounds:
+    rounds: list[tuple[Callable[..., None], list[tuple[str, int]]]] = [
+        (_train_start, [(SHARED_START, seed) for seed in dict.fromkeys(seed for _, seed in missing)]),
+        (_train_start, [pair for pair in missing if pair[0] == OWN_START]),
+        (_train_arm, missing),
+    ]
+    for train, pairs in rounds:
         pool = concurrent.futures.ThreadPoolExecutor(options.parallel)
         try:
-            for run in [pool.submit(on_a_share, train, arm, seed) for seed in options.seeds for arm in arms]:
+            for run in [pool.submit(on_a_share, train, arm, seed) for arm, seed in pairs]:
                 run.result()
         finally:
             pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C nothing new begins
 
 
-def collect(root: Path, arm: str, seeds: list[int]) -> ArmResult:
-    """Read one arm's finished runs."""
-    before: dict[str, list[float]] = {name: [] for name in SHOWN}
-    after: dict[str, list[float]] = {name: [] for name in SHOWN}
-    curves: dict[str, list[list[float]]] = {name: [] for name in CURVES}
-    steps: list[int] = []
-    rl_seconds = []
-    for seed in seeds:
-        summary = json.loads((root / f"{arm}-{seed}" / "summary.json").read_text())
-        started = json.loads((_supervised(root, arm, seed) / "summary.json").read_text())["evaluations"]["after_sft"]
-        for name in SHOWN:
-            before[name].append(started[name])
-            after[name].append(summary["evaluations"]["after_rl"][name])
-        rows = [json.loads(line) for line in (root / f"{arm}-{seed}" / "metrics.jsonl").read_text().splitlines()]
-        measured = [row for row in rows if row["stage"] == "rl" and "eval/accuracy" in row]
-        steps = [row["step"] for row in measured]
-        for name in CURVES:
-            curves[name].append([row[f"eval/{name}"] for row in measured])
-        rl_seconds.append(summary["stage_seconds"]["rl"])
-    return ArmResult(
-        arm=arm, seeds=seeds, before=before, after=after, steps=steps, curves=curves, rl_seconds=rl_seconds
+def collect(root: Path, arm: str, seed: int) -> RunResult:
+    """Read a finished run."""
+    summary = json.loads((root / f"{arm}-{seed}" / "summary.json").read_text())
+    started = json.loads((_supervised(root, arm, seed) / "summary.json").read_text())["evaluations"]["after_sft"]
+    ended = summary["evaluations"]["after_rl"]
+    rows = [json.loads(line) for line in (root / f"{arm}-{seed}" / "metrics.jsonl").read_text().splitlines()]
+    measured = [row for row in rows if row["stage"] == "rl" and "eval/accuracy" in row]
+    return RunResult(
+        before={name: started[name] for name in SHOWN},
+        after={name: ended[name] for name in SHOWN},
+        steps=[row["step"] for row in measured],
+        curves={name: [row[f"eval/{name}"] for row in measured] for name in CURVES},
+        rl_seconds=summary["stage_seconds"]["rl"],
     )
+
+
+def _arm_result(options: argparse.Namespace, arm: str) -> ArmResult:
+    files = [_result_file(options, arm, seed) for seed in options.seeds]
+    return ArmResult(arm=arm, seeds=options.seeds, runs=[RunResult(**json.loads(file.read_text())) for file in files])
 
 
 def _shown(values: NDArray[np.float64], spec: str = ".1f") -> str:
@@ -226,21 +267,27 @@ def table(results: list[ArmResult]) -> str:
     first = results[0]
     lines = [
         f"| arm ({len(first.seeds)} seeds) | accuracy before, % | accuracy after, % | gain | evidence F1 after "
-        f"| against {first.arm}, points | paired t-test p | RL seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| against {first.arm}: accuracy, points | p | evidence F1 | p | RL seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        before, after = (100 * np.array(metrics["accuracy"]) for metrics in (result.before, result.after))
-        against, p_value = "", ""
-        if result is not first and len(after) > 1:
-            difference = after - 100 * np.array(first.after["accuracy"])
-            against, p_value = _shown(difference, "+.1f"), f"{stats.ttest_1samp(difference, 0.0).pvalue:.3f}"
+        accuracy, evidence = 100 * result.after("accuracy"), result.after("evidence_f1")
+        before = 100 * result.before("accuracy")
+        against = " | | | "
+        if result is not first:
+            gained = _against(accuracy - 100 * first.after("accuracy"), "+.1f")
+            against = f"{gained} | {_against(evidence - first.after('evidence_f1'), '+.3f')}"
         lines.append(
-            f"| {result.arm} | {before.mean():.1f} | {_shown(after)} | {_shown(after - before, '+.1f')} "
-            f"| {_shown(np.array(result.after['evidence_f1']), '.3f')} | {against} | {p_value} "
-            f"| {np.mean(result.rl_seconds):.0f} |"
+            f"| {result.arm} | {before.mean():.1f} | {_shown(accuracy)} | {_shown(accuracy - before, '+.1f')} "
+            f"| {_shown(evidence, '.3f')} | {against} | {np.mean([run.rl_seconds for run in result.runs]):.0f} |"
         )
     return "\n".join(lines)
+
+
+def _against(differences: NDArray[np.float64], spec: str) -> str:
+    """Two cells: the mean of paired differences and the p of their t-test."""
+    p_value = f"{stats.ttest_1samp(differences, 0.0).pvalue:.3f}" if len(differences) > 1 else ""
+    return f"{_shown(differences, spec)} | {p_value}"
 
 
 def plot(results: list[ArmResult], file: Path) -> None:
@@ -253,8 +300,8 @@ def plot(results: list[ArmResult], file: Path) -> None:
     figure, axes = pyplot.subplots(1, len(CURVES), figsize=(6 * len(CURVES), 4), layout="constrained")
     for axis, name in zip(axes, CURVES, strict=True):
         for result in results:
-            values = np.array(result.curves[name])
-            begin = np.array(result.before[name])[:, None]
+            values = np.array([run.curves[name] for run in result.runs])
+            begin = result.before(name)[:, None]
             points = [interval(column) for column in np.concatenate([begin, values], axis=1).T]
             steps = [0, *result.steps]
             means, widths = (np.array([point[part] for point in points]) for part in (0, 1))
@@ -294,11 +341,13 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["rs_grpo", "grpo"])
     parser.add_argument("--steps", type=int, default=0, help="of reinforcement learning; 0: as many as the recipe")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time, each on its share of the cores")
+    parser.add_argument("--results", type=Path, help="the folder of the runs' numbers; by default --folder")
     parser.add_argument("--overrides", nargs="*", default=[], help="further settings, for every arm")
     options = parser.parse_args()
     root = options.folder.resolve()
     _run_all(root, options)
-    results = [collect(root, arm, options.seeds) for arm in options.arms]
+    results = [_arm_result(options, arm) for arm in options.arms]
+    root.mkdir(parents=True, exist_ok=True)
     markdown, num_steps = table(results), results[0].steps[-1]
     (root / "study.json").write_text(
         json.dumps({"steps": num_steps, "arms": [asdict(result) for result in results]}, indent=2)
