@@ -8,7 +8,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 PICTURE = REPOSITORY / "docs" / "images" / "results.svg"
 
-_INK, _GREY = "#1d2733", "#5c6b7a"
+INK, GREY = "#1d2733", "#5c6b7a"
 _COLOURS = {"before SFT": "#c3ccd6", "after SFT": "#7fa3c7", "after RL": "#d98b2b"}
 _CURVES = {"rs_grpo": ("RS-GRPO", "#d98b2b"), "grpo": ("GRPO", "#43536a")}
 _BOTTOM, _TOP, _STEPS = 270.0, 60.0, 120.0
@@ -32,33 +32,34 @@ def height(percent: float) -> float:
     return _BOTTOM - (_BOTTOM - _TOP) * percent / 100
 
 
-def _text(x: float, y: float, text: str, size: int = 12, anchor: str = "middle", fill: str = _GREY) -> str:
+def label(x: float, y: float, text: str, size: int = 12, anchor: str = "middle", fill: str = GREY) -> str:
+    """A line of text."""
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" fill="{fill}">{text}</text>'
 
 
 def _bars(benchmarks: str) -> list[str]:
     """Accuracy of the three seeds and their mean, at three points of a run."""
     rows = {point: row(benchmarks, f"accuracy {point}, %") for point in _COLOURS}
-    lines = [_text(24, 30, "Accuracy of the quickstart, 512 held-out questions, %", 15, "start", _INK)]
+    lines = [label(24, 30, "Accuracy of the quickstart, 512 held-out questions, %", 15, "start", INK)]
     for group, name in enumerate(("seed 0", "seed 1", "seed 2", "mean")):
         left = 60 + group * 110
         for index, (point, cells) in enumerate(rows.items()):
             value, x = float(cells[group]), left + index * 29
             y = height(value)
             lines.append(f'<rect x="{x}" y="{y:.1f}" width="27" height="{_BOTTOM - y:.1f}" fill="{_COLOURS[point]}"/>')
-            lines.append(_text(x + 13.5, y - 4, cells[group], 11, fill=_INK))
-        lines.append(_text(left + 43, _BOTTOM + 18, name, 13, fill=_INK))
+            lines.append(label(x + 13.5, y - 4, cells[group], 11, fill=INK))
+        lines.append(label(left + 43, _BOTTOM + 18, name, 13, fill=INK))
     for index, (point, colour) in enumerate(_COLOURS.items()):
         x = 70 + index * 120
         lines.append(f'<rect x="{x}" y="{_BOTTOM + 32:.0f}" width="12" height="12" fill="{colour}"/>')
-        lines.append(_text(x + 18, _BOTTOM + 42, point, 12, "start"))
+        lines.append(label(x + 18, _BOTTOM + 42, point, 12, "start"))
     return lines
 
 
 def _curves(benchmarks: str) -> list[str]:
     """RS-GRPO and GRPO over the steps, mean of five seeds; the range of 50 to 80 per cent fills the height."""
     steps = [0, 20, 40, 60, 80, 100, 120]
-    lines = [_text(560, 30, "RS-GRPO and GRPO alike on this small task, mean of 5 seeds, %", 15, "start", _INK)]
+    lines = [label(560, 30, "RS-GRPO and GRPO alike on this small task, mean of 5 seeds, %", 15, "start", INK)]
 
     def place(step: float, percent: float) -> tuple[float, float]:
         return 600 + 400 * step / _STEPS, height((percent - 50) * 100 / 30)
@@ -66,10 +67,10 @@ def _curves(benchmarks: str) -> list[str]:
     for percent in (50, 60, 70, 80):
         _, y = place(0, percent)
         lines.append(f'<path d="M600 {y:.1f}H1000" stroke="#dde3e9"/>')
-        lines.append(_text(590, y + 4, str(percent), 11, "end"))
+        lines.append(label(590, y + 4, str(percent), 11, "end"))
     for step in steps:
-        lines.append(_text(place(step, 50)[0], _BOTTOM + 18, str(step), 11))
-    lines.append(_text(800, _BOTTOM + 42, "RL step", 12))
+        lines.append(label(place(step, 50)[0], _BOTTOM + 18, str(step), 11))
+    lines.append(label(800, _BOTTOM + 42, "RL step", 12))
     starts = {"rs_grpo": "rs_grpo, 256", "grpo": "grpo, the same"}
     for index, (arm, (name, colour)) in enumerate(_CURVES.items()):
         values: Sequence[str] = row(benchmarks, starts[arm])[: len(steps)]
@@ -77,7 +78,7 @@ def _curves(benchmarks: str) -> list[str]:
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         lines.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
         lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
-        lines.append(_text(900, 200 + 20 * index, name, 13, "start", colour))
+        lines.append(label(900, 200 + 20 * index, name, 13, "start", colour))
     return lines
 
 

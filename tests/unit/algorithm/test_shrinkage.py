@@ -86,12 +86,13 @@ def test_the_gradient_has_no_bias_and_less_variance_where_questions_are_alike() 
 
 
 def test_a_group_of_equal_values_gets_credit_against_the_others_and_none_from_rounding() -> None:
-    groups = [simple_group(str(n), "a", values, [1, 1]) for n, values in enumerate(([0, 1], [1, 0], [1, 1]))]
+    alike = ([0.0, 1.0], [1.0, 0.0], [1.0, 1.0])
+    groups = [simple_group(str(n), "a", values, [1, 1]) for n, values in enumerate(alike)]
     assert credit_groups(groups, {"a": 1.0}, SHRUNK)[2].rollouts[0].advantages == (0.5,)
     # Three times 0.1 + 0.2: the mean of two of them is not the third to the last bit. The others differ a lot
     # and have no variance of their own, so that siblings alone count.
     groups = [
-        simple_group(str(n), "a", values, [1] * 3) for n, values in enumerate(([0, 0, 0], [9, 9, 9], [0.1 + 0.2] * 3))
+        simple_group(str(n), "a", values, [1] * 3) for n, values in enumerate(([0.0] * 3, [9.0] * 3, [0.1 + 0.2] * 3))
     ]
     for rollout in credit_groups(groups, {"a": 1.0}, SHRUNK)[2].rollouts:
         assert rollout.advantages == (0.0,)

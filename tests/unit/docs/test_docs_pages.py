@@ -7,10 +7,11 @@ import fnmatch
 import inspect
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from docs.scripts import package_picture, results_picture, settings_page
+from docs.scripts import package_picture, results_picture, scopes_picture, settings_page
 from docs.scripts.no_network import fetched_addresses
 from docs.scripts.plain_roles import without_roles
 from rewards.lab.__main__ import main as lab
@@ -194,10 +195,9 @@ def test_imports_are_read_from_sources() -> None:
     assert package_picture.imported_modules(source, "recipes.x") == {"rsgrpo.types", "rsgrpo.io.jsonl", "rewards.lab"}
 
 
-def test_the_picture_of_the_results_is_up_to_date() -> None:
-    assert results_picture.PICTURE.read_text() == results_picture.picture(), (
-        "run: python -m docs.scripts.results_picture"
-    )
+@pytest.mark.parametrize("script", [results_picture, scopes_picture])
+def test_pictures_of_figures_are_up_to_date(script: ModuleType) -> None:
+    assert script.PICTURE.read_text() == script.picture(), f"run: python -m {script.__name__}"
 
 
 def test_files_named_in_the_five_questions_lie_at_most_two_folders_deep() -> None:
