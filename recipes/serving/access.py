@@ -14,10 +14,10 @@ import hmac
 import ipaddress
 import secrets
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recipes.serving.refusals import RefusedError, error_response
@@ -226,8 +226,12 @@ def _check_site(headers: Headers) -> None:
     origin = headers.get("origin")
     is_other = site not in ("same-origin", "none")
     if origin is not None:
-        parts = urlsplit(origin)
-        is_other = is_other or parts.scheme not in ("http", "https") or parts.netloc != headers.get("host", "")
+        try:
+            parts = urlsplit(origin)
+        except ValueError:  # such as http://[
+            is_other = True
+        else:
+            is_other = is_other or parts.scheme not in ("http", "https") or parts.netloc != headers.get("host", "")
     if is_other:
         raise RefusedError("a page of another site may not use this server; open the server's own page", 403)
 
@@ -240,11 +244,8 @@ def _host_name(host: str) -> str:
 
 
 def _cookie(headers: Headers, name: str) -> str:
-    try:
-        cookies = SimpleCookie(headers.get("cookie", ""))
-    except CookieError:
-        return ""
-    return cookies[name].value if name in cookies else ""
+    # Not http.cookies, which stops at the first cookie that it cannot read: other programs of the same host set some.
+    return cookie_parser("; ".join(headers.getlist("cookie"))).get(name, "")
 
 
 def _bearer(headers: Headers) -> str:

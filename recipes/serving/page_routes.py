@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import lru_cache
@@ -32,6 +33,7 @@ from rsgrpo.errors import RsgrpoError
 
 _EARLIER_TURNS = 3  # of a conversation that the model sees again
 _EVERYBODY = "everybody"  # owns the history where there are no sessions
+_NOBODY = "nobody"  # the beginning of owners that nobody can be
 _MOST_EVIDENCE_CHARACTERS = 2000
 _ASK_FIELDS = frozenset({"question", "conversation", "num_pages", "documents", "by", "pages"})
 
@@ -80,12 +82,18 @@ class PageRoutes:
         return JSONResponse({"ok": True}, headers={"Set-Cookie": cookie_header(self._rules, self._rules.new_cookie())})
 
     def _owner(self, visitor: Visitor) -> str:
-        return visitor.name if self._library.has_sessions else _EVERYBODY
+        if not self._library.has_sessions:
+            return _EVERYBODY
+        if not visitor.has_session:  # all programs at one address would share a history
+            raise RefusedError("history belongs to a browser's session here; open the server's page first", 403)
+        return visitor.name
 
     async def _ask(self, request: Request) -> Response:
         visitor = visitor_of(request)
         fields = Fields(await json_body(request), _ASK_FIELDS)
-        owner, conversation = self._owner(visitor), fields.text("conversation", "")
+        conversation = fields.text("conversation", "")
+        has_history = visitor.has_session or not self._library.has_sessions
+        owner = self._owner(visitor) if has_history or conversation else f"{_NOBODY} {secrets.token_urlsafe(16)}"
         earlier = (
             await asyncio.to_thread(self._history.earlier, owner, conversation, _EARLIER_TURNS) if conversation else ()
         )
@@ -197,7 +205,7 @@ class PageRoutes:
         if not boxes:
             source = await asyncio.to_thread(self._library.source_file, page.document)
             words = await asyncio.to_thread(_words, source, page.page_number) if source is not None else ()
-            boxes, origin = marked_words(text, words), "words"
+            boxes, origin = await asyncio.to_thread(marked_words, text, words), "words"
         found = [[box.left, box.top, box.right, box.bottom] for box in boxes]
         return JSONResponse({"boxes": found, "origin": origin if found else "page"})
 

@@ -10,7 +10,8 @@ from starlette.responses import JSONResponse
 
 from rsgrpo.errors import RsgrpoError, shown
 
-_ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~])~?(?:/[^\s/'\"`,;:()<>]+)+/?")
+# Not the addresses of this server itself, of which visitors are told.
+_ABSOLUTE_PATH = re.compile(r"(?<![\w/.~])~?(?!/(?:api|v1)\b)(?:/[^\s/'\"`,;:()<>]+)+/?")
 _MAX_MESSAGE = 600
 _KINDS = {
     401: "authentication_error",
@@ -58,6 +59,7 @@ class PathHider:
         Returns:
             The message with the last part of each path only.
         """
+        message = message.replace("file://", "")
         for parent in self._parents:
             message = message.replace(f"{parent}/", "")
         return _ABSOLUTE_PATH.sub(lambda found: found[0].rstrip("/").rpartition("/")[2], message)

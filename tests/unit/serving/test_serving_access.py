@@ -171,6 +171,25 @@ def test_no_path_of_the_server_stands_in_a_message(tmp_path: Path) -> None:
     assert hide("see /home/ada/secret/model.bin, or https://host/v1/x and a/b.pdf#3") == (
         "see model.bin, or https://host/v1/x and a/b.pdf#3"
     )
+    assert hide("error:/etc/passwd, file:///etc/hosts") == "error:passwd, hosts"
+    told = "GET /api/documents lists them; the address ends in /v1"
+    assert hide(told) == told
+
+
+def test_the_cookie_is_found_behind_those_of_other_programs(quiet: Served) -> None:
+    # Browsers do not tell ports apart: any program of this machine may set a cookie that no parser of RFC 6265 takes.
+    quiet.client.get("/")
+    ((name, value),) = quiet.client.cookies.items()
+    quiet.client.cookies.clear()
+    for odd in ('prefs={"a":1}', 'a=x"y', "=", "plain"):
+        reply = quiet.client.get("/", headers={"Cookie": f"{odd}; {name}={value}"})
+        assert "set-cookie" not in reply.headers, odd
+
+
+def test_an_origin_that_is_no_address_is_another_site(quiet: Served) -> None:
+    reply = quiet.client.get("/api/documents", headers={"Origin": "http://["})
+    assert reply.status_code == 403
+    assert "another site" in reply.json()["error"]["message"]
 
 
 def test_what_fails_in_the_engine_is_told_without_a_path(served: Served, tmp_path: Path) -> None:
