@@ -52,8 +52,7 @@ class QuickstartConfig:
     unanswerable_frac: float = 0.2
     """Share of questions whose pages do not hold the answer."""
     image_pixels: int = 28
-    """Width and height of a page; a multiple of 28, for ``tickets`` at least 56. A page of ``ledger`` is twice as wide
-    as this."""
+    """Width and height of a page; a multiple of 28, for ``tickets`` at least 56."""
     text_hidden: int = 128
     """Width of the language model."""
     text_layers: int = 3

@@ -1,85 +1,74 @@
 """The ledger: questions whose answer takes two pages, and responses long enough for their length to matter.
 
-An account page shows a coloured mark, such as a red star, and the handwritten number of its ledger; an entry page shows
-the number of a ledger and an amount, both handwritten. A question names the mark and asks for the amount: the account
-tells the ledger, the entry of that ledger the amount. Among the six to eight pages are accounts whose marks resemble
-the one asked for, and entries of their ledgers, so that who misreads one page is led to another amount.
+A page is framed in the colour of a ledger. An account page shows a dot, whose colour names the account that this ledger
+belongs to; an entry page shows a handwritten amount. A question names an account and asks for its amount: the account
+page tells the ledger, the entry in that ledger the amount. The same eight colours name accounts and ledgers, so that
+who leaves out a hop, or misreads one of the six to eight pages, is led to another amount.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from rsgrpo.config import QuickstartConfig
-from rsgrpo.data.synthetic.cards import COLOURS
+from rsgrpo.data.synthetic.cards import COLOURS, Card, draw_image, draw_paper
 from rsgrpo.data.synthetic.gold_responses import gold_response
-from rsgrpo.data.synthetic.scans import INK, NUMBERS, scan_mask, split_scans
-from rsgrpo.data.synthetic.tickets import FORMS, MARK_FRAC, PAPER, Mark, draw_mark
+from rsgrpo.data.synthetic.scans import NUMBERS, split_scans
 from rsgrpo.text.normalise import REFUSAL
 
 HOPS = ("account", "entry")
 """The two pages that an answer takes, in the order in which they are looked up."""
 
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")  # pages; numbers are ledgers
-_MARKS = tuple(Mark(colour=colour, form=form) for colour in COLOURS for form in FORMS)
+_Choice = TypeVar("_Choice")
+_NAMES = tuple(COLOURS)  # of accounts, and of ledgers
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")  # numbers are amounts
 _PAGE_COUNTS = {6: 0.4, 7: 0.3, 8: 0.3}
 _MIN_OF_A_HOP = 3  # pages: fewer leave nothing to choose from
-_NEAR_FRAC = (
-    0.5  # of the other accounts: share colour or form with the one asked for; of the other entries: belong to one
-)
+_NEAR_FRAC = 0.6  # of the other entries: in the ledger of another account, or of the colour that the question names
+_DOT_FRAC = 0.5  # of the page's side: large enough for a colour, with paper all around
+_FINE = 8  # dots are drawn this many times larger and scaled down, so that small ones are round
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AccountPage:
-    """A page that tells the ledger of a mark.
+class Account:
+    """A page that tells the ledger of an account.
 
     Attributes:
-        mark: the mark that names the account.
-        scan: the index of the handwritten number of the ledger in scikit-learn's data.
-        ledger: the number of the ledger that the scan shows, 0 to 9.
+        name: the colour of the dot, which names the account; a key of ``COLOURS``.
+        ledger: the colour of the frame, which names the ledger; another key of ``COLOURS``.
     """
 
-    mark: Mark
-    scan: int
-    ledger: int
-
-    @property
-    def page_id(self) -> str:
-        """The id of the page; it says neither the mark nor the ledger."""
-        return f"{_MARKS.index(self.mark)}-{self.scan}"
+    name: str
+    ledger: str
 
     @property
     def transcript(self) -> str:
         """What stands on the page, in words."""
-        return f"account {self.mark.name} ledger {NUMBERS[self.ledger]}"
+        return f"account of {self.name} ledger {self.ledger}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EntryPage:
+class Entry:
     """A page that tells the amount in a ledger.
 
     Attributes:
-        scans: the indexes of the handwritten ledger and amount in scikit-learn's data.
-        ledger: the number of the ledger, 0 to 9.
-        amount: the amount, 0 to 9.
+        ledger: the colour of the frame, which names the ledger; a key of ``COLOURS``.
+        scan: the index of the handwritten amount in scikit-learn's data.
+        amount: the amount that the scan shows, 0 to 9.
     """
 
-    scans: tuple[int, int]
-    ledger: int
+    ledger: str
+    scan: int
     amount: int
-
-    @property
-    def page_id(self) -> str:
-        """The id of the page; it says neither the ledger nor the amount."""
-        return f"{len(_MARKS) + self.scans[0]}-{self.scans[1]}"
 
     @property
     def transcript(self) -> str:
         """What stands on the page, in words."""
-        return f"entry ledger {NUMBERS[self.ledger]} amount {NUMBERS[self.amount]}"
+        return f"entry of ledger {self.ledger} amount {NUMBERS[self.amount]}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,8 +77,8 @@ class LedgerQuestion:
 
     Attributes:
         question: the question for the prompt.
-        asked: the mark whose amount is asked for.
-        pages: six to eight pages, in order; no two accounts share a mark or a ledger, no two entries a ledger.
+        asked: the name of the account whose amount is asked for.
+        pages: six to eight pages, in order; no two accounts share a name or a ledger, no two entries a ledger.
         missing: which of ``HOPS`` has no page; empty where the question can be answered.
         answer: the gold answer; ``REFUSAL`` where a hop is missing.
         positive_images: the 0-based indexes of the pages on the way: account and entry, the account alone where its
@@ -98,8 +87,8 @@ class LedgerQuestion:
     """
 
     question: str
-    asked: Mark
-    pages: tuple[AccountPage | EntryPage, ...]
+    asked: str
+    pages: tuple[Account | Entry, ...]
     missing: str
     answer: str
     positive_images: tuple[int, ...]
@@ -111,25 +100,31 @@ class LedgerQuestion:
         return not self.missing
 
 
-def draw_ledger_page(page: AccountPage | EntryPage, image_pixels: int) -> Image.Image:
+def page_number(page: Account | Entry) -> int:
+    """The number of a page, under which it is stored; other pages have others."""
+    other = _NAMES.index(page.name) if isinstance(page, Account) else len(_NAMES) + page.scan
+    return other * len(_NAMES) + _NAMES.index(page.ledger)
+
+
+def draw_ledger_page(page: Account | Entry, image_pixels: int) -> Image.Image:
     """Draw a page of a ledger.
 
     Args:
         page: the page to draw.
-        image_pixels: the height of the image in pixels; it is twice as wide.
+        image_pixels: the side of the square image, in pixels.
 
     Returns:
-        The RGB image of two squares: the mark of an account or the ledger of an entry, and the number looked up by it.
+        The RGB image: frame and tinted paper in the colour of the ledger; on it the dot, or the scan in dark ink.
     """
-    image = Image.new("RGB", (2 * image_pixels, image_pixels), PAPER)
-    scans = (page.scan,) if isinstance(page, AccountPage) else page.scans
-    if isinstance(page, AccountPage):
-        side = round(MARK_FRAC * image_pixels)
-        margin = (image_pixels - side) // 2
-        image.paste(draw_mark(page.mark, side), (margin, margin))
-    ink = Image.new("RGB", (image_pixels, image_pixels), INK)
-    for column, scan in enumerate(scans, start=2 - len(scans)):
-        image.paste(ink, (column * image_pixels, 0), mask=scan_mask(scan, image_pixels))
+    if isinstance(page, Entry):
+        return draw_image(Card(colour=page.ledger, scan=page.scan, digit=page.amount), image_pixels)
+    image = draw_paper(page.ledger, image_pixels)
+    side = round(_DOT_FRAC * image_pixels)
+    mask = Image.new("L", (_FINE * side, _FINE * side))
+    ImageDraw.Draw(mask).ellipse((0, 0, _FINE * side - 1, _FINE * side - 1), fill=255)
+    margin = (image_pixels - side) // 2
+    dot = Image.new("RGB", (side, side), COLOURS[page.name])
+    image.paste(dot, (margin, margin), mask=mask.resize((side, side), Image.Resampling.BOX))
     return image
 
 
@@ -162,7 +157,7 @@ def make_ledger_questions(config: QuickstartConfig, seed: int) -> tuple[tuple[Le
 def make_ledger_question(
     missing: str, *, scans: tuple[tuple[int, ...], ...], rng: np.random.Generator
 ) -> LedgerQuestion:
-    """Draw accounts and entries, and ask for the amount of a mark.
+    """Draw accounts and entries, and ask for the amount of an account.
 
     Args:
         missing: which of ``HOPS`` shall have no page; empty for a question that can be answered.
@@ -174,63 +169,61 @@ def make_ledger_question(
     """
     num_images = int(rng.choice(list(_PAGE_COUNTS), p=list(_PAGE_COUNTS.values())))
     num_accounts = int(rng.integers(_MIN_OF_A_HOP, num_images - _MIN_OF_A_HOP + 1))
-    asked, *others = _draw_marks(num_accounts + 1, rng)
-    ledgers = [int(ledger) for ledger in rng.permutation(len(scans))]
-    linked = ledgers[1 : len(others) + 1]  # the ledgers of other accounts; the first one is the asked account's
-    booked = [] if missing == "entry" else ledgers[:1]
-    while len(booked) < num_images - num_accounts:
-        ledger = int(rng.choice(linked if rng.random() < _NEAR_FRAC else ledgers[1:]))
-        if ledger not in booked:
-            booked.append(ledger)
-    owners = list(zip(others, linked, strict=True))
+    accounts = _draw_accounts(num_accounts + 1, rng)
+    asked = accounts.pop()
+    linked = [account.ledger for account in accounts[:-1]]  # the accounts that are shown beside the one asked for
     if missing != "account":
-        owners[-1] = (asked, ledgers[0])
-    pages: list[AccountPage | EntryPage] = [
-        AccountPage(mark=mark, ledger=ledger, scan=int(rng.choice(scans[ledger]))) for mark, ledger in owners
-    ]
+        accounts[-1] = asked
+    booked = [] if missing == "entry" else [asked.ledger]
+    while len(booked) < num_images - num_accounts:
+        is_near = rng.random() < _NEAR_FRAC
+        ledger = _any_of((asked.name, *linked) if is_near else _NAMES, rng)
+        if ledger not in (*booked, asked.ledger):
+            booked.append(ledger)
+    entries = []
     for ledger in booked:
         amount = int(rng.integers(len(scans)))
-        both = (int(rng.choice(scans[ledger])), int(rng.choice(scans[amount])))
-        pages.append(EntryPage(ledger=ledger, amount=amount, scans=both))
-    return _question(asked, ledgers[0], tuple(pages[index] for index in rng.permutation(num_images)), missing)
+        entries.append(Entry(ledger=ledger, amount=amount, scan=_any_of(scans[amount], rng)))
+    pages = (*accounts, *entries)
+    return _question(asked, tuple(pages[index] for index in rng.permutation(num_images)), missing)
 
 
-def _draw_marks(count: int, rng: np.random.Generator) -> list[Mark]:
-    """Different marks; about half of them share colour or form with the first."""
-    marks = [_MARKS[int(rng.integers(len(_MARKS)))]]
-    near = [mark for mark in _MARKS if (mark.colour == marks[0].colour) != (mark.form == marks[0].form)]
-    while len(marks) < count:
-        pool = near if rng.random() < _NEAR_FRAC else _MARKS
-        mark = pool[int(rng.integers(len(pool)))]
-        if mark not in marks:
-            marks.append(mark)
-    return marks
+def _draw_accounts(count: int, rng: np.random.Generator) -> list[Account]:
+    """Accounts of different names and ledgers; none has its own colour as a ledger, which would be one hop."""
+    while True:
+        names, ledgers = rng.permutation(len(_NAMES))[:count], rng.permutation(len(_NAMES))[:count]
+        if (names != ledgers).all():
+            return [
+                Account(name=_NAMES[name], ledger=_NAMES[ledger]) for name, ledger in zip(names, ledgers, strict=True)
+            ]
 
 
-def _question(asked: Mark, ledger: int, pages: tuple[AccountPage | EntryPage, ...], missing: str) -> LedgerQuestion:
-    accounts = [index for index, page in enumerate(pages) if isinstance(page, AccountPage)]
-    entries = [index for index, page in enumerate(pages) if isinstance(page, EntryPage)]
-    account = [index for index, page in enumerate(pages) if isinstance(page, AccountPage) and page.mark == asked]
-    entry = [index for index, page in enumerate(pages) if isinstance(page, EntryPage) and page.ledger == ledger]
-    if missing == "account":
-        link, entry = "no account", []
-        first, second = f"none is {asked.name}", "none counts without a ledger"
-    else:
-        link = f"ledger {NUMBERS[ledger]}"
-        first = f"{pages[account[0]].transcript} is {_ORDINALS[account[0]]}"
-        second = f"{pages[entry[0]].transcript} is {_ORDINALS[entry[0]]}" if entry else f"none is {link}"
-    found = [page.amount for index, page in enumerate(pages) if index in entry and isinstance(page, EntryPage)]
-    answer = NUMBERS[found[0]] if found else ""
+def _question(asked: Account, pages: tuple[Account | Entry, ...], missing: str) -> LedgerQuestion:
+    accounts = [index for index, page in enumerate(pages) if isinstance(page, Account)]
+    entries = [index for index, page in enumerate(pages) if isinstance(page, Entry)]
+    amounts = {page.ledger: page.amount for page in pages if isinstance(page, Entry)}
+    # Two steps in words that repeat the transcripts: what follows a page's name is then looked up by copying.
+    link, first, second = "is missing", "none is it", "without a ledger none counts"
+    positive_images: list[int] = []
+    answer = ""
+    if missing != "account":
+        positive_images = [pages.index(asked)]
+        link, first = f"ledger {asked.ledger}", f"{asked.transcript} is {_ORDINALS[positive_images[0]]}"
+        second = f"none is of ledger {asked.ledger}"
+        if not missing:
+            answer = NUMBERS[amounts[asked.ledger]]
+            index = next(index for index in entries if pages[index].ledger == asked.ledger)
+            positive_images.append(index)
+            second = f"{pages[index].transcript} is {_ORDINALS[index]}"
     seen = ", ".join(f"{ordinal} page is {page.transcript}" for ordinal, page in zip(_ORDINALS, pages, strict=False))
     reason = f"accounts are {_listed(accounts)}: {first}. entries are {_listed(entries)}: {second}"
-    positive_images = tuple(sorted(account + entry))
     return LedgerQuestion(
-        question=f"What amount is in the ledger of the {asked.name}?",
-        asked=asked,
+        question=f"What amount has the account of {asked.name}?",
+        asked=asked.name,
         pages=pages,
         missing=missing,
         answer=answer or REFUSAL,
-        positive_images=positive_images,
+        positive_images=tuple(sorted(positive_images)),
         # The evidence is told page by page, and whether an entry is evidence hangs on the account, which may come
         # later: what the account says is therefore the last thing observed.
         response=gold_response(
@@ -238,9 +231,13 @@ def _question(asked: Mark, ledger: int, pages: tuple[AccountPage | EntryPage, ..
             positive_images,
             reason,
             answer,
-            observed=f"{seen}. {asked.name} has {link}",
+            observed=f"{seen}. account of {asked.name} {link}",
         ),
     )
+
+
+def _any_of(choices: tuple[_Choice, ...], rng: np.random.Generator) -> _Choice:
+    return choices[int(rng.integers(len(choices)))]
 
 
 def _listed(indexes: list[int]) -> str:

@@ -14,11 +14,12 @@ from rsgrpo.data.evisrag_files import write_evisrag
 from rsgrpo.data.files import TEST_FILE
 from rsgrpo.data.synthetic.cards import COLOURS, TURNS, Card, CardQuestion, draw_image, make_question
 from rsgrpo.data.synthetic.ledger import (
-    AccountPage,
-    EntryPage,
+    Account,
+    Entry,
     LedgerQuestion,
     draw_ledger_page,
     make_ledger_questions,
+    page_number,
 )
 from rsgrpo.data.synthetic.scans import split_scans
 from rsgrpo.data.synthetic.ticket_sets import make_ticket_questions
@@ -29,7 +30,7 @@ from rsgrpo.types import ImageRef, Sample
 _SFT, _RL, _TEST = range(3)
 _NAMES = ("sft", "rl", "test")
 
-_Page = Card | Ticket | AccountPage | EntryPage
+_Page = Card | Ticket | Account | Entry
 _Question = CardQuestion | TicketQuestion | LedgerQuestion
 
 
@@ -135,7 +136,7 @@ def _pages(question: _Question) -> Mapping[str, _Page]:
     if isinstance(question, TicketQuestion):
         return {f"imgs/{ticket.page_id}.png": ticket for ticket in question.tickets}
     if isinstance(question, LedgerQuestion):
-        return {f"imgs/{page.page_id}.png": page for page in question.pages}
+        return {f"imgs/{page_number(page)}.png": page for page in question.pages}
     return {f"imgs/{card.scan * len(COLOURS) + list(COLOURS).index(card.colour)}.png": card for card in question.cards}
 
 

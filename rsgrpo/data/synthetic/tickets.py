@@ -31,12 +31,8 @@ PHRASINGS = (
 )
 """The ways in which a question asks for a ticket; the marks stand in the order in which they are printed."""
 
-PAPER = (250, 250, 245)
-"""The red, green and blue of the paper that marks stand on."""
-
-MARK_FRAC = 0.86
-"""The side of a mark, as a share of the square that it stands in."""
-
+_PAPER = (250, 250, 245)
+_MARK_FRAC = 0.86  # of a quarter's side
 _FINE = 8  # marks are drawn this many times larger and scaled down, so that small ones keep their forms
 _PAGE_COUNTS = {1: 0.25, 2: 0.3, 3: 0.25, 4: 0.2}  # of a question: a filter leaves one page or several
 _NEAR_FRAC = 0.5  # of the other pages of a question: share a mark with the ticket asked for, as pages found do
@@ -183,18 +179,6 @@ def mark_pairs(seed: int) -> tuple[tuple[Mark, Mark], ...]:
     return tuple(turned[index] for index in rng.permutation(len(pairs)))
 
 
-def draw_mark(mark: Mark, side: int) -> Image.Image:
-    """Draw a mark on paper.
-
-    Args:
-        mark: the mark to draw.
-        side: the width and height of the mark, in pixels.
-    """
-    fine = Image.new("RGB", (_FINE * side, _FINE * side), PAPER)
-    FORMS[mark.form](ImageDraw.Draw(fine), _FINE * side, COLOURS[mark.colour])
-    return fine.resize((side, side), Image.Resampling.BOX)
-
-
 def draw_ticket(ticket: Ticket, image_pixels: int) -> Image.Image:
     """Draw a ticket.
 
@@ -206,11 +190,13 @@ def draw_ticket(ticket: Ticket, image_pixels: int) -> Image.Image:
         The RGB image: the marks in the upper quarters, the digit in dark ink in the lower right one.
     """
     quarter = image_pixels // 2
-    side = round(MARK_FRAC * quarter)
+    side = round(_MARK_FRAC * quarter)
     margin = (quarter - side) // 2
-    image = Image.new("RGB", (image_pixels, image_pixels), PAPER)
+    image = Image.new("RGB", (image_pixels, image_pixels), _PAPER)
     for column, mark in enumerate(ticket.marks):
-        image.paste(draw_mark(mark, side), (column * quarter + margin, margin))
+        fine = Image.new("RGB", (_FINE * side, _FINE * side), _PAPER)
+        FORMS[mark.form](ImageDraw.Draw(fine), _FINE * side, COLOURS[mark.colour])
+        image.paste(fine.resize((side, side), Image.Resampling.BOX), (column * quarter + margin, margin))
     image.paste(Image.new("RGB", (quarter, quarter), INK), (quarter, quarter), mask=scan_mask(ticket.scan, quarter))
     return image
 
