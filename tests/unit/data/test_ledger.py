@@ -166,7 +166,7 @@ def test_a_page_shows_its_ledger_and_a_dot_or_a_number(side: int):
 def test_every_page_has_a_number_of_its_own():
     accounts = [Account(name=name, ledger=ledger) for name, ledger in itertools.permutations(COLOURS, 2)]
     entries = [Entry(ledger=ledger, scan=scan, amount=0) for ledger in COLOURS for scan in range(1797)]
-    numbers = [page_number(page) for page in (*accounts, *entries)]
+    numbers = [*map(page_number, accounts), *map(page_number, entries)]
     assert len(set(numbers)) == len(numbers)
 
 
