@@ -25,9 +25,10 @@ _SCANS_PER_DIGIT = 174  # scikit-learn's digits: 174 scans of the 8, more of the
 class QuickstartConfig:
     """The handwriting task that the quickstart writes, and the small model that it builds."""
 
-    task: Literal["cards", "tickets"] = "cards"
+    task: Literal["cards", "tickets", "ledger"] = "cards"
     """``cards``: coloured pages, whose numbers are read, looked for and added. ``tickets``: pages that two coloured
-    marks name, which a retriever learns to find among many, and whose number is read."""
+    marks name, which a retriever learns to find among many, and whose number is read. ``ledger``: six to eight pages,
+    of which one tells where the amount asked for stands and another the amount; long responses."""
     family: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"] = "qwen2_5_vl"
     """The family of the small model; docs/families.md lists them."""
     num_sft_samples: int = 4096

@@ -77,6 +77,25 @@ class CardQuestion:
     response: str
 
 
+def _frame_pixels(image_pixels: int) -> int:
+    return max(2, round(_FRAME_FRAC * image_pixels))
+
+
+def draw_paper(colour: str, image_pixels: int) -> Image.Image:
+    """Draw an empty page: a coloured frame around paper with a tint of it.
+
+    Args:
+        colour: a key of ``COLOURS``.
+        image_pixels: the side of the square image, in pixels.
+    """
+    frame = _frame_pixels(image_pixels)
+    side = image_pixels - 2 * frame
+    tint = tuple(round(255 + _TINT_FRAC * (part - 255)) for part in COLOURS[colour])
+    image = Image.new("RGB", (image_pixels, image_pixels), COLOURS[colour])
+    image.paste(Image.new("RGB", (side, side), tint), (frame, frame))
+    return image
+
+
 def draw_image(card: Card, image_pixels: int) -> Image.Image:
     """Draw a card.
 
@@ -87,12 +106,9 @@ def draw_image(card: Card, image_pixels: int) -> Image.Image:
     Returns:
         The RGB image: coloured frame, paper with a tint of it, the scan in dark ink.
     """
-    frame = max(2, round(_FRAME_FRAC * image_pixels))
+    image = draw_paper(card.colour, image_pixels)
+    frame = _frame_pixels(image_pixels)
     side = image_pixels - 2 * frame
-    colour = COLOURS[card.colour]
-    tint = tuple(round(255 + _TINT_FRAC * (part - 255)) for part in colour)
-    image = Image.new("RGB", (image_pixels, image_pixels), colour)
-    image.paste(Image.new("RGB", (side, side), tint), (frame, frame))
     image.paste(Image.new("RGB", (side, side), INK), (frame, frame), mask=scan_mask(card.scan, side))
     return image
 

@@ -8,7 +8,9 @@ from rsgrpo.config import EVISRAG
 from rsgrpo.text.normalise import IRRELEVANT, REFUSAL
 
 
-def gold_response(transcripts: Sequence[str], positive_images: Sequence[int], reason: str, answer: str) -> str:
+def gold_response(
+    transcripts: Sequence[str], positive_images: Sequence[int], reason: str, answer: str, *, observed: str = ""
+) -> str:
     """Write what a reader sees, which pages help, why the answer follows, and the answer.
 
     Args:
@@ -16,6 +18,7 @@ def gold_response(transcripts: Sequence[str], positive_images: Sequence[int], re
         positive_images: the 0-based indexes of the pages that the answer needs.
         reason: how the answer follows from these pages.
         answer: the answer; empty where the pages do not hold it.
+        observed: what the reader sees, where that is more than the transcripts one after another.
 
     Returns:
         The tagged response; an empty answer is written as ``REFUSAL``.
@@ -29,5 +32,5 @@ def gold_response(transcripts: Sequence[str], positive_images: Sequence[int], re
         for number, transcript in enumerate(transcripts, start=1)
     )
     # A blank behind the tag: a word is then the same token here as everywhere else.
-    contents = (f" {', '.join(transcripts)}", f"\n{evidence}\n", f" {reason}", f" {answer or REFUSAL}")
+    contents = (f" {observed or ', '.join(transcripts)}", f"\n{evidence}\n", f" {reason}", f" {answer or REFUSAL}")
     return "\n".join(f"<{tag}>{content}</{tag}>" for tag, content in zip(EVISRAG.names, contents, strict=True))

@@ -13,6 +13,14 @@ from rsgrpo.config import QuickstartConfig
 from rsgrpo.data.evisrag_files import write_evisrag
 from rsgrpo.data.files import TEST_FILE
 from rsgrpo.data.synthetic.cards import COLOURS, TURNS, Card, CardQuestion, draw_image, make_question
+from rsgrpo.data.synthetic.ledger import (
+    Account,
+    Entry,
+    LedgerQuestion,
+    draw_ledger_page,
+    make_ledger_questions,
+    page_number,
+)
 from rsgrpo.data.synthetic.scans import split_scans
 from rsgrpo.data.synthetic.ticket_sets import make_ticket_questions
 from rsgrpo.data.synthetic.tickets import Ticket, TicketQuestion, draw_ticket
@@ -21,6 +29,9 @@ from rsgrpo.types import ImageRef, Sample
 
 _SFT, _RL, _TEST = range(3)
 _NAMES = ("sft", "rl", "test")
+
+_Page = Card | Ticket | Account | Entry
+_Question = CardQuestion | TicketQuestion | LedgerQuestion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,11 +115,13 @@ def corpus(config: QuickstartConfig, seed: int) -> list[str]:
     return [text for question in _questions(config, seed)[_SFT] for text in (question.question, question.response)]
 
 
-def _questions(config: QuickstartConfig, seed: int) -> tuple[tuple[CardQuestion | TicketQuestion, ...], ...]:
-    return make_ticket_questions(config, seed) if config.task == "tickets" else make_questions(config, seed)
+def _questions(config: QuickstartConfig, seed: int) -> tuple[tuple[_Question, ...], ...]:
+    if config.task == "tickets":
+        return make_ticket_questions(config, seed)
+    return make_ledger_questions(config, seed) if config.task == "ledger" else make_questions(config, seed)
 
 
-def _write(file: Path, split: int, questions: Sequence[CardQuestion | TicketQuestion], image_pixels: int) -> None:
+def _write(file: Path, split: int, questions: Sequence[_Question], image_pixels: int) -> None:
     images: dict[str, Image.Image] = {}
     samples = []
     for index, question in enumerate(questions):
@@ -118,18 +131,22 @@ def _write(file: Path, split: int, questions: Sequence[CardQuestion | TicketQues
     write_evisrag(file, samples, images, layout="test" if split == _TEST else "train", as_table=split != _TEST)
 
 
-def _pages(question: CardQuestion | TicketQuestion) -> Mapping[str, Card | Ticket]:
+def _pages(question: _Question) -> Mapping[str, _Page]:
     """The pages of a question by their paths, which tell neither names nor digits: people and prompts see them."""
     if isinstance(question, TicketQuestion):
         return {f"imgs/{ticket.page_id}.png": ticket for ticket in question.tickets}
+    if isinstance(question, LedgerQuestion):
+        return {f"imgs/{page_number(page)}.png": page for page in question.pages}
     return {f"imgs/{card.scan * len(COLOURS) + list(COLOURS).index(card.colour)}.png": card for card in question.cards}
 
 
-def _drawn(page: Card | Ticket, image_pixels: int) -> Image.Image:
-    return draw_ticket(page, image_pixels) if isinstance(page, Ticket) else draw_image(page, image_pixels)
+def _drawn(page: _Page, image_pixels: int) -> Image.Image:
+    if isinstance(page, Ticket):
+        return draw_ticket(page, image_pixels)
+    return draw_image(page, image_pixels) if isinstance(page, Card) else draw_ledger_page(page, image_pixels)
 
 
-def _sample(sample_id: str, question: CardQuestion | TicketQuestion, paths: Sequence[str]) -> Sample:
+def _sample(sample_id: str, question: _Question, paths: Sequence[str]) -> Sample:
     return Sample(
         sample_id=sample_id,
         question=question.question,
@@ -142,7 +159,9 @@ def _sample(sample_id: str, question: CardQuestion | TicketQuestion, paths: Sequ
     )
 
 
-def _metadata(question: CardQuestion | TicketQuestion) -> Mapping[str, str]:
+def _metadata(question: _Question) -> Mapping[str, str]:
     if isinstance(question, CardQuestion):
         return {"kind": question.kind}
+    if isinstance(question, LedgerQuestion):
+        return {"kind": f"no {question.missing}" if question.missing else "both"}
     return {"kind": "read", "asked_page": question.asked.page_id}

@@ -131,6 +131,7 @@ def _small_retriever() -> tuple[str, ...]:
 
 DATA: Mapping[str, Callable[[], tuple[str, ...]]] = {
     "quickstart": _quickstart,
+    "quickstart_ledger": _quickstart,
     "retriever_modern": _modern,
     "retriever_quickstart": _small_retriever,
     "retriever_visrag": _pairs,
