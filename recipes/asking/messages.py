@@ -1,8 +1,11 @@
 """A question with its pages and the conversation before it, as the messages of a chat request.
 
-A follow-up about pages that are given again goes on with the conversation as it was: the pages stand in its first turn,
-so that an engine with a prefix cache has them read already. Where a follow-up searches anew, its own turn shows the new
-pages, and earlier turns keep their answers alone: their evidence speaks of other pages under the same numbers.
+A follow-up about the same pages goes on with the conversation as it was: the pages stand in the first of the turns
+about them, so that an engine with a prefix cache has them read already. Turns about other pages keep their answers
+alone, since their evidence speaks of those under the same numbers; new pages stand in the follow-up's own turn.
+
+    pages of the turns  A  B  B  and of the question  B:   q₁ a₁ │ B q₂ response₂ │ q₃ response₃ │ question
+                                                      C:   q₁ a₁ │ q₂ a₂ │ q₃ a₃ │ C question
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from rsgrpo.answering.records import AskRequest, EarlierTurn, LookedAtPage
 from rsgrpo.config import PromptConfig, ResponseFormat
-from rsgrpo.errors import RsgrpoError
+from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.prompts.template import PromptWriter
 from rsgrpo.text.control_tokens import control_token
 from rsgrpo.text.sections import parse_response
@@ -57,20 +60,18 @@ class MessageWriter:
             The system turn, also an empty one (chat templates add their own otherwise), the turns before, the question.
 
         Raises:
-            QuestionError: a text is empty, or would forge a turn or an image.
+            QuestionError: a text is empty, or would forge a turn or an image; the message says which.
             PromptTemplateError: the template fails on the question.
         """
-        texts = (request.question, *(text for turn in request.earlier for text in (turn.question, turn.response)))
-        forged = control_token(*texts)
-        if forged:
+        if forged := control_token(request.question):
             raise QuestionError(f"the question holds {forged!r}, which is a sign of the model's own; take it out")
         if not request.question.strip():
             raise QuestionError("the question is empty; ask something")
         if not any(page.is_shown for page in pages):
             raise QuestionError("there is no page to ask about; name some, or an index to search")
-        turns = [self._turn(turn, is_same=bool(request.pages)) for turn in request.earlier]
+        shown_in = _first_about(request, pages)
+        turns = [self._turn(turn, is_same=place >= shown_in) for place, turn in enumerate(request.earlier)]
         questions = [*(question for question, _ in turns), request.question]
-        shown_in = 0 if request.pages else len(turns)
         contents: list[object] = [*questions]
         contents[shown_in] = self._content(questions[shown_in], pages, image_url)
         messages: list[Message] = [{"role": "system", "content": self._system}]
@@ -82,9 +83,17 @@ class MessageWriter:
 
     def _turn(self, turn: EarlierTurn, *, is_same: bool) -> tuple[str, str]:
         if is_same:
-            return turn.question, f"<{self._opened}>\n{turn.response}" if self._opened else turn.response
-        answer = parse_response(turn.response, self._format, self._opened).content(self._format.answer_section)
-        return turn.question, (answer or turn.response).strip()
+            response = f"<{self._opened}>\n{turn.response}" if self._opened else turn.response
+        else:
+            answer = parse_response(turn.response, self._format, self._opened).content(self._format.answer_section)
+            response = (answer or turn.response).strip()
+        for what, text in (("", turn.question), ("the answer to ", response)):
+            if forged := control_token(text):
+                raise QuestionError(
+                    f"{what}the earlier question {shown(turn.question, 60)!r} holds {forged!r}, which is a sign of the "
+                    "model's own; leave that turn out, or begin a new conversation"
+                )
+        return turn.question, response
 
     def _content(
         self, question: str, pages: Sequence[LookedAtPage], image_url: Callable[[ImageRef], str]
@@ -106,3 +115,14 @@ class MessageWriter:
             for part in self._writer.parts(sample)
             if part != ""
         ]
+
+
+def _first_about(request: AskRequest, pages: Sequence[LookedAtPage]) -> int:
+    """The place of the first of those last turns that were about the same pages; there is none: the question's own."""
+    seen = {page.number: page.page_id for page in pages if page.is_shown}
+    place = len(request.earlier)
+    for turn in reversed(request.earlier):
+        if not (request.pages if turn.pages is None else turn.pages == seen):
+            break
+        place -= 1
+    return place

@@ -37,9 +37,12 @@ from rsgrpo.types import ImageRef
 
 MOST_CHARACTERS = 8000
 """The longest question, in characters."""
+MOST_RESPONSE_CHARACTERS = 100_000
+"""The longest response of an earlier turn, in characters: more than models write."""
 MOST_PAGES = 50
 """The most pages that a question may be answered from."""
 
+_MOST_SEARCHED_BEFORE = 1000  # characters of the question before: enough to say what a follow-up is about
 _WAITING_SECONDS = 1.0  # between words to those who wait
 
 
@@ -74,6 +77,15 @@ class VisitorQuestion:
             raise RefusedError(f"num_pages={self.num_pages} is not between 1 and {MOST_PAGES}")
         if len(self.page_ids) + len(self.given) > MOST_PAGES:
             raise RefusedError(f"a question is answered from {MOST_PAGES} pages at most; give fewer")
+        for turn in self.earlier:
+            for what, text, most in (
+                ("an earlier question", turn.question, MOST_CHARACTERS),
+                ("the answer to an earlier question", turn.response, MOST_RESPONSE_CHARACTERS),
+            ):
+                if len(text) > most:
+                    raise RefusedError(
+                        f"{what} has {len(text):,} characters, the most are {most:,}; begin a new conversation", 413
+                    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,9 +141,11 @@ class Answers:
             RsgrpoError: the question cannot be searched for; the message says why.
         """
         documents = self.library.chosen(visitor, question.documents)
-        text = " ".join([*(turn.question for turn in question.earlier[-1:]), question.text])
+        before = question.earlier[-1].question[:_MOST_SEARCHED_BEFORE] if question.earlier else ""
         found = await self.searcher.search(
-            LibrarySearch(text=text, num_pages=question.num_pages, documents=documents, by=question.by)
+            LibrarySearch(
+                text=question.text, num_pages=question.num_pages, documents=documents, by=question.by, before=before
+            )
         )
         return dataclasses.replace(found, remarks=tuple(map(self.hide, found.remarks)))
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from recipes.serving.event_json import page_id_of
 from rsgrpo.answering.records import EarlierTurn
 from rsgrpo.errors import RsgrpoError, shown
 
@@ -240,7 +241,15 @@ class History:
         """
         answered = [turn for turn in self.turns(owner, conversation) if turn.answer is not None]
         return tuple(
-            EarlierTurn(question=turn.question, response=str((turn.answer or {}).get("response", "")))
+            EarlierTurn(
+                question=turn.question,
+                response=str((turn.answer or {}).get("response", "")),
+                pages={
+                    page["number"]: page_id_of(page["key"])
+                    for page in (turn.answer or {}).get("pages", ())
+                    if page["is_shown"]
+                },
+            )
             for turn in answered[-most:]
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Collection, Mapping
 from typing import Any, get_args
@@ -12,9 +13,13 @@ from recipes.indexing.searching import SearchBy
 from recipes.serving.access import Visitor
 from recipes.serving.refusals import RefusedError
 from rsgrpo.errors import shown
+from rsgrpo.io.ids import well_formed
 
 MOST_JSON_BYTES = 1 << 20
-"""The longest body of a request that brings no images, in bytes."""
+"""The longest body of a request, the images in it aside, in bytes."""
+
+_IMAGE_MARK = b'"data:image/'
+_LARGE_BYTES = 64 << 10  # reading so much takes longer than handing it to a thread
 
 _KINDS = {str: "a text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
 
@@ -34,7 +39,10 @@ async def json_body(request: Request, most_bytes: int = MOST_JSON_BYTES) -> dict
 
     Args:
         request: the request.
-        most_bytes: the longest body, in bytes.
+        most_bytes: the longest body, in bytes; what is beyond :data:`MOST_JSON_BYTES` must be images as data URLs.
+
+    Returns:
+        The object, whose texts can all be written as UTF-8.
 
     Raises:
         RefusedError: it brings none, or a longer one.
@@ -44,17 +52,66 @@ async def json_body(request: Request, most_bytes: int = MOST_JSON_BYTES) -> dict
     if kind != "application/json":
         raise RefusedError(f"the content type is {shown(kind or 'not given', 60)}; send application/json", 415)
     body = bytearray()
+    beside_images = BesideImages()
     async for chunk in request.stream():
         body += chunk
         if len(body) > most_bytes:
             raise RefusedError(f"the body is longer than {most_bytes:,} bytes; send less", 413)
+        if beside_images.num_bytes(body) > MOST_JSON_BYTES:
+            raise RefusedError(f"the body has more than {MOST_JSON_BYTES:,} bytes beside its images; send less", 413)
+    return await asyncio.to_thread(_parsed, body) if len(body) > _LARGE_BYTES else _parsed(body)
+
+
+class BesideImages:
+    """Counts the bytes of a growing body that stand in no data URL of an image.
+
+    Such a URL is one text, however long; other JSON of its length would be millions of objects, with many times the
+    memory.
+    """
+
+    def __init__(self) -> None:
+        self._num_bytes = 0
+        self._place = 0
+        self._is_in_image = False
+
+    def num_bytes(self, body: bytearray) -> int:
+        """Count on, up to the end of the body; a mark that it may cut is counted with what comes next.
+
+        Args:
+            body: the body so far, which begins as it did at the call before.
+        """
+        while True:
+            found = body.find(b'"' if self._is_in_image else _IMAGE_MARK, self._place)
+            if self._is_in_image:
+                self._place = len(body) if found < 0 else found
+            else:
+                end = max(self._place, len(body) - len(_IMAGE_MARK) + 1) if found < 0 else found + len(_IMAGE_MARK)
+                self._num_bytes += end - self._place
+                self._place = end
+            if found < 0 or self._num_bytes > MOST_JSON_BYTES:
+                return self._num_bytes
+            self._is_in_image = not self._is_in_image
+
+
+def _parsed(body: bytearray) -> dict[str, Any]:
     try:
-        found = json.loads(body, parse_constant=_no_constant)
+        found = _with_well_formed_texts(json.loads(body, parse_constant=_no_constant))
     except (ValueError, RecursionError):
         raise RefusedError("the body is no JSON; send an object") from None
     if not isinstance(found, dict):
         raise RefusedError("the body is no JSON object; send one in braces")
     return found
+
+
+def _with_well_formed_texts(value: Any) -> Any:
+    """The same JSON without halves of characters, which ``\\ud800`` brings and nothing can store or send."""
+    if isinstance(value, str):
+        return value if value.isascii() else well_formed(value)[0]
+    if isinstance(value, list):
+        return [_with_well_formed_texts(item) for item in value]
+    if isinstance(value, dict):
+        return {_with_well_formed_texts(name): _with_well_formed_texts(item) for name, item in value.items()}
+    return value
 
 
 def _no_constant(name: str) -> None:

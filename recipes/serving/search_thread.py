@@ -6,16 +6,18 @@ A model takes hardly longer for eight questions than for one, so the more come, 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from recipes.indexing.searching import Findings, SearchBy
 from recipes.serving.library import Library
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.retrieval.embedders.embedder import EmbeddingError
 
+_LOG = logging.getLogger("rsgrpo.serve")
 _MOST_TOGETHER = 32  # whoever comes next waits for so many
 
 
@@ -28,12 +30,20 @@ class LibrarySearch:
         num_pages: the largest number of pages.
         documents: the documents that are searched; empty: all.
         by: what is searched; None: as the index is tuned.
+        before: the question before, which helps to find what a follow-up is about; left out where the embedder does
+            not take both. Empty: there is none.
     """
 
     text: str
     num_pages: int
     documents: Sequence[str]
     by: SearchBy | None
+    before: str = ""
+
+    @property
+    def whole_text(self) -> str:
+        """The question before and the question."""
+        return f"{self.before} {self.text}" if self.before else self.text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,13 +97,29 @@ class SearchThread:
             if waiting.found.set_running_or_notify_cancel():
                 together.append(waiting)
         if len(together) > 1:
-            with suppress(RsgrpoError):  # whose question it is will be told when it is searched for
-                self._library.embed_ahead([waiting.search.text for waiting in together if waiting.search.by != "text"])
+            self._embed_ahead([waiting.search.whole_text for waiting in together if waiting.search.by != "text"])
         for waiting in together:
-            search = waiting.search
             try:
-                found = self._library.search(search.text, search.num_pages, search.documents, search.by)
+                found = self._search(waiting.search)
             except BaseException as error:  # of whatever kind: whoever waits must be told
                 waiting.found.set_exception(error)
             else:
                 waiting.found.set_result(found)
+
+    def _embed_ahead(self, texts: list[str]) -> None:
+        """Embed questions together; whosever question fails is told when it is searched for alone."""
+        try:
+            self._library.embed_ahead(texts)
+        except RsgrpoError:
+            pass
+        except BaseException:  # a mistake of ours, which must not leave those waiting who were taken out together
+            _LOG.exception("%d questions could not be embedded together; each is now embedded alone", len(texts))
+
+    def _search(self, search: LibrarySearch) -> Findings:
+        try:
+            return self._library.search(search.whole_text, search.num_pages, search.documents, search.by)
+        except EmbeddingError:
+            if not search.before:
+                raise
+        # The two may be too long together, and the visitor can only shorten the new one.
+        return self._library.search(search.text, search.num_pages, search.documents, search.by)

@@ -141,10 +141,13 @@ class EarlierTurn:
     Attributes:
         question: the text of the question.
         response: the whole response, with its tags.
+        pages: the ids of the pages that the model saw, by their numbers; None: those that the next question gives,
+            where it gives some.
     """
 
     question: str
     response: str
+    pages: Mapping[int, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

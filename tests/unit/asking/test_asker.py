@@ -12,16 +12,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from recipes.asking.asker import ModelAsker
 from recipes.asking.chat_stream import ChatClient
-from recipes.asking.messages import QuestionError
+from recipes.asking.messages import MessageWriter, QuestionError
 from recipes.asking.model_choice import AskSettings
 from recipes.asking.page_choice import IndexPages, IndexPlace, PageChoiceError, PageChooser, named_pages
 from recipes.asking.page_images import PageImages
-from rsgrpo.answering.records import Answered, AnswerEvent, AskRequest, EarlierTurn, PagesChosen, SectionText
+from rsgrpo.answering.records import (
+    Answered,
+    AnswerEvent,
+    AskRequest,
+    EarlierTurn,
+    LookedAtPage,
+    PagesChosen,
+    SectionText,
+)
 from rsgrpo.config import EVISRAG, DataConfig, ImageOrder, PromptConfig, RolloutConfig, SamplingConfig
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.image_rules import ImageRules
@@ -138,6 +148,68 @@ def test_a_follow_up_that_searches_anew_shows_the_new_pages_and_the_earlier_answ
     ]
     assert isinstance(chosen, PagesChosen)
     assert chosen.remarks == ("one page has no text",)
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> MessageWriter:
+    return MessageWriter(settings_of(tmp_path_factory.mktemp("prompt")).prompt, EVISRAG)
+
+
+def written(writer: MessageWriter, request: AskRequest) -> list[tuple[str, list[str]]]:
+    messages = writer.messages(request, request.pages, lambda image: f"data:{image.path}")
+    return texts_of({"messages": messages})[1:]
+
+
+def page(page_id: str, number: int = 1, *, is_shown: bool = True) -> LookedAtPage:
+    image = ImageRef(path=page_id, file=page_id)
+    return LookedAtPage(number=number, page_id=page_id, document=page_id, page_number=1, image=image, is_shown=is_shown)
+
+
+@given(st.text("AB", max_size=5), st.sampled_from("AB"))
+def test_pages_stand_before_the_last_turns_that_were_about_them_and_before_no_other(
+    writer: MessageWriter, before: str, asked: str
+) -> None:
+    earlier = tuple(EarlierTurn(question=f"{name}?", response=RESPONSE, pages={1: name}) for name in before)
+    turns = written(writer, AskRequest(question="now?", pages=(page(asked),), earlier=earlier))
+    users, answers = turns[::2], turns[1::2]
+    first = len(before.rstrip(asked))
+    assert [place for place, (_, content) in enumerate(users) if "image" in content] == [first]
+    assert [text for _, (text,) in answers] == ["two"] * first + [RESPONSE] * (len(before) - first)
+    assert [content[-1].removeprefix("Look. ") for _, content in users] == [*(f"{name}?" for name in before), "now?"]
+
+
+@pytest.mark.parametrize(
+    ("pages", "is_same"),
+    [
+        ((page("A"), page("B", 2)), True),
+        ((page("B"), page("A", 2)), False),  # the answer calls them by other numbers
+        ((page("A"),), False),
+        ((page("A"), page("B", 2), page("C", 3, is_shown=False)), True),
+    ],
+    ids=["same", "other numbers", "fewer", "left out"],
+)
+def test_the_same_pages_are_those_that_the_model_saw_under_the_same_numbers(
+    writer: MessageWriter, pages: tuple[LookedAtPage, ...], is_same: bool
+) -> None:
+    turn = EarlierTurn(question="First?", response=RESPONSE, pages={1: "A", 2: "B"})
+    first, answer, _ = written(writer, AskRequest(question="now?", pages=pages, earlier=(turn,)))
+    assert (answer == ("assistant", [RESPONSE])) == ("image" in first[1]) == is_same
+
+
+@pytest.mark.parametrize(
+    ("turn", "question", "reason"),
+    [
+        (EARLIER, "now <|im_end|>?", "^the question holds"),
+        (EarlierTurn(question="a <|im_end|>?", response="b"), "now?", "^the earlier question 'a <|im_end|>?' holds"),
+        (EarlierTurn(question="a?", response="b <|im_end|>"), "now?", "^the answer to the earlier question 'a?' holds"),
+    ],
+    ids=["question", "earlier question", "earlier answer"],
+)
+def test_a_control_token_is_named_with_the_text_that_holds_it(
+    writer: MessageWriter, turn: EarlierTurn, question: str, reason: str
+) -> None:
+    with pytest.raises(QuestionError, match=reason.replace("|", r"\|").replace("?", r"\?")):
+        written(writer, AskRequest(question=question, pages=(page("A"),), earlier=(turn,)))
 
 
 def test_a_model_that_knows_single_questions_alone_is_asked_one_at_a_time_and_says_so(server, tmp_path):

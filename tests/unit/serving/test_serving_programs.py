@@ -46,7 +46,8 @@ def _client(address: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0)
 
 
-def _png(colour: str) -> str:
+def png_url(colour: str) -> str:
+    """An image as a data URL."""
     Image.new("RGB", (60, 40), colour).save(output := io.BytesIO(), "PNG")
     return f"data:image/png;base64,{base64.b64encode(output.getvalue()).decode()}"
 
@@ -102,7 +103,7 @@ def test_images_that_come_along_are_the_pages_and_leave_nothing_behind(
     full: tuple[Served, str], is_streamed: bool
 ) -> None:
     served, address = full
-    parts = [{"type": "image_url", "image_url": {"url": _png(colour)}} for colour in ("red", "blue")]
+    parts = [{"type": "image_url", "image_url": {"url": png_url(colour)}} for colour in ("red", "blue")]
     content = [*parts, {"type": "text", "text": "which is red?"}]
     with _client(address) as client:
         create: Any = client.chat.completions.create  # its types want a class for each part
