@@ -238,6 +238,8 @@ class Library:
             except BaseException:  # its visitor is told that it failed: it must not turn up later
                 if new := set(store.documents()) - before:
                     store.remove(*new)
+                    index.remove([page.page_id for page in index.pages(PageFilter(documents=tuple(new)))])
+                    index.save()
                 raise
             new = set(store.documents()) - before
             # A document without a page that can be found is listed nowhere, so that nobody could remove it.

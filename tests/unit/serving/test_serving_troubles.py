@@ -8,7 +8,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,21 @@ from recipes.serving.history import HISTORY_FILE
 from recipes.serving.pdf_probe import ProbeError
 from recipes.serving.serve_command import TOKEN_VARIABLE
 from recipes.serving.uploads import UploadBounds
+from rsgrpo.retrieval.embedders.embedder import PageImage
+from rsgrpo.types import FloatArray
 from tests.programs import TIMEOUT_SECONDS
 from tests.unit.documents.handmade_pdfs import make_pdf, text_pages
-from tests.unit.serving.served import INVOICE, LETTER, TOKEN, FileEmbedder, Served, events, serving, wait_until
+from tests.unit.serving.served import (
+    INVOICE,
+    LETTER,
+    TOKEN,
+    FileEmbedder,
+    Served,
+    events,
+    make_parts,
+    serving,
+    wait_until,
+)
 
 Message = dict[str, Any]
 
@@ -187,13 +199,21 @@ def test_words_that_could_not_be_read_once_are_read_the_next_time(
 def test_a_document_that_fails_in_whatever_way_does_not_turn_up_later(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(self: FileEmbedder, pages: object) -> None:
-        raise MemoryError
+    embed, num_calls = FileEmbedder.embed_pages, 0
+
+    def no_memory(self: FileEmbedder, pages: Sequence[PageImage]) -> FloatArray:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls > 1:
+            raise MemoryError
+        return embed(self, pages)
 
     with monkeypatch.context() as patch:
         patch.setattr(FileEmbedder, "embed_pages", no_memory)
+        patch.setattr("recipes.indexing.updating._FIRST_PAGES", 1)  # the first page is in the index when it fails
         assert last_event(served, "a.pdf", INVOICE)["state"] == "failed"
     assert files(served.state / "uploads") == []
+    assert make_parts(served.index.parent).answers.library.num_pages == 0  # as another start finds it
     served.bring("b.pdf", LETTER)
     assert listed(served) == ["b.pdf"]
     assert served.bring("a.pdf") == "a.pdf: 2 pages"
