@@ -233,9 +233,10 @@ class UploadDesk:
         if upload is None or not self._sees(visitor, upload):
             raise RefusedError("there is no such upload; it may have ended long ago", 404)
         while True:
-            changed = upload.changed
+            # Before it is handed on: while that is sent it may end, and its end must be told as well.
+            changed, is_over = upload.changed, upload.is_over
             yield upload
-            if upload.is_over:
+            if is_over:
                 return
             await changed.wait()
 

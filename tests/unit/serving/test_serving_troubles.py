@@ -110,7 +110,8 @@ def test_files_that_are_being_received_count_among_those_that_wait(tmp_path: Pat
             return sorted([status for status, _ in await asyncio.gather(*bringing)])
 
         assert call(served, bring_many) == [202, *[429] * 5]
-        wait_until(lambda: listed(served) == ["a.pdf"])
+        wait_until(lambda: not served.client.get("/api/documents").json()["uploads"], TIMEOUT_SECONDS)
+        assert listed(served) == ["a.pdf"]
         call(served, lambda: request(served, "/api/documents", LETTER[:1], hang_up))  # one that does not come whole
         assert served.bring("b.pdf") == "b.pdf: 2 pages"
 
