@@ -18,17 +18,19 @@ def heed_interrupts() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def start_python(code: str, *arguments: str) -> subprocess.Popen[str]:
+def start_python(code: str, *arguments: str, stdin: int | None = None) -> subprocess.Popen[str]:
     """A small program from the repository's folder, in the background; it heeds Ctrl-C.
 
     Args:
         code: Python.
         arguments: ``sys.argv[1:]``.
+        stdin: what it reads from, as ``subprocess`` names it; None: what this process reads from.
     """
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

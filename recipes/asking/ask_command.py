@@ -198,10 +198,17 @@ def _checked(arguments: Sequence[str]) -> _Call:
         raise UsageError(f"no question is given; ask something, in quotes{_try_this(model)}")
     if not options.files and options.index is None:
         what = shown(options.question, 60)
-        hint = " (a question of several words belongs in quotes)" if Path(options.question).exists() else ""
+        hint = " (a question of several words belongs in quotes)" if _is_file(options.question) else ""
         raise UsageError(f"no page is given for {what!r}{hint}; name pages behind it, or --index{_try_this(model)}")
     settings = filter_settings(filtered, index=str(options.index or "")) if filtered else None
     return _Call(options=options, model=model, index=given, filter=settings, example=example)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except OSError:  # longer than any file name, as questions may be
+        return False
 
 
 def _example(options: argparse.Namespace, model: ChosenModel) -> Example | None:

@@ -6,7 +6,6 @@ by a guard beside it where that process is killed.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -16,7 +15,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +25,7 @@ from types import TracebackType
 import httpx
 
 from recipes.asking.chat_server import ServerAddress, ServerError
+from recipes.asking.shared_restart import STOPPED, SharedRestart
 from rsgrpo.cluster.environments import serving_environment
 from rsgrpo.config import RolloutConfig
 from rsgrpo.errors import shown
@@ -154,7 +153,7 @@ class EngineServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: Guard | None = None
         self._take_back: Callable[[], object] = lambda: None
-        self._turn = threading.Lock()
+        self._restart = SharedRestart(self._revive)
         self._is_closed = False
 
     def __enter__(self) -> EngineServer:
@@ -211,6 +210,11 @@ class EngineServer:
     def close(self) -> None:
         """End the server with all that it started."""
         self._is_closed = True
+        process = self._process
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)  # at once: a restart that waits for it gives up sooner
+        self._restart.close()
         self._end()
         self._dismiss_guard()
         if not self._is_log_kept:
@@ -228,21 +232,20 @@ class EngineServer:
             raise ServerError(
                 f"the engine failed {attempt + 1} times on one question, at last with: {reason}; {self._log_told}"
             )
-        await asyncio.to_thread(self._revive)
+        await self._restart.done()
 
     def _revive(self) -> None:
-        with self._turn:
-            deadline = time.monotonic() + _DYING_SECONDS
-            while not self._is_closed and self._process is not None and self._process.poll() is None:
-                if self._is_healthy():
-                    return
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(_LOOK_SECONDS)
-            if self._is_closed:
-                raise ServerError("the engine was stopped; ask again")
-            self._end()
-            self.start()
+        deadline = time.monotonic() + _DYING_SECONDS
+        while not self._is_closed and self._process is not None and self._process.poll() is None:
+            if self._is_healthy():
+                return
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_LOOK_SECONDS)
+        if self._is_closed:
+            raise ServerError(STOPPED)
+        self._end()
+        self.start()
 
     def _launch(self) -> None:
         self._port = _free_port()
@@ -271,6 +274,8 @@ class EngineServer:
         most = self.settings.rollout.start_timeout_seconds
         while not self._is_healthy():
             waited = time.monotonic() - begin
+            if self._is_closed:
+                raise ServerError(STOPPED)
             if self._process.poll() is not None:
                 return (
                     f"the engine for {shown(self.settings.folder)} did not start "

@@ -11,7 +11,6 @@ on meanwhile gets an engine of its own.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import fcntl
 import hashlib
@@ -32,6 +31,7 @@ import httpx
 
 from recipes.asking.chat_server import ServerAddress, ServerError
 from recipes.asking.engine_server import EngineServer, EngineSettings, OnWait
+from recipes.asking.shared_restart import STOPPED, SharedRestart
 from rsgrpo.config import RolloutConfig, SamplingConfig
 from rsgrpo.errors import RsgrpoError, shown
 from rsgrpo.io.atomic_files import FileError, read_json_object
@@ -132,6 +132,8 @@ class KeptEngine:
         self._places = _places(settings)
         self._found: ServerAddress | None = None
         self._use: IO[bytes] | None = None
+        self._restart = SharedRestart(self._find)
+        self._is_closed = False
 
     def __enter__(self) -> KeptEngine:
         self._places.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -147,6 +149,8 @@ class KeptEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_closed = True
+        self._restart.close()
         self._touch()
         if self._use is not None:
             self._use.close()
@@ -169,27 +173,30 @@ class KeptEngine:
                 f"the engine failed {attempt + 1} times on one question, at last with: {reason}; its output is in "
                 f"{shown(self._places.log)}"
             )
-        await asyncio.to_thread(self._find)
+        await self._restart.done()
 
     def _find(self) -> None:
         """Find the engine, or start it and wait for it."""
-        self._found = _address(self._places)
+        found = _address(self._places)  # whoever asks meanwhile is told the old address
         begin = time.monotonic()
         keeper: subprocess.Popen[bytes] | None = None
         try:
-            while self._found is None:
+            while found is None:
+                if self._is_closed:
+                    raise ServerError(STOPPED)
                 if not _is_held(self._places.keeper):
                     if keeper is not None and keeper.poll() is not None:
                         raise ServerError(self._why(keeper.returncode))
                     keeper = keeper or self._start_keeper()
                 self._on_wait("the engine starts", time.monotonic() - begin)
                 time.sleep(_LOOK_SECONDS)
-                self._found = _address(self._places)
+                found = _address(self._places)
         except BaseException:
             if keeper is not None and keeper.poll() is None:  # nobody waits for it any more
                 keeper.terminate()
                 keeper.wait()
             raise
+        self._found = found
         self._touch(is_new=True)
 
     def _start_keeper(self) -> subprocess.Popen[bytes]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -48,6 +48,7 @@ _ASSETS = (
     "viewer.js",
 )
 _LOG = logging.getLogger("rsgrpo.serve")
+_HUNG_UP = 499  # what nginx calls it; nobody reads this reply
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,11 +108,14 @@ def make_application(parts: ServerParts) -> ASGIApp:
                 answers.searcher.close()
                 if answers.filter is not None:
                     answers.filter.close()
+                await page.close()
                 parts.history.close()
                 if parts.at_end is not None:
                     await parts.at_end()
 
     async def failed(request: Request, error: Exception) -> Response:
+        if isinstance(error, ClientDisconnect):
+            return Response(status_code=_HUNG_UP)
         if isinstance(error, RefusedError):
             return error_response(answers.hide(str(error)), error.status)
         if isinstance(error, HistoryError):
@@ -135,6 +139,7 @@ def make_application(parts: ServerParts) -> ASGIApp:
         ],
         exception_handlers={
             RsgrpoError: failed,
+            ClientDisconnect: failed,
             HTTPException: failed,
             404: failed,
             500: failed,

@@ -90,6 +90,14 @@ class Library:
         """How many pages can be found."""
         return len(self._index) if self._index is not None else 0
 
+    def has(self, document: str) -> bool:
+        """Whether pages of a document can be found.
+
+        Args:
+            document: the name of the document in the index.
+        """
+        return document in self._documents
+
     def documents(self, visitor: Visitor) -> list[LibraryDocument]:
         """List the documents that a visitor sees, in page order.
 
@@ -209,7 +217,7 @@ class Library:
     def add(
         self, folder: Path, on_rendering: OnProgress, on_embedding: Callable[[int, int], None]
     ) -> tuple[IngestReport, IndexReport]:
-        """Add the documents of a folder.
+        """Add the documents of a folder; those of which no page can be found, such as blank ones, are not kept.
 
         Args:
             folder: the folder; documents are named by their place in it.
@@ -224,12 +232,19 @@ class Library:
         """
         with self._change() as (index, embedder, store):
             before = set(store.documents())
-            rendered = store.add([folder], on_rendering)
             try:
+                rendered = store.add([folder], on_rendering)
                 embedded = update_index(index, embedder, store, dates=store.dates(), on_progress=on_embedding)
-            except RsgrpoError:  # its visitor is told that it failed: it must not turn up later
-                store.remove(*(set(store.documents()) - before))
+            except BaseException:  # its visitor is told that it failed: it must not turn up later
+                if new := set(store.documents()) - before:
+                    store.remove(*new)
+                    index.remove([page.page_id for page in index.pages(PageFilter(documents=tuple(new)))])
+                    index.save()
                 raise
+            new = set(store.documents()) - before
+            # A document without a page that can be found is listed nowhere, so that nobody could remove it.
+            if empty := [name for name in new if not index.pages(PageFilter(documents=(name,)))]:
+                store.remove(*empty)
         return rendered, embedded
 
     @property

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from functools import lru_cache
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -22,7 +24,7 @@ from recipes.serving.exports import markdown_export, turn_json
 from recipes.serving.history import History, TurnState
 from recipes.serving.marks import box_tokens_of, marked_words
 from recipes.serving.page_images import image_reply
-from recipes.serving.pdf_probe import ProbeError, page_words
+from recipes.serving.pdf_probe import ProbeError
 from recipes.serving.refusals import RefusedError, error_body
 from recipes.serving.requests import Fields, json_body, visitor_of
 from recipes.serving.uploads import Upload, UploadDesk
@@ -31,10 +33,16 @@ from rsgrpo.answering.records import Answered, PagesChosen, SectionText
 from rsgrpo.documents.records import PlacedWord
 from rsgrpo.errors import RsgrpoError
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _EARLIER_TURNS = 3  # of a conversation that the model sees again
 _EVERYBODY = "everybody"  # owns the history where there are no sessions
 _NOBODY = "nobody"  # the beginning of owners that nobody can be
 _MOST_EVIDENCE_CHARACTERS = 2000
+_KEPT_WORDS = 64  # pages whose words need not be read again
+_CLOSE_SECONDS = 1.0
+_LOG = logging.getLogger("rsgrpo.serve")
 _ASK_FIELDS = frozenset({"question", "conversation", "num_pages", "documents", "by", "pages"})
 
 
@@ -58,6 +66,22 @@ class PageRoutes:
         self._history = history
         self._rules = rules
         self._answer_section = answer_section
+        self._words: dict[tuple[Path, int], tuple[PlacedWord, ...]] = {}
+        # One thread: another program that writes to the history's file may hold it up for seconds, and nothing else.
+        self._historian = ThreadPoolExecutor(1, thread_name_prefix="history")
+
+    async def close(self) -> None:
+        """Write down what was handed over, as far as that takes no longer than a moment."""
+        written = asyncio.wrap_future(self._historian.submit(lambda: None))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(written, _CLOSE_SECONDS)
+        self._historian.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_history(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do something with the history; who is cancelled meanwhile does not undo it."""
+        return await asyncio.shield(
+            asyncio.get_running_loop().run_in_executor(self._historian, partial(work, *args, **kwargs))
+        )
 
     def routes(self) -> list[Route]:
         """List the routes."""
@@ -95,7 +119,7 @@ class PageRoutes:
         has_history = visitor.has_session or not self._library.has_sessions
         owner = self._owner(visitor) if has_history or conversation else f"{_NOBODY} {secrets.token_urlsafe(16)}"
         earlier = (
-            await asyncio.to_thread(self._history.earlier, owner, conversation, _EARLIER_TURNS) if conversation else ()
+            await self._in_history(self._history.earlier, owner, conversation, _EARLIER_TURNS) if conversation else ()
         )
         question = VisitorQuestion(
             text=fields.text("question"),
@@ -106,7 +130,7 @@ class PageRoutes:
             earlier=earlier,
         )
         self._answers.library.chosen(visitor, question.documents)  # what can be refused at once is
-        turn = await asyncio.to_thread(self._history.begin, owner, question.text, conversation)
+        turn = await self._in_history(self._history.begin, owner, question.text, conversation)
         return EventStream(self._told(visitor, question, *turn))
 
     async def _told(
@@ -114,7 +138,7 @@ class PageRoutes:
     ) -> AsyncGenerator[bytes]:
         """Stream an answer, and write down what came of it."""
         state: TurnState = "stopped"
-        answer: Json | None = None
+        is_written = False
         problem = "it was stopped before it was answered"
         try:
             yield server_event("turn", {"conversation": conversation, "number": number})
@@ -122,8 +146,12 @@ class PageRoutes:
                 async for event in events:
                     if isinstance(event, Answered):
                         answer = {**answer_json(event), "answer_section": self._answer_section}
-                        state, problem = "answered", ""
-                        await asyncio.to_thread(self._history.finish, conversation, number, state, answer)
+                        is_written = True  # also where this is cancelled while it is written
+                        try:
+                            await self._in_history(self._history.finish, conversation, number, "answered", answer)
+                        except Exception:
+                            is_written = False
+                            raise
                         yield server_event("answered", answer)
                     else:
                         yield server_event(*self._event(event))
@@ -136,8 +164,10 @@ class PageRoutes:
             yield server_event("problem", error_body(problem, 500))
             raise
         finally:
-            if answer is None:  # in this thread: whoever is cancelled may not wait
-                self._history.finish(conversation, number, state, None, problem)
+            if not is_written:  # without waiting for it: whoever is cancelled may not
+                with suppress(RuntimeError):  # the server ends: its next start marks the question as stopped
+                    writing = self._historian.submit(self._history.finish, conversation, number, state, None, problem)
+                    writing.add_done_callback(_log_failure)
 
     def _event(self, event: Waiting | PagesChosen | SectionText) -> tuple[str, Json]:
         if isinstance(event, Waiting):
@@ -204,13 +234,25 @@ class PageRoutes:
         boxes = box_tokens_of(text)
         if not boxes:
             source = await asyncio.to_thread(self._library.source_file, page.document)
-            words = await asyncio.to_thread(_words, source, page.page_number) if source is not None else ()
+            words = await self._words_of(source, page.page_number) if source is not None else ()
             boxes, origin = await asyncio.to_thread(marked_words, text, words), "words"
         found = [[box.left, box.top, box.right, box.bottom] for box in boxes]
         return JSONResponse({"boxes": found, "origin": origin if found else "page"})
 
+    async def _words_of(self, path: Path, page_number: int) -> tuple[PlacedWord, ...]:
+        words = self._words.get((path, page_number))
+        if words is None:
+            try:
+                words = await self._desk.probes.page_words(path, page_number)
+            except ProbeError:
+                return ()  # the whole page is framed then; next time it may be read
+            while len(self._words) >= _KEPT_WORDS:
+                del self._words[next(iter(self._words))]
+            self._words[path, page_number] = words
+        return words
+
     async def _conversations(self, request: Request) -> Response:
-        found = await asyncio.to_thread(self._history.conversations, self._owner(visitor_of(request)))
+        found = await self._in_history(self._history.conversations, self._owner(visitor_of(request)))
         return JSONResponse(
             {
                 "conversations": [
@@ -228,7 +270,7 @@ class PageRoutes:
 
     async def _conversation(self, request: Request) -> Response:
         conversation = request.path_params["conversation"]
-        turns = await asyncio.to_thread(self._history.turns, self._owner(visitor_of(request)), conversation)
+        turns = await self._in_history(self._history.turns, self._owner(visitor_of(request)), conversation)
         form = request.query_params.get("format", "")
         if form not in ("", "json", "markdown"):
             raise RefusedError("format must be json or markdown")
@@ -242,13 +284,10 @@ class PageRoutes:
 
     async def _delete_conversation(self, request: Request) -> Response:
         owner = self._owner(visitor_of(request))
-        await asyncio.to_thread(self._history.delete, owner, request.path_params["conversation"])
+        await self._in_history(self._history.delete, owner, request.path_params["conversation"])
         return JSONResponse({"ok": True})
 
 
-@lru_cache(maxsize=64)
-def _words(path: Path, page_number: int) -> tuple[PlacedWord, ...]:
-    try:
-        return tuple(page_words(path, page_number))
-    except ProbeError:
-        return ()  # the whole page is framed then
+def _log_failure(writing: Future[None]) -> None:
+    if not writing.cancelled() and (error := writing.exception()) is not None:
+        _LOG.error("what came of a question cannot be written down", exc_info=error)

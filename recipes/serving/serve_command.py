@@ -27,16 +27,19 @@ from rsgrpo.run.progress import Progress
 if TYPE_CHECKING:  # they take long to import, which a slip in the call need not wait for
     from recipes.asking.asker import ModelAsker
     from recipes.asking.chat_server import ChatServer
+    from recipes.serving.answers import Answers
     from recipes.serving.application import ServerParts
     from recipes.serving.filter_thread import FilterThread
     from recipes.serving.library import Library
     from recipes.serving.shared_embedder import SharedEmbedder
+    from rsgrpo.io.writer_lock import WriterLock
 
 TOKEN_VARIABLE = "RSGRPO_SERVE_TOKEN"
 """The environment variable that may hold the token."""
 
 _DEFAULT_PORT = 8750
 _SHORTEST_TOKEN = 16
+_LOCK_FILE = "server.lock"
 _SECRET_FILE = "secret"
 _SECRET_BYTES = 32
 _GRACE_SECONDS = 3
@@ -126,6 +129,8 @@ def _serve(arguments: Sequence[str], make_embedder: MakeEmbedder) -> None:
     filtering = filter_settings(filtered, index=str(options.index)) if filtered else None
     with ExitStack() as stack:
         listener = None if options.mcp_stdio else stack.enter_context(_listener(options))
+        if listener is not None:
+            stack.enter_context(_state_lock(_state(options)))
         model = choose_model(
             options.model,
             served_name=options.model_name,
@@ -151,15 +156,17 @@ def _serve(arguments: Sequence[str], make_embedder: MakeEmbedder) -> None:
             if filtering is not None
             else None
         )
-        parts = _parts(options, token, model, library, asker, filter_thread)
+        answers = _answers(options, model, library, asker, filter_thread)
         if listener is not None:
+            parts = _parts(options, token, model, answers, asker)
             _listen(options, parts, listener, embedder.stop)
             return
+        # No desk and no history: agents start this beside a server, whose state it must not touch.
         from recipes.serving.agent_tools import make_agent_server
 
         async def talk() -> None:
             async with asker:
-                await make_agent_server(parts.answers).run_stdio_async()
+                await make_agent_server(answers).run_stdio_async()
 
         asyncio.run(talk())
 
@@ -251,37 +258,65 @@ def _library(
     return library, embedder
 
 
-def _parts(
+def _state(options: argparse.Namespace) -> Path:
+    state: Path = options.state or options.index.with_name(f"{options.index.name}.served")
+    return state
+
+
+def _state_lock(state: Path) -> WriterLock:
+    """Hold what a server keeps: another one would delete what this one receives, and end what it answers."""
+    from rsgrpo.io.writer_lock import LockHeldError, WriterLock
+
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return WriterLock(state / _LOCK_FILE)
+    except LockHeldError as error:
+        raise UsageError(
+            f"another rsgrpo serve keeps its history and documents in {shown(state)} ({error.holder}); use that one, "
+            "end it, or name another folder by --state"
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"{shown(state)} cannot be written ({error.strerror}); name another folder by --state"
+        ) from error
+
+
+def _answers(
     options: argparse.Namespace,
-    token: str,
     model: ChosenModel,
     library: Library,
     asker: ModelAsker,
     filter_thread: FilterThread | None,
-) -> ServerParts:
-    from recipes.serving.access import AccessRules
+) -> Answers:
     from recipes.serving.answers import MOST_PAGES, Answers
-    from recipes.serving.application import ServerParts
     from recipes.serving.fair_queue import FairQueue, QueueBounds
-    from recipes.serving.history import History
     from recipes.serving.refusals import PathHider
     from recipes.serving.search_thread import SearchThread
-    from recipes.serving.uploads import UploadBounds, UploadDesk
 
-    state = options.state or options.index.with_name(f"{options.index.name}.served")
-    history = History(state)
+    state = _state(options)
     folders = [options.index, state, *([model.folder] if model.folder else []), *([model.run] if model.run else [])]
-    hide = PathHider(folders)
     at_once = options.at_once or (QueueBounds().at_once if model.url else model.settings.rollout.max_num_sequences)
-    answers = Answers(
+    return Answers(
         library=library,
         asker=asker,
         searcher=SearchThread(library),
         queue=FairQueue(QueueBounds(at_once=at_once)),
-        hide=hide,
+        hide=PathHider(folders),
         most_pages=min(MOST_PAGES, model.settings.max_images),
         filter=filter_thread,
     )
+
+
+def _parts(
+    options: argparse.Namespace, token: str, model: ChosenModel, answers: Answers, asker: ModelAsker
+) -> ServerParts:
+    from recipes.serving.access import AccessRules
+    from recipes.serving.application import ServerParts
+    from recipes.serving.history import History
+    from recipes.serving.uploads import UploadBounds, UploadDesk
+
+    state = _state(options)
+    history = History(state)
     bounds = UploadBounds(most_bytes=options.max_upload_mib * _MIB, most_pages=options.max_upload_pages)
     rules = AccessRules(
         secret=_secret(state),
@@ -291,7 +326,7 @@ def _parts(
     )
     return ServerParts(
         answers=answers,
-        desk=UploadDesk(library, state, bounds, hide),
+        desk=UploadDesk(answers.library, state, bounds, answers.hide),
         history=history,
         rules=rules,
         state_folder=state,
@@ -355,6 +390,7 @@ def _listen(
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             at_end()
+            parts.desk.stop()
             await super().shutdown(sockets=sockets)
 
     if not _is_loopback(options.host):

@@ -21,7 +21,7 @@ from typing import Literal
 
 from recipes.serving.access import Visitor
 from recipes.serving.library import Library
-from recipes.serving.pdf_probe import ProbeError, count_pages
+from recipes.serving.pdf_probe import ProbeError, Probes
 from recipes.serving.refusals import PathHider, RefusedError
 from recipes.serving.visible_documents import own_folder, shown_document
 from rsgrpo.data.images.kinds import describe_non_image
@@ -33,8 +33,10 @@ UploadState = Literal["waiting", "rendering", "embedding", "done", "failed"]
 
 _HEAD_BYTES = 4096
 _PDF_WITHIN = 1024
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".gif", ".tif", ".webp", ".bmp", ".jp2"})
-_NAME_CHARACTERS = 120
+_TIFF = ".tif"  # the one kind of image whose pictures are pages
+_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".gif", _TIFF, ".webp", ".bmp", ".jp2"})
+_STEM_BYTES = 200  # of a file name's 255: a number and a suffix come behind it
+_ENDS = "the server ends; bring the document again when it is back"
 _KEPT_UPLOADS = 500  # whose state can still be asked for
 _NOT_IN_NAMES = re.compile(r"[^\w \-.,()+&@=\[\]]")
 
@@ -46,7 +48,7 @@ class UploadBounds:
     Attributes:
         most_bytes: the largest file, in bytes.
         most_pages: the most pages of a document.
-        waiting: how many documents may wait to be indexed.
+        waiting: how many documents may be on their way into the index, from their first byte on.
         waiting_of_one: how many of them may be one visitor's.
     """
 
@@ -122,7 +124,7 @@ def safe_name(given: str, suffix: str) -> str:
     last = unicodedata.normalize("NFC", given.encode("utf-8", "replace").decode()).replace("\\", "/").rpartition("/")[2]
     name = _NOT_IN_NAMES.sub("_", last).strip(" .")
     stem = name[: -len(suffix)] if name.lower().endswith(suffix) else name
-    stem = stem[:_NAME_CHARACTERS].strip(" .~") or "document"
+    stem = stem.encode()[:_STEM_BYTES].decode(errors="ignore").strip(" .~") or "document"
     return f"{stem}{suffix}"
 
 
@@ -134,15 +136,20 @@ class UploadDesk:
         folder: the folder in which they are received and kept.
         bounds: how much visitors may bring.
         hide: takes paths out of messages.
+
+    Attributes:
+        probes: looks into files.
     """
 
     def __init__(self, library: Library, folder: Path, bounds: UploadBounds, hide: PathHider) -> None:
         self.bounds = bounds
+        self.probes = Probes()
         self._library = library
         self._receiving = folder / "receiving"
         self._kept = folder / "uploads"
         self._hide = hide
         self._uploads: dict[str, Upload] = {}
+        self._arriving: list[Visitor] = []  # of each file that is being received, whose it is
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="indexing")
         self._is_closed = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -162,19 +169,28 @@ class UploadDesk:
         Raises:
             RefusedError: it is too large, of no kind that is read, or too many wait.
         """
-        waiting = [upload for upload in self._uploads.values() if not upload.is_over]
+        if self._is_closed:
+            raise RefusedError(_ENDS, 503)
+        waiting = [*self._arriving, *(upload.visitor for upload in self._uploads.values() if not upload.is_over)]
         if self._library.has_sessions and not visitor.has_session:
             raise RefusedError("documents belong to sessions here, and there is no cookie; open the page first", 403)
         if len(waiting) >= self.bounds.waiting:
             raise RefusedError(f"{len(waiting)} documents wait to be indexed; bring this one later", 503)
-        if sum(upload.visitor == visitor for upload in waiting) >= self.bounds.waiting_of_one:
+        if waiting.count(visitor) >= self.bounds.waiting_of_one:
             raise RefusedError(f"{self.bounds.waiting_of_one} documents of yours wait already; bring it later", 429)
+        self._arriving.append(visitor)
+        try:
+            return await self._received(visitor, name, chunks)
+        finally:
+            self._arriving.remove(visitor)
+
+    async def _received(self, visitor: Visitor, name: str, chunks: AsyncIterator[bytes]) -> Upload:
         key = secrets.token_urlsafe(12)
         received = self._receiving / key
         try:
             received.mkdir(parents=True, mode=0o700)
             sha256 = await self._write(received / "file", chunks)
-            suffix = await asyncio.to_thread(self._checked, received / "file")
+            suffix = await self._checked(received / "file")
         except BaseException:
             shutil.rmtree(received, ignore_errors=True)
             raise
@@ -217,9 +233,10 @@ class UploadDesk:
         if upload is None or not self._sees(visitor, upload):
             raise RefusedError("there is no such upload; it may have ended long ago", 404)
         while True:
-            changed = upload.changed
+            # Before it is handed on: while that is sent it may end, and its end must be told as well.
+            changed, is_over = upload.changed, upload.is_over
             yield upload
-            if upload.is_over:
+            if is_over:
                 return
             await changed.wait()
 
@@ -250,9 +267,14 @@ class UploadDesk:
 
         await asyncio.get_running_loop().run_in_executor(self._worker, removed)
 
-    def close(self) -> None:
-        """Take nothing more, and break off what is being indexed."""
+    def stop(self) -> None:
+        """Take nothing more, and break off what is being looked into or rendered."""
         self._is_closed = True
+        self.probes.close()
+
+    def close(self) -> None:
+        """Stop, and delete what has not come whole."""
+        self.stop()
         self._worker.shutdown(wait=False, cancel_futures=True)
         shutil.rmtree(self._receiving, ignore_errors=True)
 
@@ -271,7 +293,7 @@ class UploadDesk:
                 await asyncio.to_thread(file.write, chunk)
         return digest.hexdigest()
 
-    def _checked(self, path: Path) -> str:
+    async def _checked(self, path: Path) -> str:
         """Say what suffix a file has by its content.
 
         Raises:
@@ -283,16 +305,23 @@ class UploadDesk:
             suffix = media_suffix(head)
             if suffix not in _IMAGE_SUFFIXES:
                 raise RefusedError(f"the file is {describe_non_image(head)[0]}; bring a PDF, or images of pages", 415)
-            return suffix
+            if suffix != _TIFF:
+                return suffix
+            what, counted = "file", self.probes.count_pictures(path)
+        else:
+            what, suffix, counted = "PDF", ".pdf", self.probes.count_pages(path)
         try:
-            num_pages = count_pages(path)
+            num_pages = await counted
         except ProbeError as error:
-            raise RefusedError(f"the PDF cannot be read: {self._hide(str(error))}", 422) from None
+            if self._is_closed:
+                raise RefusedError(_ENDS, 503) from None
+            raise RefusedError(f"the {what} cannot be read: {self._hide(str(error))}", 422) from None
         if num_pages > self.bounds.most_pages:
             raise RefusedError(
-                f"the PDF has {num_pages:,} pages, more than {self.bounds.most_pages:,}, the most that are taken", 413
+                f"the {what} has {num_pages:,} pages, more than {self.bounds.most_pages:,}, the most that are taken",
+                413,
             )
-        return ".pdf"
+        return suffix
 
     async def _indexed(self, upload: Upload, received: Path, sha256: str) -> None:
         loop = asyncio.get_running_loop()
@@ -334,10 +363,18 @@ class UploadDesk:
             rendered, _ = self._library.add(place, rendering, embedding)
             if rendered.refused:
                 raise RefusedError(rendered.refused[0].reason)
+            if not self._library.has(name):
+                raise RefusedError(_why_nothing(rendered))
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
         return _told(shown_document(name), rendered)
+
+
+def _why_nothing(report: IngestReport) -> str:
+    if report.left_out_pages:
+        return f"no page of it could be read ({report.left_out_pages[0].reason}), so nothing was added"
+    return "every page is blank, so nothing was added"
 
 
 def _told(name: str, report: IngestReport) -> str:

@@ -145,6 +145,7 @@ def test_pages_are_shown_in_a_file_in_which_a_page_is_no_program(server, pages, 
         (["What?", "{text}"], "{text}"),
         (["  ", "{pdf}"], "no question is given"),
         (["What?"], "no page is given"),
+        (["What " * 80], "no page is given"),  # longer than a file's name can be
         (["What?", "{pdf}", "--index", "x"], "both given"),
         (["What?", "{pdf}", "--pages", "2"], "--index"),
         (["What?", "--index", "{pdf}"], "{pdf}"),

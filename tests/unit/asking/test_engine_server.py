@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from recipes.asking.chat_server import ChatServer, ServerError
 from recipes.asking.chat_stream import ChatClient, ChatEnd, ChatQuestion
 from recipes.asking.engine_server import EngineServer, EngineSettings, server_program
 from recipes.asking.kept_engine import KeptEngine, end_kept_engine, kept_engine_runs
+from recipes.asking.shared_restart import SharedRestart
 from rsgrpo.config import RolloutConfig, SamplingConfig
 from rsgrpo.system.processes import is_alive
 from tests.fake_engine import seen_by
@@ -130,6 +132,47 @@ time.sleep(600)
     parent.kill()
     wait_for(lambda: not is_alive(pid))
     parent.communicate()
+
+
+def test_all_who_wait_for_an_engine_share_one_restart_and_hold_up_nothing_else(tmp_path):
+    restarts, may_end = [], threading.Event()
+
+    def restart() -> None:
+        restarts.append(True)
+        assert may_end.wait(TIMEOUT_SECONDS)
+
+    restarting = SharedRestart(restart)
+
+    async def wait() -> list[object]:
+        waiting = [asyncio.ensure_future(restarting.done()) for _ in range(50)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()  # of no effect for the others
+        await asyncio.to_thread(may_end.set)  # the threads that others use are free
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    first, *others = asyncio.run(wait())
+    assert isinstance(first, asyncio.CancelledError) and others == [None] * 49 and restarts == [True]
+    restarting.close()
+    with pytest.raises(ServerError, match="was stopped"):
+        asyncio.run(restarting.done())
+
+
+def test_an_engine_that_is_being_restarted_is_given_up_when_its_server_is_closed(tmp_path):
+    server = EngineServer(settings_of(tmp_path / "slow"), tmp_path / "log")  # it takes a minute to start
+
+    async def stop_asking() -> None:
+        asking = asyncio.ensure_future(server.recover(0, "it died"))
+        while not server.pid:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+
+    begin = time.monotonic()
+    asyncio.run(stop_asking())
+    pid = server.pid
+    server.close()
+    assert time.monotonic() - begin < 50 and not is_alive(pid)
+    with pytest.raises(ServerError, match="was stopped"):
+        asyncio.run(server.recover(0, "it died"))
 
 
 def test_waiting_for_an_engine_that_takes_too_long_ends_with_a_sentence(tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +18,7 @@ import httpx
 import pytest
 
 from recipes.serving.serve_command import TOKEN_VARIABLE, main
+from rsgrpo.io.writer_lock import WriterLock
 from tests.fake_server import FakeServer, Reply
 from tests.programs import TIMEOUT_SECONDS, start_python
 from tests.unit.asking.stream_server import answering, streamed
@@ -131,3 +134,42 @@ def test_a_taken_port_is_named_before_anything_is_loaded(tmp_path: Path, capsys,
         port = taken.getsockname()[1]
         assert main(["--index", str(tmp_path / "i"), "--port", str(port)]) == 2
     assert f"nothing can listen at 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_a_second_server_of_the_same_state_is_refused_before_it_touches_it(tmp_path: Path, capsys) -> None:
+    state = tmp_path / "i.served"
+    (state / "receiving" / "key").mkdir(parents=True)
+    with WriterLock(state / "server.lock"):
+        assert main(["--index", str(tmp_path / "i"), "--port", "0"]) == 2
+    said = capsys.readouterr().err
+    assert f"another rsgrpo serve keeps its history and documents in {state}" in said and "--state" in said
+    assert f"process {os.getpid()}" in said  # which one
+    assert (state / "receiving" / "key").is_dir()
+
+
+def test_tools_over_standard_streams_work_beside_a_server_and_leave_its_state_alone(tmp_path: Path) -> None:
+    model = FakeServer()
+    with closing(model):
+        answering(model)
+        with running(tmp_path, model.url) as (_, client):
+            _bring(client)
+        state = tmp_path / "my.index.served"
+        shutil.rmtree(state)
+        state.mkdir()
+        begin = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+        messages = [
+            {"id": 1, "method": "initialize", "params": begin},
+            {"method": "notifications/initialized"},
+            {"id": 2, "method": "tools/call", "params": {"name": "search_pages", "arguments": {"query": "total"}}},
+        ]
+        sent = "".join(json.dumps({"jsonrpc": "2.0", **message}) + "\n" for message in messages)
+        arguments = ["--index", str(tmp_path / "my.index"), "--model", model.url, "--model-name", "m", "--mcp-stdio"]
+        with WriterLock(state / "server.lock"):
+            before = sorted(state.iterdir())
+            agent = start_python(CODE, *arguments, "--embedder", "any", stdin=subprocess.PIPE)
+            assert agent.stdin is not None and agent.stdout is not None
+            agent.stdin.write(sent)
+            agent.stdin.flush()
+            replies = [json.loads(agent.stdout.readline()) for _ in range(2)]
+            agent.communicate(timeout=TIMEOUT_SECONDS)
+        assert "a.pdf" in json.dumps(replies[1]) and sorted(state.iterdir()) == before
