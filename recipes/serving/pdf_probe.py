@@ -41,7 +41,7 @@ class Probes:
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="probe")
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._is_closed = False
+        self._closing = threading.Event()
 
     async def count_pages(self, path: Path) -> int:
         """Count the pages of a PDF file.
@@ -84,13 +84,13 @@ class Probes:
     def close(self) -> None:
         """Break off what is being looked into, and look into nothing more."""
         with self._lock:
-            self._is_closed = True
+            self._closing.set()
             for process in self._running:
                 process.kill()
         self._threads.shutdown(wait=False)
 
     async def _probed(self, *arguments: str) -> dict[str, Any]:
-        if self._is_closed:
+        if self._closing.is_set():
             raise ProbeError("the server ends")
         answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._run, arguments)
         if "problem" in answer:
@@ -100,7 +100,7 @@ class Probes:
     def _run(self, arguments: Sequence[str]) -> dict[str, Any]:
         root = Path(__file__).resolve().parents[2]
         with self._lock:
-            if self._is_closed:
+            if self._closing.is_set():
                 return {"problem": "the server ends"}
             process = subprocess.Popen(
                 [sys.executable, "-m", "recipes.serving.pdf_probe", *arguments],
@@ -123,7 +123,7 @@ class Probes:
         finally:
             with self._lock:
                 self._running.discard(process)
-        if self._is_closed:
+        if self._closing.is_set():
             return {"problem": "the server ends"}
         try:
             return dict(json.loads(told))

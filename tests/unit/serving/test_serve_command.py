@@ -157,7 +157,7 @@ def test_tools_over_standard_streams_work_beside_a_server_and_leave_its_state_al
         shutil.rmtree(state)
         state.mkdir()
         begin = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
-        messages = [
+        messages: list[dict[str, object]] = [
             {"id": 1, "method": "initialize", "params": begin},
             {"method": "notifications/initialized"},
             {"id": 2, "method": "tools/call", "params": {"name": "search_pages", "arguments": {"query": "total"}}},

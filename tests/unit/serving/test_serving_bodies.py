@@ -47,7 +47,7 @@ def _image_call(num_bytes: int, **options: Any) -> bytes:
 
 
 def test_only_images_make_a_body_large(full: Served) -> None:
-    junk = [{}] * (MOST_JSON_BYTES // 4)
+    junk: list[dict[str, str]] = [{}] * (MOST_JSON_BYTES // 4)
     status, text = _chat(full, junk=junk)
     assert status == 413 and "1,048,576 bytes beside its images" in text
     assert _chat(full, {"role": "user", "content": "a" * MOST_JSON_BYTES})[0] == 413

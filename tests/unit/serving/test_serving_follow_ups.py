@@ -158,6 +158,6 @@ def test_the_question_before_is_searched_for_in_part_where_it_is_long(tmp_path: 
             searched.append(text)
             return search(text, *others)
 
-        served.parts.answers.library.search = noted  # type: ignore[method-assign]
+        served.parts.answers.library.search = noted  # type: ignore[method-assign, assignment]
         served.ask("and?", conversation=conversation)
         assert searched == ["a" * 1000 + " and?"]

@@ -8,8 +8,9 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from tests.unit.serving.served import (
     wait_until,
 )
 
-Message = dict[str, Any]
+Message = MutableMapping[str, Any]
 
 
 async def request(
@@ -128,7 +129,7 @@ def test_whoever_hangs_up_while_sending_leaves_no_file_and_no_word_in_the_log(
 ) -> None:
     with caplog.at_level(logging.INFO):
         for path in ("/api/documents", "/api/ask", "/v1/chat/completions"):
-            status, _ = call(served, lambda path=path: request(served, path, LETTER[:100], hang_up))
+            status, _ = call(served, partial(request, served, path, LETTER[:100], hang_up))
             assert status == 499
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert files(served.state / "receiving") == []
