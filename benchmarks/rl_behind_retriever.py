@@ -48,8 +48,8 @@ def main() -> None:
     parser.add_argument("--policy", type=Path, help="a supervised policy for tickets; by default one is trained")
     parser.add_argument("--embedder", type=Path, help="a retriever for tickets; by default one is trained")
     parser.add_argument("--embedder-steps", type=int, default=60)
-    parser.add_argument("--policy-steps", type=int, nargs="+", default=[600, 900], help="rounds of supervised training")
-    parser.add_argument("--steps", type=int, default=60, help="steps of reinforcement learning")
+    parser.add_argument("--policy-steps", type=int, nargs="+", default=[600], help="rounds of supervised training")
+    parser.add_argument("--steps", type=int, default=170, help="steps of reinforcement learning")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--pages", type=int, default=3)
     parser.add_argument("--settings", nargs="*", default=[], help="settings of all runs, such as trainer.num_threads=1")
@@ -93,7 +93,7 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(f"{mean(row[key] for row in found):.1%}" for key in SHOWN) + " |")
     pairs = zip(rows["prepared pages"], rows["behind the retriever"], strict=True)
     gains = np.array([[100 * (behind[key] - prepared[key]) for key in SHOWN] for prepared, behind in pairs])
-    told = [f"{middle:+.1f} ± {half:.1f}" for middle, half in map(interval, gains.T)]
+    told = [f"{middle:+.1f}" + (f" ± {half:.1f}" if len(gains) > 1 else "") for middle, half in map(interval, gains.T)]
     print(f"| behind the retriever less prepared pages, points | {' | '.join(told)} |")
     first = rows["supervised"][0]
     print(f"the page was found for {first['num_answerable']:.0f} of {first['num_responses']:.0f} test questions")
