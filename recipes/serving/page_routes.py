@@ -149,7 +149,7 @@ class PageRoutes:
                         is_written = True  # also where this is cancelled while it is written
                         try:
                             await self._in_history(self._history.finish, conversation, number, "answered", answer)
-                        except Exception:
+                        except Exception:  # of whatever kind: the turn must not stay as one that is asked
                             is_written = False
                             raise
                         yield server_event("answered", answer)

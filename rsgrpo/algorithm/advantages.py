@@ -112,7 +112,7 @@ def _advantages(tables: Sequence[CreditTable], config: CreditConfig) -> list[Mat
     stds = [np.ones(len(table.keys)) for table in tables]
     means = [np.zeros(len(table.keys)) for table in tables]
     weights = [np.zeros(len(table.keys)) for table in tables]
-    if config.scale == "batch_std" or config.baseline in ("batch_mean", "shrunk_mean"):
+    if config.scale == "batch_std" or config.compares_over_batch:
         for places in _places_by_reward(tables).values():
             parts = [_applying(tables[index].values[:, column]) for index, column in places]
             values = np.concatenate(parts)

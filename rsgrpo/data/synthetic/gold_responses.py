@@ -1,4 +1,4 @@
-"""Gold responses to questions about generated pages, in the sections of EVisRAG's answers."""
+"""Gold of questions about generated pages: which have an answer, and responses in the sections of EVisRAG's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ from collections.abc import Sequence
 
 from rsgrpo.config import EVISRAG
 from rsgrpo.text.normalise import IRRELEVANT, REFUSAL
+
+
+def has_answer(index: int, unanswerable_frac: float) -> bool:
+    """Whether a question can be answered, so that the share of those that cannot is exact up to rounding.
+
+    Args:
+        index: the place of the question, from 0.
+        unanswerable_frac: the share that cannot be answered, in [0, 1].
+
+    Example:
+        With a share of 0.4 these are the third and the fifth of five: 0.4, 0.8, 1.2, 1.6, 2.0 pass 1 and reach 2 there.
+    """
+    # Every time the running count of unanswerable ones passes a whole number, the question is one.
+    return int((index + 1) * unanswerable_frac) == int(index * unanswerable_frac)
 
 
 def gold_response(

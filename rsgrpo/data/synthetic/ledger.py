@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from rsgrpo.config import QuickstartConfig
 from rsgrpo.data.synthetic.cards import COLOURS, Card, draw_image, draw_paper
-from rsgrpo.data.synthetic.gold_responses import gold_response
+from rsgrpo.data.synthetic.gold_responses import gold_response, has_answer
 from rsgrpo.data.synthetic.scans import NUMBERS, split_scans
 from rsgrpo.text.normalise import REFUSAL
 
@@ -146,10 +146,10 @@ def make_ledger_questions(config: QuickstartConfig, seed: int) -> tuple[tuple[Le
         rng = np.random.default_rng((seed, 50 + split))
         questions = []
         for index in range(size):
-            # Every time the running count of unanswerable ones passes a whole number, the question is one.
-            count = int((index + 1) * config.unanswerable_frac)
-            is_sufficient = count == int(index * config.unanswerable_frac)
-            questions.append(make_ledger_question("" if is_sufficient else HOPS[count % 2], scans=scans, rng=rng))
+            missing = ""
+            if not has_answer(index, config.unanswerable_frac):
+                missing = HOPS[int((index + 1) * config.unanswerable_frac) % 2]  # by turns
+            questions.append(make_ledger_question(missing, scans=scans, rng=rng))
         drawn.append(tuple(questions[index] for index in rng.permutation(size)))
     return tuple(drawn)
 

@@ -13,6 +13,7 @@ from rsgrpo.config import QuickstartConfig
 from rsgrpo.data.evisrag_files import write_evisrag
 from rsgrpo.data.files import TEST_FILE
 from rsgrpo.data.synthetic.cards import COLOURS, TURNS, Card, CardQuestion, draw_image, make_question
+from rsgrpo.data.synthetic.gold_responses import has_answer
 from rsgrpo.data.synthetic.ledger import (
     Account,
     Entry,
@@ -77,9 +78,7 @@ def _draw_questions(
 ) -> tuple[CardQuestion, ...]:
     questions = []
     for index in range(size):
-        turn = index // len(TURNS)
-        # Every time the running count of unanswerable ones passes a whole number, the question is one.
-        is_sufficient = int((turn + 1) * unanswerable_frac) == int(turn * unanswerable_frac)
+        is_sufficient = has_answer(index // len(TURNS), unanswerable_frac)
         questions.append(make_question(TURNS[index % len(TURNS)], is_sufficient=is_sufficient, scans=scans, rng=rng))
     return tuple(questions[index] for index in rng.permutation(size))
 

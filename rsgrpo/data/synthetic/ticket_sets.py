@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rsgrpo.config import QuickstartConfig
+from rsgrpo.data.synthetic.gold_responses import has_answer
 from rsgrpo.data.synthetic.scans import NUMBERS, split_scans
 from rsgrpo.data.synthetic.tickets import (
     PHRASINGS,
@@ -94,10 +95,8 @@ def make_ticket_questions(config: QuickstartConfig, seed: int) -> tuple[tuple[Ti
     splits = []
     for split, (size, pool) in enumerate(zip(sizes, make_pools(config, seed), strict=True)):
         rng = np.random.default_rng((seed, _DRAWN["questions"] + split))
-        share = config.unanswerable_frac
         questions = [
-            # Every time the running count of unanswerable ones passes a whole number, the question is one.
-            make_ticket_question(pool, is_sufficient=int((index + 1) * share) == int(index * share), rng=rng)
+            make_ticket_question(pool, is_sufficient=has_answer(index, config.unanswerable_frac), rng=rng)
             for index in range(size)
         ]
         splits.append(tuple(questions[index] for index in rng.permutation(size)))

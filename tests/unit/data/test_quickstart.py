@@ -28,14 +28,6 @@ from tests.examples import examples
 SMALL = QuickstartConfig(num_sft_samples=60, num_rl_samples=60, num_test_samples=30)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables that are read leave their Arrow copies here, not in the user's cache."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 @pytest.fixture(scope="module")
 def scans() -> tuple[tuple[int, ...], ...]:
     return split_scans((60, 60, 40), 0)[0]

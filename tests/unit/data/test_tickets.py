@@ -40,14 +40,6 @@ SMALL = QuickstartConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables that are read leave their Arrow copies here, not in the user's cache."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 @given(st.integers(0, 2**32 - 1))
 @examples(5)
 def test_every_two_marks_name_one_ticket(seed: int):

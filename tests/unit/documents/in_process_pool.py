@@ -27,6 +27,13 @@ class InProcessPool(RenderPool):
         self._worker = RenderWorker(cast(Any, self), store, settings)
         self.given = []
 
+    def __exit__(self, *error: object) -> None:
+        # Pool and worker hold each other. Left to the garbage collector, the document would be closed in whatever
+        # thread that runs, while another one renders: PDFium, which knows no threads, then crashes the process.
+        if self._worker._document is not None:
+            self._worker._document.close()
+        super().__exit__(*error)
+
     def grow(self, num_tasks: int) -> None:
         """Do nothing: this process is the only worker."""
 

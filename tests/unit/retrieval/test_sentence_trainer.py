@@ -167,10 +167,12 @@ def test_loss_and_gradients_are_those_of_the_library(model, pairs) -> None:
         gradients = {name: parameter.grad for name, parameter in start.named_parameters() if parameter.grad is not None}
         found.append((loss.item(), gradients))
     (loss, gradients), (expected, reference) = found
-    assert loss == pytest.approx(expected, rel=1e-6)
+    # A cosine is right to some 1e-7 in 32 bits, and its scale of 50 makes that 5e-6 in the loss: ten times are allowed,
+    # since processors differ in the order of their sums. The largest gradient is 1.3.
+    assert loss == pytest.approx(expected, abs=5e-5)
     assert gradients.keys() == reference.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, reference[name], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(gradient, reference[name], atol=3e-4, rtol=1e-3)
 
 
 def _image(page):

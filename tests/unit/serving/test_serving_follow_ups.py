@@ -147,7 +147,9 @@ def test_a_follow_up_that_fits_is_searched_for_however_long_the_question_before(
             asyncio.run(thread.search(_search("c" * 41, before)))
 
 
-def test_the_question_before_is_searched_for_in_part_where_it_is_long(tmp_path: Path) -> None:
+def test_the_question_before_is_searched_for_in_part_where_it_is_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(tmp_path) as served:
         served.bring()
         conversation = served.ask("a" * 8000)["turn"][0]["conversation"]
@@ -158,6 +160,6 @@ def test_the_question_before_is_searched_for_in_part_where_it_is_long(tmp_path: 
             searched.append(text)
             return search(text, *others)
 
-        served.parts.answers.library.search = noted  # type: ignore[method-assign, assignment]
+        monkeypatch.setattr(served.parts.answers.library, "search", noted)
         served.ask("and?", conversation=conversation)
         assert searched == ["a" * 1000 + " and?"]
