@@ -5,12 +5,13 @@
 
 Every user has a session of its own. An answer belongs to its asker if the stream's texts are those of the answer, the
 answer is to the question that was asked, and the user's history afterwards holds these questions with these answers
-and no others. The engine is asked alone before and after: the same questions, with prompts that are ready, are sent
-straight to vLLM's server by the same load generator, as streams as well. Each user goes round the same few questions in
-all phases, so that the engine's caches have as much to give in each. Beside the times stand the milliseconds of
-processor time that an answer takes of the load generator, the server (its search included) and the engine. With
-``--kill-engine`` the server has an engine of its own, whose process is killed (SIGKILL) in the middle, and nothing is
-compared; ``--kill-server`` kills the server at the end, starts it again, and compares the histories.
+and no others. The server starts its own engine. Before and after, an engine that is started with the same settings is
+asked alone: the same questions, with prompts that are ready, are sent straight to vLLM's server by the same load
+generator, as streams as well: token by token, as clients have it by default, and in pieces of as many tokens as the
+server asks for. Each user goes round the same few questions in all phases, so that the engine's caches have as much to
+give in each. Beside the times stand the milliseconds of processor time that an answer takes of the load generator, the
+server (its search included) and the engine. ``--kill-engine`` kills the engine's process (SIGKILL) in the middle, and
+compares nothing; ``--kill-server`` kills the server at the end, starts it again, and compares the histories.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from json_line import report
 
-from recipes.asking.chat_server import ServerAddress
-from recipes.asking.chat_stream import ChatQuestion, Message
+from recipes.asking.chat_stream import ChatQuestion, Message, pieces_asked
 from recipes.asking.engine_choice import engine_settings
 from recipes.asking.engine_server import EngineServer
 from recipes.asking.messages import MessageWriter
@@ -52,7 +53,6 @@ _START_SECONDS = 900.0
 _NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_read=900.0)
 _QUESTIONS_OF_ONE = 16  # each user goes round so many
 _WARM_UP = "What comes first?"
-_KEY_VARIABLE = "SERVE_LOAD_ENGINE_KEY"
 
 
 @dataclass(kw_only=True)
@@ -98,7 +98,7 @@ def ready_prompts(
         settings=IndexConfig(),
         embedder=lambda saved: embedder_settings(GivenSettings(), args.embedder, saved),
     )
-    chooser, images = IndexPages(place), PageImages(model.settings.image_rules)
+    chooser, images = IndexPages(place), PageImages(model.settings.image_rules, is_near=True)
     writer = MessageWriter(model.settings.prompt, model.settings.response_format)
     most = model.settings.max_images
     ready: dict[str, Sequence[Message]] = {}
@@ -138,11 +138,13 @@ async def engine_alone(
     ready: Mapping[str, Sequence[Message]],
     questions: Sequence[str],
     args: argparse.Namespace,
+    pieces: Mapping[str, object],
 ) -> Tally:
     """Ask the engine itself, as many questions at once as there are users, with prompts that are ready."""
     address = engine.address
     bodies = {
-        text: ChatQuestion(messages=messages, sampling=sampling).body(address.model) for text, messages in ready.items()
+        text: ChatQuestion(messages=messages, sampling=sampling).body(address.model) | dict(pieces)
+        for text, messages in ready.items()
     }
     tally = Tally()
     async with AsyncExitStack() as stack:
@@ -170,6 +172,17 @@ async def engine_alone(
         tally.seconds = time.monotonic() - begin
         tally.processor_seconds = spent.so_far()
     return tally
+
+
+async def both_ways(
+    model: ChosenModel, ready: Mapping[str, Sequence[Message]], questions: Sequence[str], args: argparse.Namespace
+) -> dict[str, Tally]:
+    """Ask an engine of its own token by token, and in pieces as the server asks for them."""
+    with EngineServer(engine_settings(model), niceness=ENGINE_NICENESS) as engine:
+        ask = partial(engine_alone, engine, model.settings.sampling, ready, questions, args)
+        by_token = await ask({})
+        pieces = pieces_asked(args.users, by_token.num_tokens / sum(by_token.waits))
+        return {"token by token": by_token, "in pieces": await ask(pieces)}
 
 
 async def ask_server(client: aiohttp.ClientSession, question: str, num_pages: int) -> dict[str, Any]:
@@ -207,7 +220,10 @@ def processes_below(parents: Iterable[int]) -> dict[int, str]:
 
 
 class ProcessorTimes:
-    """Counts the processor time that processes take, with all below them, from its making on."""
+    """Counts the processor time of some processes, those below them included, from its making on.
+
+    What is below an engine is the engine's, also where the engine is below the server.
+    """
 
     def __init__(self, parents: Mapping[str, int]) -> None:
         self._parents = parents
@@ -219,9 +235,12 @@ class ProcessorTimes:
 
     def _now(self) -> dict[str, float]:
         found = {"load generator": time.process_time()}
+        seen: set[int] = set()
         for name, parent in self._parents.items():
             ticks = 0
-            for pid in processes_below([parent]):
+            below = processes_below([parent]).keys() - seen
+            seen |= below
+            for pid in below:
                 with suppress(OSError):
                     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                     ticks += int(fields[11]) + int(fields[12])
@@ -232,24 +251,17 @@ class ProcessorTimes:
 class Server:
     """``rsgrpo serve`` as a process."""
 
-    def __init__(self, args: argparse.Namespace, index: Path, engine: ServerAddress | None) -> None:
+    def __init__(self, args: argparse.Namespace, index: Path) -> None:
         self._log = args.folder / "serve.log"
-        self._call = [*_PROGRAM, "serve", "--index", str(index), "--sessions", "--port", "0"]
-        self._environment = dict(os.environ)
-        if engine is None:
-            self._call += ["--model", str(args.run)]
-        else:
-            self._call += ["--model", engine.url, "--model-name", engine.model, "--settings", str(args.run)]
-            self._call += ["--at-once", str(args.users)]
-            if engine.key:
-                self._environment[_KEY_VARIABLE] = engine.key
-                self._call += ["--api-key-variable", _KEY_VARIABLE]
+        self._call = [*_PROGRAM, "serve", "--index", str(index), "--sessions", "--port", "0", "--model", str(args.run)]
+        if args.engine_threads:
+            self._call.append(f"rollout.num_threads={args.engine_threads}")
         self.start()
 
     def start(self) -> None:
         """Start the process, and wait until it listens."""
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(self._call, stdout=log, stderr=subprocess.STDOUT, env=self._environment)
+            self.process = subprocess.Popen(self._call, stdout=log, stderr=subprocess.STDOUT)
         begin = time.monotonic()
         while not (found := re.search(r"^(http://\S+)", self._log.read_text(), re.MULTILINE)):
             if self.process.poll() is not None or time.monotonic() - begin > _START_SECONDS:
@@ -258,12 +270,11 @@ class Server:
         self.address = found[1]
         self.start_seconds = time.monotonic() - begin
 
-    def kill_engine(self) -> int:
-        """Kill the process of the engine that the server has started; returns how many were killed."""
-        engines = [pid for pid, words in processes_below([self.process.pid]).items() if "api_server" in words]
-        for pid in engines:
-            os.kill(pid, signal.SIGKILL)
-        return len(engines)
+    @property
+    def engine_pid(self) -> int:
+        """The process of the engine that the server has started."""
+        (pid,) = (pid for pid, words in processes_below([self.process.pid]).items() if "api_server" in words)
+        return pid
 
     def end(self) -> int:
         """End it by Ctrl-C; returns the exit status."""
@@ -271,9 +282,7 @@ class Server:
         return self.process.wait(60)
 
 
-async def through_server(
-    server: Server, engine: EngineServer | None, questions: Sequence[str], args: argparse.Namespace
-) -> tuple[Tally, list[str]]:
+async def through_server(server: Server, questions: Sequence[str], args: argparse.Namespace) -> tuple[Tally, list[str]]:
     """Let all users ask, one question after the other each."""
     tally = Tally()
     clients = [session_of(server) for _ in range(args.users)]
@@ -281,7 +290,7 @@ async def through_server(
         async with client.get("/") as reply:
             reply.raise_for_status()
     await ask_server(clients[0], _WARM_UP, args.num_pages)
-    spent = ProcessorTimes({"server": server.process.pid, **({"engine": engine.pid} if engine is not None else {})})
+    spent = ProcessorTimes({"engine": server.engine_pid, "server": server.process.pid})
     begin = time.monotonic()
 
     async def user(number: int) -> None:
@@ -303,7 +312,7 @@ async def through_server(
 
     async def killer() -> None:
         await asyncio.sleep(args.seconds / 2)
-        print(f"engines killed: {server.kill_engine()}", file=sys.stderr)
+        os.kill(server.engine_pid, signal.SIGKILL)
 
     await asyncio.gather(*(user(number) for number in range(args.users)), *([killer()] if args.kill_engine else []))
     tally.seconds = time.monotonic() - begin
@@ -382,32 +391,30 @@ def main() -> None:
     questions = read_questions(args.questions)
     threads = {"rollout": {"num_threads": args.engine_threads}} if args.engine_threads else {}
     model = choose_model(str(args.run), given=threads)
+    compares = not args.kill_engine
+    ready = ready_prompts(model, index, questions, args) if compares else {}
+    alone = asyncio.run(both_ways(model, ready, questions, args)) if compares else {}
     with ExitStack() as stack:
-        alone: list[Tally] = []
-        engine = None
-        if not args.kill_engine:  # one engine for both: what the server costs is all that differs
-            ready = ready_prompts(model, index, questions, args)
-            engine = stack.enter_context(EngineServer(engine_settings(model), niceness=ENGINE_NICENESS))
-            alone.append(asyncio.run(engine_alone(engine, model.settings.sampling, ready, questions, args)))
-        server = Server(args, index, engine.address if engine is not None else None)
+        server = Server(args, index)
         stack.callback(lambda: server.process.kill())  # of no effect where it has ended
-        served, cookies = asyncio.run(through_server(server, engine, questions, args))
-        if engine is not None:  # once more, since others may use the machine
-            alone.append(asyncio.run(engine_alone(engine, model.settings.sampling, ready, questions, args)))
-        for number, tally in enumerate(alone, start=1):
-            report("serve_load", {"phase": f"engine alone {number}", **tally.told()})
-        report("serve_load", {"phase": "served", "users": args.users, **served.told(), **_ratio(served, alone)})
+        served, cookies = asyncio.run(through_server(server, questions, args))
         _end(args, server, served, cookies)
+    again = asyncio.run(both_ways(model, ready, questions, args)) if compares else {}  # others may use the machine
+    ratios = {}
+    for name, before in alone.items():
+        both = [before, again[name]]
+        for number, tally in enumerate(both, start=1):
+            report("serve_load", {"phase": f"engine alone {number}, {name}", **tally.told()})
+        ratios[f"of_engine_alone_{name.replace(' ', '_')}"] = _ratio(served, both)
+    report("serve_load", {"phase": "served", "users": args.users, **served.told(), **ratios})
     for problem in served.problems[:20]:
         print(problem, file=sys.stderr)
     sys.exit(1 if served.problems else 0)
 
 
-def _ratio(served: Tally, alone: Sequence[Tally]) -> dict[str, Any]:
-    if not alone:
-        return {}
+def _ratio(served: Tally, alone: Sequence[Tally]) -> float:
     of_engine = sum(tally.num_tokens for tally in alone) / sum(tally.seconds for tally in alone)
-    return {"of_engine_alone": round(served.num_tokens / served.seconds / of_engine, 3)}
+    return round(served.num_tokens / served.seconds / of_engine, 3)
 
 
 def _end(args: argparse.Namespace, server: Server, served: Tally, cookies: Sequence[str]) -> None:

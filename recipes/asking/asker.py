@@ -57,7 +57,7 @@ class ModelAsker:
         self._chooser = chooser
         self._opened = opened
         self._writer = MessageWriter(settings.prompt, settings.response_format, opened)
-        self._images = PageImages(settings.image_rules, is_near=server.can_go_on)
+        self._images = PageImages(settings.image_rules, is_near=server.is_ours)
         self._client = ChatClient(server, timeout_seconds=timeout_seconds)
 
     async def __aenter__(self) -> ModelAsker:

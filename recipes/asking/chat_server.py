@@ -45,8 +45,8 @@ class ChatServer(Protocol):
         """Where to ask; it may be another one after :meth:`recover`."""
 
     @property
-    def can_go_on(self) -> bool:
-        """Whether a response that broke off can be gone on with: vLLM's ``continue_final_message``."""
+    def is_ours(self) -> bool:
+        """Whether it is a vLLM that we start, on this machine: what not every server can, this one can."""
 
     async def recover(self, attempt: int, reason: str) -> None:
         """Wait until the server may be asked again after a request has failed; start it again where that is ours.
@@ -80,7 +80,7 @@ class RemoteServer:
         return self._address
 
     @property
-    def can_go_on(self) -> bool:
+    def is_ours(self) -> bool:
         """See :class:`ChatServer`."""
         return False
 

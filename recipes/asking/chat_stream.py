@@ -6,8 +6,9 @@
 An answer that broke off after its first words is gone on with where the server can: the words so far are sent back as
 the beginning of the answer (vLLM's ``continue_final_message``), and whoever reads sees no seam.
 
-Every piece that is handed on costs its reader time, so many answers at once are handed on in larger pieces: the first
-words of each at once, after them what has come meanwhile.
+Every piece costs the server and its reader time, so many answers at once come in larger pieces: the first words of
+each at once, after them some tokens together, as a server of ours is asked to send them (vLLM's ``stream_interval``);
+or what has come meanwhile, where the server is another.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
@@ -42,8 +44,10 @@ _HOPELESS = {
     404: "there is no such address or model: check --model (it ends in /v1 as a rule) and --model-name",
 }
 _CONNECT_SECONDS = 10.0
-_PIECES_PER_SECOND = 250.0  # of all answers together; one answer alone comes token by token
-_LONGEST_SECONDS = 0.25  # between the pieces of one answer; its end may wait as long
+# Of all answers together; one answer alone comes token by token.
+_PIECES_READ_PER_SECOND = 250.0  # where they gather here: the end of an answer waits as long as any piece
+_PIECES_SENT_PER_SECOND = 100.0  # where a server of ours gathers them: the end comes at once
+_LONGEST_SECONDS = 0.25  # between the pieces of one answer
 _TOO_LONG = ("maximum context length", "context_length_exceeded", "context length", "too long")
 
 
@@ -61,11 +65,11 @@ class TextPiece:
 
     Attributes:
         text: the text, never empty.
-        num_events: how many events of the server it is made of; an event is a token, or nearly.
+        num_tokens: how many tokens it is made of; where the server does not say, how many events: nearly the same.
     """
 
     text: str
-    num_events: int = 1
+    num_tokens: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +139,26 @@ class ChatQuestion:
         return body
 
 
+def pieces_asked(num_streams: int, tokens_per_second: float) -> dict[str, object]:
+    """What of a request asks vLLM for larger pieces, and to say how many tokens the answer has so far.
+
+    Args:
+        num_streams: how many answers are read at once; the more, the larger are the pieces.
+        tokens_per_second: how fast an answer comes; 0: it is not known.
+
+    Returns:
+        The fields of the request's body; none where the answer is to come token by token.
+
+    Example:
+        Of 64 answers at once, at 40 tokens a second each, every piece holds 10 tokens: a quarter of a second.
+    """
+    num_tokens = int(tokens_per_second * min(num_streams / _PIECES_SENT_PER_SECOND, _LONGEST_SECONDS))
+    if num_tokens < 2:
+        return {}
+    told = {"include_usage": True, "continuous_usage_stats": True}
+    return {"stream_interval": num_tokens, "stream_options": told}
+
+
 class ChatClient:
     """Asks a server, any number of questions at once; close it when done, in the event loop that it asked in.
 
@@ -148,6 +172,7 @@ class ChatClient:
         self._timeout_seconds = timeout_seconds
         self._http: aiohttp.ClientSession | None = None
         self._num_streams = 0
+        self._tokens_per_second = 0.0  # of the last answer
 
     async def __aenter__(self) -> ChatClient:
         return self
@@ -190,7 +215,7 @@ class ChatClient:
         """
         attempt = 0
         begun = ""
-        num_events = num_before = 0
+        num_tokens = num_before = 0
         while True:
             asked = replace(question, begun=question.begun + begun)
             try:
@@ -200,16 +225,16 @@ class ChatClient:
                             yield replace(piece, response_tokens=piece.response_tokens + num_before)
                             return
                         begun += piece.text
-                        num_events += piece.num_events
+                        num_tokens += piece.num_tokens
                         yield piece
             except _BrokenError as error:
-                if begun and not (self._server.can_go_on and question.may_go_on):
+                if begun and not (self._server.is_ours and question.may_go_on):
                     raise ServerError(
                         f"{shown(self._server.address.url)} broke off in the middle of the answer ({error}); ask again"
                     ) from error
                 await self._server.recover(attempt, str(error))
                 attempt += 1
-                num_before = num_events
+                num_before = num_tokens
 
     async def _attempt(self, question: ChatQuestion) -> AsyncGenerator[TextPiece | ChatEnd, None]:
         address = self._server.address
@@ -217,17 +242,26 @@ class ChatClient:
         end: ChatEnd | None = None
         self._num_streams += 1
         try:
-            async with self._post(url, question.body(address.model), address) as reply:
+            body = question.body(address.model)
+            if self._server.is_ours:
+                body |= pieces_asked(self._num_streams, self._tokens_per_second)
+            async with self._post(url, body, address) as reply:
                 await _check_status(reply, url)
+                num_tokens = num_yielded = 0
+                begin = 0.0
                 async with aclosing(self._batches(reply)) as batches:
                     async for events in batches:
-                        text, num_events = "", 0
+                        text = ""
                         for event in events:
-                            new, end = _read(event, end)
+                            new, end, told = _read(event, end)
                             text += new
-                            num_events += bool(new)
+                            num_tokens = told or num_tokens + bool(new)
                         if text:
-                            yield TextPiece(text=text, num_events=num_events)
+                            begin = begin or time.monotonic()
+                            yield TextPiece(text=text, num_tokens=num_tokens - num_yielded)
+                            num_yielded = num_tokens
+                if num_tokens > 1:  # an answer that comes in one piece takes no time
+                    self._tokens_per_second = (num_tokens - 1) / max(time.monotonic() - begin, 0.05)
         except TimeoutError as error:
             raise _BrokenError(f"silent for {self._timeout_seconds:g} s") from error
         except aiohttp.InvalidURL as error:
@@ -281,10 +315,12 @@ class ChatClient:
 
         All answers wait for the same moments: to be woken for each token of each of them would cost more than the rest.
         """
-        if self._num_streams == 1 or reply.connection is None or reply.connection.transport is None:
+        if self._server.is_ours or self._num_streams == 1:
+            return
+        if reply.connection is None or reply.connection.transport is None:
             return
         transport = cast("asyncio.ReadTransport", reply.connection.transport)
-        interval = min(self._num_streams / _PIECES_PER_SECOND, _LONGEST_SECONDS)
+        interval = min(self._num_streams / _PIECES_READ_PER_SECOND, _LONGEST_SECONDS)
         transport.pause_reading()
         try:
             now = asyncio.get_running_loop().time()
@@ -342,26 +378,27 @@ async def _check_status(reply: aiohttp.ClientResponse, url: str) -> None:
     raise ServerError(f"{shown(url)} refuses the question (status {status}: {text})")
 
 
-def _read(event: Mapping[str, Any], end: ChatEnd | None) -> tuple[str, ChatEnd | None]:
-    """The text of an event, and the end as far as it is known."""
-    text = ""
+def _read(event: Mapping[str, Any], end: ChatEnd | None) -> tuple[str, ChatEnd | None, int]:
+    """The text of an event, the end as far as it is known, and how many tokens the answer has so far; 0: not said."""
+    text, num_tokens = "", 0
     try:
         for choice in event.get("choices") or ():
             text += (choice.get("delta") or {}).get("content") or ""
             if choice.get("finish_reason"):
                 end = ChatEnd(finish_reason=str(choice["finish_reason"]))
-        usage = event.get("usage")
+        usage = event.get("usage") or {}
+        num_tokens = int(usage.get("completion_tokens") or 0)
         if usage and end is not None:
             details = usage.get("prompt_tokens_details") or {}
             end = replace(
                 end,
                 prompt_tokens=int(usage.get("prompt_tokens") or 0),
                 cached_tokens=details.get("cached_tokens"),
-                response_tokens=int(usage.get("completion_tokens") or 0),
+                response_tokens=num_tokens,
             )
     except (AttributeError, TypeError, ValueError) as error:
         raise _BrokenError(f"no chat completion comes: {shown(event, 80)}") from error
-    return text, end
+    return text, end, num_tokens
 
 
 def address_of(url: str, model: str, key: str) -> ServerAddress:

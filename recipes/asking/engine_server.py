@@ -175,7 +175,7 @@ class EngineServer:
         return ServerAddress(url=f"http://127.0.0.1:{self._port}/v1", model=self.settings.name, key=self._key)
 
     @property
-    def can_go_on(self) -> bool:
+    def is_ours(self) -> bool:
         """See :class:`~recipes.asking.chat_server.ChatServer`."""
         return True
 
@@ -294,7 +294,9 @@ class EngineServer:
     def _is_healthy(self) -> bool:
         url = f"http://127.0.0.1:{self._port}/health"
         with suppress(httpx.HTTPError):
-            return httpx.get(url, timeout=_HEALTH_SECONDS, trust_env=False).status_code == httpx.codes.OK
+            # verify=False: it is plain HTTP, and every call would read all certificates, a tenth of a second.
+            reply = httpx.get(url, timeout=_HEALTH_SECONDS, trust_env=False, verify=False)
+            return reply.status_code == httpx.codes.OK
         return False
 
     def _reason(self) -> str:

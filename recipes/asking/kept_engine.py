@@ -162,7 +162,7 @@ class KeptEngine:
         return self._found
 
     @property
-    def can_go_on(self) -> bool:
+    def is_ours(self) -> bool:
         """See :class:`~recipes.asking.chat_server.ChatServer`."""
         return True
 

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import aclosing
+from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recipes.asking.chat_server import RemoteServer, ServerAddress, ServerError, is_loopback
-from recipes.asking.chat_stream import ChatClient, ChatEnd, ChatQuestion, PromptTooLongError, TextPiece, address_of
+from recipes.asking.chat_stream import (
+    ChatClient,
+    ChatEnd,
+    ChatQuestion,
+    PromptTooLongError,
+    TextPiece,
+    address_of,
+    pieces_asked,
+)
 from rsgrpo.config import SamplingConfig
 from tests.fake_server import FakeServer
 from tests.unit.asking.stream_server import error, remote, streamed
@@ -77,9 +89,9 @@ def test_the_first_words_wait_for_no_more_and_every_event_is_counted():
         return found
 
     pieces = [piece for piece in asyncio.run(work()) if isinstance(piece, TextPiece)]
-    assert pieces[0] == TextPiece(text="a\u2028", num_events=1)
+    assert pieces[0] == TextPiece(text="a\u2028", num_tokens=1)
     assert "".join(piece.text for piece in pieces) == "a\u2028b\u2028c\u2028d\u2028"
-    assert sum(piece.num_events for piece in pieces) == 4
+    assert sum(piece.num_tokens for piece in pieces) == 4
 
 
 @pytest.mark.parametrize("num_answers", [2, 12])
@@ -113,8 +125,57 @@ def test_many_answers_at_once_come_whole_and_their_events_are_all_counted(num_an
     for pieces in asyncio.run(work()):
         texts = [piece for piece in pieces if isinstance(piece, TextPiece)]
         assert "".join(piece.text for piece in texts) == letters
-        assert sum(piece.num_events for piece in texts) == len(letters)
+        assert sum(piece.num_tokens for piece in texts) == len(letters)
         assert pieces[-1] == ChatEnd(finish_reason="stop")
+
+
+class OurServer(RemoteServer):
+    is_ours = True
+
+
+def counted(pieces: list[tuple[str, int]], end: str) -> str:
+    """A stream whose events say how many tokens the answer has so far."""
+    events = [
+        {"choices": [{"delta": {"content": text}}], "usage": {"completion_tokens": tokens}} for text, tokens in pieces
+    ]
+    return "".join(f"data: {json.dumps(event)}\n\n" for event in events) + end
+
+
+def test_of_several_answers_a_server_of_ours_sends_larger_pieces_and_their_tokens_are_counted(server):
+    # The answer breaks off after 7 tokens in two pieces, and goes on for 4 more: 11 in all.
+    finish = {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": {"completion_tokens": 4}}
+    done = f"data: {json.dumps(finish)}\n\ndata: [DONE]\n\n"
+    whole, broken = counted([("a", 1), ("bcdefg", 7)], ""), counted([("hijk", 4)], done)
+    server.reply = lambda question, attempt: (200, whole if question == "Q?" else broken, {})
+
+    async def work() -> list[list[TextPiece | ChatEnd]]:
+        async with ChatClient(OurServer(ServerAddress(url=server.url, model="m"), backoff_seconds=0.0)) as client:
+
+            async def answer() -> list[TextPiece | ChatEnd]:
+                return [piece async for piece in client.stream(QUESTION)]
+
+            first = await answer()  # from it on it is known how fast answers come
+            return [first, *await asyncio.gather(*(answer() for _ in range(32)))]
+
+    for pieces in asyncio.run(work()):
+        assert "".join(piece.text for piece in pieces if isinstance(piece, TextPiece)) == "abcdefghijk"
+        assert sum(piece.num_tokens for piece in pieces if isinstance(piece, TextPiece)) == 11
+        assert pieces[-1] == ChatEnd(finish_reason="stop", response_tokens=11)
+    alone, *together = server.bodies
+    assert "stream_interval" not in alone
+    assert max(body.get("stream_interval", 1) for body in together) > 1
+    for body in together:
+        is_counted = "continuous_usage_stats" in body["stream_options"]
+        assert body["stream_options"]["include_usage"] and is_counted == ("stream_interval" in body)
+
+
+@given(num_streams=st.integers(1, 1000), tokens_per_second=st.floats(0.0, 1e4))
+def test_no_piece_of_an_answer_takes_longer_than_a_quarter_of_a_second(num_streams, tokens_per_second):
+    num_tokens = cast("int", pieces_asked(num_streams, tokens_per_second).get("stream_interval", 1))
+    assert num_tokens == 1 or 2 <= num_tokens <= 0.25 * tokens_per_second
+    # 64 answers at 40 tokens a second: a quarter of a second is 10 tokens; two answers: 2/100 s are less than one.
+    assert pieces_asked(64, 40.0)["stream_interval"] == 10
+    assert pieces_asked(2, 40.0) == {}
 
 
 @pytest.mark.parametrize(
