@@ -316,7 +316,8 @@ async def through_server(server: Server, questions: Sequence[str], args: argpars
 
     await asyncio.gather(*(user(number) for number in range(args.users)), *([killer()] if args.kill_engine else []))
     tally.seconds = time.monotonic() - begin
-    tally.processor_seconds = spent.so_far()
+    if not args.kill_engine:  # what a process took that is gone is not known
+        tally.processor_seconds = spent.so_far()
     tally.problems += await strangers(clients, tally)
     for client in clients:
         await client.close()
