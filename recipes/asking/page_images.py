@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rsgrpo.config.image_rules import ImageRules
-from rsgrpo.data.images.loading import load_image
+from rsgrpo.data.images.loading import SKIP_ADVICE, load_image
+from rsgrpo.data.images.sources import ImageError
 from rsgrpo.types import ImageRef
 
 _MAX_BYTES = 256 * 2**20
@@ -72,7 +73,10 @@ class PageImages:
         if kept is not None:
             return kept
         buffer = io.BytesIO()
-        pixels = load_image(image, self._rules)
+        try:
+            pixels = load_image(image, self._rules)
+        except ImageError as error:
+            raise ImageError(str(error).replace(SKIP_ADVICE, "")) from error  # who asks has no such setting
         if self._is_near:
             pixels.save(buffer, format="BMP")
         else:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import ipaddress
 import os
+import re
 import secrets
 import socket
 import sys
@@ -50,6 +51,7 @@ ENGINE_NICENESS = 5
 """By how many steps of niceness the server goes before its engine: a question that waits for its search is one that the
 engine cannot work on yet."""
 _MAX_PORT = 65_535
+_HOST_NAME = re.compile(r"[^\s/:\[\]]+|\[[0-9a-fA-F:.]+\]")
 _MIB = 1 << 20
 _EXAMPLES = """\
 examples:
@@ -235,6 +237,9 @@ def _check(options: argparse.Namespace, token: str) -> None:
         "--max-upload-pages": options.max_upload_pages,
         "--at-once": 1 if options.at_once is None else options.at_once,
     }
+    for name in options.allow_host:
+        if not _HOST_NAME.fullmatch(name):
+            raise UsageError(f"--allow-host {shown(name, 80)} is no name alone; leave out scheme, port and path")
     for name, value in bounds.items():
         if value < 1:
             raise UsageError(f"{name} {value} lets nothing through; give 1 or more")

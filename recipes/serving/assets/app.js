@@ -1,8 +1,8 @@
 // The page: a conversation in the middle, documents and history beside it, an opened page at the other side.
 import { Turn } from "./answer.js";
 import { get, stream } from "./calls.js";
-import { chosenDocuments, startDocuments } from "./documents.js";
-import { byId, el } from "./dom.js";
+import { chosenDocuments, leavesAllOut, startDocuments } from "./documents.js";
+import { announce, byId, el } from "./dom.js";
 import { showHistory } from "./history.js";
 import { closeViewer } from "./viewer.js";
 
@@ -108,6 +108,7 @@ byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const question = box.value.trim();
   if (!question || running) return;
+  if (leavesAllOut() && !byId("same-pages").checked) return announce("No document is ticked; tick one, then ask.");
   box.value = "";
   ask(question);
 });

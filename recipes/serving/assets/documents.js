@@ -10,9 +10,15 @@ export function chosenDocuments() {
   return names.some((name) => unchecked.has(name)) ? names.filter((name) => !unchecked.has(name)) : [];
 }
 
+// Whether every document is left out, which the server would take for all of them.
+export function leavesAllOut() {
+  return names.length > 0 && names.every((name) => unchecked.has(name));
+}
+
 function showScope() {
   const chosen = chosenDocuments();
-  byId("scope").textContent = chosen.length ? `of ${chosen.length} of ${names.length} documents` : "";
+  byId("scope").textContent = leavesAllOut() ? "of no document: tick one"
+    : chosen.length ? `of ${chosen.length} of ${names.length} documents` : "";
 }
 
 function entry(found) {

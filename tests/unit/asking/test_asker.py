@@ -36,6 +36,7 @@ from rsgrpo.config import EVISRAG, DataConfig, ImageOrder, PromptConfig, Rollout
 from rsgrpo.config.embedder import EmbedderConfig
 from rsgrpo.config.image_rules import ImageRules
 from rsgrpo.config.index import IndexConfig
+from rsgrpo.data.images.sources import ImageError
 from rsgrpo.retrieval.embedders.embedder import EmbedderMismatchError
 from rsgrpo.retrieval.filtering.page_filter import FilterStage, PagesOfQuestion, ScoredPages
 from rsgrpo.types import ImageRef
@@ -286,6 +287,14 @@ def test_a_page_is_read_once_until_its_file_changes(tmp_path):
     assert images.url(page.image) is before
     draw_pages(tmp_path / "pages", 2)[1].replace(page.image.file)
     assert images.url(page.image) != before
+
+
+def test_a_damaged_page_is_named_without_settings_of_training(tmp_path):
+    (page,) = pages_in(tmp_path, 1)
+    file = Path(page.image.file)
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(ImageError, match=r"is truncated or damaged: .*; replace it$"):
+        PageImages(ImageRules()).url(page.image)
 
 
 def test_a_server_of_ours_gets_the_same_pixels_unpacked(tmp_path):

@@ -109,6 +109,20 @@ def test_drop_ask_click_evidence_follow_up_and_history_after_a_reload(browser: A
         assert "## And the number?" in Path(download.value.path()).read_text()
 
 
+def test_with_every_document_unticked_nothing_is_asked(browser: Any, tmp_path: Path) -> None:
+    with listening(tmp_path) as (address, asker), opened(browser, address) as page:
+        _bring(page, tmp_path)
+        page.uncheck("#documents input")
+        page.locator("#scope", has_text="of no document: tick one").wait_for()
+        page.fill("#question", "What is the total?")
+        page.keyboard.press("Enter")
+        page.locator("#status", has_text="No document is ticked").wait_for(state="attached")
+        assert page.input_value("#question") == "What is the total?" and asker.requests == []
+        page.check("#documents input")
+        page.click("#send")
+        page.locator(".answer", has_text="You asked: What is the total?").wait_for()
+
+
 def test_what_model_and_pages_say_is_text_and_insufficient_is_shown_as_such(browser: Any, tmp_path: Path) -> None:
     hostile = "<img src=x onerror=alert(1)><script>document.title='taken'</script>"
     with listening(tmp_path) as (address, asker), opened(browser, address, viewport=PHONE, color_scheme="dark") as page:

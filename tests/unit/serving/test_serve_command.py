@@ -109,9 +109,11 @@ def test_it_serves_survives_a_kill_with_history_and_index_and_ends_by_ctrl_c(tmp
         (["--max-upload-mib", "0"], "lets nothing through"),
         (["--token-file", "missing.txt"], "cannot be read"),
         (["--at-once", "0"], "lets nothing through"),
+        (["--allow-host", "docs.example:8080"], "leave out scheme, port and path"),
+        (["--allow-host", "https://docs.example"], "leave out scheme, port and path"),
         (["embedder.modle=x"], "there is no setting embedder.modle"),
     ],
-    ids=["everywhere", "another", "port", "upload", "token", "at-once", "setting"],
+    ids=["everywhere", "another", "port", "upload", "token", "at-once", "host-port", "host-url", "setting"],
 )
 def test_what_is_unsafe_or_a_slip_is_refused_before_anything_is_loaded(
     arguments: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
