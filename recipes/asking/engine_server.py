@@ -237,7 +237,7 @@ class EngineServer:
     def _revive(self) -> None:
         deadline = time.monotonic() + _DYING_SECONDS
         while not self._is_closed and self._process is not None and self._process.poll() is None:
-            if self._is_healthy():
+            if is_healthy(self.address):
                 return
             if time.monotonic() > deadline:
                 break
@@ -272,7 +272,7 @@ class EngineServer:
         assert self._process is not None
         begin = time.monotonic()
         most = self.settings.rollout.start_timeout_seconds
-        while not self._is_healthy():
+        while not is_healthy(self.address):
             waited = time.monotonic() - begin
             if self._is_closed:
                 raise ServerError(STOPPED)
@@ -290,14 +290,6 @@ class EngineServer:
             self._on_wait("the engine starts", waited)
             time.sleep(_LOOK_SECONDS)
         return ""
-
-    def _is_healthy(self) -> bool:
-        url = f"http://127.0.0.1:{self._port}/health"
-        with suppress(httpx.HTTPError):
-            # verify=False: it is plain HTTP, and every call would read all certificates, a tenth of a second.
-            reply = httpx.get(url, timeout=_HEALTH_SECONDS, trust_env=False, verify=False)
-            return reply.status_code == httpx.codes.OK
-        return False
 
     def _reason(self) -> str:
         """The last line of the log that says what went wrong; empty where none does."""
@@ -324,6 +316,20 @@ class EngineServer:
             process.wait(_END_SECONDS)
         end_marked(self._mark)
         process.wait()
+
+
+def is_healthy(address: ServerAddress) -> bool:
+    """Whether an engine of ours answers; it is asked without its key.
+
+    Args:
+        address: where it is.
+    """
+    url = f"{address.url.removesuffix('/v1')}/health"
+    with suppress(httpx.HTTPError):
+        # verify=False: it is plain HTTP, and every call would read all certificates, a tenth of a second.
+        reply = httpx.get(url, timeout=_HEALTH_SECONDS, trust_env=False, verify=False)
+        return reply.status_code == httpx.codes.OK
+    return False
 
 
 def _temporary_log() -> Path:

@@ -27,10 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-import httpx
-
 from recipes.asking.chat_server import ServerAddress, ServerError
-from recipes.asking.engine_server import EngineServer, EngineSettings, OnWait
+from recipes.asking.engine_server import EngineServer, EngineSettings, OnWait, is_healthy
 from recipes.asking.shared_restart import STOPPED, SharedRestart
 from rsgrpo.config import RolloutConfig, SamplingConfig
 from rsgrpo.errors import RsgrpoError, shown
@@ -38,7 +36,6 @@ from rsgrpo.io.atomic_files import FileError, read_json_object
 from rsgrpo.system.processes import is_alive
 
 _LOOK_SECONDS = 0.25
-_HEALTH_SECONDS = 5.0
 _END_SECONDS = 15.0
 _MINUTE = 60.0
 _PLAIN_FIELDS = ("name", "device", "dtype", "max_images", "num_threads")
@@ -247,11 +244,8 @@ def _address(places: _Places) -> ServerAddress | None:
     # The process first: whoever else took its port must not get the key.
     if not is_alive(pid) or not _is_held(places.keeper):
         return None
-    with suppress(httpx.HTTPError):
-        health = httpx.get(f"{url.removesuffix('/v1')}/health", timeout=_HEALTH_SECONDS, trust_env=False)
-        if health.status_code == httpx.codes.OK:
-            return ServerAddress(url=url, model=model, key=key)
-    return None
+    address = ServerAddress(url=url, model=model, key=key)
+    return address if is_healthy(address) else None
 
 
 def _descriptor(path: Path, flags: int = 0) -> int:
