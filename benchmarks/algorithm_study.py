@@ -43,6 +43,12 @@ ARMS: dict[str, tuple[str, ...]] = {
     "rs_grpo": (),
     "grpo": ("algorithm=grpo",),
     "causal_rs_grpo": ("algorithm=causal_rs_grpo",),
+    "causal_no_evidence_reward": ("algorithm=causal_rs_grpo", "rewards.evidence.weight=0"),
+    "causal_per_image_evidence": (
+        "algorithm=causal_rs_grpo",
+        "rewards.evidence.function=rewards.functions.evidence:evidence_per_image",
+        "rewards.evidence.scope={start: '', stop: '', evidence_line: true}",
+    ),
     "counterfactual": (
         "algorithm=causal_rs_grpo",
         "rewards.evidence.function=rewards.functions.counterfactual:counterfactual_evidence",
