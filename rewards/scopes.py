@@ -12,6 +12,9 @@ Absent scopes. Where a scope's tag does not stand in the response, ``on_missing:
 absent start tag widens the scope to the beginning, an absent stop tag to the end, each on its own side.
 An absent section, box or evidence line widens to the whole response. In both modes tags in reversed order
 leave no tokens, and ``found`` says whether the scope really stood there.
+
+A line that is left out has no tokens that could be blamed for it but one: with ``skip`` the scope of an absent evidence
+line is the tag that closes the section without it. Else a policy that is blamed for wrong lines learns to write none.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ class LocatedScope:
     """The tokens at which a scope stands.
 
     Attributes:
-        spans: the ranges of response tokens in the scope; empty where the scope is absent.
+        spans: the ranges of response tokens in the scope; empty where the scope is absent, but for evidence lines.
         found: whether all tags of the scope stood in the response, in order.
         image_index: the 0-based image of an evidence line, else -1.
     """
@@ -172,11 +175,18 @@ def _pattern_range(parsed: ParsedResponse, scope: ScopeConfig, is_whole: bool) -
 
 def _line_ranges(parsed: ParsedResponse, num_images: int, is_whole: bool) -> list[_Range]:
     lines = parsed.first_lines()
+    closing = () if is_whole else _closing_tag(parsed, parsed.format.lines_section)
     ranges: list[_Range] = []
     for image_index in range(num_images):
         line = lines.get(image_index)
         if line is None:
-            ranges.append(_absent(parsed, is_whole, image_index))
+            ranges.append((closing, False, image_index) if closing else _absent(parsed, is_whole, image_index))
         else:
             ranges.append((((line.start, _closing_edge(parsed, line.stop)),), True, image_index))
     return ranges
+
+
+def _closing_tag(parsed: ParsedResponse, name: str) -> tuple[tuple[int, int], ...]:
+    """The range of characters of the tag that closes the section, of a repeatable one the last; none where none does."""
+    closed = [section for section in parsed.all_of(name) if section.is_closed] if name else []
+    return ((closed[-1].content_stop, _closing_edge(parsed, closed[-1].stop)),) if closed else ()

@@ -34,8 +34,8 @@ class ScopeConfig:
     """Name of a section that is the scope: ``think`` is ``<think>`` up to and with ``</think>``; of a repeatable one
     all of them."""
     evidence_line: bool = False
-    """Whether the scope of each image is its own ``[i]:`` line in the section with ``per_image_lines``; the reward then
-    returns one value per image."""
+    """Whether the scope of each image is its own ``[i]:`` line in the section with ``per_image_lines``, or, where that
+    is left out, the tag that closes the section; the reward then returns one value per image."""
     pattern: str = ""
     """Kind of text that is the scope: ``box`` is every box such as ``(x1,y1),(x2,y2)``, bracket to bracket; with
     ``section``: in that one only."""

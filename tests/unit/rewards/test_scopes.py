@@ -52,8 +52,28 @@ def test_evidence_lines_give_one_span_an_image() -> None:
     (lines,) = locate_scopes([request], PARSED, STARTS, num_images=3)
     assert [line.image_index for line in lines] == [0, 1, 2]
     # `[1]:` starts inside token 6 (`>\n[`); `[2]:` at token 9, and its line ends with the section's content
-    assert [line.spans for line in lines] == [(TokenSpan(start=7, stop=9),), (TokenSpan(start=9, stop=12),), ()]
+    # there is no `[3]:`: its scope is the tag that closes the section, which begins in front of token 12 (`><`)
+    written = [(TokenSpan(start=7, stop=9),), (TokenSpan(start=9, stop=12),)]
+    assert [line.spans for line in lines] == [*written, (TokenSpan(start=12, stop=13),)]
     assert [line.found for line in lines] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<evidence>[1]: a</evidence>x", [(10, 16), (16, 27), (16, 27)]),  # one closing tag for all that are left out
+        ("<evidence>[2]: a</evidence>", [(16, 28), (10, 16), (16, 28)]),  # at the end of the text with the end of turn
+        ("<evidence>[1]: a", [(10, 17), None, None]),  # cut off: nobody knows what was to come
+        ("<think>a</think>", [None, None, None]),  # no section: rewards on the format see that
+    ],
+)
+def test_a_line_that_is_left_out_has_the_closing_tag(text: str, expected: list[tuple[int, int] | None]) -> None:
+    starts = np.arange(len(text) + 1, dtype=np.int32)  # one token a character, and the end of sequence
+    request = ScopeRequest(scope=ScopeConfig(evidence_line=True))
+    (lines,) = locate_scopes([request], parse_response(text), starts, num_images=3)
+    spans = [(line.spans[0].start, line.spans[0].stop) if line.spans else None for line in lines]
+    assert spans == expected
+    assert [line.found for line in lines] == [f"[{image}]:" in text for image in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +155,8 @@ def test_adjacent_scopes_partition_the_tokens(text: str, data: st.DataObject) ->
         assert all(starts[item.start] >= text.find(tag) for item in behind.spans)
     # image lines never overlap
     (lines,) = locate_scopes([ScopeRequest(scope=ScopeConfig(evidence_line=True))], parsed, starts, num_images=2)
-    taken = [index for line in lines for item in line.spans for index in range(item.start, item.stop)]
+    found = [line for line in lines if line.found]
+    taken = [index for line in found for item in line.spans for index in range(item.start, item.stop)]
     assert len(taken) == len(set(taken))
 
 

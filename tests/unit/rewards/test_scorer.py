@@ -97,9 +97,9 @@ def test_evidence_lines_give_one_entry_an_image_in_the_same_order_for_all_siblin
     keys = [[entry.key for entry in rollout.rewards] for rollout in scored[0].rollouts]
     assert keys == [[("lines", 0), ("lines", 1)]] * 2
     first, second = scored[0].rollouts
-    # `[2]: b` stands at characters 10 to 16
+    # `[2]: b` stands at characters 10 to 16; `[1]:` is left out: the closing tag and the end of turn behind it
     assert [(entry.value, entry.spans) for entry in first.rewards] == [
-        (1.0, ()),
+        (1.0, (TokenSpan(start=16, stop=28),)),
         (None, (TokenSpan(start=10, stop=16),)),
     ]
     assert [(entry.value, entry.scope_found) for entry in second.rewards] == [(0.0, False), (None, False)]
