@@ -27,9 +27,11 @@ _Choice = TypeVar("_Choice")
 _NAMES = tuple(COLOURS)  # of accounts, and of ledgers
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")  # numbers are amounts
 _PAGE_COUNTS = {6: 0.4, 7: 0.3, 8: 0.3}
-_MIN_OF_A_HOP = 3  # pages: fewer leave nothing to choose from
+_FIRST_PAGE_COUNTS = {2: 0.25, 3: 0.25, 4: 0.25, 5: 0.25}
+_FIRST_FRAC = 0.5  # of the supervised questions: which page stands where is learned sooner on few pages
+_MIN_OF_A_HOP = 3  # pages, of six or more: fewer leave nothing to choose from
 _NEAR_FRAC = 0.6  # of the other entries: in the ledger of another account, or of the colour that the question names
-_DOT_FRAC = 0.5  # of the page's side: large enough for a colour, with paper all around
+_DOT_FRAC = 0.7  # of the page's side: large enough for a colour, with paper all around
 _FINE = 8  # dots are drawn this many times larger and scaled down, so that small ones are round
 
 
@@ -48,7 +50,7 @@ class Account:
     @property
     def transcript(self) -> str:
         """What stands on the page, in words."""
-        return f"account of {self.name} ledger {self.ledger}"
+        return f"ledger account {self.name} {self.ledger}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +70,7 @@ class Entry:
     @property
     def transcript(self) -> str:
         """What stands on the page, in words."""
-        return f"entry of ledger {self.ledger} amount {NUMBERS[self.amount]}"
+        return f"ledger entry {self.ledger} {NUMBERS[self.amount]}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,26 +151,29 @@ def make_ledger_questions(config: QuickstartConfig, seed: int) -> tuple[tuple[Le
             missing = ""
             if not has_answer(index, config.unanswerable_frac):
                 missing = HOPS[int((index + 1) * config.unanswerable_frac) % 2]  # by turns
-            questions.append(make_ledger_question(missing, scans=scans, rng=rng))
+            counts = _FIRST_PAGE_COUNTS if split == 0 and rng.random() < _FIRST_FRAC else _PAGE_COUNTS
+            num_images = int(rng.choice(list(counts), p=list(counts.values())))
+            questions.append(make_ledger_question(missing, num_images, scans=scans, rng=rng))
         drawn.append(tuple(questions[index] for index in rng.permutation(size)))
     return tuple(drawn)
 
 
 def make_ledger_question(
-    missing: str, *, scans: tuple[tuple[int, ...], ...], rng: np.random.Generator
+    missing: str, num_images: int, *, scans: tuple[tuple[int, ...], ...], rng: np.random.Generator
 ) -> LedgerQuestion:
     """Draw accounts and entries, and ask for the amount of an account.
 
     Args:
         missing: which of ``HOPS`` shall have no page; empty for a question that can be answered.
+        num_images: the number of pages, at least 2.
         scans: the split's scans of each digit.
         rng: the generator that all choices are drawn from.
 
     Returns:
-        The question with its gold: at least three accounts and three entries, in random order.
+        The question with its gold: accounts and entries in random order, at least three of each among six pages.
     """
-    num_images = int(rng.choice(list(_PAGE_COUNTS), p=list(_PAGE_COUNTS.values())))
-    num_accounts = int(rng.integers(_MIN_OF_A_HOP, num_images - _MIN_OF_A_HOP + 1))
+    fewest = min(_MIN_OF_A_HOP, num_images // 2)
+    num_accounts = int(rng.integers(fewest, num_images - fewest + 1))
     accounts = _draw_accounts(num_accounts + 1, rng)
     asked = accounts.pop()
     linked = [account.ledger for account in accounts[:-1]]  # the accounts that are shown beside the one asked for
@@ -202,20 +207,22 @@ def _question(asked: Account, pages: tuple[Account | Entry, ...], missing: str) 
     accounts = [index for index, page in enumerate(pages) if isinstance(page, Account)]
     entries = [index for index, page in enumerate(pages) if isinstance(page, Entry)]
     amounts = {page.ledger: page.amount for page in pages if isinstance(page, Entry)}
-    # Two steps in words that repeat the transcripts: what follows a page's name is then looked up by copying.
-    link, first, second = "is missing", "none is it", "without a ledger none counts"
+    told = [f"{page.transcript} is {ordinal}" for page, ordinal in zip(pages, _ORDINALS, strict=False)]
+    # What is looked up repeats what was told of the page word for word, and what is asked for stands right behind what
+    # it is asked by: a small model finds it by copying.
+    first, second = f"ledger account {asked.name} is missing", "without a ledger none counts"
+    looked_up = [first]
     positive_images: list[int] = []
     answer = ""
     if missing != "account":
         positive_images = [pages.index(asked)]
-        link, first = f"ledger {asked.ledger}", f"{asked.transcript} is {_ORDINALS[positive_images[0]]}"
-        second = f"none is of ledger {asked.ledger}"
+        first, second = told[positive_images[0]], f"ledger entry {asked.ledger} is missing"
         if not missing:
             answer = NUMBERS[amounts[asked.ledger]]
             index = next(index for index in entries if pages[index].ledger == asked.ledger)
             positive_images.append(index)
-            second = f"{pages[index].transcript} is {_ORDINALS[index]}"
-    seen = ", ".join(f"{ordinal} page is {page.transcript}" for ordinal, page in zip(_ORDINALS, pages, strict=False))
+            second = told[index]
+        looked_up = [first, second]
     reason = f"accounts are {_listed(accounts)}: {first}. entries are {_listed(entries)}: {second}"
     return LedgerQuestion(
         question=f"What amount has the account of {asked.name}?",
@@ -225,13 +232,13 @@ def _question(asked: Account, pages: tuple[Account | Entry, ...], missing: str) 
         answer=answer or REFUSAL,
         positive_images=tuple(sorted(positive_images)),
         # The evidence is told page by page, and whether an entry is evidence hangs on the account, which may come
-        # later: what the account says is therefore the last thing observed.
+        # later: where both stand is therefore the last thing observed.
         response=gold_response(
             [page.transcript for page in pages],
             positive_images,
             reason,
             answer,
-            observed=f"{seen}. account of {asked.name} {link}",
+            observed=f"{', '.join(told)}. {', '.join(looked_up)}",
         ),
     )
 

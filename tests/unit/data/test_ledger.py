@@ -39,6 +39,7 @@ from tests.unit.composition import composed
 SMALL = QuickstartConfig(task="ledger", num_sft_samples=200, num_rl_samples=40, num_test_samples=40)
 MISSING = st.sampled_from(("", *HOPS))
 SEEDS = st.integers(0, 2**31)
+NUM_PAGES = st.integers(2, 8)
 
 
 @pytest.fixture(scope="module")
@@ -55,25 +56,25 @@ def solve(question: LedgerQuestion) -> tuple[str, tuple[int, ...]]:
     """Answer and pages on the way from the words on the pages alone, by another way than the generator's."""
     asked = question.question.rstrip("?").split()[-1]
     words = [page.transcript.split() for page in question.pages]
-    account = [page for page, found in enumerate(words) if found[:3] == ["account", "of", asked]]
+    account = [page for page, found in enumerate(words) if found[:3] == ["ledger", "account", asked]]
     ledgers = {words[page][-1] for page in account}
-    entry = [page for page, found in enumerate(words) if found[0] == "entry" and found[3] in ledgers]
+    entry = [page for page, found in enumerate(words) if found[1] == "entry" and found[2] in ledgers]
     assert len(account) <= 1
     assert len(entry) <= 1
     return (words[entry[0]][-1] if entry else REFUSAL), tuple(sorted(account + entry))
 
 
 @examples(150)
-@given(MISSING, SEEDS)
-def test_the_answer_follows_from_two_pages_and_an_unanswerable_question_lacks_a_hop(scans, missing, seed):
-    question = make_ledger_question(missing, scans=scans, rng=np.random.default_rng(seed))
+@given(MISSING, NUM_PAGES, SEEDS)
+def test_the_answer_follows_from_two_pages_and_an_unanswerable_question_lacks_a_hop(scans, missing, num_pages, seed):
+    question = make_ledger_question(missing, num_pages, scans=scans, rng=np.random.default_rng(seed))
     assert solve(question) == (question.answer, question.positive_images)
     assert question.is_sufficient == (not missing) == (question.answer != REFUSAL)
     assert len(question.positive_images) == {"": 2, "account": 0, "entry": 1}[missing]
-    assert 6 <= len(question.pages) <= 8
+    assert len(question.pages) == num_pages
     accounts = [page for page in question.pages if isinstance(page, Account)]
     entries = [page for page in question.pages if isinstance(page, Entry)]
-    assert min(len(accounts), len(entries)) >= 3
+    assert min(len(accounts), len(entries)) >= min(3, num_pages // 2)
     assert len({page.name for page in accounts}) == len({page.ledger for page in accounts}) == len(accounts)
     assert len({page.ledger for page in entries}) == len(entries)
     assert all(page.name != page.ledger for page in accounts)  # else one hop would do
@@ -82,32 +83,45 @@ def test_the_answer_follows_from_two_pages_and_an_unanswerable_question_lacks_a_
 
 
 @examples(100)
-@given(MISSING, SEEDS)
-def test_gold_responses_name_every_page_and_say_no_more_than_the_pages(scans, missing, seed):
-    question = make_ledger_question(missing, scans=scans, rng=np.random.default_rng(seed))
+@given(MISSING, NUM_PAGES, SEEDS)
+def test_gold_responses_name_every_page_and_say_no_more_than_the_pages(scans, missing, num_pages, seed):
+    question = make_ledger_question(missing, num_pages, scans=scans, rng=np.random.default_rng(seed))
     parsed = parse_response(question.response)
     assert parsed.is_well_formed
     observe, think, answer = (parsed.content(name) or "" for name in ("observe", "think", "answer"))
     assert answer.strip() == question.answer
     lines = parsed.first_lines()
     assert list(lines) == list(range(len(question.pages)))
-    described = observe.split(". ")[0].split(", ")
+    described, looked_up = (part.split(", ") for part in observe.split(". "))
     assert len(described) == len(question.pages)
+    ordinals = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"]
     for page, (text, shown) in enumerate(zip(described, question.pages, strict=True)):
-        assert text.strip().endswith(f" page is {shown.transcript}")
+        assert text.strip() == f"{shown.transcript} is {ordinals[page]}"
+        assert (text.strip() in looked_up) == (page in question.positive_images)
         assert lines[page].text == (shown.transcript if page in question.positive_images else IRRELEVANT)
         assert (shown.transcript in think) == (page in question.positive_images)
     first, second = think.split(". ")  # one sentence a hop
     assert first.startswith(" accounts are ")
     assert second.startswith("entries are ")
     assert "[" not in observe
+    # What is looked up stands once in front of the evidence, and again in the thoughts; the hop that fails as missing.
+    assert [step.endswith(" is missing") for step in looked_up] == {
+        "": [False] * 2,
+        "account": [True],
+        "entry": [False, True],
+    }[missing]
+    assert first.endswith(f": {looked_up[0]}")
+    assert missing == "account" or second.endswith(f": {looked_up[1]}")
 
 
-def test_responses_have_between_150_and_250_tokens(splits):
+def test_responses_have_more_than_150_tokens_on_average_and_fit(splits):
     tokenizer = build_tokenizer(corpus(SMALL, 0), SMALL.vocabulary_tokens)
     texts = [question.response for question in itertools.chain(*splits)]
     lengths = [len(tokenizer.encode(text)) + 1 for text in texts]  # and the end of the turn
-    assert 150 <= min(lengths) <= np.mean(lengths) <= max(lengths) <= 250
+    num_first = len(splits[0])  # among them the short questions that supervised training begins with
+    assert 60 <= min(lengths[:num_first]) <= max(lengths[:num_first]) <= 250
+    assert 140 <= min(lengths[num_first:]) <= max(lengths[num_first:]) <= 250
+    assert np.mean(lengths[num_first:]) >= 150
     words = {word for text in texts for word in re.findall(r"(?<= )[a-z]+\b", text)}  # behind a blank: no tags
     assert words >= {*COLOURS, *NUMBERS[:10]}
     assert [word for word in sorted(words) if len(tokenizer.encode(f" {word}")) != 1] == []
@@ -122,15 +136,23 @@ def test_a_fifth_of_the_questions_lacks_a_hop_each_hop_as_often(splits):
 
 def test_who_leaves_out_a_hop_is_led_to_another_page(splits):
     linked = named = 0
-    for question in splits[0]:
+    for question in splits[1] + splits[2]:
         booked = {page.ledger for page in question.pages if isinstance(page, Entry)}
         others = {page.ledger for page in question.pages if isinstance(page, Account) and page.name != question.asked}
         linked += bool(booked & others)
         named += question.asked in booked
     # Three pages are entries at least. By chance alone two others of seven colours hit one of two ledgers with
     # 1 - 5/7 · 4/6 = 0.52, and the asked name with 2/7 = 0.29; three of five entries are drawn near both on purpose.
-    assert linked / len(splits[0]) > 0.7
-    assert named / len(splits[0]) > 0.3
+    assert linked / len(splits[1] + splits[2]) > 0.7
+    assert named / len(splits[1] + splits[2]) > 0.3
+
+
+def test_half_of_the_supervised_questions_are_short_and_all_others_long(splits):
+    counts = [[len(question.pages) for question in split] for split in splits]
+    assert set(counts[0]) == {2, 3, 4, 5, 6, 7, 8}
+    # A half of 200 by chance: within four standard deviations, 4 · √(200 / 4) = 28.
+    assert 72 <= sum(count <= 5 for count in counts[0]) <= 128
+    assert {*counts[1], *counts[2]} == {6, 7, 8}
 
 
 def test_no_scan_is_in_two_splits_and_everything_comes_from_the_seed(splits):
@@ -149,8 +171,8 @@ def test_a_page_shows_its_ledger_and_a_dot_or_a_number(side: int):
     assert account.shape == entry.shape == (side, side, 3)
     assert np.array_equal(account[0], entry[0])  # the frame
     assert (account[0] == COLOURS["blue"]).all()
-    # A dot of half the side covers a circle of 0.196 of the page; its edge is mixed with the paper.
-    assert 0.12 < (account == COLOURS["red"]).all(axis=2).mean() < 0.21
+    # A dot of 0.7 of the side covers a circle of π/4 · 0.49 = 0.385 of the page; its edge is mixed with the paper.
+    assert 0.30 < (account == COLOURS["red"]).all(axis=2).mean() < 0.39
     assert not (entry == COLOURS["red"]).all(axis=2).any()
     assert (np.abs(entry.astype(int) - INK).max(axis=2) < 30).any()
 
