@@ -207,7 +207,7 @@ def _question(asked: Account, pages: tuple[Account | Entry, ...], missing: str) 
     accounts = [index for index, page in enumerate(pages) if isinstance(page, Account)]
     entries = [index for index, page in enumerate(pages) if isinstance(page, Entry)]
     amounts = {page.ledger: page.amount for page in pages if isinstance(page, Entry)}
-    told = [f"{page.transcript} is {ordinal}" for page, ordinal in zip(pages, _ORDINALS, strict=False)]
+    told = [f"{page.transcript} {ordinal}" for page, ordinal in zip(pages, _ORDINALS, strict=False)]
     # What is looked up repeats what was told of the page word for word, and what is asked for stands right behind what
     # it is asked by: a small model finds it by copying.
     first, second = f"ledger account {asked.name} is missing", "without a ledger none counts"
