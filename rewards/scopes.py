@@ -187,6 +187,6 @@ def _line_ranges(parsed: ParsedResponse, num_images: int, is_whole: bool) -> lis
 
 
 def _closing_tag(parsed: ParsedResponse, name: str) -> tuple[tuple[int, int], ...]:
-    """The range of characters of the tag that closes the section, of a repeatable one the last; none where none does."""
+    """The characters of the tag that closes the section, of a repeatable one the last; none where nothing does."""
     closed = [section for section in parsed.all_of(name) if section.is_closed] if name else []
     return ((closed[-1].content_stop, _closing_edge(parsed, closed[-1].stop)),) if closed else ()
