@@ -80,7 +80,7 @@ class LedgerQuestion:
     Attributes:
         question: the question for the prompt.
         asked: the name of the account whose amount is asked for.
-        pages: six to eight pages, in order; no two accounts share a name or a ledger, no two entries a ledger.
+        pages: two to eight pages, in order; no two accounts share a name or a ledger, no two entries a ledger.
         missing: which of ``HOPS`` has no page; empty where the question can be answered.
         answer: the gold answer; ``REFUSAL`` where a hop is missing.
         positive_images: the 0-based indexes of the pages on the way: account and entry, the account alone where its
