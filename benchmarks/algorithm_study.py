@@ -39,11 +39,17 @@ CONFIDENCE = 0.95
 SHARED_START = "shared"
 OWN_START = "no_observe_and_evidence"
 
+LINE_PER_IMAGE = (
+    "rewards.lines.function=rewards.functions.format:line_per_image",
+    "rewards.lines.scope={start: '', stop: '', evidence_line: true}",
+)
+
 ARMS: dict[str, tuple[str, ...]] = {
     "rs_grpo": (),
     "grpo": ("algorithm=grpo",),
     "causal_rs_grpo": ("algorithm=causal_rs_grpo",),
     "causal_no_evidence_reward": ("algorithm=causal_rs_grpo", "rewards.evidence.weight=0"),
+    "causal_line_per_image": ("algorithm=causal_rs_grpo", "rewards.evidence.weight=0", *LINE_PER_IMAGE),
     "causal_per_image_evidence": (
         "algorithm=causal_rs_grpo",
         "rewards.evidence.function=rewards.functions.evidence:evidence_per_image",

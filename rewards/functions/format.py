@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rewards.base import RewardCall, reads_sections
+from rewards.base import IMAGE_LINES, RewardCall, reads_sections
 
 
 def format(call: RewardCall) -> float:
@@ -42,3 +42,24 @@ def sections(call: RewardCall, names: Sequence[str]) -> float:
             return 0.0
         edge = start + len(tag)
     return float(not text[edge:].strip())
+
+
+@reads_sections(IMAGE_LINES)
+def line_per_image(call: RewardCall) -> list[float]:
+    """Does the section with one line per image have one for every image? For the scope ``evidence_line``.
+
+    It needs no labels. Rewards for the answer alone let a policy save the lines about images that do not help, and a
+    line that is not there cannot be judged by what it says. What a line says counts for nothing here.
+
+    Returns:
+        One value for each image: 1.0 where exactly one line is labelled with it and says something, else 0.0.
+
+    Example:
+        Of four images, ``[1]: red seven``, ``[2]:``, ``[3]: no relevant information``, ``[3]: red nine`` gives
+        [1.0, 0.0, 0.0, 0.0].
+    """
+    texts: dict[int, list[str]] = {}
+    for line in call.parsed.evidence_lines:
+        texts.setdefault(line.image_index, []).append(line.text)
+    found = [texts.get(image_index, []) for image_index in range(len(call.sample.images))]
+    return [float(len(said) == 1 and bool(said[0])) for said in found]

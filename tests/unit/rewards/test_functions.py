@@ -13,6 +13,7 @@ from rewards.functions.accuracy import accuracy
 from rewards.functions.copying import observe_citation, think_copy
 from rewards.functions.evidence import evidence, evidence_per_image
 from rewards.functions.format import format as well_formed
+from rewards.functions.format import line_per_image
 from rewards.functions.format import sections as only
 from rewards.functions.length import overlong, overlong_penalty
 from rsgrpo.config import EVISRAG, ResponseFormat, SectionRule
@@ -256,10 +257,38 @@ def test_values_stay_in_their_range_for_any_text(response: str, gold: str) -> No
     assert 0.0 <= evidence(reward_call) <= 1.0
     assert all(value is None or 0.0 <= value <= 1.0 for value in evidence_per_image(reward_call))
     assert well_formed(reward_call) in (0.0, 1.0)
+    assert set(line_per_image(reward_call)) <= {0.0, 1.0}
     assert observe_citation(reward_call) in (-1.0, 0.0)
     assert think_copy(reward_call) in (-1.0, 0.0)
     scores = reference.score_reference(response, gold, 300)
     assert scores.overall >= -3.0
+
+
+# --- one line for every image ---
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (f"[1]: {FACT}\n[2]: {NONE}\n[3]: {NONE}", [1.0, 1.0, 1.0]),
+        (f"[3]: {NONE}\n[1]: {FACT}", [1.0, 0.0, 1.0]),
+        (f"[1]: {FACT}\n[2]:\n[3]: {NONE}\n[3]: {FACT}", [1.0, 0.0, 0.0]),
+        (f"[1]: {FACT}\n[2]: {NONE}\n[3]: {NONE}\n[4]: {NONE}", [1.0, 1.0, 1.0]),
+        ("", [0.0, 0.0, 0.0]),
+    ],
+    ids=["all", "left out", "empty and twice", "of no image", "none"],
+)
+def test_every_image_has_exactly_one_line_that_says_something(lines: str, expected: list[float]) -> None:
+    assert line_per_image(call(tagged(lines))) == expected
+    looked = f"<look>{lines}</look><final>3%</final>"
+    assert line_per_image(call(looked, response_format=LOOKS)) == expected
+
+
+def test_lines_are_counted_by_the_numbers_of_pages_where_a_filter_left_some_out() -> None:
+    parsed = parse_response(tagged(f"[2]: {FACT}\n[1]: {NONE}"), page_numbers=(2, 5))
+    images = (ImageRef(path="1.png"), ImageRef(path="4.png"))
+    sample = Sample(sample_id="q", images=images, page_numbers=(2, 5))
+    assert line_per_image(make_call(sample, parsed.text, parsed=parsed)) == [1.0, 0.0]
 
 
 # --- other sections than EVisRAG's ---
