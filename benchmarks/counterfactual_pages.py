@@ -52,7 +52,7 @@ class Judged:
     Attributes:
         prompted: the question.
         parsed: the greedy response to all pages, which has an answer.
-        is_right: whether the answer is that of gold.
+        is_right: whether the answer is that of gold, and no refusal.
         values: by the name of a measure the worth of each page; None where it has nothing to say.
     """
 
@@ -255,11 +255,14 @@ def _add_drops(
 
 
 def _told_right(one: Judged, name: str) -> tuple[bool, bool] | None:
-    """Whether the best, and whether every page that holds the answer beats all distractors; None without both."""
+    """Whether the best, and whether every page that holds the answer beats all distractors; None without both.
+
+    Where the policy refused to answer nothing is known of its pages, and none beats another.
+    """
     sample, values = one.prompted.sample, one.values[name]
-    if values is None or not sample.is_sufficient:
+    if not sample.is_sufficient:
         return None
-    worth = [-1e9 if value is None else value for value in values]
+    worth = [-1e9 if value is None else value for value in values or [None] * len(sample.images)]
     holding = [worth[index] for index in sample.positive_images]
     others = [value for index, value in enumerate(worth) if index not in sample.positive_images]
     return (max(holding) > max(others), min(holding) > max(others)) if holding and others else None
@@ -320,7 +323,7 @@ def main() -> None:
     judged = judge(
         model, [builder.prompted(sample) for sample in data.samples], config, options.exchanges, options.seed
     )
-    print(f"{len(judged)} of {len(data.samples)} answered, {sum(one.is_right for one in judged)} rightly")
+    print(f"{len(judged)} of {len(data.samples)} answered, {sum(one.is_right for one in judged)} rightly from the pages")
     print(ranking_table(judged))
     print(label_table(judged, undecided=0.2))
 

@@ -7,8 +7,9 @@ written anew without the page, with all that leads to it: behind the response's 
 whatever the pages show.
 
 The policy is asked about pages only where this can give credit: siblings say different things of the page, and the
-greedy answer to all pages is right (``right_only``), since what moves a wrong answer is no evidence. What a policy
-might try:
+greedy answer to all pages is right (``right_only``), since what moves a wrong answer is no evidence. An answer that
+refuses says nothing of the pages: no exchange costs it, also where a page holds a part of what was asked for. What a
+policy might try:
 
 * marking all pages, or none, as relevant: right for some of them only, as with labels;
 * inventing the text of a line: it is compared with what those wrote of the page who answered rightly;
@@ -25,7 +26,7 @@ from collections.abc import Sequence
 
 from rewards.base import IMAGE_LINES, RewardCall, needs_counterfactuals, needs_gold, reads_sections
 from rewards.gold import gold_answers
-from rsgrpo.text.normalise import is_irrelevant, normalize_keeping_numbers, set_f1
+from rsgrpo.text.normalise import is_irrelevant, is_refusal, normalize_keeping_numbers, set_f1
 from rsgrpo.text.sections import ParsedResponse
 
 # Set-F1 from which on two answers count as the same: "about 3 percent" and "3 percent", but not "4 percent".
@@ -39,7 +40,7 @@ def disputed_pages(
     undecided: float = 0.2,
     compare_lines: bool = True,
 ) -> Sequence[int]:
-    """The pages of which siblings say different things, none where the greedy answer to all pages is wrong.
+    """The pages of which siblings say different things, none where the greedy answer to all pages is wrong or refuses.
 
     Where all siblings say the same, no exchange could tell them apart.
 
@@ -73,7 +74,7 @@ def page_values(
 
     Returns:
         One value for each image, None for those that were not exchanged; None where nothing is known: the policy was
-        not asked, or its greedy answer to all pages is missing or (``right_only``) wrong.
+        not asked, or its greedy answer to all pages is missing, refuses or is (``right_only``) wrong.
 
     Example:
         The greedy answer to all pages is ``7`` and right. Without the first page the policy says ``4`` and ``9``,
@@ -155,10 +156,10 @@ def _speaking_lines(parsed: ParsedResponse) -> dict[int, str | None]:
 
 
 def _accepted(call: RewardCall, section: str | None, right_only: bool) -> tuple[str, ...]:
-    """The answers that count as that to all pages: the greedy one, and the right ones; none where it is not right."""
+    """The answers that count as that to all pages: the greedy one and the right ones; none where nothing is judged."""
     assert call.counterfactuals is not None
     answer = call.parse(call.counterfactuals.with_all).content(section or call.parsed.format.answer_section)
-    if answer is None:
+    if answer is None or is_refusal(answer):
         return ()
     right = gold_answers(call.sample, call.parsed.format, section) if right_only else (answer,)
     return (answer, *right) if _is_one_of(answer, right) else ()

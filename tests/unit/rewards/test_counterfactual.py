@@ -109,9 +109,14 @@ def test_nothing_is_known_where_the_policy_was_not_asked() -> None:
     assert counterfactual_evidence.function(call) == [None, None]
 
 
-def test_pages_of_an_unanswerable_question_are_worth_nothing() -> None:
-    call = call_of([IRRELEVANT, "red seven"], [[REFUSAL] * 2] * 2, with_all=REFUSAL, gold=REFUSAL)
-    assert counterfactual_evidence.function(call) == [1.0, 0.0]
+@pytest.mark.parametrize("right_only", [True, False])
+def test_a_refusal_says_nothing_of_the_pages(right_only: bool) -> None:
+    # no exchange costs it, though the second page may well hold one of two numbers that were to be added
+    others = [response([IRRELEVANT, IRRELEVANT], REFUSAL)]
+    call = call_of([IRRELEVANT, "red seven"], [[REFUSAL] * 2] * 2, with_all=REFUSAL, gold=REFUSAL, others=others)
+    assert page_values(call, right_only=right_only) is None
+    assert counterfactual_evidence.function(call, right_only=right_only) == [None, None]
+    assert list(disputed_pages(call, right_only=right_only)) == []
 
 
 def test_words_of_the_right_page_are_compared_with_what_right_answers_say_of_it() -> None:
