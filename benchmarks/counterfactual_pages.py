@@ -323,7 +323,9 @@ def main() -> None:
     judged = judge(
         model, [builder.prompted(sample) for sample in data.samples], config, options.exchanges, options.seed
     )
-    print(f"{len(judged)} of {len(data.samples)} answered, {sum(one.is_right for one in judged)} rightly from the pages")
+    print(
+        f"{len(judged)} of {len(data.samples)} answered, {sum(one.is_right for one in judged)} rightly from the pages"
+    )
     print(ranking_table(judged))
     print(label_table(judged, undecided=0.2))
 
