@@ -39,6 +39,7 @@ CONFIDENCE = 0.95
 SHARED_START = "shared"
 OWN_START = "no_observe_and_evidence"
 
+EVIDENCE_BY_LINE = "rewards.evidence.scope={start: '', stop: '', evidence_line: true}"
 LINE_PER_IMAGE = (
     "rewards.lines.function=rewards.functions.format:line_per_image",
     "rewards.lines.scope={start: '', stop: '', evidence_line: true}",
@@ -53,12 +54,19 @@ ARMS: dict[str, tuple[str, ...]] = {
     "causal_per_image_evidence": (
         "algorithm=causal_rs_grpo",
         "rewards.evidence.function=rewards.functions.evidence:evidence_per_image",
-        "rewards.evidence.scope={start: '', stop: '', evidence_line: true}",
+        EVIDENCE_BY_LINE,
+    ),
+    "consensus": (
+        "algorithm=causal_rs_grpo",
+        "rewards.evidence.function=rewards.functions.consensus:consensus_evidence",
+        EVIDENCE_BY_LINE,
+        *LINE_PER_IMAGE,
     ),
     "counterfactual": (
         "algorithm=causal_rs_grpo",
         "rewards.evidence.function=rewards.functions.counterfactual:counterfactual_evidence",
-        "rewards.evidence.scope={start: '', stop: '', evidence_line: true}",
+        EVIDENCE_BY_LINE,
+        *LINE_PER_IMAGE,
     ),
     "dr_grpo": ("algorithm=dr_grpo",),
     "rloo": ("algorithm=rloo",),

@@ -164,8 +164,9 @@ def _scores(
 ) -> list[float | None]:
     """The weighted sum of the rewards that apply, for each text; None where no reward applies.
 
-    Of a policy whose answers the pages move it is assumed that it answers honestly with all pages, and otherwise
-    without one that an honest line speaks for; of one whose answers they do not move that it answers the same.
+    An honest response stands beside each as its sibling. Of a policy whose answers the pages move it is assumed that it
+    answers honestly with all pages, and otherwise without one that an honest line speaks for; of one whose answers they
+    do not move that it answers the same.
     """
     calls = [_call(case, text, is_moved) for case, text in zip(cases, texts, strict=True)]
     totals: list[float | None] = [None] * len(calls)
@@ -203,7 +204,7 @@ def _call(case: Case, text: str, is_moved: bool) -> RewardCall:
         num_tokens=num_tokens,
         response_index=0,
         image_sizes=lambda _: _IMAGE_SIZE,
-        siblings=(parsed,),
+        siblings=(parsed, parse_response(case.text, case.format, page_numbers=case.sample.page_numbers)),
         counterfactuals=_counterfactuals(case, is_moved),
     )
 

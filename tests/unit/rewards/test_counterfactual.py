@@ -87,20 +87,43 @@ def test_the_true_labels_earn_the_most(matters: list[bool]) -> None:
 
 def test_a_doubtful_page_gives_a_softer_score_and_an_undecided_one_none() -> None:
     exchanged = [["4", "4", "4", "7"], ["4", "7"], []]
-    assert counterfactual_evidence.function(call_of(["x", "x", "x"], exchanged)) == [0.75, None, None]
-    assert counterfactual_evidence.function(call_of([IRRELEVANT, IRRELEVANT, "x"], exchanged)) == [0.25, None, None]
-    assert counterfactual_evidence.function(call_of([None, "x", "x"], exchanged)) == [0.0, None, None]
-    assert counterfactual_evidence.function(call_of(["x", "x", "x"], exchanged), undecided=0.3) == [None] * 3
+
+    def score(*lines: str | None, undecided: float = 0.2) -> list[float | None]:
+        return list(
+            counterfactual_evidence.function(call_of(lines, exchanged), undecided=undecided, by_consensus=False)
+        )
+
+    assert score("x", "x", "x") == [0.75, None, None]
+    assert score(IRRELEVANT, IRRELEVANT, "x") == [0.25, None, None]
+    assert score(None, "x", "x") == [0.0, None, None]
+    assert score("x", "x", "x", undecided=0.3) == [None] * 3
+
+
+def test_what_exchanges_do_not_decide_is_judged_by_what_right_answers_say() -> None:
+    others = [response([IRRELEVANT, "red seven"]), response(["red nine", "red nine"], "9")]
+    undecided = [["4", "7"], []]
+    # right are the first two responses and the greedy one: silent of page 1, and of page 2 silent or seven or seven
+    greedy = [IRRELEVANT, "red seven"]
+    call = call_of([IRRELEVANT, IRRELEVANT], undecided, greedy_lines=greedy, others=others)
+    assert counterfactual_evidence.function(call) == pytest.approx([1.0, 1 / 3])
+    assert counterfactual_evidence.function(call, by_consensus=False) == [None, None]
+    wrong = replace(call, parsed=call.siblings[2], text=call.siblings[2].text)
+    # set-F1 of "red nine" and "red seven" is 1/2
+    assert counterfactual_evidence.function(wrong) == pytest.approx([0.0, (0.0 + 0.5 + 0.5) / 3])
+    # a page that exchanges do decide is judged by them, whatever right answers say
+    decided = call_of([IRRELEVANT, IRRELEVANT], [["7", "7"], ["4", "4"]], greedy_lines=greedy, others=others)
+    assert counterfactual_evidence.function(decided) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("answer", ["4", None], ids=["wrong", "absent"])
 def test_nothing_is_known_where_the_greedy_answer_is_not_right(answer: str | None) -> None:
     call = call_of(["x", IRRELEVANT], [["4"], ["7"]], with_all=answer, others=[response([IRRELEVANT, "x"])])
-    assert counterfactual_evidence.function(call) == [None, None]
+    assert page_values(call) is None
+    assert counterfactual_evidence.function(call, by_consensus=False) == [None, None]
     assert list(disputed_pages(call)) == []
     # without the label of the answer its own one counts, if there is any
     expected = [None, None] if answer is None else [0.0, 0.0]
-    assert counterfactual_evidence.function(call, right_only=False) == expected
+    assert counterfactual_evidence.function(call, right_only=False, by_consensus=False) == expected
 
 
 def test_nothing_is_known_where_the_policy_was_not_asked() -> None:
@@ -115,8 +138,11 @@ def test_a_refusal_says_nothing_of_the_pages(right_only: bool) -> None:
     others = [response([IRRELEVANT, IRRELEVANT], REFUSAL)]
     call = call_of([IRRELEVANT, "red seven"], [[REFUSAL] * 2] * 2, with_all=REFUSAL, gold=REFUSAL, others=others)
     assert page_values(call, right_only=right_only) is None
-    assert counterfactual_evidence.function(call, right_only=right_only) == [None, None]
+    assert counterfactual_evidence.function(call, right_only=right_only, by_consensus=False) == [None, None]
     assert list(disputed_pages(call, right_only=right_only)) == []
+    # the other response rightly refused, and is silent of both pages; without labels nobody is right
+    expected = [1.0, 0.0] if right_only else [None, None]
+    assert counterfactual_evidence.function(call, right_only=right_only) == expected
 
 
 def test_words_of_the_right_page_are_compared_with_what_right_answers_say_of_it() -> None:
