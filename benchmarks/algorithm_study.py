@@ -45,8 +45,10 @@ LINE_PER_IMAGE = (
     "rewards.lines.scope={start: '', stop: '', evidence_line: true}",
 )
 
+PAPER = ("algorithm=rs_grpo",)
+
 ARMS: dict[str, tuple[str, ...]] = {
-    "rs_grpo": (),
+    "rs_grpo": PAPER,
     "grpo": ("algorithm=grpo",),
     "causal_rs_grpo": ("algorithm=causal_rs_grpo",),
     "causal_no_evidence_reward": ("algorithm=causal_rs_grpo", "rewards.evidence.weight=0"),
@@ -70,14 +72,16 @@ ARMS: dict[str, tuple[str, ...]] = {
     ),
     "dr_grpo": ("algorithm=dr_grpo",),
     "rloo": ("algorithm=rloo",),
-    "asynchronous": ("rl.max_staleness_steps=1",),
-    "no_evidence_reward": ("rewards.evidence.weight=0",),
+    "asynchronous": (*PAPER, "rl.max_staleness_steps=1"),
+    "no_evidence_reward": (*PAPER, "rewards.evidence.weight=0"),
     "per_image_evidence": (
+        *PAPER,
         "+rewards.lines={function: 'rewards.functions.evidence:evidence_per_image', "
         "scope: {evidence_line: true}, weight: 3}",
         "rewards.evidence.weight=0",
     ),
     OWN_START: (
+        *PAPER,
         "data.sft_sections=[think,answer]",
         "rewards.format.function=rewards.functions.format:sections",
         "+rewards.format.kwargs={names: [think, answer]}",
