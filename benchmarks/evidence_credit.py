@@ -151,9 +151,7 @@ def kind_table(found: Mapping[str, Vector], kinds: Sequence[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--run", type=Path, required=True, help="the folder of a run; its questions have gold evidence"
-    )
+    parser.add_argument("--run", type=Path, required=True, help="the folder of a run; its questions have gold evidence")
     parser.add_argument("--group-size", type=int, default=4)
     options = parser.parse_args()
     config = load_config(read_settings(RunFolder(root=options.run).config_file))
