@@ -24,7 +24,7 @@ from rewards.gold import parsed_gold
 from rewards.lab.replay import sampled_group
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
-from rsgrpo.config import Config, RewardConfig, ScopeConfig, load_config
+from rsgrpo.config import ResponseFormat, RewardConfig, ScopeConfig, load_config
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.run.folder import RunFolder, read_settings
 from rsgrpo.run.recorder import read_groups
@@ -106,9 +106,8 @@ def kind_of(parsed: ParsedResponse, gold: ParsedResponse, image_index: int) -> s
     return f"{said}, about pages that {'matter' if matters else 'do not matter'}"
 
 
-def pushes(run: Path, config: Config, group_size: int) -> tuple[dict[str, Vector], list[str]]:
+def pushes(run: Path, response_format: ResponseFormat, group_size: int) -> tuple[dict[str, Vector], list[str]]:
     """By reward the advantage of every line, and the kinds of these lines."""
-    response_format = config.response.format
     configs = reward_configs()
     scorer = Scorer(load_rewards(configs, Path.cwd(), response_format), None, response_format)
     found: dict[str, list[Vector]] = defaultdict(list)
@@ -155,7 +154,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=4)
     options = parser.parse_args()
     config = load_config(read_settings(RunFolder(root=options.run).config_file))
-    found, kinds = pushes(options.run, config, options.group_size)
+    found, kinds = pushes(options.run, config.response.format, options.group_size)
     print(alike_table(found))
     print(kind_table(found, kinds))
 
