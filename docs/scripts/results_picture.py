@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -10,7 +9,11 @@ PICTURE = REPOSITORY / "docs" / "images" / "results.svg"
 
 INK, GREY = "#1d2733", "#5c6b7a"
 _COLOURS = {"before SFT": "#c3ccd6", "after SFT": "#7fa3c7", "after RL": "#d98b2b"}
-_CURVES = {"rs_grpo": ("RS-GRPO", "#d98b2b"), "grpo": ("GRPO", "#43536a")}
+_CURVES = {"causal_rs_grpo": ("causal scopes", "#d98b2b"), "grpo": ("GRPO", "#43536a")}
+_GROUP_SIZES = {
+    8: ("", 1),
+    4: (' stroke-dasharray="6 4"', 9),
+}  # how the line is drawn, and how much lower its name stands
 _BOTTOM, _TOP, _STEPS = 270.0, 60.0, 120.0
 
 
@@ -57,28 +60,29 @@ def _bars(benchmarks: str) -> list[str]:
 
 
 def _curves(benchmarks: str) -> list[str]:
-    """RS-GRPO and GRPO over the steps, mean of five seeds; the range of 50 to 80 per cent fills the height."""
+    """Causal scopes and GRPO over the steps, mean of five seeds; the range of 50 to 80 per cent fills the height."""
     steps = [0, 20, 40, 60, 80, 100, 120]
-    lines = [label(560, 30, "RS-GRPO and GRPO alike on this small task, mean of 5 seeds, %", 15, "start", INK)]
+    lines = [label(530, 30, "Causal scopes against GRPO, groups of 8 and 4 (dashed), 5 seeds, %", 15, "start", INK)]
 
     def place(step: float, percent: float) -> tuple[float, float]:
-        return 600 + 400 * step / _STEPS, height((percent - 50) * 100 / 30)
+        return 600 + 340 * step / _STEPS, height((percent - 50) * 100 / 30)
 
     for percent in (50, 60, 70, 80):
         _, y = place(0, percent)
-        lines.append(f'<path d="M600 {y:.1f}H1000" stroke="#dde3e9"/>')
+        lines.append(f'<path d="M600 {y:.1f}H940" stroke="#dde3e9"/>')
         lines.append(label(590, y + 4, str(percent), 11, "end"))
     for step in steps:
         lines.append(label(place(step, 50)[0], _BOTTOM + 18, str(step), 11))
-    lines.append(label(800, _BOTTOM + 42, "RL step", 12))
-    starts = {"rs_grpo": "rs_grpo, 256", "grpo": "grpo, the same"}
-    for index, (arm, (name, colour)) in enumerate(_CURVES.items()):
-        values: Sequence[str] = row(benchmarks, starts[arm])[: len(steps)]
-        points = [place(step, float(value)) for step, value in zip(steps, values, strict=True)]
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        lines.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
-        lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
-        lines.append(label(900, 200 + 20 * index, name, 13, "start", colour))
+    lines.append(label(770, _BOTTOM + 42, "RL step", 12))
+    for size, (dashes, lower) in _GROUP_SIZES.items():
+        for arm, (name, colour) in _CURVES.items():
+            values = row(benchmarks, f"groups of {size}: {arm}")[: len(steps)]
+            points = [place(step, float(value)) for step, value in zip(steps, values, strict=True)]
+            path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+            lines.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.5"{dashes}/>')
+            lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
+            x, y = points[-1]
+            lines.append(label(x + 8, y + lower, f"{name}, {size}", 11, "start", colour))
     return lines
 
 
@@ -88,7 +92,7 @@ def picture() -> str:
     lines = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1040 330" width="1040" height="330" '
         'font-family="sans-serif">',
-        "<title>Accuracy of the quickstart, and RS-GRPO against GRPO</title>",
+        "<title>Accuracy of the quickstart, and causal scopes against GRPO in groups of 4 and of 8</title>",
         '<rect width="1040" height="330" fill="#ffffff"/>',
         *_bars(benchmarks),
         *_curves(benchmarks),

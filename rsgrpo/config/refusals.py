@@ -289,6 +289,12 @@ _COMPOSITION = (
 
 def _composition(message: str) -> str:
     """What hydra says in a message alone, without an exception of OmegaConf's behind it."""
+    in_file = re.match(r"In '([^']+)': Could not override '([^']+)'", message)
+    if in_file:
+        return (
+            f"{shown(in_file[1], 120)} overrides the choice of {shown(in_file[2])!r}, which nothing made before it: a "
+            "recipe may `override /algorithm`, and is itself chosen by recipe=NAME, not by --config-name"
+        )
     kind = next((kind for start, kind in _COMPOSITION if start in message), "")
     quoted = _KEY_IN_QUOTES.search(message)
     name = quoted[1] if quoted else message.partition(" ")[0]

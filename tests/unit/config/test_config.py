@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hydra.errors import ConfigCompositionException, MissingConfigException
@@ -18,7 +19,22 @@ REWARD = "rewards.short={function: 'my_rewards.py:short_thinking', scope: {secti
 def test_every_recipe_composes(recipe: str) -> None:
     config = composed(f"recipe={recipe}")
     assert config.name == recipe
-    assert config.rl.algorithm == "rs_grpo"
+    # what was measured on the quickstart says so (docs/choosing_scopes.md); published models are trained as published
+    assert config.rl.algorithm == ("causal_rs_grpo" if recipe in ("quickstart", "quickstart_ledger") else "rs_grpo")
+
+
+@pytest.mark.parametrize("base", ["quickstart", "evisrag_3b"])
+def test_a_recipe_of_ones_own_chooses_its_algorithm_and_the_command_line_another(base: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    header = f"# @package _global_\ndefaults: [{base}, override /algorithm: dr_grpo, _self_]\n"
+    # the algorithm's values hold against the recipe's
+    (tmp_path / "recipe" / "mine.yaml").write_text(header + "name: mine\nrl: {credit: {scale: group_std}}\n")
+    where = f"hydra.searchpath=[file://{tmp_path}]"
+    mine = composed(where, "recipe=mine").rl
+    assert mine.credit == composed(f"recipe={base}", "algorithm=dr_grpo").rl.credit
+    assert (mine.algorithm, mine.credit.scale) == ("dr_grpo", "none")
+    other = composed(where, "recipe=mine", "algorithm=grpo").rl
+    assert other.credit == composed(f"recipe={base}", "algorithm=grpo").rl.credit
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.startswith(("sft_", "retriever_"))])
