@@ -37,6 +37,7 @@ SIZE = (
     "quickstart.vocabulary_tokens=512",
 )
 JOB = (
+    "algorithm=rs_grpo",  # the paper's, whatever the quickstart trains with
     f"model.path={MODEL}",
     "quickstart.num_sft_samples=24",
     "quickstart.num_rl_samples=24",
