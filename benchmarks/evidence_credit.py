@@ -24,7 +24,8 @@ from rewards.gold import parsed_gold
 from rewards.lab.replay import sampled_group
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
-from rsgrpo.config import ResponseFormat, RewardConfig, ScopeConfig, load_config
+from rsgrpo.algorithm.advantages import normalise
+from rsgrpo.config import CreditConfig, ResponseFormat, RewardConfig, ScopeConfig, load_config
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.run.folder import RunFolder, read_settings
 from rsgrpo.run.recorder import read_groups
@@ -73,16 +74,6 @@ def recorded_groups(run: Path, group_size: int) -> Iterator[RolloutGroup]:
         raise RsgrpoError(f"{file} holds no group of {group_size} responses of reinforcement learning")
 
 
-def advantages(values: Sequence[float | None]) -> Vector:
-    """[n] (r - mean) / std among the siblings that have a value, as ``rl.credit.scale=group_std``; 0 elsewhere."""
-    numbers = np.array([np.nan if value is None else value for value in values])
-    known = ~np.isnan(numbers)
-    found = np.zeros(len(numbers))
-    if known.sum() > 1 and np.ptp(numbers[known]) > 0.0:
-        found[known] = (numbers[known] - numbers[known].mean()) / (numbers[known].std(ddof=1) + 1e-6)
-    return found
-
-
 def value_of(rollout: ScoredRollout, name: str, image_index: int) -> float | None:
     """What a reward gives a response for one image, or for the whole of it; None where it does not apply."""
     return next(
@@ -122,7 +113,9 @@ def pushes(run: Path, response_format: ResponseFormat, group_size: int) -> tuple
         for image_index in gold.first_lines():
             kinds += [kind_of(one, gold, image_index) for one in parsed]
             for name in configs:
-                found[name].append(advantages([value_of(one, name, image_index) for one in scored.rollouts]))
+                values = [value_of(one, name, image_index) for one in scored.rollouts]
+                numbers = np.array([np.nan if value is None else value for value in values])
+                found[name].append(normalise(numbers, CreditConfig()))
     return {name: np.concatenate(parts) for name, parts in found.items()}, kinds
 
 
