@@ -114,6 +114,10 @@ def with_noise(name: str, deviation: float, seed: int) -> Change:
     return noisy
 
 
+EVIDENCE, LINES = "evidence", "evidence by line"
+"""The reward for the evidence section, and the same judgement line by line, each credited on its own line."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimator:
     """One way to turn a step's rewards into a gradient.
@@ -121,10 +125,19 @@ class Estimator:
     Attributes:
         credit: the settings of credit.
         change: what is changed in the groups before; None: nothing.
+        by_line: the share of the weight of ``EVIDENCE`` that goes to ``LINES``.
     """
 
     credit: CreditConfig
     change: Change | None = None
+    by_line: float = 0.0
+
+    def weights(self, weights: Mapping[str, float]) -> Mapping[str, float]:
+        """The weight of each reward, with the share of ``LINES``."""
+        if not self.by_line:
+            return weights
+        weight = weights.get(EVIDENCE, 0.0)
+        return {**weights, EVIDENCE: (1.0 - self.by_line) * weight, LINES: self.by_line * weight}
 
 
 ESTIMATORS: Mapping[str, Estimator] = {
@@ -137,6 +150,9 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "grpo, shrunk": Estimator(credit=CreditConfig(scoping="whole", baseline="shrunk_mean", scale="batch_std")),
     "soft 0.2": Estimator(credit=CreditConfig(outside=0.2)),
     "soft 0.5": Estimator(credit=CreditConfig(outside=0.5)),
+    "by line": Estimator(credit=CreditConfig(), by_line=1.0),
+    "causal, by line": Estimator(credit=CreditConfig(reach="causal"), by_line=1.0),
+    "causal, half by line": Estimator(credit=CreditConfig(reach="causal"), by_line=0.5),
     "wrong scopes": Estimator(
         credit=CreditConfig(), change=with_scopes_of({"accuracy": "evidence", "evidence": "accuracy"})
     ),
@@ -161,7 +177,7 @@ def step_gradients(
         ValueError: a stretch has tokens of different weight: some scope cuts it.
     """
     scored = [estimator.change(group.scored) if estimator.change else group.scored for group in groups]
-    credited = credit_groups(scored, weights, estimator.credit)
+    credited = credit_groups(scored, estimator.weights(weights), estimator.credit)
     sums: dict[str, Vector] = {}
     for group, found in zip(groups, credited, strict=True):
         for stretches, gradients, rollout in zip(group.stretches, group.gradients, found.rollouts, strict=True):

@@ -171,6 +171,9 @@ def make_pool(run: Path, model: Path, config: Config, folder: Path, num_groups: 
 
     Returns:
         The groups with their gradients.
+
+    Raises:
+        RsgrpoError: nothing was recorded, or a file holds the gradients of other stretches.
     """
     folder.mkdir(parents=True, exist_ok=True)
     maker: GradientMaker | None = None
@@ -186,6 +189,8 @@ def make_pool(run: Path, model: Path, config: Config, folder: Path, num_groups: 
                 np.savez(output, *[matrix.astype(np.float16) for matrix in found])
         with np.load(file) as stored:
             gradients = tuple(stored[f"arr_{index}"] for index in range(len(stretches)))
+        if [len(rows) for rows in gradients] != [len(cut) for cut in stretches]:
+            raise RsgrpoError(f"{file} was computed with other scopes; delete {folder}, or take another --folder")
         num_pages = len(sampled.sample.images)
         pool.append(PoolGroup(scored=scored, stretches=stretches, gradients=gradients, num_pages=num_pages))
         if number % 50 == 49:

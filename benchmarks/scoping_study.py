@@ -20,16 +20,27 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scoping_estimators import ESTIMATORS, Estimator, PoolGroup, Quality, quality, step_gradients, with_noise, yardstick
+from scoping_estimators import (
+    ESTIMATORS,
+    EVIDENCE,
+    LINES,
+    Estimator,
+    PoolGroup,
+    Quality,
+    quality,
+    step_gradients,
+    with_noise,
+    yardstick,
+)
 from scoping_gradients import make_pool
 from scoping_signals import signal_rows, signal_table
 
-from rsgrpo.config import Config, load_config
+from rsgrpo.config import Config, RewardConfig, ScopeConfig, load_config
 from rsgrpo.errors import RsgrpoError
 from rsgrpo.io.atomic_files import write_json
 from rsgrpo.run.folder import RunFolder, read_settings
@@ -118,6 +129,16 @@ def sample_pool(
     if done.returncode:
         raise RsgrpoError(f"sampling failed; see {log}")
     return run
+
+
+def with_lines(config: Config) -> Config:
+    """Add ``LINES``, with no weight of its own, to a recipe that rewards evidence."""
+    if EVIDENCE not in config.rewards:
+        return config
+    lines = RewardConfig(
+        function="rewards.functions.evidence:evidence_per_image", scope=ScopeConfig(evidence_line=True), weight=0.0
+    )
+    return replace(config, rewards={**config.rewards, LINES: lines})
 
 
 def smaller(pool: Sequence[PoolGroup], size: int) -> list[PoolGroup]:
@@ -251,18 +272,21 @@ def points_of(pool: Sequence[PoolGroup], config: Config, seed: int) -> list[Poin
         length = np.mean([rollout.num_tokens for group in groups for rollout in group.scored.rollouts])
         name = f"{num_pages} pages, {length:.0f} tokens"
         points.append(Point(name=name, groups=groups, group_size=usual, weights=weights))
-    for names in (("accuracy",), ("evidence",), ("accuracy", "evidence")):
+    for names in (("accuracy",), (EVIDENCE,), ("accuracy", EVIDENCE)):
         if weights.keys() >= set(names):
             given = {name: weight * (name in names) for name, weight in weights.items()}
             name = f"{' and '.join(names)} alone"
             points.append(Point(name=name, groups=pool, group_size=usual, weights=given))
-    noisy = {
-        name: Estimator(credit=estimator.credit, change=with_noise("accuracy", 0.5, seed))
-        for name, estimator in ESTIMATORS.items()
-        if estimator.change is None
-    }
-    name = "noise of 0.5 in accuracy"
-    points.append(Point(name=name, groups=pool, group_size=usual, weights=weights, estimators=noisy))
+    for name in ("accuracy", EVIDENCE):
+        noise = with_noise(name, 0.5, seed)
+        noisy = {
+            key: replace(found, change=noise)
+            for key, found in ESTIMATORS.items()
+            if found.change is None and not (found.by_line and name == EVIDENCE)  # lines would be free of the noise
+        }
+        point = f"noise of 0.5 in {name}"
+        if name in weights:
+            points.append(Point(name=point, groups=pool, group_size=usual, weights=weights, estimators=noisy))
     return points
 
 
@@ -354,7 +378,7 @@ def main() -> None:
     folder: Path = options.folder.resolve()
     policy: Path = options.policy.resolve()
     run = sample_pool(folder, policy, options.recipe, options.groups, options.group_size, options.settings)
-    config = load_config(read_settings(RunFolder(root=run).config_file))
+    config = with_lines(load_config(read_settings(RunFolder(root=run).config_file)))
     pool = make_pool(run, policy, config, folder / "gradients", options.groups, options.seed)
     signals = signal_rows(smaller(pool, min(8, options.group_size)), config.response.format)
     print(signal_table(signals), flush=True)

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsgrpo.config import CreditConfig
+from rsgrpo.errors import RsgrpoError
 from rsgrpo.types import ScoredGroup
 from tests.unit.composition import composed
 from tests.unit.strategies import scoped_reward, scored_group, scored_rollout
@@ -161,12 +162,36 @@ def test_the_sweep_takes_groups_by_their_pages_and_rewards_by_their_names(estima
         "evidence alone",
         "accuracy and evidence alone",
         "noise of 0.5 in accuracy",
+        "noise of 0.5 in evidence",
     ]
     assert points["2 pages, 3 tokens"].groups == [pool[0], pool[2]]
     given = {name for name, weight in points["evidence alone"].weights.items() if weight}
     assert given == {"evidence"} < set(points["group size 2"].weights)
     assert "wrong scopes" in points["evidence alone"].estimators
-    assert "wrong scopes" not in points["noise of 0.5 in accuracy"].estimators
+    assert {"by line", "wrong scopes"} - points["noise of 0.5 in accuracy"].estimators.keys() == {"wrong scopes"}
+    assert {"by line", "causal"} - points["noise of 0.5 in evidence"].estimators.keys() == {"by line"}
+
+
+def test_a_share_of_the_evidence_goes_by_line_and_the_yardstick_does_not_see_it(estimators: ModuleType) -> None:
+    study = importlib.import_module("scoping_study")
+    weights = {name: reward.weight for name, reward in study.with_lines(composed("recipe=quickstart")).rewards.items()}
+    assert (weights["evidence"], weights[estimators.LINES]) == (3.0, 0.0)
+    half = estimators.Estimator(credit=CreditConfig(), by_line=0.5).weights(weights)
+    assert (half["evidence"], half[estimators.LINES]) == (1.5, 1.5)
+    assert sum(half.values()) == sum(weights.values())
+    assert estimators.Estimator(credit=CreditConfig()).weights(weights) == weights
+
+
+def test_gradients_of_other_stretches_are_refused(estimators: ModuleType, tmp_path: Path) -> None:
+    gradients = importlib.import_module("scoping_gradients")
+    with pytest.MonkeyPatch.context() as patch:
+        group = _scored(((1, 0, 0), (0, 1, 0)))
+        sampled = SimpleNamespace(sample=SimpleNamespace(images=()))
+        patch.setattr(gradients, "scored_groups", lambda run, config: iter([(sampled, group)]))
+        stored = [np.ones((1, 2), np.float16), np.ones((3, 2), np.float16)]
+        np.savez(tmp_path / "00000.npz", *stored)
+        with pytest.raises(RsgrpoError, match="other scopes; delete"):
+            gradients.make_pool(tmp_path, tmp_path, composed("recipe=quickstart"), tmp_path, 1, 0)
 
 
 @given(bias=st.floats(0.0, 2.0), noise=st.floats(0.1, 3.0), num_groups=st.integers(1, 16))
