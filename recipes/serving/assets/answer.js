@@ -55,8 +55,9 @@ export class Turn {
     this.found.replaceChildren(...pages.map(pageButton));
     this.remarks.replaceChildren(...(remarks ?? []).map((remark) => el("p", {}, remark)));
     if (seconds !== undefined) {
-      this.state.textContent = `${pages.length} pages in ${seconds.toFixed(2)} s; they are read …`;
-      announce(`${pages.length} pages found`);
+      const found = pages.length === 1 ? "1 page" : `${pages.length} pages`;
+      this.state.textContent = `${found} found in ${seconds.toFixed(2)} s; reading …`;
+      announce(`${found} found`);
     }
   }
 
