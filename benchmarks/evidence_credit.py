@@ -14,24 +14,22 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from recorded_groups import recorded_groups
 
 from rewards.gold import parsed_gold
-from rewards.lab.replay import sampled_group
 from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.algorithm.advantages import normalise
 from rsgrpo.config import CreditConfig, ResponseFormat, RewardConfig, ScopeConfig, load_config
-from rsgrpo.errors import RsgrpoError
 from rsgrpo.run.folder import RunFolder, read_settings
-from rsgrpo.run.recorder import read_groups
 from rsgrpo.text.normalise import is_irrelevant, normalize_keeping_numbers
 from rsgrpo.text.sections import ParsedResponse, parse_response
-from rsgrpo.types import RolloutGroup, ScoredRollout
+from rsgrpo.types import ScoredRollout
 
 LABELLED = "labelled"
 FUNCTIONS = {
@@ -54,24 +52,6 @@ def reward_configs() -> dict[str, RewardConfig]:
         )
         for name, (function, kwargs) in FUNCTIONS.items()
     }
-
-
-def recorded_groups(run: Path, group_size: int) -> Iterator[RolloutGroup]:
-    """The recorded groups of reinforcement learning, each cut into as many of ``group_size`` as it holds.
-
-    Raises:
-        RsgrpoError: none is that large.
-    """
-    num_groups = 0
-    file = RunFolder(root=run).rollouts_file
-    for recorded in read_groups(file):
-        if recorded.stage == "rl":
-            group = sampled_group(recorded)
-            for first in range(0, len(group.rollouts) - group_size + 1, group_size):
-                num_groups += 1
-                yield group.with_rollouts(group.rollouts[first : first + group_size])
-    if not num_groups:
-        raise RsgrpoError(f"{file} holds no group of {group_size} responses of reinforcement learning")
 
 
 def value_of(rollout: ScoredRollout, name: str, image_index: int) -> float | None:

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from recorded_groups import recorded_groups
 from scoping_estimators import PoolGroup, Stretch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from rewards.lab.replay import sampled_group
 from rewards.plugins import load_rewards
 from rewards.scopes import section_spans
 from rewards.scorer import Scorer
@@ -28,7 +28,6 @@ from rsgrpo.errors import RsgrpoError
 from rsgrpo.io.atomic_files import replacing
 from rsgrpo.prompts.template import PromptBuilder
 from rsgrpo.run.folder import RunFolder
-from rsgrpo.run.recorder import read_groups
 from rsgrpo.types import RolloutGroup, ScoredGroup, ScoredRollout, TokenSpan
 
 SKETCH_SIZE = 8192
@@ -143,19 +142,12 @@ def scored_groups(run: Path, config: Config) -> Iterator[tuple[RolloutGroup, Sco
     Raises:
         RsgrpoError: nothing was recorded.
     """
-    folder = RunFolder(root=run)
     response_format = config.response.format
     rewards = load_rewards(config.scored_rewards, Path.cwd(), response_format)
-    scorer = Scorer(rewards, read_view(folder.image_view_file), response_format)
-    num_groups = 0
-    for recorded in read_groups(folder.rollouts_file):
-        if recorded.stage == "rl":
-            sampled = sampled_group(recorded)
-            (scored,) = scorer.score([sampled])
-            num_groups += 1
-            yield sampled, scored
-    if not num_groups:
-        raise RsgrpoError(f"{folder.rollouts_file} holds no group of reinforcement learning")
+    scorer = Scorer(rewards, read_view(RunFolder(root=run).image_view_file), response_format)
+    for sampled in recorded_groups(run):
+        (scored,) = scorer.score([sampled])
+        yield sampled, scored
 
 
 def make_pool(run: Path, model: Path, config: Config, folder: Path, num_groups: int, seed: int) -> list[PoolGroup]:
