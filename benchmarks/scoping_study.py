@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from recorded_groups import recorded_groups
 from scoping_estimators import (
     ESTIMATORS,
     EVIDENCE,
@@ -97,9 +98,9 @@ class Judged:
 def sample_pool(
     folder: Path, policy: Path, recipe: str, num_groups: int, group_size: int, settings: Sequence[str]
 ) -> Path:
-    """Sample the pool with the normal pipeline, at a learning rate so small that no weight changes."""
+    """Sample the pool, or more of it, with the normal pipeline, at a learning rate so small that no weight changes."""
     run = folder / "pool"
-    if (run / "summary.json").exists():
+    if (run / "summary.json").exists() and sum(1 for _ in recorded_groups(run)) >= num_groups:
         return run
     command = [
         sys.executable,
@@ -337,6 +338,11 @@ def told_ratio(row: Row) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def known_numbers(row: Mapping[str, object]) -> dict[str, object]:
+    """A row as JSON can hold it: None where there is no number."""
+    return {key: None if isinstance(value, float) and np.isnan(value) else value for key, value in row.items()}
+
+
 def plot(rows: Sequence[Row], file: Path) -> None:
     """Draw the samples that estimators need over the group size."""
     import matplotlib
@@ -383,7 +389,10 @@ def main() -> None:
     signals = signal_rows(smaller(pool, min(8, options.group_size)), config.response.format)
     print(signal_table(signals), flush=True)
     rows = study(points_of(pool, config, options.seed), options.step_groups, options.seed)
-    told = {"rows": [asdict(row) for row in rows], "signals": [asdict(row) for row in signals]}
+    told = {
+        "rows": [known_numbers(asdict(row)) for row in rows],
+        "signals": [known_numbers(asdict(row)) for row in signals],
+    }
     write_json(folder / "study.json", told, indent=2)
     plot(rows, folder / "study.png")
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from rsgrpo.config import CreditConfig
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.io.atomic_files import write_json
 from rsgrpo.types import ScoredGroup
 from tests.unit.composition import composed
 from tests.unit.strategies import scoped_reward, scored_group, scored_rollout
@@ -192,6 +193,15 @@ def test_gradients_of_other_stretches_are_refused(estimators: ModuleType, tmp_pa
         np.savez(tmp_path / "00000.npz", *stored)
         with pytest.raises(RsgrpoError, match="other scopes; delete"):
             gradients.make_pool(tmp_path, tmp_path, composed("recipe=quickstart"), tmp_path, 1, 0)
+
+
+def test_where_there_is_no_number_the_file_holds_none(estimators: ModuleType, tmp_path: Path) -> None:
+    # Yardsticks that point away from one another know nothing: their cosine with the truth is no number.
+    study = importlib.import_module("scoping_study")
+    trust = study.trust_of(np.array([1.0, 0.0]), np.array([-1.0, 0.5]))
+    told = study.known_numbers({"point": "group size 2", "trust": trust, "cosine": 0.5})
+    assert told == {"point": "group size 2", "trust": None, "cosine": 0.5}
+    write_json(tmp_path / "study.json", told)
 
 
 @given(bias=st.floats(0.0, 2.0), noise=st.floats(0.1, 3.0), num_groups=st.integers(1, 16))
