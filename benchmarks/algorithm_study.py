@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from rsgrpo.failures.command import run_command
 from rsgrpo.io.atomic_files import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -382,4 +383,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

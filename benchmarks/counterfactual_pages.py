@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from rsgrpo.data.evisrag_files import load_samples
 from rsgrpo.data.images.image_tokens import ImageTokens
 from rsgrpo.data.images.loading import load_image
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.failures.command import run_command
 from rsgrpo.prompts.template import PromptBuilder
 from rsgrpo.run.folder import RunFolder, read_settings
 from rsgrpo.text.normalise import IRRELEVANT
@@ -331,4 +333,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -13,6 +13,7 @@ single pages (it was trained with it, at whatever rate). No model is needed.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from rewards.plugins import load_rewards
 from rewards.scorer import Scorer
 from rsgrpo.algorithm.advantages import normalise
 from rsgrpo.config import CreditConfig, ResponseFormat, RewardConfig, ScopeConfig, load_config
+from rsgrpo.failures.command import run_command
 from rsgrpo.run.folder import RunFolder, read_settings
 from rsgrpo.text.normalise import is_irrelevant, normalize_keeping_numbers
 from rsgrpo.text.sections import ParsedResponse, parse_response
@@ -133,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -43,6 +43,7 @@ from scoping_signals import signal_rows, signal_table
 
 from rsgrpo.config import Config, RewardConfig, ScopeConfig, load_config
 from rsgrpo.errors import RsgrpoError
+from rsgrpo.failures.command import run_command
 from rsgrpo.io.atomic_files import write_json
 from rsgrpo.run.folder import RunFolder, read_settings
 
@@ -398,4 +399,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))
