@@ -99,9 +99,14 @@ class Judged:
 def sample_pool(
     folder: Path, policy: Path, recipe: str, num_groups: int, group_size: int, settings: Sequence[str]
 ) -> Path:
-    """Sample the pool, or more of it, with the normal pipeline, at a learning rate so small that no weight changes."""
+    """Sample the pool with the normal pipeline, at a learning rate so small that no weight changes."""
     run = folder / "pool"
-    if (run / "summary.json").exists() and sum(1 for _ in recorded_groups(run)) >= num_groups:
+    if (run / "summary.json").exists():
+        num_sampled = sum(1 for _ in recorded_groups(run))
+        if num_sampled < num_groups:
+            raise RsgrpoError(
+                f"{run} holds {num_sampled} groups, --groups asks for {num_groups}; take another --folder, or fewer"
+            )
         return run
     command = [
         sys.executable,
